@@ -1,0 +1,121 @@
+"""Train a small CNN (convolutions, leaky ReLU, dropout, as in the paper) and save it for interpkit.
+
+    python examples/train_classifier.py MNIST --out mnist.safetensors                  # downloads by torchvision
+    python examples/train_classifier.py mnist.npz --train-images 6000 --out mnist.safetensors
+
+An .npz file has x_train, y_train, x_test, y_test: images uint8, (N, H, W) or (N, H, W, C), and labels 0..n-1.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+import torchvision
+from torch import Tensor, nn
+from torchvision.transforms.v2 import RandomAffine, RandomHorizontalFlip
+
+import interpkit
+from interpkit_targets.architectures import SmallCNN
+
+FASHION = ["T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"]
+CIFAR10 = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+CLASS_NAMES = {"fashionmnist": FASHION, "fashion_mnist": FASHION, "cifar10": CIFAR10}
+MIRRORED = ("fashionmnist", "fashion_mnist", "cifar10")
+
+
+def load_data(data: str, root: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return train images and labels, test images and labels; images (N, C, H, W) in [0, 1]."""
+    if data.endswith(".npz"):
+        with np.load(data) as arrays:
+            x_train, y_train, x_test, y_test = (arrays[k] for k in ("x_train", "y_train", "x_test", "y_test"))
+    elif data == "SVHN":
+        sets = [torchvision.datasets.SVHN(root, split, download=True) for split in ("train", "test")]
+        (x_train, y_train), (x_test, y_test) = ((s.data.transpose(0, 2, 3, 1), s.labels) for s in sets)
+    else:
+        dataset = getattr(torchvision.datasets, data)
+        sets = [dataset(root, train=train, download=True) for train in (True, False)]
+        (x_train, y_train), (x_test, y_test) = ((np.asarray(s.data), np.asarray(s.targets)) for s in sets)
+
+    def images(x: np.ndarray) -> Tensor:
+        x = x[..., None] if x.ndim == 3 else x
+        return torch.from_numpy(x).permute(0, 3, 1, 2).float() / 255
+
+    return images(x_train), torch.tensor(y_train).long(), images(x_test), torch.tensor(y_test).long()
+
+
+def main() -> None:
+    """Train, test, save."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", help="MNIST, FashionMNIST, SVHN or CIFAR10, or the path of an .npz")
+    parser.add_argument("--out", required=True, help="the .safetensors file to write")
+    parser.add_argument("--root", default="data", help="where torchvision puts what it downloads")
+    parser.add_argument("--train-images", type=int, help="use only the first so many training images")
+    parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--batch-size", type=int, default=128)
+    parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument("--batch-norm", action="store_true", help="with batch norm after each convolution")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+
+    torch.manual_seed(args.seed)
+    x_train, y_train, x_test, y_test = load_data(args.data, args.root)
+    x_train, y_train = x_train[: args.train_images], y_train[: args.train_images]
+    kind = Path(args.data).stem.lower()
+    classes = int(y_train.max()) + 1
+    mean, std = x_train.mean((0, 2, 3)), x_train.std((0, 2, 3))
+    arch_args = {
+        "input_shape": list(x_train.shape[1:]),
+        "num_classes": classes,
+        "widths": [32, 64] if x_train.shape[1] == 1 else [32, 64, 96],
+        "batch_norm": args.batch_norm,
+    }
+    model = SmallCNN(**arch_args)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, weight_decay=1e-2)
+    steps = args.epochs * -(-len(x_train) // args.batch_size)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, args.lr, total_steps=steps)
+    jitter: list[nn.Module] = [RandomAffine(8, translate=(0.08, 0.08), scale=(0.92, 1.08))]
+    if kind in MIRRORED:
+        jitter.append(RandomHorizontalFlip())
+
+    def normalised(x: Tensor) -> Tensor:
+        return (x - mean[:, None, None]) / std[:, None, None]
+
+    for epoch in range(args.epochs):
+        model.train()
+        losses = []
+        for rows in torch.randperm(len(x_train)).split(args.batch_size):
+            x = x_train[rows]
+            pieces = list(x.split(16))  # one transform a piece: cheaper than one an image, varied enough
+            for transform in jitter:
+                pieces = [transform(piece) for piece in pieces]
+            loss = F.cross_entropy(model(normalised(torch.cat(pieces))), y_train[rows])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+            losses.append(loss.detach())
+        model.eval()
+        with torch.no_grad():
+            right = [model(normalised(x)).argmax(1) == y for x, y in zip(x_test.split(500), y_test.split(500), strict=True)]
+        print(f"epoch {epoch + 1:2d}  loss {torch.stack(losses).mean():.4f}  test accuracy {torch.cat(right).float().mean():.4f}")
+
+    names = CLASS_NAMES.get(kind, [str(i) for i in range(classes)])
+    path = interpkit.save_target(
+        model,
+        args.out,
+        architecture="interpkit:cnn",
+        arch_args=arch_args,
+        input_shape=x_train.shape[1:],
+        mean=mean.tolist(),
+        std=std.tolist(),
+        class_names=names,
+    )
+    print(f"saved {path} ({path.stat().st_size / 1e6:.2f} MB)")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,125 @@
+"""interpkit: what does my classifier think a class looks like, and how varied is what it accepts?
+
+    import interpkit
+    target = interpkit.load_target("model.safetensors")
+    inversion = interpkit.invert(target, plugins=["vecmat"], steps=300, seed=0)
+    images, labels = inversion.sample(per_class=10)
+
+Names are imported when they are first used, so that ``import interpkit`` does not import torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from interpkit._version import __version__
+
+if TYPE_CHECKING:
+    from interpkit.api import invert, load_inversion
+    from interpkit.errors import InterpkitError, ModelError, PluginError, RunError, UsageError
+    from interpkit.hookspecs import hookimpl
+    from interpkit.interfaces import (
+        Architectures,
+        Condition,
+        Conditioner,
+        ConditionSpec,
+        GeneratedBatch,
+        Generator,
+        InversionBatch,
+        InversionLoss,
+        Inverter,
+        Loader,
+        Options,
+        Parts,
+        Response,
+        Target,
+    )
+    from interpkit.inversion import GeneratorInversion, Inversion
+    from interpkit.loading import fill_architecture, load_target
+    from interpkit.recipe import Preset, Recipe, TargetOptions
+    from interpkit.recorder import Recorder, StepRecord
+    from interpkit.registry import Registration
+    from interpkit.target import wrap
+    from interpkit.target_file import read_target_file, save_target
+
+_HOMES = {
+    "api": ("invert", "load_inversion"),
+    "errors": ("InterpkitError", "ModelError", "PluginError", "RunError", "UsageError"),
+    "hookspecs": ("hookimpl",),
+    "interfaces": (
+        "Architectures",
+        "Condition",
+        "ConditionSpec",
+        "Conditioner",
+        "GeneratedBatch",
+        "Generator",
+        "InversionBatch",
+        "InversionLoss",
+        "Inverter",
+        "Loader",
+        "Options",
+        "Parts",
+        "Response",
+        "Target",
+    ),
+    "inversion": ("GeneratorInversion", "Inversion"),
+    "loading": ("fill_architecture", "load_target"),
+    "recipe": ("Preset", "Recipe", "TargetOptions"),
+    "recorder": ("Recorder", "StepRecord"),
+    "registry": ("Registration",),
+    "target": ("wrap",),
+    "target_file": ("read_target_file", "save_target"),
+}
+_HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
+
+__all__ = [
+    "__version__",
+    "Architectures",
+    "Condition",
+    "ConditionSpec",
+    "Conditioner",
+    "GeneratedBatch",
+    "Generator",
+    "GeneratorInversion",
+    "InterpkitError",
+    "Inversion",
+    "InversionBatch",
+    "InversionLoss",
+    "Inverter",
+    "Loader",
+    "ModelError",
+    "Options",
+    "Parts",
+    "PluginError",
+    "Preset",
+    "Recipe",
+    "Recorder",
+    "Registration",
+    "Response",
+    "RunError",
+    "StepRecord",
+    "Target",
+    "TargetOptions",
+    "UsageError",
+    "fill_architecture",
+    "hookimpl",
+    "invert",
+    "load_inversion",
+    "load_target",
+    "read_target_file",
+    "save_target",
+    "wrap",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME_OF:
+        raise AttributeError(f"module 'interpkit' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"interpkit.{_HOME_OF[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

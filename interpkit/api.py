@@ -1,0 +1,222 @@
+"""`invert` and `load_inversion`: what the command line does, from Python."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from interpkit import assembly, loading
+from interpkit.errors import UsageError, listed
+from interpkit.interfaces import Target
+from interpkit.inversion import Inversion
+from interpkit.plugins import Plugins, installed
+from interpkit.recipe import Layer, Recipe, compose, read_toml
+from interpkit.recorder import Recorder, StepRecord
+from interpkit.runs import Run, RunRecorder
+from interpkit.seeding import derive_seed, global_seed
+
+
+def invert(
+    target: Target | str | Path,
+    plugins: Sequence[str] = (),
+    *,
+    out: str | Path | None = None,
+    resume: bool = False,
+    force: bool = False,
+    on_step: Callable[[int], None] | None = None,
+    on_record: Callable[[StepRecord], None] | None = None,
+    **settings: Any,
+) -> Inversion:
+    """Invert a classifier.
+
+    Args:
+        target: from `wrap` or `load_target`, or the path of a classifier's file.
+        plugins: presets to apply, left to right, over ``config``.
+        out: a run folder to write; in memory alone if left out (`Inversion.save` writes it later).
+        resume: go on from the checkpoint in ``out``, with the recipe there unless another is given.
+        force: replace another run in ``out``.
+        on_step: called after each step with its number.
+        on_record: called with each line of the history.
+        settings: as in `prepare`: ``config``, ``conditioner``, ``generator``, ``inverter``, ``losses``,
+            ``options``, ``target_options``, and the recipe's own ``steps``, ``batch_size``, ``labels``, ``seed``, ``device``,
+            ``precision``, ``checkpoint_every``.
+
+    Raises:
+        UsageError: a name or value is wrong.
+        ModelError: the classifier cannot be loaded.
+        PluginError: a plugin is unknown or broken.
+        RunError: a value turned non-finite, or ``out`` holds another run.
+
+    Example:
+        >>> inversion = invert(target, plugins=["vecmat"], steps=300, seed=0)  # doctest: +SKIP
+        >>> images, labels = inversion.sample(per_class=10)  # doctest: +SKIP
+    """
+    folder = None if out is None else Path(out)
+    job = prepare(target, plugins, resume_from=folder if resume else None, **settings)
+    return job.run(out=folder, resume=resume, force=force, on_step=on_step, on_record=on_record)
+
+
+def prepare(
+    target: Target | str | Path,
+    plugins: Sequence[str] = (),
+    *,
+    config: str | Path | None = None,
+    conditioner: str | None = None,
+    generator: str | None = None,
+    inverter: str | None = None,
+    losses: Mapping[str, float] | None = None,
+    options: Mapping[str, Any] | None = None,
+    target_options: Mapping[str, Any] | None = None,
+    resume_from: Path | None = None,
+    **fields: Any,
+) -> Job:
+    """Compose and resolve the recipe and load the target, without training; see `invert`.
+
+    The layers, the later ones winning: defaults, presets that the file names, the file, presets named here,
+    components, losses and fields named here, then ``options``.
+
+    Args:
+        target: from `wrap` or `load_target`, or the path of a classifier's file.
+        plugins: presets to apply, left to right.
+        config: a recipe in TOML.
+        conditioner: its name, in place of the preset's; so are ``generator`` and ``inverter``.
+        generator: likewise.
+        inverter: likewise.
+        losses: weights by name; adds or reweights, 0 removes.
+        options: settings by ``COMPONENT.OPTION``.
+        target_options: what the file does not say itself, as in `load_target`.
+        resume_from: a run folder; its recipe is the config if neither ``config`` nor a preset is given.
+        fields: of the recipe (``steps``, ``seed``, ...); None stands for "not said".
+
+    Raises:
+        UsageError: neither a preset nor a file is named, or a name or value is wrong.
+        ModelError: the classifier cannot be loaded.
+        PluginError: a preset is unknown, or its plugin broken.
+    """
+    found = installed()
+    if resume_from is not None and config is None and not plugins and (resume_from / "recipe.toml").exists():
+        config = resume_from / "recipe.toml"
+    layers: list[Layer] = []
+    if config is not None:
+        layer = read_toml(Path(config))
+        layers += [found.preset(name).layer for name in _preset_names(layer.pop("presets", []), config)]
+        layers.append(layer)
+    layers += [found.preset(name).layer for name in plugins]
+    if not layers:
+        known = listed(found.registry.names("preset"))
+        raise UsageError(f"name a preset by --plugin NAME (there are: {known}), or a recipe by --config FILE.")
+    components = {"conditioner": conditioner, "generator": generator, "inverter": inverter}
+    layers.append({kind: {"name": name} for kind, name in components.items() if name is not None})
+    layers.append({"losses": {name: {"weight": weight} for name, weight in (losses or {}).items()}})
+    layers.append({name: value for name, value in fields.items() if value is not None})
+    layers.append({"target": target_options or {}})
+    recipe = compose(layers, list((options or {}).items()))
+    if not isinstance(target, Target):
+        target = loading.load(Path(target), recipe.target)
+    return Job(recipe, target, list(plugins))
+
+
+def _preset_names(value: Any, config: str | Path) -> list[str]:
+    if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
+        raise UsageError(f'{config}: presets is a list of names, e.g. presets = ["vecmat"], not {value!r}.')
+    return value
+
+
+class Job:
+    """A resolved recipe and its target, ready to run.
+
+    Args:
+        recipe: as composed; `recipe` is then the resolved one.
+        target: the classifier.
+        presets: the names that were applied, for the record.
+    """
+
+    def __init__(self, recipe: Recipe, target: Target, presets: list[str]) -> None:
+        self.plugins: Plugins = installed()
+        self.target = target
+        self.presets = presets
+        self.recipe = assembly.resolve(recipe, target, self.plugins)
+        self.recorder: Recorder | None = None
+        self.stop_requested = False
+
+    def request_stop(self) -> None:
+        """Stop after the step that is running."""
+        self.stop_requested = True
+        if self.recorder is not None:
+            self.recorder.stop_requested = True
+
+    def run(
+        self,
+        *,
+        out: Path | None = None,
+        resume: bool = False,
+        force: bool = False,
+        on_step: Callable[[int], None] | None = None,
+        on_record: Callable[[StepRecord], None] | None = None,
+    ) -> Inversion:
+        """Train, and write the run folder if there is one; see `invert`."""
+        recipe, target = self.recipe, self.target
+        if resume and out is not None and is_finished(out, recipe):
+            return Run.open(out).load(target)
+        device = torch.device(recipe.device)
+
+        def record(line: StepRecord) -> None:
+            self.plugins.call("inversion_step", record=line)
+            if on_record is not None:
+                on_record(line)
+
+        callbacks: dict[str, Any] = {"on_step": on_step, "on_record": record}
+        run = None
+        with target.frozen(device), global_seed(derive_seed(recipe.seed, "weights"), device):
+            inverter, parts = assembly.build(recipe, target, self.plugins)
+            if out is None:
+                self.recorder = Recorder(recipe.steps, **callbacks)
+            else:
+                run = self._open(out, resume=resume, force=force)
+                self.recorder = RunRecorder(run, recipe, **callbacks)
+            self.recorder.stop_requested = self.stop_requested
+            self.plugins.call("inversion_started", target=target, recipe=recipe)
+            try:
+                inversion = inverter.invert(target, recipe, parts, self.recorder)
+            except Exception:
+                if run is not None:
+                    run.note(status="failed")
+                raise
+        if run is not None:
+            run.finish(inversion)
+        self.plugins.call("inversion_finished", inversion=inversion)
+        return inversion
+
+    def _open(self, out: Path, *, resume: bool, force: bool) -> Run:
+        if resume and (out / "manifest.json").exists():
+            run = Run.open(out)
+            run.go_on(self.recipe, self.target)
+            return run
+        run = Run.create(out, force=force)
+        run.begin(self.recipe, self.target, self.presets)
+        return run
+
+
+def is_finished(out: Path, recipe: Recipe) -> bool:
+    """Say whether the folder holds a finished run that is at least as long as the recipe asks for."""
+    if not (out / "manifest.json").exists():
+        return False
+    manifest = Run.open(out).manifest()
+    return manifest["status"] == "finished" and manifest["steps_done"] >= recipe.steps
+
+
+def load_inversion(run: str | Path, *, target: Target | None = None) -> Inversion:
+    """Load an inversion from a run folder.
+
+    Args:
+        run: the folder.
+        target: the classifier, for a run of one that was wrapped in memory.
+
+    Raises:
+        RunError: it is no run folder, or not a finished one.
+        ModelError: the classifier's file is gone or is not what it was.
+    """
+    return Run.open(Path(run)).load(target)

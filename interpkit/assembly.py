@@ -1,0 +1,87 @@
+"""Recipe + plugins -> components: every option is checked and filled in, and the parts are built."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from interpkit.devices import choose_device, choose_precision
+from interpkit.errors import UsageError, listed
+from interpkit.interfaces import Component, Conditioner, Generator, Inverter, Options, Parts, Target
+from interpkit.plugins import Plugins
+from interpkit.recipe import Component as Named
+from interpkit.recipe import Recipe, Term, validated
+
+
+def resolve(recipe: Recipe, target: Target, plugins: Plugins) -> Recipe:
+    """Return the recipe with every default filled in: the components' options, the device, the target.
+
+    Raises:
+        UsageError: a component or option is unknown or out of range, or a part is missing.
+        PluginError: the plugin that a component is named after is broken.
+    """
+    labels = recipe.labels
+    if labels is not None and not all(0 <= label < target.num_classes for label in labels):
+        raise UsageError(f"--labels {labels}: the classes of {target.name} are 0 to {target.num_classes - 1}.")
+    device = choose_device(recipe.device)
+    update: dict[str, Any] = {
+        "device": str(device),
+        "precision": choose_precision(recipe.precision, device),
+        "target": target.description,
+        "losses": {
+            name: Term(weight=term.weight, **_options(plugins, "loss", name, term.options)[1].model_dump(mode="json"))
+            for name, term in recipe.losses.items()
+        },
+    }
+    for kind in ("inverter", "conditioner", "generator"):
+        named: Named | None = getattr(recipe, kind)
+        if named is not None:
+            update[kind] = Named(name=named.name, **_options(plugins, kind, named.name, named.options)[1].model_dump(mode="json"))
+    return recipe.model_copy(update=update)
+
+
+def build(recipe: Recipe, target: Target, plugins: Plugins) -> tuple[Inverter, Parts]:
+    """Build the parts of a resolved recipe, with weights from torch's global generator.
+
+    Raises:
+        UsageError: the inverter lacks a part that it needs, or a part does not go with the target.
+    """
+    cls, options = _options(plugins, "inverter", recipe.inverter.name, recipe.inverter.options)
+    inverter: Inverter = cls(options)
+    conditioner, generator = build_generator(recipe, target, plugins)
+    losses = {}
+    for name, term in recipe.losses.items():
+        if term.weight > 0:
+            cls, options = _options(plugins, "loss", name, term.options)
+            losses[name] = (term.weight, cls(target, options))
+    parts = {"conditioner": conditioner, "generator": generator, "loss": losses or None}
+    for kind in inverter.needs:
+        if parts[kind] is None:
+            raise UsageError(
+                f"the recipe names no {kind}: add --{kind} NAME ({listed(plugins.registry.names(kind))}), "
+                f"or --plugin NAME ({listed(plugins.registry.names('preset'))})."
+            )
+    return inverter, Parts(conditioner, generator, losses)
+
+
+def build_generator(
+    recipe: Recipe, target: Target, plugins: Plugins
+) -> tuple[Conditioner | None, Generator | None]:
+    """Build the conditioner and the generator that the recipe names, None for one that it does not."""
+    if recipe.conditioner is None:
+        return None, None
+    cls, options = _options(plugins, "conditioner", recipe.conditioner.name, recipe.conditioner.options)
+    conditioner: Conditioner = cls(target.num_classes, target.input_shape, options)
+    if recipe.generator is None:
+        return conditioner, None
+    cls, options = _options(plugins, "generator", recipe.generator.name, recipe.generator.options)
+    generator: Generator = cls(conditioner.spec, target.input_shape, options)
+    return conditioner, generator
+
+
+def _options(
+    plugins: Plugins, kind: str, name: str, values: Mapping[str, Any]
+) -> tuple[Any, Options]:
+    """Return a component's class and its validated options."""
+    cls: type[Component] = plugins.component(kind, name)
+    return cls, validated(cls.Options, values, f"the {kind} {name!r}")

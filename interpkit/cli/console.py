@@ -1,0 +1,90 @@
+"""The two streams: results to stdout, all else to stderr; and the progress of an inversion."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.markup import escape
+
+if TYPE_CHECKING:
+    from interpkit.recorder import StepRecord
+
+out = Console(soft_wrap=True)
+err = Console(stderr=True, soft_wrap=True)
+
+PLAIN_SECONDS = 5.0
+"""Where stderr is no terminal, a line at most so often."""
+
+
+def error(message: str) -> None:
+    """Print an error."""
+    err.print(f"[bold red]error:[/] {escape(message)}", highlight=False)
+
+
+def note(message: str) -> None:
+    """Print what a person may want to know."""
+    err.print(escape(message), highlight=False)
+
+
+def print_json(value: Any) -> None:
+    """Print a result as JSON on stdout."""
+    out.out(json.dumps(value, indent=2, ensure_ascii=False), highlight=False)
+
+
+class ProgressDisplay:
+    """Shows an inversion as it goes: step, loss and terms, inversion accuracy, time left.
+
+    Args:
+        steps: of the run.
+    """
+
+    def __init__(self, steps: int) -> None:
+        self._steps = steps
+        self._plain = not err.is_terminal
+        self._shown_at = 0.0
+        self._first: tuple[int, float] | None = None
+        self._figures = ""
+        self._status = None if self._plain else err.status("starting")
+
+    def __enter__(self) -> ProgressDisplay:
+        if self._status is not None:
+            self._status.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._status is not None:
+            self._status.stop()
+            if self._figures:
+                err.print(self._figures, highlight=False)
+
+    def step(self, step: int) -> None:
+        """Show that a step is done."""
+        now = time.monotonic()
+        if self._first is None:
+            self._first = (step, now)
+        elif self._status is not None:
+            first_step, first_time = self._first
+            left = (self._steps - step) * (now - first_time) / (step - first_step)
+            self._status.update(f"step {step}/{self._steps}  {_clock(left)} left  {self._figures}")
+
+    def record(self, record: StepRecord) -> None:
+        """Show the figures of a record."""
+        terms = "  ".join(f"{name} {value:.3f}" for name, value in record.terms.items())
+        accuracy = f"inversion accuracy {record.inversion_accuracy:.1%}"
+        self._figures = f"loss {record.loss:.3f}  {terms}  {accuracy}"
+        now = time.monotonic()
+        if self._plain and (now - self._shown_at > PLAIN_SECONDS or record.step == self._steps):
+            self._shown_at = now
+            first_step, first_time = self._first or (record.step, now)
+            rate = (now - first_time) / max(1, record.step - first_step)
+            left = f"  {_clock((self._steps - record.step) * rate)} left" if record.step > first_step else ""
+            note(f"step {record.step}/{self._steps}  {self._figures}{left}")
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

@@ -1,0 +1,67 @@
+"""``interpkit inspect``: what was understood of a classifier, and its layers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from interpkit.cli import console, options
+
+
+def inspect(
+    model: options.Model,
+    json_: options.Json = False,
+    arch: options.Arch = None,
+    arch_arg: options.ArchArg = None,
+    input_shape: options.InputShape = None,
+    mean: options.Mean = None,
+    std: options.Std = None,
+    input_range: options.InputRange = None,
+    num_classes: options.NumClasses = None,
+    class_names: options.ClassNames = None,
+    feature_layer: options.FeatureLayer = None,
+) -> None:
+    """Show what was understood of a classifier, where each fact came from, and its layers."""
+    from interpkit import loading
+    from interpkit.layers import list_layers
+
+    said = options.target_options(
+        arch=arch,
+        arch_arg=arch_arg,
+        input_shape=input_shape,
+        mean=mean,
+        std=std,
+        input_range=input_range,
+        num_classes=num_classes,
+        class_names=class_names,
+        feature_layer=feature_layer,
+    )
+    target = loading.load_target(model, **said)
+    layers = list_layers(target)
+    facts = target.description.model_dump(mode="json", exclude_none=True)
+    if json_:
+        resolved = {key: {"value": value, "source": target.sources.get(key)} for key, value in facts.items()}
+        console.print_json({"name": target.name, "resolved": resolved, "layers": [layer.to_row() for layer in layers]})
+        return
+    _print_facts(facts, target.sources)
+    _print_layers(layers, target.feature_layer)
+
+
+def _print_facts(facts: dict[str, Any], sources: dict[str, str]) -> None:
+    from rich.table import Table
+
+    table = Table("fact", "value", "from")
+    for key, value in facts.items():
+        text = str(value)
+        table.add_row(key, text if len(text) <= 100 else f"{text[:97]}...", sources.get(key, ""))
+    console.out.print(table)
+
+
+def _print_layers(layers: list[Any], default: str) -> None:
+    from rich.table import Table
+
+    table = Table("layer", "type", "output", "parameters", "features")
+    for layer in layers:
+        mark = "default (its input)" if f"{layer.name}:in" == default else "default" if layer.name == default else ""
+        shape = " x ".join(map(str, layer.shape)) if layer.shape else "-"
+        table.add_row(layer.name, layer.kind, shape, f"{layer.parameters:,}" if layer.parameters else "", mark)
+    console.out.print(table)

@@ -1,0 +1,195 @@
+"""``interpkit invert``: the main job."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from interpkit.cli import console, options
+from interpkit.errors import UsageError
+
+if TYPE_CHECKING:
+    from interpkit.api import Job
+
+_METHOD = "The method"
+_TRAINING = "The training"
+INTERRUPTED = 130
+
+
+class _Precision(StrEnum):
+    AUTO = "auto"
+    FP32 = "fp32"
+    BF16 = "bf16"
+
+
+def invert(
+    model: options.Model,
+    plugin: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Preset to apply; repeatable, later ones win.", rich_help_panel=_METHOD),
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="A recipe in TOML.", rich_help_panel=_METHOD)
+    ] = None,
+    conditioner: Annotated[str | None, typer.Option(metavar="NAME", rich_help_panel=_METHOD)] = None,
+    generator: Annotated[str | None, typer.Option(metavar="NAME", rich_help_panel=_METHOD)] = None,
+    loss: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME[=WEIGHT]", help="Add or reweight a term; weight 0 removes it.", rich_help_panel=_METHOD),
+    ] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="COMPONENT.OPTION=VALUE", help="Set an option; repeatable.", rich_help_panel=_METHOD),
+    ] = None,
+    inverter: Annotated[str | None, typer.Option(metavar="NAME", rich_help_panel=_METHOD)] = None,
+    labels: Annotated[
+        str | None, typer.Option(metavar="3,5", help="Invert these classes only.", rich_help_panel=_METHOD)
+    ] = None,
+    steps: Annotated[int | None, typer.Option(rich_help_panel=_TRAINING)] = None,
+    batch_size: Annotated[int | None, typer.Option(rich_help_panel=_TRAINING)] = None,
+    seed: Annotated[int | None, typer.Option(rich_help_panel=_TRAINING)] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, mps, ...", rich_help_panel=_TRAINING)] = None,
+    precision: Annotated[_Precision | None, typer.Option(rich_help_panel=_TRAINING)] = None,
+    checkpoint_every: Annotated[
+        int | None, typer.Option(metavar="STEPS", help="Beside one a minute.", rich_help_panel=_TRAINING)
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Run folder; by default runs/MODEL-PRESET-N.", show_default=False)
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace the run in --out.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved recipe, and stop.")] = False,
+    json_: options.Json = False,
+    arch: options.Arch = None,
+    arch_arg: options.ArchArg = None,
+    input_shape: options.InputShape = None,
+    mean: options.Mean = None,
+    std: options.Std = None,
+    input_range: options.InputRange = None,
+    num_classes: options.NumClasses = None,
+    class_names: options.ClassNames = None,
+    feature_layer: options.FeatureLayer = None,
+) -> None:
+    """Train a generator of everything that a classifier takes for each class.
+
+    Example: interpkit invert model.safetensors --plugin vecmat
+    """
+    from interpkit import api
+
+    if resume and out is None:
+        raise UsageError("--resume goes on with the run in --out DIR: name it.")
+    said = options.target_options(
+        arch=arch,
+        arch_arg=arch_arg,
+        input_shape=input_shape,
+        mean=mean,
+        std=std,
+        input_range=input_range,
+        num_classes=num_classes,
+        class_names=class_names,
+        feature_layer=feature_layer,
+    )
+    job = api.prepare(
+        model,
+        plugin or [],
+        config=config,
+        conditioner=conditioner,
+        generator=generator,
+        inverter=inverter,
+        losses=dict(options.weight(text) for text in loss or []),
+        options=dict(options.pair("--set", text) for text in set_ or []),
+        resume_from=out if resume else None,
+        steps=steps,
+        batch_size=batch_size,
+        labels=options.numbers("--labels", labels, int),
+        seed=seed,
+        device=device,
+        precision=None if precision is None else precision.value,
+        checkpoint_every=checkpoint_every,
+        target_options=said,
+    )
+    if dry_run:
+        _print_recipe(job, json_)
+        return
+    folder = out or _next_folder(model, plugin or [config.stem if config else "recipe"])
+    if resume and api.is_finished(folder, job.recipe):
+        console.note(f"{folder} is finished after {job.recipe.steps} steps: nothing to do. A larger --steps extends it.")
+        _print_result(folder, json_)
+        return
+    recipe = job.recipe
+    console.note(f"{job.target.name}: {recipe.steps} steps of {recipe.batch_size} on {recipe.device} in {recipe.precision}")
+    with console.ProgressDisplay(recipe.steps) as display, _stop_on_signals(job):
+        inversion = job.run(out=folder, resume=resume, force=force, on_step=display.step, on_record=display.record)
+    if inversion.steps_done < recipe.steps:
+        console.note(
+            f"interrupted after step {inversion.steps_done}; what there is, is in {folder}. Go on by:\n"
+            f"    interpkit invert {model} --out {folder} --resume"
+        )
+        raise typer.Exit(INTERRUPTED)
+    _print_result(folder, json_)
+
+
+def _next_folder(model: Path, presets: list[str]) -> Path:
+    name = f"{model.stem or model.name}-{'-'.join(presets)}"
+    number = 1
+    while (folder := Path("runs") / f"{name}-{number}").exists():
+        number += 1
+    return folder
+
+
+@contextmanager
+def _stop_on_signals(job: Job) -> Iterator[None]:
+    """Let the first Ctrl-C (or SIGTERM) end the run after the step that is running, the second at once."""
+
+    def stop(number: int, frame: Any) -> None:
+        if job.stop_requested:
+            raise KeyboardInterrupt
+        job.request_stop()
+        console.note("stopping after this step, then saving; once more to stop at once")
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _print_recipe(job: Job, as_json: bool) -> None:
+    if as_json:
+        console.print_json(job.recipe.model_dump(mode="json", exclude_none=True))
+    else:
+        console.out.out(job.recipe.to_toml(), highlight=False)
+
+
+def _print_result(folder: Path, as_json: bool) -> None:
+    from rich.table import Table
+
+    from interpkit.runs import FILES, Run
+
+    run = Run.open(folder)
+    metrics = run.metrics()
+    files = {name: str(folder / name) for name in FILES if (folder / name).exists()}
+    if as_json:
+        console.print_json({"run": str(folder), "files": files, "metrics": metrics})
+        return
+    table = Table("class", "samples", "inversion accuracy", "confidence")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    rows = metrics["per_class"]
+    for row in [*rows, {**metrics, "name": "all"}] if len(rows) <= 20 else [{**metrics, "name": f"all {len(rows)}"}]:
+        accuracy, confidence = f"{row['inversion_accuracy']:.1%}", f"{row['confidence']:.2f}"
+        table.add_row(str(row["name"]), str(row["count"]), accuracy, confidence)
+    console.out.print(table)
+    console.out.print(
+        "Inversion accuracy is the target's own opinion of the samples: noise that fools it counts as well.",
+        highlight=False,
+    )
+    console.out.out(f"run: {folder}")
+    console.out.out(str(folder / "samples.png" if "samples.png" in files else folder / "samples.safetensors"))

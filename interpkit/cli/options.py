@@ -1,0 +1,132 @@
+"""Options that several commands share, and the reading of their values."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from interpkit.errors import UsageError
+
+_FILE = "Where the file does not say"
+
+Model = Annotated[Path, typer.Argument(help="The classifier's file.", show_default=False)]
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.", show_default=False)]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+Arch = Annotated[
+    str | None, typer.Option(help="Architecture, FAMILY:NAME, e.g. torchvision:resnet18.", rich_help_panel=_FILE)
+]
+ArchArg = Annotated[
+    list[str] | None,
+    typer.Option(metavar="KEY=VALUE", help="Argument of the architecture; repeatable.", rich_help_panel=_FILE),
+]
+InputShape = Annotated[str | None, typer.Option(metavar="C,H,W", help="Shape of one image.", rich_help_panel=_FILE)]
+Mean = Annotated[str | None, typer.Option(help="Mean per channel, in units of the input range.", rich_help_panel=_FILE)]
+Std = Annotated[str | None, typer.Option(help="Standard deviation per channel, likewise.", rich_help_panel=_FILE)]
+InputRange = Annotated[
+    str | None, typer.Option(metavar="LO,HI", help="What black and white are to it.", rich_help_panel=_FILE)
+]
+NumClasses = Annotated[int | None, typer.Option(min=2, help="Number of classes.", rich_help_panel=_FILE)]
+ClassNames = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="A text file with a class name a line.", rich_help_panel=_FILE)
+]
+FeatureLayer = Annotated[
+    str | None,
+    typer.Option(metavar="LAYER[:in]", help="Default features, in place of the last linear layer's input.", rich_help_panel=_FILE),
+]
+
+
+def target_options(
+    *,
+    arch: str | None,
+    arch_arg: Sequence[str] | None,
+    input_shape: str | None,
+    mean: str | None,
+    std: str | None,
+    input_range: str | None,
+    num_classes: int | None,
+    class_names: Path | None,
+    feature_layer: str | None,
+) -> dict[str, Any]:
+    """Return what was typed about the classifier, in the words of a recipe's ``[target]``."""
+    said: dict[str, Any] = {
+        "arch": arch,
+        "arch_args": dict(pair("--arch-arg", text) for text in arch_arg or []) or None,
+        "input_shape": numbers("--input-shape", input_shape, int),
+        "mean": numbers("--mean", mean, float),
+        "std": numbers("--std", std, float),
+        "input_range": numbers("--input-range", input_range, float),
+        "num_classes": num_classes,
+        "class_names": None if class_names is None else lines(class_names),
+        "feature_layer": feature_layer,
+    }
+    return {key: value for key, value in said.items() if value is not None}
+
+
+def numbers(flag: str, text: str | None, kind: Callable[[str], Any]) -> list[Any] | None:
+    """Read comma-separated numbers.
+
+    Raises:
+        UsageError: one is none.
+    """
+    if text is None:
+        return None
+    try:
+        return [kind(part.strip()) for part in text.split(",")]
+    except ValueError as error:
+        word = "whole numbers" if kind is int else "numbers"
+        raise UsageError(f"{flag} takes comma-separated {word}, not {text!r}.") from error
+
+
+def pair(flag: str, text: str) -> tuple[str, Any]:
+    """Read KEY=VALUE; the value as TOML writes it (0.5, true, [1, 2]), comma-separated, or plain text.
+
+    Raises:
+        UsageError: there is no ``=``.
+    """
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise UsageError(f"{flag} takes NAME=VALUE, not {text!r}.")
+    return key.strip(), _value(value.strip())
+
+
+def _value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"x = {text}")["x"]
+    except tomllib.TOMLDecodeError:
+        return [_value(part.strip()) for part in text.split(",")] if "," in text else text
+
+
+def weight(text: str) -> tuple[str, float]:
+    """Read NAME or NAME=WEIGHT.
+
+    Raises:
+        UsageError: the weight is no number.
+    """
+    name, equals, value = text.partition("=")
+    try:
+        return name.strip(), float(value) if equals else 1.0
+    except ValueError as error:
+        raise UsageError(f"--loss takes NAME or NAME=WEIGHT, not {text!r}.") from error
+
+
+def lines(path: Path) -> list[str]:
+    """Read a file with a name a line (or a JSON list of names).
+
+    Raises:
+        UsageError: it cannot be read.
+    """
+    try:
+        text = path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"cannot read {path}: {error}.") from error
+    if text.lstrip().startswith("["):
+        try:
+            return [str(name) for name in json.loads(text)]
+        except (ValueError, RecursionError) as error:
+            raise UsageError(f"{path} is not a JSON list: {error}.") from error
+    return [line.strip() for line in text.splitlines() if line.strip()]

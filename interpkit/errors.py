@@ -1,0 +1,51 @@
+"""Every error that interpkit raises on purpose, each with the exit code of the command line.
+
+An error is one readable message that says what was wrong, what was seen, and what to type instead.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class InterpkitError(Exception):
+    """Base of all errors that interpkit raises on purpose: the run failed (exit code 1)."""
+
+    exit_code = 1
+
+
+class RunError(InterpkitError):
+    """A run failed, or a run folder cannot be used (exit code 1)."""
+
+
+class UsageError(InterpkitError, ValueError):
+    """The call is wrong: an unknown option, a value out of range (exit code 2)."""
+
+    exit_code = 2
+
+
+class ModelError(InterpkitError):
+    """The classifier could not be loaded, or was refused (exit code 3)."""
+
+    exit_code = 3
+
+
+class PluginError(InterpkitError):
+    """A plugin is unknown or broken (exit code 4)."""
+
+    exit_code = 4
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return ``" Did you mean 'x'?"`` for the nearest known name, or an empty string."""
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f" Did you mean {close[0]!r}?" if close else ""
+
+
+def listed(names: Iterable[str], limit: int = 12) -> str:
+    """Return the names as ``a, b, c``; past ``limit`` as ``a, b, ... (40 in all)``."""
+    names = list(names)
+    if len(names) <= limit:
+        return ", ".join(names) or "none"
+    return f"{', '.join(names[:limit])}, ... ({len(names)} in all)"

@@ -1,0 +1,117 @@
+"""What the target itself says of the samples. It is the target's own opinion: see an evaluator for another."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from interpkit.inversion import Inversion
+
+SCHEMA = 1
+MAX_PROBABILITIES = 100
+"""Up to this many classes the whole distribution of each sample is kept."""
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Samples and the target's judgement of them.
+
+    Attributes:
+        images: (N, C, H, W) uint8; of a classifier of vectors (N, D) float32 in [0, 1].
+        labels: (N,) int64, the classes asked for.
+        predicted: (N,) int64, the classes that the target gives.
+        confidence: (N,) float32, the probability that the target gives the class asked for.
+        generator: (N,) int64, which generator made each.
+        probabilities: (N, n) float32, up to 100 classes; else None.
+    """
+
+    images: Tensor
+    labels: Tensor
+    predicted: Tensor
+    confidence: Tensor
+    generator: Tensor
+    probabilities: Tensor | None
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return what is written to samples.safetensors."""
+        name = "images" if self.images.dim() == 4 else "inputs"
+        tensors = {
+            name: self.images,
+            "labels": self.labels,
+            "confidence": self.confidence,
+            "generator": self.generator,
+        }
+        if self.probabilities is not None:
+            tensors["probabilities"] = self.probabilities
+        return {name: tensor.contiguous() for name, tensor in tensors.items()}
+
+
+def draw_samples(inversion: Inversion, **sampling: Any) -> Samples:
+    """Sample an inversion and let the target judge the images as they are stored, in 8 bits.
+
+    Args:
+        inversion: to be sampled.
+        sampling: arguments of `Inversion.sample`.
+    """
+    images, labels = inversion.sample(**sampling)
+    return judge(inversion, images, labels)
+
+
+@torch.no_grad()
+def judge(inversion: Inversion, images: Tensor, labels: Tensor, batch_size: int = 256) -> Samples:
+    """Let the target judge images (N, ...) in [0, 1] after rounding them to 8 bits (vectors are not rounded)."""
+    if images.dim() == 4:
+        images = (images * 255).round().to(torch.uint8)
+    target = inversion.target
+    keep = target.num_classes <= MAX_PROBABILITIES
+    predicted, confidence, probabilities = [], [], []
+    device = inversion.device
+    with target.frozen(device):
+        for rows, asked in zip(images.split(batch_size), labels.split(batch_size), strict=True):
+            batch = rows.to(device)
+            logits = target(batch / 255 if batch.dtype == torch.uint8 else batch).cpu()
+            softmax = logits.softmax(1)
+            predicted.append(logits.argmax(1))
+            confidence.append(softmax.gather(1, asked[:, None])[:, 0])
+            if keep:
+                probabilities.append(softmax)
+    return Samples(
+        images,
+        labels,
+        torch.cat(predicted),
+        torch.cat(confidence),
+        torch.zeros_like(labels),
+        torch.cat(probabilities) if keep else None,
+    )
+
+
+def measure(samples: Samples, class_names: Sequence[str]) -> dict[str, Any]:
+    """Return the content of metrics.json: inversion accuracy and confidence, in all and per class.
+
+    Inversion accuracy is the share of samples that the target itself puts in the class asked for (argmax);
+    confidence is the mean probability that it gives that class.
+    """
+    right = (samples.predicted == samples.labels).double()
+    per_class = []
+    for label in samples.labels.unique().tolist():
+        rows = samples.labels == label
+        per_class.append(
+            {
+                "label": label,
+                "name": class_names[label],
+                "count": int(rows.sum()),
+                "inversion_accuracy": right[rows].mean().item(),
+                "confidence": samples.confidence[rows].double().mean().item(),
+            }
+        )
+    return {
+        "schema": SCHEMA,
+        "inversion_accuracy": right.mean().item(),
+        "confidence": samples.confidence.double().mean().item(),
+        "count": len(samples.labels),
+        "per_class": per_class,
+    }

@@ -1,0 +1,172 @@
+"""The result: a target and what was learned of it, ready to be sampled."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from interpkit.errors import UsageError
+from interpkit.interfaces import Conditioner, Generator, Target
+from interpkit.recipe import Recipe
+from interpkit.seeding import derive_seed, global_seed, random_generator
+
+if TYPE_CHECKING:
+    from interpkit.recorder import StepRecord
+
+
+class Inversion(ABC):
+    """What an inversion method has learned of a target.
+
+    Attributes:
+        target: the classifier.
+        recipe: the resolved recipe.
+        history: one record at least every ten steps.
+    """
+
+    def __init__(self, target: Target, recipe: Recipe, history: Sequence[StepRecord]) -> None:
+        self.target = target
+        self.recipe = recipe
+        self.history = list(history)
+
+    @property
+    def device(self) -> torch.device:
+        """Where images are made and judged."""
+        return torch.device("cpu")
+
+    @property
+    def steps_done(self) -> int:
+        """The last step that was done."""
+        return self.history[-1].step if self.history else 0
+
+    @property
+    def classes(self) -> list[int]:
+        """The classes that were inverted."""
+        return list(range(self.target.num_classes)) if self.recipe.labels is None else list(self.recipe.labels)
+
+    def sample(
+        self,
+        per_class: int | None = None,
+        *,
+        count: int | None = None,
+        labels: Sequence[int] | None = None,
+        seed: int | None = None,
+        dropout: bool | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Draw images.
+
+        The same arguments give the same images on the same machine, and a larger ``per_class`` or ``count``
+        only adds to those of a smaller one.
+
+        Args:
+            per_class: images of each class, sorted by class; give this or ``count``, or get 10 a class.
+            count: images in all, the classes taking turns.
+            labels: the classes; all that were inverted if left out.
+            seed: of the samples; the recipe's if left out.
+            dropout: keep the generator's dropout on; as the recipe says if left out.
+
+        Returns:
+            images, (N, *input_shape) float32 in [0, 1], and the labels asked for, (N,) int64; on the CPU.
+
+        Raises:
+            UsageError: an argument is out of range, or a label was not inverted.
+        """
+        classes = self.classes if labels is None else list(labels)
+        unknown = sorted(set(classes) - set(self.classes))
+        if unknown or not classes:
+            known = f"{self.classes[0]} to {self.classes[-1]}" if self.recipe.labels is None else str(self.classes)
+            raise UsageError(f"labels {unknown} were not inverted; this inversion has {known}.")
+        if per_class is not None and count is not None:
+            raise UsageError("give per_class or count, not both.")
+        total = count if count is not None else (10 if per_class is None else per_class) * len(classes)
+        if total < 1:
+            raise UsageError("ask for at least one image.")
+        seed = self.recipe.seed if seed is None else seed
+        dropout = self.recipe.sampling.dropout if dropout is None else dropout
+        images = torch.cat(list(self._chunks(classes, total, seed, dropout)))
+        asked = torch.tensor(classes).repeat(total // len(classes) + 1)[:total]
+        if count is None:
+            order = torch.arange(total).reshape(-1, len(classes)).T.flatten()
+            images, asked = images[order], asked[order]
+        return images, asked
+
+    @abstractmethod
+    def _chunks(self, classes: list[int], total: int, seed: int, dropout: bool) -> Iterator[Tensor]:
+        """Yield ``total`` images in [0, 1], a chunk at a time, the classes taking turns."""
+
+    def save(self, folder: str | Path, *, force: bool = False) -> Path:
+        """Write the run folder: recipe, manifest, weights, history, metrics and samples.
+
+        Args:
+            folder: where to; made if need be.
+            force: replace another run that is there.
+
+        Raises:
+            RunError: the folder holds another run.
+        """
+        from interpkit.runs import Run
+
+        return Run.create(Path(folder), force=force).finish(self)
+
+
+class GeneratorInversion(Inversion):
+    """A trained conditioned generator.
+
+    Attributes:
+        generator: (latent, condition) -> images in [0, 1].
+        conditioner: draws conditions.
+    """
+
+    def __init__(
+        self,
+        target: Target,
+        recipe: Recipe,
+        history: Sequence[StepRecord],
+        generator: Generator,
+        conditioner: Conditioner,
+    ) -> None:
+        super().__init__(target, recipe, history)
+        self.generator = generator
+        self.conditioner = conditioner
+
+    @property
+    def device(self) -> torch.device:
+        """Where images are made and judged: the device of the networks."""
+        return self.conditioner.device
+
+    @torch.no_grad()
+    def _chunks(self, classes: list[int], total: int, seed: int, dropout: bool) -> Iterator[Tensor]:
+        size = self.recipe.sampling.chunk
+        device = self.device
+        asked = torch.tensor(classes, device=device)
+        with sampling_mode(self.generator, dropout), sampling_mode(self.conditioner, dropout):
+            for start in range(0, total, size):
+                # Whole chunks, each with its own seed: a chunk's images depend on nothing outside it.
+                chunk_seed = derive_seed(seed, "samples", start // size)
+                rng = random_generator(device, chunk_seed)
+                labels = asked[torch.arange(start, start + size, device=device) % len(asked)]
+                with global_seed(chunk_seed, device):
+                    condition = self.conditioner.sample(size, labels=labels, rng=rng)
+                    latent = torch.randn(size, self.generator.latent_dim, device=device, generator=rng)
+                    images = self.generator(latent, condition)
+                yield images[: total - start].float().cpu()
+
+
+@contextmanager
+def sampling_mode(module: nn.Module, dropout: bool) -> Iterator[None]:
+    """Put the module in eval mode but, if asked, its dropout; restore each submodule's mode after."""
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    for part in module.modules():
+        if dropout and isinstance(part, nn.modules.dropout._DropoutNd):
+            part.train()
+    try:
+        yield
+    finally:
+        for part, training in modes:
+            part.training = training

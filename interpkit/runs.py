@@ -1,0 +1,373 @@
+"""A run on disk: an inversion in a folder. Every file is written beside its place and renamed into it."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import platform
+import time
+import zipfile
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pydantic
+import safetensors
+import safetensors.torch
+import torch
+
+from interpkit import assembly, evaluation, loading
+from interpkit._version import __version__
+from interpkit.errors import ModelError, RunError
+from interpkit.files import sha256, to_json, write_atomically
+from interpkit.interfaces import Target
+from interpkit.inversion import GeneratorInversion, Inversion
+from interpkit.pictures import save_grid
+from interpkit.plugins import installed
+from interpkit.recipe import Recipe, read_toml, validated
+from interpkit.recorder import CHECKPOINT_SECONDS, Recorder, StepRecord
+
+SCHEMA = 1
+PACKAGES = ("torch", "torchvision", "numpy", "safetensors", "pluggy", "pydantic", "captum")
+
+
+class Run:
+    """A run folder; `create` and `open` make one."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __truediv__(self, name: str) -> Path:
+        return self.folder / name
+
+    @classmethod
+    def create(cls, folder: Path, *, force: bool = False) -> Run:
+        """Take a folder for a new run; with ``force``, another run's files there are removed.
+
+        Raises:
+            RunError: it holds another run, or is something else than a folder.
+        """
+        run = cls(folder)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RunError(f"cannot make the folder {folder}: {error.strerror}.") from error
+        if (run / "manifest.json").exists():
+            if not force:
+                raise RunError(
+                    f"{folder} holds another run: go on with it by --resume, replace it by --force, or name "
+                    f"another folder by --out."
+                )
+            for name in FILES:
+                (run / name).unlink(missing_ok=True)
+        return run
+
+    @classmethod
+    def open(cls, folder: Path) -> Run:
+        """Open an existing run.
+
+        Raises:
+            RunError: it is not one.
+        """
+        run = cls(folder)
+        if not (run / "manifest.json").is_file():
+            raise RunError(f"{folder} is not a run folder: it has no manifest.json.")
+        return run
+
+    # ------------------------------------------------------------------------------------- reading
+
+    def manifest(self) -> dict[str, Any]:
+        """Read manifest.json.
+
+        Raises:
+            RunError: it is torn, or of a newer schema.
+        """
+        manifest = self._read_json("manifest.json")
+        if manifest.get("schema") != SCHEMA:
+            raise RunError(f"{self.folder} has schema {manifest.get('schema')!r}; this interpkit reads {SCHEMA}.")
+        return manifest
+
+    def metrics(self) -> dict[str, Any]:
+        """Read metrics.json."""
+        return self._read_json("metrics.json")
+
+    def _read_json(self, name: str) -> dict[str, Any]:
+        try:
+            value = json.loads((self / name).read_text("utf-8"))
+        except FileNotFoundError as error:
+            raise RunError(f"{self.folder} has no {name}: the run was not finished. Go on by --resume.") from error
+        except (OSError, ValueError, RecursionError) as error:
+            raise RunError(f"{self / name} cannot be read: {error}.") from error
+        if not isinstance(value, dict):
+            raise RunError(f"{self / name} is not a JSON object.")
+        return value
+
+    def recipe(self) -> Recipe:
+        """Read recipe.toml."""
+        return validated(Recipe, read_toml(self / "recipe.toml"), str(self / "recipe.toml"))
+
+    def history(self, recipe: Recipe) -> list[StepRecord]:
+        """Read history.jsonl; a torn last line is ignored."""
+        records = []
+        try:
+            lines = (self / "history.jsonl").read_text("utf-8", errors="replace").splitlines()
+        except FileNotFoundError:
+            return []
+        for number, line in enumerate(lines, 1):
+            try:
+                records.append(StepRecord.from_row(json.loads(line), recipe.steps))
+            except (ValueError, KeyError, TypeError) as error:
+                if number == len(lines):
+                    break
+                raise RunError(f"{self / 'history.jsonl'}, line {number}: not a record of a step.") from error
+        return records
+
+    def checkpoint(self) -> dict[str, Any] | None:
+        """Read the checkpoint; None if there is none. Holds tensors and plain values only, no code is run.
+
+        Raises:
+            RunError: it cannot be read.
+        """
+        path = self / "checkpoint"
+        if not path.exists():
+            return None
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+            if not isinstance(state, dict) or not {"step", "seconds"} <= state.keys():
+                raise ValueError("it holds no state of a run")
+        except (OSError, ValueError, RuntimeError, EOFError, zipfile.BadZipFile, KeyError, ImportError) as error:
+            raise RunError(f"{path} cannot be read: {str(error).splitlines()[0]}. Start anew by --force.") from error
+        except Exception as error:  # pickle.UnpicklingError and its kin
+            raise RunError(f"{path} is not a checkpoint of interpkit. Start anew by --force.") from error
+        return state
+
+    def load_target(self, model: Path | None = None) -> Target:
+        """Load the run's classifier again.
+
+        Raises:
+            RunError: it was wrapped in memory, or needs what only the user may type.
+            ModelError: it is gone, or its content is not what it was (unless ``model`` names the file).
+        """
+        recorded = self.manifest()["model"]
+        path = model or (Path(recorded["path"]) if recorded["path"] else None)
+        if path is None:
+            raise RunError(
+                f"{self.folder} inverted a classifier that was wrapped in memory: pass it as "
+                f"load_inversion(..., target=...), or its file by --model."
+            )
+        options = self.recipe().target
+        if model is None and path.exists() and sha256(path) != recorded["sha256"]:
+            raise ModelError(
+                f"{path} is not what it was when {self.folder} was made (its sha256 differs). "
+                f"Name the right file by --model PATH."
+            )
+        return loading.load(path, options)
+
+    def load(self, target: Target | None = None, model: Path | None = None) -> Inversion:
+        """Load the inversion: target, generator and conditioner, history.
+
+        Raises:
+            RunError: the run is not finished, or a file does not fit the others.
+        """
+        recipe = self.recipe()
+        target = target or self.load_target(model)
+        conditioner, generator = assembly.build_generator(recipe, target, installed())
+        if generator is None or conditioner is None:
+            raise RunError(f"{self.folder} has no generator: {recipe.inverter.name} makes none.")
+        path = self / "generator.safetensors"
+        try:
+            weights = safetensors.torch.load_file(path)
+        except FileNotFoundError as error:
+            raise RunError(f"{self.folder} has no generator.safetensors: go on with the run by --resume.") from error
+        except (safetensors.SafetensorError, OSError, ValueError) as error:
+            raise RunError(f"{path} is not a whole safetensors file: {error}.") from error
+        for prefix, part in (("generator.", generator), ("conditioner.", conditioner)):
+            own = {name.removeprefix(prefix): t for name, t in weights.items() if name.startswith(prefix)}
+            difference = loading.mismatch(part.state_dict(), own)
+            if difference:
+                raise RunError(f"{path} does not fit the recipe beside it: {difference}.")
+            part.load_state_dict(own)
+            part.eval()
+        conditioner.progress = 1.0
+        return GeneratorInversion(target, recipe, self.history(recipe), generator, conditioner)
+
+    # ------------------------------------------------------------------------------------- writing
+
+    def begin(self, recipe: Recipe, target: Target, presets: list[str]) -> None:
+        """Write recipe.toml and manifest.json before the first step."""
+        write_atomically(self / "recipe.toml", recipe.to_toml())
+        self._write_manifest(describe(recipe, target) | {"presets": presets, "status": "running"})
+
+    def go_on(self, recipe: Recipe, target: Target) -> None:
+        """Take the run up again under a recipe that differs from its own in nothing but its length.
+
+        Raises:
+            RunError: the recipe or the classifier is another.
+        """
+        here = self.recipe()
+        free = {"steps", "checkpoint_every", "target"}
+        old, new = (r.model_dump(exclude=free, mode="json") for r in (here, recipe))
+        differing = [f"{name} ({old[name]} there)" for name in old if old[name] != new[name]]
+        if differing:
+            raise RunError(
+                f"{self.folder} was begun with another recipe: {', '.join(differing)}. To go on with its own, "
+                f"give --resume without --plugin and settings; for a new run, another --out."
+            )
+        recorded = self.manifest()["model"]
+        if target.origin is not None and recorded["sha256"] != sha256(target.origin):
+            raise RunError(f"{self.folder} inverts another classifier ({recorded['path']}). Use another --out.")
+        if recipe.steps < here.steps:
+            raise RunError(f"{self.folder} has {here.steps} steps; --steps {recipe.steps} cannot shorten it.")
+        write_atomically(self / "recipe.toml", recipe.to_toml())
+        checkpoint = self.checkpoint()
+        self.note(status="running", resumed_from=checkpoint["step"] if checkpoint else None)
+
+    def note(self, **facts: Any) -> None:
+        """Change entries of the manifest."""
+        self._write_manifest(self.manifest() | facts)
+
+    def _write_manifest(self, manifest: Mapping[str, Any]) -> None:
+        write_atomically(self / "manifest.json", to_json(manifest))
+
+    def finish(self, inversion: Inversion) -> Path:
+        """Write what comes of a run: weights, history, samples, metrics and the grid.
+
+        Returns:
+            the folder.
+        """
+        recipe, target = inversion.recipe, inversion.target
+        begun = time.monotonic()
+        if not (self / "manifest.json").exists():
+            self.begin(recipe, target, [])
+        if isinstance(inversion, GeneratorInversion):
+            self._write_weights(inversion)
+        rows = [json.dumps(record.to_row()) + "\n" for record in inversion.history]
+        write_atomically(self / "history.jsonl", "".join(rows))
+        classes = len(inversion.classes)
+        size = {"per_class": 100} if classes <= 10 else {"count": max(1000, classes)}
+        samples = evaluation.draw_samples(inversion, **size)
+        write_samples(samples, self / "samples.safetensors")
+        if samples.images.dim() == 4:
+            save_grid(samples.images, samples.labels, target.class_names, self / "samples.png")
+        write_atomically(self / "metrics.json", to_json(evaluation.measure(samples, target.class_names)))
+        done = inversion.steps_done >= recipe.steps
+        last = inversion.history[-1].seconds if inversion.history else 0.0
+        self.note(
+            status="finished" if done else "interrupted",
+            steps_done=inversion.steps_done,
+            timings={"training_seconds": round(last, 3), "sampling_seconds": round(time.monotonic() - begun, 3)},
+        )
+        return self.folder
+
+    def _write_weights(self, inversion: GeneratorInversion) -> None:
+        parts = {"generator": inversion.generator, "conditioner": inversion.conditioner}
+        weights = {
+            f"{prefix}.{name}": tensor.detach().cpu().contiguous().clone()
+            for prefix, part in parts.items()
+            for name, tensor in part.state_dict().items()
+        }
+        metadata = {
+            "format": "pt",
+            "interpkit.schema": str(SCHEMA),
+            "interpkit.kind": "generator",
+            "interpkit.recipe": inversion.recipe.model_dump_json(exclude_none=True),
+        }
+        write_atomically(self / "generator.safetensors", safetensors.torch.save(weights, metadata))
+
+
+def write_samples(samples: evaluation.Samples, path: Path) -> None:
+    """Write samples as safetensors: images, labels, confidence, generator and, up to 100 classes, probabilities."""
+    metadata = {"format": "pt", "interpkit.schema": str(SCHEMA), "interpkit.kind": "samples"}
+    write_atomically(path, safetensors.torch.save(samples.tensors(), metadata))
+
+
+FILES = (
+    "recipe.toml",
+    "manifest.json",
+    "generator.safetensors",
+    "history.jsonl",
+    "metrics.json",
+    "samples.safetensors",
+    "samples.png",
+    "report.html",
+    "checkpoint",
+)
+"""All that interpkit itself puts into a run folder."""
+
+
+class RunRecorder(Recorder):
+    """Writes the history as it goes, and checkpoints at least every minute."""
+
+    def __init__(self, run: Run, recipe: Recipe, **callbacks: Any) -> None:
+        super().__init__(recipe.steps, **callbacks)
+        self.run = run
+        self._recipe = recipe
+        self._saved_at = time.monotonic()
+
+    def start(self) -> dict[str, Any] | None:
+        """Start the clock; return the checkpoint, the history cut to it."""
+        state = self.run.checkpoint()
+        if state is not None:
+            self._seconds_before = state["seconds"]
+            self.history = [r for r in self.run.history(self._recipe) if r.step <= state["step"]]
+        rows = [json.dumps(record.to_row()) + "\n" for record in self.history]
+        write_atomically(self.run / "history.jsonl", "".join(rows))
+        super().start()
+        self._saved_at = time.monotonic()
+        return state
+
+    def write(self, record: StepRecord) -> None:
+        """Append the record and flush it."""
+        with (self.run / "history.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record.to_row()) + "\n")
+
+    def due(self, step: int) -> bool:
+        """Say whether a checkpoint is due: every minute, every ``checkpoint_every`` steps, and at the end."""
+        every = self._recipe.checkpoint_every
+        return (
+            step == self.steps
+            or self.stop_requested
+            or (every is not None and step % every == 0)
+            or time.monotonic() - self._saved_at >= CHECKPOINT_SECONDS
+        )
+
+    def save(self, step: int, state: dict[str, Any]) -> None:
+        """Save a checkpoint, once all values up to it are known to be finite."""
+        self.flush()
+        buffer = io.BytesIO()
+        torch.save({**state, "step": step, "seconds": self.seconds}, buffer)
+        write_atomically(self.run / "checkpoint", buffer.getvalue())
+        self._saved_at = time.monotonic()
+
+    def advice(self) -> str:
+        """Return what to do about a failed run, and where its last good state is."""
+        state = self.run.checkpoint()
+        kept = f" The last good checkpoint, of step {state['step']}, is in {self.run.folder}." if state else ""
+        return super().advice() + kept
+
+
+def describe(recipe: Recipe, target: Target) -> dict[str, Any]:
+    """Return the manifest of a run: all that decides it beside the recipe, and where it was made."""
+    path = target.origin
+    return {
+        "schema": SCHEMA,
+        "interpkit": __version__,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
+        "plugins": {p.name: {"version": p.version, "status": p.status} for p in installed().found.values()},
+        "model": {
+            "name": target.name,
+            "path": str(path) if path else None,
+            "sha256": sha256(path) if path else None,
+        },
+        "device": recipe.device,
+        "precision": recipe.precision,
+        "threads": torch.get_num_threads(),
+        "machine": {"system": platform.platform(), "processor": platform.machine(), "cores": os.cpu_count()},
+        "resumed_from": None,
+        "steps_done": 0,
+        "timings": {},
+    }

@@ -1,0 +1,164 @@
+"""The default inverter: a conditioned generator is trained against the frozen target.
+
+Network inversion (Suhail & Sethi, "Network Inversion of Convolutional Neural Nets", section 2): minimise
+
+    L = sum_t  w_t * L_t(batch)        over the generator, the conditioner and the terms' own parameters,
+
+where a batch is a condition, the images generated for it and the target's response. Which conditioner,
+generator and terms is the recipe's matter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from interpkit.interfaces import (
+    Conditioner,
+    GeneratedBatch,
+    Generator,
+    InversionBatch,
+    InversionLoss,
+    Inverter,
+    Parts,
+    Response,
+    Target,
+)
+from interpkit.inversion import GeneratorInversion
+from interpkit.recipe import Recipe
+from interpkit.recorder import Recorder
+from interpkit.seeding import derive_seed, random_generator
+
+
+class GeneratorInverter(Inverter):
+    """Trains a conditioned generator of everything that the target takes for each class."""
+
+    name = "generator"
+    needs = ("conditioner", "generator", "loss")
+
+    def invert(self, target: Target, recipe: Recipe, parts: Parts, recorder: Recorder) -> GeneratorInversion:
+        """Train the generator; see `Inverter.invert`."""
+        assert parts.conditioner is not None and parts.generator is not None  # `assembly.build` saw to it
+        train(target, parts.conditioner, parts.generator, parts.losses, recipe, recorder)
+        return GeneratorInversion(target, recipe, recorder.history, parts.generator, parts.conditioner)
+
+
+def train(
+    target: Target,
+    conditioner: Conditioner,
+    generator: Generator,
+    losses: Mapping[str, tuple[float, InversionLoss]],
+    recipe: Recipe,
+    recorder: Recorder,
+) -> None:
+    """Run the loop to the recipe's last step, from the recorder's checkpoint if it has one."""
+    device = torch.device(recipe.device)
+    rng = random_generator(device, derive_seed(recipe.seed, "training"))
+    terms = nn.ModuleDict({name: loss for name, (_, loss) in losses.items()})
+    trained = nn.ModuleDict({"conditioner": conditioner, "generator": generator, "terms": terms})
+    trained.to(device).train()
+    optimizer = torch.optim.Adam(
+        trained.parameters(),
+        lr=recipe.optimizer.lr,
+        betas=(recipe.optimizer.beta1, recipe.optimizer.beta2),
+        fused=device.type in ("cpu", "cuda"),
+    )
+    autocast = torch.autocast(device.type, torch.bfloat16, enabled=recipe.precision == "bf16")
+    layers = sorted({layer for _, loss in losses.values() for layer in loss.layers(target)})
+    classes = None if recipe.labels is None else torch.tensor(recipe.labels, device=device)
+
+    done = 0
+    checkpoint = recorder.start()
+    if checkpoint is not None:
+        done = restore(checkpoint, trained, optimizer, rng)
+
+    for step in range(done + 1, recipe.steps + 1):
+        progress = (step - 1) / recipe.steps
+        conditioner.progress = progress
+        for group in optimizer.param_groups:
+            group["lr"] = recipe.optimizer.lr * falling(progress, recipe.optimizer.decay)
+
+        with autocast:
+            labels = None if classes is None else draw(classes, recipe.batch_size, rng)
+            condition = conditioner.sample(recipe.batch_size, labels=labels, rng=rng)
+            latent = torch.randn(recipe.batch_size, generator.latent_dim, device=device, generator=rng)
+            images = generator(latent, condition).float()
+            generated = GeneratedBatch(target, condition, latent, images, progress)
+            views = {name: loss.views(generated, rng) for name, (_, loss) in losses.items()}
+            response, view_responses = look(target, images, views, layers)
+
+        loss = images.new_zeros(())
+        values = {}
+        for name, (weight, term) in losses.items():
+            batch = InversionBatch(
+                target, condition, latent, images, progress, response, views[name], view_responses.get(name)
+            )
+            values[name] = term(batch)
+            loss = loss + weight * values[name]
+
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+        recorder.step(step, loss, values, images, response.logits, condition.labels)
+        if recorder.due(step):
+            recorder.save(step, snapshot(step, trained, optimizer, rng))
+        if recorder.stop_requested:
+            break
+    conditioner.progress = 1.0
+
+
+def look(
+    target: Target, images: Tensor, views: dict[str, Tensor | None], layers: Sequence[str]
+) -> tuple[Response, dict[str, Response]]:
+    """Let the target look once at the images and all views; return each its slice of the response."""
+    asked = {name: tensor for name, tensor in views.items() if tensor is not None}
+    everything = torch.cat([images, *asked.values()]) if asked else images
+    response = target.respond(everything, layers)
+    responses, start = {}, len(images)
+    for name, tensor in asked.items():
+        responses[name] = response[start : start + len(tensor)]
+        start += len(tensor)
+    return response[: len(images)] if asked else response, responses
+
+
+def draw(classes: Tensor, count: int, rng: torch.Generator) -> Tensor:
+    """Return ``count`` labels, (count,), drawn uniformly from the classes."""
+    return classes[torch.randint(len(classes), (count,), device=classes.device, generator=rng)]
+
+
+def falling(progress: float, decay: float) -> float:
+    """Return the factor of the learning rate: 1, then falling linearly to 0 over the last ``decay``."""
+    return 1.0 if decay == 0 else min(1.0, (1.0 - progress) / decay)
+
+
+def snapshot(
+    step: int, trained: nn.Module, optimizer: torch.optim.Optimizer, rng: torch.Generator
+) -> dict[str, Any]:
+    """Return all that the rest of the run depends on, as tensors and plain values."""
+    state: dict[str, Any] = {
+        "step": step,
+        "trained": trained.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "rng": rng.get_state(),
+        "global_rng": torch.get_rng_state(),
+    }
+    if rng.device.type == "cuda":
+        state["cuda_rng"] = torch.cuda.get_rng_state(rng.device)
+    return state
+
+
+def restore(
+    state: dict[str, Any], trained: nn.Module, optimizer: torch.optim.Optimizer, rng: torch.Generator
+) -> int:
+    """Go back to a snapshot; return the number of steps that are done."""
+    trained.load_state_dict(state["trained"])
+    optimizer.load_state_dict(state["optimizer"])
+    rng.set_state(state["rng"].cpu())
+    torch.set_rng_state(state["global_rng"].cpu())
+    if "cuda_rng" in state:
+        torch.cuda.set_rng_state(state["cuda_rng"].cpu(), rng.device)
+    return int(state["step"])

@@ -1,0 +1,79 @@
+"""The robustness regulariser as a term of the inversion loss."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor
+
+import interpkit
+from interpkit import GeneratedBatch, InversionBatch, InversionLoss, Target, UsageError
+from interpkit_robust import perturbations
+
+Kind = Literal["gaussian", "linf", "l2", "pgd", "affine"]
+
+
+class Robustness(InversionLoss):
+    r"""Cross-entropy of the label asked for, on perturbed images.
+
+    .. math:: L_{robust} = -\frac{1}{B K} \sum_b \sum_k \log Q(y_b \mid x_b + \delta_{bk}),
+              \qquad \delta_{bk} \in \text{the bound of kind } k
+
+    One perturbation of each kind is drawn for each image and step; the target looks at all of them together with
+    the images themselves. Only ``pgd`` asks it more often, once a step of its search. Source: section 3.
+    """
+
+    name = "robust"
+
+    class Options(interpkit.Options):
+        """Which perturbations, and their bounds in units of the image's range [0, 1]."""
+
+        kinds: list[Kind] | None = Field(
+            None, min_length=1, description="gaussian, linf, l2, pgd, affine; by default gaussian, pgd and, for "
+            "images, affine"
+        )
+        sigma: float = Field(0.5, gt=0, le=10, description="gaussian: largest standard deviation, of a pixel")
+        epsilon: float = Field(0.1, gt=0, le=1, description="linf, and pgd in it: largest change of a pixel")
+        radius: float = Field(1.5, gt=0, description="l2, and pgd in it: largest length of the change of an image")
+        pgd_norm: Literal["linf", "l2"] = Field("l2", description="pgd: the ball that is searched")
+        pgd_steps: int = Field(3, ge=1, le=1000, description="pgd: steps of the search")
+        degrees: float = Field(15.0, ge=0, le=180, description="affine: largest rotation")
+        shift: float = Field(0.1, ge=0, le=1, description="affine: largest shift, as a share of the side")
+        scale: float = Field(0.15, ge=0, lt=1, description="affine: largest change of size")
+
+    options: Options
+
+    def __init__(self, target: Target, options: Options | None = None) -> None:
+        super().__init__(target, options)
+        images = len(target.input_shape) == 3
+        self.kinds: list[Kind] = self.options.kinds or (["gaussian", "pgd", "affine"] if images else ["gaussian", "pgd"])
+        if "affine" in self.kinds and not images:
+            raise UsageError("robust.kinds: 'affine' is for images; this classifier takes vectors. Leave it out.")
+
+    def views(self, batch: GeneratedBatch, rng: torch.Generator) -> Tensor:
+        """Return (K * B, ...) perturbed images, one kind after another."""
+        return torch.cat([self._perturb(kind, batch, rng) for kind in self.kinds])
+
+    def _perturb(self, kind: Kind, batch: GeneratedBatch, rng: torch.Generator) -> Tensor:
+        opt, images = self.options, batch.images
+        if kind == "gaussian":
+            return perturbations.gaussian(images, opt.sigma, rng)
+        if kind == "linf":
+            return perturbations.in_ball(images, opt.epsilon, "linf", rng)
+        if kind == "l2":
+            return perturbations.in_ball(images, opt.radius, "l2", rng)
+        if kind == "affine":
+            return perturbations.affine(images, opt.degrees, opt.shift, opt.scale, rng)
+        bound = opt.epsilon if opt.pgd_norm == "linf" else opt.radius
+        return perturbations.pgd(
+            batch.target, images, batch.condition.labels, bound, opt.pgd_norm, opt.pgd_steps, rng
+        )
+
+    def forward(self, batch: InversionBatch) -> Tensor:
+        """Return the mean cross-entropy on the perturbed images, a scalar."""
+        assert batch.view_response is not None  # `views` asked for it
+        labels = batch.condition.labels.repeat(len(self.kinds))
+        return F.cross_entropy(batch.view_response.logits, labels)

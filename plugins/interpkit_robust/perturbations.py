@@ -1,0 +1,102 @@
+"""Perturbations of images within a bound: random, adversarial and geometric; all keep images in [0, 1]."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from interpkit import Target
+
+Norm = Literal["linf", "l2"]
+
+
+def _uniform(like: Tensor, rng: torch.Generator, low: float = 0.0, high: float = 1.0) -> Tensor:
+    """Return (B,) numbers uniform in [low, high]."""
+    return torch.empty(len(like), device=like.device).uniform_(low, high, generator=rng)
+
+
+def _per_image(values: Tensor, images: Tensor) -> Tensor:
+    return values.view(-1, *(1,) * (images.dim() - 1))
+
+
+def _noise(images: Tensor, rng: torch.Generator) -> Tensor:
+    return torch.randn(images.shape, device=images.device, generator=rng)
+
+
+def gaussian(images: Tensor, sigma: float, rng: torch.Generator) -> Tensor:
+    """Add Gaussian noise of a strength drawn for each image, uniform in [0, sigma]."""
+    return (images + _per_image(_uniform(images, rng, 0, sigma), images) * _noise(images, rng)).clamp(0, 1)
+
+
+def in_ball(images: Tensor, radius: float, norm: Norm, rng: torch.Generator) -> Tensor:
+    """Add a perturbation drawn uniformly from the L-inf or L2 ball of a radius."""
+    return (images + random_delta(images, radius, norm, rng)).clamp(0, 1)
+
+
+def random_delta(images: Tensor, radius: float, norm: Norm, rng: torch.Generator) -> Tensor:
+    """Return perturbations (B, ...) drawn uniformly from a ball.
+
+    In the L2 ball of D dimensions: a Gaussian direction times ``radius * u^(1/D)``, u uniform in [0, 1].
+    """
+    if norm == "linf":
+        return torch.empty_like(images).uniform_(-radius, radius, generator=rng)
+    direction = _to_unit(_noise(images, rng))
+    return direction * _per_image(radius * _uniform(images, rng) ** (1 / images[0].numel()), images)
+
+
+def _to_unit(x: Tensor) -> Tensor:
+    return F.normalize(x.flatten(1), dim=1).view_as(x)
+
+
+def project(delta: Tensor, radius: float, norm: Norm) -> Tensor:
+    """Return the nearest perturbation within the ball."""
+    if norm == "linf":
+        return delta.clamp(-radius, radius)
+    lengths = _per_image(delta.flatten(1).norm(dim=1), delta)
+    return delta * (radius / lengths.clamp_min(radius))
+
+
+def pgd(
+    target: Target, images: Tensor, labels: Tensor, radius: float, norm: Norm, steps: int, rng: torch.Generator
+) -> Tensor:
+    """Search the ball for the perturbation that the target's cross-entropy likes least (Madry et al. 2018).
+
+    From a random start, ``steps`` steps of ``2.5 * radius / steps`` along the sign of the gradient (L-inf) or
+    the unit gradient (L2), each projected back. The search has no gradient; the result has that of ``images``.
+    """
+    still = images.detach()
+    delta = random_delta(still, radius, norm, rng)
+    for _ in range(steps):
+        delta.requires_grad_(True)
+        with torch.enable_grad():
+            loss = F.cross_entropy(target((still + delta).clamp(0, 1)), labels, reduction="sum")
+            (slope,) = torch.autograd.grad(loss, delta)
+        direction = slope.sign() if norm == "linf" else _to_unit(slope)
+        delta = project(delta.detach() + 2.5 * radius / steps * direction, radius, norm)
+    return (images + delta).clamp(0, 1)
+
+
+def affine(images: Tensor, degrees: float, shift: float, scale: float, rng: torch.Generator) -> Tensor:
+    """Rotate, shift and scale each image by its own random amount; what comes in from outside is the border.
+
+    Args:
+        images: (B, C, H, W).
+        degrees: rotation, uniform in [-degrees, degrees].
+        shift: in each direction, uniform in [-shift, shift], as a share of the side.
+        scale: factor uniform in [1 - scale, 1 + scale].
+        rng: source of the randomness.
+    """
+    height, width = images.shape[2:]
+    angle = _uniform(images, rng, -degrees, degrees) * (math.pi / 180)
+    zoom = _uniform(images, rng, 1 - scale, 1 + scale)
+    cos, sin = angle.cos() / zoom, angle.sin() / zoom
+    across, down = (2 * _uniform(images, rng, -shift, shift) for _ in range(2))
+    # affine_grid's coordinates run from -1 to 1 on both axes, so a rotation of pixels takes the aspect ratio.
+    rows = [cos, -sin * (height / width), across, sin * (width / height), cos, down]
+    matrices = torch.stack(rows, 1).view(-1, 2, 3)
+    grid = F.affine_grid(matrices, list(images.shape), align_corners=False)
+    return F.grid_sample(images, grid, padding_mode="border", align_corners=False).clamp(0, 1)

@@ -1,0 +1,229 @@
+"""The conditioners: soft vector + hot matrix, each half alone, and a learned embedding to compare with."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+import interpkit
+from interpkit import Condition, Conditioner, ConditionSpec
+
+MAX_SIDE = 16
+
+
+class SoftVector:
+    """Draws soft distributions over n classes: softmax(z / T) of n standard normal numbers z.
+
+    At T = 1 and n = 10, the paper's case, the largest entry is 0.32 on average. Without a temperature the
+    vectors flatten as n grows (0.017 at n = 1,000), so the default keeps that average: the expected largest
+    entry of softmax(s z) stays within 0.03 of 0.32 for n = 10 to 21,841 when s^2 = 1 + 2.17 ln(n / 10), found
+    by simulation; T = 1 below.
+
+    Args:
+        num_classes: n.
+        start: T at the start of the training; the default above if None.
+        end: T at its end, reached geometrically; ``start`` if None.
+    """
+
+    def __init__(self, num_classes: int, start: float | None, end: float | None) -> None:
+        self.num_classes = num_classes
+        self.start = start or (1 + 2.17 * max(0.0, math.log(num_classes / 10))) ** -0.5
+        self.end = end or self.start
+
+    def temperature(self, progress: float) -> float:
+        """Return T at this share of the training."""
+        return self.start ** (1 - progress) * self.end**progress
+
+    def draw(self, labels: Tensor | None, count: int, progress: float, device: torch.device,
+             rng: torch.Generator | None) -> Tensor:
+        """Return (count, n) distributions; for given labels the drawn maximum is swapped into their place.
+
+        The entries are independent and alike, so the swap leaves the law of the rest as it was.
+        """
+        z = torch.randn(count, self.num_classes, device=device, generator=rng) / self.temperature(progress)
+        if labels is not None:
+            top, place = z.max(1, keepdim=True)
+            asked = labels[:, None]
+            z = z.scatter(1, place, z.gather(1, asked)).scatter(1, asked, top)
+        return z.softmax(1)
+
+
+class HotMatrix:
+    """The paper's n x n matrix that is 1 in the row and the column of the label, and 0 elsewhere.
+
+    It is a cross, of rank 2, and it is drawn at the size that the generator asks for. Above the largest side
+    g (16, or the image's) one cross per digit of the label in base g is drawn, each on a map of its own, so
+    that 1,000 classes take 3 maps of 16 x 16 in place of one of 1,000 x 1,000, and the label can still be
+    read off the maps (`decode`).
+
+    Args:
+        num_classes: n.
+        side: g, at most n.
+    """
+
+    def __init__(self, num_classes: int, side: int) -> None:
+        self.side = side
+        self.digits = next(m for m in range(1, 64) if side**m >= num_classes)
+
+    def draw(self, labels: Tensor, height: int, width: int) -> Tensor:
+        """Return (B, digits, height, width) maps; height and width are at least the side."""
+        places = self.side ** torch.arange(self.digits, device=labels.device)
+        digits = (labels[:, None] // places % self.side)[:, :, None]
+        rows = torch.arange(height, device=labels.device) * self.side // height == digits
+        columns = torch.arange(width, device=labels.device) * self.side // width == digits
+        return (rows[:, :, :, None] | columns[:, :, None, :]).float()
+
+    def decode(self, maps: Tensor) -> Tensor:
+        """Return the labels (B,) that the maps were drawn for."""
+        height = maps.shape[2]
+        brightest = maps.sum(3).argmax(2) * self.side // height
+        return (brightest * self.side ** torch.arange(self.digits, device=maps.device)).sum(1)
+
+
+def _labels(conditioner: Conditioner, batch_size: int, labels: Tensor | None, rng: torch.Generator | None) -> Tensor:
+    if labels is not None:
+        return labels
+    return torch.randint(conditioner.num_classes, (batch_size,), device=conditioner.device, generator=rng)
+
+
+def _side(num_classes: int, input_shape: tuple[int, ...], max_side: int) -> int:
+    return min(num_classes, max_side, *(input_shape[1:] or (max_side,)))
+
+
+class VectorConditioner(Conditioner):
+    """Soft vectors alone, the first half of the paper's conditioning.
+
+    P = softmax(z / T), z ~ N(0, I_n); the label is argmax P. Source: section 2, "using vectors by encoding
+    the label information into an n-dimensional vector".
+    """
+
+    name = "vector"
+
+    class Options(interpkit.Options):
+        """How soft the vectors are."""
+
+        temperature: float | None = Field(
+            None, gt=0, description="T of the softmax; by default 1 up to 10 classes, lower above, so that the "
+            "largest entry stays 0.32 on average"
+        )
+        final_temperature: float | None = Field(
+            None, gt=0, description="T at the end of the training, reached geometrically; a low one ends one-hot"
+        )
+
+    options: Options
+
+    def __init__(self, num_classes: int, input_shape: tuple[int, ...], options: Options | None = None) -> None:
+        super().__init__(num_classes, input_shape, options)
+        self.soft = SoftVector(num_classes, self.options.temperature, self.options.final_temperature)
+
+    @property
+    def spec(self) -> ConditionSpec:
+        """A vector of n."""
+        return ConditionSpec(vector_dim=self.num_classes)
+
+    def sample(
+        self, batch_size: int, *, labels: Tensor | None = None, rng: torch.Generator | None = None
+    ) -> Condition:
+        """Draw soft vectors; see `Conditioner.sample`."""
+        distribution = self.soft.draw(labels, batch_size, self.progress, self.device, rng)
+        return Condition(distribution.argmax(1) if labels is None else labels, distribution, distribution)
+
+
+class VectorMatrixConditioner(VectorConditioner):
+    """The paper's conditioning: a soft vector, and a hot matrix of its argmax.
+
+    Source: section 2, "Vector-Matrix Conditioning".
+    """
+
+    name = "vecmat"
+
+    class Options(VectorConditioner.Options):
+        """How soft the vectors are, and how large the matrix may be."""
+
+        max_side: int = Field(MAX_SIDE, ge=2, le=64, description="largest hot matrix; above, a cross per digit")
+
+    options: Options
+
+    def __init__(self, num_classes: int, input_shape: tuple[int, ...], options: Options | None = None) -> None:
+        super().__init__(num_classes, input_shape, options)
+        self.matrix = HotMatrix(num_classes, _side(num_classes, input_shape, self.options.max_side))
+
+    @property
+    def spec(self) -> ConditionSpec:
+        """A vector of n, and a map per digit."""
+        return ConditionSpec(self.num_classes, self.matrix.digits, self.matrix.side)
+
+    def sample(
+        self, batch_size: int, *, labels: Tensor | None = None, rng: torch.Generator | None = None
+    ) -> Condition:
+        """Draw soft vectors and their matrices; see `Conditioner.sample`."""
+        soft = super().sample(batch_size, labels=labels, rng=rng)
+        return Condition(
+            soft.labels, soft.distribution, soft.vector, lambda h, w: self.matrix.draw(soft.labels, h, w)
+        )
+
+
+class MatrixConditioner(Conditioner):
+    """Hot matrices alone, the second half of the paper's conditioning; P is one-hot, as no vector is shown."""
+
+    name = "matrix"
+
+    class Options(interpkit.Options):
+        """How large the matrix may be."""
+
+        max_side: int = Field(MAX_SIDE, ge=2, le=64, description="largest hot matrix; above, a cross per digit")
+
+    options: Options
+
+    def __init__(self, num_classes: int, input_shape: tuple[int, ...], options: Options | None = None) -> None:
+        super().__init__(num_classes, input_shape, options)
+        self.matrix = HotMatrix(num_classes, _side(num_classes, input_shape, self.options.max_side))
+
+    @property
+    def spec(self) -> ConditionSpec:
+        """No vector, and a map per digit."""
+        return ConditionSpec(0, self.matrix.digits, self.matrix.side)
+
+    def sample(
+        self, batch_size: int, *, labels: Tensor | None = None, rng: torch.Generator | None = None
+    ) -> Condition:
+        """Draw labels and their matrices; see `Conditioner.sample`."""
+        asked = _labels(self, batch_size, labels, rng)
+        one_hot = F.one_hot(asked, self.num_classes).float()
+        return Condition(asked, one_hot, one_hot[:, :0], lambda h, w: self.matrix.draw(asked, h, w))
+
+
+class LabelConditioner(Conditioner):
+    """A learned embedding of the label, the usual conditioning, to compare with; P is one-hot.
+
+    Source: section 2, "generators are typically conditioned on an embedding learned from a label".
+    """
+
+    name = "label"
+
+    class Options(interpkit.Options):
+        """Size of the embedding."""
+
+        dim: int = Field(32, ge=1, le=4096, description="length of the embedding")
+
+    options: Options
+
+    def __init__(self, num_classes: int, input_shape: tuple[int, ...], options: Options | None = None) -> None:
+        super().__init__(num_classes, input_shape, options)
+        self.embedding = nn.Embedding(num_classes, self.options.dim)
+
+    @property
+    def spec(self) -> ConditionSpec:
+        """A vector, the embedding."""
+        return ConditionSpec(self.options.dim)
+
+    def sample(
+        self, batch_size: int, *, labels: Tensor | None = None, rng: torch.Generator | None = None
+    ) -> Condition:
+        """Draw labels and embed them; see `Conditioner.sample`."""
+        asked = _labels(self, batch_size, labels, rng)
+        return Condition(asked, F.one_hot(asked, self.num_classes).float(), self.embedding(asked))

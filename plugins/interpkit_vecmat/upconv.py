@@ -1,0 +1,139 @@
+"""The paper's generator: up-convolutions to the matrix's size, the matrix, up-convolutions to the image's."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import zip_longest
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+import interpkit
+from interpkit import Condition, ConditionSpec, Generator, UsageError
+
+MAX_GROWTH = 4
+
+
+@dataclass(frozen=True)
+class Step:
+    """One transposed convolution along one axis: ``size -> (size - 1) * stride - 2 * padding + kernel``."""
+
+    kernel: int
+    stride: int
+    padding: int
+
+
+SAME = Step(3, 1, 1)
+
+
+def plan_axis(start: int, end: int) -> tuple[list[Step], list[Step]]:
+    """Return the steps that take an axis from ``start`` to exactly ``end``: small growths, then doublings.
+
+    ``end`` is halved (rounding up) as often as it stays at least ``start``; what is left between is grown by
+    unpadded stride-1 steps of at most 4 pixels, where it costs least; then each doubling gives 2t or 2t - 1.
+    """
+    sizes = [end]
+    while -(-sizes[0] // 2) >= start and sizes[0] > 1:
+        sizes.insert(0, -(-sizes[0] // 2))
+    growths, size = [], start
+    while size < sizes[0]:
+        growth = min(MAX_GROWTH, sizes[0] - size)
+        growths.append(Step(growth + 1, 1, 0))
+        size += growth
+    doublings = [Step(4, 2, 1) if after == 2 * before else Step(3, 2, 1) for before, after in zip(sizes, sizes[1:], strict=False)]
+    return growths, doublings
+
+
+def plan(start: tuple[int, int], end: tuple[int, int]) -> tuple[list[tuple[Step, Step]], list[tuple[Step, Step]]]:
+    """Return the steps of both axes together; an axis that needs fewer waits, and doubles at the end."""
+    (grow_h, double_h), (grow_w, double_w) = (plan_axis(a, b) for a, b in zip(start, end, strict=True))
+    growths = list(zip_longest(grow_h, grow_w, fillvalue=SAME))
+    doublings = list(zip_longest(reversed(double_h), reversed(double_w), fillvalue=SAME))[::-1]
+    return growths, doublings
+
+
+class UpConvGenerator(Generator):
+    """The paper's generator, for C x H x W images of 8 to 224 pixels or more a side, square or not.
+
+    ::
+
+        latent ++ Linear(vector) -> up-convolutions to g x g -> ++ maps -> up-convolutions to H x W -> sigmoid
+
+    g is the size of the condition's maps: n for up to 16 classes. Every up-convolution is followed by batch
+    norm, leaky ReLU and dropout of whole channels. Source: section 2, "The generator includes two up-sampling
+    stages", and section 3, "multiple layers of transposed convolutions, batch normalization and dropout".
+    """
+
+    name = "upconv"
+
+    class Options(interpkit.Options):
+        """Sizes and dropout."""
+
+        latent: int = Field(100, ge=1, le=65536, description="length of the latent vector")
+        hidden: int = Field(100, ge=1, le=65536, description="width of the linear layer that maps the vector")
+        width: int = Field(128, ge=1, le=8192, description="channels up to and at the matrix's size; halved by each doubling")
+        min_width: int = Field(32, ge=1, le=8192, description="fewest channels before the image")
+        dropout: float = Field(0.2, ge=0, lt=1, description="share of channels that is dropped after each layer")
+        slope: float = Field(0.2, ge=0, lt=1, description="of the leaky ReLU below zero")
+
+    options: Options
+
+    def __init__(
+        self, spec: ConditionSpec, input_shape: tuple[int, ...], options: Options | None = None
+    ) -> None:
+        super().__init__(spec, input_shape, options)
+        if len(input_shape) != 3:
+            raise UsageError(f"the generator 'upconv' makes images C,H,W; this classifier takes {input_shape}.")
+        channels, height, width = input_shape
+        opt = self.options
+        self.latent_dim = opt.latent
+        self.grid = (max(spec.map_size, min(4, height)), max(spec.map_size, min(4, width)))
+        if self.grid > (height, width) or self.grid[1] > width:
+            raise UsageError(
+                f"the condition's maps are {spec.map_size} pixels a side, more than the image's {height} x {width}."
+            )
+        self.embed = nn.Linear(spec.vector_dim, opt.hidden) if spec.vector_dim else None
+
+        first = (min(4, self.grid[0]), min(4, self.grid[1]))
+        growths, doublings = plan(first, self.grid)
+        wide = opt.width
+        seed = opt.latent + (opt.hidden if self.embed else 0)
+        to_grid = [self._block(seed, wide, (Step(first[0], 1, 0), Step(first[1], 1, 0)))]
+        to_grid += [self._block(wide, wide, step) for step in growths + doublings]
+        self.to_grid = nn.Sequential(*to_grid)
+
+        growths, doublings = plan(self.grid, (height, width))
+        width_in, to_image = wide + spec.map_channels, []
+        for step in growths or ([] if doublings else [(SAME, SAME)]):
+            to_image.append(self._block(width_in, wide, step))
+            width_in = wide
+        for step in doublings:
+            wide = max(min(opt.min_width, wide), wide // 2)
+            to_image.append(self._block(width_in, wide, step))
+            width_in = wide
+        self.to_image = nn.Sequential(*to_image, nn.Conv2d(width_in, channels, 3, padding=1), nn.Sigmoid())
+
+    def _block(self, before: int, after: int, step: tuple[Step, Step]) -> nn.Module:
+        rows, columns = step
+        return nn.Sequential(
+            nn.ConvTranspose2d(
+                before,
+                after,
+                kernel_size=(rows.kernel, columns.kernel),
+                stride=(rows.stride, columns.stride),
+                padding=(rows.padding, columns.padding),
+                bias=False,  # batch norm has one
+            ),
+            nn.BatchNorm2d(after),
+            nn.LeakyReLU(self.options.slope),
+            nn.Dropout2d(self.options.dropout),
+        )
+
+    def forward(self, latent: Tensor, condition: Condition) -> Tensor:
+        """Return images; see `Generator.forward`."""
+        x = latent if self.embed is None else torch.cat([latent, self.embed(condition.vector)], 1)
+        x = self.to_grid(x[:, :, None, None])
+        x = torch.cat([x, condition.maps(*self.grid).to(x.dtype)], 1)
+        images: Tensor = self.to_image(x)
+        return images
