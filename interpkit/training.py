@@ -59,7 +59,7 @@ def train(
     rng = random_generator(device, derive_seed(recipe.seed, "training"))
     terms = nn.ModuleDict({name: loss for name, (_, loss) in losses.items()})
     trained = nn.ModuleDict({"conditioner": conditioner, "generator": generator, "terms": terms})
-    trained.to(device).train()
+    trained.to(device, memory_format=torch.channels_last).train()
     optimizer = torch.optim.Adam(
         trained.parameters(),
         lr=recipe.optimizer.lr,
