@@ -15,13 +15,24 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 import torchvision
+from interpkit_targets.architectures import SmallCNN
 from torch import Tensor, nn
 from torchvision.transforms.v2 import RandomAffine, RandomHorizontalFlip
 
 import interpkit
-from interpkit_targets.architectures import SmallCNN
 
-FASHION = ["T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"]
+FASHION = [
+    "T-shirt/top",
+    "Trouser",
+    "Pullover",
+    "Dress",
+    "Coat",
+    "Sandal",
+    "Shirt",
+    "Sneaker",
+    "Bag",
+    "Ankle boot",
+]
 CIFAR10 = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 CLASS_NAMES = {"fashionmnist": FASHION, "fashion_mnist": FASHION, "cifar10": CIFAR10}
 MIRRORED = ("fashionmnist", "fashion_mnist", "cifar10")
@@ -100,8 +111,12 @@ def main() -> None:
             losses.append(loss.detach())
         model.eval()
         with torch.no_grad():
-            right = [model(normalised(x)).argmax(1) == y for x, y in zip(x_test.split(500), y_test.split(500), strict=True)]
-        print(f"epoch {epoch + 1:2d}  loss {torch.stack(losses).mean():.4f}  test accuracy {torch.cat(right).float().mean():.4f}")
+            right = [
+                model(normalised(x)).argmax(1) == y for x, y in zip(x_test.split(500), y_test.split(500), strict=True)
+            ]
+        print(
+            f"epoch {epoch + 1:2d}  loss {torch.stack(losses).mean():.4f}  test accuracy {torch.cat(right).float().mean():.4f}"
+        )
 
     names = CLASS_NAMES.get(kind, [str(i) for i in range(classes)])
     path = interpkit.save_target(

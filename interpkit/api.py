@@ -41,8 +41,8 @@ def invert(
         on_step: called after each step with its number.
         on_record: called with each line of the history.
         settings: as in `prepare`: ``config``, ``conditioner``, ``generator``, ``inverter``, ``losses``,
-            ``options``, ``target_options``, and the recipe's own ``steps``, ``batch_size``, ``labels``, ``seed``, ``device``,
-            ``precision``, ``checkpoint_every``.
+            ``options``, ``target_options``, and the recipe's own ``steps``, ``batch_size``, ``labels``, ``seed``,
+            ``device``, ``precision``, ``checkpoint_every``.
 
     Raises:
         UsageError: a name or value is wrong.
@@ -205,7 +205,7 @@ def is_finished(out: Path, recipe: Recipe) -> bool:
     if not (out / "manifest.json").exists():
         return False
     manifest = Run.open(out).manifest()
-    return manifest["status"] == "finished" and manifest["steps_done"] >= recipe.steps
+    return bool(manifest["status"] == "finished" and manifest["steps_done"] >= recipe.steps)
 
 
 def load_inversion(run: str | Path, *, target: Target | None = None) -> Inversion:

@@ -36,7 +36,10 @@ def resolve(recipe: Recipe, target: Target, plugins: Plugins) -> Recipe:
     for kind in ("inverter", "conditioner", "generator"):
         named: Named | None = getattr(recipe, kind)
         if named is not None:
-            update[kind] = Named(name=named.name, **_options(plugins, kind, named.name, named.options)[1].model_dump(mode="json"))
+            update[kind] = Named(
+                name=named.name,
+                **_options(plugins, kind, named.name, named.options)[1].model_dump(mode="json"),
+            )
     return recipe.model_copy(update=update)
 
 
@@ -64,9 +67,7 @@ def build(recipe: Recipe, target: Target, plugins: Plugins) -> tuple[Inverter, P
     return inverter, Parts(conditioner, generator, losses)
 
 
-def build_generator(
-    recipe: Recipe, target: Target, plugins: Plugins
-) -> tuple[Conditioner | None, Generator | None]:
+def build_generator(recipe: Recipe, target: Target, plugins: Plugins) -> tuple[Conditioner | None, Generator | None]:
     """Build the conditioner and the generator that the recipe names, None for one that it does not."""
     if recipe.conditioner is None:
         return None, None
@@ -79,9 +80,7 @@ def build_generator(
     return conditioner, generator
 
 
-def _options(
-    plugins: Plugins, kind: str, name: str, values: Mapping[str, Any]
-) -> tuple[Any, Options]:
+def _options(plugins: Plugins, kind: str, name: str, values: Mapping[str, Any]) -> tuple[Any, Options]:
     """Return a component's class and its validated options."""
     cls: type[Component] = plugins.component(kind, name)
     return cls, validated(cls.Options, values, f"the {kind} {name!r}")

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import pluggy
 
 if TYPE_CHECKING:
-    from interpkit.inversion import Inversion
     from interpkit.interfaces import Target
+    from interpkit.inversion import Inversion
     from interpkit.recipe import Recipe
     from interpkit.recorder import StepRecord
     from interpkit.registry import Registration

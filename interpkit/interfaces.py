@@ -119,9 +119,7 @@ class Conditioner(Component, nn.Module, ABC):
         """The sizes of the conditions that `sample` draws."""
 
     @abstractmethod
-    def sample(
-        self, batch_size: int, *, labels: Tensor | None = None, rng: torch.Generator | None = None
-    ) -> Condition:
+    def sample(self, batch_size: int, *, labels: Tensor | None = None, rng: torch.Generator | None = None) -> Condition:
         """Draw conditions.
 
         Args:
@@ -168,7 +166,7 @@ class Response:
 
     Attributes:
         logits: (B, n) float32.
-        features: by layer, each (B, ...).
+        features: by layer, each (B, ...), float32.
         feature_layer: the target's default layer, always among ``features``.
     """
 

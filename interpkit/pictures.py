@@ -51,7 +51,7 @@ def save_grid(images: Tensor, labels: Tensor, class_names: list[str], path: Path
 
 
 def save_images(images: Tensor, labels: Tensor, class_names: list[str], folder: Path) -> None:
-    """Write one PNG an image, (N, C, H, W) uint8, in a folder a class: ``3/00017.png``; and the names of the classes."""
+    """Write one PNG an image, (N, C, H, W) uint8, in a folder a class (``3/00017.png``), and classes.json."""
     for label in labels.unique().tolist():
         (folder / str(label)).mkdir(parents=True, exist_ok=True)
     for number, (image, label) in enumerate(zip(images, labels.tolist(), strict=True)):

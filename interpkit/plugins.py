@@ -168,7 +168,10 @@ def _load_watched(entry_point: importlib.metadata.EntryPoint) -> object:
     watch = threading.Timer(
         SLOW_IMPORT_SECONDS,
         lambda: log.warning(
-            "still importing the plugin %r (%s) after %d s", entry_point.name, entry_point.value, SLOW_IMPORT_SECONDS
+            "still importing the plugin %r (%s) after %d s",
+            entry_point.name,
+            entry_point.value,
+            SLOW_IMPORT_SECONDS,
         ),
     )
     watch.daemon = True

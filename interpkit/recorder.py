@@ -95,7 +95,13 @@ class Recorder:
         return None
 
     def step(
-        self, step: int, loss: Tensor, terms: Mapping[str, Tensor], images: Tensor, logits: Tensor, labels: Tensor
+        self,
+        step: int,
+        loss: Tensor,
+        terms: Mapping[str, Tensor],
+        images: Tensor,
+        logits: Tensor,
+        labels: Tensor,
     ) -> None:
         """Take the values of one step.
 
@@ -135,7 +141,12 @@ class Recorder:
         accuracy = sum(row[-1] for row in table) / len(table)
         self._pending.clear()
         record = StepRecord(
-            step, self.steps, self.seconds, last[-2], dict(zip(self._names, last[2:-2], strict=True)), accuracy
+            step,
+            self.steps,
+            self.seconds,
+            last[-2],
+            dict(zip(self._names, last[2:-2], strict=True)),
+            accuracy,
         )
         self.history.append(record)
         self.write(record)

@@ -54,7 +54,7 @@ class Registry:
         if kind is None:
             raise PluginError(f"{item!r} is of no kind that interpkit knows: {', '.join(KINDS)}.")
         if inspect.isabstract(base):
-            missing = ", ".join(sorted(base.__abstractmethods__))
+            missing = ", ".join(sorted(getattr(base, "__abstractmethods__", ())))
             raise PluginError(f"{kind} {base.__name__} does not define: {missing}.")
         name = getattr(item, "name", None)
         if not (isinstance(name, str) and _NAME.fullmatch(name)):

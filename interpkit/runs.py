@@ -14,10 +14,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import pydantic
 import safetensors
 import safetensors.torch
 import torch
+from torch import nn
 
 from interpkit import assembly, evaluation, loading
 from interpkit._version import __version__
@@ -138,7 +138,15 @@ class Run:
             state = torch.load(path, map_location="cpu", weights_only=True)
             if not isinstance(state, dict) or not {"step", "seconds"} <= state.keys():
                 raise ValueError("it holds no state of a run")
-        except (OSError, ValueError, RuntimeError, EOFError, zipfile.BadZipFile, KeyError, ImportError) as error:
+        except (
+            OSError,
+            ValueError,
+            RuntimeError,
+            EOFError,
+            zipfile.BadZipFile,
+            KeyError,
+            ImportError,
+        ) as error:
             raise RunError(f"{path} cannot be read: {str(error).splitlines()[0]}. Start anew by --force.") from error
         except Exception as error:  # pickle.UnpicklingError and its kin
             raise RunError(f"{path} is not a checkpoint of interpkit. Start anew by --force.") from error
@@ -258,12 +266,15 @@ class Run:
         self.note(
             status="finished" if done else "interrupted",
             steps_done=inversion.steps_done,
-            timings={"training_seconds": round(last, 3), "sampling_seconds": round(time.monotonic() - begun, 3)},
+            timings={
+                "training_seconds": round(last, 3),
+                "sampling_seconds": round(time.monotonic() - begun, 3),
+            },
         )
         return self.folder
 
     def _write_weights(self, inversion: GeneratorInversion) -> None:
-        parts = {"generator": inversion.generator, "conditioner": inversion.conditioner}
+        parts: dict[str, nn.Module] = {"generator": inversion.generator, "conditioner": inversion.conditioner}
         weights = {
             f"{prefix}.{name}": tensor.detach().cpu().contiguous().clone()
             for prefix, part in parts.items()

@@ -50,7 +50,7 @@ class ModuleTarget(Target):
         x = images if self._plain else images * self.scale + self.shift
         dtype = next((p.dtype for p in self.module.parameters() if p.is_floating_point()), x.dtype)
         logits: Tensor = self.module(x.to(dtype))
-        return logits.float()
+        return at_least_single(logits)
 
     def respond(self, images: Tensor, layers: Sequence[str] = ()) -> Response:
         """Return logits and features; see `Target.respond`."""
@@ -84,6 +84,11 @@ class ModuleTarget(Target):
             ) from error
 
 
+def at_least_single(tensor: Tensor) -> Tensor:
+    """Return half-precision numbers as float32, and others as they are."""
+    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+
+
 def _watch(module: nn.Module, layer: str, features: dict[str, Tensor]) -> Any:
     """Hook a layer so that what passes it is kept under its name, safe from in-place changes further on."""
 
@@ -91,7 +96,7 @@ def _watch(module: nn.Module, layer: str, features: dict[str, Tensor]) -> Any:
         while isinstance(value, tuple | list) and value:
             value = value[0]
         if isinstance(value, Tensor):
-            features[layer] = value.clone() if copy else value
+            features[layer] = at_least_single(value.clone() if copy else value)
 
     if layer.endswith(":in"):
         in_place = bool(getattr(module, "inplace", False))
@@ -144,9 +149,7 @@ def wrap(
     lo, hi = (float(bound) for bound in input_range)
     if not lo < hi:
         raise UsageError(f"input_range is LO,HI with LO < HI, not {lo},{hi}.")
-    target = ModuleTarget(
-        module, shape, mean=means, std=stds, input_range=(lo, hi), name=name or type(module).__name__
-    )
+    target = ModuleTarget(module, shape, mean=means, std=stds, input_range=(lo, hi), name=name or type(module).__name__)
     width, ran = _probe(target)
     if num_classes is not None and num_classes != width:
         raise ModelError(
@@ -166,7 +169,12 @@ def wrap(
         feature_layer = f"{heads[-1]}:in"
     target.feature_layer = feature_layer
     target._layer(feature_layer)
-    given = {"mean": mean != 0.0, "std": std != 1.0, "input_range": (lo, hi) != (0.0, 1.0), "input_shape": True}
+    given = {
+        "mean": mean != 0.0,
+        "std": std != 1.0,
+        "input_range": (lo, hi) != (0.0, 1.0),
+        "input_shape": True,
+    }
     given |= {"class_names": class_names is not None, "feature_layer": not found}
     target.sources = {key: "given" if said else "default" for key, said in given.items()}
     target.sources["num_classes"] = "found: width of the logits"

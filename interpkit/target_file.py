@@ -44,8 +44,12 @@ def save_target(
         module: the trained classifier, built as ``architecture`` with ``arch_args`` says.
         path: ends in .safetensors.
         architecture: FAMILY:NAME of a registered architecture, e.g. ``torchvision:resnet18``.
-        input_shape: as in `wrap`; so are ``mean``, ``std``, ``input_range`` and ``class_names``.
+        input_shape: as in `wrap`.
         arch_args: JSON values.
+        mean: as in `wrap`.
+        std: as in `wrap`.
+        input_range: as in `wrap`.
+        class_names: as in `wrap`.
 
     Raises:
         UsageError: the architecture is not registered, or builds other tensors than the module's.
@@ -57,9 +61,7 @@ def save_target(
     path = Path(path)
     if path.suffix != ".safetensors":
         raise UsageError(f"{path}: a classifier's file ends in .safetensors.")
-    target = wrap(
-        module, input_shape, mean=mean, std=std, input_range=input_range, class_names=class_names
-    )
+    target = wrap(module, input_shape, mean=mean, std=std, input_range=input_range, class_names=class_names)
     # Tied weights are stored once under each name: safetensors refuses shared memory.
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in module.state_dict().items()}
     arguments = dict(arch_args or {})

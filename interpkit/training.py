@@ -59,7 +59,7 @@ def train(
     rng = random_generator(device, derive_seed(recipe.seed, "training"))
     terms = nn.ModuleDict({name: loss for name, (_, loss) in losses.items()})
     trained = nn.ModuleDict({"conditioner": conditioner, "generator": generator, "terms": terms})
-    trained.to(device, memory_format=torch.channels_last).train()
+    trained.to(device).to(memory_format=torch.channels_last).train()
     optimizer = torch.optim.Adam(
         trained.parameters(),
         lr=recipe.optimizer.lr,
@@ -135,9 +135,7 @@ def falling(progress: float, decay: float) -> float:
     return 1.0 if decay == 0 else min(1.0, (1.0 - progress) / decay)
 
 
-def snapshot(
-    step: int, trained: nn.Module, optimizer: torch.optim.Optimizer, rng: torch.Generator
-) -> dict[str, Any]:
+def snapshot(step: int, trained: nn.Module, optimizer: torch.optim.Optimizer, rng: torch.Generator) -> dict[str, Any]:
     """Return all that the rest of the run depends on, as tensors and plain values."""
     state: dict[str, Any] = {
         "step": step,
@@ -151,9 +149,7 @@ def snapshot(
     return state
 
 
-def restore(
-    state: dict[str, Any], trained: nn.Module, optimizer: torch.optim.Optimizer, rng: torch.Generator
-) -> int:
+def restore(state: dict[str, Any], trained: nn.Module, optimizer: torch.optim.Optimizer, rng: torch.Generator) -> int:
     """Go back to a snapshot; return the number of steps that are done."""
     trained.load_state_dict(state["trained"])
     optimizer.load_state_dict(state["optimizer"])

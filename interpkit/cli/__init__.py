@@ -64,7 +64,9 @@ class Commands(TyperGroup):
         except Exception as error:
             if self.debug or type(error).__module__.startswith("typer."):
                 raise
-            console.error(f"{type(error).__name__}: {error}. This is a fault of interpkit or of a plugin; --debug shows where.")
+            console.error(
+                f"{type(error).__name__}: {error}. This is a fault of interpkit or of a plugin; --debug shows where."
+            )
             raise typer.Exit(1) from error
 
 

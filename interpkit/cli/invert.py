@@ -41,11 +41,20 @@ def invert(
     generator: Annotated[str | None, typer.Option(metavar="NAME", rich_help_panel=_METHOD)] = None,
     loss: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME[=WEIGHT]", help="Add or reweight a term; weight 0 removes it.", rich_help_panel=_METHOD),
+        typer.Option(
+            metavar="NAME[=WEIGHT]",
+            help="Add or reweight a term; weight 0 removes it.",
+            rich_help_panel=_METHOD,
+        ),
     ] = None,
     set_: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="COMPONENT.OPTION=VALUE", help="Set an option; repeatable.", rich_help_panel=_METHOD),
+        typer.Option(
+            "--set",
+            metavar="COMPONENT.OPTION=VALUE",
+            help="Set an option; repeatable.",
+            rich_help_panel=_METHOD,
+        ),
     ] = None,
     inverter: Annotated[str | None, typer.Option(metavar="NAME", rich_help_panel=_METHOD)] = None,
     labels: Annotated[
@@ -60,7 +69,8 @@ def invert(
         int | None, typer.Option(metavar="STEPS", help="Beside one a minute.", rich_help_panel=_TRAINING)
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Run folder; by default runs/MODEL-PRESET-N.", show_default=False)
+        Path | None,
+        typer.Option(metavar="DIR", help="Run folder; by default runs/MODEL-PRESET-N.", show_default=False),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace the run in --out.")] = False,
@@ -119,11 +129,15 @@ def invert(
         return
     folder = out or _next_folder(model, plugin or [config.stem if config else "recipe"])
     if resume and api.is_finished(folder, job.recipe):
-        console.note(f"{folder} is finished after {job.recipe.steps} steps: nothing to do. A larger --steps extends it.")
+        console.note(
+            f"{folder} is finished after {job.recipe.steps} steps: nothing to do. A larger --steps extends it."
+        )
         _print_result(folder, json_)
         return
     recipe = job.recipe
-    console.note(f"{job.target.name}: {recipe.steps} steps of {recipe.batch_size} on {recipe.device} in {recipe.precision}")
+    console.note(
+        f"{job.target.name}: {recipe.steps} steps of {recipe.batch_size} on {recipe.device} in {recipe.precision}"
+    )
     with console.ProgressDisplay(recipe.steps) as display, _stop_on_signals(job):
         inversion = job.run(out=folder, resume=resume, force=force, on_step=display.step, on_record=display.record)
     if inversion.steps_done < recipe.steps:

@@ -18,7 +18,8 @@ Model = Annotated[Path, typer.Argument(help="The classifier's file.", show_defau
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.", show_default=False)]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Arch = Annotated[
-    str | None, typer.Option(help="Architecture, FAMILY:NAME, e.g. torchvision:resnet18.", rich_help_panel=_FILE)
+    str | None,
+    typer.Option(help="Architecture, FAMILY:NAME, e.g. torchvision:resnet18.", rich_help_panel=_FILE),
 ]
 ArchArg = Annotated[
     list[str] | None,
@@ -32,11 +33,16 @@ InputRange = Annotated[
 ]
 NumClasses = Annotated[int | None, typer.Option(min=2, help="Number of classes.", rich_help_panel=_FILE)]
 ClassNames = Annotated[
-    Path | None, typer.Option(metavar="FILE", help="A text file with a class name a line.", rich_help_panel=_FILE)
+    Path | None,
+    typer.Option(metavar="FILE", help="A text file with a class name a line.", rich_help_panel=_FILE),
 ]
 FeatureLayer = Annotated[
     str | None,
-    typer.Option(metavar="LAYER[:in]", help="Default features, in place of the last linear layer's input.", rich_help_panel=_FILE),
+    typer.Option(
+        metavar="LAYER[:in]",
+        help="Default features, in place of the last linear layer's input.",
+        rich_help_panel=_FILE,
+    ),
 ]
 
 

@@ -23,7 +23,13 @@ def list_(json_: options.Json = False) -> None:
     found = installed().found.values()
     if json_:
         rows = [
-            {"name": p.name, "version": p.version, "provides": p.provides, "status": p.status, "error": p.error}
+            {
+                "name": p.name,
+                "version": p.version,
+                "provides": p.provides,
+                "status": p.status,
+                "error": p.error,
+            }
             for p in found
         ]
         console.print_json(rows)
@@ -36,7 +42,9 @@ def list_(json_: options.Json = False) -> None:
 
 
 @app.command()
-def show(name: Annotated[str, typer.Argument(help="Of a plugin, or of a component.", show_default=False)]) -> None:
+def show(
+    name: Annotated[str, typer.Argument(help="Of a plugin, or of a component.", show_default=False)],
+) -> None:
     """Show a plugin, or a component with its options: type, default and help."""
     from interpkit.plugins import installed
 
@@ -74,6 +82,11 @@ def _show_entry(entry: Any) -> None:
         kind = kind or str(info.annotation).replace("typing.", "").replace("NoneType", "None")
         default = "required" if info.is_required() else str(info.default)
         limits = ", ".join(str(limit) for limit in info.metadata)
-        table.add_row(f"{entry.name}.{option}", escape(kind), escape(default), escape(f"{info.description or ''} {limits}".strip()))
+        table.add_row(
+            f"{entry.name}.{option}",
+            escape(kind),
+            escape(default),
+            escape(f"{info.description or ''} {limits}".strip()),
+        )
     console.out.print(table)
     console.out.print(f"source: {inspect.getsourcefile(cls)}\n", highlight=False)

@@ -35,7 +35,11 @@ def sample(
         raise UsageError("give --per-class or --count, not both.")
     inversion = runs.Run.open(run).load(model=model)
     samples = evaluation.draw_samples(
-        inversion, per_class=per_class, count=count, labels=options.numbers("--labels", labels, int), seed=seed
+        inversion,
+        per_class=per_class,
+        count=count,
+        labels=options.numbers("--labels", labels, int),
+        seed=seed,
     )
     names = inversion.target.class_names
     place = out or _next_file(run)

@@ -22,9 +22,7 @@ class KLDivergence(InversionLoss):
 
     def forward(self, batch: InversionBatch) -> Tensor:
         """Return the mean divergence, a scalar."""
-        return F.kl_div(
-            batch.response.logits.log_softmax(1), batch.condition.distribution, reduction="batchmean"
-        )
+        return F.kl_div(batch.response.logits.log_softmax(1), batch.condition.distribution, reduction="batchmean")
 
 
 class CrossEntropy(InversionLoss):

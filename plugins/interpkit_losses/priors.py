@@ -41,8 +41,8 @@ class BatchNormStatistics(InversionLoss):
 
     mu_l and sigma_l^2 are the mean and variance of a channel of the input of batch norm l over the batch (and
     the pixels), m_l and v_l its running mean and variance; bars are means over channels. At least 0.
-    DeepInversion (Yin et al. 2020, eq. 4) takes the sums of the plain l2 norms; here each channel is measured in units of its
-    own spread, so that the weight does not depend on the network's scale.
+    DeepInversion (Yin et al. 2020, eq. 4) takes the sums of the plain l2 norms; here each channel is measured in
+    units of its own spread, so that the weight does not depend on the network's scale.
     """
 
     name = "batchnorm"
@@ -56,33 +56,30 @@ class BatchNormStatistics(InversionLoss):
 
     def __init__(self, target: Target, options: Options | None = None) -> None:
         super().__init__(target, options)
-        norms = {
-            name: layer
-            for name, layer in target.layers().items()
-            if isinstance(layer, nn.modules.batchnorm._BatchNorm) and layer.running_mean is not None
-        }
-        if not norms:
+        # (layer, running mean, running variance + eps); not the layers themselves, which are the user's.
+        self.statistics: list[tuple[str, Tensor, Tensor]] = []
+        for name, layer in target.layers().items():
+            if isinstance(layer, nn.modules.batchnorm._BatchNorm) and layer.running_mean is not None:
+                assert layer.running_var is not None
+                self.statistics.append((f"{name}:in", layer.running_mean, layer.running_var + layer.eps))
+        self.statistics = self.statistics[: self.options.first]
+        if not self.statistics:
             raise UsageError(
                 f"the loss 'batchnorm' needs batch norm with running statistics, and {target.name} has none. "
                 f"Leave it out, or set its weight to 0 (--loss batchnorm=0)."
             )
-        self.names = list(norms)[: self.options.first]
-        self.means = [norms[name].running_mean for name in self.names]
-        self.variances = [norms[name].running_var for name in self.names]
-        self.eps = [norms[name].eps for name in self.names]
 
     def layers(self, target: Target) -> list[str]:
         """Return the inputs of the batch norms."""
-        return [f"{name}:in" for name in self.names]
+        return [layer for layer, _, _ in self.statistics]
 
     def forward(self, batch: InversionBatch) -> Tensor:
         """Return the mean squared distance of the statistics, a scalar."""
         values = []
-        for name, mean, variance, eps in zip(self.names, self.means, self.variances, self.eps, strict=True):
-            features = batch.response.features[f"{name}:in"]
-            features = features if features.dtype == torch.float64 else features.float()
+        for layer, mean, variance in self.statistics:
+            features = batch.response.features[layer]
             over = [0, *range(2, features.dim())]
             spread, centre = torch.var_mean(features, over, correction=0)
-            mean, variance = mean.to(features), variance.to(features) + eps
+            mean, variance = mean.to(features), variance.to(features)
             values.append(((centre - mean).square() / variance).mean() + (spread / variance - 1).square().mean())
         return torch.stack(values).mean()

@@ -32,8 +32,9 @@ class Robustness(InversionLoss):
         """Which perturbations, and their bounds in units of the image's range [0, 1]."""
 
         kinds: list[Kind] | None = Field(
-            None, min_length=1, description="gaussian, linf, l2, pgd, affine; by default gaussian, pgd and, for "
-            "images, affine"
+            None,
+            min_length=1,
+            description="gaussian, linf, l2, pgd, affine; by default gaussian, pgd and, for images, affine",
         )
         sigma: float = Field(0.5, gt=0, le=10, description="gaussian: largest standard deviation, of a pixel")
         epsilon: float = Field(0.1, gt=0, le=1, description="linf, and pgd in it: largest change of a pixel")
@@ -49,7 +50,9 @@ class Robustness(InversionLoss):
     def __init__(self, target: Target, options: Options | None = None) -> None:
         super().__init__(target, options)
         images = len(target.input_shape) == 3
-        self.kinds: list[Kind] = self.options.kinds or (["gaussian", "pgd", "affine"] if images else ["gaussian", "pgd"])
+        self.kinds: list[Kind] = self.options.kinds or (
+            ["gaussian", "pgd", "affine"] if images else ["gaussian", "pgd"]
+        )
         if "affine" in self.kinds and not images:
             raise UsageError("robust.kinds: 'affine' is for images; this classifier takes vectors. Leave it out.")
 
@@ -68,9 +71,7 @@ class Robustness(InversionLoss):
         if kind == "affine":
             return perturbations.affine(images, opt.degrees, opt.shift, opt.scale, rng)
         bound = opt.epsilon if opt.pgd_norm == "linf" else opt.radius
-        return perturbations.pgd(
-            batch.target, images, batch.condition.labels, bound, opt.pgd_norm, opt.pgd_steps, rng
-        )
+        return perturbations.pgd(batch.target, images, batch.condition.labels, bound, opt.pgd_norm, opt.pgd_steps, rng)
 
     def forward(self, batch: InversionBatch) -> Tensor:
         """Return the mean cross-entropy on the perturbed images, a scalar."""

@@ -61,7 +61,13 @@ def project(delta: Tensor, radius: float, norm: Norm) -> Tensor:
 
 
 def pgd(
-    target: Target, images: Tensor, labels: Tensor, radius: float, norm: Norm, steps: int, rng: torch.Generator
+    target: Target,
+    images: Tensor,
+    labels: Tensor,
+    radius: float,
+    norm: Norm,
+    steps: int,
+    rng: torch.Generator,
 ) -> Tensor:
     """Search the ball for the perturbation that the target's cross-entropy likes least (Madry et al. 2018).
 

@@ -43,7 +43,10 @@ class SmallCNN(nn.Sequential):
             layers += [nn.MaxPool2d(2), nn.Dropout2d(opt.dropout)]
             channels, height, width = after, height // 2, width // 2
         layers += [nn.Flatten(), nn.Linear(channels * height * width, opt.hidden), nn.LeakyReLU(0.1)]
-        layers += [nn.Dropout(2 * opt.dropout if opt.dropout < 0.5 else opt.dropout), nn.Linear(opt.hidden, opt.num_classes)]
+        layers += [
+            nn.Dropout(2 * opt.dropout if opt.dropout < 0.5 else opt.dropout),
+            nn.Linear(opt.hidden, opt.num_classes),
+        ]
         super().__init__(*layers)
 
 
@@ -71,7 +74,7 @@ class TorchvisionModels(Architectures):
 
     def names(self) -> Sequence[str]:
         """Return the names of the image classifiers."""
-        return torchvision.models.list_models(module=torchvision.models)
+        return list(torchvision.models.list_models(module=torchvision.models))
 
     def build(self, name: str, arguments: Mapping[str, Any]) -> nn.Module:
         """Build the model with fresh weights; an argument that would download some is refused."""

@@ -23,7 +23,10 @@ class SafetensorsLoader(Loader):
         facts = written.model_copy(update=options.said())
         missing = [
             flag
-            for flag, value in (("--arch FAMILY:NAME", facts.arch), ("--input-shape C,H,W", facts.input_shape))
+            for flag, value in (
+                ("--arch FAMILY:NAME", facts.arch),
+                ("--input-shape C,H,W", facts.input_shape),
+            )
             if value is None
         ]
         if missing:

@@ -36,10 +36,16 @@ class SoftVector:
 
     def temperature(self, progress: float) -> float:
         """Return T at this share of the training."""
-        return self.start ** (1 - progress) * self.end**progress
+        return float(self.start ** (1 - progress) * self.end**progress)
 
-    def draw(self, labels: Tensor | None, count: int, progress: float, device: torch.device,
-             rng: torch.Generator | None) -> Tensor:
+    def draw(
+        self,
+        labels: Tensor | None,
+        count: int,
+        progress: float,
+        device: torch.device,
+        rng: torch.Generator | None,
+    ) -> Tensor:
         """Return (count, n) distributions; for given labels the drawn maximum is swapped into their place.
 
         The entries are independent and alike, so the swap leaves the law of the rest as it was.
@@ -107,11 +113,15 @@ class VectorConditioner(Conditioner):
         """How soft the vectors are."""
 
         temperature: float | None = Field(
-            None, gt=0, description="T of the softmax; by default 1 up to 10 classes, lower above, so that the "
-            "largest entry stays 0.32 on average"
+            None,
+            gt=0,
+            description="T of the softmax; by default 1 up to 10 classes, lower above, so that the "
+            "largest entry stays 0.32 on average",
         )
         final_temperature: float | None = Field(
-            None, gt=0, description="T at the end of the training, reached geometrically; a low one ends one-hot"
+            None,
+            gt=0,
+            description="T at the end of the training, reached geometrically; a low one ends one-hot",
         )
 
     options: Options
@@ -125,9 +135,7 @@ class VectorConditioner(Conditioner):
         """A vector of n."""
         return ConditionSpec(vector_dim=self.num_classes)
 
-    def sample(
-        self, batch_size: int, *, labels: Tensor | None = None, rng: torch.Generator | None = None
-    ) -> Condition:
+    def sample(self, batch_size: int, *, labels: Tensor | None = None, rng: torch.Generator | None = None) -> Condition:
         """Draw soft vectors; see `Conditioner.sample`."""
         distribution = self.soft.draw(labels, batch_size, self.progress, self.device, rng)
         return Condition(distribution.argmax(1) if labels is None else labels, distribution, distribution)
@@ -157,14 +165,10 @@ class VectorMatrixConditioner(VectorConditioner):
         """A vector of n, and a map per digit."""
         return ConditionSpec(self.num_classes, self.matrix.digits, self.matrix.side)
 
-    def sample(
-        self, batch_size: int, *, labels: Tensor | None = None, rng: torch.Generator | None = None
-    ) -> Condition:
+    def sample(self, batch_size: int, *, labels: Tensor | None = None, rng: torch.Generator | None = None) -> Condition:
         """Draw soft vectors and their matrices; see `Conditioner.sample`."""
         soft = super().sample(batch_size, labels=labels, rng=rng)
-        return Condition(
-            soft.labels, soft.distribution, soft.vector, lambda h, w: self.matrix.draw(soft.labels, h, w)
-        )
+        return Condition(soft.labels, soft.distribution, soft.vector, lambda h, w: self.matrix.draw(soft.labels, h, w))
 
 
 class MatrixConditioner(Conditioner):
@@ -188,9 +192,7 @@ class MatrixConditioner(Conditioner):
         """No vector, and a map per digit."""
         return ConditionSpec(0, self.matrix.digits, self.matrix.side)
 
-    def sample(
-        self, batch_size: int, *, labels: Tensor | None = None, rng: torch.Generator | None = None
-    ) -> Condition:
+    def sample(self, batch_size: int, *, labels: Tensor | None = None, rng: torch.Generator | None = None) -> Condition:
         """Draw labels and their matrices; see `Conditioner.sample`."""
         asked = _labels(self, batch_size, labels, rng)
         one_hot = F.one_hot(asked, self.num_classes).float()
@@ -221,9 +223,7 @@ class LabelConditioner(Conditioner):
         """A vector, the embedding."""
         return ConditionSpec(self.options.dim)
 
-    def sample(
-        self, batch_size: int, *, labels: Tensor | None = None, rng: torch.Generator | None = None
-    ) -> Condition:
+    def sample(self, batch_size: int, *, labels: Tensor | None = None, rng: torch.Generator | None = None) -> Condition:
         """Draw labels and embed them; see `Conditioner.sample`."""
         asked = _labels(self, batch_size, labels, rng)
         return Condition(asked, F.one_hot(asked, self.num_classes).float(), self.embedding(asked))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import zip_longest
+from itertools import pairwise, zip_longest
 
 import torch
 from pydantic import Field
@@ -41,7 +41,7 @@ def plan_axis(start: int, end: int) -> tuple[list[Step], list[Step]]:
         growth = min(MAX_GROWTH, sizes[0] - size)
         growths.append(Step(growth + 1, 1, 0))
         size += growth
-    doublings = [Step(4, 2, 1) if after == 2 * before else Step(3, 2, 1) for before, after in zip(sizes, sizes[1:], strict=False)]
+    doublings = [Step(4, 2, 1) if after == 2 * before else Step(3, 2, 1) for before, after in pairwise(sizes)]
     return growths, doublings
 
 
@@ -72,16 +72,16 @@ class UpConvGenerator(Generator):
 
         latent: int = Field(100, ge=1, le=65536, description="length of the latent vector")
         hidden: int = Field(100, ge=1, le=65536, description="width of the linear layer that maps the vector")
-        width: int = Field(128, ge=1, le=8192, description="channels up to and at the matrix's size; halved by each doubling")
+        width: int = Field(
+            64, ge=1, le=8192, description="channels up to and at the matrix's size; halved by each doubling"
+        )
         min_width: int = Field(32, ge=1, le=8192, description="fewest channels before the image")
         dropout: float = Field(0.2, ge=0, lt=1, description="share of channels that is dropped after each layer")
         slope: float = Field(0.2, ge=0, lt=1, description="of the leaky ReLU below zero")
 
     options: Options
 
-    def __init__(
-        self, spec: ConditionSpec, input_shape: tuple[int, ...], options: Options | None = None
-    ) -> None:
+    def __init__(self, spec: ConditionSpec, input_shape: tuple[int, ...], options: Options | None = None) -> None:
         super().__init__(spec, input_shape, options)
         if len(input_shape) != 3:
             raise UsageError(f"the generator 'upconv' makes images C,H,W; this classifier takes {input_shape}.")
@@ -89,7 +89,7 @@ class UpConvGenerator(Generator):
         opt = self.options
         self.latent_dim = opt.latent
         self.grid = (max(spec.map_size, min(4, height)), max(spec.map_size, min(4, width)))
-        if self.grid > (height, width) or self.grid[1] > width:
+        if self.grid[0] > height or self.grid[1] > width:
             raise UsageError(
                 f"the condition's maps are {spec.map_size} pixels a side, more than the image's {height} x {width}."
             )
