@@ -1,0 +1,36 @@
+# Two commands do everything: `make demo` and `make test`. Both need Python 3.11 or newer and nothing else.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test setup lint bench docs clean
+
+demo: .venv/installed ## invert the shipped MNIST classifier; ends with the path of samples.png
+	$(BIN)/interpkit invert examples/models/mnist.safetensors --plugin vecmat
+
+test: .venv/installed-dev ## run the tests
+	$(BIN)/python -m pytest
+
+setup: .venv/installed-dev ## make .venv with every extra
+
+lint: .venv/installed-dev ## ruff, ruff format and strict mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: .venv/installed-dev ## measure the figures that the project claims
+	$(BIN)/python -m benchmarks
+
+clean:
+	rm -rf .venv
+
+.venv/bin/python:
+	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "interpkit needs Python 3.11 or newer: make PYTHON=python3.12"'
+	$(PYTHON) -m venv .venv
+
+.venv/installed: pyproject.toml | .venv/bin/python
+	$(BIN)/python -m pip install --quiet --editable .
+	touch $@
+
+.venv/installed-dev: pyproject.toml | .venv/bin/python
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	touch .venv/installed $@

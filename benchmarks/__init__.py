@@ -1,0 +1,1 @@
+"""Measurements of what the project claims; each prints ratios against a baseline in the same run."""
