@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import settings
 from torch import Tensor, nn
 
 import interpkit
@@ -28,9 +29,22 @@ QUICK: dict[str, Any] = {
     "precision": "fp32",
     "options": {"upconv.width": 8, "upconv.min_width": 4, "upconv.latent": 8, "upconv.hidden": 8},
 }
-QUICK_FLAGS = "--plugin vecmat --steps 12 --batch-size 8 --seed 3 --device cpu --precision fp32".split() + [
-    word for name, value in QUICK["options"].items() for word in ("--set", f"{name}={value}")
-]
+QUICK_FLAGS = ["--plugin", "vecmat", "--device", "cpu", "--precision", "fp32"]
+QUICK_FLAGS += ["--steps", "12", "--batch-size", "8", "--seed", "3"]
+QUICK_FLAGS += [word for name, value in QUICK["options"].items() for word in ("--set", f"{name}={value}")]
+
+
+settings.register_profile("interpkit", deadline=None, derandomize=True)
+settings.load_profile("interpkit")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Compute in one thread: networks this small gain nothing by more, and lose much on a machine that is shared."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(autouse=True)
@@ -47,6 +61,29 @@ def plugins() -> Iterator[Plugins]:
     installed.cache_clear()
     yield installed()
     installed.cache_clear()
+
+
+class MadePlugin:
+    """A plugin that registers some items."""
+
+    def __init__(self, *items: Any) -> None:
+        self.items = items
+
+    @interpkit.hookimpl
+    def register(self, registry: interpkit.Registration) -> None:
+        for item in self.items:
+            registry.add(item)
+
+
+@pytest.fixture
+def add_plugin(plugins: Plugins) -> Callable[..., None]:
+    """Return an adder of a plugin named ``mine`` that registers the given items, for this test alone."""
+
+    def add(*items: Any) -> None:
+        added = plugins.add("mine", lambda: MadePlugin(*items))
+        assert added.error is None, added.error
+
+    return add
 
 
 @pytest.fixture(scope="session")
@@ -152,7 +189,7 @@ def run_python() -> Callable[..., subprocess.CompletedProcess[str]]:
 
     def run(*arguments: str | Path, env: dict[str, str] | None = None, **options: Any) -> Any:
         command = [sys.executable, *map(str, arguments)]
-        environment = {**os.environ, **(env or {})}
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", **(env or {})}
         return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, **options)
 
     return run

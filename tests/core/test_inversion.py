@@ -1,0 +1,170 @@
+"""`Inversion.sample`: which images come in which order, and that the same arguments give the same images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import interpkit
+from interpkit import GeneratorInversion, RunError, UsageError
+
+Quick = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture
+def inversion(finished_run: Path) -> GeneratorInversion:
+    found = interpkit.load_inversion(finished_run)
+    assert isinstance(found, GeneratorInversion)
+    return found
+
+
+@pytest.fixture(scope="module")
+def in_chunks(tiny_model: Path, quick: Quick) -> GeneratorInversion:
+    """Return an inversion that draws its samples in chunks of 5."""
+    found = interpkit.invert(tiny_model, **quick(steps=2, options={"sampling.chunk": 5}))
+    assert isinstance(found, GeneratorInversion)
+    return found
+
+
+def test_per_class_is_sorted_by_class(inversion: GeneratorInversion) -> None:
+    images, labels = inversion.sample(per_class=4)
+    assert labels.tolist() == [0] * 4 + [1] * 4 + [2] * 4
+    assert images.shape == (12, 1, 12, 12) and images.dtype == torch.float32
+    assert images.device.type == "cpu" and not images.requires_grad
+    assert images.min() >= 0 and images.max() <= 1
+
+
+def test_ten_a_class_is_the_default(inversion: GeneratorInversion) -> None:
+    assert len(inversion.sample()[0]) == 30
+
+
+def test_count_lets_the_classes_take_turns(inversion: GeneratorInversion) -> None:
+    assert inversion.sample(count=7)[1].tolist() == [0, 1, 2, 0, 1, 2, 0]
+    assert inversion.sample(count=2)[1].tolist() == [0, 1]
+    assert inversion.sample(count=5, labels=[2, 1])[1].tolist() == [2, 1, 2, 1, 2]
+
+
+def test_per_class_and_count_give_the_same_images_in_another_order(in_chunks: GeneratorInversion) -> None:
+    by_class, _ = in_chunks.sample(per_class=4)
+    in_turns, _ = in_chunks.sample(count=12)
+    assert torch.equal(by_class.view(3, 4, -1), in_turns.view(4, 3, -1).transpose(0, 1))
+
+
+def test_a_larger_count_only_adds(in_chunks: GeneratorInversion) -> None:
+    many, _ = in_chunks.sample(count=23)
+    for count in (1, 4, 5, 6, 22):
+        assert torch.equal(in_chunks.sample(count=count)[0], many[:count])
+
+
+def test_a_larger_per_class_only_adds(in_chunks: GeneratorInversion) -> None:
+    many = in_chunks.sample(per_class=9)[0].view(3, 9, 1, 12, 12)
+    for per_class in (1, 2, 8):
+        few = in_chunks.sample(per_class=per_class)[0].view(3, per_class, 1, 12, 12)
+        assert torch.equal(few, many[:, :per_class])
+
+
+def test_all_samples_differ_also_across_chunks(in_chunks: GeneratorInversion) -> None:
+    images = in_chunks.sample(count=20)[0].flatten(1)
+    assert len(images.unique(dim=0)) == 20
+
+
+def test_the_same_arguments_give_the_same_images_and_another_seed_others(inversion: GeneratorInversion) -> None:
+    one, two, other = (inversion.sample(per_class=2, seed=seed)[0] for seed in (5, 5, 6))
+    assert torch.equal(one, two)
+    assert not torch.equal(one, other)
+
+
+def test_the_recipes_seed_is_the_default(inversion: GeneratorInversion) -> None:
+    assert torch.equal(inversion.sample(count=3)[0], inversion.sample(count=3, seed=inversion.recipe.seed)[0])
+
+
+def test_a_subset_of_the_classes_is_sampled_in_the_order_given(inversion: GeneratorInversion) -> None:
+    images, labels = inversion.sample(per_class=2, labels=[2, 0])
+    assert labels.tolist() == [2, 2, 0, 0]
+    assert len(images) == 4
+
+
+def test_dropout_is_on_as_the_recipe_says_and_off_on_request(inversion: GeneratorInversion) -> None:
+    usual, on, off = (inversion.sample(count=6, dropout=dropout)[0] for dropout in (None, True, False))
+    assert inversion.recipe.sampling.dropout
+    assert torch.equal(usual, on)
+    assert not torch.equal(on, off)
+    assert torch.equal(off, inversion.sample(count=6, dropout=False)[0])
+
+
+def test_batch_norm_is_in_eval_mode_so_a_sample_does_not_depend_on_its_neighbours(
+    inversion: GeneratorInversion,
+) -> None:
+    """Of one chunk, asking for other classes in the other places changes nothing in this place."""
+    inversion.generator.train()
+    one, _ = inversion.sample(count=4, labels=[0, 1], dropout=False)
+    two, _ = inversion.sample(count=4, labels=[0, 2], dropout=False)
+    assert torch.allclose(one[::2], two[::2], atol=1e-6)
+    assert not torch.allclose(one[1::2], two[1::2], atol=1e-6)
+
+
+def test_sampling_restores_the_mode_of_every_module(inversion: GeneratorInversion) -> None:
+    parts = [*inversion.generator.modules(), *inversion.conditioner.modules()]
+    inversion.generator.train()
+    for part in parts[::3]:
+        part.training = False
+    before = [part.training for part in parts]
+    inversion.sample(count=2)
+    assert [part.training for part in parts] == before
+    inversion.generator.latent_dim = 1  # now the generator fails
+    with pytest.raises(RuntimeError):
+        inversion.sample(count=2)
+    assert [part.training for part in parts] == before
+
+
+def test_sampling_changes_no_weight(inversion: GeneratorInversion) -> None:
+    before = {name: tensor.clone() for name, tensor in inversion.generator.state_dict().items()}
+    inversion.sample(count=8)
+    assert all(torch.equal(before[name], tensor) for name, tensor in inversion.generator.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"labels": [3]}, r"labels \[3\] were not inverted; this inversion has 0 to 2"),
+        ({"labels": [-1, 0]}, r"labels \[-1\]"),
+        ({"labels": []}, "this inversion has 0 to 2"),
+        ({"per_class": 2, "count": 3}, "not both"),
+        ({"per_class": 0}, "at least one image"),
+        ({"count": 0}, "at least one image"),
+        ({"count": -3}, "at least one image"),
+    ],
+)
+def test_wrong_arguments_are_refused(inversion: GeneratorInversion, arguments: dict[str, Any], words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        inversion.sample(**arguments)
+
+
+def test_a_class_that_was_not_inverted_cannot_be_sampled(tiny_model: Path, quick: Quick) -> None:
+    inversion = interpkit.invert(tiny_model, **quick(steps=1, labels=[0, 2]))
+    with pytest.raises(UsageError, match=r"labels \[1\] were not inverted; this inversion has \[0, 2\]"):
+        inversion.sample(labels=[0, 1])
+
+
+def test_an_inversion_in_memory_is_saved_and_loaded_as_it_was(
+    in_chunks: GeneratorInversion, tmp_path: Path, tiny_model: Path
+) -> None:
+    folder = in_chunks.save(tmp_path / "deep" / "run")
+    again = interpkit.load_inversion(folder)
+    assert torch.equal(again.sample(count=7)[0], in_chunks.sample(count=7)[0])
+    assert [r.loss for r in again.history] == [r.loss for r in in_chunks.history]
+    assert again.recipe.to_toml() == in_chunks.recipe.to_toml()
+    with pytest.raises(RunError, match="holds another run"):
+        in_chunks.save(folder)
+    assert in_chunks.save(folder, force=True) == folder
+
+
+def test_what_an_inversion_knows_of_itself(inversion: GeneratorInversion) -> None:
+    assert inversion.steps_done == 12
+    assert inversion.classes == [0, 1, 2]
+    assert inversion.device.type == "cpu"
+    assert [record.step for record in inversion.history] == [1, 10, 12]
