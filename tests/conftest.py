@@ -28,9 +28,20 @@ QUICK: dict[str, Any] = {
     "precision": "fp32",
     "options": {"upconv.width": 8, "upconv.min_width": 4, "upconv.latent": 8, "upconv.hidden": 8},
 }
-QUICK_FLAGS = "--plugin vecmat --steps 12 --batch-size 8 --seed 3 --device cpu --precision fp32".split() + [
-    word for name, value in QUICK["options"].items() for word in ("--set", f"{name}={value}")
-]
+QUICK_FLAGS = [
+    "--plugin",
+    "vecmat",
+    "--steps",
+    "12",
+    "--batch-size",
+    "8",
+    "--seed",
+    "3",
+    "--device",
+    "cpu",
+    "--precision",
+    "fp32",
+] + [word for name, value in QUICK["options"].items() for word in ("--set", f"{name}={value}")]
 
 
 @pytest.fixture(autouse=True)

@@ -133,7 +133,9 @@ def test_what_was_merged_shares_nothing_with_its_fragments() -> None:
 
 def test_each_layer_wins_over_the_one_before(tmp_path: Path, tiny_model: Path) -> None:
     config = tmp_path / "mine.toml"
-    config.write_text('presets = ["vecmat"]\nsteps = 5\n[losses.kl]\nweight = 0.5\n[generator]\nname = "upconv"\nwidth = 9')
+    config.write_text(
+        'presets = ["vecmat"]\nsteps = 5\n[losses.kl]\nweight = 0.5\n[generator]\nname = "upconv"\nwidth = 9'
+    )
 
     def recipe(*arguments: Any, **options: Any) -> Recipe:
         return prepare(tiny_model, *arguments, config=config, **options).recipe
