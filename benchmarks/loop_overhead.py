@@ -59,7 +59,7 @@ class Pausing(Recorder):
         self.ours: list[float] = []
         self.theirs: list[float] = []
 
-    def step(self, *args, **kwargs) -> None:  # noqa: ANN002, ANN003
+    def step(self, *args, **kwargs) -> None:
         """End our step; run and time theirs; begin our next one."""
         super().step(*args, **kwargs)
         now = time.perf_counter()

@@ -36,12 +36,12 @@ if TYPE_CHECKING:
         Target,
     )
     from interpkit.inversion import GeneratorInversion, Inversion
-    from interpkit.loading import fill_architecture, load_target
+    from interpkit.loading import fill_architecture, load_target, make_target
     from interpkit.recipe import Preset, Recipe, TargetOptions
     from interpkit.recorder import Recorder, StepRecord
     from interpkit.registry import Registration
     from interpkit.target import wrap
-    from interpkit.target_file import read_target_file, save_target
+    from interpkit.target_file import ONNX_GRAPH, ONNX_TENSOR, pack_target, read_target_file, save_target
 
 _HOMES = {
     "api": ("invert", "load_inversion"),
@@ -64,17 +64,19 @@ _HOMES = {
         "Target",
     ),
     "inversion": ("GeneratorInversion", "Inversion"),
-    "loading": ("fill_architecture", "load_target"),
+    "loading": ("fill_architecture", "load_target", "make_target"),
     "recipe": ("Preset", "Recipe", "TargetOptions"),
     "recorder": ("Recorder", "StepRecord"),
     "registry": ("Registration",),
     "target": ("wrap",),
-    "target_file": ("read_target_file", "save_target"),
+    "target_file": ("ONNX_GRAPH", "ONNX_TENSOR", "pack_target", "read_target_file", "save_target"),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
     "__version__",
+    "ONNX_GRAPH",
+    "ONNX_TENSOR",
     "Architectures",
     "Condition",
     "ConditionSpec",
@@ -107,6 +109,8 @@ __all__ = [
     "invert",
     "load_inversion",
     "load_target",
+    "make_target",
+    "pack_target",
     "read_target_file",
     "save_target",
     "wrap",

@@ -103,7 +103,7 @@ def prepare(
     if config is not None:
         layer = read_toml(Path(config))
         layers += [found.preset(name).layer for name in _preset_names(layer.pop("presets", []), config)]
-        layers.append(layer)
+        layers.append(_without_code(layer, target_options or {}, config))
     layers += [found.preset(name).layer for name in plugins]
     if not layers:
         known = listed(found.registry.names("preset"))
@@ -117,6 +117,25 @@ def prepare(
     if not isinstance(target, Target):
         target = loading.load(Path(target), recipe.target)
     return Job(recipe, target, list(plugins))
+
+
+def _without_code(layer: Layer, typed: Mapping[str, Any], config: str | Path) -> Layer:
+    """Return a file's layer without what only the user may say: code of the user's own, and trust.
+
+    Raises:
+        UsageError: the file records some, and the user has not typed it again.
+    """
+    said = layer.get("target", {})
+    if not isinstance(said, Mapping):
+        return layer
+    arch = str(said.get("arch", ""))
+    if arch.startswith("py:") and not typed.get("arch"):
+        raise UsageError(f"{config} records --arch {arch}, which is code; a file cannot have it run. Type it again.")
+    if said.get("trust") and not typed.get("trust"):
+        raise UsageError(
+            f"{config} records --trust; a file cannot grant it. Type it again if you trust the classifier."
+        )
+    return {**layer, "target": {key: value for key, value in said.items() if key != "trust"}}
 
 
 def _preset_names(value: Any, config: str | Path) -> list[str]:

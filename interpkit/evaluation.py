@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from interpkit.interfaces import Target
 from interpkit.inversion import Inversion
 
 SCHEMA = 1
@@ -21,7 +22,7 @@ class Samples:
     """Samples and the target's judgement of them.
 
     Attributes:
-        images: (N, C, H, W) uint8; of a classifier of vectors (N, D) float32 in [0, 1].
+        images: (N, C, H, W) uint8; of a classifier of vectors (N, D) float32, in the units of its input range.
         labels: (N,) int64, the classes asked for.
         predicted: (N,) int64, the classes that the target gives.
         confidence: (N,) float32, the probability that the target gives the class asked for.
@@ -79,6 +80,8 @@ def judge(inversion: Inversion, images: Tensor, labels: Tensor, batch_size: int 
             confidence.append(softmax.gather(1, asked[:, None])[:, 0])
             if keep:
                 probabilities.append(softmax)
+    if images.dim() == 2:
+        images = target.low + (target.high - target.low) * images
     return Samples(
         images,
         labels,
@@ -87,6 +90,23 @@ def judge(inversion: Inversion, images: Tensor, labels: Tensor, batch_size: int 
         torch.zeros_like(labels),
         torch.cat(probabilities) if keep else None,
     )
+
+
+@torch.no_grad()
+def accuracy(target: Target, reference: str, batch_size: int = 256) -> float:
+    """Return the target's accuracy on reference data, a spec as `interpkit.data.load_data` takes it.
+
+    Raises:
+        UsageError: the data cannot be read or does not fit.
+    """
+    from interpkit.data import load_data
+
+    data = load_data(reference, target.input_shape, target.class_names)
+    images = data.images if data.images.dim() == 4 else (data.images - target.low) / (target.high - target.low)
+    with target.frozen():
+        pairs = zip(images.split(batch_size), data.labels.split(batch_size), strict=True)
+        right = [target(rows).argmax(1) == labels for rows, labels in pairs]
+    return torch.cat(right).double().mean().item()
 
 
 def measure(samples: Samples, class_names: Sequence[str]) -> dict[str, Any]:

@@ -223,6 +223,16 @@ class Target(nn.Module, ABC):
             UsageError: no such layer; the message lists near ones.
         """
 
+    @property
+    def low(self) -> Tensor:
+        """What 0 is in the classifier's own units, a scalar or (D,) for vectors: the lower end of its input range."""
+        return torch.tensor(self.description.input_range or (0.0, 1.0))[..., 0]
+
+    @property
+    def high(self) -> Tensor:
+        """What 1 is, likewise."""
+        return torch.tensor(self.description.input_range or (0.0, 1.0))[..., 1]
+
     @abstractmethod
     def layers(self) -> Mapping[str, nn.Module]:
         """Return the layers of the user's module by dotted name, in order of definition."""
@@ -237,7 +247,8 @@ class Target(nn.Module, ABC):
         gradients = [(parameter, parameter.requires_grad) for parameter in self.parameters()]
         places = [(tensor, tensor.data) for tensor in (*self.parameters(), *self.buffers())]
         try:
-            self.eval()
+            for module, _ in modes:  # not self.eval(): exported programs refuse it
+                module.training = False
             for parameter, _ in gradients:
                 parameter.requires_grad_(False)
             if device is not None:

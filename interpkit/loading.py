@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import difflib
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from interpkit.errors import ModelError, UsageError, did_you_mean, listed
+from interpkit.errors import InterpkitError, ModelError, UsageError, did_you_mean, listed
 from interpkit.interfaces import Architectures, Loader, Target
 from interpkit.plugins import installed
 from interpkit.recipe import TargetOptions, validated
+from interpkit.target import wrap
 
 
 def load_target(path: str | Path, **options: Any) -> Target:
@@ -21,7 +23,8 @@ def load_target(path: str | Path, **options: Any) -> Target:
     Args:
         path: in a format that one of the loaders takes (``interpkit plugins list`` names them).
         options: what the file does not say itself, or says wrongly: ``arch``, ``arch_args``, ``input_shape``,
-            ``num_classes``, ``mean``, ``std``, ``input_range``, ``class_names``, ``feature_layer``.
+            ``num_classes``, ``mean``, ``std``, ``input_range``, ``class_names``, ``layout``, ``channel_order``,
+            ``output``, ``feature_layer``; and ``trust=True`` for a file that may run code (.pt2, TorchScript).
 
     Raises:
         ModelError: it is missing, cannot be read, or was refused.
@@ -65,28 +68,124 @@ def build_architecture(spec: str, arguments: Mapping[str, Any], *, meta: bool = 
             f"there is no architecture {spec!r}.{did_you_mean(name, family.names())} "
             f"{family_name} has: {listed(family.names())}."
         )
+    return _built(lambda: family.build(name, arguments), spec, arguments, "meta" if meta else "cpu")
+
+
+def _built(build: Callable[[], nn.Module], spec: str, arguments: Mapping[str, Any], device: str) -> nn.Module:
     try:
-        with torch.device("meta" if meta else "cpu"):
-            return family.build(name, arguments)
-    except (TypeError, ValueError, RuntimeError, ArithmeticError, MemoryError) as error:
-        raise ModelError(f"{spec} cannot be built with {dict(arguments)}: {error}") from error
+        with torch.device(device):
+            return build()
+    except InterpkitError:
+        raise
+    except Exception as error:  # whatever an architecture raises on arguments that are not its own
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ModelError(f"{spec} cannot be built with {dict(arguments)}: {reason}") from error
 
 
-def fill_architecture(spec: str, arguments: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> nn.Module:
-    """Build a registered architecture with the given weights.
+def fill_architecture(
+    spec: str,
+    arguments: Mapping[str, Any],
+    tensors: Mapping[str, Tensor],
+    build: Callable[[Mapping[str, Any]], nn.Module] | None = None,
+) -> tuple[nn.Module, dict[str, Any]]:
+    """Build an architecture with the given weights.
 
-    The shapes are compared before any memory is taken, so that no argument in a file can ask for more than
-    the file itself holds.
+    A registered architecture's shapes are compared before any memory is taken, so that no argument in a file can
+    ask for more than the file itself holds. A head of another width than the architecture's default sets
+    ``num_classes``; a 0-d tensor that was stored with one element is taken as such.
+
+    Args:
+        spec: FAMILY:NAME of a registered architecture, or what ``build`` builds.
+        arguments: of the architecture.
+        tensors: its state dict.
+        build: arguments -> module, for code that the user has typed the name of.
+
+    Returns:
+        the module, and the arguments that it was built with.
 
     Raises:
-        ModelError: the tensors do not fit; says which.
+        ModelError: the tensors do not fit; says which, and names an architecture that would fit.
     """
-    difference = mismatch(build_architecture(spec, arguments, meta=True).state_dict(), tensors)
+
+    def skeleton(args: Mapping[str, Any]) -> nn.Module:
+        if build is None:
+            return build_architecture(spec, args, meta=True)
+        return _built(lambda: build(args), spec, args, "cpu")
+
+    module, arguments = skeleton(arguments), dict(arguments)
+    expected = module.state_dict()
+    tensors = {name: _shaped(tensor, expected.get(name)) for name, tensor in tensors.items()}
+    difference = mismatch(expected, tensors)
     if difference:
-        raise ModelError(f"the weights do not fit {spec} with {dict(arguments)}: {difference}")
-    module = build_architecture(spec, arguments)
-    module.load_state_dict(dict(tensors))
-    return module
+        width = head_width(expected, tensors)
+        if width is None or "num_classes" in arguments:
+            raise ModelError(_misfit(spec, arguments, tensors, difference, registered=build is None))
+        arguments["num_classes"] = width
+        try:
+            module = skeleton(arguments)
+        except ModelError as error:
+            raise ModelError(_misfit(spec, {}, tensors, difference, registered=build is None)) from error
+        difference = mismatch(module.state_dict(), tensors)
+        if difference:
+            raise ModelError(_misfit(spec, arguments, tensors, difference, registered=build is None))
+    if build is None:
+        module = build_architecture(spec, arguments)
+    dtype = _dtype(tensors)
+    if dtype is not None:
+        module.to(dtype)  # half-precision weights stay as they are
+    module.load_state_dict(tensors)
+    return module, arguments
+
+
+def _shaped(tensor: Tensor, expected: Tensor | None) -> Tensor:
+    return tensor.reshape(()) if expected is not None and expected.dim() == 0 and tensor.numel() == 1 else tensor
+
+
+def _dtype(tensors: Mapping[str, Tensor]) -> torch.dtype | None:
+    """Return the precision that all floating-point weights share, if it is not the usual one."""
+    kinds = {tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()}
+    kind = kinds.pop() if len(kinds) == 1 else None
+    return kind if kind in (torch.float16, torch.bfloat16, torch.float64) else None
+
+
+def head_width(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> int | None:
+    """Return the number of classes if two state dicts differ in nothing but the width of their heads, else None."""
+    if expected.keys() != found.keys():
+        return None
+    widths = set()
+    for name, tensor in expected.items():
+        ours, theirs = tuple(tensor.shape), tuple(found[name].shape)
+        if ours != theirs:
+            if not ours or not theirs or ours[1:] != theirs[1:]:
+                return None
+            widths.add((ours[0], theirs[0]))
+    return widths.pop()[1] if len(widths) == 1 else None
+
+
+def _misfit(
+    spec: str, arguments: Mapping[str, Any], tensors: Mapping[str, Tensor], difference: str, *, registered: bool
+) -> str:
+    built = f" with {dict(arguments)}" if arguments else ""
+    fitting = nearest_fit(spec, tensors) if registered else None
+    hint = f" {fitting} would fit: --arch {fitting}." if fitting else ""
+    return f"the weights do not fit {spec}{built}: {difference}.{hint}"
+
+
+def nearest_fit(spec: str, tensors: Mapping[str, Tensor], tries: int = 40) -> str | None:
+    """Return an architecture of the same family, similar in name first, that the tensors fit but for the head."""
+    family, _, name = spec.partition(":")
+    names = installed().registry.get("architectures", family).names()
+    stem = name[:3]
+    near = difflib.get_close_matches(name, names, n=tries, cutoff=0.3)
+    near = sorted(near, key=lambda other: not other.startswith(stem))
+    for other in near:
+        try:
+            expected = build_architecture(f"{family}:{other}", {}, meta=True).state_dict()
+        except ModelError:
+            continue
+        if not mismatch(expected, tensors) or head_width(expected, tensors) is not None:
+            return f"{family}:{other}"
+    return None
 
 
 def mismatch(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], limit: int = 4) -> str:
@@ -102,3 +201,38 @@ def mismatch(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], limit:
         "of another shape": shapes,
     }
     return "; ".join(f"{what}: {listed(names, limit)}" for what, names in groups.items() if names)
+
+
+def make_target(
+    module: nn.Module, name: str, facts: TargetOptions, sources: Mapping[str, str], **recorded: Any
+) -> Target:
+    """Wrap a loaded module by what is known of the classifier; the end of every loader.
+
+    Args:
+        module: the classifier.
+        name: for headings and folders.
+        facts: all that is known; ``input_shape`` is.
+        sources: where each fact came from; what is not in it was found by running the module.
+        recorded: what to keep in the target's description beside, such as ``arch``.
+
+    Raises:
+        ModelError: the module is no classifier of such inputs.
+    """
+    assert facts.input_shape is not None
+    target = wrap(
+        module,
+        facts.input_shape,
+        mean=facts.mean,
+        std=facts.std,
+        input_range=facts.input_range,
+        num_classes=facts.num_classes,
+        class_names=facts.class_names,
+        layout=facts.layout,
+        channel_order=facts.channel_order,
+        output=facts.output,
+        feature_layer=facts.feature_layer,
+        name=name,
+    )
+    target.sources |= {key: source for key, source in sources.items() if key in TargetOptions.model_fields}
+    target.description = target.description.model_copy(update=recorded)
+    return target

@@ -81,13 +81,25 @@ class TargetOptions(_Model):
     num_classes: int | None = Field(None, ge=2)
     mean: list[float] | None = Field(None, description="per channel, in the units of input_range")
     std: list[float] | None = Field(None, description="per channel, in the units of input_range")
-    input_range: tuple[float, float] | None = Field(None, description="LO,HI: what black and white are to it")
+    input_range: tuple[float, float] | list[tuple[float, float]] | None = Field(
+        None, description="LO,HI: what black and white are to it; for vectors maybe a pair for each feature"
+    )
     class_names: list[str] | None = None
+    layout: Literal["nchw", "nhwc", "flat"] | None = Field(None, description="how the classifier takes an image")
+    channel_order: Literal["rgb", "bgr"] | None = Field(None, description="of a classifier of 3 channels")
+    output: Literal["logits", "log_probs", "probs"] | None = Field(None, description="what the classifier gives")
     feature_layer: str | None = Field(None, description="default features: NAME (output) or NAME:in (input)")
 
+    trust: bool = Field(False, description="the file may run code; recorded, and obeyed only when typed")
+
     def said(self) -> dict[str, Any]:
-        """Return what is said, without the record of the path."""
-        return {k: v for k, v in self if v is not None and v != {} and k != "path"}
+        """Return what is said of the classifier, without the record of the path and of trust."""
+        return {k: v for k, v in self if v is not None and v != {} and k not in ("path", "trust")}
+
+    @property
+    def runs_code(self) -> bool:
+        """Whether it takes code that only the user may name: a ``py:`` architecture, or ``--trust``."""
+        return self.trust or (self.arch or "").startswith("py:")
 
 
 def _parse_list(value: Any) -> Any:

@@ -152,8 +152,13 @@ class Run:
             raise RunError(f"{path} is not a checkpoint of interpkit. Start anew by --force.") from error
         return state
 
-    def load_target(self, model: Path | None = None) -> Target:
+    def load_target(self, model: Path | None = None, *, arch: str | None = None, trust: bool = False) -> Target:
         """Load the run's classifier again.
+
+        Args:
+            model: its file, if it has moved.
+            arch: what the user types where the recipe records code of the user's own; it is not run from a file.
+            trust: likewise, for a file that may run code.
 
         Raises:
             RunError: it was wrapped in memory, or needs what only the user may type.
@@ -167,6 +172,13 @@ class Run:
                 f"load_inversion(..., target=...), or its file by --model."
             )
         options = self.recipe().target
+        if options.trust and not trust:
+            raise ModelError(f"{path} may run code when it is loaded. If you trust it, add --trust.")
+        if options.runs_code and not options.trust and arch is None:
+            raise ModelError(
+                f"{path} takes code of yours, which never runs because a file names it: add --arch {options.arch}"
+            )
+        options = options.model_copy(update={"trust": trust, "arch": arch or options.arch})
         if model is None and path.exists() and sha256(path) != recorded["sha256"]:
             raise ModelError(
                 f"{path} is not what it was when {self.folder} was made (its sha256 differs). "
@@ -174,14 +186,14 @@ class Run:
             )
         return loading.load(path, options)
 
-    def load(self, target: Target | None = None, model: Path | None = None) -> Inversion:
+    def load(self, target: Target | None = None, model: Path | None = None, **typed: Any) -> Inversion:
         """Load the inversion: target, generator and conditioner, history.
 
         Raises:
             RunError: the run is not finished, or a file does not fit the others.
         """
         recipe = self.recipe()
-        target = target or self.load_target(model)
+        target = target or self.load_target(model, **typed)
         conditioner, generator = assembly.build_generator(recipe, target, installed())
         if generator is None or conditioner is None:
             raise RunError(f"{self.folder} has no generator: {recipe.inverter.name} makes none.")

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 
 if TYPE_CHECKING:
+    from interpkit.interfaces import Target
     from interpkit.recorder import StepRecord
 
 out = Console(soft_wrap=True)
@@ -27,6 +28,19 @@ def error(message: str) -> None:
 def note(message: str) -> None:
     """Print what a person may want to know."""
     err.print(escape(message), highlight=False)
+
+
+def note_facts(target: Target) -> None:
+    """Print what was resolved about a classifier, and where each fact came from."""
+    facts = target.description.model_dump(mode="json", exclude_none=True)
+    note(f"{target.name}:")
+    for key, value in facts.items():
+        source = target.sources.get(key)
+        if source is not None:
+            text = str(value) if len(str(value)) <= 60 else f"{str(value)[:57]}..."
+            note(f"  {key} = {text}  ({source})")
+    if "batch" in target.sources:
+        note(f"  batch = 1  ({target.sources['batch']})")
 
 
 def print_json(value: Any) -> None:

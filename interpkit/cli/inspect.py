@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
+
+import typer
 
 from interpkit.cli import console, options
 
 
 def inspect(
     model: options.Model,
+    reference: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DATA",
+            help="Labelled data to show the accuracy on: FILE.npz[:train], a folder of folders, or torchvision:NAME.",
+        ),
+    ] = None,
     json_: options.Json = False,
     arch: options.Arch = None,
     arch_arg: options.ArchArg = None,
@@ -18,10 +27,14 @@ def inspect(
     input_range: options.InputRange = None,
     num_classes: options.NumClasses = None,
     class_names: options.ClassNames = None,
+    layout: options.Layout = None,
+    channel_order: options.ChannelOrder = None,
+    output: options.Output = None,
     feature_layer: options.FeatureLayer = None,
+    trust: options.Trust = False,
 ) -> None:
     """Show what was understood of a classifier, where each fact came from, and its layers."""
-    from interpkit import loading
+    from interpkit import evaluation, loading
     from interpkit.layers import list_layers
 
     said = options.target_options(
@@ -33,17 +46,31 @@ def inspect(
         input_range=input_range,
         num_classes=num_classes,
         class_names=class_names,
+        layout=layout,
+        channel_order=channel_order,
+        output=output,
         feature_layer=feature_layer,
+        trust=trust,
     )
     target = loading.load_target(model, **said)
     layers = list_layers(target)
+    accuracy = None if reference is None else evaluation.accuracy(target, reference)
     facts = target.description.model_dump(mode="json", exclude_none=True)
     if json_:
         resolved = {key: {"value": value, "source": target.sources.get(key)} for key, value in facts.items()}
-        console.print_json({"name": target.name, "resolved": resolved, "layers": [layer.to_row() for layer in layers]})
+        console.print_json(
+            {"name": target.name, "resolved": resolved, "layers": [layer.to_row() for layer in layers]}
+            | ({} if accuracy is None else {"accuracy": accuracy})
+        )
         return
     _print_facts(facts, target.sources)
     _print_layers(layers, target.feature_layer)
+    if accuracy is not None:
+        console.out.out(f"accuracy on {reference}: {accuracy:.2%}")
+        if accuracy < 2 / target.num_classes:
+            console.note(
+                "Little better than chance: are --mean, --std, --input-range, --channel-order and --layout right?"
+            )
 
 
 def _print_facts(facts: dict[str, Any], sources: dict[str, str]) -> None:

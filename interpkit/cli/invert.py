@@ -84,7 +84,11 @@ def invert(
     input_range: options.InputRange = None,
     num_classes: options.NumClasses = None,
     class_names: options.ClassNames = None,
+    layout: options.Layout = None,
+    channel_order: options.ChannelOrder = None,
+    output: options.Output = None,
     feature_layer: options.FeatureLayer = None,
+    trust: options.Trust = False,
 ) -> None:
     """Train a generator of everything that a classifier takes for each class.
 
@@ -103,7 +107,11 @@ def invert(
         input_range=input_range,
         num_classes=num_classes,
         class_names=class_names,
+        layout=layout,
+        channel_order=channel_order,
+        output=output,
         feature_layer=feature_layer,
+        trust=trust,
     )
     job = api.prepare(
         model,
@@ -135,9 +143,8 @@ def invert(
         _print_result(folder, json_)
         return
     recipe = job.recipe
-    console.note(
-        f"{job.target.name}: {recipe.steps} steps of {recipe.batch_size} on {recipe.device} in {recipe.precision}"
-    )
+    console.note_facts(job.target)
+    console.note(f"{recipe.steps} steps of {recipe.batch_size} on {recipe.device} in {recipe.precision}")
     with console.ProgressDisplay(recipe.steps) as display, _stop_on_signals(job):
         inversion = job.run(out=folder, resume=resume, force=force, on_step=display.step, on_record=display.record)
     if inversion.steps_done < recipe.steps:

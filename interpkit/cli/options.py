@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import tomllib
 from collections.abc import Callable, Sequence
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,6 +14,30 @@ import typer
 from interpkit.errors import UsageError
 
 _FILE = "Where the file does not say"
+
+
+class LayoutName(StrEnum):
+    """Layouts."""
+
+    NCHW = "nchw"
+    NHWC = "nhwc"
+    FLAT = "flat"
+
+
+class ChannelOrderName(StrEnum):
+    """Orders of three channels."""
+
+    RGB = "rgb"
+    BGR = "bgr"
+
+
+class OutputName(StrEnum):
+    """Kinds of output."""
+
+    LOGITS = "logits"
+    LOG_PROBS = "log_probs"
+    PROBS = "probs"
+
 
 Model = Annotated[Path, typer.Argument(help="The classifier's file.", show_default=False)]
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.", show_default=False)]
@@ -36,6 +61,14 @@ ClassNames = Annotated[
     Path | None,
     typer.Option(metavar="FILE", help="A text file with a class name a line.", rich_help_panel=_FILE),
 ]
+Layout = Annotated[
+    LayoutName | None, typer.Option(help="How it takes an image; found by trying.", rich_help_panel=_FILE)
+]
+ChannelOrder = Annotated[ChannelOrderName | None, typer.Option(help="rgb by default.", rich_help_panel=_FILE)]
+Output = Annotated[OutputName | None, typer.Option(help="What it gives; found from its sums.", rich_help_panel=_FILE)]
+Trust = Annotated[
+    bool, typer.Option("--trust", help="Load a file that may run code (.pt2, TorchScript).", rich_help_panel=_FILE)
+]
 FeatureLayer = Annotated[
     str | None,
     typer.Option(
@@ -56,7 +89,11 @@ def target_options(
     input_range: str | None,
     num_classes: int | None,
     class_names: Path | None,
+    layout: LayoutName | None,
+    channel_order: ChannelOrderName | None,
+    output: OutputName | None,
     feature_layer: str | None,
+    trust: bool,
 ) -> dict[str, Any]:
     """Return what was typed about the classifier, in the words of a recipe's ``[target]``."""
     said: dict[str, Any] = {
@@ -65,12 +102,26 @@ def target_options(
         "input_shape": numbers("--input-shape", input_shape, int),
         "mean": numbers("--mean", mean, float),
         "std": numbers("--std", std, float),
-        "input_range": numbers("--input-range", input_range, float),
+        "input_range": _ranges(input_range),
         "num_classes": num_classes,
         "class_names": None if class_names is None else lines(class_names),
+        "layout": layout and layout.value,
+        "channel_order": channel_order and channel_order.value,
+        "output": output and output.value,
         "feature_layer": feature_layer,
+        "trust": trust or None,
     }
     return {key: value for key, value in said.items() if value is not None}
+
+
+def _ranges(text: str | None) -> list[Any] | None:
+    """Read LO,HI, or LO,HI;LO,HI;... with a pair for each feature."""
+    if text is None:
+        return None
+    pairs = [numbers("--input-range", part, float) or [] for part in text.split(";")]
+    if any(len(pair) != 2 for pair in pairs):
+        raise UsageError(f"--input-range takes LO,HI (or LO,HI;LO,HI;... for the features of vectors), not {text!r}.")
+    return pairs[0] if len(pairs) == 1 else pairs
 
 
 def numbers(flag: str, text: str | None, kind: Callable[[str], Any]) -> list[Any] | None:

@@ -23,6 +23,8 @@ def sample(
     ] = None,
     png: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a grid too.")] = None,
     model: Annotated[Path | None, typer.Option(metavar="FILE", help="The classifier, if it has moved.")] = None,
+    arch: options.Arch = None,
+    trust: options.Trust = False,
     json_: options.Json = False,
 ) -> None:
     """Draw images from a run's generator, with the classifier's judgement of them.
@@ -33,7 +35,7 @@ def sample(
 
     if per_class is not None and count is not None:
         raise UsageError("give --per-class or --count, not both.")
-    inversion = runs.Run.open(run).load(model=model)
+    inversion = runs.Run.open(run).load(model=model, arch=arch, trust=trust)
     samples = evaluation.draw_samples(
         inversion,
         per_class=per_class,

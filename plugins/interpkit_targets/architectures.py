@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -65,21 +66,102 @@ class ReferenceNets(Architectures):
         return SmallCNN(**arguments)
 
 
-class TorchvisionModels(Architectures):
+class Zoo(Architectures):
+    """Base of the libraries of models: builds by name, with fresh weights and without downloads."""
+
+    refused: tuple[str, ...] = ()
+    """Arguments that would fetch weights or read files."""
+
+    def check(self, name: str, arguments: Mapping[str, Any]) -> None:
+        """Refuse arguments that reach beyond the network's shape.
+
+        Raises:
+            ModelError: one does.
+        """
+        bad = sorted(set(arguments) & set(self.refused))
+        if bad:
+            raise ModelError(f"{self.name}:{name}: the argument {bad[0]!r} is refused: it would fetch or read weights.")
+
+
+class TorchvisionModels(Zoo):
     """torchvision's classifiers, by the names of `torchvision.models.list_models`."""
 
     name = "torchvision"
     help = "torchvision's image classifiers, by name"
-    _DOWNLOADS = ("weights", "weights_backbone", "progress")
+    refused = ("weights", "weights_backbone", "progress")
 
     def names(self) -> Sequence[str]:
         """Return the names of the image classifiers."""
         return list(torchvision.models.list_models(module=torchvision.models))
 
     def build(self, name: str, arguments: Mapping[str, Any]) -> nn.Module:
-        """Build the model with fresh weights; an argument that would download some is refused."""
-        refused = sorted(set(arguments) & set(self._DOWNLOADS))
-        if refused:
-            raise ModelError(f"torchvision:{name}: the argument {refused[0]!r} is not taken from a file.")
-        module: nn.Module = torchvision.models.get_model(name, weights=None, **arguments)
+        """Build the model."""
+        self.check(name, arguments)
+        extra = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
+        module: nn.Module = torchvision.models.get_model(name, weights=None, **extra, **arguments)
         return module
+
+
+class TimmModels(Zoo):
+    """timm's classifiers, by the names of `timm.list_models`; the extra ``interpkit[timm]``."""
+
+    name = "timm"
+    help = "timm's image classifiers, by name"
+    refused = (
+        "pretrained",
+        "pretrained_cfg",
+        "pretrained_cfg_overlay",
+        "checkpoint_path",
+        "cache_dir",
+        "features_only",
+    )
+
+    def names(self) -> Sequence[str]:
+        """Return the names of the models."""
+        return list(need("timm", "timm").list_models())
+
+    def build(self, name: str, arguments: Mapping[str, Any]) -> nn.Module:
+        """Build the model."""
+        self.check(name, arguments)
+        module: nn.Module = need("timm", "timm").create_model(name, pretrained=False, **arguments)
+        return module
+
+
+class TransformersModels(Zoo):
+    """transformers' image classifiers, by model type; the extra ``interpkit[transformers]``.
+
+    The arguments are those of the model's config; an ``auto_map``, which names code to run, is refused.
+    """
+
+    name = "transformers"
+    help = "transformers' image classifiers, by model type"
+    refused = ("auto_map", "trust_remote_code", "_name_or_path", "backbone", "use_pretrained_backbone")
+
+    def names(self) -> Sequence[str]:
+        """Return the model types that have an image classifier."""
+        need("transformers", "transformers")
+        auto = importlib.import_module("transformers.models.auto.modeling_auto")
+        return list(auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES)
+
+    def build(self, name: str, arguments: Mapping[str, Any]) -> nn.Module:
+        """Build the model from its config."""
+        self.check(name, arguments)
+        transformers = need("transformers", "transformers")
+        arguments = dict(arguments)
+        if "num_classes" in arguments:
+            arguments["num_labels"] = arguments.pop("num_classes")
+        config = transformers.AutoConfig.for_model(name, **arguments)
+        module: nn.Module = transformers.AutoModelForImageClassification.from_config(config, trust_remote_code=False)
+        return module.eval()
+
+
+def need(package: str, extra: str) -> Any:
+    """Import an optional package.
+
+    Raises:
+        ModelError: it is not installed; names the extra.
+    """
+    try:
+        return importlib.import_module(package)
+    except ImportError as error:
+        raise ModelError(f"this takes the package {package}: pip install 'interpkit[{extra}]'.") from error

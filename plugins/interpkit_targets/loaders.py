@@ -1,14 +1,31 @@
-"""Loaders of classifiers' files."""
+"""Loaders of classifiers that are weights and the name of an architecture, in one file."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from interpkit import Loader, ModelError, Target, TargetOptions, fill_architecture, read_target_file, wrap
+from torch import Tensor
+
+from interpkit import (
+    ONNX_GRAPH,
+    Loader,
+    ModelError,
+    Target,
+    TargetOptions,
+    fill_architecture,
+    load_target,
+    make_target,
+    read_target_file,
+)
+from interpkit_targets import checkpoints, graphs, user_code
+
+METADATA = "the file's metadata"
 
 
 class SafetensorsLoader(Loader):
-    """A ``.safetensors`` file whose metadata, or whose user, names a registered architecture."""
+    """A ``.safetensors`` file whose metadata, or whose user, names an architecture."""
 
     name = "safetensors"
     help = ".safetensors with interpkit metadata, or with --arch and --input-shape"
@@ -20,39 +37,78 @@ class SafetensorsLoader(Loader):
     def load(self, path: Path, options: TargetOptions) -> Target:
         """Read the file, build the architecture, fill in the weights; see `Loader.load`."""
         tensors, written = read_target_file(path)
-        facts = written.model_copy(update=options.said())
-        missing = [
-            flag
-            for flag, value in (
-                ("--arch FAMILY:NAME", facts.arch),
-                ("--input-shape C,H,W", facts.input_shape),
-            )
-            if value is None
-        ]
-        if missing:
-            raise ModelError(
-                f"{path} does not say {'which architecture it is' if facts.arch is None else 'its input shape'}: it "
-                f"has no interpkit metadata. Add {' and '.join(missing)} (and --mean, --std, --input-range where the "
-                f"classifier was trained with some)."
-            )
-        assert facts.arch is not None and facts.input_shape is not None
-        module = fill_architecture(facts.arch, facts.arch_args, tensors)
-        target = wrap(
-            module,
-            facts.input_shape,
-            mean=facts.mean if facts.mean is not None else 0.0,
-            std=facts.std if facts.std is not None else 1.0,
-            input_range=facts.input_range or (0.0, 1.0),
-            num_classes=facts.num_classes,
-            class_names=facts.class_names,
-            feature_layer=facts.feature_layer,
-            name=path.stem,
+        if written.arch is None and options.arch is None and (path.parent / "config.json").is_file():
+            return load_target(path.parent, **options.said(), trust=options.trust)
+        if written.arch == ONNX_GRAPH:
+            return graphs.load_packed(path, tensors, written, options)
+        if written.arch is None:
+            tensors, _ = checkpoints.strip(tensors, [])
+        return assemble(path, tensors, written, options)
+
+
+class CheckpointLoader(Loader):
+    """A state dict saved by `torch.save`, and the architecture that the user names."""
+
+    name = "checkpoint"
+    help = ".pt, .pth, .th, .ckpt or .bin state dict with --arch and --input-shape"
+
+    def accepts(self, path: Path) -> bool:
+        """Say whether it is a file with one of the usual endings, and no TorchScript archive."""
+        return path.suffix in (".pt", ".pth", ".th", ".ckpt", ".bin") and path.is_file() and not graphs.is_archive(path)
+
+    def load(self, path: Path, options: TargetOptions) -> Target:
+        """Read the weights alone, build the architecture, fill them in; see `Loader.load`."""
+        if options.arch is None and (path.parent / "config.json").is_file():
+            return load_target(path.parent, **options.said(), trust=options.trust)
+        tensors, _ = checkpoints.read_checkpoint(path)
+        return assemble(path, tensors, TargetOptions(), options)
+
+
+def assemble(
+    path: Path,
+    tensors: Mapping[str, Tensor],
+    written: TargetOptions,
+    options: TargetOptions,
+    source: str = METADATA,
+    known: Mapping[str, Any] | None = None,
+) -> Target:
+    """Make a target of weights, what the file says of them, and what the user says, who wins.
+
+    Args:
+        path: where the weights are from.
+        tensors: the state dict.
+        written: what the file says; its architecture can only be a registered one.
+        options: what the user says; ``py:`` names code of the user's own.
+        source: where ``written`` was read.
+        known: further arguments for code of the user's own, from a config.
+
+    Raises:
+        ModelError: something is missing or does not fit; says what to type.
+    """
+    facts = written.model_copy(update=options.said())
+    missing = [
+        flag
+        for flag, value in (("--arch FAMILY:NAME", facts.arch), ("--input-shape C,H,W", facts.input_shape))
+        if value is None
+    ]
+    if missing:
+        raise ModelError(
+            f"{path} does not say {'which architecture it is' if facts.arch is None else 'its input shape'}. "
+            f"Add {' and '.join(missing)} (and --mean, --std, --input-range where the classifier was trained with "
+            f"some)."
         )
-        recorded = {"arch": facts.arch, "arch_args": facts.arch_args}
-        target.description = target.description.model_copy(update=recorded)
-        target.sources = {
-            **target.sources,
-            **dict.fromkeys(written.said(), "the file's metadata"),
-            **dict.fromkeys(options.said(), "given"),
-        }
-        return target
+    assert facts.arch is not None
+    if facts.arch.startswith(user_code.PREFIX) and options.arch == facts.arch:
+        factory = user_code.find_factory(facts.arch)
+        arguments = {**(known or {}), **facts.arch_args}
+        expected = user_code.build(factory, arguments).state_dict()
+        module, arguments = fill_architecture(
+            facts.arch,
+            arguments,
+            checkpoints.without_prefix(tensors, expected),
+            lambda args: user_code.build(factory, dict(args)),
+        )
+    else:
+        module, arguments = fill_architecture(facts.arch, facts.arch_args, tensors)
+    sources = {**dict.fromkeys(written.said(), source), **dict.fromkeys(options.said(), "given")}
+    return make_target(module, path.stem, facts, sources, arch=facts.arch, arch_args=arguments)

@@ -48,6 +48,7 @@ from interpkit_vecmat.conditioners import (
     VectorConditioner,
     VectorMatrixConditioner,
 )
+from interpkit_vecmat.dense import DenseGenerator
 from interpkit_vecmat.upconv import UpConvGenerator
 
 PRESET = Preset(
@@ -69,4 +70,5 @@ def register(registry: Registration) -> None:
     registry.add(MatrixConditioner)
     registry.add(LabelConditioner)
     registry.add(UpConvGenerator)
+    registry.add(DenseGenerator)
     registry.add(PRESET)

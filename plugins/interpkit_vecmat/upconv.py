@@ -84,7 +84,9 @@ class UpConvGenerator(Generator):
     def __init__(self, spec: ConditionSpec, input_shape: tuple[int, ...], options: Options | None = None) -> None:
         super().__init__(spec, input_shape, options)
         if len(input_shape) != 3:
-            raise UsageError(f"the generator 'upconv' makes images C,H,W; this classifier takes {input_shape}.")
+            raise UsageError(
+                f"the generator 'upconv' makes images C,H,W; this classifier takes {input_shape}. Use --generator dense."
+            )
         channels, height, width = input_shape
         opt = self.options
         self.latent_dim = opt.latent

@@ -1,0 +1,129 @@
+"""Reference data: an .npz, a folder with a folder a class, or a torchvision data set, as labelled images in [0, 1]."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+from interpkit.errors import UsageError, listed
+
+MAX_NUMBERS = 2_000_000_000
+IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
+
+
+@dataclass(frozen=True)
+class LabelledImages:
+    """Reference images.
+
+    Attributes:
+        images: (N, C, H, W) float32 in [0, 1], or vectors (N, D) as they stand in the file.
+        labels: (N,) int64.
+    """
+
+    images: Tensor
+    labels: Tensor
+
+
+def load_data(spec: str, input_shape: tuple[int, ...], class_names: Sequence[str] = ()) -> LabelledImages:
+    """Load reference data.
+
+    Args:
+        spec: an ``.npz`` with ``x_test, y_test`` (``FILE.npz:train`` for ``x_train, y_train``) or ``images, labels``;
+            a folder with a folder a class, by name or number; or ``torchvision:NAME``, which may download.
+        input_shape: what the classifier takes; images of another size are refused.
+        class_names: by which a folder's classes are known.
+
+    Raises:
+        UsageError: it cannot be read, or does not fit the classifier.
+    """
+    path, _, split = spec.partition(":")
+    if path == "torchvision":
+        arrays = _torchvision(split)
+    elif path.endswith(".npz"):
+        arrays = _npz(Path(path), split or "test")
+    elif Path(path).is_dir():
+        arrays = _folder(Path(path), class_names, input_shape)
+    else:
+        raise UsageError(
+            f"{spec} is no reference data: give an .npz, a folder with a folder a class, or torchvision:NAME."
+        )
+    return LabelledImages(_images(spec, arrays[0], input_shape), _labels(spec, arrays))
+
+
+def _npz(path: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            names = (f"x_{split}", f"y_{split}") if f"x_{split}" in arrays.files else ("images", "labels")
+            if not set(names) <= set(arrays.files):
+                raise UsageError(
+                    f"{path} has {listed(arrays.files)}; it needs x_{split} and y_{split}, or images and labels."
+                )
+            return arrays[names[0]], arrays[names[1]]
+    except FileNotFoundError as error:
+        raise UsageError(f"there is no file {path}.") from error
+    except (OSError, ValueError, zipfile.BadZipFile, EOFError, KeyError, MemoryError) as error:
+        raise UsageError(f"{path} cannot be read as .npz: {error}.") from error
+
+
+def _folder(folder: Path, class_names: Sequence[str], input_shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+    known = {name: label for label, name in enumerate(class_names)}
+    images, labels = [], []
+    for place in sorted(p for p in folder.iterdir() if p.is_dir()):
+        label = known.get(place.name, int(place.name) if place.name.isdigit() else None)
+        if label is None:
+            raise UsageError(f"{place}: no class is named so. Classes: {listed(class_names)}.")
+        for file in sorted(p for p in place.iterdir() if p.suffix.lower() in IMAGE_ENDINGS):
+            try:
+                with Image.open(file) as picture:
+                    images.append(np.asarray(picture.convert("L" if input_shape[0] == 1 else "RGB")))
+            except (OSError, UnidentifiedImageError, ValueError, Image.DecompressionBombError) as error:
+                raise UsageError(f"{file} is no image that can be read: {error}.") from error
+            labels.append(label)
+    if not images:
+        raise UsageError(f"{folder} has no images in it: it needs a folder a class.")
+    if len({image.shape for image in images}) > 1:
+        raise UsageError(f"the images in {folder} are of several sizes; the classifier takes {input_shape}.")
+    return np.stack(images), np.asarray(labels)
+
+
+def _torchvision(name: str) -> tuple[np.ndarray, np.ndarray]:
+    import torchvision
+
+    if name.lower() == "svhn":
+        data = torchvision.datasets.SVHN("data", "test", download=True)
+        return data.data.transpose(0, 2, 3, 1), data.labels
+    known = {n.lower(): n for n in ("MNIST", "FashionMNIST", "KMNIST", "CIFAR10", "CIFAR100")}
+    if name.lower() not in known:
+        raise UsageError(f"torchvision:{name} is none of {listed([*known.values(), 'SVHN'])}.")
+    try:
+        data = getattr(torchvision.datasets, known[name.lower()])("data", train=False, download=True)
+    except (OSError, RuntimeError) as error:
+        raise UsageError(f"torchvision:{name} cannot be downloaded: {error}.") from error
+    return np.asarray(data.data), np.asarray(data.targets)
+
+
+def _images(spec: str, x: np.ndarray, input_shape: tuple[int, ...]) -> Tensor:
+    if len(input_shape) == 3 and x.ndim == 3:
+        x = x[..., None]
+    if len(input_shape) == 3 and x.ndim == 4 and x.shape[1:] != input_shape:
+        x = np.moveaxis(x, 3, 1)
+    if x.shape[1:] != input_shape or x.size > MAX_NUMBERS:
+        raise UsageError(f"{spec} has images of shape {x.shape[1:]}; the classifier takes {input_shape}.")
+    images = torch.from_numpy(np.ascontiguousarray(x))
+    return images.float() / 255 if images.dtype == torch.uint8 else images.float()
+
+
+def _labels(spec: str, arrays: tuple[np.ndarray, np.ndarray]) -> Tensor:
+    x, y = arrays
+    if y.shape != (len(x),) or not np.issubdtype(y.dtype, np.integer) or not len(y):
+        raise UsageError(
+            f"{spec} needs a whole number as label for each of its {len(x)} images, not {y.dtype} {y.shape}."
+        )
+    return torch.from_numpy(y.astype(np.int64))

@@ -1,0 +1,96 @@
+"""State dicts as people save them: wrapped, prefixed, pickled; read without running code."""
+
+from __future__ import annotations
+
+import pickle
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from interpkit import ModelError
+
+WRAPPERS = (
+    "state_dict_ema",
+    "model_ema",
+    "ema_state_dict",
+    "state_dict",
+    "model_state_dict",
+    "model",
+    "net",
+    "weights",
+)
+"""Keys that a state dict is found under, the averaged weights first."""
+PREFIXES = ("module.", "_orig_mod.", "model.", "net.")
+"""Put before every name by DataParallel, torch.compile and Lightning; the last two only if all names have them."""
+
+
+def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], str]:
+    """Read a ``.pt``, ``.pth``, ``.th`` or ``.ckpt`` file with `torch.load` and ``weights_only=True``.
+
+    Returns:
+        the state dict, without wrappers and prefixes, and what was taken off, for people.
+
+    Raises:
+        ModelError: it is torn, holds code or a whole module, or no state dict.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        reason = next((line for line in str(error).splitlines() if "GLOBAL" in line or "Unsupported" in line), "")
+        raise ModelError(
+            f"{path} holds more than weights, and interpkit runs no code from a file. {reason.strip()} Save its "
+            f"weights alone: torch.save(model.state_dict(), ...), and name the network by --arch."
+        ) from error
+    except (OSError, RuntimeError, ValueError, EOFError, KeyError, AttributeError, TypeError, IndexError,
+            zipfile.BadZipFile, MemoryError, OverflowError) as error:  # fmt: skip
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ModelError(f"{path} is not a whole PyTorch checkpoint: {reason[:200]}") from error
+    return unwrap(content, path)
+
+
+def unwrap(content: Any, path: Path) -> tuple[dict[str, Tensor], str]:
+    """Find the state dict in what a checkpoint holds; see `read_checkpoint`."""
+    taken_off = []
+    for _ in range(4):
+        if isinstance(content, list | tuple) and len(content) == 1:
+            content = content[0]
+            taken_off.append("a list of one")
+            continue
+        if not isinstance(content, Mapping):
+            break
+        key = next((key for key in WRAPPERS if isinstance(content.get(key), Mapping | list | tuple)), None)
+        if key is None:
+            break
+        content = content[key]
+        taken_off.append(f"{{{key!r}: ...}}")
+    tensors = {str(k): v for k, v in content.items() if isinstance(v, Tensor)} if isinstance(content, Mapping) else {}
+    if not tensors:
+        raise ModelError(
+            f"{path} holds no state dict, but {type(content).__name__}. Save it by torch.save(model.state_dict(), ...)."
+        )
+    return strip(tensors, taken_off)
+
+
+def strip(tensors: dict[str, Tensor], taken_off: list[str]) -> tuple[dict[str, Tensor], str]:
+    """Take prefixes off that stand before every name."""
+    found = True
+    while found:
+        found = False
+        for prefix in PREFIXES[:2]:
+            if all(name.startswith(prefix) for name in tensors):
+                tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+                taken_off.append(f"the prefix {prefix!r}")
+                found = True
+    return tensors, ", ".join(taken_off)
+
+
+def without_prefix(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Take off ``model.`` or ``net.`` if every name has it and the architecture's own have not (Lightning)."""
+    for prefix in PREFIXES[2:]:
+        if all(name.startswith(prefix) for name in tensors) and not any(name.startswith(prefix) for name in expected):
+            return {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+    return dict(tensors)

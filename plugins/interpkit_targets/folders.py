@@ -1,0 +1,210 @@
+"""Loaders of folders: a config.json that says what the weights beside it are."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pydantic
+from torch import Tensor
+
+from interpkit import Loader, ModelError, Target, TargetOptions, fill_architecture, make_target, read_target_file
+from interpkit_targets import checkpoints
+from interpkit_targets.loaders import assemble
+
+MAX_CONFIG_BYTES = 16_000_000
+WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+CONFIG = "its config.json"
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object of a sensible size.
+
+    Raises:
+        ModelError: it is none.
+    """
+    try:
+        if path.stat().st_size > MAX_CONFIG_BYTES:
+            raise ModelError(f"{path} is larger than {MAX_CONFIG_BYTES:,} bytes: no config is.")
+        value = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ModelError(f"{path} cannot be read as JSON: {error}.") from error
+    if not isinstance(value, dict):
+        raise ModelError(f"{path} is not a JSON object.")
+    return value
+
+
+def read_weights(folder: Path) -> dict[str, Tensor]:
+    """Read the weights of a folder.
+
+    Raises:
+        ModelError: there are none, or they are split or torn.
+    """
+    for name in WEIGHTS:
+        path = folder / name
+        if path.is_file():
+            return read_target_file(path)[0] if path.suffix == ".safetensors" else checkpoints.read_checkpoint(path)[0]
+    split = " (weights that are split into several files are not read)" if any(folder.glob("*.index.json")) else ""
+    raise ModelError(f"{folder} has no {' or '.join(WEIGHTS)}{split}.")
+
+
+def as_options(folder: Path, **facts: Any) -> TargetOptions:
+    """Check what a config says.
+
+    Raises:
+        ModelError: it is of the wrong form.
+    """
+    try:
+        return TargetOptions(**{key: value for key, value in facts.items() if value is not None})
+    except pydantic.ValidationError as error:
+        fault = error.errors()[0]
+        where = ".".join(map(str, fault["loc"]))
+        raise ModelError(f"{folder / 'config.json'}: {where} = {fault['input']!r}: {fault['msg']}.") from error
+
+
+class FolderLoader(Loader):
+    """Base: a folder with a config.json, or one of the files in it."""
+
+    def accepts(self, path: Path) -> bool:
+        """Say whether the folder's config.json is of this kind."""
+        config = path / "config.json"
+        if not config.is_file():
+            return False
+        try:
+            return self.knows(read_json(config))
+        except ModelError:
+            return False
+
+    def knows(self, config: Mapping[str, Any]) -> bool:
+        """Say whether a config is of this kind."""
+        raise NotImplementedError
+
+
+class TimmFolderLoader(FolderLoader):
+    """A folder as timm saves it: config.json with ``architecture``, and the weights; current and legacy layout."""
+
+    name = "timm"
+    help = "a timm folder: config.json and model.safetensors"
+
+    def knows(self, config: Mapping[str, Any]) -> bool:
+        """Say whether it names a timm architecture."""
+        return isinstance(config.get("architecture"), str)
+
+    def load(self, path: Path, options: TargetOptions) -> Target:
+        """Build the architecture as the config says, and fill in the weights; see `Loader.load`."""
+        config = read_json(path / "config.json")
+        pretrained = config.get("pretrained_cfg")
+        # Legacy files are flat; in current ones the root's keys win.
+        both = {**(pretrained if isinstance(pretrained, dict) else {}), **config}
+        arguments = dict(config.get("model_args") or {})
+        if isinstance(both.get("num_classes"), int):
+            arguments.setdefault("num_classes", both["num_classes"])
+        if isinstance(config.get("global_pool"), str):
+            arguments.setdefault("global_pool", config["global_pool"])
+        names = both.get("label_names")
+        written = as_options(
+            path,
+            arch=f"timm:{config['architecture'].partition('.')[0]}",
+            arch_args=arguments,
+            input_shape=both.get("input_size"),
+            mean=both.get("mean"),
+            std=both.get("std"),
+            class_names=names if isinstance(names, list) and len(names) == both.get("num_classes") else None,
+        )
+        return assemble(path, read_weights(path), written, options, CONFIG)
+
+
+class TransformersFolderLoader(FolderLoader):
+    """An image classifier as transformers saves it: config.json, preprocessor_config.json and the weights."""
+
+    name = "transformers"
+    help = "a transformers image-classification folder"
+
+    def knows(self, config: Mapping[str, Any]) -> bool:
+        """Say whether it names a transformers model type."""
+        return isinstance(config.get("model_type"), str)
+
+    def load(self, path: Path, options: TargetOptions) -> Target:
+        """Build the model from its config, and fill in the weights; see `Loader.load`."""
+        config = read_json(path / "config.json")
+        classes = [name for name in config.get("architectures") or [] if isinstance(name, str)]
+        if classes and not any(name.endswith("ForImageClassification") for name in classes):
+            raise ModelError(f"{path} holds {', '.join(classes)}, which is no image classifier.")
+        if "auto_map" in config:
+            raise ModelError(
+                f"{path}: its config.json has an auto_map, which names code to run; interpkit runs no code from a file."
+            )
+        skipped = ("architectures", "model_type", "transformers_version", "torch_dtype", "dtype", "_name_or_path")
+        arguments = {key: value for key, value in config.items() if key not in skipped}
+        labels = config.get("id2label")
+        names = [str(labels[key]) for key in sorted(labels, key=int)] if labels and _is_labels(labels) else None
+        written = as_options(
+            path,
+            arch=f"transformers:{config['model_type']}",
+            arch_args=arguments,
+            class_names=names,
+            **self._preprocessing(path, config),
+        )
+        facts = written.model_copy(update=options.said())
+        if facts.input_shape is None:
+            raise ModelError(f"{path} does not say its image size. Add --input-shape C,H,W.")
+        assert facts.arch is not None
+        module, _ = fill_architecture(facts.arch, facts.arch_args, read_weights(path))
+        sources = {**dict.fromkeys(written.said(), CONFIG), **dict.fromkeys(options.said(), "given")}
+        return make_target(module, path.name, facts, sources, arch=facts.arch, arch_args=facts.arch_args)
+
+    def _preprocessing(self, path: Path, config: Mapping[str, Any]) -> dict[str, Any]:
+        file = path / "preprocessor_config.json"
+        processor = read_json(file) if file.is_file() else {}
+        channels = config.get("num_channels", 3)
+        size = _size(config.get("image_size"))
+        if processor.get("do_resize", True) and size is None:
+            size = _size(processor.get("crop_size") if processor.get("do_center_crop") else None)
+            size = size or _size(processor.get("size"))
+        facts: dict[str, Any] = {"input_shape": None if size is None else [channels, *size]}
+        if processor:
+            factor = processor.get("rescale_factor", 1 / 255) if processor.get("do_rescale", True) else 1.0
+            # 255 / 255 is 1 but for rounding, and 0..1 is what people expect to read.
+            facts["input_range"] = [0.0, round(255.0 * factor, 9)]
+            if processor.get("do_normalize", True):
+                facts |= {"mean": processor.get("image_mean"), "std": processor.get("image_std")}
+        return facts
+
+
+def _is_labels(labels: Any) -> bool:
+    return isinstance(labels, dict) and bool(labels) and all(str(key).isdigit() for key in labels)
+
+
+def _size(value: Any) -> list[int] | None:
+    """Return [height, width] of the ways in which a config says a size."""
+    if isinstance(value, int):
+        return [value, value]
+    if isinstance(value, list) and len(value) == 2:
+        return value
+    if isinstance(value, dict):
+        edge = value.get("shortest_edge")
+        sides = [value.get("height", edge), value.get("width", edge)]
+        return [side for side in sides if isinstance(side, int)] if None not in sides else None
+    return None
+
+
+class HubMixinFolderLoader(FolderLoader):
+    """A folder of `PyTorchModelHubMixin`: the class's arguments and the weights; the user names the class."""
+
+    name = "hub-mixin"
+    help = "a PyTorchModelHubMixin folder with --arch py:module:Class and --input-shape"
+
+    def knows(self, config: Mapping[str, Any]) -> bool:
+        """Say whether it is of neither of the other kinds."""
+        return "architecture" not in config and "model_type" not in config
+
+    def load(self, path: Path, options: TargetOptions) -> Target:
+        """Build the user's class with the config's arguments, and fill in the weights; see `Loader.load`."""
+        if options.arch is None:
+            raise ModelError(
+                f"{path}: its config.json names no architecture. Add --arch py:package.module:Class (or "
+                f"py:path/to/file.py:Class) and --input-shape C,H,W."
+            )
+        return assemble(path, read_weights(path), TargetOptions(), options, CONFIG, read_json(path / "config.json"))

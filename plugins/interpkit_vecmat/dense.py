@@ -1,0 +1,54 @@
+"""A generator of vectors, for classifiers of tabular data; it makes small images as well."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+import interpkit
+from interpkit import Condition, ConditionSpec, Generator
+
+
+class DenseGenerator(Generator):
+    """Fully connected: latent ++ Linear(vector) ++ maps -> hidden layers -> sigmoid, D numbers in [0, 1].
+
+    Every hidden layer is followed by batch norm, leaky ReLU and dropout, as in the paper's generator.
+    """
+
+    name = "dense"
+
+    class Options(interpkit.Options):
+        """Sizes and dropout."""
+
+        latent: int = Field(32, ge=1, le=65536, description="length of the latent vector")
+        hidden: int = Field(32, ge=1, le=65536, description="width of the linear layer that maps the vector")
+        widths: list[int] = Field([256, 256], min_length=1, description="widths of the hidden layers")
+        dropout: float = Field(0.2, ge=0, lt=1, description="share of units that is dropped after each layer")
+        slope: float = Field(0.2, ge=0, lt=1, description="of the leaky ReLU below zero")
+
+    options: Options
+
+    def __init__(self, spec: ConditionSpec, input_shape: tuple[int, ...], options: Options | None = None) -> None:
+        super().__init__(spec, input_shape, options)
+        opt = self.options
+        self.latent_dim = opt.latent
+        self.embed = nn.Linear(spec.vector_dim, opt.hidden) if spec.vector_dim else None
+        before = opt.latent + (opt.hidden if self.embed else 0) + spec.map_channels * spec.map_size**2
+        layers: list[nn.Module] = []
+        for after in opt.widths:
+            layers += [nn.Linear(before, after, bias=False), nn.BatchNorm1d(after)]
+            layers += [nn.LeakyReLU(opt.slope), nn.Dropout(opt.dropout)]
+            before = after
+        self.layers = nn.Sequential(*layers, nn.Linear(before, math.prod(input_shape)), nn.Sigmoid())
+
+    def forward(self, latent: Tensor, condition: Condition) -> Tensor:
+        """Return vectors; see `Generator.forward`."""
+        side = self.spec.map_size
+        parts = [latent, condition.maps(side, side).flatten(1).to(latent.dtype)]
+        if self.embed is not None:
+            parts.append(self.embed(condition.vector))
+        values: Tensor = self.layers(torch.cat(parts, 1))
+        return values.view(-1, *self.input_shape)
