@@ -114,9 +114,8 @@ def main() -> None:
             right = [
                 model(normalised(x)).argmax(1) == y for x, y in zip(x_test.split(500), y_test.split(500), strict=True)
             ]
-        print(
-            f"epoch {epoch + 1:2d}  loss {torch.stack(losses).mean():.4f}  test accuracy {torch.cat(right).float().mean():.4f}"
-        )
+        accuracy = torch.cat(right).float().mean()
+        print(f"epoch {epoch + 1:2d}  loss {torch.stack(losses).mean():.4f}  test accuracy {accuracy:.4f}")
 
     names = CLASS_NAMES.get(kind, [str(i) for i in range(classes)])
     path = interpkit.save_target(

@@ -167,6 +167,21 @@ class Job:
         if self.recorder is not None:
             self.recorder.stop_requested = True
 
+    def is_done(self, out: Path) -> bool:
+        """Say whether the folder holds a finished run of this job, at least as long as is asked for.
+
+        Raises:
+            RunError: it holds a finished run of another.
+        """
+        if not (out / "manifest.json").exists():
+            return False
+        run = Run.open(out)
+        manifest = run.manifest()
+        if manifest["status"] != "finished" or manifest["steps_done"] < self.recipe.steps:
+            return False
+        run.check_same(self.recipe.model_copy(update={"steps": manifest["steps_done"]}), self.target)
+        return True
+
     def run(
         self,
         *,
@@ -178,7 +193,7 @@ class Job:
     ) -> Inversion:
         """Train, and write the run folder if there is one; see `invert`."""
         recipe, target = self.recipe, self.target
-        if resume and out is not None and is_finished(out, recipe):
+        if resume and out is not None and self.is_done(out):
             return Run.open(out).load(target)
         device = torch.device(recipe.device)
 
@@ -212,19 +227,12 @@ class Job:
     def _open(self, out: Path, *, resume: bool, force: bool) -> Run:
         if resume and (out / "manifest.json").exists():
             run = Run.open(out)
-            run.go_on(self.recipe, self.target)
+            run.check_same(self.recipe, self.target)
+            run.go_on(self.recipe)
             return run
         run = Run.create(out, force=force)
         run.begin(self.recipe, self.target, self.presets)
         return run
-
-
-def is_finished(out: Path, recipe: Recipe) -> bool:
-    """Say whether the folder holds a finished run that is at least as long as the recipe asks for."""
-    if not (out / "manifest.json").exists():
-        return False
-    manifest = Run.open(out).manifest()
-    return bool(manifest["status"] == "finished" and manifest["steps_done"] >= recipe.steps)
 
 
 def load_inversion(run: str | Path, *, target: Target | None = None) -> Inversion:

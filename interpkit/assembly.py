@@ -29,7 +29,10 @@ def resolve(recipe: Recipe, target: Target, plugins: Plugins) -> Recipe:
         "precision": choose_precision(recipe.precision, device),
         "target": target.description,
         "losses": {
-            name: Term(weight=term.weight, **_options(plugins, "loss", name, term.options)[1].model_dump(mode="json"))
+            name: Term(
+                weight=term.weight,
+                **_options(plugins, "loss", name, term.options)[1].model_dump(mode="json", exclude_none=True),
+            )
             for name, term in recipe.losses.items()
         },
     }
@@ -38,7 +41,7 @@ def resolve(recipe: Recipe, target: Target, plugins: Plugins) -> Recipe:
         if named is not None:
             update[kind] = Named(
                 name=named.name,
-                **_options(plugins, kind, named.name, named.options)[1].model_dump(mode="json"),
+                **_options(plugins, kind, named.name, named.options)[1].model_dump(mode="json", exclude_none=True),
             )
     return recipe.model_copy(update=update)
 

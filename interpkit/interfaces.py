@@ -246,6 +246,7 @@ class Target(nn.Module, ABC):
         modes = [(module, module.training) for module in self.modules()]
         gradients = [(parameter, parameter.requires_grad) for parameter in self.parameters()]
         places = [(tensor, tensor.data) for tensor in (*self.parameters(), *self.buffers())]
+        contents = [(buffer.data, buffer.data.clone()) for buffer in self.buffers()]
         try:
             for module, _ in modes:  # not self.eval(): exported programs refuse it
                 module.training = False
@@ -262,6 +263,8 @@ class Target(nn.Module, ABC):
                 parameter.requires_grad_(requires_grad)
             for tensor, data in places:
                 tensor.data = data
+            for data, content in contents:
+                data.copy_(content)
 
 
 # -------------------------------------------------------------------------------------------- losses

@@ -131,8 +131,9 @@ class GeneratorInversion(Inversion):
         conditioner: Conditioner,
     ) -> None:
         super().__init__(target, recipe, history)
-        self.generator = generator
-        self.conditioner = conditioner
+        # As in the loop: another memory layout takes other kernels, and so other roundings.
+        self.generator = generator.to(memory_format=torch.channels_last)
+        self.conditioner = conditioner.to(memory_format=torch.channels_last)
 
     @property
     def device(self) -> torch.device:

@@ -14,7 +14,12 @@ from interpkit.errors import InterpkitError, ModelError, UsageError, did_you_mea
 from interpkit.interfaces import Architectures, Loader, Target
 from interpkit.plugins import installed
 from interpkit.recipe import TargetOptions, validated
+from interpkit.seeding import global_seed
 from interpkit.target import wrap
+
+MAX_LAYERS = 1_000
+MAX_SIZE = 1_000_000
+"""Bounds of an architecture's arguments: of what counts layers, and of any other number or length."""
 
 
 def load_target(path: str | Path, **options: Any) -> Target:
@@ -36,6 +41,7 @@ def load_target(path: str | Path, **options: Any) -> Target:
 def load(path: Path, options: TargetOptions) -> Target:
     """Load a classifier with validated options; see `load_target`."""
     registry = installed().registry
+    cpu = torch.device("cpu")
     if not path.exists():
         near = path.parent.glob("*") if path.parent.is_dir() else []
         raise ModelError(f"there is no file {path}.{did_you_mean(path.name, (p.name for p in near))}")
@@ -44,7 +50,8 @@ def load(path: Path, options: TargetOptions) -> Target:
     if loader is None:
         known = "; ".join(f"{loader.name} ({loader.help})" for loader in loaders)
         raise ModelError(f"{path} is in no format that interpkit reads. It reads: {known or 'none'}.")
-    target = loader.load(path, options)
+    with global_seed(0, cpu):  # fresh weights are drawn and overwritten; the caller's generator is left alone
+        target = loader.load(path, options)
     target.origin = path.resolve()
     target.description = target.description.model_copy(update={"path": str(target.origin)})
     return target
@@ -68,7 +75,39 @@ def build_architecture(spec: str, arguments: Mapping[str, Any], *, meta: bool = 
             f"there is no architecture {spec!r}.{did_you_mean(name, family.names())} "
             f"{family_name} has: {listed(family.names())}."
         )
+    check_arguments(spec, arguments)
+    if meta and set(arguments) <= {"num_classes"}:
+        try:
+            return _built(lambda: family.build(name, arguments), spec, arguments, "meta")
+        except ModelError:  # regnets, for one, compute their shapes by tensors; their default sizes are sensible
+            meta = False
     return _built(lambda: family.build(name, arguments), spec, arguments, "meta" if meta else "cpu")
+
+
+def check_arguments(spec: str, arguments: Mapping[str, Any]) -> None:
+    """Refuse arguments out of a file that would build for ever: huge numbers, deep or long lists.
+
+    Raises:
+        ModelError: says which.
+    """
+
+    def largest(key: str) -> int:
+        return MAX_LAYERS if any(word in key for word in ("layer", "depth", "block", "repeat")) else MAX_SIZE
+
+    def check(key: str, value: Any, depth: int) -> None:
+        if isinstance(value, Mapping) and depth < 3 and len(value) <= MAX_SIZE:
+            for inner, item in value.items():
+                check(f"{key}.{inner}", item, depth + 1)
+        elif isinstance(value, list | tuple) and depth < 2 and len(value) <= MAX_SIZE:
+            for item in value:
+                check(key, item, depth + 1)
+        elif isinstance(value, Mapping | list | tuple) or (
+            isinstance(value, int | float) and abs(value) > largest(key)
+        ):
+            raise ModelError(f"{spec}: the argument {key} = {str(value)[:60]} is out of all proportion.")
+
+    for key, value in arguments.items():
+        check(key, value, 1)
 
 
 def _built(build: Callable[[], nn.Module], spec: str, arguments: Mapping[str, Any], device: str) -> nn.Module:
@@ -171,7 +210,7 @@ def _misfit(
     return f"the weights do not fit {spec}{built}: {difference}.{hint}"
 
 
-def nearest_fit(spec: str, tensors: Mapping[str, Tensor], tries: int = 40) -> str | None:
+def nearest_fit(spec: str, tensors: Mapping[str, Tensor], tries: int = 12) -> str | None:
     """Return an architecture of the same family, similar in name first, that the tensors fit but for the head."""
     family, _, name = spec.partition(":")
     names = installed().registry.get("architectures", family).names()
@@ -219,20 +258,13 @@ def make_target(
         ModelError: the module is no classifier of such inputs.
     """
     assert facts.input_shape is not None
-    target = wrap(
-        module,
-        facts.input_shape,
-        mean=facts.mean,
-        std=facts.std,
-        input_range=facts.input_range,
-        num_classes=facts.num_classes,
-        class_names=facts.class_names,
-        layout=facts.layout,
-        channel_order=facts.channel_order,
-        output=facts.output,
-        feature_layer=facts.feature_layer,
-        name=name,
-    )
+    known = facts.model_dump(exclude={"path", "arch", "arch_args", "trust"})
+    try:
+        target = wrap(module, name=name, **known)
+    except UsageError as error:
+        if "given" in sources.values():
+            raise
+        raise ModelError(str(error)) from error  # a file says it, not the user
     target.sources |= {key: source for key, source in sources.items() if key in TargetOptions.model_fields}
     target.description = target.description.model_copy(update=recorded)
     return target

@@ -8,6 +8,7 @@ own table is checked against the component's ``Options`` when the recipe is reso
 from __future__ import annotations
 
 import copy
+import math
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 import pydantic
 import tomli_w
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from interpkit.errors import UsageError, did_you_mean
 
@@ -25,6 +26,8 @@ Layer = Mapping[str, Any]
 """A fragment of a recipe, in the shape of its TOML."""
 
 MAX_RECIPE_BYTES = 1_000_000
+MAX_INPUT = 10_000_000
+"""Numbers in one image: 1,800 x 1,800 pixels of three channels."""
 
 
 class _Model(BaseModel):
@@ -91,6 +94,51 @@ class TargetOptions(_Model):
     feature_layer: str | None = Field(None, description="default features: NAME (output) or NAME:in (input)")
 
     trust: bool = Field(False, description="the file may run code; recorded, and obeyed only when typed")
+
+    @field_validator("input_shape")
+    @classmethod
+    def _sensible_shape(cls, shape: tuple[int, ...] | None) -> tuple[int, ...] | None:
+        if shape is not None and (len(shape) not in (1, 3) or min(shape) < 1 or math.prod(shape) > MAX_INPUT):
+            raise ValueError(f"input_shape is C,H,W (or D for vectors), each at least 1 and {MAX_INPUT:,} in all")
+        return shape
+
+    @field_validator("mean")
+    @classmethod
+    def _finite(cls, mean: list[float] | None) -> list[float] | None:
+        if mean is not None and not all(map(math.isfinite, mean)):
+            raise ValueError("mean must be finite")
+        return mean
+
+    @field_validator("std")
+    @classmethod
+    def _positive(cls, std: list[float] | None) -> list[float] | None:
+        if std is not None and not all(0 < value < math.inf for value in std):
+            raise ValueError("std must be above 0 and finite")
+        return std
+
+    @model_validator(mode="after")
+    def _fit_together(self) -> TargetOptions:
+        channels = self.input_shape[0] if self.input_shape else None
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            if values is not None and channels is not None and len(values) not in (1, channels):
+                raise ValueError(f"{name} takes 1 or {channels} values for {channels} channels, not {len(values)}")
+        pairs = self.ranges
+        if any(not -math.inf < lo < hi < math.inf for lo, hi in pairs):
+            raise ValueError(f"input_range is LO,HI with LO < HI, not {self.input_range}")
+        vectors = self.input_shape is not None and len(self.input_shape) == 1
+        if channels is not None and len(pairs) not in ((1, channels) if vectors else (1,)):
+            raise ValueError(
+                f"input_range takes one pair LO,HI, or for vectors one for each of D features, not {len(pairs)}"
+            )
+        if self.channel_order == "bgr" and self.input_shape is not None and (vectors or channels != 3):
+            raise ValueError(f"the channel order bgr is for 3 channels; this classifier takes {self.input_shape}")
+        return self
+
+    @property
+    def ranges(self) -> list[tuple[float, float]]:
+        """The input range as a list of pairs, (0, 1) where it is not said."""
+        said = self.input_range
+        return [(0.0, 1.0)] if said is None else said if isinstance(said, list) else [said]
 
     def said(self) -> dict[str, Any]:
         """Return what is said of the classifier, without the record of the path and of trust."""
@@ -251,6 +299,9 @@ def _explain(model: type[BaseModel], where: str, fault: Any) -> str:
         known = sorted(_fields_at(model, fault["loc"][:-1]))
         name = str(fault["loc"][-1])
         return f"{where} has no option {path!r}.{did_you_mean(name, known)} It has: {', '.join(known) or 'none'}."
+    if fault["type"] == "value_error":
+        said = f"{where}: {path}: " if path else f"{where}: "
+        return f"{said}{fault['ctx']['error']}" + (f", not {fault['input']!r}." if path else ".")
     seen = fault["input"]
     return f"{where}: {path} = {seen!r} is not valid: {fault['msg'][:1].lower()}{fault['msg'][1:]}."
 

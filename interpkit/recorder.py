@@ -118,7 +118,7 @@ class Recorder:
         """
         self._names = list(terms)
         accuracy = (logits.argmax(1) == labels).float().mean()
-        watched = [images.detach().amax(), logits.detach().abs().amax(), *terms.values(), loss]
+        watched = [images.detach().abs().amax(), logits.detach().abs().amax(), *terms.values(), loss]
         self._pending.append((step, torch.stack([value.detach().float() for value in (*watched, accuracy)])))
         if self._on_step is not None:
             self._on_step(step)

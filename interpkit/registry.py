@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from interpkit.errors import PluginError, UsageError, did_you_mean, listed
 from interpkit.interfaces import Architectures, Conditioner, Generator, InversionLoss, Inverter, Loader
 from interpkit.recipe import Preset
+from interpkit.recorder import RESERVED
 
 KINDS: dict[str, type] = {
     "conditioner": Conditioner,
@@ -59,6 +60,8 @@ class Registry:
         name = getattr(item, "name", None)
         if not (isinstance(name, str) and _NAME.fullmatch(name)):
             raise PluginError(f"{kind} {base.__name__} needs a name such as 'my-name', not {name!r}.")
+        if kind == "loss" and name in RESERVED:
+            raise PluginError(f"a loss cannot be named {name!r}: the history has a column of that name.")
         if any((entry.kind, entry.name, entry.owner) == (kind, name, owner) for entry in self._entries):
             raise PluginError(f"the {kind} {name!r} is registered twice.")
         if inspect.isclass(item) and issubclass(item, Loader | Architectures):

@@ -147,7 +147,8 @@ class Run:
             KeyError,
             ImportError,
         ) as error:
-            raise RunError(f"{path} cannot be read: {str(error).splitlines()[0]}. Start anew by --force.") from error
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            raise RunError(f"{path} cannot be read: {reason}. Start anew by --force.") from error
         except Exception as error:  # pickle.UnpicklingError and its kin
             raise RunError(f"{path} is not a checkpoint of interpkit. Start anew by --force.") from error
         return state
@@ -221,8 +222,8 @@ class Run:
         write_atomically(self / "recipe.toml", recipe.to_toml())
         self._write_manifest(describe(recipe, target) | {"presets": presets, "status": "running"})
 
-    def go_on(self, recipe: Recipe, target: Target) -> None:
-        """Take the run up again under a recipe that differs from its own in nothing but its length.
+    def check_same(self, recipe: Recipe, target: Target) -> None:
+        """See that a recipe differs from the run's own in nothing but its length.
 
         Raises:
             RunError: the recipe or the classifier is another.
@@ -241,8 +242,11 @@ class Run:
             raise RunError(f"{self.folder} inverts another classifier ({recorded['path']}). Use another --out.")
         if recipe.steps < here.steps:
             raise RunError(f"{self.folder} has {here.steps} steps; --steps {recipe.steps} cannot shorten it.")
-        write_atomically(self / "recipe.toml", recipe.to_toml())
+
+    def go_on(self, recipe: Recipe) -> None:
+        """Take the run up again, under a recipe that `check_same` has passed."""
         checkpoint = self.checkpoint()
+        write_atomically(self / "recipe.toml", recipe.to_toml())
         self.note(status="running", resumed_from=checkpoint["step"] if checkpoint else None)
 
     def note(self, **facts: Any) -> None:

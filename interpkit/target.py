@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from interpkit.errors import ModelError, UsageError, did_you_mean, listed
 from interpkit.interfaces import Response, Target
-from interpkit.recipe import TargetOptions
+from interpkit.recipe import TargetOptions, validated
+from interpkit.seeding import global_seed
 
 Layout = Literal["nchw", "nhwc", "flat"]
 Output = Literal["logits", "log_probs", "probs"]
@@ -22,6 +23,8 @@ Output = Literal["logits", "log_probs", "probs"]
 OUTPUT = "output"
 """Stands for the classifier's own output where it has no layer that can be watched."""
 TINY = 1e-12
+GREY = 0
+"""The row of the grey image among the probes; the rest are black, white and noise."""
 
 
 class ModuleTarget(Target):
@@ -73,9 +76,9 @@ class ModuleTarget(Target):
 
     def raw(self, images: Tensor) -> Tensor:
         """Return what the module gives for images, (B, n) or (B, 1)."""
-        x = images if self._plain else images * self.scale + self.shift
-        if self._flip:
-            x = x.flip(1)
+        x = images.flip(1) if self._flip else images
+        if not self._plain:
+            x = x * self.scale + self.shift
         if self.layout == "nhwc":
             x = x.permute(0, 2, 3, 1)
         elif self.layout == "flat":
@@ -103,7 +106,9 @@ class ModuleTarget(Target):
             raise UsageError(f"{self.name}: the layer {missing[0]!r} takes no part in the forward pass.")
         # A layer that is used more than once counts by its last use.
         features = {layer: torch.cat(seen) if self.one_by_one else seen[-1] for layer, seen in passed.items()}
-        return Response(logits, {**features, OUTPUT: logits}, self.feature_layer)
+        if OUTPUT in (self.feature_layer, *layers):
+            features[OUTPUT] = logits
+        return Response(logits, features, self.feature_layer)
 
     def layers(self) -> Mapping[str, nn.Module]:
         """Return the user's layers by dotted name; see `Target.layers`."""
@@ -159,7 +164,11 @@ def first_tensor(output: Any, count: int) -> Tensor:
         found = found[0]
     if not isinstance(found, Tensor):
         raise ModelError(f"it gives {type(output).__name__}, with no tensor of logits in it.")
-    found = found.reshape(count, -1) if found.dim() != 2 and found.numel() % count == 0 and found.numel() else found
+    sizes = [size for size in found.shape[1:] if size != 1] if found.dim() and len(found) == count else [0, 0]
+    if count == 1 and found.dim() == 1:  # a graph that takes one image may give (n,)
+        sizes = list(found.shape)
+    if len(sizes) <= 1 and found.numel():
+        found = found.reshape(count, -1)
     if found.dim() != 2 or len(found) != count:
         raise ModelError(f"it gives {tuple(found.shape)} for {count} images; logits are ({count}, n).")
     return found
@@ -199,7 +208,7 @@ def wrap(
         module: a classifier of images or vectors. It may give a tensor, a tuple, a dict or an object with
             ``logits``; one logit stands for two classes; a batch of more than one need not be to its taste.
         input_shape: (C, H, W), or (D,) for a classifier of vectors, whatever its layout.
-        mean: per channel or one for all, in the units of ``input_range``; 0 if left out.
+        mean: per channel (in the module's own order) or one for all, in the units of ``input_range``; 0 if left out.
         std: likewise; 1 if left out.
         input_range: (lo, hi), what black and white are to the module before mean and std; (0, 1) if left out. For
             vectors maybe a pair for each feature.
@@ -222,16 +231,25 @@ def wrap(
         >>> target.num_classes, target.feature_layer
         (10, '1:in')
     """
-    shape = tuple(int(size) for size in input_shape)
-    if len(shape) not in (1, 3) or min(shape, default=0) < 1:
-        raise UsageError(f"input_shape is C,H,W (or D for vectors), each at least 1, not {shape}.")
-    means = _per_channel("mean", 0.0 if mean is None else mean, shape[0])
-    stds = _per_channel("std", 1.0 if std is None else std, shape[0])
-    if min(stds) <= 0:
-        raise UsageError(f"std must be above 0, not {stds}.")
-    ranges = _ranges(input_range, shape)
-    if channel_order == "bgr" and (len(shape) != 3 or shape[0] != 3):
-        raise UsageError(f"the channel order bgr is for 3 channels; this classifier takes {shape}.")
+    facts = validated(
+        TargetOptions,
+        {
+            "input_shape": tuple(input_shape),
+            "mean": _listed(mean),
+            "std": _listed(std),
+            "input_range": input_range,
+            "num_classes": num_classes,
+            "class_names": None if class_names is None else [str(name) for name in class_names],
+            "layout": layout,
+            "channel_order": channel_order,
+            "output": output,
+        },
+        "wrap" if name is None else name,
+    )
+    shape = facts.input_shape
+    assert shape is not None
+    means, stds = _per_channel(facts.mean or [0.0], shape[0]), _per_channel(facts.std or [1.0], shape[0])
+    ranges = facts.ranges
     target = ModuleTarget(
         module,
         shape,
@@ -257,7 +275,9 @@ def wrap(
     if raw.shape[1] == 1:
         target.sources["num_classes"] = "found: one output, which stands for two classes"
     if num_classes is not None and num_classes != width:
-        raise ModelError(f"{target.name} gives {width} logits, but {num_classes} classes are named.")
+        raise ModelError(
+            f"{target.name} gives {width} logits, but {num_classes} classes are named. Use --num-classes {width}."
+        )
     target.class_names = [str(i) for i in range(width)] if class_names is None else [str(c) for c in class_names]
     if len(target.class_names) != width:
         raise UsageError(f"{target.name} has {width} classes, but {len(target.class_names)} names are given.")
@@ -277,24 +297,12 @@ def wrap(
     return target
 
 
-def _per_channel(name: str, value: Sequence[float] | float, channels: int) -> list[float]:
-    values = [float(v) for v in value] if isinstance(value, Sequence) else [float(value)]
-    if len(values) not in (1, channels):
-        raise UsageError(f"{name} takes 1 or {channels} values for {channels} channels, not {len(values)}.")
+def _listed(value: Sequence[float] | float | None) -> list[float] | None:
+    return value if value is None or isinstance(value, Sequence) else [value]  # type: ignore[return-value]
+
+
+def _per_channel(values: list[float], channels: int) -> list[float]:
     return values if len(values) == channels else values * channels
-
-
-def _ranges(value: Any, shape: tuple[int, ...]) -> list[tuple[float, float]]:
-    pairs = [(0.0, 1.0)] if value is None else [value] if not isinstance(value[0], Sequence) else list(value)
-    if len(pairs) not in ((1,) if len(shape) == 3 else (1, shape[0])):
-        raise UsageError(
-            f"input_range takes one pair LO,HI, or for vectors one for each of D features, not {len(pairs)}."
-        )
-    ranges = [(float(lo), float(hi)) for lo, hi in pairs]
-    wrong = next((pair for pair in ranges if not pair[0] < pair[1]), None)
-    if wrong is not None:
-        raise UsageError(f"input_range is LO,HI with LO < HI, not {wrong[0]},{wrong[1]}.")
-    return ranges
 
 
 def _try(target: ModuleTarget, layout: Layout | None) -> tuple[Tensor, list[tuple[str, bool]]]:
@@ -307,7 +315,7 @@ def _try(target: ModuleTarget, layout: Layout | None) -> tuple[Tensor, list[tupl
     if layout is None and len(target.input_shape) == 3:
         layouts += ["flat", "nhwc"]
     generator = torch.Generator().manual_seed(0)
-    probes = torch.cat([torch.full((1, *target.input_shape), v) for v in (0.0, 0.5, 1.0)])
+    probes = torch.cat([torch.full((1, *target.input_shape), v) for v in (0.5, 0.0, 1.0)])
     probes = torch.cat([probes, torch.rand(3, *target.input_shape, generator=generator)]).to(target.scale.device)
     first: ModelError | None = None
     for target.layout in layouts:
@@ -334,7 +342,7 @@ def _run(target: ModuleTarget, probes: Tensor) -> tuple[Tensor, list[tuple[str, 
         for name, layer in target.module.named_modules():
             if isinstance(layer, nn.Linear | nn.modules.conv._ConvNd):
                 handles.append(layer.register_forward_pre_hook(_noter(ran, name, isinstance(layer, nn.Linear))))
-        with target.frozen(), torch.no_grad():
+        with target.frozen(), torch.no_grad(), global_seed(0, probes.device):
             raw = target.raw(probes)
             if not target.one_by_one:
                 # Some graphs have a batch of one built in, and give wrong rows rather than fail.
@@ -350,9 +358,9 @@ def _run(target: ModuleTarget, probes: Tensor) -> tuple[Tensor, list[tuple[str, 
     finally:
         for handle in handles:
             handle.remove()
-    if not torch.isfinite(raw).all():
+    if not torch.isfinite(raw[GREY]).all():
         raise ModelError(
-            f"{target.name} gives NaN or infinite logits for a plain image: are its weights whole, and are "
+            f"{target.name} gives NaN or infinite logits for a grey image: are its weights whole, and are "
             f"--mean, --std and --input-range right?"
         )
     if raw.shape[1] < 1:
@@ -369,7 +377,7 @@ def _find_output(target: ModuleTarget, raw: Tensor, output: Output | None) -> No
     target.sources["output"] = "given"
     if output is None:
         output, target.sources["output"] = "logits", "found: it is neither probabilities nor their logarithms"
-        values = raw.double()
+        values = raw[raw.isfinite().all(1)].double()
         if raw.shape[1] == 1:
             inside = bool(((values >= 0) & (values <= 1)).all())
             if inside:

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from interpkit.errors import RunError
 from interpkit.interfaces import (
     Conditioner,
     GeneratedBatch,
@@ -108,6 +109,7 @@ def train(
             recorder.save(step, snapshot(step, trained, optimizer, rng))
         if recorder.stop_requested:
             break
+    recorder.flush()
     conditioner.progress = 1.0
 
 
@@ -150,11 +152,19 @@ def snapshot(step: int, trained: nn.Module, optimizer: torch.optim.Optimizer, rn
 
 
 def restore(state: dict[str, Any], trained: nn.Module, optimizer: torch.optim.Optimizer, rng: torch.Generator) -> int:
-    """Go back to a snapshot; return the number of steps that are done."""
-    trained.load_state_dict(state["trained"])
-    optimizer.load_state_dict(state["optimizer"])
-    rng.set_state(state["rng"].cpu())
-    torch.set_rng_state(state["global_rng"].cpu())
-    if "cuda_rng" in state:
-        torch.cuda.set_rng_state(state["cuda_rng"].cpu(), rng.device)
-    return int(state["step"])
+    """Go back to a snapshot; return the number of steps that are done.
+
+    Raises:
+        RunError: it is of other networks.
+    """
+    try:
+        trained.load_state_dict(state["trained"])
+        optimizer.load_state_dict(state["optimizer"])
+        rng.set_state(state["rng"].cpu())
+        torch.set_rng_state(state["global_rng"].cpu())
+        if "cuda_rng" in state:
+            torch.cuda.set_rng_state(state["cuda_rng"].cpu(), rng.device)
+        return int(state["step"])
+    except (KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise RunError(f"the checkpoint does not fit its recipe: {reason}. Start anew by --force.") from error

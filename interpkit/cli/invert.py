@@ -136,7 +136,7 @@ def invert(
         _print_recipe(job, json_)
         return
     folder = out or _next_folder(model, plugin or [config.stem if config else "recipe"])
-    if resume and api.is_finished(folder, job.recipe):
+    if resume and job.is_done(folder):
         console.note(
             f"{folder} is finished after {job.recipe.steps} steps: nothing to do. A larger --steps extends it."
         )

@@ -44,6 +44,8 @@ def sample(
         seed=seed,
     )
     names = inversion.target.class_names
+    if samples.images.dim() == 2 and (png is not None or (out is not None and not out.suffix)):
+        raise UsageError("vectors have no pictures: leave --png out, and name a .safetensors file by --out.")
     place = out or _next_file(run)
     if place.suffix == ".safetensors":
         runs.write_samples(samples, place)

@@ -29,7 +29,7 @@ class FeatureLoss(InversionLoss):
         """Return the features of each layer, (B, F) each, scaled to unit length."""
         response = batch.response
         features = [response.features[layer] for layer in self.options.layers] or [response.penultimate]
-        return [F.normalize(f.flatten(1), dim=1) for f in features]
+        return [F.normalize(f.flatten(1), dim=1, eps=1e-6) for f in features]
 
 
 class Cosine(FeatureLoss):

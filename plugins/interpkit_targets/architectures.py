@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import pydantic
 import torchvision
@@ -26,7 +26,9 @@ class SmallCNN(nn.Sequential):
 
         input_shape: tuple[int, int, int] = (1, 28, 28)
         num_classes: int = pydantic.Field(10, ge=2, le=100_000)
-        widths: list[int] = pydantic.Field([32, 64], min_length=1, max_length=8)
+        widths: list[Annotated[int, pydantic.Field(ge=1, le=8192)]] = pydantic.Field(
+            [32, 64], min_length=1, max_length=8
+        )
         hidden: int = pydantic.Field(96, ge=1, le=65_536)
         dropout: float = pydantic.Field(0.25, ge=0, lt=1)
         batch_norm: bool = False

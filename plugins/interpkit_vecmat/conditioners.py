@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 import interpkit
-from interpkit import Condition, Conditioner, ConditionSpec
+from interpkit import Condition, Conditioner, ConditionSpec, UsageError
 
 MAX_SIDE = 16
 
@@ -20,7 +20,7 @@ class SoftVector:
 
     At T = 1 and n = 10, the paper's case, the largest entry is 0.32 on average. Without a temperature the
     vectors flatten as n grows (0.017 at n = 1,000), so the default keeps that average: the expected largest
-    entry of softmax(s z) stays within 0.03 of 0.32 for n = 10 to 21,841 when s^2 = 1 + 2.17 ln(n / 10), found
+    entry of softmax(s z) stays within 0.03 of 0.32 for n = 10 to 21,841 when s^2 = 1 + 2.1 ln(n / 10), found
     by simulation; T = 1 below.
 
     Args:
@@ -31,7 +31,7 @@ class SoftVector:
 
     def __init__(self, num_classes: int, start: float | None, end: float | None) -> None:
         self.num_classes = num_classes
-        self.start = start or (1 + 2.17 * max(0.0, math.log(num_classes / 10))) ** -0.5
+        self.start = start or (1 + 2.1 * max(0.0, math.log(num_classes / 10))) ** -0.5
         self.end = end or self.start
 
     def temperature(self, progress: float) -> float:
@@ -97,7 +97,10 @@ def _labels(conditioner: Conditioner, batch_size: int, labels: Tensor | None, rn
 
 
 def _side(num_classes: int, input_shape: tuple[int, ...], max_side: int) -> int:
-    return min(num_classes, max_side, *(input_shape[1:] or (max_side,)))
+    side = min(num_classes, max_side, *(input_shape[1:] or (max_side,)))
+    if side < 2:
+        raise UsageError(f"an image of {input_shape} has no room for a hot matrix. Use --conditioner vector.")
+    return side
 
 
 class VectorConditioner(Conditioner):
@@ -114,13 +117,15 @@ class VectorConditioner(Conditioner):
 
         temperature: float | None = Field(
             None,
-            gt=0,
+            ge=1e-3,
+            le=1e3,
             description="T of the softmax; by default 1 up to 10 classes, lower above, so that the "
             "largest entry stays 0.32 on average",
         )
         final_temperature: float | None = Field(
             None,
-            gt=0,
+            ge=1e-3,
+            le=1e3,
             description="T at the end of the training, reached geometrically; a low one ends one-hot",
         )
 

@@ -202,7 +202,7 @@ USAGE = [
     (["--plugin", "vecmat", "--mean", "0.5;0.5"], "--mean takes comma-separated numbers"),
     (["--plugin", "vecmat", "--std", "0"], "std must be above 0"),
     (["--plugin", "vecmat", "--input-range", "1,0"], "LO < HI"),
-    (["--plugin", "vecmat", "--input-range", "1"], "input_range"),
+    (["--plugin", "vecmat", "--input-range", "1"], "--input-range takes LO,HI"),
     (["--plugin", "vecmat", "--device", "gpu"], "--device gpu"),
     (["--plugin", "vecmat", "--feature-layer", "nowhere"], "no layer 'nowhere'"),
     (["--plugin", "vecmat", "--resume"], "--resume .*--out DIR"),
@@ -281,7 +281,8 @@ def test_a_missing_file_ends_with_3_and_the_nearest_name(tiny_model: Path, comma
 @pytest.mark.parametrize(
     ("name", "cut", "words"),
     [
-        ("model.onnx", None, "in no format that interpkit reads. It reads: .*safetensors"),
+        ("model.txt", None, "in no format that interpkit reads. It reads: .*safetensors"),
+        ("model.onnx", None, "not a valid ONNX graph"),
         ("model.safetensors", 0, "not a whole safetensors file"),
         ("model.safetensors", 500, "not a whole safetensors file"),
         ("model.safetensors", -1, "not a whole safetensors file"),
@@ -303,7 +304,7 @@ def test_a_file_without_metadata_ends_with_3_and_names_the_flags(
     tmp_path: Path, tiny_module: Callable[..., nn.Module]
 ) -> None:
     safetensors.torch.save_file(dict(tiny_module().state_dict()), tmp_path / "plain.safetensors")
-    words = "no interpkit metadata. Add --arch FAMILY:NAME and --input-shape C,H,W"
+    words = "does not say which architecture it is. Add --arch FAMILY:NAME and --input-shape C,H,W"
     fails(3, words, "invert", tmp_path / "plain.safetensors", "--plugin", "vecmat")
 
 
@@ -313,10 +314,11 @@ def test_a_file_without_metadata_ends_with_3_and_names_the_flags(
         ({"architecture": "interpkit:cnnn"}, "no architecture 'interpkit:cnnn'. Did you mean 'cnn'"),
         ({"architecture": "os:system"}, "'os:system' is not a registered one. Registered: interpkit:"),
         ({"architecture": "resnet18"}, "not a registered one"),
-        ({"architecture": "torchvision:resnet18", "arch_args": '{"weights": "DEFAULT"}'}, "'weights' is not taken"),
+        ({"architecture": "torchvision:resnet18", "arch_args": '{"weights": "DEFAULT"}'}, "'weights' is refused"),
         ({"arch_args": '{"input_shape": [1, 12, 12], "num_classes": 3, "widths": [5], "hidden": 8}'}, "do not fit"),
         ({"arch_args": '{"depth": 3}'}, "cannot be built"),
-        ({"arch_args": '{"hidden": 60000, "widths": [60000, 60000]}'}, "do not fit"),
+        ({"arch_args": '{"hidden": 60000, "widths": [60000, 60000]}'}, "cannot be built"),
+        ({"arch_args": '{"hidden": 60000, "widths": [8000, 8000]}'}, "do not fit"),
         ({"arch_args": "{"}, "arch_args is not JSON"),
         ({"input_shape": "[3, 12, 12]"}, "fails on an input of shape"),
         ({"input_shape": '"wide"'}, "input_shape"),
@@ -605,7 +607,7 @@ def test_inspect_json_says_the_same(tiny_model: Path) -> None:
     told = json.loads(cli("inspect", tiny_model, "--json").stdout)
     assert told["name"] == "tiny"
     assert told["resolved"]["mean"] == {"value": [0.25], "source": "the file's metadata"}
-    assert told["resolved"]["feature_layer"]["source"].startswith("found")
+    assert told["resolved"]["class_names"]["source"] == "the file's metadata"
     assert told["resolved"]["arch"]["value"] == "interpkit:cnn"
     assert told["layers"][0] == {"name": "0", "type": "Conv2d", "output": [4, 12, 12], "parameters": 40}
     assert told["layers"][-1]["output"] == [3]
@@ -621,7 +623,7 @@ def test_plugins_list_json_has_the_schema_of_the_contract(plugins: Plugins) -> N
     rows = {row["name"]: row for row in json.loads(result.stdout)}
     assert all(set(row) == {"name", "version", "provides", "status", "error"} for row in rows.values())
     assert rows["vecmat"]["status"] == "ok" and rows["vecmat"]["error"] is None
-    assert rows["vecmat"]["provides"]["generator"] == ["upconv"]
+    assert rows["vecmat"]["provides"]["generator"] == ["upconv", "dense"]
     assert rows["mine"] == {
         "name": "mine",
         "version": "1.2",

@@ -513,18 +513,20 @@ def test_a_run_that_failed_keeps_its_last_good_checkpoint_and_says_so(
     tmp_path: Path, quick: Quick, tiny_module: Callable[..., nn.Module]
 ) -> None:
     class Fading(nn.Module):
-        """A classifier that gives NaN from its 8th look on, not counting that of ``wrap``."""
+        """A classifier that gives NaN from its 8th look on."""
 
         def __init__(self) -> None:
             super().__init__()
-            self.net, self.looks = tiny_module(), -1
+            self.net, self.looks = tiny_module(), 0
 
         def forward(self, x: Tensor) -> Tensor:
             self.looks += 1
             logits: Tensor = self.net(x)
             return logits * float("nan") if self.looks >= 8 else logits
 
-    target = interpkit.wrap(Fading(), (1, 12, 12))
+    module = Fading()
+    target = interpkit.wrap(module, (1, 12, 12))
+    module.looks = 0
     with pytest.raises(RunError, match=r"the target's logits turned non-finite at step 8\..*checkpoint, of step 5"):
         interpkit.invert(target, out=tmp_path, **quick(checkpoint_every=5))
     assert manifest(tmp_path)["status"] == "failed"

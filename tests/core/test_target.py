@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -319,7 +320,7 @@ def test_a_target_is_told_and_describes_itself() -> None:
         ((12, 12), {}, UsageError, "input_shape is C,H,W"),
         ((), {}, UsageError, "input_shape is C,H,W"),
         ((1, 0, 12), {}, UsageError, "input_shape is C,H,W"),
-        ((1, 9, 9), {}, ModelError, r"fails on an input of shape \(2, 1, 9, 9\).*--input-shape"),
+        ((1, 9, 9), {}, ModelError, r"fails on an input of shape \(6, 1, 9, 9\).*--input-shape"),
         ((1, 12, 12), {"std": 0.0}, UsageError, "std must be above 0"),
         ((1, 12, 12), {"std": -1.0}, UsageError, "std must be above 0"),
         ((1, 12, 12), {"std": float("nan")}, UsageError, "std"),
@@ -348,9 +349,8 @@ def test_weights_that_are_not_finite_are_refused() -> None:
 @pytest.mark.parametrize(
     ("net", "words"),
     [
-        (nn.Conv2d(1, 3, 1), r"gives \(2, 3, 12, 12\) for 2 images"),
-        (nn.Sequential(nn.Flatten(0), nn.Linear(288, 3)), r"gives \(3,\) for 2 images"),
-        (nn.Sequential(nn.Flatten(), nn.Linear(144, 1)), "gives 1 logit"),
+        (nn.Conv2d(1, 3, 1), r"gives \(6, 3, 12, 12\) for 6 images"),
+        (nn.Sequential(nn.Flatten(0), nn.Linear(288, 3)), r"fails on an input of shape \(6, 1, 12, 12\)"),
     ],
 )
 def test_a_module_that_gives_no_logits_is_refused(net: nn.Module, words: str) -> None:
@@ -358,17 +358,129 @@ def test_a_module_that_gives_no_logits_is_refused(net: nn.Module, words: str) ->
         plain(net)
 
 
-def test_a_module_that_gives_a_dictionary_is_refused_as_no_classifier() -> None:
-    class Dict(nn.Module):
-        def forward(self, x: Tensor) -> dict[str, Tensor]:
-            return {"logits": x.flatten(1)}
+class Gives(nn.Module):
+    """Gives whatever a function makes of the logits of three classes."""
 
-    with pytest.raises(ModelError):
-        plain(Dict())
+    def __init__(self, make: Callable[[Tensor], Any]) -> None:
+        super().__init__()
+        self.fc, self.make = nn.Linear(144, 3), make
+
+    def forward(self, x: Tensor) -> Any:
+        return self.make(self.fc(x.flatten(1)))
 
 
-def test_a_module_without_linear_layer_or_convolution_needs_a_feature_layer() -> None:
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda z: {"loss": None, "logits": z},
+        lambda z: (z, z.exp()),
+        lambda z: [z],
+        lambda z: SimpleNamespace(logits=z, hidden=None),
+        lambda z: z[:, :, None, None],
+        lambda z: z.half(),
+    ],
+)
+def test_logits_are_found_in_what_a_module_gives(make: Callable[[Tensor], Any]) -> None:
+    net, images = Gives(make), torch.rand(5, 1, 12, 12)
+    logits = wrap(net, (1, 12, 12))(images)
+    assert logits.dtype == torch.float32
+    torch.testing.assert_close(logits, net.fc(images.flatten(1)), rtol=1e-2, atol=1e-3)
+
+
+@pytest.mark.parametrize(("name", "make"), [("probs", torch.softmax), ("log_probs", torch.log_softmax)])
+def test_probabilities_and_their_logarithms_are_told_by_their_sums_and_become_logits(name: str, make: Any) -> None:
+    net, images = Gives(lambda z: make(z, 1)), torch.rand(5, 1, 12, 12)
+    target = wrap(net, (1, 12, 12))
+    assert target.description.output == name
+    assert "found" in target.sources["output"]
+    torch.testing.assert_close(target(images).softmax(1), net.fc(images.flatten(1)).softmax(1))
+    assert wrap(net, (1, 12, 12), output="logits").description.output == "logits"
+
+
+@pytest.mark.parametrize("make", [lambda z: z[:, :1], lambda z: z[:, 0], lambda z: z[:, :1].sigmoid()])
+def test_one_output_stands_for_two_classes(make: Callable[[Tensor], Tensor]) -> None:
+    net, images = Gives(make), torch.rand(5, 1, 12, 12)
+    target = wrap(net, (1, 12, 12))
+    yes = net.fc(images.flatten(1))[:, 0].sigmoid()
+    assert target.num_classes == 2
+    torch.testing.assert_close(target(images).softmax(1), torch.stack([1 - yes, yes], 1))
+
+
+def test_an_output_without_a_tensor_is_no_classifier() -> None:
+    with pytest.raises(ModelError, match="no tensor of logits"):
+        wrap(Gives(lambda z: {"logits": "three"}), (1, 12, 12))
+
+
+@pytest.mark.parametrize("layout", ["nchw", "nhwc", "flat"])
+@pytest.mark.parametrize("typed", [True, False])
+def test_the_layout_is_taken_as_typed_or_found_by_trying(layout: Any, typed: bool) -> None:
+    class Takes(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(3 * 4 * 6, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            shape = {"nchw": (3, 4, 6), "nhwc": (4, 6, 3), "flat": (72,)}[layout]
+            if x.shape[1:] != shape:
+                raise ValueError(f"{tuple(x.shape)}")
+            logits: Tensor = self.fc((x.permute(0, 3, 1, 2) if layout == "nhwc" else x).flatten(1))
+            return logits
+
+    net, images = Takes(), torch.rand(5, 3, 4, 6)
+    target = wrap(net, (3, 4, 6), layout=layout if typed else None)
+    assert target.description.layout == layout
+    torch.testing.assert_close(target(images), net.fc(images.flatten(1)))
+
+
+def test_bgr_turns_the_channels_round() -> None:
+    net, images = nn.Sequential(nn.Flatten(), nn.Linear(12, 3)), torch.rand(5, 3, 2, 2)
+    torch.testing.assert_close(wrap(net, (3, 2, 2), channel_order="bgr")(images), net(images.flip(1)))
+    with pytest.raises(UsageError, match="3 channels"):
+        wrap(net, (1, 2, 6), channel_order="bgr")
+
+
+def test_mean_and_std_count_in_the_classifiers_own_channel_order() -> None:
+    net, images = nn.Sequential(nn.Flatten(), nn.Linear(3, 3)), torch.rand(5, 3, 1, 1)
+    mean = [0.1, 0.2, 0.3]
+    target = wrap(net, (3, 1, 1), mean=mean, channel_order="bgr")
+    torch.testing.assert_close(target(images), net(images.flip(1) - torch.tensor(mean)[:, None, None]))
+
+
+@pytest.mark.parametrize("fails", [True, False])
+def test_a_classifier_of_one_image_at_a_time_is_looped_with_features_and_gradient(fails: bool) -> None:
+    class One(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 8), nn.Linear(8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            if fails:
+                x = x.reshape(1, 4)
+            logits: Tensor = self.b(self.a(x.flatten(1)[:1].expand(len(x), -1)))
+            return logits
+
+    net, images = One(), torch.rand(5, 1, 2, 2, requires_grad=True)
+    target = wrap(net, (1, 2, 2))
+    response = target.respond(images)
+    torch.testing.assert_close(response.logits, net.b(net.a(images.flatten(1))))
+    torch.testing.assert_close(response.penultimate, net.a(images.flatten(1)))
+    assert "one image at a time" in target.sources["batch"]
+    response.logits.sum().backward()
+    assert images.grad is not None and (images.grad.flatten(1).abs().amax(1) > 0).all()
+
+
+def test_features_of_a_vector_each_have_their_own_range() -> None:
+    net, vectors = nn.Linear(2, 3), torch.rand(5, 2)
+    target = wrap(net, (2,), input_range=[(0.0, 10.0), (-5.0, 5.0)])
+    torch.testing.assert_close(target(vectors), net(torch.stack([vectors[:, 0] * 10, vectors[:, 1] * 10 - 5], 1)))
+    with pytest.raises(UsageError, match="one for each of D features"):
+        wrap(net, (2,), input_range=[(0.0, 1.0)] * 3)
+
+
+def test_a_module_without_a_layer_to_watch_has_its_logits_as_features() -> None:
     net = nn.Sequential(nn.Flatten(), nn.Softplus())
-    with pytest.raises(UsageError, match="name a feature_layer"):
-        plain(net, (3, 1, 1))
-    assert plain(net, (3, 1, 1), feature_layer="0").respond(torch.rand(2, 3, 1, 1)).penultimate.shape == (2, 3)
+    target = plain(net, (3, 1, 1))
+    images = torch.rand(2, 3, 1, 1)
+    assert target.feature_layer == "output"
+    torch.testing.assert_close(target.respond(images).penultimate, target(images))
+    assert plain(net, (3, 1, 1), feature_layer="0").respond(images).penultimate.shape == (2, 3)

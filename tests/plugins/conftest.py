@@ -115,7 +115,7 @@ class _NoLargeTensors(TorchDispatchMode):
 
 @pytest.fixture
 def modest() -> Callable[[], AbstractContextManager[None]]:
-    """Return a context in which nobody may take 100 million numbers or register 20,000 modules."""
+    """Return a context in which nobody may take 100 million numbers or register 50,000 modules."""
 
     @contextmanager
     def limits() -> Iterator[None]:
@@ -124,8 +124,8 @@ def modest() -> Callable[[], AbstractContextManager[None]]:
         def counted(*_: Any) -> None:
             nonlocal count
             count += 1
-            if count > 20_000:
-                raise TooMuchError("more than 20,000 modules")
+            if count > 50_000:
+                raise TooMuchError("more than 50,000 modules")
 
         handle = nn.modules.module.register_module_module_registration_hook(counted)
         try:
