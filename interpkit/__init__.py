@@ -36,7 +36,7 @@ if TYPE_CHECKING:
         Target,
     )
     from interpkit.inversion import GeneratorInversion, Inversion
-    from interpkit.loading import fill_architecture, load_target, make_target
+    from interpkit.loading import build_architecture, fill_architecture, load_target, make_target
     from interpkit.recipe import Preset, Recipe, TargetOptions
     from interpkit.recorder import Recorder, StepRecord
     from interpkit.registry import Registration
@@ -64,7 +64,7 @@ _HOMES = {
         "Target",
     ),
     "inversion": ("GeneratorInversion", "Inversion"),
-    "loading": ("fill_architecture", "load_target", "make_target"),
+    "loading": ("build_architecture", "fill_architecture", "load_target", "make_target"),
     "recipe": ("Preset", "Recipe", "TargetOptions"),
     "recorder": ("Recorder", "StepRecord"),
     "registry": ("Registration",),
@@ -104,6 +104,7 @@ __all__ = [
     "Target",
     "TargetOptions",
     "UsageError",
+    "build_architecture",
     "fill_architecture",
     "hookimpl",
     "invert",

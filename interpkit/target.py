@@ -111,8 +111,9 @@ class ModuleTarget(Target):
         return Response(logits, features, self.feature_layer)
 
     def layers(self) -> Mapping[str, nn.Module]:
-        """Return the user's layers by dotted name; see `Target.layers`."""
-        return {name: module for name, module in self.module.named_modules() if name}
+        """Return the user's layers by dotted name; see `Target.layers`. Those of TorchScript cannot be watched."""
+        layers = self.module.named_modules()
+        return {name: layer for name, layer in layers if name and not isinstance(layer, torch.jit.ScriptModule)}
 
     def _layer(self, layer: str) -> nn.Module:
         name = layer.removesuffix(":in")
@@ -164,12 +165,11 @@ def first_tensor(output: Any, count: int) -> Tensor:
         found = found[0]
     if not isinstance(found, Tensor):
         raise ModelError(f"it gives {type(output).__name__}, with no tensor of logits in it.")
-    sizes = [size for size in found.shape[1:] if size != 1] if found.dim() and len(found) == count else [0, 0]
-    if count == 1 and found.dim() == 1:  # a graph that takes one image may give (n,)
-        sizes = list(found.shape)
-    if len(sizes) <= 1 and found.numel():
-        found = found.reshape(count, -1)
-    if found.dim() != 2 or len(found) != count:
+    if found.dim() == 1:  # (B,) of a binary classifier; (n,) of a graph that takes one image
+        found = found[None] if count == 1 and len(found) != 1 else found[:, None]
+    elif found.dim() > 2 and sum(size != 1 for size in found.shape[1:]) <= 1:
+        found = found.flatten(1)
+    if found.dim() != 2 or len(found) != count or found.shape[1] == 0:
         raise ModelError(f"it gives {tuple(found.shape)} for {count} images; logits are ({count}, n).")
     return found
 
@@ -180,9 +180,9 @@ def as_logits(given: Tensor, output: Output) -> Tensor:
     if output == "probs":
         if given.shape[1] == 1:
             given = torch.cat([1 - given, given], 1)
-        return given.clamp_min(TINY).log()
+        return (given + TINY).log()
     if given.shape[1] == 1:
-        no = torch.zeros_like(given) if output == "logits" else (1 - given.exp()).clamp_min(TINY).log()
+        no = torch.zeros_like(given) if output == "logits" else (1 - given.exp() + TINY).log()
         given = torch.cat([no, given], 1)
     return given
 

@@ -135,8 +135,9 @@ def export_graph(target: Target) -> bytes:
     try:
         with warnings.catch_warnings(), target.frozen(), torch.no_grad():
             warnings.simplefilter("ignore")  # the exporter warns of itself; the newer one takes one more package
+            scripted = any(isinstance(module, torch.jit.ScriptModule) for module in target.modules())
             torch.onnx.export(
-                _Opaque(target),
+                torch.jit.trace(target, example, check_trace=False) if scripted else _Opaque(target),
                 (example,),
                 buffer,  # type: ignore[arg-type]  # a legacy exporter writes to a file object as well
                 dynamo=False,

@@ -137,7 +137,14 @@ class TransformersModels(Zoo):
 
     name = "transformers"
     help = "transformers' image classifiers, by model type"
-    refused = ("auto_map", "trust_remote_code", "_name_or_path", "backbone", "use_pretrained_backbone")
+    refused = (
+        "auto_map",
+        "trust_remote_code",
+        "quantization_config",
+        "_name_or_path",
+        "backbone",
+        "use_pretrained_backbone",
+    )
 
     def names(self) -> Sequence[str]:
         """Return the model types that have an image classifier."""

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pydantic
-from torch import Tensor
+from torch import Tensor, nn
 
-from interpkit import Loader, ModelError, Target, TargetOptions, fill_architecture, make_target, read_target_file
+from interpkit import Loader, ModelError, Target, TargetOptions, build_architecture, make_target, read_target_file
 from interpkit_targets import checkpoints
 from interpkit_targets.loaders import assemble
 
@@ -151,7 +151,7 @@ class TransformersFolderLoader(FolderLoader):
         if facts.input_shape is None:
             raise ModelError(f"{path} does not say its image size. Add --input-shape C,H,W.")
         assert facts.arch is not None
-        module, _ = fill_architecture(facts.arch, facts.arch_args, read_weights(path))
+        module = fill(path, facts.arch, facts.arch_args, read_weights(path))
         sources = {**dict.fromkeys(written.said(), CONFIG), **dict.fromkeys(options.said(), "given")}
         return make_target(module, path.name, facts, sources, arch=facts.arch, arch_args=facts.arch_args)
 
@@ -171,6 +171,32 @@ class TransformersFolderLoader(FolderLoader):
             if processor.get("do_normalize", True):
                 facts |= {"mean": processor.get("image_mean"), "std": processor.get("image_std")}
         return facts
+
+
+def fill(path: Path, arch: str, arguments: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> nn.Module:
+    """Build a transformers model and let transformers rename the weights of older versions into it.
+
+    Raises:
+        ModelError: the config asks for more than the weights hold, or they do not fit.
+    """
+    skeleton = build_architecture(arch, arguments, meta=True)
+    asked = sum(tensor.numel() for tensor in skeleton.state_dict().values())
+    held = sum(tensor.numel() for tensor in tensors.values())
+    if asked > 1.1 * held:
+        raise ModelError(f"{path}: its config.json asks for {asked:,} weights, and the file holds {held:,}.")
+    try:
+        module, told = type(skeleton).from_pretrained(  # type: ignore[attr-defined]
+            None, config=skeleton.config, state_dict=dict(tensors), output_loading_info=True
+        )
+    except Exception as error:  # transformers has many kinds
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise ModelError(f"{path}: the weights do not fit its config.json: {reason[:300]}") from error
+    faults = {"missing": told["missing_keys"], "of another shape": told["mismatched_keys"]}
+    difference = "; ".join(f"{what}: {', '.join(map(str, list(keys)[:4]))}" for what, keys in faults.items() if keys)
+    if difference:
+        raise ModelError(f"{path}: the weights do not fit its config.json: {difference}.")
+    loaded: nn.Module = module
+    return loaded
 
 
 def _is_labels(labels: Any) -> bool:

@@ -29,7 +29,7 @@ class Reshaped(nn.Module):
 
     def forward(self, x: Tensor) -> Any:
         """Reshape and run."""
-        return self.module(x.reshape(len(x), *self.shape))
+        return self.module(x.reshape(-1, *self.shape))
 
 
 class OnnxLoader(Loader):
@@ -109,7 +109,22 @@ def read_graph(path: Path, content: bytes) -> Any:
         raise ModelError(f"{path} is not a valid ONNX graph: {str(error).splitlines()[0][:200]}") from error
     if external:
         raise ModelError(f"{path} keeps weights in other files ({external[0]}, ...); save it as one file.")
+    lift_constants(graph.graph)
     return graph
+
+
+def lift_constants(graph: Any) -> None:
+    """Make weights of the constant nodes, in place: the converter looks for a layer's weights there alone."""
+    kept = []
+    for node in graph.node:
+        value = next((a.t for a in node.attribute if a.name == "value"), None) if node.op_type == "Constant" else None
+        if value is None:
+            kept.append(node)
+        else:
+            graph.initializer.add().CopyFrom(value)
+            graph.initializer[-1].name = node.output[0]
+    del graph.node[:]
+    graph.node.extend(kept)
 
 
 def graph_inputs(graph: Any) -> list[Any]:
