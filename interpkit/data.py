@@ -54,7 +54,11 @@ def load_data(spec: str, input_shape: tuple[int, ...], class_names: Sequence[str
         raise UsageError(
             f"{spec} is no reference data: give an .npz, a folder with a folder a class, or torchvision:NAME."
         )
-    return LabelledImages(_images(spec, arrays[0], input_shape), _labels(spec, arrays))
+    data = LabelledImages(_images(spec, arrays[0], input_shape), _labels(spec, arrays))
+    wrong = data.labels[(data.labels < 0) | (data.labels >= len(class_names))] if class_names else data.labels[:0]
+    if len(wrong):
+        raise UsageError(f"{spec} has the label {int(wrong[0])}; the classifier's are 0 to {len(class_names) - 1}.")
+    return data
 
 
 def _npz(path: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
@@ -116,6 +120,8 @@ def _images(spec: str, x: np.ndarray, input_shape: tuple[int, ...]) -> Tensor:
         x = np.moveaxis(x, 3, 1)
     if x.shape[1:] != input_shape or x.size > MAX_NUMBERS:
         raise UsageError(f"{spec} has images of shape {x.shape[1:]}; the classifier takes {input_shape}.")
+    if x.dtype.kind not in "uifb":
+        raise UsageError(f"{spec} has images of {x.dtype}, which are no numbers of an image.")
     images = torch.from_numpy(np.ascontiguousarray(x))
     return images.float() / 255 if images.dtype == torch.uint8 else images.float()
 

@@ -19,7 +19,9 @@ from interpkit.target import wrap
 
 MAX_LAYERS = 1_000
 MAX_SIZE = 1_000_000
-"""Bounds of an architecture's arguments: of what counts layers, and of any other number or length."""
+MAX_REAL_CLASSES = 25_000
+"""Bounds of an architecture's arguments: of what counts layers, of any other number or length,
+and of the classes of a network whose shapes cannot be had without memory."""
 
 
 def load_target(path: str | Path, **options: Any) -> Target:
@@ -51,7 +53,12 @@ def load(path: Path, options: TargetOptions) -> Target:
         known = "; ".join(f"{loader.name} ({loader.help})" for loader in loaders)
         raise ModelError(f"{path} is in no format that interpkit reads. It reads: {known or 'none'}.")
     with global_seed(0, cpu):  # fresh weights are drawn and overwritten; the caller's generator is left alone
-        target = loader.load(path, options)
+        try:
+            target = loader.load(path, options)
+        except ModelError as error:
+            if path.name in str(error):
+                raise
+            raise ModelError(f"{path}: {error}") from error
     target.origin = path.resolve()
     target.description = target.description.model_copy(update={"path": str(target.origin)})
     return target
@@ -76,7 +83,9 @@ def build_architecture(spec: str, arguments: Mapping[str, Any], *, meta: bool = 
             f"{family_name} has: {listed(family.names())}."
         )
     check_arguments(spec, arguments)
-    if meta and set(arguments) <= {"num_classes"}:
+    classes = arguments.get("num_classes", 0)
+    modest = set(arguments) <= {"num_classes"} and isinstance(classes, int) and classes <= MAX_REAL_CLASSES
+    if meta and modest:
         try:
             return _built(lambda: family.build(name, arguments), spec, arguments, "meta")
         except ModelError:  # regnets, for one, compute their shapes by tensors; their default sizes are sensible
@@ -101,6 +110,9 @@ def check_arguments(spec: str, arguments: Mapping[str, Any]) -> None:
         elif isinstance(value, list | tuple) and depth < 2 and len(value) <= MAX_SIZE:
             for item in value:
                 check(key, item, depth + 1)
+            numbers = [item for item in value if isinstance(item, int | float)]
+            if largest(key) == MAX_LAYERS and sum(numbers) > MAX_LAYERS:
+                raise ModelError(f"{spec}: the argument {key} asks for {sum(numbers)} layers, out of all proportion.")
         elif isinstance(value, Mapping | list | tuple) or (
             isinstance(value, int | float) and abs(value) > largest(key)
         ):
@@ -118,7 +130,7 @@ def _built(build: Callable[[], nn.Module], spec: str, arguments: Mapping[str, An
         raise
     except Exception as error:  # whatever an architecture raises on arguments that are not its own
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ModelError(f"{spec} cannot be built with {dict(arguments)}: {reason}") from error
+        raise ModelError(f"{spec} cannot be built with {_short(arguments)}: {reason}") from error
 
 
 def fill_architecture(
@@ -172,8 +184,22 @@ def fill_architecture(
     dtype = _dtype(tensors)
     if dtype is not None:
         module.to(dtype)  # half-precision weights stay as they are
-    module.load_state_dict(tensors)
+    try:
+        if any(tensor.is_complex() for tensor in tensors.values()):
+            raise TypeError("they are complex numbers")
+        module.load_state_dict(tensors)
+    except (RuntimeError, TypeError, NotImplementedError) as error:  # sparse or quantized tensors
+        reason = str(error).strip().splitlines()[-1].strip()
+        raise ModelError(f"the weights do not fit {spec}: {reason[:200]}") from error
     return module, arguments
+
+
+def _short(arguments: Mapping[str, Any], limit: int = 300) -> str:
+    try:
+        text = str(dict(arguments))
+    except ValueError:  # a number of thousands of digits
+        return "{...}"
+    return text if len(text) <= limit else f"{text[:limit]}...}}"
 
 
 def _shaped(tensor: Tensor, expected: Tensor | None) -> Tensor:
@@ -204,7 +230,7 @@ def head_width(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> i
 def _misfit(
     spec: str, arguments: Mapping[str, Any], tensors: Mapping[str, Tensor], difference: str, *, registered: bool
 ) -> str:
-    built = f" with {dict(arguments)}" if arguments else ""
+    built = f" with {_short(arguments)}" if arguments else ""
     fitting = nearest_fit(spec, tensors) if registered else None
     hint = f" {fitting} would fit: --arch {fitting}." if fitting else ""
     return f"the weights do not fit {spec}{built}: {difference}.{hint}"

@@ -85,7 +85,7 @@ class ModuleTarget(Target):
             x = x.flatten(1)
         dtype = next((p.dtype for p in self.module.parameters() if p.is_floating_point()), x.dtype)
         x = x.to(dtype)
-        if not self.one_by_one:
+        if not self.one_by_one or len(x) == 1:
             return first_tensor(self.module(x), len(x))
         return torch.cat([first_tensor(self.module(row), 1) for row in x.split(1)])
 
@@ -133,7 +133,7 @@ def _watch(module: nn.Module, layer: str, passed: list[Tensor]) -> Any:
         while isinstance(value, tuple | list) and value:
             value = value[0]
         if isinstance(value, Tensor):
-            passed.append(at_least_single(value.clone() if copy else value))
+            passed.append(in_single(value.clone() if copy else value))
 
     if layer.endswith(":in"):
         in_place = bool(getattr(module, "inplace", False))
@@ -143,9 +143,9 @@ def _watch(module: nn.Module, layer: str, passed: list[Tensor]) -> Any:
     return module.register_forward_hook(lambda _, inputs, output: keep(output, True))
 
 
-def at_least_single(tensor: Tensor) -> Tensor:
-    """Return half-precision numbers as float32, and others as they are."""
-    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+def in_single(tensor: Tensor) -> Tensor:
+    """Return numbers of another precision as float32, and others as they are."""
+    return tensor.float() if tensor.is_floating_point() else tensor
 
 
 def first_tensor(output: Any, count: int) -> Tensor:
@@ -176,7 +176,7 @@ def first_tensor(output: Any, count: int) -> Tensor:
 
 def as_logits(given: Tensor, output: Output) -> Tensor:
     """Return what a module gives, (B, n) or (B, 1), as logits of at least two classes, (B, n) float32."""
-    given = at_least_single(given)
+    given = in_single(given)
     if output == "probs":
         if given.shape[1] == 1:
             given = torch.cat([1 - given, given], 1)

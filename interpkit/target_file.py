@@ -9,6 +9,7 @@ or run because a file says so.
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import json
 import warnings
@@ -91,6 +92,8 @@ def pack_target(target: Target, path: str | Path) -> Path:
     facts = target.description
     if facts.arch is not None and not facts.runs_code and facts.arch != ONNX_GRAPH:
         return _write(Path(path), _weights(target), facts)
+    if importlib.util.find_spec("onnx") is None:
+        raise ModelError("packing this classifier takes the package onnx: pip install 'interpkit[onnx]'.")
     channels = target.input_shape[0]
     plain = {"mean": [0.0] * channels, "std": [1.0] * channels, "input_range": (0.0, 1.0), "output": "logits"}
     update: dict[str, Any] = {

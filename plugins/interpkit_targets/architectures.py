@@ -75,14 +75,18 @@ class Zoo(Architectures):
     """Arguments that would fetch weights or read files."""
 
     def check(self, name: str, arguments: Mapping[str, Any]) -> None:
-        """Refuse arguments that reach beyond the network's shape.
+        """Refuse arguments, at any depth, that reach beyond the network's shape.
 
         Raises:
             ModelError: one does.
         """
-        bad = sorted(set(arguments) & set(self.refused))
-        if bad:
-            raise ModelError(f"{self.name}:{name}: the argument {bad[0]!r} is refused: it would fetch or read weights.")
+        for key, value in arguments.items():
+            if key in self.refused:
+                raise ModelError(
+                    f"{self.name}:{name}: the argument {key!r} is refused: it would fetch or read weights or code."
+                )
+            if isinstance(value, Mapping):
+                self.check(name, value)
 
 
 class TorchvisionModels(Zoo):
@@ -141,6 +145,14 @@ class TransformersModels(Zoo):
         "auto_map",
         "trust_remote_code",
         "quantization_config",
+        "attn_implementation",
+        "_attn_implementation",
+        "_attn_implementation_internal",
+        "experts_implementation",
+        "_experts_implementation",
+        "backbone_config",
+        "use_timm_backbone",
+        "use_kernels",
         "_name_or_path",
         "backbone",
         "use_pretrained_backbone",
@@ -150,7 +162,8 @@ class TransformersModels(Zoo):
         """Return the model types that have an image classifier."""
         need("transformers", "transformers")
         auto = importlib.import_module("transformers.models.auto.modeling_auto")
-        return list(auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES)
+        names = auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
+        return [name for name in names if not name.startswith("timm")]  # those are loaders of their own
 
     def build(self, name: str, arguments: Mapping[str, Any]) -> nn.Module:
         """Build the model from its config."""

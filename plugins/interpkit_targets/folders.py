@@ -12,10 +12,9 @@ from torch import Tensor, nn
 
 from interpkit import Loader, ModelError, Target, TargetOptions, build_architecture, make_target, read_target_file
 from interpkit_targets import checkpoints
-from interpkit_targets.loaders import assemble
+from interpkit_targets.loaders import WEIGHTS, assemble
 
 MAX_CONFIG_BYTES = 16_000_000
-WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 CONFIG = "its config.json"
 
 
@@ -98,7 +97,10 @@ class TimmFolderLoader(FolderLoader):
         pretrained = config.get("pretrained_cfg")
         # Legacy files are flat; in current ones the root's keys win.
         both = {**(pretrained if isinstance(pretrained, dict) else {}), **config}
-        arguments = dict(config.get("model_args") or {})
+        arguments = config.get("model_args") or {}
+        if not isinstance(arguments, dict):
+            raise ModelError(f"{path / 'config.json'}: model_args is no object, but {str(arguments)[:60]}.")
+        arguments = dict(arguments)
         if isinstance(both.get("num_classes"), int):
             arguments.setdefault("num_classes", both["num_classes"])
         if isinstance(config.get("global_pool"), str):
@@ -129,14 +131,17 @@ class TransformersFolderLoader(FolderLoader):
     def load(self, path: Path, options: TargetOptions) -> Target:
         """Build the model from its config, and fill in the weights; see `Loader.load`."""
         config = read_json(path / "config.json")
-        classes = [name for name in config.get("architectures") or [] if isinstance(name, str)]
-        if classes and not any(name.endswith("ForImageClassification") for name in classes):
+        named = config.get("architectures") or []
+        if not isinstance(named, list):
+            raise ModelError(f"{path / 'config.json'}: architectures is no list, but {str(named)[:60]}.")
+        classes = [name for name in named if isinstance(name, str)]
+        if classes and not any("ForImageClassification" in name for name in classes):
             raise ModelError(f"{path} holds {', '.join(classes)}, which is no image classifier.")
         if "auto_map" in config:
             raise ModelError(
                 f"{path}: its config.json has an auto_map, which names code to run; interpkit runs no code from a file."
             )
-        skipped = ("architectures", "model_type", "transformers_version", "torch_dtype", "dtype", "_name_or_path")
+        skipped = ("model_type", "transformers_version", "torch_dtype", "dtype", "_name_or_path")
         arguments = {key: value for key, value in config.items() if key not in skipped}
         labels = config.get("id2label")
         names = [str(labels[key]) for key in sorted(labels, key=int)] if labels and _is_labels(labels) else None
@@ -166,6 +171,8 @@ class TransformersFolderLoader(FolderLoader):
         facts: dict[str, Any] = {"input_shape": None if size is None else [channels, *size]}
         if processor:
             factor = processor.get("rescale_factor", 1 / 255) if processor.get("do_rescale", True) else 1.0
+            if not isinstance(factor, int | float):
+                raise ModelError(f"{file}: rescale_factor is no number, but {str(factor)[:60]}.")
             # 255 / 255 is 1 but for rounding, and 0..1 is what people expect to read.
             facts["input_range"] = [0.0, round(255.0 * factor, 9)]
             if processor.get("do_normalize", True):
@@ -191,7 +198,10 @@ def fill(path: Path, arch: str, arguments: Mapping[str, Any], tensors: Mapping[s
     except Exception as error:  # transformers has many kinds
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise ModelError(f"{path}: the weights do not fit its config.json: {reason[:300]}") from error
+    unused = told["unexpected_keys"]
     faults = {"missing": told["missing_keys"], "of another shape": told["mismatched_keys"]}
+    if len(unused) > 0.1 * len(tensors):  # a few, such as a pooler's, are usual
+        faults["unexpected"] = unused
     difference = "; ".join(f"{what}: {', '.join(map(str, list(keys)[:4]))}" for what, keys in faults.items() if keys)
     if difference:
         raise ModelError(f"{path}: the weights do not fit its config.json: {difference}.")
@@ -200,7 +210,9 @@ def fill(path: Path, arch: str, arguments: Mapping[str, Any], tensors: Mapping[s
 
 
 def _is_labels(labels: Any) -> bool:
-    return isinstance(labels, dict) and bool(labels) and all(str(key).isdigit() for key in labels)
+    return (
+        isinstance(labels, dict) and bool(labels) and all(str(key).isdecimal() and len(str(key)) < 10 for key in labels)
+    )
 
 
 def _size(value: Any) -> list[int] | None:
@@ -222,15 +234,25 @@ class HubMixinFolderLoader(FolderLoader):
     name = "hub-mixin"
     help = "a PyTorchModelHubMixin folder with --arch py:module:Class and --input-shape"
 
+    def accepts(self, path: Path) -> bool:
+        """Say whether it is of neither of the other kinds; one that cannot be read is refused by `load`, with why."""
+        if not (path / "config.json").is_file():
+            return False
+        try:
+            return self.knows(read_json(path / "config.json"))
+        except ModelError:
+            return True
+
     def knows(self, config: Mapping[str, Any]) -> bool:
         """Say whether it is of neither of the other kinds."""
         return "architecture" not in config and "model_type" not in config
 
     def load(self, path: Path, options: TargetOptions) -> Target:
         """Build the user's class with the config's arguments, and fill in the weights; see `Loader.load`."""
+        config = read_json(path / "config.json")
         if options.arch is None:
             raise ModelError(
                 f"{path}: its config.json names no architecture. Add --arch py:package.module:Class (or "
                 f"py:path/to/file.py:Class) and --input-shape C,H,W."
             )
-        return assemble(path, read_weights(path), TargetOptions(), options, CONFIG, read_json(path / "config.json"))
+        return assemble(path, read_weights(path), TargetOptions(), options, CONFIG, config)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from interpkit import ONNX_GRAPH, ONNX_TENSOR, Loader, ModelError, Target, Targe
 from interpkit_targets.architectures import need
 
 CHANNELS = (1, 3, 4)
+OLDER_OPSET = 17
 
 
 class Reshaped(nn.Module):
@@ -102,7 +104,7 @@ def read_graph(path: Path, content: bytes) -> Any:
     onnx = need("onnx", "onnx")
     try:
         graph = onnx.load_model_from_string(content)
-        external = [t.name for t in graph.graph.initializer if t.data_location == onnx.TensorProto.EXTERNAL]
+        external = [t.name for t in all_tensors(graph.graph) if t.data_location == onnx.TensorProto.EXTERNAL]
         if not external:
             onnx.checker.check_model(graph)
     except Exception as error:  # protobuf and the checker have kinds of their own
@@ -111,6 +113,19 @@ def read_graph(path: Path, content: bytes) -> Any:
         raise ModelError(f"{path} keeps weights in other files ({external[0]}, ...); save it as one file.")
     lift_constants(graph.graph)
     return graph
+
+
+def all_tensors(graph: Any) -> Iterator[Any]:
+    """Yield the weights of a graph and the tensors in its nodes' attributes, and of the graphs in these."""
+    yield from graph.initializer
+    for sparse in graph.sparse_initializer:
+        yield from (sparse.values, sparse.indices)
+    for node in graph.node:
+        for attribute in node.attribute:
+            yield from (attribute.t, *attribute.tensors)
+            for inner in (attribute.g, *attribute.graphs):
+                if inner.node or inner.initializer:
+                    yield from all_tensors(inner)
 
 
 def lift_constants(graph: Any) -> None:
@@ -166,7 +181,12 @@ def convert(graph: Any, path: Path) -> nn.Module:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of torch.fx and numpy, about the converter's own code
-            module: nn.Module = onnx2torch.convert(graph)
+            try:
+                module: nn.Module = onnx2torch.convert(graph)
+            except NotImplementedError:  # no converter for the newest operators: try them in an older form
+                older = importlib.import_module("onnx.version_converter").convert_version(graph, OLDER_OPSET)
+                lift_constants(older.graph)
+                module = onnx2torch.convert(older)
     except Exception as error:  # the converter has many kinds
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         operations = sorted({node.op_type for node in graph.graph.node})
@@ -205,17 +225,18 @@ def check_against_runtime(target: Target, module: nn.Module, graph: Any, taken: 
 
 
 def check_gradient(target: Target, path: Path) -> None:
-    """See that the logits have a gradient with respect to the images.
+    """See that the logits have a gradient with respect to some image: black, nearly black, grey, white or noise.
 
     Raises:
         ModelError: they have none.
     """
-    images = torch.rand(2, *target.input_shape, requires_grad=True)
+    levels = torch.tensor([0.0, 0.005, 0.1, 0.5, 1.0]).view(-1, *(1,) * len(target.input_shape))
+    images = torch.cat([levels.expand(-1, *target.input_shape), torch.rand(5, *target.input_shape)]).requires_grad_()
     with target.frozen():
         logits = target(images)
         if logits.requires_grad:
-            logits.sum().backward()
-    if images.grad is None:
+            (logits * torch.randn_like(logits)).sum().backward()
+    if images.grad is None or not images.grad.any():
         raise ModelError(f"{path}: no gradient flows from its logits to the image, so it cannot be inverted.")
 
 
@@ -269,6 +290,8 @@ def load_trusted(path: Path, options: TargetOptions, what: str, load: Any) -> Ta
         raise ModelError(f"{path} is {what}, and loading it can run code that is in it. If you trust it, add --trust.")
     if options.input_shape is None:
         raise ModelError(f"{path} does not say its input shape. Add --input-shape C,H,W.")
+    if not zipfile.is_zipfile(path):
+        raise ModelError(f"{path} cannot be loaded as {what}: it is no whole archive.")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that TorchScript is deprecated: the user has one all the same

@@ -14,6 +14,7 @@ from interpkit import (
     ModelError,
     Target,
     TargetOptions,
+    build_architecture,
     fill_architecture,
     load_target,
     make_target,
@@ -22,6 +23,8 @@ from interpkit import (
 from interpkit_targets import checkpoints, graphs, user_code
 
 METADATA = "the file's metadata"
+WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+"""The names of a folder's weights."""
 
 
 class SafetensorsLoader(Loader):
@@ -37,7 +40,7 @@ class SafetensorsLoader(Loader):
     def load(self, path: Path, options: TargetOptions) -> Target:
         """Read the file, build the architecture, fill in the weights; see `Loader.load`."""
         tensors, written = read_target_file(path)
-        if written.arch is None and options.arch is None and (path.parent / "config.json").is_file():
+        if written.arch is None and belongs_to_folder(path, options):
             return load_target(path.parent, **options.said(), trust=options.trust)
         if written.arch == ONNX_GRAPH:
             return graphs.load_packed(path, tensors, written, options)
@@ -58,10 +61,16 @@ class CheckpointLoader(Loader):
 
     def load(self, path: Path, options: TargetOptions) -> Target:
         """Read the weights alone, build the architecture, fill them in; see `Loader.load`."""
-        if options.arch is None and (path.parent / "config.json").is_file():
+        if belongs_to_folder(path, options):
             return load_target(path.parent, **options.said(), trust=options.trust)
         tensors, _ = checkpoints.read_checkpoint(path)
         return assemble(path, tensors, TargetOptions(), options)
+
+
+def belongs_to_folder(path: Path, options: TargetOptions) -> bool:
+    """Say whether a file is the weights of a folder whose config.json says the rest."""
+    named = options.arch is not None and not options.arch.startswith(user_code.PREFIX)
+    return not named and path.name in WEIGHTS and (path.parent / "config.json").is_file()
 
 
 def assemble(
@@ -101,14 +110,16 @@ def assemble(
     if facts.arch.startswith(user_code.PREFIX) and options.arch == facts.arch:
         factory = user_code.find_factory(facts.arch)
         arguments = {**(known or {}), **facts.arch_args}
-        expected = user_code.build(factory, arguments).state_dict()
+        expected = user_code.build(facts.arch, factory, arguments).state_dict()
         module, arguments = fill_architecture(
             facts.arch,
             arguments,
             checkpoints.without_prefix(tensors, expected),
-            lambda args: user_code.build(factory, dict(args)),
+            lambda args: user_code.build(facts.arch or "", factory, dict(args)),
         )
     else:
+        expected = build_architecture(facts.arch, facts.arch_args, meta=True).state_dict()
+        tensors = checkpoints.without_prefix(tensors, expected)
         module, arguments = fill_architecture(facts.arch, facts.arch_args, tensors)
     sources = {**dict.fromkeys(written.said(), source), **dict.fromkeys(options.said(), "given")}
     return make_target(module, path.stem, facts, sources, arch=facts.arch, arch_args=arguments)

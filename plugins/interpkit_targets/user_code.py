@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import importlib.util
 import sys
@@ -37,14 +38,18 @@ def find_factory(spec: str) -> Callable[..., nn.Module]:
 
 
 def _import_file(path: Path) -> Any:
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+    name = f"{path.stem}_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]}"  # two files, one stem
+    spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None or not path.is_file():
         raise FileNotFoundError(f"there is no file {path}")
     module = importlib.util.module_from_spec(spec)
-    sys.modules.setdefault(path.stem, module)
+    sys.modules[spec.name] = module
     sys.path.append(str(path.parent))  # for what stands beside it
     try:
         spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[spec.name]
+        raise
     finally:
         sys.path.remove(str(path.parent))
     return module
@@ -58,13 +63,19 @@ def _import_module(name: str) -> Any:
         sys.path.remove(str(Path.cwd()))
 
 
-def build(factory: Callable[..., nn.Module], arguments: dict[str, Any]) -> nn.Module:
-    """Call the factory.
+def build(spec: str, factory: Callable[..., nn.Module], arguments: dict[str, Any]) -> nn.Module:
+    """Call the factory that ``spec`` names.
 
     Raises:
-        ModelError: what it returns is no module.
+        ModelError: it fails, or what it returns is no module.
     """
-    module = factory(**arguments)
+    try:
+        module = factory(**arguments)
+    except Exception as error:  # whatever the user's code raises
+        raise ModelError(
+            f"--arch {spec} cannot be built with {arguments}: {type(error).__name__}: {error}. Arguments are given by "
+            f"--arch-arg NAME=VALUE."
+        ) from error
     if not isinstance(module, nn.Module):
         raise ModelError(f"{factory!r} returns {type(module).__name__}, not an nn.Module.")
     return module
