@@ -147,6 +147,13 @@ class Generator(Component, nn.Module, ABC):
         self.input_shape = input_shape
         self.options = self.Options() if options is None else options
 
+    def start_at(self, level: float) -> None:
+        """Make fresh images come out near ``level``, in (0, 1), all over; a generator that cannot, need not.
+
+        The loop asks for it where the target is dead to grey images, the usual start: see
+        `interpkit.training.wake`.
+        """
+
     @abstractmethod
     def forward(self, latent: Tensor, condition: Condition) -> Tensor:
         """Return images (B, *input_shape) in [0, 1].

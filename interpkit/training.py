@@ -10,6 +10,7 @@ generator and terms is the recipe's matter.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -32,6 +33,8 @@ from interpkit.inversion import GeneratorInversion
 from interpkit.recipe import Recipe
 from interpkit.recorder import Recorder
 from interpkit.seeding import derive_seed, random_generator
+
+log = logging.getLogger("interpkit")
 
 
 class GeneratorInverter(Inverter):
@@ -75,6 +78,8 @@ def train(
     checkpoint = recorder.start()
     if checkpoint is not None:
         done = restore(checkpoint, trained, optimizer, rng)
+    else:
+        wake(target, generator)
 
     for step in range(done + 1, recipe.steps + 1):
         progress = (step - 1) / recipe.steps
@@ -111,6 +116,29 @@ def train(
             break
     recorder.flush()
     conditioner.progress = 1.0
+
+
+LEVELS = (0.5, 0.25, 0.1, 0.02, 0.005, 0.001, 0.75, 0.9, 0.98)
+"""Brightnesses to start at: grey as ever, then darker, then brighter."""
+
+
+def wake(target: Target, generator: Generator) -> None:
+    """Start the generator where the target is alive: where its logits have a gradient with respect to the image.
+
+    All units of a classifier of ReLUs may be off for a grey image, and then nothing is ever learned. The first of
+    `LEVELS` with a gradient is taken; where that is grey, nothing is done.
+    """
+    device = next((t.device for t in (*target.parameters(), *target.buffers())), torch.device("cpu"))
+    for level in LEVELS:
+        image = torch.full((1, *target.input_shape), level, device=device, requires_grad=True)
+        logits = target(image)
+        (slope,) = torch.autograd.grad(logits.logsumexp(1).sum(), image, allow_unused=True)
+        if slope is not None and slope.any():
+            if level != LEVELS[0]:
+                generator.start_at(level)
+                log.warning("the target is dead to grey images, so the generator starts at brightness %g", level)
+            return
+    log.warning("the target has no gradient at any plain image: it may not be possible to invert it")
 
 
 def look(

@@ -44,6 +44,12 @@ class DenseGenerator(Generator):
             before = after
         self.layers = nn.Sequential(*layers, nn.Linear(before, math.prod(input_shape)), nn.Sigmoid())
 
+    def start_at(self, level: float) -> None:
+        """Set the bias of the last layer; see `Generator.start_at`."""
+        last = self.layers[-2]
+        assert isinstance(last, nn.Linear)
+        nn.init.constant_(last.bias, math.log(level / (1 - level)))
+
     def forward(self, latent: Tensor, condition: Condition) -> Tensor:
         """Return vectors; see `Generator.forward`."""
         side = self.spec.map_size

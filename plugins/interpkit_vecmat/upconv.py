@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from itertools import pairwise, zip_longest
 
@@ -115,6 +116,12 @@ class UpConvGenerator(Generator):
             to_image.append(self._block(width_in, wide, step))
             width_in = wide
         self.to_image = nn.Sequential(*to_image, nn.Conv2d(width_in, channels, 3, padding=1), nn.Sigmoid())
+
+    def start_at(self, level: float) -> None:
+        """Set the bias of the last layer; see `Generator.start_at`."""
+        last = self.to_image[-2]
+        assert isinstance(last, nn.Conv2d) and last.bias is not None
+        nn.init.constant_(last.bias, math.log(level / (1 - level)))
 
     def _block(self, before: int, after: int, step: tuple[Step, Step]) -> nn.Module:
         rows, columns = step
