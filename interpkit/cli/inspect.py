@@ -9,8 +9,10 @@ import typer
 from interpkit.cli import console, options
 
 
+@options.with_target_options
 def inspect(
     model: options.Model,
+    said: dict[str, Any],
     reference: Annotated[
         str | None,
         typer.Option(
@@ -19,39 +21,11 @@ def inspect(
         ),
     ] = None,
     json_: options.Json = False,
-    arch: options.Arch = None,
-    arch_arg: options.ArchArg = None,
-    input_shape: options.InputShape = None,
-    mean: options.Mean = None,
-    std: options.Std = None,
-    input_range: options.InputRange = None,
-    num_classes: options.NumClasses = None,
-    class_names: options.ClassNames = None,
-    layout: options.Layout = None,
-    channel_order: options.ChannelOrder = None,
-    output: options.Output = None,
-    feature_layer: options.FeatureLayer = None,
-    trust: options.Trust = False,
 ) -> None:
     """Show what was understood of a classifier, where each fact came from, and its layers."""
     from interpkit import evaluation, loading
     from interpkit.layers import list_layers
 
-    said = options.target_options(
-        arch=arch,
-        arch_arg=arch_arg,
-        input_shape=input_shape,
-        mean=mean,
-        std=std,
-        input_range=input_range,
-        num_classes=num_classes,
-        class_names=class_names,
-        layout=layout,
-        channel_order=channel_order,
-        output=output,
-        feature_layer=feature_layer,
-        trust=trust,
-    )
     target = loading.load_target(model, **said)
     layers = list_layers(target)
     accuracy = None if reference is None else evaluation.accuracy(target, reference)

@@ -28,8 +28,10 @@ class _Precision(StrEnum):
     BF16 = "bf16"
 
 
+@options.with_target_options
 def invert(
     model: options.Model,
+    said: dict[str, Any],
     plugin: Annotated[
         list[str] | None,
         typer.Option(metavar="NAME", help="Preset to apply; repeatable, later ones win.", rich_help_panel=_METHOD),
@@ -76,19 +78,6 @@ def invert(
     force: Annotated[bool, typer.Option("--force", help="Replace the run in --out.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved recipe, and stop.")] = False,
     json_: options.Json = False,
-    arch: options.Arch = None,
-    arch_arg: options.ArchArg = None,
-    input_shape: options.InputShape = None,
-    mean: options.Mean = None,
-    std: options.Std = None,
-    input_range: options.InputRange = None,
-    num_classes: options.NumClasses = None,
-    class_names: options.ClassNames = None,
-    layout: options.Layout = None,
-    channel_order: options.ChannelOrder = None,
-    output: options.Output = None,
-    feature_layer: options.FeatureLayer = None,
-    trust: options.Trust = False,
 ) -> None:
     """Train a generator of everything that a classifier takes for each class.
 
@@ -98,21 +87,6 @@ def invert(
 
     if resume and out is None:
         raise UsageError("--resume goes on with the run in --out DIR: name it.")
-    said = options.target_options(
-        arch=arch,
-        arch_arg=arch_arg,
-        input_shape=input_shape,
-        mean=mean,
-        std=std,
-        input_range=input_range,
-        num_classes=num_classes,
-        class_names=class_names,
-        layout=layout,
-        channel_order=channel_order,
-        output=output,
-        feature_layer=feature_layer,
-        trust=trust,
-    )
     job = api.prepare(
         model,
         plugin or [],

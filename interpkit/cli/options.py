@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import json
 import tomllib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_type_hints
 
 import typer
 
@@ -39,7 +41,7 @@ class OutputName(StrEnum):
     PROBS = "probs"
 
 
-Model = Annotated[Path, typer.Argument(help="The classifier's file.", show_default=False)]
+Model = Annotated[Path, typer.Argument(metavar="MODEL", help="The classifier's file or folder.", show_default=False)]
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.", show_default=False)]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Arch = Annotated[
@@ -80,20 +82,19 @@ FeatureLayer = Annotated[
 
 
 def target_options(
-    *,
-    arch: str | None,
-    arch_arg: Sequence[str] | None,
-    input_shape: str | None,
-    mean: str | None,
-    std: str | None,
-    input_range: str | None,
-    num_classes: int | None,
-    class_names: Path | None,
-    layout: LayoutName | None,
-    channel_order: ChannelOrderName | None,
-    output: OutputName | None,
-    feature_layer: str | None,
-    trust: bool,
+    arch: Arch = None,
+    arch_arg: ArchArg = None,
+    input_shape: InputShape = None,
+    mean: Mean = None,
+    std: Std = None,
+    input_range: InputRange = None,
+    num_classes: NumClasses = None,
+    class_names: ClassNames = None,
+    layout: Layout = None,
+    channel_order: ChannelOrder = None,
+    output: Output = None,
+    feature_layer: FeatureLayer = None,
+    trust: Trust = False,
 ) -> dict[str, Any]:
     """Return what was typed about the classifier, in the words of a recipe's ``[target]``."""
     said: dict[str, Any] = {
@@ -112,6 +113,26 @@ def target_options(
         "trust": trust or None,
     }
     return {key: value for key, value in said.items() if value is not None}
+
+
+def with_target_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the flags of `target_options`, in place of its parameter ``said``, which takes their values."""
+    flags = inspect.signature(target_options).parameters
+    hints = {**get_type_hints(target_options, include_extras=True), **get_type_hints(command, include_extras=True)}
+    own = [parameter for name, parameter in inspect.signature(command).parameters.items() if name != "said"]
+
+    @functools.wraps(command)
+    def run(**values: Any) -> None:
+        said = target_options(**{name: values.pop(name) for name in flags})
+        command(said=said, **values)
+
+    parameters = [
+        parameter.replace(annotation=hints[parameter.name], kind=inspect.Parameter.KEYWORD_ONLY)
+        for parameter in (*own, *flags.values())
+    ]
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # what typer reads
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return run
 
 
 def _ranges(text: str | None) -> list[Any] | None:
