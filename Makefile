@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test setup lint bench docs clean
+.PHONY: demo test setup lint bench clean
 
 demo: .venv/installed ## invert the shipped MNIST classifier; ends with the path of samples.png
 	$(BIN)/interpkit invert examples/models/mnist.safetensors --plugin vecmat

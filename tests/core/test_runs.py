@@ -513,7 +513,7 @@ def test_a_run_that_failed_keeps_its_last_good_checkpoint_and_says_so(
     tmp_path: Path, quick: Quick, tiny_module: Callable[..., nn.Module]
 ) -> None:
     class Fading(nn.Module):
-        """A classifier that gives NaN from its 8th look on."""
+        """A classifier that gives NaN from its 9th look on: one before the first step, one a step."""
 
         def __init__(self) -> None:
             super().__init__()
@@ -522,7 +522,7 @@ def test_a_run_that_failed_keeps_its_last_good_checkpoint_and_says_so(
         def forward(self, x: Tensor) -> Tensor:
             self.looks += 1
             logits: Tensor = self.net(x)
-            return logits * float("nan") if self.looks >= 8 else logits
+            return logits * float("nan") if self.looks >= 9 else logits
 
     module = Fading()
     target = interpkit.wrap(module, (1, 12, 12))
