@@ -30,7 +30,8 @@ def hand_written(job: api.Job) -> Iterator[None]:
     target.module.get_submodule(target.feature_layer.removesuffix(":in")).register_forward_pre_hook(
         lambda _, inputs: features.update(x=inputs[0])
     )
-    optimizer = torch.optim.Adam(generator.parameters(), lr=2e-3, betas=(0.5, 0.99), fused=True)
+    adam = recipe.optimizer
+    optimizer = torch.optim.Adam(generator.parameters(), lr=adam.lr, betas=(adam.beta1, adam.beta2), fused=True)
     n = recipe.batch_size
     while True:
         with torch.autocast("cpu", torch.bfloat16, enabled=recipe.precision == "bf16"):
