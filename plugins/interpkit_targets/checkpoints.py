@@ -29,11 +29,11 @@ PREFIXES = ("module.", "_orig_mod.", "model.", "net.")
 """Put before every name by DataParallel, torch.compile and Lightning; the last two only if all names have them."""
 
 
-def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], str]:
+def read_checkpoint(path: Path) -> dict[str, Tensor]:
     """Read a ``.pt``, ``.pth``, ``.th`` or ``.ckpt`` file with `torch.load` and ``weights_only=True``.
 
     Returns:
-        the state dict, without wrappers and prefixes, and what was taken off, for people.
+        the state dict, without wrappers and prefixes.
 
     Raises:
         ModelError: it is torn, holds code or a whole module, or no state dict.
@@ -55,13 +55,11 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], str]:
     return unwrap(content, path)
 
 
-def unwrap(content: Any, path: Path) -> tuple[dict[str, Tensor], str]:
+def unwrap(content: Any, path: Path) -> dict[str, Tensor]:
     """Find the state dict in what a checkpoint holds; see `read_checkpoint`."""
-    taken_off = []
     for _ in range(4):
         if isinstance(content, list | tuple) and len(content) == 1:
             content = content[0]
-            taken_off.append("a list of one")
             continue
         if not isinstance(content, Mapping):
             break
@@ -69,16 +67,15 @@ def unwrap(content: Any, path: Path) -> tuple[dict[str, Tensor], str]:
         if key is None:
             break
         content = content[key]
-        taken_off.append(f"{{{key!r}: ...}}")
     tensors = {str(k): v for k, v in content.items() if isinstance(v, Tensor)} if isinstance(content, Mapping) else {}
     if not tensors:
         raise ModelError(
             f"{path} holds no state dict, but {type(content).__name__}. Save it by torch.save(model.state_dict(), ...)."
         )
-    return strip(tensors, taken_off)
+    return strip(tensors)
 
 
-def strip(tensors: dict[str, Tensor], taken_off: list[str]) -> tuple[dict[str, Tensor], str]:
+def strip(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Take prefixes off that stand before every name."""
     found = True
     while found:
@@ -86,9 +83,8 @@ def strip(tensors: dict[str, Tensor], taken_off: list[str]) -> tuple[dict[str, T
         for prefix in PREFIXES[:2]:
             if all(name.startswith(prefix) for name in tensors):
                 tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
-                taken_off.append(f"the prefix {prefix!r}")
                 found = True
-    return tensors, ", ".join(taken_off)
+    return tensors
 
 
 def without_prefix(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, Tensor]:

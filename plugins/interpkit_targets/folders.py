@@ -44,7 +44,7 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
     for name in WEIGHTS:
         path = folder / name
         if path.is_file():
-            return read_target_file(path)[0] if path.suffix == ".safetensors" else checkpoints.read_checkpoint(path)[0]
+            return read_target_file(path)[0] if path.suffix == ".safetensors" else checkpoints.read_checkpoint(path)
     split = " (weights that are split into several files are not read)" if any(folder.glob("*.index.json")) else ""
     raise ModelError(f"{folder} has no {' or '.join(WEIGHTS)}{split}.")
 

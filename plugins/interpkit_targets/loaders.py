@@ -45,7 +45,7 @@ class SafetensorsLoader(Loader):
         if written.arch == ONNX_GRAPH:
             return graphs.load_packed(path, tensors, written, options)
         if written.arch is None:
-            tensors, _ = checkpoints.strip(tensors, [])
+            tensors = checkpoints.strip(tensors)
         return assemble(path, tensors, written, options)
 
 
@@ -63,7 +63,7 @@ class CheckpointLoader(Loader):
         """Read the weights alone, build the architecture, fill them in; see `Loader.load`."""
         if belongs_to_folder(path, options):
             return load_target(path.parent, **options.said(), trust=options.trust)
-        tensors, _ = checkpoints.read_checkpoint(path)
+        tensors = checkpoints.read_checkpoint(path)
         return assemble(path, tensors, TargetOptions(), options)
 
 
