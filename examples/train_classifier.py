@@ -58,6 +58,61 @@ def load_data(data: str, root: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return images(x_train), torch.tensor(y_train).long(), images(x_test), torch.tensor(y_test).long()
 
 
+def fit(
+    model: nn.Module,
+    x_train: Tensor,
+    y_train: Tensor,
+    *,
+    epochs: int,
+    batch_size: int = 128,
+    lr: float = 2e-3,
+    mirrored: bool = False,
+    test: tuple[Tensor, Tensor] | None = None,
+) -> None:
+    """Train a classifier of normalised images (N, C, H, W): AdamW, one cycle of the rate, random affine jitter.
+
+    Args:
+        model: trained in place, left in eval mode.
+        x_train: images, normalised.
+        y_train: labels (N,).
+        epochs: passes over the images.
+        batch_size: images a step.
+        lr: the highest rate.
+        mirrored: whether a mirror image is as good.
+        test: images and labels to print the accuracy on after each epoch.
+    """
+    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=1e-2)
+    steps = epochs * -(-len(x_train) // batch_size)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps)
+    fill = x_train.amin((0, 2, 3)).tolist()
+    jitter: list[nn.Module] = [RandomAffine(8, translate=(0.08, 0.08), scale=(0.92, 1.08), fill=fill)]
+    if mirrored:
+        jitter.append(RandomHorizontalFlip())
+    for epoch in range(epochs):
+        model.train()
+        losses = []
+        for rows in torch.randperm(len(x_train)).split(batch_size):
+            pieces = list(x_train[rows].split(16))  # one transform a piece: cheaper than one an image, varied enough
+            for transform in jitter:
+                pieces = [transform(piece) for piece in pieces]
+            loss = F.cross_entropy(model(torch.cat(pieces)), y_train[rows])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+            losses.append(loss.detach())
+        model.eval()
+        said = f"  test accuracy {accuracy(model, *test):.4f}" if test else ""
+        print(f"epoch {epoch + 1:2d}  loss {torch.stack(losses).mean():.4f}{said}", flush=True)
+
+
+@torch.no_grad()
+def accuracy(model: nn.Module, x: Tensor, y: Tensor) -> float:
+    """Return the share of normalised images (N, C, H, W) that the model gives their label."""
+    right = [model(rows).argmax(1) == labels for rows, labels in zip(x.split(500), y.split(500), strict=True)]
+    return torch.cat(right).float().mean().item()
+
+
 def main() -> None:
     """Train, test, save."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -85,37 +140,20 @@ def main() -> None:
         "batch_norm": args.batch_norm,
     }
     model = SmallCNN(**arch_args)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, weight_decay=1e-2)
-    steps = args.epochs * -(-len(x_train) // args.batch_size)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, args.lr, total_steps=steps)
-    jitter: list[nn.Module] = [RandomAffine(8, translate=(0.08, 0.08), scale=(0.92, 1.08))]
-    if kind in MIRRORED:
-        jitter.append(RandomHorizontalFlip())
 
     def normalised(x: Tensor) -> Tensor:
         return (x - mean[:, None, None]) / std[:, None, None]
 
-    for epoch in range(args.epochs):
-        model.train()
-        losses = []
-        for rows in torch.randperm(len(x_train)).split(args.batch_size):
-            x = x_train[rows]
-            pieces = list(x.split(16))  # one transform a piece: cheaper than one an image, varied enough
-            for transform in jitter:
-                pieces = [transform(piece) for piece in pieces]
-            loss = F.cross_entropy(model(normalised(torch.cat(pieces))), y_train[rows])
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            schedule.step()
-            losses.append(loss.detach())
-        model.eval()
-        with torch.no_grad():
-            right = [
-                model(normalised(x)).argmax(1) == y for x, y in zip(x_test.split(500), y_test.split(500), strict=True)
-            ]
-        accuracy = torch.cat(right).float().mean()
-        print(f"epoch {epoch + 1:2d}  loss {torch.stack(losses).mean():.4f}  test accuracy {accuracy:.4f}")
+    fit(
+        model,
+        normalised(x_train),
+        y_train,
+        epochs=args.epochs,
+        batch_size=args.batch_size,
+        lr=args.lr,
+        mirrored=kind in MIRRORED,
+        test=(normalised(x_test), y_test),
+    )
 
     names = CLASS_NAMES.get(kind, [str(i) for i in range(classes)])
     path = interpkit.save_target(

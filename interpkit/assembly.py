@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from interpkit.devices import choose_device, choose_precision
+from interpkit.ensemble import Ensemble
 from interpkit.errors import UsageError, listed
 from interpkit.interfaces import Component, Conditioner, Generator, Inverter, Options, Parts, Target
 from interpkit.plugins import Plugins
@@ -23,6 +24,11 @@ def resolve(recipe: Recipe, target: Target, plugins: Plugins) -> Recipe:
     labels = recipe.labels
     if labels is not None and not all(0 <= label < target.num_classes for label in labels):
         raise UsageError(f"--labels {labels}: the classes of {target.name} are 0 to {target.num_classes - 1}.")
+    if recipe.batch_size < 2 * recipe.generators:
+        raise UsageError(
+            f"{recipe.generators} generators share a batch of {recipe.batch_size}; each needs two images, for batch "
+            f"norm: --batch-size {2 * recipe.generators} or more."
+        )
     device = choose_device(recipe.device)
     update: dict[str, Any] = {
         "device": str(device),
@@ -79,8 +85,10 @@ def build_generator(recipe: Recipe, target: Target, plugins: Plugins) -> tuple[C
     if recipe.generator is None:
         return conditioner, None
     cls, options = _options(plugins, "generator", recipe.generator.name, recipe.generator.options)
-    generator: Generator = cls(conditioner.spec, target.input_shape, options)
-    return conditioner, generator
+    members: list[Generator] = [
+        cls(conditioner.spec, target.input_shape, options) for _ in range(recipe.generators)
+    ]
+    return conditioner, members[0] if len(members) == 1 else Ensemble(members)
 
 
 def _options(plugins: Plugins, kind: str, name: str, values: Mapping[str, Any]) -> tuple[Any, Options]:

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from interpkit.interfaces import Target
-from interpkit.inversion import Inversion
+from interpkit.inversion import Draw, Inversion
 
 SCHEMA = 1
 MAX_PROBABILITIES = 100
@@ -26,6 +27,7 @@ class Samples:
         labels: (N,) int64, the classes asked for.
         predicted: (N,) int64, the classes that the target gives.
         confidence: (N,) float32, the probability that the target gives the class asked for.
+        divergence: (N,) float32, KL(P || Q) in nats of the condition's distribution P and the target's softmax Q.
         generator: (N,) int64, which generator made each.
         probabilities: (N, n) float32, up to 100 classes; else None.
     """
@@ -34,6 +36,7 @@ class Samples:
     labels: Tensor
     predicted: Tensor
     confidence: Tensor
+    divergence: Tensor
     generator: Tensor
     probabilities: Tensor | None
 
@@ -44,6 +47,7 @@ class Samples:
             name: self.images,
             "labels": self.labels,
             "confidence": self.confidence,
+            "divergence": self.divergence,
             "generator": self.generator,
         }
         if self.probabilities is not None:
@@ -58,37 +62,33 @@ def draw_samples(inversion: Inversion, **sampling: Any) -> Samples:
         inversion: to be sampled.
         sampling: arguments of `Inversion.sample`.
     """
-    images, labels = inversion.sample(**sampling)
-    return judge(inversion, images, labels)
+    return judge(inversion, inversion.draw(**sampling))
 
 
 @torch.no_grad()
-def judge(inversion: Inversion, images: Tensor, labels: Tensor, batch_size: int = 256) -> Samples:
-    """Let the target judge images (N, ...) in [0, 1] after rounding them to 8 bits (vectors are not rounded)."""
+def judge(inversion: Inversion, draw: Draw, batch_size: int = 256) -> Samples:
+    """Let the target judge images in [0, 1] after rounding them to 8 bits (vectors are not rounded)."""
+    images = draw.images
     if images.dim() == 4:
         images = (images * 255).round().to(torch.uint8)
     target = inversion.target
     keep = target.num_classes <= MAX_PROBABILITIES
-    predicted, confidence, probabilities = [], [], []
+    columns: list[tuple[Tensor, ...]] = []
     device = inversion.device
     with target.frozen(device):
-        for rows, asked in zip(images.split(batch_size), labels.split(batch_size), strict=True):
-            batch = rows.to(device)
+        for start in range(0, len(images), batch_size):
+            rows = slice(start, start + batch_size)
+            batch = images[rows].to(device)
             logits = target(batch / 255 if batch.dtype == torch.uint8 else batch).cpu()
             softmax = logits.softmax(1)
-            predicted.append(logits.argmax(1))
-            confidence.append(softmax.gather(1, asked[:, None])[:, 0])
-            if keep:
-                probabilities.append(softmax)
+            divergence = F.kl_div(logits.log_softmax(1), draw.distribution[rows], reduction="none").sum(1)
+            confidence = softmax.gather(1, draw.labels[rows][:, None])[:, 0]
+            columns.append((logits.argmax(1), confidence, divergence, softmax[:, : target.num_classes * keep]))
+    predicted, confidence, divergence, probabilities = (torch.cat(c) for c in zip(*columns, strict=True))
     if images.dim() == 2:
         images = target.low + (target.high - target.low) * images
     return Samples(
-        images,
-        labels,
-        torch.cat(predicted),
-        torch.cat(confidence),
-        torch.zeros_like(labels),
-        torch.cat(probabilities) if keep else None,
+        images, draw.labels, predicted, confidence, divergence, draw.generator, probabilities if keep else None
     )
 
 

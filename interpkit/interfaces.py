@@ -86,6 +86,11 @@ class Condition:
             return self.vector.new_zeros(len(self.labels), 0, height, width)
         return self.draw_maps(height, width)
 
+    def __getitem__(self, rows: Tensor) -> Condition:
+        maps = self.draw_maps
+        some = None if maps is None else lambda height, width: maps(height, width)[rows]
+        return Condition(self.labels[rows], self.distribution[rows], self.vector[rows], some)
+
 
 class Conditioner(Component, nn.Module, ABC):
     """Draws conditions.

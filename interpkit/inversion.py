@@ -5,12 +5,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
+from interpkit.ensemble import Ensemble
 from interpkit.errors import UsageError
 from interpkit.interfaces import Conditioner, Generator, Target
 from interpkit.recipe import Recipe
@@ -18,6 +20,32 @@ from interpkit.seeding import derive_seed, global_seed, random_generator
 
 if TYPE_CHECKING:
     from interpkit.recorder import StepRecord
+
+
+@dataclass(frozen=True)
+class Draw:
+    """Images drawn from an inversion, and what was asked for; all on the CPU.
+
+    Attributes:
+        images: (N, *input_shape) float32 in [0, 1].
+        labels: (N,) int64, the classes asked for.
+        distribution: (N, n) float32, the conditions' distributions P; one-hot where the method asks for labels alone.
+        generator: (N,) int64, which of the generators made each image.
+    """
+
+    images: Tensor
+    labels: Tensor
+    distribution: Tensor
+    generator: Tensor
+
+    def __getitem__(self, rows: slice | Tensor) -> Draw:
+        return Draw(self.images[rows], self.labels[rows], self.distribution[rows], self.generator[rows])
+
+    @classmethod
+    def join(cls, parts: Sequence[Draw]) -> Draw:
+        """Return the parts one after another."""
+        columns = zip(*((p.images, p.labels, p.distribution, p.generator) for p in parts), strict=True)
+        return cls(*(torch.cat(column) for column in columns))
 
 
 class Inversion(ABC):
@@ -58,7 +86,24 @@ class Inversion(ABC):
         seed: int | None = None,
         dropout: bool | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Draw images.
+        """Draw images; see `draw`.
+
+        Returns:
+            images, (N, *input_shape) float32 in [0, 1], and the labels asked for, (N,) int64; on the CPU.
+        """
+        drawn = self.draw(per_class, count=count, labels=labels, seed=seed, dropout=dropout)
+        return drawn.images, drawn.labels
+
+    def draw(
+        self,
+        per_class: int | None = None,
+        *,
+        count: int | None = None,
+        labels: Sequence[int] | None = None,
+        seed: int | None = None,
+        dropout: bool | None = None,
+    ) -> Draw:
+        """Draw images, with the conditions they were made for.
 
         The same arguments give the same images on the same machine, and a larger ``per_class`` or ``count``
         only adds to those of a smaller one.
@@ -69,9 +114,6 @@ class Inversion(ABC):
             labels: the classes; all that were inverted if left out.
             seed: of the samples; the recipe's if left out.
             dropout: keep the generator's dropout on; as the recipe says if left out.
-
-        Returns:
-            images, (N, *input_shape) float32 in [0, 1], and the labels asked for, (N,) int64; on the CPU.
 
         Raises:
             UsageError: an argument is out of range, or a label was not inverted.
@@ -88,16 +130,14 @@ class Inversion(ABC):
             raise UsageError("ask for at least one image.")
         seed = self.recipe.seed if seed is None else seed
         dropout = self.recipe.sampling.dropout if dropout is None else dropout
-        images = torch.cat(list(self._chunks(classes, total, seed, dropout)))
-        asked = torch.tensor(classes).repeat(total // len(classes) + 1)[:total]
+        drawn = Draw.join(list(self._chunks(classes, total, seed, dropout)))
         if count is None:
-            order = torch.arange(total).reshape(-1, len(classes)).T.flatten()
-            images, asked = images[order], asked[order]
-        return images, asked
+            drawn = drawn[torch.arange(total).reshape(-1, len(classes)).T.flatten()]
+        return drawn
 
     @abstractmethod
-    def _chunks(self, classes: list[int], total: int, seed: int, dropout: bool) -> Iterator[Tensor]:
-        """Yield ``total`` images in [0, 1], a chunk at a time, the classes taking turns."""
+    def _chunks(self, classes: list[int], total: int, seed: int, dropout: bool) -> Iterator[Draw]:
+        """Yield ``total`` images, a chunk at a time, the classes taking turns."""
 
     def save(self, folder: str | Path, *, force: bool = False) -> Path:
         """Write the run folder: recipe, manifest, weights, history, metrics and samples.
@@ -141,21 +181,29 @@ class GeneratorInversion(Inversion):
         return self.conditioner.device
 
     @torch.no_grad()
-    def _chunks(self, classes: list[int], total: int, seed: int, dropout: bool) -> Iterator[Tensor]:
+    def _chunks(self, classes: list[int], total: int, seed: int, dropout: bool) -> Iterator[Draw]:
         size = self.recipe.sampling.chunk
         device = self.device
         asked = torch.tensor(classes, device=device)
+        turn = len(classes)
         with sampling_mode(self.generator, dropout), sampling_mode(self.conditioner, dropout):
             for start in range(0, total, size):
                 # Whole chunks, each with its own seed: a chunk's images depend on nothing outside it.
                 chunk_seed = derive_seed(seed, "samples", start // size)
                 rng = random_generator(device, chunk_seed)
-                labels = asked[torch.arange(start, start + size, device=device) % len(asked)]
+                rows = torch.arange(start, start + size, device=device)
+                labels = asked[rows % turn]
+                made_by = (rows // turn) % self.recipe.generators  # each class's images by each generator in turn
                 with global_seed(chunk_seed, device):
                     condition = self.conditioner.sample(size, labels=labels, rng=rng)
                     latent = torch.randn(size, self.generator.latent_dim, device=device, generator=rng)
-                    images = self.generator(latent, condition)
-                yield images[: total - start].float().cpu()
+                    images = (
+                        self.generator(latent, condition, made_by)
+                        if isinstance(self.generator, Ensemble)
+                        else self.generator(latent, condition)
+                    )
+                kept = (images.float(), labels, condition.distribution.float(), made_by)
+                yield Draw(*(tensor.cpu() for tensor in kept))[: total - start]
 
 
 @contextmanager

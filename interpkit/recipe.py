@@ -166,6 +166,7 @@ class Recipe(_Model):
     seed: int = Field(0, ge=0, lt=2**63)
     steps: int = Field(300, ge=1, le=100_000_000)
     batch_size: int = Field(128, ge=2, le=1_000_000, description="images per step; the cosine term needs two")
+    generators: int = Field(1, ge=1, le=1000, description="generators that share each batch")
     labels: Annotated[list[int] | None, BeforeValidator(_parse_list), AfterValidator(_distinct)] = Field(
         None, description="the classes to invert; all if left out"
     )

@@ -59,6 +59,9 @@ def invert(
         ),
     ] = None,
     inverter: Annotated[str | None, typer.Option(metavar="NAME", rich_help_panel=_METHOD)] = None,
+    generators: Annotated[
+        int | None, typer.Option(metavar="K", help="Generators that share each batch.", rich_help_panel=_METHOD)
+    ] = None,
     labels: Annotated[
         str | None, typer.Option(metavar="3,5", help="Invert these classes only.", rich_help_panel=_METHOD)
     ] = None,
@@ -99,6 +102,7 @@ def invert(
         resume_from=out if resume else None,
         steps=steps,
         batch_size=batch_size,
+        generators=generators,
         labels=options.numbers("--labels", labels, int),
         seed=seed,
         device=device,
