@@ -27,7 +27,8 @@ class Samples:
         labels: (N,) int64, the classes asked for.
         predicted: (N,) int64, the classes that the target gives.
         confidence: (N,) float32, the probability that the target gives the class asked for.
-        divergence: (N,) float32, KL(P || Q) in nats of the condition's distribution P and the target's softmax Q.
+        divergence: (N,) float32, KL(P || Q) in nats of the condition's distribution P and the target's
+            softmax Q; not kept on disk, so None for samples that were read.
         generator: (N,) int64, which generator made each.
         probabilities: (N, n) float32, up to 100 classes; else None.
     """
@@ -36,7 +37,7 @@ class Samples:
     labels: Tensor
     predicted: Tensor
     confidence: Tensor
-    divergence: Tensor
+    divergence: Tensor | None
     generator: Tensor
     probabilities: Tensor | None
 
@@ -47,7 +48,6 @@ class Samples:
             name: self.images,
             "labels": self.labels,
             "confidence": self.confidence,
-            "divergence": self.divergence,
             "generator": self.generator,
         }
         if self.probabilities is not None:
