@@ -17,7 +17,9 @@ from interpkit._version import __version__
 
 if TYPE_CHECKING:
     from interpkit.api import invert, load_inversion
+    from interpkit.data import LabelledImages
     from interpkit.errors import InterpkitError, ModelError, PluginError, RunError, UsageError
+    from interpkit.evaluation import Samples, wilson
     from interpkit.hookspecs import hookimpl
     from interpkit.interfaces import (
         Architectures,
@@ -35,17 +37,23 @@ if TYPE_CHECKING:
         Response,
         Target,
     )
-    from interpkit.inversion import GeneratorInversion, Inversion
+    from interpkit.inversion import Draw, GeneratorInversion, ImageInversion, Inversion
     from interpkit.loading import build_architecture, fill_architecture, load_target, make_target
+    from interpkit.measuring import evaluate
+    from interpkit.metrics import Metric, Study, TooFew
     from interpkit.recipe import Preset, Recipe, TargetOptions
     from interpkit.recorder import Recorder, StepRecord
     from interpkit.registry import Registration
+    from interpkit.seeding import derive_seed, random_generator
     from interpkit.target import wrap
     from interpkit.target_file import ONNX_GRAPH, ONNX_TENSOR, pack_target, read_target_file, save_target
+    from interpkit.training import falling, objective, restore, snapshot
 
 _HOMES = {
     "api": ("invert", "load_inversion"),
     "errors": ("InterpkitError", "ModelError", "PluginError", "RunError", "UsageError"),
+    "data": ("LabelledImages",),
+    "evaluation": ("Samples", "wilson"),
     "hookspecs": ("hookimpl",),
     "interfaces": (
         "Architectures",
@@ -63,13 +71,17 @@ _HOMES = {
         "Response",
         "Target",
     ),
-    "inversion": ("GeneratorInversion", "Inversion"),
+    "inversion": ("Draw", "GeneratorInversion", "ImageInversion", "Inversion"),
     "loading": ("build_architecture", "fill_architecture", "load_target", "make_target"),
+    "measuring": ("evaluate",),
+    "metrics": ("Metric", "Study", "TooFew"),
     "recipe": ("Preset", "Recipe", "TargetOptions"),
     "recorder": ("Recorder", "StepRecord"),
     "registry": ("Registration",),
+    "seeding": ("derive_seed", "random_generator"),
     "target": ("wrap",),
     "target_file": ("ONNX_GRAPH", "ONNX_TENSOR", "pack_target", "read_target_file", "save_target"),
+    "training": ("falling", "objective", "restore", "snapshot"),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
@@ -81,15 +93,19 @@ __all__ = [
     "Condition",
     "ConditionSpec",
     "Conditioner",
+    "Draw",
     "GeneratedBatch",
     "Generator",
     "GeneratorInversion",
+    "ImageInversion",
     "InterpkitError",
     "Inversion",
     "InversionBatch",
     "InversionLoss",
     "Inverter",
+    "LabelledImages",
     "Loader",
+    "Metric",
     "ModelError",
     "Options",
     "Parts",
@@ -100,20 +116,31 @@ __all__ = [
     "Registration",
     "Response",
     "RunError",
+    "Samples",
     "StepRecord",
+    "Study",
     "Target",
     "TargetOptions",
+    "TooFew",
     "UsageError",
     "build_architecture",
+    "evaluate",
+    "derive_seed",
+    "falling",
     "fill_architecture",
     "hookimpl",
     "invert",
     "load_inversion",
     "load_target",
     "make_target",
+    "objective",
     "pack_target",
+    "random_generator",
     "read_target_file",
+    "restore",
     "save_target",
+    "snapshot",
+    "wilson",
     "wrap",
 ]
 

@@ -84,7 +84,7 @@ def prepare(
         config: a recipe in TOML.
         conditioner: its name, in place of the preset's; so are ``generator`` and ``inverter``.
         generator: likewise.
-        inverter: likewise.
+        inverter: likewise; with neither ``config`` nor a preset, the preset of its name is applied if there is one.
         losses: weights by name; adds or reweights, 0 removes.
         options: settings by ``COMPONENT.OPTION``.
         target_options: what the file does not say itself, as in `load_target`.
@@ -104,6 +104,8 @@ def prepare(
         layer = read_toml(Path(config))
         layers += [found.preset(name).layer for name in _preset_names(layer.pop("presets", []), config)]
         layers.append(_without_code(layer, target_options or {}, config))
+    if config is None and not plugins and inverter in found.registry.names("preset"):
+        plugins = [inverter]  # a method that brings its own recipe needs naming once
     layers += [found.preset(name).layer for name in plugins]
     if not layers:
         known = listed(found.registry.names("preset"))

@@ -36,7 +36,8 @@ def load_data(spec: str, input_shape: tuple[int, ...], class_names: Sequence[str
 
     Args:
         spec: an ``.npz`` with ``x_test, y_test`` (``FILE.npz:train`` for ``x_train, y_train``) or ``images, labels``;
-            a folder with a folder a class, by name or number; or ``torchvision:NAME``, which may download.
+            a folder with a folder a class, by name or number; or ``torchvision:NAME``, which may download
+            (``torchvision:NAME:train`` for the training split).
         input_shape: what the classifier takes; images of another size are refused.
         class_names: by which a folder's classes are known.
 
@@ -55,9 +56,42 @@ def load_data(spec: str, input_shape: tuple[int, ...], class_names: Sequence[str
             f"{spec} is no reference data: give an .npz, a folder with a folder a class, or torchvision:NAME."
         )
     data = LabelledImages(_images(spec, arrays[0], input_shape), _labels(spec, arrays))
-    wrong = data.labels[(data.labels < 0) | (data.labels >= len(class_names))] if class_names else data.labels[:0]
+    return checked(data, spec, input_shape, class_names)
+
+
+def checked(
+    data: LabelledImages, what: str, input_shape: tuple[int, ...], class_names: Sequence[str] = ()
+) -> LabelledImages:
+    """Return the data if it fits a classifier.
+
+    Args:
+        data: images and labels.
+        what: what to call it in an error.
+        input_shape: what the classifier takes.
+        class_names: the classifier's; any label passes if left out.
+
+    Raises:
+        UsageError: a shape, a value or a label does not fit.
+    """
+    images, labels = data.images, data.labels
+    if tuple(images.shape[1:]) != input_shape or labels.shape != images.shape[:1] or not len(labels):
+        raise UsageError(
+            f"{what} has {tuple(images.shape)} images and {tuple(labels.shape)} labels; the classifier takes images "
+            f"of {input_shape}, each with a label. Resize the images to the classifier's size first."
+        )
+    if images.dtype != torch.float32 or labels.dtype != torch.int64:
+        raise UsageError(f"{what} has images of {images.dtype} and labels of {labels.dtype}: float32 and int64 it is.")
+    low, high = images.min().item(), images.max().item()
+    if images.dim() == 4 and not (low >= -0.001 and high <= 1.001):  # false of NaN too
+        raise UsageError(f"{what} has images from {low:g} to {high:g}: give them as uint8, or as float in [0, 1].")
+    if not images.isfinite().all():
+        raise UsageError(f"{what} has values that are not finite.")
+    wrong = labels[(labels < 0) | (labels >= len(class_names))] if class_names else labels[:0]
     if len(wrong):
-        raise UsageError(f"{spec} has the label {int(wrong[0])}; the classifier's are 0 to {len(class_names) - 1}.")
+        raise UsageError(
+            f"{what} has the label {int(wrong[0])}; the classifier's are 0 to {len(class_names) - 1}. It must be of "
+            f"the same classes, in the same order."
+        )
     return data
 
 
@@ -100,14 +134,17 @@ def _folder(folder: Path, class_names: Sequence[str], input_shape: tuple[int, ..
 def _torchvision(name: str) -> tuple[np.ndarray, np.ndarray]:
     import torchvision
 
+    name, _, split = name.partition(":")
+    if split not in ("", "test", "train"):
+        raise UsageError(f"torchvision:{name}:{split}: the split is train or test.")
     if name.lower() == "svhn":
-        data = torchvision.datasets.SVHN("data", "test", download=True)
+        data = torchvision.datasets.SVHN("data", split or "test", download=True)
         return data.data.transpose(0, 2, 3, 1), data.labels
     known = {n.lower(): n for n in ("MNIST", "FashionMNIST", "KMNIST", "CIFAR10", "CIFAR100")}
     if name.lower() not in known:
         raise UsageError(f"torchvision:{name} is none of {listed([*known.values(), 'SVHN'])}.")
     try:
-        data = getattr(torchvision.datasets, known[name.lower()])("data", train=False, download=True)
+        data = getattr(torchvision.datasets, known[name.lower()])("data", train=split == "train", download=True)
     except (OSError, RuntimeError) as error:
         raise UsageError(f"torchvision:{name} cannot be downloaded: {error}.") from error
     return np.asarray(data.data), np.asarray(data.targets)
@@ -119,7 +156,9 @@ def _images(spec: str, x: np.ndarray, input_shape: tuple[int, ...]) -> Tensor:
     if len(input_shape) == 3 and x.ndim == 4 and x.shape[1:] != input_shape:
         x = np.moveaxis(x, 3, 1)
     if x.shape[1:] != input_shape or x.size > MAX_NUMBERS:
-        raise UsageError(f"{spec} has images of shape {x.shape[1:]}; the classifier takes {input_shape}.")
+        raise UsageError(
+            f"{spec} has images of shape {x.shape[1:]}; the classifier takes {input_shape}. Resize them first."
+        )
     if x.dtype.kind not in "uifb":
         raise UsageError(f"{spec} has images of {x.dtype}, which are no numbers of an image.")
     images = torch.from_numpy(np.ascontiguousarray(x))

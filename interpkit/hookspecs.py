@@ -20,7 +20,7 @@ hookimpl = pluggy.HookimplMarker(NAMESPACE)
 
 @hookspec
 def register(registry: Registration) -> None:
-    """Add the plugin's components, loaders, architectures and presets with ``registry.add(...)``."""
+    """Add the plugin's components, metrics, loaders, architectures and presets with ``registry.add(...)``."""
 
 
 @hookspec

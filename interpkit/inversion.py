@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from interpkit.ensemble import Ensemble
-from interpkit.errors import UsageError
+from interpkit.errors import RunError, UsageError
 from interpkit.interfaces import Conditioner, Generator, Target
 from interpkit.recipe import Recipe
 from interpkit.seeding import derive_seed, global_seed, random_generator
@@ -68,6 +69,11 @@ class Inversion(ABC):
         return torch.device("cpu")
 
     @property
+    def images_per_class(self) -> int | None:
+        """The most images that can be drawn of every class; None if there is no end of them."""
+        return None
+
+    @property
     def steps_done(self) -> int:
         """The last step that was done."""
         return self.history[-1].step if self.history else 0
@@ -109,14 +115,15 @@ class Inversion(ABC):
         only adds to those of a smaller one.
 
         Args:
-            per_class: images of each class, sorted by class; give this or ``count``, or get 10 a class.
+            per_class: images of each class, sorted by class; give this or ``count``, or get 10 a class (or what
+                there is, if that is less).
             count: images in all, the classes taking turns.
             labels: the classes; all that were inverted if left out.
             seed: of the samples; the recipe's if left out.
             dropout: keep the generator's dropout on; as the recipe says if left out.
 
         Raises:
-            UsageError: an argument is out of range, or a label was not inverted.
+            UsageError: an argument is out of range, a label was not inverted, or there are not so many images.
         """
         classes = self.classes if labels is None else list(labels)
         unknown = sorted(set(classes) - set(self.classes))
@@ -125,7 +132,9 @@ class Inversion(ABC):
             raise UsageError(f"labels {unknown} were not inverted; this inversion has {known}.")
         if per_class is not None and count is not None:
             raise UsageError("give per_class or count, not both.")
-        total = count if count is not None else (10 if per_class is None else per_class) * len(classes)
+        if per_class is None:
+            per_class = 10 if self.images_per_class is None else min(10, self.images_per_class)
+        total = count if count is not None else per_class * len(classes)
         if total < 1:
             raise UsageError("ask for at least one image.")
         seed = self.recipe.seed if seed is None else seed
@@ -152,6 +161,56 @@ class Inversion(ABC):
         from interpkit.runs import Run
 
         return Run.create(Path(folder), force=force).finish(self)
+
+
+class ImageInversion(Inversion):
+    """A fixed set of finished images, from a method that makes them one by one and learns no generator.
+
+    What is drawn are these images, each class's in the order given; the seed of a draw changes nothing. A run
+    on disk keeps those that it writes to samples.safetensors, in 8 bits. An inverter that makes such an inversion
+    has the option ``per_class``, images of each class.
+
+    Args:
+        target: the classifier.
+        recipe: the resolved recipe.
+        history: of the run.
+        images: (N, *input_shape) in [0, 1].
+        labels: (N,) int64, the class that each was made for.
+
+    Raises:
+        RunError: a class that the recipe asks for has no image.
+    """
+
+    def __init__(
+        self, target: Target, recipe: Recipe, history: Sequence[StepRecord], images: Tensor, labels: Tensor
+    ) -> None:
+        super().__init__(target, recipe, history)
+        self.images = images.detach().float().cpu()
+        self.labels = labels.cpu()
+        self._rows = {label: (self.labels == label).nonzero()[:, 0] for label in self.classes}
+        missing = [label for label, rows in self._rows.items() if not len(rows)]
+        if missing:
+            raise RunError(f"{recipe.inverter.name} made no image of the classes {missing}.")
+
+    @property
+    def images_per_class(self) -> int:
+        """The most images that can be drawn of every class."""
+        return min(len(rows) for rows in self._rows.values())
+
+    def _chunks(self, classes: list[int], total: int, seed: int, dropout: bool) -> Iterator[Draw]:
+        turn = len(classes)
+        for place, label in enumerate(classes):
+            asked, there = len(range(place, total, turn)), len(self._rows[label])
+            if asked > there:
+                raise UsageError(
+                    f"class {label} has {there} images, not {asked}: {self.recipe.inverter.name} makes them one by "
+                    f"one, and keeps no generator of more. Ask for fewer, or invert again with "
+                    f"--set inverter.per_class={asked}."
+                )
+        rows = torch.stack([self._rows[classes[i % turn]][i // turn] for i in range(total)])
+        labels = self.labels[rows]
+        one_hot = F.one_hot(labels, self.target.num_classes).float()
+        yield Draw(self.images[rows], labels, one_hot, torch.zeros_like(labels))
 
 
 class GeneratorInversion(Inversion):

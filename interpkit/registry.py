@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from interpkit.errors import PluginError, UsageError, did_you_mean, listed
 from interpkit.interfaces import Architectures, Conditioner, Generator, InversionLoss, Inverter, Loader
+from interpkit.metrics import Metric
 from interpkit.recipe import Preset
 from interpkit.recorder import RESERVED
 
@@ -18,6 +19,7 @@ KINDS: dict[str, type] = {
     "generator": Generator,
     "loss": InversionLoss,
     "inverter": Inverter,
+    "metric": Metric,
     "loader": Loader,
     "architectures": Architectures,
     "preset": Preset,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import os
 import platform
 import time
@@ -17,18 +18,20 @@ from typing import Any
 import safetensors
 import safetensors.torch
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from interpkit import assembly, evaluation, loading
+from interpkit import assembly, evaluation, loading, measuring
 from interpkit._version import __version__
 from interpkit.errors import ModelError, RunError
 from interpkit.files import sha256, to_json, write_atomically
 from interpkit.interfaces import Target
-from interpkit.inversion import GeneratorInversion, Inversion
+from interpkit.inversion import GeneratorInversion, ImageInversion, Inversion
 from interpkit.pictures import save_grid
 from interpkit.plugins import installed
 from interpkit.recipe import Recipe, read_toml, validated
 from interpkit.recorder import CHECKPOINT_SECONDS, Recorder, StepRecord
+
+log = logging.getLogger("interpkit")
 
 SCHEMA = 1
 PACKAGES = ("torch", "torchvision", "numpy", "safetensors", "pluggy", "pydantic", "captum")
@@ -188,16 +191,18 @@ class Run:
         return loading.load(path, options)
 
     def load(self, target: Target | None = None, model: Path | None = None, **typed: Any) -> Inversion:
-        """Load the inversion: target, generator and conditioner, history.
+        """Load the inversion: target, history, and the generator and conditioner or the finished images.
 
         Raises:
             RunError: the run is not finished, or a file does not fit the others.
         """
         recipe = self.recipe()
         target = target or self.load_target(model, **typed)
+        if "generator" not in installed().component("inverter", recipe.inverter.name).needs:
+            return ImageInversion(target, recipe, self.history(recipe), *self._read_images(recipe, target))
         conditioner, generator = assembly.build_generator(recipe, target, installed())
         if generator is None or conditioner is None:
-            raise RunError(f"{self.folder} has no generator: {recipe.inverter.name} makes none.")
+            raise RunError(f"{self / 'recipe.toml'} names no generator, and {recipe.inverter.name} takes one.")
         path = self / "generator.safetensors"
         try:
             weights = safetensors.torch.load_file(path)
@@ -214,6 +219,25 @@ class Run:
             part.eval()
         conditioner.progress = 1.0
         return GeneratorInversion(target, recipe, self.history(recipe), generator, conditioner)
+
+    def _read_images(self, recipe: Recipe, target: Target) -> tuple[Tensor, Tensor]:
+        """Read finished images in [0, 1] and their labels back from samples.safetensors."""
+        path = self / "samples.safetensors"
+        try:
+            tensors = safetensors.torch.load_file(path)
+        except FileNotFoundError as error:
+            raise RunError(f"{self.folder} has no samples.safetensors: go on with the run by --resume.") from error
+        except (safetensors.SafetensorError, OSError, ValueError) as error:
+            raise RunError(f"{path} is not a whole safetensors file: {error}.") from error
+        images, labels = tensors.get("images", tensors.get("inputs")), tensors.get("labels")
+        if images is None or labels is None or images.shape != (len(labels), *target.input_shape):
+            raise RunError(f"{path} does not fit the recipe beside it: it holds no images of {target.input_shape}.")
+        classes = range(target.num_classes) if recipe.labels is None else recipe.labels
+        if set(labels.tolist()) != set(classes):
+            raise RunError(f"{path} does not fit the recipe beside it: its labels are not those of the recipe.")
+        if "images" in tensors:
+            return images / 255, labels
+        return (images - target.low) / (target.high - target.low), labels
 
     # ------------------------------------------------------------------------------------- writing
 
@@ -270,13 +294,14 @@ class Run:
             self._write_weights(inversion)
         rows = [json.dumps(record.to_row()) + "\n" for record in inversion.history]
         write_atomically(self / "history.jsonl", "".join(rows))
-        classes = len(inversion.classes)
-        size = {"per_class": 100} if classes <= 10 else {"count": max(1000, classes)}
-        samples = evaluation.draw_samples(inversion, **size)
+        samples = evaluation.draw_samples(inversion, **_sample_size(inversion))
+        if isinstance(inversion, ImageInversion) and len(samples.labels) < len(inversion.images):
+            log.warning("the run keeps %d of the %d images", len(samples.labels), len(inversion.images))
         write_samples(samples, self / "samples.safetensors")
         if samples.images.dim() == 4:
             save_grid(samples.images, samples.labels, target.class_names, self / "samples.png")
-        write_atomically(self / "metrics.json", to_json(evaluation.measure(samples, target.class_names)))
+        metrics = measuring.every_run(target, samples, seed=recipe.seed, device=inversion.device)
+        write_atomically(self / "metrics.json", to_json(metrics))
         done = inversion.steps_done >= recipe.steps
         last = inversion.history[-1].seconds if inversion.history else 0.0
         self.note(
@@ -303,6 +328,15 @@ class Run:
             "interpkit.recipe": inversion.recipe.model_dump_json(exclude_none=True),
         }
         write_atomically(self / "generator.safetensors", safetensors.torch.save(weights, metadata))
+
+
+def _sample_size(inversion: Inversion) -> dict[str, int]:
+    """Return how many samples a run keeps: 100 a class to 10 classes, then 1,000 in all, at least one a class."""
+    classes, there = len(inversion.classes), inversion.images_per_class
+    if classes <= 10:
+        return {"per_class": 100 if there is None else min(100, there)}
+    most = max(1000, classes)
+    return {"count": most if there is None else min(most, there * classes)}
 
 
 def write_samples(samples: evaluation.Samples, path: Path) -> None:

@@ -92,18 +92,8 @@ def train(
             condition = conditioner.sample(recipe.batch_size, labels=labels, rng=rng)
             latent = torch.randn(recipe.batch_size, generator.latent_dim, device=device, generator=rng)
             images = generator(latent, condition).float()
-            generated = GeneratedBatch(target, condition, latent, images, progress)
-            views = {name: loss.views(generated, rng) for name, (_, loss) in losses.items()}
-            response, view_responses = look(target, images, views, layers)
-
-        loss = images.new_zeros(())
-        values = {}
-        for name, (weight, term) in losses.items():
-            batch = InversionBatch(
-                target, condition, latent, images, progress, response, views[name], view_responses.get(name)
-            )
-            values[name] = term(batch)
-            loss = loss + weight * values[name]
+        generated = GeneratedBatch(target, condition, latent, images, progress)
+        loss, values, response = objective(generated, losses, layers, rng, autocast)
 
         optimizer.zero_grad()
         loss.backward()
@@ -116,6 +106,46 @@ def train(
             break
     recorder.flush()
     conditioner.progress = 1.0
+
+
+def objective(
+    generated: GeneratedBatch,
+    losses: Mapping[str, tuple[float, InversionLoss]],
+    layers: Sequence[str],
+    rng: torch.Generator,
+    autocast: torch.autocast,
+) -> tuple[Tensor, dict[str, Tensor], Response]:
+    """Let the target look at a batch once, and weigh what it says.
+
+    Args:
+        generated: the batch.
+        losses: by name, each with its weight.
+        layers: all that the losses read beyond the target's default.
+        rng: of the losses' views.
+        autocast: the precision in which the target looks.
+
+    Returns:
+        the sum of the weighted terms; the terms by name, without their weights; the response to the images.
+    """
+    with autocast:
+        views = {name: loss.views(generated, rng) for name, (_, loss) in losses.items()}
+        response, view_responses = look(generated.target, generated.images, views, layers)
+    total = generated.images.new_zeros(())
+    values = {}
+    for name, (weight, term) in losses.items():
+        batch = InversionBatch(
+            generated.target,
+            generated.condition,
+            generated.latent,
+            generated.images,
+            generated.progress,
+            response,
+            views[name],
+            view_responses.get(name),
+        )
+        values[name] = term(batch)
+        total = total + weight * values[name]
+    return total, values, response
 
 
 LEVELS = (0.5, 0.25, 0.1, 0.02, 0.005, 0.001, 0.75, 0.9, 0.98)
@@ -144,15 +174,18 @@ def wake(target: Target, generator: Generator) -> None:
 def look(
     target: Target, images: Tensor, views: dict[str, Tensor | None], layers: Sequence[str]
 ) -> tuple[Response, dict[str, Response]]:
-    """Let the target look once at the images and all views; return each its slice of the response."""
+    """Let the target look at the images, and at all views together; return the response and each view's slice."""
+    response = target.respond(images, layers)
     asked = {name: tensor for name, tensor in views.items() if tensor is not None}
-    everything = torch.cat([images, *asked.values()]) if asked else images
-    response = target.respond(everything, layers)
-    responses, start = {}, len(images)
+    if not asked:
+        return response, {}
+    # A look of their own: a slice of a common one would cost a gradient of zeros for all the others, layer by layer.
+    seen = target.respond(torch.cat(list(asked.values())), layers)
+    responses, start = {}, 0
     for name, tensor in asked.items():
-        responses[name] = response[start : start + len(tensor)]
+        responses[name] = seen[start : start + len(tensor)] if len(asked) > 1 else seen
         start += len(tensor)
-    return response[: len(images)] if asked else response, responses
+    return response, responses
 
 
 def draw(classes: Tensor, count: int, rng: torch.Generator) -> Tensor:

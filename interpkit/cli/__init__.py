@@ -96,10 +96,12 @@ def _main(
 
 
 def _add_commands() -> None:
-    from interpkit.cli import inspect, invert, pack, plugins, sample
+    from interpkit.cli import compare, evaluate, inspect, invert, pack, plugins, sample
 
     app.command("invert")(invert.invert)
     app.command("sample")(sample.sample)
+    app.command("evaluate")(evaluate.evaluate)
+    app.command("compare")(compare.compare)
     app.command("inspect")(inspect.inspect)
     app.command("pack")(pack.pack)
     app.add_typer(plugins.app, name="plugins")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -28,6 +29,17 @@ def error(message: str) -> None:
 def note(message: str) -> None:
     """Print what a person may want to know."""
     err.print(escape(message), highlight=False)
+
+
+def warning(message: str) -> None:
+    """Print what a person should not miss."""
+    err.print(f"[bold yellow]warning:[/] {escape(message)}", highlight=False)
+
+
+def note_left_out(metrics: Mapping[str, Any]) -> None:
+    """Print why figures are absent from metrics.json."""
+    for name, reason in metrics.get("left_out", {}).items():
+        note(f"{name} is left out: {reason}")
 
 
 def note_facts(target: Target) -> None:

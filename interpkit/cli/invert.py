@@ -58,7 +58,12 @@ def invert(
             rich_help_panel=_METHOD,
         ),
     ] = None,
-    inverter: Annotated[str | None, typer.Option(metavar="NAME", rich_help_panel=_METHOD)] = None,
+    inverter: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", help="By default generator; others may do without --plugin.", rich_help_panel=_METHOD
+        ),
+    ] = None,
     generators: Annotated[
         int | None, typer.Option(metavar="K", help="Generators that share each batch.", rich_help_panel=_METHOD)
     ] = None,
@@ -113,7 +118,7 @@ def invert(
     if dry_run:
         _print_recipe(job, json_)
         return
-    folder = out or _next_folder(model, plugin or [config.stem if config else "recipe"])
+    folder = out or _next_folder(model, job.presets or [config.stem if config else "recipe"])
     if resume and job.is_done(folder):
         console.note(
             f"{folder} is finished after {job.recipe.steps} steps: nothing to do. A larger --steps extends it."
@@ -170,10 +175,14 @@ def _print_recipe(job: Job, as_json: bool) -> None:
 def _print_result(folder: Path, as_json: bool) -> None:
     from rich.table import Table
 
+    from interpkit import evaluation
     from interpkit.runs import FILES, Run
 
     run = Run.open(folder)
     metrics = run.metrics()
+    console.note_left_out(metrics)
+    for warning in evaluation.warnings(metrics):
+        console.warning(warning)
     files = {name: str(folder / name) for name in FILES if (folder / name).exists()}
     if as_json:
         console.print_json({"run": str(folder), "files": files, "metrics": metrics})

@@ -27,7 +27,7 @@ def sample(
     trust: options.Trust = False,
     json_: options.Json = False,
 ) -> None:
-    """Draw images from a run's generator, with the classifier's judgement of them.
+    """Draw images from a run, with the classifier's judgement of them.
 
     A FOLDER gets one PNG an image, in a folder a class. The same arguments give the same images.
     """

@@ -2,12 +2,14 @@
 
 from interpkit import Registration, hookimpl
 from interpkit_losses.labels import CrossEntropy, KLDivergence
-from interpkit_losses.priors import BatchNormStatistics, TotalVariation
-from interpkit_losses.variety import Cosine, Orthogonality
+from interpkit_losses.priors import BatchNormStatistics, SquaredNorm, Statistics, TotalVariation
+from interpkit_losses.variety import Cosine, Orthogonality, Spread
 
 
 @hookimpl
 def register(registry: Registration) -> None:
     """Add the losses."""
-    for loss in (KLDivergence, CrossEntropy, Cosine, Orthogonality, TotalVariation, BatchNormStatistics):
+    variety = (Cosine, Orthogonality, Spread)
+    priors = (TotalVariation, SquaredNorm, BatchNormStatistics, Statistics)
+    for loss in (KLDivergence, CrossEntropy, *variety, *priors):
         registry.add(loss)

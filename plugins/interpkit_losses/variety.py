@@ -8,7 +8,7 @@ from pydantic import Field
 from torch import Tensor
 
 import interpkit
-from interpkit import InversionBatch, InversionLoss, Target
+from interpkit import InversionBatch, InversionLoss, Target, UsageError
 
 
 class FeatureLoss(InversionLoss):
@@ -75,3 +75,44 @@ class Orthogonality(FeatureLoss):
             gram = units @ units.T
             values.append((gram - torch.diag(gram.diagonal())).square().sum() / (count * (count - 1)))
         return torch.stack(values).mean()
+
+
+class Spread(InversionLoss):
+    r"""Log-determinant of the Gram matrix of the pictures of a class: keeps classes from collapsing.
+
+    .. math:: L = -\frac{1}{N} \sum_c \log\det\left( \frac{U_c U_c^\top + \epsilon I}{1 + \epsilon} \right)
+
+    U_c are the batch's pictures of class c, faded out towards the rim (by the root of a Hann window) so that litter
+    there does not count as variety, average-pooled so that pixel noise does not, flattened and scaled to unit length.
+    A determinantal point process with this kernel prefers diverse batches (Kulesza & Taskar 2012; for generators
+    Elfeki et al. 2019, GDPP). 0 if all of a class are orthogonal; at most -log(epsilon / (1 + epsilon)), where they
+    are one picture.
+    """
+
+    name = "spread"
+
+    class Options(interpkit.Options):
+        """What is compared."""
+
+        pool: int = Field(4, ge=1, le=1024, description="side of the squares that are averaged, in pixels")
+        epsilon: float = Field(0.05, gt=0, le=1, description="how near two pictures must be to count as one")
+
+    options: Options
+
+    def __init__(self, target: Target, options: Options | None = None) -> None:
+        super().__init__(target, options)
+        if len(target.input_shape) != 3:
+            raise UsageError("the loss 'spread' is for images; this classifier takes vectors. Leave it out.")
+
+    def forward(self, batch: InversionBatch) -> Tensor:
+        """Return minus the mean log-determinant, a scalar."""
+        pool, epsilon = self.options.pool, self.options.epsilon
+        images = batch.images.float()
+        rows, columns = (torch.hann_window(side + 2, device=images.device)[1:-1].sqrt() for side in images.shape[2:])
+        pictures = F.avg_pool2d(images * rows[:, None] * columns, pool, ceil_mode=True, count_include_pad=False)
+        units = F.normalize(pictures.flatten(1), dim=1, eps=1e-6)
+        labels = batch.condition.labels
+        # One block a class: its determinant is the product of theirs.
+        gram = (units @ units.T) * (labels[:, None] == labels)
+        identity = torch.eye(len(units), device=units.device)
+        return -torch.logdet((gram + epsilon * identity) / (1 + epsilon)) / len(units)

@@ -7,7 +7,9 @@ result in the same desired label."
 """
 
 from interpkit import Preset, Registration, hookimpl
+from interpkit_robust.ghosts import Ghosts
 from interpkit_robust.loss import Robustness
+from interpkit_robust.metric import KeptLabels
 
 PRESET = Preset(
     "robust",
@@ -18,6 +20,8 @@ PRESET = Preset(
 
 @hookimpl
 def register(registry: Registration) -> None:
-    """Add the loss and the preset."""
+    """Add the losses, the metric and the preset."""
     registry.add(Robustness)
+    registry.add(Ghosts)
+    registry.add(KeptLabels)
     registry.add(PRESET)

@@ -13,7 +13,7 @@ import interpkit
 from interpkit import GeneratedBatch, InversionBatch, InversionLoss, Target, UsageError
 from interpkit_robust import perturbations
 
-Kind = Literal["gaussian", "linf", "l2", "pgd", "affine"]
+Kind = Literal["gaussian", "linf", "l2", "pgd", "affine", "jitter"]
 
 
 class Robustness(InversionLoss):
@@ -34,7 +34,8 @@ class Robustness(InversionLoss):
         kinds: list[Kind] | None = Field(
             None,
             min_length=1,
-            description="gaussian, linf, l2, pgd, affine; by default gaussian, pgd and, for images, affine",
+            description="gaussian, linf, l2, pgd, affine, jitter (affine, then gaussian); a kind named twice is drawn "
+            "twice; by default gaussian, pgd and, for images, affine",
         )
         sigma: float = Field(0.5, gt=0, le=10, description="gaussian: largest standard deviation, of a pixel")
         epsilon: float = Field(0.1, gt=0, le=1, description="linf, and pgd in it: largest change of a pixel")
@@ -53,8 +54,12 @@ class Robustness(InversionLoss):
         self.kinds: list[Kind] = self.options.kinds or (
             ["gaussian", "pgd", "affine"] if images else ["gaussian", "pgd"]
         )
-        if "affine" in self.kinds and not images:
-            raise UsageError("robust.kinds: 'affine' is for images; this classifier takes vectors. Leave it out.")
+        geometric = {"affine", "jitter"} & set(self.kinds)
+        if geometric and not images:
+            raise UsageError(
+                f"robust.kinds: {', '.join(sorted(geometric))} is for images; this classifier takes vectors. "
+                f"Leave it out."
+            )
 
     def views(self, batch: GeneratedBatch, rng: torch.Generator) -> Tensor:
         """Return (K * B, ...) perturbed images, one kind after another."""
@@ -68,8 +73,9 @@ class Robustness(InversionLoss):
             return perturbations.in_ball(images, opt.epsilon, "linf", rng)
         if kind == "l2":
             return perturbations.in_ball(images, opt.radius, "l2", rng)
-        if kind == "affine":
-            return perturbations.affine(images, opt.degrees, opt.shift, opt.scale, rng)
+        if kind in ("affine", "jitter"):
+            moved = perturbations.affine(images, opt.degrees, opt.shift, opt.scale, rng)
+            return moved if kind == "affine" else perturbations.gaussian(moved, opt.sigma, rng)
         bound = opt.epsilon if opt.pgd_norm == "linf" else opt.radius
         return perturbations.pgd(batch.target, images, batch.condition.labels, bound, opt.pgd_norm, opt.pgd_steps, rng)
 

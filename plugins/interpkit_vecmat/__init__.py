@@ -50,6 +50,7 @@ from interpkit_vecmat.conditioners import (
 )
 from interpkit_vecmat.dense import DenseGenerator
 from interpkit_vecmat.upconv import UpConvGenerator
+from interpkit_vecmat.warp import WarpGenerator
 
 PRESET = Preset(
     "vecmat",
@@ -64,11 +65,12 @@ PRESET = Preset(
 
 @hookimpl
 def register(registry: Registration) -> None:
-    """Add the conditioners, the generator and the preset."""
+    """Add the conditioners, the generators and the preset."""
     registry.add(VectorMatrixConditioner)
     registry.add(VectorConditioner)
     registry.add(MatrixConditioner)
     registry.add(LabelConditioner)
     registry.add(UpConvGenerator)
+    registry.add(WarpGenerator)
     registry.add(DenseGenerator)
     registry.add(PRESET)

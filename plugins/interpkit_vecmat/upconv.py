@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from itertools import pairwise, zip_longest
+from typing import Literal
 
 import torch
 from pydantic import Field
@@ -79,6 +80,10 @@ class UpConvGenerator(Generator):
         min_width: int = Field(32, ge=1, le=8192, description="fewest channels before the image")
         dropout: float = Field(0.2, ge=0, lt=1, description="share of channels that is dropped after each layer")
         slope: float = Field(0.2, ge=0, lt=1, description="of the leaky ReLU below zero")
+        upsample: Literal["transposed", "bilinear"] = Field(
+            "transposed", description="how a size is doubled: by a transposed convolution, or by bilinear "
+            "interpolation and a convolution, which draws smoother"
+        )
 
     options: Options
 
@@ -125,15 +130,22 @@ class UpConvGenerator(Generator):
 
     def _block(self, before: int, after: int, step: tuple[Step, Step]) -> nn.Module:
         rows, columns = step
+        stride = (rows.stride, columns.stride)
+        grow: list[nn.Module]
+        if self.options.upsample == "bilinear" and max(stride) == 2:
+            # 2t as padded 3x3 on the doubled picture; 2t - 1 as unpadded 2x2.
+            sizes = [(2, 0) if axis.stride == 2 and axis.kernel == 3 else (3, 1) for axis in step]
+            (height, down), (width, across) = sizes
+            grow = [
+                nn.Upsample(scale_factor=stride, mode="bilinear"),
+                nn.Conv2d(before, after, (height, width), padding=(down, across), bias=False),
+            ]
+        else:
+            padding = (rows.padding, columns.padding)
+            kernel = (rows.kernel, columns.kernel)
+            grow = [nn.ConvTranspose2d(before, after, kernel, stride, padding, bias=False)]  # batch norm has one
         return nn.Sequential(
-            nn.ConvTranspose2d(
-                before,
-                after,
-                kernel_size=(rows.kernel, columns.kernel),
-                stride=(rows.stride, columns.stride),
-                padding=(rows.padding, columns.padding),
-                bias=False,  # batch norm has one
-            ),
+            *grow,
             nn.BatchNorm2d(after),
             nn.LeakyReLU(self.options.slope),
             nn.Dropout2d(self.options.dropout),

@@ -12,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from interpkit_losses.labels import CrossEntropy, KLDivergence
-from interpkit_losses.priors import BatchNormStatistics, TotalVariation
+from interpkit_losses.priors import BatchNormStatistics, SquaredNorm, TotalVariation
 from interpkit_losses.variety import Cosine, Orthogonality
 from torch import Tensor, nn
 
@@ -20,7 +20,15 @@ from interpkit import Condition, InversionBatch, InversionLoss, Target, UsageErr
 
 BatchOf = Callable[..., InversionBatch]
 
-LOSSES: list[Any] = [KLDivergence, CrossEntropy, Cosine, Orthogonality, TotalVariation, BatchNormStatistics]
+LOSSES: list[Any] = [
+    KLDivergence,
+    CrossEntropy,
+    Cosine,
+    Orthogonality,
+    TotalVariation,
+    SquaredNorm,
+    BatchNormStatistics,
+]
 
 
 def normed_target(eps: float = 1e-5) -> Target:
@@ -176,6 +184,26 @@ def test_total_variation_of_vectors_is_refused(linear_target: Callable[..., Targ
         TotalVariation(linear_target(shape=(12,)))
 
 
+def test_l2_without_a_normalisation_is_the_mean_square(value: Any) -> None:
+    images = torch.tensor([1.0, 0.0, 0.5, 0.5]).view(2, 2, 1, 1).expand(2, 2, 4, 4)
+    assert value(SquaredNorm(normed_target()), images=images) == pytest.approx((1 + 0 + 0.25 + 0.25) / 4)
+
+
+@pytest.mark.parametrize("order", ["rgb", "bgr"])
+def test_l2_counts_from_the_colour_that_the_normalisation_moves_to_zero(order: str, value: Any) -> None:
+    net = nn.Sequential(nn.Flatten(), nn.Linear(3, 2))
+    target = wrap(net, (3, 1, 1), mean=[102, 51, 0], std=[1, 2, 3], input_range=(0, 255), channel_order=order)
+    images = torch.tensor([[0.4, 0.2, 0.0], [0.0, 0.2, 0.4]]).view(2, 3, 1, 1)  # red is 0.4 of rgb, 0 of bgr
+    assert value(SquaredNorm(target), images=images[:1]) == pytest.approx(0 if order == "rgb" else 0.32 / 3, abs=1e-7)
+    assert value(SquaredNorm(target), images=images[1:]) == pytest.approx(0.32 / 3 if order == "rgb" else 0, abs=1e-7)
+
+
+def test_l2_of_vectors_counts_in_each_features_own_range(value: Any) -> None:
+    target = wrap(nn.Linear(2, 2), (2,), mean=[6.0, 0.5], input_range=[(4, 8), (0, 2)])  # zero is at (0.5, 0.25)
+    assert value(SquaredNorm(target), images=torch.tensor([[0.5, 0.25]])) == pytest.approx(0)
+    assert value(SquaredNorm(target), images=torch.tensor([[0.0, 0.25], [0.5, 0.75]])) == pytest.approx(0.125)
+
+
 # ------------------------------------------------------------------------------------- priors: batch norm
 
 
@@ -252,6 +280,7 @@ def random(*shape: int) -> Tensor:
         (Cosine, "features", (4, 3)),
         (Orthogonality, "features", (4, 3)),
         (TotalVariation, "images", (2, 2, 3, 4)),
+        (SquaredNorm, "images", (2, 2, 3, 4)),
         (BatchNormStatistics, "features", (3, 2, 2, 3)),
     ],
     ids=lambda case: getattr(case, "name", None),

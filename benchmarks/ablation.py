@@ -1,0 +1,65 @@
+"""What each part does: every term, half of the conditioning and added idea removed in turn, and two sweeps.
+
+    python -m benchmarks.ablation --data DIR --models DIR [--targets mnist_bn,mnist] [--seeds 0]
+
+Finished runs are kept in ``--work``; ``--write`` puts the tables into docs/results.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from benchmarks.harness import Place, Recipe, figures, over_seeds, run, table, write_section
+
+LIKE = ["vecmat", "training-like"]
+
+
+def paper_recipes() -> list[Recipe]:
+    """Return the paper's recipe, less each part, and the sweeps of gamma and dropout."""
+    recipes = [Recipe("vecmat", ["vecmat"])]
+    recipes += [Recipe(f"without {term}", ["vecmat"], {"losses": {term: 0.0}}) for term in ("kl", "ce", "cosine")]
+    recipes += [Recipe(f"conditioning: {c}", ["vecmat"], {"conditioner": c}) for c in ("vector", "matrix", "label")]
+    recipes += [Recipe(f"gamma = {g:g}", ["vecmat"], {"losses": {"cosine": g}}) for g in (0.3, 3.0, 10.0, 30.0)]
+    recipes += [
+        Recipe(f"dropout {d}", ["vecmat"], {"options": {"generator.dropout": d}}) for d in (0.0, 0.1, 0.3, 0.4, 0.5)
+    ]
+    recipes.append(Recipe("dropout off in sampling", ["vecmat"], {"options": {"sampling.dropout": False}}))
+    return recipes
+
+
+def like_recipes() -> list[Recipe]:
+    """Return the preset ``training-like``, less each part."""
+    recipes = [Recipe("training-like", LIKE)]
+    recipes += [
+        Recipe(f"without {term}", LIKE, {"losses": {term: 0.0}})
+        for term in ("kl", "statistics", "robust", "tv", "spread")
+    ]
+    recipes += [Recipe(f"conditioning: {c}", LIKE, {"conditioner": c}) for c in ("vector", "matrix", "label")]
+    recipes.append(Recipe("generator upconv (no warp)", LIKE, {"generator": "upconv"}))
+    recipes.append(Recipe("tv the same all over", LIKE, {"options": {"tv.edge": 1.0}}))
+    return recipes
+
+
+def main() -> None:
+    """Run what is not there yet, and print a table for each target."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    Place.add_arguments(parser)
+    parser.add_argument("--targets", default="mnist_bn,mnist")
+    parser.add_argument("--seeds", default="0")
+    args = parser.parse_args()
+    place, seeds = Place.parse(args), [int(seed) for seed in args.seeds.split(",")]
+    sections = []
+    for target in args.targets.split(","):
+        for title, recipes in (("the paper's recipe", paper_recipes()), ("training-like", like_recipes())):
+            rows = {
+                recipe.name: over_seeds([figures(run(target, recipe, seed, place)[1]) for seed in seeds])
+                for recipe in recipes
+            }
+            sections.append(f"### {title}, on {target}\n\n" + table(rows, "recipe"))
+            print(sections[-1], flush=True)
+    if args.write:
+        write_section("ablation", "\n" + "\n".join(sections) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,176 @@
+"""What the benchmarks of the method share: data, classifiers, and one measured run for each recipe and seed."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import interpkit
+from benchmarks.evaluators import FIRST, JUDGES, evaluator, held_out
+from examples.train_classifier import load_data
+from interpkit import api
+from interpkit.runs import Run
+
+ROOT = Path(__file__).parent.parent
+SHIPPED = ROOT / "examples" / "models"
+EPOCHS = {"cifar10": 30}
+RADIUS = 1.0
+"""Of the L2 ball in which robustness is searched."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One way of inverting: presets and what is changed of them.
+
+    Attributes:
+        name: for tables.
+        plugins: presets.
+        settings: other arguments of `interpkit.invert`.
+    """
+
+    name: str
+    plugins: Sequence[str]
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the benchmarks read and write.
+
+    Attributes:
+        data: folder of mnist.npz, fashion_mnist.npz, svhn.npz, cifar10.npz.
+        models: folder of classifiers that others trained (svhn_cnn.pth).
+        work: where trained targets, evaluators and runs are kept; what is there is not made again.
+    """
+
+    data: Path
+    models: Path
+    work: Path
+
+    @classmethod
+    def add_arguments(cls, parser: argparse.ArgumentParser) -> None:
+        """Add the flags that `parse` reads."""
+        parser.add_argument("--data", type=Path, required=True, help="folder of the data sets' .npz files")
+        parser.add_argument("--models", type=Path, required=True, help="folder of svhn_cnn.pth")
+        parser.add_argument("--work", type=Path, default=Path("runs/benchmarks"), help="where runs are kept")
+        parser.add_argument("--write", action="store_true", help="put the tables and pictures into docs/")
+
+    @classmethod
+    def parse(cls, args: argparse.Namespace) -> Place:
+        """Return the place that the flags name."""
+        return cls(args.data, args.models, args.work)
+
+    @property
+    def trained(self) -> Path:
+        """Where classifiers that are trained here are kept."""
+        return self.work / "models"
+
+
+def dataset(target: str) -> str:
+    """Return the data set of a target: ``mnist`` of ``mnist_bn``."""
+    return target.removesuffix("_bn").removesuffix("_robust").removesuffix("_smoothed")
+
+
+def load(name: str, place: Place) -> interpkit.Target:
+    """Load a target: shipped, another's, or trained now by our script."""
+    if name == "svhn":
+        return interpkit.load_target(
+            place.models / "svhn_cnn.pth",
+            arch=f"py:{ROOT / 'benchmarks' / 'foreign_nets.py'}:svhn_cnn",
+            input_shape=(3, 32, 32),
+            mean=[0.4377, 0.4438, 0.4728],
+            std=[0.198, 0.201, 0.197],
+        )
+    path = SHIPPED / f"{name}.safetensors"
+    if not path.exists():
+        path = place.trained / f"{name}.safetensors"
+    if not path.exists():
+        kind = dataset(name)
+        command = [sys.executable, str(ROOT / "examples" / "train_classifier.py"), str(place.data / f"{kind}.npz")]
+        command += ["--train-images", str(FIRST), "--epochs", str(EPOCHS.get(kind, 20)), "--out", str(path)]
+        command += ["--batch-norm"] * name.endswith("_bn")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        subprocess.run(command, check=True)
+    return interpkit.load_target(path)
+
+
+def run(target: str, recipe: Recipe, seed: int, place: Place) -> tuple[Path, dict[str, Any]]:
+    """Invert and measure, unless that was done; return the run folder and its metrics."""
+    classifier = load(target, place)
+    job = api.prepare(classifier, recipe.plugins, seed=seed, **recipe.settings)
+    known = job.recipe.model_dump_json(exclude={"target", "device"})
+    key = hashlib.sha256(known.encode()).hexdigest()[:8]
+    folder = place.work / "runs" / f"{target}-{recipe.name.replace(' ', '_')}-{seed}-{key}"
+    if not job.is_done(folder):
+        print(f"{folder.name} ...", file=sys.stderr, flush=True)
+        job.run(out=folder, resume=True)
+    metrics = Run.open(folder).metrics()
+    if "reference" not in metrics:
+        kind = dataset(target)
+        judges = [evaluator(kind, name, place.data, place.trained) for name in JUDGES]
+        x_train, y_train = load_data(str(place.data / f"{kind}.npz"), "")[:2]
+        metrics = interpkit.evaluate(
+            folder,
+            target=classifier,
+            evaluators=judges,
+            reference=held_out(kind, place.data)[2:],
+            options={"robustness.radius": [RADIUS], "robustness.sigma": [0.3], "robustness.samples": 200},
+            training=None if kind == "svhn" else (x_train[:FIRST], y_train[:FIRST]),
+        )
+    return folder, metrics
+
+
+def figures(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """Return the figures of the tables, flat: means over the evaluators where there are several."""
+    reference, judges = metrics["reference"], metrics["evaluators"]
+    found = {
+        "inversion accuracy": metrics["inversion_accuracy"],
+        "agreement": mean(judge["agreement"] for judge in judges),
+        "agreement / accuracy": mean(judge["relative"] for judge in judges),
+        "excess Vendi": reference.get("excess_vendi"),
+        **{
+            name: mean(space[name] for space in reference["features"].values())
+            for name in ("coverage", "density", "precision", "recall")
+        },
+        "SSIM": reference.get("ssim", {}).get("mean"),
+        f"kept, PGD {RADIUS:g}": metrics.get("robustness", {}).get("pgd", {}).get(f"{RADIUS:g}", {}).get("kept"),
+        "nearer to training": metrics.get("memorisation", {}).get("pixels", {}).get("nearer_to_training"),
+    }
+    return {name: float(value) for name, value in found.items() if value is not None}
+
+
+def over_seeds(rows: Sequence[Mapping[str, float]]) -> dict[str, str]:
+    """Return each figure's mean over the seeds, and its standard deviation where there are several."""
+
+    def cell(name: str) -> str:
+        values = [row[name] for row in rows if name in row]
+        if not values:
+            return "-"
+        return f"{mean(values):.3f}" + (f" ± {stdev(values):.3f}" if len(values) > 1 else "")
+
+    names = dict.fromkeys(name for row in rows for name in row)
+    return {name: cell(name) for name in names}
+
+
+def table(rows: Mapping[str, Mapping[str, str]], corner: str) -> str:
+    """Return a Markdown table: a row for each entry, a column for each figure that any has."""
+    columns = list(dict.fromkeys(name for row in rows.values() for name in row))
+    lines = [f"| {corner} | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
+    lines += [f"| {name} | " + " | ".join(row.get(c, "-") for c in columns) + " |" for name, row in rows.items()]
+    return "\n".join(lines) + "\n"
+
+
+def write_section(name: str, text: str) -> None:
+    """Replace what stands between the marks ``<!-- NAME -->`` and ``<!-- /NAME -->`` of docs/results.md."""
+    page = ROOT / "docs" / "results.md"
+    before, mark, rest = page.read_text("utf-8").partition(f"<!-- {name} -->\n")
+    _, end, after = rest.partition(f"<!-- /{name} -->")
+    assert mark and end, f"docs/results.md has no place for {name}"
+    page.write_text(before + mark + text + end + after, "utf-8")

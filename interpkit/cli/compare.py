@@ -1,0 +1,57 @@
+"""``interpkit compare``: the figures of several runs side by side."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from interpkit.cli import console, options
+from interpkit.cli.figures import flattened
+from interpkit.errors import UsageError
+
+
+def compare(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN RUN...", help="Run folders.", show_default=False)],
+    json_: options.Json = False,
+) -> None:
+    """Lay the figures of runs side by side: a row for each, a column for each run.
+
+    Figures that only ``interpkit evaluate`` measures are there once it has measured the run.
+    """
+    from interpkit.runs import Run
+
+    if len(runs) < 2:
+        raise UsageError("compare takes two runs or more: interpkit compare RUN RUN...")
+    opened = [Run.open(folder) for folder in runs]
+    models = [run.manifest()["model"] for run in opened]
+    figures = [flattened(run.metrics()) for run in opened]
+    if len({model["sha256"] or model["name"] for model in models}) > 1:
+        told = ", ".join(f"{folder} of {model['name']}" for folder, model in zip(runs, models, strict=True))
+        console.note(f"These runs are of different classifiers: {told}.")
+    names = list(dict.fromkeys(name for column in figures for name in column))
+    if json_:
+        columns: list[dict[str, Any]] = [
+            {"run": str(folder), "model": model["name"], "metrics": {name: f.value for name, f in column.items()}}
+            for folder, model, column in zip(runs, models, figures, strict=True)
+        ]
+        console.print_json(columns)
+        return
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table("", *map(escape, _headings(runs)))
+    table.columns[0].overflow = "fold"
+    for heading in table.columns[1:]:
+        heading.justify, heading.overflow = "right", "fold"
+    for name in names:
+        table.add_row(escape(name), *(str(column.get(name, "-")) for column in figures))
+    console.out.print(table)
+
+
+def _headings(runs: list[Path]) -> list[str]:
+    """Return the folders' names; their paths, where two have one name."""
+    names = [Path(os.path.abspath(folder)).name for folder in runs]
+    return names if len(set(names)) == len(names) else [str(folder) for folder in runs]

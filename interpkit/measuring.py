@@ -1,0 +1,226 @@
+"""`evaluate`: measure the samples of an inversion or a run by the metrics of all plugins."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from interpkit import evaluation
+from interpkit.data import LabelledImages, checked, load_data
+from interpkit.devices import choose_device
+from interpkit.errors import UsageError, did_you_mean, listed
+from interpkit.files import to_json, write_atomically
+from interpkit.interfaces import Target
+from interpkit.inversion import Inversion
+from interpkit.loading import load_target
+from interpkit.metrics import Metric, Study, TooFew
+from interpkit.plugins import installed
+from interpkit.recipe import validated
+
+if TYPE_CHECKING:
+    from interpkit.runs import Run
+
+log = logging.getLogger("interpkit")
+
+FLAGS = {"reference": "--reference DATA", "training": "--training DATA", "evaluator": "--evaluator MODEL"}
+"""What gives a metric what it needs, for messages."""
+PER_CLASS = 100
+"""Samples of each class of an inversion that is in memory."""
+
+Data = str | Path | LabelledImages | tuple[Tensor, Tensor]
+"""Labelled images: a spec as the command line takes it, or the images and labels themselves."""
+
+
+def evaluate(
+    inversion: Inversion | Run | str | Path,
+    *,
+    evaluators: Sequence[Target | str | Path] = (),
+    reference: Data | None = None,
+    training: Data | None = None,
+    metrics: Sequence[str] = (),
+    options: Mapping[str, Any] | None = None,
+    target: Target | None = None,
+    model: str | Path | None = None,
+    arch: str | None = None,
+    trust: bool = False,
+) -> dict[str, Any]:
+    """Measure the samples of an inversion, and hold them against other classifiers and real images.
+
+    Args:
+        inversion: an inversion in memory, of which 100 images a class are drawn, or a run folder, whose stored
+            samples are read and whose metrics.json is written.
+        evaluators: independent classifiers of the same classes, or their self-describing files.
+        reference: held-out real images: an ``.npz``, a folder a class, ``torchvision:NAME``, or (images, labels).
+        training: images that the target was trained on, likewise.
+        metrics: names of metrics; all that have what they need if left out.
+        options: settings by ``METRIC.OPTION``.
+        target: the classifier, for a run of one that was wrapped in memory.
+        model: the classifier's file, if it has moved.
+        arch: as in `load_target`, where the run records code of the user's own.
+        trust: likewise, for a file that may run code.
+
+    Returns:
+        the content of metrics.json.
+
+    Raises:
+        UsageError: a metric or option is unknown, a metric lacks what it needs, or data or an evaluator do not
+            fit the target.
+        RunError: the run is not finished.
+        ModelError: a classifier cannot be loaded.
+
+    Example:
+        >>> metrics = evaluate("runs/mnist", evaluators=["other.safetensors"], reference="mnist.npz")  # doctest: +SKIP
+        >>> metrics["evaluators"][0]["agreement"]  # doctest: +SKIP
+    """
+    from interpkit.runs import Run
+
+    given = {"reference": reference is not None, "training": training is not None, "evaluator": bool(evaluators)}
+    chosen = _chosen(metrics, [name for name, there in given.items() if there], options or {})
+    run = None
+    if isinstance(inversion, Inversion):
+        target = inversion.target
+        device, seed = inversion.device, inversion.recipe.seed
+    else:
+        run = inversion if isinstance(inversion, Run) else Run.open(Path(inversion))
+        old = run.metrics()
+        target = target or run.load_target(None if model is None else Path(model), arch=arch, trust=trust)
+        device, seed = choose_device("auto"), run.recipe().seed
+    judges = _judges(evaluators, target)
+    reference_images = _images(reference, "the reference data", target)
+    training_images = _images(training, "the training data", target)
+    if isinstance(inversion, Inversion):
+        there = inversion.images_per_class
+        per_class = PER_CLASS if there is None else min(PER_CLASS, there)
+        samples, old = evaluation.draw_samples(inversion, per_class=per_class), {}
+    else:
+        assert run is not None
+        samples = evaluation.read_samples(run / "samples.safetensors", target, device)
+    study = Study(target, samples, reference_images, training_images, judges, seed=seed, device=device)
+    found = measured(study, chosen, old)
+    if run is not None:
+        write_atomically(run / "metrics.json", to_json(found))
+    return found
+
+
+def every_run(target: Target, samples: evaluation.Samples, *, seed: int, device: torch.device) -> dict[str, Any]:
+    """Return the metrics.json of a run that has just ended: the target's own opinion, and the quick metrics."""
+    quick = [entry.item for entry in installed().registry.entries("metric") if entry.item.every_run]
+    return measured(Study(target, samples, seed=seed, device=device), [metric() for metric in quick])
+
+
+def measured(study: Study, metrics: Iterable[Metric], old: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Return ``old`` metrics with those of a study laid over.
+
+    A metric that fails is named in ``left_out`` with the reason, so that it does not take the others with it.
+    """
+    old = old or {}
+    names = study.target.class_names
+    found: dict[str, Any] = {**old, **evaluation.measure(study.samples, names)}
+    before = {row["label"]: row for row in old.get("per_class", [])}
+    rows = {row["label"]: {**before.get(row["label"], {}), **row} for row in found["per_class"]}
+    left_out = dict(old.get("left_out", {}))
+    for metric in metrics:
+        for part in [part for part in left_out if part.partition(".")[0] == metric.name]:
+            del left_out[part]
+        for stale in (found, *rows.values()):
+            stale.pop(metric.name, None)
+        study.restart()
+        try:
+            fragment = dict(metric.measure(study))
+            json.dumps(fragment, allow_nan=False)
+        except TooFew as error:
+            study.leave_out(metric.name, str(error))
+            continue
+        except Exception as error:
+            log.warning("the metric %r failed and is left out: %r", metric.name, error, exc_info=log.isEnabledFor(10))
+            study.leave_out(metric.name, f"it failed: {type(error).__name__}: {error}")
+            continue
+        for label, figures in fragment.pop("per_class", {}).items():
+            rows[label] |= figures
+        found |= fragment
+    left_out |= study.left_out
+    found.pop("left_out", None)
+    per_class = [rows[label] for label in sorted(rows)]
+    return {**found, "per_class": per_class} | ({"left_out": left_out} if left_out else {})
+
+
+def _chosen(names: Sequence[str], given: Sequence[str], options: Mapping[str, Any]) -> list[Metric]:
+    """Return the metrics that are named, or else all that need nothing more than is given, with their options."""
+    plugins = installed()
+    if names:
+        classes = {name: plugins.component("metric", name) for name in dict.fromkeys(names)}
+        for name, cls in classes.items():
+            missing = [need for need in cls.needs if need not in given]
+            if missing:
+                flags = " and ".join(FLAGS[need] for need in missing)
+                raise UsageError(f"the metric {name!r} needs {' and '.join(missing)}: add {flags}.")
+    else:
+        entries = plugins.registry.entries("metric")
+        classes = {entry.name: entry.item for entry in entries if set(entry.item.needs) <= set(given)}
+        if "training" in given and "reference" not in given:
+            raise UsageError("training images are held against held-out ones: add --reference DATA.")
+    values: dict[str, dict[str, Any]] = {name: {} for name in classes}
+    for setting, value in options.items():
+        name, dot, option = setting.rpartition(".")
+        if not dot:
+            raise UsageError(f"--set takes METRIC.OPTION=VALUE, not {setting!r}; e.g. --set reference.k=5")
+        if name not in values:
+            raise UsageError(
+                f"--set {setting}: no metric {name!r} is measured here.{did_you_mean(name, values)} "
+                f"Measured are: {listed(values)}."
+            )
+        values[name][option] = value
+    return [cls(validated(cls.Options, values[name], f"the metric {name!r}")) for name, cls in classes.items()]
+
+
+def _judges(evaluators: Sequence[Target | str | Path], target: Target) -> dict[str, Target]:
+    """Load the evaluators, and see that each judges the target's classes on the target's images."""
+    judges: dict[str, Target] = {}
+    for given in evaluators:
+        judge = given if isinstance(given, Target) else load_target(given)
+        if judge is target or (judge.origin is not None and judge.origin == target.origin):
+            raise UsageError(f"{judge.name} is the target itself: an evaluator is another classifier of its classes.")
+        if judge.num_classes != target.num_classes:
+            raise UsageError(
+                f"the evaluator {judge.name} has {judge.num_classes} classes; {target.name} has "
+                f"{target.num_classes}. Name a classifier of the same classes, in the same order."
+            )
+        if judge.input_shape != target.input_shape:
+            raise UsageError(
+                f"the evaluator {judge.name} takes images of {judge.input_shape}; {target.name} takes "
+                f"{target.input_shape}. Name one of that size, or put the resizing into its module and pack it "
+                f"again: interpkit pack."
+            )
+        ours, theirs = target.class_names, judge.class_names
+        if (
+            ours != theirs
+            and (set(ours) == set(theirs) or not set(ours) & set(theirs))
+            and not (all(map(str.isdigit, ours)) or all(map(str.isdigit, theirs)))
+        ):
+            raise UsageError(
+                f"the evaluator {judge.name} has the classes {listed(theirs, 4)}; {target.name} has "
+                f"{listed(ours, 4)}. They must be the same in the same order; if only the names differ, pack the "
+                f"evaluator with --class-names FILE."
+            )
+        name, number = judge.name, 2
+        while name in judges:
+            name, number = f"{judge.name}-{number}", number + 1
+        judges[name] = judge
+    return judges
+
+
+def _images(given: Data | None, what: str, target: Target) -> LabelledImages | None:
+    """Load labelled images that fit the target; uint8 ones are put into [0, 1]."""
+    if given is None:
+        return None
+    if isinstance(given, str | Path):
+        return load_data(str(given), target.input_shape, target.class_names)
+    images, labels = (given.images, given.labels) if isinstance(given, LabelledImages) else given
+    images = images / 255 if images.dtype == torch.uint8 else images.float()
+    return checked(LabelledImages(images, labels.long()), what, target.input_shape, target.class_names)

@@ -1,0 +1,14 @@
+"""Metrics of the samples: their variety, what other classifiers say, how they compare to real images."""
+
+from interpkit import Registration, hookimpl
+from interpkit_metrics.agreement import Agreement
+from interpkit_metrics.diversity import Diversity
+from interpkit_metrics.memorisation import Memorisation
+from interpkit_metrics.reference import Reference
+
+
+@hookimpl
+def register(registry: Registration) -> None:
+    """Add the metrics."""
+    for metric in (Diversity, Agreement, Reference, Memorisation):
+        registry.add(metric)

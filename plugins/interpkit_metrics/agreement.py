@@ -1,0 +1,60 @@
+"""What independent classifiers say of the samples."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from interpkit import Metric, Study, Target, wilson
+
+
+class Agreement(Metric):
+    r"""Share of samples that an evaluator, never seen in training, puts in the class asked for.
+
+    .. math:: \frac{1}{N} \sum_i [\arg\max_c e_c(x_i) = y_i], \qquad e \text{ the evaluator's logits}
+
+    In [0, 1], for each evaluator, in all and per class, with its 95 % interval (Wilson 1927). With reference images,
+    ``reference_accuracy`` is the same share of the real images of those classes, and ``relative`` is
+    agreement / reference_accuracy: what is left of the evaluator's skill on the samples, about 1 for real images.
+    The source of the doubt that it answers: Suhail & Sethi report the target's own accuracy alone.
+    """
+
+    name = "agreement"
+    needs = ("evaluator",)
+
+    def measure(self, study: Study) -> dict[str, Any]:
+        """Return ``evaluators``, a list, in all and per class."""
+        judged = {name: self._right(study, judge, "samples") for name, judge in study.evaluators.items()}
+        evaluators = []
+        for name, right in judged.items():
+            row = {"name": name, **_share(right)}
+            if study.reference is not None:
+                real = self._right(study, study.evaluators[name], "reference")
+                real = real[_of_classes(study.reference.labels, study.classes)]
+                if len(real):
+                    accuracy = real.double().mean().item()
+                    row |= {"reference_accuracy": accuracy}
+                    row |= {"relative": row["agreement"] / accuracy} if accuracy else {}
+            evaluators.append(row)
+        per_class = {
+            label: {
+                "evaluators": [
+                    {"name": name, **_share(right[study.rows("samples", label)])} for name, right in judged.items()
+                ]
+            }
+            for label in study.classes
+        }
+        return {"evaluators": evaluators, "per_class": per_class}
+
+    def _right(self, study: Study, judge: Target, which: Any) -> Tensor:
+        return study.response(judge, which).logits.argmax(1) == study.labels(which)
+
+
+def _of_classes(labels: Tensor, classes: list[int]) -> Tensor:
+    return (labels[:, None] == labels.new_tensor(classes)).any(1)
+
+
+def _share(right: Tensor) -> dict[str, Any]:
+    hits, count = int(right.sum()), len(right)
+    return {"agreement": hits / count, "agreement_interval": wilson(hits, count)}

@@ -1,0 +1,64 @@
+"""How varied the samples of a class are."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from pydantic import Field
+
+import interpkit
+from interpkit import Metric, Study
+from interpkit_metrics.classes import large_enough, mean
+from interpkit_metrics.similarity import directions, pooled, vendi
+
+
+class Diversity(Metric):
+    r"""Variety within a class, per class and as the mean over classes; needs 10 samples of a class.
+
+    - ``vendi_pixels``, ``vendi_pooled``, ``vendi_features``, in [1, N] for N samples: the Vendi score
+      :math:`\exp(H(\lambda(K / N)))`, H Shannon's entropy of the eigenvalues, K the cosines of the images, of the
+      images average-pooled 4 x 4, of the target's penultimate features. It grows with N: compare equal N. Source:
+      Friedman & Dieng 2023, eq. 2.
+    - ``cosine_within``, in [-1, 1]: mean cosine of the features over the pairs :math:`i \ne j` of a class;
+      ``cosine_between``: over the pairs of samples of different classes. Source: the cosine term of Suhail & Sethi.
+    - ``duplicates``, in [0, 1]: share of samples whose nearest other sample in the class has a cosine of at least
+      0.99 in the pooled pictures.
+    """
+
+    name = "diversity"
+    every_run = True
+
+    class Options(interpkit.Options):
+        """What counts as the same picture."""
+
+        pool: int = Field(4, ge=1, description="side in pixels of the squares that are averaged")
+        duplicate: float = Field(0.99, gt=0, le=1, description="cosine from which two pictures are the same")
+
+    options: Options
+
+    def measure(self, study: Study) -> dict[str, Any]:
+        """Return ``diversity``, in all and per class."""
+        labels = large_enough(study, self.name, ["samples"])
+        features = directions(study.response(study.target, "samples").features)
+        rows = {label: study.rows("samples", label) for label in labels}
+        per_class = {label: self._figures(study.images[r], features[r]) for label, r in rows.items()}
+        sums = torch.stack([features[r].sum(0) for r in rows.values()])
+        counts = torch.tensor([len(r) for r in rows.values()], dtype=torch.float64)
+        found = mean(per_class.values())
+        if len(labels) > 1:
+            apart = sums.sum(0).square().sum() - sums.square().sum()
+            found["cosine_between"] = float(apart / (counts.sum() ** 2 - counts.square().sum()))
+        return {"diversity": found, "per_class": {label: {"diversity": row} for label, row in per_class.items()}}
+
+    def _figures(self, images: torch.Tensor, features: torch.Tensor) -> dict[str, float]:
+        pictures = directions(pooled(images, self.options.pool))
+        count = len(images)
+        nearest = (pictures @ pictures.T).fill_diagonal_(-1).amax(1)
+        return {
+            "vendi_pixels": vendi(directions(images)),
+            **({"vendi_pooled": vendi(pictures)} if images.dim() == 4 else {}),
+            "vendi_features": vendi(features),
+            "cosine_within": float((features.sum(0).square().sum() - count) / (count * (count - 1))),
+            "duplicates": (nearest >= self.options.duplicate).double().mean().item(),
+        }

@@ -1,0 +1,167 @@
+"""How the samples compare to real images of their classes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+import interpkit
+from interpkit import Metric, Study, Target
+from interpkit_metrics.classes import LEAST, large_enough, mean
+from interpkit_metrics.similarity import directions, distances, kernel_distance, pooled, vendi
+
+LEAST_FOR_KID = 50
+SSIM_SIDE = 11
+"""The window of SSIM in pixels; smaller images have none."""
+SIMILAR = 0.4
+PAIRS_AT_ONCE = 4_000_000
+"""Numbers in the images of one batch of pairs."""
+
+
+class Reference(Metric):
+    r"""Samples against held-out real images, within a class, per class and as the mean over classes.
+
+    In the penultimate features of each evaluator (of the target, where there is none), with x the M samples and r the
+    N real images of a class, B(a) the ball about a that reaches to its k-th nearest other image of its own kind
+    (k = 5), its rim included, all in [0, 1] but density:
+
+    - ``precision`` :math:`\frac1M \sum_j [x_j \in \cup_i B(r_i)]`, ``recall``
+      :math:`\frac1N \sum_i [r_i \in \cup_j B(x_j)]`. Source: Kynkaanniemi et al. 2019, eq. 1 and 2.
+    - ``density`` :math:`\frac1{kM} \sum_j \sum_i [x_j \in B(r_i)]`, about 1 for real images; ``coverage``
+      :math:`\frac1N \sum_i [\exists j: x_j \in B(r_i)]`. Source: Naeem et al. 2020, eq. 3 and 4.
+    - ``kid``, over all classes at once: the unbiased squared MMD under the kernel :math:`(a \cdot b / D + 1)^3`, 0 for
+      the same law and maybe a little below; its scale is that of the features. Source: Binkowski et al. 2018.
+
+    In the pictures:
+
+    - ``excess_vendi`` :math:`(V - 1) / (V_{real} - 1)`, V the Vendi score of the first 40 samples and of the first 40
+      real images, average-pooled 4 x 4: 0 for one picture, 1 for the variety of real images.
+    - ``ssim``: each of the first 40 samples is matched to another of the first 40 real images so that the sum of
+      the structural similarities is largest (Hungarian method, Kuhn 1955; SSIM of Wang et al. 2004, Gaussian window
+      of 11); ``mean`` in [-1, 1] and ``at_least_0.4``, the share of pairs that similar.
+
+    ``target_accuracy`` is the target's own on those real images. Needs 10 samples and 10 real images of a class, more
+    than k of both, and 50 of both in all for KID.
+    """
+
+    name = "reference"
+    needs = ("reference",)
+
+    class Options(interpkit.Options):
+        """How many images are compared: figures are comparable only at equal numbers."""
+
+        k: int = Field(5, ge=1, le=1000, description="neighbours that the radius of a ball reaches to")
+        samples: int = Field(100, ge=1, description="samples of a class in feature space, the first ones")
+        references: int = Field(200, ge=1, description="real images of a class in feature space, the first ones")
+        matched: int = Field(40, ge=LEAST, description="of both, for excess_vendi and ssim, the first ones")
+        pool: int = Field(4, ge=1, description="excess_vendi: side in pixels of the squares that are averaged")
+
+    options: Options
+
+    def measure(self, study: Study) -> dict[str, Any]:
+        """Return ``reference``, in all and per class."""
+        opt = self.options
+        labels = large_enough(study, self.name, ["samples", "reference"], max(LEAST, opt.k + 1))
+        ours = {label: study.rows("samples", label) for label in labels}
+        real = {label: study.rows("reference", label) for label in labels}
+        references = study.unit_images("reference")
+        per_class: dict[int, dict[str, Any]] = {label: {"features": {}} for label in labels}
+        kid = {}
+        for name, judge in study.judges.items():
+            samples, held_out = (study.response(judge, which).features for which in ("samples", "reference"))
+            near = {c: (samples[ours[c][: opt.samples]], held_out[real[c][: opt.references]]) for c in labels}
+            for label, (x, r) in near.items():
+                per_class[label]["features"][name] = manifold(x, r, opt.k)
+            x, r = (torch.cat(parts) for parts in zip(*near.values(), strict=True))
+            if min(len(x), len(r)) >= LEAST_FOR_KID:
+                kid[name] = kernel_distance(x, r)
+            else:
+                study.leave_out(
+                    f"{self.name}.kid",
+                    f"it takes {LEAST_FOR_KID} samples and {LEAST_FOR_KID} real images in all; here are {len(x)} and "
+                    f"{len(r)}.",
+                )
+        for label in labels:
+            most = min(opt.matched, len(ours[label]), len(real[label]))
+            x, r = study.images[ours[label][:most]], references[real[label][:most]]
+            per_class[label] |= self._in_pictures(x, r)
+        self._explain(study, per_class)
+        found = mean(per_class.values())
+        for name, value in kid.items():
+            found["features"][name]["kid"] = value
+        found["target_accuracy"] = _accuracy(study, study.target, torch.cat(list(real.values())))
+        return {"reference": found, "per_class": {label: {"reference": row} for label, row in per_class.items()}}
+
+    def _in_pictures(self, samples: Tensor, real: Tensor) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        v, v_real = (vendi(directions(pooled(images, self.options.pool))) for images in (samples, real))
+        if v_real > 1 + 1e-6:
+            found["excess_vendi"] = max(0.0, v - 1) / (v_real - 1)
+        if samples.dim() == 4 and min(samples.shape[2:]) >= SSIM_SIDE:
+            matched = matched_ssim(samples, real)
+            found["ssim"] = {
+                "mean": matched.mean().item(),
+                f"at_least_{SIMILAR}": (matched >= SIMILAR).double().mean().item(),
+            }
+        return found
+
+    def _explain(self, study: Study, per_class: dict[int, dict[str, Any]]) -> None:
+        """Note the figures that some classes have none of."""
+        alike = [study.target.class_names[label] for label, row in per_class.items() if "excess_vendi" not in row]
+        if alike:
+            study.leave_out(
+                f"{self.name}.excess_vendi",
+                f"it takes real images that differ; those of {', '.join(alike[:5])} are all the same picture.",
+            )
+        if not any("ssim" in row for row in per_class.values()):
+            study.leave_out(f"{self.name}.ssim", f"it takes images of at least {SSIM_SIDE} x {SSIM_SIDE} pixels.")
+
+
+def _accuracy(study: Study, judge: Target, rows: Tensor) -> float:
+    right = study.response(judge, "reference").logits.argmax(1) == study.labels("reference")
+    return right[rows].double().mean().item()
+
+
+def manifold(samples: Tensor, real: Tensor, k: int) -> dict[str, float]:
+    """Return precision, recall, density and coverage; see `Reference`.
+
+    Args:
+        samples: (M, F), M > k.
+        real: (N, F), N > k.
+        k: the neighbour that the radius of a ball reaches to, the image itself not counted.
+    """
+    apart = distances(real, samples)
+    reach_real, reach_samples = (distances(x, x).kthvalue(k + 1, dim=1).values for x in (real, samples))
+    in_real = apart <= reach_real[:, None]
+    in_samples = apart <= reach_samples
+    return {
+        "precision": in_real.any(0).double().mean().item(),
+        "recall": in_samples.any(1).double().mean().item(),
+        "density": in_real.sum(0).double().mean().item() / k,
+        "coverage": in_real.any(1).double().mean().item(),
+    }
+
+
+def matched_ssim(samples: Tensor, real: Tensor) -> Tensor:
+    """Return the SSIM (N,) of each sample and its real image under the matching of the largest sum.
+
+    Args:
+        samples: (N, C, H, W) in [0, 1].
+        real: (N, C, H, W) in [0, 1].
+    """
+    from scipy.optimize import linear_sum_assignment
+    from torchmetrics.functional.image import structural_similarity_index_measure
+
+    first, second = torch.meshgrid(torch.arange(len(samples)), torch.arange(len(real)), indexing="ij")
+    batch = max(1, PAIRS_AT_ONCE // samples[0].numel())
+    values: list[Tensor] = []
+    for i, j in zip(first.flatten().split(batch), second.flatten().split(batch), strict=True):
+        similarity = structural_similarity_index_measure(samples[i], real[j], reduction="none", data_range=1.0)
+        assert isinstance(similarity, Tensor)
+        values.append(similarity.reshape(-1))
+    table = torch.cat(values).reshape(first.shape).double()
+    rows, columns = (torch.from_numpy(index) for index in linear_sum_assignment(table.numpy(), maximize=True))
+    return table[rows, columns]

@@ -1,0 +1,86 @@
+"""Whether the samples keep their label under perturbation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+import interpkit
+from interpkit import Metric, Study, wilson
+from interpkit_robust import perturbations
+
+BATCH = 256
+
+
+class KeptLabels(Metric):
+    r"""Share of samples that the target puts in the class asked for after a perturbation, by its size.
+
+    - ``noise``: :math:`x + \sigma z`, z standard normal, cut to [0, 1]; by sigma, of a pixel in [0, 1].
+    - ``pgd``: the worst that 10 steps of projected gradient ascent find in the L2 ball of a radius, from one random
+      start (Madry et al. 2018, eq. 2), or have found in a smaller ball; by radius, of the whole image. It is an
+      upper bound: a stronger search may find more.
+
+    ``kept`` in [0, 1], with its 95 % interval (Wilson 1927); ``clean`` is the share with no perturbation, which it is
+    to be read against. At most 500 samples, spread evenly over all of them. Training images keep their label where
+    noise that fools the target does not: Suhail & Sethi, section 3.
+    """
+
+    name = "robustness"
+
+    class Options(interpkit.Options):
+        """Sizes of the perturbations."""
+
+        sigma: list[Annotated[float, Field(gt=0, le=10)]] = Field(
+            [0.1, 0.2, 0.3, 0.5], description="standard deviations of the noise"
+        )
+        radius: list[Annotated[float, Field(gt=0)]] = Field([0.25, 0.5, 1.0, 2.0], description="radii of the L2 balls")
+        steps: int = Field(10, ge=1, le=1000, description="steps of the search in a ball")
+        samples: int = Field(500, ge=1, description="the most samples that are tried")
+
+    options: Options
+
+    def measure(self, study: Study) -> dict[str, Any]:
+        """Return ``robustness``."""
+        opt, total = self.options, len(study.images)
+        rows = torch.arange(min(total, opt.samples)) * total // min(total, opt.samples)
+        images, labels = study.images[rows], study.samples.labels[rows]
+        rng = torch.Generator(study.device).manual_seed(study.rng.initial_seed())
+
+        def noise(x: Tensor, y: Tensor, sigma: float) -> Tensor:
+            return (x + sigma * _normal(x, rng)).clamp(0, 1)
+
+        def pgd(x: Tensor, y: Tensor, radius: float) -> Tensor:
+            return perturbations.pgd(study.target, x, y, radius, "l2", opt.steps, rng)
+
+        def right(which: Tensor, perturb: Callable[[Tensor, Tensor, float], Tensor], size: float) -> Tensor:
+            """Return those of some rows that keep their label."""
+            kept = [which[:0]]
+            for part in which.split(BATCH) if len(which) else ():
+                x, y = images[part].to(study.device), labels[part].to(study.device)
+                perturbed = perturb(x, y, size)
+                with torch.no_grad():
+                    kept.append(part[(study.target(perturbed).argmax(1) == y).cpu()])
+            return torch.cat(kept)
+
+        everything = torch.arange(len(images))
+        with study.target.frozen(study.device):
+            kept = right(everything, lambda x, y, size: x, 0.0)
+            found: dict[str, Any] = {"clean": len(kept) / len(images), "noise": {}, "pgd": {}, "count": len(images)}
+            for sigma in opt.sigma:
+                found["noise"][f"{sigma:g}"] = _share(len(right(everything, noise, sigma)), len(images))
+            for radius in sorted(opt.radius):  # what is lost in a ball is lost in every larger one
+                kept = right(kept, pgd, radius)
+                found["pgd"][f"{radius:g}"] = _share(len(kept), len(images))
+        return {"robustness": found}
+
+
+def _share(hits: int, count: int) -> dict[str, Any]:
+    return {"kept": hits / count, "kept_interval": wilson(hits, count)}
+
+
+def _normal(like: Tensor, rng: torch.Generator) -> Tensor:
+    return torch.randn(like.shape, device=like.device, generator=rng)

@@ -1,0 +1,428 @@
+"""The bundled metrics: each against a reference implementation, a double loop or a case worked by hand."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from interpkit_metrics.agreement import Agreement
+from interpkit_metrics.diversity import Diversity
+from interpkit_metrics.memorisation import Memorisation
+from interpkit_metrics.reference import Reference, manifold, matched_ssim
+from interpkit_metrics.similarity import directions, kernel_distance, pooled, vendi
+from interpkit_robust.metric import KeptLabels
+from torch import Tensor, nn
+from torchmetrics.functional.image import structural_similarity_index_measure
+from torchmetrics.image.kid import poly_mmd
+
+from interpkit import LabelledImages, Samples, Study, Target, TooFew, wilson, wrap
+
+Rng = Callable[[int], torch.Generator]
+SHAPE = (1, 12, 12)
+
+
+def first_features(shape: tuple[int, ...] = SHAPE, name: str = "first") -> Target:
+    """Return a classifier whose penultimate features are the image itself and whose logits are its first numbers."""
+    size = math.prod(shape)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(size, 3, bias=False))
+    net[1].weight.data = torch.eye(3, size)
+    return wrap(net, shape, name=name)
+
+
+def study_of(
+    images: Tensor,
+    labels: Tensor,
+    reference: tuple[Tensor, Tensor] | None = None,
+    training: tuple[Tensor, Tensor] | None = None,
+    target: Target | None = None,
+    **more: Any,
+) -> Study:
+    """Return a study of float images just as they are, unrounded."""
+    n = len(labels)
+    samples = Samples(images, labels, labels, torch.ones(n), None, torch.zeros_like(labels), None)
+    target = first_features(tuple(images.shape[1:])) if target is None else target
+    real = [None if data is None else LabelledImages(*data) for data in (reference, training)]
+    return Study(target, samples, *real, **more)
+
+
+def random_images(count: int, rng: torch.Generator, shape: tuple[int, ...] = SHAPE) -> Tensor:
+    return torch.rand(count, *shape, generator=rng)
+
+
+# ---------------------------------------------------------------------------------------- the measures
+
+
+@pytest.mark.parametrize(("n", "d"), [(6, 9), (9, 6), (40, 3)])
+def test_the_vendi_score_is_the_definition(n: int, d: int, rng: Rng) -> None:
+    units = torch.nn.functional.normalize(torch.randn(n, d, generator=rng(0), dtype=torch.float64), dim=1)
+    spectrum = np.linalg.eigvalsh((units @ units.T).numpy() / n)
+    spectrum = spectrum[spectrum > 1e-12]
+    assert vendi(units) == pytest.approx(np.exp(-(spectrum * np.log(spectrum)).sum()))
+
+
+def test_the_vendi_score_counts_what_differs() -> None:
+    assert vendi(torch.eye(7, dtype=torch.float64)) == pytest.approx(7)
+    assert vendi(torch.ones(7, 1, dtype=torch.float64)) == pytest.approx(1)
+    assert vendi(torch.eye(2, dtype=torch.float64).repeat(4, 1)) == pytest.approx(2)
+    c = 0.6  # two vectors of cosine c: the eigenvalues of K / 2 are (1 + c) / 2 and (1 - c) / 2
+    pair = torch.tensor([[1.0, 0.0], [c, math.sqrt(1 - c * c)]], dtype=torch.float64)
+    assert vendi(pair) == pytest.approx(math.exp(-0.8 * math.log(0.8) - 0.2 * math.log(0.2)))
+
+
+def test_a_zero_vector_is_like_other_zero_vectors_only() -> None:
+    units = directions(torch.tensor([[0.0, 0.0], [0.0, 0.0], [3.0, 4.0], [-4.0, 3.0]]))
+    expected = torch.eye(4, dtype=torch.float64)
+    expected[0, 1] = expected[1, 0] = 1
+    torch.testing.assert_close(units @ units.T, expected)
+
+
+def test_pooling_averages_squares_at_most_the_image() -> None:
+    images = torch.arange(64.0).view(1, 1, 8, 8)
+    assert pooled(images, 4)[0, 0, 0, 1] == images[0, 0, :4, 4:].mean()
+    assert pooled(images[:, :, :3], 4).shape == (1, 1, 1, 2)
+    assert torch.equal(pooled(images.flatten(1), 4), images.flatten(1))
+
+
+def test_the_kernel_distance_is_torchmetrics(rng: Rng) -> None:
+    x, y = torch.randn(30, 5, generator=rng(1)), torch.randn(30, 5, generator=rng(2)) + 0.5
+    assert kernel_distance(x, y) == pytest.approx(poly_mmd(y.double(), x.double()).item())
+
+
+def test_the_kernel_distance_of_unequal_numbers_is_the_triple_sum(rng: Rng) -> None:
+    x, y = torch.randn(4, 3, generator=rng(1)).double(), torch.randn(6, 3, generator=rng(2)).double()
+
+    def k(a: Tensor, b: Tensor) -> float:
+        return float((a @ b / 3 + 1) ** 3)
+
+    by_hand = sum(k(a, b) for a, b in itertools.permutations(x, 2)) / 12
+    by_hand += sum(k(a, b) for a, b in itertools.permutations(y, 2)) / 30
+    by_hand -= 2 * sum(k(a, b) for a in x for b in y) / 24
+    assert kernel_distance(x, y) == pytest.approx(by_hand)
+
+
+@pytest.mark.parametrize("shift", [0.0, 0.7, 50.0])
+def test_precision_recall_density_and_coverage_are_the_definitions(shift: float, rng: Rng) -> None:
+    k, x, r = 5, torch.randn(12, 4, generator=rng(3)) + shift, torch.randn(17, 4, generator=rng(4))
+
+    def reach(points: np.ndarray) -> list[float]:
+        return [sorted(np.linalg.norm(points - p, axis=1))[k] for p in points]  # the nearest is itself
+
+    fake, real = x.double().numpy(), r.double().numpy()
+    reach_real, reach_fake = reach(real), reach(fake)
+    within_real = [[np.linalg.norm(f - t) <= d for t, d in zip(real, reach_real, strict=True)] for f in fake]
+    within_fake = [[np.linalg.norm(f - t) <= d for f, d in zip(fake, reach_fake, strict=True)] for t in real]
+    assert manifold(x, r, k) == pytest.approx(
+        {
+            "precision": np.mean([any(row) for row in within_real]),
+            "recall": np.mean([any(row) for row in within_fake]),
+            "density": sum(map(sum, within_real)) / (k * len(fake)),
+            "coverage": np.mean([any(column) for column in zip(*within_real, strict=True)]),
+        }
+    )
+
+
+def test_a_collapsed_generator_has_precision_but_neither_recall_nor_coverage(rng: Rng) -> None:
+    real = torch.randn(60, 4, generator=rng(5))
+    found = manifold(real[:1].repeat(20, 1), real, 5)
+    assert found["precision"] == 1 and found["recall"] < 0.1 and found["coverage"] < 0.3
+
+
+def test_matching_takes_the_largest_sum_of_ssim(rng: Rng) -> None:
+    real = random_images(4, rng(6))
+    samples = 0.5 * real[[2, 0, 3, 1]] + 0.5 * random_images(4, rng(7))
+
+    def ssim(a: Tensor, b: Tensor) -> float:
+        return float(structural_similarity_index_measure(a[None], b[None], data_range=1.0))
+
+    orders = itertools.permutations(range(4))
+    best = max(([ssim(samples[i], real[j]) for i, j in enumerate(order)] for order in orders), key=sum)
+    assert matched_ssim(samples, real).tolist() == pytest.approx(best, abs=1e-5)
+    torch.testing.assert_close(matched_ssim(real.flip(0), real), torch.ones(4, dtype=torch.float64))
+
+
+def test_ssim_in_batches_is_ssim_at_once(rng: Rng, monkeypatch: pytest.MonkeyPatch) -> None:
+    samples, real = random_images(3, rng(8)), random_images(5, rng(9))
+    at_once = matched_ssim(samples, real)
+    monkeypatch.setattr("interpkit_metrics.reference.PAIRS_AT_ONCE", 2 * samples[0].numel())
+    torch.testing.assert_close(matched_ssim(samples, real), at_once)
+    monkeypatch.setattr("interpkit_metrics.reference.PAIRS_AT_ONCE", 1)  # a batch of one comes back as a scalar
+    torch.testing.assert_close(matched_ssim(samples, real), at_once)
+
+
+# ------------------------------------------------------------------------------------------- diversity
+
+
+def test_cosines_and_duplicates_are_the_double_loops(rng: Rng) -> None:
+    images = random_images(24, rng(0)) ** 8
+    images[5] = images[3] * 0.5  # in the same class, and the same direction: a pair of duplicates
+    labels = torch.arange(24) % 2
+    found = Diversity(Diversity.Options(pool=1)).measure(study_of(images, labels))
+    flat = images.flatten(1).double()
+
+    def cosine(i: int, j: int) -> float:
+        return float(flat[i] @ flat[j] / flat[i].norm() / flat[j].norm())
+
+    pairs = list(itertools.permutations(range(24), 2))
+    within = [[cosine(i, j) for i, j in pairs if labels[i] == labels[j] == c] for c in (0, 1)]
+    between = [cosine(i, j) for i, j in pairs if labels[i] != labels[j]]
+    assert found["diversity"]["cosine_within"] == pytest.approx(np.mean([np.mean(values) for values in within]))
+    assert found["diversity"]["cosine_between"] == pytest.approx(np.mean(between))
+    assert found["diversity"]["duplicates"] == pytest.approx(1 / 12)
+    assert found["per_class"][0]["diversity"]["duplicates"] == 0
+    assert found["per_class"][1]["diversity"]["duplicates"] == pytest.approx(2 / 12)
+    for key in ("vendi_pixels", "vendi_pooled", "vendi_features"):  # here features are pixels, and a pool is a pixel
+        assert found["per_class"][0]["diversity"][key] == pytest.approx(vendi(directions(images[labels == 0])))
+
+
+def test_noise_is_variety_in_pixels_but_not_in_pooled_pictures(rng: Rng) -> None:
+    images = 0.5 + 0.5 * torch.randn(20, 1, 48, 48, generator=rng(1))
+    found = Diversity().measure(study_of(images, torch.zeros(20, dtype=torch.int64)))["diversity"]
+    assert found["vendi_pixels"] > 5 * found["vendi_pooled"]
+    assert "cosine_between" not in found
+
+
+def test_vectors_have_variety_too(rng: Rng) -> None:
+    found = Diversity().measure(study_of(torch.eye(12), torch.zeros(12, dtype=torch.int64)))["diversity"]
+    assert found["vendi_pixels"] == found["vendi_features"] == pytest.approx(12)
+    assert "vendi_pooled" not in found
+
+
+def test_classes_of_few_samples_are_left_out_by_name(rng: Rng) -> None:
+    study = study_of(random_images(13, rng(2)), torch.tensor([0] * 10 + [2] * 3))
+    found = Diversity().measure(study)
+    assert list(found["per_class"]) == [0]
+    assert "takes 10 images of a class" in study.left_out["diversity.per_class"]
+    assert "2 (3 samples)" in study.left_out["diversity.per_class"]
+    with pytest.raises(TooFew, match=r"takes 10 images of a class.*with the most, 1, has 9 samples"):
+        Diversity().measure(study_of(random_images(12, rng(3)), torch.tensor([0] * 3 + [1] * 9)))
+
+
+# ------------------------------------------------------------------------------------------- agreement
+
+
+def test_agreement_is_counted_for_each_evaluator_and_class() -> None:
+    images = torch.zeros(6, *SHAPE)
+    for row, largest in enumerate([0, 0, 1, 1, 1, 2]):
+        images[row].view(-1)[largest] = 1  # what `first_features` answers
+    asked = torch.tensor([0, 0, 0, 1, 1, 1])
+    negated = first_features(name="negated")
+    weight = dict(negated.named_parameters())
+    next(iter(weight.values())).data.neg_()
+    real = images[[0, 2, 2, 5]], torch.tensor([0, 1, 0, 2])  # the last is of a class that was not sampled
+    study = study_of(images, asked, real, evaluators={"first": first_features(), "negated": negated})
+    found = Agreement().measure(study)
+    first, other = found["evaluators"]
+    assert (first["name"], first["agreement"]) == ("first", pytest.approx(4 / 6))
+    assert first["agreement_interval"] == wilson(4, 6)
+    assert first["reference_accuracy"] == pytest.approx(2 / 3)
+    assert first["relative"] == pytest.approx(1.0)
+    # Negated, it answers the first class that is not the largest: 1 for 0, and 0 for the others.
+    assert (other["name"], other["agreement"]) == ("negated", pytest.approx(1 / 6))
+    assert other["reference_accuracy"] == pytest.approx(1 / 3)
+    by_class = [row["evaluators"][0]["agreement"] for row in found["per_class"].values()]
+    assert by_class == pytest.approx([2 / 3, 2 / 3])
+    assert (
+        "reference_accuracy"
+        not in Agreement().measure(study_of(images, asked, evaluators={"first": first_features()}))["evaluators"][0]
+    )
+
+
+# ------------------------------------------------------------------------------------------- reference
+
+
+def test_real_images_are_as_good_as_real_images(rng: Rng) -> None:
+    images, labels = random_images(60, rng(0)), torch.arange(60) % 2
+    found = Reference().measure(study_of(images, labels, (images.flip(0), labels.flip(0))))["reference"]
+    (features,) = found["features"].values()
+    assert features["precision"] == features["recall"] == features["coverage"] == 1
+    assert found["excess_vendi"] == pytest.approx(1)
+    assert found["ssim"] == {"mean": pytest.approx(1), "at_least_0.4": 1}
+
+
+def test_one_picture_has_no_excess_variety(rng: Rng) -> None:
+    real, labels = random_images(40, rng(1)), torch.arange(40) % 2
+    found = Reference().measure(study_of(real[:1].repeat(40, 1, 1, 1), labels, (real, labels)))["reference"]
+    assert found["excess_vendi"] == pytest.approx(0, abs=1e-9)
+
+
+def test_the_excess_vendi_ratio_by_hand(rng: Rng) -> None:
+    real = torch.eye(16).repeat(2, 1).view(32, 1, 4, 4)[:20]  # of the first 20, four come twice
+    images = torch.eye(16)[:4].repeat(5, 1).view(20, 1, 4, 4)  # four pictures: a Vendi score of 4
+    labels = torch.zeros(20, dtype=torch.int64)
+    study = study_of(images, labels, (real, labels))
+    found = Reference(Reference.Options(pool=1)).measure(study)["reference"]
+    shares = [2 / 20] * 4 + [1 / 20] * 12
+    v_real = math.exp(-sum(share * math.log(share) for share in shares))
+    assert found["excess_vendi"] == pytest.approx(3 / (v_real - 1))
+    assert "ssim" not in found and "at least 11 x 11 pixels" in study.left_out["reference.ssim"]
+    assert "kid" not in found["features"][study.target.name]
+    assert "50 samples and 50 real images in all; here are 20 and 20" in study.left_out["reference.kid"]
+
+
+def test_figures_are_within_the_class_but_for_kid(rng: Rng) -> None:
+    generator = rng(2)
+    real = torch.cat([random_images(30, generator) * 0.2, 0.8 + random_images(30, generator) * 0.2])
+    labels = torch.arange(60) // 30
+    right = Reference().measure(study_of(real, labels, (real, labels)))["reference"]["features"]["first"]
+    swapped = Reference().measure(study_of(real, 1 - labels, (real, labels)))["reference"]["features"]["first"]
+    assert right["coverage"] == 1 and swapped["coverage"] == 0 and swapped["precision"] == 0
+    assert swapped["kid"] == pytest.approx(right["kid"])
+
+
+def test_no_more_images_are_compared_than_the_options_say(rng: Rng) -> None:
+    images, real = random_images(60, rng(3)), random_images(90, rng(4))
+    ours, theirs = torch.zeros(60, dtype=torch.int64), torch.zeros(90, dtype=torch.int64)
+    options = Reference.Options(samples=50, references=70, matched=12)
+    some = Reference(options).measure(study_of(images, ours, (real, theirs)))["reference"]
+    cut = Reference(options).measure(study_of(images[:50], ours[:50], (real[:70], theirs[:70])))["reference"]
+    for key in ("features", "excess_vendi", "ssim"):
+        assert some[key] == cut[key]
+    v, v_real = (vendi(directions(pooled(x[:12], 4))) for x in (images, real))
+    assert some["excess_vendi"] == pytest.approx((v - 1) / (v_real - 1))
+
+
+def test_the_evaluators_features_are_used_where_there_are_evaluators(rng: Rng) -> None:
+    images, labels = random_images(20, rng(5)), torch.zeros(20, dtype=torch.int64)
+    judges = {"a": first_features(name="a"), "b": first_features(name="b")}
+    found = Reference().measure(study_of(images, labels, (images, labels), evaluators=judges))
+    assert list(found["reference"]["features"]) == ["a", "b"]
+    assert list(found["per_class"][0]["reference"]["features"]) == ["a", "b"]
+
+
+def test_classes_without_real_images_are_left_out_by_name(rng: Rng) -> None:
+    images = random_images(30, rng(6))
+    study = study_of(images, torch.arange(30) // 15, (images[:20], torch.zeros(20, dtype=torch.int64)))
+    assert list(Reference().measure(study)["per_class"]) == [0]
+    assert "1 (15 samples, 0 reference)" in study.left_out["reference.per_class"]
+    with pytest.raises(TooFew, match="has 15 samples, 9 reference"):
+        Reference().measure(study_of(images[:15], torch.zeros(15).long(), (images[:9], torch.zeros(9).long())))
+    with pytest.raises(TooFew, match="takes 21 images of a class"):  # more than k of both
+        Reference(Reference.Options(k=20)).measure(
+            study_of(images[:20], torch.zeros(20).long(), (images[:20], torch.zeros(20).long()))
+        )
+
+
+def test_real_images_that_are_all_one_have_no_variety_to_compare_with(rng: Rng) -> None:
+    images, labels = random_images(20, rng(7)), torch.zeros(20, dtype=torch.int64)
+    study = study_of(images, labels, (images[:1].repeat(20, 1, 1, 1), labels))
+    assert "excess_vendi" not in Reference().measure(study)["reference"]
+    assert "those of 0 are all the same picture" in study.left_out["reference.excess_vendi"]
+
+
+# ---------------------------------------------------------------------------------------- memorisation
+
+
+def three_sets(rng: Rng, copied: int, count: int = 60) -> Study:
+    """Return samples of which the first ``copied`` are nearly training images, the others nearly held-out ones."""
+    training, held_out = random_images(count, rng(0)), random_images(count, rng(1))
+    samples = torch.cat([training[:copied], held_out[copied:]]) + 0.01
+    labels = torch.arange(count) % 2
+    return study_of(samples, labels, (held_out, labels), (training, labels))
+
+
+@pytest.mark.parametrize("copied", [60, 0, 15])
+def test_copies_of_training_images_are_nearer_to_training(copied: int, rng: Rng) -> None:
+    found = Memorisation().measure(three_sets(rng, copied))["memorisation"]
+    for figures in (found["pixels"], *found["features"].values()):
+        assert figures["nearer_to_training"] == pytest.approx(copied / 60)
+        assert figures["nearer_to_training_interval"] == pytest.approx(wilson(copied, 60))
+        assert {60: figures["gap"] > 0.5, 0: figures["gap"] < -0.5, 15: figures["gap"] < 0}[copied]
+
+
+def test_a_hundred_copies_of_a_sample_are_one_trial(rng: Rng) -> None:
+    study = three_sets(rng, 60)
+    one = study.images[:1].repeat(100, 1, 1, 1)
+    labels = torch.zeros(100, dtype=torch.int64)
+    real = [(data.images, data.labels) for data in (study.reference, study.training) if data is not None]
+    found = Memorisation().measure(study_of(one, labels, *real))["memorisation"]["pixels"]
+    assert found["nearer_to_training"] == 1
+    assert found["nearer_to_training_interval"] == pytest.approx(wilson(1, 1))
+
+
+def test_the_gap_by_hand_and_ties_count_half() -> None:
+    training, held_out = torch.zeros(10, 2), torch.zeros(10, 2)
+    training[:, 0], held_out[:, 0] = 0.25, 0.5
+    labels = torch.zeros(10, dtype=torch.int64)
+    found = Memorisation().measure(study_of(torch.zeros(10, 2), labels, (held_out, labels), (training, labels)))
+    assert found["memorisation"]["pixels"]["gap"] == pytest.approx(0.5)
+    same = Memorisation().measure(study_of(torch.zeros(10, 2), labels, (training, labels), (training, labels)))
+    assert same["memorisation"]["pixels"]["nearer_to_training"] == 0.5
+    assert same["memorisation"]["pixels"]["gap"] == 0
+
+
+def test_a_larger_training_set_gives_no_advantage(rng: Rng) -> None:
+    samples, held_out, training = (random_images(n, rng(i)) for i, n in enumerate((60, 20, 2000)))
+    labels = [torch.zeros(len(images), dtype=torch.int64) for images in (samples, held_out, training)]
+    sets = (samples, labels[0], (held_out, labels[1]), (training, labels[2]))
+    found = Memorisation().measure(study_of(*sets))["memorisation"]["pixels"]
+    assert 0.2 < found["nearer_to_training"] < 0.8  # of 2,000 against 20 it would be nearly all
+    low, high = found["nearer_to_training_interval"]
+    assert low < 0.5 < high
+    again = Memorisation().measure(study_of(*sets, seed=0))["memorisation"]["pixels"]
+    assert again == found
+
+
+def test_memorisation_takes_ten_of_each(rng: Rng) -> None:
+    images, labels = random_images(20, rng(0)), torch.zeros(20, dtype=torch.int64)
+    with pytest.raises(TooFew, match="20 samples, 9 training, 20 reference"):
+        Memorisation().measure(study_of(images, labels, (images, labels), (images[:9], labels[:9])))
+
+
+# ------------------------------------------------------------------------------------------ robustness
+
+
+def on_the_line(distances: Tensor) -> tuple[Study, nn.Module]:
+    """Return samples at given L2 distances from the boundary of a linear classifier of two classes."""
+    direction = torch.nn.functional.normalize(torch.randn(48, generator=torch.Generator().manual_seed(3)), dim=0)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(48, 2))
+    net[1].weight.data = torch.stack([direction, -direction])
+    net[1].bias.data = torch.stack([-(direction * 0.5).sum(), (direction * 0.5).sum()])
+    images = (0.5 + distances[:, None] * direction).view(-1, 3, 4, 4)
+    assert images.min() >= 0.2 and images.max() <= 0.8  # so that the cut to [0, 1] touches nothing
+    labels = torch.zeros(len(distances), dtype=torch.int64)
+    return study_of(images, labels, target=wrap(net, (3, 4, 4))), net
+
+
+def test_a_linear_classifier_keeps_exactly_what_lies_beyond_the_radius() -> None:
+    study, _ = on_the_line(torch.tensor([-0.1, 0.05, 0.15, 0.25, 0.35]))
+    found = KeptLabels(KeptLabels.Options(radius=[0.1, 0.2, 0.3], sigma=[1e-6])).measure(study)["robustness"]
+    assert found["clean"] == pytest.approx(0.8)
+    assert [found["pgd"][radius]["kept"] for radius in ("0.1", "0.2", "0.3")] == pytest.approx([0.6, 0.4, 0.2])
+    assert found["pgd"]["0.1"]["kept_interval"] == wilson(3, 5)
+    assert found["noise"]["1e-06"]["kept"] == pytest.approx(0.8)
+    assert found["count"] == 5
+
+
+def test_noise_flips_as_many_as_the_normal_law_says() -> None:
+    study, _ = on_the_line(torch.full((400,), 0.05))
+    found = KeptLabels(KeptLabels.Options(sigma=[0.05], radius=[0.01])).measure(study)["robustness"]
+    low, high = found["noise"]["0.05"]["kept_interval"]
+    assert low < 0.8413 < high  # the noise along the direction is normal: P(z > -1)
+
+
+def test_at_most_so_many_samples_are_tried_from_all_over(module_state: Callable[[nn.Module], dict[str, Any]]) -> None:
+    study, net = on_the_line(torch.tensor([-0.1] * 6 + [0.1] * 6))
+    before = module_state(net)
+    found = KeptLabels(KeptLabels.Options(samples=4, sigma=[0.01], radius=[0.01])).measure(study)["robustness"]
+    assert (found["count"], found["clean"]) == (4, 0.5)
+    assert module_state(net) == before
+
+
+def test_what_is_lost_in_a_ball_is_lost_in_a_larger_one() -> None:
+    study, net = on_the_line(torch.tensor([0.05, 0.05, 0.25]))
+    attacked: list[float] = []
+    net.register_forward_hook(lambda _, given, __: attacked.append(len(given[0])))
+    found = KeptLabels(KeptLabels.Options(radius=[3.0, 0.1, 0.3, 1.5], sigma=[0.1])).measure(study)["robustness"]
+    assert list(found["pgd"]) == ["0.1", "0.3", "1.5", "3"]
+    assert [figures["kept"] for figures in found["pgd"].values()] == pytest.approx([1 / 3, 0, 0, 0])
+    assert attacked[-1] == 1  # nor is it attacked again
+
+
+def test_the_same_study_gives_the_same_figures() -> None:
+    study, _ = on_the_line(torch.linspace(-0.1, 0.3, 50))
+    assert KeptLabels().measure(study) == KeptLabels().measure(study)
