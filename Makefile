@@ -4,8 +4,8 @@ BIN := .venv/bin
 
 .PHONY: demo test setup lint bench clean
 
-demo: .venv/installed ## invert the shipped MNIST classifier; ends with the path of samples.png
-	$(BIN)/interpkit invert examples/models/mnist.safetensors --plugin vecmat
+demo: .venv/installed ## invert a shipped MNIST classifier; ends with the path of samples.png
+	$(BIN)/interpkit invert examples/models/mnist_bn.safetensors --plugin vecmat --plugin training-like
 
 test: .venv/installed-dev ## run the tests
 	$(BIN)/python -m pytest

@@ -344,8 +344,8 @@ class InversionLoss(Component, nn.Module, ABC):
     def views(self, batch: GeneratedBatch, rng: torch.Generator) -> Tensor | None:
         """Return extra images for the target to look at, (V, *input_shape) in [0, 1], or None.
 
-        The loop makes one ``target.respond`` of all images and views, and hands each term its slice. Only an
-        inner search calls ``batch.target`` itself.
+        The loop makes one ``target.respond`` of the images and one of all terms' views, and hands each term its
+        slice. Only an inner search calls ``batch.target`` itself.
         """
         return None
 

@@ -115,7 +115,7 @@ def objective(
     rng: torch.Generator,
     autocast: torch.autocast,
 ) -> tuple[Tensor, dict[str, Tensor], Response]:
-    """Let the target look at a batch once, and weigh what it says.
+    """Let the target look at a batch and at the terms' views of it, and weigh what it says.
 
     Args:
         generated: the batch.

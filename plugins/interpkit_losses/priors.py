@@ -43,7 +43,9 @@ class TotalVariation(InversionLoss):
         x = batch.images
         vertical, horizontal = (torch.linspace(-1, 1, side, device=x.device).square() for side in x.shape[2:])
         w = 1 + (self.options.edge - 1) * torch.maximum(vertical[:, None], horizontal)
-        down, across = x.diff(dim=2).abs() * w[1:], x.diff(dim=3).abs() * w[:, 1:]
+        # A difference weighs as its two pixels do on average, so that no corner of the picture counts for more.
+        down = x.diff(dim=2).abs() * (w[1:] + w[:-1]) / 2
+        across = x.diff(dim=3).abs() * (w[:, 1:] + w[:, :-1]) / 2
         return sum((d.mean() for d in (down, across) if d.numel()), x.new_zeros(()))
 
 
@@ -142,7 +144,8 @@ class Statistics(InversionLoss):
     is the mean and spread of its training images, channel by channel, and so a batch norm before the first layer.
     The others are of the running statistics of the L batch norms, as in `BatchNormStatistics`; without batch norm
     there are none. A normalisation that no image but pure black and white could have (as mean 0.5 and std 0.5, a
-    convention) says nothing of the data and is left out; where nothing is left, the term is 0.
+    convention) says nothing of the data and is left out, and so is one without a std; where nothing is left, the term
+    is 0.
     """
 
     name = "statistics"
@@ -172,6 +175,8 @@ def pixel_statistics(target: Target) -> tuple[Tensor, Tensor] | None:
     """
     if len(target.input_shape) != 3:
         return None
+    if set(target.description.std or [1.0]) == {1.0}:
+        return None  # the mean alone is subtracted, and nothing is said of the spread
     mean, variance = normalisation(target)
     told = (mean > 0) & (mean < 1) & (variance < PLAUSIBLE * mean * (1 - mean))
     return (mean, variance) if bool(told.all()) else None

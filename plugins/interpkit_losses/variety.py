@@ -108,7 +108,9 @@ class Spread(InversionLoss):
         """Return minus the mean log-determinant, a scalar."""
         pool, epsilon = self.options.pool, self.options.epsilon
         images = batch.images.float()
-        rows, columns = (torch.hann_window(side + 2, device=images.device)[1:-1].sqrt() for side in images.shape[2:])
+        rows, columns = (
+            torch.hann_window(side + 2, periodic=False, device=images.device)[1:-1].sqrt() for side in images.shape[2:]
+        )
         pictures = F.avg_pool2d(images * rows[:, None] * columns, pool, ceil_mode=True, count_include_pad=False)
         units = F.normalize(pictures.flatten(1), dim=1, eps=1e-6)
         labels = batch.condition.labels

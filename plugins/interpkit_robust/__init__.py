@@ -1,4 +1,4 @@
-"""Robustness to perturbation, the paper's regulariser towards training-like images, and the preset ``robust``.
+"""Robustness to perturbation, the paper's regulariser towards training-like images, and two presets.
 
 Source: section 3, "Typically, classifiers are not very robust to perturbations in randomly generated images but
 they exhibit some degree of robustness around the training examples [...] encouraging the generator to produce
@@ -17,11 +17,33 @@ PRESET = Preset(
     "The paper's regulariser: the target must keep the label under bounded perturbations. Lay it over vecmat.",
 )
 
+TRAINING_LIKE = Preset(
+    "training-like",
+    {
+        "steps": 600,
+        "batch_size": 64,
+        "conditioner": {"name": "vecmat", "temperature": 0.5},
+        "generator": {"name": "warp", "upsample": "bilinear", "dropout": 0.05},
+        "losses": {
+            "kl": {"weight": 0.1},
+            "ce": {"weight": 1.0},
+            "cosine": {"weight": 0.0},
+            "robust": {"weight": 2.0, "kinds": ["jitter", "jitter"], "sigma": 0.5},
+            "statistics": {"weight": 2.0},
+            "tv": {"weight": 1.0, "edge": 8.0},
+            "spread": {"weight": 0.5},
+        },
+    },
+    "Varied images that resemble the training data: robustness, remembered statistics, smoothness, spread, and a "
+    "generator that also bends its pictures. Lay it over vecmat.",
+)
+
 
 @hookimpl
 def register(registry: Registration) -> None:
-    """Add the losses, the metric and the preset."""
+    """Add the losses, the metric and the presets."""
     registry.add(Robustness)
     registry.add(Ghosts)
     registry.add(KeptLabels)
     registry.add(PRESET)
+    registry.add(TRAINING_LIKE)

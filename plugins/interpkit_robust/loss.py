@@ -22,8 +22,8 @@ class Robustness(InversionLoss):
     .. math:: L_{robust} = -\frac{1}{B K} \sum_b \sum_k \log Q(y_b \mid x_b + \delta_{bk}),
               \qquad \delta_{bk} \in \text{the bound of kind } k
 
-    One perturbation of each kind is drawn for each image and step; the target looks at all of them together with
-    the images themselves. Only ``pgd`` asks it more often, once a step of its search. Source: section 3.
+    One perturbation of each kind is drawn for each image and step; the target looks at all of them together. Only
+    ``pgd`` asks it more often, once a step of its search. Source: section 3.
     """
 
     name = "robust"

@@ -91,7 +91,7 @@ class UpConvGenerator(Generator):
         super().__init__(spec, input_shape, options)
         if len(input_shape) != 3:
             raise UsageError(
-                f"the generator 'upconv' makes images C,H,W; this one takes {input_shape}. Use --generator dense."
+                f"the generator {self.name!r} makes images C,H,W; this one takes {input_shape}. Use --generator dense."
             )
         channels, height, width = input_shape
         opt = self.options

@@ -1,4 +1,4 @@
-"""The loop: the same seed gives the same run, the target looks once a step, and an inversion gets there."""
+"""The loop: the same seed gives the same run, the target looks at images and views once, an inversion gets there."""
 
 from __future__ import annotations
 
@@ -102,11 +102,11 @@ class CountingTarget(nn.Module):
         return self.net.respond(images, layers)
 
 
-def test_the_target_looks_once_and_each_term_gets_its_own_slice() -> None:
+def test_the_target_looks_at_all_views_together_and_each_term_gets_its_own_slice() -> None:
     target = CountingTarget()
     images, a, c = torch.rand(4, 1, 2, 2), torch.rand(3, 1, 2, 2), torch.rand(8, 1, 2, 2)
     response, views = look(target, images, {"a": a, "b": None, "c": c}, ["1"])  # type: ignore[arg-type]
-    assert target.sizes == [15]
+    assert target.sizes == [4, 11]
     assert set(views) == {"a", "c"}
     for part, shown in ((response, images), (views["a"], a), (views["c"], c)):
         alone = target.net.respond(shown, ["1"])
@@ -114,6 +114,32 @@ def test_the_target_looks_once_and_each_term_gets_its_own_slice() -> None:
         assert part.features.keys() == {"1", "3:in"}
         for layer, features in alone.features.items():
             assert torch.allclose(part.features[layer], features, atol=1e-6)
+
+
+def test_a_term_that_alone_asks_for_views_gets_the_whole_look_at_them() -> None:
+    target = CountingTarget()
+    a = torch.rand(3, 1, 2, 2)
+    _, views = look(target, torch.rand(4, 1, 2, 2), {"b": None, "a": a}, ["1"])  # type: ignore[arg-type]
+    assert target.sizes == [4, 3]
+    assert torch.equal(views["a"].logits, target.net.respond(a).logits)
+    assert [len(features) for features in views["a"].features.values()] == [3, 3]
+
+
+def test_the_gradient_of_a_look_reaches_its_own_images_alone() -> None:
+    target = CountingTarget()
+    shown = {name: torch.rand(2, 1, 2, 2, requires_grad=True) for name in ("images", "a", "c")}
+    response, views = look(
+        target,  # type: ignore[arg-type]
+        shown["images"],
+        {"a": shown["a"], "c": shown["c"]},
+        [],
+    )
+    for name, part in {"images": response, **views}.items():
+        gradients = torch.autograd.grad(part.logits.sum(), list(shown.values()), retain_graph=True, allow_unused=True)
+        moved = {
+            other for other, gradient in zip(shown, gradients, strict=True) if gradient is not None and gradient.any()
+        }
+        assert moved == {name}
 
 
 def test_without_views_the_target_looks_at_the_images_alone() -> None:
@@ -140,7 +166,7 @@ class Viewer(InversionLoss):
         return batch.view_response.logits.square().mean()
 
 
-def test_an_inversion_lets_the_target_look_once_a_step_with_what_each_term_asks_for(
+def test_an_inversion_lets_the_target_look_at_images_and_views_each_step_with_what_each_term_asks_for(
     add_plugin: Add, tiny_target: interpkit.Target, quick: Quick, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     add_plugin(Viewer)
@@ -154,7 +180,7 @@ def test_an_inversion_lets_the_target_look_once_a_step_with_what_each_term_asks_
 
     monkeypatch.setattr(tiny_target, "respond", counting)
     interpkit.invert(tiny_target, **quick(steps=3, losses={"viewer": 0.5}))
-    assert looks == [24, 24, 24]
+    assert looks == [8, 16] * 3
     assert [batch.progress for batch in Viewer.seen] == pytest.approx([0, 1 / 3, 2 / 3])
     for batch in Viewer.seen:
         assert batch.views is not None and batch.view_response is not None

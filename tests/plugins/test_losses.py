@@ -12,8 +12,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from interpkit_losses.labels import CrossEntropy, KLDivergence
-from interpkit_losses.priors import BatchNormStatistics, SquaredNorm, TotalVariation
-from interpkit_losses.variety import Cosine, Orthogonality
+from interpkit_losses.priors import (
+    BatchNormStatistics,
+    SquaredNorm,
+    Statistics,
+    TotalVariation,
+    normalisation,
+    pixel_statistics,
+)
+from interpkit_losses.variety import Cosine, Orthogonality, Spread
 from torch import Tensor, nn
 
 from interpkit import Condition, InversionBatch, InversionLoss, Target, UsageError, wrap
@@ -25,9 +32,11 @@ LOSSES: list[Any] = [
     CrossEntropy,
     Cosine,
     Orthogonality,
+    Spread,
     TotalVariation,
     SquaredNorm,
     BatchNormStatistics,
+    Statistics,
 ]
 
 
@@ -155,6 +164,127 @@ def test_several_layers_are_averaged_and_the_default_one_is_then_left_out(
     assert value(loss, features=features) == pytest.approx(expected, abs=1e-6)
 
 
+# ------------------------------------------------------------------------------------------ variety: spread
+
+LEFT, RIGHT = [[1.0, 0.0], [0.0, 0.0]], [[0.0, 1.0], [0.0, 0.0]]  # in 2 x 2 pixels no window prefers one to another
+BLACK = [[0.0, 0.0], [0.0, 0.0]]
+
+
+def spread_of(images: Tensor, labels: list[int], batch_of: BatchOf, **options: Any) -> float:
+    result = Spread(normed_target(), Spread.Options(**options))(batch_of(images=images, labels=torch.tensor(labels)))
+    assert result.shape == ()
+    return float(result)
+
+
+def spread_by_definition(images: Tensor, labels: list[int], pool: int, epsilon: float) -> Tensor:
+    """Return the term in double precision, class by class and pixel by pixel; the sides are multiples of the pool."""
+    batch, channels, height, width = images.shape
+    down, across = (
+        torch.tensor([math.sin(math.pi * (i + 1) / (side + 1)) for i in range(side)]) for side in (height, width)
+    )
+    faded = images.double() * down[:, None] * across
+    squares = faded.view(batch, channels, height // pool, pool, width // pool, pool).mean((3, 5)).flatten(1)
+    units = squares / squares.norm(dim=1, keepdim=True)
+    total = images.new_zeros((), dtype=torch.float64)
+    for label in set(labels):
+        own = units[torch.tensor(labels) == label]
+        kernel = (own @ own.T + epsilon * torch.eye(len(own))) / (1 + epsilon)
+        total = total - torch.linalg.det(kernel).log()
+    return total / batch
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "epsilon", "expected"),
+    [
+        # [[1, 1], [1, 1]] + I, halved: its determinant is 3 / 4. The third is alone in its class, and 1.
+        ([LEFT, LEFT, LEFT], [0, 0, 1], 1.0, 0.0958940),  # ln(4 / 3) / 3
+        ([LEFT, LEFT], [0, 0], 0.05, 1.1877369),  # 1 - (1 / 1.05)^2 = 0.0929705; -ln(that) / 2
+        ([LEFT, RIGHT], [2, 2], 0.05, 0.0),
+        ([LEFT, LEFT], [0, 1], 0.05, 0.0),
+        ([LEFT], [0], 0.05, 0.0),
+        ([BLACK], [0], 1.0, 0.6931472),  # no direction at all: epsilon / (1 + epsilon)
+        ([BLACK, LEFT], [0, 0], 1.0, 0.3465736),
+    ],
+    ids=["two-alike", "two-alike-and-strict", "orthogonal", "two-classes", "alone", "black", "black-and-another"],
+)
+def test_spread_of_pictures_worked_by_hand(
+    images: Any, labels: list[int], epsilon: float, expected: float, batch_of: BatchOf
+) -> None:
+    given_ = torch.tensor(images)[:, None]
+    assert spread_of(given_, labels, batch_of, pool=1, epsilon=epsilon) == pytest.approx(expected, abs=1e-6)
+
+
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(
+    labels=st.lists(st.integers(0, 3), min_size=1, max_size=8),
+    shape=st.tuples(st.integers(1, 3), st.integers(1, 9), st.integers(1, 9)),
+    pool=st.integers(1, 10),
+    epsilon=st.floats(0.01, 1.0),
+    seed=st.integers(0, 1000),
+)
+def test_spread_is_at_least_zero_at_most_that_of_no_variety_and_knows_no_order(
+    batch_of: BatchOf, labels: list[int], shape: tuple[int, ...], pool: int, epsilon: float, seed: int
+) -> None:
+    images = torch.rand(len(labels), *shape, generator=torch.Generator().manual_seed(seed))
+    found = spread_of(images, labels, batch_of, pool=pool, epsilon=epsilon)
+    assert -1e-5 <= found <= -math.log(epsilon / (1 + epsilon)) + 1e-5
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
+    shuffled = spread_of(images[order], [labels[i] for i in order], batch_of, pool=pool, epsilon=epsilon)
+    assert shuffled == pytest.approx(found, abs=1e-5)
+    renamed = [7 - label for label in labels]
+    assert spread_of(images * 0.5, renamed, batch_of, pool=pool, epsilon=epsilon) == pytest.approx(found, abs=1e-5)
+
+
+@pytest.mark.parametrize(("shape", "pool"), [((6, 1, 8, 8), 4), ((6, 3, 4, 6), 2), ((6, 2, 5, 3), 1)], ids=str)
+def test_spread_and_its_gradient_are_those_of_the_definition(
+    shape: tuple[int, ...], pool: int, batch_of: BatchOf
+) -> None:
+    labels = [0, 0, 1, 0, 1, 2]
+    images = random(*shape).detach().requires_grad_()
+    loss = Spread(normed_target(), Spread.Options(pool=pool, epsilon=0.1))
+    got = loss(batch_of(images=images, labels=torch.tensor(labels)))
+    wanted = spread_by_definition(images, labels, pool, 0.1)
+    (slope,), (wanted_slope,) = torch.autograd.grad(got, images), torch.autograd.grad(wanted, images)
+    assert got.item() == pytest.approx(wanted.item(), rel=1e-4)
+    assert torch.allclose(slope, wanted_slope, rtol=1e-3, atol=1e-5 * wanted_slope.abs().max().item() + 1e-6)
+
+
+def test_spread_looks_at_the_middle_and_at_either_side_alike(batch_of: BatchOf) -> None:
+    images = torch.full((2, 1, 8, 8), 0.5)
+    middle, rim = images.clone(), images.clone()
+    middle[0, 0, 2:4, 2:4], rim[0, 0, 0, :4] = 1.0, 1.0
+    assert spread_of(middle, [0, 0], batch_of) < spread_of(rim, [0, 0], batch_of) - 0.02
+    rim[1, 0, 2, 5] = 0.0
+    for dims in ([2], [3], [2, 3]):
+        assert spread_of(rim.flip(dims), [0, 0], batch_of) == pytest.approx(spread_of(rim, [0, 0], batch_of), abs=1e-5)
+
+
+def test_spread_takes_pictures_that_differ_within_the_squares_alone_for_one(batch_of: BatchOf) -> None:
+    diagonals = torch.tensor([[[[1.0, 0.0], [0.0, 1.0]]], [[[0.0, 1.0], [1.0, 0.0]]]])
+    assert spread_of(diagonals, [0, 0], batch_of, pool=1) == pytest.approx(0, abs=1e-6)
+    assert spread_of(diagonals, [0, 0], batch_of, pool=2) == pytest.approx(1.1877369, abs=1e-5)
+
+
+def test_spread_tells_colours_apart_even_of_one_pixel(batch_of: BatchOf) -> None:
+    colours = torch.eye(3).view(3, 3, 1, 1)
+    assert spread_of(colours, [0, 0, 0], batch_of) == pytest.approx(0, abs=1e-6)
+    grey = torch.tensor([0.2, 0.9]).view(2, 1, 1, 1)
+    assert spread_of(grey, [0, 0], batch_of) == pytest.approx(1.1877369, abs=1e-5)
+
+
+def test_black_and_equal_pictures_have_a_finite_gradient_of_spread(batch_of: BatchOf) -> None:
+    images = torch.zeros(4, 1, 8, 8)
+    images[2:] = torch.rand(8, 8, generator=torch.Generator().manual_seed(0))
+    images.requires_grad_()
+    Spread(normed_target())(batch_of(images=images, labels=torch.zeros(4, dtype=torch.int64))).backward()
+    assert images.grad is not None and images.grad.isfinite().all()
+
+
+def test_spread_of_vectors_is_refused(linear_target: Callable[..., Target]) -> None:
+    with pytest.raises(UsageError, match="'spread' is for images"):
+        Spread(linear_target(shape=(12,)))
+
+
 # -------------------------------------------------------------------------------------------- priors: tv
 
 
@@ -182,6 +312,36 @@ def test_total_variation_is_the_mean_difference_of_neighbours(
 def test_total_variation_of_vectors_is_refused(linear_target: Callable[..., Target]) -> None:
     with pytest.raises(UsageError, match="tv"):
         TotalVariation(linear_target(shape=(12,)))
+
+
+@pytest.mark.parametrize(
+    ("edge", "image", "expected"),
+    [
+        # Of 3 x 3 pixels all weigh 3 but the middle one, and each pair as the mean of both: 4 differences of 1,
+        # weighing 2 each; 2 of 6 pairs down, 2 of 6 across.
+        (3.0, [[0, 0, 0], [0, 1, 0], [0, 0, 0]], 8 / 6),
+        # The weights of the middle row are 5, 2, 1, 2, 5, all others 5; of 12 pairs across, the first of each row.
+        (5.0, [[1, 0, 0, 0, 0]] * 3, (5 + 3.5 + 5) / 12),
+        # A rim that weighs nothing: its pairs with the middle weigh a half.
+        (0.0, [[0, 1, 0], [0, 1, 0], [0, 1, 0]], 1 / 6),
+        (7.0, [[0.4]], 0.0),
+    ],
+    ids=["dot", "step", "free-rim", "one-pixel"],
+)
+def test_total_variation_weighs_the_rim_as_it_is_told(edge: float, image: Any, expected: float, value: Any) -> None:
+    loss = TotalVariation(normed_target(), TotalVariation.Options(edge=edge))
+    images = torch.tensor(image).float().expand(2, 3, -1, -1)
+    assert value(loss, images=images) == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(2, 1, 5, 8), (1, 3, 1, 6), (3, 2, 7, 1), (1, 1, 2, 2)], ids=str)
+def test_the_weights_of_total_variation_are_the_same_on_all_sides(shape: tuple[int, ...], value: Any) -> None:
+    images = random(*shape).detach()
+    loss = TotalVariation(normed_target(), TotalVariation.Options(edge=8.0))
+    found = value(loss, images=images)
+    assert value(TotalVariation(normed_target()), images=images) < found
+    for turned in (images.flip(2), images.flip(3), images.transpose(2, 3)):
+        assert value(loss, images=turned) == pytest.approx(found, rel=1e-5)
 
 
 def test_l2_without_a_normalisation_is_the_mean_square(value: Any) -> None:
@@ -264,6 +424,130 @@ def test_a_target_without_running_statistics_is_refused_with_the_word_to_type(
             BatchNormStatistics(target)
 
 
+# -------------------------------------------------------------------------------------- priors: statistics
+
+
+def plain_target(shape: tuple[int, ...], **normalised: Any) -> Target:
+    """Return a linear target of this normalisation, without batch norm."""
+    return wrap(nn.Sequential(nn.Flatten(), nn.Linear(math.prod(shape), 2)), shape, **normalised)
+
+
+NORMALISATIONS = {
+    "none": ((1, 2, 2), {}, [0.0], [1.0]),
+    "half": ((1, 2, 2), {"mean": 0.5, "std": 0.25}, [0.5], [0.0625]),
+    "signed": ((1, 2, 2), {"input_range": (-1, 1), "mean": 0.0, "std": 0.5}, [0.5], [0.0625]),
+    "one-for-all": ((3, 1, 1), {"mean": [0.5], "std": [0.5]}, [0.5] * 3, [0.25] * 3),
+    "raw-bgr": (
+        (3, 1, 1),
+        {"mean": [51, 102, 153], "std": [51, 25.5, 12.75], "input_range": (0, 255), "channel_order": "bgr"},
+        [0.6, 0.4, 0.2],  # the module's first channel is blue, an image's is red
+        [0.0025, 0.01, 0.04],
+    ),
+    "vectors": (
+        (2,),
+        {"mean": [6.0, 0.5], "std": [2.0, 1.0], "input_range": [(4, 8), (0, 2)]},
+        [0.5, 0.25],
+        [0.25, 0.25],
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    ("shape", "normalised", "mean", "variance"), NORMALISATIONS.values(), ids=NORMALISATIONS.keys()
+)
+def test_the_normalisation_is_told_in_units_of_the_images(
+    shape: tuple[int, ...], normalised: dict[str, Any], mean: list[float], variance: list[float]
+) -> None:
+    found = normalisation(plain_target(shape, **normalised))
+    assert [numbers.tolist() for numbers in found] == [pytest.approx(mean), pytest.approx(variance)]
+
+
+@pytest.mark.parametrize(
+    ("shape", "normalised", "told"),
+    [
+        ((1, 2, 2), {}, False),
+        ((1, 2, 2), {"mean": 0.5, "std": 0.5}, False),
+        ((1, 2, 2), {"mean": 0.0, "std": 0.5, "input_range": (-1, 1)}, True),
+        ((1, 2, 2), {"mean": 0.0, "std": 1.0, "input_range": (-1, 1)}, False),
+        ((1, 2, 2), {"mean": 0.1307, "std": 0.3081}, True),
+        ((3, 2, 2), {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}, True),
+        ((3, 2, 2), {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.5]}, False),
+        ((3, 2, 2), {"mean": [123.7, 116.3, 103.5], "std": [58.4, 57.1, 57.4], "input_range": (0, 255)}, True),
+        ((3, 2, 2), {"mean": 127.5, "std": 127.5, "input_range": (0, 255)}, False),
+        # Only the mean is subtracted: a std of 1 of 255 is no spread that images have.
+        ((3, 2, 2), {"mean": [103.9, 116.8, 123.7], "input_range": (0, 255), "channel_order": "bgr"}, False),
+        ((2,), {"mean": 0.5, "std": 0.25}, False),
+    ],
+    ids=str,
+)
+def test_a_normalisation_that_is_a_convention_tells_nothing_of_the_pixels(
+    shape: tuple[int, ...], normalised: dict[str, Any], told: bool
+) -> None:
+    target = plain_target(shape, **normalised)
+    found = pixel_statistics(target)
+    assert (found is not None) is told
+    if found is not None:
+        assert all(torch.equal(ours, theirs) for ours, theirs in zip(found, normalisation(target), strict=True))
+
+
+@pytest.mark.parametrize("shape", [(1, 2, 2), (3,)], ids=str)
+def test_where_the_target_remembers_nothing_statistics_is_zero(shape: tuple[int, ...], value: Any) -> None:
+    loss = Statistics(plain_target(shape))
+    assert loss.layers(plain_target(shape)) == []
+    assert value(loss, images=torch.rand(2, *shape)) == 0
+
+
+@pytest.mark.parametrize(
+    ("pixels", "expected"),
+    [
+        ([[0.25, 0.75], [0.75, 0.25]], 0.0),  # of the mean and the spread that are told
+        ([[0.75, 0.75], [0.75, 0.75]], 2.0),  # (0.75 - 0.5)^2 / 0.0625 = 1, and a variance of 0: 1
+        ([[0.5, 0.5], [0.0, 1.0]], 1.0),  # the right mean, and a variance of 0.125: twice as much
+        ([[0.5]], 1.0),  # one pixel of one image
+    ],
+    ids=["right", "constant", "too-varied", "one-pixel"],
+)
+def test_statistics_of_the_pixels_worked_by_hand(pixels: list[list[float]], expected: float, value: Any) -> None:
+    images = torch.tensor(pixels)[:, None, None]
+    loss = Statistics(plain_target((1, 1, images.shape[3]), mean=0.5, std=0.25))
+    assert value(loss, images=images) == pytest.approx(expected, abs=1e-6)
+
+
+def test_statistics_are_of_the_images_own_channels_whatever_the_targets_order(value: Any) -> None:
+    told = {"mean": [51, 102, 153], "std": [25.5, 25.5, 25.5], "input_range": (0, 255)}
+    noise = torch.tensor([-0.1, 0.1]).view(2, 1, 1, 1)
+    images = torch.tensor([0.2, 0.4, 0.6]).view(1, 3, 1, 1) + noise  # red is 51 of 255
+    rgb, bgr = (Statistics(plain_target((3, 1, 1), **told, channel_order=order)) for order in ("rgb", "bgr"))
+    assert value(rgb, images=images) == pytest.approx(0, abs=1e-5)
+    # Red and blue are 0.4 off, which is 4 of their spreads: 16 of three channels twice.
+    assert value(bgr, images=images) == pytest.approx(2 * 16 / 3, rel=1e-5)
+    assert value(bgr, images=images.flip(1)) == pytest.approx(0, abs=1e-5)
+
+
+def test_statistics_are_the_mean_over_the_pixels_and_the_batch_norms(value: Any) -> None:
+    net = nn.Sequential(nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2, eps=0.0), nn.Flatten(), nn.Linear(4, 2))
+    for normalised, expected in (({"mean": 0.5, "std": 0.25}, (5.0 + 2.0) / 2), ({}, 5.0)):
+        target = wrap(net, (1, 1, 2), **normalised)
+        loss = Statistics(target)
+        assert loss.layers(target) == ["1:in"]
+        # Channel 0: mean 1, variance 1 -> 1 + 0; channel 1: mean 3, variance 4 -> 0 + 9; means 0.5 + 4.5.
+        set_statistics(target, "1", [0.0, 3.0], [1.0, 1.0])
+        features = torch.tensor([[[[0.0, 2.0]], [[1.0, 5.0]]]])
+        loss = Statistics(target)
+        got = value(loss, images=torch.full((1, 1, 1, 2), 0.75), features={"1:in": features})
+        assert got == pytest.approx(expected, abs=1e-6)
+
+
+def test_what_statistics_asks_for_is_what_was_remembered_when_it_was_made(value: Any) -> None:
+    target = normed_target()
+    loss = Statistics(target)
+    features = {f"{layer}:in": random(2, channels, 2, 2).detach().float() for layer, channels in (("0", 2), ("3", 3))}
+    before = value(loss, features=features)
+    set_statistics(target, "0", [9.0, 9.0], [1.0, 1.0])
+    assert value(loss, features=features) == before
+    assert value(Statistics(target), features=features) > before + 1
+
+
 # --------------------------------------------------------------------------------------------- gradients
 
 
@@ -304,6 +588,20 @@ def test_gradients_agree_with_finite_differences(
     assert torch.autograd.gradcheck(term, random(*shape))
 
 
+def test_the_gradients_of_weighted_variation_and_of_statistics_agree_with_finite_differences(batch_of: BatchOf) -> None:
+    edged = TotalVariation(normed_target(), TotalVariation.Options(edge=8.0))
+    assert torch.autograd.gradcheck(lambda x: edged(batch_of(images=x)), random(2, 2, 3, 4))
+    pixels = Statistics(plain_target((2, 3, 4), mean=[0.5, 0.4], std=[0.25, 0.2]))
+    assert torch.autograd.gradcheck(lambda x: pixels(batch_of(images=x)), random(2, 2, 3, 4))
+    norms = Statistics(normed_target())
+
+    def of_features(first: Tensor, second: Tensor) -> Tensor:
+        result: Tensor = norms(batch_of(features={"0:in": first, "3:in": second}))
+        return result
+
+    assert torch.autograd.gradcheck(of_features, (random(3, 2, 2, 3), random(3, 3, 2, 2)))
+
+
 @pytest.mark.parametrize("cls", LOSSES, ids=lambda cls: cls.name)
 def test_gradients_reach_the_images_and_not_the_target(cls: Any) -> None:
     target = normed_target()
@@ -326,7 +624,18 @@ def test_a_term_holds_no_part_of_the_users_module(cls: Any) -> None:
 
 @pytest.mark.parametrize(
     ("cls", "options"),
-    [(BatchNormStatistics, {"first": 0}), (Cosine, {"layers": "x"}), (Cosine, {"layer": []}), (CrossEntropy, {"a": 1})],
+    [
+        (BatchNormStatistics, {"first": 0}),
+        (Cosine, {"layers": "x"}),
+        (Cosine, {"layer": []}),
+        (CrossEntropy, {"a": 1}),
+        (TotalVariation, {"edge": -1}),
+        (TotalVariation, {"edge": math.inf}),
+        (Spread, {"pool": 0}),
+        (Spread, {"epsilon": 0}),
+        (Spread, {"epsilon": 1.5}),
+        (Statistics, {"first": 1}),
+    ],
 )
 def test_options_out_of_range_are_refused(cls: Any, options: dict[str, Any]) -> None:
     with pytest.raises(pydantic.ValidationError, match=next(iter(options))):

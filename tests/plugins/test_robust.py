@@ -259,6 +259,38 @@ def test_the_views_are_all_images_under_one_kind_after_another(
     assert not torch.equal(views[:5], views[5:10])
 
 
+def test_jitter_is_a_move_and_then_noise(linear_target: MakeTarget, generated: Generated, rng: Rng) -> None:
+    target, images = linear_target(), 0.3 + 0.4 * uniform_images((6, 3, 4, 4), 0)
+    batch = generated(target, images, torch.zeros(6, dtype=torch.int64))
+
+    def views(kind: Any, **options: Any) -> Tensor:
+        return Robustness(target, Robustness.Options(kinds=[kind], **options)).views(batch, rng(4))
+
+    still = {"degrees": 0.0, "shift": 0.0, "scale": 0.0}
+    assert torch.allclose(views("jitter", sigma=1e-6), views("affine"), atol=1e-5)
+    assert not torch.allclose(views("affine"), images, atol=0.05)
+    noise = views("jitter", sigma=0.05, **still) - images
+    assert 0 < noise.abs().max() < 0.05 * 6 and abs(noise.mean()) < 0.02
+    assert (views("jitter", sigma=0.05) - views("affine")).abs().max() > 0.01
+    bright = views("jitter", sigma=5.0)
+    assert bright.shape == images.shape and bright.min() == 0 and bright.max() == 1
+
+
+@pytest.mark.parametrize("kind", ["gaussian", "linf", "l2", "affine", "jitter", "pgd"])
+def test_a_kind_that_is_named_twice_is_drawn_twice(
+    kind: Any, linear_target: MakeTarget, generated: Generated, rng: Rng, batch_of: Callable[..., InversionBatch]
+) -> None:
+    target, labels = linear_target(), torch.tensor([0, 1, 1])
+    batch = generated(target, uniform_images((3, 3, 4, 4), 0), labels)
+    loss = Robustness(target, Robustness.Options(kinds=[kind, kind]))
+    views = loss.views(batch, rng(0))
+    assert views.shape == (6, 3, 4, 4)
+    assert not torch.allclose(views[:3], views[3:], atol=1e-3)
+    logits = target(views)
+    both = (F.cross_entropy(logits[:3], labels) + F.cross_entropy(logits[3:], labels)) / 2
+    assert loss(batch_of(labels=labels, view_logits=logits)).item() == pytest.approx(both.item(), rel=1e-5)
+
+
 @norms
 def test_searched_views_cost_more_than_random_ones_of_the_same_bound(
     norm: Any, linear_target: MakeTarget, generated: Generated, rng: Rng
@@ -307,6 +339,8 @@ def test_a_term_holds_no_part_of_the_users_module(linear_target: MakeTarget) -> 
 def test_geometry_for_vectors_is_refused(linear_target: MakeTarget) -> None:
     with pytest.raises(UsageError, match="affine"):
         Robustness(linear_target(shape=(12,)), Robustness.Options(kinds=["gaussian", "affine"]))
+    with pytest.raises(UsageError, match=r"affine, jitter is for images; .*takes vectors"):
+        Robustness(linear_target(shape=(12,)), Robustness.Options(kinds=["jitter", "l2", "affine"]))
 
 
 @pytest.mark.parametrize(

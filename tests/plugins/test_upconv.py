@@ -1,8 +1,9 @@
-"""The generator: images of any size in [0, 1], from any conditioner."""
+"""The generators of images: any size in [0, 1], from any conditioner; and pictures that the latent bends."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pydantic
@@ -17,8 +18,10 @@ from interpkit_vecmat.conditioners import (
     VectorMatrixConditioner,
 )
 from interpkit_vecmat.upconv import MAX_GROWTH, UpConvGenerator, plan_axis
-from torch import Tensor
+from interpkit_vecmat.warp import WarpGenerator
+from torch import Tensor, nn
 
+import interpkit
 from interpkit import Condition, Conditioner, ConditionSpec, UsageError
 
 Rng = Callable[[int], torch.Generator]
@@ -26,9 +29,14 @@ Rng = Callable[[int], torch.Generator]
 CONDITIONERS: list[Any] = [VectorConditioner, VectorMatrixConditioner, MatrixConditioner, LabelConditioner]
 
 
-def small(spec: ConditionSpec, shape: tuple[int, ...], **options: Any) -> UpConvGenerator:
+upsamplings = pytest.mark.parametrize("upsample", ["transposed", "bilinear"])
+
+
+def small(
+    spec: ConditionSpec, shape: tuple[int, ...], cls: type[UpConvGenerator] = UpConvGenerator, **options: Any
+) -> UpConvGenerator:
     settings_ = {"width": 8, "min_width": 4, "latent": 6, "hidden": 5, "dropout": 0.0} | options
-    return UpConvGenerator(spec, shape, UpConvGenerator.Options(**settings_))
+    return cls(spec, shape, cls.Options(**settings_))
 
 
 def drawn(conditioner: Conditioner, generator: UpConvGenerator, batch: int, seed: int = 0) -> Tensor:
@@ -49,14 +57,16 @@ def drawn(conditioner: Conditioner, generator: UpConvGenerator, batch: int, seed
     n=st.integers(2, 1000),
     cls=st.sampled_from(CONDITIONERS),
     dropout=st.sampled_from([0.0, 0.5]),
+    upsample=st.sampled_from(["transposed", "bilinear"]),
+    made_by=st.sampled_from([UpConvGenerator, WarpGenerator]),
 )
 def test_images_of_any_size_are_made_and_every_parameter_learns(
-    channels: int, height: int, width: int, n: int, cls: Any, dropout: float
+    channels: int, height: int, width: int, n: int, cls: Any, dropout: float, upsample: str, made_by: Any
 ) -> None:
     shape = (channels, height, width)
     torch.manual_seed(0)
     conditioner = cls(n, shape)
-    generator = small(conditioner.spec, shape, dropout=dropout)
+    generator = small(conditioner.spec, shape, made_by, dropout=dropout, upsample=upsample)
     images = drawn(conditioner, generator, 4)
     assert images.shape == (4, *shape)
     assert images.isfinite().all() and images.min() >= 0 and images.max() <= 1
@@ -69,20 +79,46 @@ def test_images_of_any_size_are_made_and_every_parameter_learns(
     assert untouched == []
 
 
+@upsamplings
 @pytest.mark.parametrize("n", [10, 1000])
 @pytest.mark.parametrize(
     "shape", [(1, 28, 28), (3, 32, 32), (5, 17, 40), (1, 8, 8), (3, 224, 224), (3, 8, 224), (3, 224, 8)], ids=str
 )
-def test_the_sizes_that_people_have_are_made_exactly(shape: tuple[int, int, int], n: int) -> None:
+def test_the_sizes_that_people_have_are_made_exactly(shape: tuple[int, int, int], n: int, upsample: str) -> None:
     conditioner = VectorMatrixConditioner(n, shape)
-    images = drawn(conditioner, small(conditioner.spec, shape), 2)
+    images = drawn(conditioner, small(conditioner.spec, shape, upsample=upsample), 2)
     assert images.shape == (2, *shape) and images.isfinite().all()
 
 
+@upsamplings
+@pytest.mark.parametrize("cls", [UpConvGenerator, WarpGenerator], ids=lambda cls: cls.name)
 @pytest.mark.parametrize("shape", [(1, 1, 5), (1, 5, 1), (1, 1, 1), (2, 3, 7)], ids=str)
-def test_even_images_of_a_pixel_a_side_are_made_where_the_condition_has_no_maps(shape: tuple[int, int, int]) -> None:
+def test_even_images_of_a_pixel_a_side_are_made_where_the_condition_has_no_maps(
+    shape: tuple[int, int, int], cls: Any, upsample: str
+) -> None:
     conditioner = VectorConditioner(3, shape)
-    assert drawn(conditioner, small(conditioner.spec, shape), 4).shape == (4, *shape)
+    images = drawn(conditioner, small(conditioner.spec, shape, cls, upsample=upsample), 4)
+    assert images.shape == (4, *shape) and images.isfinite().all()
+
+
+def test_every_size_from_one_to_another_is_made_exactly_by_bilinear_doubling() -> None:
+    spec, wrong = ConditionSpec(2), []
+    for height in range(1, 41):
+        width = 1 + 17 * height % 41  # every width once, in another order
+        generator = small(spec, (1, height, width), upsample="bilinear", width=1, min_width=1).to("meta")
+        condition = Condition(*(torch.zeros(2, *size, device="meta") for size in ((), (2,), (2,))))
+        if generator(torch.zeros(2, 6, device="meta"), condition).shape != (2, 1, height, width):
+            wrong.append((height, width))
+    assert wrong == []
+
+
+def test_bilinear_doubling_has_no_layer_that_strides_and_transposed_no_other_that_doubles() -> None:
+    for upsample in ("transposed", "bilinear"):
+        parts = list(small(ConditionSpec(10, 1, 10), (1, 33, 40), upsample=upsample).modules())
+        striding = [part for part in parts if isinstance(part, nn.ConvTranspose2d) and max(part.stride) > 1]
+        doubling = [part for part in parts if isinstance(part, nn.Upsample)]
+        # To 10 x 10: 4, 5, 10. To 33 x 40: 17 x 20, 33 x 40, from 10 twice the pace of both.
+        assert (len(striding), len(doubling)) == ((3, 0) if upsample == "transposed" else (0, 3))
 
 
 def test_the_planned_steps_end_at_the_very_size_and_never_grow_by_more_than_the_limit() -> None:
@@ -160,12 +196,126 @@ def test_dropout_varies_the_images_while_it_is_on_and_not_in_eval_mode(rng: Rng)
     assert torch.equal(generator(latent, condition), generator(latent, condition))
 
 
+# ---------------------------------------------------------------------------------------------------- warp
+
+
+def warping(shape: tuple[int, ...] = (1, 8, 8), **options: Any) -> WarpGenerator:
+    generator = small(ConditionSpec(3), shape, WarpGenerator, **options)
+    assert isinstance(generator, WarpGenerator)
+    return generator
+
+
+def picture_and_image(generator: WarpGenerator, numbers: Tensor | None = None, batch: int = 3) -> tuple[Tensor, Tensor]:
+    """Return the pictures before and after the map; its numbers, before the bounds, are given or of the latent."""
+    if numbers is not None:
+        last = generator.pose[-1]
+        assert isinstance(last, nn.Linear)
+        nn.init.zeros_(last.weight)
+        last.bias.data = numbers.atanh()
+    condition = Condition(torch.arange(batch), torch.eye(batch, 3), torch.eye(batch, 3))
+    latent = torch.randn(batch, generator.latent_dim, generator=torch.Generator().manual_seed(0))
+    generator.eval()
+    with torch.no_grad():
+        return UpConvGenerator.forward(generator, latent, condition), generator(latent, condition)
+
+
+def pose(generator: WarpGenerator, **numbers: float) -> Tensor:
+    """Return the numbers of a map: of an affine one, row by row (xx, xy, x, yx, yy, y), and all displacements."""
+    affine = torch.tensor([numbers.get(name, 0.0) for name in ("xx", "xy", "x", "yx", "yy", "y")])
+    side = generator.options.grid
+    moves = torch.tensor([numbers.get("dx", 0.0), numbers.get("dy", 0.0)])[:, None].expand(2, side * side)
+    return torch.cat([affine, moves.flatten()])
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 8), (3, 9, 14)], ids=str)
+def test_a_map_that_may_not_move_leaves_the_picture(shape: tuple[int, ...]) -> None:
+    picture, image = picture_and_image(warping(shape, affine=0.0, elastic=0.0))
+    assert torch.allclose(image, picture, atol=1e-5)
+    picture, image = picture_and_image(warping(shape))
+    assert not torch.allclose(image, picture, atol=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["affine", "elastic"])
+def test_a_map_takes_each_pixel_from_where_it_points(kind: str) -> None:
+    # A pixel of 8 is 2 / 8 of the picture's [-1, 1]; of 16, 2 / 16.
+    generator = warping((2, 8, 16), affine=0.5, elastic=0.5)
+    right = {"affine": {"x": 0.25}, "elastic": {"dx": 0.25}}[kind]
+    picture, image = picture_and_image(generator, pose(generator, **right))
+    assert torch.allclose(image[..., :-1], picture[..., 1:], atol=1e-5)
+    assert torch.allclose(image[..., -1], picture[..., -1], atol=1e-5)  # outside is the mirrored picture
+    down = {"affine": {"y": 0.5}, "elastic": {"dy": 0.5}}[kind]
+    picture, image = picture_and_image(generator, pose(generator, **down))
+    assert torch.allclose(image[:, :, :-1], picture[:, :, 1:], atol=1e-5)
+
+
+def test_an_affine_map_turns_a_square_picture_on_its_side() -> None:
+    generator = warping(affine=1.0, elastic=0.0)
+    near_one = 1 - 1e-7
+    turned = pose(generator, xx=-near_one, xy=near_one, yx=-near_one, yy=-near_one)  # x from y, y from -x
+    picture, image = picture_and_image(generator, turned)
+    assert torch.allclose(image, picture.transpose(2, 3).flip(3), atol=1e-4)
+
+
+def test_the_first_latents_alone_choose_the_map_and_another_map_makes_another_image(rng: Rng) -> None:
+    generator = warping(pose=2).eval()
+    seen: list[Tensor] = []
+    generator.pose.register_forward_hook(lambda _, inputs, output: seen.append(output))
+    latent = torch.randn(1, 6, generator=rng(0)).repeat(3, 1)
+    latent[1, 2:] += 1
+    latent[2, :2] += 1
+    condition = Condition(torch.zeros(3, dtype=torch.int64), torch.eye(3)[[0] * 3], torch.eye(3)[[0] * 3])
+    images = generator(latent, condition)
+    numbers = seen[0]
+    assert torch.allclose(numbers[0], numbers[1], atol=1e-6)
+    assert (numbers[0] - numbers[2]).abs().max() > 1e-2
+    assert (images[0] - images[1]).abs().max() > 1e-4
+    assert warping(pose=100).read == 6  # all there are
+
+
+@pytest.mark.parametrize("bound", [1.0, 0.2])
+def test_a_map_makes_no_brightness_that_the_picture_has_not(bound: float) -> None:
+    picture, image = picture_and_image(warping((2, 7, 10), affine=bound, elastic=bound), batch=20)
+    assert (image.amin((2, 3)) >= picture.amin((2, 3)) - 1e-5).all()
+    assert (image.amax((2, 3)) <= picture.amax((2, 3)) + 1e-5).all()
+
+
+def test_positions_are_reckoned_in_full_precision_under_bf16() -> None:
+    generator = warping((1, 32, 32)).eval()
+    seen: list[Tensor] = []
+    generator.pose.register_forward_hook(lambda _, inputs, output: seen.append(output))
+    condition = Condition(torch.arange(3), torch.eye(3), torch.eye(3))
+    for enabled in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            images = generator(torch.ones(3, 6), condition)
+        assert images.dtype == torch.float32
+    assert seen[1].dtype == torch.float32 and torch.equal(*seen)
+
+
+def test_warped_pictures_start_at_a_brightness_too() -> None:
+    generator = warping()
+    generator.start_at(0.02)
+    nn.init.zeros_(generator.to_image[-2].weight)  # type: ignore[arg-type]
+    assert torch.allclose(picture_and_image(generator)[1], torch.tensor(0.02), atol=1e-5)
+
+
+def test_an_inversion_with_warped_pictures_is_saved_and_loaded(
+    tmp_path: Path, tiny_model: Path, quick: Callable[..., dict[str, Any]]
+) -> None:
+    small_ = {f"warp.{name}": value for name, value in (("width", 8), ("min_width", 4), ("latent", 8), ("hidden", 8))}
+    settings_ = quick(steps=2) | {"generator": "warp", "options": {**small_, "warp.upsample": "bilinear"}}
+    inversion = interpkit.invert(tiny_model, out=tmp_path, **settings_)
+    assert isinstance(inversion, interpkit.GeneratorInversion) and isinstance(inversion.generator, WarpGenerator)
+    again = interpkit.load_inversion(tmp_path)
+    assert torch.equal(again.sample(count=6)[0], inversion.sample(count=6)[0])
+
+
 # ------------------------------------------------------------------------------------------------ refusals
 
 
 def test_a_classifier_of_vectors_is_refused() -> None:
-    with pytest.raises(UsageError, match="upconv"):
-        UpConvGenerator(ConditionSpec(10), (20,))
+    for cls in (UpConvGenerator, WarpGenerator):
+        with pytest.raises(UsageError, match=f"'{cls.name}' makes images .*--generator dense"):
+            cls(ConditionSpec(10), (20,))
 
 
 def test_maps_larger_than_the_image_are_refused() -> None:
@@ -185,12 +335,19 @@ def test_maps_larger_than_the_image_are_refused() -> None:
         {"min_width": 0},
         {"dropout": float("nan")},
         {"depth": 3},
+        {"upsample": "nearest"},
+        {"pose": 0},
+        {"affine": 1.1},
+        {"affine": -0.1},
+        {"elastic": float("nan")},
+        {"grid": 1},
     ],
     ids=str,
 )
 def test_options_out_of_range_are_refused(options: dict[str, Any]) -> None:
-    with pytest.raises(pydantic.ValidationError, match=next(iter(options))):
-        UpConvGenerator.Options(**options)
+    for cls in (UpConvGenerator, WarpGenerator):
+        with pytest.raises(pydantic.ValidationError, match=next(iter(options))):
+            cls.Options(**options)
 
 
 def test_one_channel_is_wide_enough() -> None:
