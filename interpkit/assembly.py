@@ -85,9 +85,7 @@ def build_generator(recipe: Recipe, target: Target, plugins: Plugins) -> tuple[C
     if recipe.generator is None:
         return conditioner, None
     cls, options = _options(plugins, "generator", recipe.generator.name, recipe.generator.options)
-    members: list[Generator] = [
-        cls(conditioner.spec, target.input_shape, options) for _ in range(recipe.generators)
-    ]
+    members: list[Generator] = [cls(conditioner.spec, target.input_shape, options) for _ in range(recipe.generators)]
     return conditioner, members[0] if len(members) == 1 else Ensemble(members)
 
 

@@ -81,8 +81,9 @@ class UpConvGenerator(Generator):
         dropout: float = Field(0.2, ge=0, lt=1, description="share of channels that is dropped after each layer")
         slope: float = Field(0.2, ge=0, lt=1, description="of the leaky ReLU below zero")
         upsample: Literal["transposed", "bilinear"] = Field(
-            "transposed", description="how a size is doubled: by a transposed convolution, or by bilinear "
-            "interpolation and a convolution, which draws smoother"
+            "transposed",
+            description="how a size is doubled: by a transposed convolution, or by bilinear "
+            "interpolation and a convolution, which draws smoother",
         )
 
     options: Options

@@ -29,7 +29,8 @@ class WarpGenerator(UpConvGenerator):
         """Sizes and dropout of the picture, and bounds of the map."""
 
         pose: int = Field(16, ge=1, le=65536, description="latents that choose the map")
-        affine: float = Field(0.3, ge=0, le=1, description="largest change of an entry of the affine map")
+        affine: float = Field(0.3, ge=0, le=1, description="largest change of an entry of the linear map")
+        shift: float = Field(0.1, ge=0, le=1, description="largest shift, as a share of half the side")
         elastic: float = Field(0.1, ge=0, le=1, description="largest displacement, as a share of half the side")
         grid: int = Field(4, ge=2, le=64, description="side of the coarse grid of displacements")
 
@@ -51,7 +52,8 @@ class WarpGenerator(UpConvGenerator):
         with torch.autocast(latent.device.type, enabled=False):  # positions take more digits than bf16 has
             numbers = self.pose(latent[:, : self.read].float()).tanh()
             identity = torch.eye(2, 3, device=latent.device)
-            where = F.affine_grid(identity + opt.affine * numbers[:, :6].view(-1, 2, 3), list(picture.shape), False)
+            reach = torch.tensor([opt.affine, opt.affine, opt.shift], device=latent.device)
+            where = F.affine_grid(identity + reach * numbers[:, :6].view(-1, 2, 3), list(picture.shape), False)
             coarse = opt.elastic * numbers[:, 6:].view(-1, 2, opt.grid, opt.grid)
             bent = F.interpolate(coarse, (height, width), mode="bicubic", align_corners=False)
             images = F.grid_sample(picture, where + bent.permute(0, 2, 3, 1), "bilinear", "reflection", False)

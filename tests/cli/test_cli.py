@@ -122,6 +122,21 @@ def test_invert_json_is_alone_on_stdout(tmp_path: Path, tiny_model: Path, quick_
     assert told["metrics"] == json.loads((tmp_path / "run" / "metrics.json").read_text())
 
 
+def test_several_generators_are_asked_for_by_their_number(
+    tmp_path: Path, tiny_model: Path, quick_flags: list[str]
+) -> None:
+    flags = [*quick_flags, "--steps", "1", "--out", str(tmp_path / "run")]
+    fails(2, "5 generators share a batch of 8; .*--batch-size 10", "invert", tiny_model, *flags, "--generators", "5")
+    fails(2, "generators = 0 is not valid", "invert", tiny_model, *flags, "--generators", "0")
+    assert not (tmp_path / "run").exists()
+    assert cli("invert", tiny_model, *flags, "--generators", "2").exit_code == 0
+    samples = safetensors.torch.load_file(tmp_path / "run" / "samples.safetensors")
+    assert samples["generator"].tolist() == [0, 1] * 150
+    assert cli("sample", tmp_path / "run", "--per-class", "3", "--out", tmp_path / "few.safetensors").exit_code == 0
+    few = safetensors.torch.load_file(tmp_path / "few.safetensors")
+    assert (few["labels"].tolist(), few["generator"].tolist()) == ([0] * 3 + [1] * 3 + [2] * 3, [0, 1, 0] * 3)
+
+
 def test_a_dry_run_prints_the_resolved_recipe_and_writes_nothing(
     tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

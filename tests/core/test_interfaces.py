@@ -65,6 +65,33 @@ def test_a_condition_without_maps_gives_maps_of_no_channels() -> None:
     assert condition.maps(5, 7).shape == (2, 0, 5, 7)
 
 
+@pytest.mark.parametrize("rows", [[2, 0], [1, 1, 1], [], [True, False, True]], ids=str)
+def test_some_rows_of_a_condition_are_those_of_all_its_parts(rows: list[Any]) -> None:
+    labels, distribution, vector = torch.tensor([2, 0, 1]), torch.rand(3, 3), torch.rand(3, 4)
+    whole = torch.rand(3, 2, 5, 7)
+    chosen = torch.tensor(rows, dtype=torch.bool if True in rows else torch.int64)
+    some = Condition(labels, distribution, vector, lambda height, width: whole[:, :, :height, :width])[chosen]
+    kept = [row for row, keep in enumerate(rows) if keep] if True in rows else rows
+    assert some.labels.tolist() == [labels.tolist()[row] for row in kept]
+    assert some.distribution.tolist() == [distribution.tolist()[row] for row in kept]
+    assert some.vector.tolist() == [vector.tolist()[row] for row in kept]
+    for size in ((5, 7), (2, 3)):
+        assert some.maps(*size).shape == (len(kept), 2, *size)
+        assert some.maps(*size).tolist() == [whole[row, :, : size[0], : size[1]].tolist() for row in kept]
+
+
+def test_some_rows_of_a_condition_without_maps_have_none_either() -> None:
+    some = Condition(torch.tensor([1, 0, 1]), torch.eye(3), torch.eye(3))[torch.tensor([2, 0])]
+    assert some.draw_maps is None and some.maps(4, 5).shape == (2, 0, 4, 5)
+
+
+def test_rows_of_rows_of_a_condition_are_counted_from_the_first_choice() -> None:
+    whole = torch.arange(4.0).view(4, 1, 1, 1)
+    condition = Condition(torch.arange(4), torch.eye(4), torch.eye(4), lambda height, width: whole)
+    some = condition[torch.tensor([3, 1, 0])][torch.tensor([1, 2])]
+    assert some.labels.tolist() == [1, 0] and some.maps(1, 1).flatten().tolist() == [1, 0]
+
+
 def test_a_slice_of_a_response_slices_logits_and_every_feature() -> None:
     logits, a, b = torch.arange(8.0).view(4, 2), torch.arange(4.0).view(4, 1), torch.arange(24.0).view(4, 2, 3)
     part = Response(logits, {"a": a, "b": b}, "b")[1:3]

@@ -1,4 +1,4 @@
-"""`Inversion.sample`: which images come in which order, and that the same arguments give the same images."""
+"""`Inversion.sample` and `draw`: which images come in which order, and that the same arguments give the same."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import interpkit
-from interpkit import GeneratorInversion, RunError, UsageError
+from interpkit import Condition, Draw, GeneratorInversion, RunError, UsageError
 
 Quick = Callable[..., dict[str, Any]]
 
@@ -86,6 +86,72 @@ def test_a_subset_of_the_classes_is_sampled_in_the_order_given(inversion: Genera
     images, labels = inversion.sample(per_class=2, labels=[2, 0])
     assert labels.tolist() == [2, 2, 0, 0]
     assert len(images) == 4
+
+
+def test_a_sample_is_the_images_and_labels_of_the_draw(in_chunks: GeneratorInversion) -> None:
+    for asked in ({"per_class": 3}, {"count": 8, "labels": [2, 1]}, {"count": 4, "seed": 7, "dropout": False}):
+        images, labels = in_chunks.sample(**asked)  # type: ignore[arg-type]
+        drawn = in_chunks.draw(**asked)  # type: ignore[arg-type]
+        assert torch.equal(drawn.images, images) and torch.equal(drawn.labels, labels)
+
+
+@pytest.mark.parametrize("asked", [{"count": 12}, {"per_class": 4}, {"count": 7, "labels": [2, 0]}], ids=str)
+def test_a_draw_keeps_the_conditions_that_its_images_were_made_for(
+    in_chunks: GeneratorInversion, monkeypatch: pytest.MonkeyPatch, asked: dict[str, Any]
+) -> None:
+    conditions: list[Condition] = []
+    sample = in_chunks.conditioner.sample
+
+    def recorded(*arguments: Any, **named: Any) -> Condition:
+        conditions.append(sample(*arguments, **named))
+        return conditions[-1]
+
+    monkeypatch.setattr(in_chunks.conditioner, "sample", recorded)
+    drawn = in_chunks.draw(**asked)
+    total = len(drawn.labels)
+    assert drawn.distribution.shape == (total, 3) and drawn.distribution.dtype == torch.float32
+    assert torch.equal(drawn.distribution.argmax(1), drawn.labels)
+    assert torch.allclose(drawn.distribution.sum(1), torch.ones(total))
+    assert len(drawn.distribution.unique(dim=0)) == total  # soft, and another for each image
+    in_turns = torch.cat([condition.distribution for condition in conditions])[:total]
+    order = torch.arange(total).view(4, 3).T.flatten() if "per_class" in asked else torch.arange(total)
+    assert torch.equal(drawn.distribution, in_turns[order])
+    assert drawn.generator.tolist() == [0] * total
+
+
+def test_the_distribution_of_a_label_that_is_embedded_is_one_hot(tiny_model: Path, quick: Quick) -> None:
+    inversion = interpkit.invert(tiny_model, **quick(steps=1, conditioner="label"))
+    assert torch.equal(inversion.draw(count=4).distribution, torch.eye(3)[[0, 1, 2, 0]])
+
+
+def a_draw(*numbers: int) -> Draw:
+    """Return a draw whose rows all tell their number."""
+    rows = torch.tensor(numbers)
+    return Draw(
+        rows.float().view(-1, 1, 1, 1).expand(-1, 1, 2, 2), rows, rows.float()[:, None].expand(-1, 3), rows + 10
+    )
+
+
+def rows_of(draw: Draw) -> list[int]:
+    """Return the numbers of its rows; all columns must tell the same."""
+    numbers = draw.labels.tolist()
+    assert draw.images.shape == (len(numbers), 1, 2, 2) and draw.distribution.shape == (len(numbers), 3)
+    assert draw.images[:, 0, 1, 1].tolist() == draw.distribution[:, 2].tolist() == numbers
+    assert draw.generator.tolist() == [number + 10 for number in numbers]
+    return numbers
+
+
+def test_rows_of_a_draw_are_rows_of_all_it_holds() -> None:
+    draw = a_draw(0, 1, 2, 3)
+    assert rows_of(draw[1:3]) == [1, 2]
+    assert rows_of(draw[:0]) == []
+    assert rows_of(draw[torch.tensor([3, 0, 3])]) == [3, 0, 3]
+    assert rows_of(draw[draw.labels > 1]) == [2, 3]
+
+
+def test_draws_are_joined_one_after_another() -> None:
+    assert rows_of(Draw.join([a_draw(4, 2), a_draw(), a_draw(7)])) == [4, 2, 7]
+    assert rows_of(Draw.join([a_draw(5)])) == [5]
 
 
 def test_dropout_is_on_as_the_recipe_says_and_off_on_request(inversion: GeneratorInversion) -> None:

@@ -16,8 +16,22 @@ from scipy.stats import binomtest
 from torch import Tensor, nn
 
 import interpkit
-from interpkit import LabelledImages, Metric, ModelError, RunError, Samples, Study, Target, TooFew, UsageError, wrap
-from interpkit.evaluation import measure, read_samples, to_unit, warnings, wilson
+from interpkit import (
+    Draw,
+    ImageInversion,
+    LabelledImages,
+    Metric,
+    ModelError,
+    Recipe,
+    RunError,
+    Samples,
+    Study,
+    Target,
+    TooFew,
+    UsageError,
+    wrap,
+)
+from interpkit.evaluation import draw_samples, judge, measure, read_samples, to_unit, warnings, wilson
 from interpkit.measuring import every_run, measured
 
 SHAPE = (1, 12, 12)
@@ -111,6 +125,32 @@ def test_accuracy_confidence_and_kl_in_all_and_per_class() -> None:
         ],
     }
     assert "kl" not in measure(samples_of([0, 1]), ["a", "b"])
+
+
+def test_the_divergence_is_kl_of_the_condition_from_the_softmax_of_the_image_as_it_is_stored() -> None:
+    net = nn.Sequential(nn.Flatten(), nn.Linear(1, 2))
+    net[1].weight.data = torch.tensor([[0.0], [math.log(3)]])
+    net[1].bias.data.zero_()
+    target = wrap(net, (1, 1, 1))  # says (1, 3^x) / (1 + 3^x) of the brightness x
+    images = torch.tensor([1.0, 1.0, 0.0, 1.0, 0.501]).view(5, 1, 1, 1)
+    wanted = torch.tensor([[0.5, 0.5], [0.25, 0.75], [0.0, 1.0], [1.0, 0.0], [1.0, 0.0]])
+    labels = torch.tensor([0, 1, 1, 0, 0])
+    inversion = ImageInversion(target, Recipe(), [], images, labels)
+    samples = judge(inversion, Draw(images, labels, wanted, torch.arange(5)))
+    assert samples.divergence is not None
+    assert samples.divergence.tolist() == [
+        pytest.approx(0.1438410, abs=1e-6),  # 0.5 ln 2 + 0.5 ln(2 / 3)
+        pytest.approx(0, abs=1e-6),
+        pytest.approx(0.6931472, abs=1e-6),  # ln 2
+        pytest.approx(1.3862944, abs=1e-6),  # ln 4
+        pytest.approx(math.log(1 + 3 ** (128 / 255)), abs=1e-6),  # in 8 bits 0.501 is 128 of 255
+    ]
+    assert samples.generator.tolist() == [0, 1, 2, 3, 4]
+    assert samples.confidence.tolist() == pytest.approx([0.25, 0.75, 0.5, 0.25, 1 / (1 + 3 ** (128 / 255))])
+    one_hot = draw_samples(inversion, per_class=2)
+    assert one_hot.divergence is not None
+    torch.testing.assert_close(one_hot.divergence, -one_hot.confidence.log())
+    assert measure(samples, ["a", "b"])["kl"] == pytest.approx(samples.divergence.mean().item())
 
 
 def test_stored_samples_are_read_as_they_were_judged(finished_run: Path, tiny_target: Target) -> None:

@@ -272,7 +272,7 @@ def test_a_wrong_name_or_value_is_refused_before_any_training(
 
 
 def test_without_preset_and_file_the_presets_are_named(tiny_target: interpkit.Target) -> None:
-    with pytest.raises(UsageError, match="robust, vecmat"):
+    with pytest.raises(UsageError, match="robust, training-like, vecmat"):
         interpkit.invert(tiny_target)
 
 

@@ -220,7 +220,7 @@ def picture_and_image(generator: WarpGenerator, numbers: Tensor | None = None, b
 
 
 def pose(generator: WarpGenerator, **numbers: float) -> Tensor:
-    """Return the numbers of a map: of an affine one, row by row (xx, xy, x, yx, yy, y), and all displacements."""
+    """Return the numbers of a map, as shares of the bounds: xx, xy, x, yx, yy, y of the affine one, then all moves."""
     affine = torch.tensor([numbers.get(name, 0.0) for name in ("xx", "xy", "x", "yx", "yy", "y")])
     side = generator.options.grid
     moves = torch.tensor([numbers.get("dx", 0.0), numbers.get("dy", 0.0)])[:, None].expand(2, side * side)
@@ -229,27 +229,27 @@ def pose(generator: WarpGenerator, **numbers: float) -> Tensor:
 
 @pytest.mark.parametrize("shape", [(1, 8, 8), (3, 9, 14)], ids=str)
 def test_a_map_that_may_not_move_leaves_the_picture(shape: tuple[int, ...]) -> None:
-    picture, image = picture_and_image(warping(shape, affine=0.0, elastic=0.0))
+    picture, image = picture_and_image(warping(shape, affine=0.0, shift=0.0, elastic=0.0))
     assert torch.allclose(image, picture, atol=1e-5)
     picture, image = picture_and_image(warping(shape))
     assert not torch.allclose(image, picture, atol=1e-3)
 
 
-@pytest.mark.parametrize("kind", ["affine", "elastic"])
+@pytest.mark.parametrize("kind", ["shift", "elastic"])
 def test_a_map_takes_each_pixel_from_where_it_points(kind: str) -> None:
     # A pixel of 8 is 2 / 8 of the picture's [-1, 1]; of 16, 2 / 16.
-    generator = warping((2, 8, 16), affine=0.5, elastic=0.5)
-    right = {"affine": {"x": 0.25}, "elastic": {"dx": 0.25}}[kind]
+    generator = warping((2, 8, 16), affine=0.0, shift=0.5, elastic=0.5)
+    right = {"shift": {"x": 0.25}, "elastic": {"dx": 0.25}}[kind]
     picture, image = picture_and_image(generator, pose(generator, **right))
     assert torch.allclose(image[..., :-1], picture[..., 1:], atol=1e-5)
     assert torch.allclose(image[..., -1], picture[..., -1], atol=1e-5)  # outside is the mirrored picture
-    down = {"affine": {"y": 0.5}, "elastic": {"dy": 0.5}}[kind]
+    down = {"shift": {"y": 0.5}, "elastic": {"dy": 0.5}}[kind]
     picture, image = picture_and_image(generator, pose(generator, **down))
     assert torch.allclose(image[:, :, :-1], picture[:, :, 1:], atol=1e-5)
 
 
 def test_an_affine_map_turns_a_square_picture_on_its_side() -> None:
-    generator = warping(affine=1.0, elastic=0.0)
+    generator = warping(affine=1.0, shift=0.0, elastic=0.0)
     near_one = 1 - 1e-7
     turned = pose(generator, xx=-near_one, xy=near_one, yx=-near_one, yy=-near_one)  # x from y, y from -x
     picture, image = picture_and_image(generator, turned)
@@ -274,7 +274,7 @@ def test_the_first_latents_alone_choose_the_map_and_another_map_makes_another_im
 
 @pytest.mark.parametrize("bound", [1.0, 0.2])
 def test_a_map_makes_no_brightness_that_the_picture_has_not(bound: float) -> None:
-    picture, image = picture_and_image(warping((2, 7, 10), affine=bound, elastic=bound), batch=20)
+    picture, image = picture_and_image(warping((2, 7, 10), affine=bound, shift=bound, elastic=bound), batch=20)
     assert (image.amin((2, 3)) >= picture.amin((2, 3)) - 1e-5).all()
     assert (image.amax((2, 3)) <= picture.amax((2, 3)) + 1e-5).all()
 
@@ -339,6 +339,7 @@ def test_maps_larger_than_the_image_are_refused() -> None:
         {"pose": 0},
         {"affine": 1.1},
         {"affine": -0.1},
+        {"shift": 1.1},
         {"elastic": float("nan")},
         {"grid": 1},
     ],
