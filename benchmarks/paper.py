@@ -59,6 +59,8 @@ def main() -> None:
                 pictures = ROOT / "docs" / "images" / "results"
                 pictures.mkdir(parents=True, exist_ok=True)
                 shutil.copy(done[0][0] / "samples.png", pictures / f"{target}-{name}.png")
+        if not rows:
+            continue
         judges = ", ".join(f"{j['name']} {j['reference_accuracy']:.1%}" for j in done[0][1]["evaluators"])
         accuracy = done[0][1]["reference"]["target_accuracy"]
         head = f"### {target}\n\nTarget {accuracy:.1%} on real test images; evaluators: {judges}.\n\n"

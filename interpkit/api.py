@@ -104,6 +104,8 @@ def prepare(
         layer = read_toml(Path(config))
         layers += [found.preset(name).layer for name in _preset_names(layer.pop("presets", []), config)]
         layers.append(_without_code(layer, target_options or {}, config))
+    if inverter is not None:
+        found.component("inverter", inverter)  # a misspelt name is told as such, not as a missing preset
     if config is None and not plugins and inverter in found.registry.names("preset"):
         plugins = [inverter]  # a method that brings its own recipe needs naming once
     layers += [found.preset(name).layer for name in plugins]

@@ -24,6 +24,8 @@ def resolve(recipe: Recipe, target: Target, plugins: Plugins) -> Recipe:
     labels = recipe.labels
     if labels is not None and not all(0 <= label < target.num_classes for label in labels):
         raise UsageError(f"--labels {labels}: the classes of {target.name} are 0 to {target.num_classes - 1}.")
+    if recipe.generators > 1 and "generator" not in plugins.component("inverter", recipe.inverter.name).needs:
+        raise UsageError(f"the inverter {recipe.inverter.name!r} trains no generator: leave --generators out.")
     if recipe.batch_size < 2 * recipe.generators:
         raise UsageError(
             f"{recipe.generators} generators share a batch of {recipe.batch_size}; each needs two images, for batch "

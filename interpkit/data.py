@@ -15,6 +15,9 @@ from torch import Tensor
 from interpkit.errors import UsageError, listed
 
 MAX_NUMBERS = 2_000_000_000
+"""In all images together: 8 GB as float32."""
+MAX_BYTES = 4 * MAX_NUMBERS
+"""Of a file's images; a larger file is not even read."""
 IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
 
 
@@ -47,13 +50,13 @@ def load_data(spec: str, input_shape: tuple[int, ...], class_names: Sequence[str
     path, _, split = spec.partition(":")
     if path == "torchvision":
         arrays = _torchvision(split)
-    elif path.endswith(".npz"):
+    elif path.lower().endswith(".npz"):
         arrays = _npz(Path(path), split or "test")
-    elif Path(path).is_dir():
+    elif path and Path(path).is_dir():
         arrays = _folder(Path(path), class_names, input_shape)
     else:
         raise UsageError(
-            f"{spec} is no reference data: give an .npz, a folder with a folder a class, or torchvision:NAME."
+            f"{spec!r} is no reference data: give an .npz, a folder with a folder a class, or torchvision:NAME."
         )
     data = LabelledImages(_images(spec, arrays[0], input_shape), _labels(spec, arrays))
     return checked(data, spec, input_shape, class_names)
@@ -96,6 +99,8 @@ def checked(
 
 
 def _npz(path: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
+    if path.exists() and not zipfile.is_zipfile(path):
+        raise UsageError(f"{path} is no whole .npz: write one by numpy.savez({path.name!r}, images=..., labels=...).")
     try:
         with np.load(path, allow_pickle=False) as arrays:
             names = (f"x_{split}", f"y_{split}") if f"x_{split}" in arrays.files else ("images", "labels")
@@ -103,7 +108,11 @@ def _npz(path: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
                 raise UsageError(
                     f"{path} has {listed(arrays.files)}; it needs x_{split} and y_{split}, or images and labels."
                 )
+            if arrays.zip.getinfo(f"{names[0]}.npy").file_size > MAX_BYTES:
+                raise _too_many(path)
             return arrays[names[0]], arrays[names[1]]
+    except UsageError:
+        raise
     except FileNotFoundError as error:
         raise UsageError(f"there is no file {path}.") from error
     except (OSError, ValueError, zipfile.BadZipFile, EOFError, KeyError, MemoryError) as error:
@@ -112,18 +121,21 @@ def _npz(path: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
 
 def _folder(folder: Path, class_names: Sequence[str], input_shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
     known = {name: label for label, name in enumerate(class_names)}
-    images, labels = [], []
+    images, labels, numbers = [], [], 0
     for place in sorted(p for p in folder.iterdir() if p.is_dir()):
-        label = known.get(place.name, int(place.name) if place.name.isdigit() else None)
+        label = known.get(place.name, int(place.name) if place.name.isdecimal() else None)
         if label is None:
             raise UsageError(f"{place}: no class is named so. Classes: {listed(class_names)}.")
         for file in sorted(p for p in place.iterdir() if p.suffix.lower() in IMAGE_ENDINGS):
             try:
                 with Image.open(file) as picture:
                     images.append(np.asarray(picture.convert("L" if input_shape[0] == 1 else "RGB")))
+                    numbers += images[-1].size
             except (OSError, UnidentifiedImageError, ValueError, Image.DecompressionBombError) as error:
                 raise UsageError(f"{file} is no image that can be read: {error}.") from error
             labels.append(label)
+            if numbers > MAX_NUMBERS:
+                raise _too_many(folder)
     if not images:
         raise UsageError(f"{folder} has no images in it: it needs a folder a class.")
     if len({image.shape for image in images}) > 1:
@@ -155,14 +167,25 @@ def _images(spec: str, x: np.ndarray, input_shape: tuple[int, ...]) -> Tensor:
         x = x[..., None]
     if len(input_shape) == 3 and x.ndim == 4 and x.shape[1:] != input_shape:
         x = np.moveaxis(x, 3, 1)
-    if x.shape[1:] != input_shape or x.size > MAX_NUMBERS:
+    if x.size > MAX_NUMBERS:
+        raise _too_many(spec)
+    if x.shape[1:] != input_shape:
         raise UsageError(
             f"{spec} has images of shape {x.shape[1:]}; the classifier takes {input_shape}. Resize them first."
         )
     if x.dtype.kind not in "uifb":
         raise UsageError(f"{spec} has images of {x.dtype}, which are no numbers of an image.")
-    images = torch.from_numpy(np.ascontiguousarray(x))
-    return images.float() / 255 if images.dtype == torch.uint8 else images.float()
+    if x.dtype == np.uint8 and len(input_shape) == 3:
+        return torch.from_numpy(np.ascontiguousarray(x)) / 255
+    with np.errstate(over="ignore"):  # what float32 cannot hold is refused as not finite
+        return torch.from_numpy(np.ascontiguousarray(x, dtype=np.float32))
+
+
+def _too_many(spec: str | Path) -> UsageError:
+    return UsageError(
+        f"{spec} has more images than are read into memory, {MAX_BYTES / 1e9:g} GB as 32-bit numbers. Keep some "
+        f"hundred of each class."
+    )
 
 
 def _labels(spec: str, arrays: tuple[np.ndarray, np.ndarray]) -> Tensor:

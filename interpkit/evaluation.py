@@ -95,7 +95,15 @@ def judge(inversion: Inversion, draw: Draw) -> Samples:
 
 
 def read_samples(path: Path, target: Target, device: torch.device) -> Samples:
-    """Read the samples of a run, and let the target judge them again.
+    """Read the samples of a run, and let the target judge them again; see `read_images`."""
+    images, labels, generator = read_images(path, target)
+    unit = images if images.dim() == 4 else to_unit(images, target)
+    predicted, confidence, probabilities, _ = _look(target, unit, labels, None, device)
+    return Samples(images, labels, predicted, confidence, None, generator, probabilities)
+
+
+def read_images(path: Path, target: Target) -> tuple[Tensor, Tensor, Tensor]:
+    """Read samples.safetensors: images (or vectors) as they are stored, labels, and generators; see `Samples`.
 
     Raises:
         RunError: there are none, or they are not of this target.
@@ -110,7 +118,7 @@ def read_samples(path: Path, target: Target, device: torch.device) -> Samples:
     if not {name, "labels", "generator"} <= tensors.keys():
         raise RunError(f"{path} holds {listed(tensors)}; samples of {target.name} are {name}, labels and generator.")
     images, labels, generator = tensors[name], tensors["labels"], tensors["generator"]
-    n = len(labels)
+    n = labels.numel()
     whole = images.dtype == (torch.uint8 if name == "images" else torch.float32) and bool(images.isfinite().all())
     if not whole or not n or labels.dtype != torch.int64 or labels.shape != (n,) or generator.shape != (n,):
         raise RunError(f"{path} is no file of samples: {name} {images.dtype} {tuple(images.shape)}, {n} labels.")
@@ -119,9 +127,7 @@ def read_samples(path: Path, target: Target, device: torch.device) -> Samples:
             f"{path} holds samples of shape {tuple(images.shape[1:])} and labels {int(labels.min())} to "
             f"{int(labels.max())}; {target.name} takes {target.input_shape} and has {target.num_classes} classes."
         )
-    unit = images if images.dim() == 4 else to_unit(images, target)
-    predicted, confidence, probabilities, _ = _look(target, unit, labels, None, device)
-    return Samples(images, labels, predicted, confidence, None, generator, probabilities)
+    return images, labels, generator
 
 
 @torch.no_grad()

@@ -170,6 +170,10 @@ def _chosen(names: Sequence[str], given: Sequence[str], options: Mapping[str, An
         name, dot, option = setting.rpartition(".")
         if not dot:
             raise UsageError(f"--set takes METRIC.OPTION=VALUE, not {setting!r}; e.g. --set reference.k=5")
+        if name not in values and name in plugins.registry.names("metric"):
+            missing = [FLAGS[need] for need in plugins.component("metric", name).needs if need not in given]
+            words = " and ".join(missing) or f"--metric {name}"
+            raise UsageError(f"--set {setting}: the metric {name!r} is not measured here: add {words}.")
         if name not in values:
             raise UsageError(
                 f"--set {setting}: no metric {name!r} is measured here.{did_you_mean(name, values)} "
@@ -184,8 +188,11 @@ def _judges(evaluators: Sequence[Target | str | Path], target: Target) -> dict[s
     judges: dict[str, Target] = {}
     for given in evaluators:
         judge = given if isinstance(given, Target) else load_target(given)
-        if judge is target or (judge.origin is not None and judge.origin == target.origin):
+        if judge is target or (judge.origin is not None and judge.origin == target.origin) or _alike(judge, target):
             raise UsageError(f"{judge.name} is the target itself: an evaluator is another classifier of its classes.")
+        twin = next((name for name, other in judges.items() if judge is other or _alike(judge, other)), None)
+        if twin is not None:
+            raise UsageError(f"the evaluators {twin} and {judge.name} are one and the same: name each once.")
         if judge.num_classes != target.num_classes:
             raise UsageError(
                 f"the evaluator {judge.name} has {judge.num_classes} classes; {target.name} has "
@@ -215,12 +222,30 @@ def _judges(evaluators: Sequence[Target | str | Path], target: Target) -> dict[s
     return judges
 
 
+def _alike(one: Target, other: Target) -> bool:
+    """Say whether two classifiers are one, as a copy of a file under another name is: by weights and by answers."""
+    if (one.input_shape, one.num_classes) != (other.input_shape, other.num_classes):
+        return False
+    ours, theirs = (
+        {name: value for name, value in judge.state_dict().items() if isinstance(value, Tensor)}
+        for judge in (one, other)
+    )
+    if ours.keys() != theirs.keys() or not all(torch.equal(ours[name].cpu(), theirs[name].cpu()) for name in ours):
+        return False
+    images = torch.rand(8, *one.input_shape, generator=torch.Generator().manual_seed(0))
+    answers = []
+    for judge in (one, other):  # not all that a classifier knows need be in its state
+        with judge.frozen("cpu"), torch.no_grad():
+            answers.append(judge(images))
+    return torch.equal(*answers)
+
+
 def _images(given: Data | None, what: str, target: Target) -> LabelledImages | None:
-    """Load labelled images that fit the target; uint8 ones are put into [0, 1]."""
+    """Load labelled images that fit the target; uint8 ones are put into [0, 1], but vectors stay as they are."""
     if given is None:
         return None
     if isinstance(given, str | Path):
         return load_data(str(given), target.input_shape, target.class_names)
     images, labels = (given.images, given.labels) if isinstance(given, LabelledImages) else given
-    images = images / 255 if images.dtype == torch.uint8 else images.float()
+    images = images / 255 if images.dtype == torch.uint8 and images.dim() == 4 else images.float()
     return checked(LabelledImages(images, labels.long()), what, target.input_shape, target.class_names)

@@ -18,7 +18,7 @@ from typing import Any
 import safetensors
 import safetensors.torch
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from interpkit import assembly, evaluation, loading, measuring
 from interpkit._version import __version__
@@ -89,23 +89,42 @@ class Run:
             RunError: it is torn, or of a newer schema.
         """
         manifest = self._read_json("manifest.json")
-        if manifest.get("schema") != SCHEMA:
-            raise RunError(f"{self.folder} has schema {manifest.get('schema')!r}; this interpkit reads {SCHEMA}.")
+        model = manifest.get("model")
+        facts = [model.get(name, 0) for name in ("name", "path", "sha256")] if isinstance(model, dict) else [0]
+        if not all(fact is None or isinstance(fact, str) for fact in facts):
+            raise RunError(f"{self / 'manifest.json'} does not say which classifier was inverted. Run it anew.")
         return manifest
 
     def metrics(self) -> dict[str, Any]:
-        """Read metrics.json."""
-        return self._read_json("metrics.json")
+        """Read metrics.json.
+
+        Raises:
+            RunError: it is torn, or of a newer schema.
+        """
+        metrics = self._read_json("metrics.json")
+        lists = [metrics.get(name, []) for name in ("per_class", "evaluators")]
+        whole = all(isinstance(rows, list) and all(isinstance(row, dict) for row in rows) for rows in lists)
+        if not (whole and all("label" in row for row in lists[0]) and isinstance(metrics.get("left_out", {}), dict)):
+            raise RunError(
+                f'{self / "metrics.json"} is not as interpkit writes it. Write {{"schema": {SCHEMA}}} into it, and '
+                f"measure anew by interpkit evaluate."
+            )
+        return metrics
 
     def _read_json(self, name: str) -> dict[str, Any]:
+        def refuse(constant: str) -> None:
+            raise ValueError(f"{constant} is not JSON")
+
         try:
-            value = json.loads((self / name).read_text("utf-8"))
+            value = json.loads((self / name).read_text("utf-8"), parse_constant=refuse)
         except FileNotFoundError as error:
             raise RunError(f"{self.folder} has no {name}: the run was not finished. Go on by --resume.") from error
         except (OSError, ValueError, RecursionError) as error:
             raise RunError(f"{self / name} cannot be read: {error}.") from error
         if not isinstance(value, dict):
             raise RunError(f"{self / name} is not a JSON object.")
+        if value.get("schema") != SCHEMA:
+            raise RunError(f"{self / name} has schema {value.get('schema')!r}; this interpkit reads {SCHEMA}.")
         return value
 
     def recipe(self) -> Recipe:
@@ -199,7 +218,8 @@ class Run:
         recipe = self.recipe()
         target = target or self.load_target(model, **typed)
         if "generator" not in installed().component("inverter", recipe.inverter.name).needs:
-            return ImageInversion(target, recipe, self.history(recipe), *self._read_images(recipe, target))
+            images, labels, _ = evaluation.read_images(self / "samples.safetensors", target)
+            return ImageInversion(target, recipe, self.history(recipe), evaluation.to_unit(images, target), labels)
         conditioner, generator = assembly.build_generator(recipe, target, installed())
         if generator is None or conditioner is None:
             raise RunError(f"{self / 'recipe.toml'} names no generator, and {recipe.inverter.name} takes one.")
@@ -219,25 +239,6 @@ class Run:
             part.eval()
         conditioner.progress = 1.0
         return GeneratorInversion(target, recipe, self.history(recipe), generator, conditioner)
-
-    def _read_images(self, recipe: Recipe, target: Target) -> tuple[Tensor, Tensor]:
-        """Read finished images in [0, 1] and their labels back from samples.safetensors."""
-        path = self / "samples.safetensors"
-        try:
-            tensors = safetensors.torch.load_file(path)
-        except FileNotFoundError as error:
-            raise RunError(f"{self.folder} has no samples.safetensors: go on with the run by --resume.") from error
-        except (safetensors.SafetensorError, OSError, ValueError) as error:
-            raise RunError(f"{path} is not a whole safetensors file: {error}.") from error
-        images, labels = tensors.get("images", tensors.get("inputs")), tensors.get("labels")
-        if images is None or labels is None or images.shape != (len(labels), *target.input_shape):
-            raise RunError(f"{path} does not fit the recipe beside it: it holds no images of {target.input_shape}.")
-        classes = range(target.num_classes) if recipe.labels is None else recipe.labels
-        if set(labels.tolist()) != set(classes):
-            raise RunError(f"{path} does not fit the recipe beside it: its labels are not those of the recipe.")
-        if "images" in tensors:
-            return images / 255, labels
-        return (images - target.low) / (target.high - target.low), labels
 
     # ------------------------------------------------------------------------------------- writing
 

@@ -41,7 +41,7 @@ def _walk(value: Any, name: str) -> Iterator[tuple[str, Figure]]:
         place = f"{name}.{key}" if name else str(key)
         interval = value.get(f"{key}{INTERVAL}")
         if isinstance(item, int | float) and not isinstance(item, bool):
-            yield place, Figure(item, None if interval is None else (interval[0], interval[1]))
+            yield place, Figure(item, (interval[0], interval[1]) if isinstance(interval, list) else None)
         elif isinstance(item, list):
             for number, entry in enumerate(item):
                 if isinstance(entry, Mapping):

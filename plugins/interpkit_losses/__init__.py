@@ -2,7 +2,7 @@
 
 from interpkit import Registration, hookimpl
 from interpkit_losses.labels import CrossEntropy, KLDivergence
-from interpkit_losses.priors import BatchNormStatistics, SquaredNorm, Statistics, TotalVariation
+from interpkit_losses.priors import BatchNormStatistics, Chroma, SquaredNorm, Statistics, TotalVariation
 from interpkit_losses.variety import Cosine, Orthogonality, Spread
 
 
@@ -10,6 +10,6 @@ from interpkit_losses.variety import Cosine, Orthogonality, Spread
 def register(registry: Registration) -> None:
     """Add the losses."""
     variety = (Cosine, Orthogonality, Spread)
-    priors = (TotalVariation, SquaredNorm, BatchNormStatistics, Statistics)
+    priors = (TotalVariation, Chroma, SquaredNorm, BatchNormStatistics, Statistics)
     for loss in (KLDivergence, CrossEntropy, *variety, *priors):
         registry.add(loss)

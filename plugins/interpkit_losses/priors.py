@@ -49,6 +49,24 @@ class TotalVariation(InversionLoss):
         return sum((d.mean() for d in (down, across) if d.numel()), x.new_zeros(()))
 
 
+class Chroma(InversionLoss):
+    r"""How colourful the images are: the variance of a pixel's channels, mean over the pixels.
+
+    .. math:: L = \mathrm{mean}_{i,j} \, \frac{1}{C} \sum_c (x_{c,i,j} - \bar x_{i,j})^2
+
+    x are the images, (B, 3, H, W) in [0, 1], and the bar the mean of a pixel's channels; at most 2/9. In photographs
+    nearly all variance is in the brightness (Ruderman, Cronin & Chiao 1998), and a classifier's statistics channel by
+    channel do not say so. 0 unless there are three channels.
+    """
+
+    name = "chroma"
+
+    def forward(self, batch: InversionBatch) -> Tensor:
+        """Return the mean variance, a scalar."""
+        x = batch.images
+        return x.var(1, correction=0).mean() if x.dim() == 4 and x.shape[1] == 3 else x.new_zeros(())
+
+
 class SquaredNorm(InversionLoss):
     r"""Mean square of the images, counted from what the target's normalisation moves to zero.
 

@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import Tensor
 
 import interpkit
-from interpkit import Metric, Study, Target
+from interpkit import Metric, Study, Target, UsageError
 from interpkit_metrics.classes import LEAST, large_enough, mean
 from interpkit_metrics.similarity import directions, distances, kernel_distance, pooled, vendi
 
@@ -54,12 +54,21 @@ class Reference(Metric):
         """How many images are compared: figures are comparable only at equal numbers."""
 
         k: int = Field(5, ge=1, le=1000, description="neighbours that the radius of a ball reaches to")
-        samples: int = Field(100, ge=1, description="samples of a class in feature space, the first ones")
-        references: int = Field(200, ge=1, description="real images of a class in feature space, the first ones")
+        samples: int = Field(100, ge=2, description="samples of a class in feature space, the first ones")
+        references: int = Field(200, ge=2, description="real images of a class in feature space, the first ones")
         matched: int = Field(40, ge=LEAST, description="of both, for excess_vendi and ssim, the first ones")
         pool: int = Field(4, ge=1, description="excess_vendi: side in pixels of the squares that are averaged")
 
     options: Options
+
+    def __init__(self, options: Options | None = None) -> None:
+        super().__init__(options)
+        few = min(self.options.samples, self.options.references)
+        if few <= self.options.k:
+            raise UsageError(
+                f"the metric 'reference' takes more images than neighbours: k = {self.options.k} of {few} images; set "
+                f"k to {few - 1} or less, or samples and references to {self.options.k + 1} or more."
+            )
 
     def measure(self, study: Study) -> dict[str, Any]:
         """Return ``reference``, in all and per class."""

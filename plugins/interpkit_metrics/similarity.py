@@ -6,6 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+ROWS_AT_ONCE = 1000
+"""Rows of a table of pairs that are in memory at once."""
+
 
 def directions(vectors: Tensor) -> Tensor:
     """Return unit vectors (N, D + 1) float64 whose inner products are the cosines of vectors (N, ...).
@@ -59,14 +62,15 @@ def kernel_distance(x: Tensor, y: Tensor) -> float:
     """
     x, y = x.double(), y.double()
 
-    def kernel(a: Tensor, b: Tensor) -> Tensor:
-        return (a @ b.T / a.shape[1] + 1) ** 3
+    def total(a: Tensor, b: Tensor) -> Tensor:
+        """Return the sum of the kernel over all pairs, some rows at a time, as many classes make many pairs."""
+        return torch.stack([((rows @ b.T / a.shape[1] + 1) ** 3).sum() for rows in a.split(ROWS_AT_ONCE)]).sum()
 
     def among(a: Tensor) -> Tensor:
-        k = kernel(a, a)
-        return (k.sum() - k.diagonal().sum()) / (len(a) * (len(a) - 1))
+        itself = ((a.square().sum(1) / a.shape[1] + 1) ** 3).sum()
+        return (total(a, a) - itself) / (len(a) * (len(a) - 1))
 
-    return float(among(x) + among(y) - 2 * kernel(x, y).mean())
+    return float(among(x) + among(y) - 2 * total(x, y) / (len(x) * len(y)))
 
 
 def distances(x: Tensor, y: Tensor) -> Tensor:

@@ -45,6 +45,7 @@ class Robustness(InversionLoss):
         degrees: float = Field(15.0, ge=0, le=180, description="affine: largest rotation")
         shift: float = Field(0.1, ge=0, le=1, description="affine: largest shift, as a share of the side")
         scale: float = Field(0.15, ge=0, lt=1, description="affine: largest change of size")
+        occlusion: float = Field(0.0, ge=0, le=1, description="jitter: longest side of a rectangle that is covered")
 
     options: Options
 
@@ -74,6 +75,8 @@ class Robustness(InversionLoss):
         if kind == "l2":
             return perturbations.in_ball(images, opt.radius, "l2", rng)
         if kind in ("affine", "jitter"):
+            if kind == "jitter" and opt.occlusion:
+                images = perturbations.occlude(images, opt.occlusion, rng)
             moved = perturbations.affine(images, opt.degrees, opt.shift, opt.scale, rng)
             return moved if kind == "affine" else perturbations.gaussian(moved, opt.sigma, rng)
         bound = opt.epsilon if opt.pgd_norm == "linf" else opt.radius

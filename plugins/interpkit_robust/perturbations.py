@@ -106,3 +106,23 @@ def affine(images: Tensor, degrees: float, shift: float, scale: float, rng: torc
     matrices = torch.stack(rows, 1).view(-1, 2, 3)
     grid = F.affine_grid(matrices, list(images.shape), align_corners=False)
     return F.grid_sample(images, grid, padding_mode="border", align_corners=False).clamp(0, 1)
+
+
+def occlude(images: Tensor, share: float, rng: torch.Generator) -> Tensor:
+    """Cover a rectangle of each image by that of another image of the batch (Yun et al. 2019, CutMix, labels kept).
+
+    Args:
+        images: (B, C, H, W).
+        share: sides of the rectangle, each uniform in [0, share] of the image's.
+        rng: source of the randomness.
+    """
+
+    def inside(side: int) -> Tensor:
+        length = share * _uniform(images, rng)
+        start = _uniform(images, rng) * (1 - length)
+        place = (torch.arange(side, device=images.device) + 0.5) / side
+        return (place >= start[:, None]) & (place < (start + length)[:, None])
+
+    height, width = images.shape[2:]
+    covered = inside(height)[:, None, :, None] & inside(width)[:, None, None, :]
+    return torch.where(covered, images.detach().roll(1, 0), images)

@@ -11,11 +11,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 from typer.testing import CliRunner, Result
 
 import interpkit
 from interpkit.cli import app
 from interpkit.cli.figures import flattened, table_of_classes
+from interpkit.data import load_data
 
 MakeModel = Callable[..., Path]
 
@@ -130,6 +132,91 @@ def test_wrong_words_are_told(run_copy: Path, tmp_path: Path) -> None:
     fails(2, "pool = 0 is not valid", "evaluate", run_copy, "--set", "diversity.pool=0")
     fails(2, "held-out ones: add --reference", "evaluate", run_copy, "--training", write_data(tmp_path / "d.npz"))
     fails(1, "is not a run folder", "evaluate", tmp_path)
+    fails(2, "'reference' is not measured here: add --reference DATA", "evaluate", run_copy, "--set", "reference.k=2")
+    diversity = ["evaluate", run_copy, "--metric", "diversity"]
+    fails(2, "'robustness' is not measured here: add --metric", *diversity, "--set", "robustness.steps=2")
+    data = write_data(tmp_path / "d.npz")
+    fails(2, "k = 9 of 4 images", "evaluate", run_copy, "--reference", data, *set_("k=9", "samples=4"))
+    fails(2, "k = 5 of 3 images", "evaluate", run_copy, "--reference", data, *set_("references=3"))
+
+
+def set_(*values: str) -> list[str]:
+    return [word for value in values for word in ("--set", f"reference.{value}")]
+
+
+@pytest.mark.parametrize("dtype", ["u1", ">f4", "<f2", "f8", "g", "?"])
+def test_images_of_any_numbers_are_read(tmp_path: Path, dtype: str) -> None:
+    bright = np.ones((4, 12, 12)) * (255 if dtype == "u1" else 1)
+    np.savez(tmp_path / "DATA.NPZ.npz", images=bright.astype(dtype), labels=np.array([0, 1, 2, 0], ">i2"))
+    data = load_data(str((tmp_path / "DATA.NPZ.npz").rename(tmp_path / "DATA.NPZ")), (1, 12, 12))
+    assert data.images.shape == (4, 1, 12, 12) and (data.images == 1).all() and data.labels.tolist() == [0, 1, 2, 0]
+
+
+def test_vectors_of_8_bits_are_as_they_stand_in_the_file(tmp_path: Path) -> None:
+    np.savez(tmp_path / "data.npz", images=np.array([[0, 3], [255, 4]], np.uint8), labels=np.array([0, 1]))
+    assert load_data(str(tmp_path / "data.npz"), (2,)).images.tolist() == [[0, 3], [255, 4]]
+
+
+def test_a_file_that_is_no_reference_data_is_told(
+    run_copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(words: str, spec: str | Path) -> None:
+        fails(2, words, "evaluate", run_copy, "--reference", spec)
+
+    whole = write_data(tmp_path / "whole.npz")
+    (tmp_path / "torn.npz").write_bytes(whole.read_bytes()[:5000])
+    refused("torn.npz is no whole .npz", tmp_path / "torn.npz")
+    np.save(tmp_path / "one.npy", np.zeros((4, 12, 12)))
+    refused("one.npz is no whole .npz", (tmp_path / "one.npy").rename(tmp_path / "one.npz"))
+    np.savez(tmp_path / "huge.npz", images=np.full((3, 12, 12), 1e300), labels=np.arange(3))
+    refused("from inf to inf", tmp_path / "huge.npz")
+    refused(r"error: \S*whole.npz has x_test, .*; it needs x_valid and y_valid", f"{whole}:valid")
+    refused("'' is no reference data", "")
+    digits = tmp_path / "folder" / "²"
+    digits.mkdir(parents=True)
+    refused("no class is named so", digits.parent)
+    monkeypatch.setattr("interpkit.data.MAX_BYTES", 60 * 144)
+    refused("whole.npz has more images than are read into memory", whole)
+    monkeypatch.undo()
+    monkeypatch.setattr("interpkit.data.MAX_NUMBERS", 60 * 144 - 1)
+    refused("whole.npz has more images than are read into memory", whole)
+    for number in range(2):
+        (tmp_path / "many" / str(number)).mkdir(parents=True)
+        Image.new("L", (12, 12)).save(tmp_path / "many" / str(number) / "0.png")
+    monkeypatch.setattr("interpkit.data.MAX_NUMBERS", 2 * 144 - 1)
+    refused("many has more images than are read into memory", tmp_path / "many")
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ('{"schema": 1, "per_class": 5}', "is not as interpkit writes it"),
+        ('{"schema": 1, "per_class": [1]}', "is not as interpkit writes it"),
+        ('{"schema": 1, "per_class": [{}]}', "is not as interpkit writes it"),
+        ('{"schema": 1, "evaluators": ["a"]}', "is not as interpkit writes it"),
+        ('{"schema": 1, "left_out": "a"}', "is not as interpkit writes it"),
+        ('{"schema": 1, "count": NaN}', "NaN is not JSON"),
+        ('{"schema": 2}', "schema 2; this interpkit reads 1"),
+        ('{"schema": 1, "cou', "cannot be read"),
+    ],
+)
+def test_spoilt_metrics_are_told_and_measured_anew_as_the_message_says(
+    run_copy: Path, content: str, words: str
+) -> None:
+    (run_copy / "metrics.json").write_text(content)
+    fails(1, words, "evaluate", run_copy, "--metric", "diversity")
+    fails(1, words, "compare", run_copy, run_copy)
+    (run_copy / "metrics.json").write_text('{"schema": 1}')
+    assert cli("evaluate", run_copy, "--metric", "diversity").exit_code == 0
+    assert cli("compare", run_copy, run_copy).exit_code == 0
+
+
+def test_a_method_that_does_not_fit_is_told(tiny_model: Path, tmp_path: Path) -> None:
+    dry = ["invert", tiny_model, "--dry-run", "--inverter"]
+    result = cli(*dry, "pixel")
+    assert result.exit_code == 2 and "no inverter 'pixel'. Did you mean 'pixels'?" in result.stderr
+    result = cli(*dry, "pixels", "--generators", "2")
+    assert result.exit_code == 2 and "'pixels' trains no generator: leave --generators out" in result.stderr
 
 
 def test_a_run_that_is_not_whole_is_told_of(run_copy: Path, tmp_path: Path) -> None:

@@ -188,14 +188,27 @@ def spoil(path: Path, **changes: Tensor | None) -> None:
 @pytest.mark.parametrize(
     ("fault", "words"),
     [
-        (lambda path: path.unlink(), "has no samples.safetensors: go on with the run by --resume"),
+        (lambda path: path.unlink(), r"samples.safetensors: the run was not finished. Go on by --resume"),
         (lambda path: path.write_bytes(path.read_bytes()[:200]), "not a whole safetensors file"),
-        (lambda path: spoil(path, labels=None), r"holds no images of \(1, 12, 12\)"),
-        (lambda path: spoil(path, images=None), r"holds no images of \(1, 12, 12\)"),
-        (lambda path: spoil(path, images=torch.zeros(12, 1, 4, 4, dtype=torch.uint8)), "holds no images of"),
-        (lambda path: spoil(path, labels=torch.arange(12)), "its labels are not those of the recipe"),
+        (lambda path: spoil(path, labels=None), "holds .*; samples of tiny are images, labels and generator"),
+        (lambda path: spoil(path, images=None), "samples of tiny are images, labels and generator"),
+        (lambda path: spoil(path, images=torch.zeros(12, 1, 4, 4, dtype=torch.uint8)), r"shape \(1, 4, 4\)"),
+        (lambda path: spoil(path, labels=torch.arange(12)), "labels 0 to 11; tiny .* has 3 classes"),
+        (lambda path: spoil(path, labels=torch.zeros(12, dtype=torch.int64)), r"no image of the classes \[1, 2\]"),
+        (lambda path: spoil(path, labels=torch.tensor(0)), "no file of samples"),
+        (lambda path: spoil(path, images=torch.zeros(12, 1, 12, 12)), "no file of samples: images torch.float32"),
     ],
-    ids=["missing", "torn", "no labels", "no images", "other size", "other labels"],
+    ids=[
+        "missing",
+        "torn",
+        "no labels",
+        "no images",
+        "other size",
+        "other labels",
+        "a class short",
+        "one label",
+        "floats",
+    ],
 )
 def test_a_spoilt_file_of_images_is_told(
     tmp_path: Path, tiny_model: Path, fault: Callable[[Path], Any], words: str

@@ -169,6 +169,7 @@ def test_stored_samples_are_read_as_they_were_judged(finished_run: Path, tiny_ta
         ({"labels": torch.tensor([0, 3])}, "labels 0 to 3.*has 3 classes"),
         ({"labels": torch.tensor([-1, 0])}, "labels -1 to 0"),
         ({"labels": torch.tensor([0])}, "no file of samples"),
+        ({"labels": torch.tensor(0)}, "no file of samples"),
         ({"labels": torch.tensor([0.0, 1.0])}, "no file of samples"),
         ({"images": torch.zeros(2, 1, 8, 8, dtype=torch.uint8)}, r"samples of shape \(1, 8, 8\).*takes \(1, 12, 12\)"),
         ({"images": torch.zeros(2, *SHAPE)}, "no file of samples: images torch.float32"),
@@ -416,6 +417,13 @@ def test_evaluators_of_other_classes_or_images_are_refused(
         interpkit.evaluate(run_copy, evaluators=[small])
     with pytest.raises(UsageError, match="the target itself"):
         interpkit.evaluate(run_copy, evaluators=[tiny_model])
+    copy = tmp_path / "copy.safetensors"
+    copy.write_bytes(tiny_model.read_bytes())
+    with pytest.raises(UsageError, match="copy is the target itself"):
+        interpkit.evaluate(run_copy, evaluators=[copy])
+    one, same = (make_model(tmp_path / f"{name}.safetensors", seed=4) for name in ("one", "same"))
+    with pytest.raises(UsageError, match="evaluators one and same are one and the same"):
+        interpkit.evaluate(run_copy, evaluators=[one, same])
     swapped = wrap(tiny_module(1), SHAPE, name="swapped", class_names=["class 1", "class 0", "class 2"])
     with pytest.raises(UsageError, match="same in the same order"):
         interpkit.evaluate(run_copy, evaluators=[swapped])
@@ -424,6 +432,26 @@ def test_evaluators_of_other_classes_or_images_are_refused(
         interpkit.evaluate(run_copy, evaluators=[strange])
     with pytest.raises(ModelError, match="there is no file"):
         interpkit.evaluate(run_copy, evaluators=[tmp_path / "none.safetensors"])
+
+
+class Columns(nn.Module):
+    """A classifier without weights: its logits are three pixels."""
+
+    def __init__(self, first: int) -> None:
+        super().__init__()
+        self.first = first
+
+    def forward(self, images: Tensor) -> Tensor:
+        return images.flatten(1)[:, self.first : self.first + 3]
+
+
+def test_classifiers_without_weights_are_told_apart_by_what_they_say(run_copy: Path) -> None:
+    names = [f"class {label}" for label in range(3)]
+    one, other, same = (wrap(Columns(first), SHAPE, name="columns", class_names=names) for first in (0, 3, 0))
+    found = interpkit.evaluate(run_copy, evaluators=[one, other], metrics=["agreement"])
+    assert len(found["evaluators"]) == 2
+    with pytest.raises(UsageError, match="one and the same"):
+        interpkit.evaluate(run_copy, evaluators=[one, same], metrics=["agreement"])
 
 
 def test_two_evaluators_of_one_name_are_told_apart(run_copy: Path, tiny_module: Callable[..., nn.Module]) -> None:

@@ -276,6 +276,8 @@ def test_a_target_that_is_not_the_runs_is_refused(finished_run: Path) -> None:
         ("manifest.json", b'{"schema": 1, "model"', r"manifest\.json cannot be read"),
         ("manifest.json", b"[1]", "is not a JSON object"),
         ("manifest.json", b'{"schema": 2}', "schema 2; this interpkit reads 1"),
+        ("manifest.json", b'{"schema": 1}', "does not say which classifier"),
+        ("manifest.json", b'{"schema": 1, "model": {"name": "a", "path": 1, "sha256": null}}', "which classifier"),
         ("generator.safetensors", None, "has no generator.safetensors: go on with the run by --resume"),
         ("generator.safetensors", b"\x08\0\0\0\0\0\0\0{}", "is not a whole safetensors file"),
         ("generator.safetensors", b"", "is not a whole safetensors file"),

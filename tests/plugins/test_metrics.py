@@ -93,6 +93,13 @@ def test_the_kernel_distance_is_torchmetrics(rng: Rng) -> None:
     assert kernel_distance(x, y) == pytest.approx(poly_mmd(y.double(), x.double()).item())
 
 
+def test_the_kernel_distance_some_rows_at_a_time_is_that_of_all(rng: Rng, monkeypatch: pytest.MonkeyPatch) -> None:
+    x, y = (torch.randn(count, 5, generator=rng(0)) for count in (23, 17))
+    at_once = kernel_distance(x, y)
+    monkeypatch.setattr("interpkit_metrics.similarity.ROWS_AT_ONCE", 4)
+    assert kernel_distance(x, y) == pytest.approx(at_once, rel=1e-12)
+
+
 def test_the_kernel_distance_of_unequal_numbers_is_the_triple_sum(rng: Rng) -> None:
     x, y = torch.randn(4, 3, generator=rng(1)).double(), torch.randn(6, 3, generator=rng(2)).double()
 
