@@ -157,15 +157,14 @@ def distance(features: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
 class Statistics(InversionLoss):
     r"""Match all that the target remembers of its training images' distribution.
 
-    .. math:: L = \frac{1}{L + 1} \Big( \overline{(\mu(x) - m)^2 / v} + \overline{(\sigma^2(x) / v - 1)^2}
-              + \sum_l \ldots \Big)
+    .. math:: L = \frac{1}{|S|} \sum_{s \in S} \overline{(\mu_s(x) - m_s)^2 / v_s}
+              + \overline{(\sigma_s^2(x) / v_s - 1)^2}
 
-    The first summand is of the pixels: the normalisation that a classifier applies to its input, (x - mean) / std,
-    is the mean and spread of its training images, channel by channel, and so a batch norm before the first layer.
-    The others are of the running statistics of the L batch norms, as in `BatchNormStatistics`; without batch norm
-    there are none. A normalisation that no image but pure black and white could have (as mean 0.5 and std 0.5, a
-    convention) says nothing of the data and is left out, and so is one without a std; where nothing is left, the term
-    is 0.
+    S are the inputs of the batch norms, with their running statistics, as in `BatchNormStatistics`, and the pixels:
+    the normalisation that a classifier applies to its input, (x - mean) / std, is the mean and spread of its training
+    images, channel by channel, and so a batch norm before the first layer, which nearly every classifier has. A
+    normalisation that no image but pure black and white could have (as mean 0.5 and std 0.5, a convention) says
+    nothing of the data and is left out, and so is one without a std; where nothing is left, the term is 0.
     """
 
     name = "statistics"

@@ -23,15 +23,16 @@ TRAINING_LIKE = Preset(
         "steps": 600,
         "batch_size": 64,
         "conditioner": {"name": "vecmat", "temperature": 0.5},
-        "generator": {"name": "warp", "upsample": "bilinear", "dropout": 0.05},
+        "generator": {"name": "warp", "dropout": 0.05},
         "losses": {
-            "kl": {"weight": 0.1},
             "ce": {"weight": 1.0},
-            "cosine": {"weight": 0.0},
-            "robust": {"weight": 2.0, "kinds": ["jitter", "jitter"], "sigma": 0.5},
+            "kl": {"weight": 0.0},  # real images are not classified softly
+            "cosine": {"weight": 0.0},  # spreads the classes apart, not the images within one
+            "robust": {"weight": 2.0, "kinds": ["jitter"], "sigma": 0.5, "occlusion": 0.5},
             "statistics": {"weight": 2.0},
             "tv": {"weight": 1.0, "edge": 8.0},
-            "spread": {"weight": 0.5},
+            "chroma": {"weight": 10.0},
+            "spread": {"weight": 0.7},
         },
     },
     "Varied images that resemble the training data: robustness, remembered statistics, smoothness, spread, and a "

@@ -44,7 +44,5 @@ class Ghosts(InversionLoss):
             name: weights[name] + self.options.sigma * spread * torch.randn_like(weights[name])
             for name, spread in self.spreads.items()
         }
-        images = batch.images
-        with torch.autocast(images.device.type, torch.bfloat16, enabled=True):
-            logits = torch.func.functional_call(batch.target, strayed, images)
+        logits = torch.func.functional_call(batch.target, strayed, batch.images)
         return F.cross_entropy(logits, batch.condition.labels)

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from interpkit_losses.labels import CrossEntropy, KLDivergence
 from interpkit_losses.priors import (
     BatchNormStatistics,
+    Chroma,
     SquaredNorm,
     Statistics,
     TotalVariation,
@@ -342,6 +343,13 @@ def test_the_weights_of_total_variation_are_the_same_on_all_sides(shape: tuple[i
     assert value(TotalVariation(normed_target()), images=images) < found
     for turned in (images.flip(2), images.flip(3), images.transpose(2, 3)):
         assert value(loss, images=turned) == pytest.approx(found, rel=1e-5)
+
+
+def test_chroma_is_the_variance_of_a_pixels_channels(value: Any) -> None:
+    images = torch.tensor([[0.0, 0.6, 0.9], [0.3, 0.3, 0.3]]).view(2, 3, 1, 1).expand(2, 3, 2, 2)
+    assert value(Chroma(normed_target()), images=images) == pytest.approx((0.25 + 0.01 + 0.16) / 3 / 2)
+    assert value(Chroma(normed_target()), images=images[:, :1]) == 0
+    assert value(Chroma(normed_target()), images=torch.rand(2, 5, 2, 2)) == 0
 
 
 def test_l2_without_a_normalisation_is_the_mean_square(value: Any) -> None:

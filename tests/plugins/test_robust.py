@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from interpkit_robust import perturbations
+from interpkit_robust.ghosts import Ghosts
 from interpkit_robust.loss import Robustness
 from torch import Tensor, nn
 
@@ -372,3 +373,57 @@ def test_the_preset_adds_its_loss_to_the_papers() -> None:
     assert recipe.losses["robust"].options == {"radius": 2.0}
     assert recipe.conditioner is not None and recipe.conditioner.name == "vecmat"
     assert recipe.generator is not None and recipe.generator.name == "upconv"
+
+
+# --------------------------------------------------------------------------------------- occlusion and ghosts
+
+
+def test_an_occluded_image_is_covered_in_one_rectangle_by_its_neighbour(rng: Rng) -> None:
+    images = torch.linspace(0.1, 0.9, 50).view(50, 1, 1, 1).expand(50, 2, 20, 30).clone().requires_grad_(True)
+    seen = perturbations.occlude(images, 0.5, rng(0))
+    covered = seen != images
+    assert torch.equal(seen[covered], images.roll(1, 0)[covered])
+    areas = []
+    for mask in covered[:, 0]:
+        assert torch.equal(mask, mask.any(1)[:, None] & mask.any(0))  # a rectangle
+        height, width = int(mask.any(1).sum()), int(mask.any(0).sum())
+        assert height <= 10 and width <= 15
+        areas.append(height * width / 600)
+    assert torch.equal(covered[:, 0], covered[:, 1])
+    assert sum(areas) / 50 == pytest.approx(1 / 16, abs=0.02)  # a quarter of either side on average
+    (slope,) = torch.autograd.grad(seen.sum(), images)
+    assert torch.equal(slope, (~covered).float())  # what covers an image is not to be improved for it
+
+
+def test_jitter_covers_only_if_it_is_asked_to(linear_target: MakeTarget, generated: Generated, rng: Rng) -> None:
+    images = torch.cat([torch.zeros(1, 1, 8, 8), torch.ones(1, 1, 8, 8)])
+    still = {"degrees": 0.0, "shift": 0.0, "scale": 0.0, "sigma": 1e-6, "kinds": ["jitter"]}
+
+    def views(**options: Any) -> Tensor:
+        loss = Robustness(linear_target(shape=(1, 8, 8)), Robustness.Options(**still, **options))
+        return loss.views(generated(linear_target(shape=(1, 8, 8)), images, torch.zeros(2, dtype=torch.int64)), rng(1))
+
+    assert (views() - images).abs().max() < 1e-4
+    assert (views(occlusion=0.9) - images).abs().max() > 0.99
+
+
+def test_a_ghost_strays_from_the_target_by_sigma_and_leaves_it_alone(batch_of: Callable[..., InversionBatch]) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(50, 2))
+    target = wrap(net, (1, 5, 10))
+    before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    images = torch.rand(6, 1, 5, 10, requires_grad=True)
+    labels = torch.tensor([0, 1, 0, 1, 0, 1])
+    batch = batch_of(images=images, labels=labels, target=target)
+    plain = F.cross_entropy(target(images), labels).item()
+
+    def seen(sigma: float) -> list[float]:
+        loss = Ghosts(target, Ghosts.Options(sigma=sigma))
+        return [loss(batch).item() for _ in range(50)]
+
+    assert seen(1e-4) == pytest.approx([plain] * 50, abs=1e-3)
+    near, far = (torch.tensor(seen(sigma)).std().item() for sigma in (0.1, 1.0))
+    assert 0 < near < far
+    assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
+    (slope,) = torch.autograd.grad(Ghosts(target)(batch), images)
+    assert slope.abs().sum() > 0
