@@ -103,6 +103,11 @@ def evaluate(
         samples = evaluation.read_samples(run / "samples.safetensors", target, device)
     study = Study(target, samples, reference_images, training_images, judges, seed=seed, device=device)
     found = measured(study, chosen, old)
+    data = {"reference": reference, "training": training}
+    found["measured_on"] = {
+        **{name: str(given) if isinstance(given, str | Path) else "in memory" for name, given in data.items() if given},
+        **({"options": dict(options)} if options else {}),
+    }
     if run is not None:
         write_atomically(run / "metrics.json", to_json(found))
     return found
@@ -129,7 +134,7 @@ def measured(study: Study, metrics: Iterable[Metric], old: Mapping[str, Any] | N
         for part in [part for part in left_out if part.partition(".")[0] == metric.name]:
             del left_out[part]
         for stale in (found, *rows.values()):
-            stale.pop(metric.name, None)
+            stale.pop(metric.key or metric.name, None)
         study.restart()
         try:
             fragment = dict(metric.measure(study))

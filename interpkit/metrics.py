@@ -153,6 +153,8 @@ class Metric(Component, ABC):
     options: Options
     needs: ClassVar[tuple[str, ...]] = ()
     """What it cannot be measured without: of ``reference``, ``training``, ``evaluator``."""
+    key: ClassVar[str] = ""
+    """Its entry in metrics.json; the metric's name if empty."""
     every_run: ClassVar[bool] = False
     """Whether it is measured at the end of every inversion; it must be quick and need nothing."""
 

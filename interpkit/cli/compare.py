@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Annotated, Any
@@ -27,7 +28,12 @@ def compare(
         raise UsageError("compare takes two runs or more: interpkit compare RUN RUN...")
     opened = [Run.open(folder) for folder in runs]
     models = [run.manifest()["model"] for run in opened]
-    figures = [flattened(run.metrics()) for run in opened]
+    metrics = [run.metrics() for run in opened]
+    figures = [flattened(column) for column in metrics]
+    measured_on = [column.get("measured_on", {}) for column in metrics]
+    if len({json.dumps(on, sort_keys=True) for on in measured_on if on}) > 1:
+        told = "; ".join(f"{folder}: {json.dumps(on)}" for folder, on in zip(runs, measured_on, strict=True))
+        console.note(f"These runs were measured on different data or with different options: {told}.")
     if len({model["sha256"] or model["name"] for model in models}) > 1:
         told = ", ".join(f"{folder} of {model['name']}" for folder, model in zip(runs, models, strict=True))
         console.note(f"These runs are of different classifiers: {told}.")

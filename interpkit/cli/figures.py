@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rich.table import Table
 
-NOT_FIGURES = ("schema", "per_class", "left_out")
+NOT_FIGURES = ("schema", "per_class", "left_out", "measured_on")
 INTERVAL = "_interval"
 MOST_CLASSES = 20
 """Past so many classes a table has no row for each."""
@@ -73,15 +73,15 @@ def table_of_classes(metrics: Mapping[str, Any]) -> Table | None:
     if len(rows) > MOST_CLASSES:
         return None
     wanted = {
-        "samples": "count",
-        "accuracy": "inversion_accuracy",
-        "confidence": "confidence",
+        "n": "count",
+        "acc.": "inversion_accuracy",
+        "conf.": "confidence",
         "vendi": "diversity.vendi_pooled",
-        "duplicates": "diversity.duplicates",
-        "excess vendi": "reference.excess_vendi",
+        "dupl.": "diversity.duplicates",
+        "excess": "reference.excess_vendi",
     }
     flat = [flattened(row) for row in rows]
-    endings = {".agreement": "agrees", ".coverage": "coverage"}
+    endings = {".agreement": "agrees", ".coverage": "cov."}
     for name in flat[0]:
         for ending, title in endings.items():
             if name.endswith(ending):

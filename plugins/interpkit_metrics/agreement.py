@@ -21,6 +21,7 @@ class Agreement(Metric):
     """
 
     name = "agreement"
+    key = "evaluators"
     needs = ("evaluator",)
 
     def measure(self, study: Study) -> dict[str, Any]:

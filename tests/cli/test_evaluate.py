@@ -318,7 +318,7 @@ def test_a_table_of_classes_has_what_any_class_has() -> None:
     ]
     table = table_of_classes({"per_class": rows})
     assert table is not None
-    assert [column.header for column in table.columns] == ["class", "samples", "accuracy", "duplicates"]
+    assert [column.header for column in table.columns] == ["class", "n", "acc.", "dupl."]
     assert [list(column.cells) for column in table.columns] == [
         ["a", "b"],
         ["1,000", "2"],
@@ -333,3 +333,15 @@ def test_invert_tells_of_low_variety_on_stderr(tiny_model: Path, tmp_path: Path,
     assert result.exit_code == 0, result.output
     assert "warning: Low variety: the samples of" in result.stderr
     assert "the target's own opinion" in result.stdout and "Low variety" not in result.stdout
+
+
+def test_runs_measured_on_different_data_are_told_apart(run_copy: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(run_copy, other)
+    for folder, on in ((run_copy, "a.npz"), (other, "b.npz")):
+        metrics = json.loads((folder / "metrics.json").read_text())
+        (folder / "metrics.json").write_text(json.dumps(metrics | {"measured_on": {"reference": on}}))
+    result = cli("compare", run_copy, other)
+    assert result.exit_code == 0
+    assert "different data" in result.stderr and "a.npz" in result.stderr and "b.npz" in result.stderr
+    assert "measured_on" not in result.stdout
