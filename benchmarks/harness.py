@@ -121,7 +121,7 @@ def run(target: str, recipe: Recipe, seed: int, place: Place) -> tuple[Path, dic
             target=classifier,
             evaluators=judges,
             reference=held_out(kind, place.data)[2:],
-            options={"robustness.radius": [RADIUS], "robustness.sigma": [0.3], "robustness.samples": 200},
+            options={"robustness.radius": [RADIUS], "robustness.sigma": [0.3], "robustness.samples": 100},
             training=None if kind == "svhn" else (x_train[:FIRST], y_train[:FIRST]),
         )
     return folder, metrics

@@ -20,7 +20,7 @@ PRESET = Preset(
 TRAINING_LIKE = Preset(
     "training-like",
     {
-        "steps": 600,
+        "steps": 900,
         "batch_size": 64,
         "conditioner": {"name": "vecmat", "temperature": 0.5},
         "generator": {"name": "warp", "dropout": 0.05},
