@@ -74,8 +74,8 @@ class Place:
 
 
 def dataset(target: str) -> str:
-    """Return the data set of a target: ``mnist`` of ``mnist_bn``."""
-    return target.removesuffix("_bn").removesuffix("_robust").removesuffix("_smoothed")
+    """Return the data set of a target: ``mnist`` of ``mnist_bn`` and ``mnist_bn_smoothed``."""
+    return target.removesuffix("_smoothed").removesuffix("_bn")
 
 
 def load(name: str, place: Place) -> interpkit.Target:
@@ -95,7 +95,7 @@ def load(name: str, place: Place) -> interpkit.Target:
         kind = dataset(name)
         command = [sys.executable, str(ROOT / "examples" / "train_classifier.py"), str(place.data / f"{kind}.npz")]
         command += ["--train-images", str(FIRST), "--epochs", str(EPOCHS.get(kind, 20)), "--out", str(path)]
-        command += ["--batch-norm"] * name.endswith("_bn")
+        command += ["--batch-norm"] * ("_bn" in name) + ["--noise", "0.5"] * name.endswith("_smoothed")
         path.parent.mkdir(parents=True, exist_ok=True)
         subprocess.run(command, check=True)
     return interpkit.load_target(path)
