@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 
-from benchmarks.harness import Place, Recipe, figures, over_seeds, run, table, write_section
+from benchmarks.harness import Place, Recipe, keep, over_seeds, run, table, write_section
 
 LIKE = ["vecmat", "training-like"]
 
@@ -31,12 +31,14 @@ def like_recipes() -> list[Recipe]:
     """Return the preset ``training-like``, less each part."""
     recipes = [Recipe("training-like", LIKE)]
     recipes += [
-        Recipe(f"without {term}", LIKE, {"losses": {term: 0.0}})
-        for term in ("kl", "statistics", "robust", "tv", "spread")
+        Recipe(f"without {term}", LIKE, {"losses": {term: 0.0}}) for term in ("statistics", "robust", "tv", "spread")
     ]
     recipes += [Recipe(f"conditioning: {c}", LIKE, {"conditioner": c}) for c in ("vector", "matrix", "label")]
     recipes.append(Recipe("generator upconv (no warp)", LIKE, {"generator": "upconv"}))
     recipes.append(Recipe("tv the same all over", LIKE, {"options": {"tv.edge": 1.0}}))
+    recipes.append(Recipe("no occlusion", LIKE, {"options": {"robust.occlusion": 0.0}}))
+    recipes.append(Recipe("with kl 0.3", LIKE, {"losses": {"kl": 0.3}}))
+    recipes.append(Recipe("with cosine 1", LIKE, {"losses": {"cosine": 1.0}}))
     return recipes
 
 
@@ -48,16 +50,16 @@ def main() -> None:
     parser.add_argument("--seeds", default="0")
     args = parser.parse_args()
     place, seeds = Place.parse(args), [int(seed) for seed in args.seeds.split(",")]
-    sections = []
+    sections, everything = [], []
     for target in args.targets.split(","):
         for title, recipes in (("the paper's recipe", paper_recipes()), ("training-like", like_recipes())):
-            rows = {
-                recipe.name: over_seeds([figures(run(target, recipe, seed, place)[1]) for seed in seeds])
-                for recipe in recipes
-            }
+            done = {recipe.name: [run(target, recipe, seed, place) for seed in seeds] for recipe in recipes}
+            everything += [result for results in done.values() for result in results]
+            rows = {name: over_seeds([result.figures for result in results]) for name, results in done.items()}
             sections.append(f"### {title}, on {target}\n\n" + table(rows, "recipe"))
             print(sections[-1], flush=True)
     if args.write:
+        keep(everything, place)
         write_section("ablation", "\n" + "\n".join(sections) + "\n")
 
 

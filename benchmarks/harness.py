@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -16,9 +18,12 @@ import interpkit
 from benchmarks.evaluators import FIRST, JUDGES, evaluator, held_out
 from examples.train_classifier import load_data
 from interpkit import api
+from interpkit.files import sha256
 from interpkit.runs import Run
 
 ROOT = Path(__file__).parent.parent
+KEPT = ROOT / "docs" / "results.json"
+PICTURES = ROOT / "docs" / "images" / "results"
 SHIPPED = ROOT / "examples" / "models"
 EPOCHS = {"cifar10": 30}
 RADIUS = 1.0
@@ -48,11 +53,13 @@ class Place:
         data: folder of mnist.npz, fashion_mnist.npz, svhn.npz, cifar10.npz.
         models: folder of classifiers that others trained (svhn_cnn.pth).
         work: where trained targets, evaluators and runs are kept; what is there is not made again.
+        fresh: do not take results from docs/results.json.
     """
 
     data: Path
     models: Path
     work: Path
+    fresh: bool = False
 
     @classmethod
     def add_arguments(cls, parser: argparse.ArgumentParser) -> None:
@@ -60,12 +67,13 @@ class Place:
         parser.add_argument("--data", type=Path, required=True, help="folder of the data sets' .npz files")
         parser.add_argument("--models", type=Path, required=True, help="folder of svhn_cnn.pth")
         parser.add_argument("--work", type=Path, default=Path("runs/benchmarks"), help="where runs are kept")
+        parser.add_argument("--fresh", action="store_true", help="run what docs/results.json knows the figures of, too")
         parser.add_argument("--write", action="store_true", help="put the tables and pictures into docs/")
 
     @classmethod
     def parse(cls, args: argparse.Namespace) -> Place:
         """Return the place that the flags name."""
-        return cls(args.data, args.models, args.work)
+        return cls(args.data, args.models, args.work, args.fresh)
 
     @property
     def trained(self) -> Path:
@@ -101,20 +109,45 @@ def load(name: str, place: Place) -> interpkit.Target:
     return interpkit.load_target(path)
 
 
-def run(target: str, recipe: Recipe, seed: int, place: Place) -> tuple[Path, dict[str, Any]]:
-    """Invert and measure, unless that was done; return the run folder and its metrics."""
+@dataclass(frozen=True)
+class Result:
+    """What one recipe came to on one target with one seed.
+
+    Attributes:
+        name: of the run, with a hash of the resolved recipe.
+        model: sha256 of the target's file.
+        figures: for the tables, by name.
+        judges: each evaluator's accuracy on the real images.
+        target_accuracy: the target's own.
+    """
+
+    name: str
+    model: str
+    figures: dict[str, float]
+    judges: dict[str, float]
+    target_accuracy: float
+
+
+def run(target: str, recipe: Recipe, seed: int, place: Place) -> Result:
+    """Invert and measure, unless that was done: in ``place.work``, or for docs/results.json."""
     classifier = load(target, place)
     job = api.prepare(classifier, recipe.plugins, seed=seed, **recipe.settings)
     known = job.recipe.model_dump_json(exclude={"target", "device"})
     key = hashlib.sha256(known.encode()).hexdigest()[:8]
-    folder = place.work / "runs" / f"{target}-{recipe.name.replace(' ', '_')}-{seed}-{key}"
+    name = f"{target}-{recipe.name.replace(' ', '_')}-{seed}-{key}"
+    folder = place.work / "runs" / name
+    assert classifier.origin is not None
+    model = sha256(classifier.origin)
+    kept = _kept().get(name)
+    if kept is not None and kept["model"] == model and not folder.exists() and not place.fresh:
+        return Result(**kept)
     if not job.is_done(folder):
-        print(f"{folder.name} ...", file=sys.stderr, flush=True)
+        print(f"{name} ...", file=sys.stderr, flush=True)
         job.run(out=folder, resume=True)
     metrics = Run.open(folder).metrics()
     if "reference" not in metrics:
         kind = dataset(target)
-        judges = [evaluator(kind, name, place.data, place.trained) for name in JUDGES]
+        judges = [evaluator(kind, judge, place.data, place.trained) for judge in JUDGES]
         x_train, y_train = load_data(str(place.data / f"{kind}.npz"), "")[:2]
         metrics = interpkit.evaluate(
             folder,
@@ -124,7 +157,24 @@ def run(target: str, recipe: Recipe, seed: int, place: Place) -> tuple[Path, dic
             options={"robustness.radius": [RADIUS], "robustness.sigma": [0.3], "robustness.samples": 100},
             training=None if kind == "svhn" else (x_train[:FIRST], y_train[:FIRST]),
         )
-    return folder, metrics
+    accuracies = {judge["name"]: judge["reference_accuracy"] for judge in metrics["evaluators"]}
+    return Result(name, model, figures(metrics), accuracies, metrics["reference"]["target_accuracy"])
+
+
+def _kept() -> dict[str, Any]:
+    return json.loads(KEPT.read_text("utf-8")) if KEPT.exists() else {}
+
+
+def keep(results: Sequence[Result], place: Place) -> None:
+    """Add results to docs/results.json, and the grid of each that was run here to docs/images/results."""
+    entries = _kept() | {result.name: asdict(result) for result in results}
+    KEPT.write_text(json.dumps(dict(sorted(entries.items())), indent=1) + "\n", "utf-8")
+    PICTURES.mkdir(parents=True, exist_ok=True)
+    for result in results:
+        grid = place.work / "runs" / result.name / "samples.png"
+        title, _, seed = result.name.rpartition("-")[0].rpartition("-")
+        if grid.exists() and seed == "0":
+            shutil.copy(grid, PICTURES / f"{title}.png")
 
 
 def figures(metrics: Mapping[str, Any]) -> dict[str, float]:
