@@ -31,7 +31,7 @@ class WarpGenerator(UpConvGenerator):
         pose: int = Field(16, ge=1, le=65536, description="latents that choose the map")
         affine: float = Field(0.3, ge=0, le=1, description="largest change of an entry of the linear map")
         shift: float = Field(0.1, ge=0, le=1, description="largest shift, as a share of half the side")
-        elastic: float = Field(0.1, ge=0, le=1, description="largest displacement, as a share of half the side")
+        elastic: float = Field(0.1, ge=0, le=1, description="largest displacement at a grid point, of half the side")
         grid: int = Field(4, ge=2, le=64, description="side of the coarse grid of displacements")
 
     options: Options
