@@ -28,17 +28,23 @@ def paper_recipes() -> list[Recipe]:
 
 
 def like_recipes() -> list[Recipe]:
-    """Return the preset ``training-like``, less each part."""
+    """Return the preset ``training-like``, less each part, and with ideas that are not in it."""
     recipes = [Recipe("training-like", LIKE)]
     recipes += [
         Recipe(f"without {term}", LIKE, {"losses": {term: 0.0}}) for term in ("statistics", "robust", "tv", "spread")
     ]
     recipes += [Recipe(f"conditioning: {c}", LIKE, {"conditioner": c}) for c in ("vector", "matrix", "label")]
-    recipes.append(Recipe("generator upconv (no warp)", LIKE, {"generator": "upconv"}))
-    recipes.append(Recipe("tv the same all over", LIKE, {"options": {"tv.edge": 1.0}}))
-    recipes.append(Recipe("no occlusion", LIKE, {"options": {"robust.occlusion": 0.0}}))
-    recipes.append(Recipe("with kl 0.3", LIKE, {"losses": {"kl": 0.3}}))
-    recipes.append(Recipe("with cosine 1", LIKE, {"losses": {"cosine": 1.0}}))
+    recipes.append(Recipe("generator upconv, no warp", LIKE, {"generator": "upconv"}))
+    changed = {
+        "tv the same all over": ("tv.edge", 1.0),
+        "no occlusion": ("robust.occlusion", 0.0),
+        "bilinear doubling": ("generator.upsample", "bilinear"),
+        "dropout 0.2": ("generator.dropout", 0.2),
+    }
+    recipes += [Recipe(name, LIKE, {"options": {option: value}}) for name, (option, value) in changed.items()]
+    added = {"kl": 0.3, "cosine": 1.0, "orthogonality": 1.0, "ghosts": 1.0}
+    recipes += [Recipe(f"with {term} {weight:g}", LIKE, {"losses": {term: weight}}) for term, weight in added.items()]
+    recipes.append(Recipe("4 generators", LIKE, {"generators": 4}))
     return recipes
 
 
