@@ -1,0 +1,65 @@
+"""Inversions in TensorBoard, through the lifecycle hooks alone: a small plugin to learn those from.
+
+    pip install 'interpkit[tensorboard]'
+    INTERPKIT_TENSORBOARD=runs/tensorboard interpkit invert model.safetensors --plugin vecmat
+    tensorboard --logdir runs/tensorboard
+
+Every inversion writes into a folder of its own: each term, the loss and the inversion accuracy as scalars, the recipe
+as text, and a grid of samples at the end, a row a class. Without the variable the plugin does nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from datetime import datetime
+from typing import Any
+
+import torch
+
+from interpkit import Inversion, Recipe, StepRecord, Target, hookimpl
+
+PLACE = "INTERPKIT_TENSORBOARD"
+COLUMNS, ROWS = 8, 20
+log = logging.getLogger("interpkit")
+writers: list[Any] = []
+"""The writer of the inversion that is running, if any."""
+
+
+@hookimpl
+def inversion_started(target: Target, recipe: Recipe) -> None:
+    """Open a folder of events."""
+    while writers:  # of an inversion that failed
+        writers.pop().close()
+    if not os.environ.get(PLACE):
+        return
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        log.warning("%s is set, but there is no TensorBoard: pip install 'interpkit[tensorboard]'", PLACE)
+        return
+    name = f"{target.name}-{datetime.now():%Y%m%d-%H%M%S-%f}"
+    writers.append(SummaryWriter(os.path.join(os.environ[PLACE], name)))
+    writers[-1].add_text("recipe", "\n".join(f"    {line}" for line in recipe.to_toml().splitlines()))
+
+
+@hookimpl
+def inversion_step(record: StepRecord) -> None:
+    """Write a line of the history."""
+    values = {"loss": record.loss, "inversion_accuracy": record.inversion_accuracy}
+    for name, value in (values | {f"terms/{name}": value for name, value in record.terms.items()}).items():
+        for writer in writers:
+            writer.add_scalar(name, value, record.step)
+
+
+@hookimpl
+def inversion_finished(inversion: Inversion) -> None:
+    """Write a grid of samples, and close the folder."""
+    while writers:
+        writer = writers.pop()
+        if len(inversion.target.input_shape) == 3:
+            images, labels = inversion.sample(COLUMNS, labels=inversion.classes[:ROWS])
+            rows = [torch.cat(list(images[labels == label]), 2) for label in inversion.classes[:ROWS]]
+            grid = torch.cat(rows, 1)[:3]
+            writer.add_image("samples", grid if len(grid) == 3 else grid[:1], inversion.steps_done)
+        writer.close()
