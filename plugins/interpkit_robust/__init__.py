@@ -32,7 +32,7 @@ TRAINING_LIKE = Preset(
             "statistics": {"weight": 2.0},
             "tv": {"weight": 1.0, "edge": 8.0},
             "chroma": {"weight": 10.0},
-            "spread": {"weight": 0.4, "epsilon": 0.01},
+            "spread": {"weight": 0.38, "epsilon": 0.003},
         },
     },
     "Varied images that resemble the training data: robustness, remembered statistics, smoothness, spread, and a "
