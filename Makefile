@@ -2,15 +2,24 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test setup lint bench clean
+.PHONY: demo test setup browser lint bench clean
 
-demo: .venv/installed ## invert a shipped MNIST classifier; ends with the path of samples.png
+demo: .venv/installed ## invert a shipped MNIST classifier; ends with the path of report.html
 	$(BIN)/interpkit invert examples/models/mnist_bn.safetensors --plugin vecmat --plugin training-like
 
 test: .venv/installed-dev ## run the tests
 	$(BIN)/python -m pytest
 
 setup: .venv/installed-dev ## make .venv with every extra
+
+browser: .venv/installed-dev ## a Chromium for the tests of the report: the system's, or else one is installed
+	@for name in chromium chromium-browser google-chrome google-chrome-stable; do \
+	  if command -v $$name; then exit 0; fi; \
+	done; \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null; then \
+	  apt-get update -qq && apt-get install -qq -y --no-install-recommends chromium fonts-dejavu-core && exit 0; \
+	fi; \
+	$(BIN)/playwright install chromium
 
 lint: .venv/installed-dev ## ruff, ruff format and strict mypy
 	$(BIN)/ruff check .

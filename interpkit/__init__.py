@@ -17,6 +17,8 @@ from interpkit._version import __version__
 
 if TYPE_CHECKING:
     from interpkit.api import invert, load_inversion
+    from interpkit.attributing import ClassEvidence, Explainer, attribute, class_evidence, evidence_agreement
+    from interpkit.attribution import Attribution, AttributionContext
     from interpkit.data import LabelledImages
     from interpkit.errors import InterpkitError, ModelError, PluginError, RunError, UsageError
     from interpkit.evaluation import Samples, wilson
@@ -44,6 +46,7 @@ if TYPE_CHECKING:
     from interpkit.recipe import Preset, Recipe, TargetOptions
     from interpkit.recorder import Recorder, StepRecord
     from interpkit.registry import Registration
+    from interpkit.report import write_comparison, write_report
     from interpkit.seeding import derive_seed, random_generator
     from interpkit.target import wrap
     from interpkit.target_file import ONNX_GRAPH, ONNX_TENSOR, pack_target, read_target_file, save_target
@@ -51,6 +54,8 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "api": ("invert", "load_inversion"),
+    "attributing": ("ClassEvidence", "Explainer", "attribute", "class_evidence", "evidence_agreement"),
+    "attribution": ("Attribution", "AttributionContext"),
     "errors": ("InterpkitError", "ModelError", "PluginError", "RunError", "UsageError"),
     "data": ("LabelledImages",),
     "evaluation": ("Samples", "wilson"),
@@ -78,6 +83,7 @@ _HOMES = {
     "recipe": ("Preset", "Recipe", "TargetOptions"),
     "recorder": ("Recorder", "StepRecord"),
     "registry": ("Registration",),
+    "report": ("write_comparison", "write_report"),
     "seeding": ("derive_seed", "random_generator"),
     "target": ("wrap",),
     "target_file": ("ONNX_GRAPH", "ONNX_TENSOR", "pack_target", "read_target_file", "save_target"),
@@ -90,10 +96,14 @@ __all__ = [
     "ONNX_GRAPH",
     "ONNX_TENSOR",
     "Architectures",
+    "Attribution",
+    "AttributionContext",
+    "ClassEvidence",
     "Condition",
     "ConditionSpec",
     "Conditioner",
     "Draw",
+    "Explainer",
     "GeneratedBatch",
     "Generator",
     "GeneratorInversion",
@@ -123,8 +133,11 @@ __all__ = [
     "TargetOptions",
     "TooFew",
     "UsageError",
+    "attribute",
     "build_architecture",
+    "class_evidence",
     "evaluate",
+    "evidence_agreement",
     "derive_seed",
     "falling",
     "fill_architecture",
@@ -142,6 +155,8 @@ __all__ = [
     "snapshot",
     "wilson",
     "wrap",
+    "write_comparison",
+    "write_report",
 ]
 
 

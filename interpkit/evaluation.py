@@ -46,6 +46,7 @@ class Samples:
             softmax Q; not kept on disk, so None for samples that were read.
         generator: (N,) int64, which generator made each.
         probabilities: (N, n) float32, up to 100 classes; else None.
+        distribution: (N, n) float32, the conditions' distributions P, up to 100 classes; not kept on disk either.
     """
 
     images: Tensor
@@ -55,6 +56,7 @@ class Samples:
     divergence: Tensor | None
     generator: Tensor
     probabilities: Tensor | None
+    distribution: Tensor | None = None
 
     def tensors(self) -> dict[str, Tensor]:
         """Return what is written to samples.safetensors."""
@@ -91,7 +93,8 @@ def judge(inversion: Inversion, draw: Draw) -> Samples:
     )
     if images.dim() == 2:
         images = target.low + (target.high - target.low) * images
-    return Samples(images, draw.labels, predicted, confidence, divergence, draw.generator, probabilities)
+    distribution = None if probabilities is None else draw.distribution
+    return Samples(images, draw.labels, predicted, confidence, divergence, draw.generator, probabilities, distribution)
 
 
 def read_samples(path: Path, target: Target, device: torch.device) -> Samples:

@@ -20,6 +20,8 @@ from interpkit.recipe import Recipe
 from interpkit.seeding import derive_seed, global_seed, random_generator
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from interpkit.recorder import StepRecord
 
 
@@ -147,6 +149,24 @@ class Inversion(ABC):
     @abstractmethod
     def _chunks(self, classes: list[int], total: int, seed: int, dropout: bool) -> Iterator[Draw]:
         """Yield ``total`` images, a chunk at a time, the classes taking turns."""
+
+    def figure(self, per_class: int = 8) -> Figure:
+        """Return a matplotlib figure of samples, a row a class; see `interpkit.notebook.sample_figure`."""
+        from interpkit.notebook import sample_figure
+
+        return sample_figure(self, per_class)
+
+    def curves(self) -> Figure:
+        """Return a matplotlib figure of the training; see `interpkit.notebook.history_figure`."""
+        from interpkit.notebook import history_figure
+
+        return history_figure(self)
+
+    def _repr_html_(self) -> str:
+        """Show the inversion in a notebook."""
+        from interpkit.notebook import to_html
+
+        return to_html(self)
 
     def save(self, folder: str | Path, *, force: bool = False) -> Path:
         """Write the run folder: recipe, manifest, weights, history, metrics and samples.

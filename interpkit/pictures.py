@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,13 +21,24 @@ SHORTEST_SIDE = 48
 
 
 def save_grid(images: Tensor, labels: Tensor, class_names: list[str], path: Path) -> None:
-    """Write a grid of the first samples of each class, a row a class, named at the left; at most 50 rows.
+    """Write a `grid` as PNG."""
+    write_atomically(path, to_png(grid(images, labels, class_names)))
+
+
+def to_png(picture: Image.Image) -> bytes:
+    """Return the content of a PNG."""
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG", optimize=True)
+    return buffer.getvalue()
+
+
+def grid(images: Tensor, labels: Tensor, class_names: list[str]) -> Image.Image:
+    """Return a grid of the first samples of each class, a row a class, named at the left; at most 50 rows.
 
     Args:
         images: (N, C, H, W) uint8. One channel is drawn grey, three as RGB, any other number as the mean.
         labels: (N,).
         class_names: by label.
-        path: of the PNG.
     """
     rows = labels.unique().tolist()[:MAX_ROWS]
     height, width = images.shape[2:]
@@ -45,9 +57,7 @@ def save_grid(images: Tensor, labels: Tensor, class_names: list[str], path: Path
         for column, image in enumerate(images[labels == label][:columns]):
             picture = to_picture(image).resize((width, height), Image.Resampling.NEAREST)
             canvas.paste(picture, (margin + column * (width + GAP), top))
-    buffer = io.BytesIO()
-    canvas.save(buffer, "PNG", optimize=True)
-    write_atomically(path, buffer.getvalue())
+    return canvas
 
 
 def save_images(images: Tensor, labels: Tensor, class_names: list[str], folder: Path) -> None:
@@ -59,6 +69,48 @@ def save_images(images: Tensor, labels: Tensor, class_names: list[str], folder: 
         to_picture(image).save(buffer, "PNG")
         write_atomically(folder / str(label) / f"{number:05d}.png", buffer.getvalue())
     write_atomically(folder / "classes.json", to_json({str(i): class_names[i] for i in labels.unique().tolist()}))
+
+
+def colour_scale(maps: Tensor) -> float:
+    """Return what full colour stands for in a panel: the 99.5 % quantile of the absolute maps, summed over channels.
+
+    Args:
+        maps: (N, C, H, W). Of maps that are zero all over, 1.
+    """
+    strength = maps.sum(1).abs().numpy()
+    scale = float(np.quantile(strength, 0.995)) or float(strength.max())
+    return scale if scale > 0 else 1.0
+
+
+def to_heat(evidence: Tensor, scale: float) -> Image.Image:
+    """Return a map, (C, H, W) summed over C, as a picture: white is 0, red ``scale``, blue ``-scale``."""
+    value = (evidence.sum(0) / scale).clamp(-1, 1).numpy()[..., None]
+    red, blue = np.array([178, 24, 43]), np.array([33, 102, 172])
+    colour = 255 + np.abs(value) * (np.where(value > 0, red, blue) - 255)
+    return Image.fromarray(colour.round().astype(np.uint8), "RGB")
+
+
+def save_panel(rows: Sequence[tuple[str, Sequence[Image.Image]]], caption: str, path: Path) -> None:
+    """Write rows of pictures of one size, each row named at the left, over a caption; at most 50 rows."""
+    rows = rows[:MAX_ROWS]
+    width, height = rows[0][1][0].size
+    zoom = max(1, -(-SHORTEST_SIDE // min(height, width)))
+    width, height = width * zoom, height * zoom
+    font = ImageFont.load_default(size=14)
+    names = [_short(name) for name, _ in rows]
+    margin = 12 + round(max(font.getlength(name) for name in names))
+    columns = max(len(pictures) for _, pictures in rows)
+    across = max(margin + columns * (width + GAP), 12 + round(font.getlength(caption)))
+    canvas = Image.new("RGB", (across, len(rows) * (height + GAP) + GAP + 24), "white")
+    draw = ImageDraw.Draw(canvas)
+    for row, (_, pictures) in enumerate(rows):
+        top = GAP + row * (height + GAP)
+        draw.text((margin - 6, top + height / 2), names[row], fill="black", font=font, anchor="rm")
+        for column, picture in enumerate(pictures):
+            enlarged = picture.resize((width, height), Image.Resampling.NEAREST)
+            canvas.paste(enlarged, (margin + column * (width + GAP), top))
+    draw.text((6, canvas.height - 6), caption, fill="black", font=font, anchor="ls")
+    write_atomically(path, to_png(canvas))
 
 
 def to_picture(image: Tensor) -> Image.Image:

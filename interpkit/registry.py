@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from interpkit.attribution import Attribution
 from interpkit.errors import PluginError, UsageError, did_you_mean, listed
 from interpkit.interfaces import Architectures, Conditioner, Generator, InversionLoss, Inverter, Loader
 from interpkit.metrics import Metric
@@ -20,6 +21,7 @@ KINDS: dict[str, type] = {
     "loss": InversionLoss,
     "inverter": Inverter,
     "metric": Metric,
+    "attribution": Attribution,
     "loader": Loader,
     "architectures": Architectures,
     "preset": Preset,

@@ -282,7 +282,7 @@ class Run:
         write_atomically(self / "manifest.json", to_json(manifest))
 
     def finish(self, inversion: Inversion) -> Path:
-        """Write what comes of a run: weights, history, samples, metrics and the grid.
+        """Write what comes of a run: weights, history, samples, metrics, the grid and the report.
 
         Returns:
             the folder.
@@ -295,7 +295,7 @@ class Run:
             self._write_weights(inversion)
         rows = [json.dumps(record.to_row()) + "\n" for record in inversion.history]
         write_atomically(self / "history.jsonl", "".join(rows))
-        samples = evaluation.draw_samples(inversion, **_sample_size(inversion))
+        samples = evaluation.draw_samples(inversion, **sample_size(inversion))
         if isinstance(inversion, ImageInversion) and len(samples.labels) < len(inversion.images):
             log.warning("the run keeps %d of the %d images", len(samples.labels), len(inversion.images))
         write_samples(samples, self / "samples.safetensors")
@@ -313,7 +313,17 @@ class Run:
                 "sampling_seconds": round(time.monotonic() - begun, 3),
             },
         )
+        self._report(inversion, samples)
         return self.folder
+
+    def _report(self, inversion: Inversion, samples: evaluation.Samples) -> None:
+        """Write report.html; the run is finished, and a fault here must not lose it."""
+        try:
+            from interpkit.report import render_report
+
+            render_report(self, inversion, samples)
+        except Exception as error:
+            log.warning("report.html could not be written: %r. Try again by interpkit report %s", error, self.folder)
 
     def _write_weights(self, inversion: GeneratorInversion) -> None:
         parts: dict[str, nn.Module] = {"generator": inversion.generator, "conditioner": inversion.conditioner}
@@ -331,7 +341,7 @@ class Run:
         write_atomically(self / "generator.safetensors", safetensors.torch.save(weights, metadata))
 
 
-def _sample_size(inversion: Inversion) -> dict[str, int]:
+def sample_size(inversion: Inversion) -> dict[str, Any]:
     """Return how many samples a run keeps: 100 a class to 10 classes, then 1,000 in all, at least one a class."""
     classes, there = len(inversion.classes), inversion.images_per_class
     if classes <= 10:

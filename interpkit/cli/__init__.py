@@ -96,11 +96,13 @@ def _main(
 
 
 def _add_commands() -> None:
-    from interpkit.cli import compare, evaluate, inspect, invert, pack, plugins, sample
+    from interpkit.cli import attribute, compare, evaluate, inspect, invert, pack, plugins, report, sample
 
     app.command("invert")(invert.invert)
     app.command("sample")(sample.sample)
     app.command("evaluate")(evaluate.evaluate)
+    app.command("report")(report.report)
+    app.command("attribute")(attribute.attribute)
     app.command("compare")(compare.compare)
     app.command("inspect")(inspect.inspect)
     app.command("pack")(pack.pack)

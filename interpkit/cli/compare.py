@@ -10,12 +10,15 @@ from typing import Annotated, Any
 import typer
 
 from interpkit.cli import console, options
-from interpkit.cli.figures import flattened
 from interpkit.errors import UsageError
+from interpkit.figures import flattened
 
 
 def compare(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN RUN...", help="Run folders.", show_default=False)],
+    html: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write a page with the samples side by side too.")
+    ] = None,
     json_: options.Json = False,
 ) -> None:
     """Lay the figures of runs side by side: a row for each, a column for each run.
@@ -38,6 +41,12 @@ def compare(
         told = ", ".join(f"{folder} of {model['name']}" for folder, model in zip(runs, models, strict=True))
         console.note(f"These runs are of different classifiers: {told}.")
     names = list(dict.fromkeys(name for column in figures for name in column))
+    if html is not None:
+        from interpkit.report import write_comparison
+
+        if len(set(runs)) < len(runs):
+            raise UsageError("a run is named twice: the page lays different runs side by side.")
+        write_comparison(dict(zip(_headings(runs), opened, strict=True)), html)
     if json_:
         columns: list[dict[str, Any]] = [
             {"run": str(folder), "model": model["name"], "metrics": {name: f.value for name, f in column.items()}}
@@ -55,6 +64,8 @@ def compare(
     for name in names:
         table.add_row(escape(name), *(str(column.get(name, "-")) for column in figures))
     console.out.print(table)
+    if html is not None:
+        console.out.out(str(html))
 
 
 def _headings(runs: list[Path]) -> list[str]:

@@ -67,4 +67,6 @@ def evaluate(
     if classes is not None:
         console.out.print(classes)
     console.out.print(figures.table_of_all(metrics))
+    if (run / "report.html").exists():
+        console.note(f"report.html is from before: interpkit report {run} writes it anew")
     console.out.out(str(run / "metrics.json"))

@@ -1,53 +1,17 @@
-"""The numbers of metrics.json under names of one line each, for tables."""
+"""Tables of the numbers of metrics.json."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
+
+from interpkit.figures import Figure, flattened
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-NOT_FIGURES = ("schema", "per_class", "left_out", "measured_on")
-INTERVAL = "_interval"
 MOST_CLASSES = 20
 """Past so many classes a table has no row for each."""
-
-
-@dataclass(frozen=True)
-class Figure:
-    """A number, and its 95 % interval if it has one."""
-
-    value: float
-    interval: tuple[float, float] | None = None
-
-    def __str__(self) -> str:
-        return f"{self.value:,}" if isinstance(self.value, int) else f"{self.value:.4g}"
-
-
-def flattened(metrics: Mapping[str, Any]) -> dict[str, Figure]:
-    """Return the figures of metrics.json by dotted name, without those of single classes.
-
-    The entries of a list are named by their ``name``: ``evaluators.other.agreement``.
-    """
-    return dict(_walk({key: value for key, value in metrics.items() if key not in NOT_FIGURES}, ""))
-
-
-def _walk(value: Any, name: str) -> Iterator[tuple[str, Figure]]:
-    if not isinstance(value, Mapping):
-        return
-    for key, item in value.items():
-        place = f"{name}.{key}" if name else str(key)
-        interval = value.get(f"{key}{INTERVAL}")
-        if isinstance(item, int | float) and not isinstance(item, bool):
-            yield place, Figure(item, (interval[0], interval[1]) if isinstance(interval, list) else None)
-        elif isinstance(item, list):
-            for number, entry in enumerate(item):
-                if isinstance(entry, Mapping):
-                    yield from _walk(entry, f"{place}.{entry.get('name', number)}")
-        else:
-            yield from _walk(item, place)
 
 
 def table_of_all(metrics: Mapping[str, Any]) -> Table:

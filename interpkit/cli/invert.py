@@ -201,3 +201,5 @@ def _print_result(folder: Path, as_json: bool) -> None:
     )
     console.out.out(f"run: {folder}")
     console.out.out(str(folder / "samples.png" if "samples.png" in files else folder / "samples.safetensors"))
+    if "report.html" in files:
+        console.out.out(files["report.html"])

@@ -152,7 +152,8 @@ def distance(features: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
     rows = features.movedim(1, -1).flatten(0, -2) - mean
     shift = rows.sum(0) / len(rows)
     spread = torch.linalg.vector_norm(rows, dim=0).square() / len(rows) - shift.square()
-    return (shift.square() / variance).mean() + (spread / variance - 1).square().mean()
+    apart: Tensor = (shift.square() / variance).mean() + (spread / variance - 1).square().mean()
+    return apart
 
 
 class Statistics(InversionLoss):

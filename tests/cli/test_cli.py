@@ -99,13 +99,13 @@ def test_without_arguments_the_help_is_shown() -> None:
 # ----------------------------------------------------------------------------------------------- invert
 
 
-def test_invert_ends_with_the_grids_path_on_stdout_and_reports_on_stderr(
+def test_invert_ends_with_the_paths_of_grid_and_report_on_stdout_and_reports_on_stderr(
     tmp_path: Path, tiny_model: Path, quick_flags: list[str], run_python: Process
 ) -> None:
     out = tmp_path / "run"
     run = run_python("-m", "interpkit", "invert", tiny_model, *quick_flags, "--out", out)
     assert run.returncode == 0, run.stderr
-    assert run.stdout.splitlines()[-1] == str(out / "samples.png")
+    assert run.stdout.splitlines()[-2:] == [str(out / "samples.png"), str(out / "report.html")]
     assert "class 2" in run.stdout and "inversion accuracy" in run.stdout
     assert not re.search(r"step \d+/12", run.stdout)
     assert "step 1/12" in run.stderr and "step 12/12" in run.stderr
@@ -159,7 +159,7 @@ def test_the_default_folder_is_named_after_model_and_preset_and_counts_on(
     monkeypatch.chdir(tmp_path)
     for number in (1, 2):
         result = cli("invert", tiny_model, *quick_flags, "--steps", "1")
-        assert result.stdout.splitlines()[-1] == f"runs/tiny-vecmat-{number}/samples.png"
+        assert result.stdout.splitlines()[-1] == f"runs/tiny-vecmat-{number}/report.html"
         assert Path(f"runs/tiny-vecmat-{number}/manifest.json").exists()
 
 
@@ -433,7 +433,7 @@ def test_resuming_a_finished_run_does_nothing_and_ends_with_0(run_copy: Path, ti
     result = cli("invert", tiny_model, "--out", run_copy, "--resume")
     assert result.exit_code == 0
     assert "nothing to do" in result.stderr
-    assert result.stdout.splitlines()[-1] == str(run_copy / "samples.png")
+    assert result.stdout.splitlines()[-1] == str(run_copy / "report.html")
     assert {path.name: path.read_bytes() for path in run_copy.iterdir()} == before
 
 
@@ -602,7 +602,7 @@ def test_a_run_of_vectors_ends_with_its_samples_file_and_has_no_pictures_to_give
     flags = ["--plugin", "vecmat", "--generator", "vectors", "--conditioner", "label", "--batch-size", "4"]
     result = cli("invert", model, *flags, "--steps", "2", "--out", run)
     assert result.exit_code == 0, result.output
-    assert result.stdout.splitlines()[-1] == str(run / "samples.safetensors")
+    assert result.stdout.splitlines()[-2:] == [str(run / "samples.safetensors"), str(run / "report.html")]
     assert cli("sample", run, "--out", tmp_path / "few.safetensors").exit_code == 0
     fails(2, "vectors", "sample", run, "--out", tmp_path / "pictures")
     fails(2, "vectors", "sample", run, "--out", tmp_path / "two.safetensors", "--png", tmp_path / "few.png")

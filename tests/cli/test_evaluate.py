@@ -16,8 +16,9 @@ from typer.testing import CliRunner, Result
 
 import interpkit
 from interpkit.cli import app
-from interpkit.cli.figures import flattened, table_of_classes
+from interpkit.cli.figures import table_of_classes
 from interpkit.data import load_data
+from interpkit.figures import flattened
 
 MakeModel = Callable[..., Path]
 

@@ -1,0 +1,152 @@
+"""``interpkit attribute``: which pixels made the classifier say so."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from interpkit.cli import console, options
+from interpkit.errors import UsageError
+
+OF_A_RUN = ("arch", "trust")
+"""Target flags that are typed again for a run; the rest are in its recipe."""
+COLUMNS = (
+    "The nearer to 0, the better: sum, the error of completeness; del., class, rand., the area under the deletion "
+    "curve by the maps, by class evidence and by chance; infidelity; sensitivity; weights, the rank correlation with "
+    "the maps of random weights."
+)
+
+
+@options.with_target_options
+def attribute(
+    source: Annotated[
+        Path, typer.Argument(metavar="RUN|MODEL", help="A run folder, or a classifier.", show_default=False)
+    ],
+    said: dict[str, Any],
+    images: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE|DATA",
+            help="What to explain: a picture, samples.safetensors, FILE.npz[:train], a folder of folders, or "
+            "torchvision:NAME; the run's samples by default.",
+        ),
+    ] = None,
+    method: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="integrated-gradients by default; repeatable; all for every method."),
+    ] = None,
+    target_class: Annotated[
+        str,
+        typer.Option(metavar="asked|predicted|N|A-B", help="The class to explain; A-B: why A rather than B."),
+    ] = "asked",
+    baseline: Annotated[
+        str,
+        typer.Option(
+            metavar="black|mean|class:N",
+            help="What to hold the image against; class:N: the run's samples of class N, as a distribution.",
+        ),
+    ] = "black",
+    per_class: Annotated[
+        int | None, typer.Option(min=1, help="Images of each class; 10, but 100 in all, by default.")
+    ] = None,
+    layer: Annotated[str | None, typer.Option(metavar="NAME", help="Of Grad-CAM; found by default.")] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="METHOD.OPTION=VALUE", help="Set an option; repeatable."),
+    ] = None,
+    checks: Annotated[
+        bool, typer.Option(help="Measure infidelity, sensitivity and the effect of randomised weights.")
+    ] = True,
+    rows: Annotated[int, typer.Option(min=1, help="The most images that pass the classifier at once.")] = 64,
+    seed: Annotated[int, typer.Option(help="Of all that is drawn.")] = 0,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = "auto",
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Where to; RUN/attributions or attributions/MODEL by default."),
+    ] = None,
+    model: Annotated[Path | None, typer.Option(metavar="FILE", help="A run's classifier, if it has moved.")] = None,
+    json_: options.Json = False,
+) -> None:
+    """Explain images by Captum: which pixels speak for a class, and can the maps be believed?
+
+    Writes METHOD.safetensors, METHOD.png, METHOD-classes.png and summary.json.
+    Example: interpkit attribute runs/mnist-vecmat-1 --images mnist.npz --method integrated-gradients --method grad-cam
+    """
+    from interpkit import evaluation, explaining, loading, runs
+
+    inverted = None
+    if (source / "manifest.json").is_file():
+        run = runs.Run.open(source)
+        extra = sorted(set(said) - set(OF_A_RUN))
+        if extra:
+            raise UsageError(f"--{extra[0].replace('_', '-')} is in the run's recipe: leave it out, or name the model.")
+        target = run.load_target(model, **said)
+        stored, labels, _ = evaluation.read_images(run / "samples.safetensors", target)
+        inverted = (evaluation.to_unit(stored, target), labels)
+    else:
+        if model is not None:
+            raise UsageError(f"--model goes with a run, and {source} is none: name the classifier alone.")
+        if images is None:
+            raise UsageError("a classifier has no images of its own: name some by --images, or name a run.")
+        target = loading.load_target(source, **said)
+    place = out or (source / "attributions" if inverted is not None else Path("attributions") / source.stem)
+    given = None if images is None else explaining.load_images(images, target)
+    if given is not None and given[1] is None and target_class == "asked":
+        console.note("the picture has no label: the predicted class is explained.")
+    summary = explaining.explain(
+        target,
+        place,
+        images=given,
+        inverted=inverted,
+        methods=method or [],
+        target_class=target_class,
+        baseline=baseline,
+        per_class=per_class,
+        layer=layer,
+        options=dict(options.pair("--set", text) for text in set_ or []),
+        checks=checks,
+        seed=seed,
+        rows=rows,
+        device=device,
+        on_method=lambda name: console.note(f"{name} ..."),
+    )
+    for name, reason in summary.get("left_out", {}).items():
+        console.warning(f"{name} is left out: {reason}")
+    for figures in summary["methods"].values():
+        for note in figures.get("notes", ()):
+            console.note(note)
+    if json_:
+        console.print_json({"out": str(place), **summary})
+        return
+    console.note(COLUMNS)
+    console.out.print(_table(summary))
+    for figures in summary["methods"].values():
+        for name in figures["files"]:
+            console.out.out(str(place / name))
+    console.out.out(str(place / "summary.json"))
+
+
+def _table(summary: dict[str, Any]) -> Any:
+    """Return a table with a row a method."""
+    from rich import box
+    from rich.table import Table
+
+    names = ("method", "sum", "del.", "class", "rand.", "infid", "sens.", "weights")
+    table = Table(*names, box=box.SIMPLE, pad_edge=False)
+    table.columns[0].no_wrap = True
+    for column in table.columns[1:]:
+        column.justify, column.overflow = "right", "fold"
+    for name, figures in summary["methods"].items():
+        last = figures.get("randomisation", [{}])[-1].get("rank_correlation_absolute")
+        deletion = figures["deletion"]
+        values = [
+            figures.get("completeness", {}).get("relative_error"),
+            *(deletion.get(key) for key in ("maps", "class_evidence", "random")),
+            figures.get("infidelity"),
+            figures.get("sensitivity"),
+            last,
+        ]
+        table.add_row(name, *("-" if value is None else f"{value:.3f}" for value in values))
+    return table

@@ -1,0 +1,115 @@
+"""Several runs side by side on one page: their samples class by class, and their figures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from interpkit import evaluation
+from interpkit.errors import RunError, UsageError, listed
+from interpkit.figures import flattened
+from interpkit.files import write_atomically
+from interpkit.report import pictures, words
+from interpkit.report.page import render
+from interpkit.runs import Run
+
+BUDGET = 4_000_000
+"""Characters for all pictures."""
+SHOWN = 10
+"""Samples of each class and run."""
+MOST_CLASSES = 100
+
+
+def write_comparison(runs: Mapping[str, Run | str | Path], path: str | Path) -> Path:
+    """Write a page with runs side by side, one self-contained file; the classifiers are not needed.
+
+    Args:
+        runs: two or more, by the headings of their columns.
+        path: of the page.
+
+    Returns:
+        the file.
+
+    Raises:
+        RunError: a run has no samples, or is of another schema.
+        UsageError: there are fewer than two, or the page cannot be put there.
+    """
+    path = Path(path)
+    if len(runs) < 2:
+        raise UsageError("a comparison takes two runs or more.")
+    if not path.parent.is_dir() or path.is_dir():
+        raise UsageError(f"{path} cannot be written: name a file in a folder that exists.")
+    opened = {name: run if isinstance(run, Run) else Run.open(Path(run)) for name, run in runs.items()}
+    columns = [_column(name, run, BUDGET / len(runs)) for name, run in opened.items()]
+    figures = [flattened(column["metrics"]) for column in columns]
+    labels = sorted({label for column in columns for label in column["cells"]})
+    names = {row["label"]: str(row["name"]) for column in columns for row in column["metrics"].get("per_class", [])}
+    page = render(
+        "compare.html",
+        title=f"{len(columns)} runs compared",
+        columns=columns,
+        labels=labels[:MOST_CLASSES],
+        left_out=len(labels[MOST_CLASSES:]),
+        names={label: names.get(label, str(label)) for label in labels},
+        figures=[
+            {"name": name, "meaning": words.meaning(name), "values": [column.get(name) for column in figures]}
+            for name in dict.fromkeys(name for column in figures for name in column)
+        ],
+    )
+    write_atomically(path, page)
+    return path
+
+
+def _column(heading: str, run: Run, budget: float) -> dict[str, Any]:
+    """Return what is shown of a run; its pictures, with the target's confidence, by class."""
+    metrics, manifest = run.metrics(), run.manifest()
+    images, labels, confidence = _stored(run / "samples.safetensors")
+    rows = {k: (labels == k).nonzero()[:SHOWN, 0] for k in labels.unique().tolist()[:MOST_CLASSES]}
+    drawn = pictures.drawable(images)[torch.cat(list(rows.values()))]
+    cells: dict[int, list[tuple[str, float]]] = {k: [] for k in rows}
+    order = [(k, row) for k, some in rows.items() for row in some.tolist()]
+    for (label, row), uri in zip(order, pictures.encode(drawn, budget), strict=True):
+        cells[label].append((uri, confidence[row].item()))
+    target = str(manifest["model"]["name"] or "the classifier")
+    classes = len(metrics.get("per_class", [])) or len(cells)
+    return {
+        "name": heading,
+        "model": target,
+        "presets": ", ".join(map(str, manifest.get("presets", []))),
+        "steps": manifest.get("steps_done", 0),
+        "metrics": metrics,
+        "verdict": words.verdict(metrics, target, classes),
+        "warnings": evaluation.warnings(metrics),
+        "cells": cells,
+        "size": drawn.shape[:1:-1],
+    }
+
+
+def _stored(path: Path) -> tuple[Tensor, Tensor, Tensor]:
+    """Read images or vectors, labels and confidence, as they are stored.
+
+    Raises:
+        RunError: there are none, or they do not fit each other.
+    """
+    try:
+        tensors = safetensors.torch.load_file(path)
+    except FileNotFoundError as error:
+        raise RunError(f"there is no {path}: the run was not finished. Go on by --resume.") from error
+    except (safetensors.SafetensorError, OSError, ValueError) as error:
+        raise RunError(f"{path} is not a whole safetensors file: {error}.") from error
+    images = tensors.get("images", tensors.get("inputs"))
+    labels, confidence = tensors.get("labels"), tensors.get("confidence")
+    if images is None or labels is None or confidence is None:
+        raise RunError(f"{path} holds {listed(tensors)}; samples are images (or inputs), labels and confidence.")
+    count = len(labels) if labels.dim() == 1 else 0
+    fits = count and len(images) == count and confidence.shape == (count,) and not labels.is_floating_point()
+    drawable = (images.dim() == 4 and images.dtype == torch.uint8) or (images.dim() == 2 and images.isfinite().all())
+    if not fits or not drawable:
+        raise RunError(f"{path} is no file of samples: images {images.dtype} {tuple(images.shape)}, {count} labels.")
+    return images, labels, confidence

@@ -1,0 +1,312 @@
+"""The report of one run: what is shown, gathered from the run folder and the inversion."""
+
+from __future__ import annotations
+
+import itertools
+import shlex
+from collections import Counter
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from interpkit import evaluation
+from interpkit.data import LabelledImages, load_data
+from interpkit.errors import RunError
+from interpkit.evaluation import Samples
+from interpkit.files import write_atomically
+from interpkit.interfaces import Target
+from interpkit.inversion import GeneratorInversion, Inversion
+from interpkit.recipe import TargetOptions
+from interpkit.report import curves, journeys, pictures, words
+from interpkit.report.page import render
+from interpkit.runs import Run, sample_size
+
+FEW_CLASSES = 10
+BUDGETS = (3_200_000, 12_000_000)
+"""Characters for the pictures of samples, nearest images and attributions together: to ten classes, and for more."""
+JOURNEY_BUDGET = 900_000
+SHOWN_SHARES = 5
+"""Classes whose probabilities a sample lists, the largest first; so many of its condition too."""
+MATRIX_CLASSES = 30
+"""Up to so many classes the confusion is a matrix; above, a list of what is confused most."""
+MOST_CONFUSED = 20
+NEAREST_SIDE = 32
+NEAREST_MOST = 20_000
+NEAREST_CHUNK = 256
+
+
+@dataclass(frozen=True)
+class _Beside:
+    """Pictures that are shown beside samples, when one is opened.
+
+    Attributes:
+        title: what they are.
+        images: (M, C, H, W) uint8.
+        places: by row of the samples that have one, its place among ``images``.
+        notes: by row, a few words more.
+    """
+
+    title: str
+    images: Tensor
+    places: dict[int, int]
+    notes: dict[int, str]
+
+
+def write_report(
+    run: str | Path,
+    *,
+    reference: str | Path | None = None,
+    target: Target | None = None,
+    model: str | Path | None = None,
+    arch: str | None = None,
+    trust: bool = False,
+) -> Path:
+    """Write report.html into a run folder: one self-contained file for a browser.
+
+    Args:
+        run: the folder of a run that is finished, or was interrupted.
+        reference: real images, as `interpkit.evaluate` takes them; each sample is shown beside its nearest one.
+        target: the classifier, for a run of one that was wrapped in memory.
+        model: the classifier's file, if it has moved.
+        arch: as in `load_target`, where the run records code of the user's own.
+        trust: likewise, for a file that may run code.
+
+    Returns:
+        the file.
+
+    Raises:
+        RunError: the run has no samples, or is of another schema.
+        ModelError: the classifier cannot be loaded.
+        UsageError: the reference data cannot be read or does not fit.
+    """
+    opened = Run.open(Path(run))
+    opened.metrics()  # a torn or foreign one is told before the work
+    inversion = opened.load(target, None if model is None else Path(model), arch=arch, trust=trust)
+    samples = evaluation.read_samples(opened / "samples.safetensors", inversion.target, inversion.device)
+    if isinstance(inversion, GeneratorInversion) and samples.probabilities is not None:
+        drawn = inversion.draw(**sample_size(inversion))  # as when the run ended: what its samples were asked for
+        if torch.equal(drawn.labels, samples.labels):
+            samples = replace(samples, distribution=drawn.distribution)
+    real = None
+    if reference is not None:
+        real = load_data(str(reference), inversion.target.input_shape, inversion.target.class_names)
+    return render_report(opened, inversion, samples, real)
+
+
+def render_report(run: Run, inversion: Inversion, samples: Samples, reference: LabelledImages | None = None) -> Path:
+    """Write report.html of a run whose inversion and judged samples are in memory.
+
+    Args:
+        run: with its manifest and metrics written.
+        inversion: what the run has learned.
+        samples: its stored samples.
+        reference: real images in the form of `interpkit.data.load_data`.
+
+    Returns:
+        the file.
+    """
+    target, metrics, manifest = inversion.target, run.metrics(), run.manifest()
+    classes = samples.labels.unique().tolist()
+    names = target.class_names
+    beside = ([] if reference is None else [_nearest(samples, reference, target)]) + _attributions(run, samples)
+    budget = BUDGETS[len(classes) > FEW_CLASSES] / (1 + len(beside))
+    uris = pictures.encode(pictures.drawable(samples.images), budget)
+    rows = {label: (samples.labels == label).nonzero()[:, 0].tolist() for label in classes}
+    page = render(
+        "report.html",
+        title=f"{target.name}: what it takes for each class",
+        verdict=words.verdict(metrics, target.name, len(classes)),
+        warnings=evaluation.warnings(metrics),
+        names=names,
+        groups=[{"label": label, "name": names[label], "rows": rows[label]} for label in classes],
+        uris=uris,
+        predicted=samples.predicted.tolist(),
+        confidence=samples.confidence.tolist(),
+        size=_size(samples.images),
+        data=_data(samples, beside, budget),
+        figures=words.rows(metrics),
+        left_out=metrics.get("left_out", {}),
+        confusion=_confusion(samples, names),
+        curves=curves.curves(inversion.history),
+        curve_size=(curves.WIDTH, curves.HEIGHT),
+        walks=_strips(journeys.walks(inversion), samples, target) if isinstance(inversion, GeneratorInversion) else [],
+        morphs=_strips(journeys.morphs(inversion), samples, target)
+        if isinstance(inversion, GeneratorInversion)
+        else [],
+        recipe=inversion.recipe.to_toml(),
+        facts=_facts(inversion, manifest),
+        command=_command(run, inversion.recipe.target, manifest),
+    )
+    path = run / "report.html"
+    write_atomically(path, page)
+    return path
+
+
+def _size(images: Tensor) -> tuple[int, int]:
+    """Return width and height of what is drawn of the samples."""
+    height, width = pictures.drawable(images[:1]).shape[2:]
+    return width, height
+
+
+def _data(samples: Samples, beside: list[_Beside], budget: float) -> dict[str, Any]:
+    """Return what the page's script shows of a sample that is opened.
+
+    ``shares`` and ``asked`` are, by sample, the largest probabilities as [class, share], and the same of the
+    condition; ``beside`` are lists of pictures with the sample's place in each.
+    """
+    return {
+        "shares": _largest(samples.probabilities),
+        "asked": _largest(samples.distribution),
+        "beside": [
+            {
+                "title": kind.title,
+                "uris": pictures.encode(kind.images, budget),
+                "places": [kind.places.get(row, -1) for row in range(len(samples.labels))],
+                "notes": [kind.notes.get(row, "") for row in range(len(samples.labels))],
+            }
+            for kind in beside
+            if len(kind.images)
+        ],
+    }
+
+
+def _largest(distribution: Tensor | None) -> list[list[tuple[int, float]]]:
+    if distribution is None:
+        return []
+    shares, classes = distribution.topk(min(SHOWN_SHARES, distribution.shape[1]), dim=1)
+    return [
+        [(label, round(share, 4)) for label, share in zip(*row, strict=True)]
+        for row in zip(classes.tolist(), shares.tolist(), strict=True)
+    ]
+
+
+def _nearest(samples: Samples, reference: LabelledImages, target: Target) -> _Beside:
+    """Find the real image nearest to each sample, by Euclidean distance of pixels, large images averaged to 32 x 32."""
+    real = evaluation.to_unit(reference.images[:NEAREST_MOST], target)
+    made = evaluation.to_unit(samples.images, target)
+    if made.dim() == 4 and max(made.shape[2:]) > NEAREST_SIDE:
+        made, small = (torch.nn.functional.adaptive_avg_pool2d(images, NEAREST_SIDE) for images in (made, real))
+    else:
+        small = real
+    places = [torch.cdist(part.flatten(1), small.flatten(1)).argmin(1) for part in made.split(NEAREST_CHUNK)]
+    found, place = torch.cat(places).unique(return_inverse=True)
+    labels = reference.labels[found][place].tolist()
+    images = (real[found] * 255).round().clamp(0, 255).to(torch.uint8) if real.dim() == 4 else real[found]
+    notes = {row: f"of the class {target.class_names[label]}" for row, label in enumerate(labels)}
+    return _Beside(
+        "Nearest reference image", pictures.drawable(images, among=made), dict(enumerate(place.tolist())), notes
+    )
+
+
+def _attributions(run: Run, samples: Samples) -> list[_Beside]:
+    """Read the maps in ``attributions/METHOD.safetensors`` of the run, and find the samples that they are of.
+
+    A file holds ``maps`` (N, C, H, W), and ``images`` (N, C, H, W), uint8 or in [0, 1], of which they are; a sample
+    is known by its pixels.
+
+    Raises:
+        RunError: a file is torn, or holds something else.
+    """
+    rows = {image.numpy().tobytes(): row for row, image in enumerate(samples.images)}
+    found = []
+    for path in sorted((run / "attributions").glob("*.safetensors")):
+        try:
+            tensors = safetensors.torch.load_file(path)
+        except (safetensors.SafetensorError, OSError, ValueError) as error:
+            raise RunError(f"{path} is not a whole safetensors file: {error}. Remove it.") from error
+        maps, images = tensors.get("maps"), tensors.get("images")
+        if maps is None or images is None or maps.dim() != 4 or len(maps) != len(images):
+            continue  # of vectors, or something else
+        pixels = images if images.dtype == torch.uint8 else (images * 255).round().to(torch.uint8)
+        places = {
+            rows[key]: place
+            for place, image in enumerate(pixels)
+            if (key := image.contiguous().numpy().tobytes()) in rows
+        }
+        if places:
+            note = "red speaks for the class, blue against it"
+            found.append(_Beside(path.stem, pictures.heat(maps), places, dict.fromkeys(places, note)))
+    return found
+
+
+def _strips(journeys_: list[journeys.Journey], samples: Samples, target: Target) -> list[dict[str, Any]]:
+    """Return each journey as one picture of its images side by side, with what the target says of each."""
+    if not journeys_:
+        return []
+    images = torch.cat([journey.images for journey in journeys_])
+    if images.dim() == 4:
+        images = (images * 255).round().to(torch.uint8)
+    drawn = pictures.drawable(images, among=evaluation.to_unit(samples.images, target))
+    strips = torch.stack([pictures.strip(some) for some in drawn.split(journeys.FRAMES)])
+    uris = pictures.encode(strips, JOURNEY_BUDGET / 2)
+    return [
+        {
+            "start": journey.start,
+            "end": journey.end,
+            "uri": uri,
+            "confidence": journey.confidence,
+            "stretches": [(label, len(list(frames))) for label, frames in itertools.groupby(journey.predicted)],
+        }
+        for journey, uri in zip(journeys_, uris, strict=True)
+    ]
+
+
+def _confusion(samples: Samples, names: list[str]) -> dict[str, Any]:
+    """Return shares of the class asked for (rows) by the class that the target gives (columns), or the largest."""
+    pairs = Counter(zip(samples.labels.tolist(), samples.predicted.tolist(), strict=True))
+    counts = Counter(samples.labels.tolist())
+    asked = sorted(counts)
+    if len(names) <= MATRIX_CLASSES:
+        shares = [[pairs[a, p] / counts[a] for p in range(len(names))] for a in asked]
+        return {"asked": asked, "shares": shares, "most": []}
+    wrong = [(a, p, count, counts[a]) for (a, p), count in pairs.items() if a != p]
+    return {"asked": asked, "shares": [], "most": sorted(wrong, key=lambda row: -row[2] / row[3])[:MOST_CONFUSED]}
+
+
+def _facts(inversion: Inversion, manifest: dict[str, Any]) -> dict[str, str]:
+    """Return what was inverted, and how, by a few words each."""
+    recipe, target, model = inversion.recipe, inversion.target, manifest["model"]
+    shape = " x ".join(map(str, target.input_shape))
+    terms = ", ".join(f"{name} (weight {term.weight:g})" for name, term in recipe.losses.items() if term.weight)
+    plugins, versions, timings = (_table(manifest.get(name)) for name in ("plugins", "versions", "timings"))
+    versions = {"interpkit": manifest.get("interpkit", "?"), **versions}
+    facts = {
+        "Classifier": target.name,
+        "Its file": model["path"] or "none: it was wrapped in memory",
+        "Its sha256": model["sha256"] or "",
+        "It takes": f"{shape}, {target.num_classes:,} classes",
+        "Presets": ", ".join(map(str, manifest.get("presets") or [])),
+        "Method": recipe.inverter.name,
+        "Conditioner": recipe.conditioner.name if recipe.conditioner else "",
+        "Generator": recipe.generator.name if recipe.generator else "",
+        "Losses": terms,
+        "Training": f"{inversion.steps_done:,} of {recipe.steps:,} steps of {recipe.batch_size} images",
+        "Seed": str(recipe.seed),
+        "Machine": f"{manifest.get('device', '?')}, {manifest.get('precision', '?')}",
+        "Training took": f"{timings.get('training_seconds', '?')} s",
+        "Begun": str(manifest.get("created", "")),
+        "Versions": ", ".join(f"{name} {number}" for name, number in versions.items()),
+        "Plugins": ", ".join(f"{name} {_table(plugin).get('version', '?')}" for name, plugin in plugins.items()),
+    }
+    return {name: value for name, value in facts.items() if value}
+
+
+def _table(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _command(run: Run, options: TargetOptions, manifest: dict[str, Any]) -> str:
+    """Return the command that repeats the run; what a file may not grant, the user types again."""
+    path = manifest["model"]["path"]
+    config = (run / "recipe.toml").absolute()
+    if path is None:
+        return f"interpkit.invert(target, config={str(config)!r})"
+    words_ = ["interpkit", "invert", path, "--config", str(config)]
+    words_ += ["--arch", options.arch] if options.arch and options.arch.startswith("py:") else []
+    words_ += ["--trust"] if options.trust else []
+    return shlex.join(words_)

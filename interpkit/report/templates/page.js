@@ -1,0 +1,151 @@
+"use strict";
+(() => {
+  const byId = (id) => document.getElementById(id);
+  const read = (id) => JSON.parse(byId(id).textContent);
+  const make = (tag, parent, text, className) => {
+    const element = document.createElement(tag);
+    if (text !== undefined) element.textContent = text;
+    if (className) element.className = className;
+    parent.append(element);
+    return element;
+  };
+
+  // Light or dark: as the system says, until the reader chooses.
+  const root = document.documentElement;
+  const remembered = (value) => {
+    try {
+      return value === undefined ? localStorage.getItem("interpkit-theme") : localStorage.setItem("interpkit-theme", value);
+    } catch { return null; }  // a page opened from disk may have no storage
+  };
+  if (["light", "dark"].includes(remembered())) root.dataset.theme = remembered();
+  byId("theme").addEventListener("click", () => {
+    const dark = root.dataset.theme ? root.dataset.theme === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
+    root.dataset.theme = dark ? "light" : "dark";
+    remembered(root.dataset.theme);
+  });
+
+  const matrix = document.querySelector(".matrix");
+  if (matrix && [...matrix.querySelectorAll("thead th")].some((th) => th.textContent.length > 4)) matrix.classList.add("tilted");
+  for (const img of document.querySelectorAll(".grid img")) {  // few pixels are shown as they are, not blurred
+    if (img.getAttribute("width") <= 64) root.classList.add("small");
+    break;
+  }
+
+  const dialog = byId("sample");
+  if (!dialog) return;
+  const groups = [...document.querySelectorAll(".class")];
+  const only = byId("class"), order = byId("order"), wrong = byId("wrong");
+  const number = (sample, name) => Number(sample.dataset[name]);
+  const orders = {
+    drawn: (a, b) => number(a, "row") - number(b, "row"),
+    up: (a, b) => number(a, "sure") - number(b, "sure"),
+    down: (a, b) => number(b, "sure") - number(a, "sure"),
+  };
+  const shown = (sample) => sample.offsetParent !== null || !(sample.hidden || sample.closest(".class").hidden);
+
+  // The gallery: filter by class and by error, order by confidence.
+  const apply = (sorted) => {
+    let count = 0;
+    for (const group of groups) {
+      const grid = group.querySelector(".grid");
+      const samples = [...grid.children];
+      group.hidden = only.value !== "" && group.dataset.class !== only.value;
+      let inside = 0;
+      for (const sample of samples) {
+        sample.hidden = wrong.checked && !sample.classList.contains("wrong");
+        if (!sample.hidden) inside += 1;
+      }
+      if (sorted) grid.append(...samples.sort(orders[order.value]));
+      group.hidden = group.hidden || inside === 0;
+      // A short list is shown whole: so is the one class that was chosen, and what is left of a filter.
+      const open = group.classList.contains("opened-up") || only.value !== "" || wrong.checked;
+      grid.classList.toggle("all", open);
+      group.querySelector(".more").hidden = open || samples.length <= (matchMedia("(max-width: 40rem)").matches ? 15 : 24);
+      if (!group.hidden) count += inside;
+    }
+    byId("count").textContent = `${count.toLocaleString("en")} ${count === 1 ? "sample" : "samples"}`;
+  };
+  only.addEventListener("change", () => apply(false));
+  wrong.addEventListener("change", () => apply(false));
+  order.addEventListener("change", () => apply(true));
+  byId("tools").addEventListener("submit", (event) => event.preventDefault());
+  for (const group of groups) {
+    group.querySelector(".more").addEventListener("click", () => {
+      group.classList.add("opened-up");
+      apply(false);
+      group.querySelector(".sample").focus();
+    });
+  }
+  apply(false);
+
+  // One sample, large.
+  let names, data, current;  // read when the first sample is opened: there may be megabytes of it
+  const shares = (title, rows, parent) => {
+    make("h3", parent, title);
+    const list = make("div", parent, undefined, "shares");
+    for (const [label, share] of rows) {
+      make("span", list, names[label]).title = names[label];
+      const bar = make("div", make("div", list, undefined, "track"));
+      bar.style.width = `${100 * share}%`;
+      make("span", list, share.toFixed(3));
+    }
+  };
+  const picture = (uri, alt, caption, parent) => {
+    const figure = make("figure", parent);
+    const img = make("img", figure);
+    img.src = uri;
+    img.alt = alt;
+    make("figcaption", figure, caption);
+  };
+  const open = (sample) => {
+    data ??= read("data");
+    names ??= read("names");
+    current = sample;
+    const row = number(sample, "row"), asked = names[sample.closest(".class").dataset.class], got = names[number(sample, "got")];
+    const img = sample.querySelector("img"), sure = (100 * number(sample, "sure")).toFixed(1);
+    byId("sample-title").textContent = `Made for ${asked}`;
+    byId("sample-said").textContent =
+      `Sample ${row + 1}. The target takes it for ${got}, and gives ${asked} a probability of ${sure}%.`;
+    const beside = byId("sample-beside"), list = byId("sample-shares");
+    for (const part of [byId("sample-picture"), beside, list]) part.replaceChildren();
+    picture(img.src, img.alt, "The sample", byId("sample-picture"));
+    for (const kind of data.beside) {
+      const place = kind.places[row];
+      if (place < 0) continue;
+      const note = kind.notes[row];
+      picture(kind.uris[place], `${kind.title} of sample ${row + 1}`, note ? `${kind.title}: ${note}` : kind.title, beside);
+    }
+    if (data.shares.length) shares("What the target says", data.shares[row], list);
+    if (data.asked.length) shares("Condition: what was asked for", data.asked[row], list);
+    if (!dialog.open) dialog.showModal();
+  };
+  const step = (from, by) => {
+    const all = [...document.querySelectorAll(".class:not([hidden]) .sample:not([hidden])")].filter(
+      (sample) => dialog.open || sample.offsetParent !== null || shown(sample),
+    );
+    return all[all.indexOf(from) + by];
+  };
+  document.addEventListener("click", (event) => {
+    const sample = event.target.closest?.("button.sample");
+    if (sample) open(sample);
+    if (event.target === dialog) dialog.close();  // beside it
+  });
+  byId("close").addEventListener("click", () => dialog.close());
+  const go = (by) => { const next = step(current, by); if (next) open(next); };
+  byId("previous").addEventListener("click", () => go(-1));
+  byId("next").addEventListener("click", () => go(1));
+  dialog.addEventListener("close", () => current?.focus());
+  document.addEventListener("keydown", (event) => {
+    const by = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
+    if (!by || event.altKey || event.ctrlKey || event.metaKey) return;
+    if (dialog.open) { go(by); event.preventDefault(); return; }
+    const sample = document.activeElement.closest?.("button.sample");
+    const next = sample && step(sample, by);
+    if (next) { next.focus(); event.preventDefault(); }
+  });
+
+  const morph = byId("morph");
+  morph?.addEventListener("change", () => {
+    for (const [place, strip] of [...document.querySelectorAll(".morph")].entries()) strip.hidden = String(place) !== morph.value;
+  });
+})();

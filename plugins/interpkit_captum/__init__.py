@@ -1,0 +1,31 @@
+"""Attribution by Captum: gradients, paths, layers and occlusion, on any target.
+
+Captum is imported when a method first runs, so that the command line stays quick.
+"""
+
+from interpkit import Registration, hookimpl
+from interpkit_captum.layer_maps import GradCam, GuidedGradCam
+from interpkit_captum.pixels import (
+    GradientShap,
+    InputTimesGradient,
+    IntegratedGradients,
+    Occlusion,
+    Saliency,
+    SmoothGrad,
+)
+
+
+@hookimpl
+def register(registry: Registration) -> None:
+    """Add the methods."""
+    for method in (
+        IntegratedGradients,
+        Saliency,
+        InputTimesGradient,
+        GradCam,
+        GuidedGradCam,
+        Occlusion,
+        GradientShap,
+        SmoothGrad,
+    ):
+        registry.add(method)

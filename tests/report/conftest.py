@@ -1,0 +1,54 @@
+"""Runs to report on: class names that are HTML, and figures, reference images and attributions beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import interpkit
+from interpkit import evaluation
+from interpkit.runs import write_samples
+
+HOSTILE = ["<b>bold</b>", "</script><script>alert(1)</script>", "<img src=x onerror=alert(2)> & \"'"]
+
+
+@pytest.fixture(scope="session")
+def hostile_run(
+    tmp_path_factory: pytest.TempPathFactory,
+    tiny_module: Callable[..., nn.Module],
+    quick: Callable[..., dict[str, Any]],
+) -> Path:
+    """Return a finished run of a classifier whose class names are HTML. Not to be changed."""
+    folder = tmp_path_factory.mktemp("hostile")
+    arguments = {"input_shape": [1, 12, 12], "num_classes": 3, "widths": [4], "hidden": 8}
+    model = interpkit.save_target(
+        tiny_module(), folder / "<i>model.safetensors", architecture="interpkit:cnn", arch_args=arguments,
+        input_shape=(1, 12, 12), class_names=HOSTILE,
+    )  # fmt: skip
+    interpkit.invert(model, out=folder / "run", **quick(steps=30))
+    return folder / "run"
+
+
+@pytest.fixture(scope="session")
+def thousand_classes(
+    tmp_path_factory: pytest.TempPathFactory, make_model: Callable[..., Path], quick: Callable[..., dict[str, Any]]
+) -> Path:
+    """Return the run of a classifier of 1,000 classes, with ten samples of each."""
+    folder = tmp_path_factory.mktemp("thousand")
+    model = make_model(folder / "thousand.safetensors", num_classes=1000)
+    interpkit.invert(model, out=folder / "run", **quick(steps=1))
+    labels = torch.arange(1000).repeat_interleave(10)
+    rng = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (10_000, 1, 12, 12), dtype=torch.uint8, generator=rng)
+    nothing = torch.zeros(10_000)
+    write_samples(
+        evaluation.Samples(images, labels, labels, nothing, None, torch.zeros_like(labels), None),
+        folder / "run" / "samples.safetensors",
+    )
+    interpkit.write_report(folder / "run")
+    return folder / "run"

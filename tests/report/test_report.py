@@ -1,0 +1,584 @@
+"""report.html and the comparison, as an HTML parser sees them."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import itertools
+import json
+import shlex
+import shutil
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from PIL import Image
+from typer.testing import CliRunner, Result
+
+import interpkit
+from interpkit import Condition, ConditionSpec
+from interpkit.cli import app
+from interpkit.figures import flattened
+from interpkit.report import curves, journeys, pictures, words
+from interpkit.runs import Run
+
+HOSTILE = ["<b>bold</b>", "</script><script>alert(1)</script>", "<img src=x onerror=alert(2)> & \"'"]
+
+
+class Page(HTMLParser):
+    """The elements of a page in order, each with its attributes and the text inside it."""
+
+    VOID = ("meta", "link", "img", "input", "wbr", "rect", "path", "polyline")
+
+    def __init__(self, html: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.elements: list[tuple[str, dict[str, str], list[str]]] = []
+        self._open: list[tuple[str, dict[str, str], list[str]]] = []
+        self.feed(html)
+        self.close()
+        assert not self._open, f"never closed: {[tag for tag, *_ in self._open]}"
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        element = (tag, {name: value or "" for name, value in attrs}, [])
+        self.elements.append(element)
+        if tag not in self.VOID:
+            self._open.append(element)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, {name: value or "" for name, value in attrs}, []))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self._open.pop()[0] == tag
+
+    def handle_data(self, data: str) -> None:
+        for _, _, text in self._open:
+            text.append(data)
+
+    def all(self, tag: str, class_: str = "") -> list[tuple[dict[str, str], str]]:
+        return [
+            (attributes, "".join(text))
+            for name, attributes, text in self.elements
+            if name == tag and (not class_ or class_ in attributes.get("class", "").split())
+        ]
+
+    def by_id(self, id_: str) -> str:
+        (found,) = ["".join(text) for _, attributes, text in self.elements if attributes.get("id") == id_]
+        return found
+
+    def samples(self) -> list[dict[str, str]]:
+        return [attributes for attributes, _ in self.all("button", "sample")]
+
+    def pictures(self) -> list[dict[str, str]]:
+        return [attributes for attributes, _ in self.all("img") if "strip" not in attributes.get("class", "")]
+
+    @property
+    def data(self) -> Any:
+        return json.loads(self.by_id("data"))
+
+
+def read(path: Path) -> Page:
+    return Page(path.read_text("utf-8"))
+
+
+def decode(uri: str) -> torch.Tensor:
+    """Return the picture of a data URI, (H, W) or (H, W, 3)."""
+    head, _, content = uri.partition(",")
+    assert head in ("data:image/png;base64", "data:image/webp;base64")
+    return torch.from_numpy(np.array(Image.open(io.BytesIO(base64.b64decode(content)))))
+
+
+def cli(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def fails(code: int, words_: str, *arguments: str | Path) -> None:
+    result = cli(*arguments)
+    message = " ".join(result.stderr.split())
+    assert result.exit_code == code, result.output
+    assert words_ in message and "fault of interpkit" not in message and result.stdout == ""
+
+
+@pytest.fixture(scope="session")
+def page(hostile_run: Path) -> Page:
+    return read(hostile_run / "report.html")
+
+
+# -------------------------------------------------------------------------------------- one safe file
+
+
+@pytest.mark.parametrize("kind", ["report", "comparison"])
+def test_a_page_asks_the_network_for_nothing_and_allows_no_script_but_its_own(
+    kind: str, hostile_run: Path, finished_run: Path, tmp_path: Path
+) -> None:
+    path = hostile_run / "report.html"
+    if kind == "comparison":
+        path = interpkit.write_comparison({"one": hostile_run, "two": finished_run}, tmp_path / "page.html")
+    page = read(path)
+    for tag, attributes, _ in page.elements:
+        for name in ("src", "href"):
+            value = attributes.get(name, "data:")
+            assert value.startswith(("data:", "#")), (tag, value[:80])
+        assert "style" not in attributes and not any(name.startswith("on") for name in attributes)
+    (policy,) = [a["content"] for a, _ in page.all("meta") if a.get("http-equiv") == "Content-Security-Policy"]
+    rules = dict(rule.strip().split(" ", 1) for rule in policy.split(";"))
+    assert rules["default-src"] == "'none'" and rules["img-src"] == "data:"
+    scripts = [text for attributes, text in page.all("script") if "type" not in attributes]
+    for rule, own in (("script-src", scripts), ("style-src", [text for _, text in page.all("style")])):
+        (text,) = own
+        assert rules[rule] == f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+    html = path.read_text("utf-8")
+    assert "http://" not in html and "https://" not in html
+
+
+def test_class_names_that_are_html_are_text(page: Page) -> None:
+    groups = [
+        (attributes, text) for attributes, text in page.all("h3") if attributes.get("id", "").startswith("class-")
+    ]
+    assert [text.rsplit(" ", 1)[0] for _, text in groups] == HOSTILE
+    assert json.loads(page.by_id("names")) == HOSTILE
+    assert not page.all("b") and not page.all("i")
+    assert len(page.all("script")) == 3  # the names, the data and the page's own
+    assert [text for _, text in page.all("option")][1:4] == HOSTILE
+    assert page.all("h1")[0][1].startswith("<i>model")
+
+
+def test_each_sample_is_an_image_with_a_text_in_its_place(page: Page, hostile_run: Path) -> None:
+    stored = safetensors.torch.load_file(hostile_run / "samples.safetensors")
+    images = page.pictures()
+    assert len(images) == len(page.samples()) == 300
+    predicted = stored["probabilities"].argmax(1).tolist()
+    for row, (image, sample) in enumerate(zip(images, page.samples(), strict=True)):
+        assert image["alt"] == f"Sample {row + 1} for {HOSTILE[row // 100]}, taken for {HOSTILE[predicted[row]]}"
+        assert int(sample["data-row"]) == row and int(sample["data-got"]) == predicted[row]
+        assert float(sample["data-sure"]) == pytest.approx(stored["confidence"][row].item(), abs=1e-4)
+        assert ("wrong" in sample["class"].split()) == (predicted[row] != row // 100)
+    for row in (0, 123, 299):
+        assert torch.equal(decode(images[row]["src"]), stored["images"][row, 0])
+
+
+def test_every_control_has_a_name_and_every_heading_its_level(page: Page) -> None:
+    for attributes, text in page.all("button"):
+        assert text.strip() or attributes.get("aria-label")
+    labels = "".join(text for _, text in page.all("label"))
+    assert all(word in labels for word in ("Class", "Order", "Morph", "only those"))
+    assert page.all("html")[0][0]["lang"] == "en"
+    assert [a["content"] for a, _ in page.all("meta") if a.get("name") == "viewport"]
+    ids = [attributes["id"] for _, attributes, _ in page.elements if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    for attributes, _ in page.all("a"):
+        assert attributes["href"][1:] in ids
+    levels = [int(tag[1]) for tag, _, _ in page.elements if tag in ("h1", "h2", "h3", "h4")]
+    assert levels[0] == 1 and levels.count(1) == 1
+    assert all(after - before <= 1 for before, after in itertools.pairwise(levels))
+
+
+# -------------------------------------------------------------------------------------------- content
+
+
+def test_the_figures_stand_with_their_intervals_and_meanings(page: Page, hostile_run: Path) -> None:
+    metrics = Run.open(hostile_run).metrics()
+    rows = [text for _, text in page.all("tr")]
+    for name, figure in flattened(metrics).items():
+        (row,) = [
+            text
+            for text in rows
+            if text.strip().startswith(name) and words.meaning(name) in text and str(figure) in text
+        ]
+        if figure.interval:
+            assert "{:.3f} to {:.3f}".format(*figure.interval) in row
+    assert {"inversion_accuracy", "diversity.vendi_pooled"} <= flattened(metrics).keys()
+
+
+def test_the_verdict_says_what_was_measured_and_what_was_not(finished_run: Path) -> None:
+    metrics = Run.open(finished_run).metrics()
+    said = words.verdict(metrics, "tiny", 3)
+    assert f"tiny itself takes {metrics['inversion_accuracy']:.1%} of them" in said and "gave 300 samples" in said
+    assert "No independent classifier" in said
+    metrics["evaluators"] = [{"name": "a", "agreement": 0.251}, {"name": "b", "agreement": 0.5}]
+    metrics["reference"] = {"excess_vendi": 0.4, "features": {"a": {"coverage": 0.07}}}
+    said = words.verdict(metrics, "tiny", 3)
+    assert "Independent classifiers agree on 25% to 50%." in said
+    assert words.verdict({}, "tiny", 1).startswith("Asked for one class, the inversion gave samples. No independent")
+    assert "40% as varied as real images" in said and "Of the real images, 7% have a sample near" in said
+
+
+def test_a_figure_of_a_metric_that_the_report_does_not_know_means_what_its_docstring_says(
+    add_plugin: Callable[..., None],
+) -> None:
+    class Gloss(interpkit.Metric):
+        """How much the samples shine.
+
+        More of it.
+        """
+
+        name = "gloss"
+
+        def measure(self, study: interpkit.Study) -> dict[str, Any]:
+            return {"gloss": 1.0}
+
+    add_plugin(Gloss)
+    assert words.meaning("gloss") == "How much the samples shine."
+    assert words.meaning("nothing.of.the.kind") == ""
+    assert words.meaning("evaluators.other.agreement").startswith("Share of samples that this independent")
+
+
+def test_warnings_stand_above_the_samples(run_copy: Path) -> None:
+    metrics = json.loads((run_copy / "metrics.json").read_text())
+    metrics |= {"inversion_accuracy": 0.99, "evaluators": [{"name": "<u>judge</u>", "agreement": 0.2}]}
+    (run_copy / "metrics.json").write_text(json.dumps(metrics))
+    page = read(interpkit.write_report(run_copy))
+    ((_, told),) = page.all("ul", "warnings")
+    assert "The evaluator <u>judge</u> agrees on 20% of the samples only" in told and not page.all("u")
+
+
+def test_the_command_repeats_the_run(page: Page, hostile_run: Path, tmp_path: Path) -> None:
+    command = shlex.split(page.all("pre")[0][1])
+    assert command[:2] == ["interpkit", "invert"]
+    recipe = tmp_path / "recipe.toml"  # as the run has it, shorter
+    recipe.write_text(Path(command[command.index("--config") + 1]).read_text().replace("steps = 30", "steps = 1"))
+    command[command.index("--config") + 1] = str(recipe)
+    result = cli(*command[1:], "--out", tmp_path / "again")
+    assert result.exit_code == 0, result.output
+    assert (hostile_run / "recipe.toml").read_text() in [text for _, text in page.all("pre")]
+
+
+def test_the_confusion_is_that_of_the_samples(page: Page, hostile_run: Path) -> None:
+    stored = safetensors.torch.load_file(hostile_run / "samples.safetensors")
+    predicted = stored["probabilities"].argmax(1).view(3, 100)
+    cells = [text for attributes, text in page.all("td") if attributes.get("class", "").startswith("heat-")]
+    counts = [(row == label).sum().item() for row in predicted for label in range(3)]
+    assert cells == [str(count) if count else "" for count in counts]
+
+
+def test_past_thirty_classes_the_confusion_is_a_list_of_what_is_confused_most(thousand_classes: Path) -> None:
+    page = read(thousand_classes / "report.html")
+    told = page.all("table")[1][1]
+    assert "10 of 10" in told and "Taken for" in told
+    assert len(page.all("table")[1][1].split(" of ")) - 1 == 20
+
+
+def test_a_thousand_classes_of_ten_fit_in_20_mb(thousand_classes: Path) -> None:
+    path = thousand_classes / "report.html"
+    assert path.stat().st_size < 20_000_000
+    images = read(path).pictures()
+    assert len(images) == 10_000 and len({image["src"] for image in images}) == 10_000
+
+
+def test_training_is_drawn_from_the_history(page: Page, hostile_run: Path) -> None:
+    history = [json.loads(line) for line in (hostile_run / "history.jsonl").read_text().splitlines()]
+    names = [text for _, text in page.all("figcaption")]
+    assert [name.rsplit(maxsplit=3)[0] for name in names] == ["inversion accuracy", "loss", "kl", "ce", "cosine"]
+    lines = [attributes["points"].split() for attributes, _ in page.all("polyline")]
+    assert all(len(line) in (len(history), len(history) + 1) for line in lines)
+
+
+def test_a_curve_spans_its_box() -> None:
+    records = [interpkit.StepRecord(step, 9, 0.0, loss, {}, 0.25) for step, loss in ((1, 8.0), (5, 2.0), (9, 4.0))]
+    accuracy, loss = curves.curves(records)
+    assert (
+        loss.points
+        == f"0.0,0.0 150.0,{curves.HEIGHT}.0 300.0,{curves.HEIGHT * 2 / 3:.1f} 300.0,{curves.HEIGHT * 2 / 3:.1f}"
+    )
+    assert (loss.low, loss.high, loss.first, loss.last) == (2.0, 8.0, 8.0, 4.0)
+    assert (accuracy.low, accuracy.high) == (0.0, 1.0)
+    assert curves.curves([]) == []
+
+
+def test_the_shares_of_a_sample_are_the_targets_and_the_conditions(page: Page, hostile_run: Path) -> None:
+    stored = safetensors.torch.load_file(hostile_run / "samples.safetensors")
+    drawn = interpkit.load_inversion(hostile_run).draw(100)
+    for name, shares in (("shares", stored["probabilities"]), ("asked", drawn.distribution)):
+        assert torch.allclose(shares.sum(1), torch.ones(300), atol=1e-5)
+        for row in (0, 150, 299):
+            shown = page.data[name][row]
+            assert [share for _, share in shown] == sorted((share for _, share in shown), reverse=True)
+            assert all(share == pytest.approx(shares[row, label].item(), abs=1e-4) for label, share in shown)
+    assert torch.equal(drawn.labels, stored["labels"])
+
+
+def test_a_report_written_later_shows_the_same_conditions(page: Page, hostile_run: Path, tmp_path: Path) -> None:
+    shutil.copytree(hostile_run, tmp_path / "run")
+    assert read(interpkit.write_report(tmp_path / "run")).data["asked"] == page.data["asked"]
+
+
+# ------------------------------------------------------------------------------- beside the samples
+
+
+def test_the_nearest_reference_image_is_found(run_copy: Path, tmp_path: Path) -> None:
+    stored = safetensors.torch.load_file(run_copy / "samples.safetensors")["images"]
+    some = stored[[250, 7, 130]]
+    np.savez(tmp_path / "real.npz", images=some[:, 0].numpy(), labels=np.array([2, 1, 0]))
+    result = cli("report", run_copy, "--reference", tmp_path / "real.npz")
+    assert result.exit_code == 0 and result.stdout.splitlines() == [str(run_copy / "report.html")], result.output
+    page = read(run_copy / "report.html")
+    (nearest,) = page.data["beside"]
+    assert nearest["title"] == "Nearest reference image"
+    for row, place in ((250, 0), (7, 1), (130, 2)):
+        assert torch.equal(decode(nearest["uris"][nearest["places"][row]]), some[place, 0])
+        assert nearest["notes"][row] == f"of the class class {[2, 1, 0][place]}"
+    distances = torch.cdist(stored.flatten(1).float(), some.flatten(1).float())
+    shown = torch.stack([decode(nearest["uris"][place]) for place in nearest["places"]])
+    assert torch.equal(shown, some[distances.argmin(1), 0])
+
+
+def test_attributions_are_shown_with_the_samples_that_they_are_of(run_copy: Path) -> None:
+    stored = safetensors.torch.load_file(run_copy / "samples.safetensors")["images"]
+    (run_copy / "attributions").mkdir()
+    maps = torch.zeros(3, 1, 12, 12)
+    maps[0, 0, 0, 0], maps[1, 0, 0, 0] = 2.0, -1.0
+    tensors = {"maps": maps, "images": stored[[40, 3, 200]] / 255}
+    safetensors.torch.save_file(tensors, run_copy / "attributions" / "<em>.safetensors")
+    page = read(interpkit.write_report(run_copy))
+    (shown,) = page.data["beside"]
+    assert shown["title"] == "<em>" and not page.all("em")
+    assert {row: place for row, place in enumerate(shown["places"]) if place >= 0} == {40: 0, 3: 1, 200: 2}
+    positive, negative, nothing = (decode(uri)[0, 0].tolist() for uri in shown["uris"])
+    assert positive[0] > positive[2] and negative[2] > negative[0] and nothing == [255, 255, 255]
+    assert sum(negative) > sum(positive)  # one scale: the weaker map is the paler one
+
+
+def test_torn_attributions_are_told_by_name(run_copy: Path) -> None:
+    (run_copy / "attributions").mkdir()
+    (run_copy / "attributions" / "saliency.safetensors").write_bytes(b"torn")
+    fails(1, "saliency.safetensors is not a whole safetensors file", "report", run_copy)
+
+
+# ------------------------------------------------------------------------------------------ pictures
+
+
+def test_pictures_come_in_the_best_quality_that_fits() -> None:
+    images = torch.randint(0, 256, (30, 3, 40, 50), dtype=torch.uint8)
+    whole = pictures.encode(images, 1e9)
+    assert torch.equal(decode(whole[4]), images[4].permute(1, 2, 0))
+    sizes = [sum(map(len, pictures.encode(images, budget))) for budget in (200_000, 60_000, 20_000)]
+    assert all(size <= 1.1 * budget for size, budget in zip(sizes, (200_000, 60_000, 20_000), strict=True)), sizes
+    assert sizes[0] > sizes[1] > sizes[2]
+
+
+def test_a_vector_is_drawn_as_bars_between_the_extremes_of_its_features() -> None:
+    vectors = torch.tensor([[0.0, -4.0], [10.0, 4.0], [5.0, 0.0]])
+    drawn = pictures.drawable(vectors)
+    assert drawn.shape == (3, 1, pictures.BAR_HEIGHT, 2 * pictures.BAR_WIDTH) and drawn.dtype == torch.uint8
+    heights = (drawn[:, 0, :, 0] == 255).sum(1).tolist()
+    assert heights == [1, pictures.BAR_HEIGHT, pictures.BAR_HEIGHT // 2]
+    assert drawn[1, 0, -1, 0] == 255 and drawn[0, 0, 0, 0] == 0  # they stand on the ground
+    beyond = pictures.drawable(torch.tensor([[20.0, -9.0]]), among=vectors)[0, 0]
+    assert ((beyond == 255).sum(0)[[0, pictures.BAR_WIDTH]]).tolist() == [pictures.BAR_HEIGHT, 1]
+
+
+def test_a_run_of_one_class_or_of_a_strange_manifest_has_a_report(
+    tmp_path: Path, tiny_model: Path, quick: Callable[..., dict[str, Any]]
+) -> None:
+    interpkit.invert(tiny_model, out=tmp_path / "run", **quick(steps=1, labels=[2]))
+    page = read(tmp_path / "run" / "report.html")
+    assert len(page.samples()) == 100 and [a["data-class"] for a, _ in page.all("section", "class")] == ["2"]
+    assert len(page.all("img", "strip")) == 1 and "Asked for one class" in page.all("p", "verdict")[0][1]
+    manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
+    strange = {"plugins": [1], "versions": None, "timings": {"training_seconds": "<s>"}, "presets": [3]}
+    (tmp_path / "run" / "manifest.json").write_text(json.dumps(manifest | strange))
+    page = read(interpkit.write_report(tmp_path / "run"))
+    assert "<s> s" in [text for _, text in page.all("dd")] and not page.all("s")
+
+
+class Vectors(interpkit.Generator):
+    """One layer, for vectors."""
+
+    name = "some-vectors"
+
+    def __init__(self, spec: ConditionSpec, input_shape: tuple[int, ...], options: Any = None) -> None:
+        super().__init__(spec, input_shape, options)
+        self.latent_dim = 4
+        self.net = torch.nn.Linear(4 + spec.vector_dim, input_shape[0])
+
+    def forward(self, latent: torch.Tensor, condition: Condition) -> torch.Tensor:
+        return self.net(torch.cat([latent, condition.vector], 1)).sigmoid()
+
+
+def test_vectors_are_shown_as_bars_beside_their_nearest(add_plugin: Callable[..., None], tmp_path: Path) -> None:
+    add_plugin(Vectors)
+    target = interpkit.wrap(torch.nn.Linear(5, 3), input_shape=(5,), input_range=(-2.0, 2.0))
+    inversion = interpkit.invert(
+        target, ["vecmat"], generator="some-vectors", conditioner="label", steps=2, batch_size=4, device="cpu"
+    )
+    run = inversion.save(tmp_path / "run")
+    stored = safetensors.torch.load_file(run / "samples.safetensors")["inputs"]
+    np.savez(tmp_path / "real.npz", images=stored[[5, 250]].numpy(), labels=np.array([0, 1]))
+    page = read(interpkit.write_report(run, reference=tmp_path / "real.npz", target=target))
+    images, (nearest,) = page.pictures(), page.data["beside"]
+    assert (images[0]["width"], images[0]["height"]) == ("20", "32")
+    for row, place in ((5, 0), (250, 1)):
+        assert nearest["places"][row] == place
+        assert torch.equal(decode(nearest["uris"][place]), decode(images[row]["src"]))
+    assert len(page.all("img", "strip")) == 6
+    assert page.all("pre")[0][1].startswith("interpkit.invert(target, config=")
+
+
+# ------------------------------------------------------------------------------------------ journeys
+
+
+class Shows(interpkit.Generator):
+    """Shows the condition's distribution at the left, and the latent's direction at the right."""
+
+    name = "shows"
+
+    def __init__(self) -> None:
+        super().__init__(ConditionSpec(3), (1, 1, 6))
+        self.latent_dim = 3
+        self.scale = torch.nn.Parameter(torch.ones(()))
+
+    def forward(self, latent: torch.Tensor, condition: Condition) -> torch.Tensor:
+        return torch.cat([condition.distribution, latent / 8 + 0.5], 1)[:, None, None] * self.scale
+
+
+@pytest.fixture
+def shown(quick: Callable[..., dict[str, Any]]) -> interpkit.GeneratorInversion:
+    target = interpkit.wrap(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(6, 3)), input_shape=(1, 1, 6))
+    inversion = interpkit.invert(target, **quick(steps=1, conditioner="vector"))
+    assert isinstance(inversion, interpkit.GeneratorInversion)
+    inversion.generator = Shows()
+    return inversion
+
+
+def test_a_walk_keeps_the_condition_and_turns_the_latent(shown: interpkit.GeneratorInversion) -> None:
+    walks = journeys.walks(shown)
+    assert [(walk.start, walk.end) for walk in walks] == [(0, 0), (1, 1), (2, 2)]
+    for walk in walks:
+        left, latent = walk.images[:, 0, 0, :3], 8 * (walk.images[:, 0, 0, 3:] - 0.5)
+        assert torch.allclose(left, left[:1].expand(7, -1)) and left[0].argmax() == walk.start
+        unit = latent / latent.norm(dim=1, keepdim=True)
+        steps = (latent[1:] - latent[:-1]).norm(dim=1)
+        assert (steps > 0).all() and (unit[0] - unit[-1]).norm() > 0.1
+        both = torch.stack([latent[0], latent[-1]])  # what lies between two vectors lies in their plane
+        assert torch.linalg.matrix_rank(torch.cat([both, latent]), atol=1e-3) <= 2
+        with torch.no_grad():
+            says = shown.target(walk.images).softmax(1).max(1)
+        assert walk.predicted == says.indices.tolist()
+        assert walk.confidence == pytest.approx(says.values.tolist(), abs=1e-5)
+
+
+def test_a_morph_mixes_the_conditions_evenly_at_one_latent(shown: interpkit.GeneratorInversion) -> None:
+    morphs = journeys.morphs(shown)
+    assert [(morph.start, morph.end) for morph in morphs] == [(0, 1), (0, 2), (1, 2)]
+    for morph in morphs:
+        mixed, latent = morph.images[:, 0, 0, :3], morph.images[:, 0, 0, 3:]
+        assert mixed[0].argmax() == morph.start and mixed[-1].argmax() == morph.end
+        even = torch.stack([torch.lerp(mixed[0], mixed[-1], k / 6) for k in range(7)])
+        assert torch.allclose(mixed, even, atol=1e-5)
+        assert torch.allclose(latent, morphs[0].images[0, 0, 0, 3:].expand(7, -1))
+
+
+def test_the_generator_is_left_as_it_was(shown: interpkit.GeneratorInversion) -> None:
+    shown.generator.train()
+    before = journeys.walks(shown)
+    assert shown.generator.training
+    for one, other in zip(before, journeys.walks(shown), strict=True):
+        assert torch.equal(one.images, other.images)
+
+
+def test_the_report_has_walks_and_morphs_of_a_generator_only(
+    page: Page, tmp_path: Path, tiny_model: Path, quick: Callable[..., dict[str, Any]]
+) -> None:
+    alts = [attributes["alt"] for attributes, _ in page.all("img", "strip")]
+    assert [alt.startswith("Morph") for alt in alts] == [True] * 3 + [False] * 3
+    assert f"from {HOSTILE[0]} to {HOSTILE[1]}: the target says" in alts[0]
+    interpkit.invert(
+        tiny_model, inverter="pixels", steps=2, out=tmp_path / "run", device="cpu", options={"pixels.per_class": 2}
+    )
+    other = read(tmp_path / "run" / "report.html")
+    assert len(other.samples()) == 6 and not other.all("img", "strip")
+
+
+# ------------------------------------------------------------------------------ commands and faults
+
+
+def test_a_report_that_fails_does_not_lose_the_run(
+    tmp_path: Path,
+    tiny_model: Path,
+    quick_flags: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def fail(*_: Any) -> None:
+        raise ValueError("no ink")
+
+    monkeypatch.setattr("interpkit.report.render_report", fail)
+    result = cli("invert", tiny_model, *quick_flags, "--out", tmp_path / "run")
+    assert result.exit_code == 0, result.output
+    assert "no ink" in caplog.text and "interpkit report" in caplog.text
+    assert json.loads((tmp_path / "run" / "manifest.json").read_text())["status"] == "finished"
+    assert not (tmp_path / "run" / "report.html").exists()
+    assert result.stdout.splitlines()[-1] == str(tmp_path / "run" / "samples.png")
+
+
+def test_runs_that_cannot_be_shown_say_why(run_copy: Path, finished_run: Path, tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    (run_copy / "samples.safetensors").unlink()
+    fails(1, "the run was not finished. Go on by --resume", "report", run_copy)
+    fails(1, "the run was not finished. Go on by --resume", "compare", finished_run, run_copy, "--html", page)
+    manifest = json.loads((run_copy / "manifest.json").read_text())
+    (run_copy / "manifest.json").write_text(json.dumps(manifest | {"schema": 0}))
+    fails(1, "has schema 0; this interpkit reads 1", "report", run_copy)
+    fails(1, "has schema 0; this interpkit reads 1", "compare", finished_run, run_copy, "--html", page)
+    fails(1, "is not a run folder", "report", tmp_path)
+    fails(2, "is no reference data", "report", finished_run, "--reference", "nothing")
+    fails(2, "is named twice", "compare", finished_run, finished_run, "--html", page)
+    other = shutil.copytree(finished_run, tmp_path / "other")
+    nowhere = tmp_path / "a" / "b"
+    fails(2, "name a file in a folder that exists", "compare", finished_run, other, "--html", nowhere)
+    assert not page.exists()
+
+
+def test_open_starts_the_browser(run_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = []
+    monkeypatch.setattr("typer.launch", lambda url: opened.append(url) or 0)
+    assert cli("report", run_copy).exit_code == 0 and opened == []
+    assert cli("report", run_copy, "--open").exit_code == 0
+    assert opened == [(run_copy / "report.html").absolute().as_uri()]
+    monkeypatch.setattr("typer.launch", lambda url: 1)
+    assert "no browser could be started" in cli("report", run_copy, "--open").stderr
+
+
+# ---------------------------------------------------------------------------------------- comparison
+
+
+def test_a_comparison_lays_runs_side_by_side(hostile_run: Path, finished_run: Path, tmp_path: Path) -> None:
+    odd = Path(shutil.copytree(finished_run, tmp_path / "<u>odd"))
+    out = tmp_path / "page.html"
+    result = cli("compare", hostile_run, odd, "--html", out)
+    assert result.exit_code == 0 and result.stdout.splitlines()[-1] == str(out), result.output
+    page = read(out)
+    assert [text for _, text in page.all("h4")] == ["run", "<u>odd"] * 3 and not page.all("u")
+    images = page.pictures()
+    assert len(images) == 60
+    stored = [safetensors.torch.load_file(run / "samples.safetensors")["images"] for run in (hostile_run, odd)]
+    assert torch.equal(decode(images[3]["src"]), stored[0][3, 0])
+    assert torch.equal(decode(images[30]["src"]), stored[1][100, 0])
+    names = [text for _, text in page.all("th")]
+    figures = [flattened(Run.open(run).metrics()) for run in (hostile_run, odd)]
+    for name in figures[0]:
+        assert name in names
+    (row,) = [text for _, text in page.all("tr") if text.strip().startswith("inversion_accuracy")]
+    assert all(str(column["inversion_accuracy"]) in row for column in figures)
+
+
+def test_a_comparison_needs_no_classifier_and_takes_vectors(tmp_path: Path, run_copy: Path) -> None:
+    manifest = json.loads((run_copy / "manifest.json").read_text())
+    manifest["model"]["path"] = "/gone"
+    (run_copy / "manifest.json").write_text(json.dumps(manifest))
+    vectors = Path(shutil.copytree(run_copy, tmp_path / "vectors"))
+    stored = safetensors.torch.load_file(vectors / "samples.safetensors")
+    del stored["images"]
+    safetensors.torch.save_file(stored | {"inputs": torch.randn(300, 5)}, vectors / "samples.safetensors")
+    page = read(interpkit.write_comparison({"images": run_copy, "vectors": vectors}, tmp_path / "page.html"))
+    assert {(image["width"], image["height"]) for image in page.pictures()} == {("12", "12"), ("20", "32")}
+    safetensors.torch.save_file(stored, vectors / "samples.safetensors")
+    with pytest.raises(interpkit.RunError, match="samples are images"):
+        interpkit.write_comparison({"images": run_copy, "vectors": vectors}, tmp_path / "page.html")
+    with pytest.raises(interpkit.UsageError, match="two runs or more"):
+        interpkit.write_comparison({"images": run_copy}, tmp_path / "page.html")
