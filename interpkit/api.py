@@ -208,7 +208,7 @@ class Job:
 
         callbacks: dict[str, Any] = {"on_step": on_step, "on_record": record}
         run = None
-        with target.frozen(device), global_seed(derive_seed(recipe.seed, "weights"), device):
+        with target.frozen(device, torch.channels_last), global_seed(derive_seed(recipe.seed, "weights"), device):
             inverter, parts = assembly.build(recipe, target, self.plugins)
             if out is None:
                 self.recorder = Recorder(recipe.steps, **callbacks)

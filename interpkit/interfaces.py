@@ -250,10 +250,17 @@ class Target(nn.Module, ABC):
         """Return the layers of the user's module by dotted name, in order of definition."""
 
     @contextmanager
-    def frozen(self, device: torch.device | str | None = None) -> Iterator[None]:
+    def frozen(
+        self, device: torch.device | str | None = None, layout: torch.memory_format = torch.preserve_format
+    ) -> Iterator[None]:
         """Freeze the target in eval mode, on ``device``; leave it as found, also after an exception.
 
-        Restored are each submodule's mode, each parameter's ``requires_grad`` and device, and each buffer.
+        Restored are each submodule's mode, each parameter's ``requires_grad``, device and layout, and each buffer.
+
+        Args:
+            device: where to; left where it is if None.
+            layout: of kernels of images, (O, I, H, W). ``torch.channels_last`` is faster, pooling many times, and
+                rounds differently.
         """
         modes = [(module, module.training) for module in self.modules()]
         gradients = [(parameter, parameter.requires_grad) for parameter in self.parameters()]
@@ -265,9 +272,8 @@ class Target(nn.Module, ABC):
             for parameter, _ in gradients:
                 parameter.requires_grad_(False)
             for tensor, data in places:
-                # Images' kernels are faster with the channels last, pooling many times.
-                layout = torch.channels_last if data.dim() == 4 else torch.preserve_format
-                tensor.data = data.to(device or data.device, memory_format=layout)
+                kernels = layout if data.dim() == 4 else torch.preserve_format
+                tensor.data = data.to(device or data.device, memory_format=kernels)
             yield
         finally:
             for module, training in modes:
