@@ -59,7 +59,10 @@ def main() -> None:
     sections, everything = [], []
     for target in args.targets.split(","):
         for title, recipes in (("the paper's recipe", paper_recipes()), ("training-like", like_recipes())):
-            done = {recipe.name: [run(target, recipe, seed, place) for seed in seeds] for recipe in recipes}
+            done = {recipe.name: run(target, recipe, seeds, place) for recipe in recipes}
+            done = {name: results for name, results in done.items() if results}
+            if not done:
+                continue
             everything += [result for results in done.values() for result in results]
             rows = {name: over_seeds([result.figures for result in results]) for name, results in done.items()}
             sections.append(f"### {title}, on {target}\n\n" + table(rows, "recipe"))

@@ -54,12 +54,14 @@ class Place:
         models: folder of classifiers that others trained (svhn_cnn.pth).
         work: where trained targets, evaluators and runs are kept; what is there is not made again.
         fresh: do not take results from docs/results.json.
+        done: take what is finished, and run nothing.
     """
 
     data: Path
     models: Path
     work: Path
     fresh: bool = False
+    done: bool = False
 
     @classmethod
     def add_arguments(cls, parser: argparse.ArgumentParser) -> None:
@@ -68,12 +70,13 @@ class Place:
         parser.add_argument("--models", type=Path, required=True, help="folder of svhn_cnn.pth")
         parser.add_argument("--work", type=Path, default=Path("runs/benchmarks"), help="where runs are kept")
         parser.add_argument("--fresh", action="store_true", help="run what docs/results.json knows the figures of, too")
+        parser.add_argument("--done", action="store_true", help="only what is finished: run nothing")
         parser.add_argument("--write", action="store_true", help="put the tables and pictures into docs/")
 
     @classmethod
     def parse(cls, args: argparse.Namespace) -> Place:
         """Return the place that the flags name."""
-        return cls(args.data, args.models, args.work, args.fresh)
+        return cls(args.data, args.models, args.work, args.fresh, args.done)
 
     @property
     def trained(self) -> Path:
@@ -86,6 +89,11 @@ def dataset(target: str) -> str:
     return target.removesuffix("_smoothed").removesuffix("_bn")
 
 
+def _path(name: str, place: Place) -> Path:
+    shipped = SHIPPED / f"{name}.safetensors"
+    return shipped if shipped.exists() else place.trained / f"{name}.safetensors"
+
+
 def load(name: str, place: Place) -> interpkit.Target:
     """Load a target: shipped, another's, or trained now by our script."""
     if name == "svhn":
@@ -96,9 +104,7 @@ def load(name: str, place: Place) -> interpkit.Target:
             mean=[0.4377, 0.4438, 0.4728],
             std=[0.198, 0.201, 0.197],
         )
-    path = SHIPPED / f"{name}.safetensors"
-    if not path.exists():
-        path = place.trained / f"{name}.safetensors"
+    path = _path(name, place)
     if not path.exists():
         kind = dataset(name)
         command = [sys.executable, str(ROOT / "examples" / "train_classifier.py"), str(place.data / f"{kind}.npz")]
@@ -128,8 +134,16 @@ class Result:
     target_accuracy: float
 
 
-def run(target: str, recipe: Recipe, seed: int, place: Place) -> Result:
+def run(target: str, recipe: Recipe, seeds: Sequence[int], place: Place) -> list[Result]:
+    """Return a result for each seed; with ``place.done``, for those that are finished."""
+    results = [_run(target, recipe, seed, place) for seed in seeds]
+    return [result for result in results if result is not None]
+
+
+def _run(target: str, recipe: Recipe, seed: int, place: Place) -> Result | None:
     """Invert and measure, unless that was done: in ``place.work``, or for docs/results.json."""
+    if place.done and target != "svhn" and not _path(target, place).exists():
+        return None
     classifier = load(target, place)
     job = api.prepare(classifier, recipe.plugins, seed=seed, **recipe.settings)
     known = job.recipe.model_dump_json(exclude={"target", "device"})
@@ -141,7 +155,10 @@ def run(target: str, recipe: Recipe, seed: int, place: Place) -> Result:
     kept = _kept().get(name)
     if kept is not None and kept["model"] == model and not folder.exists() and not place.fresh:
         return Result(**kept)
-    if not job.is_done(folder):
+    done = job.is_done(folder)
+    if place.done and not (done and "reference" in Run.open(folder).metrics()):
+        return None
+    if not done:
         print(f"{name} ...", file=sys.stderr, flush=True)
         job.run(out=folder, resume=True)
     metrics = Run.open(folder).metrics()
