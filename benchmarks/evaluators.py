@@ -139,12 +139,10 @@ def evaluator(dataset: str, name: str, data: Path, models: Path) -> interpkit.Ta
     x_train, y_train, x_test, y_test = held_out(dataset, data)
     mean, std = x_train.mean((0, 2, 3)), x_train.std((0, 2, 3))
     shape = tuple(x_train.shape[1:])
+    torch.manual_seed(sum(map(ord, name)))
     network = build(name, shape[0])
-    network(torch.zeros(2, *shape))
+    network(torch.zeros(2, *shape))  # which tells the lazy layers their sizes
     if not path.exists():
-        torch.manual_seed(sum(map(ord, name)))
-        network = build(name, shape[0])
-        network(torch.zeros(2, *shape))
         scaled = [(x - mean[:, None, None]) / std[:, None, None] for x in (x_train, x_test)]
         epochs = {"svhn": 60, "cifar10": 24}.get(dataset, 14)
         network.to(memory_format=torch.channels_last)

@@ -8,13 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import safetensors
-import safetensors.torch
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from interpkit.errors import RunError, listed
+from interpkit.files import read_tensors
 from interpkit.interfaces import Target
 from interpkit.inversion import Draw, Inversion
 
@@ -111,12 +110,7 @@ def read_images(path: Path, target: Target) -> tuple[Tensor, Tensor, Tensor]:
     Raises:
         RunError: there are none, or they are not of this target.
     """
-    try:
-        tensors = safetensors.torch.load_file(path)
-    except FileNotFoundError as error:
-        raise RunError(f"there is no {path}: the run was not finished. Go on by --resume.") from error
-    except (safetensors.SafetensorError, OSError, ValueError) as error:
-        raise RunError(f"{path} is not a whole safetensors file: {error}.") from error
+    tensors = read_tensors(path)
     name = "images" if len(target.input_shape) == 3 else "inputs"
     if not {name, "labels", "generator"} <= tensors.keys():
         raise RunError(f"{path} holds {listed(tensors)}; samples of {target.name} are {name}, labels and generator.")

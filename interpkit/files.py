@@ -7,7 +7,12 @@ import json
 import os
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from interpkit.errors import RunError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def write_atomically(path: Path, content: bytes | str) -> None:
@@ -34,6 +39,27 @@ def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
+
+
+def read_tensors(path: Path, missing: str = "", torn: str = "") -> dict[str, Tensor]:
+    """Read the tensors of a safetensors file in a run.
+
+    Args:
+        path: the file.
+        missing: what to say if there is none; by default, that the run was not finished.
+        torn: what to add if it is not whole.
+
+    Raises:
+        RunError: it is missing or not whole.
+    """
+    import safetensors.torch
+
+    try:
+        return safetensors.torch.load_file(path)
+    except FileNotFoundError as error:
+        raise RunError(missing or f"there is no {path}: the run was not finished. Go on by --resume.") from error
+    except (safetensors.SafetensorError, OSError, ValueError) as error:
+        raise RunError(f"{path} is not a whole safetensors file: {error}.{torn}") from error
 
 
 def to_json(value: Any) -> str:

@@ -15,7 +15,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import safetensors
 import safetensors.torch
 import torch
 from torch import nn
@@ -23,7 +22,7 @@ from torch import nn
 from interpkit import assembly, evaluation, loading, measuring
 from interpkit._version import __version__
 from interpkit.errors import ModelError, RunError
-from interpkit.files import sha256, to_json, write_atomically
+from interpkit.files import read_tensors, sha256, to_json, write_atomically
 from interpkit.interfaces import Target
 from interpkit.inversion import GeneratorInversion, ImageInversion, Inversion
 from interpkit.pictures import save_grid
@@ -224,12 +223,8 @@ class Run:
         if generator is None or conditioner is None:
             raise RunError(f"{self / 'recipe.toml'} names no generator, and {recipe.inverter.name} takes one.")
         path = self / "generator.safetensors"
-        try:
-            weights = safetensors.torch.load_file(path)
-        except FileNotFoundError as error:
-            raise RunError(f"{self.folder} has no generator.safetensors: go on with the run by --resume.") from error
-        except (safetensors.SafetensorError, OSError, ValueError) as error:
-            raise RunError(f"{path} is not a whole safetensors file: {error}.") from error
+        missing = f"{self.folder} has no generator.safetensors: go on with the run by --resume."
+        weights = read_tensors(path, missing)
         for prefix, part in (("generator.", generator), ("conditioner.", conditioner)):
             own = {name.removeprefix(prefix): t for name, t in weights.items() if name.startswith(prefix)}
             difference = loading.mismatch(part.state_dict(), own)

@@ -6,15 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import safetensors
-import safetensors.torch
 import torch
 from torch import Tensor
 
 from interpkit import evaluation
 from interpkit.errors import RunError, UsageError, listed
 from interpkit.figures import flattened
-from interpkit.files import write_atomically
+from interpkit.files import read_tensors, write_atomically
 from interpkit.report import pictures, words
 from interpkit.report.page import render
 from interpkit.runs import Run
@@ -97,12 +95,7 @@ def _stored(path: Path) -> tuple[Tensor, Tensor, Tensor]:
     Raises:
         RunError: there are none, or they do not fit each other.
     """
-    try:
-        tensors = safetensors.torch.load_file(path)
-    except FileNotFoundError as error:
-        raise RunError(f"there is no {path}: the run was not finished. Go on by --resume.") from error
-    except (safetensors.SafetensorError, OSError, ValueError) as error:
-        raise RunError(f"{path} is not a whole safetensors file: {error}.") from error
+    tensors = read_tensors(path)
     images = tensors.get("images", tensors.get("inputs"))
     labels, confidence = tensors.get("labels"), tensors.get("confidence")
     if images is None or labels is None or confidence is None:

@@ -9,16 +9,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import safetensors
-import safetensors.torch
 import torch
 from torch import Tensor
 
 from interpkit import evaluation
 from interpkit.data import LabelledImages, load_data
-from interpkit.errors import RunError
 from interpkit.evaluation import Samples
-from interpkit.files import write_atomically
+from interpkit.files import read_tensors, write_atomically
 from interpkit.interfaces import Target
 from interpkit.inversion import GeneratorInversion, Inversion
 from interpkit.recipe import TargetOptions
@@ -215,10 +212,7 @@ def _attributions(run: Run, samples: Samples) -> list[_Beside]:
     rows = {image.numpy().tobytes(): row for row, image in enumerate(samples.images)}
     found = []
     for path in sorted((run / "attributions").glob("*.safetensors")):
-        try:
-            tensors = safetensors.torch.load_file(path)
-        except (safetensors.SafetensorError, OSError, ValueError) as error:
-            raise RunError(f"{path} is not a whole safetensors file: {error}. Remove it.") from error
+        tensors = read_tensors(path, torn=" Remove it.")
         maps, images = tensors.get("maps"), tensors.get("images")
         if maps is None or images is None or maps.dim() != 4 or len(maps) != len(images):
             continue  # of vectors, or something else
