@@ -31,7 +31,7 @@ TRAINING_LIKE = Preset(
             "robust": {"weight": 2.0, "kinds": ["jitter"], "sigma": 0.5, "occlusion": 0.5},
             "statistics": {"weight": 2.0},
             "tv": {"weight": 1.0, "edge": 8.0},
-            "chroma": {"weight": 10.0},
+            "chroma": {"weight": 6.0},
             "spread": {"weight": 0.38, "epsilon": 0.003},
         },
     },
