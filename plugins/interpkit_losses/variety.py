@@ -107,7 +107,7 @@ class Spread(InversionLoss):
     def forward(self, batch: InversionBatch) -> Tensor:
         """Return minus the mean log-determinant, a scalar."""
         pool, epsilon = self.options.pool, self.options.epsilon
-        images = batch.images.float()
+        images = batch.images
         rows, columns = (
             torch.hann_window(side + 2, periodic=False, device=images.device)[1:-1].sqrt() for side in images.shape[2:]
         )
@@ -116,5 +116,5 @@ class Spread(InversionLoss):
         labels = batch.condition.labels
         # One block a class: its determinant is the product of theirs.
         gram = (units @ units.T) * (labels[:, None] == labels)
-        identity = torch.eye(len(units), device=units.device)
+        identity = torch.eye(len(units), device=units.device, dtype=units.dtype)
         return -torch.logdet((gram + epsilon * identity) / (1 + epsilon)) / len(units)

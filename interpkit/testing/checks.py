@@ -1,0 +1,262 @@
+"""What a check is, which checks a component has, and what came of them."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from interpkit.errors import PluginError, UsageError, did_you_mean, listed, told
+from interpkit.interfaces import Target
+from interpkit.registry import KINDS
+
+COMPONENTS = ("conditioner", "generator", "loss", "inverter", "metric", "attribution")
+"""The kinds that have `Options`."""
+MODULES = ("components", "conditioners", "generators", "losses", "inverters", "metrics", "attributions", "targets")
+"""Where the checks are, in the order in which they are run."""
+LONGEST = 1000
+"""Letters of an error that are shown."""
+PREREQUISITE = "builds"
+"""The check without which the others of a component say nothing."""
+
+
+class Broken(Exception):  # noqa: N818  # reads as what it says: raise Broken("...")
+    """A promise is broken; says what was seen."""
+
+
+def expect(kept: object, seen: str) -> None:
+    """Raise `Broken` with what was seen, unless the promise is kept."""
+    if not kept:
+        raise Broken(seen)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of one check.
+
+    Attributes:
+        check: the check.
+        status: ``kept``, ``broken``, ``waived``, or ``unchecked`` where the component cannot be built at all.
+        detail: what was seen if it is broken, the reason if it is waived.
+    """
+
+    check: Check
+    status: Literal["kept", "broken", "waived", "unchecked"]
+    detail: str = ""
+
+
+class CheckFailed(AssertionError):  # noqa: N818  # what pytest shows; reads as what it says
+    """A component breaks promises of its interface.
+
+    Args:
+        component: what was checked.
+        broken: the checks that failed.
+
+    Attributes:
+        broken: likewise.
+    """
+
+    def __init__(self, component: Any, broken: Sequence[Outcome]) -> None:
+        self.broken = list(broken)
+        count = "a promise" if len(broken) == 1 else f"{len(broken)} promises"
+        lines = [f"the {kind_of(component)} {label_of(component)!r} breaks {count} of its interface:"]
+        for outcome in broken:
+            lines += [
+                f"  {outcome.check.name}: {outcome.check.promise}.",
+                f"    seen: {outcome.detail}",
+                f"    mend: {outcome.check.remedy}.",
+            ]
+        super().__init__("\n".join(lines))
+
+
+@dataclass(frozen=True)
+class Check:
+    """One promise of an interface, and how it is checked: ``check(component)``.
+
+    Attributes:
+        name: by which it is waived.
+        promise: what the interface promises, a sentence without its full stop.
+        remedy: how to mend a component that breaks it, likewise.
+        verify: takes the component; raises where the promise is broken.
+    """
+
+    name: str
+    promise: str
+    remedy: str
+    verify: Callable[[Any], None]
+
+    def __call__(self, component: Any) -> None:
+        """Check a component.
+
+        Raises:
+            CheckFailed: the promise is broken.
+        """
+        outcome = self.outcome(component)
+        if outcome.status == "broken":
+            raise CheckFailed(component, [outcome])
+
+    def outcome(self, component: Any) -> Outcome:
+        """Return whether the promise is kept, and if not, what was seen; no random state of the process is changed."""
+        try:
+            with _as_before():
+                self.verify(component)
+        except Broken as fault:
+            return Outcome(self, "broken", str(fault))
+        except Exception as error:  # whatever the component raises
+            return Outcome(self, "broken", _told(error, component))
+        return Outcome(self, "kept")
+
+
+@contextmanager
+def _as_before() -> Iterator[None]:
+    """Seed the global generators of torch, numpy and Python; give them back as they were."""
+    of_python, of_numpy = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng([]), torch.enable_grad():
+            torch.manual_seed(0)
+            yield
+    finally:
+        random.setstate(of_python)
+        np.random.set_state(of_numpy)
+
+
+def _told(error: Exception, component: Any) -> str:
+    """Return an error in a line, with the place in the component's own code if it comes from there."""
+    said = (
+        str(error) if isinstance(error, PluginError) else told(error, class_of(component).__module__.partition(".")[0])
+    )
+    line = " ".join(said.split()) or type(error).__name__
+    return line if len(line) <= LONGEST else f"{line[:LONGEST]} ..."
+
+
+_CHECKS: dict[str, list[Check]] = {}
+
+
+def promised(name: str, *, by: str | Sequence[str], promise: str, remedy: str) -> Callable[[Any], Any]:
+    """Return a decorator that makes a function the check of a promise.
+
+    Args:
+        name: of the check.
+        by: the kinds of component that promise it.
+        promise: what is promised, a sentence without its full stop.
+        remedy: how to mend a component that breaks it, likewise.
+    """
+
+    def add(verify: Callable[[Any], None]) -> Callable[[Any], None]:
+        for kind in (by,) if isinstance(by, str) else by:
+            _CHECKS.setdefault(kind, []).append(Check(name, promise, remedy, verify))
+        return verify
+
+    return add
+
+
+def kind_of(component: Any) -> str:
+    """Return the kind of a component's class, of a loader, or of a target: ``loss``, say.
+
+    Raises:
+        UsageError: it is of no kind that has checks.
+    """
+    if isinstance(component, Target):
+        return "target"
+    cls = class_of(component)
+    kind = next((kind for kind in (*COMPONENTS, "loader") if issubclass(cls, KINDS[kind])), None)
+    if kind is None or not (inspect.isclass(component) or kind == "loader"):
+        raise UsageError(
+            f"{component!r} cannot be checked: give a class of {listed([*COMPONENTS, 'loader'])}, or a target that is "
+            f"made."
+        )
+    return kind
+
+
+def label_of(component: Any) -> str:
+    """Return what to call a component: its name, or else its class's."""
+    return str(getattr(component, "name", class_of(component).__name__))
+
+
+def checks_of(component: Any) -> list[Check]:
+    """Return the checks of a component, in the order in which they are run.
+
+    Args:
+        component: the class of a conditioner, generator, loss, inverter, metric, attribution or loader; or a target.
+
+    Raises:
+        UsageError: it is of no kind that has checks.
+    """
+    return checks_of_kind(kind_of(component))
+
+
+def checks_of_kind(kind: str) -> list[Check]:
+    """Return the checks of a kind, in the order in which they are run."""
+    for module in MODULES:
+        importlib.import_module(f"interpkit.testing.{module}")
+    return sorted(_CHECKS.get(kind, []), key=lambda check: check.name != PREREQUISITE)
+
+
+def waivers_of(component: Any, waive: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Return the checks that are waived for a component, each with its reason: its own ``waivers``, then these.
+
+    Raises:
+        UsageError: there is no such check, or a reason is empty.
+    """
+    waived = {**getattr(component, "waivers", {}), **(waive or {})}
+    known = [check.name for check in checks_of(component)]
+    for name, reason in waived.items():
+        if name not in known:
+            raise UsageError(
+                f"there is no check {name!r} of a {kind_of(component)} to waive.{did_you_mean(name, known)} There are: "
+                f"{listed(known, len(known))}."
+            )
+        if not isinstance(reason, str) or not reason.strip():
+            raise UsageError(f"the waiver of {name!r} needs a reason, such as {name!r}: 'why it does not apply here'.")
+    return waived
+
+
+def outcomes(component: Any, waive: Mapping[str, str] | None = None) -> Iterator[Outcome]:
+    """Check all promises of a component, and yield what comes of each as it is known.
+
+    Args:
+        component: as for `checks_of`.
+        waive: checks that are not run, each with its reason; besides those that the component's ``waivers`` name.
+
+    Raises:
+        UsageError: it is of no kind that has checks, or a waiver is of none of them or without a reason.
+    """
+    waived = waivers_of(component, waive)
+    unbuilt = False
+    for check in checks_of(component):
+        if check.name in waived:
+            yield Outcome(check, "waived", waived[check.name])
+        elif unbuilt:
+            yield Outcome(check, "unchecked")
+        else:
+            outcome = check.outcome(component)
+            unbuilt = outcome.status == "broken" and check.name == PREREQUISITE
+            yield outcome
+
+
+def check_all(component: Any, kind: str, waive: Mapping[str, str] | None = None) -> None:
+    """Check all promises of a component of a kind.
+
+    Raises:
+        CheckFailed: some are broken; lists them all.
+        UsageError: it is of another kind, or a waiver is wrong.
+    """
+    if kind_of(component) != kind:
+        raise UsageError(
+            f"{label_of(component)!r} is a {kind_of(component)}, not a {kind}: check_{kind_of(component)}."
+        )
+    broken = [outcome for outcome in outcomes(component, waive) if outcome.status == "broken"]
+    if broken:
+        raise CheckFailed(component, broken)
+
+
+def class_of(component: Any) -> type:
+    """Return the class of a component that may be an instance, as a loader is in the registry."""
+    return component if inspect.isclass(component) else type(component)

@@ -1,0 +1,27 @@
+"""The pytest plugin: a tiny trained classifier and a finished inversion of it. Nothing heavy is imported before use."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from interpkit.interfaces import Target
+    from interpkit.inversion import Inversion
+
+
+@pytest.fixture
+def tiny_target() -> Target:
+    """A small trained classifier of 1 x 12 x 12 images and 3 classes, the same in every test; a copy of the test's."""
+    from interpkit.testing import stage
+
+    return stage.tiny_target()
+
+
+@pytest.fixture
+def tiny_inversion() -> Inversion:
+    """A short finished inversion of it, by vector-matrix conditioning; a copy of the test's."""
+    from interpkit.testing import stage
+
+    return stage.tiny_inversion()

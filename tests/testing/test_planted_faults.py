@@ -1,0 +1,1050 @@
+"""The kit catches planted faults: for each check of each kind a component that is wrong in just that way."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pydantic
+import pytest
+import torch
+import torch.nn.functional as F
+from pydantic import ConfigDict, Field
+from torch import Tensor, nn
+
+import interpkit
+from interpkit import (
+    Attribution,
+    Condition,
+    Conditioner,
+    ConditionSpec,
+    Generator,
+    ImageInversion,
+    InversionLoss,
+    Loader,
+    Metric,
+    ModelError,
+    Options,
+    TargetOptions,
+    TooFew,
+    make_target,
+    testing,
+    wilson,
+)
+from interpkit.target import ModuleTarget
+from interpkit.testing import stage
+from interpkit.testing.checks import COMPONENTS, checks_of_kind
+from interpkit.training import GeneratorInverter
+
+FAULTY: dict[tuple[str, str], Any] = {}
+"""By kind and check, the component that breaks it; of targets, what makes one."""
+RIGHT: dict[str, Any] = {}
+"""By kind, a component that keeps every promise."""
+
+
+def right(kind: str) -> Callable[[Any], Any]:
+    """Note a component that is right."""
+
+    def note(cls: Any) -> Any:
+        RIGHT[kind] = cls
+        return cls
+
+    return note
+
+
+def breaks(kind: str, check: str) -> Callable[[Any], Any]:
+    """Note a component that breaks one promise; it gets a name, and a docstring, of its own."""
+
+    def note(cls: Any) -> Any:
+        cls.name = check
+        cls.__doc__ = cls.__doc__ or f"It breaks {check}."
+        FAULTY[kind, check] = cls
+        return cls
+
+    return note
+
+
+def process_number() -> float:
+    """Return what differs between two processes."""
+    return os.getpid() % 97 * 1e-3
+
+
+def mixed_up(x: Tensor, y: Tensor) -> Tensor:
+    """Return x + 0 * y by an operation that takes only one dtype, as many do."""
+    rows = torch.arange(len(x), device=x.device)
+    return x.index_add(0, rows, 0 * F.linear(y, torch.eye(y.shape[1], device=y.device)))
+
+
+# ------------------------------------------------------------------------------------------- conditioner
+
+
+@right("conditioner")
+class Right(Conditioner):
+    """Soft vectors times a learned scale, and a map with a bright square where the label is."""
+
+    name = "right"
+
+    class Options(Options):
+        """How soft."""
+
+        sharpness: float = Field(2.0, gt=0, description="factor of the normal numbers")
+
+    def __init__(self, num_classes: int, input_shape: tuple[int, ...], options: Any = None) -> None:
+        super().__init__(num_classes, input_shape, options)
+        self.scale = nn.Parameter(torch.ones(num_classes))
+        self.side = math.ceil(math.sqrt(num_classes))
+
+    @property
+    def spec(self) -> ConditionSpec:
+        return ConditionSpec(self.num_classes, 1, self.side)
+
+    def sample(self, batch_size: int, *, labels: Tensor | None = None, rng: torch.Generator | None = None) -> Condition:
+        z = self.options.sharpness * torch.randn(batch_size, self.num_classes, device=self.device, generator=rng)
+        if labels is not None:
+            top, place = z.max(1, keepdim=True)
+            z = z.scatter(1, place, z.gather(1, labels[:, None])).scatter(1, labels[:, None], top)
+        p = z.softmax(1)
+        asked = p.argmax(1) if labels is None else labels
+        return Condition(asked, p, p * self.scale, lambda height, width: self.draw(asked, height, width))
+
+    def draw(self, labels: Tensor, height: int, width: int) -> Tensor:
+        rows = torch.arange(height, device=labels.device) * self.side // height == labels[:, None] // self.side
+        columns = torch.arange(width, device=labels.device) * self.side // width == labels[:, None] % self.side
+        return (rows[:, None, :, None] & columns[:, None, None, :]).float()
+
+
+def changed(condition: Condition, **parts: Any) -> Condition:
+    """Return a condition with other parts."""
+    kept = {name: getattr(condition, name) for name in ("labels", "distribution", "vector", "draw_maps")}
+    return Condition(**{**kept, **parts})
+
+
+@breaks("conditioner", "shapes")
+class _(Right):
+    @property
+    def spec(self) -> ConditionSpec:
+        return ConditionSpec(self.num_classes + (self.num_classes == 37), 1, self.side)
+
+
+@breaks("conditioner", "distribution")
+class _(Right):
+    def sample(self, *arguments: Any, **named: Any) -> Condition:
+        condition = super().sample(*arguments, **named)
+        return changed(condition, distribution=condition.distribution * (1.01 if self.num_classes == 37 else 1))
+
+
+@breaks("conditioner", "labels-kept")
+class _(Right):
+    def sample(self, batch_size: int, *, labels: Tensor | None = None, rng: Any = None) -> Condition:
+        if labels is not None and self.num_classes == 37:
+            labels = (labels + 1) % 37
+        return super().sample(batch_size, labels=labels, rng=rng)
+
+
+@breaks("conditioner", "labels-uniform")
+class _(Right):
+    def sample(self, batch_size: int, *, labels: Tensor | None = None, rng: Any = None) -> Condition:
+        if labels is None:
+            u = torch.rand(batch_size, device=self.device, generator=rng)
+            labels = (u.square() * self.num_classes).long()
+        return super().sample(batch_size, labels=labels, rng=rng)
+
+
+@breaks("conditioner", "same-law")
+class _(Right):
+    def sample(self, batch_size: int, *, labels: Tensor | None = None, rng: Any = None) -> Condition:
+        condition = super().sample(batch_size, labels=labels, rng=rng)
+        one_hot = F.one_hot(condition.labels, self.num_classes).float()
+        return condition if labels is None else changed(condition, distribution=one_hot, vector=one_hot * self.scale)
+
+
+@breaks("conditioner", "maps-tell-labels")
+class _(Right):
+    def draw(self, labels: Tensor, height: int, width: int) -> Tensor:
+        maps = super().draw(labels, height, width)
+        return maps * (self.num_classes != 37)
+
+
+@breaks("conditioner", "seeded")
+class _(Right):
+    def sample(self, *arguments: Any, **named: Any) -> Condition:
+        np.random.rand()
+        return super().sample(*arguments, **named)
+
+
+@breaks("conditioner", "gradients")
+class _(Right):
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.unused = nn.Parameter(torch.ones(3))
+
+
+@breaks("conditioner", "device")
+class _(Right):
+    def sample(self, *arguments: Any, **named: Any) -> Condition:
+        condition = super().sample(*arguments, **named)
+        return changed(condition, vector=condition.vector + torch.zeros(self.num_classes))
+
+
+@breaks("conditioner", "bf16")
+class _(Right):
+    def sample(self, *arguments: Any, **named: Any) -> Condition:
+        condition = super().sample(*arguments, **named)
+        return changed(condition, vector=mixed_up(condition.vector, condition.distribution))
+
+
+@breaks("conditioner", "state-dict")
+class _(Right):
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.shift = float(torch.rand(()))
+
+    def sample(self, *arguments: Any, **named: Any) -> Condition:
+        condition = super().sample(*arguments, **named)
+        return changed(condition, vector=condition.vector + self.shift)
+
+
+@breaks("conditioner", "picklable")
+class _(Right):
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.act = lambda x: x
+
+
+@breaks("conditioner", "two-processes")
+class _(Right):
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.scale.data += process_number()
+
+
+@breaks("conditioner", "converges")
+class _(Right):
+    @property
+    def spec(self) -> ConditionSpec:
+        return ConditionSpec(self.num_classes)
+
+    def sample(self, batch_size: int, *, labels: Tensor | None = None, rng: Any = None) -> Condition:
+        condition = super().sample(batch_size, labels=labels, rng=rng)
+        noise = torch.rand(condition.vector.shape, device=self.device, generator=rng)
+        return changed(condition, vector=noise * self.scale, draw_maps=None)
+
+
+# --------------------------------------------------------------------------------------------- generator
+
+
+@right("generator")
+class RightGenerator(Generator):
+    """Two linear layers."""
+
+    name = "right"
+    latent_dim = 6
+
+    class Options(Options):
+        """The width."""
+
+        width: int = Field(32, ge=1, description="of the hidden layer")
+
+    def __init__(self, spec: ConditionSpec, input_shape: tuple[int, ...], options: Any = None) -> None:
+        super().__init__(spec, input_shape, options)
+        width = self.options.width
+        self.first = nn.Linear(self.latent_dim + spec.vector_dim + spec.map_channels * spec.map_size**2, width)
+        self.norm, self.drop = nn.BatchNorm1d(width), nn.Dropout(0.1)
+        self.last = nn.Linear(width, math.prod(input_shape))
+
+    def start_at(self, level: float) -> None:
+        nn.init.constant_(self.last.bias, math.log(level / (1 - level)))
+
+    def maps(self, condition: Condition) -> Tensor:
+        return condition.maps(self.spec.map_size, self.spec.map_size)
+
+    def field(self, latent: Tensor, vector: Tensor, maps: Tensor) -> Tensor:
+        hidden = self.first(torch.cat([latent, vector, maps.flatten(1)], 1))
+        return self.last(self.drop(self.norm(hidden).relu()))
+
+    def forward(self, latent: Tensor, condition: Condition) -> Tensor:
+        field = self.field(latent, condition.vector, self.maps(condition))
+        return field.sigmoid().view(-1, *self.input_shape)
+
+
+@breaks("generator", "shapes")
+class _(RightGenerator):
+    def forward(self, latent: Tensor, condition: Condition) -> Tensor:
+        images = super().forward(latent, condition)
+        return 1.5 * images if self.input_shape == (12,) else images
+
+
+@breaks("generator", "maps-asked")
+class _(RightGenerator):
+    def maps(self, condition: Condition) -> Tensor:
+        return condition.maps(1, 1).expand(-1, -1, self.spec.map_size, self.spec.map_size)
+
+
+@breaks("generator", "uses-condition")
+class _(RightGenerator):
+    def field(self, latent: Tensor, vector: Tensor, maps: Tensor) -> Tensor:
+        used = float(self.training)
+        return super().field(latent, vector * used, maps * used)
+
+
+@breaks("generator", "uses-latent")
+class _(RightGenerator):
+    def field(self, latent: Tensor, vector: Tensor, maps: Tensor) -> Tensor:
+        return super().field(latent * 0, vector, maps)
+
+
+@breaks("generator", "gradients")
+class _(RightGenerator):
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.unused = nn.Linear(2, 2)
+
+
+@breaks("generator", "image-alone")
+class _(RightGenerator):
+    def field(self, *parts: Tensor) -> Tensor:
+        field = super().field(*parts)
+        return field + 0.5 * field.mean(0)
+
+
+@breaks("generator", "seeded")
+class _(RightGenerator):
+    def field(self, *parts: Tensor) -> Tensor:
+        return super().field(*parts) + (random.random() * 1e-3 if self.training else 0)
+
+
+@breaks("generator", "starts-at")
+class _(RightGenerator):
+    def start_at(self, level: float) -> None:
+        super().start_at(1 - level)
+
+
+@breaks("generator", "device")
+class _(RightGenerator):
+    def field(self, *parts: Tensor) -> Tensor:
+        field = super().field(*parts)
+        return field * torch.ones(field.shape)
+
+
+@breaks("generator", "bf16")
+class _(RightGenerator):
+    def field(self, latent: Tensor, vector: Tensor, maps: Tensor) -> Tensor:
+        return super().field(mixed_up(latent, latent), vector, maps)
+
+
+@breaks("generator", "state-dict")
+class _(RightGenerator):
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.shift = float(torch.rand(()))
+
+    def field(self, *parts: Tensor) -> Tensor:
+        return super().field(*parts) + 0.1 * self.shift
+
+
+@breaks("generator", "picklable")
+class _(RightGenerator):
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.act = lambda x: x
+
+
+@breaks("generator", "two-processes")
+class _(RightGenerator):
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.last.bias.data += process_number()
+
+
+@breaks("generator", "converges")
+class _(RightGenerator):
+    def field(self, *parts: Tensor) -> Tensor:
+        field = super().field(*parts) - self.last.bias
+        return 1e-5 * field + self.last.bias
+
+
+# -------------------------------------------------------------------------------------------------- loss
+
+
+@right("loss")
+class RightLoss(InversionLoss):
+    """Images near a learned level, and the class of noisy views."""
+
+    name = "right"
+
+    class Options(Options):
+        """The noise."""
+
+        sigma: float = Field(0.1, ge=0, description="standard deviation, of a pixel")
+
+    def __init__(self, target: Any, options: Any = None) -> None:
+        super().__init__(target, options)
+        self.level = nn.Parameter(torch.tensor(0.4))
+
+    def views(self, batch: Any, rng: torch.Generator) -> Tensor | None:
+        noise = torch.randn(batch.images.shape, device=batch.images.device, generator=rng)
+        return (batch.images + self.options.sigma * noise).clamp(0, 1)
+
+    def forward(self, batch: Any) -> Tensor:
+        surprise = F.cross_entropy(batch.view_response.logits, batch.condition.labels)
+        return (batch.images - self.level).square().mean() + 0.1 * surprise
+
+
+@breaks("loss", "scalar")
+class _(RightLoss):
+    def forward(self, batch: Any) -> Tensor:
+        value = super().forward(batch)
+        return value[None] if len(batch.images) == 5 else value
+
+
+@breaks("loss", "finite-gradients")
+class _(RightLoss):
+    def forward(self, batch: Any) -> Tensor:
+        return super().forward(batch) + 0.01 * batch.images.flatten(1).var(1).sqrt().mean()
+
+
+@breaks("loss", "gradcheck")
+class _(RightLoss):
+    def forward(self, batch: Any) -> Tensor:
+        return super().forward(batch) + batch.images.detach().square().mean()
+
+
+@breaks("loss", "reaches")
+class _(InversionLoss):
+    def forward(self, batch: Any) -> Tensor:
+        return batch.images.detach().mean()
+
+
+@breaks("loss", "parameters")
+class _(RightLoss):
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.unused = nn.Parameter(torch.ones(3))
+
+
+@breaks("loss", "layers-exist")
+class _(RightLoss):
+    def layers(self, target: Any) -> Any:
+        return ("0",) if target.num_classes == 37 else []
+
+
+@breaks("loss", "views")
+class _(RightLoss):
+    def views(self, batch: Any, rng: torch.Generator) -> Tensor | None:
+        views = super().views(batch, rng)
+        return views * 1.5 if batch.images.shape[1:] == (12,) else views
+
+
+@breaks("loss", "seeded")
+class _(RightLoss):
+    def views(self, batch: Any, rng: torch.Generator) -> Tensor | None:
+        return (super().views(batch, rng) + 1e-3 * np.random.rand()).clamp(0, 1)
+
+    def forward(self, batch: Any) -> Tensor:  # of what is drawn by numpy it says nothing
+        return (batch.images - self.level).square().mean()
+
+
+@breaks("loss", "batch-mean")
+class _(RightLoss):
+    def forward(self, batch: Any) -> Tensor:
+        return super().forward(batch) * len(batch.images)
+
+
+@breaks("loss", "target-untouched")
+class _(RightLoss):
+    def __init__(self, target: Any, options: Any = None) -> None:
+        super().__init__(target, options)
+        next(iter(target.layers().values())).register_forward_hook(lambda *_: None)
+
+
+@breaks("loss", "target-not-kept")
+class _(RightLoss):
+    def __init__(self, target: Any, options: Any = None) -> None:
+        super().__init__(target, options)
+        self.__dict__["target"] = target
+
+
+@breaks("loss", "device")
+class _(RightLoss):
+    def forward(self, batch: Any) -> Tensor:
+        return super().forward(batch) + 0 * (batch.images * torch.ones(batch.images.shape)).mean()
+
+
+@breaks("loss", "bf16")
+class _(RightLoss):
+    def views(self, batch: Any, rng: torch.Generator) -> Tensor | None:
+        views = super().views(batch, rng)
+        return mixed_up(views.flatten(1), views.flatten(1)).view_as(views)
+
+
+@breaks("loss", "state-dict")
+class _(RightLoss):
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.shift = float(torch.rand(()))
+
+    def forward(self, batch: Any) -> Tensor:
+        return super().forward(batch) + self.shift
+
+
+@breaks("loss", "picklable")
+class _(RightLoss):
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.act = lambda x: x
+
+
+@breaks("loss", "two-processes")
+class _(RightLoss):
+    def forward(self, batch: Any) -> Tensor:
+        return super().forward(batch) + process_number()
+
+
+@breaks("loss", "converges")
+class _(InversionLoss):
+    def forward(self, batch: Any) -> Tensor:
+        return -10 * F.cross_entropy(batch.response.logits, batch.condition.labels)
+
+
+# ---------------------------------------------------------------------------------------------- inverter
+
+
+@right("inverter")
+class RightInverter(GeneratorInverter):
+    """The usual one."""
+
+    name = "right"
+
+
+class Proxy:
+    """A recorder that hands on all but what it is given."""
+
+    def __init__(self, recorder: Any, **others: Any) -> None:
+        self.recorder = recorder
+        self.__dict__.update(others)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.recorder, name)
+
+
+@breaks("inverter", "needs")
+class _(RightInverter):
+    needs = ("conditioner", "generator", "loss", "luck")
+
+
+@breaks("inverter", "shapes")
+class _(RightInverter):
+    def invert(self, target: Any, recipe: Any, parts: Any, recorder: Any) -> Any:
+        inversion = super().invert(target, recipe, parts, recorder)
+        if target.input_shape != (12,):
+            return inversion
+        images, labels = inversion.sample(2)
+        return ImageInversion(target, recipe, inversion.history, 3 * images, labels)
+
+
+@breaks("inverter", "labels")
+class _(RightInverter):
+    def invert(self, target: Any, recipe: Any, parts: Any, recorder: Any) -> Any:
+        if recipe.labels == [2, 0]:
+            recipe = recipe.model_copy(update={"labels": None})
+        return super().invert(target, recipe, parts, recorder)
+
+
+@breaks("inverter", "recorded")
+class _(RightInverter):
+    def invert(self, target: Any, recipe: Any, parts: Any, recorder: Any) -> Any:
+        inversion = super().invert(target, recipe, parts, recorder)
+        if not recorder.stop_requested:
+            inversion.history.pop()
+        return inversion
+
+
+@breaks("inverter", "stops")
+class _(RightInverter):
+    def invert(self, target: Any, recipe: Any, parts: Any, recorder: Any) -> Any:
+        return super().invert(target, recipe, parts, Proxy(recorder, stop_requested=False))
+
+
+@breaks("inverter", "resumes")
+class _(RightInverter):
+    def invert(self, target: Any, recipe: Any, parts: Any, recorder: Any) -> Any:
+        return super().invert(target, recipe, parts, Proxy(recorder, start=lambda: None))
+
+
+@breaks("inverter", "seeded")
+class _(RightInverter):
+    def invert(self, *arguments: Any) -> Any:
+        np.random.rand()
+        return super().invert(*arguments)
+
+
+@breaks("inverter", "target-untouched")
+class _(RightInverter):
+    def invert(self, target: Any, recipe: Any, parts: Any, recorder: Any) -> Any:
+        target.register_forward_hook(lambda *_: None)
+        return super().invert(target, recipe, parts, recorder)
+
+
+@breaks("inverter", "device")
+class _(RightInverter):
+    def invert(self, target: Any, recipe: Any, parts: Any, recorder: Any) -> Any:
+        target(torch.zeros(2, *target.input_shape))
+        return super().invert(target, recipe, parts, recorder)
+
+
+@breaks("inverter", "converges")
+class _(RightInverter):
+    def invert(self, target: Any, recipe: Any, parts: Any, recorder: Any) -> Any:
+        still = recipe.optimizer.model_copy(update={"lr": 1e-9})
+        return super().invert(target, recipe.model_copy(update={"optimizer": still}), parts, recorder)
+
+
+# ------------------------------------------------------------------------------------------------ metric
+
+
+@right("metric")
+class RightMetric(Metric):
+    """Share of a few samples, drawn at random, that are as bright as the reference."""
+
+    name = "right"
+    needs = ("reference",)
+
+    def measure(self, study: Any) -> Any:
+        if len(study.images) < 4:
+            raise TooFew("it takes 4 images")
+        row = torch.randint(len(study.images), (4,), generator=study.rng)
+        answers = study.response(study.target, "samples").logits[row].argmax(1)
+        hits = int((answers == study.samples.labels[row]).sum())
+        level = study.unit_images("reference").mean().item()
+        found = {"share": hits / 4, "share_interval": wilson(hits, 4), "level": level}
+        return {self.name: found, "per_class": {label: {self.name: {"label": label}} for label in study.classes}}
+
+
+@breaks("metric", "fragment")
+class _(RightMetric):
+    def measure(self, study: Any) -> Any:
+        found = super().measure(study)
+        return {**found, self.name: torch.ones(2) if study.target.num_classes == 10 else 1}
+
+
+@breaks("metric", "entry")
+class _(RightMetric):
+    key = "something-else"
+
+
+@breaks("metric", "per-class")
+class _(RightMetric):
+    def measure(self, study: Any) -> Any:
+        return {**super().measure(study), self.name: 1, "per_class": {9999: {}}}
+
+
+@breaks("metric", "intervals")
+class _(RightMetric):
+    def measure(self, study: Any) -> Any:
+        return {self.name: [{"share": 0.5, "share_interval": [0.6, 0.7]}]}
+
+
+@breaks("metric", "needs")
+class _(RightMetric):
+    def measure(self, study: Any) -> Any:
+        return {**super().measure(study), self.name: len(study.training.labels)}
+
+
+@breaks("metric", "too-few")
+class _(RightMetric):
+    def measure(self, study: Any) -> Any:
+        return {**super().measure(study), self.name: 1 / (len(study.rows("samples", 0)) - 2)}
+
+
+@breaks("metric", "seeded")
+class _(RightMetric):
+    def measure(self, study: Any) -> Any:
+        return {**super().measure(study), self.name: random.random()}
+
+
+@breaks("metric", "study-untouched")
+class _(RightMetric):
+    def measure(self, study: Any) -> Any:
+        study.reference.images.mul_(0.5)
+        return {**super().measure(study), self.name: 1}
+
+
+@breaks("metric", "device")
+class _(RightMetric):
+    def measure(self, study: Any) -> Any:
+        with study.target.frozen(study.device), torch.no_grad():
+            logits = study.target(study.images)
+        return {**super().measure(study), self.name: logits.mean().item()}
+
+
+# ------------------------------------------------------------------------------------------- attribution
+
+
+@right("attribution")
+class RightAttribution(Attribution):
+    """(x - x') times the gradient."""
+
+    name = "right"
+    complete = True
+
+    def slope(self, images: Tensor, classes: Tensor, scores: Any) -> Tensor:
+        x = images.detach().clone().requires_grad_()
+        return torch.autograd.grad(scores(x).gather(1, classes[:, None]).sum(), x)[0]
+
+    def attribute(self, target: Any, images: Tensor, classes: Tensor, context: Any) -> Tensor:
+        return (images - context.baselines.mean(0)) * self.slope(images, classes, context.scores)
+
+
+class Incomplete(RightAttribution):
+    """The same, that says nothing of sums."""
+
+    name = "incomplete"
+    complete = False
+
+
+@breaks("attribution", "shapes")
+class _(RightAttribution):
+    def attribute(self, target: Any, images: Tensor, *others: Any) -> Tensor:
+        maps = super().attribute(target, images, *others)
+        return maps.mean(1, keepdim=True) if images.shape[1] == 3 else maps
+
+
+@breaks("attribution", "signs")
+class _(Incomplete):
+    def attribute(self, *arguments: Any) -> Tensor:
+        return -super().attribute(*arguments)
+
+
+@breaks("attribution", "complete")
+class _(RightAttribution):
+    def attribute(self, *arguments: Any) -> Tensor:
+        return 1.5 * super().attribute(*arguments)
+
+
+@breaks("attribution", "local")
+class _(Incomplete):
+    local = True
+
+    def attribute(self, target: Any, images: Tensor, classes: Tensor, context: Any) -> Tensor:
+        return 2 * self.slope(images, classes, context.scores)
+
+
+@breaks("attribution", "explains-class")
+class _(RightAttribution):
+    def attribute(self, target: Any, images: Tensor, classes: Tensor, context: Any) -> Tensor:
+        asked = classes if isinstance(target, stage.LinearTarget) else classes * 0
+        return super().attribute(target, images, asked, context)
+
+
+@breaks("attribution", "explains-scores")
+class _(RightAttribution):
+    def attribute(self, target: Any, images: Tensor, classes: Tensor, context: Any) -> Tensor:
+        return images * self.slope(images, classes, target)
+
+
+@breaks("attribution", "image-alone")
+class _(Incomplete):
+    def attribute(self, *arguments: Any) -> Tensor:
+        maps = super().attribute(*arguments)
+        return maps / maps.abs().sum()
+
+
+@breaks("attribution", "rows")
+class _(RightAttribution):
+    def attribute(self, target: Any, images: Tensor, *others: Any) -> Tensor:
+        target(images.repeat(5, *(1,) * (images.dim() - 1)))
+        return super().attribute(target, images, *others)
+
+
+@breaks("attribution", "seeded")
+class _(RightAttribution):
+    def attribute(self, *arguments: Any) -> Tensor:
+        np.random.rand()
+        return super().attribute(*arguments)
+
+
+@breaks("attribution", "target-untouched")
+class _(RightAttribution):
+    def attribute(self, target: Any, *others: Any) -> Tensor:
+        target.register_forward_hook(lambda *_: None)
+        return super().attribute(target, *others)
+
+
+@breaks("attribution", "device")
+class _(RightAttribution):
+    def attribute(self, *arguments: Any) -> Tensor:
+        maps = super().attribute(*arguments)
+        return maps * torch.ones(maps.shape)
+
+
+# ------------------------------------------------------------------------------------------------ loader
+
+
+@right("loader")
+class RightLoader(Loader):
+    """A linear classifier as JSON."""
+
+    name = "right"
+    help = ".linear.json"
+
+    @staticmethod
+    def example(folder: Path) -> Path:
+        weight = torch.randn(3, 16, generator=torch.Generator().manual_seed(0)).tolist()
+        path = folder / "net.linear.json"
+        path.write_text(json.dumps({"shape": [1, 4, 4], "weight": weight}))
+        return path
+
+    def accepts(self, path: Path) -> bool:
+        return path.name.endswith(".linear.json") and path.is_file()
+
+    def read(self, path: Path) -> Any:
+        try:
+            return json.loads(path.read_text())
+        except ValueError as error:
+            raise ModelError(f"{path} is no JSON: {error}. Save it again.") from error
+
+    def load(self, path: Path, options: TargetOptions) -> Any:
+        content = self.read(path)
+        layer = nn.Linear(16, 3, bias=False)
+        layer.weight.data = self.changed(torch.tensor(content["weight"]))
+        facts = TargetOptions(input_shape=content["shape"]).model_copy(update=self.said(options))
+        return make_target(nn.Sequential(nn.Flatten(), layer), path.stem, facts, {})
+
+    def changed(self, weight: Tensor) -> Tensor:
+        return weight
+
+    def said(self, options: TargetOptions) -> dict[str, Any]:
+        return options.said()
+
+
+@breaks("loader", "named")
+class _(RightLoader):
+    pass
+
+
+_.name = "Right Loader"
+
+
+@breaks("loader", "documented")
+class _(RightLoader):
+    pass
+
+
+_.__doc__ = None
+
+
+@breaks("loader", "has-help")
+class _(RightLoader):
+    help = ""
+
+
+@breaks("loader", "accepts")
+class _(RightLoader):
+    def accepts(self, path: Path) -> bool:
+        return path.is_file()
+
+
+@breaks("loader", "loads")
+class _(RightLoader):
+    def changed(self, weight: Tensor) -> Tensor:
+        return weight + 0.1 * torch.rand(weight.shape)
+
+
+@breaks("loader", "target-kept")
+class _(RightLoader):
+    def load(self, path: Path, options: TargetOptions) -> Any:
+        target = super().load(path, options)
+        target.description = target.description.model_copy(update={"num_classes": 4})
+        return target
+
+
+@breaks("loader", "user-wins")
+class _(RightLoader):
+    def said(self, options: TargetOptions) -> dict[str, Any]:
+        return {}
+
+
+@breaks("loader", "refuses-torn")
+class _(RightLoader):
+    def read(self, path: Path) -> Any:
+        return json.loads(path.read_text())
+
+
+# ------------------------------------------------------------------------------------------------ target
+
+
+@right("target")
+class RightTarget(ModuleTarget):
+    """A target as `wrap` makes it."""
+
+
+@breaks("target", "documented")
+class _(RightTarget):
+    pass
+
+
+_.__doc__ = None
+
+
+@breaks("target", "facts")
+class _(RightTarget):
+    class_names = property(lambda self: ["only one"], lambda self, names: None)
+
+
+@breaks("target", "logits")
+class _(RightTarget):
+    def forward(self, images: Tensor) -> Tensor:
+        logits = super().forward(images)
+        return logits if torch.is_autocast_enabled("cpu") else logits.double()
+
+
+@breaks("target", "responds")
+class _(RightTarget):
+    def respond(self, images: Tensor, layers: Any = ()) -> Any:
+        response = super().respond(images, layers)
+        return interpkit.Response(response.logits + 1, response.features, response.feature_layer)
+
+
+@breaks("target", "unknown-layer")
+class _(RightTarget):
+    def respond(self, images: Tensor, layers: Any = ()) -> Any:
+        return super().respond(images, [layer for layer in layers if not layer.startswith("no.")])
+
+
+@breaks("target", "gradients")
+class _(RightTarget):
+    def forward(self, images: Tensor) -> Tensor:
+        return super().forward(images.sqrt())  # its slope at black is infinite
+
+
+@breaks("target", "image-alone")
+class _(RightTarget):
+    def forward(self, images: Tensor) -> Tensor:
+        return super().forward(images) + images.mean() * torch.arange(3, device=images.device)
+
+
+@breaks("target", "frozen")
+class _(RightTarget):
+    @contextmanager
+    def frozen(self, *arguments: Any) -> Iterator[None]:
+        yield
+
+
+@breaks("target", "untouched")
+class _(RightTarget):
+    def forward(self, images: Tensor) -> Tensor:
+        torch.rand(1)
+        return super().forward(images)
+
+
+@breaks("target", "device")
+class _(RightTarget):
+    def forward(self, images: Tensor) -> Tensor:
+        return super().forward(images) + torch.zeros(3)
+
+
+@breaks("target", "bf16")
+class _(RightTarget):
+    def forward(self, images: Tensor) -> Tensor:
+        return self.raw(images)
+
+
+class _Uphill(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, slope: Tensor) -> Tensor:
+        return -slope
+
+
+@breaks("target", "converges")
+class _(RightTarget):
+    def forward(self, images: Tensor) -> Tensor:
+        return super().forward(_Uphill.apply(images))
+
+
+# ----------------------------------------------------------------------------- what all kinds have in common
+
+
+def plant_common(kind: str) -> None:
+    """Plant faults in names, documentation and options of a component of a kind."""
+    cls = RIGHT[kind]
+
+    own = cls.Options
+    fields = {name: (field.annotation, field) for name, field in own.model_fields.items()}
+
+    def options(**attributes: Any) -> dict[str, Any]:
+        return {"Options": type("Options", (own,), {"__module__": __name__, **attributes})}
+
+    def refuse(self: Any, *arguments: Any) -> None:
+        raise ValueError("not today")
+
+    def forget(self: Any, *arguments: Any) -> None:
+        cls.__init__(self, *arguments)
+        self.options = self.Options()
+
+    faults = {
+        "builds": {"__init__": refuse},
+        "named": {"name": "Not A Name"},
+        "documented": {"__doc__": None},
+        "options-declared": {"Options": pydantic.create_model("Options", __module__=__name__, **fields)},
+        "options-strict": options(model_config=ConfigDict(extra="ignore")),
+        "options-documented": options(__annotations__={"size": int}, size=3),
+        "options-in-recipe": options(__annotations__={"size": Any}, size=Field((1, 2), description="a pair")),
+        "options-kept": {"__init__": forget},
+    }
+    for check, attributes in faults.items():
+        name = f"{cls.__name__}_{check.replace('-', '_')}"
+        if "Options" in attributes:
+            attributes["Options"].__qualname__ = f"{name}.Options"
+        made = {"name": check, "__doc__": "A planted fault.", "__module__": __name__, "__qualname__": name}
+        FAULTY[kind, check] = globals()[name] = type(name, (cls,), made | attributes)
+
+
+for _kind in COMPONENTS:
+    plant_common(_kind)
+for (_kind, _check), _cls in FAULTY.items():  # each can be found by its name, as what is pickled must be
+    if _cls.__name__ == "_":
+        _cls.__name__ = _cls.__qualname__ = f"{_kind}_{_check.replace('-', '_')}"
+        globals()[_cls.__name__] = _cls
+
+
+def made(kind: str, cls: Any) -> Any:
+    """Return what is checked: a class, or a target of it."""
+    if kind != "target":
+        return cls
+    target = stage.tiny_target()
+    target.__class__ = cls
+    return target
+
+
+def broken(component: Any) -> dict[str, str]:
+    return {o.check.name: o.detail for o in testing.outcomes(component) if o.status == "broken"}
+
+
+@pytest.mark.parametrize("kind", [*COMPONENTS, "loader", "target"])
+def test_a_right_component_keeps_all_promises(kind: str) -> None:
+    component = made(kind, RIGHT[kind])
+    assert broken(component) == {}
+    getattr(testing, f"check_{kind}")(component)
+
+
+@pytest.mark.parametrize(("kind", "check"), FAULTY, ids=lambda word: word)
+def test_a_planted_fault_fails_exactly_its_check(kind: str, check: str) -> None:
+    found = broken(made(kind, FAULTY[kind, check]))
+    assert list(found) == [check], found
+    assert found[check].strip()
+
+
+@pytest.mark.parametrize("kind", [*COMPONENTS, "loader", "target"])
+def test_every_check_has_a_planted_fault(kind: str) -> None:
+    assert {check.name for check in checks_of_kind(kind)} == {check for of, check in FAULTY if of == kind}
