@@ -1,0 +1,87 @@
+"""Name and kind -> the files of a package, from the templates beside."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from interpkit import _version
+from interpkit.errors import UsageError
+from interpkit.scaffold import names
+from interpkit.scaffold.kinds import KINDS, Kind
+
+TEMPLATES = Path(__file__).parent / "templates"
+
+
+def write(name: str, kind: Kind, folder: Path) -> Path:
+    """Write a package; nothing that is there already is touched.
+
+    Args:
+        name: of the plugin and of its component, e.g. ``my-loss``.
+        kind: of the component.
+        folder: where to; it must not exist yet.
+
+    Raises:
+        UsageError: the name is no name or is taken, the folder is there already, or cannot be written.
+    """
+    names.check(name)
+    if folder.exists() or folder.is_symlink():
+        inside = f"--out {folder / name}" if folder.is_dir() and not (folder / name).exists() else "--out FOLDER"
+        raise UsageError(f"{folder} is there already, and nothing is overwritten. Name a new folder, e.g. {inside}.")
+    files = render(name, kind)
+    try:
+        folder.mkdir(parents=True)
+    except OSError as error:
+        raise _unwritable(folder, error) from error
+    try:
+        for path, text in files.items():
+            (folder / path).parent.mkdir(parents=True, exist_ok=True)
+            (folder / path).write_text(text, encoding="utf-8")
+    except OSError as error:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise _unwritable(folder, error) from error
+    return folder
+
+
+def _unwritable(folder: Path, error: OSError) -> UsageError:
+    return UsageError(f"cannot write {folder}: {error.strerror}. Name another place by --out FOLDER.")
+
+
+def render(name: str, kind: Kind) -> dict[str, str]:
+    """Return the text of each file of the package, by its path in the package's folder."""
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        undefined=jinja2.StrictUndefined,
+        keep_trailing_newline=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    package, facts = names.package_of(name), KINDS[kind]
+    words = {
+        "name": name,
+        "kind": kind.value,
+        "package": package,
+        "cls": class_name(name, facts.base),
+        "version": _version.__version__,
+        "summary": facts.summary,
+        "use": facts.use.format(name=name),
+    }
+    templates = {
+        "README.md": "shared/README.md.jinja",
+        "LICENSE": "shared/LICENSE",
+        "pyproject.toml": "shared/pyproject.toml.jinja",
+        ".gitignore": "shared/gitignore.jinja",
+        ".github/workflows/test.yml": "shared/test.yml.jinja",
+        f"{package}/__init__.py": "shared/__init__.py.jinja",
+        f"{package}/{kind}.py": f"{kind}/component.py.jinja",
+        f"tests/test_{package.removeprefix('interpkit_')}.py": f"{kind}/test.py.jinja",
+    }
+    return {path: environment.get_template(template).render(words) for path, template in templates.items()}
+
+
+def class_name(name: str, base: str) -> str:
+    """Return the name of the component's class: ``my-loss`` -> ``MyLoss``, ``margin`` -> ``MarginLoss``."""
+    camel = "".join(word.capitalize() for word in name.replace("-", "_").split("_"))
+    return camel if camel.endswith(base) else f"{camel}{base}"
