@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test setup browser lint bench clean
+.PHONY: demo test setup browser lint docs bench clean
 
 demo: .venv/installed ## invert a shipped MNIST classifier; ends with the path of report.html
 	$(BIN)/interpkit invert examples/models/mnist_bn.safetensors --plugin vecmat --plugin training-like
@@ -25,6 +25,10 @@ lint: .venv/installed-dev ## ruff, ruff format and strict mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: .venv/installed-dev ## the documentation, into build/docs; a warning is an error
+	$(BIN)/sphinx-build --fail-on-warning --keep-going --nitpicky --fresh-env --quiet docs build/docs
+	@echo build/docs/index.html
 
 bench: .venv/installed-dev ## measure the figures that the project claims
 	$(BIN)/python -m benchmarks
