@@ -90,9 +90,7 @@ def main() -> None:
         target = inversion.target
         images, labels = inversion.sample(per_class=1)
     if arguments.data:
-        from interpkit.data import load_data
-
-        data = load_data(arguments.data, target.input_shape)
+        data = interpkit.load_data(arguments.data, target.input_shape)
         images, labels = data.images[:4], data.labels[:4]
 
     # 1. By interpkit: any method, in one call.

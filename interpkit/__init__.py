@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from interpkit.api import invert, load_inversion
     from interpkit.attributing import ClassEvidence, Explainer, attribute, class_evidence, evidence_agreement
     from interpkit.attribution import Attribution, AttributionContext
-    from interpkit.data import LabelledImages
+    from interpkit.data import LabelledImages, load_data
     from interpkit.errors import InterpkitError, ModelError, PluginError, RunError, UsageError
     from interpkit.evaluation import Samples, wilson
     from interpkit.hookspecs import hookimpl
@@ -57,7 +57,7 @@ _HOMES = {
     "attributing": ("ClassEvidence", "Explainer", "attribute", "class_evidence", "evidence_agreement"),
     "attribution": ("Attribution", "AttributionContext"),
     "errors": ("InterpkitError", "ModelError", "PluginError", "RunError", "UsageError"),
-    "data": ("LabelledImages",),
+    "data": ("LabelledImages", "load_data"),
     "evaluation": ("Samples", "wilson"),
     "hookspecs": ("hookimpl",),
     "interfaces": (
@@ -143,6 +143,7 @@ __all__ = [
     "fill_architecture",
     "hookimpl",
     "invert",
+    "load_data",
     "load_inversion",
     "load_target",
     "make_target",

@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from interpkit import assembly, loading
-from interpkit.errors import UsageError, listed
+from interpkit.errors import InterpkitError, PluginError, UsageError, listed, told
 from interpkit.interfaces import Target
 from interpkit.inversion import Inversion
-from interpkit.plugins import Plugins, installed
-from interpkit.recipe import Layer, Recipe, compose, read_toml
+from interpkit.plugins import Plugins, installed, is_file
+from interpkit.recipe import Layer, PluginFile, Recipe, compose, read_toml, validated
 from interpkit.recorder import Recorder, StepRecord
 from interpkit.runs import Run, RunRecorder
 from interpkit.seeding import derive_seed, global_seed
+from interpkit.sharing import Share
 
 
 def invert(
     target: Target | str | Path,
-    plugins: Sequence[str] = (),
+    plugins: Sequence[str | Path] = (),
     *,
     out: str | Path | None = None,
     resume: bool = False,
@@ -34,7 +36,8 @@ def invert(
 
     Args:
         target: from `wrap` or `load_target`, or the path of a classifier's file.
-        plugins: presets to apply, left to right, over ``config``.
+        plugins: presets to apply, left to right, over ``config``; and paths of plugins of one file, which are
+            loaded, and whose own preset is applied if they have one.
         out: a run folder to write; in memory alone if left out (`Inversion.save` writes it later).
         resume: go on from the checkpoint in ``out``, with the recipe there unless another is given.
         force: replace another run in ``out``.
@@ -61,7 +64,7 @@ def invert(
 
 def prepare(
     target: Target | str | Path,
-    plugins: Sequence[str] = (),
+    plugins: Sequence[str | Path] = (),
     *,
     config: str | Path | None = None,
     conditioner: str | None = None,
@@ -80,7 +83,8 @@ def prepare(
 
     Args:
         target: from `wrap` or `load_target`, or the path of a classifier's file.
-        plugins: presets to apply, left to right.
+        plugins: presets to apply, left to right, and paths of plugins of one file. The preset of such a one is
+            not applied again over a recipe that records the file.
         config: a recipe in TOML.
         conditioner: its name, in place of the preset's; so are ``generator`` and ``inverter``.
         generator: likewise.
@@ -97,19 +101,38 @@ def prepare(
         PluginError: a preset is unknown, or its plugin broken.
     """
     found = installed()
-    if resume_from is not None and config is None and not plugins and (resume_from / "recipe.toml").exists():
-        config = resume_from / "recipe.toml"
+    files = {given: found.add_file(Path(given)) for given in plugins if is_file(given)}
+    if len({plugin.name for plugin in files.values()}) < len(files):
+        raise UsageError(f"plugin files are told apart by their names, so name each once: {listed(map(str, files))}.")
+    if resume_from is not None and not (resume_from / "manifest.json").exists():
+        resume_from = None
+    if resume_from is not None:
+        Run.open(resume_from).check_plugins()
+        if config is None and len(files) == len(plugins) and (resume_from / "recipe.toml").exists():
+            config = resume_from / "recipe.toml"
     layers: list[Layer] = []
+    recorded: list[PluginFile] = []
     if config is not None:
         layer = read_toml(Path(config))
+        recorded = _recorded_files(layer.pop("plugin_files", []), config)
+        found.check_files(recorded, str(config))
         layers += [found.preset(name).layer for name in _preset_names(layer.pop("presets", []), config)]
         layers.append(_without_code(layer, target_options or {}, config))
     if inverter is not None:
         found.component("inverter", inverter)  # a misspelt name is told as such, not as a missing preset
     if config is None and not plugins and inverter in found.registry.names("preset"):
         plugins = [inverter]  # a method that brings its own recipe needs naming once
-    layers += [found.preset(name).layer for name in plugins]
-    if not layers:
+    presets: list[str] = []
+    for given in plugins:
+        if given not in files:
+            layers.append(found.preset(str(given)).layer)
+            presets.append(str(given))
+            continue
+        preset = found.own_preset(files[given])
+        if preset is not None and files[given].name not in [file.name for file in recorded]:
+            layers.append(preset.layer)
+            presets.append(preset.name)
+    if not layers and not files:
         known = listed(found.registry.names("preset"))
         raise UsageError(f"name a preset by --plugin NAME (there are: {known}), or a recipe by --config FILE.")
     components = {"conditioner": conditioner, "generator": generator, "inverter": inverter}
@@ -117,10 +140,12 @@ def prepare(
     layers.append({"losses": {name: {"weight": weight} for name, weight in (losses or {}).items()}})
     layers.append({name: value for name, value in fields.items() if value is not None})
     layers.append({"target": target_options or {}})
+    if files:
+        layers.append({"plugin_files": [{"path": p.source, "sha256": p.sha256} for p in files.values()]})
     recipe = compose(layers, list((options or {}).items()))
     if not isinstance(target, Target):
         target = loading.load(Path(target), recipe.target)
-    return Job(recipe, target, list(plugins))
+    return Job(recipe, target, presets)
 
 
 def _without_code(layer: Layer, typed: Mapping[str, Any], config: str | Path) -> Layer:
@@ -145,7 +170,15 @@ def _without_code(layer: Layer, typed: Mapping[str, Any], config: str | Path) ->
 def _preset_names(value: Any, config: str | Path) -> list[str]:
     if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
         raise UsageError(f'{config}: presets is a list of names, e.g. presets = ["vecmat"], not {value!r}.')
+    for name in filter(is_file, value):
+        raise UsageError(f"{config} names {name}, which is code; a file cannot have it run. Type it: --plugin {name}")
     return value
+
+
+def _recorded_files(value: Any, config: str | Path) -> list[PluginFile]:
+    if not isinstance(value, list) or not all(isinstance(entry, Mapping) for entry in value):
+        raise UsageError(f"{config}: plugin_files is a list of tables with path and sha256, not {value!r}.")
+    return [validated(PluginFile, entry, f"{config}, plugin_files") for entry in value]
 
 
 class Job:
@@ -195,9 +228,16 @@ class Job:
         on_step: Callable[[int], None] | None = None,
         on_record: Callable[[StepRecord], None] | None = None,
     ) -> Inversion:
-        """Train, and write the run folder if there is one; see `invert`."""
+        """Train, and write the run folder if there is one; see `invert`.
+
+        Where several processes share the batch, the first one alone calls hooks and writes.
+        """
         recipe, target = self.recipe, self.target
-        if resume and out is not None and self.is_done(out):
+        share = Share.current()
+        first = share.rank == 0
+        share.check(recipe.batch_size, recipe.generators)
+        if share.from_first(first and resume and out is not None and self.is_done(out)):
+            assert out is not None
             return Run.open(out).load(target)
         device = torch.device(recipe.device)
 
@@ -206,27 +246,49 @@ class Job:
             if on_record is not None:
                 on_record(line)
 
-        callbacks: dict[str, Any] = {"on_step": on_step, "on_record": record}
+        callbacks: dict[str, Any] = {"on_step": on_step, "on_record": record} if first else {}
         run = None
         with target.frozen(device, torch.channels_last), global_seed(derive_seed(recipe.seed, "weights"), device):
             inverter, parts = assembly.build(recipe, target, self.plugins)
-            if out is None:
+            callbacks["owners"] = assembly.owners(recipe, self.plugins)
+            if out is None or not first:
                 self.recorder = Recorder(recipe.steps, **callbacks)
             else:
                 run = self._open(out, resume=resume, force=force)
                 self.recorder = RunRecorder(run, recipe, **callbacks)
             self.recorder.stop_requested = self.stop_requested
-            self.plugins.call("inversion_started", target=target, recipe=recipe)
-            try:
+            if first:
+                self.plugins.call("inversion_started", target=target, recipe=recipe)
+            with self._failing(run):
                 inversion = inverter.invert(target, recipe, parts, self.recorder)
-            except Exception:
-                if run is not None:
-                    run.note(status="failed")
-                raise
         if run is not None:
-            run.finish(inversion)
-        self.plugins.call("inversion_finished", inversion=inversion)
+            with self._failing(run):
+                run.finish(inversion)
+        if first:
+            self.plugins.call("inversion_finished", inversion=inversion)
         return inversion
+
+    @contextmanager
+    def _failing(self, run: Run | None) -> Iterator[None]:
+        """Note a failure in the manifest; if it was in a plugin, say in which, at which step, and what is kept."""
+        assert self.recorder is not None
+        try:
+            yield
+        except (Exception, SystemExit) as error:
+            if run is not None:
+                run.note(status="failed")
+            plugin = self.plugins.culprit(error)
+            if isinstance(error, InterpkitError) and not isinstance(error, PluginError):
+                raise
+            if not isinstance(error, PluginError) and (plugin is None or isinstance(error, torch.OutOfMemoryError)):
+                raise
+            self.recorder.flush()  # a value that is not finite is then the cause, and is told instead
+            words = str(error)
+            if plugin is not None and not isinstance(error, PluginError):
+                words = f"the plugin {plugin.name!r} failed: {told(error, plugin.module)}"
+            step = self.recorder.next_step
+            place = f"at step {step}" if step <= self.recipe.steps else "after the last step"
+            raise PluginError(f"{place}, {words}{self.recorder.kept()}") from error
 
     def _open(self, out: Path, *, resume: bool, force: bool) -> Run:
         if resume and (out / "manifest.json").exists():
@@ -239,15 +301,20 @@ class Job:
         return run
 
 
-def load_inversion(run: str | Path, *, target: Target | None = None) -> Inversion:
+def load_inversion(run: str | Path, *, target: Target | None = None, plugins: Sequence[str | Path] = ()) -> Inversion:
     """Load an inversion from a run folder.
 
     Args:
         run: the folder.
         target: the classifier, for a run of one that was wrapped in memory.
+        plugins: the plugins of one file that the run was made with; a file never has one loaded by itself.
 
     Raises:
         RunError: it is no run folder, or not a finished one.
         ModelError: the classifier's file is gone or is not what it was.
+        PluginError: a plugin that it was made with is not installed, or broken.
+        UsageError: it was made with a plugin of one file that is not named here.
     """
+    for path in plugins:
+        installed().add_file(Path(path))
     return Run.open(Path(run)).load(target)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from interpkit import promises
 from interpkit.devices import choose_device, choose_precision
 from interpkit.ensemble import Ensemble
 from interpkit.errors import UsageError, listed
@@ -61,13 +62,13 @@ def build(recipe: Recipe, target: Target, plugins: Plugins) -> tuple[Inverter, P
         UsageError: the inverter lacks a part that it needs, or a part does not go with the target.
     """
     cls, options = _options(plugins, "inverter", recipe.inverter.name, recipe.inverter.options)
-    inverter: Inverter = cls(options)
+    inverter: Inverter = _made(cls, options)
     conditioner, generator = build_generator(recipe, target, plugins)
     losses = {}
     for name, term in recipe.losses.items():
         if term.weight > 0:
             cls, options = _options(plugins, "loss", name, term.options)
-            losses[name] = (term.weight, cls(target, options))
+            losses[name] = (term.weight, _made(cls, target, options))
     parts = {"conditioner": conditioner, "generator": generator, "loss": losses or None}
     for kind in inverter.needs:
         if parts[kind] is None:
@@ -83,12 +84,30 @@ def build_generator(recipe: Recipe, target: Target, plugins: Plugins) -> tuple[C
     if recipe.conditioner is None:
         return None, None
     cls, options = _options(plugins, "conditioner", recipe.conditioner.name, recipe.conditioner.options)
-    conditioner: Conditioner = cls(target.num_classes, target.input_shape, options)
+    conditioner: Conditioner = _made(cls, target.num_classes, target.input_shape, options)
     if recipe.generator is None:
         return conditioner, None
     cls, options = _options(plugins, "generator", recipe.generator.name, recipe.generator.options)
-    members: list[Generator] = [cls(conditioner.spec, target.input_shape, options) for _ in range(recipe.generators)]
+    spec = promises.spec(conditioner)
+    members: list[Generator] = [_made(cls, spec, target.input_shape, options) for _ in range(recipe.generators)]
+    promises.latent_dim(members[0])
     return conditioner, members[0] if len(members) == 1 else Ensemble(members)
+
+
+def owners(recipe: Recipe, plugins: Plugins) -> dict[tuple[str, str], str]:
+    """Return the plugin of each component that the recipe names, by kind and name, and of its architecture."""
+    named = [(kind, getattr(recipe, kind)) for kind in ("inverter", "conditioner", "generator")]
+    used = [(kind, component.name) for kind, component in named if component is not None]
+    used += [("loss", name) for name, term in recipe.losses.items() if term.weight > 0]
+    used += [("architectures", recipe.target.arch.partition(":")[0])] if recipe.target.arch else []
+    there = [key for key in used if plugins.registry.has(*key)]
+    return {key: plugins.registry.entry(*key).owner for key in there}
+
+
+def _made(cls: type[Any], *arguments: Any) -> Any:
+    """Build a component; a fault in that is told with the component's name."""
+    with promises.blamed(cls):
+        return cls(*arguments)
 
 
 def _options(plugins: Plugins, kind: str, name: str, values: Mapping[str, Any]) -> tuple[Any, Options]:

@@ -37,6 +37,23 @@ class PluginError(InterpkitError):
     exit_code = 4
 
 
+def told(error: BaseException, module: str) -> str:
+    """Return an error in one line, with the file and line of the innermost frame of the code that is to blame.
+
+    Args:
+        error: what was raised.
+        module: the name that the code to blame is imported by; the modules inside it count as well.
+    """
+    place = ""
+    frame = error.__traceback__
+    while frame is not None and module:
+        name = str(frame.tb_frame.f_globals.get("__name__"))
+        if name == module or name.startswith(f"{module}."):
+            place = f" ({frame.tb_frame.f_code.co_filename}, line {frame.tb_lineno})"
+        frame = frame.tb_next
+    return f"{type(error).__name__}: {error}{place}"
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return ``" Did you mean 'x'?"`` for the nearest known name, or an empty string."""
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)

@@ -44,6 +44,9 @@ class Component:
 
     Options: ClassVar[type[Options]] = Options
 
+    waivers: ClassVar[Mapping[str, str]] = {}
+    """Checks of `interpkit.testing` that it does not keep on purpose, each with the reason."""
+
 
 # ---------------------------------------------------------------------------------------- conditions
 
@@ -342,7 +345,10 @@ class InversionLoss(Component, nn.Module, ABC):
 
     @abstractmethod
     def forward(self, batch: InversionBatch) -> Tensor:
-        """Return the term, a scalar with gradient; the weight is applied by the loop."""
+        """Return the term, a scalar with gradient; the weight is applied by the loop.
+
+        It is a mean over the batch, so that a weight means the same for any batch size.
+        """
 
     def layers(self, target: Target) -> list[str]:
         """Return the layers whose features the term reads, beyond the target's default."""
@@ -421,6 +427,18 @@ class Loader(ABC):
         Raises:
             ModelError: with what was seen and what to type instead.
         """
+
+    @staticmethod
+    def example(folder: Path) -> Path | tuple[Path, TargetOptions]:
+        """Write a small classifier of this format, for `interpkit.testing`, which loads it; optional otherwise.
+
+        Args:
+            folder: an empty one.
+
+        Returns:
+            the file or folder; and where it does not say all by itself, what a user would have to say.
+        """
+        raise NotImplementedError
 
 
 class Architectures(ABC):

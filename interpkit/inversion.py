@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from interpkit import promises
 from interpkit.ensemble import Ensemble
 from interpkit.errors import RunError, UsageError
 from interpkit.interfaces import Conditioner, Generator, Target
@@ -274,14 +275,11 @@ class GeneratorInversion(Inversion):
                 labels = asked[rows % turn]
                 made_by = (rows // turn) % self.recipe.generators  # each class's images by each generator in turn
                 with global_seed(chunk_seed, device):
-                    condition = self.conditioner.sample(size, labels=labels, rng=rng)
+                    condition = promises.condition(self.conditioner, size, labels, rng)
                     latent = torch.randn(size, self.generator.latent_dim, device=device, generator=rng)
-                    images = (
-                        self.generator(latent, condition, made_by)
-                        if isinstance(self.generator, Ensemble)
-                        else self.generator(latent, condition)
-                    )
-                kept = (images.float(), labels, condition.distribution.float(), made_by)
+                    more = (made_by,) if isinstance(self.generator, Ensemble) else ()
+                    images = promises.images(self.generator, latent, condition, *more)
+                kept = (images, labels, condition.distribution.float(), made_by)
                 yield Draw(*(tensor.cpu() for tensor in kept))[: total - start]
 
 

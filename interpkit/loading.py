@@ -14,6 +14,7 @@ from interpkit.errors import InterpkitError, ModelError, UsageError, did_you_mea
 from interpkit.interfaces import Architectures, Loader, Target
 from interpkit.plugins import installed
 from interpkit.recipe import TargetOptions, validated
+from interpkit.registry import Entry
 from interpkit.seeding import global_seed
 from interpkit.target import wrap
 
@@ -40,18 +41,24 @@ def load_target(path: str | Path, **options: Any) -> Target:
     return load(Path(path), validated(TargetOptions, options, "load_target"))
 
 
+def loader_of(path: Path) -> Entry | None:
+    """Return the first of the registered loaders that accepts the file or folder."""
+    return next((entry for entry in installed().registry.entries("loader") if entry.item.accepts(path)), None)
+
+
 def load(path: Path, options: TargetOptions) -> Target:
     """Load a classifier with validated options; see `load_target`."""
-    registry = installed().registry
     cpu = torch.device("cpu")
     if not path.exists():
         near = path.parent.glob("*") if path.parent.is_dir() else []
         raise ModelError(f"there is no file {path}.{did_you_mean(path.name, (p.name for p in near))}")
-    loaders: list[Loader] = [entry.item for entry in registry.entries("loader")]
-    loader = next((loader for loader in loaders if loader.accepts(path)), None)
-    if loader is None:
-        known = "; ".join(f"{loader.name} ({loader.help})" for loader in loaders)
-        raise ModelError(f"{path} is in no format that interpkit reads. It reads: {known or 'none'}.")
+    entry = loader_of(path)
+    if entry is None:
+        known = "; ".join(f"{entry.name} ({entry.item.help})" for entry in installed().registry.entries("loader"))
+        raise ModelError(
+            f"{path} is in no format that interpkit reads. It reads: {known or 'none'}.{installed().left_out_words()}"
+        )
+    loader: Loader = entry.item
     with global_seed(0, cpu):  # fresh weights are drawn and overwritten; the caller's generator is left alone
         try:
             target = loader.load(path, options)
@@ -75,8 +82,12 @@ def build_architecture(spec: str, arguments: Mapping[str, Any], *, meta: bool = 
     try:
         family: Architectures = registry.get("architectures", family_name)
     except UsageError as error:
+        if registry.has("architectures", family_name):
+            raise  # more than one is
         known = listed(f"{f}:..." for f in registry.names("architectures"))
-        raise ModelError(f"the architecture {spec!r} is not a registered one. Registered: {known}.") from error
+        raise ModelError(
+            f"the architecture {spec!r} is not a registered one. Registered: {known}.{installed().left_out_words()}"
+        ) from error
     if name not in family.names():
         raise ModelError(
             f"there is no architecture {spec!r}.{did_you_mean(name, family.names())} "

@@ -14,13 +14,14 @@ from torch import Tensor
 from interpkit import evaluation
 from interpkit.data import LabelledImages, checked, load_data
 from interpkit.devices import choose_device
-from interpkit.errors import UsageError, did_you_mean, listed
+from interpkit.errors import UsageError, did_you_mean, listed, told
 from interpkit.files import to_json, write_atomically
 from interpkit.interfaces import Target
 from interpkit.inversion import Inversion
 from interpkit.loading import load_target
 from interpkit.metrics import Metric, Study, TooFew
 from interpkit.plugins import installed
+from interpkit.promises import described
 from interpkit.recipe import validated
 
 if TYPE_CHECKING:
@@ -115,8 +116,15 @@ def evaluate(
 
 def every_run(target: Target, samples: evaluation.Samples, *, seed: int, device: torch.device) -> dict[str, Any]:
     """Return the metrics.json of a run that has just ended: the target's own opinion, and the quick metrics."""
-    quick = [entry.item for entry in installed().registry.entries("metric") if entry.item.every_run]
-    return measured(Study(target, samples, seed=seed, device=device), [metric() for metric in quick])
+    quick = []
+    for entry in installed().registry.entries("metric"):
+        if entry.item.every_run:
+            try:
+                quick.append(entry.item())
+            except (Exception, SystemExit) as error:
+                words = told(error, entry.item.__module__.partition(".")[0])
+                log.warning("%s failed and is left out: %s", described(entry.item), words)
+    return measured(Study(target, samples, seed=seed, device=device), quick)
 
 
 def measured(study: Study, metrics: Iterable[Metric], old: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -142,8 +150,9 @@ def measured(study: Study, metrics: Iterable[Metric], old: Mapping[str, Any] | N
         except TooFew as error:
             study.leave_out(metric.name, str(error))
             continue
-        except Exception as error:
-            log.warning("the metric %r failed and is left out: %r", metric.name, error, exc_info=log.isEnabledFor(10))
+        except (Exception, SystemExit) as error:
+            words = told(error, type(metric).__module__.partition(".")[0])
+            log.warning("%s failed and is left out: %s", described(metric), words, exc_info=log.isEnabledFor(10))
             study.leave_out(metric.name, f"it failed: {type(error).__name__}: {error}")
             continue
         for label, figures in fragment.pop("per_class", {}).items():

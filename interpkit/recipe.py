@@ -81,13 +81,13 @@ class TargetOptions(_Model):
     arch: str | None = Field(None, description="FAMILY:NAME, e.g. torchvision:resnet18")
     arch_args: dict[str, Any] = Field({}, description="arguments of the architecture")
     input_shape: tuple[int, ...] | None = Field(None, description="C,H,W, or D for vectors")
-    num_classes: int | None = Field(None, ge=2)
+    num_classes: int | None = Field(None, ge=2, description="checked against what the classifier gives")
     mean: list[float] | None = Field(None, description="per channel, in the units of input_range")
     std: list[float] | None = Field(None, description="per channel, in the units of input_range")
     input_range: tuple[float, float] | list[tuple[float, float]] | None = Field(
         None, description="LO,HI: what black and white are to it; for vectors maybe a pair for each feature"
     )
-    class_names: list[str] | None = None
+    class_names: list[str] | None = Field(None, description="in the order of the logits")
     layout: Literal["nchw", "nhwc", "flat"] | None = Field(None, description="how the classifier takes an image")
     channel_order: Literal["rgb", "bgr"] | None = Field(None, description="of a classifier of 3 channels")
     output: Literal["logits", "log_probs", "probs"] | None = Field(None, description="what the classifier gives")
@@ -150,6 +150,18 @@ class TargetOptions(_Model):
         return self.trust or (self.arch or "").startswith("py:")
 
 
+class PluginFile(_Model):
+    """A plugin of one file that a run was made with: a record, never obeyed; the user types the path again."""
+
+    path: str
+    sha256: str
+
+    @property
+    def name(self) -> str:
+        """The plugin's name, that of the file."""
+        return Path(self.path).stem
+
+
 def _parse_list(value: Any) -> Any:
     return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
 
@@ -163,15 +175,18 @@ def _distinct(labels: list[int] | None) -> list[int] | None:
 class Recipe(_Model):
     """Everything that decides a run, beside the classifier's weights."""
 
-    seed: int = Field(0, ge=0, lt=2**63)
-    steps: int = Field(300, ge=1, le=100_000_000)
+    seed: int = Field(0, ge=0, lt=2**63, description="of all that is drawn")
+    steps: int = Field(300, ge=1, le=100_000_000, description="length of the training")
     batch_size: int = Field(128, ge=2, le=1_000_000, description="images per step; the cosine term needs two")
+    micro_batch: int | None = Field(
+        None, ge=2, description="images of a batch in memory at a time, computed twice; all if left out"
+    )
     generators: int = Field(1, ge=1, le=1000, description="generators that share each batch")
     labels: Annotated[list[int] | None, BeforeValidator(_parse_list), AfterValidator(_distinct)] = Field(
         None, description="the classes to invert; all if left out"
     )
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps, ...")
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 where the hardware has it")
     checkpoint_every: int | None = Field(None, ge=1, description="steps between checkpoints; every 60 s anyway")
     inverter: Component = Component(name="generator")
     conditioner: Component | None = None
@@ -180,6 +195,9 @@ class Recipe(_Model):
     optimizer: Optimizer = Optimizer()
     sampling: Sampling = Sampling()
     target: TargetOptions = TargetOptions()
+    plugin_files: list[PluginFile] | None = Field(
+        None, description="plugins of one file; recorded, and obeyed only when typed"
+    )
 
     def to_toml(self) -> str:
         """Return the recipe as TOML; what is None is left out, as TOML has no word for it."""

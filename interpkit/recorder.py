@@ -15,6 +15,8 @@ from interpkit.errors import RunError
 
 RECORD_EVERY = 10
 CHECKPOINT_SECONDS = 60.0
+ROUNDING = 1e-3
+"""By how much an image may leave [0, 1]."""
 RESERVED = ("step", "seconds", "loss", "inversion_accuracy")
 """Names in a line of the history that no term may take."""
 
@@ -64,6 +66,7 @@ class Recorder:
         steps: of the whole run.
         on_step: called after each step with its number; costs no synchronisation.
         on_record: called with each record.
+        owners: which plugin each component of the recipe is of, by kind and name; for messages.
     """
 
     def __init__(
@@ -72,12 +75,15 @@ class Recorder:
         *,
         on_step: Callable[[int], None] | None = None,
         on_record: Callable[[StepRecord], None] | None = None,
+        owners: Mapping[tuple[str, str], str] | None = None,
     ) -> None:
         self.steps = steps
+        self.next_step = 1
         self.history: list[StepRecord] = []
         self.stop_requested = False
         self._on_step = on_step
         self._on_record = on_record
+        self._owners = owners or {}
         self._names: list[str] = []
         self._pending: list[tuple[int, Tensor]] = []
         self._clock_start: float | None = None
@@ -116,6 +122,7 @@ class Recorder:
         Raises:
             RunError: a value since the last record is not finite; says at which step and which.
         """
+        self.next_step = step + 1
         self._names = list(terms)
         accuracy = (logits.argmax(1) == labels).float().mean()
         watched = [images.detach().abs().amax(), logits.detach().abs().amax(), *terms.values(), loss]
@@ -133,10 +140,15 @@ class Recorder:
         for (step, _), row in zip(self._pending, table, strict=True):
             terms = [f"the term {name!r}" for name in self._names]
             names = ["the generator's images", "the target's logits", *terms, "the loss"]
-            bad = next((name for name, value in zip(names, row, strict=False) if not math.isfinite(value)), None)
+            bad = next((i for i, value in enumerate(row[:-1]) if not math.isfinite(value)), None)
             if bad is not None:
                 self._pending.clear()
-                raise RunError(f"{bad} turned non-finite at step {step}.{self.advice()}")
+                owner = self._owner(bad)
+                raise RunError(f"{names[bad]} turned non-finite at step {step}{owner}.{self.advice()}{self.kept()}")
+            if row[0] > 1 + ROUNDING:
+                self._pending.clear()
+                owner = self._owner(0)
+                raise RunError(f"{names[0]} left [0, 1], for {row[0]:.3g}, at step {step}{owner}.{self.kept()}")
         step, last = self._pending[-1][0], table[-1]
         accuracy = sum(row[-1] for row in table) / len(table)
         self._pending.clear()
@@ -152,6 +164,18 @@ class Recorder:
         self.write(record)
         if self._on_record is not None:
             self._on_record(record)
+
+    def _owner(self, column: int) -> str:
+        """Return whose a watched value is, the images or a term, for a message; nothing where that is no plugin's."""
+        terms = [("loss", name) for name in self._names]
+        makers = (
+            [key for key in self._owners if key[0] == "generator"] if column == 0 else terms[column - 2 : column - 1]
+        )
+        return "".join(f" (plugin {self._owners[key]!r})" for key in makers if key in self._owners)
+
+    def kept(self) -> str:
+        """Return where the last good state of a failed run is; in memory there is none."""
+        return ""
 
     def advice(self) -> str:
         """Return what to do about a failed run."""

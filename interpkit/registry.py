@@ -34,12 +34,30 @@ _NAME = re.compile(r"[a-z][a-z0-9_-]*")
 
 @dataclass(frozen=True)
 class Entry:
-    """One registered thing: a component's class, or an instance of a loader, family or preset."""
+    """One registered thing: a component's class, or an instance of a loader, family or preset.
+
+    Attributes:
+        kind: of `KINDS`.
+        name: its own.
+        owner: the plugin that registered it.
+        item: the class or instance.
+        package: the installed package that the plugin came in; empty if it came in none.
+    """
 
     kind: str
     name: str
     owner: str
     item: Any
+    package: str = ""
+
+    def is_called(self, name: str) -> bool:
+        """Say whether ``name`` is its own, or that with its plugin's or its package's before a colon."""
+        return name in (self.name, f"{self.owner}:{self.name}", f"{self.package}:{self.name}")
+
+    @property
+    def full_name(self) -> str:
+        """The name that tells it from others of its name: with its plugin's, or where two share that, its package's."""
+        return f"{self.package if ':' in self.owner else self.owner}:{self.name}"
 
 
 class Registry:
@@ -48,7 +66,7 @@ class Registry:
     def __init__(self) -> None:
         self._entries: list[Entry] = []
 
-    def add(self, item: Any, owner: str) -> None:
+    def add(self, item: Any, owner: str, package: str = "") -> None:
         """Add a class or an instance of one of the kinds, on behalf of the plugin ``owner``.
 
         Raises:
@@ -70,7 +88,7 @@ class Registry:
             raise PluginError(f"the {kind} {name!r} is registered twice.")
         if inspect.isclass(item) and issubclass(item, Loader | Architectures):
             item = item()
-        self._entries.append(Entry(kind, name, owner, item))
+        self._entries.append(Entry(kind, name, owner, item, package))
 
     def remove(self, owner: str) -> None:
         """Forget all that a plugin has added."""
@@ -84,17 +102,25 @@ class Registry:
         """Return the names of a kind, sorted."""
         return sorted({entry.name for entry in self.entries(kind)})
 
+    def has(self, kind: str, name: str) -> bool:
+        """Say whether anything of a kind goes by ``name``."""
+        return any(entry.is_called(name) for entry in self.entries(kind))
+
     def get(self, kind: str, name: str) -> Any:
-        """Return the thing of a kind by ``name``, or by ``owner:name`` where two plugins use one name.
+        """Return the thing of a kind by its name; see `entry`."""
+        return self.entry(kind, name).item
+
+    def entry(self, kind: str, name: str) -> Entry:
+        """Return what is registered of a kind by ``name``, or by ``plugin:name`` or ``package:name``.
 
         Raises:
             UsageError: there is none, or more than one.
         """
-        found = [e for e in self.entries(kind) if name in (e.name, f"{e.owner}:{e.name}")]
+        found = [entry for entry in self.entries(kind) if entry.is_called(name)]
         if len(found) == 1:
-            return found[0].item
+            return found[0]
         if found:
-            choices = " or ".join(f"{entry.owner}:{entry.name}" for entry in found)
+            choices = " or ".join(entry.full_name for entry in found)
             raise UsageError(f"several plugins have a {kind} {name!r}: say {choices}.")
         known = self.names(kind)
         raise UsageError(f"there is no {kind} {name!r}.{did_you_mean(name, known)} There are: {listed(known)}.")
@@ -103,10 +129,11 @@ class Registry:
 class Registration:
     """What a plugin's ``register`` hook is given: it adds under the plugin's own name."""
 
-    def __init__(self, registry: Registry, owner: str) -> None:
+    def __init__(self, registry: Registry, owner: str, package: str = "") -> None:
         self._registry = registry
         self._owner = owner
+        self._package = package
 
     def add(self, item: Any) -> None:
         """Add a component's class, a loader, an architecture family or a `Preset`; see `Registry.add`."""
-        self._registry.add(item, self._owner)
+        self._registry.add(item, self._owner, self._package)

@@ -21,7 +21,7 @@ from torch import nn
 
 from interpkit import assembly, evaluation, loading, measuring
 from interpkit._version import __version__
-from interpkit.errors import ModelError, RunError
+from interpkit.errors import ModelError, PluginError, RunError
 from interpkit.files import read_tensors, sha256, to_json, write_atomically
 from interpkit.interfaces import Target
 from interpkit.inversion import GeneratorInversion, ImageInversion, Inversion
@@ -92,6 +92,8 @@ class Run:
         facts = [model.get(name, 0) for name in ("name", "path", "sha256")] if isinstance(model, dict) else [0]
         if not all(fact is None or isinstance(fact, str) for fact in facts):
             raise RunError(f"{self / 'manifest.json'} does not say which classifier was inverted. Run it anew.")
+        if not _is_record_of_plugins(manifest.get("plugins", {})):
+            raise RunError(f"{self / 'manifest.json'} does not say which plugins the run was made with. Run it anew.")
         return manifest
 
     def metrics(self) -> dict[str, Any]:
@@ -174,6 +176,29 @@ class Run:
             raise RunError(f"{path} is not a checkpoint of interpkit. Start anew by --force.") from error
         return state
 
+    def check_plugins(self) -> None:
+        """See that the plugins that the run was made with are here.
+
+        Raises:
+            UsageError: it records a plugin of one file, and the user has not typed that again.
+            PluginError: one is not installed, was left out, is broken, or no longer has what the run takes of it.
+        """
+        plugins = installed()
+        plugins.check_files(self.recipe().plugin_files or [], str(self.folder))
+        for name, facts in self.manifest().get("plugins", {}).items():
+            for kind, names in facts.get("used", {}).items():
+                missing = next((used for used in names if not plugins.registry.has(kind, used)), None)
+                if missing is None:
+                    continue
+                plugins.raise_if_broken(name)
+                package, version = facts["package"], facts["version"]
+                here = plugins.found.get(name)
+                state = f"is of version {here.version} here and has none" if here else "is not installed here"
+                raise PluginError(
+                    f"{self.folder} takes the {kind} {missing!r} of the plugin {name!r}, which {state}"
+                    + (f": pip install {package}=={version}" if package and version else ".")
+                )
+
     def load_target(self, model: Path | None = None, *, arch: str | None = None, trust: bool = False) -> Target:
         """Load the run's classifier again.
 
@@ -186,6 +211,7 @@ class Run:
             RunError: it was wrapped in memory, or needs what only the user may type.
             ModelError: it is gone, or its content is not what it was (unless ``model`` names the file).
         """
+        self.check_plugins()
         recorded = self.manifest()["model"]
         path = model or (Path(recorded["path"]) if recorded["path"] else None)
         if path is None:
@@ -214,6 +240,7 @@ class Run:
         Raises:
             RunError: the run is not finished, or a file does not fit the others.
         """
+        self.check_plugins()
         recipe = self.recipe()
         target = target or self.load_target(model, **typed)
         if "generator" not in installed().component("inverter", recipe.inverter.name).needs:
@@ -249,7 +276,7 @@ class Run:
             RunError: the recipe or the classifier is another.
         """
         here = self.recipe()
-        free = {"steps", "checkpoint_every", "target"}
+        free = {"steps", "checkpoint_every", "micro_batch", "target", "plugin_files"}
         old, new = (r.model_dump(exclude=free, mode="json") for r in (here, recipe))
         differing = [f"{name} ({old[name]} there)" for name in old if old[name] != new[name]]
         if differing:
@@ -336,6 +363,17 @@ class Run:
         write_atomically(self / "generator.safetensors", safetensors.torch.save(weights, metadata))
 
 
+def _is_record_of_plugins(plugins: Any) -> bool:
+    """Say whether a manifest's entry is as `used_plugins` writes it, or as it was before it said what was used."""
+    return isinstance(plugins, dict) and all(
+        isinstance(facts, dict)
+        and all(isinstance(facts.get(key, ""), str) for key in ("package", "version"))
+        and isinstance(facts.get("used", {}), dict)
+        and all(isinstance(names, list) for names in facts.get("used", {}).values())
+        for facts in plugins.values()
+    )
+
+
 def sample_size(inversion: Inversion) -> dict[str, Any]:
     """Return how many samples a run keeps: 100 a class to 10 classes, then 1,000 in all, at least one a class."""
     classes, there = len(inversion.classes), inversion.images_per_class
@@ -379,6 +417,7 @@ class RunRecorder(Recorder):
         state = self.run.checkpoint()
         if state is not None:
             self._seconds_before = state["seconds"]
+            self.next_step = state["step"] + 1
             self.history = [r for r in self.run.history(self._recipe) if r.step <= state["step"]]
         rows = [json.dumps(record.to_row()) + "\n" for record in self.history]
         write_atomically(self.run / "history.jsonl", "".join(rows))
@@ -409,11 +448,29 @@ class RunRecorder(Recorder):
         write_atomically(self.run / "checkpoint", buffer.getvalue())
         self._saved_at = time.monotonic()
 
-    def advice(self) -> str:
-        """Return what to do about a failed run, and where its last good state is."""
+    def kept(self) -> str:
+        """Return where the last good state of a failed run is."""
         state = self.run.checkpoint()
-        kept = f" The last good checkpoint, of step {state['step']}, is in {self.run.folder}." if state else ""
-        return super().advice() + kept
+        return f" The last good checkpoint, of step {state['step']}, is in {self.run.folder}." if state else ""
+
+
+def used_plugins(recipe: Recipe, target: Target) -> dict[str, Any]:
+    """Return the installed plugins for a manifest, each with what the run takes of it."""
+    plugins = installed()
+    owners = assembly.owners(recipe, plugins)
+    loader = loading.loader_of(target.origin) if target.origin else None
+    if loader is not None:
+        owners["loader", loader.name] = loader.owner
+    found: dict[str, Any] = {}
+    for plugin in plugins.found.values():
+        facts = {"package": plugin.package, "version": plugin.version, "status": plugin.status}
+        if plugin.file is not None:
+            facts |= {"file": str(plugin.file), "sha256": str(plugin.sha256)}
+        used: dict[str, list[str]] = {}
+        for kind, name in (key for key, owner in owners.items() if owner == plugin.name):
+            used.setdefault(kind, []).append(name)
+        found[plugin.name] = facts | {"used": used}
+    return found
 
 
 def describe(recipe: Recipe, target: Target) -> dict[str, Any]:
@@ -424,7 +481,7 @@ def describe(recipe: Recipe, target: Target) -> dict[str, Any]:
         "interpkit": __version__,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
-        "plugins": {p.name: {"version": p.version, "status": p.status} for p in installed().found.values()},
+        "plugins": used_plugins(recipe, target),
         "model": {
             "name": target.name,
             "path": str(path) if path else None,

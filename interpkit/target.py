@@ -119,7 +119,7 @@ class ModuleTarget(Target):
         name = layer.removesuffix(":in")
         try:
             return self.module.get_submodule(name)
-        except AttributeError as error:
+        except (AttributeError, RuntimeError) as error:  # RuntimeError: of TorchScript, which has none to be had
             known = list(self.layers())
             raise UsageError(
                 f"{self.name} has no layer {name!r}.{did_you_mean(name, known)} Layers: {listed(known)}."

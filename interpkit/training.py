@@ -17,8 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from interpkit import promises
+from interpkit.ensemble import Ensemble
 from interpkit.errors import RunError
 from interpkit.interfaces import (
+    Condition,
     Conditioner,
     GeneratedBatch,
     Generator,
@@ -33,6 +36,7 @@ from interpkit.inversion import GeneratorInversion
 from interpkit.recipe import Recipe
 from interpkit.recorder import Recorder
 from interpkit.seeding import derive_seed, random_generator
+from interpkit.sharing import Share, in_pieces, share_batch_norms
 
 log = logging.getLogger("interpkit")
 
@@ -58,12 +62,21 @@ def train(
     recipe: Recipe,
     recorder: Recorder,
 ) -> None:
-    """Run the loop to the recipe's last step, from the recorder's checkpoint if it has one."""
+    """Run the loop to the recipe's last step, from the recorder's checkpoint if it has one.
+
+    Where several processes share the batch (see `interpkit.sharing`), all of them draw it, each makes and looks at its
+    rows, and all take the same step; the first one records.
+    """
     device = torch.device(recipe.device)
+    share = Share.current()
     rng = random_generator(device, derive_seed(recipe.seed, "training"))
     terms = nn.ModuleDict({name: loss for name, (_, loss) in losses.items()})
     trained = nn.ModuleDict({"conditioner": conditioner, "generator": generator, "terms": terms})
     trained.to(device).to(memory_format=torch.channels_last).train()
+    if share.size > 1:
+        share.check(recipe.batch_size, recipe.generators)
+        share_batch_norms(generator, share.group(recipe.generators))
+        torch.manual_seed(derive_seed(recipe.seed, f"process {share.rank}"))  # of dropout
     optimizer = torch.optim.Adam(
         trained.parameters(),
         lr=recipe.optimizer.lr,
@@ -71,13 +84,13 @@ def train(
         fused=device.type in ("cpu", "cuda"),
     )
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=recipe.precision == "bf16")
-    layers = sorted({layer for _, loss in losses.values() for layer in loss.layers(target)})
+    layers = sorted({layer for _, loss in losses.values() for layer in promises.layers(loss, target)})
     classes = None if recipe.labels is None else torch.tensor(recipe.labels, device=device)
 
     done = 0
-    checkpoint = recorder.start()
+    checkpoint = share.from_first(recorder.start())
     if checkpoint is not None:
-        done = restore(checkpoint, trained, optimizer, rng)
+        done = restore(checkpoint, trained, optimizer, rng, share)
     else:
         wake(target, generator)
 
@@ -89,23 +102,59 @@ def train(
 
         with autocast:
             labels = None if classes is None else draw(classes, recipe.batch_size, rng)
-            condition = conditioner.sample(recipe.batch_size, labels=labels, rng=rng)
+            condition = promises.condition(conditioner, recipe.batch_size, labels, rng)
             latent = torch.randn(recipe.batch_size, generator.latent_dim, device=device, generator=rng)
-            images = generator(latent, condition).float()
+            images = make(generator, latent, condition, share, recipe.micro_batch)
         generated = GeneratedBatch(target, condition, latent, images, progress)
-        loss, values, response = objective(generated, losses, layers, rng, autocast)
+        loss, values, response = objective(generated, losses, layers, rng, autocast, share, recipe.micro_batch)
 
         optimizer.zero_grad()
         loss.backward()
+        share.average(trained.parameters())
         optimizer.step()
 
         recorder.step(step, loss, values, images, response.logits, condition.labels)
-        if recorder.due(step):
-            recorder.save(step, snapshot(step, trained, optimizer, rng))
-        if recorder.stop_requested:
+        due, stop = recorder.due(step), recorder.stop_requested
+        if share.size > 1:
+            # Asked rarely, as the answer waits for the device.
+            due, stop = share.any(due, stop) if step % ASK_EVERY == 0 or step == recipe.steps else (False, False)
+        if due:
+            share_buffers(generator, share)
+            recorder.save(step, snapshot(step, trained, optimizer, rng, share))
+        if stop:
             break
     recorder.flush()
+    share_buffers(generator, share)
     conditioner.progress = 1.0
+
+
+ASK_EVERY = 10
+"""Steps between two agreements of several processes on whether to save or to stop."""
+
+
+def make(
+    generator: Generator, latent: Tensor, condition: Condition, share: Share, micro_batch: int | None = None
+) -> Tensor:
+    """Return the images of a whole batch, of which this process makes its share, ``micro_batch`` at a time."""
+
+    def piece(rows: Tensor) -> Tensor:
+        return promises.images(generator, latent[rows], condition[rows], *made_by(rows))
+
+    def made_by(rows: Tensor) -> list[Tensor]:
+        return [rows % len(generator.members)] if isinstance(generator, Ensemble) else []
+
+    if share.size == 1 and micro_batch is None:
+        return promises.images(generator, latent, condition)
+    rows = share.rows(len(latent), latent.device)
+    return share.whole(torch.cat(in_pieces(piece, rows, micro_batch, generator)), len(latent))
+
+
+def share_buffers(generator: Generator, share: Share) -> None:
+    """Give every process the statistics of the generators that others run; weights are equal on all as it is."""
+    if share.size > 1 and isinstance(generator, Ensemble):
+        for number, member in enumerate(generator.members):
+            for buffer in member.buffers():
+                buffer.copy_(share.from_rank(number % share.size, buffer))
 
 
 def objective(
@@ -114,6 +163,8 @@ def objective(
     layers: Sequence[str],
     rng: torch.Generator,
     autocast: torch.autocast,
+    share: Share | None = None,
+    micro_batch: int | None = None,
 ) -> tuple[Tensor, dict[str, Tensor], Response]:
     """Let the target look at a batch and at the terms' views of it, and weigh what it says.
 
@@ -123,13 +174,15 @@ def objective(
         layers: all that the losses read beyond the target's default.
         rng: of the losses' views.
         autocast: the precision in which the target looks.
+        share: of the images that this process looks at; all if left out.
+        micro_batch: how many the target looks at together; all if left out.
 
     Returns:
         the sum of the weighted terms; the terms by name, without their weights; the response to the images.
     """
     with autocast:
-        views = {name: loss.views(generated, rng) for name, (_, loss) in losses.items()}
-        response, view_responses = look(generated.target, generated.images, views, layers)
+        views = {name: promises.views(loss, generated, rng) for name, (_, loss) in losses.items()}
+        response, view_responses = look(generated.target, generated.images, views, layers, share, micro_batch)
     total = generated.images.new_zeros(())
     values = {}
     for name, (weight, term) in losses.items():
@@ -143,7 +196,7 @@ def objective(
             views[name],
             view_responses.get(name),
         )
-        values[name] = term(batch)
+        values[name] = promises.term(term, batch)
         total = total + weight * values[name]
     return total, values, response
 
@@ -165,27 +218,50 @@ def wake(target: Target, generator: Generator) -> None:
         (slope,) = torch.autograd.grad(logits.logsumexp(1).sum(), image, allow_unused=True)
         if slope is not None and slope.any():
             if level != LEVELS[0]:
-                generator.start_at(level)
+                with promises.blamed(generator):
+                    generator.start_at(level)
                 log.warning("the target is dead to grey images, so the generator starts at brightness %g", level)
             return
     log.warning("the target has no gradient at any plain image: it may not be possible to invert it")
 
 
 def look(
-    target: Target, images: Tensor, views: dict[str, Tensor | None], layers: Sequence[str]
+    target: Target,
+    images: Tensor,
+    views: dict[str, Tensor | None],
+    layers: Sequence[str],
+    share: Share | None = None,
+    micro_batch: int | None = None,
 ) -> tuple[Response, dict[str, Response]]:
     """Let the target look at the images, and at all views together; return the response and each view's slice."""
-    response = target.respond(images, layers)
+    share = share or Share()
+    response = shared_look(target, images, layers, share, micro_batch)
     asked = {name: tensor for name, tensor in views.items() if tensor is not None}
     if not asked:
         return response, {}
     # A look of their own: a slice of a common one would cost a gradient of zeros for all the others, layer by layer.
-    seen = target.respond(torch.cat(list(asked.values())), layers)
+    seen = shared_look(target, torch.cat(list(asked.values())), layers, share, micro_batch)
     responses, start = {}, 0
     for name, tensor in asked.items():
         responses[name] = seen[start : start + len(tensor)] if len(asked) > 1 else seen
         start += len(tensor)
     return response, responses
+
+
+def shared_look(
+    target: Target, images: Tensor, layers: Sequence[str], share: Share, micro_batch: int | None
+) -> Response:
+    """Return the response to all images, of which this process looks at its share, ``micro_batch`` at a time."""
+    if share.size == 1 and micro_batch is None:
+        return target.respond(images, layers)
+    rows = share.rows(len(images), images.device)
+    parts = in_pieces(lambda piece: target.respond(images[piece], layers), rows, micro_batch, target)
+
+    def whole(pieces: list[Tensor]) -> Tensor:
+        return share.whole(torch.cat(pieces), len(images))
+
+    features = {layer: whole([part.features[layer] for part in parts]) for layer in parts[0].features}
+    return Response(whole([part.logits for part in parts]), features, parts[0].feature_layer)
 
 
 def draw(classes: Tensor, count: int, rng: torch.Generator) -> Tensor:
@@ -198,33 +274,58 @@ def falling(progress: float, decay: float) -> float:
     return 1.0 if decay == 0 else min(1.0, (1.0 - progress) / decay)
 
 
-def snapshot(step: int, trained: nn.Module, optimizer: torch.optim.Optimizer, rng: torch.Generator) -> dict[str, Any]:
-    """Return all that the rest of the run depends on, as tensors and plain values."""
-    state: dict[str, Any] = {
+def snapshot(
+    step: int,
+    trained: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    rng: torch.Generator,
+    share: Share | None = None,
+) -> dict[str, Any]:
+    """Return all that the rest of the run depends on, as tensors and plain values.
+
+    Args:
+        step: that was the last.
+        trained: all networks that are trained.
+        optimizer: of their parameters.
+        rng: the run's own randomness.
+        share: of this process, where several run; each calls this, and its own randomness is kept.
+    """
+    own = {"global_rng": torch.get_rng_state()}
+    if rng.device.type == "cuda":
+        own["cuda_rng"] = torch.cuda.get_rng_state(rng.device)
+    return {
         "step": step,
         "trained": trained.state_dict(),
         "optimizer": optimizer.state_dict(),
         "rng": rng.get_state(),
-        "global_rng": torch.get_rng_state(),
+        "processes": (share or Share()).all(own),
     }
-    if rng.device.type == "cuda":
-        state["cuda_rng"] = torch.cuda.get_rng_state(rng.device)
-    return state
 
 
-def restore(state: dict[str, Any], trained: nn.Module, optimizer: torch.optim.Optimizer, rng: torch.Generator) -> int:
+def restore(
+    state: dict[str, Any],
+    trained: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    rng: torch.Generator,
+    share: Share | None = None,
+) -> int:
     """Go back to a snapshot; return the number of steps that are done.
+
+    With as many processes as then, each gets its own randomness back; with more or fewer, dropout draws anew.
 
     Raises:
         RunError: it is of other networks.
     """
+    share = share or Share()
     try:
         trained.load_state_dict(state["trained"])
         optimizer.load_state_dict(state["optimizer"])
         rng.set_state(state["rng"].cpu())
-        torch.set_rng_state(state["global_rng"].cpu())
-        if "cuda_rng" in state:
-            torch.cuda.set_rng_state(state["cuda_rng"].cpu(), rng.device)
+        if len(state["processes"]) == share.size:
+            own = state["processes"][share.rank]
+            torch.set_rng_state(own["global_rng"].cpu())
+            if "cuda_rng" in own:
+                torch.cuda.set_rng_state(own["cuda_rng"].cpu(), rng.device)
         return int(state["step"])
     except (KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import importlib.metadata
+import itertools
 import logging
+import os
 import sys
-from typing import Annotated, Any
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
 from interpkit import _version
 from interpkit.cli import console
-from interpkit.errors import InterpkitError
+from interpkit.errors import InterpkitError, PluginError, RunError, told
+
+if TYPE_CHECKING:
+    from interpkit.plugins import Plugin
 
 PLUGIN_COMMANDS = "interpkit.commands"
 
@@ -27,9 +34,17 @@ class Commands(TyperGroup):
     debug = False
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Take ``--debug`` wherever it stands."""
+        """Take ``--debug`` and ``--no-plugin NAME`` wherever they stand."""
         self.debug = "--debug" in args
-        return super().parse_args(ctx, [arg for arg in args if arg != "--debug"])
+        words = iter([arg for arg in args if arg != "--debug"])
+        first: list[str] = []
+        rest: list[str] = []
+        for word in words:
+            if word == "--no-plugin":
+                first += [word, *itertools.islice(words, 1)]
+            else:
+                (first if word.startswith("--no-plugin=") else rest).append(word)
+        return super().parse_args(ctx, first + rest)
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         """Return interpkit's own command, else a plugin's, imported only now."""
@@ -39,22 +54,22 @@ class Commands(TyperGroup):
             return command
         try:
             loaded = point.load()
-        except Exception as error:
-            from interpkit.errors import PluginError
-
+        except (Exception, SystemExit) as error:
             raise PluginError(f"the command {cmd_name!r} ({point.value}) is broken: {error!r}") from error
         return typer.main.get_command(loaded) if isinstance(loaded, typer.Typer) else loaded
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command; an error is one message, a traceback only with ``--debug``."""
         try:
-            return super().invoke(ctx)
+            with _processes():
+                return super().invoke(ctx)
         except (typer.Exit, typer.Abort, BrokenPipeError):
             raise
         except InterpkitError as error:
             if self.debug:
                 raise
-            console.error(str(error))
+            if RANK == 0 or isinstance(error, PluginError | RunError):  # others are the same on all processes
+                console.error(f"{error}{_hint(error)}")
             raise typer.Exit(error.exit_code) from error
         except OSError as error:
             if self.debug:
@@ -64,10 +79,48 @@ class Commands(TyperGroup):
         except Exception as error:
             if self.debug or type(error).__module__.startswith("typer."):
                 raise
+            plugin = _culprit(error)
+            if plugin is not None:
+                console.error(
+                    f"the plugin {plugin.name!r} failed: {told(error, plugin.module)}. --debug shows the traceback."
+                )
+                raise typer.Exit(PluginError.exit_code) from error
             console.error(
                 f"{type(error).__name__}: {error}. This is a fault of interpkit or of a plugin; --debug shows where."
             )
             raise typer.Exit(1) from error
+
+
+RANK = int(os.environ.get("RANK", "0"))
+"""Of this process, where ``torchrun`` started several."""
+
+
+@contextmanager
+def _processes() -> Iterator[None]:
+    """Join the processes that ``torchrun`` started, of which the first alone speaks but for errors."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield
+        return
+    from interpkit.sharing import processes
+
+    if RANK > 0:
+        logging.disable()
+    with processes(), console.silent(RANK > 0):
+        yield
+
+
+def _hint(error: InterpkitError) -> str:
+    """Return where to look further, if what is told is a fault in a plugin's code."""
+    cause: BaseException | None = error
+    while isinstance(cause, InterpkitError):
+        cause = cause.__cause__
+    return " --debug shows the traceback." if cause is not None and isinstance(error, PluginError) else ""
+
+
+def _culprit(error: Exception) -> Plugin | None:
+    """Return the plugin that an error was raised in, if plugins were loaded at all."""
+    plugins = sys.modules.get("interpkit.plugins")
+    return plugins.installed().culprit(error) if plugins and plugins.installed.cache_info().currsize else None
 
 
 app = typer.Typer(
@@ -87,25 +140,37 @@ def _show_version(wanted: bool) -> None:
 
 @app.callback()
 def _main(
+    ctx: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")
     ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    no_plugin: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Do not load this plugin; repeatable, and it may stand anywhere."),
+    ] = None,
 ) -> None:
     logging.basicConfig(stream=sys.stderr, format="%(levelname)s: %(message)s", level=logging.WARNING)
+    if no_plugin:
+        from interpkit.plugins import leaving_out
+
+        ctx.with_resource(leaving_out(no_plugin))
 
 
 def _add_commands() -> None:
     from interpkit.cli import attribute, compare, evaluate, inspect, invert, pack, plugins, report, sample
 
-    app.command("invert")(invert.invert)
-    app.command("sample")(sample.sample)
-    app.command("evaluate")(evaluate.evaluate)
-    app.command("report")(report.report)
-    app.command("attribute")(attribute.attribute)
-    app.command("compare")(compare.compare)
-    app.command("inspect")(inspect.inspect)
-    app.command("pack")(pack.pack)
+    for command in (
+        invert.invert,
+        sample.sample,
+        evaluate.evaluate,
+        report.report,
+        attribute.attribute,
+        compare.compare,
+        inspect.inspect,
+        pack.pack,
+    ):
+        app.command(command.__name__)(console.alone_on_stdout(command))
     app.add_typer(plugins.app, name="plugins")
 
 

@@ -67,6 +67,7 @@ def attribute(
         typer.Option(metavar="DIR", help="Where to; RUN/attributions or attributions/MODEL by default."),
     ] = None,
     model: Annotated[Path | None, typer.Option(metavar="FILE", help="A run's classifier, if it has moved.")] = None,
+    plugin: options.PluginFile = None,
     json_: options.Json = False,
 ) -> None:
     """Explain images by Captum: which pixels speak for a class, and can the maps be believed?
@@ -76,6 +77,7 @@ def attribute(
     """
     from interpkit import evaluation, explaining, loading, runs
 
+    options.load_plugin_files(plugin)
     inverted = None
     if (source / "manifest.json").is_file():
         run = runs.Run.open(source)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, redirect_stdout
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -34,6 +37,33 @@ def note(message: str) -> None:
 def warning(message: str) -> None:
     """Print what a person should not miss."""
     err.print(f"[bold yellow]warning:[/] {escape(message)}", highlight=False)
+
+
+@contextmanager
+def silent(wanted: bool) -> Iterator[None]:
+    """Print nothing but errors in a block, if that is wanted."""
+    before = out.quiet, err.quiet
+    try:
+        if wanted:
+            out.quiet = err.quiet = True
+        yield
+    finally:
+        out.quiet, err.quiet = before
+
+
+def alone_on_stdout(command: Callable[..., None]) -> Callable[..., None]:
+    """Keep stdout for the results that the command prints here: what a plugin prints goes to stderr."""
+
+    @functools.wraps(command)
+    def run(*arguments: Any, **options: Any) -> None:
+        out.file = sys.stdout
+        try:
+            with redirect_stdout(sys.stderr):
+                command(*arguments, **options)
+        finally:
+            out._file = None
+
+    return run
 
 
 def note_left_out(metrics: Mapping[str, Any]) -> None:

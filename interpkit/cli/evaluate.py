@@ -37,6 +37,7 @@ def evaluate(
     model: Annotated[Path | None, typer.Option(metavar="FILE", help="The classifier, if it has moved.")] = None,
     arch: options.Arch = None,
     trust: options.Trust = False,
+    plugin: options.PluginFile = None,
     json_: options.Json = False,
 ) -> None:
     """Measure the stored samples of a run: variety, robustness, other classifiers' agreement, nearness to real images.
@@ -46,6 +47,7 @@ def evaluate(
     """
     from interpkit import evaluation, measuring
 
+    options.load_plugin_files(plugin)
     metrics = measuring.evaluate(
         run,
         evaluators=evaluator or [],

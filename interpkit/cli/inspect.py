@@ -20,12 +20,14 @@ def inspect(
             help="Labelled data to show the accuracy on: FILE.npz[:train], a folder of folders, or torchvision:NAME.",
         ),
     ] = None,
+    plugin: options.PluginFile = None,
     json_: options.Json = False,
 ) -> None:
     """Show what was understood of a classifier, where each fact came from, and its layers."""
     from interpkit import evaluation, loading
     from interpkit.layers import list_layers
 
+    options.load_plugin_files(plugin)
     target = loading.load_target(model, **said)
     layers = list_layers(target)
     accuracy = None if reference is None else evaluation.accuracy(target, reference)

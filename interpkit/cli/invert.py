@@ -34,13 +34,21 @@ def invert(
     said: dict[str, Any],
     plugin: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME", help="Preset to apply; repeatable, later ones win.", rich_help_panel=_METHOD),
+        typer.Option(
+            metavar="NAME|FILE.py",
+            help="Preset to apply, or plugin of one file to load; repeatable, later ones win.",
+            rich_help_panel=_METHOD,
+        ),
     ] = None,
     config: Annotated[
         Path | None, typer.Option(metavar="FILE", help="A recipe in TOML.", rich_help_panel=_METHOD)
     ] = None,
-    conditioner: Annotated[str | None, typer.Option(metavar="NAME", rich_help_panel=_METHOD)] = None,
-    generator: Annotated[str | None, typer.Option(metavar="NAME", rich_help_panel=_METHOD)] = None,
+    conditioner: Annotated[
+        str | None, typer.Option(metavar="NAME", help="In place of the preset's.", rich_help_panel=_METHOD)
+    ] = None,
+    generator: Annotated[
+        str | None, typer.Option(metavar="NAME", help="In place of the preset's.", rich_help_panel=_METHOD)
+    ] = None,
     loss: Annotated[
         list[str] | None,
         typer.Option(
@@ -70,11 +78,29 @@ def invert(
     labels: Annotated[
         str | None, typer.Option(metavar="3,5", help="Invert these classes only.", rich_help_panel=_METHOD)
     ] = None,
-    steps: Annotated[int | None, typer.Option(rich_help_panel=_TRAINING)] = None,
-    batch_size: Annotated[int | None, typer.Option(rich_help_panel=_TRAINING)] = None,
-    seed: Annotated[int | None, typer.Option(rich_help_panel=_TRAINING)] = None,
+    steps: Annotated[
+        int | None,
+        typer.Option(help="Length of the training; 300 unless a preset says more.", rich_help_panel=_TRAINING),
+    ] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Images a step; 128 unless a preset says otherwise.", rich_help_panel=_TRAINING)
+    ] = None,
+    micro_batch: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="Images of a batch in memory at a time: less memory, more time, the same terms.",
+            rich_help_panel=_TRAINING,
+        ),
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Of all that is drawn; 0 by default.", rich_help_panel=_TRAINING)
+    ] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, mps, ...", rich_help_panel=_TRAINING)] = None,
-    precision: Annotated[_Precision | None, typer.Option(rich_help_panel=_TRAINING)] = None,
+    precision: Annotated[
+        _Precision | None,
+        typer.Option(help="Of the networks; auto is bf16 where the hardware has it.", rich_help_panel=_TRAINING),
+    ] = None,
     checkpoint_every: Annotated[
         int | None, typer.Option(metavar="STEPS", help="Beside one a minute.", rich_help_panel=_TRAINING)
     ] = None,
@@ -92,7 +118,12 @@ def invert(
     Example: interpkit invert model.safetensors --plugin vecmat
     """
     from interpkit import api
+    from interpkit.sharing import Share, restarted
 
+    share = Share.current()
+    resume = resume or restarted()
+    if share.size > 1 and out is None:
+        raise UsageError(f"{share.size} processes write one run: name its folder by --out DIR.")
     if resume and out is None:
         raise UsageError("--resume goes on with the run in --out DIR: name it.")
     job = api.prepare(
@@ -107,6 +138,7 @@ def invert(
         resume_from=out if resume else None,
         steps=steps,
         batch_size=batch_size,
+        micro_batch=micro_batch,
         generators=generators,
         labels=options.numbers("--labels", labels, int),
         seed=seed,
@@ -119,7 +151,9 @@ def invert(
         _print_recipe(job, json_)
         return
     folder = out or _next_folder(model, job.presets or [config.stem if config else "recipe"])
-    if resume and job.is_done(folder):
+    if share.from_first(share.rank == 0 and resume and job.is_done(folder)):
+        if share.rank > 0:
+            return
         console.note(
             f"{folder} is finished after {job.recipe.steps} steps: nothing to do. A larger --steps extends it."
         )
@@ -127,7 +161,8 @@ def invert(
         return
     recipe = job.recipe
     console.note_facts(job.target)
-    console.note(f"{recipe.steps} steps of {recipe.batch_size} on {recipe.device} in {recipe.precision}")
+    processes = f", {share.size} processes" if share.size > 1 else ""
+    console.note(f"{recipe.steps} steps of {recipe.batch_size} on {recipe.device} in {recipe.precision}{processes}")
     with console.ProgressDisplay(recipe.steps) as display, _stop_on_signals(job):
         inversion = job.run(out=folder, resume=resume, force=force, on_step=display.step, on_record=display.record)
     if inversion.steps_done < recipe.steps:
@@ -136,6 +171,8 @@ def invert(
             f"    interpkit invert {model} --out {folder} --resume"
         )
         raise typer.Exit(INTERRUPTED)
+    if share.rank > 0:
+        return
     _print_result(folder, json_)
 
 

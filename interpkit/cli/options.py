@@ -42,6 +42,10 @@ class OutputName(StrEnum):
 
 
 Model = Annotated[Path, typer.Argument(metavar="MODEL", help="The classifier's file or folder.", show_default=False)]
+PluginFile = Annotated[
+    list[Path] | None,
+    typer.Option("--plugin", metavar="FILE.py", help="Load a plugin of one file, such as the run's; repeatable."),
+]
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.", show_default=False)]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Arch = Annotated[
@@ -79,6 +83,23 @@ FeatureLayer = Annotated[
         rich_help_panel=_FILE,
     ),
 ]
+
+
+def load_plugin_files(paths: list[Path] | None) -> None:
+    """Load the plugins of one file that were typed.
+
+    Raises:
+        PluginError: one is missing or broken.
+        UsageError: one is no file of Python.
+    """
+    from interpkit.plugins import installed
+
+    for path in paths or []:
+        if path.suffix != ".py":
+            raise UsageError(
+                f"--plugin takes the file of a plugin here, FILE.py, not {path}: installed ones are loaded anyway."
+            )
+        installed().add_file(path)
 
 
 def target_options(

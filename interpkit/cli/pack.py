@@ -16,6 +16,7 @@ def pack(
     said: dict[str, Any],
     out: Annotated[Path, typer.Option(metavar="FILE.safetensors", help="The file to write.", show_default=False)],
     force: Annotated[bool, typer.Option("--force", help="Replace the file.")] = False,
+    plugin: options.PluginFile = None,
 ) -> None:
     """Write a classifier as one self-describing safetensors file, which the other commands take with no flags.
 
@@ -26,6 +27,7 @@ def pack(
 
     if out.exists() and not force:
         raise UsageError(f"{out} exists: name another file, or add --force.")
+    options.load_plugin_files(plugin)
     target = loading.load_target(model, **said)
     console.note_facts(target)
     console.out.out(str(target_file.pack_target(target, out)))

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-import inspect
-from typing import Annotated, Any
+from pathlib import Path
+from typing import Annotated
 
 import typer
 
-from interpkit.cli import console, options
+from interpkit.cli import console, describing, options, plugins_check
 from interpkit.errors import PluginError, did_you_mean, listed
+from interpkit.scaffold.kinds import KINDS, Kind
 
 app = typer.Typer(no_args_is_help=True, help="The installed plugins.")
+app.command("check")(plugins_check.check)
 
 
 @app.command("list")
 def list_(json_: options.Json = False) -> None:
-    """List the plugins that were found, what each provides, and whether it works."""
+    """List the plugins that were found, what each provides, and whether it works.
+
+    --no-plugin NAME leaves a plugin out, and so does INTERPKIT_LOAD_PLUGINS, a list of those to load.
+    """
+    from rich.markup import escape
     from rich.table import Table
 
     from interpkit.plugins import installed
@@ -37,56 +43,66 @@ def list_(json_: options.Json = False) -> None:
     table = Table("plugin", "version", "provides", "status")
     for plugin in found:
         provides = "\n".join(f"{kind}: {', '.join(names)}" for kind, names in plugin.provides.items())
-        table.add_row(plugin.name, plugin.version, provides, plugin.error or plugin.status)
+        status = f"{plugin.status} by {plugin.left_out}" if plugin.left_out else plugin.error or plugin.status
+        table.add_row(*map(escape, (plugin.name, plugin.version, provides, status)))
     console.out.print(table)
 
 
 @app.command()
 def show(
-    name: Annotated[str, typer.Argument(help="Of a plugin, or of a component.", show_default=False)],
+    name: Annotated[
+        str, typer.Argument(help="Of a plugin, or of a component; or a plugin's file.", show_default=False)
+    ],
+    json_: options.Json = False,
 ) -> None:
-    """Show a plugin, or a component with its options: type, default and help."""
-    from interpkit.plugins import installed
+    """Show a plugin, or a component with its options: type, default, limits and help."""
+    from interpkit.plugins import installed, is_file
 
     plugins = installed()
+    if is_file(name):
+        name = plugins.add_file(Path(name)).name
     plugins.raise_if_broken(name)
-    entries = [e for e in plugins.registry.entries() if name in (e.owner, e.name, f"{e.owner}:{e.name}")]
-    if not entries:
+    plugin = plugins.found.get(name)
+    entries = [entry for entry in plugins.registry.entries() if name == entry.owner or entry.is_called(name)]
+    if plugin is None and not entries:
         known = {*plugins.found, *(e.name for e in plugins.registry.entries())}
         raise PluginError(
             f"there is no plugin or component {name!r}.{did_you_mean(name, known)} Plugins: {listed(plugins.found)}."
         )
-    for entry in entries:
-        _show_entry(entry)
-
-
-def _show_entry(entry: Any) -> None:
-    from rich.markup import escape
-    from rich.table import Table
-
-    cls = entry.item if inspect.isclass(entry.item) else type(entry.item)
-    console.out.print(f"[bold]{entry.name}[/]  {entry.kind}, from the plugin {entry.owner}", highlight=False)
-    if entry.kind == "preset":
-        console.out.print(f"{escape(entry.item.help)}\n", highlight=False)
-        import tomli_w
-
-        console.out.out(tomli_w.dumps(dict(entry.item.layer)), highlight=False)
+    components = [describing.component(entry) for entry in entries]
+    if json_:
+        shown = describing.plugin(plugin) if plugin else {}
+        console.print_json(shown | {"components": components})
         return
-    console.out.print(f"{escape(inspect.getdoc(cls) or '')}\n", highlight=False)
-    fields = getattr(getattr(cls, "Options", None), "model_fields", {})
-    if not fields:
-        return
-    table = Table("option", "type", "default", "")
-    for option, info in fields.items():
-        kind = getattr(info.annotation, "__name__", None) if not hasattr(info.annotation, "__args__") else None
-        kind = kind or str(info.annotation).replace("typing.", "").replace("NoneType", "None")
-        default = "required" if info.is_required() else str(info.default)
-        limits = ", ".join(str(limit) for limit in info.metadata)
-        table.add_row(
-            f"{entry.name}.{option}",
-            escape(kind),
-            escape(default),
-            escape(f"{info.description or ''} {limits}".strip()),
-        )
-    console.out.print(table)
-    console.out.print(f"source: {inspect.getsourcefile(cls)}\n", highlight=False)
+    if plugin is not None:
+        describing.print_plugin(describing.plugin(plugin))
+    for component in components:
+        describing.print_component(component)
+
+
+@app.command()
+def new(
+    name: Annotated[
+        str,
+        typer.Argument(metavar="NAME", help="Of the plugin and of its component, e.g. my-loss.", show_default=False),
+    ],
+    kind: Annotated[Kind, typer.Option(help="What it provides.", show_default=False)],
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="The folder to write; ./NAME by default.", show_default=False)
+    ] = None,
+) -> None:
+    """Write the package of a new plugin: a component that works, with its tests, ready to be changed."""
+    import shlex
+
+    from interpkit.scaffold import package
+
+    folder = package.write(name, kind, Path(name) if out is None else out)
+    console.out.out(str(folder))
+    commands = (
+        f"cd {shlex.quote(str(folder))}",
+        "pip install -e '.[test]'",
+        "pytest",
+        f"interpkit plugins check {name}",
+        KINDS[kind].use.format(name=name),
+    )
+    console.note("\n".join(["Next:", *(f"  {command}" for command in commands)]))

@@ -24,6 +24,7 @@ def report(
     model: Annotated[Path | None, typer.Option(metavar="FILE", help="The classifier, if it has moved.")] = None,
     arch: options.Arch = None,
     trust: options.Trust = False,
+    plugin: options.PluginFile = None,
 ) -> None:
     """Write report.html anew, with what evaluate and attribute have found since the run ended.
 
@@ -32,6 +33,7 @@ def report(
     """
     from interpkit.report import write_report
 
+    options.load_plugin_files(plugin)
     path = write_report(run, reference=reference, model=model, arch=arch, trust=trust)
     console.out.out(str(path))
     if open_ and typer.launch(path.absolute().as_uri()) != 0:

@@ -25,6 +25,7 @@ def sample(
     model: Annotated[Path | None, typer.Option(metavar="FILE", help="The classifier, if it has moved.")] = None,
     arch: options.Arch = None,
     trust: options.Trust = False,
+    plugin: options.PluginFile = None,
     json_: options.Json = False,
 ) -> None:
     """Draw images from a run, with the classifier's judgement of them.
@@ -35,6 +36,7 @@ def sample(
 
     if per_class is not None and count is not None:
         raise UsageError("give --per-class or --count, not both.")
+    options.load_plugin_files(plugin)
     inversion = runs.Run.open(run).load(model=model, arch=arch, trust=trust)
     samples = evaluation.draw_samples(
         inversion,

@@ -14,6 +14,8 @@ from interpkit import Preset, Registration, hookimpl
 from interpkit_baselines.evolution import Evolution
 from interpkit_baselines.pixels import DeepInversion, Pixels
 
+INTERPKIT_INTERFACE = 1
+
 PRESETS = (
     Preset(
         "pixels",

@@ -14,6 +14,8 @@ from interpkit_captum.pixels import (
     SmoothGrad,
 )
 
+INTERPKIT_INTERFACE = 1
+
 
 @hookimpl
 def register(registry: Registration) -> None:

@@ -5,6 +5,8 @@ from interpkit_losses.labels import CrossEntropy, KLDivergence
 from interpkit_losses.priors import BatchNormStatistics, Chroma, SquaredNorm, Statistics, TotalVariation
 from interpkit_losses.variety import Cosine, Orthogonality, Spread
 
+INTERPKIT_INTERFACE = 1
+
 
 @hookimpl
 def register(registry: Registration) -> None:

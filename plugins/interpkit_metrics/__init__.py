@@ -6,6 +6,8 @@ from interpkit_metrics.diversity import Diversity
 from interpkit_metrics.memorisation import Memorisation
 from interpkit_metrics.reference import Reference
 
+INTERPKIT_INTERFACE = 1
+
 
 @hookimpl
 def register(registry: Registration) -> None:

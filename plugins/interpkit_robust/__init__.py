@@ -11,6 +11,8 @@ from interpkit_robust.ghosts import Ghosts
 from interpkit_robust.loss import Robustness
 from interpkit_robust.metric import KeptLabels
 
+INTERPKIT_INTERFACE = 1
+
 PRESET = Preset(
     "robust",
     {"losses": {"robust": {"weight": 1.0}}},

@@ -6,6 +6,8 @@ from interpkit_targets.folders import HubMixinFolderLoader, TimmFolderLoader, Tr
 from interpkit_targets.graphs import ExportedProgramLoader, OnnxLoader, TorchScriptLoader
 from interpkit_targets.loaders import CheckpointLoader, SafetensorsLoader
 
+INTERPKIT_INTERFACE = 1
+
 
 @hookimpl
 def register(registry: Registration) -> None:

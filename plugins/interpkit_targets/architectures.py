@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 import pydantic
-import torchvision
 from torch import nn
 
 import interpkit
@@ -98,13 +97,17 @@ class TorchvisionModels(Zoo):
 
     def names(self) -> Sequence[str]:
         """Return the names of the image classifiers."""
-        return list(torchvision.models.list_models(module=torchvision.models))
+        from torchvision import models  # slow to import, and few classifiers need it
+
+        return list(models.list_models(module=models))
 
     def build(self, name: str, arguments: Mapping[str, Any]) -> nn.Module:
         """Build the model."""
         self.check(name, arguments)
+        from torchvision import models
+
         extra = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
-        module: nn.Module = torchvision.models.get_model(name, weights=None, **extra, **arguments)
+        module: nn.Module = models.get_model(name, weights=None, **extra, **arguments)
         return module
 
 

@@ -11,7 +11,7 @@ import pydantic
 from torch import Tensor, nn
 
 from interpkit import Loader, ModelError, Target, TargetOptions, build_architecture, make_target, read_target_file
-from interpkit_targets import checkpoints
+from interpkit_targets import checkpoints, examples
 from interpkit_targets.loaders import WEIGHTS, assemble
 
 MAX_CONFIG_BYTES = 16_000_000
@@ -86,6 +86,7 @@ class TimmFolderLoader(FolderLoader):
 
     name = "timm"
     help = "a timm folder: config.json and model.safetensors"
+    example = staticmethod(examples.timm_folder)
 
     def knows(self, config: Mapping[str, Any]) -> bool:
         """Say whether it names a timm architecture."""
@@ -123,6 +124,7 @@ class TransformersFolderLoader(FolderLoader):
 
     name = "transformers"
     help = "a transformers image-classification folder"
+    example = staticmethod(examples.transformers_folder)
 
     def knows(self, config: Mapping[str, Any]) -> bool:
         """Say whether it names a transformers model type."""
@@ -233,6 +235,7 @@ class HubMixinFolderLoader(FolderLoader):
 
     name = "hub-mixin"
     help = "a PyTorchModelHubMixin folder with --arch py:module:Class and --input-shape"
+    example = staticmethod(examples.hub_mixin_folder)
 
     def accepts(self, path: Path) -> bool:
         """Say whether it is of neither of the other kinds; one that cannot be read is refused by `load`, with why."""

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from interpkit import ONNX_GRAPH, ONNX_TENSOR, Loader, ModelError, Target, TargetOptions, make_target
+from interpkit_targets import examples
 from interpkit_targets.architectures import need
 
 CHANNELS = (1, 3, 4)
@@ -39,6 +40,7 @@ class OnnxLoader(Loader):
 
     name = "onnx"
     help = ".onnx, converted and checked against onnxruntime"
+    example = staticmethod(examples.onnx_file)
 
     def accepts(self, path: Path) -> bool:
         """Say whether it is a file that ends in .onnx."""
@@ -255,6 +257,7 @@ class TorchScriptLoader(Loader):
 
     name = "torchscript"
     help = "TorchScript (.pt, .pth, .ts, .jit), with --trust and --input-shape"
+    example = staticmethod(examples.torchscript_file)
 
     def accepts(self, path: Path) -> bool:
         """Say whether it is such an archive."""
@@ -270,6 +273,7 @@ class ExportedProgramLoader(Loader):
 
     name = "exported-program"
     help = ".pt2, with --trust and --input-shape"
+    example = staticmethod(examples.exported_program)
 
     def accepts(self, path: Path) -> bool:
         """Say whether it is a file that ends in .pt2."""
@@ -292,6 +296,7 @@ def load_trusted(path: Path, options: TargetOptions, what: str, load: Any) -> Ta
         raise ModelError(f"{path} does not say its input shape. Add --input-shape C,H,W.")
     if not zipfile.is_zipfile(path):
         raise ModelError(f"{path} cannot be loaded as {what}: it is no whole archive.")
+    importlib.import_module("torchvision")  # its operators, which such a file may use
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that TorchScript is deprecated: the user has one all the same

@@ -20,7 +20,7 @@ from interpkit import (
     make_target,
     read_target_file,
 )
-from interpkit_targets import checkpoints, graphs, user_code
+from interpkit_targets import checkpoints, examples, graphs, user_code
 
 METADATA = "the file's metadata"
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
@@ -32,6 +32,7 @@ class SafetensorsLoader(Loader):
 
     name = "safetensors"
     help = ".safetensors with interpkit metadata, or with --arch and --input-shape"
+    example = staticmethod(examples.safetensors_file)
 
     def accepts(self, path: Path) -> bool:
         """Say whether it is a file that ends in .safetensors."""
@@ -54,6 +55,7 @@ class CheckpointLoader(Loader):
 
     name = "checkpoint"
     help = ".pt, .pth, .th, .ckpt or .bin state dict with --arch and --input-shape"
+    example = staticmethod(examples.checkpoint)
 
     def accepts(self, path: Path) -> bool:
         """Say whether it is a file with one of the usual endings, and no TorchScript archive."""

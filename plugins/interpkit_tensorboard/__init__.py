@@ -19,6 +19,8 @@ import torch
 
 from interpkit import Inversion, Recipe, StepRecord, Target, hookimpl
 
+INTERPKIT_INTERFACE = 1
+
 PLACE = "INTERPKIT_TENSORBOARD"
 COLUMNS, ROWS = 8, 20
 log = logging.getLogger("interpkit")

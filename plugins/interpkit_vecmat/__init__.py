@@ -52,6 +52,8 @@ from interpkit_vecmat.dense import DenseGenerator
 from interpkit_vecmat.upconv import UpConvGenerator
 from interpkit_vecmat.warp import WarpGenerator
 
+INTERPKIT_INTERFACE = 1
+
 PRESET = Preset(
     "vecmat",
     {

@@ -412,8 +412,9 @@ def test_a_fault_of_a_plugin_is_one_message_with_the_way_to_the_traceback(
 
     add_plugin(Faulty)
     result = cli("invert", tiny_model, *quick_flags, "--loss", "faulty", "--out", tmp_path / "run")
-    assert result.exit_code == 1
-    assert "ZeroDivisionError: in the plugin" in result.stderr and "--debug" in result.stderr
+    assert result.exit_code == 4
+    assert "loss 'faulty' of the plugin 'mine' failed: ZeroDivisionError: in the plugin" in result.stderr
+    assert "--debug" in result.stderr
     assert "Traceback" not in result.stderr and result.stdout == ""
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import interpkit
-from interpkit import Condition, Draw, GeneratorInversion, RunError, UsageError
+from interpkit import Condition, Draw, GeneratorInversion, PluginError, RunError, UsageError
 
 Quick = Callable[..., dict[str, Any]]
 
@@ -182,7 +182,7 @@ def test_sampling_restores_the_mode_of_every_module(inversion: GeneratorInversio
     inversion.sample(count=2)
     assert [part.training for part in parts] == before
     inversion.generator.latent_dim = 1  # now the generator fails
-    with pytest.raises(RuntimeError):
+    with pytest.raises(PluginError, match="generator 'upconv' of the plugin 'vecmat' failed: RuntimeError"):
         inversion.sample(count=2)
     assert [part.training for part in parts] == before
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import importlib
 import json
 import logging
+import re
 import sys
 from collections.abc import Callable, Iterator
-from importlib.metadata import EntryPoint
+from importlib.metadata import EntryPoint, PathDistribution
 from pathlib import Path
 from textwrap import dedent
 from typing import Any
@@ -16,10 +17,12 @@ import pytest
 
 import interpkit
 from interpkit import PluginError, UsageError, hookimpl
-from interpkit.plugins import Plugins
+from interpkit.interfaces import INTERFACE_VERSION
+from interpkit.plugins import Plugins, installed, leaving_out
 
 Quick = Callable[..., dict[str, Any]]
 Find = Callable[..., Plugins]
+Same = Callable[..., list[EntryPoint]]
 
 PRELUDE = """
 import interpkit
@@ -56,6 +59,24 @@ def find(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Find]:
     yield make
     for module in written:
         sys.modules.pop(module, None)
+
+
+@pytest.fixture
+def same(tmp_path: Path, find: Find) -> Same:
+    """Return a maker of the entry points of two packages, A_b and c, that have a plugin ``same`` with a loss."""
+
+    def make(source: str = REGISTER_GOOD + "    registry.add(Preset('same', {}, __name__))\n") -> list[EntryPoint]:
+        find(one=source, two=source)
+        points = []
+        for package, module in (("A_b", "ikt_test_one"), ("c", "ikt_test_two")):
+            info = tmp_path / f"{package}-1.0.dist-info"
+            info.mkdir()
+            (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: 1.0\n")
+            (info / "entry_points.txt").write_text(f"[interpkit]\nsame = {module}\n")
+            points += PathDistribution(info).entry_points
+        return points
+
+    return make
 
 
 # ------------------------------------------------------------------------------------------- isolation
@@ -190,13 +211,138 @@ def test_a_plugin_without_hooks_is_harmless(find: Find) -> None:
     assert find(mine="x = 1").found["mine"].status == "ok"
 
 
-def test_of_two_packages_with_one_name_the_first_is_used_and_the_other_told(
-    find: Find, caplog: pytest.LogCaptureFixture
+def test_two_packages_with_a_plugin_of_one_name_are_both_used_under_their_own(
+    same: Same, caplog: pytest.LogCaptureFixture
 ) -> None:
+    plugins = Plugins(same())
+    assert {name: p.package for name, p in plugins.found.items()} == {"a-b:same": "a-b", "c:same": "c"}
+    assert "2 packages have a plugin named 'same'" in caplog.text and "a-b:same, c:same" in caplog.text
+    with pytest.raises(UsageError, match="several plugins have a loss 'good': say a-b:good or c:good"):
+        plugins.component("loss", "good")
+    with pytest.raises(UsageError, match="several plugins have a preset 'same': say a-b:same or c:same"):
+        plugins.preset("same")
+    assert plugins.component("loss", "a-b:good").__module__ == "ikt_test_one"
+    assert plugins.component("loss", "c:same:good").__module__ == "ikt_test_two"
+    assert plugins.preset("c:same").help == "ikt_test_two"
+
+
+def test_of_two_plugins_of_one_name_the_other_may_be_left_out(same: Same) -> None:
+    plugins = Plugins(same(), leave_out=["a-b:same"])
+    assert {name: p.status for name, p in plugins.found.items()} == {"a-b:same": "disabled", "same": "ok"}
+    assert plugins.component("loss", "good").__module__ == "ikt_test_two"
+
+
+def test_one_package_with_two_plugins_of_one_name_has_the_first(
+    same: Same, find: Find, caplog: pytest.LogCaptureFixture
+) -> None:
+    point = same()[0]
+    plugins = Plugins([point, point])
+    assert [p.status for p in plugins.found.values()] == ["ok"]
+    assert "a-b has two plugins named 'same'" in caplog.text
+
+
+# ------------------------------------------------------------------------------------- left out on purpose
+
+
+def test_a_plugin_left_out_is_not_imported_and_says_by_what(find: Find) -> None:
+    find(one=REGISTER_GOOD, two="raise RuntimeError('imported')")
+    points = [EntryPoint(name, f"ikt_test_{name}", "interpkit") for name in ("one", "two")]
+    plugins = Plugins(points, leave_out=["two"])
+    two = plugins.found["two"]
+    assert (two.status, two.error, two.left_out, two.provides) == ("disabled", None, "--no-plugin two", {})
+    assert plugins.found["one"].status == "ok"
+    for ask in (lambda: plugins.preset("two"), lambda: plugins.component("loss", "two:good")):
+        with pytest.raises(PluginError, match="the plugin 'two' is disabled by --no-plugin two"):
+            ask()
+    with pytest.raises(UsageError, match=r"there is no loss 'fine'.*Disabled: two, by --no-plugin two"):
+        plugins.component("loss", "fine")
+    with pytest.raises(PluginError, match=r"no plugin 'tow' to leave out\. Did you mean 'two'"):
+        Plugins(points, leave_out=["tow"])
+
+
+def test_only_the_plugins_that_are_named_are_loaded(find: Find, caplog: pytest.LogCaptureFixture) -> None:
     find(one=REGISTER_GOOD, two=REGISTER_GOOD)
-    plugins = Plugins([EntryPoint("same", f"ikt_test_{name}", "interpkit") for name in ("one", "two")])
-    assert plugins.found["same"].source == "ikt_test_one"
-    assert "two packages have a plugin named 'same': ikt_test_one is used, ikt_test_two is not" in caplog.text
+    points = [EntryPoint(name, f"ikt_test_{name}", "interpkit") for name in ("one", "two")]
+    plugins = Plugins(points, only=["two", "tree"])
+    assert {name: p.status for name, p in plugins.found.items()} == {"one": "disabled", "two": "ok"}
+    assert plugins.found["one"].left_out == "INTERPKIT_LOAD_PLUGINS=two,tree"
+    assert "INTERPKIT_LOAD_PLUGINS names 'tree', which is no installed plugin" in caplog.text
+    none = Plugins(points, only=[])
+    assert [p.status for p in none.found.values()] == ["disabled", "disabled"]
+    assert none.registry.names("inverter") == ["generator"] and none.registry.names("loss") == []
+
+
+@pytest.mark.parametrize(("chosen", "ok"), [("vecmat , losses", {"vecmat", "losses"}), ("", set())])
+def test_the_variable_says_which_are_loaded(monkeypatch: pytest.MonkeyPatch, chosen: str, ok: set[str]) -> None:
+    monkeypatch.setenv("INTERPKIT_LOAD_PLUGINS", chosen)
+    with leaving_out([]):
+        assert {p.name for p in installed().found.values() if p.status == "ok"} == ok
+        with leaving_out(["robust"]):
+            assert installed().found["robust"].left_out == "--no-plugin robust"
+        assert installed().found["robust"].left_out == f"INTERPKIT_LOAD_PLUGINS={chosen.replace(' ', '')}"
+
+
+# -------------------------------------------------------------------------------- the interface's version
+
+
+@pytest.mark.parametrize(
+    ("version", "words"),
+    [
+        ("2", "made for version 2 .* this interpkit has version 1. Upgrade interpkit: pip install --upgrade interpkit"),
+        ("0", r"made for version 0 .* this interpkit has version 1. Upgrade the plugin: pip install --upgrade a-b"),
+        ("'1'", "made for version '1' "),
+    ],
+)
+def test_a_plugin_for_another_interface_is_broken_and_says_what_to_upgrade(
+    same: Same, version: str, words: str
+) -> None:
+    source = f"INTERPKIT_INTERFACE = {version}\n" + REGISTER_GOOD
+    plugin = Plugins(same(source)[:1]).found["same"]
+    assert plugin.status == "broken" and plugin.error is not None
+    assert re.search(words, plugin.error), plugin.error
+
+
+def test_a_plugin_for_this_interface_is_loaded_and_so_are_the_bundled_ones(same: Same) -> None:
+    assert Plugins(same("INTERPKIT_INTERFACE = 1\n" + REGISTER_GOOD)[:1]).found["same"].status == "ok"
+    for plugin in Plugins().found.values():
+        if plugin.package == "interpkit":
+            assert sys.modules[plugin.module].INTERPKIT_INTERFACE == INTERFACE_VERSION
+
+
+# ------------------------------------------------------------------------------- what loading may not do
+
+
+def test_what_a_plugin_prints_as_it_is_loaded_goes_to_stderr(find: Find, capsys: pytest.CaptureFixture[str]) -> None:
+    find(loud="print('imported')\n@hookimpl\ndef register(registry):\n    print('registered')\n")
+    assert capsys.readouterr() == ("", "imported\nregistered\n")
+
+
+@pytest.mark.parametrize("place", ["import time\ntime.sleep(0.2)\n", "slow"])
+def test_a_plugin_that_hangs_as_it_is_loaded_is_named(
+    find: Find, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    monkeypatch.setattr("interpkit.plugins.SLOW_IMPORT_SECONDS", 0.01)
+    if place == "slow":
+        place = "import time\n@hookimpl\ndef register(registry):\n    time.sleep(0.2)\n"
+    assert find(slow=place).found["slow"].status == "ok"
+    words = r"still loading the plugin 'slow' \(ikt_test_slow\) after 0.01 s: .*--no-plugin slow"
+    assert re.search(words, caplog.text), caplog.text
+
+
+@pytest.mark.parametrize(
+    ("source", "line"),
+    [
+        ("import json\njson.loads('{')\n", 2),
+        ("@hookimpl\ndef register(registry):\n    registry.add(dict)\n", 3),
+        ("@hookimpl\ndef inversion_stepp(record):\n    pass\n", 1),
+    ],
+    ids=["import", "register", "misspelt hook"],
+)
+def test_an_error_names_the_file_and_line_of_the_plugins_own_code(find: Find, source: str, line: int) -> None:
+    error = find(mine=source).found["mine"].error
+    assert error is not None
+    line += len(PRELUDE.splitlines())
+    assert f"ikt_test_mine.py, line {line})" in error
 
 
 def test_a_name_that_two_plugins_use_is_told_apart_by_its_owner(find: Find) -> None:
@@ -286,6 +432,17 @@ def test_a_lifecycle_hook_that_raises_is_named_once_and_the_inversion_goes_on(
     assert len(watcher.calls) == 5 and plugins.found["watcher"].status == "ok"
 
 
+def test_a_lifecycle_hook_that_exits_ends_no_run(plugins: Plugins, tiny_target: interpkit.Target, quick: Quick) -> None:
+    class Leaving:
+        @hookimpl
+        def inversion_step(self, record: Any) -> None:
+            sys.exit(3)
+
+    plugins.add("leaving", Leaving)
+    assert interpkit.invert(tiny_target, **quick()).steps_done == 12
+    assert plugins.found["leaving"].error == "inversion_step: SystemExit: 3"
+
+
 # ---------------------------------------------------------------------------------- an outside package
 
 OUTSIDE = '''
@@ -344,7 +501,8 @@ def test_an_outside_conditioner_of_thirty_lines_is_found_and_used(
     recipe = (tmp_path / "run" / "recipe.toml").read_text()
     assert 'name = "onehot"\nstrength = 2' in recipe
     manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
-    assert manifest["plugins"]["outside"] == {"version": "2.5", "status": "ok"}
+    used = {"conditioner": ["onehot"]}
+    assert manifest["plugins"]["outside"] == {"package": "outside", "version": "2.5", "status": "ok", "used": used}
     assert json.loads(run.stdout)["metrics"]["count"] == 300
 
     listing = run_python("-m", "interpkit", "plugins", "list", "--json", env=env)

@@ -1,0 +1,95 @@
+"""What ``interpkit plugins show`` says of a plugin and of a component: as plain values, and on the terminal."""
+
+from __future__ import annotations
+
+import inspect
+from typing import TYPE_CHECKING, Any
+
+from interpkit.cli import console
+
+if TYPE_CHECKING:
+    from pydantic.fields import FieldInfo
+
+    from interpkit.plugins import Plugin
+    from interpkit.registry import Entry
+
+LIMITS = {"gt": ">", "ge": ">=", "lt": "<", "le": "<=", "multiple_of": "a multiple of", "min_length": "length >="}
+
+
+def plugin(found: Plugin) -> dict[str, Any]:
+    """Return what is known of a plugin as a whole."""
+    return {
+        "name": found.name,
+        "version": found.version,
+        "package": found.package,
+        "source": found.source,
+        "provides": found.provides,
+        "hooks": found.hooks,
+    }
+
+
+def component(entry: Entry) -> dict[str, Any]:
+    """Return what is known of a component: what it is, its options, where it is from."""
+    cls = entry.item if inspect.isclass(entry.item) else type(entry.item)
+    said: dict[str, Any] = {"kind": entry.kind, "name": entry.name, "plugin": entry.owner}
+    if entry.kind == "preset":
+        return said | {"help": entry.item.help, "recipe": dict(entry.item.layer)}
+    said["help"] = inspect.getdoc(cls) or ""
+    if entry.kind == "architectures":
+        said["names"] = list(entry.item.names())
+    fields = getattr(getattr(cls, "Options", None), "model_fields", {})
+    said["options"] = [option(name, info) for name, info in fields.items()]
+    said["source"] = f"{inspect.getsourcefile(cls)}:{inspect.getsourcelines(cls)[1]}"
+    return said
+
+
+def option(name: str, info: FieldInfo) -> dict[str, Any]:
+    """Return what is known of an option."""
+    plain = None if hasattr(info.annotation, "__args__") else getattr(info.annotation, "__name__", None)
+    limits = [
+        f"{words} {getattr(constraint, limit)}"
+        for constraint in info.metadata
+        for limit, words in LIMITS.items()
+        if getattr(constraint, limit, None) is not None
+    ]
+    return {
+        "name": name,
+        "type": plain or str(info.annotation).replace("typing.", "").replace("NoneType", "None"),
+        "required": info.is_required(),
+        "default": None if info.is_required() else info.get_default(call_default_factory=True),
+        "limits": ", ".join(limits),
+        "help": info.description or "",
+    }
+
+
+def print_plugin(said: dict[str, Any]) -> None:
+    """Print what `plugin` returns."""
+    origin = f"{said['package']} {said['version']}".strip()
+    console.out.print(f"[bold]{said['name']}[/]  plugin" + (f", from the package {origin}" if origin else ""))
+    provides = [f"{kind} {', '.join(names)}" for kind, names in said["provides"].items()]
+    console.out.out(f"provides: {'; '.join(provides) or 'nothing'}", highlight=False)
+    console.out.out(f"hooks:    {', '.join(said['hooks']) or 'none'}", highlight=False)
+    console.out.out(f"source:   {said['source']}\n", highlight=False)
+
+
+def print_component(said: dict[str, Any]) -> None:
+    """Print what `component` returns."""
+    import tomli_w
+    from rich.markup import escape
+    from rich.table import Table
+
+    console.out.print(f"[bold]{said['name']}[/]  {said['kind']}, from the plugin {said['plugin']}", highlight=False)
+    console.out.print(f"{escape(said['help'])}\n", highlight=False)
+    if said["kind"] == "preset":
+        console.out.out(tomli_w.dumps(said["recipe"]), highlight=False)
+        return
+    if said.get("names"):
+        console.out.print(escape(", ".join(said["names"])) + "\n", highlight=False)
+    if said["options"]:
+        table = Table("option", "type", "default", "limits", "")
+        for option in said["options"]:
+            default = "required" if option["required"] else str(option["default"])
+            cells = (f"{said['name']}.{option['name']}", option["type"], default, option["limits"], option["help"])
+            table.add_row(*map(escape, cells))
+        console.out.print(table)
+    console.out.out(f"source: {said['source']}\n", highlight=False)

@@ -1,0 +1,329 @@
+"""One batch shared by several processes: each makes and looks at its rows of it, and every term sees them all.
+
+    part   = generator(latent[rows], condition[rows])      # the rows of this process
+    images = share.whole(part)                             # all rows, on every process, with gradient
+    terms of all rows, the same on every process; backward; share.average(gradients)
+
+So a term needs to know nothing of processes, and is exact over the global batch: cosines, log-determinants and batch
+statistics alike. Gradients are those of the sum of the processes' (equal) losses, so their mean is the gradient
+of one. Started by ``torchrun``; without it there is one process, and nothing here costs anything.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
+from datetime import timedelta
+from typing import Any, cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
+
+from interpkit.errors import RunError, UsageError
+
+PATIENCE = timedelta(seconds=20)
+"""How long the others wait for a sign of life once a process seems to be gone."""
+
+
+class Share:
+    """This process's part of every batch: the rows ``rank``, ``rank + size``, ``rank + 2 size``, ...
+
+    With several generators row i is made by generator ``i mod K``, so where K and the number of processes divide one
+    another, each process runs its own generators alone.
+
+    Args:
+        rank: of this process.
+        size: how many processes there are.
+    """
+
+    def __init__(self, rank: int = 0, size: int = 1) -> None:
+        self.rank = rank
+        self.size = size
+
+    @classmethod
+    def current(cls) -> Share:
+        """Return this process's share; the whole, where no process group was initialised."""
+        if dist.is_available() and dist.is_initialized():
+            return cls(dist.get_rank(), dist.get_world_size())
+        return cls()
+
+    def check(self, batch_size: int, generators: int) -> None:
+        """See that a recipe can be shared.
+
+        Raises:
+            UsageError: the processes are no multiple of the generators, nor the other way round; or the batch is none
+                of the processes.
+        """
+        if generators % self.size and self.size % generators:
+            raise UsageError(
+                f"{generators} generators cannot be spread over {self.size} processes: one number has to be a "
+                f"multiple of the other, for instance --generators {self.size}."
+            )
+        if batch_size % self.size:
+            nearest = max(self.size, round(batch_size / self.size) * self.size)
+            raise UsageError(
+                f"a batch of {batch_size} cannot be shared evenly by {self.size} processes: --batch-size {nearest}."
+            )
+
+    def rows(self, count: int, device: torch.device) -> Tensor:
+        """Return which of ``count`` rows are this process's, (ceil(count / size),) int64; the last may be repeated."""
+        own = torch.arange(self.rank, count + self.rank, self.size, device=device)
+        return own[: -(-count // self.size)].clamp(max=count - 1)
+
+    def whole(self, part: Tensor, count: int) -> Tensor:
+        """Return all processes' rows in order, (count, ...), from this one's, with gradient."""
+        if self.size == 1:
+            return part
+        return cast(Tensor, _Whole.apply(part, self))[:count]
+
+    def average(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Make each parameter's gradient the mean over the processes."""
+        if self.size == 1:
+            return
+        trained = [p for p in parameters if p.requires_grad]
+        for parameter in trained:
+            if parameter.grad is None:  # a generator that another process runs
+                parameter.grad = torch.zeros_like(parameter)
+        gradients = [cast(Tensor, p.grad) for p in trained]
+        flat = torch.cat([gradient.flatten() for gradient in gradients])
+        with _together():
+            dist.all_reduce(flat)
+        flat /= self.size
+        for gradient, mean in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+            gradient.copy_(mean.view_as(gradient))
+
+    def any(self, *flags: bool) -> list[bool]:
+        """Return for each flag whether it is up on any process."""
+        if self.size == 1:
+            return list(flags)
+        raised = torch.tensor(flags, dtype=torch.int32, device=_device())
+        with _together():
+            dist.all_reduce(raised)
+        return [bool(count) for count in raised.tolist()]
+
+    def group(self, generators: int) -> Any:
+        """Return the processes that run the same generators as this one; None stands for all of them."""
+        if generators == 1:
+            return None
+        fellows = [
+            [r for r in range(self.size) if (r - s) % generators == 0] for s in range(min(generators, self.size))
+        ]
+        groups = [dist.new_group(ranks) for ranks in fellows]  # every process has to make every group
+        return groups[self.rank % len(groups)]
+
+    def from_rank(self, rank: int, value: Tensor) -> Tensor:
+        """Return the value that a tensor has on one of the processes."""
+        value = value.clone()
+        with _together():
+            dist.broadcast(value, src=rank)
+        return value
+
+    def from_first(self, value: Any) -> Any:
+        """Return the first process's value on every process."""
+        if self.size == 1:
+            return value
+        box = [value]
+        with _together():
+            dist.broadcast_object_list(box, src=0, device=_device())
+        return box[0]
+
+    def all(self, value: Any) -> list[Any]:
+        """Return every process's value, by rank, on every process."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] = [None] * self.size
+        with _together():
+            dist.all_gather_object(values, value)
+        return values
+
+
+def _device() -> torch.device:
+    """Return where the process group's own tensors lie."""
+    return torch.device("cuda" if dist.get_backend() == "nccl" else "cpu")
+
+
+class _Whole(torch.autograd.Function):
+    """Gather rows; the gradient of a row is the sum of what all processes found for it."""
+
+    @staticmethod
+    def forward(ctx: Any, part: Tensor, share: Share) -> Tensor:
+        ctx.share = share
+        parts = [torch.empty_like(part, memory_format=torch.contiguous_format) for _ in range(share.size)]
+        with _together():
+            dist.all_gather(parts, part.contiguous())
+        return torch.stack(parts, 1).flatten(0, 1)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        gradient = gradients[0].contiguous().clone()
+        with _together():
+            dist.all_reduce(gradient)
+        return gradient[ctx.share.rank :: ctx.share.size], None
+
+
+class _Sum(torch.autograd.Function):
+    """Sum over the processes; the gradient is the sum of theirs."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, group: Any) -> Tensor:
+        ctx.group = group
+        total = value.clone()
+        with _together():
+            dist.all_reduce(total, group=group)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        total = gradients[0].contiguous().clone()
+        with _together():
+            dist.all_reduce(total, group=ctx.group)
+        return total, None
+
+
+class SharedBatchNorm(_BatchNorm):
+    """Batch norm over the rows of all processes: what `torch.nn.SyncBatchNorm` is on CUDA, on any device.
+
+    Mean and variance are summed over the processes one after the other, so nothing cancels.
+    """
+
+    group: Any = None
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        """Take any number of dimensions: the layer that this one stands in for was made for its input."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Normalise; see `torch.nn.BatchNorm2d`."""
+        if not self.training:
+            return super().forward(input)
+        x = input.float()
+        axes = [0, *range(2, x.dim())]
+        shape = [1, -1, *(1,) * (x.dim() - 2)]
+        count = x.numel() // x.shape[1] * dist.get_world_size(self.group)
+        mean = cast(Tensor, _Sum.apply(x.sum(axes), self.group)) / count
+        centred = x - mean.view(shape)
+        variance = cast(Tensor, _Sum.apply(centred.square().sum(axes), self.group)) / count
+        if self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None:
+            self.num_batches_tracked += 1
+            weight = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
+            self.running_mean.lerp_(mean.detach(), weight)
+            self.running_var.lerp_(variance.detach() * count / max(count - 1, 1), weight)
+        y = centred * (variance + self.eps).rsqrt().view(shape)
+        if self.affine:
+            y = y * self.weight.view(shape) + self.bias.view(shape)
+        return y.to(input.dtype)
+
+
+def share_batch_norms(network: nn.Module, group: Any = None) -> None:
+    """Let every batch norm of a network see the rows of all processes of a group; parameters and names stay."""
+    for module in list(network.modules()):
+        for name, child in list(module.named_children()):
+            if isinstance(child, _BatchNorm) and not isinstance(child, SharedBatchNorm):
+                track = child.track_running_stats
+                shared = SharedBatchNorm(child.num_features, child.eps, child.momentum, child.affine, track)
+                shared.load_state_dict(child.state_dict())
+                if child.affine:
+                    shared.weight, shared.bias = child.weight, child.bias
+                for buffer, value in child.named_buffers(recurse=False):
+                    setattr(shared, buffer, value)
+                shared.group = group
+                setattr(module, name, shared.train(child.training))
+
+
+# --------------------------------------------------------------------------------- pieces of a batch
+
+
+def in_pieces(make: Callable[[Tensor], Any], rows: Tensor, size: int | None, networks: nn.Module) -> list[Any]:
+    """Apply ``make`` to some rows at a time, and keep of each piece what it returns and not what led there.
+
+    The backward pass computes each piece once more (activation checkpointing; Chen et al. 2016, arXiv:1604.06174) with
+    the same dropout, so memory is that of one piece, at the price of a second forward pass.
+
+    Args:
+        make: from row numbers to tensors, with gradient.
+        rows: (B,) int64.
+        size: rows at a time; all of them, without computing anything twice, if None.
+        networks: what ``make`` runs; its batch norms take each piece into their running statistics once.
+    """
+    if size is None or size >= len(rows):
+        return [make(rows)]
+    contexts = lambda: (nullcontext(), _no_running_statistics(networks))  # noqa: E731
+    with set_checkpoint_early_stop(False):  # it stops by an exception, which would be taken for a fault of `make`
+        return [checkpoint(make, piece, use_reentrant=False, context_fn=contexts) for piece in rows.split(size)]
+
+
+@contextmanager
+def _no_running_statistics(network: nn.Module) -> Iterator[None]:
+    norms = [m for m in network.modules() if isinstance(m, _BatchNorm) and m.training]
+    before = [norm.momentum for norm in norms]
+    counts = [norm.num_batches_tracked for norm in norms]
+    try:
+        for norm in norms:
+            norm.momentum = 0.0
+        yield
+    finally:
+        for norm, momentum, count in zip(norms, before, counts, strict=True):
+            norm.momentum = momentum
+            if count is not None:
+                count -= 1
+
+
+# --------------------------------------------------------------------------------- starting and losing
+
+
+def started_by_torchrun() -> bool:
+    """Say whether this process is one of several that ``torchrun`` (or a scheduler like it) started."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1 and "RANK" in os.environ
+
+
+def restarted() -> bool:
+    """Say whether ``torchrun`` started this process again after another had ended."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+
+
+@contextmanager
+def processes() -> Iterator[Share]:
+    """Join the processes that ``torchrun`` started, for a block; alone without it."""
+    if not started_by_torchrun() or dist.is_initialized():
+        yield Share.current()
+        return
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    try:
+        yield Share.current()
+    finally:
+        dist.destroy_process_group()
+
+
+@contextmanager
+def _together() -> Iterator[None]:
+    """Name the processes that are gone, where a word between them fails.
+
+    Raises:
+        RunError: it did.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        share = Share.current()
+        raise RunError(
+            f"process {_missing(share)} of {share.size} ended, so process {share.rank} stops. A run with --out goes on "
+            f"from its last checkpoint: the same command with --resume."
+        ) from error
+
+
+def _missing(share: Share) -> str:
+    """Return the ranks that give no sign of life, for a message."""
+    store = dist.distributed_c10d._get_default_store()
+    store.set(f"interpkit/alive/{share.rank}", "yes")
+    missing = []
+    for rank in range(share.size):
+        try:
+            store.wait([f"interpkit/alive/{rank}"], PATIENCE / share.size)
+        except dist.DistError:
+            missing.append(str(rank))
+    return ", ".join(missing) or "(unknown)"
