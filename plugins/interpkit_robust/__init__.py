@@ -22,19 +22,19 @@ PRESET = Preset(
 TRAINING_LIKE = Preset(
     "training-like",
     {
-        "steps": 900,
+        "steps": 600,
         "batch_size": 64,
         "conditioner": {"name": "vecmat", "temperature": 0.5},
         "generator": {"name": "warp", "dropout": 0.05},
         "losses": {
-            "ce": {"weight": 1.0},
+            "ce": {"weight": 3.0},
             "kl": {"weight": 0.0},  # real images are not classified softly
             "cosine": {"weight": 0.0},  # spreads the classes apart, not the images within one
             "robust": {"weight": 2.0, "kinds": ["jitter"], "sigma": 0.5, "occlusion": 0.5},
             "statistics": {"weight": 2.0},
             "tv": {"weight": 1.0, "edge": 8.0},
-            "chroma": {"weight": 6.0},
-            "spread": {"weight": 0.38, "epsilon": 0.003},
+            "chroma": {"weight": 5.0},
+            "spread": {"weight": 0.45, "epsilon": 0.003},
         },
     },
     "Varied images that resemble the training data: robustness, remembered statistics, smoothness, spread, and a "
