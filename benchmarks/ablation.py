@@ -44,8 +44,12 @@ def like_recipes() -> list[Recipe]:
     recipes += [Recipe(name, LIKE, {"options": {option: value}}) for name, (option, value) in changed.items()]
     added = {"kl": 0.3, "cosine": 1.0, "orthogonality": 1.0, "ghosts": 1.0}
     recipes += [Recipe(f"with {term} {weight:g}", LIKE, {"losses": {term: weight}}) for term, weight in added.items()]
+    recipes.append(Recipe("cross-entropy 1, not 3", LIKE, {"losses": {"ce": 1.0}}))
     recipes.append(Recipe("4 generators", LIKE, {"generators": 4}))
     return recipes
+
+
+TABLES = {"vecmat": paper_recipes, "training-like": like_recipes}
 
 
 def main() -> None:
@@ -54,18 +58,20 @@ def main() -> None:
     Place.add_arguments(parser)
     parser.add_argument("--targets", default="mnist_bn,mnist")
     parser.add_argument("--seeds", default="0")
+    parser.add_argument("--tables", default=",".join(TABLES), help="of: " + ", ".join(TABLES))
     args = parser.parse_args()
     place, seeds = Place.parse(args), [int(seed) for seed in args.seeds.split(",")]
     sections, everything = [], []
     for target in args.targets.split(","):
-        for title, recipes in (("the paper's recipe", paper_recipes()), ("training-like", like_recipes())):
+        for title in args.tables.split(","):
+            recipes = TABLES[title]()
             done = {recipe.name: run(target, recipe, seeds, place) for recipe in recipes}
             done = {name: results for name, results in done.items() if results}
             if not done:
                 continue
             everything += [result for results in done.values() for result in results]
             rows = {name: over_seeds([result.figures for result in results]) for name, results in done.items()}
-            sections.append(f"### {title}, on {target}\n\n" + table(rows, "recipe"))
+            sections.append(f"### `{title}`, on {target}\n\n" + table(rows, "recipe"))
             print(sections[-1], flush=True)
     if args.write:
         keep(everything, place)
