@@ -34,7 +34,7 @@ TRAINING_LIKE = Preset(
             "statistics": {"weight": 2.0},
             "tv": {"weight": 1.0, "edge": 8.0},
             "chroma": {"weight": 5.0},
-            "spread": {"weight": 0.45, "epsilon": 0.003},
+            "spread": {"weight": 0.4, "epsilon": 0.003},
         },
     },
     "Varied images that resemble the training data: robustness, remembered statistics, smoothness, spread, and a "
