@@ -146,7 +146,8 @@ def _run(target: str, recipe: Recipe, seed: int, place: Place) -> Result | None:
         return None
     classifier = load(target, place)
     job = api.prepare(classifier, recipe.plugins, seed=seed, **recipe.settings)
-    known = job.recipe.model_dump_json(exclude={"target", "device", "plugin_files", "micro_batch"})
+    free = {"target", "device", "plugin_files", "micro_batch", "compile", "fall_back"}
+    known = job.recipe.model_dump_json(exclude=free)
     key = hashlib.sha256(known.encode()).hexdigest()[:8]
     name = f"{target}-{recipe.name.replace(' ', '_')}-{seed}-{key}"
     folder = place.work / "runs" / name

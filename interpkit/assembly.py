@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from interpkit import promises
+from interpkit.compiling import choose_compile
 from interpkit.devices import choose_device, choose_precision
 from interpkit.ensemble import Ensemble
 from interpkit.errors import UsageError, listed
@@ -33,9 +34,12 @@ def resolve(recipe: Recipe, target: Target, plugins: Plugins) -> Recipe:
             f"norm: --batch-size {2 * recipe.generators} or more."
         )
     device = choose_device(recipe.device)
+    precision = choose_precision(recipe.precision, device)
     update: dict[str, Any] = {
         "device": str(device),
-        "precision": choose_precision(recipe.precision, device),
+        "precision": precision,
+        "fall_back": precision == "bf16" and (recipe.precision == "auto" or recipe.fall_back),
+        "compile": choose_compile(recipe.compile, device),
         "target": target.description,
         "losses": {
             name: Term(

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Literal
 
 import torch
 
 from interpkit.errors import UsageError
+
+log = logging.getLogger("interpkit")
 
 Precision = Literal["fp32", "bf16"]
 
@@ -35,8 +38,11 @@ def choose_precision(name: str, device: torch.device) -> Precision:
 
     That is CUDA from compute capability 8.0, and CPUs with AVX512-BF16 or AMX. Losses are always computed in fp32.
     """
-    if name == "fp32" or (name == "auto" and not _multiplies_bf16(device)):
+    multiplies = _multiplies_bf16(device)
+    if name == "fp32" or (name == "auto" and not multiplies):
         return "fp32"
+    if not multiplies:
+        log.warning("this %s has no bf16 arithmetic, so --precision bf16 is emulated: fp32 is faster", device.type)
     return "bf16"
 
 
@@ -47,3 +53,11 @@ def _multiplies_bf16(device: torch.device) -> bool:
         features = torch.cpu.get_capabilities()
         return bool(features.get("amx_bf16") or features.get("avx512_bf16"))
     return False
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Say whether an error is a device's being out of memory; that of a CPU or MPS is a plain ``RuntimeError``."""
+    told = ("DefaultCPUAllocator", "not enough memory", "out of memory")
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
+        isinstance(error, RuntimeError) and any(words in str(error) for words in told)
+    )

@@ -19,6 +19,10 @@ class RunError(InterpkitError):
     """A run failed, or a run folder cannot be used (exit code 1)."""
 
 
+class NonFiniteError(RunError):
+    """A run failed because a value turned non-finite (exit code 1)."""
+
+
 class UsageError(InterpkitError, ValueError):
     """The call is wrong: an unknown option, a value out of range (exit code 2)."""
 

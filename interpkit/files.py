@@ -6,6 +6,8 @@ import hashlib
 import json
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,24 +17,31 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-def write_atomically(path: Path, content: bytes | str) -> None:
-    """Write beside the place and rename into it.
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give a temporary file beside the place; once the block is through, it is flushed and renamed into it.
 
     Raises:
-        OSError: the disk is full, or the folder cannot be written; the old file is still there.
+        OSError: the disk is full, or the folder cannot be written; the old file is still there, the temporary one gone.
     """
-    data = content.encode() if isinstance(content, str) else content
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(handle)
+    temporary = Path(name)
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
+        yield temporary
+        with temporary.open("ab") as file:
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
+        temporary.chmod(0o666 & ~_umask())
         os.replace(temporary, path)
     except BaseException:
-        os.unlink(temporary)
+        temporary.unlink(missing_ok=True)
         raise
+
+
+def write_atomically(path: Path, content: bytes | str) -> None:
+    """Write beside the place and rename into it; see `replacing`."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
 def _umask() -> int:

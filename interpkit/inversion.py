@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 import torch
 import torch.nn.functional as F
@@ -128,11 +128,7 @@ class Inversion(ABC):
         Raises:
             UsageError: an argument is out of range, a label was not inverted, or there are not so many images.
         """
-        classes = self.classes if labels is None else list(labels)
-        unknown = sorted(set(classes) - set(self.classes))
-        if unknown or not classes:
-            known = f"{self.classes[0]} to {self.classes[-1]}" if self.recipe.labels is None else str(self.classes)
-            raise UsageError(f"labels {unknown} were not inverted; this inversion has {known}.")
+        classes = self.choose(labels)
         if per_class is not None and count is not None:
             raise UsageError("give per_class or count, not both.")
         if per_class is None:
@@ -140,16 +136,55 @@ class Inversion(ABC):
         total = count if count is not None else per_class * len(classes)
         if total < 1:
             raise UsageError("ask for at least one image.")
+        self.check_there_are(classes, total)
         seed = self.recipe.seed if seed is None else seed
         dropout = self.recipe.sampling.dropout if dropout is None else dropout
-        drawn = Draw.join(list(self._chunks(classes, total, seed, dropout)))
+        size, asked = self.recipe.sampling.chunk, torch.tensor(classes)
+        chunks = []
+        for start in range(0, total, size):
+            rows = torch.arange(start, start + size)  # whole chunks: a larger count only adds
+            labels, turns = asked[rows % len(classes)], rows // len(classes)
+            chunk = self.chunk(labels, turns, derive_seed(seed, "samples", start // size), dropout)
+            chunks.append(chunk[: total - start])
+        drawn = Draw.join(chunks)
         if count is None:
             drawn = drawn[torch.arange(total).reshape(-1, len(classes)).T.flatten()]
         return drawn
 
+    def choose(self, labels: Sequence[int] | None) -> list[int]:
+        """Return the classes that are asked for; all that were inverted if None.
+
+        Raises:
+            UsageError: one was not inverted, or there is none.
+        """
+        classes = self.classes if labels is None else list(labels)
+        unknown = sorted(set(classes) - set(self.classes))
+        if unknown or not classes:
+            known = f"{self.classes[0]} to {self.classes[-1]}" if self.recipe.labels is None else str(self.classes)
+            raise UsageError(f"labels {unknown} were not inverted; this inversion has {known}.")
+        return classes
+
+    def check_there_are(self, classes: list[int], total: int) -> None:
+        """See that ``total`` images can be drawn, the classes taking turns.
+
+        Raises:
+            UsageError: there are not so many.
+        """
+
     @abstractmethod
-    def _chunks(self, classes: list[int], total: int, seed: int, dropout: bool) -> Iterator[Draw]:
-        """Yield ``total`` images, a chunk at a time, the classes taking turns."""
+    def chunk(self, labels: Tensor, turns: Tensor, seed: int, dropout: bool) -> Draw:
+        """Make an image for each label, all at once; they depend on nothing but the arguments.
+
+        Args:
+            labels: (N,) int64, on the CPU.
+            turns: (N,) int64, from 0: the how-manieth image of its class each one is.
+            seed: of this chunk.
+            dropout: keep the generator's dropout on.
+        """
+
+    def to(self, device: torch.device | str) -> Self:
+        """Make and judge images on a device from now on; its random numbers are not those of another kind of device."""
+        return self
 
     def figure(self, per_class: int = 8) -> Figure:
         """Return a matplotlib figure of samples, a row a class; see `interpkit.notebook.sample_figure`."""
@@ -218,20 +253,23 @@ class ImageInversion(Inversion):
         """The most images that can be drawn of every class."""
         return min(len(rows) for rows in self._rows.values())
 
-    def _chunks(self, classes: list[int], total: int, seed: int, dropout: bool) -> Iterator[Draw]:
-        turn = len(classes)
+    def check_there_are(self, classes: list[int], total: int) -> None:
+        """See that every class has so many images."""
         for place, label in enumerate(classes):
-            asked, there = len(range(place, total, turn)), len(self._rows[label])
+            asked, there = len(range(place, total, len(classes))), len(self._rows[label])
             if asked > there:
                 raise UsageError(
                     f"class {label} has {there} images, not {asked}: {self.recipe.inverter.name} makes them one by "
                     f"one, and keeps no generator of more. Ask for fewer, or invert again with "
                     f"--set inverter.per_class={asked}."
                 )
-        rows = torch.stack([self._rows[classes[i % turn]][i // turn] for i in range(total)])
-        labels = self.labels[rows]
+
+    def chunk(self, labels: Tensor, turns: Tensor, seed: int, dropout: bool) -> Draw:
+        """Return finished images; after a class's last comes its first."""
+        own = [self._rows[label] for label in labels.tolist()]
+        rows = torch.stack([own[turn % len(own)] for own, turn in zip(own, turns.tolist(), strict=True)])
         one_hot = F.one_hot(labels, self.target.num_classes).float()
-        yield Draw(self.images[rows], labels, one_hot, torch.zeros_like(labels))
+        return Draw(self.images[rows], labels, one_hot, torch.zeros_like(labels))
 
 
 class GeneratorInversion(Inversion):
@@ -260,27 +298,28 @@ class GeneratorInversion(Inversion):
         """Where images are made and judged: the device of the networks."""
         return self.conditioner.device
 
+    def to(self, device: torch.device | str) -> Self:
+        """Move the networks; see `Inversion.to`."""
+        self.generator.to(device)
+        self.conditioner.to(device)
+        return self
+
     @torch.no_grad()
-    def _chunks(self, classes: list[int], total: int, seed: int, dropout: bool) -> Iterator[Draw]:
-        size = self.recipe.sampling.chunk
+    def chunk(self, labels: Tensor, turns: Tensor, seed: int, dropout: bool) -> Draw:
+        """Let the generators make images, each class's by each generator in turn."""
         device = self.device
-        asked = torch.tensor(classes, device=device)
-        turn = len(classes)
-        with sampling_mode(self.generator, dropout), sampling_mode(self.conditioner, dropout):
-            for start in range(0, total, size):
-                # Whole chunks, each with its own seed: a chunk's images depend on nothing outside it.
-                chunk_seed = derive_seed(seed, "samples", start // size)
-                rng = random_generator(device, chunk_seed)
-                rows = torch.arange(start, start + size, device=device)
-                labels = asked[rows % turn]
-                made_by = (rows // turn) % self.recipe.generators  # each class's images by each generator in turn
-                with global_seed(chunk_seed, device):
-                    condition = promises.condition(self.conditioner, size, labels, rng)
-                    latent = torch.randn(size, self.generator.latent_dim, device=device, generator=rng)
-                    more = (made_by,) if isinstance(self.generator, Ensemble) else ()
-                    images = promises.images(self.generator, latent, condition, *more)
-                kept = (images, labels, condition.distribution.float(), made_by)
-                yield Draw(*(tensor.cpu() for tensor in kept))[: total - start]
+        made_by = turns.to(device) % self.recipe.generators
+        rng = random_generator(device, seed)
+        with (
+            sampling_mode(self.generator, dropout),
+            sampling_mode(self.conditioner, dropout),
+            global_seed(seed, device),
+        ):
+            condition = promises.condition(self.conditioner, len(labels), labels.to(device), rng)
+            latent = torch.randn(len(labels), self.generator.latent_dim, device=device, generator=rng)
+            more = (made_by,) if isinstance(self.generator, Ensemble) else ()
+            images = promises.images(self.generator, latent, condition, *more)
+        return Draw(images.cpu(), labels, condition.distribution.float().cpu(), made_by.cpu())
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from interpkit.devices import is_out_of_memory
 from interpkit.ensemble import Ensemble
 from interpkit.errors import InterpkitError, PluginError, told
 from interpkit.interfaces import (
@@ -54,9 +55,11 @@ def blamed(component: object) -> Iterator[None]:
     """
     try:
         yield
-    except (InterpkitError, torch.OutOfMemoryError):
+    except InterpkitError:
         raise
     except (Exception, SystemExit) as error:
+        if is_out_of_memory(error):
+            raise
         cls = component if inspect.isclass(component) else type(component)
         module = cls.__module__.partition(".")[0]
         raise PluginError(f"{described(component)} failed: {told(error, module)}") from error

@@ -187,6 +187,10 @@ class Recipe(_Model):
     )
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps, ...")
     precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 where the hardware has it")
+    fall_back: bool = Field(
+        False, description="where bf16 turns a value non-finite, go on in fp32; auto precision sets it"
+    )
+    compile: Literal["auto", "on", "off"] = Field("auto", description="the generator; auto: on CUDA with Triton")
     checkpoint_every: int | None = Field(None, ge=1, description="steps between checkpoints; every 60 s anyway")
     inverter: Component = Component(name="generator")
     conditioner: Component | None = None

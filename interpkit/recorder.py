@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from interpkit.errors import RunError
+from interpkit.errors import NonFiniteError, RunError
 
 RECORD_EVERY = 10
 CHECKPOINT_SECONDS = 60.0
@@ -120,7 +120,8 @@ class Recorder:
             labels: (B,), the classes asked for.
 
         Raises:
-            RunError: a value since the last record is not finite; says at which step and which.
+            NonFiniteError: a value since the last record is not finite; says at which step and which.
+            RunError: an image left [0, 1].
         """
         self.next_step = step + 1
         self._names = list(terms)
@@ -144,7 +145,8 @@ class Recorder:
             if bad is not None:
                 self._pending.clear()
                 owner = self._owner(bad)
-                raise RunError(f"{names[bad]} turned non-finite at step {step}{owner}.{self.advice()}{self.kept()}")
+                told = f"{names[bad]} turned non-finite at step {step}{owner}.{self.advice()}{self.kept()}"
+                raise NonFiniteError(told)
             if row[0] > 1 + ROUNDING:
                 self._pending.clear()
                 owner = self._owner(0)
@@ -183,6 +185,15 @@ class Recorder:
 
     def write(self, record: StepRecord) -> None:
         """Keep a record; in memory there is nothing more to do."""
+
+    def go_back(self, step: int) -> None:
+        """Forget what was recorded after a step: the run is taken up again from there."""
+        self._pending.clear()
+        self.next_step = step + 1
+        self.history = [record for record in self.history if record.step <= step]
+
+    def note(self, **facts: Any) -> None:
+        """Note how the run is computed, for its manifest; in memory there is none."""
 
     def due(self, step: int) -> bool:
         """Say whether a checkpoint should be saved after this step; in memory none is."""

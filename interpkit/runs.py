@@ -276,7 +276,7 @@ class Run:
             RunError: the recipe or the classifier is another.
         """
         here = self.recipe()
-        free = {"steps", "checkpoint_every", "micro_batch", "target", "plugin_files"}
+        free = {"steps", "checkpoint_every", "micro_batch", "compile", "fall_back", "target", "plugin_files"}
         old, new = (r.model_dump(exclude=free, mode="json") for r in (here, recipe))
         differing = [f"{name} ({old[name]} there)" for name in old if old[name] != new[name]]
         if differing:
@@ -398,6 +398,7 @@ FILES = (
     "samples.safetensors",
     "samples.png",
     "report.html",
+    "profile.json",
     "checkpoint",
 )
 """All that interpkit itself puts into a run folder."""
@@ -419,8 +420,7 @@ class RunRecorder(Recorder):
             self._seconds_before = state["seconds"]
             self.next_step = state["step"] + 1
             self.history = [r for r in self.run.history(self._recipe) if r.step <= state["step"]]
-        rows = [json.dumps(record.to_row()) + "\n" for record in self.history]
-        write_atomically(self.run / "history.jsonl", "".join(rows))
+        self._write_history()
         super().start()
         self._saved_at = time.monotonic()
         return state
@@ -429,6 +429,19 @@ class RunRecorder(Recorder):
         """Append the record and flush it."""
         with (self.run / "history.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(record.to_row()) + "\n")
+
+    def _write_history(self) -> None:
+        rows = [json.dumps(record.to_row()) + "\n" for record in self.history]
+        write_atomically(self.run / "history.jsonl", "".join(rows))
+
+    def go_back(self, step: int) -> None:
+        """Forget what was recorded after a step, on disk too."""
+        super().go_back(step)
+        self._write_history()
+
+    def note(self, **facts: Any) -> None:
+        """Change entries of the manifest."""
+        self.run.note(**facts)
 
     def due(self, step: int) -> bool:
         """Say whether a checkpoint is due: every minute, every ``checkpoint_every`` steps, and at the end."""
