@@ -8,7 +8,7 @@ demo: .venv/installed ## invert a shipped MNIST classifier; ends with the path o
 	$(BIN)/interpkit invert examples/models/mnist_bn.safetensors --plugin vecmat --plugin training-like
 
 test: .venv/installed-dev ## run the tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile
 
 setup: .venv/installed-dev ## make .venv with every extra
 
