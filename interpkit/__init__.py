@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from interpkit.registry import Registration
     from interpkit.report import write_comparison, write_report
     from interpkit.seeding import derive_seed, random_generator
+    from interpkit.shards import write_shards
     from interpkit.target import wrap
     from interpkit.target_file import ONNX_GRAPH, ONNX_TENSOR, pack_target, read_target_file, save_target
     from interpkit.training import falling, objective, restore, snapshot
@@ -85,6 +86,7 @@ _HOMES = {
     "registry": ("Registration",),
     "report": ("write_comparison", "write_report"),
     "seeding": ("derive_seed", "random_generator"),
+    "shards": ("write_shards",),
     "target": ("wrap",),
     "target_file": ("ONNX_GRAPH", "ONNX_TENSOR", "pack_target", "read_target_file", "save_target"),
     "training": ("falling", "objective", "restore", "snapshot"),
@@ -158,6 +160,7 @@ __all__ = [
     "wrap",
     "write_comparison",
     "write_report",
+    "write_shards",
 ]
 
 

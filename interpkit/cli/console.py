@@ -140,6 +140,44 @@ class ProgressDisplay:
             note(f"step {record.step}/{self._steps}  {self._figures}{left}")
 
 
+class CountDisplay:
+    """Shows how many of a number of things are done, how many a second, and the time left.
+
+    Args:
+        total: of them.
+        things: what they are.
+    """
+
+    def __init__(self, total: int, things: str) -> None:
+        self._total = total
+        self._things = things
+        self._begun = self._shown_at = time.monotonic()
+        self._status = err.status("starting") if err.is_terminal else None
+
+    def __enter__(self) -> CountDisplay:
+        if self._status is not None:
+            self._status.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._status is not None:
+            self._status.stop()
+
+    def show(self, done: int) -> None:
+        """Show that so many are done."""
+        now = time.monotonic()
+        if self._status is None and now - self._shown_at < PLAIN_SECONDS and done < self._total:
+            return
+        self._shown_at = now
+        rate = done / max(now - self._begun, 1e-9)
+        left = _clock((self._total - done) / rate) if done else "?"
+        text = f"{done}/{self._total} {self._things}  {rate:.0f} a second  {left} left"
+        if self._status is not None:
+            self._status.update(text)
+        else:
+            note(text)
+
+
 def _clock(seconds: float) -> str:
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)

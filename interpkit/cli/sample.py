@@ -2,13 +2,31 @@
 
 from __future__ import annotations
 
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from interpkit.cli import console, options
+from interpkit.cli.invert import INTERRUPTED
 from interpkit.errors import UsageError
+
+if TYPE_CHECKING:
+    from interpkit.shards import ShardJob
+
+_SCALE = "Any number, as shards"
+
+
+class FormatName(StrEnum):
+    """Formats of shards."""
+
+    SAFETENSORS = "safetensors"
+    WEBDATASET = "webdataset"
+    PARQUET = "parquet"
 
 
 def sample(
@@ -22,6 +40,21 @@ def sample(
         typer.Option(metavar="FILE.safetensors|FOLDER", help="Where to; by default samples-N.safetensors in RUN."),
     ] = None,
     png: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a grid too.")] = None,
+    shard_size: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="N", help="Write files of N images into --out FOLDER.", rich_help_panel=_SCALE),
+    ] = None,
+    accepted: Annotated[
+        bool,
+        typer.Option(
+            "--accepted", help="Only images that the classifier puts in the class asked for.", rich_help_panel=_SCALE
+        ),
+    ] = False,
+    format_: Annotated[
+        FormatName | None,
+        typer.Option("--format", help="Of the shards; safetensors by default.", rich_help_panel=_SCALE),
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, mps, ...")] = "cpu",
     model: Annotated[Path | None, typer.Option(metavar="FILE", help="The classifier, if it has moved.")] = None,
     arch: options.Arch = None,
     trust: options.Trust = False,
@@ -30,14 +63,35 @@ def sample(
 ) -> None:
     """Draw images from a run, with the classifier's judgement of them.
 
-    A FOLDER gets one PNG an image, in a folder a class. The same arguments give the same images.
+    A FOLDER gets one PNG an image, in a folder a class. The same arguments give the same images. With --shard-size,
+    any number of images in the memory of one shard; the same command goes on with what was interrupted.
+    Example: interpkit sample runs/mnist-vecmat-1 --count 1000000 --shard-size 10000 --out samples
     """
-    from interpkit import evaluation, pictures, runs
+    from interpkit import evaluation, pictures, runs, shards
+    from interpkit.devices import choose_device
+    from interpkit.sharing import Share
 
     if per_class is not None and count is not None:
         raise UsageError("give --per-class or --count, not both.")
+    if shard_size is None and (accepted or format_ is not None or Share.current().size > 1):
+        raise UsageError("--accepted, --format and several processes take shards: add --shard-size 10000.")
+    if shard_size is not None and (count is None or out is None or png is not None):
+        raise UsageError("--shard-size takes --count N and --out FOLDER, and neither --per-class nor --png.")
     options.load_plugin_files(plugin)
-    inversion = runs.Run.open(run).load(model=model, arch=arch, trust=trust)
+    inversion = runs.Run.open(run).load(model=model, arch=arch, trust=trust).to(choose_device(device))
+    if shard_size is not None and count is not None and out is not None:
+        job = shards.ShardJob(
+            inversion,
+            out,
+            count=count,
+            shard_size=shard_size,
+            accepted=accepted,
+            labels=options.numbers("--labels", labels, int),
+            seed=seed,
+            format=(format_ or FormatName.SAFETENSORS).value,
+        )
+        _write_shards(job, json_)
+        return
     samples = evaluation.draw_samples(
         inversion,
         per_class=per_class,
@@ -65,6 +119,42 @@ def sample(
     console.out.out(str(place))
     if png is not None:
         console.out.out(str(png))
+
+
+def _write_shards(job: ShardJob, as_json: bool) -> None:
+    from interpkit.shards import in_bytes
+
+    there = f", of which {job.there} are there" if job.there else ""
+    console.note(
+        f"{job.count} images in {job.shards} shards{there}; at most about {in_bytes(job.bytes_needed)} to write"
+    )
+    own = sum(map(job.images_in, job.todo))
+    part = f" by process 0 of {job.share.size}" if job.share.size > 1 else ""
+    try:
+        with console.CountDisplay(own, f"images{part}") as display, _interrupted_by_signals():
+            index = job.run(display.show)
+    except KeyboardInterrupt as error:
+        console.note(f"interrupted; finished shards stay in {job.folder}, and the same command makes the others")
+        raise typer.Exit(INTERRUPTED) from error
+    if as_json:
+        console.print_json({"out": str(job.folder), "index": index})
+        return
+    console.note(
+        f"{job.count} images; the classifier takes {index['rate']:.1%} of {index['tries']} for the class asked for"
+    )
+    console.out.out(str(job.folder))
+
+
+@contextmanager
+def _interrupted_by_signals() -> Iterator[None]:
+    """Let SIGTERM, by which torchrun and schedulers end a process, do what Ctrl-C does, in the background too."""
+    signals = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.signal(number, signal.default_int_handler) for number in signals}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _next_file(run: Path) -> Path:

@@ -1,0 +1,115 @@
+"""``interpkit sample --shard-size``: shards from the command line, and what is said of them."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+from typer.testing import CliRunner, Result
+
+import interpkit
+from interpkit.cli import app
+from interpkit.cli.sample import FormatName
+from interpkit.shard_formats import FORMATS
+from interpkit.shards import ShardJob
+
+
+def cli(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def in_shards(run: Path, out: Path, *more: str, count: int = 25, size: int = 10) -> Result:
+    return cli("sample", run, "--count", str(count), "--shard-size", str(size), "--out", out, *more)
+
+
+def test_shards_are_those_of_python_and_the_folder_alone_is_on_stdout(finished_run: Path, tmp_path: Path) -> None:
+    result = in_shards(finished_run, tmp_path / "out", "--seed", "4", "--labels", "2,0")
+    assert result.exit_code == 0
+    assert result.stdout.splitlines() == [str(tmp_path / "out")]
+    assert "25 images in 3 shards; at most about" in result.stderr
+    assert re.search(r"25/25 images  \d+ a second  0:00 left", result.stderr)
+    inversion = interpkit.load_inversion(finished_run)
+    interpkit.write_shards(inversion, tmp_path / "same", count=25, shard_size=10, seed=4, labels=[2, 0])
+    for name in ("index.json", *(f"samples-00000{i}.safetensors" for i in range(3))):
+        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "same" / name).read_bytes()
+
+
+def test_json_has_the_index(finished_run: Path, tmp_path: Path) -> None:
+    told = json.loads(in_shards(finished_run, tmp_path / "out", "--json", "--format", "webdataset").stdout)
+    assert told == {"out": str(tmp_path / "out"), "index": json.loads((tmp_path / "out" / "index.json").read_text())}
+    assert [shard["file"] for shard in told["index"]["shards"]] == [f"samples-00000{i}.tar" for i in range(3)]
+
+
+def test_accepted_leaves_out_what_the_classifier_does_not_take(finished_run: Path, tmp_path: Path) -> None:
+    index = json.loads(in_shards(finished_run, tmp_path / "all", "--json").stdout)["index"]
+    taken = [str(row["label"]) for row in index["per_class"] if row["rate"] > 0]
+    assert 0 < index["rate"] < 1 and taken
+    result = in_shards(finished_run, tmp_path / "accepted", "--accepted", "--labels", ",".join(taken))
+    assert result.exit_code == 0, result.output
+    shard = safetensors.torch.load_file(tmp_path / "accepted" / "samples-000001.safetensors")
+    assert (shard["probabilities"].argmax(1) == shard["labels"]).all()
+
+
+def test_an_interrupt_ends_with_130_and_the_same_command_goes_on(
+    finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as pressed:
+        make = ShardJob._make
+
+        def interrupted(job: ShardJob, number: int, *rest: Any) -> Any:
+            if number == 1:
+                os.kill(os.getpid(), signal.SIGTERM)  # as Ctrl-C; it is what schedulers send
+            return make(job, number, *rest)
+
+        pressed.setattr(ShardJob, "_make", interrupted)
+        result = in_shards(finished_run, tmp_path / "out")
+        assert result.exit_code == 130
+        assert "finished shards stay" in result.stderr and "the same command makes the others" in result.stderr
+    assert [path.name for path in (tmp_path / "out").glob("samples-*")] == ["samples-000000.safetensors"]
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    result = in_shards(finished_run, tmp_path / "out")
+    assert result.exit_code == 0
+    assert "25 images in 3 shards, of which 1 are there" in result.stderr
+    assert in_shards(finished_run, tmp_path / "whole").exit_code == 0
+    for path in (tmp_path / "whole").glob("[!.]*"):
+        assert path.read_bytes() == (tmp_path / "out" / path.name).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--accepted"], "add --shard-size 10000"),
+        (["--format", "parquet"], "add --shard-size 10000"),
+        (["--shard-size", "5", "--count", "9"], "takes --count N and --out FOLDER"),
+        (["--shard-size", "5", "--out", "x"], "takes --count N and --out FOLDER"),
+        (["--shard-size", "5", "--count", "9", "--out", "x", "--png", "y.png"], "neither --per-class nor --png"),
+        (["--shard-size", "5", "--per-class", "9", "--out", "x"], "takes --count N"),
+        (["--shard-size", "5", "--count", "9", "--out", "x", "--format", "zip"], "'zip' is not one of"),
+        (["--device", "none"], "--device none: .* Use auto or cpu"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(
+    finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: list[str], words: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = cli("sample", finished_run, *flags)
+    assert result.exit_code == 2, result.output
+    assert re.search(words, " ".join(result.stderr.replace("│", " ").split()))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_other_samples_in_the_folder_are_told_and_end_with_1(finished_run: Path, tmp_path: Path) -> None:
+    assert in_shards(finished_run, tmp_path / "out").exit_code == 0
+    result = in_shards(finished_run, tmp_path / "out", "--seed", "99")
+    assert result.exit_code == 1 and result.stdout == ""
+    assert "seed is 3 there and 99 here" in " ".join(result.stderr.split())
+
+
+def test_the_formats_are_those_of_python() -> None:
+    assert [name.value for name in FormatName] == list(FORMATS)
