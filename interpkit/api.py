@@ -9,8 +9,10 @@ from typing import Any
 
 import torch
 
-from interpkit import assembly, loading
+from interpkit import assembly, loading, profiling
+from interpkit.devices import is_out_of_memory
 from interpkit.errors import InterpkitError, PluginError, UsageError, listed, told
+from interpkit.files import to_json, write_atomically
 from interpkit.interfaces import Target
 from interpkit.inversion import Inversion
 from interpkit.plugins import Plugins, installed, is_file
@@ -45,7 +47,7 @@ def invert(
         on_record: called with each line of the history.
         settings: as in `prepare`: ``config``, ``conditioner``, ``generator``, ``inverter``, ``losses``,
             ``options``, ``target_options``, and the recipe's own ``steps``, ``batch_size``, ``labels``, ``seed``,
-            ``device``, ``precision``, ``checkpoint_every``.
+            ``device``, ``precision``, ``compile``, ``checkpoint_every``.
 
     Raises:
         UsageError: a name or value is wrong.
@@ -88,7 +90,8 @@ def prepare(
         config: a recipe in TOML.
         conditioner: its name, in place of the preset's; so are ``generator`` and ``inverter``.
         generator: likewise.
-        inverter: likewise; with neither ``config`` nor a preset, the preset of its name is applied if there is one.
+        inverter: likewise; with neither ``config`` nor a preset, the preset of its name is applied if there is one,
+            and one that needs no other part does without.
         losses: weights by name; adds or reweights, 0 removes.
         options: settings by ``COMPONENT.OPTION``.
         target_options: what the file does not say itself, as in `load_target`.
@@ -118,8 +121,8 @@ def prepare(
         found.check_files(recorded, str(config))
         layers += [found.preset(name).layer for name in _preset_names(layer.pop("presets", []), config)]
         layers.append(_without_code(layer, target_options or {}, config))
-    if inverter is not None:
-        found.component("inverter", inverter)  # a misspelt name is told as such, not as a missing preset
+    # looked up here, a misspelt name is told as such, not as a missing preset
+    whole = inverter is not None and not found.component("inverter", inverter).needs
     if config is None and not plugins and inverter in found.registry.names("preset"):
         plugins = [inverter]  # a method that brings its own recipe needs naming once
     presets: list[str] = []
@@ -132,13 +135,15 @@ def prepare(
         if preset is not None and files[given].name not in [file.name for file in recorded]:
             layers.append(preset.layer)
             presets.append(preset.name)
-    if not layers and not files:
+    if not layers and not files and not whole:
         known = listed(found.registry.names("preset"))
         raise UsageError(f"name a preset by --plugin NAME (there are: {known}), or a recipe by --config FILE.")
     components = {"conditioner": conditioner, "generator": generator, "inverter": inverter}
     layers.append({kind: {"name": name} for kind, name in components.items() if name is not None})
     layers.append({"losses": {name: {"weight": weight} for name, weight in (losses or {}).items()}})
     layers.append({name: value for name, value in fields.items() if value is not None})
+    if fields.get("precision") is not None:
+        layers.append({"fall_back": False})  # a recipe may say so; who names the precision means it
     layers.append({"target": target_options or {}})
     if files:
         layers.append({"plugin_files": [{"path": p.source, "sha256": p.sha256} for p in files.values()]})
@@ -196,6 +201,7 @@ class Job:
         self.presets = presets
         self.recipe = assembly.resolve(recipe, target, self.plugins)
         self.recorder: Recorder | None = None
+        self.profile: profiling.Profile | None = None
         self.stop_requested = False
 
     def request_stop(self) -> None:
@@ -227,10 +233,12 @@ class Job:
         force: bool = False,
         on_step: Callable[[int], None] | None = None,
         on_record: Callable[[StepRecord], None] | None = None,
+        profile: bool = False,
     ) -> Inversion:
         """Train, and write the run folder if there is one; see `invert`.
 
-        Where several processes share the batch, the first one alone calls hooks and writes.
+        Where several processes share the batch, the first one alone calls hooks and writes. With ``profile`` the time
+        of a step is taken apart: see `Job.profile` afterwards, and profile.json in the folder.
         """
         recipe, target = self.recipe, self.target
         share = Share.current()
@@ -246,7 +254,13 @@ class Job:
             if on_record is not None:
                 on_record(line)
 
-        callbacks: dict[str, Any] = {"on_step": on_step, "on_record": record} if first else {}
+        def step_done(step: int) -> None:
+            if self.profile is not None:
+                self.profile.step_done()
+            if on_step is not None:
+                on_step(step)
+
+        callbacks: dict[str, Any] = {"on_step": step_done, "on_record": record} if first else {}
         run = None
         with target.frozen(device, torch.channels_last), global_seed(derive_seed(recipe.seed, "weights"), device):
             inverter, parts = assembly.build(recipe, target, self.plugins)
@@ -259,9 +273,11 @@ class Job:
             self.recorder.stop_requested = self.stop_requested
             if first:
                 self.plugins.call("inversion_started", target=target, recipe=recipe)
-            with self._failing(run):
+            with self._failing(run), profiling.profiled(device, profile and first) as self.profile:
                 inversion = inverter.invert(target, recipe, parts, self.recorder)
         if run is not None:
+            if self.profile is not None:
+                write_atomically(run / "profile.json", to_json(self.profile.to_json()))
             with self._failing(run):
                 run.finish(inversion)
         if first:
@@ -280,7 +296,7 @@ class Job:
             plugin = self.plugins.culprit(error)
             if isinstance(error, InterpkitError) and not isinstance(error, PluginError):
                 raise
-            if not isinstance(error, PluginError) and (plugin is None or isinstance(error, torch.OutOfMemoryError)):
+            if not isinstance(error, PluginError) and (plugin is None or is_out_of_memory(error)):
                 raise
             self.recorder.flush()  # a value that is not finite is then the cause, and is told instead
             words = str(error)

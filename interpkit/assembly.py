@@ -39,7 +39,7 @@ def resolve(recipe: Recipe, target: Target, plugins: Plugins) -> Recipe:
         "device": str(device),
         "precision": precision,
         "fall_back": precision == "bf16" and (recipe.precision == "auto" or recipe.fall_back),
-        "compile": choose_compile(recipe.compile, device),
+        "compile": choose_compile(recipe.compile, device, recipe.steps),
         "target": target.description,
         "losses": {
             name: Term(

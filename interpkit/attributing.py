@@ -13,9 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from interpkit import promises
 from interpkit.attribution import Attribution, AttributionContext, Contrast
 from interpkit.devices import choose_device
-from interpkit.errors import InterpkitError, RunError, UsageError, did_you_mean, listed
+from interpkit.errors import PluginError, RunError, UsageError, did_you_mean, listed, raised_in
 from interpkit.interfaces import Target
 from interpkit.plugins import installed
 from interpkit.recipe import validated
@@ -65,6 +66,7 @@ def attribute(
 
     Raises:
         UsageError: a name or value is wrong, or the method cannot serve this target.
+        PluginError: the method fails, or gives no such maps.
 
     Example:
         >>> maps = attribute(target, images, labels, method="grad-cam")  # doctest: +SKIP
@@ -124,7 +126,9 @@ class Explainer:
     ) -> None:
         cls = installed().component("attribution", method)
         self.target = target
-        self.method: Attribution = cls(validated(cls.Options, options or {}, f"the attribution {method!r}"))
+        settled = validated(cls.Options, options or {}, f"the attribution {method!r}")
+        with promises.blamed(cls):
+            self.method: Attribution = cls(settled)
         self.against = against
         self.baselines = _baselines(target, baseline)
         self.layer = None if layer is None else _known_layer(target, layer)
@@ -146,6 +150,7 @@ class Explainer:
 
         Raises:
             UsageError: the method cannot serve this target; says why.
+            PluginError: it fails, or gives no such maps.
             RunError: memory ran out, or a map is not finite.
         """
         found = []
@@ -160,7 +165,8 @@ class Explainer:
                     found.append(self._attribute(batch, wanted, context).detach().float().cpu())
         maps = torch.cat(found)
         if not maps.isfinite().all():
-            raise RunError(f"{self.method.name} gives maps of {self.target.name} that are not finite.")
+            what = promises.described(self.method)
+            raise RunError(f"{what} gives maps of {self.target.name} that are not finite.")
         return maps
 
     @torch.no_grad()
@@ -189,27 +195,24 @@ class Explainer:
 
     def _attribute(self, images: Tensor, classes: Tensor, context: AttributionContext) -> Tensor:
         try:
-            maps = self.method.attribute(self.target, images, classes, context)
-        except InterpkitError:
-            raise
+            return promises.maps(self.method, self.target, images, classes, context)
         except torch.OutOfMemoryError as error:
             raise RunError(
                 f"{self.method.name} ran out of memory; let fewer than {self.rows} rows pass at once."
             ) from error
-        except Exception as error:  # whatever the user's module, or a method of Captum on it, raises
-            raise UsageError(f"{self.method.name} cannot serve {self.target.name}: {_reason(error)}") from error
-        if maps.shape != images.shape:
-            raise UsageError(
-                f"{self.method.name} gives maps of shape {tuple(maps.shape)} for images of {tuple(images.shape)}."
-            )
-        return maps
+        except PluginError as error:
+            if error.__cause__ is None or raised_in(error.__cause__, promises.module_of(self.method)):
+                raise
+            # else the user's module raised it, or a method of Captum on it
+            reason = _reason(error.__cause__)
+            raise UsageError(f"{self.method.name} cannot serve {self.target.name}: {reason}") from error
 
     def _note(self, sentence: str) -> None:
         if sentence not in self.notes:
             self.notes.append(sentence)
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: BaseException) -> str:
     """Return what is wrong with a target, in words that help."""
     said = str(error).strip()
     if "modified by an inplace operation" in said or "being modified inplace" in said:

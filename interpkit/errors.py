@@ -6,7 +6,8 @@ An error is one readable message that says what was wrong, what was seen, and wh
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from types import TracebackType
 
 
 class InterpkitError(Exception):
@@ -49,13 +50,30 @@ def told(error: BaseException, module: str) -> str:
         module: the name that the code to blame is imported by; the modules inside it count as well.
     """
     place = ""
-    frame = error.__traceback__
-    while frame is not None and module:
-        name = str(frame.tb_frame.f_globals.get("__name__"))
-        if name == module or name.startswith(f"{module}."):
+    for frame in _frames(error):
+        if _is_of(frame, module):
             place = f" ({frame.tb_frame.f_code.co_filename}, line {frame.tb_lineno})"
-        frame = frame.tb_next
+    if isinstance(error, SyntaxError) and error.filename:  # its own words have the file's last name alone
+        return f"{type(error).__name__}: {error.msg} ({error.filename}, line {error.lineno})"
     return f"{type(error).__name__}: {error}{place}"
+
+
+def raised_in(error: BaseException, module: str) -> bool:
+    """Say whether it was code of ``module`` itself that raised an error, rather than what it called."""
+    frames = list(_frames(error))
+    return bool(frames) and _is_of(frames[-1], module)
+
+
+def _frames(error: BaseException) -> Iterator[TracebackType]:
+    frame = error.__traceback__
+    while frame is not None:
+        yield frame
+        frame = frame.tb_next
+
+
+def _is_of(frame: TracebackType, module: str) -> bool:
+    name = str(frame.tb_frame.f_globals.get("__name__"))
+    return bool(module) and (name == module or name.startswith(f"{module}."))
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

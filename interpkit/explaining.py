@@ -17,7 +17,7 @@ from torch import Tensor
 from interpkit import attributing, evaluation, faithfulness, pictures
 from interpkit.attributing import DEFAULT_METHOD, ClassEvidence, Explainer, TargetClass
 from interpkit.data import IMAGE_ENDINGS, load_data
-from interpkit.errors import UsageError, did_you_mean, listed
+from interpkit.errors import InterpkitError, PluginError, UsageError, did_you_mean, listed
 from interpkit.files import to_json, write_atomically
 from interpkit.interfaces import Target
 from interpkit.plugins import installed
@@ -57,7 +57,7 @@ def explain(
 ) -> dict[str, Any]:
     """Explain images by several methods, and write METHOD.safetensors, METHOD.png, METHOD-classes.png and summary.json.
 
-    A method that cannot serve the target is left out with the reason, unless none can.
+    A method that cannot serve the target, or fails, is left out with the reason, unless none is left.
 
     Args:
         target: the classifier.
@@ -83,6 +83,7 @@ def explain(
 
     Raises:
         UsageError: a name or value is wrong, or no method serves the target.
+        PluginError: every method fails.
     """
     given = inverted if images is None else images
     if given is None:
@@ -92,21 +93,23 @@ def explain(
     shown = ask(given)
     others = None if inverted is None or images is None else ask(inverted)
     base = _baseline(target, baseline, inverted, device)
-    explainers = {
-        name: Explainer(
-            target,
-            name,
-            against=shown.against,
-            baseline=base,
-            layer=layer,
-            options=settings[name],
-            seed=seed,
-            rows=rows,
-            device=device,
-        )
-        for name in names
-    }
-    left_out: dict[str, str] = {}
+    set_up = partial(
+        Explainer,
+        target,
+        against=shown.against,
+        baseline=base,
+        layer=layer,
+        seed=seed,
+        rows=rows,
+        device=device,
+    )
+    left_out: dict[str, InterpkitError] = {}
+    explainers: dict[str, Explainer] = {}
+    for name in names:
+        try:
+            explainers[name] = set_up(name, options=settings[name])
+        except PluginError as error:
+            left_out[name] = error
     found: dict[str, Any] = {}
     out.mkdir(parents=True, exist_ok=True)
     for name, explainer in explainers.items():
@@ -114,10 +117,11 @@ def explain(
             on_method(name)
         try:
             found[name] = _one(explainer, out, shown, others, checks)
-        except UsageError as error:
-            left_out[name] = str(error)
+        except InterpkitError as error:
+            left_out[name] = error
     if not found:
-        raise UsageError("\n".join(left_out.values()))
+        first, *_ = left_out.values()
+        raise type(first)("\n".join(map(str, left_out.values()))) from first
     summary = {
         "schema": SCHEMA,
         "target": target.name,
@@ -125,7 +129,7 @@ def explain(
         "target_class": "-".join(map(str, target_class)) if isinstance(target_class, tuple) else str(target_class),
         "baseline": baseline,
         "methods": found,
-        **({"left_out": left_out} if left_out else {}),
+        **({"left_out": {name: str(error) for name, error in left_out.items()}} if left_out else {}),
     }
     write_atomically(out / "summary.json", to_json(summary))
     return summary

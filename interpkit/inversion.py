@@ -143,8 +143,8 @@ class Inversion(ABC):
         chunks = []
         for start in range(0, total, size):
             rows = torch.arange(start, start + size)  # whole chunks: a larger count only adds
-            labels, turns = asked[rows % len(classes)], rows // len(classes)
-            chunk = self.chunk(labels, turns, derive_seed(seed, "samples", start // size), dropout)
+            chunk_seed = derive_seed(seed, "samples", start // size)
+            chunk = self.chunk(asked[rows % len(classes)], rows // len(classes), chunk_seed, dropout)
             chunks.append(chunk[: total - start])
         drawn = Draw.join(chunks)
         if count is None:
@@ -164,7 +164,7 @@ class Inversion(ABC):
             raise UsageError(f"labels {unknown} were not inverted; this inversion has {known}.")
         return classes
 
-    def check_there_are(self, classes: list[int], total: int) -> None:
+    def check_there_are(self, classes: list[int], total: int) -> None:  # noqa: B027  # there is no end of most
         """See that ``total`` images can be drawn, the classes taking turns.
 
         Raises:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,13 +11,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from interpkit.errors import InterpkitError, ModelError, UsageError, did_you_mean, listed
+from interpkit import promises
+from interpkit.errors import InterpkitError, ModelError, PluginError, UsageError, did_you_mean, listed
 from interpkit.interfaces import Architectures, Loader, Target
 from interpkit.plugins import installed
 from interpkit.recipe import TargetOptions, validated
 from interpkit.registry import Entry
 from interpkit.seeding import global_seed
 from interpkit.target import wrap
+
+log = logging.getLogger("interpkit")
 
 MAX_LAYERS = 1_000
 MAX_SIZE = 1_000_000
@@ -42,8 +46,15 @@ def load_target(path: str | Path, **options: Any) -> Target:
 
 
 def loader_of(path: Path) -> Entry | None:
-    """Return the first of the registered loaders that accepts the file or folder."""
-    return next((entry for entry in installed().registry.entries("loader") if entry.item.accepts(path)), None)
+    """Return the first of the registered loaders that accepts the file or folder; one that fails is left out."""
+    for entry in installed().registry.entries("loader"):
+        try:
+            with promises.blamed(entry.item):
+                if entry.item.accepts(path):
+                    return entry
+        except PluginError as error:
+            log.warning("%s It is left out.", error)
+    return None
 
 
 def load(path: Path, options: TargetOptions) -> Target:
@@ -61,7 +72,7 @@ def load(path: Path, options: TargetOptions) -> Target:
     loader: Loader = entry.item
     with global_seed(0, cpu):  # fresh weights are drawn and overwritten; the caller's generator is left alone
         try:
-            target = loader.load(path, options)
+            target = promises.loaded(loader, path, options)
         except ModelError as error:
             if path.name in str(error):
                 raise

@@ -16,12 +16,12 @@ from interpkit.data import LabelledImages, checked, load_data
 from interpkit.devices import choose_device
 from interpkit.errors import UsageError, did_you_mean, listed, told
 from interpkit.files import to_json, write_atomically
-from interpkit.interfaces import Target
+from interpkit.interfaces import Options, Target
 from interpkit.inversion import Inversion
 from interpkit.loading import load_target
 from interpkit.metrics import Metric, Study, TooFew
 from interpkit.plugins import installed
-from interpkit.promises import described
+from interpkit.promises import described, module_of
 from interpkit.recipe import validated
 
 if TYPE_CHECKING:
@@ -116,15 +116,23 @@ def evaluate(
 
 def every_run(target: Target, samples: evaluation.Samples, *, seed: int, device: torch.device) -> dict[str, Any]:
     """Return the metrics.json of a run that has just ended: the target's own opinion, and the quick metrics."""
-    quick = []
-    for entry in installed().registry.entries("metric"):
-        if entry.item.every_run:
-            try:
-                quick.append(entry.item())
-            except (Exception, SystemExit) as error:
-                words = told(error, entry.item.__module__.partition(".")[0])
-                log.warning("%s failed and is left out: %s", described(entry.item), words)
-    return measured(Study(target, samples, seed=seed, device=device), quick)
+    quick = [_made(entry.item) for entry in installed().registry.entries("metric") if entry.item.every_run]
+    return measured(Study(target, samples, seed=seed, device=device), filter(None, quick))
+
+
+def _made(cls: type[Metric], options: Options | None = None) -> Metric | None:
+    """Return a metric; one that cannot be made is told by name, and left out."""
+    try:
+        return cls(options)
+    except (Exception, SystemExit) as error:
+        _tell(cls, error)
+        return None
+
+
+def _tell(metric: Metric | type[Metric], error: BaseException) -> None:
+    """Warn that a metric failed, with its plugin and the place."""
+    words = told(error, module_of(metric))
+    log.warning("%s failed and is left out: %s", described(metric), words, exc_info=log.isEnabledFor(10))
 
 
 def measured(study: Study, metrics: Iterable[Metric], old: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -134,7 +142,8 @@ def measured(study: Study, metrics: Iterable[Metric], old: Mapping[str, Any] | N
     """
     old = old or {}
     names = study.target.class_names
-    found: dict[str, Any] = {**old, **evaluation.measure(study.samples, names)}
+    own = evaluation.measure(study.samples, names)
+    found: dict[str, Any] = {**old, **own}
     before = {row["label"]: row for row in old.get("per_class", [])}
     rows = {row["label"]: {**before.get(row["label"], {}), **row} for row in found["per_class"]}
     left_out = dict(old.get("left_out", {}))
@@ -147,16 +156,17 @@ def measured(study: Study, metrics: Iterable[Metric], old: Mapping[str, Any] | N
         try:
             fragment = dict(metric.measure(study))
             json.dumps(fragment, allow_nan=False)
+            merged = {label: {**rows[label], **figures} for label, figures in fragment.pop("per_class", {}).items()}
+            if not own.keys().isdisjoint(fragment):
+                raise ValueError(f"it gives {listed(own.keys() & fragment)}, which every run has already")
         except TooFew as error:
             study.leave_out(metric.name, str(error))
             continue
         except (Exception, SystemExit) as error:
-            words = told(error, type(metric).__module__.partition(".")[0])
-            log.warning("%s failed and is left out: %s", described(metric), words, exc_info=log.isEnabledFor(10))
+            _tell(metric, error)
             study.leave_out(metric.name, f"it failed: {type(error).__name__}: {error}")
             continue
-        for label, figures in fragment.pop("per_class", {}).items():
-            rows[label] |= figures
+        rows |= merged
         found |= fragment
     left_out |= study.left_out
     found.pop("left_out", None)
@@ -194,7 +204,8 @@ def _chosen(names: Sequence[str], given: Sequence[str], options: Mapping[str, An
                 f"Measured are: {listed(values)}."
             )
         values[name][option] = value
-    return [cls(validated(cls.Options, values[name], f"the metric {name!r}")) for name, cls in classes.items()]
+    settled = {name: validated(cls.Options, values[name], f"the metric {name!r}") for name, cls in classes.items()}
+    return list(filter(None, (_made(cls, settled[name]) for name, cls in classes.items())))
 
 
 def _judges(evaluators: Sequence[Target | str | Path], target: Target) -> dict[str, Target]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib.machinery
 import importlib.metadata
 import importlib.util
+import inspect
 import itertools
 import logging
 import os
@@ -31,7 +32,7 @@ from interpkit.errors import PluginError, UsageError, did_you_mean, listed, told
 from interpkit.files import sha256
 
 if TYPE_CHECKING:
-    from interpkit.recipe import PluginFile, Preset
+    from interpkit.recipe import Layer, PluginFile, Preset
     from interpkit.registry import Entry, Registry
 
 ENTRY_POINTS = "interpkit"
@@ -40,6 +41,7 @@ TRACE = "INTERPKIT_TRACE_PLUGINS"
 DECLARED_INTERFACE = "INTERPKIT_INTERFACE"
 """The name by which a plugin's module may say which `interpkit.interfaces.INTERFACE_VERSION` it is made for."""
 SLOW_IMPORT_SECONDS = 10.0
+VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 log = logging.getLogger("interpkit")
 
@@ -229,7 +231,7 @@ class Plugins:
         from interpkit.registry import Registration
 
         _check_interface(plugin, module)
-        _check_hook_names(self._manager, module)
+        _check_hooks(self._manager, module)
         if self._manager.register(module, plugin.name) is None:
             raise PluginError("it is blocked")
         plugin.hooks = sorted(caller.name for caller in self._manager.get_hookcallers(module) or ())
@@ -246,8 +248,9 @@ class Plugins:
             except (Exception, SystemExit) as error:
                 self._manager.unregister(name=name)
                 plugin = self.found[name]
-                plugin.error = f"{hook}: {told(error, plugin.module)}"
-                log.warning("plugin %r failed in %s and is left out from here: %s", name, hook, plugin.error)
+                words = told(error, plugin.module)
+                plugin.error = f"{hook}: {words}"
+                log.warning("plugin %r failed in %s and is left out from here: %s", name, hook, words)
 
     def preset(self, name: str) -> Preset:
         """Return the preset that ``--plugin NAME`` applies.
@@ -279,21 +282,41 @@ class Plugins:
         return self._meaning_its_own((named or presets)[0]) if named or len(presets) == 1 else None
 
     def _meaning_its_own(self, entry: Entry) -> Preset:
-        """Return a preset in which a name that several plugins use means the component of the preset's own plugin."""
+        """Return a preset in which a name that several plugins use means what its own plugin has, or its package."""
         from interpkit.recipe import Preset
 
-        def full(kind: str, name: str) -> str:
-            alike = [other for other in self.registry.entries(kind) if other.is_called(name)]
-            own = next((other.full_name for other in alike if other.owner == entry.owner), name)
-            return own if len(alike) > 1 else name
+        def own(other: Entry) -> bool:
+            return other.owner == entry.owner
 
-        layer = dict(entry.item.layer)
+        def near(other: Entry) -> bool:
+            return bool(entry.package) and other.package == entry.package
+
+        return Preset(entry.name, self.told_apart(entry.item.layer, own, near), entry.item.help)
+
+    def told_apart(self, layer: Layer, *meant: Callable[[Entry], bool]) -> dict[str, Any]:
+        """Return a fragment of a recipe in which a name that several plugins use is made the full name of one.
+
+        Args:
+            layer: the fragment.
+            meant: which one that is: the first of these that fits a single one decides; if none does, it stays.
+        """
+
+        def full(kind: str, name: str) -> str:
+            alike = [entry for entry in self.registry.entries(kind) if entry.is_called(name)]
+            if len(alike) > 1:
+                for fits in meant:
+                    fitting = [entry for entry in alike if fits(entry)]
+                    if len(fitting) == 1:
+                        return fitting[0].full_name
+            return name
+
+        layer = dict(layer)
         for kind in ("inverter", "conditioner", "generator"):
-            if "name" in layer.get(kind, {}):
+            if isinstance(layer.get(kind), Mapping) and "name" in layer[kind]:
                 layer[kind] = {**layer[kind], "name": full(kind, layer[kind]["name"])}
         if isinstance(layer.get("losses"), Mapping):
             layer["losses"] = {full("loss", name): term for name, term in layer["losses"].items()}
-        return Preset(entry.name, layer, entry.item.help)
+        return layer
 
     def raise_if_broken(self, name: str) -> None:
         """Raise the error of the plugin ``name``, or of the one that ``plugin:component`` names, if it has one.
@@ -413,15 +436,30 @@ def _check_interface(plugin: Plugin, module: object) -> None:
     )
 
 
-def _check_hook_names(manager: pluggy.PluginManager, module: object) -> None:
+def _check_hooks(manager: pluggy.PluginManager, module: object) -> None:
+    """See that what a plugin marks is a hook and takes a hook's arguments, and that its hooks are marked."""
     known = [name for name, value in vars(hookspecs).items() if manager.parse_hookspec_opts(hookspecs, name)]
     for attribute in dir(module):
+        code = getattr(getattr(module, attribute, None), "__code__", None)
+        place = f" ({code.co_filename}, line {code.co_firstlineno})" if code else ""
         marked = manager.parse_hookimpl_opts(module, attribute)
-        name = marked and (marked.get("specname") or attribute)
-        if name and name not in known:
-            code = getattr(getattr(module, attribute), "__code__", None)
-            place = f" ({code.co_filename}, line {code.co_firstlineno})" if code else ""
+        if not marked:
+            if code and attribute in known:
+                raise PluginError(
+                    f"{attribute}{place} is not marked as a hook, and so is never called: write @interpkit.hookimpl "
+                    f"above it, or name it otherwise"
+                )
+            continue
+        name = marked.get("specname") or attribute
+        if name not in known:
             raise PluginError(f"there is no hook {name!r}{place}.{did_you_mean(name, known)} Hooks: {listed(known)}")
+        given = inspect.signature(getattr(hookspecs, name)).parameters
+        taken = inspect.signature(getattr(module, attribute)).parameters.values()
+        wrong = [p.name for p in taken if p.name not in given and p.default is p.empty and p.kind not in VARIADIC]
+        if wrong:
+            raise PluginError(
+                f"the hook {name!r}{place} takes {listed(wrong)}, which it is not given. It is given: {listed(given)}"
+            )
 
 
 @contextmanager

@@ -1,7 +1,8 @@
 """Calls of plugins' components: a fault is told with its maker, and what comes back is held to the interfaces.
 
-Types, shapes and devices are looked at on each call, which waits for no device; whether values are finite and in
-range is looked at where they are read anyway, by `interpkit.recorder`.
+Types, shapes and devices are looked at on each call, which waits for no device; values are where that waits for none
+either, on the CPU. Whether images and terms are finite and in range is looked at where they are read anyway, by
+`interpkit.recorder`.
 """
 
 from __future__ import annotations
@@ -9,11 +10,13 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from interpkit.attribution import Attribution, AttributionContext
 from interpkit.devices import is_out_of_memory
 from interpkit.ensemble import Ensemble
 from interpkit.errors import InterpkitError, PluginError, told
@@ -25,8 +28,12 @@ from interpkit.interfaces import (
     Generator,
     InversionBatch,
     InversionLoss,
+    Loader,
     Target,
 )
+
+if TYPE_CHECKING:
+    from interpkit.recipe import TargetOptions
 
 
 def described(component: object) -> str:
@@ -37,11 +44,18 @@ def described(component: object) -> str:
     if isinstance(component, Ensemble):
         component = component.members[0]
     cls = component if inspect.isclass(component) else type(component)
-    entry = next((entry for entry in installed().registry.entries() if entry.item is cls), None)
+    # a component's class is registered, but of a loader an instance
+    entry = next((entry for entry in installed().registry.entries() if entry.item in (cls, component)), None)
     if entry is not None:
         return f"the {entry.kind} {entry.name!r} of the plugin {entry.owner!r}"
     kind = next((kind for kind, base in KINDS.items() if issubclass(cls, base)), "object")
     return f"the {kind} {getattr(cls, 'name', '')!r} ({cls.__module__}.{cls.__qualname__})"
+
+
+def module_of(component: object) -> str:
+    """Return the top-level name that the code of a component, or of its class, is imported by."""
+    cls = component if inspect.isclass(component) else type(component)
+    return cls.__module__.partition(".")[0]
 
 
 @contextmanager
@@ -60,9 +74,7 @@ def blamed(component: object) -> Iterator[None]:
     except (Exception, SystemExit) as error:
         if is_out_of_memory(error):
             raise
-        cls = component if inspect.isclass(component) else type(component)
-        module = cls.__module__.partition(".")[0]
-        raise PluginError(f"{described(component)} failed: {told(error, module)}") from error
+        raise PluginError(f"{described(component)} failed: {told(error, module_of(component))}.") from error
 
 
 def _broken(component: object, promise: str, seen: str) -> PluginError:
@@ -144,6 +156,14 @@ def condition(conditioner: Conditioner, count: int, labels: Tensor | None, rng: 
     _check(conditioner, "Condition.labels", drawn.labels, (count,), device, "int64")
     _check(conditioner, "Condition.distribution", drawn.distribution, (count, conditioner.num_classes), device)
     _check(conditioner, "Condition.vector", drawn.vector, (count, conditioner.spec.vector_dim), device)
+    if count and device.type == "cpu":
+        low, high = drawn.labels.aminmax()
+        if low < 0 or high >= conditioner.num_classes:
+            promise = f"Condition.labels are classes, 0 to {conditioner.num_classes - 1}"
+            raise _broken(conditioner, promise, str(int(low if low < 0 else high)))
+        for what, values in (("distribution", drawn.distribution), ("vector", drawn.vector)):
+            if not values.isfinite().all():
+                raise _broken(conditioner, f"Condition.{what} is finite", "NaN or infinite")
     return drawn
 
 
@@ -171,6 +191,33 @@ def views(loss: InversionLoss, batch: GeneratedBatch, rng: torch.Generator) -> T
         count = len(asked) if isinstance(asked, Tensor) and asked.dim() else 0
         _check(loss, "views's images", asked, (count, *batch.images.shape[1:]), batch.images.device)
     return asked
+
+
+def maps(
+    method: Attribution, target: Target, images: Tensor, classes: Tensor, context: AttributionContext
+) -> Tensor:
+    """Return maps of images, of their shape; see `Attribution.attribute`.
+
+    Raises:
+        PluginError: it fails, or what it returns are no such maps.
+    """
+    with blamed(method):
+        found = method.attribute(target, images, classes, context)
+    _check(method, "attribute's maps", found, tuple(images.shape), images.device)
+    return found
+
+
+def loaded(loader: Loader, path: Path, options: TargetOptions) -> Target:
+    """Return the target that a loader makes of a file; see `Loader.load`.
+
+    Raises:
+        PluginError: it fails, or what it returns is no target.
+    """
+    with blamed(loader):
+        target = loader.load(path, options)
+    if not isinstance(target, Target):
+        raise _broken(loader, "load returns a Target", type(target).__name__)
+    return target
 
 
 def term(loss: InversionLoss, batch: InversionBatch) -> Tensor:

@@ -190,7 +190,7 @@ class Recipe(_Model):
     fall_back: bool = Field(
         False, description="where bf16 turns a value non-finite, go on in fp32; auto precision sets it"
     )
-    compile: Literal["auto", "on", "off"] = Field("auto", description="the generator; auto: on CUDA with Triton")
+    compile: Literal["auto", "on", "off"] = Field("auto", description="the generator; auto: long runs on CUDA")
     checkpoint_every: int | None = Field(None, ge=1, description="steps between checkpoints; every 60 s anyway")
     inverter: Component = Component(name="generator")
     conditioner: Component | None = None

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from interpkit.errors import NonFiniteError, RunError
+from interpkit.profiling import phase
 
 RECORD_EVERY = 10
 CHECKPOINT_SECONDS = 60.0
@@ -125,13 +126,15 @@ class Recorder:
         """
         self.next_step = step + 1
         self._names = list(terms)
-        accuracy = (logits.argmax(1) == labels).float().mean()
-        watched = [images.detach().abs().amax(), logits.detach().abs().amax(), *terms.values(), loss]
-        self._pending.append((step, torch.stack([value.detach().float() for value in (*watched, accuracy)])))
+        with phase("recorder"):
+            accuracy = (logits.argmax(1) == labels).float().mean()
+            watched = [images.detach().abs().amax(), logits.detach().abs().amax(), *terms.values(), loss]
+            self._pending.append((step, torch.stack([value.detach().float() for value in (*watched, accuracy)])))
         if self._on_step is not None:
             self._on_step(step)
         if step % RECORD_EVERY == 0 or step == self.steps or step == 1:
-            self.flush()
+            with phase("recorder"):
+                self.flush()
 
     def flush(self) -> None:
         """Look at the values that were taken since the last record, and record the last of them."""

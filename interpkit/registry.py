@@ -121,7 +121,9 @@ class Registry:
             return found[0]
         if found:
             choices = " or ".join(entry.full_name for entry in found)
-            raise UsageError(f"several plugins have a {kind} {name!r}: say {choices}.")
+            raise UsageError(
+                f"several plugins have a {kind} {name!r}: say {choices}, or leave a plugin out by --no-plugin NAME."
+            )
         known = self.names(kind)
         raise UsageError(f"there is no {kind} {name!r}.{did_you_mean(name, known)} There are: {listed(known)}.")
 

@@ -29,6 +29,7 @@ from interpkit.pictures import save_grid
 from interpkit.plugins import installed
 from interpkit.recipe import Recipe, read_toml, validated
 from interpkit.recorder import CHECKPOINT_SECONDS, Recorder, StepRecord
+from interpkit.registry import Entry
 
 log = logging.getLogger("interpkit")
 
@@ -129,8 +130,17 @@ class Run:
         return value
 
     def recipe(self) -> Recipe:
-        """Read recipe.toml."""
-        return validated(Recipe, read_toml(self / "recipe.toml"), str(self / "recipe.toml"))
+        """Read recipe.toml; a name that another plugin has come to use as well means what it meant in the run."""
+        made_with = self.manifest().get("plugins", {}).values()
+
+        def meant(entry: Entry) -> bool:
+            return any(
+                entry.package == facts.get("package") and entry.name in facts.get("used", {}).get(entry.kind, ())
+                for facts in made_with
+            )
+
+        layer = installed().told_apart(read_toml(self / "recipe.toml"), meant)
+        return validated(Recipe, layer, str(self / "recipe.toml"))
 
     def history(self, recipe: Recipe) -> list[StepRecord]:
         """Read history.jsonl; a torn last line is ignored."""
@@ -240,9 +250,11 @@ class Run:
         Raises:
             RunError: the run is not finished, or a file does not fit the others.
         """
-        self.check_plugins()
+        if target is None:
+            target = self.load_target(model, **typed)
+        else:
+            self.check_plugins()
         recipe = self.recipe()
-        target = target or self.load_target(model, **typed)
         if "generator" not in installed().component("inverter", recipe.inverter.name).needs:
             images, labels, _ = evaluation.read_images(self / "samples.safetensors", target)
             return ImageInversion(target, recipe, self.history(recipe), evaluation.to_unit(images, target), labels)

@@ -18,8 +18,12 @@ import torch
 from torch import Tensor, nn
 
 from interpkit import promises
+from interpkit.compiling import compiled, stop_compiling
+from interpkit.devices import is_out_of_memory
 from interpkit.ensemble import Ensemble
-from interpkit.errors import RunError
+from interpkit.errors import NonFiniteError, RunError
+from interpkit.fallbacks import Fallbacks
+from interpkit.folding import folded
 from interpkit.interfaces import (
     Condition,
     Conditioner,
@@ -33,8 +37,9 @@ from interpkit.interfaces import (
     Target,
 )
 from interpkit.inversion import GeneratorInversion
+from interpkit.profiling import phase
 from interpkit.recipe import Recipe
-from interpkit.recorder import Recorder
+from interpkit.recorder import RECORD_EVERY, Recorder
 from interpkit.seeding import derive_seed, random_generator
 from interpkit.sharing import Share, in_pieces, share_batch_norms
 
@@ -83,47 +88,83 @@ def train(
         betas=(recipe.optimizer.beta1, recipe.optimizer.beta2),
         fused=device.type in ("cpu", "cuda"),
     )
-    autocast = torch.autocast(device.type, torch.bfloat16, enabled=recipe.precision == "bf16")
     layers = sorted({layer for _, loss in losses.values() for layer in promises.layers(loss, target)})
     classes = None if recipe.labels is None else torch.tensor(recipe.labels, device=device)
+    looking, folds = folded(target, layers)
+    fallbacks = Fallbacks(recipe, recorder, share)
 
-    done = 0
-    checkpoint = share.from_first(recorder.start())
-    if checkpoint is not None:
-        done = restore(checkpoint, trained, optimizer, rng, share)
-    else:
-        wake(target, generator)
+    def state(step: int) -> dict[str, Any]:
+        return snapshot(step, trained, optimizer, rng, share)
 
-    for step in range(done + 1, recipe.steps + 1):
+    def advance(step: int) -> bool:
+        """Take a step; say whether it is the last."""
         progress = (step - 1) / recipe.steps
         conditioner.progress = progress
         for group in optimizer.param_groups:
             group["lr"] = recipe.optimizer.lr * falling(progress, recipe.optimizer.decay)
 
+        autocast, micro_batch = fallbacks.autocast, fallbacks.micro_batch
         with autocast:
-            labels = None if classes is None else draw(classes, recipe.batch_size, rng)
-            condition = promises.condition(conditioner, recipe.batch_size, labels, rng)
-            latent = torch.randn(recipe.batch_size, generator.latent_dim, device=device, generator=rng)
-            images = make(generator, latent, condition, share, recipe.micro_batch)
+            with phase("conditioner"):
+                labels = None if classes is None else draw(classes, recipe.batch_size, rng)
+                condition = promises.condition(conditioner, recipe.batch_size, labels, rng)
+                latent = torch.randn(recipe.batch_size, generator.latent_dim, device=device, generator=rng)
+            with phase("generator"):
+                images = make(generator, latent, condition, share, micro_batch)
         generated = GeneratedBatch(target, condition, latent, images, progress)
-        loss, values, response = objective(generated, losses, layers, rng, autocast, share, recipe.micro_batch)
+        loss, values, response = objective(generated, losses, layers, rng, autocast, share, micro_batch, looking)
 
-        optimizer.zero_grad()
-        loss.backward()
-        share.average(trained.parameters())
-        optimizer.step()
+        with phase("backward"):
+            optimizer.zero_grad()
+            loss.backward()
+        with phase("optimizer"):
+            share.average(trained.parameters())
+            optimizer.step()
 
         recorder.step(step, loss, values, images, response.logits, condition.labels)
-        due, stop = recorder.due(step), recorder.stop_requested
-        if share.size > 1:
-            # Asked rarely, as the answer waits for the device.
-            due, stop = share.any(due, stop) if step % ASK_EVERY == 0 or step == recipe.steps else (False, False)
-        if due:
-            share_buffers(generator, share)
-            recorder.save(step, snapshot(step, trained, optimizer, rng, share))
+        with phase("checkpoints"):
+            if step % RECORD_EVERY == 0:
+                fallbacks.keep(lambda: state(step))
+            due, stop = recorder.due(step), recorder.stop_requested
+            if share.size > 1:
+                # Asked rarely, as the answer waits for the device.
+                due, stop = share.any(due, stop) if step % ASK_EVERY == 0 or step == recipe.steps else (False, False)
+            if due:
+                share_buffers(generator, share)
+                recorder.save(step, state(step) | fallbacks.state(step))
         if stop:
-            break
-    recorder.flush()
+            recorder.flush()
+        return stop or step == recipe.steps
+
+    done = 0
+    checkpoint = share.from_first(recorder.start())
+    recorder.note(folded=folds)
+    if checkpoint is not None:
+        done = restore(checkpoint, trained, optimizer, rng, share)
+        fallbacks.take_up(checkpoint)
+    else:
+        wake(target, generator)
+    fallbacks.keep(lambda: state(done), unless_kept=True)
+
+    # Of pieces of a batch, and of processes, the images have to outlive the next run of a graph.
+    graphs = device.type == "cuda" and share.size == 1 and recipe.micro_batch is None
+    finished = done >= recipe.steps
+    with compiled(generator, recipe.compile == "on", mode="reduce-overhead" if graphs else "default"):
+        while not finished:
+            drawn = randomness(rng)
+            try:
+                finished = advance(done + 1)
+                done += 1
+            except NonFiniteError as error:
+                done = restore(fallbacks.to_fp32(error), trained, optimizer, rng, share)
+                recorder.go_back(done)
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+                fallbacks.halve(done + 1, error)
+                stop_compiling(generator)
+                # The same step once more, with what it drew. Running statistics may have seen its batch already.
+                set_randomness(drawn, rng)
     share_buffers(generator, share)
     conditioner.progress = 1.0
 
@@ -165,6 +206,7 @@ def objective(
     autocast: torch.autocast,
     share: Share | None = None,
     micro_batch: int | None = None,
+    looking: Target | None = None,
 ) -> tuple[Tensor, dict[str, Tensor], Response]:
     """Let the target look at a batch and at the terms' views of it, and weigh what it says.
 
@@ -176,13 +218,18 @@ def objective(
         autocast: the precision in which the target looks.
         share: of the images that this process looks at; all if left out.
         micro_batch: how many the target looks at together; all if left out.
+        looking: looks in place of the batch's target, from `interpkit.folding.folded`; that itself if left out.
 
     Returns:
         the sum of the weighted terms; the terms by name, without their weights; the response to the images.
     """
+    views = {}
     with autocast:
-        views = {name: promises.views(loss, generated, rng) for name, (_, loss) in losses.items()}
-        response, view_responses = look(generated.target, generated.images, views, layers, share, micro_batch)
+        for name, (_, loss) in losses.items():
+            with phase(f"views of {name}"):
+                views[name] = promises.views(loss, generated, rng)
+        seen_by = looking or generated.target
+        response, view_responses = look(seen_by, generated.images, views, layers, share, micro_batch)
     total = generated.images.new_zeros(())
     values = {}
     for name, (weight, term) in losses.items():
@@ -196,7 +243,8 @@ def objective(
             views[name],
             view_responses.get(name),
         )
-        values[name] = promises.term(term, batch)
+        with phase(f"term {name}"):
+            values[name] = promises.term(term, batch)
         total = total + weight * values[name]
     return total, values, response
 
@@ -235,12 +283,14 @@ def look(
 ) -> tuple[Response, dict[str, Response]]:
     """Let the target look at the images, and at all views together; return the response and each view's slice."""
     share = share or Share()
-    response = shared_look(target, images, layers, share, micro_batch)
+    with phase("look at images"):
+        response = shared_look(target, images, layers, share, micro_batch)
     asked = {name: tensor for name, tensor in views.items() if tensor is not None}
     if not asked:
         return response, {}
     # A look of their own: a slice of a common one would cost a gradient of zeros for all the others, layer by layer.
-    seen = shared_look(target, torch.cat(list(asked.values())), layers, share, micro_batch)
+    with phase("look at views"):
+        seen = shared_look(target, torch.cat(list(asked.values())), layers, share, micro_batch)
     responses, start = {}, 0
     for name, tensor in asked.items():
         responses[name] = seen[start : start + len(tensor)] if len(asked) > 1 else seen
@@ -290,16 +340,32 @@ def snapshot(
         rng: the run's own randomness.
         share: of this process, where several run; each calls this, and its own randomness is kept.
     """
-    own = {"global_rng": torch.get_rng_state()}
-    if rng.device.type == "cuda":
-        own["cuda_rng"] = torch.cuda.get_rng_state(rng.device)
+    drawn = randomness(rng)
     return {
         "step": step,
         "trained": trained.state_dict(),
         "optimizer": optimizer.state_dict(),
-        "rng": rng.get_state(),
-        "processes": (share or Share()).all(own),
+        "rng": drawn.pop("rng"),
+        "processes": (share or Share()).all(drawn),
     }
+
+
+def randomness(rng: torch.Generator) -> dict[str, Tensor]:
+    """Return the state of the run's randomness and of this process's own, which dropout draws from."""
+    drawn = {"rng": rng.get_state(), "global_rng": torch.get_rng_state()}
+    if rng.device.type == "cuda":
+        drawn["cuda_rng"] = torch.cuda.get_rng_state(rng.device)
+    return drawn
+
+
+def set_randomness(drawn: Mapping[str, Tensor], rng: torch.Generator) -> None:
+    """Go back to a state of randomness, or to the parts of it that there are."""
+    if "rng" in drawn:
+        rng.set_state(drawn["rng"].cpu())
+    if "global_rng" in drawn:
+        torch.set_rng_state(drawn["global_rng"].cpu())
+    if "cuda_rng" in drawn:
+        torch.cuda.set_rng_state(drawn["cuda_rng"].cpu(), rng.device)
 
 
 def restore(
@@ -320,12 +386,9 @@ def restore(
     try:
         trained.load_state_dict(state["trained"])
         optimizer.load_state_dict(state["optimizer"])
-        rng.set_state(state["rng"].cpu())
+        set_randomness({"rng": state["rng"]}, rng)
         if len(state["processes"]) == share.size:
-            own = state["processes"][share.rank]
-            torch.set_rng_state(own["global_rng"].cpu())
-            if "cuda_rng" in own:
-                torch.cuda.set_rng_state(own["cuda_rng"].cpu(), rng.device)
+            set_randomness(state["processes"][share.rank], rng)
         return int(state["step"])
     except (KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]

@@ -28,6 +28,12 @@ class _Precision(StrEnum):
     BF16 = "bf16"
 
 
+class _Compile(StrEnum):
+    AUTO = "auto"
+    ON = "on"
+    OFF = "off"
+
+
 @options.with_target_options
 def invert(
     model: options.Model,
@@ -101,6 +107,10 @@ def invert(
         _Precision | None,
         typer.Option(help="Of the networks; auto is bf16 where the hardware has it.", rich_help_panel=_TRAINING),
     ] = None,
+    compile_: Annotated[
+        _Compile | None,
+        typer.Option("--compile", help="The generator; auto does for long runs on CUDA.", rich_help_panel=_TRAINING),
+    ] = None,
     checkpoint_every: Annotated[
         int | None, typer.Option(metavar="STEPS", help="Beside one a minute.", rich_help_panel=_TRAINING)
     ] = None,
@@ -110,6 +120,9 @@ def invert(
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace the run in --out.")] = False,
+    profile: Annotated[
+        bool, typer.Option("--profile", help="Say where the time of a step goes; also in RUN/profile.json.")
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved recipe, and stop.")] = False,
     json_: options.Json = False,
 ) -> None:
@@ -144,6 +157,7 @@ def invert(
         seed=seed,
         device=device,
         precision=None if precision is None else precision.value,
+        compile=None if compile_ is None else compile_.value,
         checkpoint_every=checkpoint_every,
         target_options=said,
     )
@@ -164,7 +178,14 @@ def invert(
     processes = f", {share.size} processes" if share.size > 1 else ""
     console.note(f"{recipe.steps} steps of {recipe.batch_size} on {recipe.device} in {recipe.precision}{processes}")
     with console.ProgressDisplay(recipe.steps) as display, _stop_on_signals(job):
-        inversion = job.run(out=folder, resume=resume, force=force, on_step=display.step, on_record=display.record)
+        inversion = job.run(
+            out=folder,
+            resume=resume,
+            force=force,
+            on_step=display.step,
+            on_record=display.record,
+            profile=profile,
+        )
     if inversion.steps_done < recipe.steps:
         console.note(
             f"interrupted after step {inversion.steps_done}; what there is, is in {folder}. Go on by:\n"
@@ -174,6 +195,8 @@ def invert(
     if share.rank > 0:
         return
     _print_result(folder, json_)
+    if job.profile is not None and not json_:
+        _print_profile(job.profile.to_json())
 
 
 def _next_folder(model: Path, presets: list[str]) -> Path:
@@ -207,6 +230,23 @@ def _print_recipe(job: Job, as_json: bool) -> None:
         console.print_json(job.recipe.model_dump(mode="json", exclude_none=True))
     else:
         console.out.out(job.recipe.to_toml(), highlight=False)
+
+
+def _print_profile(profile: dict[str, Any]) -> None:
+    from rich.table import Table
+
+    from interpkit.profiling import WARM_UP
+
+    if not profile["phases"]:
+        console.note(f"nothing to profile: the first {WARM_UP} steps are left out, and there were no more.")
+        return
+    table = Table("of a step", "ms", "share")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for phase in profile["phases"]:
+        table.add_row(phase["name"], f"{phase['ms']:.2f}", f"{phase['share']:.1%}")
+    table.add_row("all", f"{profile['ms_per_step']:.2f}", "100.0%")
+    console.out.print(table)
 
 
 def _print_result(folder: Path, as_json: bool) -> None:

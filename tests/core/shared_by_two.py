@@ -16,6 +16,9 @@ from torch import nn
 import interpkit
 from interpkit import sharing
 from interpkit.api import prepare
+from interpkit.assembly import build_generator
+from interpkit.files import sha256
+from interpkit.plugins import installed
 from interpkit.seeding import global_seed
 from interpkit.sharing import Share, processes, share_batch_norms
 
@@ -93,6 +96,19 @@ def resumed(share: Share) -> dict[str, Any]:
     return {"whole": whole.generator.state_dict(), "in two parts": parts.generator.state_dict()}
 
 
+def shards(share: Share) -> dict[str, str]:
+    """Write samples of a generator with fixed weights as shards; return what each file is."""
+    recipe = prepare(classifier(), ["vecmat"], device="cpu", options={"upconv.width": 8, "upconv.min_width": 4}).recipe
+    with global_seed(4, CPU):
+        conditioner, generator = build_generator(recipe, classifier(), installed())
+    assert conditioner is not None and generator is not None
+    inversion = interpkit.GeneratorInversion(classifier(), recipe, [], generator, conditioner)
+    folder = Path(share.from_first(tempfile.mkdtemp()))
+    index = interpkit.write_shards(inversion, folder, count=50, shard_size=12)
+    assert [shard["count"] for shard in index["shards"]] == [12, 12, 12, 12, 2]
+    return {path.name: sha256(path) for path in folder.glob("[!.]*")}
+
+
 def lose_the_second() -> None:
     """End the second process without a word, and write what the first is told."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun asks it to end; the message comes first
@@ -117,6 +133,7 @@ def main() -> None:
             "cosine gradient": cosine_gradient(share),
             "flags": [float(flag) for flag in share.any(share.rank == share.size - 1, False)],
             "from first": share.from_first(7.0 + share.rank),
+            "shards": shards(share),
             "runs": {
                 "plain": run(),
                 "robust": run(losses={"robust": 1.0}),

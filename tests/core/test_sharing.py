@@ -51,6 +51,11 @@ def test_two_processes_do_what_one_does(by_two: dict[str, Any], what: str) -> No
     assert_close(by_two["one"][what], by_two["two"][what], 1e-5)
 
 
+def test_two_processes_write_the_shards_of_one(by_two: dict[str, Any]) -> None:
+    assert len(by_two["one"]["shards"]) == 6
+    assert by_two["one"]["shards"] == by_two["two"]["shards"]
+
+
 @pytest.mark.parametrize("run", ["plain", "robust", "two generators", "four generators"])
 def test_a_run_of_two_processes_goes_as_that_of_one(by_two: dict[str, Any], run: str) -> None:
     one, two = by_two["one"]["runs"][run], by_two["two"]["runs"][run]

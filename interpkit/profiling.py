@@ -1,0 +1,101 @@
+"""Where the time of a step goes: a clock around its phases, for some steps after the first few; nothing when off."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import torch
+
+WARM_UP = 5
+"""Steps that are not measured: memory is fetched and kernels are chosen in them."""
+MEASURED = 20
+OTHER = "other"
+
+
+class Profile:
+    """The time of each phase of a step; see `profiled`.
+
+    The device is waited for before and after each phase, so a profiled step takes a little longer.
+
+    Args:
+        device: that computes.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.steps = 0
+        self.seconds: dict[str, float] = {}
+        self._total = 0.0
+        self._seen = 0
+        self._of_step: dict[str, float] = {}
+        self._begun: float | None = None
+
+    @property
+    def measuring(self) -> bool:
+        """Whether the step that is running is measured."""
+        return self._begun is not None
+
+    def step_done(self) -> None:
+        """Take note that a step is done, and the next begins."""
+        self._seen += 1
+        if self._begun is not None:
+            self.steps += 1
+            self._total += self._now() - self._begun
+            for name, seconds in self._of_step.items():
+                self.seconds[name] = self.seconds.get(name, 0.0) + seconds
+        self._of_step = {}
+        self._begun = self._now() if WARM_UP <= self._seen < WARM_UP + MEASURED else None
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Take the time of a block."""
+        begun = self._now()
+        yield
+        self._of_step[name] = self._of_step.get(name, 0.0) + self._now() - begun
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the table: by phase, the milliseconds a step and the share of the whole step, in [0, 1].
+
+        ``other`` is what lies in no phase. A run of no more than `WARM_UP` steps has no phases.
+        """
+        phases = self.seconds | {OTHER: max(0.0, self._total - sum(self.seconds.values()))}
+        return {
+            "device": str(self.device),
+            "steps": self.steps,
+            "ms_per_step": 1e3 * self._total / max(1, self.steps),
+            "phases": [
+                {"name": name, "ms": 1e3 * seconds / self.steps, "share": seconds / self._total}
+                for name, seconds in phases.items()
+                if self.steps > 0
+            ],
+        }
+
+    def _now(self) -> float:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        elif self.device.type == "mps":
+            torch.mps.synchronize()
+        return time.perf_counter()
+
+
+_running: Profile | None = None
+_NOTHING = nullcontext()
+
+
+@contextmanager
+def profiled(device: torch.device, wanted: bool = True) -> Iterator[Profile | None]:
+    """Profile the run in a block, if that is wanted; its every step has to end with `Profile.step_done`."""
+    global _running
+    before, _running = _running, Profile(device) if wanted else None
+    try:
+        yield _running
+    finally:
+        _running = before
+
+
+def phase(name: str) -> AbstractContextManager[None]:
+    """Name what a block does, for the profile of the run if one is made; costs nothing otherwise."""
+    return _running.phase(name) if _running is not None and _running.measuring else _NOTHING
