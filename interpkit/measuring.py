@@ -14,7 +14,7 @@ from torch import Tensor
 from interpkit import evaluation
 from interpkit.data import LabelledImages, checked, load_data
 from interpkit.devices import choose_device
-from interpkit.errors import UsageError, did_you_mean, listed, told
+from interpkit.errors import InterpkitError, UsageError, did_you_mean, listed, told
 from interpkit.files import to_json, write_atomically
 from interpkit.interfaces import Options, Target
 from interpkit.inversion import Inversion
@@ -121,10 +121,12 @@ def every_run(target: Target, samples: evaluation.Samples, *, seed: int, device:
 
 
 def _made(cls: type[Metric], options: Options | None = None) -> Metric | None:
-    """Return a metric; one that cannot be made is told by name, and left out."""
+    """Return a metric; one that cannot be made is told by name, and left out, unless it refuses the options given."""
     try:
         return cls(options)
     except (Exception, SystemExit) as error:
+        if isinstance(error, InterpkitError) and options is not None:
+            raise
         _tell(cls, error)
         return None
 

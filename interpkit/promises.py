@@ -193,9 +193,7 @@ def views(loss: InversionLoss, batch: GeneratedBatch, rng: torch.Generator) -> T
     return asked
 
 
-def maps(
-    method: Attribution, target: Target, images: Tensor, classes: Tensor, context: AttributionContext
-) -> Tensor:
+def maps(method: Attribution, target: Target, images: Tensor, classes: Tensor, context: AttributionContext) -> Tensor:
     """Return maps of images, of their shape; see `Attribution.attribute`.
 
     Raises:

@@ -147,7 +147,7 @@ class Recorder:
             bad = next((i for i, value in enumerate(row[:-1]) if not math.isfinite(value)), None)
             if bad is not None:
                 self._pending.clear()
-                owner = self._owner(bad)
+                owner = self._owner(bad, by_a_gradient=step > 1)
                 told = f"{names[bad]} turned non-finite at step {step}{owner}.{self.advice()}{self.kept()}"
                 raise NonFiniteError(told)
             if row[0] > 1 + ROUNDING:
@@ -170,13 +170,17 @@ class Recorder:
         if self._on_record is not None:
             self._on_record(record)
 
-    def _owner(self, column: int) -> str:
+    def _owner(self, column: int, *, by_a_gradient: bool = False) -> str:
         """Return whose a watched value is, the images or a term, for a message; nothing where that is no plugin's."""
         terms = [("loss", name) for name in self._names]
         makers = (
             [key for key in self._owners if key[0] == "generator"] if column == 0 else terms[column - 2 : column - 1]
         )
-        return "".join(f" (plugin {self._owners[key]!r})" for key in makers if key in self._owners)
+        said = [f"plugin {self._owners[key]!r}" for key in makers if key in self._owners]
+        losses = sorted({repr(owner) for (kind, _), owner in self._owners.items() if kind == "loss"})
+        if said and column == 0 and by_a_gradient and losses:
+            said.append(f"or the gradient of a loss of {', '.join(losses)}")
+        return f" ({', '.join(said)})" if said else ""
 
     def kept(self) -> str:
         """Return where the last good state of a failed run is; in memory there is none."""

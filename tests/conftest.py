@@ -34,6 +34,8 @@ QUICK_FLAGS += ["--steps", "12", "--batch-size", "8", "--seed", "3"]
 QUICK_FLAGS += [word for name, value in QUICK["options"].items() for word in ("--set", f"{name}={value}")]
 
 
+os.environ.pop("COLUMNS", None)  # set where tests run on several cores; a console made under it keeps that width
+
 settings.register_profile("interpkit", deadline=None, derandomize=True)
 settings.load_profile("interpkit")
 

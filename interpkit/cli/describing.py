@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import inspect
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from interpkit.cli import console
+from interpkit.errors import PluginError, did_you_mean, listed
 
 if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
@@ -14,6 +16,30 @@ if TYPE_CHECKING:
     from interpkit.registry import Entry
 
 LIMITS = {"gt": ">", "ge": ">=", "lt": "<", "le": "<=", "multiple_of": "a multiple of", "min_length": "length >="}
+
+
+def named(name: str) -> tuple[Plugin | None, list[Entry]]:
+    """Return the plugin that has a name, or None, and its components or else those that go by the name.
+
+    Args:
+        name: of a plugin or a component; or a plugin's file, which is loaded.
+
+    Raises:
+        PluginError: there is none, or the plugin is broken or was left out.
+    """
+    from interpkit.plugins import installed, is_file
+
+    plugins = installed()
+    if is_file(name):
+        name = plugins.add_file(Path(name)).name
+    plugins.raise_if_broken(name)
+    entries = [entry for entry in plugins.registry.entries() if name == entry.owner or entry.is_called(name)]
+    if not entries and name not in plugins.found:
+        known = {*plugins.found, *(entry.name for entry in plugins.registry.entries())}
+        raise PluginError(
+            f"there is no plugin or component {name!r}.{did_you_mean(name, known)} Plugins: {listed(plugins.found)}."
+        )
+    return plugins.found.get(name), entries
 
 
 def plugin(found: Plugin) -> dict[str, Any]:

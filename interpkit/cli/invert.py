@@ -164,7 +164,7 @@ def invert(
     if dry_run:
         _print_recipe(job, json_)
         return
-    folder = out or _next_folder(model, job.presets or [config.stem if config else "recipe"])
+    folder = out or _next_folder(model, job.presets or [config.stem if config else inverter or "recipe"])
     if share.from_first(share.rank == 0 and resume and job.is_done(folder)):
         if share.rank > 0:
             return

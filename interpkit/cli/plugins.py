@@ -8,7 +8,6 @@ from typing import Annotated
 import typer
 
 from interpkit.cli import console, describing, options, plugins_check
-from interpkit.errors import PluginError, did_you_mean, listed
 from interpkit.scaffold.kinds import KINDS, Kind
 
 app = typer.Typer(no_args_is_help=True, help="The installed plugins.")
@@ -43,7 +42,8 @@ def list_(json_: options.Json = False) -> None:
     table = Table("plugin", "version", "provides", "status")
     for plugin in found:
         provides = "\n".join(f"{kind}: {', '.join(names)}" for kind, names in plugin.provides.items())
-        status = f"{plugin.status} by {plugin.left_out}" if plugin.left_out else plugin.error or plugin.status
+        why = f": {plugin.error}" if plugin.error else f" by {plugin.left_out}" if plugin.left_out else ""
+        status = plugin.status + why
         table.add_row(*map(escape, (plugin.name, plugin.version, provides, status)))
     console.out.print(table)
 
@@ -56,19 +56,7 @@ def show(
     json_: options.Json = False,
 ) -> None:
     """Show a plugin, or a component with its options: type, default, limits and help."""
-    from interpkit.plugins import installed, is_file
-
-    plugins = installed()
-    if is_file(name):
-        name = plugins.add_file(Path(name)).name
-    plugins.raise_if_broken(name)
-    plugin = plugins.found.get(name)
-    entries = [entry for entry in plugins.registry.entries() if name == entry.owner or entry.is_called(name)]
-    if plugin is None and not entries:
-        known = {*plugins.found, *(e.name for e in plugins.registry.entries())}
-        raise PluginError(
-            f"there is no plugin or component {name!r}.{did_you_mean(name, known)} Plugins: {listed(plugins.found)}."
-        )
+    plugin, entries = describing.named(name)
     components = [describing.component(entry) for entry in entries]
     if json_:
         shown = describing.plugin(plugin) if plugin else {}

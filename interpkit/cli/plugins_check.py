@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from interpkit.cli import console, options
-from interpkit.errors import PluginError, UsageError, did_you_mean, listed
+from interpkit.cli import console, describing, options
+from interpkit.errors import UsageError, did_you_mean, listed
 
 if TYPE_CHECKING:
     from interpkit.registry import Entry
@@ -27,19 +26,9 @@ def check(
     json_: options.Json = False,
 ) -> None:
     """Check that what a plugin provides keeps the promises of its interfaces; exit code 1 if some are broken."""
-    from interpkit.plugins import installed, is_file
     from interpkit.testing.checks import checks_of_kind, outcomes
 
-    plugins = installed()
-    if is_file(name):
-        name = plugins.add_file(Path(name)).name
-    plugins.raise_if_broken(name)
-    entries = [entry for entry in plugins.registry.entries() if name == entry.owner or entry.is_called(name)]
-    if not entries and name not in plugins.found:
-        known = {*plugins.found, *(entry.name for entry in plugins.registry.entries())}
-        raise PluginError(
-            f"there is no plugin or component {name!r}.{did_you_mean(name, known)} Plugins: {listed(plugins.found)}."
-        )
+    _, entries = describing.named(name)
     promising = {entry.kind: [c.name for c in checks_of_kind(entry.kind)] for entry in entries}
     entries = [entry for entry in entries if promising[entry.kind]]
     waived = _waivers(waive or [], {check for kind in promising.values() for check in kind})

@@ -109,7 +109,7 @@ class Check:
                 self.verify(component)
         except Broken as fault:
             return Outcome(self, "broken", str(fault))
-        except Exception as error:  # whatever the component raises
+        except (Exception, SystemExit) as error:  # whatever the component raises
             return Outcome(self, "broken", _told(error, component))
         return Outcome(self, "kept")
 
@@ -127,7 +127,7 @@ def _as_before() -> Iterator[None]:
         np.random.set_state(of_numpy)
 
 
-def _told(error: Exception, component: Any) -> str:
+def _told(error: BaseException, component: Any) -> str:
     """Return an error in a line, with the place in the component's own code if it comes from there."""
     said = (
         str(error) if isinstance(error, PluginError) else told(error, class_of(component).__module__.partition(".")[0])

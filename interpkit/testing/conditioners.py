@@ -88,6 +88,7 @@ def distribution(cls: Any) -> None:
                 conditioner.progress = progress
                 found = drawn(conditioner, 64, labels=given)
                 p, where = found.distribution, f"for {count} classes and images of {shape}"
+                expect(p.isfinite().all(), f"an entry that is not finite, {where}")
                 expect((p >= 0).all(), f"a negative entry, {where}")
                 worst = (p.double().sum(1) - 1).abs().max().item()
                 expect(worst < 1e-4, f"a row sums to 1 but for {worst:.3g}, {where}")

@@ -12,6 +12,7 @@ from textwrap import dedent
 from typing import Any
 
 import pytest
+from interpkit_vecmat.upconv import UpConvGenerator
 from typer.testing import CliRunner, Result
 
 import interpkit
@@ -266,7 +267,7 @@ def test_every_bundled_component_can_be_shown_as_json(plugins: Plugins) -> None:
 
 
 def test_a_file_is_loaded_applied_and_recorded_and_typed_again_for_the_run(
-    plugin_file: Path, plugins: Plugins, tmp_path: Path, tiny_model: Path, quick_flags: list[str]
+    plugin_file: Path, plugins: Plugins, tmp_path: Path, tiny_model: Path, quick_flags: list[str], caplog: Any
 ) -> None:
     run = tmp_path / "run"
     flags = [*quick_flags, "--set", "dark.power=3", "--steps", "2"]
@@ -306,6 +307,10 @@ def test_a_file_is_loaded_applied_and_recorded_and_typed_again_for_the_run(
     longer = cli("invert", tiny_model, "--out", run, "--resume", "--plugin", plugin_file, "--steps", "4")
     assert longer.exit_code == 0, longer.output
     assert Run.open(run).manifest()["steps_done"] == 4
+
+    plugin_file.write_text(plugin_file.read_text() + "\n# another line\n")
+    assert cli("sample", run, "--plugin", plugin_file, "--count", "1").exit_code == 0
+    assert caplog.text.count("its sha256 differs") == 1
 
 
 def test_a_file_that_has_changed_since_its_run_is_taken_with_a_warning(
@@ -378,8 +383,45 @@ def test_a_fault_in_a_plugin_that_is_no_component_of_the_loop_ends_with_4_by_nam
         raise ZeroDivisionError("no file today")
 
     monkeypatch.setattr("interpkit_targets.loaders.read_target_file", fail)
-    words = r"the plugin 'targets' failed: ZeroDivisionError: no file today \(.*loaders\.py, line \d+\)"
+    words = r"loader 'safetensors' of the plugin 'targets' failed: ZeroDivisionError: .* \(.*loaders\.py, line \d+\)\."
     fails(4, words, "inspect", tiny_model)
+
+
+class FaultyLoader(interpkit.Loader):
+    """Takes what ends in .odd, and makes nothing of it; fails on whatever else it is shown."""
+
+    name = "faulty"
+    help = "x.odd"
+
+    def accepts(self, path: Path) -> bool:
+        if path.suffix != ".odd":
+            raise ValueError("how odd")
+        return True
+
+    def load(self, path: Path, options: Any) -> Any:
+        return None
+
+
+def test_a_loader_that_fails_is_named_and_takes_no_other_with_it(
+    plugins: Plugins, tiny_model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    register = interpkit.hookimpl(lambda registry: registry.add(FaultyLoader))
+    plugins.add("a-first", lambda: type("Module", (), {"register": staticmethod(register)}))
+    plugins.registry._entries.sort(key=lambda entry: entry.owner)  # as if it had been found before the others
+    assert interpkit.load_target(tiny_model).num_classes == 3
+    assert "the loader 'faulty' of the plugin 'a-first' failed: ValueError: how odd (" in caplog.text
+    (tmp_path / "x.odd").touch()
+    with pytest.raises(PluginError, match=r"'faulty' of the plugin 'a-first' .*load returns a Target, not NoneType"):
+        interpkit.load_target(tmp_path / "x.odd")
+
+
+def test_a_run_means_by_a_name_what_it_meant_when_it_was_made(add_plugin: Any, run_copy: Path) -> None:
+    add_plugin(type("Twin", (UpConvGenerator,), {}))
+    with pytest.raises(UsageError, match=r"say vecmat:upconv or mine:upconv, or leave a plugin out by --no-plugin"):
+        interpkit.plugins.installed().component("generator", "upconv")
+    for command in (["sample", run_copy, "--count", "1"], ["evaluate", run_copy, "--metric", "diversity"]):
+        result = cli(*command)
+        assert result.exit_code == 0, result.output
 
 
 def test_a_metric_that_cannot_be_built_leaves_the_run_whole(

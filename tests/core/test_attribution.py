@@ -17,6 +17,7 @@ from interpkit import (
     Attribution,
     AttributionContext,
     Explainer,
+    PluginError,
     Target,
     UsageError,
     attribute,
@@ -43,10 +44,10 @@ class Weights(Attribution):
 
 @pytest.fixture
 def made(add_plugin: Callable[..., None]) -> Callable[..., None]:
-    """Register a method "made" whose maps are made by a function of the images."""
+    """Register a method "made" whose maps are made by a function of the images, and other methods beside it."""
 
-    def register(make: Callable[[Tensor], Tensor]) -> None:
-        add_plugin(type("Made", (Weights,), {"make": staticmethod(make)}))
+    def register(make: Callable[[Tensor], Tensor], *others: type[Attribution]) -> None:
+        add_plugin(type("Made", (Weights,), {"make": staticmethod(make), "__module__": __name__}), *others)
 
     return register
 
@@ -120,14 +121,65 @@ def test_what_is_refused(linear: Target, words: str, settings: dict[str, Any]) -
 
 
 def test_a_method_that_gives_other_shapes_or_fails_is_named(linear: Target, made: Callable[..., None]) -> None:
-    made(lambda images: images[:, :, :1])
-    with pytest.raises(UsageError, match=r"made gives maps of shape \(1, 1, 1, 2\)"):
-        attribute(linear, torch.rand(1, 1, 2, 2), [0], method="made", device="cpu")
+    def fail(images: Tensor) -> Tensor:
+        raise ValueError("no maps today")
+
+    faults: dict[str, Callable[[Tensor], Any]] = {
+        r"maps has the shape \(1, 1, 2, 2\), not \(1, 1, 1, 2\)": lambda images: images[:, :, :1],
+        "maps is a tensor, not NoneType": lambda images: None,
+        "maps is on the device cpu, not meta": lambda images: images.to("meta"),
+        r"failed: ValueError: no maps today \(.*test_attribution\.py, line \d+\)": fail,
+    }
+    faulty = iter(faults.values())
+    made(lambda images: next(faulty)(images))
+    for words in faults:
+        with pytest.raises(PluginError, match=f"the attribution 'made' of the plugin 'mine' .*{words}"):
+            attribute(linear, torch.rand(1, 1, 2, 2), [0], method="made", device="cpu")
+
+
+def test_what_a_classifier_raises_is_no_fault_of_the_method(made: Callable[..., None]) -> None:
+    class Shy(torch.autograd.Function):
+        @staticmethod
+        def forward(context: Any, x: Tensor) -> Tensor:
+            return x.flatten(1)
+
+        @staticmethod
+        def backward(context: Any, gradient: Tensor) -> Tensor:
+            raise RuntimeError("I have no derivative")
+
+    class Module(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return Shy.apply(x)
+
+    target = interpkit.wrap(Module(), (1, 2, 2))
+    with pytest.raises(UsageError, match="saliency cannot serve Module: I have no derivative"):
+        attribute(target, torch.rand(1, 1, 2, 2), [0], method="saliency", device="cpu")
+
+
+def test_a_method_that_fails_takes_no_other_with_it(linear: Target, made: Callable[..., None], tmp_path: Path) -> None:
+    class Unbuilt(Attribution):
+        name = "unbuilt"
+
+        def __init__(self, options: Any = None) -> None:
+            raise ValueError("not even begun")
+
+        def attribute(self, *arguments: Any) -> Tensor:
+            raise AssertionError
+
+    made(lambda images: images / 0, Unbuilt)
+    images = torch.rand(2, 1, 2, 2), torch.tensor([0, 1])
+    how: dict[str, Any] = {"images": images, "checks": False, "device": "cpu"}
+    summary = explain(linear, tmp_path, methods=["made", "unbuilt", "saliency"], **how)
+    assert list(summary["methods"]) == ["saliency"]
+    assert "not finite" in summary["left_out"]["made"]
+    assert "'unbuilt' of the plugin 'mine' failed: ValueError: not even begun" in summary["left_out"]["unbuilt"]
+    with pytest.raises(PluginError, match="not even begun"):
+        explain(linear, tmp_path, methods=["unbuilt"], **how)
 
 
 def test_maps_that_are_not_finite_are_not_passed_on(linear: Target, made: Callable[..., None]) -> None:
     made(lambda images: images / 0)
-    with pytest.raises(interpkit.RunError, match="made gives maps of Sequential that are not finite"):
+    with pytest.raises(interpkit.RunError, match=r"'made' of the plugin 'mine' gives maps of Seq.* not finite"):
         attribute(linear, torch.rand(1, 1, 2, 2), [0], method="made", device="cpu")
 
 

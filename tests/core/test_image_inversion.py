@@ -261,3 +261,11 @@ def test_the_default_inverter_alone_still_asks_for_a_preset(tiny_model: Path) ->
     refused = cli("invert", tiny_model, "--inverter", "generator")
     assert refused.exit_code == 2
     assert "name a preset by --plugin NAME" in " ".join(refused.stderr.split())
+
+
+def test_an_inverter_that_needs_no_part_needs_no_preset_either(add_plugin: Add, tiny_model: Path) -> None:
+    add_plugin(Noise)
+    job = prepare(tiny_model, inverter="noise", steps=2)
+    assert (job.recipe.inverter.name, job.recipe.steps, job.presets) == ("noise", 2, [])
+    with pytest.raises(UsageError, match="name a preset by --plugin NAME"):
+        prepare(tiny_model, inverter="generator")

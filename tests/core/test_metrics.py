@@ -276,6 +276,18 @@ class Infinite(Metric):
         return {"infinite": math.nan}
 
 
+class Unbuilt(Says):
+    name = "unbuilt"
+
+    def __init__(self, options: Any = None) -> None:
+        raise ValueError("oh dear")
+
+
+def giving(fragment: Any) -> Metric:
+    """Return a metric named ``gives`` that gives a fragment."""
+    return type("Gives", (Metric,), {"name": "gives", "measure": lambda self, study: fragment})()
+
+
 def test_figures_are_laid_over_those_that_were_there(tiny_target: Target) -> None:
     old = {
         "kl": 0.5,
@@ -306,6 +318,34 @@ def test_a_metric_that_cannot_be_measured_says_why_and_takes_no_other_with_it(
     assert found["says"] == {"value": 1}
     assert not {"short", "broken", "infinite"} & set(found)
     assert [word in caplog.text for word in ("short", "broken", "infinite")] == [False, True, True]
+
+
+@pytest.mark.parametrize(
+    ("fragment", "words"),
+    [
+        ([1, 2], "TypeError"),
+        ({"gives": 1, "schema": 2}, "it gives schema, which every run has already"),
+        ({"gives": 1, "per_class": {7: {"gives": 1}}}, "KeyError: 7"),
+        ({"gives": 1, "per_class": [0.5, 0.5]}, "AttributeError"),
+        ({"gives": 1, "per_class": {0: 0.5}}, "TypeError"),
+    ],
+    ids=["no mapping", "another's entry", "no class", "no labels", "no fragment"],
+)
+def test_a_metric_that_gives_no_fragment_of_metrics_json_is_left_out(
+    tiny_target: Target, fragment: Any, words: str
+) -> None:
+    found = measured(Study(tiny_target, samples_of([0, 1])), [giving(fragment), Says()])
+    assert words in found["left_out"]["gives"] and "gives" not in found
+    assert (found["schema"], found["says"], len(found["per_class"])) == (1, {"value": 1}, 2)
+
+
+def test_a_metric_that_cannot_be_built_takes_no_other_with_it(
+    run_copy: Path, add_plugin: Callable[..., None], caplog: pytest.LogCaptureFixture
+) -> None:
+    add_plugin(Unbuilt, Says)
+    found = interpkit.evaluate(run_copy, metrics=["unbuilt", "says"])
+    assert found["says"] == {"value": 1}
+    assert "the metric 'unbuilt' of the plugin 'mine' failed and is left out: ValueError: oh dear (" in caplog.text
 
 
 def test_what_a_metric_draws_depends_on_no_other(tiny_target: Target) -> None:

@@ -98,7 +98,14 @@ BROKEN = {
         REGISTER_GOOD + "@hookimpl\ndef inversion_finnished(inversion):\n    pass\n",
         "inversion_finnished",
     ),
-    "misspells an argument": ("@hookimpl\ndef register(registery):\n    pass\n", "registery"),
+    "misspells an argument": (
+        "@hookimpl\ndef register(registery):\n    pass\n",
+        "takes registery, which it is not given. It is given: registry",
+    ),
+    "does not mark a hook": (
+        REGISTER_GOOD + "def inversion_step(record):\n    pass\n",
+        "is not marked as a hook, and so is never called: write @interpkit.hookimpl above it",
+    ),
     "registers an abstract class": (
         """
         class Half(Conditioner):
@@ -335,14 +342,17 @@ def test_a_plugin_that_hangs_as_it_is_loaded_is_named(
         ("import json\njson.loads('{')\n", 2),
         ("@hookimpl\ndef register(registry):\n    registry.add(dict)\n", 3),
         ("@hookimpl\ndef inversion_stepp(record):\n    pass\n", 1),
+        ("@hookimpl\ndef inversion_step(recrd):\n    pass\n", 1),
+        ("def inversion_step(record):\n    pass\n", 1),
+        ("x = 1\ndef (\n", 2),
     ],
-    ids=["import", "register", "misspelt hook"],
+    ids=["import", "register", "misspelt hook", "misspelt argument", "unmarked hook", "syntax"],
 )
 def test_an_error_names_the_file_and_line_of_the_plugins_own_code(find: Find, source: str, line: int) -> None:
     error = find(mine=source).found["mine"].error
     assert error is not None
     line += len(PRELUDE.splitlines())
-    assert f"ikt_test_mine.py, line {line})" in error
+    assert f"/ikt_test_mine.py, line {line})" in error
 
 
 def test_a_name_that_two_plugins_use_is_told_apart_by_its_owner(find: Find) -> None:
@@ -352,6 +362,27 @@ def test_a_name_that_two_plugins_use_is_told_apart_by_its_owner(find: Find) -> N
     one, two = (plugins.component("loss", f"{owner}:good") for owner in ("one", "two"))
     assert (one.__module__, two.__module__) == ("ikt_test_one", "ikt_test_two")
     assert plugins.registry.names("loss") == ["good"]
+
+
+def test_a_preset_means_what_its_own_package_has_where_another_comes_to_have_the_name(find: Find) -> None:
+    plugins = find(stranger=REGISTER_GOOD, terms=REGISTER_GOOD)
+
+    class Method:
+        @hookimpl
+        def register(self, registry: Any) -> None:
+            registry.add(interpkit.Preset("method", {"losses": {"good": {"weight": 2.0}}}, "A method."))
+
+    plugins.add("method", Method, package="ikt_test_terms")
+    assert plugins.preset("method").layer == {"losses": {"terms:good": {"weight": 2.0}}}
+    plugins.add("alone", Method)
+    assert plugins.preset("alone:method").layer == {"losses": {"good": {"weight": 2.0}}}  # nothing is guessed
+
+
+def test_a_hook_may_take_fewer_arguments_and_some_of_its_own_with_defaults(find: Find) -> None:
+    hooks = (
+        "@hookimpl\ndef inversion_started(recipe, mine=3):\n    pass\n@hookimpl\ndef inversion_finished():\n    pass\n"
+    )
+    assert find(mine=hooks).found["mine"].hooks == ["inversion_finished", "inversion_started"]
 
 
 def test_the_bundled_plugins_all_work() -> None:

@@ -80,6 +80,15 @@ def test_a_loss_that_turns_nan_names_its_plugin_and_the_step(
         interpkit.invert(tiny_target, **quick(losses={"faulty": 1.0}))
 
 
+def test_a_gradient_that_is_not_finite_is_not_laid_to_the_generator_alone(
+    add_plugin: Add, tiny_target: interpkit.Target, quick: Quick
+) -> None:
+    add_plugin(faulty(lambda batch: (batch.images - batch.images.detach()).square().sum().sqrt()))
+    words = r"images turned non-finite at step 2 \(plugin 'vecmat', or the gradient of a loss of 'losses', 'mine'\)"
+    with pytest.raises(RunError, match=words):
+        interpkit.invert(tiny_target, **quick(losses={"faulty": 1.0}))
+
+
 def test_a_value_that_is_not_finite_is_told_rather_than_the_failure_it_led_to(
     add_plugin: Add, tiny_target: interpkit.Target, quick: Quick
 ) -> None:
@@ -212,6 +221,12 @@ CONDITIONERS: dict[str, tuple[Callable[[Condition], Any], str]] = {
         r"Condition\.vector has the shape \(8, 3\), not \(8, 2\)",
     ),
     "another device": (lambda c: replace(c, vector=c.vector.to("meta")), "is on the device cpu, not meta"),
+    "labels of no class": (lambda c: replace(c, labels=c.labels + 3), r"labels are classes, 0 to 2, not [345]\."),
+    "a distribution of NaN": (
+        lambda c: replace(c, distribution=c.distribution * float("nan")),
+        r"Condition\.distribution is finite, not NaN",
+    ),
+    "an infinite vector": (lambda c: replace(c, vector=c.vector / 0), r"Condition\.vector is finite, not NaN or inf"),
     "labels alone": (lambda c: c.labels, "sample returns a Condition, not Tensor"),
     "raises": (lambda c: c.nothing, "failed: AttributeError"),
 }

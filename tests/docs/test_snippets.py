@@ -27,7 +27,7 @@ from typer.testing import CliRunner
 
 from interpkit import assembly, explaining, faithfulness, runs
 from interpkit.cli import app
-from interpkit.plugins import installed
+from interpkit.plugins import Plugins, installed
 from interpkit.report import journeys
 
 ROOT = Path(__file__).parent.parent.parent
@@ -215,6 +215,27 @@ RUN = [page for page in PAGES if any(not block.not_run for block in blocks(page)
 @pytest.mark.parametrize("reader", RUN, ids=name_of, indirect=True)
 def test_the_page_does_what_it_says(reader: Reader) -> None:
     reader.follow()
+
+
+COMPONENTS = [
+    block.text
+    for block in blocks(ROOT / "docs" / "how-to" / "write-each-kind-of-plugin.md")
+    if FILE.match(block.text) and "def register" in block.text
+]
+
+
+@pytest.mark.parametrize("source", COMPONENTS, ids=[text.split()[1] for text in COMPONENTS])
+def test_each_component_of_the_how_to_keeps_its_promises(source: str, plugins: Plugins, tmp_path: Path) -> None:
+    path = tmp_path / source.split()[1]
+    path.write_text(source, "utf-8")
+    result = CliRunner().invoke(app, ["plugins", "check", str(path)])
+    assert result.exit_code == 0 and " kept" in result.stdout, result.output
+
+
+def test_the_how_to_has_a_component_of_each_kind() -> None:
+    bases = {base for text in COMPONENTS for base in re.findall(r"\(interpkit\.(\w+)\):", text)} - {"Options"}
+    names = ("Conditioner", "Generator", "InversionLoss", "Loader", "Metric", "Attribution", "Inverter")
+    assert bases == set(names)
 
 
 # ------------------------------------------------------------------------------------ what pages may have

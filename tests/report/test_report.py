@@ -380,7 +380,7 @@ def test_a_run_of_one_class_or_of_a_strange_manifest_has_a_report(
     assert len(page.samples()) == 100 and [a["data-class"] for a, _ in page.all("section", "class")] == ["2"]
     assert len(page.all("img", "strip")) == 1 and "Asked for one class" in page.all("p", "verdict")[0][1]
     manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
-    strange = {"plugins": [1], "versions": None, "timings": {"training_seconds": "<s>"}, "presets": [3]}
+    strange = {"versions": None, "timings": {"training_seconds": "<s>"}, "presets": [3]}
     (tmp_path / "run" / "manifest.json").write_text(json.dumps(manifest | strange))
     page = read(interpkit.write_report(tmp_path / "run"))
     assert "<s> s" in [text for _, text in page.all("dd")] and not page.all("s")

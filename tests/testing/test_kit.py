@@ -61,7 +61,22 @@ class Outspoken(Brightness):
         raise ZeroDivisionError("at least it says so")
 
 
+class Leaving(Brightness):
+    """It ends the process."""
+
+    name = "leaving"
+
+    def forward(self, batch: Any) -> Tensor:
+        raise SystemExit(3)
+
+
 # ---------------------------------------------------------------------------------------- what it says
+
+
+def test_a_component_that_ends_the_process_only_breaks_its_promises() -> None:
+    scalar = next(check for check in testing.checks_of(Leaving) if check.name == "scalar")
+    with pytest.raises(testing.CheckFailed, match=r"seen: SystemExit: 3 \(.*test_kit\.py, line \d+\)"):
+        scalar(Leaving)
 
 
 def test_a_failure_lists_each_broken_promise_with_what_was_seen_and_how_to_mend_it() -> None:
@@ -111,7 +126,7 @@ def test_checks_leave_every_global_generator_as_it_was() -> None:
     assert states() == before
 
 
-@pytest.mark.parametrize("thing", [dict, interpkit.Preset("x", {}, "x"), Brightness(stage.tiny_target())], ids=str)
+@pytest.mark.parametrize("thing", [dict, interpkit.Preset("x", {}, "x"), Brightness(stage.tiny_target())], ids=["dict", "preset", "instance"])
 def test_what_has_no_checks_is_told(thing: Any) -> None:
     with pytest.raises(UsageError, match="cannot be checked: give a class of conditioner, generator, loss"):
         testing.checks_of(thing)
