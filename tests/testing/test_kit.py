@@ -126,7 +126,9 @@ def test_checks_leave_every_global_generator_as_it_was() -> None:
     assert states() == before
 
 
-@pytest.mark.parametrize("thing", [dict, interpkit.Preset("x", {}, "x"), Brightness(stage.tiny_target())], ids=["dict", "preset", "instance"])
+@pytest.mark.parametrize(
+    "thing", [dict, interpkit.Preset("x", {}, "x"), Brightness(stage.tiny_target())], ids=["dict", "preset", "instance"]
+)
 def test_what_has_no_checks_is_told(thing: Any) -> None:
     with pytest.raises(UsageError, match="cannot be checked: give a class of conditioner, generator, loss"):
         testing.checks_of(thing)
