@@ -121,7 +121,7 @@ class Recorder:
             labels: (B,), the classes asked for.
 
         Raises:
-            NonFiniteError: a value since the last record is not finite; says at which step and which.
+            RunError: a value since the last record is not finite; says at which step and which.
             RunError: an image left [0, 1].
         """
         self.next_step = step + 1

@@ -150,7 +150,7 @@ def _main(
         typer.Option(metavar="NAME", help="Do not load this plugin; repeatable, and it may stand anywhere."),
     ] = None,
 ) -> None:
-    logging.basicConfig(stream=sys.stderr, format="%(levelname)s: %(message)s", level=logging.WARNING)
+    logging.basicConfig(handlers=[console.LogHandler()], format="%(message)s", level=logging.WARNING)
     if no_plugin:
         from interpkit.plugins import leaving_out
 

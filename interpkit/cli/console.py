@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import logging
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -37,6 +38,14 @@ def note(message: str) -> None:
 def warning(message: str) -> None:
     """Print what a person should not miss."""
     err.print(f"[bold yellow]warning:[/] {escape(message)}", highlight=False)
+
+
+class LogHandler(logging.Handler):
+    """Prints what is logged as commands print it: also where a line of progress is shown."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print a record, from `logging.ERROR` on as an error."""
+        (error if record.levelno >= logging.ERROR else warning)(self.format(record))
 
 
 @contextmanager

@@ -171,7 +171,7 @@ def test_a_plugin_that_hangs_is_named_on_the_command_line(install: Install, run_
     env = {"PYTHONPATH": str(site), "INTERPKIT_LOAD_PLUGINS": "slow"}
     run = run_python("-c", HANGING, "plugins", "list", "--json", env=env)
     assert run.returncode == 0 and {"slow", "vecmat"} <= {row["name"] for row in json.loads(run.stdout)}
-    assert "WARNING: still loading the plugin 'slow' (one_slow) after 0.05 s" in run.stderr
+    assert "warning: still loading the plugin 'slow' (one_slow) after 0.05 s" in run.stderr
     assert "--no-plugin slow" in run.stderr
 
 
