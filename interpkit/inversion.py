@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from interpkit import promises
 from interpkit.ensemble import Ensemble
-from interpkit.errors import RunError, UsageError
+from interpkit.errors import PluginError, RunError, UsageError
 from interpkit.interfaces import Conditioner, Generator, Target
 from interpkit.recipe import Recipe
 from interpkit.seeding import derive_seed, global_seed, random_generator
@@ -234,6 +234,7 @@ class ImageInversion(Inversion):
         labels: (N,) int64, the class that each was made for.
 
     Raises:
+        PluginError: these are no such images.
         RunError: a class that the recipe asks for has no image.
     """
 
@@ -241,6 +242,12 @@ class ImageInversion(Inversion):
         self, target: Target, recipe: Recipe, history: Sequence[StepRecord], images: Tensor, labels: Tensor
     ) -> None:
         super().__init__(target, recipe, history)
+        if images.shape[1:] != target.input_shape or labels.shape != images.shape[:1]:
+            raise PluginError(
+                f"the inverter {recipe.inverter.name!r} broke a promise of its interface: its images have the shape "
+                f"(N, {', '.join(map(str, target.input_shape))}) and its labels (N,), not {tuple(images.shape)} and "
+                f"{tuple(labels.shape)}."
+            )
         self.images = images.detach().float().cpu()
         self.labels = labels.cpu()
         self._rows = {label: (self.labels == label).nonzero()[:, 0] for label in self.classes}

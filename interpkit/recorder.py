@@ -85,6 +85,8 @@ class Recorder:
         self._on_step = on_step
         self._on_record = on_record
         self._owners = owners or {}
+        # whose the images are: an inverter makes them itself where no generator does
+        self._painter = sorted(key for key in self._owners if key[0] in ("generator", "inverter"))[:1]
         self._names: list[str] = []
         self._pending: list[tuple[int, Tensor]] = []
         self._clock_start: float | None = None
@@ -143,7 +145,8 @@ class Recorder:
         table = torch.stack([values for _, values in self._pending]).tolist()
         for (step, _), row in zip(self._pending, table, strict=True):
             terms = [f"the term {name!r}" for name in self._names]
-            names = ["the generator's images", "the target's logits", *terms, "the loss"]
+            images = "the images" if [kind for kind, _ in self._painter] == ["inverter"] else "the generator's images"
+            names = [images, "the target's logits", *terms, "the loss"]
             bad = next((i for i, value in enumerate(row[:-1]) if not math.isfinite(value)), None)
             if bad is not None:
                 self._pending.clear()
@@ -173,9 +176,7 @@ class Recorder:
     def _owner(self, column: int, *, by_a_gradient: bool = False) -> str:
         """Return whose a watched value is, the images or a term, for a message; nothing where that is no plugin's."""
         terms = [("loss", name) for name in self._names]
-        makers = (
-            [key for key in self._owners if key[0] == "generator"] if column == 0 else terms[column - 2 : column - 1]
-        )
+        makers = self._painter if column == 0 else terms[column - 2 : column - 1]
         said = [f"plugin {self._owners[key]!r}" for key in makers if key in self._owners]
         losses = sorted({repr(owner) for (kind, _), owner in self._owners.items() if kind == "loss"})
         if said and column == 0 and by_a_gradient and losses:

@@ -29,7 +29,8 @@ KINDS: dict[str, type] = {
 """A thing's kind is known by its base class."""
 
 T = TypeVar("T")
-_NAME = re.compile(r"[a-z][a-z0-9_-]*")
+NAME = re.compile(r"[a-z][a-z0-9_-]*")
+"""What a component may be called."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ class Registry:
             missing = ", ".join(sorted(getattr(base, "__abstractmethods__", ())))
             raise PluginError(f"{kind} {base.__name__} does not define: {missing}.")
         name = getattr(item, "name", None)
-        if not (isinstance(name, str) and _NAME.fullmatch(name)):
+        if not (isinstance(name, str) and NAME.fullmatch(name)):
             raise PluginError(f"{kind} {base.__name__} needs a name such as 'my-name', not {name!r}.")
         if kind == "loss" and name in RESERVED:
             raise PluginError(f"a loss cannot be named {name!r}: the history has a column of that name.")

@@ -15,6 +15,7 @@ import torch
 
 from interpkit.errors import PluginError, UsageError, did_you_mean, listed, told
 from interpkit.interfaces import Target
+from interpkit.promises import module_of
 from interpkit.registry import KINDS
 
 COMPONENTS = ("conditioner", "generator", "loss", "inverter", "metric", "attribution")
@@ -129,9 +130,7 @@ def _as_before() -> Iterator[None]:
 
 def _told(error: BaseException, component: Any) -> str:
     """Return an error in a line, with the place in the component's own code if it comes from there."""
-    said = (
-        str(error) if isinstance(error, PluginError) else told(error, class_of(component).__module__.partition(".")[0])
-    )
+    said = str(error) if isinstance(error, PluginError) else told(error, module_of(component))
     line = " ".join(said.split()) or type(error).__name__
     return line if len(line) <= LONGEST else f"{line[:LONGEST]} ..."
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import random
-import re
 import tomllib
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -18,10 +17,10 @@ from torch import Tensor, nn
 from interpkit.errors import UsageError
 from interpkit.interfaces import Conditioner, ConditionSpec, Generator, InversionLoss, Options
 from interpkit.recipe import validated
+from interpkit.registry import NAME
 from interpkit.testing import stage
 from interpkit.testing.checks import COMPONENTS, Broken, class_of, expect, kind_of, promised
 
-NAME = re.compile(r"[a-z][a-z0-9_-]*")
 Build = Callable[[stage.Shape, int], Any]
 
 

@@ -297,6 +297,40 @@ def test_an_inverter_that_raises_is_named_by_the_place_of_its_code(
         interpkit.invert(tiny_target, ["pixels"], steps=2, device="cpu")
 
 
+@pytest.mark.parametrize(
+    ("fault", "error", "words"),
+    [
+        (
+            lambda x: x[:, :, 1:],
+            PluginError,
+            r"'faulty' broke a promise.*\(N, 1, 12, 12\).*not \(3, 1, 11, 12\) and \(3,",
+        ),
+        (lambda x: x[1:], PluginError, r"labels \(N,\), not \(2, 1, 12, 12\) and \(3,\)"),
+        (lambda x: x / 0, RunError, r"^the images turned non-finite at step 1 \(plugin 'mine'\)"),
+    ],
+    ids=["another shape", "fewer images", "not finite"],
+)
+def test_an_inverter_that_makes_no_such_images_is_named(
+    add_plugin: Add,
+    tiny_target: interpkit.Target,
+    fault: Callable[[Tensor], Tensor],
+    error: type[Exception],
+    words: str,
+) -> None:
+    class Faulty(interpkit.Inverter):
+        name = "faulty"
+
+        def invert(self, target: Any, recipe: Any, parts: Any, recorder: Any) -> Any:
+            images, labels = fault(torch.rand(3, *target.input_shape)), torch.arange(3)
+            if len(images) == 3 and images.shape[1:] == target.input_shape:
+                recorder.step(1, torch.tensor(1.0), {}, images, torch.zeros(3, 3), labels)
+            return interpkit.ImageInversion(target, recipe, recorder.history, images, labels)
+
+    add_plugin(Faulty)
+    with pytest.raises(error, match=words):
+        interpkit.invert(tiny_target, inverter="faulty", steps=1, device="cpu")
+
+
 def test_running_out_of_memory_is_no_fault_of_a_plugin(
     add_plugin: Add, tiny_target: interpkit.Target, quick: Quick
 ) -> None:
