@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from interpkit import assembly, loading, profiling
+from interpkit import assembly, loading, profiling, promises
 from interpkit.devices import is_out_of_memory
 from interpkit.errors import InterpkitError, PluginError, UsageError, listed, told
 from interpkit.files import to_json, write_atomically
@@ -274,7 +274,7 @@ class Job:
             if first:
                 self.plugins.call("inversion_started", target=target, recipe=recipe)
             with self._failing(run), profiling.profiled(device, profile and first) as self.profile:
-                inversion = inverter.invert(target, recipe, parts, self.recorder)
+                inversion = promises.inversion(inverter, target, recipe, parts, self.recorder)
         if run is not None:
             if self.profile is not None:
                 write_atomically(run / "profile.json", to_json(self.profile.to_json()))

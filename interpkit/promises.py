@@ -28,12 +28,16 @@ from interpkit.interfaces import (
     Generator,
     InversionBatch,
     InversionLoss,
+    Inverter,
     Loader,
+    Parts,
     Target,
 )
 
 if TYPE_CHECKING:
-    from interpkit.recipe import TargetOptions
+    from interpkit.inversion import Inversion
+    from interpkit.recipe import Recipe, TargetOptions
+    from interpkit.recorder import Recorder
 
 
 def described(component: object) -> str:
@@ -228,3 +232,17 @@ def term(loss: InversionLoss, batch: InversionBatch) -> Tensor:
         value: Tensor = loss(batch)
     _check(loss, "forward's value", value, (), batch.images.device)
     return value
+
+
+def inversion(inverter: Inverter, target: Target, recipe: Recipe, parts: Parts, recorder: Recorder) -> Inversion:
+    """Invert a target; see `Inverter.invert`.
+
+    Raises:
+        PluginError: what it returns is no inversion.
+    """
+    from interpkit.inversion import Inversion
+
+    made = inverter.invert(target, recipe, parts, recorder)
+    if not isinstance(made, Inversion):
+        raise _broken(inverter, "invert returns an Inversion", type(made).__name__)
+    return made

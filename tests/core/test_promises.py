@@ -331,6 +331,20 @@ def test_an_inverter_that_makes_no_such_images_is_named(
         interpkit.invert(tiny_target, inverter="faulty", steps=1, device="cpu")
 
 
+def test_an_inverter_that_returns_nothing_is_named(add_plugin: Add, tiny_target: interpkit.Target) -> None:
+    class Faulty(interpkit.Inverter):
+        name = "faulty"
+
+        def invert(self, target: Any, recipe: Any, parts: Any, recorder: Any) -> Any:
+            return None
+
+    add_plugin(Faulty)
+    with pytest.raises(
+        interpkit.PluginError, match=r"'faulty' of the plugin .* invert returns an Inversion, not NoneT"
+    ):
+        interpkit.invert(tiny_target, inverter="faulty", steps=1, device="cpu")
+
+
 def test_running_out_of_memory_is_no_fault_of_a_plugin(
     add_plugin: Add, tiny_target: interpkit.Target, quick: Quick
 ) -> None:
