@@ -10,9 +10,9 @@ Names are imported when they are first used, so that ``import interpkit`` does n
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from interpkit._lazy import lazy
 from interpkit._version import __version__
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ _HOMES = {
     "target_file": ("ONNX_GRAPH", "ONNX_TENSOR", "pack_target", "read_target_file", "save_target"),
     "training": ("falling", "objective", "restore", "snapshot"),
 }
-_HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
+__getattr__ = lazy(__name__, _HOMES)
 
 __all__ = [
     "__version__",
@@ -162,14 +162,6 @@ __all__ = [
     "write_report",
     "write_shards",
 ]
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME_OF:
-        raise AttributeError(f"module 'interpkit' has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"interpkit.{_HOME_OF[name]}"), name)
-    globals()[name] = value
-    return value
 
 
 def __dir__() -> list[str]:

@@ -15,6 +15,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from interpkit.interfaces import Target
 from interpkit.target import OUTPUT, ModuleTarget
@@ -145,17 +146,14 @@ def _fold(layer: Any, norm: Any) -> nn.Module:
     """Return the layer with the batch norm in it; computed in float64."""
     fused: Any = copy.deepcopy(layer)
     weight, mean, variance = (tensor.cpu().double() for tensor in (layer.weight, norm.running_mean, norm.running_var))
-    scale = (variance + norm.eps).rsqrt()
-    if norm.weight is not None:
-        scale = scale * norm.weight.cpu().double()
-    bias = torch.zeros_like(mean) if layer.bias is None else layer.bias.cpu().double()
-    bias = (bias - mean) * scale + (0 if norm.bias is None else norm.bias.cpu().double())
-    sizes = [1] * (weight.dim() - 2)
-    if isinstance(layer, TRANSPOSED):  # (in, out / groups, ...), where the rows of a group make its channels
-        groups = weight.unflatten(0, (layer.groups, -1))
-        weight = (groups * scale.view(layer.groups, 1, -1, *sizes)).flatten(0, 1)
-    else:
-        weight = weight * scale.view(-1, 1, *sizes)
+    maybe = (layer.bias, norm.weight, norm.bias)
+    bias, gamma, beta = (None if tensor is None else tensor.cpu().double() for tensor in maybe)
+    transposed = isinstance(layer, TRANSPOSED)
+    if transposed:  # (in, out / groups, ...) to (in / groups, out, ...)
+        weight = weight.unflatten(0, (layer.groups, -1)).transpose(0, 1).flatten(1, 2)
+    weight, bias = fuse_conv_bn_weights(weight, bias, mean, variance, norm.eps, gamma, beta, transposed)
+    if transposed:
+        weight = weight.unflatten(1, (layer.groups, -1)).transpose(0, 1).flatten(0, 1)
     layout = torch.channels_last if _is_channels_last(layer.weight) else torch.contiguous_format
     placed = weight.to(layer.weight).contiguous(memory_format=layout)
     fused.weight = nn.Parameter(placed, requires_grad=False)

@@ -79,7 +79,6 @@ def train(
     trained = nn.ModuleDict({"conditioner": conditioner, "generator": generator, "terms": terms})
     trained.to(device).to(memory_format=torch.channels_last).train()
     if share.size > 1:
-        share.check(recipe.batch_size, recipe.generators)
         share_batch_norms(generator, share.group(recipe.generators))
         torch.manual_seed(derive_seed(recipe.seed, f"process {share.rank}"))  # of dropout
     optimizer = torch.optim.Adam(
@@ -128,7 +127,7 @@ def train(
             due, stop = recorder.due(step), recorder.stop_requested
             if share.size > 1:
                 # Asked rarely, as the answer waits for the device.
-                due, stop = share.any(due, stop) if step % ASK_EVERY == 0 or step == recipe.steps else (False, False)
+                due, stop = share.any(due, stop) if step % RECORD_EVERY == 0 or step == recipe.steps else (False, False)
             if due:
                 share_buffers(generator, share)
                 recorder.save(step, state(step) | fallbacks.state(step))
@@ -167,10 +166,6 @@ def train(
                 set_randomness(drawn, rng)
     share_buffers(generator, share)
     conditioner.progress = 1.0
-
-
-ASK_EVERY = 10
-"""Steps between two agreements of several processes on whether to save or to stop."""
 
 
 def make(

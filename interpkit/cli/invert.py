@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from interpkit.cli import console, options
+from interpkit.cli.signals import INTERRUPTED, on_stop
 from interpkit.errors import UsageError
 
 if TYPE_CHECKING:
@@ -19,7 +18,6 @@ if TYPE_CHECKING:
 
 _METHOD = "The method"
 _TRAINING = "The training"
-INTERRUPTED = 130
 
 
 class _Precision(StrEnum):
@@ -177,7 +175,7 @@ def invert(
     console.note_facts(job.target)
     processes = f", {share.size} processes" if share.size > 1 else ""
     console.note(f"{recipe.steps} steps of {recipe.batch_size} on {recipe.device} in {recipe.precision}{processes}")
-    with console.ProgressDisplay(recipe.steps) as display, _stop_on_signals(job):
+    with console.ProgressDisplay(recipe.steps) as display, on_stop(_stopping(job)):
         inversion = job.run(
             out=folder,
             resume=resume,
@@ -207,9 +205,8 @@ def _next_folder(model: Path, presets: list[str]) -> Path:
     return folder
 
 
-@contextmanager
-def _stop_on_signals(job: Job) -> Iterator[None]:
-    """Let the first Ctrl-C (or SIGTERM) end the run after the step that is running, the second at once."""
+def _stopping(job: Job) -> Callable[[int, Any], None]:
+    """Return a handler of signals: the first ends the run after the step that is running, the second at once."""
 
     def stop(number: int, frame: Any) -> None:
         if job.stop_requested:
@@ -217,12 +214,7 @@ def _stop_on_signals(job: Job) -> Iterator[None]:
         job.request_stop()
         console.note("stopping after this step, then saving; once more to stop at once")
 
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    return stop
 
 
 def _print_recipe(job: Job, as_json: bool) -> None:

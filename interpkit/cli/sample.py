@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from interpkit.cli import console, options
-from interpkit.cli.invert import INTERRUPTED
+from interpkit.cli.signals import INTERRUPTED, on_stop
 from interpkit.errors import UsageError
 
 if TYPE_CHECKING:
@@ -131,7 +129,7 @@ def _write_shards(job: ShardJob, as_json: bool) -> None:
     own = sum(map(job.images_in, job.todo))
     part = f" by process 0 of {job.share.size}" if job.share.size > 1 else ""
     try:
-        with console.CountDisplay(own, f"images{part}") as display, _interrupted_by_signals():
+        with console.CountDisplay(own, f"images{part}") as display, on_stop(signal.default_int_handler):
             index = job.run(display.show)
     except KeyboardInterrupt as error:
         console.note(f"interrupted; finished shards stay in {job.folder}, and the same command makes the others")
@@ -143,18 +141,6 @@ def _write_shards(job: ShardJob, as_json: bool) -> None:
         f"{job.count} images; the classifier takes {index['rate']:.1%} of {index['tries']} for the class asked for"
     )
     console.out.out(str(job.folder))
-
-
-@contextmanager
-def _interrupted_by_signals() -> Iterator[None]:
-    """Let SIGTERM, by which torchrun and schedulers end a process, do what Ctrl-C does, in the background too."""
-    signals = (signal.SIGINT, signal.SIGTERM)
-    before = {number: signal.signal(number, signal.default_int_handler) for number in signals}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _next_file(run: Path) -> Path:

@@ -15,8 +15,9 @@ Names are imported when they are first used: pytest loads this package in every 
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from interpkit._lazy import lazy
 
 if TYPE_CHECKING:
     from interpkit.testing.checks import Check, CheckFailed, Outcome, checks_of, outcomes
@@ -46,7 +47,7 @@ _HOMES = {
         "parametrize_with_checks",
     ),
 }
-_HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
+__getattr__ = lazy(__name__, _HOMES)
 
 __all__ = [
     "Check",
@@ -64,14 +65,6 @@ __all__ = [
     "outcomes",
     "parametrize_with_checks",
 ]
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME_OF:
-        raise AttributeError(f"module 'interpkit.testing' has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"interpkit.testing.{_HOME_OF[name]}"), name)
-    globals()[name] = value
-    return value
 
 
 def __dir__() -> list[str]:
