@@ -183,12 +183,12 @@ def _kept() -> dict[str, Any]:
     return json.loads(KEPT.read_text("utf-8")) if KEPT.exists() else {}
 
 
-def keep(results: Sequence[Result], place: Place) -> None:
-    """Add results to docs/results.json, and the grid of each that was run here to docs/images/results."""
+def keep(results: Sequence[Result], place: Place, *, pictures: bool = False) -> None:
+    """Add results to docs/results.json; if asked, the grid of each that was run here to docs/images/results."""
     entries = _kept() | {result.name: asdict(result) for result in results}
     KEPT.write_text(json.dumps(dict(sorted(entries.items())), indent=1) + "\n", "utf-8")
     PICTURES.mkdir(parents=True, exist_ok=True)
-    for result in results:
+    for result in results if pictures else ():
         grid = place.work / "runs" / result.name / "samples.png"
         title, _, seed = result.name.rpartition("-")[0].rpartition("-")
         if grid.exists() and seed == "0":

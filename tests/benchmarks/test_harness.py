@@ -87,7 +87,9 @@ def test_results_are_kept_by_name_and_the_first_seeds_grid_with_them(
         (tmp_path / "runs" / result.name).mkdir(parents=True)
         (tmp_path / "runs" / result.name / "samples.png").write_bytes(result.name.encode())
     harness.keep(results[:1], place)
-    harness.keep(results[1:], place)
+    assert list((tmp_path / "pictures").iterdir()) == []
+    harness.keep(results[:1], place, pictures=True)
+    harness.keep(results[1:], place, pictures=True)
     kept = json.loads((tmp_path / "results.json").read_text())
     assert [harness.Result(**kept[result.name]) for result in results] == results
     assert [p.name for p in (tmp_path / "pictures").iterdir()] == ["mnist-training-like.png"]
