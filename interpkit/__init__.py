@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from interpkit.loading import build_architecture, fill_architecture, load_target, make_target
     from interpkit.measuring import evaluate
     from interpkit.metrics import Metric, Study, TooFew
+    from interpkit.plain import load_plain
     from interpkit.recipe import Preset, Recipe, TargetOptions
     from interpkit.recorder import Recorder, StepRecord
     from interpkit.registry import Registration
@@ -81,6 +82,7 @@ _HOMES = {
     "loading": ("build_architecture", "fill_architecture", "load_target", "make_target"),
     "measuring": ("evaluate",),
     "metrics": ("Metric", "Study", "TooFew"),
+    "plain": ("load_plain",),
     "recipe": ("Preset", "Recipe", "TargetOptions"),
     "recorder": ("Recorder", "StepRecord"),
     "registry": ("Registration",),
@@ -147,6 +149,7 @@ __all__ = [
     "invert",
     "load_data",
     "load_inversion",
+    "load_plain",
     "load_target",
     "make_target",
     "objective",

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from interpkit import assembly, loading, profiling, promises
+from interpkit import assembly, disk, loading, profiling, promises
 from interpkit.devices import is_out_of_memory
-from interpkit.errors import InterpkitError, PluginError, UsageError, listed, told
+from interpkit.errors import InterpkitError, PluginError, RunError, UsageError, listed, told
 from interpkit.files import to_json, write_atomically
 from interpkit.interfaces import Target
 from interpkit.inversion import Inversion
@@ -107,7 +109,7 @@ def prepare(
     files = {given: found.add_file(Path(given)) for given in plugins if is_file(given)}
     if len({plugin.name for plugin in files.values()}) < len(files):
         raise UsageError(f"plugin files are told apart by their names, so name each once: {listed(map(str, files))}.")
-    if resume_from is not None and not (resume_from / "manifest.json").exists():
+    if resume_from is not None and not Run(resume_from).is_begun():
         resume_from = None
     if resume_from is not None:
         Run.open(resume_from).check_plugins()
@@ -150,7 +152,11 @@ def prepare(
     recipe = compose(layers, list((options or {}).items()))
     if not isinstance(target, Target):
         target = loading.load(Path(target), recipe.target)
-    return Job(recipe, target, presets)
+    job = Job(recipe, target, presets)
+    if config is not None and resume_from is None:
+        with suppress(RunError):  # beside the file there is no manifest of a run
+            Run(Path(config).parent).changed_since(job.recipe, target)
+    return job
 
 
 def _without_code(layer: Layer, typed: Mapping[str, Any], config: str | Path) -> Layer:
@@ -164,7 +170,9 @@ def _without_code(layer: Layer, typed: Mapping[str, Any], config: str | Path) ->
         return layer
     arch = str(said.get("arch", ""))
     if arch.startswith("py:") and not typed.get("arch"):
-        raise UsageError(f"{config} records --arch {arch}, which is code; a file cannot have it run. Type it again.")
+        raise UsageError(
+            f"{config} records --arch {shlex.quote(arch)}, which is code; a file cannot have it run. Type it again."
+        )
     if said.get("trust") and not typed.get("trust"):
         raise UsageError(
             f"{config} records --trust; a file cannot grant it. Type it again if you trust the classifier."
@@ -176,7 +184,8 @@ def _preset_names(value: Any, config: str | Path) -> list[str]:
     if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
         raise UsageError(f'{config}: presets is a list of names, e.g. presets = ["vecmat"], not {value!r}.')
     for name in filter(is_file, value):
-        raise UsageError(f"{config} names {name}, which is code; a file cannot have it run. Type it: --plugin {name}")
+        typed = f"--plugin {shlex.quote(name)}"
+        raise UsageError(f"{config} names {name}, which is code; a file cannot have it run. Type it: {typed}")
     return value
 
 
@@ -210,19 +219,28 @@ class Job:
         if self.recorder is not None:
             self.recorder.stop_requested = True
 
+    @cached_property
+    def disk_bytes(self) -> int:
+        """How many bytes a run folder takes at most."""
+        with global_seed(derive_seed(self.recipe.seed, "weights"), torch.device("cpu")):
+            return disk.at_most(
+                self.recipe, self.target, *assembly.build_generator(self.recipe, self.target, self.plugins)
+            )
+
     def is_done(self, out: Path) -> bool:
         """Say whether the folder holds a finished run of this job, at least as long as is asked for.
 
         Raises:
             RunError: it holds a finished run of another.
         """
-        if not (out / "manifest.json").exists():
+        run = Run(out)
+        if not run.is_begun():
             return False
-        run = Run.open(out)
         manifest = run.manifest()
-        if manifest["status"] != "finished" or manifest["steps_done"] < self.recipe.steps:
+        done = manifest.get("steps_done", 0)
+        if manifest.get("status") != "finished" or done < self.recipe.steps:
             return False
-        run.check_same(self.recipe.model_copy(update={"steps": manifest["steps_done"]}), self.target)
+        run.check_same(self.recipe.model_copy(update={"steps": done}), self.target)
         return True
 
     def run(
@@ -260,26 +278,31 @@ class Job:
             if on_step is not None:
                 on_step(step)
 
-        callbacks: dict[str, Any] = {"on_step": step_done, "on_record": record} if first else {}
+        callbacks: dict[str, Any] = {}
+        if first:
+            callbacks = {"on_step": step_done, "on_record": record, "class_names": target.class_names}
         run = None
-        with target.frozen(device, torch.channels_last), global_seed(derive_seed(recipe.seed, "weights"), device):
-            inverter, parts = assembly.build(recipe, target, self.plugins)
-            callbacks["owners"] = assembly.owners(recipe, self.plugins)
-            if out is None or not first:
-                self.recorder = Recorder(recipe.steps, **callbacks)
-            else:
-                run = self._open(out, resume=resume, force=force)
-                self.recorder = RunRecorder(run, recipe, **callbacks)
-            self.recorder.stop_requested = self.stop_requested
-            if first:
-                self.plugins.call("inversion_started", target=target, recipe=recipe)
-            with self._failing(run), profiling.profiled(device, profile and first) as self.profile:
-                inversion = promises.inversion(inverter, target, recipe, parts, self.recorder)
-        if run is not None:
-            if self.profile is not None:
-                write_atomically(run / "profile.json", to_json(self.profile.to_json()))
-            with self._failing(run):
-                run.finish(inversion)
+        with ExitStack() as until_finished:
+            with target.frozen(device, torch.channels_last), global_seed(derive_seed(recipe.seed, "weights"), device):
+                inverter, parts = assembly.build(recipe, target, self.plugins)
+                callbacks["owners"] = assembly.owners(recipe, self.plugins)
+                if out is None or not first:
+                    self.recorder = Recorder(recipe.steps, **callbacks)
+                else:
+                    disk.check(out, self.disk_bytes)
+                    until_finished.enter_context(Run(out).held())
+                    run = self._open(out, resume=resume, force=force)
+                    self.recorder = RunRecorder(run, recipe, **callbacks)
+                self.recorder.stop_requested = self.stop_requested
+                if first:
+                    self.plugins.call("inversion_started", target=target, recipe=recipe)
+                with self._failing(run), profiling.profiled(device, profile and first) as self.profile:
+                    inversion = promises.inversion(inverter, target, recipe, parts, self.recorder)
+            if run is not None:
+                with self._failing(run):
+                    if self.profile is not None:
+                        write_atomically(run / "profile.json", to_json(self.profile.to_json()))
+                    run.finish(inversion)
         if first:
             self.plugins.call("inversion_finished", inversion=inversion)
         return inversion
@@ -292,11 +315,19 @@ class Job:
             yield
         except (Exception, SystemExit) as error:
             if run is not None:
-                run.note(status="failed")
+                with suppress(OSError, RunError, MemoryError):  # the first error is the one to tell
+                    run.note(status="failed")
             plugin = self.plugins.culprit(error)
             if isinstance(error, InterpkitError) and not isinstance(error, PluginError):
                 raise
-            if not isinstance(error, PluginError) and (plugin is None or is_out_of_memory(error)):
+            again = " Once that is mended, go on by --resume." if run is not None else ""
+            if isinstance(error, OSError) and plugin is None:
+                place = error.filename or (run and run.folder) or "a file"
+                raise RunError(f"{place}: {error.strerror or error}.{self.recorder.kept()}{again}") from error
+            if is_out_of_memory(error):
+                words = "out of memory: end what else runs here, or make the run smaller (--batch-size, --generators)."
+                raise RunError(f"{words}{self.recorder.kept()}{again}") from error
+            if not isinstance(error, PluginError) and plugin is None:
                 raise
             self.recorder.flush()  # a value that is not finite is then the cause, and is told instead
             words = str(error)
@@ -307,10 +338,10 @@ class Job:
             raise PluginError(f"{place}, {words}{self.recorder.kept()}") from error
 
     def _open(self, out: Path, *, resume: bool, force: bool) -> Run:
-        if resume and (out / "manifest.json").exists():
-            run = Run.open(out)
+        run = Run(out)
+        if resume and run.is_begun():
             run.check_same(self.recipe, self.target)
-            run.go_on(self.recipe)
+            run.go_on(self.recipe, self.target)
             return run
         run = Run.create(out, force=force)
         run.begin(self.recipe, self.target, self.presets)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import warnings
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
 from interpkit.errors import UsageError, listed
@@ -18,7 +20,11 @@ MAX_NUMBERS = 2_000_000_000
 """In all images together: 8 GB as float32."""
 MAX_BYTES = 4 * MAX_NUMBERS
 """Of a file's images; a larger file is not even read."""
+BOMB_BYTES, BOMB_RATIO = 100_000_000, 200
+"""An array of more bytes than this is not unpacked if it is so many times as large as what it is packed in."""
 IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
+IMAGE_FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "TIFF")
+"""What may stand in such a file: Pillow knows formats that start other programs."""
 
 
 @dataclass(frozen=True)
@@ -108,15 +114,38 @@ def _npz(path: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
                 raise UsageError(
                     f"{path} has {listed(arrays.files)}; it needs x_{split} and y_{split}, or images and labels."
                 )
-            if arrays.zip.getinfo(f"{names[0]}.npy").file_size > MAX_BYTES:
-                raise _too_many(path)
+            for name in names:
+                _check_member(path, arrays.zip, f"{name}.npy")
             return arrays[names[0]], arrays[names[1]]
     except UsageError:
         raise
     except FileNotFoundError as error:
         raise UsageError(f"there is no file {path}.") from error
-    except (OSError, ValueError, zipfile.BadZipFile, EOFError, KeyError, MemoryError) as error:
-        raise UsageError(f"{path} cannot be read as .npz: {error}.") from error
+    except Exception as error:  # of zip, its four ways of packing, and numpy's header, each with kinds of its own
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise UsageError(f"{path} cannot be read as .npz: {reason[:300]}.") from error
+
+
+def _check_member(path: Path, archive: zipfile.ZipFile, name: str) -> None:
+    """See that an array is as large as it says, before memory is taken for it.
+
+    Raises:
+        UsageError: it is too large, packed too tightly, or its header asks for other than what follows.
+    """
+    info = archive.getinfo(name)
+    if info.file_size > MAX_BYTES:
+        raise _too_many(path)
+    if info.file_size > BOMB_BYTES and info.file_size > BOMB_RATIO * info.compress_size:
+        raise UsageError(
+            f"{path}: {name} unpacks {info.compress_size:,} bytes to {info.file_size:,}, as a decompression bomb "
+            f"does. If it is your own, write it by numpy.savez, unpacked."
+        )
+    with archive.open(info) as member:
+        major, _ = np.lib.format.read_magic(member)
+        read_header = np.lib.format.read_array_header_1_0 if major == 1 else np.lib.format.read_array_header_2_0
+        shape, _, kind = read_header(member)
+        if math.prod(shape) * kind.itemsize != info.file_size - member.tell() or min(shape, default=0) < 0:
+            raise UsageError(f"{path}: {name} says that it is {kind} {shape}, and holds something else.")
 
 
 def _folder(folder: Path, class_names: Sequence[str], input_shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
@@ -127,20 +156,40 @@ def _folder(folder: Path, class_names: Sequence[str], input_shape: tuple[int, ..
         if label is None:
             raise UsageError(f"{place}: no class is named so. Classes: {listed(class_names)}.")
         for file in sorted(p for p in place.iterdir() if p.suffix.lower() in IMAGE_ENDINGS):
-            try:
-                with Image.open(file) as picture:
-                    images.append(np.asarray(picture.convert("L" if input_shape[0] == 1 else "RGB")))
-                    numbers += images[-1].size
-            except (OSError, UnidentifiedImageError, ValueError, Image.DecompressionBombError) as error:
-                raise UsageError(f"{file} is no image that can be read: {error}.") from error
+            images.append(read_picture(file, input_shape))
             labels.append(label)
+            numbers += images[-1].size
             if numbers > MAX_NUMBERS:
                 raise _too_many(folder)
     if not images:
         raise UsageError(f"{folder} has no images in it: it needs a folder a class.")
-    if len({image.shape for image in images}) > 1:
-        raise UsageError(f"the images in {folder} are of several sizes; the classifier takes {input_shape}.")
     return np.stack(images), np.asarray(labels)
+
+
+def read_picture(file: Path, input_shape: tuple[int, ...]) -> np.ndarray:
+    """Return a picture's pixels, (H, W) or (H, W, 3) uint8; of another size than the classifier's it is not decoded.
+
+    Raises:
+        UsageError: it cannot be read, or does not fit the classifier.
+    """
+    if not file.is_file():  # a pipe, say, which would never end
+        raise UsageError(f"there is no file {file}.")
+    if len(input_shape) != 3 or input_shape[0] not in (1, 3):
+        raise UsageError(f"{file} is a picture, and the classifier takes {input_shape}: give an .npz.")
+    channels, height, width = input_shape
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of many pixels, which are not decoded, and of odd metadata
+            with Image.open(file, formats=IMAGE_FORMATS) as picture:
+                if picture.size == (width, height):
+                    return np.array(picture.convert("L" if channels == 1 else "RGB"))
+                size = picture.size
+    except Exception as error:  # decoders have many kinds
+        raise UsageError(f"{file} is no image that can be read: {error}.") from error
+    raise UsageError(
+        f"{file} is {size[0]} x {size[1]} pixels; the classifier takes {width} x {height}, {channels} channels. "
+        f"Resize it first."
+    )
 
 
 def _torchvision(name: str) -> tuple[np.ndarray, np.ndarray]:
@@ -149,14 +198,15 @@ def _torchvision(name: str) -> tuple[np.ndarray, np.ndarray]:
     name, _, split = name.partition(":")
     if split not in ("", "test", "train"):
         raise UsageError(f"torchvision:{name}:{split}: the split is train or test.")
-    if name.lower() == "svhn":
-        data = torchvision.datasets.SVHN("data", split or "test", download=True)
-        return data.data.transpose(0, 2, 3, 1), data.labels
-    known = {n.lower(): n for n in ("MNIST", "FashionMNIST", "KMNIST", "CIFAR10", "CIFAR100")}
+    known = {n.lower(): n for n in ("MNIST", "FashionMNIST", "KMNIST", "CIFAR10", "CIFAR100", "SVHN")}
     if name.lower() not in known:
-        raise UsageError(f"torchvision:{name} is none of {listed([*known.values(), 'SVHN'])}.")
+        raise UsageError(f"torchvision:{name} is none of {listed(known.values())}.")
+    make = getattr(torchvision.datasets, known[name.lower()])
     try:
-        data = getattr(torchvision.datasets, known[name.lower()])("data", train=split == "train", download=True)
+        if name.lower() == "svhn":
+            data = make("data", split or "test", download=True)
+            return data.data.transpose(0, 2, 3, 1), data.labels
+        data = make("data", train=split == "train", download=True)
     except (OSError, RuntimeError) as error:
         raise UsageError(f"torchvision:{name} cannot be downloaded: {error}.") from error
     return np.asarray(data.data), np.asarray(data.targets)

@@ -20,8 +20,19 @@ class RunError(InterpkitError):
     """A run failed, or a run folder cannot be used (exit code 1)."""
 
 
-class NonFiniteError(RunError):
-    """A run failed because a value turned non-finite (exit code 1)."""
+class DivergedError(RunError):
+    """A run failed because a value turned non-finite, or the loss exploded (exit code 1).
+
+    Args:
+        message: what happened, and what to do.
+        what: happened.
+        step: at which it did.
+    """
+
+    def __init__(self, message: str, what: str, step: int) -> None:
+        super().__init__(message)
+        self.what = what
+        self.step = step
 
 
 class UsageError(InterpkitError, ValueError):

@@ -8,19 +8,19 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import safetensors.torch
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
 from interpkit import attributing, evaluation, faithfulness, pictures
 from interpkit.attributing import DEFAULT_METHOD, ClassEvidence, Explainer, TargetClass
-from interpkit.data import IMAGE_ENDINGS, load_data
+from interpkit.data import IMAGE_ENDINGS, load_data, read_picture
 from interpkit.errors import InterpkitError, PluginError, UsageError, did_you_mean, listed
 from interpkit.files import to_json, write_atomically
 from interpkit.interfaces import Target
 from interpkit.plugins import installed
+from interpkit.writing import only_writer
 
 SCHEMA = 1
 MOST_IMAGES = 100
@@ -111,27 +111,29 @@ def explain(
         except PluginError as error:
             left_out[name] = error
     found: dict[str, Any] = {}
-    out.mkdir(parents=True, exist_ok=True)
-    for name, explainer in explainers.items():
-        if on_method is not None:
-            on_method(name)
-        try:
-            found[name] = _one(explainer, out, shown, others, checks)
-        except InterpkitError as error:
-            left_out[name] = error
-    if not found:
-        first, *_ = left_out.values()
-        raise type(first)("\n".join(map(str, left_out.values()))) from first
-    summary = {
-        "schema": SCHEMA,
-        "target": target.name,
-        "count": len(shown.images),
-        "target_class": "-".join(map(str, target_class)) if isinstance(target_class, tuple) else str(target_class),
-        "baseline": baseline,
-        "methods": found,
-        **({"left_out": {name: str(error) for name, error in left_out.items()}} if left_out else {}),
-    }
-    write_atomically(out / "summary.json", to_json(summary))
+    endings = (".safetensors", ".png", "-classes.png")
+    written = ["summary.json", *(name + ending for name in explainers for ending in endings)]
+    with only_writer(out, written):
+        for name, explainer in explainers.items():
+            if on_method is not None:
+                on_method(name)
+            try:
+                found[name] = _one(explainer, out, shown, others, checks)
+            except InterpkitError as error:
+                left_out[name] = error
+        if not found:
+            first, *_ = left_out.values()
+            raise type(first)("\n".join(map(str, left_out.values()))) from first
+        summary = {
+            "schema": SCHEMA,
+            "target": target.name,
+            "count": len(shown.images),
+            "target_class": "-".join(map(str, target_class)) if isinstance(target_class, tuple) else str(target_class),
+            "baseline": baseline,
+            "methods": found,
+            **({"left_out": {name: str(error) for name, error in left_out.items()}} if left_out else {}),
+        }
+        write_atomically(out / "summary.json", to_json(summary))
     return summary
 
 
@@ -146,20 +148,8 @@ def load_images(spec: str, target: Target) -> Images:
         stored, labels, _ = evaluation.read_images(path, target)
         return evaluation.to_unit(stored, target), labels
     if path.suffix.lower() in IMAGE_ENDINGS and len(target.input_shape) == 3:
-        channels, height, width = target.input_shape
-        try:
-            with Image.open(path) as picture:
-                pixels = np.array(picture.convert("L" if channels == 1 else "RGB"))
-        except FileNotFoundError as error:
-            raise UsageError(f"there is no file {path}.") from error
-        except (OSError, UnidentifiedImageError, ValueError, Image.DecompressionBombError) as error:
-            raise UsageError(f"{path} is no image that can be read: {error}.") from error
-        pixels = pixels[None] if channels == 1 else pixels.transpose(2, 0, 1)
-        if pixels.shape != target.input_shape:
-            raise UsageError(
-                f"{path} is {pixels.shape[2]} x {pixels.shape[1]} pixels; the classifier takes {width} x {height}, "
-                f"{channels} channels. Resize it first."
-            )
+        pixels = read_picture(path, target.input_shape)
+        pixels = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
         return torch.from_numpy(pixels)[None] / 255, None
     data = load_data(spec, target.input_shape, target.class_names)
     return evaluation.to_unit(data.images, target), data.labels

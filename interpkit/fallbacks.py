@@ -1,4 +1,4 @@
-"""What a run does once where the machine is not up to it: fp32 in place of bf16, and half as many images at a time."""
+"""What a run does once where it cannot go on: fp32 in place of bf16, a lower rate, half as many images at a time."""
 
 from __future__ import annotations
 
@@ -10,18 +10,26 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from interpkit.errors import NonFiniteError, RunError
+from interpkit.errors import DivergedError, RunError
 from interpkit.recipe import Recipe
-from interpkit.recorder import Recorder
+from interpkit.recorder import RECORD_EVERY, Recorder
 from interpkit.sharing import Share
 
 log = logging.getLogger("interpkit")
 
+KEEP_EVERY = 50
+"""Steps from one state that is kept to the next, so that copying costs nothing to speak of."""
+LOWER = 0.3
+"""What the learning rate is multiplied by where a run diverges."""
+
 
 class Fallbacks:
-    """How a run's steps are computed, which may change once on the way, and what a checkpoint keeps of it.
+    """How a run's steps are computed, which may change once in each respect, and what a checkpoint keeps of it.
 
-    Both changes depend on the numbers and on memory alone, and a resumed run falls back where the whole one does.
+    A run that diverges goes back to its last good state, and on from there in fp32 if it was in bf16 (unless that was
+    typed), else at a lower rate. A state is good once the steps after it have been looked at: divergence takes some.
+
+    The changes depend on the numbers and on memory alone, and a resumed run falls back where the whole one does.
 
     Args:
         recipe: asks for the precision and for how many images at a time.
@@ -30,14 +38,17 @@ class Fallbacks:
 
     Attributes:
         autocast: the precision of the networks.
+        rate: what the learning rate is multiplied by.
         micro_batch: how many images are in memory at a time; all of them if None.
     """
 
     def __init__(self, recipe: Recipe, recorder: Recorder, share: Share) -> None:
         self.micro_batch = recipe.micro_batch
+        self.rate = 1.0
         self._recipe, self._recorder, self._share = recipe, recorder, share
         self._halved = False
         self._good: dict[str, Any] | None = None
+        self._newest: dict[str, Any] | None = None
         self._set_precision(recipe.precision)
 
     def _set_precision(self, precision: str) -> None:
@@ -46,57 +57,101 @@ class Fallbacks:
         self.autocast = torch.autocast(device, torch.bfloat16, enabled=precision == "bf16")
 
     @property
-    def may_give_up_bf16(self) -> bool:
-        """Whether a non-finite value is yet to be answered by fp32."""
+    def _may_give_up_bf16(self) -> bool:
         return self.precision == "bf16" and self._recipe.fall_back
+
+    @property
+    def _may_go_back(self) -> bool:
+        return self._may_give_up_bf16 or self.rate == 1.0
 
     # --------------------------------------------------------------------------------- checkpoints
 
     def state(self, step: int) -> dict[str, Any]:
         """Return what a checkpoint of this step needs beside the snapshot."""
-        good = self._good if self._good is not None and self._good["step"] < step else None
-        return {"precision": self.precision, "halved_to": self.micro_batch if self._halved else None, "good": good}
+        newest = self._newest if self._newest is not None and self._newest["step"] < step else None
+        return {
+            "precision": self.precision,
+            "rate": self.rate,
+            "halved_to": self.micro_batch if self._halved else None,
+            "good": self._good,
+            "newest": newest,
+        }
 
     def take_up(self, checkpoint: Mapping[str, Any]) -> None:
-        """Go on as the run was when it was saved."""
+        """Go on as the run was when it was saved.
+
+        Raises:
+            RunError: the states in the checkpoint are none.
+        """
         if checkpoint.get("precision") == "fp32":
             self._set_precision("fp32")
+        if checkpoint.get("rate") == LOWER:
+            self._lower_the_rate()
         size = checkpoint.get("halved_to")
         if isinstance(size, int):
             self._halved, self.micro_batch = True, min(size, self.micro_batch or size)
-        self._good = checkpoint.get("good")
+        for state in (good := checkpoint.get("good"), newest := checkpoint.get("newest")):
+            if state is not None and not (isinstance(state, dict) and isinstance(state.get("step"), int)):
+                raise RunError("the checkpoint does not fit its recipe: no good state is in it. Start anew by --force.")
+        self._good, self._newest = good, newest
 
-    def keep(self, snapshot: Callable[[], dict[str, Any]], *, unless_kept: bool = False) -> None:
-        """Copy the state of the run, if it may have to be gone back to and all in it is finite.
+    def keep(self, step: int, snapshot: Callable[[], dict[str, Any]]) -> None:
+        """Copy the state of the run now and then, if it may have to be gone back to and its weights are finite.
 
         Args:
-            snapshot: makes it; see `interpkit.training.snapshot`.
-            unless_kept: only where none is kept.
+            step: that was the last; all values up to it have been looked at.
+            snapshot: makes the state; see `interpkit.training.snapshot`.
         """
-        if not self.may_give_up_bf16 or (unless_kept and self._good is not None):
+        if not self._may_go_back:
+            return
+        if self._newest is not None and step >= self._newest["step"] + RECORD_EVERY:
+            self._good, self._newest = self._newest, None
+        if self._good is not None and step % KEEP_EVERY != 0:
             return
         state = snapshot()
         weights = [t for t in state["trained"].values() if isinstance(t, Tensor) and t.is_floating_point()]
-        if not weights or torch.stack([tensor.isfinite().all() for tensor in weights]).all():
+        if weights and not torch.stack([tensor.isfinite().all() for tensor in weights]).all():
+            return
+        if self._good is None:
             self._good = copy.deepcopy(state)
+        else:
+            self._newest = copy.deepcopy(state)
 
     # ------------------------------------------------------------------------------- falling back
 
-    def to_fp32(self, error: NonFiniteError) -> dict[str, Any]:
-        """Give up bf16; return the state to go back to.
+    def go_back(self, error: DivergedError) -> dict[str, Any]:
+        """Give up bf16, or else lower the rate; return the state to go back to.
 
         Raises:
-            NonFiniteError: this one, if the run is in fp32, bf16 was typed, or no good state is known.
+            DivergedError: this one, if all was tried, or would make no difference, or no good state is known.
         """
-        if not self.may_give_up_bf16 or self._good is None:
+        good, in_bf16 = self._good, self._may_give_up_bf16
+        # A step that fails right after that state would fail again at any rate.
+        if good is None or not (in_bf16 or (self.rate == 1.0 and error.step > good["step"] + 1)):
             raise error
-        good, self._good = self._good, None
-        self._set_precision("fp32")
-        reason = str(error).partition(". ")[0]
+        fell_back = {"after_step": good["step"], "reason": error.what}
+        if in_bf16:
+            self._set_precision("fp32")
+            self._recorder.note(precision="fp32", fell_back=fell_back)
+            place, way = "in bf16 ", "in fp32"
+        else:
+            self._lower_the_rate()
+            self._recorder.note(lowered_rate={"factor": LOWER, **fell_back})
+            place, way = "", f"at {LOWER} times the rate"
         if self._share.rank == 0:
-            log.warning("in bf16 %s: going back to step %d, and on from there in fp32", reason, good["step"])
-        self._recorder.note(precision="fp32", fell_back={"after_step": good["step"], "reason": reason})
-        return good
+            log.warning("%s%s: going back to step %d, and on from there %s", place, error.what, good["step"], way)
+        self._newest = None
+        if not self._may_go_back:
+            self._good = None
+        return copy.deepcopy(good)  # the optimizer takes its tensors for its own
+
+    def _lower_the_rate(self) -> None:
+        self.rate = LOWER
+        lower = self._recipe.optimizer.lr * LOWER / 3
+        self._recorder.advice = (
+            f"It was tried at {LOWER} times the rate as well. Try a still lower one (--set optimizer.lr={lower:.1g}), "
+            f"or less weight on what diverged."
+        )
 
     def halve(self, step: int, error: Exception) -> None:
         """Hold half as many images in memory at a time from here on.

@@ -34,12 +34,16 @@ def _walk(value: Any, name: str) -> Iterator[tuple[str, Figure]]:
         return
     for key, item in value.items():
         place = f"{name}.{key}" if name else str(key)
-        interval = value.get(f"{key}{INTERVAL}")
+        interval: Any = value.get(f"{key}{INTERVAL}")
         if isinstance(item, int | float) and not isinstance(item, bool):
-            yield place, Figure(item, (interval[0], interval[1]) if isinstance(interval, list) else None)
+            yield place, Figure(item, (interval[0], interval[1]) if _is_interval(interval) else None)
         elif isinstance(item, list):
             for number, entry in enumerate(item):
                 if isinstance(entry, Mapping):
                     yield from _walk(entry, f"{place}.{entry.get('name', number)}")
         else:
             yield from _walk(item, place)
+
+
+def _is_interval(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2 and all(isinstance(end, int | float) for end in value)

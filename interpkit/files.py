@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
+import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,32 +22,52 @@ def replacing(path: Path) -> Iterator[Path]:
     """Give a temporary file beside the place; once the block is through, it is flushed and renamed into it.
 
     Raises:
-        OSError: the disk is full, or the folder cannot be written; the old file is still there, the temporary one gone.
+        OSError: the disk is full, or the folder cannot be written; it names the place. The old file is still there, the
+            temporary one gone.
     """
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
-    temporary = Path(name)
+    # Named before it is made: an interruption at any moment finds it.
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
+        temporary.open("xb").close()
         yield temporary
         with temporary.open("ab") as file:
             os.fsync(file.fileno())
-        temporary.chmod(0o666 & ~_umask())
         os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
+        _sync_folder(path.parent)
+    except BaseException as error:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno is not None:  # it names no file, or the temporary one
+            raise OSError(error.errno, error.strerror, str(path)) from error
         raise
+
+
+def _sync_folder(folder: Path) -> None:
+    """See that a renamed file has its new name after a loss of power; not every system can."""
+    with suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def inner_folder(path: Path) -> Path:
+    """Make a folder, if need be, within one that the user has named.
+
+    Raises:
+        RunError: it is a link: nothing is written outside what the user has named.
+    """
+    if path.is_symlink():
+        raise RunError(f"{path} is a link to {os.readlink(path)}, and nothing is written through it. Remove the link.")
+    path.mkdir(parents=True, exist_ok=True)
+    return path
 
 
 def write_atomically(path: Path, content: bytes | str) -> None:
     """Write beside the place and rename into it; see `replacing`."""
     with replacing(path) as temporary:
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def read_tensors(path: Path, missing: str = "", torn: str = "") -> dict[str, Tensor]:
@@ -63,11 +83,11 @@ def read_tensors(path: Path, missing: str = "", torn: str = "") -> dict[str, Ten
     """
     import safetensors.torch
 
+    if not path.is_file():  # or a pipe, say, which would never end
+        raise RunError(missing or f"there is no {path}: the run was not finished. Go on by --resume.")
     try:
         return safetensors.torch.load_file(path)
-    except FileNotFoundError as error:
-        raise RunError(missing or f"there is no {path}: the run was not finished. Go on by --resume.") from error
-    except (safetensors.SafetensorError, OSError, ValueError) as error:
+    except Exception as error:  # of safetensors, and of types that this torch has not
         raise RunError(f"{path} is not a whole safetensors file: {error}.{torn}") from error
 
 

@@ -30,7 +30,7 @@ def inversion_started(target: Target, recipe: Recipe) -> None:
 
 @hookspec
 def inversion_step(record: StepRecord) -> None:
-    """Called with each line of the history, at least every ten steps."""
+    """Called with each line of the history, at least every ten steps up to 100,000 steps."""
 
 
 @hookspec

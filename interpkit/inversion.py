@@ -58,7 +58,7 @@ class Inversion(ABC):
     Attributes:
         target: the classifier.
         recipe: the resolved recipe.
-        history: one record at least every ten steps.
+        history: one record at least every ten steps, of over 100,000 steps 10,000 in all.
     """
 
     def __init__(self, target: Target, recipe: Recipe, history: Sequence[StepRecord]) -> None:
@@ -216,7 +216,8 @@ class Inversion(ABC):
         """
         from interpkit.runs import Run
 
-        return Run.create(Path(folder), force=force).finish(self)
+        with Run(Path(folder)).held():
+            return Run.create(Path(folder), force=force).finish(self)
 
 
 class ImageInversion(Inversion):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -84,34 +85,38 @@ def evaluate(
     given = {"reference": reference is not None, "training": training is not None, "evaluator": bool(evaluators)}
     chosen = _chosen(metrics, [name for name, there in given.items() if there], options or {})
     run = None
-    if isinstance(inversion, Inversion):
-        target = inversion.target
-        device, seed = inversion.device, inversion.recipe.seed
-    else:
+    if not isinstance(inversion, Inversion):
         run = inversion if isinstance(inversion, Run) else Run.open(Path(inversion))
-        old = run.metrics()
-        target = target or run.load_target(None if model is None else Path(model), arch=arch, trust=trust)
-        device, seed = choose_device("auto"), run.recipe().seed
-    judges = _judges(evaluators, target)
-    reference_images = _images(reference, "the reference data", target)
-    training_images = _images(training, "the training data", target)
-    if isinstance(inversion, Inversion):
-        there = inversion.images_per_class
-        per_class = PER_CLASS if there is None else min(PER_CLASS, there)
-        samples, old = evaluation.draw_samples(inversion, per_class=per_class), {}
-    else:
-        assert run is not None
-        samples = evaluation.read_samples(run / "samples.safetensors", target, device)
-    study = Study(target, samples, reference_images, training_images, judges, seed=seed, device=device)
-    found = measured(study, chosen, old)
-    data = {"reference": reference, "training": training}
-    found["measured_on"] = {
-        **{name: str(given) if isinstance(given, str | Path) else "in memory" for name, given in data.items() if given},
-        **({"options": dict(options)} if options else {}),
-    }
-    if run is not None:
-        write_atomically(run / "metrics.json", to_json(found))
-    return found
+    with nullcontext() if run is None else run.held():
+        old: dict[str, Any] = {}
+        if isinstance(inversion, Inversion):
+            target = inversion.target
+            device, seed = inversion.device, inversion.recipe.seed
+        else:
+            assert run is not None
+            old = run.metrics()
+            target = target or run.load_target(None if model is None else Path(model), arch=arch, trust=trust)
+            device, seed = choose_device("auto"), run.recipe().seed
+        judges = _judges(evaluators, target)
+        reference_images = _images(reference, "the reference data", target)
+        training_images = _images(training, "the training data", target)
+        if isinstance(inversion, Inversion):
+            there = inversion.images_per_class
+            per_class = PER_CLASS if there is None else min(PER_CLASS, there)
+            samples = evaluation.draw_samples(inversion, per_class=per_class)
+        else:
+            assert run is not None
+            samples = evaluation.read_samples(run / "samples.safetensors", target, device)
+        study = Study(target, samples, reference_images, training_images, judges, seed=seed, device=device)
+        found = measured(study, chosen, old)
+        data = {"reference": reference, "training": training}
+        found["measured_on"] = {
+            **{name: str(d) if isinstance(d, str | Path) else "in memory" for name, d in data.items() if d},
+            **({"options": dict(options)} if options else {}),
+        }
+        if run is not None:
+            write_atomically(run / "metrics.json", to_json(found))
+        return found
 
 
 def every_run(target: Target, samples: evaluation.Samples, *, seed: int, device: torch.device) -> dict[str, Any]:

@@ -62,7 +62,7 @@ def sample_figure(inversion: Inversion, per_class: int = 8) -> Figure:
                 place.imshow(pictures.to_picture((image * 255).round().to(torch.uint8)), cmap="gray", vmin=0, vmax=255)
             else:
                 place.bar(range(len(image)), image.numpy())
-        name = inversion.target.class_names[label]
+        name = pictures.short(inversion.target.class_names[label]).replace("$", r"\$")  # which would begin a formula
         row[0].set_ylabel(name, rotation=0, ha="right", va="center")
     return figure
 

@@ -11,7 +11,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from interpkit.files import to_json, write_atomically
+from interpkit.files import inner_folder, to_json, write_atomically
 
 MAX_ROWS = 50
 COLUMNS = 10
@@ -47,7 +47,7 @@ def grid(images: Tensor, labels: Tensor, class_names: list[str]) -> Image.Image:
     columns = max(int((labels == label).sum()) for label in rows)
     columns = min(columns, COLUMNS)
     font = ImageFont.load_default(size=14)
-    names = [_short(class_names[label]) for label in rows]
+    names = [short(class_names[label]) for label in rows]
     margin = 12 + round(max(font.getlength(name) for name in names))
     canvas = Image.new("RGB", (margin + columns * (width + GAP), len(rows) * (height + GAP) + GAP), "white")
     draw = ImageDraw.Draw(canvas)
@@ -63,7 +63,7 @@ def grid(images: Tensor, labels: Tensor, class_names: list[str]) -> Image.Image:
 def save_images(images: Tensor, labels: Tensor, class_names: list[str], folder: Path) -> None:
     """Write one PNG an image, (N, C, H, W) uint8, in a folder a class (``3/00017.png``), and classes.json."""
     for label in labels.unique().tolist():
-        (folder / str(label)).mkdir(parents=True, exist_ok=True)
+        inner_folder(folder / str(label))
     for number, (image, label) in enumerate(zip(images, labels.tolist(), strict=True)):
         buffer = io.BytesIO()
         to_picture(image).save(buffer, "PNG")
@@ -97,7 +97,7 @@ def save_panel(rows: Sequence[tuple[str, Sequence[Image.Image]]], caption: str, 
     zoom = max(1, -(-SHORTEST_SIDE // min(height, width)))
     width, height = width * zoom, height * zoom
     font = ImageFont.load_default(size=14)
-    names = [_short(name) for name, _ in rows]
+    names = [short(name) for name, _ in rows]
     margin = 12 + round(max(font.getlength(name) for name in names))
     columns = max(len(pictures) for _, pictures in rows)
     across = max(margin + columns * (width + GAP), 12 + round(font.getlength(caption)))
@@ -121,5 +121,7 @@ def to_picture(image: Tensor) -> Image.Image:
     return Image.fromarray(grey.numpy(), "L")
 
 
-def _short(name: str, limit: int = 18) -> str:
+def short(name: str, limit: int = 18) -> str:
+    """Return a name in one line of characters that can be drawn, and with an end."""
+    name = " ".join("".join(sign if sign.isprintable() else " " for sign in name).split())
     return name if len(name) <= limit else name[: limit - 1] + "…"

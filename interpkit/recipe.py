@@ -19,6 +19,7 @@ import tomli_w
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from interpkit.errors import UsageError, did_you_mean
+from interpkit.stored import MAX_DEPTH, is_too_deep, read_text
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -254,11 +255,16 @@ def read_toml(path: Path) -> dict[str, Any]:
     try:
         if path.stat().st_size > MAX_RECIPE_BYTES:
             raise UsageError(f"{path} is larger than {MAX_RECIPE_BYTES:,} bytes: no recipe is.")
-        return tomllib.loads(path.read_text("utf-8"))
+        layer = tomllib.loads(read_text(path))
     except OSError as error:
         raise UsageError(f"cannot read the recipe {path}: {error.strerror}.") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except UsageError:
+        raise
+    except (ValueError, RecursionError) as error:  # not TOML, not UTF-8, or a number of thousands of digits
         raise UsageError(f"{path} is not TOML: {error}.") from error
+    if is_too_deep(layer):
+        raise UsageError(f"{path} has tables within tables more than {MAX_DEPTH} times: no recipe has.")
+    return layer
 
 
 def compose(layers: Iterable[Layer], settings: Sequence[tuple[str, Any]] = ()) -> Recipe:

@@ -5,36 +5,37 @@ from __future__ import annotations
 import io
 import json
 import logging
+import math
 import os
-import platform
+import shlex
 import time
-import zipfile
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import pydantic
 import safetensors.torch
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from interpkit import assembly, evaluation, loading, measuring
-from interpkit._version import __version__
-from interpkit.errors import ModelError, PluginError, RunError
+from interpkit import assembly, evaluation, loading, machine, measuring, stored
+from interpkit.errors import ModelError, PluginError, RunError, UsageError, listed
 from interpkit.files import read_tensors, sha256, to_json, write_atomically
-from interpkit.interfaces import Target
+from interpkit.interfaces import Conditioner, Generator, Target
 from interpkit.inversion import GeneratorInversion, ImageInversion, Inversion
 from interpkit.pictures import save_grid
+from interpkit.plain import load_plain
 from interpkit.plugins import installed
 from interpkit.recipe import Recipe, read_toml, validated
 from interpkit.recorder import CHECKPOINT_SECONDS, Recorder, StepRecord
 from interpkit.registry import Entry
+from interpkit.writing import only_writer
 
 log = logging.getLogger("interpkit")
 
 SCHEMA = 1
-PACKAGES = ("torch", "torchvision", "numpy", "safetensors", "pluggy", "pydantic", "captum")
 
 
 class Run:
@@ -51,22 +52,43 @@ class Run:
         """Take a folder for a new run; with ``force``, another run's files there are removed.
 
         Raises:
-            RunError: it holds another run, or is something else than a folder.
+            RunError: it holds another run, or files of the user's that a run would overwrite.
         """
         run = cls(folder)
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise RunError(f"cannot make the folder {folder}: {error.strerror}.") from error
-        if (run / "manifest.json").exists():
-            if not force:
+        there = [name for name in FILES if (run / name).exists()]
+        if there and "manifest.json" not in there:
+            raise RunError(
+                f"{folder} is no run, and holds {listed(there)}, which a run would overwrite: name another folder by "
+                f"--out."
+            )
+        if there and not force and run.is_begun():
+            raise RunError(
+                f"{folder} holds another run: go on with it by --resume, replace it by --force, or name "
+                f"another folder by --out."
+            )
+        if there:
+            try:
+                run.manifest()
+            except RunError as error:
                 raise RunError(
-                    f"{folder} holds another run: go on with it by --resume, replace it by --force, or name "
-                    f"another folder by --out."
-                )
-            for name in FILES:
-                (run / name).unlink(missing_ok=True)
+                    f"{error} It may be no run, so --force removes nothing there: use another --out."
+                ) from error
+        for name in sorted(there, key="manifest.json".__eq__):  # that comes last: until then the folder is a run
+            (run / name).unlink()
         return run
+
+    def is_begun(self) -> bool:
+        """Say whether there is a run; one that was killed before its second file was written is none yet."""
+        if [name for name in FILES if (self / name).exists()] != ["manifest.json"]:
+            return (self / "manifest.json").exists()
+        try:
+            return self.manifest().get("status") != "running"
+        except RunError:
+            return True
+
+    def held(self) -> AbstractContextManager[None]:
+        """Keep other processes from writing the run, for a block; see `interpkit.writing.only_writer`."""
+        return only_writer(self.folder, FILES)
 
     @classmethod
     def open(cls, folder: Path) -> Run:
@@ -89,12 +111,13 @@ class Run:
             RunError: it is torn, or of a newer schema.
         """
         manifest = self._read_json("manifest.json")
-        model = manifest.get("model")
-        facts = [model.get(name, 0) for name in ("name", "path", "sha256")] if isinstance(model, dict) else [0]
-        if not all(fact is None or isinstance(fact, str) for fact in facts):
-            raise RunError(f"{self / 'manifest.json'} does not say which classifier was inverted. Run it anew.")
-        if not _is_record_of_plugins(manifest.get("plugins", {})):
-            raise RunError(f"{self / 'manifest.json'} does not say which plugins the run was made with. Run it anew.")
+        fault = _fault(stored.Manifest, manifest)
+        unsaid = {"model": "which classifier was inverted", "plugins": "which plugins the run was made with"}
+        if fault is not None and fault.partition(".")[0].partition(":")[0] in unsaid:
+            what = unsaid[fault.partition(".")[0].partition(":")[0]]
+            raise RunError(f"{self / 'manifest.json'} does not say {what} ({fault}). Run it anew.")
+        if fault is not None:
+            raise RunError(f"{self / 'manifest.json'} is not as interpkit writes it ({fault}). Run it anew.")
         return manifest
 
     def metrics(self) -> dict[str, Any]:
@@ -104,29 +127,25 @@ class Run:
             RunError: it is torn, or of a newer schema.
         """
         metrics = self._read_json("metrics.json")
-        lists = [metrics.get(name, []) for name in ("per_class", "evaluators")]
-        whole = all(isinstance(rows, list) and all(isinstance(row, dict) for row in rows) for rows in lists)
-        if not (whole and all("label" in row for row in lists[0]) and isinstance(metrics.get("left_out", {}), dict)):
+        fault = _fault(stored.Metrics, metrics)
+        if fault is not None:
             raise RunError(
-                f'{self / "metrics.json"} is not as interpkit writes it. Write {{"schema": {SCHEMA}}} into it, and '
-                f"measure anew by interpkit evaluate."
+                f'{self / "metrics.json"} is not as interpkit writes it ({fault}). Write {{"schema": {SCHEMA}}} into '
+                f"it, and measure anew by interpkit evaluate."
             )
         return metrics
 
     def _read_json(self, name: str) -> dict[str, Any]:
-        def refuse(constant: str) -> None:
-            raise ValueError(f"{constant} is not JSON")
-
         try:
-            value = json.loads((self / name).read_text("utf-8"), parse_constant=refuse)
+            value = stored.parse(stored.read_text(self / name))
         except FileNotFoundError as error:
             raise RunError(f"{self.folder} has no {name}: the run was not finished. Go on by --resume.") from error
-        except (OSError, ValueError, RecursionError) as error:
+        except (OSError, ValueError) as error:
             raise RunError(f"{self / name} cannot be read: {error}.") from error
         if not isinstance(value, dict):
             raise RunError(f"{self / name} is not a JSON object.")
         if value.get("schema") != SCHEMA:
-            raise RunError(f"{self / name} has schema {value.get('schema')!r}; this interpkit reads {SCHEMA}.")
+            raise RunError(f"{self / name} has schema {value.get('schema')!r:.40}; this interpkit reads {SCHEMA}.")
         return value
 
     def recipe(self) -> Recipe:
@@ -145,17 +164,20 @@ class Run:
     def history(self, recipe: Recipe) -> list[StepRecord]:
         """Read history.jsonl; a torn last line is ignored."""
         records = []
-        try:
-            lines = (self / "history.jsonl").read_text("utf-8", errors="replace").splitlines()
-        except FileNotFoundError:
+        path = self / "history.jsonl"
+        if not path.exists():
             return []
+        try:
+            lines = stored.read_text(path, errors="replace").splitlines()
+        except (OSError, ValueError) as error:
+            raise RunError(f"{path} cannot be read: {error}.") from error
         for number, line in enumerate(lines, 1):
             try:
-                records.append(StepRecord.from_row(json.loads(line), recipe.steps))
+                records.append(StepRecord.from_row(stored.parse(line), recipe.steps))
             except (ValueError, KeyError, TypeError) as error:
                 if number == len(lines):
                     break
-                raise RunError(f"{self / 'history.jsonl'}, line {number}: not a record of a step.") from error
+                raise RunError(f"{path}, line {number}: not a record of a step.") from error
         return records
 
     def checkpoint(self) -> dict[str, Any] | None:
@@ -168,22 +190,13 @@ class Run:
         if not path.exists():
             return None
         try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-            if not isinstance(state, dict) or not {"step", "seconds"} <= state.keys():
+            state: dict[str, Any] = load_plain(path)
+            step, seconds = (state[name] for name in ("step", "seconds"))
+            if type(step) is not int or step < 0 or not isinstance(seconds, int | float) or not 0 <= seconds < math.inf:
                 raise ValueError("it holds no state of a run")
-        except (
-            OSError,
-            ValueError,
-            RuntimeError,
-            EOFError,
-            zipfile.BadZipFile,
-            KeyError,
-            ImportError,
-        ) as error:
+        except Exception as error:  # torch.load has many kinds
             reason = (str(error) or type(error).__name__).splitlines()[0]
-            raise RunError(f"{path} cannot be read: {reason}. Start anew by --force.") from error
-        except Exception as error:  # pickle.UnpicklingError and its kin
-            raise RunError(f"{path} is not a checkpoint of interpkit. Start anew by --force.") from error
+            raise RunError(f"{path} cannot be read: {reason:.200}. Start anew by --force.") from error
         return state
 
     def check_plugins(self) -> None:
@@ -234,10 +247,12 @@ class Run:
             raise ModelError(f"{path} may run code when it is loaded. If you trust it, add --trust.")
         if options.runs_code and not options.trust and arch is None:
             raise ModelError(
-                f"{path} takes code of yours, which never runs because a file names it: add --arch {options.arch}"
+                f"{path} takes code of yours, which never runs because a file names it: add --arch "
+                f"{shlex.quote(str(options.arch))}"
             )
         options = options.model_copy(update={"trust": trust, "arch": arch or options.arch})
-        if model is None and path.exists() and sha256(path) != recorded["sha256"]:
+        # Not hashed before a loader knows it: a manifest may name a folder such as the root of all.
+        if model is None and path.exists() and loading.loader_of(path) and sha256(path) != recorded["sha256"]:
             raise ModelError(
                 f"{path} is not what it was when {self.folder} was made (its sha256 differs). "
                 f"Name the right file by --model PATH."
@@ -258,28 +273,44 @@ class Run:
         if "generator" not in installed().component("inverter", recipe.inverter.name).needs:
             images, labels, _ = evaluation.read_images(self / "samples.safetensors", target)
             return ImageInversion(target, recipe, self.history(recipe), evaluation.to_unit(images, target), labels)
-        conditioner, generator = assembly.build_generator(recipe, target, installed())
-        if generator is None or conditioner is None:
-            raise RunError(f"{self / 'recipe.toml'} names no generator, and {recipe.inverter.name} takes one.")
-        path = self / "generator.safetensors"
         missing = f"{self.folder} has no generator.safetensors: go on with the run by --resume."
-        weights = read_tensors(path, missing)
+        weights = read_tensors(self / "generator.safetensors", missing)
+        try:
+            with torch.device("meta"):  # compared without memory first, of which a recipe may ask for any amount
+                self._build(recipe, target, weights)
+        except RunError:
+            raise
+        except Exception:
+            log.debug("a part cannot be built without memory", exc_info=True)
+        conditioner, generator = self._build(recipe, target, weights)
         for prefix, part in (("generator.", generator), ("conditioner.", conditioner)):
-            own = {name.removeprefix(prefix): t for name, t in weights.items() if name.startswith(prefix)}
-            difference = loading.mismatch(part.state_dict(), own)
-            if difference:
-                raise RunError(f"{path} does not fit the recipe beside it: {difference}.")
-            part.load_state_dict(own)
+            part.load_state_dict(_under(prefix, weights))
             part.eval()
         conditioner.progress = 1.0
         return GeneratorInversion(target, recipe, self.history(recipe), generator, conditioner)
 
+    def _build(self, recipe: Recipe, target: Target, weights: Mapping[str, Tensor]) -> tuple[Conditioner, Generator]:
+        """Build the conditioner and the generator.
+
+        Raises:
+            RunError: the recipe names none, or the weights are of others.
+        """
+        conditioner, generator = assembly.build_generator(recipe, target, installed())
+        if generator is None or conditioner is None:
+            raise RunError(f"{self / 'recipe.toml'} names no generator, and {recipe.inverter.name} takes one.")
+        for prefix, part in (("generator.", generator), ("conditioner.", conditioner)):
+            difference = loading.mismatch(part.state_dict(), _under(prefix, weights))
+            if difference:
+                path = self / "generator.safetensors"
+                raise RunError(f"{path} does not fit the recipe beside it: {difference}.")
+        return conditioner, generator
+
     # ------------------------------------------------------------------------------------- writing
 
     def begin(self, recipe: Recipe, target: Target, presets: list[str]) -> None:
-        """Write recipe.toml and manifest.json before the first step."""
-        write_atomically(self / "recipe.toml", recipe.to_toml())
+        """Write manifest.json and recipe.toml before the first step."""
         self._write_manifest(describe(recipe, target) | {"presets": presets, "status": "running"})
+        write_atomically(self / "recipe.toml", recipe.to_toml())
 
     def check_same(self, recipe: Recipe, target: Target) -> None:
         """See that a recipe differs from the run's own in nothing but its length.
@@ -288,8 +319,11 @@ class Run:
             RunError: the recipe or the classifier is another.
         """
         here = self.recipe()
-        free = {"steps", "checkpoint_every", "micro_batch", "compile", "fall_back", "target", "plugin_files"}
+        free = {"steps", "checkpoint_every", "micro_batch", "compile", "fall_back", "plugin_files"}
         old, new = (r.model_dump(exclude=free, mode="json") for r in (here, recipe))
+        for facts in (old, new):  # of the classifier, how it is called does not matter
+            told = facts.pop("target").items()
+            facts |= {f"target.{name}": value for name, value in told if name not in ("path", "arch", "trust")}
         differing = [f"{name} ({old[name]} there)" for name in old if old[name] != new[name]]
         if differing:
             raise RunError(
@@ -302,11 +336,29 @@ class Run:
         if recipe.steps < here.steps:
             raise RunError(f"{self.folder} has {here.steps} steps; --steps {recipe.steps} cannot shorten it.")
 
-    def go_on(self, recipe: Recipe) -> None:
-        """Take the run up again, under a recipe that `check_same` has passed."""
+    def go_on(self, recipe: Recipe, target: Target) -> None:
+        """Take the run up again, under a recipe that `check_same` has passed.
+
+        Where what decides the numbers has changed, the manifest says how it is now, and in ``moves`` how it was.
+        """
         checkpoint = self.checkpoint()
+        step = checkpoint["step"] if checkpoint else None
+        changes: dict[str, Any] = {}
+        changed = self.changed_since(recipe, target)
+        if changed:
+            moves = self.manifest().get("moves", [])
+            move = {"after_step": step, "was": {name: was for name, (was, _) in changed.items()}}
+            changes = {**conditions(recipe, target), "moves": [*(moves if isinstance(moves, list) else []), move]}
         write_atomically(self / "recipe.toml", recipe.to_toml())
-        self.note(status="running", resumed_from=checkpoint["step"] if checkpoint else None)
+        self.note(**changes, status="running", resumed_from=step)
+
+    def changed_since(self, recipe: Recipe, target: Target) -> dict[str, tuple[Any, Any]]:
+        """Return what decides the numbers here and is another than the manifest says, and tell of it in one line."""
+        changed = machine.changed(self.manifest(), conditions(recipe, target))
+        if changed:
+            told = listed(f"{name} {was!r:.40} -> {here!r:.40}" for name, (was, here) in changed.items())
+            log.warning("%s was computed otherwise than here, so the numbers may differ: %s", self.folder, told)
+        return changed
 
     def note(self, **facts: Any) -> None:
         """Change entries of the manifest."""
@@ -340,7 +392,6 @@ class Run:
         done = inversion.steps_done >= recipe.steps
         last = inversion.history[-1].seconds if inversion.history else 0.0
         self.note(
-            status="finished" if done else "interrupted",
             steps_done=inversion.steps_done,
             timings={
                 "training_seconds": round(last, 3),
@@ -348,6 +399,7 @@ class Run:
             },
         )
         self._report(inversion, samples)
+        self.note(status="finished" if done else "interrupted")  # all of it is there, or --resume goes on
         return self.folder
 
     def _report(self, inversion: Inversion, samples: evaluation.Samples) -> None:
@@ -375,15 +427,18 @@ class Run:
         write_atomically(self / "generator.safetensors", safetensors.torch.save(weights, metadata))
 
 
-def _is_record_of_plugins(plugins: Any) -> bool:
-    """Say whether a manifest's entry is as `used_plugins` writes it, or as it was before it said what was used."""
-    return isinstance(plugins, dict) and all(
-        isinstance(facts, dict)
-        and all(isinstance(facts.get(key, ""), str) for key in ("package", "version"))
-        and isinstance(facts.get("used", {}), dict)
-        and all(isinstance(names, list) for names in facts.get("used", {}).values())
-        for facts in plugins.values()
-    )
+def _under(prefix: str, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in weights.items() if name.startswith(prefix)}
+
+
+def _fault(model: type[pydantic.BaseModel], value: Any) -> str | None:
+    """Return the first thing in a file that is not as it should be; None if all is."""
+    try:
+        model.model_validate(value)
+    except pydantic.ValidationError as error:
+        fault = error.errors()[0]
+        return f"{'.'.join(map(str, fault['loc'])):.100}: {fault['msg'][:1].lower()}{fault['msg'][1:]:.100}"
+    return None
 
 
 def sample_size(inversion: Inversion) -> dict[str, Any]:
@@ -416,6 +471,16 @@ FILES = (
 """All that interpkit itself puts into a run folder."""
 
 
+def refuse_run_files(path: Path) -> None:
+    """See that a path that the user names is not one of a run's own files.
+
+    Raises:
+        UsageError: it is.
+    """
+    if path.name in FILES and (path.parent / "manifest.json").exists():
+        raise UsageError(f"{path} is a file of the run in {path.parent}: name another.")
+
+
 class RunRecorder(Recorder):
     """Writes the history as it goes, and checkpoints at least every minute."""
 
@@ -424,14 +489,16 @@ class RunRecorder(Recorder):
         self.run = run
         self._recipe = recipe
         self._saved_at = time.monotonic()
+        self._saved_step: int | None = None
 
     def start(self) -> dict[str, Any] | None:
         """Start the clock; return the checkpoint, the history cut to it."""
         state = self.run.checkpoint()
         if state is not None:
             self._seconds_before = state["seconds"]
-            self.next_step = state["step"] + 1
-            self.history = [r for r in self.run.history(self._recipe) if r.step <= state["step"]]
+            self._saved_step = state["step"]
+            self.history = self.run.history(self._recipe)
+            self.take_up(state)
         self._write_history()
         super().start()
         self._saved_at = time.monotonic()
@@ -467,16 +534,18 @@ class RunRecorder(Recorder):
 
     def save(self, step: int, state: dict[str, Any]) -> None:
         """Save a checkpoint, once all values up to it are known to be finite."""
-        self.flush()
+        self.checked()
         buffer = io.BytesIO()
-        torch.save({**state, "step": step, "seconds": self.seconds}, buffer)
+        torch.save({**state, **self.state(), "step": step, "seconds": self.seconds}, buffer)
+        with (self.run / "history.jsonl").open("ab") as file:
+            os.fsync(file.fileno())  # a checkpoint never outlives the records before it
         write_atomically(self.run / "checkpoint", buffer.getvalue())
-        self._saved_at = time.monotonic()
+        self._saved_at, self._saved_step = time.monotonic(), step
 
     def kept(self) -> str:
         """Return where the last good state of a failed run is."""
-        state = self.run.checkpoint()
-        return f" The last good checkpoint, of step {state['step']}, is in {self.run.folder}." if state else ""
+        step = self._saved_step
+        return "" if step is None else f" The last good checkpoint, of step {step}, is in {self.run.folder}."
 
 
 def used_plugins(recipe: Recipe, target: Target) -> dict[str, Any]:
@@ -503,20 +572,21 @@ def describe(recipe: Recipe, target: Target) -> dict[str, Any]:
     path = target.origin
     return {
         "schema": SCHEMA,
-        "interpkit": __version__,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
-        "plugins": used_plugins(recipe, target),
         "model": {
             "name": target.name,
             "path": str(path) if path else None,
             "sha256": sha256(path) if path else None,
         },
-        "device": recipe.device,
+        **conditions(recipe, target),
         "precision": recipe.precision,
-        "threads": torch.get_num_threads(),
-        "machine": {"system": platform.platform(), "processor": platform.machine(), "cores": os.cpu_count()},
         "resumed_from": None,
         "steps_done": 0,
         "timings": {},
     }
+
+
+def conditions(recipe: Recipe, target: Target) -> dict[str, Any]:
+    """Return the part of a manifest that says what decides the numbers here, beside the recipe and the classifier."""
+    facts = machine.facts(torch.device(recipe.device))
+    return {"device": recipe.device, **facts, "plugins": used_plugins(recipe, target)}

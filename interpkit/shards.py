@@ -18,6 +18,7 @@ import logging
 import math
 import shutil
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +27,16 @@ import safetensors
 import torch
 from torch import Tensor, nn
 
+from interpkit import stored
 from interpkit._version import __version__
 from interpkit.errors import RunError, UsageError, listed
 from interpkit.evaluation import MAX_PROBABILITIES, judge
-from interpkit.files import replacing, to_json, write_atomically
+from interpkit.files import inner_folder, replacing, to_json, write_atomically
 from interpkit.inversion import GeneratorInversion, ImageInversion, Inversion
 from interpkit.seeding import derive_seed
 from interpkit.shard_formats import FORMATS, Shard
 from interpkit.sharing import Share
+from interpkit.writing import only_writer
 
 log = logging.getLogger("interpkit")
 
@@ -180,15 +183,22 @@ class ShardJob:
 
     def run(self, on_images: Callable[[int], None] | None = None) -> dict[str, Any]:
         """Make this process's shards, wait for the others, and write the index; see `write_shards`."""
-        fault = None
-        if self.share.rank == 0:
-            try:
-                self._begin()
-            except OSError as error:
-                fault = RunError(f"cannot write into {self.folder}: {error.strerror}.")
-        fault = self.share.from_first(fault)
-        if fault is not None:
-            raise fault
+        with ExitStack() as until_written:
+            fault = None
+            if self.share.rank == 0:
+                try:
+                    until_written.enter_context(only_writer(self.folder, ["index.json"]))
+                    self._begin()
+                except OSError as error:
+                    fault = RunError(f"cannot write into {self.folder}: {error.strerror}.")
+                except RunError as error:
+                    fault = error
+            fault = self.share.from_first(fault)
+            if fault is not None:
+                raise fault
+            return self._write_all(on_images)
+
+    def _write_all(self, on_images: Callable[[int], None] | None) -> dict[str, Any]:
         done = 0
 
         def made(images: int) -> None:
@@ -240,7 +250,9 @@ class ShardJob:
             )
 
     def _begin(self) -> None:
-        (self.folder / ".shards").mkdir(parents=True, exist_ok=True)
+        inner_folder(self.folder / ".shards")
+        for torn in (self.folder / ".shards").glob(".*"):  # what a killed process has left
+            torn.unlink(missing_ok=True)
         left, needed = shutil.disk_usage(self.folder).free, self.bytes_needed
         if left < needed:
             log.warning("%s has %s free, and the samples may take %s", self.folder, in_bytes(left), in_bytes(needed))
@@ -249,21 +261,27 @@ class ShardJob:
     def _read_index(self) -> dict[str, Any]:
         path = self.folder / "index.json"
         try:
-            index = json.loads(path.read_text("utf-8"))
-            if not isinstance(index["count"], int):
-                raise TypeError("no count")
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            index = stored.parse(stored.read_text(path))
+            stored.ShardIndex.model_validate(index)
+        except ValueError as error:  # pydantic's is one
             raise RunError(f"{path} is no index of shards: name another folder.") from error
         return dict(index)
 
     def _facts_of(self, number: int) -> dict[str, Any] | None:
         """Return what is known of a shard that is there, whole, and of the right length; else None."""
         try:
-            facts = json.loads((self.folder / ".shards" / f"{number:06d}.json").read_text("utf-8"))
-            whole = facts["count"] == self.images_in(number) and facts["bytes"] == self.path(number).stat().st_size
-        except (OSError, ValueError, KeyError, TypeError):
+            facts = stored.parse(stored.read_text(self.folder / ".shards" / f"{number:06d}.json"))
+            stored.ShardFacts.model_validate(facts)
+            there = (self.path(number).name, self.images_in(number), self.path(number).stat().st_size)
+        except (OSError, ValueError):
             return None
-        return dict(facts) if whole else None
+        whole = (facts["file"], facts["count"], facts["bytes"]) == there
+        rows = facts["per_class"]
+        counted = sum(images for images, _, _ in rows.values()) == facts["count"] and all(
+            int(label) < self.inversion.target.num_classes and 0 <= images <= tries < 2**53 and 0 <= accepted <= tries
+            for label, (images, tries, accepted) in rows.items()
+        )
+        return dict(facts) if whole and counted else None
 
     def _make(self, number: int, made: Callable[[int], None]) -> tuple[Shard, Tensor]:
         """Make a shard, a chunk of tries at a time.

@@ -23,6 +23,8 @@ Output = Literal["logits", "log_probs", "probs"]
 OUTPUT = "output"
 """Stands for the classifier's own output where it has no layer that can be watched."""
 TINY = 1e-12
+LARGE = 1_000_000
+"""Numbers in an image, of which two are tried in place of six."""
 GREY = 0
 """The row of the grey image among the probes; the rest are black, white and noise."""
 
@@ -316,7 +318,10 @@ def _try(target: ModuleTarget, layout: Layout | None) -> tuple[Tensor, list[tupl
         layouts += ["flat", "nhwc"]
     generator = torch.Generator().manual_seed(0)
     probes = torch.cat([torch.full((1, *target.input_shape), v) for v in (0.5, 0.0, 1.0)])
-    probes = torch.cat([probes, torch.rand(3, *target.input_shape, generator=generator)]).to(target.scale.device)
+    probes = torch.cat([probes, torch.rand(3, *target.input_shape, generator=generator)])
+    if probes[0].numel() > LARGE:
+        probes = probes[[GREY, -1]]
+    probes = probes.to(target.scale.device)
     first: ModelError | None = None
     for target.layout in layouts:
         for target.one_by_one in (False, True):

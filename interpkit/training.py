@@ -21,7 +21,7 @@ from interpkit import promises
 from interpkit.compiling import compiled, stop_compiling
 from interpkit.devices import is_out_of_memory
 from interpkit.ensemble import Ensemble
-from interpkit.errors import NonFiniteError, RunError
+from interpkit.errors import DivergedError, RunError
 from interpkit.fallbacks import Fallbacks
 from interpkit.folding import folded
 from interpkit.interfaces import (
@@ -95,12 +95,12 @@ def train(
     def state(step: int) -> dict[str, Any]:
         return snapshot(step, trained, optimizer, rng, share)
 
-    def advance(step: int) -> bool:
-        """Take a step; say whether it is the last."""
+    def advance(step: int) -> tuple[Any, ...]:
+        """Take a step; return what the recorder is told of it."""
         progress = (step - 1) / recipe.steps
         conditioner.progress = progress
         for group in optimizer.param_groups:
-            group["lr"] = recipe.optimizer.lr * falling(progress, recipe.optimizer.decay)
+            group["lr"] = recipe.optimizer.lr * fallbacks.rate * falling(progress, recipe.optimizer.decay)
 
         autocast, micro_batch = fallbacks.autocast, fallbacks.micro_batch
         with autocast:
@@ -119,11 +119,14 @@ def train(
         with phase("optimizer"):
             share.average(trained.parameters())
             optimizer.step()
+        return loss, values, images, response.logits, condition.labels
 
-        recorder.step(step, loss, values, images, response.logits, condition.labels)
+    def keep(step: int, taken: tuple[Any, ...]) -> bool:
+        """Record a step that was taken, and save what is due; say whether it is the last."""
+        recorder.step(step, *taken)
         with phase("checkpoints"):
             if step % RECORD_EVERY == 0:
-                fallbacks.keep(lambda: state(step))
+                fallbacks.keep(step, lambda: state(step))
             due, stop = recorder.due(step), recorder.stop_requested
             if share.size > 1:
                 # Asked rarely, as the answer waits for the device.
@@ -141,9 +144,11 @@ def train(
     if checkpoint is not None:
         done = restore(checkpoint, trained, optimizer, rng, share)
         fallbacks.take_up(checkpoint)
+        if share.rank > 0:
+            recorder.take_up(checkpoint)  # all have to agree on what an explosion is
     else:
         wake(target, generator)
-    fallbacks.keep(lambda: state(done), unless_kept=True)
+    fallbacks.keep(done, lambda: state(done))
 
     # Of pieces of a batch, and of processes, the images have to outlive the next run of a graph.
     graphs = device.type == "cuda" and share.size == 1 and recipe.micro_batch is None
@@ -152,11 +157,7 @@ def train(
         while not finished:
             drawn = randomness(rng)
             try:
-                finished = advance(done + 1)
-                done += 1
-            except NonFiniteError as error:
-                done = restore(fallbacks.to_fp32(error), trained, optimizer, rng, share)
-                recorder.go_back(done)
+                taken = advance(done + 1)
             except Exception as error:
                 if not is_out_of_memory(error):
                     raise
@@ -164,6 +165,14 @@ def train(
                 stop_compiling(generator)
                 # The same step once more, with what it drew. Running statistics may have seen its batch already.
                 set_randomness(drawn, rng)
+                continue
+            try:
+                finished = keep(done + 1, taken)
+                done += 1
+            except DivergedError as error:
+                done = restore(fallbacks.go_back(error), trained, optimizer, rng, share)
+                recorder.go_back(done)
+            del taken  # its images are not to lie beside the next ones
     share_buffers(generator, share)
     conditioner.progress = 1.0
 
@@ -385,6 +394,6 @@ def restore(
         if len(state["processes"]) == share.size:
             set_randomness(state["processes"][share.rank], rng)
         return int(state["step"])
-    except (KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
+    except Exception as error:  # whatever torch raises on values that are not its own
+        reason = (str(error) or type(error).__name__).splitlines()[0][:200]
         raise RunError(f"the checkpoint does not fit its recipe: {reason}. Start anew by --force.") from error

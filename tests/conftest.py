@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import settings
+from hypothesis import Phase, settings
 from torch import Tensor, nn
 
 import interpkit
@@ -37,7 +37,9 @@ QUICK_FLAGS += [word for name, value in QUICK["options"].items() for word in ("-
 os.environ.pop("COLUMNS", None)  # set where tests run on several cores; a console made under it keeps that width
 
 settings.register_profile("interpkit", deadline=None, derandomize=True)
-settings.load_profile("interpkit")
+# Of a failure nothing but that it failed, for mutation testing: the smallest example takes long to find.
+settings.register_profile("any-failure", settings.get_profile("interpkit"), phases=[Phase.explicit, Phase.generate])
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "interpkit"))
 
 
 @pytest.fixture(scope="session", autouse=True)

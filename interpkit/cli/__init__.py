@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.metadata
 import itertools
 import logging
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +18,7 @@ from typer.core import TyperGroup
 
 from interpkit import _version
 from interpkit.cli import console
+from interpkit.cli.signals import INTERRUPTED, on_stop
 from interpkit.errors import InterpkitError, PluginError, RunError, told
 
 if TYPE_CHECKING:
@@ -61,8 +64,13 @@ class Commands(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         """Run the command; an error is one message, a traceback only with ``--debug``."""
         try:
-            with _processes():
+            with on_stop(signal.default_int_handler), _processes():
                 return super().invoke(ctx)
+        except KeyboardInterrupt as error:
+            if self.debug:
+                raise
+            console.note("interrupted")
+            raise typer.Exit(INTERRUPTED) from error
         except (typer.Exit, typer.Abort, BrokenPipeError):
             raise
         except InterpkitError as error:
@@ -74,11 +82,15 @@ class Commands(TyperGroup):
         except OSError as error:
             if self.debug:
                 raise
-            console.error(f"{error.filename or 'a file'}: {error.strerror or error}.")
+            full = " Make room there, or name another place." if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
+            console.error(f"{error.filename or 'a file'}: {error.strerror or error}.{full}")
             raise typer.Exit(1) from error
         except Exception as error:
             if self.debug or type(error).__module__.startswith("typer."):
                 raise
+            if _is_out_of_memory(error):
+                console.error("out of memory. End what else runs here, ask for fewer images, or take another --device.")
+                raise typer.Exit(1) from error
             plugin = _culprit(error)
             if plugin is not None:
                 console.error(
@@ -121,6 +133,14 @@ def _culprit(error: Exception) -> Plugin | None:
     """Return the plugin that an error was raised in, if plugins were loaded at all."""
     plugins = sys.modules.get("interpkit.plugins")
     return plugins.installed().culprit(error) if plugins and plugins.installed.cache_info().currsize else None
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    if "torch" not in sys.modules:
+        return isinstance(error, MemoryError)
+    from interpkit.devices import is_out_of_memory
+
+    return is_out_of_memory(error)
 
 
 app = typer.Typer(

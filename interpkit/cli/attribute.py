@@ -76,6 +76,7 @@ def attribute(
     Example: interpkit attribute runs/mnist-vecmat-1 --images mnist.npz --method integrated-gradients --method grad-cam
     """
     from interpkit import evaluation, explaining, loading, runs
+    from interpkit.files import inner_folder
 
     options.load_plugin_files(plugin)
     inverted = None
@@ -93,7 +94,7 @@ def attribute(
         if images is None:
             raise UsageError("a classifier has no images of its own: name some by --images, or name a run.")
         target = loading.load_target(source, **said)
-    place = out or (source / "attributions" if inverted is not None else Path("attributions") / source.stem)
+    place = out or (inner_folder(source / "attributions") if inverted else Path("attributions") / source.stem)
     given = None if images is None else explaining.load_images(images, target)
     if given is not None and given[1] is None and target_class == "asked":
         console.note("the picture has no label: the predicted class is explained.")

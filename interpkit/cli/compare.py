@@ -54,15 +54,14 @@ def compare(
         ]
         console.print_json(columns)
         return
-    from rich.markup import escape
     from rich.table import Table
 
-    table = Table("", *map(escape, _headings(runs)))
+    table = Table("", *_headings(runs))
     table.columns[0].overflow = "fold"
     for heading in table.columns[1:]:
         heading.justify, heading.overflow = "right", "fold"
     for name in names:
-        table.add_row(escape(name), *(str(column.get(name, "-")) for column in figures))
+        table.add_row(name, *(str(column.get(name, "-")) for column in figures))
     console.out.print(table)
     if html is not None:
         console.out.out(str(html))

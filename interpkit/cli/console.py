@@ -5,21 +5,77 @@ from __future__ import annotations
 import functools
 import json
 import logging
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, redirect_stdout
-from typing import TYPE_CHECKING, Any
+from contextlib import contextmanager, redirect_stdout, suppress
+from typing import IO, TYPE_CHECKING, Any, cast
 
 from rich.console import Console
-from rich.markup import escape
+from rich.text import Text
 
 if TYPE_CHECKING:
     from interpkit.interfaces import Target
     from interpkit.recorder import StepRecord
 
-out = Console(soft_wrap=True)
-err = Console(stderr=True, soft_wrap=True)
+
+class _Stderr:
+    """Standard error, for as long as somebody reads it: no run ends because its terminal or its pipe is gone."""
+
+    def write(self, text: str) -> int:
+        """Write what can be written."""
+        with suppress(OSError, ValueError, AttributeError):  # gone, closed, or never there
+            self._now.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Flush, if that is possible."""
+        with suppress(OSError, ValueError, AttributeError):
+            self._now.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._now, name)
+
+    @property
+    def _now(self) -> Any:
+        """What it is at the moment; under a line of progress rich puts a stand-in there, which prints here."""
+        return getattr(sys.stderr, "rich_proxied_file", sys.stderr)
+
+    @property
+    def rich_proxied_file(self) -> _Stderr:
+        """What rich is to write to."""
+        return self
+
+
+STDERR = cast(IO[str], _Stderr())
+
+
+class Plain(Console):
+    """A console that prints names out of files as they are: as no markup, and control characters as escapes.
+
+    A class's name could otherwise set the title of the terminal, hide what is above it, or show text backwards.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(soft_wrap=True, markup=False, emoji=False, **options)
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """Return text ready to be printed."""
+        return super().render_str(printable(text), **options)
+
+
+def printable(text: str) -> str:
+    r"""Return text with control characters, half surrogate pairs and marks of direction as ``\u001b``, as in JSON."""
+    return re.sub(
+        "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]",
+        lambda match: f"\\u{ord(match[0]):04x}",
+        text,
+    )
+
+
+out = Plain()
+err = Plain(file=STDERR)
 
 PLAIN_SECONDS = 5.0
 """Where stderr is no terminal, a line at most so often."""
@@ -27,17 +83,17 @@ PLAIN_SECONDS = 5.0
 
 def error(message: str) -> None:
     """Print an error."""
-    err.print(f"[bold red]error:[/] {escape(message)}", highlight=False)
+    err.print(Text("error:", "bold red"), message, highlight=False)
 
 
 def note(message: str) -> None:
     """Print what a person may want to know."""
-    err.print(escape(message), highlight=False)
+    err.print(message, highlight=False)
 
 
 def warning(message: str) -> None:
     """Print what a person should not miss."""
-    err.print(f"[bold yellow]warning:[/] {escape(message)}", highlight=False)
+    err.print(Text("warning:", "bold yellow"), message, highlight=False)
 
 
 class LogHandler(logging.Handler):
@@ -67,7 +123,7 @@ def alone_on_stdout(command: Callable[..., None]) -> Callable[..., None]:
     def run(*arguments: Any, **options: Any) -> None:
         out.file = sys.stdout
         try:
-            with redirect_stdout(sys.stderr):
+            with redirect_stdout(STDERR):
                 command(*arguments, **options)
         finally:
             out._file = None

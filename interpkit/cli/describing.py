@@ -6,6 +6,8 @@ import inspect
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rich.text import Text
+
 from interpkit.cli import console
 from interpkit.errors import PluginError, did_you_mean, listed
 
@@ -91,7 +93,8 @@ def option(name: str, info: FieldInfo) -> dict[str, Any]:
 def print_plugin(said: dict[str, Any]) -> None:
     """Print what `plugin` returns."""
     origin = f"{said['package']} {said['version']}".strip()
-    console.out.print(f"[bold]{said['name']}[/]  plugin" + (f", from the package {origin}" if origin else ""))
+    said_of_it = "plugin" + (f", from the package {origin}" if origin else "")
+    console.out.print(Text(said["name"], "bold"), f" {said_of_it}", highlight=False)
     provides = [f"{kind} {', '.join(names)}" for kind, names in said["provides"].items()]
     console.out.out(f"provides: {'; '.join(provides) or 'nothing'}", highlight=False)
     console.out.out(f"hooks:    {', '.join(said['hooks']) or 'none'}", highlight=False)
@@ -101,21 +104,20 @@ def print_plugin(said: dict[str, Any]) -> None:
 def print_component(said: dict[str, Any]) -> None:
     """Print what `component` returns."""
     import tomli_w
-    from rich.markup import escape
     from rich.table import Table
 
-    console.out.print(f"[bold]{said['name']}[/]  {said['kind']}, from the plugin {said['plugin']}", highlight=False)
-    console.out.print(f"{escape(said['help'])}\n", highlight=False)
+    console.out.print(Text(said["name"], "bold"), f" {said['kind']}, from the plugin {said['plugin']}", highlight=False)
+    console.out.print(f"{said['help']}\n", highlight=False)
     if said["kind"] == "preset":
         console.out.out(tomli_w.dumps(said["recipe"]), highlight=False)
         return
     if said.get("names"):
-        console.out.print(escape(", ".join(said["names"])) + "\n", highlight=False)
+        console.out.print(", ".join(said["names"]) + "\n", highlight=False)
     if said["options"]:
         table = Table("option", "type", "default", "limits", "")
         for option in said["options"]:
             default = "required" if option["required"] else str(option["default"])
             cells = (f"{said['name']}.{option['name']}", option["type"], default, option["limits"], option["help"])
-            table.add_row(*map(escape, cells))
+            table.add_row(*cells)
         console.out.print(table)
     console.out.out(f"source: {said['source']}\n", highlight=False)

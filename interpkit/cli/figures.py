@@ -16,7 +16,6 @@ MOST_CLASSES = 20
 
 def table_of_all(metrics: Mapping[str, Any]) -> Table:
     """Return a table with a row for each figure."""
-    from rich.markup import escape
     from rich.table import Table
 
     table = Table("", "value", "95 % interval")
@@ -24,17 +23,16 @@ def table_of_all(metrics: Mapping[str, Any]) -> Table:
     table.columns[1].justify = "right"
     for name, figure in flattened(metrics).items():
         interval = "" if figure.interval is None else "{:.3f} to {:.3f}".format(*figure.interval)
-        table.add_row(escape(name), str(figure), interval)
+        table.add_row(name, str(figure), interval)
     return table
 
 
 def table_of_classes(metrics: Mapping[str, Any]) -> Table | None:
     """Return a table with a row for each class, of the figures that tell most; None for many classes."""
-    from rich.markup import escape
     from rich.table import Table
 
-    rows = metrics["per_class"]
-    if len(rows) > MOST_CLASSES:
+    rows = metrics.get("per_class", [])
+    if not 0 < len(rows) <= MOST_CLASSES:
         return None
     wanted = {
         "n": "count",
@@ -51,12 +49,12 @@ def table_of_classes(metrics: Mapping[str, Any]) -> Table | None:
             if name.endswith(ending):
                 wanted[f"{title}: {name.removesuffix(ending).rpartition('.')[2]}"] = name
     shown = {title: name for title, name in wanted.items() if any(name in figures for figures in flat)}
-    table = Table("class", *map(escape, shown))
+    table = Table("class", *shown)
     table.columns[0].no_wrap = True
     for column in table.columns[1:]:
         column.justify, column.overflow = "right", "fold"
     for row, figures in zip(rows, flat, strict=True):
-        table.add_row(escape(str(row["name"])), *(_short(figures.get(name)) for name in shown.values()))
+        table.add_row(str(row["name"]), *(_short(figures.get(name)) for name in shown.values()))
     return table
 
 

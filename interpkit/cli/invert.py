@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
+from contextlib import suppress
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -128,6 +130,8 @@ def invert(
 
     Example: interpkit invert model.safetensors --plugin vecmat
     """
+    from rich.filesize import decimal
+
     from interpkit import api
     from interpkit.sharing import Share, restarted
 
@@ -161,6 +165,7 @@ def invert(
     )
     if dry_run:
         _print_recipe(job, json_)
+        console.note(f"a run takes up to {decimal(job.disk_bytes)} of the disk")
         return
     folder = out or _next_folder(model, job.presets or [config.stem if config else inverter or "recipe"])
     if share.from_first(share.rank == 0 and resume and job.is_done(folder)):
@@ -175,6 +180,7 @@ def invert(
     console.note_facts(job.target)
     processes = f", {share.size} processes" if share.size > 1 else ""
     console.note(f"{recipe.steps} steps of {recipe.batch_size} on {recipe.device} in {recipe.precision}{processes}")
+    console.note(f"into {folder}, which takes up to {decimal(job.disk_bytes)} of the disk")
     with console.ProgressDisplay(recipe.steps) as display, on_stop(_stopping(job)):
         inversion = job.run(
             out=folder,
@@ -198,11 +204,14 @@ def invert(
 
 
 def _next_folder(model: Path, presets: list[str]) -> Path:
+    """Return a new folder, made here and now: another process that starts at this moment gets the next one."""
     name = f"{model.stem or model.name}-{'-'.join(presets)}"
-    number = 1
-    while (folder := Path("runs") / f"{name}-{number}").exists():
-        number += 1
-    return folder
+    for number in itertools.count(1):
+        folder = Path("runs") / f"{name}-{number}"
+        with suppress(FileExistsError):
+            folder.mkdir(parents=True)
+            return folder
+    raise AssertionError
 
 
 def _stopping(job: Job) -> Callable[[int, Any], None]:
@@ -259,10 +268,11 @@ def _print_result(folder: Path, as_json: bool) -> None:
     table = Table("class", "samples", "inversion accuracy", "confidence")
     for column in table.columns[1:]:
         column.justify = "right"
-    rows = metrics["per_class"]
+    rows = metrics.get("per_class", [])
     for row in [*rows, {**metrics, "name": "all"}] if len(rows) <= 20 else [{**metrics, "name": f"all {len(rows)}"}]:
-        accuracy, confidence = f"{row['inversion_accuracy']:.1%}", f"{row['confidence']:.2f}"
-        table.add_row(str(row["name"]), str(row["count"]), accuracy, confidence)
+        figures = {"count": "{}", "inversion_accuracy": "{:.1%}", "confidence": "{:.2f}"}
+        said = ("-" if row.get(key) is None else form.format(row[key]) for key, form in figures.items())
+        table.add_row(row["name"], *said)
     console.out.print(table)
     console.out.print(
         "Inversion accuracy is the target's own opinion of the samples: noise that fools it counts as well.",

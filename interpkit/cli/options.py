@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import json
 import tomllib
 from collections.abc import Callable
 from enum import StrEnum
@@ -196,7 +195,7 @@ def pair(flag: str, text: str) -> tuple[str, Any]:
 def _value(text: str) -> Any:
     try:
         return tomllib.loads(f"x = {text}")["x"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         return [_value(part.strip()) for part in text.split(",")] if "," in text else text
 
 
@@ -219,13 +218,15 @@ def lines(path: Path) -> list[str]:
     Raises:
         UsageError: it cannot be read.
     """
+    from interpkit.stored import parse, read_text  # pydantic takes a while to import
+
     try:
-        text = path.read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        text = read_text(path)
+    except (OSError, ValueError) as error:
         raise UsageError(f"cannot read {path}: {error}.") from error
     if text.lstrip().startswith("["):
         try:
-            return [str(name) for name in json.loads(text)]
-        except (ValueError, RecursionError) as error:
+            return [str(name) for name in parse(text)]
+        except ValueError as error:
             raise UsageError(f"{path} is not a JSON list: {error}.") from error
     return [line.strip() for line in text.splitlines() if line.strip()]

@@ -20,7 +20,6 @@ def list_(json_: options.Json = False) -> None:
 
     --no-plugin NAME leaves a plugin out, and so does INTERPKIT_LOAD_PLUGINS, a list of those to load.
     """
-    from rich.markup import escape
     from rich.table import Table
 
     from interpkit.plugins import installed
@@ -44,7 +43,7 @@ def list_(json_: options.Json = False) -> None:
         provides = "\n".join(f"{kind}: {', '.join(names)}" for kind, names in plugin.provides.items())
         why = f": {plugin.error}" if plugin.error else f" by {plugin.left_out}" if plugin.left_out else ""
         status = plugin.status + why
-        table.add_row(*map(escape, (plugin.name, plugin.version, provides, status)))
+        table.add_row(plugin.name, plugin.version, provides, status)
     console.out.print(table)
 
 

@@ -75,6 +75,8 @@ def sample(
         raise UsageError("--accepted, --format and several processes take shards: add --shard-size 10000.")
     if shard_size is not None and (count is None or out is None or png is not None):
         raise UsageError("--shard-size takes --count N and --out FOLDER, and neither --per-class nor --png.")
+    for place in filter(None, (out, png)):
+        runs.refuse_run_files(place)
     options.load_plugin_files(plugin)
     inversion = runs.Run.open(run).load(model=model, arch=arch, trust=trust).to(choose_device(device))
     if shard_size is not None and count is not None and out is not None:

@@ -1,8 +1,9 @@
-"""What Ctrl-C does to a command, and SIGTERM, by which torchrun and schedulers end a process."""
+"""What stops a command: Ctrl-C, SIGTERM (from torchrun and schedulers), and SIGHUP, when its terminal is gone."""
 
 from __future__ import annotations
 
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -13,8 +14,17 @@ INTERRUPTED = 130
 
 @contextmanager
 def on_stop(handler: Callable[[int, Any], Any]) -> Iterator[None]:
-    """Have SIGINT and SIGTERM call a handler in a block, in the background too."""
-    before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
+    """Have SIGINT, SIGTERM and SIGHUP call a handler in a block, in the background too.
+
+    Under ``nohup`` the end of the terminal stays without effect. Python takes signals in its main thread alone.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    stopping = [signal.SIGINT, signal.SIGTERM]
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        stopping.append(signal.SIGHUP)
+    before = {number: signal.signal(number, handler) for number in stopping}
     try:
         yield
     finally:

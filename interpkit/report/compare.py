@@ -15,7 +15,7 @@ from interpkit.figures import flattened
 from interpkit.files import read_tensors, write_atomically
 from interpkit.report import pictures, words
 from interpkit.report.page import render
-from interpkit.runs import Run
+from interpkit.runs import Run, refuse_run_files
 
 BUDGET = 4_000_000
 """Characters for all pictures."""
@@ -43,6 +43,7 @@ def write_comparison(runs: Mapping[str, Run | str | Path], path: str | Path) -> 
         raise UsageError("a comparison takes two runs or more.")
     if not path.parent.is_dir() or path.is_dir():
         raise UsageError(f"{path} cannot be written: name a file in a folder that exists.")
+    refuse_run_files(path)
     opened = {name: run if isinstance(run, Run) else Run.open(Path(run)) for name, run in runs.items()}
     columns = [_column(name, run, BUDGET / len(runs)) for name, run in opened.items()]
     figures = [flattened(column["metrics"]) for column in columns]
@@ -79,7 +80,7 @@ def _column(heading: str, run: Run, budget: float) -> dict[str, Any]:
     return {
         "name": heading,
         "model": target,
-        "presets": ", ".join(map(str, manifest.get("presets", []))),
+        "presets": ", ".join(map(str, manifest.get("presets") or [])),
         "steps": manifest.get("steps_done", 0),
         "metrics": metrics,
         "verdict": words.verdict(metrics, target, classes),
@@ -100,9 +101,10 @@ def _stored(path: Path) -> tuple[Tensor, Tensor, Tensor]:
     labels, confidence = tensors.get("labels"), tensors.get("confidence")
     if images is None or labels is None or confidence is None:
         raise RunError(f"{path} holds {listed(tensors)}; samples are images (or inputs), labels and confidence.")
-    count = len(labels) if labels.dim() == 1 else 0
-    fits = count and len(images) == count and confidence.shape == (count,) and not labels.is_floating_point()
-    drawable = (images.dim() == 4 and images.dtype == torch.uint8) or (images.dim() == 2 and images.isfinite().all())
+    count = len(labels) if labels.dim() == 1 and labels.dtype == torch.int64 else 0
+    fits = count and len(images) == count and confidence.shape == (count,) and confidence.dtype == torch.float32
+    kinds = {4: torch.uint8, 2: torch.float32}
+    drawable = images.numel() and kinds.get(images.dim()) == images.dtype and bool(images.isfinite().all())
     if not fits or not drawable:
         raise RunError(f"{path} is no file of samples: images {images.dtype} {tuple(images.shape)}, {count} labels.")
     return images, labels, confidence

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from interpkit import evaluation
 from interpkit.data import LabelledImages, load_data
+from interpkit.errors import RunError
 from interpkit.evaluation import Samples
 from interpkit.files import read_tensors, write_atomically
 from interpkit.interfaces import Target
@@ -92,7 +93,8 @@ def write_report(
     real = None
     if reference is not None:
         real = load_data(str(reference), inversion.target.input_shape, inversion.target.class_names)
-    return render_report(opened, inversion, samples, real)
+    with opened.held():
+        return render_report(opened, inversion, samples, real)
 
 
 def render_report(run: Run, inversion: Inversion, samples: Samples, reference: LabelledImages | None = None) -> Path:
@@ -214,8 +216,11 @@ def _attributions(run: Run, samples: Samples) -> list[_Beside]:
     for path in sorted((run / "attributions").glob("*.safetensors")):
         tensors = read_tensors(path, torn=" Remove it.")
         maps, images = tensors.get("maps"), tensors.get("images")
-        if maps is None or images is None or maps.dim() != 4 or len(maps) != len(images):
+        if maps is None or images is None or maps.dim() != 4 or images.shape[1:] != samples.images.shape[1:]:
             continue  # of vectors, or something else
+        numbers = maps.dtype == torch.float32 and images.dtype in (torch.float32, torch.uint8)
+        if len(maps) != len(images) or not (numbers and maps.numel() and maps.isfinite().all()):
+            raise RunError(f"{path} is no file of maps: {maps.dtype} {tuple(maps.shape)}. Remove it.")
         pixels = images if images.dtype == torch.uint8 else (images * 255).round().to(torch.uint8)
         places = {
             rows[key]: place

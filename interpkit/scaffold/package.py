@@ -37,9 +37,11 @@ def write(name: str, kind: Kind, folder: Path) -> Path:
         for path, text in files.items():
             (folder / path).parent.mkdir(parents=True, exist_ok=True)
             (folder / path).write_text(text, encoding="utf-8")
-    except OSError as error:
+    except BaseException as error:
         shutil.rmtree(folder, ignore_errors=True)
-        raise _unwritable(folder, error) from error
+        if isinstance(error, OSError):
+            raise _unwritable(folder, error) from error
+        raise
     return folder
 
 

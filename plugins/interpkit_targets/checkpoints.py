@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import pickle
-import warnings
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from interpkit import ModelError
+from interpkit import ModelError, load_plain
 
 WRAPPERS = (
     "state_dict_ema",
@@ -30,7 +27,7 @@ PREFIXES = ("module.", "_orig_mod.", "model.", "net.")
 
 
 def read_checkpoint(path: Path) -> dict[str, Tensor]:
-    """Read a ``.pt``, ``.pth``, ``.th`` or ``.ckpt`` file with `torch.load` and ``weights_only=True``.
+    """Read a ``.pt``, ``.pth``, ``.th`` or ``.ckpt`` file by `interpkit.load_plain`.
 
     Returns:
         the state dict, without wrappers and prefixes.
@@ -39,17 +36,14 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
         ModelError: it is torn, holds code or a whole module, or no state dict.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of old pickle protocols
-            content = torch.load(path, map_location="cpu", weights_only=True)
+        content = load_plain(path)
     except pickle.UnpicklingError as error:
         reason = next((line for line in str(error).splitlines() if "GLOBAL" in line or "Unsupported" in line), "")
         raise ModelError(
             f"{path} holds more than weights, and interpkit runs no code from a file. {reason.strip()} Save its "
             f"weights alone: torch.save(model.state_dict(), ...), and name the network by --arch."
         ) from error
-    except (OSError, RuntimeError, ValueError, EOFError, KeyError, AttributeError, TypeError, IndexError,
-            zipfile.BadZipFile, MemoryError, OverflowError) as error:  # fmt: skip
+    except Exception as error:  # torch.load has many kinds
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ModelError(f"{path} is not a whole PyTorch checkpoint: {reason[:200]}") from error
     return unwrap(content, path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import math
+import re
 import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -144,6 +145,12 @@ def lift_constants(graph: Any) -> None:
     graph.node.extend(kept)
 
 
+def disarm_names(graph: Any) -> None:
+    """Leave nothing in the nodes' names, in place, that ends a string: torch.fx writes them into code that it runs."""
+    for node in graph.node:
+        node.name = re.sub(r"[^\w/:. -]", "_", node.name)
+
+
 def graph_inputs(graph: Any) -> list[Any]:
     """Return the inputs that are no weights."""
     weights = {tensor.name for tensor in graph.graph.initializer}
@@ -183,11 +190,13 @@ def convert(graph: Any, path: Path) -> nn.Module:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of torch.fx and numpy, about the converter's own code
+            disarm_names(graph.graph)
             try:
                 module: nn.Module = onnx2torch.convert(graph)
             except NotImplementedError:  # no converter for the newest operators: try them in an older form
                 older = importlib.import_module("onnx.version_converter").convert_version(graph, OLDER_OPSET)
                 lift_constants(older.graph)
+                disarm_names(older.graph)
                 module = onnx2torch.convert(older)
     except Exception as error:  # the converter has many kinds
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -14,11 +14,12 @@ import torch
 from torch import nn
 
 import interpkit
-from interpkit import sharing
+from interpkit import fallbacks, sharing
 from interpkit.api import prepare
 from interpkit.assembly import build_generator
 from interpkit.files import sha256
 from interpkit.plugins import installed
+from interpkit.runs import Run
 from interpkit.seeding import global_seed
 from interpkit.sharing import Share, processes, share_batch_norms
 
@@ -96,6 +97,56 @@ def resumed(share: Share) -> dict[str, Any]:
     return {"whole": whole.generator.state_dict(), "in two parts": parts.generator.state_dict()}
 
 
+class Steep(interpkit.InversionLoss):
+    """Explodes past 80 % of the run, while its parameter moves at the rate of the recipe."""
+
+    name = "steep"
+
+    def __init__(self, target: interpkit.Target, options: Any = None) -> None:
+        super().__init__(target, options)
+        self.place = nn.Parameter(torch.zeros(()))
+        self.last: float | None = None
+
+    def forward(self, batch: interpkit.InversionBatch) -> torch.Tensor:
+        pace = 0.0 if self.last is None else abs(self.place.item() - self.last)
+        self.last = self.place.item()
+        return self.place + (1e6 if batch.progress > 0.8 and pace > 1e-3 else 0.0)
+
+
+class Made:
+    @interpkit.hookimpl
+    def register(self, registry: interpkit.Registration) -> None:
+        registry.add(Steep)
+
+
+def diverging(share: Share) -> dict[str, Any]:
+    """Explode at step 26, in one go and in two parts; return the manifest's word of it, and the weights."""
+    fallbacks.KEEP_EVERY = 10
+    if "mine" not in installed().found:
+        installed().add("mine", Made)
+    box = Path(share.from_first(tempfile.mkdtemp()))
+    settings: dict[str, Any] = {
+        "seed": 2,
+        "batch_size": 8,
+        "device": "cpu",
+        "precision": "fp32",
+        "losses": {"steep": 1.0},
+    }
+    settings["options"] = {"upconv.width": 8, "upconv.min_width": 4, "upconv.latent": 8, "upconv.hidden": 8}
+    settings["options"]["optimizer.decay"] = 0.0
+
+    def job() -> Any:
+        return prepare(classifier(), ["vecmat"], steps=30, checkpoint_every=10, **settings)
+
+    whole = job().run(out=box / "whole")
+    first = job()
+    first.run(out=box / "parts", on_step=lambda step: first.request_stop() if step == 20 else None)
+    parts = job().run(out=box / "parts", resume=True)
+    manifests = [Run.open(box / name).manifest() for name in ("whole", "parts")] if share.rank == 0 else []
+    told = [manifest["lowered_rate"] for manifest in manifests]
+    return {"told": told, "whole": whole.generator.state_dict(), "in two parts": parts.generator.state_dict()}
+
+
 def shards(share: Share) -> dict[str, str]:
     """Write samples of a generator with fixed weights as shards; return what each file is."""
     recipe = prepare(classifier(), ["vecmat"], device="cpu", options={"upconv.width": 8, "upconv.min_width": 4}).recipe
@@ -134,6 +185,7 @@ def main() -> None:
             "flags": [float(flag) for flag in share.any(share.rank == share.size - 1, False)],
             "from first": share.from_first(7.0 + share.rank),
             "shards": shards(share),
+            "diverging": diverging(share),
             "runs": {
                 "plain": run(),
                 "robust": run(losses={"robust": 1.0}),

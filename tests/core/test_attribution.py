@@ -177,6 +177,27 @@ def test_a_method_that_fails_takes_no_other_with_it(linear: Target, made: Callab
         explain(linear, tmp_path, methods=["unbuilt"], **how)
 
 
+def test_too_little_memory_says_how_many_rows_there_were(linear: Target, made: Callable[..., None]) -> None:
+    def fail(images: Tensor) -> Tensor:
+        raise torch.OutOfMemoryError("no more")
+
+    made(fail)
+    with pytest.raises(interpkit.RunError, match="made ran out of memory; let fewer than 7 rows pass at once"):
+        attribute(linear, torch.rand(1, 1, 2, 2), [0], method="made", rows=7, device="cpu")
+
+
+def test_images_of_8_bits_are_those_in_the_unit_range(linear: Target, made: Callable[..., None]) -> None:
+    made(lambda images: images)
+    images = torch.tensor([0, 51, 102, 255], dtype=torch.uint8).view(1, 1, 2, 2)
+    maps = attribute(linear, images, [0], method="made", device="cpu")
+    torch.testing.assert_close(maps.flatten(), torch.tensor([0.0, 0.2, 0.4, 1.0]))
+
+
+def test_images_to_explain_are_named_or_are_a_runs(linear: Target, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="name the images to explain by --images, or a run"):
+        explain(linear, tmp_path, device="cpu")
+
+
 def test_maps_that_are_not_finite_are_not_passed_on(linear: Target, made: Callable[..., None]) -> None:
     made(lambda images: images / 0)
     with pytest.raises(interpkit.RunError, match=r"'made' of the plugin 'mine' gives maps of Seq.* not finite"):
@@ -275,6 +296,22 @@ def test_randomised_weights_tell_an_explanation_from_an_edge_detector(
     assert [row["rank_correlation"] for row in stages] == pytest.approx([1.0] * 4)
     assert module_state(tiny_target) == before
     assert torch.equal(honest.maps(images, classes), maps)
+
+
+def test_a_classifier_that_cannot_be_randomised_is_told_and_the_other_checks_go_on(tmp_path: Path) -> None:
+    class Lonely(nn.Flatten):
+        def __deepcopy__(self, memo: Any) -> Any:
+            raise TypeError("there is but one")
+
+    images = torch.rand(4, 1, 1, 2), torch.tensor([0, 1, 0, 1])
+    for module, words in ((Lonely(), "Lonely cannot be copied, .*there is but one"), (nn.Flatten(), "has no weights")):
+        explainer = Explainer(wrap(module, (1, 1, 2)), "saliency", device="cpu")
+        with pytest.raises(UsageError, match=words):
+            faithfulness.weight_randomisation(explainer, *images, explainer.maps(*images))
+    summary = explain(wrap(Lonely(), (1, 1, 2)), tmp_path, methods=["saliency"], images=images, device="cpu")
+    figures = summary["methods"]["saliency"]
+    assert "randomisation" not in figures and figures["sensitivity"] is not None
+    assert any("there is but one" in note for note in figures["notes"])
 
 
 # ------------------------------------------------------------------------------------------ pictures

@@ -1,7 +1,8 @@
-"""A run that the machine is not up to: bf16 is given up once for fp32, and memory is made do with once."""
+"""A run that cannot go on as it is: for once bf16 is given up, the rate is lowered, and memory is made do with."""
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 import interpkit
-from interpkit import InversionBatch, InversionLoss, RunError, devices
+from interpkit import InversionBatch, InversionLoss, RunError, devices, fallbacks
 from interpkit.api import prepare
 from interpkit.devices import choose_precision, is_out_of_memory
 from interpkit.fallbacks import Fallbacks
@@ -29,8 +30,13 @@ def cpu_with_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(devices, "_multiplies_bf16", lambda device: True)
 
 
+@pytest.fixture(autouse=True)
+def a_state_is_kept_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fallbacks, "KEEP_EVERY", 10)
+
+
 class Narrow(InversionLoss):
-    """Overflows in bf16, past 40 % of the run: there alone are the features rounded to 8 bits."""
+    """Overflows in bf16, past 80 % of the run: there alone are the features rounded to 8 bits."""
 
     name = "narrow"
     calls: list[bool] = []  # noqa: RUF012, emptied by the tests
@@ -39,7 +45,7 @@ class Narrow(InversionLoss):
         features = batch.response.penultimate
         rounded = bool((features == features.bfloat16().float()).all())
         self.calls.append(rounded)
-        return features.mean() * (float("inf") if rounded and batch.progress > 0.4 else 1.0)
+        return features.mean() * (float("inf") if rounded and batch.progress > 0.8 else 1.0)
 
 
 def weights(inversion: interpkit.Inversion) -> dict[str, Tensor]:
@@ -57,15 +63,16 @@ def test_auto_goes_back_to_the_last_good_state_and_on_in_fp32(
     Narrow.calls.clear()
     settings = quick(steps=30, losses={"narrow": 1.0}, precision="auto")
     inversion = interpkit.invert(tiny_target, out=tmp_path / "run", **settings)
-    # It is past 40 % at step 14, which is seen at step 20, and taken up again after step 10.
-    assert Narrow.calls[:14] == [True] * 14  # and then NaN, which is no rounded number
-    assert Narrow.calls[14:] == [False] * (6 + 20)
+    # It is past 80 % at step 26, which is seen at step 30, and taken up again after step 10: what is kept at 20, is not
+    # known to be good before 30.
+    assert Narrow.calls[:26] == [True] * 26  # and then NaN, which is no rounded number
+    assert Narrow.calls[26:] == [False] * (4 + 20)
     assert inversion.recipe.fall_back and inversion.steps_done == 30
     assert [record.step for record in inversion.history] == [1, 10, 20, 30]
     lines = (tmp_path / "run/history.jsonl").read_text("utf-8").splitlines()
     assert [json.loads(line)["step"] for line in lines] == [1, 10, 20, 30]
     assert caplog.messages == [
-        "in bf16 the term 'narrow' turned non-finite at step 14 (plugin 'mine'): "
+        "in bf16 the term 'narrow' turned non-finite at step 26 (plugin 'mine'): "
         "going back to step 10, and on from there in fp32"
     ]
     manifest = Run.open(tmp_path / "run").manifest()
@@ -74,7 +81,7 @@ def test_auto_goes_back_to_the_last_good_state_and_on_in_fp32(
     assert "'narrow' turned non-finite" in manifest["fell_back"]["reason"]
 
 
-@pytest.mark.parametrize("stop", [5, 13, 25])
+@pytest.mark.parametrize("stop", [5, 10, 13, 20, 23, 28])
 def test_a_resumed_run_falls_back_where_the_whole_one_does(
     add_plugin: Add,
     tiny_target: interpkit.Target,
@@ -92,13 +99,13 @@ def test_a_resumed_run_falls_back_where_the_whole_one_does(
     Narrow.calls.clear()
     resumed = interpkit.invert(tiny_target, plugins, out=tmp_path / "run", resume=True, **settings)
     assert same_tensors(weights(whole), weights(resumed))
-    assert any(Narrow.calls) == (stop < 20)  # past the fall, it goes on in fp32
+    assert all(Narrow.calls[: 26 - stop]) and not any(Narrow.calls[26 - stop :])
     assert Run.open(tmp_path / "run").manifest()["precision"] == "fp32"
 
 
 def test_bf16_that_was_typed_stops_with_advice(add_plugin: Add, tiny_target: interpkit.Target, quick: Quick) -> None:
     add_plugin(Narrow)
-    with pytest.raises(RunError, match=r"turned non-finite at step 14 .*--precision fp32"):
+    with pytest.raises(RunError, match=r"turned non-finite at step 26 .*tried at 0.3 times the rate"):
         interpkit.invert(tiny_target, **quick(steps=30, losses={"narrow": 1.0}, precision="bf16"))
 
 
@@ -113,9 +120,12 @@ def test_what_turns_non_finite_in_fp32_as_well_stops(
     add_plugin: Add, tiny_target: interpkit.Target, quick: Quick, caplog: pytest.LogCaptureFixture
 ) -> None:
     add_plugin(Hopeless)
-    with pytest.raises(RunError, match="the term 'hopeless' turned non-finite at step 12"):
+    with pytest.raises(RunError, match=r"the term 'hopeless' turned non-finite at step 12 .*optimizer\.lr=0\.0002"):
         interpkit.invert(tiny_target, **quick(steps=20, losses={"hopeless": 1.0}, precision="auto"))
-    assert len(caplog.messages) == 1
+    assert [message.rpartition(", ")[2] for message in caplog.messages] == [
+        "and on from there in fp32",
+        "and on from there at 0.3 times the rate",
+    ]
 
 
 class BadGradient(InversionLoss):
@@ -137,6 +147,118 @@ def test_a_state_with_weights_that_are_not_finite_is_not_gone_back_to(
     inversion = interpkit.invert(tiny_target, **quick(steps=30, losses={"bad_gradient": 1.0}, precision="auto"))
     assert inversion.steps_done == 30
     assert "going back to step 0" in caplog.messages[0]
+
+
+# -------------------------------------------------------------------------------------------------- rate
+
+
+class Steep(InversionLoss):
+    """Leads away: while the rate is what the recipe says, its weights jump, from 80 % of the run on."""
+
+    name = "steep"
+    infinite = True
+    last: float | None = None
+
+    def __init__(self, target: interpkit.Target, options: Any = None) -> None:
+        super().__init__(target, options)
+        self.place = torch.nn.Parameter(torch.zeros(()))
+        Steep.last = None
+
+    def forward(self, batch: InversionBatch) -> Tensor:
+        """Adam's steps are of the size of the rate, so the place tells it."""
+        now = self.place.item()
+        pace = 0.0 if Steep.last is None else abs(now - Steep.last)
+        Steep.last = now
+        leap = (float("inf") if self.infinite else 1e6) if batch.progress > 0.8 and pace > 1e-3 else 0.0
+        return self.place + leap
+
+
+RATE = {"optimizer.lr": 2e-3, "optimizer.decay": 0.0}
+
+
+@pytest.mark.parametrize(
+    ("infinite", "told"),
+    [
+        (True, "turned non-finite at step 26 (plugin 'mine')"),
+        (False, "exploded at step 26 (plugin 'mine'), from about 1 to 1e+06"),
+    ],
+)
+def test_a_run_that_diverges_goes_back_and_on_at_a_lower_rate(
+    add_plugin: Add,
+    tiny_target: interpkit.Target,
+    quick: Quick,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    infinite: bool,
+    told: str,
+) -> None:
+    add_plugin(Steep)
+    monkeypatch.setattr(Steep, "infinite", infinite)
+    settings = quick(steps=30, losses={"steep": 1.0}, options=RATE)
+    inversion = interpkit.invert(tiny_target, out=tmp_path / "run", **settings)
+    assert caplog.messages == [
+        f"the term 'steep' {told}: going back to step 10, and on from there at 0.3 times the rate"
+    ]
+    assert [record.step for record in inversion.history] == [1, 10, 20, 30]
+    places = [record.terms["steep"] for record in inversion.history]
+    assert places[1] - places[0] == pytest.approx(-9 * 2e-3, rel=0.05)
+    assert places[2] - places[1] == pytest.approx(-2e-3 - 9 * 0.6e-3, rel=0.05)  # step 10 itself was at the old one
+    manifest = Run.open(tmp_path / "run").manifest()
+    assert manifest["lowered_rate"] == {"factor": 0.3, "after_step": 10, "reason": f"the term 'steep' {told}"}
+    assert "fell_back" not in manifest
+
+
+@pytest.mark.parametrize("stop", [5, 13, 20, 24, 28])
+def test_a_resumed_run_lowers_the_rate_where_the_whole_one_does(
+    add_plugin: Add,
+    tiny_target: interpkit.Target,
+    quick: Quick,
+    tmp_path: Path,
+    same_tensors: Callable[..., bool],
+    stop: int,
+) -> None:
+    """A stop at step 28, which is not reached before the run has gone back, is one at the lower rate."""
+    add_plugin(Steep)
+    settings = quick(steps=30, losses={"steep": 1.0}, options=RATE, checkpoint_every=1000)
+    whole = interpkit.invert(tiny_target, **settings)
+    plugins = settings.pop("plugins")
+    job = prepare(tiny_target, plugins, **settings)
+    before = Steep.last
+    job.run(out=tmp_path / "run", on_step=lambda step: job.request_stop() if step == stop else None)
+    resumed = interpkit.invert(tiny_target, plugins, out=tmp_path / "run", resume=True, **settings)
+    assert before is not None
+    assert same_tensors(weights(whole), weights(resumed))
+    assert Run.open(tmp_path / "run").manifest()["lowered_rate"]["after_step"] == 10
+
+
+def test_what_fails_at_the_first_step_is_not_tried_again(
+    tiny_target: interpkit.Target, quick: Quick, caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.raises(RunError, match=r"the loss turned non-finite at step 1\. Try a lower rate"):
+        interpkit.invert(tiny_target, **quick(losses={"ce": 1e39}))
+    assert not caplog.messages
+
+
+def test_what_was_kept_outlives_a_way_back(
+    tiny_target: interpkit.Target, quick: Quick, add_plugin: Add, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is gone back to twice, in bf16 and then in fp32: the first way there must not have changed it."""
+    add_plugin(Hopeless)
+    kept: list[dict[str, Any]] = []
+    go_back = Fallbacks.go_back
+
+    def note(self: Fallbacks, error: Any) -> dict[str, Any]:
+        kept.append(copy.deepcopy(self._good) or {})
+        return go_back(self, error)
+
+    monkeypatch.setattr(Fallbacks, "go_back", note)
+    with pytest.raises(RunError):
+        interpkit.invert(tiny_target, **quick(steps=60, losses={"hopeless": 1.0}, precision="auto"))
+    first, second, third = kept
+    assert first["step"] == second["step"] == 20 and not third  # nothing is kept once all was tried
+    assert first["optimizer"]["state"]
+    torch.testing.assert_close(first, second, rtol=0, atol=0)
 
 
 def test_a_recipe_remembers_that_its_precision_was_chosen_and_who_names_one_means_it(
@@ -267,9 +389,9 @@ def test_of_several_processes_none_goes_on_alone() -> None:
     from interpkit.recorder import Recorder
     from interpkit.sharing import Share
 
-    fallbacks = Fallbacks(interpkit.Recipe(device="cpu", precision="fp32"), Recorder(3), Share(0, 2))
+    alone = Fallbacks(interpkit.Recipe(device="cpu", precision="fp32"), Recorder(3), Share(0, 2))
     with pytest.raises(RunError, match="out of memory at step 3, with 64 images at a time"):
-        fallbacks.halve(3, MemoryError())
+        alone.halve(3, MemoryError())
 
 
 @pytest.mark.parametrize("error", [RuntimeError("shapes do not fit"), ValueError("out of memory"), KeyError("x")])

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
 from interpkit import Recorder, RunError, StepRecord
+from interpkit.collapse import Collapse
+from interpkit.errors import DivergedError
 
 NAN, INF = float("nan"), float("inf")
 
@@ -142,3 +146,111 @@ def test_a_record_survives_its_row() -> None:
     record = StepRecord(10, 30, 1.25, 2.5, {"kl": 0.5, "my-term": 1.5}, 0.75)
     assert StepRecord.from_row(record.to_row(), 30) == record
     assert list(record.to_row()) == ["step", "seconds", "loss", "kl", "my-term", "inversion_accuracy"]
+
+
+# -------------------------------------------------------------------------------------------- exploding
+
+
+def losses(values: list[float], steps: int | None = None) -> Recorder:
+    """Give one step after another, the term ``kl`` being the loss and ``ce`` constant."""
+    recorder = Recorder(steps or len(values))
+    for step, value in enumerate(values, 1):
+        feed(recorder, step, loss=value, terms={"kl": value, "ce": 2.0})
+    return recorder
+
+
+def test_a_loss_that_explodes_is_caught_at_its_step_and_the_term_that_grew_is_named() -> None:
+    with pytest.raises(
+        DivergedError, match=r"^the term 'kl' exploded at step 37, from about 5 to 6e\+03\. Try"
+    ) as caught:
+        losses([5.0] * 36 + [6000.0] * 4)
+    assert (caught.value.step, caught.value.what) == (37, "the term 'kl' exploded at step 37, from about 5 to 6e+03")
+    with pytest.raises(DivergedError, match="exploded at step 12, from about 5 to -6e"):
+        losses([5.0] * 11 + [-6000.0] * 9)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        [5.0] * 36 + [4900.0] * 4,  # a thousand times the usual is the line
+        [1e6] + [5.0] * 30 + [1e8] * 9,  # it began as high
+        [1e-6] * 30 + [900.0] * 10,  # from nearly nothing
+        [10.0 ** (step // 100) for step in range(400)],  # slowly: the usual grows along
+        [0.0] * 20 + [-3.0] * 20,
+    ],
+)
+def test_a_loss_that_is_only_large_or_grows_slowly_does_not_explode(values: list[float]) -> None:
+    assert losses(values).history[-1].loss == pytest.approx(values[-1])
+
+
+def test_a_term_that_is_always_large_is_not_taken_for_the_one_that_exploded() -> None:
+    recorder = Recorder(20)
+    for step in range(1, 20):
+        after = step >= 15
+        feed(recorder, step, loss=5e4 if after else 20.0, terms={"kl": 1e5 + after, "ce": 5e4 if after else 0.001})
+    with pytest.raises(DivergedError, match="the term 'ce' exploded at step 15, from about 1 to 5e"):
+        recorder.flush()
+
+
+def test_what_is_usual_survives_a_checkpoint() -> None:
+    """A recorder that goes on from a checkpoint, and one of another process that has no history, judge alike."""
+    before = losses([5.0] * 33, steps=60)
+    for recorder in (Recorder(60), Recorder(60)):
+        recorder.take_up({**before.state(), "step": 33})
+        assert recorder.next_step == 34
+        feed(recorder, 34, loss=4900.0)
+        feed(recorder, 35, loss=5100.0, terms={"kl": 5100.0, "ce": 2.0})
+        with pytest.raises(DivergedError, match="'kl' exploded at step 35"):
+            recorder.flush()
+
+
+@pytest.mark.parametrize(
+    "spoilt",
+    [
+        {"checked": [(1, [1.0])]},
+        {"checked": [("one", [1.0] * 6)]},
+        {"checked": 3},
+        {"recent": [["a"] * 6]},
+        {"recent": [[1.0] * 5]},
+        {"names": [1, 2]},
+        {"recorded": "now"},
+        {"collapse": {}},
+        {"collapse": {"told": {}, "seen": torch.zeros(4, 9)}},
+        {"collapse": {"told": {1: "x"}, "seen": torch.zeros(4, 2)}},
+    ],
+)
+def test_a_checkpoint_with_other_values_is_refused(spoilt: dict[str, Any]) -> None:
+    state = {**losses([1.0] * 13, steps=20).state(), "step": 13, "collapse": Collapse(2).state()}
+    recorder = Recorder(20, class_names=["a", "b"])
+    recorder.history = losses([1.0] * 10, steps=20).history
+    recorder.take_up(state)
+    with pytest.raises(RunError, match="the checkpoint does not fit its recipe"):
+        recorder.take_up(state | spoilt)
+
+
+# ------------------------------------------------------------------------------------------- long runs
+
+
+@pytest.mark.parametrize(("steps", "every"), [(100_000, 10), (100_001, 20), (1_000_000, 100), (3_333_333, 340)])
+def test_a_long_run_is_recorded_more_rarely(steps: int, every: int) -> None:
+    recorder = Recorder(steps)
+    for step in range(1, 2 * every + 6):
+        feed(recorder, step)
+    assert [record.step for record in recorder.history] == [1, every, 2 * every]
+    recorder.flush()
+    assert recorder.history[-1].step == 2 * every + 5
+
+
+def test_accuracy_of_a_long_run_is_averaged_over_all_steps_since_the_last_record() -> None:
+    recorder = Recorder(1_000_000)
+    for step in range(1, 101):
+        feed(recorder, step, right=4 if step <= 51 else 0)
+    assert [record.inversion_accuracy for record in recorder.history] == pytest.approx([1.0, 50 / 99])
+
+
+def test_a_value_of_a_long_run_is_looked_at_as_soon_as_ever() -> None:
+    recorder = Recorder(1_000_000)
+    for step in range(1, 40):
+        feed(recorder, step, loss=NAN if step >= 33 else 1.0)
+    with pytest.raises(DivergedError, match="non-finite at step 33"):
+        feed(recorder, 40, loss=NAN)

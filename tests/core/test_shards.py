@@ -230,6 +230,18 @@ def test_what_was_interrupted_goes_on_and_makes_no_shard_twice(
         assert contents(tmp_path / "parts") == contents(tmp_path / "whole")
 
 
+def test_a_shard_that_goes_while_others_are_made_is_named(inversion: GeneratorInversion, tmp_path: Path) -> None:
+    def remove(done: int) -> None:
+        if done > 20:
+            for path in tmp_path.glob("shards/samples-00000*"):
+                path.unlink()
+
+    with pytest.raises(RunError, match=r"samples-00000\S* is gone. The same command again makes it"):
+        write_shards(inversion, tmp_path / "shards", **asked(), on_images=remove)
+    write_shards(inversion, tmp_path / "shards", **asked())
+    assert json.loads((tmp_path / "shards" / "index.json").read_text())["finished"] is True
+
+
 def test_a_larger_count_extends_the_folder(inversion: GeneratorInversion, tmp_path: Path) -> None:
     write_shards(inversion, tmp_path / "grown", **asked(count=30))
     kept = (tmp_path / "grown" / "samples-000000.safetensors").stat().st_ino
@@ -304,7 +316,7 @@ def test_a_folder_with_something_else_is_refused(inversion: GeneratorInversion, 
     (tmp_path / "index.json").write_text("[]")
     with pytest.raises(RunError, match="is no index of shards"):
         write_shards(inversion, tmp_path, **asked())
-    with pytest.raises(RunError, match=r"cannot write into .*mine\.txt"):
+    with pytest.raises(RunError, match=r"cannot make the folder .*mine\.txt"):
         write_shards(inversion, tmp_path / "mine.txt", **asked())
 
 
@@ -333,7 +345,7 @@ def test_a_full_disk_names_the_shard_and_leaves_no_half_of_it(
 
     def full(handle: int) -> None:
         written.append(handle)
-        if len(written) == 3:  # after the index and what is known of the shard comes the shard
+        if len(written) == 7:  # after the lock, the index and what is known of the shard, each with its folder
             raise OSError(errno.ENOSPC, "No space left on device")
         sync(handle)
 

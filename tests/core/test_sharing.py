@@ -73,6 +73,14 @@ def test_a_run_of_two_processes_goes_on_where_it_was_stopped(by_two: dict[str, A
     assert_close(found["whole"], found["in two parts"], 0.0)
 
 
+def test_two_processes_go_back_together_when_their_run_diverges(by_two: dict[str, Any]) -> None:
+    reason = "the term 'steep' exploded at step 26 (plugin 'mine'), from about 1 to 1e+06"
+    for name in ("one", "two"):
+        found = by_two[name]["diverging"]
+        assert found["told"] == [{"factor": 0.3, "after_step": 10, "reason": reason}] * 2
+        assert_close(found["whole"], found["in two parts"], 0.0)
+
+
 def test_a_process_that_ends_is_named_by_the_others(tmp_path: Path) -> None:
     command = [*TWO, str(SCRIPT), str(tmp_path / "told"), "lose"]
     assert subprocess.run(command, capture_output=True, check=False).returncode != 0

@@ -346,11 +346,17 @@ def test_weights_that_are_not_finite_are_refused() -> None:
         plain(net)
 
 
+class NoLogits(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.flatten(1)[:, :0]
+
+
 @pytest.mark.parametrize(
     ("net", "words"),
     [
         (nn.Conv2d(1, 3, 1), r"gives \(6, 3, 12, 12\) for 6 images"),
         (nn.Sequential(nn.Flatten(0), nn.Linear(288, 3)), r"fails on an input of shape \(6, 1, 12, 12\)"),
+        (NoLogits(), r"it gives \(6, 0\) for 6 images; logits are \(6, n\)"),
     ],
 )
 def test_a_module_that_gives_no_logits_is_refused(net: nn.Module, words: str) -> None:

@@ -112,7 +112,7 @@ def test_a_resumed_run_is_the_run_that_was_never_stopped(tiny_model: Path, tmp_p
     assert len(interpkit.load_inversion(tmp_path).sample()[0]) == 9  # what there is, is there
     resumed = interpkit.invert(tiny_model, out=tmp_path, resume=True)
     assert torch.equal(resumed.sample()[0], straight.sample()[0])
-    assert [record.step for record in resumed.history] == [1, 7, 10, 12]
+    assert [record.step for record in resumed.history] == [record.step for record in straight.history] == [1, 10, 12]
     assert resumed.history[-1].terms == straight.history[-1].terms
     assert interpkit.invert(tiny_model, out=tmp_path, resume=True, steps=15).steps_done == 15
 

@@ -22,6 +22,7 @@ from interpkit_vecmat.conditioners import (
 from torch import Tensor
 
 from interpkit import Conditioner, ConditionSpec, UsageError
+from interpkit.testing.second_device import second_device
 
 Rng = Callable[[int], torch.Generator]
 
@@ -142,7 +143,8 @@ def test_conditions_of_1000_classes_at_64_pixels_take_under_64_megabytes(
 def test_the_spec_says_the_sizes(
     cls: Any, n: int, shape: tuple[int, ...], options: dict[str, int], spec: ConditionSpec
 ) -> None:
-    assert cls(n, shape, cls.Options(**options)).spec == spec
+    conditioner = cls(n, shape, cls.Options(**options))
+    assert conditioner.spec == spec and (conditioner.num_classes, conditioner.input_shape) == (n, shape)
 
 
 @pytest.mark.parametrize(
@@ -216,6 +218,11 @@ def test_by_default_the_largest_entry_is_within_003_of_032_on_average(n: int, co
 @pytest.mark.parametrize("n", [2, 3, 7, 10])
 def test_up_to_ten_classes_the_default_temperature_is_one(n: int) -> None:
     assert SoftVector(n, None, None).temperature(0.0) == 1.0
+
+
+@pytest.mark.parametrize("n", [11, 100, 21_841])
+def test_above_ten_classes_the_default_temperature_is_the_documented_one(n: int) -> None:
+    assert SoftVector(n, None, None).temperature(0.5) ** -2 == pytest.approx(1 + 2.1 * math.log(n / 10))
 
 
 @deterministic
@@ -296,6 +303,14 @@ def test_the_labels_can_be_read_off_the_maps_at_any_size(
     maps = matrix.draw(labels, matrix.side + grow[0], matrix.side + grow[1])
     assert set(maps.unique().tolist()) <= {0.0, 1.0}
     assert torch.equal(matrix.decode(maps), labels)
+
+
+def test_labels_are_drawn_and_read_off_where_they_are() -> None:
+    matrix, labels = HotMatrix(50, 4), torch.tensor([0, 17, 49])
+    with second_device() as device:
+        maps = matrix.draw(labels.to(device), 8, 9)
+        assert maps.device == matrix.decode(maps).device == device
+        assert torch.equal(matrix.decode(maps).cpu(), labels)
 
 
 @pytest.mark.parametrize("n", [2, 10, 16, 17, 256, 257, 1000])

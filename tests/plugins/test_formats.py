@@ -1033,7 +1033,7 @@ def test_reference_data_that_do_not_fit_end_with_2(
         (lambda folder: _picture(folder / "0" / "a.png", (13, 12)), "the classifier takes"),
         (
             lambda folder: (_picture(folder / "0" / "a.png", (12, 12)), _picture(folder / "1" / "a.png", (9, 9))),
-            "sizes",
+            "9 x 9 pixels; the classifier takes 12 x 12",
         ),
         (lambda folder: _text(folder / "0" / "a.png"), "no image that can be read"),
     ],

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
+import interpkit_losses
 import pydantic
 import pytest
 import torch
@@ -622,6 +624,12 @@ def test_gradients_reach_the_images_and_not_the_target(cls: Any) -> None:
         loss(InversionBatch(target, condition, distribution, images, 0.0, response)).backward()
     assert images.grad is not None and images.grad.abs().sum() > 0
     assert all(parameter.grad is None for parameter in target.parameters())
+
+
+def test_the_plugin_adds_all_its_losses() -> None:
+    added: list[Any] = []
+    interpkit_losses.register(SimpleNamespace(add=added.append))  # type: ignore[arg-type]
+    assert set(added) == {*LOSSES, Chroma} and len(added) == 10
 
 
 @pytest.mark.parametrize("cls", LOSSES, ids=lambda cls: cls.name)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
+import interpkit_metrics
 import numpy as np
 import pytest
 import torch
@@ -52,6 +54,12 @@ def study_of(
 
 def random_images(count: int, rng: torch.Generator, shape: tuple[int, ...] = SHAPE) -> Tensor:
     return torch.rand(count, *shape, generator=rng)
+
+
+def test_the_plugin_adds_all_its_metrics() -> None:
+    added: list[Any] = []
+    interpkit_metrics.register(SimpleNamespace(add=added.append))  # type: ignore[arg-type]
+    assert added == [Diversity, Agreement, Reference, Memorisation]
 
 
 # ---------------------------------------------------------------------------------------- the measures

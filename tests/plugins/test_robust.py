@@ -260,6 +260,32 @@ def test_the_views_are_all_images_under_one_kind_after_another(
     assert not torch.equal(views[:5], views[5:10])
 
 
+@pytest.mark.parametrize(
+    ("kind", "options", "norm", "bound"),
+    [
+        ("linf", {}, "linf", 0.2),
+        ("l2", {}, "l2", 0.3),
+        ("pgd", {}, "l2", 0.3),
+        ("pgd", {"pgd_norm": "linf"}, "linf", 0.2),
+    ],
+)
+def test_each_kind_has_the_ball_and_the_bound_that_the_options_name(
+    kind: Any,
+    options: dict[str, Any],
+    norm: str,
+    bound: float,
+    linear_target: MakeTarget,
+    generated: Generated,
+    rng: Rng,
+) -> None:
+    target, images = linear_target(), torch.full((200, 3, 4, 4), 0.5)
+    loss = Robustness(target, Robustness.Options(kinds=[kind], epsilon=0.2, radius=0.3, **options))
+    delta = loss.views(generated(target, images, torch.arange(200) % 2), rng(0)) - images
+    assert 0.95 * bound < lengths(delta, norm).max() <= bound + 1e-6
+    other = lengths(delta, "l2" if norm == "linf" else "linf").max()
+    assert other > 0.3 if norm == "linf" else other < 0.2  # the other bound is not kept, or not reached
+
+
 def test_jitter_is_a_move_and_then_noise(linear_target: MakeTarget, generated: Generated, rng: Rng) -> None:
     target, images = linear_target(), 0.3 + 0.4 * uniform_images((6, 3, 4, 4), 0)
     batch = generated(target, images, torch.zeros(6, dtype=torch.int64))

@@ -69,6 +69,21 @@ def test_each_run_has_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.Mo
     assert len(list(tmp_path.iterdir())) == 2
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_the_folder_of_a_run_that_failed_is_closed_by_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("tensorboard")
+    monkeypatch.setenv(interpkit_tensorboard.PLACE, str(tmp_path))
+
+    def stop(step: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interpkit.invert(target(), ["vecmat"], steps=20, batch_size=8, on_step=stop)
+    (failed,) = interpkit_tensorboard.writers
+    run(target())
+    assert interpkit_tensorboard.writers == [] and failed.all_writers is None  # which is how torch marks a closed one
+
+
 def test_without_the_variable_nothing_is_written_and_tensorboard_is_not_imported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

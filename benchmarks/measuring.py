@@ -1,0 +1,180 @@
+"""How the benchmarks measure: rivals take turns in one process, and each figure is a ratio with its spread."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import statistics
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from interpkit import api, assembly, training
+from interpkit.plugins import installed
+from interpkit.recorder import Recorder
+
+OPERATORS: dict[str, Callable[[float, float], bool]] = {"<=": float.__le__, ">=": float.__ge__}
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One measured number.
+
+    Attributes:
+        what: is measured, with its unit if it is no ratio.
+        value: the number; a median where there are several.
+        goal: a comparison, as ``<= 0.5``; empty for what is only reported.
+        low: the first quartile, where there are several.
+        high: the third.
+        detail: what it was measured on, in absolute numbers.
+    """
+
+    what: str
+    value: float
+    goal: str = ""
+    low: float | None = None
+    high: float | None = None
+    detail: str = ""
+
+    @property
+    def met(self) -> bool | None:
+        """Whether the goal is met; None without one."""
+        if not self.goal:
+            return None
+        operator, limit = self.goal.split()
+        return OPERATORS[operator](float(self.value), float(limit))
+
+    @classmethod
+    def of(cls, what: str, values: Sequence[float], goal: str = "", detail: str = "") -> Figure:
+        """Return the median of several values, with their quartiles."""
+        low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
+        return cls(what, middle, goal, low, high, detail)
+
+    def row(self) -> str:
+        """Return the row of a Markdown table."""
+        spread = "" if self.low is None else f" ({self.low:.3g} to {self.high:.3g})"
+        met = {None: "", True: "yes", False: "**no**"}[self.met]
+        return f"| {self.what} | {self.value:.3g}{spread} | {self.goal} | {met} | {self.detail} |"
+
+
+HEAD = "| what | measured | goal | met | on what |\n|---|---|---|---|---|\n"
+
+
+def in_turn(rivals: Mapping[str, Callable[[], Any]], rounds: int, warm_up: int = 3) -> dict[str, list[float]]:
+    """Let rivals take turns, each first in every other round; return the seconds of each turn by name."""
+    names = list(rivals)
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    for number in range(warm_up + rounds):
+        for name in names if number % 2 else reversed(names):
+            begun = time.perf_counter()
+            rivals[name]()
+            took = time.perf_counter() - begun
+            if number >= warm_up:
+                seconds[name].append(took)
+    return seconds
+
+
+def ratios(ours: Sequence[float], theirs: Sequence[float]) -> list[float]:
+    """Return the ratio of each pair of turns."""
+    return [a / b for a, b in zip(ours, theirs, strict=True)]
+
+
+class _Handing(Recorder):
+    """A recorder that hands over after each step, and waits for its next turn."""
+
+    def __init__(self, steps: int, hand_over: Callable[[], None]) -> None:
+        super().__init__(steps)
+        self._hand_over = hand_over
+
+    def step(self, step: int, *args: Any) -> None:
+        super().step(step, *args)
+        self._hand_over()
+
+
+class OurLoop:
+    """interpkit's own loop, `interpkit.training.train`, one step at a time: it runs in a thread that takes turns.
+
+    Args:
+        job: what to run; its last step is its recipe's.
+
+    Attributes:
+        parts: the networks that are trained.
+    """
+
+    def __init__(self, job: api.Job) -> None:
+        self.job = job
+        torch.manual_seed(job.recipe.seed)
+        _, self.parts = assembly.build(job.recipe, job.target, installed())
+        self._turn, self._done = threading.Semaphore(0), threading.Semaphore(0)
+        self._error: BaseException | None = None
+        threading.Thread(target=self._run, daemon=True).start()
+
+    def _run(self) -> None:
+        self._turn.acquire()
+        try:
+            assert self.parts.conditioner is not None and self.parts.generator is not None
+            with self.job.target.frozen(self.job.recipe.device, torch.channels_last):
+                recorder = _Handing(self.job.recipe.steps, self._hand_over)
+                parts = self.parts
+                training.train(
+                    self.job.target, parts.conditioner, parts.generator, parts.losses, self.job.recipe, recorder
+                )
+        except BaseException as error:
+            self._error = error
+        self._done.release()
+
+    def _hand_over(self) -> None:
+        self._done.release()
+        self._turn.acquire()
+
+    def __call__(self) -> None:
+        """Take one step."""
+        self._turn.release()
+        self._done.acquire()
+        if self._error is not None:
+            raise self._error
+
+
+def best_matrix_product(dtype: torch.dtype, device: torch.device, sizes: Sequence[int] = (512, 1024, 2048)) -> float:
+    """Return the most FLOP/s that a product of two square matrices reached."""
+    best = 0.0
+    for size in sizes:
+        a = torch.randn(size, size, device=device).to(dtype)
+        b = torch.randn(size, size, device=device).to(dtype)
+        for _ in range(8):
+            synchronise(device)
+            begun = time.perf_counter()
+            a @ b
+            synchronise(device)
+            best = max(best, 2 * size**3 / (time.perf_counter() - begun))
+    return best
+
+
+def synchronise(device: torch.device) -> None:
+    """Wait for a GPU."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def machine(device: torch.device) -> dict[str, Any]:
+    """Describe what is measured on."""
+    processor = platform.processor() or platform.machine()
+    if os.path.exists("/proc/cpuinfo"):
+        names = re.findall(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
+        processor = names[0] if names else processor
+    return {
+        "processor": processor,
+        "capability": torch.backends.cpu.get_cpu_capability(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+    }

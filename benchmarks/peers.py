@@ -1,0 +1,102 @@
+"""What people write without interpkit, as plainly as they write it: the rivals of the speed benchmarks.
+
+Each is in fp32, in the default memory format, eager, with nothing clever done.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import interpkit
+from interpkit import Target, api, assembly
+from interpkit.plugins import installed
+
+
+class PlainLoop:
+    """The script that one writes from the paper: the three losses on a recipe's networks, a figure printed every step.
+
+    As in most scripts the classifier is in ``eval`` mode and its weights are not given to the optimizer.
+
+    Args:
+        job: whose networks, weights of the terms, rates and batch are taken.
+        frozen: tell autograd, too, that the classifier's weights are not trained; few do.
+        precision: of the networks' arithmetic, by autocast.
+
+    Attributes:
+        conditioner: of the recipe.
+        generator: likewise.
+    """
+
+    def __init__(self, job: api.Job, *, frozen: bool = False, device: str = "cpu") -> None:
+        recipe = job.recipe
+        torch.manual_seed(recipe.seed)
+        _, parts = assembly.build(recipe, job.target, installed())
+        assert parts.conditioner is not None and parts.generator is not None
+        self.recipe, self.device = recipe, torch.device(device)
+        self.conditioner = parts.conditioner.train().to(device)
+        self.generator = parts.generator.train().to(device)
+        self.target: Target = copy.deepcopy(job.target).to(device)
+        self.target.requires_grad_(not frozen)
+        self._features: dict[str, Tensor] = {}
+        layer = self.target.module.get_submodule(job.target.feature_layer.removesuffix(":in"))
+        layer.register_forward_pre_hook(lambda _, inputs: self._features.update(x=inputs[0]))
+        adam = recipe.optimizer
+        self.optimizer = torch.optim.Adam(self.generator.parameters(), lr=adam.lr, betas=(adam.beta1, adam.beta2))
+        self.weights = {name: term.weight for name, term in recipe.losses.items()}
+
+    def __call__(self) -> tuple[float, float]:
+        """Take one step; return the loss and the inversion accuracy."""
+        n = self.recipe.batch_size
+        p = torch.randn(n, self.target.num_classes, device=self.device).softmax(1)
+        labels = p.argmax(1)
+        condition = interpkit.Condition(labels, p, p, lambda h, w: self.conditioner.matrix.draw(labels, h, w))
+        images = self.generator(torch.randn(n, self.generator.latent_dim, device=self.device), condition)
+        logits = self.target(images)
+        kl = F.kl_div(logits.log_softmax(1), p, reduction="batchmean")
+        ce = F.cross_entropy(logits, labels)
+        units = F.normalize(self._features["x"].flatten(1), dim=1)
+        pairs = units @ units.T
+        cosine = pairs[~torch.eye(n, dtype=torch.bool, device=self.device)].mean()
+        loss = self.weights["kl"] * kl + self.weights["ce"] * ce + self.weights["cosine"] * cosine
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        return loss.item(), (logits.argmax(1) == labels).float().mean().item()
+
+
+class ImageDescent:
+    """Gradient descent on the pixels of a batch of images, as in most notebooks: cross-entropy, Adam, a fixed rate.
+
+    Args:
+        target: the classifier.
+        batch: images at a time, the classes in turn.
+        rate: of Adam, on what a sigmoid makes the image of.
+        fourier: descend on Fourier coefficients scaled by frequency, with random shifts of a pixel or two: the way of
+            Lucid and torch-lucent ("Feature Visualization", Olah et al. 2017), which take one image at a time.
+    """
+
+    def __init__(self, target: Target, batch: int = 128, rate: float = 0.05, fourier: bool = False) -> None:
+        from interpkit_baselines.free_images import FreeImages
+
+        self.target, self.batch, self.rate, self.fourier = target, batch, rate, fourier
+        self._make = lambda rng: FreeImages(batch, target.input_shape, "fourier" if fourier else "pixel", 1.0, rng)
+
+    def __call__(self, seed: int, steps: int) -> tuple[Tensor, Tensor]:
+        """Return images, (batch, C, H, W) in [0, 1], and the classes asked for."""
+        rng = torch.Generator().manual_seed(seed)
+        labels = torch.arange(self.batch) % self.target.num_classes
+        images: nn.Module = self._make(rng)
+        optimizer = torch.optim.Adam(images.parameters(), lr=self.rate)
+        for _ in range(steps):
+            x = images()
+            if self.fourier:
+                x = x.roll([int(shift) for shift in torch.randint(-2, 3, (2,), generator=rng)], (2, 3))
+            loss = F.cross_entropy(self.target(x), labels)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        return images().detach(), labels

@@ -1,0 +1,99 @@
+"""What `torch.save` wrote, read without running code and in no more memory than the file is large."""
+
+from __future__ import annotations
+
+import io
+import os
+import pickletools
+import warnings
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+from torch import Tensor
+
+AS_LARGE = 4
+"""How many times as large as the file its tensors may be together: tied weights are stored once."""
+ROOM = 1_000_000
+LONGEST_WORD = 20_000
+"""In a text; where torch refuses a file, it searches its message in time that grows with the square of this."""
+OLD_PICKLES = 5
+"""One after another at the beginning of a file of before torch 1.6."""
+
+
+def load_plain(path: Path) -> Any:
+    """Read a file of `torch.save` that holds tensors and plain values alone.
+
+    Besides what ``weights_only`` refuses, an archive that unpacks to more than its size is not unpacked, and tensors
+    that are larger than what is stored (repeated rows, or no values at all) are refused.
+
+    Args:
+        path: in the format of today, an archive, or that of before torch 1.6.
+
+    Raises:
+        Exception: it is none such; `torch.load` has many kinds.
+    """
+    size = path.stat().st_size
+    with warnings.catch_warnings(), _Clipped(io.FileIO(path)) as file:
+        warnings.simplefilter("ignore")  # of old pickle protocols
+        packed = file.peek(2).startswith(b"PK")
+        if packed:
+            with zipfile.ZipFile(path) as archive:
+                unpacked = sum(info.file_size for info in archive.infolist())
+                if unpacked > size:
+                    raise ValueError(f"it unpacks to {unpacked:,} bytes, more than its {size:,}")
+                for name in archive.namelist():
+                    if name.endswith("data.pkl"):
+                        _check_words(archive.open(name))
+        else:
+            for _ in range(OLD_PICKLES):
+                _check_words(file)
+            file.seek(0)
+        content = torch.load(path if packed else file, map_location="cpu", weights_only=True)
+    tensors = _tensors(content)
+    if any(tensor.is_meta for tensor in tensors):
+        raise ValueError("it has tensors without values")
+    held = sum(tensor.nbytes for tensor in tensors if tensor.layout == torch.strided)
+    if held > AS_LARGE * size + ROOM:
+        raise ValueError(f"its tensors have {held:,} bytes together, and the file {size:,}")
+    return content
+
+
+class _Clipped(io.BufferedReader):
+    """A file that is not asked for more than it has: Python takes memory for what it is asked for."""
+
+    def __init__(self, raw: io.FileIO) -> None:
+        super().__init__(raw)
+        self._size = os.fstat(raw.fileno()).st_size
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        rest = max(0, self._size - self.tell())
+        return super().read(rest if size is None or size < 0 else min(size, rest))
+
+
+def _check_words(pickled: IO[bytes]) -> None:
+    for _, text, _ in pickletools.genops(pickled):
+        if isinstance(text, str | bytes) and len(text) > LONGEST_WORD:
+            longest = max(map(len, text.split()), default=0)
+            if longest > LONGEST_WORD:
+                raise ValueError(f"it has a word of {longest:,} characters")
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    """Return the tensors in containers, each once, though a container may hold itself."""
+    found: list[Tensor] = []
+    todo, seen = [value], set()
+    while todo:
+        value = todo.pop()
+        if id(value) in seen:
+            continue
+        seen.add(id(value))
+        if isinstance(value, Tensor):
+            found.append(value)
+        elif isinstance(value, Mapping):
+            todo += value.values()
+        elif isinstance(value, list | tuple | set):
+            todo += value
+    return found

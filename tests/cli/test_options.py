@@ -1,0 +1,41 @@
+"""Values that are read from files that the user names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from interpkit import UsageError
+from interpkit.cli.options import lines
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ("cat\n\n  dog \r\nÄffle\n", ["cat", "dog", "Äffle"]),
+        (' ["cat", "dog, or so", 7]', ["cat", "dog, or so", "7"]),
+        ("", []),
+    ],
+    ids=["lines", "JSON", "nothing"],
+)
+def test_names_stand_in_lines_or_in_a_json_list(text: str, names: list[str], tmp_path: Path) -> None:
+    (tmp_path / "names.txt").write_text(text, "utf-8")
+    assert lines(tmp_path / "names.txt") == names
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b'["cat", ', r"names.txt is not a JSON list: "),
+        (b"[" * 100_000, r"names.txt is not a JSON list: "),
+        (b"\xff\xfe", r"cannot read .*names.txt: .*utf-8"),
+        (None, r"cannot read .*names.txt: .*No such file"),
+    ],
+    ids=["torn", "deep", "no text", "missing"],
+)
+def test_a_file_of_names_that_is_none_is_told(content: bytes | None, words: str, tmp_path: Path) -> None:
+    if content is not None:
+        (tmp_path / "names.txt").write_bytes(content)
+    with pytest.raises(UsageError, match=words):
+        lines(tmp_path / "names.txt")

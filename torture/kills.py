@@ -1,0 +1,204 @@
+"""Kill -9 at any moment: a run that is killed, and killed again, ends by --resume as if nothing had happened.
+
+Short runs of a tiny classifier are started by ``interpkit invert``, killed at a moment drawn uniformly over their life,
+from before the first file to after the last, and gone on with by ``--resume``, three of ten killed again. At the
+end every file is compared, bit for bit, with those of a run that was left alone, and nothing half written may be left.
+
+Each process is forked from one that has loaded torch and the plugins and run nothing: that saves seconds a process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from interpkit.plugins import installed
+from torture import keep
+from torture.long_run import classifier
+from torture.twice import content, differing
+
+KINDS = {
+    "vecmat": ["--plugin", "vecmat"],
+    "training-like": ["--plugin", "vecmat", "--plugin", "training-like"],
+    "two generators": ["--plugin", "vecmat", "--plugin", "robust", "--generators", "2"],
+    "pixels": ["--plugin", "pixels"],
+}
+NARROW = [f"--set=generator.{size}=8" for size in ("width", "min_width", "latent", "hidden")]
+TOLD = ("resumed_from", "moves", "created", "timings")
+"""What a manifest says of interruptions, and when."""
+KILLED_AGAIN = 0.3
+
+
+def arguments(kind: str, model: Path, out: Path, steps: int) -> list[str]:
+    """Return the command line of a run of this kind; it is started anew, or gone on with, by the same."""
+    short = ["--steps", str(steps), "--batch-size", "12", "--checkpoint-every", "3", "--device", "cpu", "--seed", "1"]
+    narrow = [] if kind == "pixels" else NARROW
+    return ["invert", str(model), *KINDS[kind], *narrow, *short, "--out", str(out), "--resume"]
+
+
+def load_all() -> None:
+    """Load what a command loads, so that no fork has to, and compute in one thread."""
+    torch.set_num_threads(1)
+    for kind in ("loss", "generator", "conditioner", "inverter", "preset", "metric", "attribution", "loader"):
+        for name in installed().registry.names(kind):
+            installed().registry.get(kind, name)
+
+
+def command(
+    words: Sequence[str], log: Path, seconds: float | None = None, before: Callable[[], object] | None = None
+) -> int:
+    """Run interpkit in a process of its own, and kill it after so many seconds.
+
+    Args:
+        words: of the command line.
+        log: gets what is printed.
+        seconds: the life of the process; to its end if None.
+        before: called in the process before anything else.
+
+    Returns:
+        the exit status; -9 if it was killed.
+    """
+    child = os.fork()
+    if child == 0:
+        try:
+            with log.open("ab") as file:
+                for stream in (1, 2):
+                    os.dup2(file.fileno(), stream)
+            from interpkit.cli import main
+
+            sys.argv = ["interpkit", *words]
+            if before is not None:
+                before()
+            main()
+            status = 0
+        except SystemExit as error:
+            status = error.code if isinstance(error.code, int) else 1
+        except BaseException:
+            import traceback
+
+            traceback.print_exc()
+            status = 99
+        os._exit(status)
+    timer = None
+    if seconds is not None:
+        timer = threading.Timer(seconds, os.kill, (child, signal.SIGKILL))
+        timer.start()
+    # Waited for without being reaped, so that a late timer kills this child or nothing.
+    os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)
+    if timer is not None:
+        timer.cancel()
+        timer.join()
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def differences(whole: Path, run: Path) -> list[str]:
+    """Return what is not in a run as it is in the one that was left alone."""
+    found = [name for name in differing(whole, run) if name != "manifest.json"]
+    one, other = ({k: v for k, v in content(run / "manifest.json")[0].items() if k not in TOLD} for run in (whole, run))
+    found += ["manifest.json"] if one != other else []
+    found += [] if (run / "report.html").exists() else ["report.html"]
+    states = [torch.load(folder / "checkpoint", weights_only=True) | {"seconds": 0} for folder in (whole, run)]
+    return found + ([] if same(*states) else ["checkpoint"])
+
+
+def same(one: Any, other: Any) -> bool:
+    """Say whether two values of a checkpoint are the same, tensors bit for bit."""
+    if isinstance(one, torch.Tensor):
+        return one.shape == other.shape and one.dtype == other.dtype and torch.equal(one, other)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(same(value, other[name]) for name, value in one.items())
+    if isinstance(one, list | tuple):
+        return len(one) == len(other) and all(map(same, one, other))
+    return bool(one == other)
+
+
+def kill_and_resume(
+    whole: Path, run: Path, kind: str, model: Path, steps: int, life: float, drawn: random.Random
+) -> tuple[str, list[str]]:
+    """Kill a run at a random moment, go on with it to its end, and compare.
+
+    Args:
+        whole: the run that was left alone.
+        run: where to.
+        kind: of run.
+        model: the classifier.
+        steps: of the run.
+        life: how long a run takes that is left alone, in seconds.
+        drawn: source of the moments.
+
+    Returns:
+        what there was when it was killed; what differs at the end.
+    """
+    log = run.with_suffix(".log")
+    words = arguments(kind, model, run, steps)
+    status = command(words, log, drawn.uniform(0, 1.05 * life))
+    there = "a finished run"
+    if status != 0:
+        files = {path.name for path in run.iterdir() if not path.name.startswith(".")} if run.exists() else set()
+        there = "nothing" if not files else "a checkpoint" if "checkpoint" in files else "no checkpoint yet"
+        if "samples.safetensors" in files:
+            there = "samples"
+    if drawn.random() < KILLED_AGAIN:
+        command(words, log, drawn.uniform(0, 1.05 * life))
+    status = command(words, log)
+    if status != 0:
+        return there, [f"exit {status}: {log.read_text(errors='replace')[-400:]}"]
+    return there, differences(whole, run)
+
+
+def kills(folder: Path, count: int, steps: int, seed: int, kinds: Sequence[str] = tuple(KINDS)) -> dict[str, Any]:
+    """Kill so many runs, the kinds taking turns; return what came of it."""
+    load_all()
+    model, drawn = classifier(folder), random.Random(seed)
+    lives = {}
+    for kind in kinds:
+        whole = folder / f"whole-{kind}"
+        begun = time.monotonic()
+        status = command(arguments(kind, model, whole, steps), folder / "whole.log")
+        lives[kind] = time.monotonic() - begun
+        if status != 0:
+            raise SystemExit(f"{kind}: exit {status}: {(folder / 'whole.log').read_text()}")
+    states: Counter[str] = Counter()
+    faults = []
+    for number in range(count):
+        kind = kinds[number % len(kinds)]
+        run = folder / f"run-{number}"
+        state, different = kill_and_resume(folder / f"whole-{kind}", run, kind, model, steps, lives[kind], drawn)
+        states[state] += 1
+        if different:
+            faults.append({"number": number, "kind": kind, "killed with": state, "differs": different})
+        else:
+            shutil.rmtree(run)
+    return {"killed": count, "the same": count - len(faults), "killed with": dict(states), "faults": faults}
+
+
+def main(given: Sequence[str] = ()) -> None:
+    """Kill 200 runs."""
+    parser = argparse.ArgumentParser(prog="python -m torture.kills", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--count", type=int, default=200)
+    parser.add_argument("--steps", type=int, default=30)
+    parser.add_argument("--seed", type=int, default=0)
+    asked = parser.parse_args(given)
+    with tempfile.TemporaryDirectory() as folder:
+        result = kills(Path(folder), asked.count, asked.steps, asked.seed)
+    told = f"python -m torture.kills --count {asked.count} --steps {asked.steps} --seed {asked.seed}"
+    keep("kills", {"command": told, "kinds": list(KINDS), **result})
+    print(json.dumps(result, indent=1))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

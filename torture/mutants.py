@@ -1,0 +1,320 @@
+"""Mutation testing: small faults are planted one at a time, and the tests of the module must notice.
+
+What is mutated are the bodies of functions, by mutmut's operators (another operator, an argument left out or None, a
+number plus one, a condition that always holds, ...). Left alone are
+
+- string literals, docstrings among them, and whatever stands in a ``raise`` or a call of ``warnings``: words;
+- ``assert`` and ``cast``, which tell the type checker what is known, and annotations;
+- the arguments of decorators, and default values.
+
+Each mutant is tried in a process of its own, forked from one in which torch is loaded, by the tests of its group up to
+the first that fails; the files on disk are never touched. Of a group with more mutants than ``--sample``, so many are
+drawn with a seed. Mutants that no test can tell from the original are listed in `EQUIVALENT`, with why.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import gc
+import importlib
+import importlib.util
+import multiprocessing
+import multiprocessing.connection
+import os
+import random
+import resource
+import shlex
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from importlib.machinery import ModuleSpec, SourceFileLoader
+from pathlib import Path
+from typing import Any
+
+import libcst as cst
+import libcst.matchers as m
+from mutmut.mutation.mutators import mutation_operators
+from scipy.stats import binomtest
+
+from torture import keep
+
+ROOT = Path(__file__).parents[1]
+MEMORY = 12 << 30
+"""Bytes that a mutant may take; one that asks for more is killed."""
+WEIGHTS = "mixin or timm or transformers or weights or checkpoint or prefix or state_dict or misfit"
+FORMATS = f"({WEIGHTS}) and not inverted and not run_of and not onnx"
+"""Of the tests of formats those of files and folders with weights."""
+LOADED = (
+    *("hypothesis", "pytest", "numpy", "pydantic", "rich", "typer", "safetensors.torch", "scipy.optimize"),
+    *("torch", "torchvision", "torchmetrics.image.kid", "torchmetrics.functional.image", "PIL.Image"),
+    *("captum.attr", "huggingface_hub", "onnx", "timm", "transformers"),
+)
+"""Loaded before the forks, and never a part of interpkit: each mutant imports that anew."""
+
+
+KIT = "tests/testing/test_bundled.py"
+
+
+def kit(*names: str) -> tuple[str, ...]:
+    """Return the tests that `interpkit.testing` has of some components, but for those that take long."""
+    return (KIT, "-k", f"({' or '.join(f'{name}-' for name in names)}) and not two-processes and not converges")
+
+
+@dataclass(frozen=True)
+class Part:
+    """Files, and what pytest is called with to test them, one call after another until one fails."""
+
+    files: str | tuple[str, ...]
+    tests: tuple[tuple[str, ...], ...]
+
+    def paths(self) -> list[str]:
+        """Return the files, relative to the root."""
+        patterns = (self.files,) if isinstance(self.files, str) else self.files
+        return sorted(file.relative_to(ROOT).as_posix() for pattern in patterns for file in ROOT.glob(pattern))
+
+
+GROUPS = {
+    "losses": [
+        Part(
+            "plugins/interpkit_losses/*.py",
+            (
+                ("tests/plugins/test_losses.py",),
+                kit("kl", "ce", "cosine", "orthogonality", "spread", "tv", "chroma", "l2", "batchnorm", "statistics"),
+            ),
+        ),
+        Part(
+            tuple(f"plugins/interpkit_robust/{name}.py" for name in ("loss", "ghosts", "perturbations")),
+            (("tests/plugins/test_robust.py",), kit("robust", "ghosts")),
+        ),
+    ],
+    "conditioners": [
+        Part(
+            "plugins/interpkit_vecmat/conditioners.py",
+            (("tests/plugins/test_conditioners.py",), kit("vector", "vecmat", "matrix", "label")),
+        ),
+    ],
+    "metrics": [
+        Part(
+            ("plugins/interpkit_metrics/*.py", "plugins/interpkit_robust/metric.py"),
+            (
+                ("tests/plugins/test_metrics.py",),
+                kit("agreement", "diversity", "reference", "memorisation", "robustness"),
+            ),
+        )
+    ],
+    "readers": [
+        Part("interpkit/data.py", (("tests/core/test_data.py",),)),
+        Part("interpkit/files.py", (("tests/core/test_files.py",),)),
+        Part("interpkit/target_file.py", (("tests/core/test_target_file.py",), ("tests/plugins/test_targets.py",))),
+        Part(
+            tuple(f"plugins/interpkit_targets/{name}.py" for name in ("folders", "checkpoints", "loaders")),
+            (("tests/plugins/test_readers.py",), ("tests/plugins/test_formats.py", "-k", FORMATS)),
+        ),
+    ],
+}
+
+EQUIVALENT: dict[tuple[str, str, str], str] = {}
+"""Mutants that change nothing that can be seen: (file, line, mutated line) to why."""
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """One small fault."""
+
+    path: str
+    line: int
+    before: str
+    after: str
+    source: str
+
+    @property
+    def name(self) -> tuple[str, str, str]:
+        """How `EQUIVALENT` calls it."""
+        return self.path, self.before, self.after
+
+    def __str__(self) -> str:
+        return f"{self.path}:{self.line}\n  - {self.before}\n  + {self.after}"
+
+
+# ------------------------------------------------------------------------------------------------ making them
+
+WORDS = (cst.BaseString, cst.Raise, cst.Assert, cst.Annotation, cst.Decorator, cst.Param)
+CALLS = m.Call(m.Name("len") | m.Name("isinstance") | m.Name("cast") | m.Attribute(m.Name("warnings")))
+
+
+def places(node: cst.CSTNode, within: bool = False) -> Iterator[cst.CSTNode]:
+    """Yield the nodes in the bodies of functions that may be mutated."""
+    if isinstance(node, WORDS) or m.matches(node, CALLS):
+        return
+    if within:
+        yield node
+    if isinstance(node, cst.FunctionDef):
+        yield from places(node.body, True)
+    else:
+        for child in node.children:
+            yield from places(child, within)
+
+
+def mutants(path: str) -> list[Mutant]:
+    """Return all mutants of a file, in order."""
+    source = (ROOT / path).read_text("utf-8")
+    module = cst.parse_module(source)
+    found = {}
+    for node in places(module):
+        for kind, operator in mutation_operators:
+            for changed in operator(node) if isinstance(node, kind) else ():
+                mutated = module.deep_replace(node, changed).code
+                if mutated != source and mutated not in found:
+                    found[mutated] = Mutant(path, *difference(source, mutated), mutated)
+    return list(found.values())
+
+
+def difference(source: str, mutated: str) -> tuple[int, str, str]:
+    """Return the first line that differs, what it said, and what it says."""
+    before, after = source.splitlines(), mutated.splitlines()
+    changes = difflib.SequenceMatcher(None, before, after, autojunk=False).get_opcodes()
+    _, start, end, other, to = next(change for change in changes if change[0] != "equal")
+    old, new = (" ".join(line.strip() for line in lines) for lines in (before[start:end], after[other:to]))
+    return start + 1, old, new
+
+
+# ---------------------------------------------------------------------------------------------- trying them
+
+
+class Loader(SourceFileLoader):
+    """Loads one module from a text in place of its file; also the finder that says so."""
+
+    def __init__(self, path: str, text: str) -> None:
+        name = path.removeprefix("plugins/").removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+        super().__init__(name, str(ROOT / path))
+        self.text = text
+
+    def find_spec(self, name: str, *_: Any) -> ModuleSpec | None:
+        """Return this loader for its module."""
+        return importlib.util.spec_from_file_location(name, self.path, loader=self) if name == self.name else None
+
+    def get_code(self, fullname: str) -> Any:
+        """Compile the text."""
+        return compile(self.text, self.path, "exec", dont_inherit=True)
+
+
+def test(parts: Sequence[Part], mutant: Mutant | None) -> None:
+    """Run the tests of a mutant, or all, in this process, and end it with pytest's exit status."""
+    import pytest
+
+    nothing = os.open(os.devnull, os.O_RDWR)
+    for stream in (0, 1, 2):
+        os.dup2(nothing, stream)
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+    sys.dont_write_bytecode = True
+    os.environ["HYPOTHESIS_PROFILE"] = "any-failure"
+    os.chdir(ROOT)
+    if mutant is not None:
+        sys.meta_path.insert(0, Loader(mutant.path, mutant.source))
+    without = [word for name in ("cacheprovider", "xdist", "hypothesispytest") for word in ("-p", f"no:{name}")]
+    for part in parts:
+        if mutant is None or mutant.path in part.paths():
+            for call in part.tests:
+                status = pytest.main(["-x", "--assert=plain", "--tb=no", *without, *call])
+                if status:
+                    os._exit(status)
+    os._exit(0)
+
+
+def outcomes(
+    parts: Sequence[Part], tried: Sequence[Mutant | None], limit: float, workers: int
+) -> Iterator[tuple[Mutant | None, str, float]]:
+    """Yield for each mutant ``killed``, ``survived`` or ``hung``, and the seconds that it took."""
+    assert "interpkit" not in sys.modules
+    context = multiprocessing.get_context("fork")
+    waiting, running = [*reversed(tried)], {}
+    while True:
+        while waiting and len(running) < workers:
+            mutant = waiting.pop()
+            process = context.Process(target=test, args=(parts, mutant))
+            process.start()
+            running[process.sentinel] = process, mutant, time.monotonic()
+        if not running:
+            return
+        multiprocessing.connection.wait(list(running), timeout=0.5)
+        for sentinel, (process, mutant, start) in list(running.items()):
+            took = time.monotonic() - start
+            if process.is_alive() and took < limit:
+                continue
+            hung = process.is_alive()
+            process.kill()
+            process.join()
+            del running[sentinel]
+            yield mutant, "hung" if hung else "killed" if process.exitcode else "survived", took
+
+
+def tested(name: str, parts: Sequence[Part], sample: int, seed: int, workers: int) -> dict[str, Any]:
+    """Try a group's mutants; return the figures by file, and those that survived."""
+    ((_, outcome, took),) = outcomes(parts, [None], 3600, 1)
+    if outcome != "survived":
+        calls = " and ".join(f"pytest {shlex.join(call)}" for part in parts for call in part.tests)
+        sys.exit(f"{name}: the tests fail without any mutant, alone: {calls}")
+    there = {path: mutants(path) for part in parts for path in part.paths()}
+    every = [mutant for found in there.values() for mutant in found if mutant.name not in EQUIVALENT]
+    drawn = random.Random(seed).sample(every, sample) if 0 < sample < len(every) else every
+    print(f"{name}: {len(drawn)} of {len(every)} mutants; the tests take {took:.1f} s without one", flush=True)
+    rows = {path: dict.fromkeys(("killed", "hung", "survived"), 0) for path in there}
+    left = []
+    for mutant, outcome, _ in outcomes(parts, drawn, 20 + 5 * took, workers):
+        assert mutant is not None
+        rows[mutant.path][outcome] += 1
+        if outcome == "survived":
+            left.append(str(mutant))
+            print(mutant, flush=True)
+    by_file = {
+        path: {
+            "mutants": len(there[path]),
+            "equivalent": sum(mutant.name in EQUIVALENT for mutant in there[path]),
+            **figures(row),
+        }
+        for path, row in rows.items()
+        if there[path]
+    }
+    total = figures({key: sum(row[key] for row in rows.values()) for key in ("killed", "hung", "survived")})
+    return {"of": len(every), **total, "files": by_file, "survivors": sorted(left)}
+
+
+def figures(row: dict[str, int]) -> dict[str, Any]:
+    """Return the counts with the share that the tests noticed and its 95 % interval; one that hangs is noticed."""
+    tried, noticed = sum(row.values()), row["killed"] + row["hung"]
+    if not tried:
+        return {"tried": 0}
+    # Not by `interpkit.wilson`: this process is not to import interpkit, which each mutant loads anew.
+    interval = binomtest(noticed, tried).proportion_ci(method="wilson")
+    share, ends = round(noticed / tried, 4), [round(end, 4) for end in interval]
+    return {"tried": tried, **row, "share": share, "interval": ends}
+
+
+def main(arguments: Sequence[str] = ()) -> None:
+    """Try the mutants of every group, or of those that are named."""
+    parser = argparse.ArgumentParser(prog="python -m torture.mutants", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("groups", nargs="*", metavar="GROUP", help=f"of {', '.join(GROUPS)}; all if none is named")
+    parser.add_argument("--sample", type=int, default=100, help="mutants of a group; 0 is all of them")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
+    asked = parser.parse_args(arguments)
+    for module in LOADED:
+        importlib.import_module(module)
+    importlib.import_module("torch").set_num_threads(1)
+    gc.collect()
+    gc.freeze()  # so that a fork's collections do not go through all of torch
+    found = {}
+    for name in asked.groups or GROUPS:
+        found[name] = tested(name, GROUPS[name], asked.sample, asked.seed, asked.workers)
+    for name, row in found.items():
+        low, high = row["interval"]
+        print(f"{name}: {row['share']:.1%} of {row['tried']} killed, 95 % interval {low:.1%} to {high:.1%}")
+    if not asked.groups:
+        command = f"python -m torture.mutants --sample {asked.sample} --seed {asked.seed}"
+        keep("mutants", {"command": command, "seed": asked.seed, "groups": found})
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

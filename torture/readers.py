@@ -1,0 +1,372 @@
+"""Every reader of files that interpkit has, with small good files that it reads: what `torture.fuzz` changes."""
+
+from __future__ import annotations
+
+import io
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx2torch  # noqa: F401, families and formats import these when they are asked for, whatever is in the file
+import onnxruntime  # noqa: F401
+import safetensors.torch
+import timm  # noqa: F401
+import torch
+import torchvision  # noqa: F401
+import transformers  # noqa: F401
+from interpkit_targets import examples
+from PIL import Image
+
+import interpkit
+from interpkit import ModelError, api, data, explaining, shards
+from interpkit.cli import app, options
+from interpkit.scaffold import package
+from interpkit.scaffold.kinds import Kind
+from torture.mutate import Files
+
+SHAPE = examples.SHAPE
+OPTIONS = {"upconv.width": 8, "upconv.min_width": 4, "upconv.latent": 8, "upconv.hidden": 8}
+SETTINGS = {"steps": 12, "batch_size": 8, "device": "cpu", "precision": "fp32", "options": OPTIONS}
+NAMED = {"arch": examples.ARCHITECTURE, "arch_args": examples.ARGUMENTS, "input_shape": SHAPE}
+
+
+@dataclass(frozen=True)
+class Reader:
+    """A way in for files.
+
+    Attributes:
+        name: of it.
+        share: of all inputs; what takes long to read gets few.
+        corpus: makes the good files; each entry is a folder's.
+        read: reads such a folder.
+    """
+
+    name: str
+    share: int
+    corpus: Callable[[], list[Files]]
+    read: Callable[[Path], Any]
+
+
+READERS: dict[str, Reader] = {}
+
+
+def reader(share: int, corpus: Callable[[], list[Files]]) -> Callable[[Callable[[Path], Any]], Callable[[Path], Any]]:
+    """Add a function to `READERS`."""
+
+    def add(read: Callable[[Path], Any]) -> Callable[[Path], Any]:
+        name = read.__name__.replace("_", "-")
+        READERS[name] = Reader(name, share, corpus, read)
+        return read
+
+    return add
+
+
+def contents(folder: Path) -> Files:
+    """Return the files in a folder and below by their relative names."""
+    found = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in found}
+
+
+def command(*words: str | Path) -> None:
+    """Run the command line in this process; what it raises is raised."""
+    app(["--debug", *map(str, words)], standalone_mode=False)
+
+
+def made(make: Callable[[Path], Any]) -> Files:
+    """Return what a function writes into a folder."""
+    with tempfile.TemporaryDirectory() as folder:
+        make(Path(folder))
+        return contents(Path(folder))
+
+
+def only(folder: Path, *endings: str) -> Path:
+    """Return the file in a folder that ends so; one that is not there, if a mutation took it away."""
+    return next((path for path in sorted(folder.iterdir()) if path.suffix in endings), folder / f"gone{endings[0]}")
+
+
+# ----------------------------------------------------------------------------------------- classifiers
+
+
+def _target_files() -> list[Files]:
+    named = made(examples.safetensors_file)
+    facts = {"mean": 0.1, "class_names": ["a", "b", "c"], "layout": "nchw", "output": "logits", "input_range": [0, 255]}
+    told = made(
+        lambda folder: interpkit.save_target(
+            examples.small_net(),
+            folder / "net.safetensors",
+            architecture=examples.ARCHITECTURE,
+            arch_args=examples.ARGUMENTS,
+            input_shape=SHAPE,
+            **facts,
+        )
+    )
+    return [named, told]
+
+
+@reader(30, _target_files)
+def target_file(folder: Path) -> None:
+    """A self-describing classifier."""
+    interpkit.load_target(only(folder, ".safetensors"))
+
+
+@reader(4, _target_files)
+def inspected(folder: Path) -> None:
+    """What `interpkit inspect` prints of one."""
+    command("inspect", only(folder, ".safetensors"))
+
+
+@reader(15, lambda: [{"net.safetensors": safetensors.torch.save(examples.small_net().state_dict())}])
+def weights(folder: Path) -> None:
+    """Weights in safetensors, of which the user says the rest."""
+    interpkit.load_target(only(folder, ".safetensors"), **NAMED)
+
+
+def _checkpoints() -> list[Files]:
+    state = examples.small_net().state_dict()
+    found = []
+    for value in (state, {"state_dict": {f"module.{k}": v for k, v in state.items()}, "epoch": 3, "lr": 0.1}):
+        for new in (True, False):
+            buffer = io.BytesIO()
+            torch.save(value, buffer, _use_new_zipfile_serialization=new)
+            found.append({"net.pt": buffer.getvalue()})
+    return found
+
+
+@reader(25, _checkpoints)
+def checkpoint(folder: Path) -> None:
+    """A state dict of `torch.save`."""
+    interpkit.load_target(only(folder, ".pt"), **NAMED)
+
+
+@reader(3, lambda: [made(examples.timm_folder)])
+def timm_folder(folder: Path) -> None:
+    """A folder of timm's."""
+    interpkit.load_target(folder / "timm")
+
+
+@reader(3, lambda: [made(examples.transformers_folder)])
+def transformers_folder(folder: Path) -> None:
+    """A folder of transformers'."""
+    interpkit.load_target(folder / "vit")
+
+
+@reader(6, lambda: [made(examples.hub_mixin_folder)])
+def hub_mixin_folder(folder: Path) -> None:
+    """A folder of PyTorchModelHubMixin's, with the user's own code, which is not changed."""
+    (folder / "net.py").write_text(examples.CODE, "utf-8")
+    interpkit.load_target(folder / "mixin", arch=f"py:{folder}/net.py:Net", input_shape=SHAPE)
+
+
+def _graphs() -> list[Files]:
+    return [made(examples.onnx_file)]
+
+
+@reader(4, _graphs)
+def onnx_graph(folder: Path) -> None:
+    """An ONNX graph."""
+    interpkit.load_target(only(folder, ".onnx"))
+
+
+@reader(10, lambda: [{"names.txt": b"cat\ndog\nowl\n"}, {"names.json": b'["cat", "dog", "owl"]'}])
+def class_names(folder: Path) -> None:
+    """A file of ``--class-names``."""
+    interpkit.wrap(_target().module, SHAPE, class_names=options.lines(only(folder, ".txt", ".json")))
+
+
+# ------------------------------------------------------------------------------------------------ data
+
+
+@cache
+def _target() -> interpkit.Target:
+    with torch.random.fork_rng([]):
+        return interpkit.wrap(examples.small_net(), SHAPE, class_names=["cat", "dog", "owl"], name="net")
+
+
+def _arrays() -> list[Files]:
+    rng = np.random.default_rng(0)
+    images, labels = rng.integers(0, 256, (6, 12, 12), np.uint8), np.array([0, 1, 2, 0, 1, 2])
+    found = []
+    for save in (np.savez, np.savez_compressed):
+        for arrays in (
+            {"images": images, "labels": labels},
+            {"x_test": images[:, None] / 255, "y_test": labels, "x_train": images[:1], "y_train": labels[:1]},
+        ):
+            buffer = io.BytesIO()
+            save(buffer, **arrays)
+            found.append({"data.npz": buffer.getvalue()})
+    return found
+
+
+@reader(25, _arrays)
+def npz(folder: Path) -> None:
+    """Reference images in an npz."""
+    data.load_data(str(only(folder, ".npz")), SHAPE, ["cat", "dog", "owl"])
+
+
+def _pictures() -> list[Files]:
+    rng = np.random.default_rng(0)
+    found: list[Files] = []
+    for ending in (".png", ".jpg", ".bmp", ".webp", ".tif"):
+        files = {}
+        for name, shape in (("cat/a", (12, 12)), ("1/b", (12, 12, 3)), ("owl/c", (12, 12))):
+            buffer = io.BytesIO()
+            Image.fromarray(rng.integers(0, 256, shape, np.uint8)).save(buffer, Image.registered_extensions()[ending])
+            files[f"{name}{ending}"] = buffer.getvalue()
+        found.append(files)
+    return found
+
+
+@reader(25, _pictures)
+def pictures(folder: Path) -> None:
+    """A folder of pictures a class."""
+    data.load_data(str(folder), SHAPE, ["cat", "dog", "owl"])
+
+
+@reader(12, _pictures)
+def picture(folder: Path) -> None:
+    """One picture to explain."""
+    explaining.load_images(str(next(path for path in sorted(folder.rglob("*.*")))), _target())
+
+
+# ---------------------------------------------------------------------------------------- runs, recipes
+
+
+@cache
+def model() -> Path:
+    """Return the classifier's file that the runs here are of; its folder goes with the process."""
+    folder = Path(tempfile.mkdtemp(prefix="interpkit-torture-"))
+    return examples.safetensors_file(folder)
+
+
+@cache
+def _run() -> Files:
+    def make(folder: Path) -> None:
+        inversion = interpkit.invert(model(), ["vecmat"], out=folder, **SETTINGS)
+        images, labels = inversion.sample(per_class=2)
+        explaining.explain(inversion.target, folder / "attributions", images=(images, labels), checks=False)
+        for name in ("samples.png", "report.html", "attributions/summary.json"):
+            (folder / name).unlink()
+        for picture in (folder / "attributions").glob("*.png"):
+            picture.unlink()
+
+    return made(make)
+
+
+def _of_run(*names: str) -> Callable[[], list[Files]]:
+    """Return a corpus of a run's files of these names alone; the others stay as they are."""
+    return lambda: [{name: _run()[name] for name in names}]
+
+
+def _whole(folder: Path) -> Path:
+    """Return a run folder: the mutated files in ``folder``, the rest good."""
+    mutated = set(contents(folder))
+    for name, content in _run().items():
+        if name not in mutated:
+            (folder / name).parent.mkdir(exist_ok=True)
+            (folder / name).write_bytes(content)
+    return folder
+
+
+@cache
+def _other_run() -> Path:
+    folder = model().parent / "other"
+    folder.mkdir()
+    return _whole(folder)
+
+
+@reader(10, lambda: [{"recipe.toml": _run()["recipe.toml"]}])
+def recipe(folder: Path) -> None:
+    """A recipe of a stranger's, as ``--config``."""
+    job = api.prepare(_target(), config=only(folder, ".toml"))
+    job.recipe.to_toml()
+
+
+@reader(8, _of_run("manifest.json", "recipe.toml", "history.jsonl", "generator.safetensors"))
+def run_sample(folder: Path) -> None:
+    """What `interpkit sample` reads."""
+    command("sample", _whole(folder), "--per-class", "1", "--out", folder / "drawn.safetensors")
+
+
+@reader(7, _of_run("manifest.json", "metrics.json", "samples.safetensors"))
+def run_compare(folder: Path) -> None:
+    """What `interpkit compare` reads."""
+    command("compare", _whole(folder), _other_run(), "--html", folder / "compared.html")
+
+
+@reader(4, _of_run("metrics.json", "samples.safetensors", "history.jsonl", "manifest.json"))
+def run_evaluate(folder: Path) -> None:
+    """What `interpkit evaluate` reads."""
+    command("evaluate", _whole(folder), "--metric", "diversity")
+
+
+@reader(4, _of_run("metrics.json", "samples.safetensors", "history.jsonl", "manifest.json"))
+def run_report(folder: Path) -> None:
+    """What `interpkit report` reads."""
+    command("report", _whole(folder))
+
+
+@reader(4, _of_run("attributions/integrated-gradients.safetensors"))
+def run_maps(folder: Path) -> None:
+    """What `interpkit report` reads of the maps beside a run."""
+    command("report", _whole(folder))
+
+
+@reader(8, _of_run("manifest.json", "recipe.toml", "metrics.json"))
+def run_finished(folder: Path) -> None:
+    """What `interpkit invert --resume` reads of a finished run."""
+    command("invert", model(), "--out", _whole(folder), "--resume")
+
+
+@reader(5, _of_run("checkpoint", "history.jsonl"))
+def run_resumed(folder: Path) -> None:
+    """What `interpkit invert --resume` reads of one that was interrupted."""
+    command("invert", model(), "--out", _whole(folder), "--resume", "--steps", "13")
+
+
+@cache
+def _inversion() -> interpkit.Inversion:
+    return interpkit.invert(model(), ["vecmat"], **SETTINGS)
+
+
+def _shards() -> list[Files]:
+    return [made(lambda folder: shards.write_shards(_inversion(), folder / "out", count=5, shard_size=3))]
+
+
+@reader(10, _shards)
+def shard_folder(folder: Path) -> None:
+    """Shards that are gone on with."""
+    shards.write_shards(_inversion(), folder / "out", count=5, shard_size=3)
+
+
+def _names() -> list[Files]:
+    return [{"name.txt": name.encode()} for name in ("my-loss", "loss2", "a-b-c")]
+
+
+@reader(10, _names)
+def plugin_name(folder: Path) -> None:
+    """The name given to `interpkit plugins new`."""
+    name = only(folder, ".txt").read_text("utf-8", "surrogateescape")
+    package.write(name, Kind.LOSS, folder / "written")
+    shutil.rmtree(folder / "written")
+
+
+# The last one: once torch.export has been used here, no fork of this process can take a gradient.
+
+
+def _programs() -> list[Files]:
+    return [made(examples.torchscript_file), made(examples.exported_program)]
+
+
+@reader(12, _programs)
+def program(folder: Path) -> None:
+    """TorchScript and exported programs, which nobody has said to trust: refused, whatever they are."""
+    try:
+        interpkit.load_target(only(folder, ".pt", ".pt2"), input_shape=SHAPE)
+    except ModelError:
+        return
+    raise AssertionError("it was loaded without --trust")

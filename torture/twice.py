@@ -1,0 +1,122 @@
+"""The same result twice: fresh processes end every kind of run with the same files, bit for bit.
+
+The kinds are every preset that is installed, every generator and conditioner, all losses at once, several generators,
+and a batch in pieces. Two processes go through them, the second one backwards, in another folder and with other hashes
+of Python's own; what is compared is each file of the two run folders, without times of day and the order of metadata.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import safetensors
+
+import interpkit
+from interpkit.plugins import installed
+from torture import keep
+
+MODEL = Path(__file__).parents[1] / "examples" / "models" / "mnist_bn.safetensors"
+NARROW = {f"generator.{size}": 8 for size in ("width", "min_width", "latent", "hidden")}
+CLOCK = ("seconds", "created", "timings")
+
+
+def kinds() -> dict[str, dict[str, Any]]:
+    """Return by name the arguments of `interpkit.invert` for each kind of run."""
+    known = installed().registry
+    found: dict[str, dict[str, Any]] = {}
+    for name in known.names("preset"):
+        whole = name == "vecmat" or "inverter" in installed().preset(name).layer  # others go over one that is
+        found[f"preset {name}"] = {"plugins": [name] if whole else ["vecmat", name]}
+    vecmat: dict[str, Any] = {"plugins": ["vecmat"]}
+    for kind in ("generator", "conditioner"):
+        own = installed().preset("vecmat").layer[kind]["name"]
+        found |= {f"{kind} {name}": vecmat | {kind: name} for name in known.names(kind) if name != own}
+    found["all losses"] = vecmat | {"losses": dict.fromkeys(known.names("loss"), 0.1)}
+    found["two generators"] = vecmat | {"generators": 2}
+    found["in pieces"] = vecmat | {"micro_batch": 4}
+    return found
+
+
+def run_all(model: Path, folder: Path, names: Sequence[str], **settings: Any) -> None:
+    """Make a run of each kind in a folder of its own."""
+    every = kinds()
+    for name in names:
+        arguments = every[name]
+        options = NARROW if "vecmat" in arguments["plugins"] and arguments.get("generator") != "dense" else {}
+        interpkit.invert(model, out=folder / name, device="cpu", options=options, **arguments, **settings)
+
+
+def fresh(folder: Path, names: Sequence[str], *, model: Path, threads: int, hashes: int, **settings: Any) -> Any:
+    """Start a process that makes the runs; return it."""
+    folder.mkdir(parents=True)
+    environment = os.environ | {"OMP_NUM_THREADS": str(threads), "PYTHONHASHSEED": str(hashes)}
+    job = json.dumps({"model": str(model), "folder": str(folder), "names": list(names), **settings})
+    return subprocess.Popen([sys.executable, "-m", "torture.twice", "--job", job], env=environment)
+
+
+def content(path: Path) -> Any:
+    """Return what a file of a run says, but for the time of day and where it lies."""
+    if path.suffix == ".safetensors":
+        with safetensors.safe_open(path, "pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, not a dict
+            digests = {name: hashlib.sha256(tensor.numpy().tobytes()).hexdigest() for name, tensor in tensors.items()}
+            return file.metadata(), digests
+    if path.suffix in (".json", ".jsonl"):
+        rows = [path.read_text()] if path.suffix == ".json" else path.read_text().splitlines()
+        return [{key: value for key, value in json.loads(row).items() if key not in CLOCK} for row in rows]
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def differing(one: Path, other: Path) -> list[str]:
+    """Return the files that are not the same in two run folders; those that only one has are among them."""
+    files = {path.name for folder in (one, other) for path in folder.iterdir()}
+    files -= {"checkpoint", "report.html"}  # with the state of the clock in them
+    both = [name for name in files if (one / name).exists() and (other / name).exists()]
+    return sorted(files - set(both)) + sorted(name for name in both if content(one / name) != content(other / name))
+
+
+def twice(folder: Path, kinds: Sequence[str], **settings: Any) -> dict[str, list[str]]:
+    """Make the runs in two fresh processes; return of each kind the files that differ."""
+    places = [folder / "one", folder / "other"]
+    orders = [list(kinds), list(kinds)[::-1]]
+    both = [
+        fresh(place, names, hashes=i, **settings) for i, (place, names) in enumerate(zip(places, orders, strict=True))
+    ]
+    if sum(process.wait() for process in both):
+        raise SystemExit("a run failed: see above")
+    return {name: differing(*(place / name for place in places)) for name in kinds}
+
+
+def main() -> None:
+    """Make every kind of run twice in one thread and in two, in fp32 and in bf16."""
+    result: dict[str, Any] = {}
+    for threads in (1, 2):
+        for precision in ("fp32", "bf16"):
+            with tempfile.TemporaryDirectory() as folder:
+                settings = {"steps": 30, "batch_size": 32, "seed": 1, "precision": precision}
+                found = twice(Path(folder), list(kinds()), model=MODEL, threads=threads, **settings)
+            different = {name: files for name, files in found.items() if files}
+            result[f"{threads} thread{'s'[: threads - 1]}, {precision}"] = {
+                "runs": len(found), "the same": len(found) - len(different), "different": different,
+            }  # fmt: skip
+            print(threads, precision, different or f"all {len(found)} the same", flush=True)
+    keep("twice", {"command": "python -m torture.twice", "steps": 30, **result})
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--job", type=json.loads, help=argparse.SUPPRESS)
+    given = parser.parse_args().job
+    if given is None:
+        main()
+    else:
+        run_all(Path(given.pop("model")), Path(given.pop("folder")), given.pop("names"), **given)
