@@ -156,7 +156,7 @@ class Recorder:
             labels: (B,), the classes asked for.
 
         Raises:
-            DivergedError: a value since the last look is not finite, or the loss explodes; says which, and where.
+            RunError: a value since the last look is not finite, or the loss explodes; says which, and where.
             RunError: an image left [0, 1].
         """
         self.next_step = step + 1
@@ -204,7 +204,7 @@ class Recorder:
         """Return the values that were taken since the last record, by step, once none of them has diverged.
 
         Raises:
-            DivergedError: one is not finite, or the loss explodes.
+            RunError: one is not finite, or the loss explodes.
             RunError: an image left [0, 1].
         """
         if self._pending:
