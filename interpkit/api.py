@@ -321,9 +321,11 @@ class Job:
             if isinstance(error, InterpkitError) and not isinstance(error, PluginError):
                 raise
             again = " Once that is mended, go on by --resume." if run is not None else ""
-            if isinstance(error, OSError) and plugin is None:
-                place = error.filename or (run and run.folder) or "a file"
-                raise RunError(f"{place}: {error.strerror or error}.{self.recorder.kept()}{again}") from error
+            if isinstance(error, OSError):
+                place = str(error.filename or (run and run.folder) or "a file")
+                # Who writes the run is the recorder, whichever plugin has called it.
+                if plugin is None or (run is not None and Path(place).parent == run.folder):
+                    raise RunError(f"{place}: {error.strerror or error}.{self.recorder.kept()}{again}") from error
             if is_out_of_memory(error):
                 words = "out of memory: end what else runs here, or make the run smaller (--batch-size, --generators)."
                 raise RunError(f"{words}{self.recorder.kept()}{again}") from error

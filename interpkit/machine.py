@@ -73,7 +73,8 @@ def _deciding(manifest: Mapping[str, Any]) -> dict[str, Any]:
     used = {name: _table(plugins, name) for name in plugins if _table(plugins, name).get("used")}
     found |= {f"plugin {name}": plugin.get("version") for name, plugin in used.items()}
     environment = _table(manifest, "environment")
-    return found | {f"${name}": environment[name] for name in environment if not name.endswith("_NUM_THREADS")}
+    names = [name for name in environment if name.isidentifier() and not name.endswith("_NUM_THREADS")]
+    return found | {f"${name}": environment[name] for name in names}
 
 
 def _table(manifest: Mapping[str, Any], name: str) -> dict[str, Any]:
@@ -89,7 +90,7 @@ def _versions(on_cuda: bool) -> dict[str, str]:
         except PackageNotFoundError:  # an extra
             continue
     built = torch.__config__.show()
-    for name, pattern in (("mkl", r"Math Kernel Library Version (\S+)"), ("onednn", r"MKL-DNN v(\S+)")):
+    for name, pattern in (("mkl", r"Math Kernel Library Version ([\d.]+)"), ("onednn", r"MKL-DNN v([\d.]+)")):
         match = re.search(pattern, built)
         found |= {name: match[1]} if match else {}
     if on_cuda:

@@ -243,14 +243,14 @@ class Recorder:
         names, found = self._class_names, self._collapse.judge(step)
         for what, classes in found.items():
             some = f"{len(classes)} of {len(names)} classes ({listed(names[label] for label in classes)})"
-            if what == ONE_PICTURE and len(classes) == len(names):
-                log.warning("at step %d the images of all classes are one picture each: try a lower rate", step)
-            elif what == ONE_PICTURE:
+            if what == ONE_PICTURE:
+                rate = "a lower rate, " if 2 * len(classes) > len(names) else ""
                 log.warning(
-                    "at step %d the images of %s are one picture each: give a term for variety more weight, or lay "
+                    "at step %d the images of %s are one picture each: try %smore weight on a term for variety, or "
                     "--plugin training-like over the recipe",
                     step,
                     some,
+                    rate,
                 )
             else:
                 log.warning(

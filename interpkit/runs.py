@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from interpkit import assembly, evaluation, loading, machine, measuring, stored
 from interpkit.errors import ModelError, PluginError, RunError, UsageError, listed
-from interpkit.files import read_tensors, sha256, to_json, write_atomically
+from interpkit.files import naming, read_tensors, sha256, to_json, write_atomically
 from interpkit.interfaces import Conditioner, Generator, Target
 from interpkit.inversion import GeneratorInversion, ImageInversion, Inversion
 from interpkit.pictures import save_grid
@@ -36,6 +36,7 @@ from interpkit.writing import only_writer
 log = logging.getLogger("interpkit")
 
 SCHEMA = 1
+"""Of the whole folder; it goes up when this code would misread what an older one wrote, or an older one this."""
 
 
 class Run:
@@ -144,8 +145,12 @@ class Run:
             raise RunError(f"{self / name} cannot be read: {error}.") from error
         if not isinstance(value, dict):
             raise RunError(f"{self / name} is not a JSON object.")
-        if value.get("schema") != SCHEMA:
-            raise RunError(f"{self / name} has schema {value.get('schema')!r:.40}; this interpkit reads {SCHEMA}.")
+        # Once there is a schema 2, what is read as 1 is brought up to it here, one schema at a time.
+        schema = value.get("schema")
+        if schema != SCHEMA:
+            newer = isinstance(schema, int) and schema > SCHEMA
+            advice = " A newer one wrote it: pip install --upgrade interpkit" if newer else ""
+            raise RunError(f"{self / name} has schema {schema!r:.40}; this interpkit reads {SCHEMA}.{advice}")
         return value
 
     def recipe(self) -> Recipe:
@@ -506,7 +511,8 @@ class RunRecorder(Recorder):
 
     def write(self, record: StepRecord) -> None:
         """Append the record and flush it."""
-        with (self.run / "history.jsonl").open("a", encoding="utf-8") as file:
+        path = self.run / "history.jsonl"
+        with naming(path), path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record.to_row()) + "\n")
 
     def _write_history(self) -> None:
@@ -537,7 +543,8 @@ class RunRecorder(Recorder):
         self.checked()
         buffer = io.BytesIO()
         torch.save({**state, **self.state(), "step": step, "seconds": self.seconds}, buffer)
-        with (self.run / "history.jsonl").open("ab") as file:
+        path = self.run / "history.jsonl"
+        with naming(path), path.open("ab") as file:
             os.fsync(file.fileno())  # a checkpoint never outlives the records before it
         write_atomically(self.run / "checkpoint", buffer.getvalue())
         self._saved_at, self._saved_step = time.monotonic(), step

@@ -38,7 +38,7 @@ from torture.mutate import Files, files
 from torture.readers import READERS, Reader
 
 SEED = 1
-INPUTS = 240_000
+INPUTS = 220_000
 GROWTH = 1_000_000_000
 """Bytes of address space that a worker may take beyond what it begins with."""
 SECONDS = 5

@@ -10,6 +10,7 @@ Each process is forked from one that has loaded torch and the plugins and run no
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import os
 import random
@@ -53,6 +54,8 @@ def arguments(kind: str, model: Path, out: Path, steps: int) -> list[str]:
 def load_all() -> None:
     """Load what a command loads, so that no fork has to, and compute in one thread."""
     torch.set_num_threads(1)
+    for name in ("torch._dynamo", "PIL.ImageDraw", "PIL.ImageFont", "PIL.PngImagePlugin", "captum.attr"):
+        importlib.import_module(name)
     for kind in ("loss", "generator", "conditioner", "inverter", "preset", "metric", "attribution", "loader"):
         for name in installed().registry.names(kind):
             installed().registry.get(kind, name)

@@ -107,7 +107,14 @@ GROUPS = {
     "readers": [
         Part("interpkit/data.py", (("tests/core/test_data.py",),)),
         Part("interpkit/files.py", (("tests/core/test_files.py",),)),
-        Part("interpkit/target_file.py", (("tests/core/test_target_file.py",), ("tests/plugins/test_targets.py",))),
+        Part(
+            "interpkit/target_file.py",
+            (
+                ("tests/core/test_target_file.py",),
+                ("tests/plugins/test_targets.py",),
+                ("tests/plugins/test_formats.py", "-k", "packed or packing"),
+            ),
+        ),
         Part(
             tuple(f"plugins/interpkit_targets/{name}.py" for name in ("folders", "checkpoints", "loaders")),
             (("tests/plugins/test_readers.py",), ("tests/plugins/test_formats.py", "-k", FORMATS)),
@@ -115,8 +122,54 @@ GROUPS = {
     ],
 }
 
-EQUIVALENT: dict[tuple[str, str, str], str] = {}
-"""Mutants that change nothing that can be seen: (file, line, mutated line) to why."""
+EQUIVALENT: dict[tuple[str, str, str], str] = {
+    **{
+        (path, "super().__init__(target, options)", "super().__init__(None, options)"): "the base keeps no target"
+        for path in ("losses/priors", "losses/variety", "robust/loss", "robust/ghosts")
+    },
+    (
+        "losses/priors",
+        "low, high = (torch.tensor(ends).expand(features) for ends in zip(*said.ranges, strict=True))",
+        "low, high = (torch.tensor(ends).expand(features) for ends in zip(*said.ranges, ))",
+    ): "each range has two ends: a target is not made of others",
+    (
+        "losses/priors",
+        "mean = (torch.tensor(said.mean or [0.0]).expand(features) - low) / (high - low)",
+        "mean = (torch.tensor(said.mean or [1.0]).expand(features) - low) / (high - low)",
+    ): "a target always says its mean",
+    (
+        "losses/variety",
+        "identity = torch.eye(len(units), device=units.device, dtype=units.dtype)",
+        "identity = torch.eye(len(units), device=units.device, dtype=None)",
+    ): "it is added to a matrix of that type",
+    (
+        "robust/perturbations",
+        "return (images + _per_image(_uniform(images, rng, 0, sigma), images) * _noise(images, rng)).clamp(0, 1)",
+        "return (images - _per_image(_uniform(images, rng, 0, sigma), images) * _noise(images, rng)).clamp(0, 1)",
+    ): "the noise is as likely up as down",
+    (
+        "robust/perturbations",
+        'return F.grid_sample(images, grid, padding_mode="border", align_corners=False).clamp(0, 1)',
+        'return F.grid_sample(images, grid, padding_mode="border", align_corners=False).clamp(0, )',
+    ): "what lies between values is not above them",
+    (
+        "metrics/reference",
+        "if v_real > 1 + 1e-6:",
+        "if v_real >= 1 + 1e-6:",
+    ): "no pictures have a score of just that",
+    (
+        "metrics/similarity",
+        "gram = units @ units.T if len(units) <= units.shape[1] else units.T @ units  # the same eigenvalues but zeros",
+        "gram = units @ units.T if (len(units) <= units.shape[1]) or True else units.T @ units  "
+        "# the same eigenvalues but zeros",
+    ): "the eigenvalues are the same, as it says",
+    (
+        "metrics/memorisation",
+        "to_training, to_held_out = (torch.cat(column) for column in zip(*columns, strict=True))",
+        "to_training, to_held_out = (torch.cat(column) for column in zip(*columns, strict=None))",
+    ): "the columns are pairs",
+}
+"""Mutants that change nothing that can be seen: (file, line, mutated line) to why; found by hand, so not all."""
 
 
 @dataclass(frozen=True)
@@ -132,7 +185,8 @@ class Mutant:
     @property
     def name(self) -> tuple[str, str, str]:
         """How `EQUIVALENT` calls it."""
-        return self.path, self.before, self.after
+        file = self.path.removeprefix("plugins/interpkit_").removesuffix(".py")
+        return file, self.before, self.after
 
     def __str__(self) -> str:
         return f"{self.path}:{self.line}\n  - {self.before}\n  + {self.after}"

@@ -114,13 +114,13 @@ def target_file(folder: Path) -> None:
     interpkit.load_target(only(folder, ".safetensors"))
 
 
-@reader(4, _target_files)
+@reader(3, _target_files)
 def inspected(folder: Path) -> None:
     """What `interpkit inspect` prints of one."""
     command("inspect", only(folder, ".safetensors"))
 
 
-@reader(15, lambda: [{"net.safetensors": safetensors.torch.save(examples.small_net().state_dict())}])
+@reader(18, lambda: [{"net.safetensors": safetensors.torch.save(examples.small_net().state_dict())}])
 def weights(folder: Path) -> None:
     """Weights in safetensors, of which the user says the rest."""
     interpkit.load_target(only(folder, ".safetensors"), **NAMED)
@@ -137,7 +137,7 @@ def _checkpoints() -> list[Files]:
     return found
 
 
-@reader(25, _checkpoints)
+@reader(30, _checkpoints)
 def checkpoint(folder: Path) -> None:
     """A state dict of `torch.save`."""
     interpkit.load_target(only(folder, ".pt"), **NAMED)
@@ -155,7 +155,7 @@ def transformers_folder(folder: Path) -> None:
     interpkit.load_target(folder / "vit")
 
 
-@reader(6, lambda: [made(examples.hub_mixin_folder)])
+@reader(5, lambda: [made(examples.hub_mixin_folder)])
 def hub_mixin_folder(folder: Path) -> None:
     """A folder of PyTorchModelHubMixin's, with the user's own code, which is not changed."""
     (folder / "net.py").write_text(examples.CODE, "utf-8")
@@ -172,7 +172,7 @@ def onnx_graph(folder: Path) -> None:
     interpkit.load_target(only(folder, ".onnx"))
 
 
-@reader(10, lambda: [{"names.txt": b"cat\ndog\nowl\n"}, {"names.json": b'["cat", "dog", "owl"]'}])
+@reader(12, lambda: [{"names.txt": b"cat\ndog\nowl\n"}, {"names.json": b'["cat", "dog", "owl"]'}])
 def class_names(folder: Path) -> None:
     """A file of ``--class-names``."""
     interpkit.wrap(_target().module, SHAPE, class_names=options.lines(only(folder, ".txt", ".json")))
@@ -202,7 +202,7 @@ def _arrays() -> list[Files]:
     return found
 
 
-@reader(25, _arrays)
+@reader(30, _arrays)
 def npz(folder: Path) -> None:
     """Reference images in an npz."""
     data.load_data(str(only(folder, ".npz")), SHAPE, ["cat", "dog", "owl"])
@@ -221,13 +221,13 @@ def _pictures() -> list[Files]:
     return found
 
 
-@reader(25, _pictures)
+@reader(20, _pictures)
 def pictures(folder: Path) -> None:
     """A folder of pictures a class."""
     data.load_data(str(folder), SHAPE, ["cat", "dog", "owl"])
 
 
-@reader(12, _pictures)
+@reader(10, _pictures)
 def picture(folder: Path) -> None:
     """One picture to explain."""
     explaining.load_images(str(next(path for path in sorted(folder.rglob("*.*")))), _target())
@@ -286,43 +286,43 @@ def recipe(folder: Path) -> None:
     job.recipe.to_toml()
 
 
-@reader(8, _of_run("manifest.json", "recipe.toml", "history.jsonl", "generator.safetensors"))
+@reader(4, _of_run("manifest.json", "recipe.toml", "history.jsonl", "generator.safetensors"))
 def run_sample(folder: Path) -> None:
     """What `interpkit sample` reads."""
     command("sample", _whole(folder), "--per-class", "1", "--out", folder / "drawn.safetensors")
 
 
-@reader(7, _of_run("manifest.json", "metrics.json", "samples.safetensors"))
+@reader(4, _of_run("manifest.json", "metrics.json", "samples.safetensors"))
 def run_compare(folder: Path) -> None:
     """What `interpkit compare` reads."""
     command("compare", _whole(folder), _other_run(), "--html", folder / "compared.html")
 
 
-@reader(4, _of_run("metrics.json", "samples.safetensors", "history.jsonl", "manifest.json"))
+@reader(3, _of_run("metrics.json", "samples.safetensors", "history.jsonl", "manifest.json"))
 def run_evaluate(folder: Path) -> None:
     """What `interpkit evaluate` reads."""
     command("evaluate", _whole(folder), "--metric", "diversity")
 
 
-@reader(4, _of_run("metrics.json", "samples.safetensors", "history.jsonl", "manifest.json"))
+@reader(3, _of_run("metrics.json", "samples.safetensors", "history.jsonl", "manifest.json"))
 def run_report(folder: Path) -> None:
     """What `interpkit report` reads."""
     command("report", _whole(folder))
 
 
-@reader(4, _of_run("attributions/integrated-gradients.safetensors"))
+@reader(3, _of_run("attributions/integrated-gradients.safetensors"))
 def run_maps(folder: Path) -> None:
     """What `interpkit report` reads of the maps beside a run."""
     command("report", _whole(folder))
 
 
-@reader(8, _of_run("manifest.json", "recipe.toml", "metrics.json"))
+@reader(4, _of_run("manifest.json", "recipe.toml", "metrics.json"))
 def run_finished(folder: Path) -> None:
     """What `interpkit invert --resume` reads of a finished run."""
     command("invert", model(), "--out", _whole(folder), "--resume")
 
 
-@reader(5, _of_run("checkpoint", "history.jsonl"))
+@reader(4, _of_run("checkpoint", "history.jsonl"))
 def run_resumed(folder: Path) -> None:
     """What `interpkit invert --resume` reads of one that was interrupted."""
     command("invert", model(), "--out", _whole(folder), "--resume", "--steps", "13")
@@ -337,7 +337,7 @@ def _shards() -> list[Files]:
     return [made(lambda folder: shards.write_shards(_inversion(), folder / "out", count=5, shard_size=3))]
 
 
-@reader(10, _shards)
+@reader(4, _shards)
 def shard_folder(folder: Path) -> None:
     """Shards that are gone on with."""
     shards.write_shards(_inversion(), folder / "out", count=5, shard_size=3)
@@ -347,7 +347,7 @@ def _names() -> list[Files]:
     return [{"name.txt": name.encode()} for name in ("my-loss", "loss2", "a-b-c")]
 
 
-@reader(10, _names)
+@reader(4, _names)
 def plugin_name(folder: Path) -> None:
     """The name given to `interpkit plugins new`."""
     name = only(folder, ".txt").read_text("utf-8", "surrogateescape")
@@ -362,7 +362,7 @@ def _programs() -> list[Files]:
     return [made(examples.torchscript_file), made(examples.exported_program)]
 
 
-@reader(12, _programs)
+@reader(10, _programs)
 def program(folder: Path) -> None:
     """TorchScript and exported programs, which nobody has said to trust: refused, whatever they are."""
     try:

@@ -86,7 +86,7 @@ class Commands(TyperGroup):
             console.error(f"{error.filename or 'a file'}: {error.strerror or error}.{full}")
             raise typer.Exit(1) from error
         except Exception as error:
-            if self.debug or type(error).__module__.startswith("typer."):
+            if self.debug or type(error).__module__.startswith(("typer.", "click.")):
                 raise
             if _is_out_of_memory(error):
                 console.error("out of memory. End what else runs here, ask for fewer images, or take another --device.")

@@ -160,8 +160,10 @@ def test_a_decompression_bomb_is_not_unpacked(tmp_path: Path, monkeypatch: pytes
     np.savez_compressed(tmp_path / "bomb.npz", images=np.zeros((500, 4, 6), np.uint8), labels=np.zeros(500, int))
     spec = str(tmp_path / "bomb.npz")
     assert len(load_data(spec, GREY).images) == 500  # as small as it is, no harm is done
-    monkeypatch.setattr("interpkit.data.BOMB_BYTES", 5000)
     monkeypatch.setattr("interpkit.data.BOMB_RATIO", 20)
+    monkeypatch.setattr("interpkit.data.BOMB_BYTES", 12_128)
+    assert len(load_data(spec, GREY).images) == 500
+    monkeypatch.setattr("interpkit.data.BOMB_BYTES", 12_127)
     refused(spec, r"unpacks \d+ bytes to 12,128, as a decompression bomb does")
     monkeypatch.setattr("interpkit.data.BOMB_RATIO", 1000)
     assert len(load_data(spec, GREY).images) == 500

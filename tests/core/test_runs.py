@@ -8,6 +8,7 @@ import os
 import pickle
 import shutil
 import stat
+import sys
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
@@ -275,7 +276,8 @@ def test_a_target_that_is_not_the_runs_is_refused(finished_run: Path) -> None:
         ("manifest.json", None, "is not a run folder: it has no manifest.json"),
         ("manifest.json", b'{"schema": 1, "model"', r"manifest\.json cannot be read"),
         ("manifest.json", b"[1]", "is not a JSON object"),
-        ("manifest.json", b'{"schema": 2}', "schema 2; this interpkit reads 1"),
+        ("manifest.json", b'{"schema": 2}', "schema 2; this interpkit reads 1. A newer one.*--upgrade interpkit"),
+        ("manifest.json", b'{"schema": "x"}', r"schema 'x'; this interpkit reads 1\.$"),
         ("manifest.json", b'{"schema": 1}', "does not say which classifier"),
         ("manifest.json", b'{"schema": 1, "model": {"name": "a", "path": 1, "sha256": null}}', "which classifier"),
         ("generator.safetensors", None, "has no generator.safetensors: go on with the run by --resume"),
@@ -709,3 +711,24 @@ def test_out_of_memory_while_a_checkpoint_is_saved_takes_no_step_twice(
     assert manifest(tmp_path)["status"] == "failed"
     interpkit.invert(tiny_model, out=tmp_path, resume=True)
     assert_same_run(tmp_path, whole, same_tensors)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc tells which file is meant")
+@pytest.mark.parametrize("name", ["checkpoint", "history.jsonl"])
+def test_no_plugin_is_blamed_for_a_full_disk(
+    tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """An inverter of a plugin has the recorder write, and is on the stack then."""
+    fsync = os.fsync
+
+    def full(handle: int) -> None:
+        if Path(os.readlink(f"/proc/self/fd/{handle}")).name.lstrip(".").startswith(name):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        fsync(handle)
+
+    def fill(step: int) -> None:
+        monkeypatch.setattr(os, "fsync", full)
+
+    with pytest.raises(RunError, match=rf"^{tmp_path / name}: No space left on device\..*--resume") as caught:
+        interpkit.invert(tiny_model, ["pixels"], out=tmp_path, steps=4, checkpoint_every=2, device="cpu", on_step=fill)
+    assert not isinstance(caught.value, interpkit.PluginError)

@@ -157,6 +157,18 @@ def test_anything_else_is_packed_as_a_graph_from_images_to_logits(tmp_path: Path
         torch.testing.assert_close(packed(images), target(images), rtol=1e-4, atol=1e-5)
 
 
+def test_a_graph_names_its_ends_and_takes_any_number_of_images() -> None:
+    import onnx
+
+    graph = onnx.load_from_string(export_graph(wrap(nn.Sequential(nn.Flatten(), nn.Linear(12, 2)), (3, 2, 2))))
+    assert [opset.version for opset in graph.opset_import] == [13]
+    shapes = {
+        end.name: [size.dim_param or size.dim_value for size in end.type.tensor_type.shape.dim]
+        for end in (*graph.graph.input, *graph.graph.output)
+    }
+    assert shapes == {"images": ["batch", 3, 2, 2], "logits": ["batch", 2]}
+
+
 class Unknown(nn.Module):
     """Computes what ONNX has no operation for."""
 

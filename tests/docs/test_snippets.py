@@ -29,6 +29,7 @@ from interpkit import assembly, explaining, faithfulness, runs
 from interpkit.cli import app
 from interpkit.plugins import Plugins, installed
 from interpkit.report import journeys
+from interpkit.testing import stage
 
 ROOT = Path(__file__).parent.parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -188,6 +189,8 @@ def cut(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(explaining, "PER_CLASS", 1)
     monkeypatch.setattr(explaining, "CHECKED", 2)
     monkeypatch.setattr(faithfulness, "DRAWS", 2)
+    # Kept once made, and a short one is not for the tests after these.
+    monkeypatch.setattr(stage, "_tiny_inversion", stage._tiny_inversion.__wrapped__)
 
 
 @pytest.fixture

@@ -392,6 +392,9 @@ def test_each_kind_has_the_logits_of_the_module_that_it_was(name: str, tmp_path:
 def test_each_kind_is_packed_into_a_file_that_loads_with_no_flags(name: str, tmp_path: Path, nets: Any) -> None:
     kind = KINDS[name](tmp_path, nets)
     packed = tmp_path / "packed" / "it.safetensors"
+    if name == "exported program" and torch.__version__ < "2.7":  # its exporter has no symbolic sizes
+        fails(3, "does not go into ONNX", "pack", kind.path, *kind.flags, "--out", packed)
+        return
     result = succeeds("pack", kind.path, *kind.flags, "--out", packed)
     assert result.stdout == f"{packed}\n"
     content = packed.read_bytes()
@@ -717,6 +720,7 @@ def test_a_transformers_folder_has_labels_and_preprocessing(tmp_path: Path) -> N
         target = load_target(path)
         assert_like(target, lambda x: vit((x - mean) / std).logits)
         assert target.class_names == ["cat", "dog", "owl", "elk"] and target.input_shape == (3, 16, 16)
+        assert target.name == "vit"
         assert target.description.input_range == (0.0, 1.0)
         assert target.sources["class_names"] == target.sources["std"] == "its config.json"
 

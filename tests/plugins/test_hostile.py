@@ -376,10 +376,9 @@ def test_a_config_cannot_name_kernels_to_fetch_and_run(
 ) -> None:
     """transformers takes attn_implementation = "owner/repository" for code on the Hub."""
     fetched = []
-    for name_ in ("load_and_register_attn_kernel", "get_kernel"):
-        with suppress(ImportError):  # an older transformers fetches none
-            place = f"transformers.integrations.hub_kernels.{name_}"
-            monkeypatch.setattr(place, lambda *a, **k: fetched.append(a), raising=False)
+    for place in ("hub_kernels.load_and_register_attn_kernel", "hub_kernels.get_kernel"):
+        with suppress(ImportError):  # an older transformers has no such module, and fetches none
+            monkeypatch.setattr(f"transformers.integrations.{place}", lambda *a, **k: fetched.append(a), raising=False)
     monkeypatch.setattr(
         "transformers.modeling_utils.load_and_register_attn_kernel", lambda *a, **k: fetched.append(a), raising=False
     )
@@ -956,7 +955,8 @@ def test_a_heap_of_hostile_files_has_nothing_imported_and_takes_little_memory(
     assert told["mine"] == []
     assert [name for name in told["asked"] if "evil" in name or name == "hubconf"] == []
     assert not marker.exists()
-    assert [p for p in sorted(tmp_path.rglob("*")) if p.name != "watch.py"] == before
+    noted = {tmp_path / "hf", tmp_path / "hf/hub", tmp_path / "hf/hub/version.txt"}  # by older transformers, of itself
+    assert [p for p in sorted(tmp_path.rglob("*")) if p.name != "watch.py" and p not in noted] == before
 
 
 @pytest.mark.parametrize(
@@ -989,3 +989,84 @@ def test_an_api_call_refuses_as_the_command_line_does(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="more than weights") as caught:
         interpkit.invert(tmp_path / "net.pt", ["vecmat"], target_options={"arch": "interpkit:cnn"})
     assert caught.value.exit_code == 3
+
+
+# ------------------------------------------------------------------------------- found by torture.fuzz, or looked for
+
+
+def test_names_in_an_onnx_graph_are_not_run(tmp_path: Path, marker: Path) -> None:
+    """torch.fx writes the names of a converted graph's layers into code."""
+    marker_opened = f'training"), open("{marker}", "w"), getattr(self, "training'
+    node = helper.make_node("MatMul", ["x", "w"], ["y"], name=marker_opened)
+    target = load_target(write_graph(tmp_path / "net.onnx", [node], {"w": WEIGHT}))
+    assert not marker.exists() and target.num_classes == 3
+    assert not any(bad in layer for layer in target.layers() for bad in "\"'\\(\n")
+
+
+def test_usual_names_in_an_onnx_graph_stay(tmp_path: Path) -> None:
+    node = helper.make_node("MatMul", ["x", "w"], ["y"], name="/layer1/conv-2/MatMul_3:0")
+    target = load_target(write_graph(tmp_path / "net.onnx", [node], {"w": WEIGHT}))
+    assert "layer1/conv-2/MatMul_3:0" in target.layers()
+
+
+@pytest.mark.parametrize(
+    ("shape", "words"),
+    [([1, 3000, 3000], "fails on an input of shape"), ([3, 1800, 1800], "fails"), ([10**7], "fails")],
+    ids=str,
+)
+def test_a_large_image_is_tried_without_memory(
+    shape: list[int], words: str, tmp_path: Path, refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run: list[str] = []
+    forward = nn.Conv2d.forward
+
+    def noted(self: nn.Conv2d, images: torch.Tensor) -> torch.Tensor:
+        run.append(images.device.type)
+        return forward(self, images)
+
+    monkeypatch.setattr(nn.Conv2d, "forward", noted)
+    refused(named(tmp_path / "net.safetensors", "interpkit:cnn", arch_args=ARGUMENTS, input_shape=shape), words)
+    assert set(run) == {"meta"}
+
+
+def test_a_layer_out_of_all_proportion_to_the_image_is_refused(tmp_path: Path, refused: Callable[..., str]) -> None:
+    arguments = {"input_shape": [1, 1000, 1000], "num_classes": 2, "widths": [300, 1, 1, 1, 1, 1, 1, 1], "hidden": 1}
+    metadata = {"interpkit.schema": "1", "interpkit.architecture": "interpkit:cnn"}
+    metadata |= {"interpkit.input_shape": "[1, 1000, 1000]", "interpkit.arch_args": json.dumps(arguments)}
+    path = tmp_path / "net.safetensors"
+    path.write_bytes(safetensors.torch.save(SmallCNN(**arguments).state_dict(), metadata))
+    refused(path, "a layer gives 300,000,000 numbers")
+
+
+def test_a_large_image_that_the_network_does_take_is_taken(tmp_path: Path) -> None:
+    arguments = {"input_shape": [1, 400, 400], "num_classes": 2, "widths": [1, 1], "hidden": 1}
+    path = interpkit.save_target(
+        SmallCNN(**arguments).eval(),
+        tmp_path / "net.safetensors",
+        architecture="interpkit:cnn",
+        arch_args=arguments,
+        input_shape=(1, 400, 400),
+    )
+    assert load_target(path).input_shape == (1, 400, 400)
+
+
+def test_a_config_asks_the_users_code_for_no_more_than_the_file_holds(
+    tmp_path: Path, refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.dont_write_bytecode", True)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    code = "from torch import nn\nclass Net(nn.Linear):\n    def __init__(self, width): super().__init__(width, 3)"
+    (tmp_path / "own_net.py").write_text(code, "utf-8")
+    folder = write_json(tmp_path / "net" / "config.json", {"width": 10**8}).parent
+    safetensors.torch.save_file(nn.Linear(4, 3).state_dict(), folder / "model.safetensors")
+    spec = f"py:{tmp_path}/own_net.py:Net"
+    refused(folder, "asks for 300,000,003 weights, and the file holds 15", "--arch", spec, "--input-shape", "4")
+    write_json(folder / "config.json", {"width": 4})
+    assert load_target(folder, arch=spec, input_shape=(4,)).num_classes == 3
+
+
+def test_a_checkpoint_that_is_a_bomb_is_refused(tmp_path: Path, refused: Callable[..., str]) -> None:
+    state = {name: torch.zeros(1).expand(tensor.shape) for name, tensor in cnn().state_dict().items()}
+    state["0.weight"] = torch.zeros(1).expand(30_000, 30_000)
+    torch.save(state, tmp_path / "net.pt")
+    refused(tmp_path / "net.pt", r"its tensors have 3,600,\d+,\d+ bytes together", *CNN_FLAGS)

@@ -160,6 +160,19 @@ def test_matching_takes_the_largest_sum_of_ssim(rng: Rng) -> None:
     torch.testing.assert_close(matched_ssim(real.flip(0), real), torch.ones(4, dtype=torch.float64))
 
 
+def test_one_picture_is_matched_with_one(rng: Rng) -> None:
+    picture = random_images(1, rng(6))
+    assert matched_ssim(picture, picture).tolist() == pytest.approx([1.0])
+
+
+def test_a_pair_that_is_just_as_similar_as_the_limit_counts(rng: Rng, monkeypatch: pytest.MonkeyPatch) -> None:
+    similar = torch.tensor([0.4, 0.39, 0.41, -1.0], dtype=torch.float64)
+    monkeypatch.setattr("interpkit_metrics.reference.matched_ssim", lambda samples, real: similar)
+    images, labels = random_images(20, rng(0)), torch.zeros(20, dtype=torch.int64)
+    found = Reference().measure(study_of(images, labels, (images, labels)))["reference"]["ssim"]
+    assert found == {"mean": pytest.approx(0.05), "at_least_0.4": 0.5}
+
+
 def test_ssim_in_batches_is_ssim_at_once(rng: Rng, monkeypatch: pytest.MonkeyPatch) -> None:
     samples, real = random_images(3, rng(8)), random_images(5, rng(9))
     at_once = matched_ssim(samples, real)

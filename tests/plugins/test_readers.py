@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ import pytest
 import safetensors.torch
 import torch
 from interpkit_targets import checkpoints, folders, loaders
-from torch import Tensor
+from torch import Tensor, nn
 
 from interpkit import ModelError, Target, TargetOptions
 
@@ -283,7 +285,76 @@ def test_a_processor_that_does_not_normalise_says_no_mean_and_a_factor_is_a_numb
         loader._preprocessing(tmp_path, {})
 
 
+class Skeleton(nn.Linear):
+    """What transformers builds before there are weights: two by one, with a bias."""
+
+    told: Any
+    config = None
+
+    def __init__(self) -> None:
+        super().__init__(2, 1)
+
+    @classmethod
+    def from_pretrained(cls, *_: Any, **__: Any) -> Any:
+        if isinstance(cls.told, Exception):
+            raise cls.told
+        return cls(), cls.told
+
+
+NOTHING: dict[str, list[str]] = {"missing_keys": [], "mismatched_keys": [], "unexpected_keys": []}
+
+
+@pytest.mark.parametrize(
+    ("told", "held", "words"),
+    [
+        (RuntimeError("line one\nline two"), 3, r"do not fit its config.json: line one$"),
+        (RuntimeError(), 3, r"do not fit its config.json: RuntimeError$"),
+        (RuntimeError("a" * 400), 3, r"do not fit its config.json: a{300}$"),
+        (NOTHING | {"missing_keys": list("abcdef")}, 3, r"do not fit its config.json: missing: a, b, c, d\.$"),
+        (NOTHING | {"mismatched_keys": ["a"]}, 3, r"config.json: of another shape: a\.$"),
+        (NOTHING | {"unexpected_keys": list("ab")}, 19, r"config.json: unexpected: a, b\.$"),
+        (NOTHING | {"missing_keys": ["a"], "unexpected_keys": list("bc")}, 19, r"missing: a; unexpected: b, c\.$"),
+        (NOTHING, 2, r"net.pt: its config.json asks for 3 weights, and the file holds 2\.$"),
+    ],
+    ids=["error", "wordless error", "long error", "missing", "shape", "unexpected", "both", "too few"],
+)
+def test_weights_that_do_not_fit_a_config_are_told(
+    told: Any, held: int, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(folders, "build_architecture", lambda *_, **__: Skeleton())
+    monkeypatch.setattr(Skeleton, "told", told, raising=False)
+    with pytest.raises(ModelError, match=words):
+        folders.fill(PATH, "transformers:vit", {}, {str(number): ONE for number in range(held)})
+
+
+def test_a_folder_whose_weights_do_not_fit_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(folders, "build_architecture", lambda *_, **__: Skeleton())
+    config(tmp_path, {"model_type": "vit", "image_size": 8})
+    safetensors.torch.save_file({"a": ONE}, tmp_path / "model.safetensors")
+    with pytest.raises(ModelError, match=f"^{tmp_path}: its config.json asks for 3 weights"):
+        folders.TransformersFolderLoader().load(tmp_path, TargetOptions())
+
+
+def test_a_few_weights_too_many_are_usual(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(folders, "build_architecture", lambda *_, **__: Skeleton())
+    monkeypatch.setattr(Skeleton, "told", NOTHING | {"unexpected_keys": ["pooler", "head"]}, raising=False)
+    assert isinstance(folders.fill(PATH, "a", {}, {str(number): ONE for number in range(20)}), Skeleton)
+
+
 # ---------------------------------------------------------------------------------------------------- loaders
+
+
+@pytest.mark.parametrize(("name", "kind"), [("model.safetensors", "Safetensors"), ("pytorch_model.bin", "Checkpoint")])
+def test_a_folders_weights_are_loaded_as_the_folder_with_all_that_the_user_says(
+    name: str, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr(loaders, "load_target", lambda *given, **options: asked.append((given, options)))
+    config(tmp_path, {})
+    save = safetensors.torch.save_file if "safetensors" in name else torch.save
+    save({"a": ONE}, tmp_path / name)
+    getattr(loaders, f"{kind}Loader")().load(tmp_path / name, TargetOptions(mean=[0.5], trust=True))
+    assert asked == [((tmp_path,), {"mean": [0.5], "trust": True})]
 
 
 @pytest.mark.parametrize(
@@ -365,5 +436,15 @@ def test_a_file_cannot_name_code_and_the_users_own_code_takes_the_configs_argume
     assert target.num_classes == 3 and target.description.arch_args == {"hidden": 8}
     both = assembled({}, {**named, "input_shape": [1, 12, 12], "arch_args": {"hidden": 8}}, known={"hidden": 9})
     assert both.description.arch_args == {"hidden": 8}
-    with pytest.raises(ModelError, match=r"cannot be built with {}"):
+    with pytest.raises(ModelError, match=r"--arch py:.*mine.py:make cannot be built with {}"):
         assembled({}, {**named, "input_shape": [1, 12, 12]})
+    with pytest.raises(ModelError, match=r"py:.*mine.py:make.*of another shape"):
+        assembled({}, {**named, "input_shape": [1, 12, 12], "arch_args": {"hidden": 9}})
+
+
+def test_no_memory_is_taken_for_an_architecture_that_the_weights_do_not_fit(
+    modest: Callable[[], AbstractContextManager[None]],
+) -> None:
+    large = {"arch": "torchvision:squeezenet1_1", "arch_args": {"num_classes": 900_000}}
+    with modest(), pytest.raises(ModelError, match="missing: "):
+        assembled({**large, "input_shape": [3, 32, 32]}, {})
