@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test coverage setup browser lint docs bench clean
+.PHONY: demo test coverage torture setup browser lint docs bench clean
 
 demo: .venv/installed ## invert a shipped MNIST classifier; ends with the path of report.html
 	$(BIN)/interpkit invert examples/models/mnist_bn.safetensors --plugin vecmat --plugin training-like
@@ -11,10 +11,10 @@ test: .venv/installed-dev ## run the tests
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile
 
 coverage: .venv/installed-dev ## the tests with branch coverage: what they miss; fails under 95 %
-	$(BIN)/coverage erase
-	$(BIN)/coverage run -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile
-	$(BIN)/coverage combine --quiet
-	$(BIN)/coverage report
+	$(BIN)/python -m torture.coverage
+
+torture: .venv/installed-dev ## try the reliability at length, for hours; fills docs/reliability.md
+	$(BIN)/python -m torture
 
 setup: .venv/installed-dev ## make .venv with every extra
 

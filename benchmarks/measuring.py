@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from interpkit import api, assembly, training
 from interpkit.plugins import installed
@@ -92,8 +93,9 @@ class _Handing(Recorder):
         super().__init__(steps)
         self._hand_over = hand_over
 
-    def step(self, step: int, *args: Any) -> None:
-        super().step(step, *args)
+    def step(self, step: int, loss: Any, terms: Any, images: Any, logits: Tensor, labels: Tensor) -> None:
+        super().step(step, loss, terms, images, logits, labels)
+        self.accuracy = (logits.argmax(1) == labels).float().mean().item()
         self._hand_over()
 
 
@@ -111,6 +113,7 @@ class OurLoop:
         self.job = job
         torch.manual_seed(job.recipe.seed)
         _, self.parts = assembly.build(job.recipe, job.target, installed())
+        self._recorder = _Handing(job.recipe.steps, self._hand_over)
         self._turn, self._done = threading.Semaphore(0), threading.Semaphore(0)
         self._error: BaseException | None = None
         threading.Thread(target=self._run, daemon=True).start()
@@ -120,10 +123,9 @@ class OurLoop:
         try:
             assert self.parts.conditioner is not None and self.parts.generator is not None
             with self.job.target.frozen(self.job.recipe.device, torch.channels_last):
-                recorder = _Handing(self.job.recipe.steps, self._hand_over)
                 parts = self.parts
                 training.train(
-                    self.job.target, parts.conditioner, parts.generator, parts.losses, self.job.recipe, recorder
+                    self.job.target, parts.conditioner, parts.generator, parts.losses, self.job.recipe, self._recorder
                 )
         except BaseException as error:
             self._error = error
@@ -133,12 +135,13 @@ class OurLoop:
         self._done.release()
         self._turn.acquire()
 
-    def __call__(self) -> None:
-        """Take one step."""
+    def __call__(self) -> float:
+        """Take one step; return its batch's inversion accuracy."""
         self._turn.release()
         self._done.acquire()
         if self._error is not None:
             raise self._error
+        return self._recorder.accuracy
 
 
 def best_matrix_product(dtype: torch.dtype, device: torch.device, sizes: Sequence[int] = (512, 1024, 2048)) -> float:

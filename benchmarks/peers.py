@@ -48,8 +48,8 @@ class PlainLoop:
         self.optimizer = torch.optim.Adam(self.generator.parameters(), lr=adam.lr, betas=(adam.beta1, adam.beta2))
         self.weights = {name: term.weight for name, term in recipe.losses.items()}
 
-    def __call__(self) -> tuple[float, float]:
-        """Take one step; return the loss and the inversion accuracy."""
+    def __call__(self) -> float:
+        """Take one step; return its batch's inversion accuracy."""
         n = self.recipe.batch_size
         p = torch.randn(n, self.target.num_classes, device=self.device).softmax(1)
         labels = p.argmax(1)
@@ -65,7 +65,8 @@ class PlainLoop:
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
-        return loss.item(), (logits.argmax(1) == labels).float().mean().item()
+        self.loss = loss.item()
+        return (logits.argmax(1) == labels).float().mean().item()
 
 
 class ImageDescent:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from interpkit import assembly, disk, loading, profiling, promises
-from interpkit.devices import is_out_of_memory
+from interpkit.devices import is_out_of_memory, keep_freed_memory
 from interpkit.errors import InterpkitError, PluginError, RunError, UsageError, listed, told
 from interpkit.files import to_json, write_atomically
 from interpkit.interfaces import Target
@@ -266,6 +266,7 @@ class Job:
             assert out is not None
             return Run.open(out).load(target)
         device = torch.device(recipe.device)
+        keep_freed_memory(device)
 
         def record(line: StepRecord) -> None:
             self.plugins.call("inversion_step", record=line)

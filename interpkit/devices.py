@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import logging
+import os
+import platform
 from typing import Literal
 
 import torch
@@ -53,6 +56,24 @@ def _multiplies_bf16(device: torch.device) -> bool:
         features = torch.cpu.get_capabilities()
         return bool(features.get("amx_bf16") or features.get("avx512_bf16"))
     return False
+
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+LARGEST_BLOCK = 32 << 20
+"""Bytes; larger blocks are the system's in any case: see ``mallopt(3)``."""
+
+
+def keep_freed_memory(device: torch.device) -> bool:
+    """On a CPU, let this process keep what its tensors free, for the next step's tensors; return whether it does.
+
+    By default glibc gives what is free at the end of a step back to the system, which has to fill it with zeros, page
+    by page, for the next one. Elsewhere, and where an environment variable ``MALLOC_...`` has a say, nothing is done.
+    """
+    decided = any(name.startswith("MALLOC_") for name in os.environ)
+    if device.type != "cpu" or decided or platform.libc_ver()[0] != "glibc":
+        return False
+    mallopt = ctypes.CDLL(None).mallopt
+    return bool(mallopt(M_MMAP_THRESHOLD, LARGEST_BLOCK) and mallopt(M_TRIM_THRESHOLD, 2**31 - 1))
 
 
 def is_out_of_memory(error: BaseException) -> bool:

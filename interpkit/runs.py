@@ -163,7 +163,12 @@ class Run:
                 for facts in made_with
             )
 
-        layer = installed().told_apart(read_toml(self / "recipe.toml"), meant)
+        try:
+            layer = installed().told_apart(read_toml(self / "recipe.toml"), meant)
+        except UsageError as error:
+            if isinstance(error.__cause__, OSError):  # nothing that was typed
+                raise RunError(str(error)) from error.__cause__
+            raise
         return validated(Recipe, layer, str(self / "recipe.toml"))
 
     def history(self, recipe: Recipe) -> list[StepRecord]:

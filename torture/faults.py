@@ -27,6 +27,7 @@ import resource
 import shutil
 import signal
 import sys
+import tarfile
 import tempfile
 import tomllib
 from collections import Counter
@@ -40,6 +41,7 @@ import safetensors.torch
 import torch
 from PIL import Image
 
+from interpkit.writing import HOLDER, LOCK
 from torture import keep
 from torture.kills import arguments, command, differences, load_all
 from torture.long_run import classifier
@@ -218,6 +220,12 @@ def _read(path: Path) -> None:
     elif path.suffix == ".html":
         if not path.read_text("utf-8").rstrip().endswith("</html>"):
             raise ValueError("no end")
+    elif path.suffix == ".tar":
+        with tarfile.open(path) as archive:
+            for member in archive:
+                content = archive.extractfile(member)
+                if content is None or len(content.read()) != member.size:
+                    raise ValueError(f"{member.name} is cut short")
     elif path.name == "checkpoint":
         torch.load(path, weights_only=True)
     else:
@@ -268,9 +276,11 @@ def give(job: Job, scratch: Path, fault: str, at: int) -> list[str]:
     if status != 0:
         found.append(f"again: exit {status}: {log.read_text('utf-8', errors='replace')[-300:]}")
     else:
-        if not job.tidies and fault == "SIGKILL":
+        if fault == "SIGKILL":
+            # A finished run is only read, so the lock that was killed with its holder may lie there: it holds no one.
             for name in litter(job.watched):
-                (job.watched / name).unlink()
+                if not job.tidies or name in (LOCK, HOLDER):
+                    (job.watched / name).unlink()
         found += [f"again: {name} differs" for name in job.differ(job.whole, job.watched) if name not in excused]
         found += [f"again: left {name}" for name in litter(job.watched) if name not in excused]
     return [f"{operation}: {what}: {told[-300:]}" for what in found]

@@ -21,6 +21,9 @@ from interpkit_targets.architectures import need
 
 CHANNELS = (1, 3, 4)
 OLDER_OPSET = 17
+WINDOW = ("kernel_shape", "pads", "strides", "dilations", "output_padding", "output_shape")
+LARGEST_WINDOW = 1024
+"""The most pixels that a window of an ONNX operation may have, or move, or add at a side."""
 
 
 class Reshaped(nn.Module):
@@ -102,7 +105,7 @@ def read_graph(path: Path, content: bytes) -> Any:
     """Read and check an ONNX file; weights in other files are refused.
 
     Raises:
-        ModelError: it is torn, invalid, too large, or refers to other files.
+        ModelError: it is torn, invalid, too large, refers to other files, or has windows that would fill the memory.
     """
     onnx = need("onnx", "onnx")
     try:
@@ -114,6 +117,13 @@ def read_graph(path: Path, content: bytes) -> Any:
         raise ModelError(f"{path} is not a valid ONNX graph: {str(error).splitlines()[0][:200]}") from error
     if external:
         raise ModelError(f"{path} keeps weights in other files ({external[0]}, ...); save it as one file.")
+    for node in graph.graph.node:
+        for attribute in node.attribute:
+            if attribute.name in WINDOW and any(abs(size) > LARGEST_WINDOW for size in attribute.ints):
+                raise ModelError(
+                    f"{path} has a {node.op_type} with {attribute.name} {list(attribute.ints)[:8]}; up to "
+                    f"{LARGEST_WINDOW} pixels are taken."
+                )
     lift_constants(graph.graph)
     return graph
 

@@ -106,6 +106,12 @@ def test_a_pipe_in_a_run_folder_holds_nobody_up(name: str, run_copy: Path) -> No
     assert cli("compare", run_copy, run_copy, "--html", run_copy.parent / "page.html").exit_code in (1, 2)
 
 
+def test_a_recipe_of_a_run_that_cannot_be_read_is_no_fault_of_what_was_typed(run_copy: Path) -> None:
+    (run_copy / "recipe.toml").unlink()
+    (run_copy / "recipe.toml").mkdir()
+    assert cli("report", run_copy).exit_code == 1
+
+
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats() | st.text(max_size=5),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),

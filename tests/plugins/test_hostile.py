@@ -811,6 +811,18 @@ def test_an_onnx_graph_that_states_no_sensible_shape_is_refused(
     refused(graph, "shape|valid")
 
 
+@pytest.mark.parametrize("attribute", ["kernel_shape", "pads", "strides", "dilations"])
+def test_an_onnx_window_that_would_fill_the_memory_is_refused(
+    attribute: str, tmp_path: Path, refused: Callable[..., str]
+) -> None:
+    kernel = np.ones((3, 1, 3, 3), np.float32)
+    sizes = {"kernel_shape": [3, 3], "pads": [1, 1, 1, 1], "strides": [1, 1], "dilations": [1, 1]}
+    sizes[attribute] = [2**31 - 1, *sizes[attribute][1:]]
+    nodes = [helper.make_node("Conv", ["x", "k"], ["c"], **sizes), helper.make_node("GlobalMaxPool", ["c"], ["y"])]
+    graph = write_graph(tmp_path / "net.onnx", nodes, {"k": kernel}, inputs={"x": ["N", 1, 8, 8]})
+    assert attribute in refused(graph, "up to 1024 pixels")
+
+
 @pytest.mark.parametrize("how", ["whole numbers", "rounding", "no way from the input"])
 def test_an_onnx_graph_without_a_gradient_is_refused(how: str, tmp_path: Path, refused: Callable[..., str]) -> None:
     steps = {

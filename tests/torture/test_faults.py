@@ -107,6 +107,7 @@ def test_files_elsewhere_are_not_watched(tmp_path: Path) -> None:
         ("samples.safetensors", b"\x08\0\0"),
         ("samples.png", b"\x89PNG\r\n"),
         ("report.html", b"<!doctype html><html>"),
+        ("samples-000000.tar", b"0.png"),
         ("checkpoint", b"PK"),
         ("something", b""),
     ],
