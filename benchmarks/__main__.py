@@ -1,8 +1,72 @@
-"""``python -m benchmarks``: run them all (``make bench``)."""
+"""Measure what the project claims of its speed and size: ``make bench``, or ``python -m benchmarks [PART]...``.
 
-from benchmarks import condition_memory, help_time, loop_overhead, plugin_cost, vecmat_accuracy
+Writes docs/performance.json, and the table of docs/performance.md from it; a part that is named alone replaces its own
+rows. ``--device cuda`` measures the parts that a GPU changes, under that name, and adds the share of its best product.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.measuring import HEAD, Figure, machine
+
+PARTS = ("step", "convergence", "samples_cost", "growth", "processes", "start", "vecmat_accuracy", "large")
+ON_A_GPU = ("step", "large")
+PAGE = Path(__file__).parent.parent / "docs" / "performance.md"
+KEPT = PAGE.with_suffix(".json")
+START, END = "<!-- table -->\n", "<!-- end of table -->\n"
+
+
+def table(kept: dict[str, Any]) -> str:
+    """Return a Markdown table for each device and the machine that it was measured on."""
+    text = ""
+    for device, parts in sorted(kept.items()):
+        machines = {json.dumps(part["machine"], sort_keys=True): part["machine"] for part in parts.values()}
+        text += HEAD
+        for name in PARTS:
+            text += "".join(Figure(**row).row() + "\n" for row in parts.get(name, {"figures": []})["figures"])
+        told = "; ".join(
+            f"{m['processor']} ({m['capability']}), {m['threads']} of {m['cores']} cores"
+            f"{', ' + m['device'] if device != 'cpu' else ''}, torch {m['torch']}, Python {m['python']}"
+            for m in machines.values()
+        )
+        text += f"\nOn {told}.\n\n"
+    return text
+
+
+def write_table() -> None:
+    """Put the table between its marks in docs/performance.md."""
+    before, rest = PAGE.read_text("utf-8").split(START)
+    text = table(json.loads(KEPT.read_text("utf-8")))
+    PAGE.write_text(before + START + text + END + rest.split(END)[1], "utf-8")
+
+
+def main() -> None:
+    """Measure, print, and keep."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}; all if left out")
+    parser.add_argument("--device", default="cpu")
+    given = parser.parse_args()
+    on_a_gpu = given.device != "cpu"
+    for part in given.parts or (ON_A_GPU if on_a_gpu else PARTS):
+        figures = importlib.import_module(f"benchmarks.{part}").figures
+        print(f"\n{part}\n{HEAD}", end="", flush=True)
+        rows = []
+        for figure in figures(given.device) if on_a_gpu else figures():
+            print(figure.row(), flush=True)
+            rows.append(asdict(figure))
+        kept = json.loads(KEPT.read_text("utf-8")) if KEPT.exists() else {}
+        kept.setdefault(given.device, {})[part] = {"machine": machine(torch.device(given.device)), "figures": rows}
+        KEPT.write_text(json.dumps(kept, indent=1) + "\n", "utf-8")
+        write_table()
+
 
 if __name__ == "__main__":
-    for benchmark in (help_time, plugin_cost, condition_memory, loop_overhead, vecmat_accuracy):
-        print(f"\n{benchmark.__name__}\n{benchmark.__doc__}")
-        benchmark.main()
+    main()

@@ -46,3 +46,27 @@ class FlatMLP(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return logits."""
         return self.l2(F.leaky_relu(self.l1(x), 0.01))
+
+
+class Block(nn.Module):
+    """Two convolutions beside a shortcut without weights: subsampling, and zeros for new channels."""
+
+    def __init__(self, before: int, after: int, stride: int) -> None:
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(before, after, 3, stride, 1, bias=False), nn.BatchNorm2d(after)
+        self.conv2, self.bn2 = nn.Conv2d(after, after, 3, 1, 1, bias=False), nn.BatchNorm2d(after)
+        self.stride, self.new = stride, after - before
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the sum of both ways."""
+        y = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
+        return F.relu(y + F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, 0, self.new)))
+
+
+def resnet20() -> nn.Module:
+    """The ResNet-20 of CIFAR-10: He et al. 2016, "Deep Residual Learning for Image Recognition", section 4.2."""
+    stages = [Block(16, 16, 1) for _ in range(3)]
+    for before, after in ((16, 32), (32, 64)):
+        stages += [Block(before, after, 2), Block(after, after, 1), Block(after, after, 1)]
+    start = [nn.Conv2d(3, 16, 3, 1, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU()]
+    return nn.Sequential(*start, *stages, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10))

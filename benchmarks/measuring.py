@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from interpkit import api, assembly, training
+from interpkit.devices import keep_freed_memory
 from interpkit.plugins import installed
 from interpkit.recorder import Recorder
 
@@ -111,6 +112,7 @@ class OurLoop:
 
     def __init__(self, job: api.Job) -> None:
         self.job = job
+        keep_freed_memory(torch.device(job.recipe.device))
         torch.manual_seed(job.recipe.seed)
         _, self.parts = assembly.build(job.recipe, job.target, installed())
         self._recorder = _Handing(job.recipe.steps, self._hand_over)
@@ -142,6 +144,27 @@ class OurLoop:
         if self._error is not None:
             raise self._error
         return self._recorder.accuracy
+
+
+class _Telling(Recorder):
+    def __init__(self, steps: int, told: Callable[[int, float], None]) -> None:
+        super().__init__(steps)
+        self._told = told
+
+    def step(self, step: int, loss: Tensor, *args: Any) -> None:
+        super().step(step, loss, *args)
+        self._told(step, loss.item())
+
+
+def stepwise(job: api.Job, told: Callable[[int, float], None]) -> None:
+    """Run the loop to its end in this thread; call with the number of each step, and its loss, after it."""
+    keep_freed_memory(torch.device(job.recipe.device))
+    torch.manual_seed(job.recipe.seed)
+    _, parts = assembly.build(job.recipe, job.target, installed())
+    assert parts.conditioner is not None and parts.generator is not None
+    recorder = _Telling(job.recipe.steps, told)
+    with job.target.frozen(job.recipe.device, torch.channels_last):
+        training.train(job.target, parts.conditioner, parts.generator, parts.losses, job.recipe, recorder)
 
 
 def best_matrix_product(dtype: torch.dtype, device: torch.device, sizes: Sequence[int] = (512, 1024, 2048)) -> float:

@@ -24,7 +24,7 @@ class PlainLoop:
     Args:
         job: whose networks, weights of the terms, rates and batch are taken.
         frozen: tell autograd, too, that the classifier's weights are not trained; few do.
-        precision: of the networks' arithmetic, by autocast.
+        device: where.
 
     Attributes:
         conditioner: of the recipe.
@@ -53,12 +53,11 @@ class PlainLoop:
         n = self.recipe.batch_size
         p = torch.randn(n, self.target.num_classes, device=self.device).softmax(1)
         labels = p.argmax(1)
-        condition = interpkit.Condition(labels, p, p, lambda h, w: self.conditioner.matrix.draw(labels, h, w))
-        images = self.generator(torch.randn(n, self.generator.latent_dim, device=self.device), condition)
-        logits = self.target(images)
+        images = self.made(labels, p)
+        logits = self.looked_at(images)
         kl = F.kl_div(logits.log_softmax(1), p, reduction="batchmean")
         ce = F.cross_entropy(logits, labels)
-        units = F.normalize(self._features["x"].flatten(1), dim=1)
+        units = F.normalize(self._features["x"].float().flatten(1), dim=1)
         pairs = units @ units.T
         cosine = pairs[~torch.eye(n, dtype=torch.bool, device=self.device)].mean()
         loss = self.weights["kl"] * kl + self.weights["ce"] * ce + self.weights["cosine"] * cosine
@@ -67,6 +66,15 @@ class PlainLoop:
         self.optimizer.step()
         self.loss = loss.item()
         return (logits.argmax(1) == labels).float().mean().item()
+
+    def made(self, labels: Tensor, p: Tensor) -> Tensor:
+        """Return images for distributions of these argmax."""
+        condition = interpkit.Condition(labels, p, p, lambda h, w: self.conditioner.matrix.draw(labels, h, w))
+        return self.generator(torch.randn(len(p), self.generator.latent_dim, device=self.device), condition)
+
+    def looked_at(self, images: Tensor) -> Tensor:
+        """Return the classifier's logits."""
+        return self.target(images)
 
 
 class ImageDescent:

@@ -114,6 +114,7 @@ def prepare(
     if resume_from is not None:
         Run.open(resume_from).check_plugins()
         if config is None and len(files) == len(plugins) and (resume_from / "recipe.toml").exists():
+            Run(resume_from).recipe()  # what cannot be read is told with the release that wrote it
             config = resume_from / "recipe.toml"
     layers: list[Layer] = []
     recorded: list[PluginFile] = []

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from interpkit import assembly, evaluation, loading, machine, measuring, stored
+from interpkit._version import __version__
 from interpkit.errors import ModelError, PluginError, RunError, UsageError, listed
 from interpkit.files import naming, read_tensors, sha256, to_json, write_atomically
 from interpkit.interfaces import Conditioner, Generator, Target
@@ -169,7 +170,16 @@ class Run:
             if isinstance(error.__cause__, OSError):  # nothing that was typed
                 raise RunError(str(error)) from error.__cause__
             raise
-        return validated(Recipe, layer, str(self / "recipe.toml"))
+        try:
+            return validated(Recipe, layer, str(self / "recipe.toml"))
+        except UsageError as error:
+            written_by = self.manifest().get("interpkit") or __version__
+            if written_by == __version__:
+                raise
+            raise UsageError(
+                f"{error} interpkit {written_by} wrote it, and this is {__version__}: pip install "
+                f"interpkit=={written_by} reads it."
+            ) from error
 
     def history(self, recipe: Recipe) -> list[StepRecord]:
         """Read history.jsonl; a torn last line is ignored."""

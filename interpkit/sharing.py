@@ -199,7 +199,7 @@ class SharedBatchNorm(_BatchNorm):
         """Normalise; see `torch.nn.BatchNorm2d`."""
         if not self.training:
             return super().forward(input)
-        x = input.float()
+        x = input.to(torch.promote_types(input.dtype, torch.float32))
         axes = [0, *range(2, x.dim())]
         shape = [1, -1, *(1,) * (x.dim() - 2)]
         count = x.numel() // x.shape[1] * dist.get_world_size(self.group)

@@ -48,6 +48,7 @@ class Manifest(_Stored):
     presets: list[Any] | None = None
     status: str = ""
     steps_done: int = Field(0, ge=0)
+    interpkit: Package = ""
 
 
 class ReferenceFigures(_Stored):

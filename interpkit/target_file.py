@@ -192,7 +192,10 @@ def _parse(path: Path, metadata: Mapping[str, str]) -> TargetOptions:
     if schema is None:
         return TargetOptions()
     if schema != str(SCHEMA):
-        raise ModelError(f"{path} has interpkit schema {schema!r}; this interpkit reads {SCHEMA}. Update interpkit.")
+        raise ModelError(
+            f"{path} has interpkit schema {schema!r:.40}; this interpkit reads {SCHEMA}. If a newer one wrote it: "
+            f"pip install --upgrade interpkit"
+        )
     facts: dict[str, Any] = {"arch": metadata.get(f"{PREFIX}architecture")}
     facts |= {name: metadata[PREFIX + name] for name in _WORDS if PREFIX + name in metadata}
     for name in _JSON:

@@ -301,6 +301,15 @@ def test_a_spoilt_recipe_is_named(run_copy: Path) -> None:
         interpkit.load_inversion(run_copy)
 
 
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_recipe_of_another_release_is_refused_with_that_release(run_copy: Path, resume: bool) -> None:
+    manifest = json.loads((run_copy / "manifest.json").read_text())
+    (run_copy / "manifest.json").write_text(json.dumps(manifest | {"interpkit": "7.2.0"}))
+    (run_copy / "recipe.toml").write_text("average = 0.9\n" + (run_copy / "recipe.toml").read_text())
+    with pytest.raises(UsageError, match=r"no option 'average'.*interpkit 7\.2\.0 wrote it.*interpkit==7\.2\.0"):
+        prepare(manifest["model"]["path"], resume_from=run_copy) if resume else interpkit.load_inversion(run_copy)
+
+
 @pytest.mark.parametrize(
     "tail", ['{"step": 13, "seco', '{"step": 13}', '{"step": 13, "seconds": 0.1, "loss": 1.0, "\ufffd']
 )

@@ -348,7 +348,7 @@ def test_broken_weights_are_refused(spoiled: Spoiled) -> None:
     [
         ({"architecture": None}, ["--arch"]),
         ({"input_shape": None}, ["--input-shape"]),
-        ({"schema": "2"}, ["'2'", "Update interpkit"]),
+        ({"schema": "2"}, ["'2'", "pip install --upgrade interpkit"]),
         ({"schema": "one"}, ["'one'"]),
         ({"input_shape": "[1, 12"}, ["input_shape", "JSON"]),
         ({"arch_args": "{'widths': [4]}"}, ["arch_args", "JSON"]),

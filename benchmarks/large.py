@@ -1,0 +1,95 @@
+"""Large problems, with random weights: do they run, how long is a step, and how much memory does it take?
+
+    python -m benchmarks.large [--device cuda]
+
+Each is taken in a process of its own, a few steps of the preset vecmat; ``--micro-batch`` bounds the memory.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+import interpkit
+from benchmarks.growth import Classes
+from benchmarks.measuring import Figure, stepwise
+from interpkit import api
+
+STEPS = 3
+IMAGENET: dict[str, Any] = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225], "input_shape": (3, 224, 224)}
+
+
+def _torchvision(name: str) -> nn.Module:
+    import torchvision
+
+    module: nn.Module = getattr(torchvision.models, name)(weights=None)
+    return module
+
+
+CASES: dict[str, tuple[Any, dict[str, Any], dict[str, Any]]] = {
+    "ResNet-50, 224 x 224, 1,000 classes": (lambda: _torchvision("resnet50"), IMAGENET, {"batch_size": 8}),
+    "the same, 2 images at a time": (
+        lambda: _torchvision("resnet50"), IMAGENET, {"batch_size": 8, "micro_batch": 2},
+    ),
+    "ViT-B/16, 224 x 224, 1,000 classes, 2 images at a time": (
+        lambda: _torchvision("vit_b_16"), IMAGENET, {"batch_size": 8, "micro_batch": 2},
+    ),
+    "32 x 32, 21,841 classes": (lambda: Classes(21_841), {"input_shape": (1, 32, 32)}, {"batch_size": 128}),
+    "the same, three of the classes": (
+        lambda: Classes(21_841), {"input_shape": (1, 32, 32)}, {"batch_size": 128, "labels": [0, 7, 21_840]},
+    ),
+}  # fmt: skip
+
+
+def alone(name: str, device: str) -> dict[str, float]:
+    """Take a few steps in this process; return the seconds of one, and the peak memory in MB."""
+    torch.manual_seed(0)
+    build, facts, settings = CASES[name]
+    target = interpkit.wrap(build(), **facts)
+    job = api.prepare(target, ["vecmat"], steps=STEPS, device=device, **settings)
+    times = [time.perf_counter()]
+    losses: list[float] = []
+
+    def told(step: int, loss: float) -> None:
+        times.append(time.perf_counter())
+        losses.append(loss)
+
+    stepwise(job, told)
+    assert len(losses) == STEPS and all(loss == loss for loss in losses)
+    peak = int(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0]) / 1e3
+    if device == "cuda":
+        peak = torch.cuda.max_memory_allocated() / 1e6
+    return {"seconds": statistics.median(b - a for a, b in pairwise(times[1:])), "peak": peak}
+
+
+def figures(device: str = "cpu") -> Iterator[Figure]:
+    """Yield the seconds of a step of each."""
+    for name in CASES:
+        command = [sys.executable, "-m", "benchmarks.large", "--device", device, "--alone", name]
+        found = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
+        batch = CASES[name][2]["batch_size"]
+        detail = f"batch {batch}, peak memory {found['peak']:,.0f} MB"
+        yield Figure(f"seconds a step: {name}", found["seconds"], detail=detail)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--alone", metavar="NAME", choices=CASES, help="one, here: " + "; ".join(CASES))
+    given = parser.parse_args()
+    if given.alone:
+        print(json.dumps(alone(given.alone, given.device)))
+    else:
+        for figure in figures(given.device):
+            print(figure.row(), flush=True)

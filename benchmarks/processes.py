@@ -1,0 +1,105 @@
+"""Two processes that share a batch, over one: how much faster, and how exactly the same.
+
+Each process has one thread. Weak scaling: the global batch is twice that of one process. Exactness: the same global
+batch, fp32, dropout off; latents are drawn globally in any case, and batch statistics are those of the global batch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import interpkit
+from benchmarks.measuring import Figure, machine, stepwise
+from interpkit import api
+from interpkit.sharing import processes
+
+MODEL = Path(__file__).parent.parent / "examples" / "models" / "mnist.safetensors"
+EXACT = {"precision": "fp32", "options": {"upconv.dropout": 0.0}}
+DTYPES = {"float32": torch.float32, "float64": torch.float64}
+
+
+def measured(steps: int, batch: int, exact: str) -> dict[str, list[float]]:
+    """Take steps in this process, or this one of several; return seconds and losses of each.
+
+    Where ``exact`` names a type of `DTYPES`, all is computed in it.
+    """
+    target = interpkit.load_target(MODEL)
+    if exact:
+        torch.set_default_dtype(DTYPES[exact])
+        target.to(DTYPES[exact])
+    job = api.prepare(target, ["vecmat"], steps=steps, batch_size=batch, device="cpu", **(EXACT if exact else {}))
+    seconds, begun = [], time.perf_counter()
+
+    def told(step: int, loss: float) -> None:
+        nonlocal begun
+        seconds.append(time.perf_counter() - begun)
+        losses.append(loss)
+        begun = time.perf_counter()
+
+    losses: list[float] = []
+    stepwise(job, told)
+    return {"seconds": seconds, "losses": losses}
+
+
+def start(count: int, steps: int, batch: int, exact: str = "", threads: int = 1) -> Any:
+    """Run so many processes; return what the first measured."""
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "out.json"
+        words = ["-m", "benchmarks.processes", "--part", str(out), str(steps), str(batch), exact]
+        if count > 1:
+            words = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count), *words]
+        environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
+        subprocess.run([sys.executable, *words], check=True, env=environment, stderr=subprocess.DEVNULL)
+        return json.loads(out.read_text())
+
+
+def apart(some: list[float], others: list[float]) -> float:
+    """Return the largest relative difference of two rows of losses."""
+    return max(abs(a - b) / abs(a) for a, b in zip(some, others, strict=True))
+
+
+def figures(steps: int = 30, pairs: int = 3) -> Iterator[Figure]:
+    """Yield the figures."""
+    efficiencies, told = [], []
+    for _ in range(pairs):
+        one, two = (statistics.median(start(count, steps, 128 * count)["seconds"][5:]) for count in (1, 2))
+        efficiencies.append(one / two)
+        told.append(f"{1e3 * one:.0f} and {1e3 * two:.0f}")
+    detail = f"ms a step of 128 and of 256 images: {'; '.join(told)}"
+    yield Figure.of("weak scaling efficiency of 2 processes, a thread each, over 1", efficiencies, ">= 0.9", detail)
+    for exact in DTYPES:
+        one, two, threads = (start(count, 10, 128, exact, n)["losses"] for count, n in ((1, 1), (2, 1), (1, 2)))
+        what = f"largest relative difference of the loss of 2 processes over 10 steps, {exact}"
+        detail = f"{apart(one, threads):.1e} between one and two threads of one process"
+        yield Figure(what, apart(one, two), "<= 0.0001", detail=detail)
+
+
+def _part(out: str, steps: int, batch: int, exact: str) -> None:
+    with processes() as share:
+        found = measured(steps, batch, exact)
+        if share.rank == 0:
+            Path(out).write_text(json.dumps(found))
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--part", nargs=4, help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.part:
+        _part(given.part[0], int(given.part[1]), int(given.part[2]), given.part[3])
+    else:
+        print(machine(torch.device("cpu")))
+        for figure in figures():
+            print(figure.row(), flush=True)

@@ -1,0 +1,165 @@
+"""Time and arithmetic of one step: over the plain loop, over the same mathematics by hand, and over the machine's best.
+
+    python -m benchmarks.step [--device cuda] [--profile]
+
+Everything takes turns in one process, a step each. FLOPs are those of convolutions and matrix products, counted while
+a step runs without gradients of the frozen classifier's weights; the best is the largest matrix product in the same
+precision. With ``--profile`` the operators of our step are printed, by the time that they take.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
+import interpkit
+from benchmarks.foreign_nets import resnet20
+from benchmarks.measuring import Figure, OurLoop, best_matrix_product, in_turn, machine, ratios, synchronise
+from benchmarks.peers import PlainLoop
+from interpkit import api
+
+MODELS = Path(__file__).parent.parent / "examples" / "models"
+MANY = 100_000
+"""More steps than are ever taken."""
+
+
+class Flops(TorchDispatchMode):
+    """Counts the arithmetic of convolutions and products, of the backward pass too, while it is entered."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.total = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run the operation and count."""
+        out = func(*args, **(kwargs or {}))
+        count = flop_registry.get(func._overloadpacket)
+        if count is not None:
+            self.total += count(*args, **(kwargs or {}), out_val=out)
+        return out
+
+
+def targets() -> dict[str, interpkit.Target]:
+    """Return what is inverted: the shipped classifiers of MNIST, and a ResNet-20 for CIFAR-10 with random weights."""
+    torch.manual_seed(0)
+    cifar = interpkit.wrap(resnet20(), input_shape=(3, 32, 32), mean=[0.5] * 3, std=[0.25] * 3)
+    shipped = {name: interpkit.load_target(MODELS / f"{name}.safetensors") for name in ("mnist", "mnist_bn")}
+    return shipped | {"ResNet-20": cifar}
+
+
+def job(target: interpkit.Target, device: str, **settings: Any) -> api.Job:
+    """Return a run of the preset vecmat that is never finished."""
+    return api.prepare(target, ["vecmat"], steps=MANY, device=device, **settings)
+
+
+def figures(device: str = "cpu", rounds: int = 20) -> Iterator[Figure]:
+    """Yield the figures of each target."""
+    place = torch.device(device)
+    for name, target in targets().items():
+        default = job(target, device)
+        in_fp32 = job(target, device, precision="fp32")
+        plain = PlainLoop(default, device=device)
+        counted = PlainLoop(default, frozen=True, device=device)
+        counted()
+        with Flops() as flops:
+            counted()
+        loops: Mapping[str, Any] = {"ours": OurLoop(default), "fp32": OurLoop(in_fp32), "plain": plain}
+        loops |= {"by hand": HandWritten(default, device)}
+        rivals = {key: functools.partial(_whole, loop, place) for key, loop in loops.items()}
+        seconds = in_turn(rivals, rounds)
+        middle = {key: sorted(values)[len(values) // 2] for key, values in seconds.items()}
+        precision = default.recipe.precision
+        goal = "<= 0.25" if device == "cuda" else "<= 0.5"
+        told = f"{1e3 * middle['ours']:.0f} over {1e3 * middle['plain']:.0f} ms, {precision}, batch 128"
+        yield Figure.of(
+            f"{name}: step over the plain fp32 loop's", ratios(seconds["ours"], seconds["plain"]), goal, told
+        )
+        yield Figure.of(
+            f"{name}: the same, ours in fp32 too", ratios(seconds["fp32"], seconds["plain"]), "",
+            f"{1e3 * middle['fp32']:.0f} ms",
+        )  # fmt: skip
+        yield Figure.of(
+            f"{name}: step over the same mathematics by hand, as fast", ratios(seconds["ours"], seconds["by hand"]),
+            "<= 1.03", f"{1e3 * middle['by hand']:.0f} ms",
+        )  # fmt: skip
+        best = best_matrix_product(torch.bfloat16 if precision == "bf16" else torch.float32, place)
+        shares = [flops.total / took / best for took in seconds["ours"]]
+        reached = flops.total / middle["ours"]
+        yield Figure.of(
+            f"{name}: FLOP/s of the step over the best matrix product's", shares, ">= 0.5",
+            f"{flops.total / 1e9:.1f} GFLOP; {reached / 1e12:.3f} of {best / 1e12:.3f} TFLOP/s in {precision}",
+        )  # fmt: skip
+
+
+def _whole(loop: Any, device: torch.device) -> None:
+    loop()
+    synchronise(device)
+
+
+class HandWritten(PlainLoop):
+    """The plain loop with what makes ours fast written into it by hand: what interpkit itself costs is left."""
+
+    def __init__(self, job: api.Job, device: str = "cpu") -> None:
+        super().__init__(job, frozen=True, device=device)
+        self.generator.to(memory_format=torch.channels_last)
+        self.target.to(memory_format=torch.channels_last)
+        adam = self.recipe.optimizer
+        self.optimizer = torch.optim.Adam(
+            self.generator.parameters(), lr=adam.lr, betas=(adam.beta1, adam.beta2), fused=True
+        )
+        self.autocast = torch.autocast(device, torch.bfloat16, enabled=self.recipe.precision == "bf16")
+
+    def looked_at(self, images: torch.Tensor) -> torch.Tensor:
+        """Return logits, in the precision of the recipe."""
+        with self.autocast:
+            return super().looked_at(images)
+
+    def made(self, labels: torch.Tensor, p: torch.Tensor) -> torch.Tensor:
+        """Return images, likewise."""
+        with self.autocast:
+            return super().made(labels, p).float()
+
+
+def profile(device: str = "cpu", rows: int = 25) -> str:
+    """Return a table of the operators of our step by the time that they take themselves."""
+    from torch.profiler import ProfilerActivity, profile
+
+    from benchmarks.measuring import stepwise
+
+    kinds = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device == "cuda" else [])]
+    profiler = profile(activities=kinds, record_shapes=True)
+
+    def between(step: int, loss: float) -> None:
+        if step == 5:
+            profiler.__enter__()
+        elif step == 10:
+            profiler.__exit__(None, None, None)
+
+    stepwise(api.prepare(MODELS / "mnist.safetensors", ["vecmat"], steps=11, device=device), between)
+    by = f"self_{'device' if device == 'cuda' else 'cpu'}_time_total"
+    return profiler.key_averages(group_by_input_shape=True).table(sort_by=by, row_limit=rows)
+
+
+def main() -> None:
+    """Print the figures, or the profile."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--profile", action="store_true")
+    given = parser.parse_args()
+    if given.profile:
+        print(profile(given.device))
+        return
+    print(machine(torch.device(given.device)))
+    for figure in figures(given.device):
+        print(figure.row(), flush=True)
+
+
+if __name__ == "__main__":
+    main()
