@@ -39,7 +39,7 @@ class PlainLoop:
         self.recipe, self.device = recipe, torch.device(device)
         self.conditioner = parts.conditioner.train().to(device)
         self.generator = parts.generator.train().to(device)
-        self.target: Target = copy.deepcopy(job.target).to(device)
+        self.target: Target = copy.deepcopy(job.target).to(device).eval()
         self.target.requires_grad_(not frozen)
         self._features: dict[str, Tensor] = {}
         layer = self.target.module.get_submodule(job.target.feature_layer.removesuffix(":in"))
@@ -53,19 +53,23 @@ class PlainLoop:
         n = self.recipe.batch_size
         p = torch.randn(n, self.target.num_classes, device=self.device).softmax(1)
         labels = p.argmax(1)
-        images = self.made(labels, p)
+        loss, logits = self.objective(self.made(labels, p), p, labels)
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        self.loss = loss.item()
+        return (logits.argmax(1) == labels).float().mean().item()
+
+    def objective(self, images: Tensor, p: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the loss of images, and the classifier's logits."""
+        n = len(images)
         logits = self.looked_at(images)
         kl = F.kl_div(logits.log_softmax(1), p, reduction="batchmean")
         ce = F.cross_entropy(logits, labels)
         units = F.normalize(self._features["x"].float().flatten(1), dim=1)
         pairs = units @ units.T
         cosine = pairs[~torch.eye(n, dtype=torch.bool, device=self.device)].mean()
-        loss = self.weights["kl"] * kl + self.weights["ce"] * ce + self.weights["cosine"] * cosine
-        self.optimizer.zero_grad()
-        loss.backward()
-        self.optimizer.step()
-        self.loss = loss.item()
-        return (logits.argmax(1) == labels).float().mean().item()
+        return self.weights["kl"] * kl + self.weights["ce"] * ce + self.weights["cosine"] * cosine, logits
 
     def made(self, labels: Tensor, p: Tensor) -> Tensor:
         """Return images for distributions of these argmax."""
@@ -91,7 +95,7 @@ class ImageDescent:
     def __init__(self, target: Target, batch: int = 128, rate: float = 0.05, fourier: bool = False) -> None:
         from interpkit_baselines.free_images import FreeImages
 
-        self.target, self.batch, self.rate, self.fourier = target, batch, rate, fourier
+        self.target, self.batch, self.rate, self.fourier = copy.deepcopy(target).eval(), batch, rate, fourier
         self._make = lambda rng: FreeImages(batch, target.input_shape, "fourier" if fourier else "pixel", 1.0, rng)
 
     def __call__(self, seed: int, steps: int) -> tuple[Tensor, Tensor]:
