@@ -1,12 +1,14 @@
 """Seconds to 95 % inversion accuracy over the plain loop, and what equal steps come to.
 
-Both train the same networks from the same weights, a step in turn. A loop is there once three batches in a row, dropout
-on, come to 95 % together. After equal steps each is sampled in the same way: 1,000 images, the classes in turn.
+Both train the same networks from the same weights, a step in turn, each in a process of its own. A loop is there once
+three batches in a row, dropout on, come to 95 % together. After equal steps each is sampled in the same way: 1,000
+images, the classes in turn.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -16,7 +18,7 @@ from statistics import mean, stdev
 import torch
 from interpkit_metrics.similarity import directions, pooled, vendi
 
-from benchmarks.measuring import Figure, OurLoop, machine
+from benchmarks.measuring import Apart, Figure, OurLoop, machine
 from benchmarks.peers import PlainLoop
 from interpkit import api, evaluation
 from interpkit.inversion import GeneratorInversion
@@ -51,13 +53,11 @@ class Clocked:
             self.there = self.seconds, self.steps
 
 
-def judged(job: api.Job, parts: OurLoop | PlainLoop) -> tuple[float, float]:
+def judged(loop: OurLoop | PlainLoop) -> tuple[float, float]:
     """Return inversion accuracy and variety: the Vendi score of a class's pooled pictures, mean over the classes."""
-    generator, conditioner = (parts.parts.generator, parts.parts.conditioner) if isinstance(parts, OurLoop) else (
-        parts.generator, parts.conditioner,
-    )  # fmt: skip
-    assert generator is not None and conditioner is not None
-    inversion = GeneratorInversion(job.target, job.recipe, [], generator, conditioner)
+    parts = loop.parts if isinstance(loop, OurLoop) else loop
+    assert parts.generator is not None and parts.conditioner is not None
+    inversion = GeneratorInversion(loop.job.target, loop.job.recipe, [], parts.generator, parts.conditioner)
     samples = evaluation.draw_samples(inversion, per_class=100, seed=1_000)
     right = (samples.predicted == samples.labels).double().mean().item()
     pictures = pooled(samples.images.double() / 255, 4).flatten(1)
@@ -65,31 +65,38 @@ def judged(job: api.Job, parts: OurLoop | PlainLoop) -> tuple[float, float]:
     return right, mean(vendi(directions(pictures[samples.labels == label])) for label in samples.labels.unique())
 
 
+def rival(kind: type[OurLoop] | type[PlainLoop], steps: int, seed: int) -> OurLoop | PlainLoop:
+    """Return a loop."""
+    return kind(api.prepare(MODEL, ["vecmat"], steps=steps, seed=seed))
+
+
 def figures(steps: int = 300, seeds: int = 3) -> Iterator[Figure]:
     """Yield the figures: seconds and steps to 95 %, and accuracy and variety after so many steps."""
     times, counts, ours_judged, plain_judged = [], [], [], []
     for seed in range(seeds):
-        job = api.prepare(MODEL, ["vecmat"], steps=steps, seed=seed)
-        loops = OurLoop(job), PlainLoop(job)
+        loops = [Apart(functools.partial(rival, kind, steps, seed)) for kind in (OurLoop, PlainLoop)]
         ours, plain = (Clocked(loop) for loop in loops)
+        for loop in loops:
+            loop.ask(type)  # is there
         for number in range(steps):
-            for rival in (ours, plain) if number % 2 else (plain, ours):
-                rival.step()
+            for one in (ours, plain) if number % 2 else (plain, ours):
+                one.step()
         assert ours.there and plain.there, f"not at {THERE:.0%} after {steps} steps"
         times.append(ours.there[0] / plain.there[0])
         counts.append((ours.there[1], plain.there[1]))
-        ours_judged.append(judged(job, loops[0]))
-        plain_judged.append(judged(job, loops[1]))
-        print(seed, ours.there, plain.there, ours_judged[-1], plain_judged[-1], flush=True)
-    steps_told = ", ".join(f"{a} and {b}" for a, b in counts)
-    yield Figure.of("seconds to 95 % inversion accuracy, over the plain loop", times, "<= 0.35", f"steps: {steps_told}")
+        ours_judged.append(loops[0].ask(judged))
+        plain_judged.append(loops[1].ask(judged))
+        for loop in loops:
+            loop.end()
+    told = "steps: " + ", ".join(f"{a} and {b}" for a, b in counts)
+    yield Figure.of("seconds to 95 % inversion accuracy, over the plain loop", times, "<= 0.35", told)
     for number, what in enumerate(("inversion accuracy", "variety (Vendi score of a class's pooled pictures)")):
         a, b = ([row[number] for row in rows] for rows in (ours_judged, plain_judged))
         # No worse: within what the seeds differ by, or the error of the samples.
         room = MARGIN if number == 0 else stdev(b)
         told = f"{_told(a)} over {_told(b)}, {seeds} seeds"
-        yield Figure(f"{what} after {steps} steps, over the plain loop's", mean(a) / mean(b),
-                     f">= {1 - room / mean(b):.3f}", detail=told)  # fmt: skip
+        what = f"{what} after {steps} steps, over the plain loop's"
+        yield Figure(what, mean(a) / mean(b), f">= {1 - room / mean(b):.3f}", detail=told)
 
 
 def _told(values: list[float]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import platform
 import re
@@ -85,6 +86,45 @@ def in_turn(rivals: Mapping[str, Callable[[], Any]], rounds: int, warm_up: int =
 def ratios(ours: Sequence[float], theirs: Sequence[float]) -> list[float]:
     """Return the ratio of each pair of turns."""
     return [a / b for a, b in zip(ours, theirs, strict=True)]
+
+
+class Apart:
+    """A rival in a process of its own, so that what one asks of the C library or of torch does not serve the other.
+
+    Args:
+        make: returns the rival there, which is called once a turn; a function of a module, or a partial of one.
+    """
+
+    def __init__(self, make: Callable[[], Any]) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._pipe, there = context.Pipe()
+        self._process = context.Process(target=_serve, args=(make, there), daemon=True)
+        self._process.start()
+        there.close()
+
+    def ask(self, question: Callable[[Any], Any]) -> Any:
+        """Return what a function, sent there, says of the rival."""
+        self._pipe.send(question)
+        return self._pipe.recv()
+
+    def __call__(self) -> Any:
+        """Let it take its turn."""
+        return self.ask(_turn)
+
+    def end(self) -> None:
+        """End the process."""
+        self._process.terminate()
+        self._process.join()
+
+
+def _serve(make: Callable[[], Any], pipe: Any) -> None:
+    rival = make()
+    while True:
+        pipe.send(pipe.recv()(rival))
+
+
+def _turn(rival: Callable[[], Any]) -> Any:
+    return rival()
 
 
 class _Handing(Recorder):

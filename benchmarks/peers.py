@@ -32,7 +32,7 @@ class PlainLoop:
     """
 
     def __init__(self, job: api.Job, *, frozen: bool = False, device: str = "cpu") -> None:
-        recipe = job.recipe
+        self.job, recipe = job, job.recipe
         torch.manual_seed(recipe.seed)
         _, parts = assembly.build(recipe, job.target, installed())
         assert parts.conditioner is not None and parts.generator is not None

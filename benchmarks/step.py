@@ -2,16 +2,17 @@
 
     python -m benchmarks.step [--device cuda] [--profile]
 
-Everything takes turns in one process, a step each. FLOPs are those of convolutions and matrix products, counted while
-a step runs without gradients of the frozen classifier's weights; the best is the largest matrix product in the same
-precision. With ``--profile`` the operators of our step are printed, by the time that they take.
+The rivals take turns, a step each, each in a process of its own. FLOPs are those of convolutions and matrix products,
+counted while a step runs without gradients of the frozen classifier's weights; the best is the largest matrix product
+in the same precision. With ``--profile`` the operators of our step are printed, by the time that they take.
 """
 
 from __future__ import annotations
 
 import argparse
 import functools
-from collections.abc import Iterator, Mapping
+import statistics
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from torch.utils.flop_counter import flop_registry
 
 import interpkit
 from benchmarks.foreign_nets import resnet20
-from benchmarks.measuring import Figure, OurLoop, best_matrix_product, in_turn, machine, ratios, synchronise
+from benchmarks.measuring import Apart, Figure, OurLoop, best_matrix_product, in_turn, machine, ratios, synchronise
 from benchmarks.peers import PlainLoop
 from interpkit import api
 
@@ -46,56 +47,59 @@ class Flops(TorchDispatchMode):
         return out
 
 
-def targets() -> dict[str, interpkit.Target]:
-    """Return what is inverted: the shipped classifiers of MNIST, and a ResNet-20 for CIFAR-10 with random weights."""
-    torch.manual_seed(0)
-    cifar = interpkit.wrap(resnet20(), input_shape=(3, 32, 32), mean=[0.5] * 3, std=[0.25] * 3)
-    shipped = {name: interpkit.load_target(MODELS / f"{name}.safetensors") for name in ("mnist", "mnist_bn")}
-    return shipped | {"ResNet-20": cifar}
+NAMES = ("mnist", "mnist_bn", "ResNet-20")
 
 
-def job(target: interpkit.Target, device: str, **settings: Any) -> api.Job:
-    """Return a run of the preset vecmat that is never finished."""
-    return api.prepare(target, ["vecmat"], steps=MANY, device=device, **settings)
+def target(name: str) -> interpkit.Target:
+    """Return what is inverted: a shipped classifier of MNIST, or a ResNet-20 for CIFAR-10 with random weights."""
+    if name == "ResNet-20":
+        torch.manual_seed(0)
+        return interpkit.wrap(resnet20(), input_shape=(3, 32, 32), mean=[0.5] * 3, std=[0.25] * 3)
+    return interpkit.load_target(MODELS / f"{name}.safetensors")
+
+
+def job(name: str, device: str = "cpu", precision: str = "auto", steps: int = MANY) -> api.Job:
+    """Return a run of the preset vecmat, not to be finished."""
+    return api.prepare(target(name), ["vecmat"], steps=steps, device=device, precision=precision)
+
+
+def rival(kind: str, name: str, device: str) -> Callable[[], object]:
+    """Return a loop that is done with each step when it returns."""
+    run = job(name, device, "fp32" if kind == "ours in fp32" else "auto")
+    loop = {"plain": PlainLoop, "by hand": HandWritten}.get(kind)
+    return functools.partial(_whole, loop(run, device=device) if loop else OurLoop(run), torch.device(device))
 
 
 def figures(device: str = "cpu", rounds: int = 20) -> Iterator[Figure]:
     """Yield the figures of each target."""
     place = torch.device(device)
-    for name, target in targets().items():
-        default = job(target, device)
-        in_fp32 = job(target, device, precision="fp32")
-        plain = PlainLoop(default, device=device)
+    for name in NAMES:
+        default = job(name, device)
+        precision = default.recipe.precision
         counted = PlainLoop(default, frozen=True, device=device)
         counted()
         with Flops() as flops:
             counted()
-        loops: Mapping[str, Any] = {"ours": OurLoop(default), "fp32": OurLoop(in_fp32), "plain": plain}
-        loops |= {"by hand": HandWritten(default, device)}
-        rivals = {key: functools.partial(_whole, loop, place) for key, loop in loops.items()}
-        seconds = in_turn(rivals, rounds)
-        middle = {key: sorted(values)[len(values) // 2] for key, values in seconds.items()}
-        precision = default.recipe.precision
-        goal = "<= 0.25" if device == "cuda" else "<= 0.5"
-        told = f"{1e3 * middle['ours']:.0f} over {1e3 * middle['plain']:.0f} ms, {precision}, batch 128"
-        yield Figure.of(
-            f"{name}: step over the plain fp32 loop's", ratios(seconds["ours"], seconds["plain"]), goal, told
-        )
-        yield Figure.of(
-            f"{name}: the same, ours in fp32 too", ratios(seconds["fp32"], seconds["plain"]), "",
-            f"{1e3 * middle['fp32']:.0f} ms",
-        )  # fmt: skip
-        yield Figure.of(
-            f"{name}: step over the same mathematics by hand, as fast", ratios(seconds["ours"], seconds["by hand"]),
-            "<= 1.03", f"{1e3 * middle['by hand']:.0f} ms",
-        )  # fmt: skip
         best = best_matrix_product(torch.bfloat16 if precision == "bf16" else torch.float32, place)
-        shares = [flops.total / took / best for took in seconds["ours"]]
-        reached = flops.total / middle["ours"]
-        yield Figure.of(
-            f"{name}: FLOP/s of the step over the best matrix product's", shares, ">= 0.5",
-            f"{flops.total / 1e9:.1f} GFLOP; {reached / 1e12:.3f} of {best / 1e12:.3f} TFLOP/s in {precision}",
-        )  # fmt: skip
+        kinds = ("ours", "ours in fp32", "plain", "by hand")
+        loops = {kind: Apart(functools.partial(rival, kind, name, device)) for kind in kinds}
+        seconds = in_turn(loops, rounds)
+        for loop in loops.values():
+            loop.end()
+        ms = {kind: 1e3 * statistics.median(values) for kind, values in seconds.items()}
+        goal = "<= 0.25" if device == "cuda" else "<= 0.5"
+        told = f"{ms['ours']:.0f} over {ms['plain']:.0f} ms, {precision}, batch {default.recipe.batch_size}"
+        ours, plain = seconds["ours"], seconds["plain"]
+        yield Figure.of(f"{name}: step over the plain fp32 loop's", ratios(ours, plain), goal, told)
+        in_fp32 = ratios(seconds["ours in fp32"], plain)
+        yield Figure.of(f"{name}: the same, ours in fp32 too", in_fp32, "", f"{ms['ours in fp32']:.0f} ms")
+        by_hand = ratios(ours, seconds["by hand"])
+        what = f"{name}: step over the same mathematics by hand, as fast"
+        yield Figure.of(what, by_hand, "<= 1.03", f"{ms['by hand']:.0f} ms")
+        reached = flops.total / ms["ours"] * 1e3
+        told = f"{flops.total / 1e9:.1f} GFLOP; {reached / 1e12:.3f} of {best / 1e12:.3f} TFLOP/s in {precision}"
+        shares = [flops.total / took / best for took in ours]
+        yield Figure.of(f"{name}: FLOP/s of the step over the best matrix product's", shares, ">= 0.5", told)
 
 
 def _whole(loop: Any, device: torch.device) -> None:
@@ -142,7 +146,7 @@ def profile(device: str = "cpu", rows: int = 25) -> str:
         elif step == 10:
             profiler.__exit__(None, None, None)
 
-    stepwise(api.prepare(MODELS / "mnist.safetensors", ["vecmat"], steps=11, device=device), between)
+    stepwise(job("mnist", device, steps=11), between)
     by = f"self_{'device' if device == 'cuda' else 'cpu'}_time_total"
     return profiler.key_averages(group_by_input_shape=True).table(sort_by=by, row_limit=rows)
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +47,13 @@ def test_rivals_take_turns_and_each_is_first_as_often(benchmark: Any) -> None:
     assert {name: len(times) for name, times in seconds.items()} == {"a": 4, "b": 4}
     assert order[::2].count("a") == 3
     assert all({*order[i : i + 2]} == {"a", "b"} for i in range(0, 12, 2))
+
+
+def test_a_rival_apart_is_in_another_process(benchmark: Any) -> None:
+    rival = benchmark("measuring").Apart(functools.partial(functools.partial, os.getpid))
+    assert rival() == rival() != os.getpid()
+    assert rival.ask(callable) is True
+    rival.end()
 
 
 def test_our_loop_a_step_at_a_time_is_our_loop(job: Job, benchmark: Any) -> None:
