@@ -73,10 +73,11 @@ class Injector:
     def __init__(self, folder: Path, at: int, fault: str, seen: Path) -> None:
         self.folder, self.at, self.fault = str(folder), at, fault
         self.count = 0
-        self._seen = os.open(seen, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        self.seen = seen
 
     def install(self) -> None:
         """Watch this process from now on."""
+        self._seen = os.open(self.seen, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         opened = io.open
 
         def watched(file: Any, mode: str = "r", *rest: Any, **more: Any) -> Any:
@@ -372,12 +373,14 @@ def cases(job: Job, scratch: Path) -> list[tuple[str, int]]:
     return found + [("limit", size) for size in sorted(sizes) if size]
 
 
-def faults(folder: Path, share: float = 1.0, seed: int = 0, names: Sequence[str] = ()) -> dict[str, Any]:
-    """Give every command every fault, or a share of them that is drawn; return what came of it."""
+def faults(
+    folder: Path, share: float = 1.0, seed: int = 0, names: Sequence[str] = (), kinds: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Give every command every fault (or those of some kinds), or a share that is drawn; return what came of it."""
     load_all()
     drawn, result = random.Random(seed), {}
     for name, job in jobs(folder, names):
-        every = cases(job, folder)
+        every = [case for case in cases(job, folder) if not kinds or case[0] in kinds]
         chosen = sorted(drawn.sample(every, max(1, round(share * len(every)))))
         failed = {}
         for fault, at in chosen:
@@ -385,9 +388,9 @@ def faults(folder: Path, share: float = 1.0, seed: int = 0, names: Sequence[str]
             if found:
                 failed[f"{fault} {at}"] = found
                 print(name, fault, at, *found, sep="\n", flush=True)
-        operations_there = max(at for fault, at in every if fault == "EIO")
-        kinds = dict(Counter(fault for fault, _ in chosen))
-        result[name] = {"operations": operations_there, "faults": len(chosen), "by kind": kinds, "failed": failed}
+        operations_there = max(at for fault, at in every if fault != "limit")
+        counted = dict(Counter(fault for fault, _ in chosen))
+        result[name] = {"operations": operations_there, "faults": len(chosen), "by kind": counted, "failed": failed}
         print(name, operations_there, "operations,", len(chosen), "faults,", len(failed), "failed", flush=True)
     return result
 
@@ -398,13 +401,14 @@ def main(given: Sequence[str] = ()) -> None:
     parser.add_argument("--share", type=float, default=1.0, help="of the faults, drawn at random")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--job", action="append", default=[], help="this command only; repeatable")
+    parser.add_argument("--kind", action="append", default=[], choices=[*FAULTS, "limit"], help="this kind; repeatable")
     asked = parser.parse_args(given)
     with tempfile.TemporaryDirectory() as folder:
-        result = faults(Path(folder), asked.share, asked.seed, asked.job)
+        result = faults(Path(folder), asked.share, asked.seed, asked.job, asked.kind)
     total = sum(row["faults"] for row in result.values())
     failed = sum(len(row["failed"]) for row in result.values())
     whole = {"command": f"python -m torture.faults --share {asked.share:g} --seed {asked.seed}"}
-    if not asked.job:
+    if not asked.job and not asked.kind:
         keep("faults", {**whole, "tried": total, "failed": failed, "commands": result})
     print(json.dumps(result, indent=1))
 
