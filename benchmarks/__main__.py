@@ -1,7 +1,7 @@
 """Measure what the project claims of its speed and size: ``make bench``, or ``python -m benchmarks [PART]...``.
 
 Writes docs/performance.json, and the table of docs/performance.md from it; a part that is named alone replaces its own
-rows. ``--device cuda`` measures the parts that a GPU changes, under that name, and adds the share of its best product.
+rows. ``--device cuda`` measures the parts that a GPU changes, into a table of its own; so does ``OMP_NUM_THREADS=1``.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -27,14 +28,14 @@ START, END = "<!-- table -->\n", "<!-- end of table -->\n"
 def table(kept: dict[str, Any]) -> str:
     """Return a Markdown table for each device and the machine that it was measured on."""
     text = ""
-    for device, parts in sorted(kept.items()):
+    for _, parts in sorted(kept.items()):
         machines = {json.dumps(part["machine"], sort_keys=True): part["machine"] for part in parts.values()}
         text += HEAD
         for name in PARTS:
             text += "".join(Figure(**row).row() + "\n" for row in parts.get(name, {"figures": []})["figures"])
         told = "; ".join(
             f"{m['processor']} ({m['capability']}), {m['threads']} of {m['cores']} cores"
-            f"{', ' + m['device'] if device != 'cpu' else ''}, torch {m['torch']}, Python {m['python']}"
+            f"{', ' + m['device'] if m['device'] != 'cpu' else ''}, torch {m['torch']}, Python {m['python']}"
             for m in machines.values()
         )
         text += f"\nOn {told}.\n\n"
@@ -55,6 +56,8 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     given = parser.parse_args()
     on_a_gpu = given.device != "cpu"
+    threads = torch.get_num_threads()
+    fewer = "" if on_a_gpu or threads == os.cpu_count() else f", {threads} thread{'s'[: threads - 1]}"
     for part in given.parts or (ON_A_GPU if on_a_gpu else PARTS):
         figures = importlib.import_module(f"benchmarks.{part}").figures
         print(f"\n{part}\n{HEAD}", end="", flush=True)
@@ -63,7 +66,10 @@ def main() -> None:
             print(figure.row(), flush=True)
             rows.append(asdict(figure))
         kept = json.loads(KEPT.read_text("utf-8")) if KEPT.exists() else {}
-        kept.setdefault(given.device, {})[part] = {"machine": machine(torch.device(given.device)), "figures": rows}
+        kept.setdefault(given.device + fewer, {})[part] = {
+            "machine": machine(torch.device(given.device)),
+            "figures": rows,
+        }
         KEPT.write_text(json.dumps(kept, indent=1) + "\n", "utf-8")
         write_table()
 

@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,9 @@ def start(count: int, steps: int, batch: int, exact: str = "", threads: int = 1)
         if count > 1:
             words = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count), *words]
         environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
-        subprocess.run([sys.executable, *words], check=True, env=environment, stderr=subprocess.DEVNULL)
+        ended = subprocess.run([sys.executable, *words], env=environment, stderr=subprocess.PIPE, text=True)
+        if ended.returncode:
+            raise SystemExit(ended.stderr)
         return json.loads(out.read_text())
 
 
@@ -72,13 +75,19 @@ def apart(some: list[float], others: list[float]) -> float:
 
 def figures(steps: int = 30, pairs: int = 3) -> Iterator[Figure]:
     """Yield the figures."""
-    efficiencies, told = [], []
+    efficiencies, shares, told = [], [], []
     for _ in range(pairs):
         one, two = (statistics.median(start(count, steps, 128 * count)["seconds"][5:]) for count in (1, 2))
+        with ThreadPoolExecutor() as both:
+            strangers = [both.submit(start, 1, steps, 128) for _ in range(2)]
+        beside = statistics.mean(statistics.median(each.result()["seconds"][5:]) for each in strangers)
         efficiencies.append(one / two)
-        told.append(f"{1e3 * one:.0f} and {1e3 * two:.0f}")
-    detail = f"ms a step of 128 and of 256 images: {'; '.join(told)}"
+        shares.append(beside / two)
+        told.append(f"{1e3 * one:.0f}, {1e3 * two:.0f}, {1e3 * beside:.0f}")
+    detail = f"ms a step of 1 process, of 2 that share, of 2 that do not: {'; '.join(told)}"
     yield Figure.of("weak scaling efficiency of 2 processes, a thread each, over 1", efficiencies, ">= 0.9", detail)
+    what = "the same over 2 processes at once that share nothing: what the machine allows"
+    yield Figure.of(what, shares, ">= 0.9")
     for exact in DTYPES:
         one, two, threads = (start(count, 10, 128, exact, n)["losses"] for count, n in ((1, 1), (2, 1), (1, 2)))
         what = f"largest relative difference of the loss of 2 processes over 10 steps, {exact}"
