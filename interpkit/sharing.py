@@ -290,6 +290,10 @@ def processes() -> Iterator[Share]:
     if not started_by_torchrun() or dist.is_initialized():
         yield Share.current()
         return
+    # Its default arguments are the group of the moment: imported later, they would keep the group and its threads, and
+    # now and then one of those aborts the process while it ends.
+    import torch.distributed.nn.functional  # noqa: F401
+
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")

@@ -51,6 +51,10 @@ def test_two_processes_do_what_one_does(by_two: dict[str, Any], what: str) -> No
     assert_close(by_two["one"][what], by_two["two"][what], 1e-5)
 
 
+def test_the_threads_of_the_group_end_with_it(by_two: dict[str, Any]) -> None:
+    assert by_two["two"]["threads left"] == []
+
+
 def test_two_processes_write_the_shards_of_one(by_two: dict[str, Any]) -> None:
     assert len(by_two["one"]["shards"]) == 6
     assert by_two["one"]["shards"] == by_two["two"]["shards"]
