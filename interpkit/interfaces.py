@@ -22,6 +22,8 @@ import pydantic
 import torch
 from torch import Tensor, nn
 
+from interpkit.attention import one_product
+
 if TYPE_CHECKING:
     from interpkit.inversion import Inversion
     from interpkit.recipe import Recipe, TargetOptions
@@ -277,7 +279,8 @@ class Target(nn.Module, ABC):
             for tensor, data in places:
                 kernels = layout if data.dim() == 4 else torch.preserve_format
                 tensor.data = data.to(device or data.device, memory_format=kernels)
-            yield
+            with one_product(self):
+                yield
         finally:
             for module, training in modes:
                 module.training = training

@@ -1,0 +1,42 @@
+"""Attention of a frozen classifier, laid out so that each of its projections is one matrix product.
+
+`torch.nn.MultiheadAttention` projects x (L, N, E) by one product if x is contiguous there, or if the weights take
+gradients. That of a frozen classifier is strided where ``batch_first`` or the classifier's own code transposed it, and
+is projected by L products of N rows, each with a copy of the weights: a ViT-B/16 takes 2 times as long in fp32, and 17
+times in bf16.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+
+
+@contextmanager
+def one_product(network: nn.Module) -> Iterator[None]:
+    """Hand each attention layer its inputs contiguous as (L, N, E), for a block; shapes and values stay."""
+    with ExitStack() as stack:
+        for module in network.modules():
+            if isinstance(module, nn.MultiheadAttention):
+                hook = module.register_forward_pre_hook(_laid_out, with_kwargs=True)
+                stack.callback(hook.remove)
+        yield
+
+
+def _laid_out(
+    module: nn.MultiheadAttention, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    names = ("query", "key", "value")
+    # One tensor is often all three, and has to stay so: the projections are then made at once.
+    done = {id(x): _contiguous(x, module.batch_first) for x in (*args[:3], *map(kwargs.get, names))}
+    changed = {name: done[id(x)] if name in names else x for name, x in kwargs.items()}
+    return (*(done[id(x)] for x in args[:3]), *args[3:]), changed
+
+
+def _contiguous(x: Any, batch_first: bool) -> Any:
+    if not isinstance(x, Tensor) or x.is_nested or x.dim() != 3:  # without a batch nothing is transposed
+        return x
+    return x.transpose(0, 1).contiguous().transpose(0, 1) if batch_first else x.contiguous()
