@@ -34,6 +34,8 @@ def _torchvision(name: str) -> nn.Module:
     import torchvision
 
     module: nn.Module = getattr(torchvision.models, name)(weights=None)
+    if name == "vit_b_16":  # its last layer starts at zero, and would give no gradient
+        nn.init.normal_(module.get_submodule("heads.head").weight, std=0.02)
     return module
 
 
