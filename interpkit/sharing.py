@@ -292,7 +292,7 @@ def processes() -> Iterator[Share]:
         return
     # Its default arguments are the group of the moment: imported later, they would keep the group and its threads, and
     # now and then one of those aborts the process while it ends.
-    import torch.distributed.nn.functional  # noqa: F401
+    import torch.distributed.nn.functional
 
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
