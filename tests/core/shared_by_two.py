@@ -44,13 +44,17 @@ def gathered(share: Share, count: int) -> dict[str, Any]:
     return {"rows": whole.detach(), "gradient": total}
 
 
-def batch_norm(share: Share) -> dict[str, Any]:
+def batch_norm(share: Share, norm: nn.Module, *size: int, dtype: torch.dtype = torch.float32) -> dict[str, Any]:
     torch.manual_seed(2)
-    net = nn.Sequential(nn.Conv2d(2, 3, 1), nn.BatchNorm2d(3, momentum=0.3))
-    x, weights = torch.randn(8, 2, 4, 5) * 3 + 1, torch.randn(8, 3, 4, 5)
+    shape = nn.Unflatten(2, size) if len(size) > 1 else nn.Identity()
+    net = nn.Sequential(nn.Flatten(2), nn.Conv1d(2, 3, 1, bias=False), shape, norm)
+    x, weights = torch.randn(8, 2, *size) * 3 + 1, torch.randn(8, 3, *size)
     if share.size > 1:
         share_batch_norms(net)
-    y = share.whole(net(x[share.rows(8, CPU)]), 8)
+    with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+        part = net(x[share.rows(8, CPU)])
+    assert part.dtype == dtype
+    y = share.whole(part.float(), 8)
     (y * weights).sum().backward()
     share.average(net.parameters())
     return {
@@ -185,7 +189,10 @@ def main() -> None:
         found = {
             "rows": gathered(share, 6),
             "uneven rows": gathered(share, 5),
-            "batch norm": batch_norm(share),
+            "batch norm": batch_norm(share, nn.BatchNorm2d(3, momentum=0.3), 4, 5),
+            "batch norm of vectors": batch_norm(share, nn.BatchNorm1d(3, affine=False, momentum=None), 1),
+            "batch norm in volumes": batch_norm(share, nn.BatchNorm3d(3, track_running_stats=False), 2, 2, 3),
+            "batch norm in bf16": batch_norm(share, nn.BatchNorm2d(3), 4, 5, dtype=torch.bfloat16),
             "cosine gradient": cosine_gradient(share),
             "flags": [float(flag) for flag in share.any(share.rank == share.size - 1, False)],
             "from first": share.from_first(7.0 + share.rank),
