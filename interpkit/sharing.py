@@ -12,7 +12,7 @@ of one. Started by ``torchrun``; without it there is one process, and nothing he
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 from typing import Any, cast
@@ -76,9 +76,18 @@ class Share:
 
     def whole(self, part: Tensor, count: int) -> Tensor:
         """Return all processes' rows in order, (count, ...), from this one's, with gradient."""
+        return self.wholes([part], count)[0]
+
+    def wholes(self, parts: Sequence[Tensor], count: int) -> list[Tensor]:
+        """Return the same of several tensors, by one exchange."""
         if self.size == 1:
-            return part
-        return cast(Tensor, _Whole.apply(part, self))[:count]
+            return list(parts)
+        flat = [part.reshape(len(part), -1) for part in parts]
+        rows = cast(Tensor, _Whole.apply(torch.cat(flat, 1), self))[:count]
+        columns = rows.split([part.shape[1] for part in flat], 1)
+        return [
+            found.reshape(count, *part.shape[1:]).to(part.dtype) for found, part in zip(columns, parts, strict=True)
+        ]
 
     def average(self, parameters: Iterable[nn.Parameter]) -> None:
         """Make each parameter's gradient the mean over the processes."""

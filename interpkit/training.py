@@ -109,9 +109,9 @@ def train(
                 condition = promises.condition(conditioner, recipe.batch_size, labels, rng)
                 latent = torch.randn(recipe.batch_size, generator.latent_dim, device=device, generator=rng)
             with phase("generator"):
-                images = make(generator, latent, condition, share, micro_batch)
+                images, own = make(generator, latent, condition, share, micro_batch)
         generated = GeneratedBatch(target, condition, latent, images, progress)
-        loss, values, response = objective(generated, losses, layers, rng, autocast, share, micro_batch, looking)
+        loss, values, response = objective(generated, losses, layers, rng, autocast, share, micro_batch, looking, own)
 
         with phase("backward"):
             optimizer.zero_grad()
@@ -179,8 +179,8 @@ def train(
 
 def make(
     generator: Generator, latent: Tensor, condition: Condition, share: Share, micro_batch: int | None = None
-) -> Tensor:
-    """Return the images of a whole batch, of which this process makes its share, ``micro_batch`` at a time."""
+) -> tuple[Tensor, Tensor]:
+    """Return the images of a whole batch, and those that this process made, its share, ``micro_batch`` at a time."""
 
     def piece(rows: Tensor) -> Tensor:
         return promises.images(generator, latent[rows], condition[rows], *made_by(rows))
@@ -189,9 +189,11 @@ def make(
         return [rows % len(generator.members)] if isinstance(generator, Ensemble) else []
 
     if share.size == 1 and micro_batch is None:
-        return promises.images(generator, latent, condition)
+        images = promises.images(generator, latent, condition)
+        return images, images
     rows = share.rows(len(latent), latent.device)
-    return share.whole(torch.cat(in_pieces(piece, rows, micro_batch, generator)), len(latent))
+    own = torch.cat(in_pieces(piece, rows, micro_batch, generator))
+    return share.whole(own, len(latent)), own
 
 
 def share_buffers(generator: Generator, share: Share) -> None:
@@ -211,6 +213,7 @@ def objective(
     share: Share | None = None,
     micro_batch: int | None = None,
     looking: Target | None = None,
+    own: Tensor | None = None,
 ) -> tuple[Tensor, dict[str, Tensor], Response]:
     """Let the target look at a batch and at the terms' views of it, and weigh what it says.
 
@@ -223,6 +226,7 @@ def objective(
         share: of the images that this process looks at; all if left out.
         micro_batch: how many the target looks at together; all if left out.
         looking: looks in place of the batch's target, from `interpkit.folding.folded`; that itself if left out.
+        own: the images that this process looks at, as it made them, which spares an exchange of their gradient.
 
     Returns:
         the sum of the weighted terms; the terms by name, without their weights; the response to the images.
@@ -233,7 +237,7 @@ def objective(
             with phase(f"views of {name}"):
                 views[name] = promises.views(loss, generated, rng)
         seen_by = looking or generated.target
-        response, view_responses = look(seen_by, generated.images, views, layers, share, micro_batch)
+        response, view_responses = look(seen_by, generated.images, views, layers, share, micro_batch, own)
     total = generated.images.new_zeros(())
     values = {}
     for name, (weight, term) in losses.items():
@@ -284,11 +288,12 @@ def look(
     layers: Sequence[str],
     share: Share | None = None,
     micro_batch: int | None = None,
+    own: Tensor | None = None,
 ) -> tuple[Response, dict[str, Response]]:
     """Let the target look at the images, and at all views together; return the response and each view's slice."""
     share = share or Share()
     with phase("look at images"):
-        response = shared_look(target, images, layers, share, micro_batch)
+        response = shared_look(target, images, layers, share, micro_batch, own)
     asked = {name: tensor for name, tensor in views.items() if tensor is not None}
     if not asked:
         return response, {}
@@ -303,19 +308,24 @@ def look(
 
 
 def shared_look(
-    target: Target, images: Tensor, layers: Sequence[str], share: Share, micro_batch: int | None
+    target: Target,
+    images: Tensor,
+    layers: Sequence[str],
+    share: Share,
+    micro_batch: int | None,
+    own: Tensor | None = None,
 ) -> Response:
     """Return the response to all images, of which this process looks at its share, ``micro_batch`` at a time."""
     if share.size == 1 and micro_batch is None:
         return target.respond(images, layers)
-    rows = share.rows(len(images), images.device)
-    parts = in_pieces(lambda piece: target.respond(images[piece], layers), rows, micro_batch, target)
-
-    def whole(pieces: list[Tensor]) -> Tensor:
-        return share.whole(torch.cat(pieces), len(images))
-
-    features = {layer: whole([part.features[layer] for part in parts]) for layer in parts[0].features}
-    return Response(whole([part.logits for part in parts]), features, parts[0].feature_layer)
+    if own is None:
+        own = images[share.rows(len(images), images.device)]
+    rows = torch.arange(len(own), device=own.device)
+    parts = in_pieces(lambda piece: target.respond(own[piece], layers), rows, micro_batch, target)
+    seen = [part.features for part in parts]
+    features = {layer: torch.cat([some[layer] for some in seen]) for layer in seen[0]}
+    logits, *wholes = share.wholes([torch.cat([part.logits for part in parts]), *features.values()], len(images))
+    return Response(logits, dict(zip(features, wholes, strict=True)), parts[0].feature_layer)
 
 
 def draw(classes: Tensor, count: int, rng: torch.Generator) -> Tensor:
