@@ -86,8 +86,8 @@ def figures(steps: int = 30, pairs: int = 3) -> Iterator[Figure]:
         told.append(f"{1e3 * one:.0f}, {1e3 * two:.0f}, {1e3 * beside:.0f}")
     detail = f"ms a step of 1 process, of 2 that share, of 2 that do not: {'; '.join(told)}"
     yield Figure.of("weak scaling efficiency of 2 processes, a thread each, over 1", efficiencies, ">= 0.9", detail)
-    what = "the same over 2 processes at once that share nothing: what the machine allows"
-    yield Figure.of(what, shares, ">= 0.9")
+    what = "the same of 2 processes that share, over 2 at once that share nothing"
+    yield Figure.of(what, shares)
     for exact in DTYPES:
         one, two, threads = (start(count, 10, 128, exact, n)["losses"] for count, n in ((1, 1), (2, 1), (1, 2)))
         what = f"largest relative difference of the loss of 2 processes over 10 steps, {exact}"

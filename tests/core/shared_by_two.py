@@ -48,6 +48,8 @@ def batch_norm(share: Share, norm: nn.Module, *size: int, dtype: torch.dtype = t
     torch.manual_seed(2)
     shape = nn.Unflatten(2, size) if len(size) > 1 else nn.Identity()
     net = nn.Sequential(nn.Flatten(2), nn.Conv1d(2, 3, 1, bias=False), shape, norm)
+    for parameter in norm.parameters():
+        nn.init.normal_(parameter)
     x, weights = torch.randn(8, 2, *size) * 3 + 1, torch.randn(8, 3, *size)
     if share.size > 1:
         share_batch_norms(net)
