@@ -36,9 +36,10 @@ def test_no_fault_loses_or_tears_a_file(tmp_path: Path, run_python: Callable[...
 
 # Operations one after the other, in a fork for each case, so that what is found of them can be told.
 CARELESS = """
-import json, os, sys
+import json, os, signal, sys
 from pathlib import Path
 from torture.faults import Injector
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job is born deaf to it
 for at, fault in json.loads(sys.argv[2]):
     folder = Path(sys.argv[1], f"{at} {fault}")
     folder.mkdir()
