@@ -13,7 +13,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from torch import nn
 
 import interpkit
 from benchmarks.growth import Classes
-from benchmarks.measuring import Figure, stepwise
+from benchmarks.measuring import Figure, in_turn, ratios, stepwise, synchronise
 from interpkit import api
 
 STEPS = 3
@@ -83,6 +83,28 @@ def figures(device: str = "cpu") -> Iterator[Figure]:
         batch = CASES[name][2]["batch_size"]
         detail = f"batch {batch}, peak memory {found['peak']:,.0f} MB"
         yield Figure(f"seconds a step: {name}", found["seconds"], detail=detail)
+    seconds = in_turn(attending(torch.device(device)), rounds=3, warm_up=1)
+    what = "ViT-B/16: look and gradient of 2 images in bf16, over those of weights that are frozen by hand"
+    detail = "s over s: " + " over ".join(f"{statistics.median(values):.2f}" for values in seconds.values())
+    yield Figure.of(what, ratios(seconds["frozen"], seconds["by hand"]), detail=detail)
+
+
+def attending(device: torch.device) -> dict[str, Callable[[], None]]:
+    """Return a ViT's look as `Target.frozen` lays its attention out (`interpkit.attention`), and as it is left by hand."""
+    target = interpkit.wrap(_torchvision("vit_b_16"), **IMAGENET).to(device).eval().requires_grad_(False)
+    images = torch.rand(2, 3, 224, 224, device=device, requires_grad=True)
+
+    def by_hand() -> None:
+        with torch.autocast(device.type, torch.bfloat16):
+            logits = target(images)
+        torch.autograd.grad(logits.float().logsumexp(1).sum(), images)
+        synchronise(device)
+
+    def frozen() -> None:
+        with target.frozen():
+            by_hand()
+
+    return {"frozen": frozen, "by hand": by_hand}
 
 
 if __name__ == "__main__":
