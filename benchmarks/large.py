@@ -90,7 +90,7 @@ def figures(device: str = "cpu") -> Iterator[Figure]:
 
 
 def attending(device: torch.device) -> dict[str, Callable[[], None]]:
-    """Return a ViT's look as `Target.frozen` lays its attention out (`interpkit.attention`), and as it is left by hand."""
+    """Return a ViT's look with the attention that `Target.frozen` lays out, and as freezing by hand leaves it."""
     target = interpkit.wrap(_torchvision("vit_b_16"), **IMAGENET).to(device).eval().requires_grad_(False)
     images = torch.rand(2, 3, 224, 224, device=device, requires_grad=True)
 
