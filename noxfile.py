@@ -15,7 +15,7 @@ nox.options.error_on_missing_interpreters = False
 
 @nox.session(python=PYTHONS)
 def tests(session: nox.Session) -> None:
-    """Run the tests with what pip takes today: ``nox -s tests-3.13 -- tests/core``."""
+    """Run the tests with what pip takes today: ``nox -s tests-3.13 -- tests/io``."""
     session.install("--editable", ".[all,test]")
     session.run("python", "-m", "pytest", *(session.posargs or ["--numprocesses", "auto", "--dist", "loadfile"]))
 

@@ -20,8 +20,9 @@ from interpkit_metrics.similarity import directions, pooled, vendi
 
 from benchmarks.measuring import Apart, Figure, OurLoop, machine
 from benchmarks.peers import PlainLoop
-from interpkit import api, evaluation
-from interpkit.inversion import GeneratorInversion
+from interpkit.api import invert
+from interpkit.evaluation import scoring
+from interpkit.inversion.results import GeneratorInversion
 
 MODEL = Path(__file__).parent.parent / "examples" / "models" / "mnist.safetensors"
 THERE = 0.95
@@ -60,7 +61,7 @@ def judged(loop: OurLoop | PlainLoop) -> tuple[float, float]:
     parts = loop.parts if isinstance(loop, OurLoop) else loop
     assert parts.generator is not None and parts.conditioner is not None
     inversion = GeneratorInversion(loop.job.target, loop.job.recipe, [], parts.generator, parts.conditioner)
-    samples = evaluation.draw_samples(inversion, per_class=100, seed=1_000)
+    samples = scoring.draw_samples(inversion, per_class=100, seed=1_000)
     right = (samples.predicted == samples.labels).double().mean().item()
     pictures = pooled(samples.images.double() / 255, 4).flatten(1)
     pictures = pictures - pictures.mean(1, keepdim=True)
@@ -69,7 +70,7 @@ def judged(loop: OurLoop | PlainLoop) -> tuple[float, float]:
 
 def rival(kind: type[OurLoop] | type[PlainLoop], steps: int, seed: int, **options: float) -> OurLoop | PlainLoop:
     """Return a loop, with the recipe's rates where no options say otherwise."""
-    return kind(api.prepare(MODEL, ["vecmat"], steps=steps, seed=seed, options=options))
+    return kind(invert.prepare(MODEL, ["vecmat"], steps=steps, seed=seed, options=options))
 
 
 def figures(steps: int = 300, seeds: int = 3) -> Iterator[Figure]:

@@ -19,8 +19,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import interpkit
 from benchmarks.measuring import Figure, OurLoop, in_turn, machine, ratios
 from benchmarks.step import MANY
-from interpkit import api
-from interpkit.plugins import installed
+from interpkit.api import invert
+from interpkit.plugins.discovery import installed
 
 MODEL = Path(__file__).parent.parent / "examples" / "models" / "mnist.safetensors"
 
@@ -91,11 +91,11 @@ class Classes(nn.Module):
         return self.fc2(F.leaky_relu(self.fc1(x)))
 
 
-def many_classes(number: int) -> api.Job:
+def many_classes(number: int) -> invert.Job:
     """Return a run on a network of so many classes, whose maps are of 10 pixels a side whatever their number."""
     torch.manual_seed(0)
     target = interpkit.wrap(Classes(number), input_shape=(1, 32, 32))
-    return api.prepare(target, ["vecmat"], steps=MANY, options={"vecmat.max_side": 10})
+    return invert.prepare(target, ["vecmat"], steps=MANY, options={"vecmat.max_side": 10})
 
 
 def classes(numbers: tuple[int, int] = (10, 1000), rounds: int = 20) -> Iterator[Figure]:

@@ -17,9 +17,9 @@ from typing import Any
 import interpkit
 from benchmarks.evaluators import FIRST, JUDGES, evaluator, held_out
 from examples.train_classifier import load_data
-from interpkit import api
-from interpkit.files import sha256
-from interpkit.runs import Run
+from interpkit.api import invert
+from interpkit.io.atomic import sha256
+from interpkit.runs.folder import Run
 
 ROOT = Path(__file__).parent.parent
 KEPT = ROOT / "docs" / "results.json"
@@ -145,7 +145,7 @@ def _run(target: str, recipe: Recipe, seed: int, place: Place) -> Result | None:
     if place.done and target != "svhn" and not _path(target, place).exists():
         return None
     classifier = load(target, place)
-    job = api.prepare(classifier, recipe.plugins, seed=seed, **recipe.settings)
+    job = invert.prepare(classifier, recipe.plugins, seed=seed, **recipe.settings)
     free = {"target", "device", "plugin_files", "micro_batch", "compile", "fall_back"}
     known = job.recipe.model_dump_json(exclude=free)
     key = hashlib.sha256(known.encode()).hexdigest()[:8]

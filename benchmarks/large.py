@@ -24,7 +24,7 @@ from torch import nn
 import interpkit
 from benchmarks.growth import Classes
 from benchmarks.measuring import Figure, in_turn, ratios, stepwise, synchronise
-from interpkit import api
+from interpkit.api import invert
 
 STEPS = 3
 IMAGENET: dict[str, Any] = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225], "input_shape": (3, 224, 224)}
@@ -59,7 +59,7 @@ def alone(name: str, device: str) -> dict[str, float]:
     torch.manual_seed(0)
     build, facts, settings = CASES[name]
     target = interpkit.wrap(build(), **facts)
-    job = api.prepare(target, ["vecmat"], steps=STEPS, device=device, **settings)
+    job = invert.prepare(target, ["vecmat"], steps=STEPS, device=device, **settings)
     times = [time.perf_counter()]
     losses: list[float] = []
 

@@ -17,10 +17,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from interpkit import api, assembly, training
-from interpkit.devices import keep_freed_memory
-from interpkit.plugins import installed
-from interpkit.recorder import Recorder
+from interpkit.api import invert
+from interpkit.inversion import loop
+from interpkit.plugins import assembly
+from interpkit.plugins.discovery import installed
+from interpkit.runtime.devices import keep_freed_memory
+from interpkit.runtime.recorder import Recorder
 
 OPERATORS: dict[str, Callable[[float, float], bool]] = {"<=": float.__le__, ">=": float.__ge__}
 
@@ -141,7 +143,7 @@ class _Handing(Recorder):
 
 
 class OurLoop:
-    """interpkit's own loop, `interpkit.training.train`, one step at a time: it runs in a thread that takes turns.
+    """interpkit's own loop, `interpkit.inversion.loop.train`, one step at a time: it runs in a thread that takes turns.
 
     Args:
         job: what to run; its last step is its recipe's.
@@ -150,7 +152,7 @@ class OurLoop:
         parts: the networks that are trained.
     """
 
-    def __init__(self, job: api.Job) -> None:
+    def __init__(self, job: invert.Job) -> None:
         self.job = job
         keep_freed_memory(torch.device(job.recipe.device))
         torch.manual_seed(job.recipe.seed)
@@ -166,7 +168,7 @@ class OurLoop:
             assert self.parts.conditioner is not None and self.parts.generator is not None
             with self.job.target.frozen(self.job.recipe.device, torch.channels_last):
                 parts = self.parts
-                training.train(
+                loop.train(
                     self.job.target, parts.conditioner, parts.generator, parts.losses, self.job.recipe, self._recorder
                 )
         except BaseException as error:
@@ -196,7 +198,7 @@ class _Telling(Recorder):
         self._told(step, loss.item())
 
 
-def stepwise(job: api.Job, told: Callable[[int, float], None]) -> None:
+def stepwise(job: invert.Job, told: Callable[[int, float], None]) -> None:
     """Run the loop to its end in this thread; call with the number of each step, and its loss, after it."""
     keep_freed_memory(torch.device(job.recipe.device))
     torch.manual_seed(job.recipe.seed)
@@ -204,7 +206,7 @@ def stepwise(job: api.Job, told: Callable[[int, float], None]) -> None:
     assert parts.conditioner is not None and parts.generator is not None
     recorder = _Telling(job.recipe.steps, told)
     with job.target.frozen(job.recipe.device, torch.channels_last):
-        training.train(job.target, parts.conditioner, parts.generator, parts.losses, job.recipe, recorder)
+        loop.train(job.target, parts.conditioner, parts.generator, parts.losses, job.recipe, recorder)
 
 
 def best_matrix_product(dtype: torch.dtype, device: torch.device, sizes: Sequence[int] = (512, 1024, 2048)) -> float:

@@ -12,8 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import interpkit
-from interpkit import Target, api, assembly
-from interpkit.plugins import installed
+from interpkit import Target
+from interpkit.api import invert
+from interpkit.plugins import assembly
+from interpkit.plugins.discovery import installed
 
 
 class PlainLoop:
@@ -31,7 +33,7 @@ class PlainLoop:
         generator: likewise.
     """
 
-    def __init__(self, job: api.Job, *, frozen: bool = False, device: str = "cpu") -> None:
+    def __init__(self, job: invert.Job, *, frozen: bool = False, device: str = "cpu") -> None:
         self.job, recipe = job, job.recipe
         torch.manual_seed(recipe.seed)
         _, parts = assembly.build(recipe, job.target, installed())

@@ -23,8 +23,8 @@ import torch
 
 import interpkit
 from benchmarks.measuring import Figure, machine, stepwise
-from interpkit import api
-from interpkit.sharing import processes
+from interpkit.api import invert
+from interpkit.runtime.distributed import processes
 
 MODEL = Path(__file__).parent.parent / "examples" / "models" / "mnist.safetensors"
 EXACT = {"precision": "fp32", "options": {"upconv.dropout": 0.0}}
@@ -40,7 +40,7 @@ def measured(steps: int, batch: int, exact: str) -> dict[str, list[float]]:
     if exact:
         torch.set_default_dtype(DTYPES[exact])
         target.to(DTYPES[exact])
-    job = api.prepare(target, ["vecmat"], steps=steps, batch_size=batch, device="cpu", **(EXACT if exact else {}))
+    job = invert.prepare(target, ["vecmat"], steps=steps, batch_size=batch, device="cpu", **(EXACT if exact else {}))
     seconds, begun = [], time.perf_counter()
 
     def told(step: int, loss: float) -> None:

@@ -24,7 +24,8 @@ from torch import Tensor
 
 from benchmarks.measuring import Figure, machine
 from benchmarks.peers import ImageDescent
-from interpkit import api, evaluation
+from interpkit.api import invert
+from interpkit.evaluation import scoring
 
 MODEL = Path(__file__).parent.parent / "examples" / "models" / "mnist.safetensors"
 ALIKE = 0.99
@@ -47,7 +48,7 @@ def distinct(images: Tensor, labels: Tensor, rows: int = 1000) -> float:
 def figures(count: int = 100_000, batches: int = 4) -> Iterator[Figure]:
     """Yield the figures."""
     begun = time.perf_counter()
-    inversion = api.prepare(MODEL, ["vecmat"]).run()
+    inversion = invert.prepare(MODEL, ["vecmat"]).run()
     trained = time.perf_counter() - begun
     target = inversion.target
     kept: list[tuple[Tensor, Tensor]] = []
@@ -55,7 +56,7 @@ def figures(count: int = 100_000, batches: int = 4) -> Iterator[Figure]:
     for seed in itertools.count():
         if sum(len(labels) for _, labels in kept) >= count:
             break
-        samples = evaluation.draw_samples(inversion, per_class=1000, seed=seed)
+        samples = scoring.draw_samples(inversion, per_class=1000, seed=seed)
         right = samples.predicted == samples.labels
         kept.append((samples.images[right], samples.labels[right]))
         drawn += len(samples.labels)

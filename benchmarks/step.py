@@ -24,7 +24,7 @@ import interpkit
 from benchmarks.foreign_nets import resnet20
 from benchmarks.measuring import Apart, Figure, OurLoop, best_matrix_product, in_turn, machine, ratios, synchronise
 from benchmarks.peers import PlainLoop
-from interpkit import api
+from interpkit.api import invert
 
 MODELS = Path(__file__).parent.parent / "examples" / "models"
 MANY = 100_000
@@ -58,9 +58,9 @@ def target(name: str) -> interpkit.Target:
     return interpkit.load_target(MODELS / f"{name}.safetensors")
 
 
-def job(name: str, device: str = "cpu", precision: str = "auto", steps: int = MANY) -> api.Job:
+def job(name: str, device: str = "cpu", precision: str = "auto", steps: int = MANY) -> invert.Job:
     """Return a run of the preset vecmat, not to be finished."""
-    return api.prepare(target(name), ["vecmat"], steps=steps, device=device, precision=precision)
+    return invert.prepare(target(name), ["vecmat"], steps=steps, device=device, precision=precision)
 
 
 def rival(kind: str, name: str, device: str) -> Callable[[], object]:
@@ -110,7 +110,7 @@ def _whole(loop: Any, device: torch.device) -> None:
 class HandWritten(PlainLoop):
     """The plain loop with what makes ours fast written into it by hand: what interpkit itself costs is left."""
 
-    def __init__(self, job: api.Job, device: str = "cpu") -> None:
+    def __init__(self, job: invert.Job, device: str = "cpu") -> None:
         super().__init__(job, frozen=True, device=device)
         self.generator.to(memory_format=torch.channels_last)
         self.target.to(memory_format=torch.channels_last)

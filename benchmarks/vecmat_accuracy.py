@@ -11,7 +11,7 @@ from pathlib import Path
 
 import interpkit
 from benchmarks.measuring import Figure
-from interpkit import evaluation
+from interpkit.evaluation import scoring
 
 MODELS = Path(__file__).parent.parent / "examples" / "models"
 
@@ -20,8 +20,8 @@ def figures(names: Sequence[str] = ("mnist", "fashion_mnist"), seed: int = 0) ->
     """Yield accuracy, in all and of the worst class."""
     for name in names:
         inversion = interpkit.invert(MODELS / f"{name}.safetensors", ["vecmat"], seed=seed)
-        samples = evaluation.draw_samples(inversion, per_class=100, seed=seed + 1_000)
-        metrics = evaluation.measure(samples, inversion.target.class_names)
+        samples = scoring.draw_samples(inversion, per_class=100, seed=seed + 1_000)
+        metrics = scoring.measure(samples, inversion.target.class_names)
         worst = min(row["inversion_accuracy"] for row in metrics["per_class"])
         told = f"{inversion.recipe.steps} steps of {inversion.recipe.batch_size}, seed {seed}"
         goals = (">= 0.99", ">= 0.95") if name == "mnist" else ("", "")

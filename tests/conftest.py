@@ -16,7 +16,7 @@ from hypothesis import Phase, settings
 from torch import Tensor, nn
 
 import interpkit
-from interpkit.plugins import Plugins, installed
+from interpkit.plugins.discovery import Plugins, installed
 
 SHAPE = (1, 12, 12)
 ARCH_ARGS: dict[str, Any] = {"input_shape": list(SHAPE), "num_classes": 3, "widths": [4], "hidden": 8}
@@ -111,7 +111,7 @@ def tiny_module() -> Callable[..., nn.Module]:
     """Return a maker of tiny CNNs with fixed weights, for 12 x 12 grey images and 3 classes."""
 
     def make(seed: int = 0, **arguments: Any) -> nn.Module:
-        from interpkit.loading import build_architecture
+        from interpkit.plugins.architectures import build_architecture
 
         with torch.random.fork_rng([]):
             torch.manual_seed(seed)

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from interpkit.runs import Run
+from interpkit.runs.folder import Run
 from torture import keep
 
 MODEL = Path(__file__).parents[1] / "examples" / "models" / "mnist_bn.safetensors"

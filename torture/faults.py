@@ -41,7 +41,7 @@ import safetensors.torch
 import torch
 from PIL import Image
 
-from interpkit.writing import HOLDER, LOCK
+from interpkit.io.locking import HOLDER, LOCK
 from torture import keep
 from torture.kills import arguments, command, differences, load_all
 from torture.long_run import classifier

@@ -27,7 +27,7 @@ from typing import Any
 
 import torch
 
-from interpkit.plugins import installed
+from interpkit.plugins.discovery import installed
 from torture import keep
 from torture.long_run import classifier
 from torture.twice import content, differing

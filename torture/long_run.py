@@ -24,10 +24,11 @@ from typing import Any
 import torch
 
 import interpkit
-from interpkit.api import prepare
+from interpkit.api.invert import prepare
 from interpkit.cli import console
 from interpkit.report.curves import curves
-from interpkit.runs import Run, RunRecorder
+from interpkit.runs.folder import Run
+from interpkit.runs.recorder import RunRecorder
 from torture import keep
 
 SHAPE = (1, 12, 12)

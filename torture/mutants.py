@@ -80,44 +80,44 @@ GROUPS = {
         Part(
             "plugins/interpkit_losses/*.py",
             (
-                ("tests/plugins/test_losses.py",),
+                ("tests/bundled/test_losses.py",),
                 kit("kl", "ce", "cosine", "orthogonality", "spread", "tv", "chroma", "l2", "batchnorm", "statistics"),
             ),
         ),
         Part(
             tuple(f"plugins/interpkit_robust/{name}.py" for name in ("loss", "ghosts", "perturbations")),
-            (("tests/plugins/test_robust.py",), kit("robust", "ghosts")),
+            (("tests/bundled/test_robust.py",), kit("robust", "ghosts")),
         ),
     ],
     "conditioners": [
         Part(
             "plugins/interpkit_vecmat/conditioners.py",
-            (("tests/plugins/test_conditioners.py",), kit("vector", "vecmat", "matrix", "label")),
+            (("tests/bundled/test_conditioners.py",), kit("vector", "vecmat", "matrix", "label")),
         ),
     ],
     "metrics": [
         Part(
             ("plugins/interpkit_metrics/*.py", "plugins/interpkit_robust/metric.py"),
             (
-                ("tests/plugins/test_metrics.py",),
+                ("tests/bundled/test_metrics.py",),
                 kit("agreement", "diversity", "reference", "memorisation", "robustness"),
             ),
         )
     ],
     "readers": [
-        Part("interpkit/data.py", (("tests/core/test_data.py",),)),
-        Part("interpkit/files.py", (("tests/core/test_files.py",),)),
+        Part("interpkit/io/datasets.py", (("tests/io/test_datasets.py",),)),
+        Part("interpkit/io/atomic.py", (("tests/io/test_atomic.py",),)),
         Part(
-            "interpkit/target_file.py",
+            "interpkit/targets/file_format.py",
             (
-                ("tests/core/test_target_file.py",),
-                ("tests/plugins/test_targets.py",),
-                ("tests/plugins/test_formats.py", "-k", "packed or packing"),
+                ("tests/targets/test_file_format.py",),
+                ("tests/bundled/test_targets.py",),
+                ("tests/bundled/test_formats.py", "-k", "packed or packing"),
             ),
         ),
         Part(
             tuple(f"plugins/interpkit_targets/{name}.py" for name in ("folders", "checkpoints", "loaders")),
-            (("tests/plugins/test_readers.py",), ("tests/plugins/test_formats.py", "-k", FORMATS)),
+            (("tests/bundled/test_readers.py",), ("tests/bundled/test_formats.py", "-k", FORMATS)),
         ),
     ],
 }

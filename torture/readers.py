@@ -23,8 +23,12 @@ from interpkit_targets import examples
 from PIL import Image
 
 import interpkit
-from interpkit import ModelError, api, data, explaining, shards
+from interpkit import ModelError
+from interpkit.api import invert
+from interpkit.attribution import export
 from interpkit.cli import app, options
+from interpkit.io import datasets
+from interpkit.runs import shards
 from interpkit.scaffold import package
 from interpkit.scaffold.kinds import Kind
 from torture.mutate import Files
@@ -205,7 +209,7 @@ def _arrays() -> list[Files]:
 @reader(30, _arrays)
 def npz(folder: Path) -> None:
     """Reference images in an npz."""
-    data.load_data(str(only(folder, ".npz")), SHAPE, ["cat", "dog", "owl"])
+    datasets.load_data(str(only(folder, ".npz")), SHAPE, ["cat", "dog", "owl"])
 
 
 def _pictures() -> list[Files]:
@@ -224,13 +228,13 @@ def _pictures() -> list[Files]:
 @reader(20, _pictures)
 def pictures(folder: Path) -> None:
     """A folder of pictures a class."""
-    data.load_data(str(folder), SHAPE, ["cat", "dog", "owl"])
+    datasets.load_data(str(folder), SHAPE, ["cat", "dog", "owl"])
 
 
 @reader(10, _pictures)
 def picture(folder: Path) -> None:
     """One picture to explain."""
-    explaining.load_images(str(next(path for path in sorted(folder.rglob("*.*")))), _target())
+    export.load_images(str(next(path for path in sorted(folder.rglob("*.*")))), _target())
 
 
 # ---------------------------------------------------------------------------------------- runs, recipes
@@ -248,7 +252,7 @@ def _run() -> Files:
     def make(folder: Path) -> None:
         inversion = interpkit.invert(model(), ["vecmat"], out=folder, **SETTINGS)
         images, labels = inversion.sample(per_class=2)
-        explaining.explain(inversion.target, folder / "attributions", images=(images, labels), checks=False)
+        export.explain(inversion.target, folder / "attributions", images=(images, labels), checks=False)
         for name in ("samples.png", "report.html", "attributions/summary.json"):
             (folder / name).unlink()
         for picture in (folder / "attributions").glob("*.png"):
@@ -282,7 +286,7 @@ def _other_run() -> Path:
 @reader(10, lambda: [{"recipe.toml": _run()["recipe.toml"]}])
 def recipe(folder: Path) -> None:
     """A recipe of a stranger's, as ``--config``."""
-    job = api.prepare(_target(), config=only(folder, ".toml"))
+    job = invert.prepare(_target(), config=only(folder, ".toml"))
     job.recipe.to_toml()
 
 

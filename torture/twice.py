@@ -21,7 +21,7 @@ from typing import Any
 import safetensors
 
 import interpkit
-from interpkit.plugins import installed
+from interpkit.plugins.discovery import installed
 from torture import keep
 
 MODEL = Path(__file__).parents[1] / "examples" / "models" / "mnist_bn.safetensors"

@@ -86,12 +86,12 @@ def _autodoc(name: str) -> str:
 
 def hooks() -> str:
     """Return a section for each hook, with its exact signature."""
-    from interpkit import hookspecs
+    from interpkit.plugins import hookspecs
 
     parts = []
     for name, function in inspect.getmembers(hookspecs, inspect.isfunction):
         if hasattr(function, f"{hookspecs.NAMESPACE}_spec"):
-            rst = f".. autofunction:: interpkit.hookspecs.{name}"
+            rst = f".. autofunction:: interpkit.plugins.hookspecs.{name}"
             parts.append((inspect.getsourcelines(function)[1], f"## {name}\n\n```{{eval-rst}}\n{rst}\n```"))
     return "\n\n".join(text for _, text in sorted(parts))
 
@@ -162,7 +162,7 @@ def bundled() -> set[str]:
 
 def components() -> str:
     """Return a section for each bundled component: what its docstring says, and its options."""
-    from interpkit.plugins import installed
+    from interpkit.plugins.discovery import installed
 
     owners, parts = bundled(), []
     for kind, title in KIND_TITLES.items():
@@ -206,13 +206,13 @@ def options_table(options: Iterable[dict[str, Any]], prefix: str = "") -> str:
 
 def recipe() -> str:
     """Return the tables of the recipe: its own keys, and those of its fixed tables."""
-    from interpkit import recipe as module
+    from interpkit.config import recipe
 
     tables = {
-        "Top level": module.Recipe,
-        "`[optimizer]`": module.Optimizer,
-        "`[sampling]`": module.Sampling,
-        "`[target]`": module.TargetOptions,
+        "Top level": recipe.Recipe,
+        "`[optimizer]`": recipe.Optimizer,
+        "`[sampling]`": recipe.Sampling,
+        "`[target]`": recipe.TargetOptions,
     }
     parts = []
     for name, model in tables.items():

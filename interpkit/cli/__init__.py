@@ -22,7 +22,7 @@ from interpkit.cli.signals import INTERRUPTED, on_stop
 from interpkit.errors import InterpkitError, PluginError, RunError, told
 
 if TYPE_CHECKING:
-    from interpkit.plugins import Plugin
+    from interpkit.plugins.discovery import Plugin
 
 PLUGIN_COMMANDS = "interpkit.commands"
 
@@ -113,7 +113,7 @@ def _processes() -> Iterator[None]:
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield
         return
-    from interpkit.sharing import processes
+    from interpkit.runtime.distributed import processes
 
     if RANK > 0:
         logging.disable()
@@ -131,14 +131,14 @@ def _hint(error: InterpkitError) -> str:
 
 def _culprit(error: Exception) -> Plugin | None:
     """Return the plugin that an error was raised in, if plugins were loaded at all."""
-    plugins = sys.modules.get("interpkit.plugins")
+    plugins = sys.modules.get("interpkit.plugins.discovery")
     return plugins.installed().culprit(error) if plugins and plugins.installed.cache_info().currsize else None
 
 
 def _is_out_of_memory(error: Exception) -> bool:
     if "torch" not in sys.modules:
         return isinstance(error, MemoryError)
-    from interpkit.devices import is_out_of_memory
+    from interpkit.runtime.devices import is_out_of_memory
 
     return is_out_of_memory(error)
 
@@ -172,7 +172,7 @@ def _main(
 ) -> None:
     logging.basicConfig(handlers=[console.LogHandler()], format="%(message)s", level=logging.WARNING)
     if no_plugin:
-        from interpkit.plugins import leaving_out
+        from interpkit.plugins.discovery import leaving_out
 
         ctx.with_resource(leaving_out(no_plugin))
 

@@ -75,19 +75,23 @@ def attribute(
     Writes METHOD.safetensors, METHOD.png, METHOD-classes.png and summary.json.
     Example: interpkit attribute runs/mnist-vecmat-1 --images mnist.npz --method integrated-gradients --method grad-cam
     """
-    from interpkit import evaluation, explaining, loading, runs
-    from interpkit.files import inner_folder
+    from interpkit.attribution import export
+    from interpkit.evaluation import scoring
+    from interpkit.interfaces import samples
+    from interpkit.io.atomic import inner_folder
+    from interpkit.plugins import loading
+    from interpkit.runs import folder
 
     options.load_plugin_files(plugin)
     inverted = None
     if (source / "manifest.json").is_file():
-        run = runs.Run.open(source)
+        run = folder.Run.open(source)
         extra = sorted(set(said) - set(OF_A_RUN))
         if extra:
             raise UsageError(f"--{extra[0].replace('_', '-')} is in the run's recipe: leave it out, or name the model.")
         target = run.load_target(model, **said)
-        stored, labels, _ = evaluation.read_images(run / "samples.safetensors", target)
-        inverted = (evaluation.to_unit(stored, target), labels)
+        stored, labels, _ = scoring.read_images(run / "samples.safetensors", target)
+        inverted = (samples.to_unit(stored, target), labels)
     else:
         if model is not None:
             raise UsageError(f"--model goes with a run, and {source} is none: name the classifier alone.")
@@ -95,10 +99,10 @@ def attribute(
             raise UsageError("a classifier has no images of its own: name some by --images, or name a run.")
         target = loading.load_target(source, **said)
     place = out or (inner_folder(source / "attributions") if inverted else Path("attributions") / source.stem)
-    given = None if images is None else explaining.load_images(images, target)
+    given = None if images is None else export.load_images(images, target)
     if given is not None and given[1] is None and target_class == "asked":
         console.note("the picture has no label: the predicted class is explained.")
-    summary = explaining.explain(
+    summary = export.explain(
         target,
         place,
         images=given,

@@ -11,7 +11,7 @@ import typer
 
 from interpkit.cli import console, options
 from interpkit.errors import UsageError
-from interpkit.figures import flattened
+from interpkit.evaluation.flatten import flattened
 
 
 def compare(
@@ -25,7 +25,7 @@ def compare(
 
     Figures that only ``interpkit evaluate`` measures are there once it has measured the run.
     """
-    from interpkit.runs import Run
+    from interpkit.runs.folder import Run
 
     if len(runs) < 2:
         raise UsageError("compare takes two runs or more: interpkit compare RUN RUN...")

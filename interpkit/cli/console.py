@@ -16,8 +16,8 @@ from rich.console import Console
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from interpkit.interfaces import Target
-    from interpkit.recorder import StepRecord
+    from interpkit.interfaces.targets import Target
+    from interpkit.runtime.recorder import StepRecord
 
 
 class _Stderr:

@@ -14,8 +14,8 @@ from interpkit.errors import PluginError, did_you_mean, listed
 if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
 
-    from interpkit.plugins import Plugin
-    from interpkit.registry import Entry
+    from interpkit.plugins.discovery import Plugin
+    from interpkit.plugins.registry import Entry
 
 LIMITS = {"gt": ">", "ge": ">=", "lt": "<", "le": "<=", "multiple_of": "a multiple of", "min_length": "length >="}
 
@@ -29,7 +29,7 @@ def named(name: str) -> tuple[Plugin | None, list[Entry]]:
     Raises:
         PluginError: there is none, or the plugin is broken or was left out.
     """
-    from interpkit.plugins import installed, is_file
+    from interpkit.plugins.discovery import installed, is_file
 
     plugins = installed()
     if is_file(name):

@@ -45,10 +45,11 @@ def evaluate(
     The figures go into the run's metrics.json. An evaluator's file must say itself what it is: interpkit pack.
     Example: interpkit evaluate runs/mnist-vecmat-1 --evaluator other.safetensors --reference mnist.npz
     """
-    from interpkit import evaluation, measuring
+    from interpkit.api import evaluate
+    from interpkit.evaluation import warnings
 
     options.load_plugin_files(plugin)
-    metrics = measuring.evaluate(
+    metrics = evaluate.evaluate(
         run,
         evaluators=evaluator or [],
         reference=reference,
@@ -60,7 +61,7 @@ def evaluate(
         trust=trust,
     )
     console.note_left_out(metrics)
-    for warning in evaluation.warnings(metrics):
+    for warning in warnings.warnings(metrics):
         console.warning(warning)
     if json_:
         console.print_json(metrics)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from interpkit.figures import Figure, flattened
+from interpkit.evaluation.flatten import Figure, flattened
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -24,13 +24,14 @@ def inspect(
     json_: options.Json = False,
 ) -> None:
     """Show what was understood of a classifier, where each fact came from, and its layers."""
-    from interpkit import evaluation, loading
-    from interpkit.layers import list_layers
+    from interpkit.evaluation import scoring
+    from interpkit.plugins import loading
+    from interpkit.targets.layers import list_layers
 
     options.load_plugin_files(plugin)
     target = loading.load_target(model, **said)
     layers = list_layers(target)
-    accuracy = None if reference is None else evaluation.accuracy(target, reference)
+    accuracy = None if reference is None else scoring.accuracy(target, reference)
     facts = target.description.model_dump(mode="json", exclude_none=True)
     if json_:
         resolved = {key: {"value": value, "source": target.sources.get(key)} for key, value in facts.items()}

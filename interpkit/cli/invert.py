@@ -16,7 +16,7 @@ from interpkit.cli.signals import INTERRUPTED, on_stop
 from interpkit.errors import UsageError
 
 if TYPE_CHECKING:
-    from interpkit.api import Job
+    from interpkit.api.invert import Job
 
 _METHOD = "The method"
 _TRAINING = "The training"
@@ -132,8 +132,8 @@ def invert(
     """
     from rich.filesize import decimal
 
-    from interpkit import api
-    from interpkit.sharing import Share, restarted
+    from interpkit.api import invert
+    from interpkit.runtime.distributed import Share, restarted
 
     share = Share.current()
     resume = resume or restarted()
@@ -141,7 +141,7 @@ def invert(
         raise UsageError(f"{share.size} processes write one run: name its folder by --out DIR.")
     if resume and out is None:
         raise UsageError("--resume goes on with the run in --out DIR: name it.")
-    job = api.prepare(
+    job = invert.prepare(
         model,
         plugin or [],
         config=config,
@@ -236,7 +236,7 @@ def _print_recipe(job: Job, as_json: bool) -> None:
 def _print_profile(profile: dict[str, Any]) -> None:
     from rich.table import Table
 
-    from interpkit.profiling import WARM_UP
+    from interpkit.runtime.profiler import WARM_UP
 
     if not profile["phases"]:
         console.note(f"nothing to profile: the first {WARM_UP} steps are left out, and there were no more.")
@@ -253,13 +253,13 @@ def _print_profile(profile: dict[str, Any]) -> None:
 def _print_result(folder: Path, as_json: bool) -> None:
     from rich.table import Table
 
-    from interpkit import evaluation
-    from interpkit.runs import FILES, Run
+    from interpkit.evaluation import warnings
+    from interpkit.runs.folder import FILES, Run
 
     run = Run.open(folder)
     metrics = run.metrics()
     console.note_left_out(metrics)
-    for warning in evaluation.warnings(metrics):
+    for warning in warnings.warnings(metrics):
         console.warning(warning)
     files = {name: str(folder / name) for name in FILES if (folder / name).exists()}
     if as_json:

@@ -91,7 +91,7 @@ def load_plugin_files(paths: list[Path] | None) -> None:
         PluginError: one is missing or broken.
         UsageError: one is no file of Python.
     """
-    from interpkit.plugins import installed
+    from interpkit.plugins.discovery import installed
 
     for path in paths or []:
         if path.suffix != ".py":
@@ -218,7 +218,7 @@ def lines(path: Path) -> list[str]:
     Raises:
         UsageError: it cannot be read.
     """
-    from interpkit.stored import parse, read_text  # pydantic takes a while to import
+    from interpkit.io.strict_json import parse, read_text  # pydantic takes a while to import
 
     try:
         text = read_text(path)

@@ -22,12 +22,12 @@ def pack(
 
     A registered architecture is named in the file; anything else is written as an ONNX graph (interpkit[onnx]).
     """
-    from interpkit import loading, target_file
     from interpkit.errors import UsageError
+    from interpkit.plugins import loading, packing
 
     if out.exists() and not force:
         raise UsageError(f"{out} exists: name another file, or add --force.")
     options.load_plugin_files(plugin)
     target = loading.load_target(model, **said)
     console.note_facts(target)
-    console.out.out(str(target_file.pack_target(target, out)))
+    console.out.out(str(packing.pack_target(target, out)))

@@ -22,7 +22,7 @@ def list_(json_: options.Json = False) -> None:
     """
     from rich.table import Table
 
-    from interpkit.plugins import installed
+    from interpkit.plugins.discovery import installed
 
     found = installed().found.values()
     if json_:

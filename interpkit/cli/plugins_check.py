@@ -11,7 +11,7 @@ from interpkit.cli import console, describing, options
 from interpkit.errors import UsageError, did_you_mean, listed
 
 if TYPE_CHECKING:
-    from interpkit.registry import Entry
+    from interpkit.plugins.registry import Entry
     from interpkit.testing.checks import Outcome
 
 

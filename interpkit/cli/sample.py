@@ -14,7 +14,7 @@ from interpkit.cli.signals import INTERRUPTED, on_stop
 from interpkit.errors import UsageError
 
 if TYPE_CHECKING:
-    from interpkit.shards import ShardJob
+    from interpkit.runs.shards import ShardJob
 
 _SCALE = "Any number, as shards"
 
@@ -65,9 +65,11 @@ def sample(
     any number of images in the memory of one shard; the same command goes on with what was interrupted.
     Example: interpkit sample runs/mnist-vecmat-1 --count 1000000 --shard-size 10000 --out samples
     """
-    from interpkit import evaluation, pictures, runs, shards
-    from interpkit.devices import choose_device
-    from interpkit.sharing import Share
+    from interpkit.evaluation import scoring
+    from interpkit.io import images
+    from interpkit.runs import folder, shards
+    from interpkit.runtime.devices import choose_device
+    from interpkit.runtime.distributed import Share
 
     if per_class is not None and count is not None:
         raise UsageError("give --per-class or --count, not both.")
@@ -76,9 +78,9 @@ def sample(
     if shard_size is not None and (count is None or out is None or png is not None):
         raise UsageError("--shard-size takes --count N and --out FOLDER, and neither --per-class nor --png.")
     for place in filter(None, (out, png)):
-        runs.refuse_run_files(place)
+        folder.refuse_run_files(place)
     options.load_plugin_files(plugin)
-    inversion = runs.Run.open(run).load(model=model, arch=arch, trust=trust).to(choose_device(device))
+    inversion = folder.Run.open(run).load(model=model, arch=arch, trust=trust).to(choose_device(device))
     if shard_size is not None and count is not None and out is not None:
         job = shards.ShardJob(
             inversion,
@@ -92,7 +94,7 @@ def sample(
         )
         _write_shards(job, json_)
         return
-    samples = evaluation.draw_samples(
+    samples = scoring.draw_samples(
         inversion,
         per_class=per_class,
         count=count,
@@ -104,14 +106,14 @@ def sample(
         raise UsageError("vectors have no pictures: leave --png out, and name a .safetensors file by --out.")
     place = out or _next_file(run)
     if place.suffix == ".safetensors":
-        runs.write_samples(samples, place)
+        folder.write_samples(samples, place)
     elif place.suffix:
         raise UsageError(f"--out {place}: name a .safetensors file or a folder.")
     else:
-        pictures.save_images(samples.images, samples.labels, names, place)
+        images.save_images(samples.images, samples.labels, names, place)
     if png is not None:
-        pictures.save_grid(samples.images, samples.labels, names, png)
-    metrics = evaluation.measure(samples, names)
+        images.save_grid(samples.images, samples.labels, names, png)
+    metrics = scoring.measure(samples, names)
     if json_:
         console.print_json({"out": str(place), "png": None if png is None else str(png), "metrics": metrics})
         return
@@ -122,7 +124,7 @@ def sample(
 
 
 def _write_shards(job: ShardJob, as_json: bool) -> None:
-    from interpkit.shards import in_bytes
+    from interpkit.runs.shards import in_bytes
 
     there = f", of which {job.there} are there" if job.there else ""
     console.note(

@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from interpkit import evaluation
 from interpkit.errors import RunError, UsageError, listed
-from interpkit.figures import flattened
-from interpkit.files import read_tensors, write_atomically
-from interpkit.report import pictures, words
+from interpkit.evaluation import warnings
+from interpkit.evaluation.flatten import flattened
+from interpkit.io.atomic import read_tensors, write_atomically
+from interpkit.report import encode, text
 from interpkit.report.page import render
-from interpkit.runs import Run, refuse_run_files
+from interpkit.runs.folder import Run, refuse_run_files
 
 BUDGET = 4_000_000
 """Characters for all pictures."""
@@ -57,7 +57,7 @@ def write_comparison(runs: Mapping[str, Run | str | Path], path: str | Path) -> 
         left_out=len(labels[MOST_CLASSES:]),
         names={label: names.get(label, str(label)) for label in labels},
         figures=[
-            {"name": name, "meaning": words.meaning(name), "values": [column.get(name) for column in figures]}
+            {"name": name, "meaning": text.meaning(name), "values": [column.get(name) for column in figures]}
             for name in dict.fromkeys(name for column in figures for name in column)
         ],
     )
@@ -70,10 +70,10 @@ def _column(heading: str, run: Run, budget: float) -> dict[str, Any]:
     metrics, manifest = run.metrics(), run.manifest()
     images, labels, confidence = _stored(run / "samples.safetensors")
     rows = {k: (labels == k).nonzero()[:SHOWN, 0] for k in labels.unique().tolist()[:MOST_CLASSES]}
-    drawn = pictures.drawable(images)[torch.cat(list(rows.values()))]
+    drawn = encode.drawable(images)[torch.cat(list(rows.values()))]
     cells: dict[int, list[tuple[str, float]]] = {k: [] for k in rows}
     order = [(k, row) for k, some in rows.items() for row in some.tolist()]
-    for (label, row), uri in zip(order, pictures.encode(drawn, budget), strict=True):
+    for (label, row), uri in zip(order, encode.encode(drawn, budget), strict=True):
         cells[label].append((uri, confidence[row].item()))
     target = str(manifest["model"]["name"] or "the classifier")
     classes = len(metrics.get("per_class", [])) or len(cells)
@@ -83,8 +83,8 @@ def _column(heading: str, run: Run, budget: float) -> dict[str, Any]:
         "presets": ", ".join(map(str, manifest.get("presets") or [])),
         "steps": manifest.get("steps_done", 0),
         "metrics": metrics,
-        "verdict": words.verdict(metrics, target, classes),
-        "warnings": evaluation.warnings(metrics),
+        "verdict": text.verdict(metrics, target, classes),
+        "warnings": warnings.warnings(metrics),
         "cells": cells,
         "size": drawn.shape[:1:-1],
     }

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from interpkit.recorder import StepRecord
+from interpkit.runtime.recorder import StepRecord
 
 WIDTH, HEIGHT = 300, 110
 MOST_POINTS = 300

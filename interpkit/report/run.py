@@ -12,17 +12,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from interpkit import evaluation
-from interpkit.data import LabelledImages, load_data
+from interpkit.config.recipe import TargetOptions
 from interpkit.errors import RunError
-from interpkit.evaluation import Samples
-from interpkit.files import read_tensors, write_atomically
-from interpkit.interfaces import Target
-from interpkit.inversion import GeneratorInversion, Inversion
-from interpkit.recipe import TargetOptions
-from interpkit.report import curves, journeys, pictures, words
+from interpkit.evaluation import scoring, warnings
+from interpkit.interfaces.inversions import Inversion
+from interpkit.interfaces.samples import Samples, to_unit
+from interpkit.interfaces.targets import Target
+from interpkit.inversion.results import GeneratorInversion
+from interpkit.io.atomic import read_tensors, write_atomically
+from interpkit.io.datasets import LabelledImages, load_data
+from interpkit.report import curves, encode, interpolation, text
 from interpkit.report.page import render
-from interpkit.runs import Run, sample_size
+from interpkit.runs.folder import Run, sample_size
 
 FEW_CLASSES = 10
 BUDGETS = (3_200_000, 12_000_000)
@@ -85,7 +86,7 @@ def write_report(
     opened = Run.open(Path(run))
     opened.metrics()  # a torn or foreign one is told before the work
     inversion = opened.load(target, None if model is None else Path(model), arch=arch, trust=trust)
-    samples = evaluation.read_samples(opened / "samples.safetensors", inversion.target, inversion.device)
+    samples = scoring.read_samples(opened / "samples.safetensors", inversion.target, inversion.device)
     if isinstance(inversion, GeneratorInversion) and samples.probabilities is not None:
         drawn = inversion.draw(**sample_size(inversion))  # as when the run ended: what its samples were asked for
         if torch.equal(drawn.labels, samples.labels):
@@ -104,7 +105,7 @@ def render_report(run: Run, inversion: Inversion, samples: Samples, reference: L
         run: with its manifest and metrics written.
         inversion: what the run has learned.
         samples: its stored samples.
-        reference: real images in the form of `interpkit.data.load_data`.
+        reference: real images in the form of `interpkit.io.datasets.load_data`.
 
     Returns:
         the file.
@@ -114,13 +115,13 @@ def render_report(run: Run, inversion: Inversion, samples: Samples, reference: L
     names = target.class_names
     beside = ([] if reference is None else [_nearest(samples, reference, target)]) + _attributions(run, samples)
     budget = BUDGETS[len(classes) > FEW_CLASSES] / (1 + len(beside))
-    uris = pictures.encode(pictures.drawable(samples.images), budget)
+    uris = encode.encode(encode.drawable(samples.images), budget)
     rows = {label: (samples.labels == label).nonzero()[:, 0].tolist() for label in classes}
     page = render(
         "report.html",
         title=f"{target.name}: what it takes for each class",
-        verdict=words.verdict(metrics, target.name, len(classes)),
-        warnings=evaluation.warnings(metrics),
+        verdict=text.verdict(metrics, target.name, len(classes)),
+        warnings=warnings.warnings(metrics),
         names=names,
         groups=[{"label": label, "name": names[label], "rows": rows[label]} for label in classes],
         uris=uris,
@@ -128,13 +129,15 @@ def render_report(run: Run, inversion: Inversion, samples: Samples, reference: L
         confidence=samples.confidence.tolist(),
         size=_size(samples.images),
         data=_data(samples, beside, budget),
-        figures=words.rows(metrics),
+        figures=text.rows(metrics),
         left_out=metrics.get("left_out", {}),
         confusion=_confusion(samples, names),
         curves=curves.curves(inversion.history),
         curve_size=(curves.WIDTH, curves.HEIGHT),
-        walks=_strips(journeys.walks(inversion), samples, target) if isinstance(inversion, GeneratorInversion) else [],
-        morphs=_strips(journeys.morphs(inversion), samples, target)
+        walks=_strips(interpolation.walks(inversion), samples, target)
+        if isinstance(inversion, GeneratorInversion)
+        else [],
+        morphs=_strips(interpolation.morphs(inversion), samples, target)
         if isinstance(inversion, GeneratorInversion)
         else [],
         recipe=inversion.recipe.to_toml(),
@@ -148,7 +151,7 @@ def render_report(run: Run, inversion: Inversion, samples: Samples, reference: L
 
 def _size(images: Tensor) -> tuple[int, int]:
     """Return width and height of what is drawn of the samples."""
-    height, width = pictures.drawable(images[:1]).shape[2:]
+    height, width = encode.drawable(images[:1]).shape[2:]
     return width, height
 
 
@@ -164,7 +167,7 @@ def _data(samples: Samples, beside: list[_Beside], budget: float) -> dict[str, A
         "beside": [
             {
                 "title": kind.title,
-                "uris": pictures.encode(kind.images, budget),
+                "uris": encode.encode(kind.images, budget),
                 "places": [kind.places.get(row, -1) for row in range(len(samples.labels))],
                 "notes": [kind.notes.get(row, "") for row in range(len(samples.labels))],
             }
@@ -186,8 +189,8 @@ def _largest(distribution: Tensor | None) -> list[list[tuple[int, float]]]:
 
 def _nearest(samples: Samples, reference: LabelledImages, target: Target) -> _Beside:
     """Find the real image nearest to each sample, by Euclidean distance of pixels, large images averaged to 32 x 32."""
-    real = evaluation.to_unit(reference.images[:NEAREST_MOST], target)
-    made = evaluation.to_unit(samples.images, target)
+    real = to_unit(reference.images[:NEAREST_MOST], target)
+    made = to_unit(samples.images, target)
     if made.dim() == 4 and max(made.shape[2:]) > NEAREST_SIDE:
         made, small = (torch.nn.functional.adaptive_avg_pool2d(images, NEAREST_SIDE) for images in (made, real))
     else:
@@ -198,7 +201,7 @@ def _nearest(samples: Samples, reference: LabelledImages, target: Target) -> _Be
     images = (real[found] * 255).round().clamp(0, 255).to(torch.uint8) if real.dim() == 4 else real[found]
     notes = {row: f"of the class {target.class_names[label]}" for row, label in enumerate(labels)}
     return _Beside(
-        "Nearest reference image", pictures.drawable(images, among=made), dict(enumerate(place.tolist())), notes
+        "Nearest reference image", encode.drawable(images, among=made), dict(enumerate(place.tolist())), notes
     )
 
 
@@ -229,20 +232,20 @@ def _attributions(run: Run, samples: Samples) -> list[_Beside]:
         }
         if places:
             note = "red speaks for the class, blue against it"
-            found.append(_Beside(path.stem, pictures.heat(maps), places, dict.fromkeys(places, note)))
+            found.append(_Beside(path.stem, encode.heat(maps), places, dict.fromkeys(places, note)))
     return found
 
 
-def _strips(journeys_: list[journeys.Journey], samples: Samples, target: Target) -> list[dict[str, Any]]:
+def _strips(journeys_: list[interpolation.Journey], samples: Samples, target: Target) -> list[dict[str, Any]]:
     """Return each journey as one picture of its images side by side, with what the target says of each."""
     if not journeys_:
         return []
     images = torch.cat([journey.images for journey in journeys_])
     if images.dim() == 4:
         images = (images * 255).round().to(torch.uint8)
-    drawn = pictures.drawable(images, among=evaluation.to_unit(samples.images, target))
-    strips = torch.stack([pictures.strip(some) for some in drawn.split(journeys.FRAMES)])
-    uris = pictures.encode(strips, JOURNEY_BUDGET / 2)
+    drawn = encode.drawable(images, among=to_unit(samples.images, target))
+    strips = torch.stack([encode.strip(some) for some in drawn.split(interpolation.FRAMES)])
+    uris = encode.encode(strips, JOURNEY_BUDGET / 2)
     return [
         {
             "start": journey.start,

@@ -7,9 +7,9 @@ import importlib.util
 import re
 from pathlib import Path
 
+from interpkit.config.recipe import Recipe
 from interpkit.errors import UsageError
-from interpkit.plugins import ENTRY_POINTS
-from interpkit.recipe import Recipe
+from interpkit.plugins.discovery import ENTRY_POINTS
 
 LONGEST = 40
 WORDS = (

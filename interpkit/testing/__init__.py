@@ -13,59 +13,6 @@ and ``tiny_inversion`` come with interpkit.
 Names are imported when they are first used: pytest loads this package in every session, torch only where it is needed.
 """
 
-from __future__ import annotations
+import lazy_loader
 
-from typing import TYPE_CHECKING
-
-from interpkit._lazy import lazy
-
-if TYPE_CHECKING:
-    from interpkit.testing.checks import Check, CheckFailed, Outcome, checks_of, outcomes
-    from interpkit.testing.suites import (
-        check_attribution,
-        check_conditioner,
-        check_generator,
-        check_inverter,
-        check_loader,
-        check_loss,
-        check_metric,
-        check_target,
-        parametrize_with_checks,
-    )
-
-_HOMES = {
-    "checks": ("Check", "CheckFailed", "Outcome", "checks_of", "outcomes"),
-    "suites": (
-        "check_attribution",
-        "check_conditioner",
-        "check_generator",
-        "check_inverter",
-        "check_loader",
-        "check_loss",
-        "check_metric",
-        "check_target",
-        "parametrize_with_checks",
-    ),
-}
-__getattr__ = lazy(__name__, _HOMES)
-
-__all__ = [
-    "Check",
-    "CheckFailed",
-    "Outcome",
-    "check_attribution",
-    "check_conditioner",
-    "check_generator",
-    "check_inverter",
-    "check_loader",
-    "check_loss",
-    "check_metric",
-    "check_target",
-    "checks_of",
-    "outcomes",
-    "parametrize_with_checks",
-]
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

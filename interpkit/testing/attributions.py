@@ -8,23 +8,23 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from interpkit.attribution import AttributionContext, Contrast
 from interpkit.errors import UsageError
-from interpkit.interfaces import Target
-from interpkit.seeding import global_seed
-from interpkit.testing import stage
+from interpkit.interfaces.attributions import AttributionContext, Contrast
+from interpkit.interfaces.targets import Target
+from interpkit.runtime.random import global_seed
+from interpkit.testing import toy_models
 from interpkit.testing.checks import expect, promised
 from interpkit.testing.components import expect_on, one_of, random_states, same
 from interpkit.testing.second_device import other_devices
 
-SETTINGS: tuple[tuple[stage.Shape, int], ...] = (
-    (stage.TINY, 3),
+SETTINGS: tuple[tuple[toy_models.Shape, int], ...] = (
+    (toy_models.TINY, 3),
     ((3, 32, 32), 2),
     ((5, 17, 40), 10),
     ((1, 28, 28), 37),
     ((12,), 10),
 )
-FLAT: tuple[stage.Shape, ...] = ((1, 6, 6), (7,))
+FLAT: tuple[toy_models.Shape, ...] = ((1, 6, 6), (7,))
 """Shapes for linear targets, of which every attribution is known."""
 BATCH = 3
 ROWS = 64
@@ -54,10 +54,10 @@ def attributed(
     return found
 
 
-def case(shape: stage.Shape, num_classes: int, count: int = BATCH) -> tuple[Target, Tensor, Tensor]:
+def case(shape: toy_models.Shape, num_classes: int, count: int = BATCH) -> tuple[Target, Tensor, Tensor]:
     """Return a target, images and classes."""
-    images, labels = stage.Pictures(shape, num_classes).draw(count, 7)
-    return stage.target_of(shape, num_classes), images, labels
+    images, labels = toy_models.Pictures(shape, num_classes).draw(count, 7)
+    return toy_models.target_of(shape, num_classes), images, labels
 
 
 def home(cls: Any) -> tuple[Target, Tensor, Tensor]:
@@ -75,11 +75,11 @@ def home(cls: Any) -> tuple[Target, Tensor, Tensor]:
     raise AssertionError
 
 
-def linear(cls: Any) -> Iterator[tuple[stage.LinearTarget, Tensor, Tensor, Tensor]]:
+def linear(cls: Any) -> Iterator[tuple[toy_models.LinearTarget, Tensor, Tensor, Tensor]]:
     """Yield the linear targets that the method serves, with images, classes and maps."""
     for shape in FLAT:
-        target = stage.LinearTarget(shape, 3)
-        images, classes = stage.images_of(shape, BATCH), torch.arange(BATCH)
+        target = toy_models.LinearTarget(shape, 3)
+        images, classes = toy_models.images_of(shape, BATCH), torch.arange(BATCH)
         try:
             yield target, images, classes, attributed(cls, target, images, classes).detach()
         except UsageError:
@@ -218,7 +218,7 @@ def rows(cls: Any) -> None:
     passed: list[int] = []
     handle = target.register_forward_pre_hook(lambda _, inputs: passed.append(len(inputs[0])))
     try:
-        attributed(cls, target, images, classes, baselines=stage.images_of(target.input_shape, 2), rows=BATCH)
+        attributed(cls, target, images, classes, baselines=toy_models.images_of(target.input_shape, 2), rows=BATCH)
     finally:
         handle.remove()
     most = max(passed, default=0)
@@ -251,9 +251,9 @@ def seeded(cls: Any) -> None:
 def target_untouched(cls: Any) -> None:
     """The target is as before."""
     target, images, classes = home(cls)
-    kept, before = images.clone(), stage.state_of(target)
+    kept, before = images.clone(), toy_models.state_of(target)
     attributed(cls, target, images, classes)
-    changed = stage.changes(before, stage.state_of(target))
+    changed = toy_models.changes(before, toy_models.state_of(target))
     expect(not changed, f"changed: {changed}")
     expect(torch.equal(kept, images), "the images were changed")
     expect(not images.requires_grad and images.grad is None, "the images take a gradient afterwards")
@@ -270,5 +270,5 @@ def device(cls: Any) -> None:
     target, images, classes = home(cls)
     for place in other_devices():
         with place as other:
-            maps = attributed(cls, stage.moved(target, other), images.to(other), classes.to(other))
+            maps = attributed(cls, toy_models.moved(target, other), images.to(other), classes.to(other))
             expect_on(other, maps=maps)

@@ -14,14 +14,16 @@ import tomli_w
 import torch
 from torch import Tensor, nn
 
+from interpkit.config.recipe import validated
 from interpkit.errors import UsageError
-from interpkit.interfaces import Conditioner, ConditionSpec, Generator, InversionLoss, Options
-from interpkit.recipe import validated
-from interpkit.registry import NAME
-from interpkit.testing import stage
+from interpkit.interfaces.components import Options
+from interpkit.interfaces.generation import Conditioner, ConditionSpec, Generator
+from interpkit.interfaces.losses import InversionLoss
+from interpkit.plugins.registry import NAME
+from interpkit.testing import toy_models
 from interpkit.testing.checks import COMPONENTS, Broken, class_of, expect, kind_of, promised
 
-Build = Callable[[stage.Shape, int], Any]
+Build = Callable[[toy_models.Shape, int], Any]
 
 
 def builder(cls: Any, options: Options | None = None) -> Build:
@@ -31,14 +33,14 @@ def builder(cls: Any, options: Options | None = None) -> Build:
     if issubclass(cls, Generator):
         return lambda shape, count: cls(ConditionSpec(count, 1, 3), shape, options)
     if issubclass(cls, InversionLoss):
-        return lambda shape, count: cls(stage.target_of(shape, count), options)
+        return lambda shape, count: cls(toy_models.target_of(shape, count), options)
     return lambda shape, count: cls(options)
 
 
 def one_of(cls: Any) -> Any:
     """Return a component, built for the first shape and number of classes that it takes."""
     build = builder(cls)
-    return build(*stage.home_of(build))
+    return build(*toy_models.home_of(build))
 
 
 @promised(
@@ -55,9 +57,9 @@ def builds(cls: Any) -> None:
     missing = ", ".join(sorted(getattr(cls, "__abstractmethods__", ())))
     expect(not missing, f"{cls.__name__} does not define: {missing}")
     build = builder(cls)
-    stage.home_of(build)
+    toy_models.home_of(build)
     if kind_of(cls) in ("conditioner", "generator", "loss"):
-        stage.settings_of(cls, build)
+        toy_models.settings_of(cls, build)
 
 
 @promised(
@@ -178,7 +180,7 @@ def options_kept(cls: Any) -> None:
 def one_of_with(cls: Any, options: Options) -> Any:
     """Return a component with some options."""
     build = builder(cls, options)
-    return build(*stage.home_of(build))
+    return build(*toy_models.home_of(build))
 
 
 def _declared(cls: Any) -> bool:
@@ -242,7 +244,7 @@ def expect_gradients(module: nn.Module, what: str) -> None:
             expect(parameter.grad.isfinite().all(), f"the gradient of the parameter {name!r} is not finite {what}")
 
 
-def expect_images(images: Any, shape: stage.Shape, count: int, where: str) -> None:
+def expect_images(images: Any, shape: toy_models.Shape, count: int, where: str) -> None:
     """Raise `Broken` unless these are (count, *shape) floats in [0, 1]."""
     expect(isinstance(images, Tensor), f"{type(images).__name__} in place of a tensor, {where}")
     expect(images.shape == (count, *shape), f"shape {tuple(images.shape)} in place of {(count, *shape)}, {where}")

@@ -9,9 +9,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from interpkit.interfaces import Condition, Conditioner
-from interpkit.seeding import global_seed, random_generator
-from interpkit.testing import stage
+from interpkit.interfaces.generation import Condition, Conditioner
+from interpkit.runtime.random import global_seed, random_generator
+from interpkit.testing import toy_models
 from interpkit.testing.checks import expect, promised
 from interpkit.testing.components import (
     builder,
@@ -42,7 +42,7 @@ def parts_of(condition: Condition, conditioner: Conditioner) -> dict[str, Tensor
 
 def drawn(conditioner: Conditioner, count: int = BATCH, seed: int = 0, labels: Tensor | None = None) -> Condition:
     """Return conditions drawn under a seed."""
-    return conditioner.sample(count, labels=labels, rng=random_generator(stage.CPU, seed))
+    return conditioner.sample(count, labels=labels, rng=random_generator(toy_models.CPU, seed))
 
 
 @promised(
@@ -55,7 +55,7 @@ def drawn(conditioner: Conditioner, count: int = BATCH, seed: int = 0, labels: T
 )
 def shapes(cls: Any) -> None:
     """Shapes are as the spec says."""
-    for shape, count, conditioner in stage.settings_of(cls, builder(cls))[0]:
+    for shape, count, conditioner in toy_models.settings_of(cls, builder(cls))[0]:
         where = f"for {count} classes and images of {shape}"
         for batch, progress in ((1, 0.0), (BATCH, 0.5), (2, 1.0)):
             conditioner.progress = progress
@@ -82,7 +82,7 @@ def shapes(cls: Any) -> None:
 )
 def distribution(cls: Any) -> None:
     """It is a distribution with the label on top."""
-    for shape, count, conditioner in stage.settings_of(cls, builder(cls))[0]:
+    for shape, count, conditioner in toy_models.settings_of(cls, builder(cls))[0]:
         for given in (None, torch.arange(64) % count):
             for progress in (0.0, 1.0):
                 conditioner.progress = progress
@@ -104,7 +104,7 @@ def distribution(cls: Any) -> None:
 )
 def labels_kept(cls: Any) -> None:
     """Given labels are kept."""
-    for _, count, conditioner in stage.settings_of(cls, builder(cls))[0]:
+    for _, count, conditioner in toy_models.settings_of(cls, builder(cls))[0]:
         asked = torch.tensor([count - 1, 0, 1, count - 1])
         found = drawn(conditioner, 4, labels=asked.clone()).labels
         expect(found.tolist() == asked.tolist(), f"{asked.tolist()} asked for, {found.tolist()} drawn")
@@ -119,7 +119,7 @@ def labels_kept(cls: Any) -> None:
 )
 def labels_uniform(cls: Any) -> None:
     """Labels are uniform."""
-    shape, count = stage.home_of(builder(cls))
+    shape, count = toy_models.home_of(builder(cls))
     conditioner, draws = builder(cls)(shape, count), 4000
     shares = drawn(conditioner, draws).labels.bincount(minlength=count) / draws
     # six standard deviations of a fair draw
@@ -139,7 +139,7 @@ def labels_uniform(cls: Any) -> None:
 )
 def same_law(cls: Any) -> None:
     """Given labels change nothing of the law."""
-    shape, count = stage.home_of(builder(cls))
+    shape, count = toy_models.home_of(builder(cls))
     conditioner, draws = builder(cls)(shape, count), 2000
     free, given = (drawn(conditioner, draws, labels=asked) for asked in (None, torch.arange(draws) % count))
     tops = [condition.distribution.amax(1).double() for condition in (free, given)]
@@ -157,7 +157,7 @@ def same_law(cls: Any) -> None:
 )
 def maps_tell_labels(cls: Any) -> None:
     """Maps tell the labels."""
-    for shape, count, conditioner in stage.settings_of(cls, builder(cls))[0]:
+    for shape, count, conditioner in toy_models.settings_of(cls, builder(cls))[0]:
         if conditioner.spec.map_channels:
             maps = parts_of(drawn(conditioner, count, labels=torch.arange(count)), conditioner)["maps"]
             apart = len(maps.flatten(1).unique(dim=0))
@@ -257,7 +257,7 @@ def bf16(cls: Any) -> None:
 def state_dict(cls: Any) -> None:
     """The state dict is all."""
     build = builder(cls)
-    home = stage.home_of(build)
+    home = toy_models.home_of(build)
     one, other = (with_seed(seed, lambda: build(*home)) for seed in (0, 1))
     other.load_state_dict(one.state_dict())
     found = [parts_of(drawn(conditioner), conditioner) for conditioner in (one, other)]
@@ -287,15 +287,15 @@ def picklable(cls: Any) -> None:
 )
 def two_processes(cls: Any) -> None:
     """Two processes agree."""
-    shape, count = stage.home_of(builder(cls))
+    shape, count = toy_models.home_of(builder(cls))
     one, other = in_both(step_in_process, Importable.of(cls), shape, count)
     expect(same(one["drawn"], other["drawn"]), "the two draw otherwise under one seed")
     expect(same(one["stepped"], other["stepped"]), "their parameters differ after a step with averaged gradients")
 
 
-def step_in_process(cls: Importable, shape: stage.Shape, count: int) -> dict[str, Any]:
+def step_in_process(cls: Importable, shape: toy_models.Shape, count: int) -> dict[str, Any]:
     """Draw, and step by gradients that are averaged over the processes."""
-    with global_seed(0, stage.CPU):
+    with global_seed(0, toy_models.CPU):
         conditioner: Conditioner = builder(cls.load())(shape, count)
     first = parts_of(drawn(conditioner), conditioner)
     parameters = [p for p in conditioner.parameters() if p.requires_grad]
@@ -320,15 +320,15 @@ def average_step(parameters: list[torch.nn.Parameter]) -> None:
 @promised(
     "converges",
     by="conditioner",
-    promise=f"an inversion conditioned by it learns: in {stage.STEPS} steps the loss falls, and the target puts "
+    promise=f"an inversion conditioned by it learns: in {toy_models.STEPS} steps the loss falls, and the target puts "
     "most images in the class asked for",
     remedy="see that vector or maps tell the labels apart, and that labels and distribution belong to them",
 )
 def converges(cls: Any) -> None:
     """An inversion converges."""
-    shape, count = stage.home_of(builder(cls))
-    target = stage.target_of(shape, count)
-    expect_converged(stage.invert(target, conditioner=builder(cls)(shape, count)).history, target.num_classes)
+    shape, count = toy_models.home_of(builder(cls))
+    target = toy_models.target_of(shape, count)
+    expect_converged(toy_models.invert(target, conditioner=builder(cls)(shape, count)).history, target.num_classes)
 
 
 def expect_converged(history: Any, num_classes: int, accuracy: float = 0.6) -> None:

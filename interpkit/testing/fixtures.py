@@ -7,21 +7,21 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from interpkit.interfaces import Target
-    from interpkit.inversion import Inversion
+    from interpkit.interfaces.inversions import Inversion
+    from interpkit.interfaces.targets import Target
 
 
 @pytest.fixture
 def tiny_target() -> Target:
     """A small trained classifier of 1 x 12 x 12 images and 3 classes, the same in every test; a copy of the test's."""
-    from interpkit.testing import stage
+    from interpkit.testing import toy_models
 
-    return stage.tiny_target()
+    return toy_models.tiny_target()
 
 
 @pytest.fixture
 def tiny_inversion() -> Inversion:
     """A short finished inversion of it, by vector-matrix conditioning; a copy of the test's."""
-    from interpkit.testing import stage
+    from interpkit.testing import toy_models
 
-    return stage.tiny_inversion()
+    return toy_models.tiny_inversion()

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from interpkit.errors import UsageError
-from interpkit.interfaces import Condition, ConditionSpec, Generator
-from interpkit.seeding import global_seed, random_generator
-from interpkit.testing import stage
+from interpkit.interfaces.generation import Condition, ConditionSpec, Generator
+from interpkit.runtime.random import global_seed, random_generator
+from interpkit.testing import toy_models
 from interpkit.testing.checks import expect, promised
 from interpkit.testing.components import (
     builder,
@@ -38,21 +38,21 @@ BATCH = 4
 
 def asked(generator: Generator, count: int = BATCH, seed: int = 0) -> tuple[Tensor, Condition]:
     """Return a latent and a condition for a generator, the labels taking turns."""
-    latent = torch.randn(count, generator.latent_dim, generator=random_generator(stage.CPU, seed))
-    return latent, stage.condition_of(generator.spec, torch.arange(count) % 3, 3)
+    latent = torch.randn(count, generator.latent_dim, generator=random_generator(toy_models.CPU, seed))
+    return latent, toy_models.condition_of(generator.spec, torch.arange(count) % 3, 3)
 
 
 def home(cls: Any, seed: int = 0) -> Generator:
     """Return a generator for the first shape that it takes, built under a seed."""
     build = builder(cls)
-    shape = stage.home_of(build)
+    shape = toy_models.home_of(build)
     made: Generator = with_seed(seed, lambda: build(*shape))
     return made
 
 
 def all_of(cls: Any) -> Iterator[tuple[Generator, str]]:
     """Yield a generator for every shape of images and of conditions that it takes, with words for both."""
-    for shape in stage.SHAPES:
+    for shape in toy_models.SHAPES:
         for spec in SPECS:
             try:
                 yield cls(spec, shape), f"for images of {shape} and {spec}"
@@ -91,7 +91,7 @@ def maps_asked(cls: Any) -> None:
     """Maps are large enough."""
     for generator, where in all_of(cls):
         sizes: list[tuple[int, int]] = []
-        condition = stage.condition_of(generator.spec, torch.arange(2), 2, asked=sizes)
+        condition = toy_models.condition_of(generator.spec, torch.arange(2), 2, asked=sizes)
         with torch.no_grad():
             generator.eval()(torch.zeros(2, generator.latent_dim), condition)
         small = [size for size in sizes if min(size) < generator.spec.map_size]
@@ -110,7 +110,8 @@ def uses_condition(cls: Any) -> None:
     latent, _ = asked(generator)
     with torch.no_grad():
         ones = [
-            generator(latent, stage.condition_of(generator.spec, torch.full((BATCH,), label), 3)) for label in (1, 2)
+            generator(latent, toy_models.condition_of(generator.spec, torch.full((BATCH,), label), 3))
+            for label in (1, 2)
         ]
     expect(not same(*ones, tolerance=1e-7), "two labels give the same images")
 
@@ -149,7 +150,7 @@ def gradients(cls: Any) -> None:
 
 def images_like(images: Tensor) -> Tensor:
     """Return random images of the shape of some."""
-    return stage.images_of(tuple(images.shape[1:]), len(images), 5).to(images)
+    return toy_models.images_of(tuple(images.shape[1:]), len(images), 5).to(images)
 
 
 @promised(
@@ -223,7 +224,7 @@ def device(cls: Any) -> None:
         with place as other:
             generator = home(cls).to(other).to(memory_format=torch.channels_last).train()
             latent, _ = asked(generator)
-            condition = stage.condition_of(generator.spec, (torch.arange(BATCH) % 3).to(other), 3)
+            condition = toy_models.condition_of(generator.spec, (torch.arange(BATCH) % 3).to(other), 3)
             images = generator(latent.to(other), condition)
             expect_on(other, images=images)
             images.sum().backward()
@@ -284,15 +285,15 @@ def picklable(cls: Any) -> None:
 )
 def two_processes(cls: Any) -> None:
     """Two processes agree."""
-    shape, count = stage.home_of(builder(cls))
+    shape, count = toy_models.home_of(builder(cls))
     one, other = in_both(step_in_process, Importable.of(cls), shape, count)
     expect(one["built"] == other["built"], "the two have different weights from one seed")
     expect(one["stepped"] == other["stepped"], "their weights differ after two steps of DistributedDataParallel")
 
 
-def step_in_process(cls: Importable, shape: stage.Shape, count: int) -> dict[str, str]:
+def step_in_process(cls: Importable, shape: toy_models.Shape, count: int) -> dict[str, str]:
     """Take two steps under DistributedDataParallel, each process on latents of its own."""
-    with global_seed(0, stage.CPU):
+    with global_seed(0, toy_models.CPU):
         generator: Generator = builder(cls.load())(shape, count)
     built = fingerprint(generator)
     # What gets no gradient is told by another check, and does not end the run here.
@@ -315,13 +316,13 @@ def fingerprint(module: nn.Module) -> str:
 @promised(
     "converges",
     by="generator",
-    promise=f"it can be trained: in {stage.STEPS} steps of an inversion the loss falls, and the target puts "
+    promise=f"it can be trained: in {toy_models.STEPS} steps of an inversion the loss falls, and the target puts "
     "most images in the class asked for",
     remedy="see that the condition reaches the images strongly, and that fresh images are not all black or white",
 )
 def converges(cls: Any) -> None:
     """An inversion converges."""
-    shape, count = stage.home_of(builder(cls))
-    target = stage.target_of(shape, count)
-    inversion = stage.invert(target, generator=lambda spec: cls(spec, shape))
+    shape, count = toy_models.home_of(builder(cls))
+    target = toy_models.target_of(shape, count)
+    inversion = toy_models.invert(target, generator=lambda spec: cls(spec, shape))
     expect_converged(inversion.history, target.num_classes)

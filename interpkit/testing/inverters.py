@@ -8,11 +8,12 @@ from typing import Any
 import torch
 
 from interpkit.errors import UsageError
-from interpkit.interfaces import Inverter, Parts, Target
-from interpkit.inversion import Inversion
-from interpkit.recorder import Recorder
-from interpkit.seeding import global_seed
-from interpkit.testing import stage
+from interpkit.interfaces.inversions import Inversion
+from interpkit.interfaces.inverters import Inverter, Parts
+from interpkit.interfaces.targets import Target
+from interpkit.runtime.random import global_seed
+from interpkit.runtime.recorder import Recorder
+from interpkit.testing import toy_models
 from interpkit.testing.checks import expect, promised
 from interpkit.testing.components import expect_images, expect_unit, random_states, same
 from interpkit.testing.conditioners import expect_converged
@@ -67,19 +68,19 @@ class Kept(Recorder):
 
 
 def run(
-    cls: Any, target: Target, recorder: Recorder, *, device: torch.device = stage.CPU, **settings: Any
+    cls: Any, target: Target, recorder: Recorder, *, device: torch.device = toy_models.CPU, **settings: Any
 ) -> Inversion:
     """Run an inverter with plain parts."""
     with target.frozen(device), global_seed(0, device):
         few = {"per_class": PER_CLASS} if "per_class" in cls.Options.model_fields else {}
         inverter: Inverter = cls(cls.Options(**few))
-        conditioner = stage.PlainConditioner(target.num_classes, target.input_shape)
+        conditioner = toy_models.PlainConditioner(target.num_classes, target.input_shape)
         parts = Parts(
             conditioner if "conditioner" in cls.needs else None,
-            stage.PlainGenerator(conditioner.spec, target.input_shape) if "generator" in cls.needs else None,
-            {"plain": (1.0, stage.PlainLoss(target))} if "loss" in cls.needs else {},
+            toy_models.PlainGenerator(conditioner.spec, target.input_shape) if "generator" in cls.needs else None,
+            {"plain": (1.0, toy_models.PlainLoss(target))} if "loss" in cls.needs else {},
         )
-        recipe = stage.recipe_of(recorder.steps, device=device, **settings)
+        recipe = toy_models.recipe_of(recorder.steps, device=device, **settings)
         return inverter.invert(target, recipe, parts, recorder)
 
 
@@ -99,7 +100,7 @@ def needs(cls: Any) -> None:
     """`needs` is true."""
     unknown = [part for part in cls.needs if part not in PARTS]
     expect(isinstance(cls.needs, tuple) and not unknown, f"needs is {cls.needs!r}")
-    run(cls, stage.tiny_target(), Recorder(1))
+    run(cls, toy_models.tiny_target(), Recorder(1))
 
 
 @promised(
@@ -113,8 +114,8 @@ def needs(cls: Any) -> None:
 def shapes(cls: Any) -> None:
     """Samples are images."""
     taken, refusal = 0, ""
-    for shape, count in ((stage.TINY, 3), ((3, 32, 32), 2), ((5, 17, 40), 10), ((12,), 37)):
-        target, where = stage.target_of(shape, count), f"for images of {shape} and {count} classes"
+    for shape, count in ((toy_models.TINY, 3), ((3, 32, 32), 2), ((5, 17, 40), 10), ((12,), 37)):
+        target, where = toy_models.target_of(shape, count), f"for images of {shape} and {count} classes"
         try:
             images, labels = pictures(run(cls, target, Recorder(2), labels=[0, count - 1]))
         except UsageError as error:
@@ -123,7 +124,8 @@ def shapes(cls: Any) -> None:
         taken += 1
         expect_images(images, shape, len(labels), where)
         expect(
-            images.dtype == torch.float32 and images.device == stage.CPU, f"{images.dtype}, {images.device}, {where}"
+            images.dtype == torch.float32 and images.device == toy_models.CPU,
+            f"{images.dtype}, {images.device}, {where}",
         )
         expect_unit(images, where)
         expect(set(labels.tolist()) == {0, count - 1}, f"images of the classes {set(labels.tolist())}, {where}")
@@ -138,7 +140,7 @@ def shapes(cls: Any) -> None:
 )
 def labels(cls: Any) -> None:
     """The recipe's labels are inverted."""
-    inversion = run(cls, stage.tiny_target(), Recorder(2), labels=[2, 0])
+    inversion = run(cls, toy_models.tiny_target(), Recorder(2), labels=[2, 0])
     asked = pictures(inversion)[1].tolist()
     expect(set(asked) == {0, 2}, f"of classes 0 and 2, images of {sorted(set(asked))}")
 
@@ -148,12 +150,12 @@ def labels(cls: Any) -> None:
     by="inverter",
     promise="it calls recorder.start() once, recorder.step(...) with each step from 1 to recipe.steps, and "
     "recorder.flush() at the end; the inversion has the recorder's history",
-    remedy="follow the loop in interpkit.training: start, then step after each step, then flush",
+    remedy="follow the loop in interpkit.inversion.loop: start, then step after each step, then flush",
 )
 def recorded(cls: Any) -> None:
     """Steps are recorded."""
     recorder = Kept(SHORT)
-    inversion = run(cls, stage.tiny_target(), recorder)
+    inversion = run(cls, toy_models.tiny_target(), recorder)
     expect(recorder.seen == list(range(1, SHORT + 1)), f"steps {recorder.seen} of {SHORT}")
     expect(inversion.steps_done == SHORT, f"the history ends at step {inversion.steps_done} of {SHORT}")
 
@@ -167,7 +169,7 @@ def recorded(cls: Any) -> None:
 def stops(cls: Any) -> None:
     """It stops when asked."""
     recorder = Kept(SHORT, stop=STOP)
-    inversion = run(cls, stage.tiny_target(), recorder)
+    inversion = run(cls, toy_models.tiny_target(), recorder)
     expect(recorder.seen == list(range(1, STOP + 1)), f"asked to stop at step {STOP}, it went to {recorder.seen[-1:]}")
     expect(inversion.steps_done == STOP, f"the history ends at step {inversion.steps_done}, not {STOP}")
 
@@ -182,7 +184,7 @@ def stops(cls: Any) -> None:
 )
 def resumes(cls: Any) -> None:
     """It goes on where it was."""
-    target = stage.tiny_target()
+    target = toy_models.tiny_target()
     whole = Kept(SHORT, save=SAVE)
     wanted = pictures(run(cls, target, whole))
     expect(whole.saved is not None, f"no checkpoint was saved, though one was due at step {SAVE}")
@@ -203,7 +205,7 @@ def resumes(cls: Any) -> None:
 )
 def seeded(cls: Any) -> None:
     """A seed decides."""
-    target, before = stage.tiny_target(), random_states()
+    target, before = toy_models.tiny_target(), random_states()
     one, other = (pictures(run(cls, target, Recorder(SHORT))) for _ in range(2))
     expect(same(one, other), "one seed gives two results")
     after = random_states()
@@ -219,11 +221,11 @@ def seeded(cls: Any) -> None:
 )
 def target_untouched(cls: Any) -> None:
     """The target is as before."""
-    target = stage.tiny_target()
+    target = toy_models.tiny_target()
     with target.frozen():
-        before = stage.state_of(target)
+        before = toy_models.state_of(target)
         run(cls, target, Recorder(SHORT))
-        changed = stage.changes(before, stage.state_of(target))
+        changed = toy_models.changes(before, toy_models.state_of(target))
     expect(not changed, f"changed: {changed}")
 
 
@@ -235,24 +237,24 @@ def target_untouched(cls: Any) -> None:
 )
 def device(cls: Any) -> None:
     """It computes where the recipe says."""
-    target = stage.tiny_target()
+    target = toy_models.tiny_target()
     for place in other_devices():
         with place as other:
-            images, _ = pictures(run(cls, stage.moved(target, other), Recorder(2), device=other))
-        expect(images.device == stage.CPU, f"samples are on {images.device}, not on the CPU")
+            images, _ = pictures(run(cls, toy_models.moved(target, other), Recorder(2), device=other))
+        expect(images.device == toy_models.CPU, f"samples are on {images.device}, not on the CPU")
 
 
 @promised(
     "converges",
     by="inverter",
-    promise=f"it inverts: in {stage.STEPS} steps the loss falls, and the target puts most images in the class "
+    promise=f"it inverts: in {toy_models.STEPS} steps the loss falls, and the target puts most images in the class "
     "asked for",
     remedy="see that what is optimised is the class asked for, and that steps go down",
 )
 def converges(cls: Any) -> None:
     """It converges."""
-    target = stage.tiny_target()
-    inversion = run(cls, target, Recorder(stage.STEPS), optimizer={"lr": 0.05})
+    target = toy_models.tiny_target()
+    inversion = run(cls, target, Recorder(toy_models.STEPS), optimizer={"lr": 0.05})
     expect_converged(inversion.history, target.num_classes)
     images, asked = pictures(inversion)
     with target.frozen(), torch.no_grad():

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from torch.autograd.gradcheck import GradcheckError
 
 from interpkit.errors import UsageError
-from interpkit.interfaces import GeneratedBatch, InversionBatch, InversionLoss, Response, Target
-from interpkit.seeding import global_seed, random_generator
-from interpkit.testing import stage
+from interpkit.interfaces.losses import GeneratedBatch, InversionBatch, InversionLoss
+from interpkit.interfaces.targets import Response, Target
+from interpkit.runtime.random import global_seed, random_generator
+from interpkit.testing import toy_models
 from interpkit.testing.checks import Broken, expect, promised
 from interpkit.testing.components import (
     builder,
@@ -30,14 +31,14 @@ from interpkit.testing.conditioners import average_step, expect_converged
 from interpkit.testing.second_device import other_devices
 from interpkit.testing.two_processes import Importable, in_both
 
-SMOOTH: tuple[stage.Shape, ...] = ((3, 5, 5), (6,))
+SMOOTH: tuple[toy_models.Shape, ...] = ((3, 5, 5), (6,))
 """Shapes of small targets for derivatives in float64."""
 
 
 def home(cls: Any) -> tuple[InversionLoss, Target]:
     """Return a loss and the first target that it takes."""
-    shape, count = stage.home_of(builder(cls))
-    target = stage.target_of(shape, count)
+    shape, count = toy_models.home_of(builder(cls))
+    target = toy_models.target_of(shape, count)
     return cls(target), target
 
 
@@ -49,10 +50,10 @@ def home(cls: Any) -> tuple[InversionLoss, Target]:
 )
 def scalar(cls: Any) -> None:
     """It is a scalar."""
-    for shape, count, loss in stage.settings_of(cls, builder(cls))[0]:
+    for shape, count, loss in toy_models.settings_of(cls, builder(cls))[0]:
         for size in (2, 5):
             where = f"for {size} images of {shape} and {count} classes"
-            value = stage.value_of(loss, stage.target_of(shape, count), stage.images_of(shape, size))
+            value = toy_models.value_of(loss, toy_models.target_of(shape, count), toy_models.images_of(shape, size))
             expect(isinstance(value, Tensor), f"{type(value).__name__} in place of a tensor, {where}")
             expect(value.shape == (), f"shape {tuple(value.shape)}, {where}")
             expect(value.is_floating_point() and value.isfinite(), f"{value.item()} of {value.dtype}, {where}")
@@ -67,7 +68,7 @@ def scalar(cls: Any) -> None:
 def finite_gradients(cls: Any) -> None:
     """Gradients are finite."""
     loss, target = home(cls)
-    usual = stage.images_of(target.input_shape, 6)
+    usual = toy_models.images_of(target.input_shape, 6)
     cases = {
         "for random images": usual,
         "where all images are black": torch.zeros_like(usual),
@@ -77,7 +78,7 @@ def finite_gradients(cls: Any) -> None:
     with target.frozen():
         for where, images in cases.items():
             images.requires_grad_()
-            value = stage.value_of(loss, target, images)
+            value = toy_models.value_of(loss, target, images)
             expect(value.isfinite(), f"the value is {value.item()} {where}")
             if value.requires_grad:
                 value.backward()
@@ -95,14 +96,14 @@ def finite_gradients(cls: Any) -> None:
 def gradcheck(cls: Any) -> None:
     """Gradients are right."""
     for shape in SMOOTH:
-        target = stage.SmoothTarget(shape, 3)
+        target = toy_models.SmoothTarget(shape, 3)
         try:
             loss = cls(target)
         except UsageError:
             continue
-        views = _views(loss, stage.generated(target, stage.images_of(shape, 4)))
+        views = _views(loss, toy_models.generated(target, toy_models.images_of(shape, 4)))
         views, loss = None if views is None else views.double(), loss.double()
-        batch = stage.generated(target, stage.images_of(shape, 4).double())
+        batch = toy_models.generated(target, toy_models.images_of(shape, 4).double())
         seen = target.respond(batch.images, loss.layers(target))
         of_views = None if views is None else target.respond(views, loss.layers(target))
         layers = list(seen.features)
@@ -139,7 +140,7 @@ def gradcheck(cls: Any) -> None:
 
 
 def _views(loss: InversionLoss, batch: GeneratedBatch) -> Tensor | None:
-    views = loss.views(batch, random_generator(stage.CPU, 0))
+    views = loss.views(batch, random_generator(toy_models.CPU, 0))
     return None if views is None else views.detach()
 
 
@@ -159,15 +160,15 @@ def _lines(text: str) -> str:
 def reaches(cls: Any) -> None:
     """It has a gradient."""
     tried = []
-    for shape, count in stage.HOMES:
-        target = stage.target_of(shape, count)
+    for shape, count in toy_models.HOMES:
+        target = toy_models.target_of(shape, count)
         try:
             loss = cls(target)
         except UsageError:
             continue
-        images = stage.images_of(shape, 6).requires_grad_()
+        images = toy_models.images_of(shape, 6).requires_grad_()
         with target.frozen():
-            value = stage.value_of(loss, target, images)
+            value = toy_models.value_of(loss, target, images)
             if value.requires_grad:
                 value.backward()
         slopes = [images.grad, *(parameter.grad for parameter in loss.parameters())]
@@ -188,7 +189,7 @@ def parameters(cls: Any) -> None:
     loss, target = home(cls)
     if list(loss.parameters()):
         with target.frozen():
-            value = stage.value_of(loss, target, stage.images_of(target.input_shape, 6).requires_grad_())
+            value = toy_models.value_of(loss, target, toy_models.images_of(target.input_shape, 6).requires_grad_())
             value.backward()
         expect_gradients(loss, "from its value")
 
@@ -201,8 +202,8 @@ def parameters(cls: Any) -> None:
 )
 def layers_exist(cls: Any) -> None:
     """Layers exist."""
-    for shape, count, loss in stage.settings_of(cls, builder(cls))[0]:
-        target = stage.target_of(shape, count)
+    for shape, count, loss in toy_models.settings_of(cls, builder(cls))[0]:
+        target = toy_models.target_of(shape, count)
         names = loss.layers(target)
         expect(isinstance(names, list) and all(isinstance(name, str) for name in names), f"layers gives {names!r}")
         known = {name for layer in target.layers() for name in (layer, f"{layer}:in")}
@@ -218,9 +219,11 @@ def layers_exist(cls: Any) -> None:
 )
 def views(cls: Any) -> None:
     """Views are images."""
-    for shape, count, loss in stage.settings_of(cls, builder(cls))[0]:
-        target = stage.target_of(shape, count)
-        found = loss.views(stage.generated(target, stage.images_of(shape, 3)), random_generator(stage.CPU, 0))
+    for shape, count, loss in toy_models.settings_of(cls, builder(cls))[0]:
+        target = toy_models.target_of(shape, count)
+        found = loss.views(
+            toy_models.generated(target, toy_models.images_of(shape, 3)), random_generator(toy_models.CPU, 0)
+        )
         if found is not None:
             where = f"in the views of images of {shape}"
             expect(isinstance(found, Tensor) and found.dim() > 0, f"{type(found).__name__} {where}")
@@ -238,13 +241,13 @@ def views(cls: Any) -> None:
 def seeded(cls: Any) -> None:
     """A seed decides."""
     loss, target = home(cls)
-    images = stage.images_of(target.input_shape, 4)
-    batch = stage.generated(target, images)
+    images = toy_models.images_of(target.input_shape, 4)
+    batch = toy_models.generated(target, images)
     before = random_states()
     one = _views(loss, batch)
     expect_untouched(before)
     expect(same(one, with_seed(1, lambda: _views(loss, batch))), "one seed of `rng` gives two sets of views")
-    values = [with_seed(2, lambda: stage.value_of(loss, target, images).detach()) for _ in range(2)]
+    values = [with_seed(2, lambda: toy_models.value_of(loss, target, images).detach()) for _ in range(2)]
     expect(same(*values), "one seed gives two values of one batch")
 
 
@@ -260,7 +263,8 @@ def batch_mean(cls: Any) -> None:
     sizes = (8, 64)
     with torch.no_grad():
         few, many = (
-            abs(stage.value_of(loss, target, stage.images_of(target.input_shape, size)).item()) for size in sizes
+            abs(toy_models.value_of(loss, target, toy_models.images_of(target.input_shape, size)).item())
+            for size in sizes
         )
     expect(many <= 3 * few + 0.1, f"{few:.4g} for {sizes[0]} random images, {many:.4g} for {sizes[1]}")
 
@@ -274,16 +278,16 @@ def batch_mean(cls: Any) -> None:
 def target_untouched(cls: Any) -> None:
     """The target is as before."""
     _, target = home(cls)
-    before = stage.state_of(target)
+    before = toy_models.state_of(target)
     loss = cls(target)
     with target.frozen():
-        inside = stage.state_of(target)
-        value = stage.value_of(loss, target, stage.images_of(target.input_shape, 4).requires_grad_())
+        inside = toy_models.state_of(target)
+        value = toy_models.value_of(loss, target, toy_models.images_of(target.input_shape, 4).requires_grad_())
         if value.requires_grad:
             value.backward()
-        changed = stage.changes(inside, stage.state_of(target))
+        changed = toy_models.changes(inside, toy_models.state_of(target))
         expect(not changed, f"changed within a step: {changed}")
-    changed = stage.changes(before, stage.state_of(target))
+    changed = toy_models.changes(before, toy_models.state_of(target))
     expect(not changed, f"changed: {changed}")
 
 
@@ -314,11 +318,11 @@ def target_not_kept(cls: Any) -> None:
 def device(cls: Any) -> None:
     """It computes where the batch is."""
     _, target = home(cls)
-    images = stage.images_of(target.input_shape, 4)
+    images = toy_models.images_of(target.input_shape, 4)
     for place in other_devices():
         with place as other:
-            there = stage.moved(target, other)
-            value = stage.value_of(cls(there).to(other), there, images.to(other).requires_grad_())
+            there = toy_models.moved(target, other)
+            value = toy_models.value_of(cls(there).to(other), there, images.to(other).requires_grad_())
             expect_on(other, **{"the value": value})
             if value.requires_grad:
                 value.backward()
@@ -334,8 +338,8 @@ def bf16(cls: Any) -> None:
     """It runs where the target answers in bf16."""
     loss, target = home(cls)
     with target.frozen():
-        images = stage.images_of(target.input_shape, 4).requires_grad_()
-        value = stage.value_of(loss, target, images, bf16=True)
+        images = toy_models.images_of(target.input_shape, 4).requires_grad_()
+        value = toy_models.value_of(loss, target, images, bf16=True)
         expect(value.isfinite(), f"the value is {value.item()}")
         if value.requires_grad:
             value.backward()
@@ -359,8 +363,8 @@ def state_dict(cls: Any) -> None:
 
 def _value(loss: InversionLoss, target: Target) -> Tensor:
     """Return a value under one seed, and without a gradient."""
-    images = stage.images_of(target.input_shape, 4)
-    value: Tensor = with_seed(0, lambda: stage.value_of(loss, target, images).detach())
+    images = toy_models.images_of(target.input_shape, 4)
+    value: Tensor = with_seed(0, lambda: toy_models.value_of(loss, target, images).detach())
     return value
 
 
@@ -386,21 +390,21 @@ def picklable(cls: Any) -> None:
 )
 def two_processes(cls: Any) -> None:
     """Two processes agree."""
-    shape, count = stage.home_of(builder(cls))
+    shape, count = toy_models.home_of(builder(cls))
     one, other = in_both(step_in_process, Importable.of(cls), shape, count)
     expect(one["value"] == other["value"], f"one batch has the values {one['value']} and {other['value']}")
     expect(same(one["stepped"], other["stepped"]), "their parameters differ after a step with averaged gradients")
 
 
-def step_in_process(cls: Importable, shape: stage.Shape, count: int) -> dict[str, Any]:
+def step_in_process(cls: Importable, shape: toy_models.Shape, count: int) -> dict[str, Any]:
     """Compute the value of one batch, and step by gradients of a half of another that are averaged."""
-    target = stage.target_of(shape, count)
-    with global_seed(0, stage.CPU):
+    target = toy_models.target_of(shape, count)
+    with global_seed(0, toy_models.CPU):
         loss: InversionLoss = cls.load()(target)
     value = _value(loss, target).item()
-    half = stage.images_of(shape, 4, seed=dist.get_rank()).requires_grad_()
+    half = toy_models.images_of(shape, 4, seed=dist.get_rank()).requires_grad_()
     with target.frozen():
-        found = stage.value_of(loss, target, half)
+        found = toy_models.value_of(loss, target, half)
         if found.requires_grad:
             found.backward()
     average_step(list(loss.parameters()))
@@ -411,15 +415,17 @@ def step_in_process(cls: Importable, shape: stage.Shape, count: int) -> dict[str
     "converges",
     by="loss",
     promise="beside cross-entropy, and no larger than it at the start, it lets an inversion converge: in "
-    f"{stage.STEPS} steps the loss falls, and the target puts most images in the class asked for",
+    f"{toy_models.STEPS} steps the loss falls, and the target puts most images in the class asked for",
     remedy="see that the term falls as images get better: its sign, and that it does not drown the others",
 )
 def converges(cls: Any) -> None:
     """An inversion converges."""
     loss, target = home(cls)
-    images = stage.images_of(target.input_shape, 24)
+    images = toy_models.images_of(target.input_shape, 24)
     with torch.no_grad():
-        size, usual = (abs(stage.value_of(term, target, images).item()) for term in (loss, stage.PlainLoss(target)))
+        size, usual = (
+            abs(toy_models.value_of(term, target, images).item()) for term in (loss, toy_models.PlainLoss(target))
+        )
     weight = min(1.0, usual / max(size, 1e-9))
-    terms = {"plain": (1.0, stage.PlainLoss(target)), "it": (weight, loss)}
-    expect_converged(stage.invert(target, losses=terms).history, target.num_classes)
+    terms = {"plain": (1.0, toy_models.PlainLoss(target)), "it": (weight, loss)}
+    expect_converged(toy_models.invert(target, losses=terms).history, target.num_classes)

@@ -10,29 +10,34 @@ from typing import Any
 
 import torch
 
-from interpkit.data import LabelledImages
 from interpkit.errors import UsageError
-from interpkit.evaluation import Samples
-from interpkit.interfaces import Target
-from interpkit.metrics import Metric, Study, TooFew
-from interpkit.testing import stage
+from interpkit.interfaces.metrics import Metric, Study, TooFew
+from interpkit.interfaces.samples import Samples
+from interpkit.interfaces.targets import Target
+from interpkit.io.datasets import LabelledImages
+from interpkit.testing import toy_models
 from interpkit.testing.checks import Broken, expect, promised
 from interpkit.testing.components import expect_untouched, one_of, random_states, with_seed
 from interpkit.testing.second_device import other_devices
 
 NEEDS = ("reference", "training", "evaluator")
-SETTINGS: tuple[tuple[stage.Shape, int], ...] = ((stage.TINY, 3), ((3, 32, 32), 2), ((5, 17, 40), 10), ((12,), 37))
+SETTINGS: tuple[tuple[toy_models.Shape, int], ...] = (
+    (toy_models.TINY, 3),
+    ((3, 32, 32), 2),
+    ((5, 17, 40), 10),
+    ((12,), 37),
+)
 PER_CLASS = 12
 
 
 def study_of(
-    shape: stage.Shape,
+    shape: toy_models.Shape,
     num_classes: int,
     given: tuple[str, ...] = NEEDS,
     *,
     per_class: int = PER_CLASS,
     target: Target | None = None,
-    device: torch.device = stage.CPU,
+    device: torch.device = toy_models.CPU,
 ) -> Study:
     """Return a study of made-up samples.
 
@@ -44,8 +49,8 @@ def study_of(
         target: the classifier; a small one of that shape if left out.
         device: where classifiers compute.
     """
-    judge = stage.target_of(shape, num_classes)
-    drawn = stage.Pictures(shape, num_classes)
+    judge = toy_models.target_of(shape, num_classes)
+    drawn = toy_models.Pictures(shape, num_classes)
     data = {}
     for seed, name in enumerate(("samples", "reference", "training")):
         images, labels = drawn.draw(per_class * num_classes, 90 + seed)
@@ -65,9 +70,9 @@ def study_of(
         probabilities=q if num_classes <= 100 else None,
         distribution=torch.eye(num_classes)[labels] if num_classes <= 100 else None,
     )
-    evaluator: Target = stage.LinearTarget(shape, num_classes)
-    if device != stage.CPU:
-        evaluator = stage.moved(evaluator, device)
+    evaluator: Target = toy_models.LinearTarget(shape, num_classes)
+    if device != toy_models.CPU:
+        evaluator = toy_models.moved(evaluator, device)
     return Study(
         target or judge,
         samples,
@@ -214,7 +219,7 @@ def too_few(cls: Any) -> None:
     """Few images are no fault."""
     for few in (1, 2):
         try:
-            found = one_of(cls).measure(study_of(stage.TINY, 3, per_class=few))
+            found = one_of(cls).measure(study_of(toy_models.TINY, 3, per_class=few))
             json.dumps([value for key, value in found.items() if key != "per_class"], allow_nan=False)
         except (UsageError, TooFew):
             continue
@@ -257,9 +262,9 @@ def _measured(cls: Any, study: Study) -> str:
 def study_untouched(cls: Any) -> None:
     """The study is as before."""
     study = study_of(*SETTINGS[0])
-    before, tensors = stage.state_of(study.target), _tensors(study)
+    before, tensors = toy_models.state_of(study.target), _tensors(study)
     _measured(cls, study)
-    changed = stage.changes(before, stage.state_of(study.target))
+    changed = toy_models.changes(before, toy_models.state_of(study.target))
     expect(not changed, f"changed of the target: {changed}")
     expect(_tensors(study) == tensors, "images or labels were changed")
 
@@ -282,7 +287,9 @@ def device(cls: Any) -> None:
     usual = _measured(cls, study_of(shape, count))
     for place in other_devices():
         with place as other:
-            study = study_of(shape, count, target=stage.moved(stage.target_of(shape, count), other), device=other)
+            study = study_of(
+                shape, count, target=toy_models.moved(toy_models.target_of(shape, count), other), device=other
+            )
             found = _measured(cls, study)
         expect("device=" not in found, "a tensor of the other device is among the figures")
         expect((usual[:1] == "{") == (found[:1] == "{"), f"it finds {found[:80]}")

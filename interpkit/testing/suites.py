@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from interpkit.attribution import Attribution
 from interpkit.errors import UsageError
-from interpkit.interfaces import Conditioner, Generator, InversionLoss, Inverter, Loader, Target
-from interpkit.metrics import Metric
+from interpkit.interfaces.attributions import Attribution
+from interpkit.interfaces.generation import Conditioner, Generator
+from interpkit.interfaces.inverters import Inverter
+from interpkit.interfaces.loaders import Loader
+from interpkit.interfaces.losses import InversionLoss
+from interpkit.interfaces.metrics import Metric
+from interpkit.interfaces.targets import Target
 from interpkit.testing.checks import check_all, checks_of, label_of, waivers_of
 
 if TYPE_CHECKING:

@@ -12,10 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from interpkit.config.recipe import TargetOptions
 from interpkit.errors import ModelError, UsageError
-from interpkit.interfaces import Loader, Target
-from interpkit.recipe import TargetOptions
-from interpkit.testing import stage
+from interpkit.interfaces.loaders import Loader
+from interpkit.interfaces.targets import Target
+from interpkit.testing import toy_models
 from interpkit.testing.checks import Broken, checks_of_kind, expect, promised
 from interpkit.testing.components import expect_on, expect_untouched, random_states
 from interpkit.testing.second_device import other_devices
@@ -25,13 +26,13 @@ BATCH = 3
 
 def device_of(target: Target) -> torch.device:
     """Return where a target is."""
-    return next((tensor.device for tensor in (*target.parameters(), *target.buffers())), stage.CPU)
+    return next((tensor.device for tensor in (*target.parameters(), *target.buffers())), toy_models.CPU)
 
 
 def images_for(target: Target, count: int = BATCH) -> Tensor:
     """Return random images, then a black and a white one, on the target's device."""
     plain = torch.stack([torch.zeros(target.input_shape), torch.ones(target.input_shape)])
-    return torch.cat([stage.images_of(target.input_shape, count), plain]).to(device_of(target))
+    return torch.cat([toy_models.images_of(target.input_shape, count), plain]).to(device_of(target))
 
 
 @contextlib.contextmanager
@@ -169,14 +170,14 @@ def image_alone(target: Target) -> None:
 def frozen(target: Target) -> None:
     """It can be frozen."""
     with _odd(target):
-        before = stage.state_of(target)
+        before = toy_models.state_of(target)
         with contextlib.suppress(KeyError), target.frozen():
             modes = [name for name, part in target.named_modules() if part.training]
             expect(not modes, f"in train mode within: {', '.join(modes[:3]) or 'the target'}")
             taking = [name for name, p in target.named_parameters() if p.requires_grad]
             expect(not taking, f"taking a gradient within: {', '.join(taking[:3])}")
             raise KeyError
-        changed = stage.changes(before, stage.state_of(target))
+        changed = toy_models.changes(before, toy_models.state_of(target))
         expect(not changed, f"changed after it: {changed}")
 
 
@@ -210,12 +211,12 @@ def untouched(target: Target) -> None:
     """Looking changes nothing."""
     images = images_for(target)
     with looking(target):
-        before, random = stage.state_of(target), random_states()
+        before, random = toy_models.state_of(target), random_states()
         target(images)
         target.respond(images)
         with contextlib.suppress(UsageError):
             target.respond(images, ["no.such.layer"])
-        changed = stage.changes(before, stage.state_of(target))
+        changed = toy_models.changes(before, toy_models.state_of(target))
         expect(not changed, f"changed: {changed}")
         expect_untouched(random)
 
@@ -262,13 +263,13 @@ def bf16(target: Target) -> None:
 @promised(
     "converges",
     by="target",
-    promise=f"it can be inverted: in {stage.STEPS} steps of an inversion the cross-entropy of the class asked "
+    promise=f"it can be inverted: in {toy_models.STEPS} steps of an inversion the cross-entropy of the class asked "
     "for falls",
     remedy="see that its gradient points the right way: compare it with finite differences",
 )
 def converges(target: Target) -> None:
     """An inversion of it converges."""
-    history = stage.invert(target).history
+    history = toy_models.invert(target).history
     first, last = history[0].loss, history[-1].loss
     expect(last < first, f"cross-entropy went from {first:.4g} to {last:.4g}")
 

@@ -5,7 +5,7 @@ Source: Suhail & Sethi, "Network Inversion of Convolutional Neural Nets" (studen
 
 "Our approach to Network Inversion uses a conditioned generator that learns the data distributions in the input
 space of the trained classifier by simple modification of the training objectives"
-    the loop, `interpkit.training.train`; the target is frozen, the generator alone learns.
+    the loop, `interpkit.inversion.loop.train`; the target is frozen, the generator alone learns.
 "Inversion is performed on a classifier which includes convolution and fully connected layers, appropriate to the
 classification task along with Leaky-ReLU layers and Dropout layers"
     the shipped classifiers (``interpkit:cnn``); any other classifier does as well.

@@ -13,9 +13,11 @@ import pytest
 import torch
 
 import interpkit
-from interpkit import assembly, training
-from interpkit.api import Job, prepare
-from interpkit.plugins import installed
+from interpkit.api.invert import Job, prepare
+from interpkit.inversion import loop as training
+from interpkit.inversion import objective
+from interpkit.plugins import assembly
+from interpkit.plugins.discovery import installed
 
 ROOT = Path(__file__).parents[2]
 TINY = {"upconv.width": 8, "upconv.min_width": 4, "upconv.latent": 8, "upconv.hidden": 8, "upconv.dropout": 0.0}
@@ -91,7 +93,7 @@ def test_the_rival_minimises_what_ours_does(job: Job, benchmark: Any, rival: str
     generated = interpkit.GeneratedBatch(job.target, condition, torch.zeros(8, 1), images, 0.0)
     autocast = torch.autocast("cpu", enabled=False)
     with job.target.frozen():
-        ours, _, _ = training.objective(generated, parts.losses, [], torch.Generator(), autocast)
+        ours, _, _ = objective.objective(generated, parts.losses, [], torch.Generator(), autocast)
     torch.testing.assert_close(theirs, ours)
 
 

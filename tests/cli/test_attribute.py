@@ -145,7 +145,7 @@ def test_vectors_have_maps_but_no_pictures(tmp_path: Path, data: Path) -> None:
         target, conditioner="vecmat", plugins=["vecmat"], generator="dense", steps=2, batch_size=4, device="cpu"
     )
     images, labels = inversion.sample(per_class=2)
-    from interpkit.explaining import explain
+    from interpkit.attribution.export import explain
 
     summary = explain(target, tmp_path / "out", inverted=(images, labels), device="cpu")
     assert summary["methods"]["integrated-gradients"]["files"] == ["integrated-gradients.safetensors"]

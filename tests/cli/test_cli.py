@@ -23,7 +23,7 @@ from typer.testing import CliRunner, Result
 import interpkit
 from interpkit import ModelError
 from interpkit.cli import app
-from interpkit.plugins import Plugins
+from interpkit.plugins.discovery import Plugins
 
 MakeModel = Callable[..., Path]
 Process = Callable[..., "subprocess.CompletedProcess[str]"]

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from interpkit.cli import console
-from interpkit.recorder import StepRecord
+from interpkit.runtime.recorder import StepRecord
 
 
 class Gone(io.StringIO):

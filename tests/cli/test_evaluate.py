@@ -17,8 +17,8 @@ from typer.testing import CliRunner, Result
 import interpkit
 from interpkit.cli import app
 from interpkit.cli.figures import table_of_classes
-from interpkit.data import load_data
-from interpkit.figures import flattened
+from interpkit.evaluation.flatten import flattened
+from interpkit.io.datasets import load_data
 
 MakeModel = Callable[..., Path]
 
@@ -176,15 +176,15 @@ def test_a_file_that_is_no_reference_data_is_told(
     digits = tmp_path / "folder" / "²"
     digits.mkdir(parents=True)
     refused("no class is named so", digits.parent)
-    monkeypatch.setattr("interpkit.data.MAX_BYTES", 60 * 144)
+    monkeypatch.setattr("interpkit.io.datasets.MAX_BYTES", 60 * 144)
     refused("whole.npz has more images than are read into memory", whole)
     monkeypatch.undo()
-    monkeypatch.setattr("interpkit.data.MAX_NUMBERS", 60 * 144 - 1)
+    monkeypatch.setattr("interpkit.io.datasets.MAX_NUMBERS", 60 * 144 - 1)
     refused("whole.npz has more images than are read into memory", whole)
     for number in range(2):
         (tmp_path / "many" / str(number)).mkdir(parents=True)
         Image.new("L", (12, 12)).save(tmp_path / "many" / str(number) / "0.png")
-    monkeypatch.setattr("interpkit.data.MAX_NUMBERS", 2 * 144 - 1)
+    monkeypatch.setattr("interpkit.io.datasets.MAX_NUMBERS", 2 * 144 - 1)
     refused("many has more images than are read into memory", tmp_path / "many")
 
 

@@ -18,9 +18,9 @@ from typer.testing import CliRunner, Result
 import interpkit
 from interpkit import PluginError, UsageError
 from interpkit.cli import app
-from interpkit.plugins import Plugins
-from interpkit.recipe import read_toml
-from interpkit.runs import Run
+from interpkit.config.recipe import read_toml
+from interpkit.plugins.discovery import Plugins
+from interpkit.runs.folder import Run
 
 Process = Callable[..., Any]
 Install = Callable[..., Path]
@@ -154,13 +154,13 @@ def test_the_variables_choose_and_trace(install: Install, run_python: Process, t
     run = run_python("-m", "interpkit", "plugins", "list", "--json", env=chosen)
     status = {row["name"]: row["status"] for row in json.loads(run.stdout)}
     assert status.pop("watcher") == "ok" and set(status.values()) == {"disabled"} and "vecmat" in status
-    assert "plugin watcher: register(registry=<interpkit.registry.Registration" in run.stderr
+    assert "plugin watcher: register(registry=<interpkit.plugins.registry.Registration" in run.stderr
     assert "plugin watcher: register returned [42]" in run.stderr
 
 
 HANGING = """
 import interpkit.plugins
-interpkit.plugins.SLOW_IMPORT_SECONDS = 0.05
+interpkit.plugins.discovery.SLOW_IMPORT_SECONDS = 0.05
 from interpkit.cli import main
 main()
 """
@@ -418,7 +418,7 @@ def test_a_loader_that_fails_is_named_and_takes_no_other_with_it(
 def test_a_run_means_by_a_name_what_it_meant_when_it_was_made(add_plugin: Any, run_copy: Path) -> None:
     add_plugin(type("Twin", (UpConvGenerator,), {}))
     with pytest.raises(UsageError, match=r"say vecmat:upconv or mine:upconv, or leave a plugin out by --no-plugin"):
-        interpkit.plugins.installed().component("generator", "upconv")
+        interpkit.plugins.discovery.installed().component("generator", "upconv")
     for command in (["sample", run_copy, "--count", "1"], ["evaluate", run_copy, "--metric", "diversity"]):
         result = cli(*command)
         assert result.exit_code == 0, result.output

@@ -300,7 +300,7 @@ def test_a_name_that_is_taken_is_refused_with_one_that_is_not(tmp_path: Path, na
 
 
 def test_every_component_of_the_bundled_plugins_is_known_to_be_taken() -> None:
-    from interpkit.plugins import installed
+    from interpkit.plugins.discovery import installed
 
     entries = [entry for entry in installed().registry.entries() if entry.kind != "architectures"]
     assert len(entries) > 40

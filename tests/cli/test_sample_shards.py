@@ -16,8 +16,8 @@ from typer.testing import CliRunner, Result
 import interpkit
 from interpkit.cli import app
 from interpkit.cli.sample import FormatName
-from interpkit.shard_formats import FORMATS
-from interpkit.shards import ShardJob
+from interpkit.runs.shard_formats import FORMATS
+from interpkit.runs.shards import ShardJob
 
 
 def cli(*arguments: str | Path) -> Result:

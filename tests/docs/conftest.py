@@ -23,8 +23,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 import interpkit
-from interpkit.evaluation import draw_samples
-from interpkit.runs import write_samples
+from interpkit.evaluation.scoring import draw_samples
+from interpkit.runs.folder import write_samples
 
 ROOT = Path(__file__).parent.parent.parent
 SHAPE = (1, 28, 28)

@@ -16,9 +16,10 @@ import typer
 from markdown_it import MarkdownIt
 
 import interpkit
-from interpkit import hookspecs, testing
+from interpkit import testing
 from interpkit.cli import app
-from interpkit.plugins import installed
+from interpkit.plugins import hookspecs
+from interpkit.plugins.discovery import installed
 
 ROOT = Path(__file__).parent.parent.parent
 DOCS = ROOT / "docs"
@@ -81,7 +82,7 @@ def test_each_hook_stands_in_the_reference() -> None:
     assert "<!-- generated: hooks -->" in read("hooks.md")
     said = generated().hooks()
     assert re.findall(r"^## (\w+)$", said, re.MULTILINE) == [name for name in vars(hookspecs) if name in HOOKS]
-    assert all(f"autofunction:: interpkit.hookspecs.{name}\n" in said for name in HOOKS)
+    assert all(f"autofunction:: interpkit.plugins.hookspecs.{name}\n" in said for name in HOOKS)
 
 
 def test_each_command_and_option_stands_in_the_reference_with_its_help() -> None:

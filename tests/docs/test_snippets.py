@@ -25,11 +25,13 @@ import pytest
 from markdown_it import MarkdownIt
 from typer.testing import CliRunner
 
-from interpkit import assembly, explaining, faithfulness, runs
+from interpkit.attribution import export, faithfulness
 from interpkit.cli import app
-from interpkit.plugins import Plugins, installed
-from interpkit.report import journeys
-from interpkit.testing import stage
+from interpkit.plugins import assembly
+from interpkit.plugins.discovery import Plugins, installed
+from interpkit.report import interpolation
+from interpkit.runs import folder
+from interpkit.testing import toy_models
 
 ROOT = Path(__file__).parent.parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -167,7 +169,7 @@ def alike(shown: str, said: str) -> bool:
 @pytest.fixture
 def cut(monkeypatch: pytest.MonkeyPatch) -> None:
     """Cut what takes long: steps, images a step, samples, the pictures of the report, the checks of attributions."""
-    resolve, sample_size = assembly.resolve, runs.sample_size
+    resolve, sample_size = assembly.resolve, folder.sample_size
 
     def shorter(*arguments: Any) -> Any:
         recipe = resolve(*arguments)
@@ -184,13 +186,13 @@ def cut(monkeypatch: pytest.MonkeyPatch) -> None:
         }
 
     monkeypatch.setattr(assembly, "resolve", shorter)
-    monkeypatch.setattr(runs, "sample_size", fewer)
-    monkeypatch.setattr(journeys, "FRAMES", 2)
-    monkeypatch.setattr(explaining, "PER_CLASS", 1)
-    monkeypatch.setattr(explaining, "CHECKED", 2)
+    monkeypatch.setattr(folder, "sample_size", fewer)
+    monkeypatch.setattr(interpolation, "FRAMES", 2)
+    monkeypatch.setattr(export, "PER_CLASS", 1)
+    monkeypatch.setattr(export, "CHECKED", 2)
     monkeypatch.setattr(faithfulness, "DRAWS", 2)
     # Kept once made, and a short one is not for the tests after these.
-    monkeypatch.setattr(stage, "_tiny_inversion", stage._tiny_inversion.__wrapped__)
+    monkeypatch.setattr(toy_models, "_tiny_inversion", toy_models._tiny_inversion.__wrapped__)
 
 
 @pytest.fixture

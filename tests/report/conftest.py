@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 import interpkit
-from interpkit import evaluation
-from interpkit.runs import write_samples
+from interpkit.interfaces import samples
+from interpkit.runs.folder import write_samples
 
 HOSTILE = ["<b>bold</b>", "</script><script>alert(1)</script>", "<img src=x onerror=alert(2)> & \"'"]
 
@@ -47,7 +47,7 @@ def thousand_classes(
     images = torch.randint(0, 256, (10_000, 1, 12, 12), dtype=torch.uint8, generator=rng)
     nothing = torch.zeros(10_000)
     write_samples(
-        evaluation.Samples(images, labels, labels, nothing, None, torch.zeros_like(labels), None),
+        samples.Samples(images, labels, labels, nothing, None, torch.zeros_like(labels), None),
         folder / "run" / "samples.safetensors",
     )
     interpkit.write_report(folder / "run")

@@ -24,9 +24,10 @@ from typer.testing import CliRunner, Result
 import interpkit
 from interpkit import Condition, ConditionSpec
 from interpkit.cli import app
-from interpkit.figures import flattened
-from interpkit.report import curves, journeys, pictures, words
-from interpkit.runs import Run
+from interpkit.evaluation.flatten import flattened
+from interpkit.report import curves, encode, interpolation
+from interpkit.report import text as words
+from interpkit.runs.folder import Run
 
 HOSTILE = ["<b>bold</b>", "</script><script>alert(1)</script>", "<img src=x onerror=alert(2)> & \"'"]
 
@@ -354,22 +355,22 @@ def test_torn_attributions_are_told_by_name(run_copy: Path) -> None:
 
 def test_pictures_come_in_the_best_quality_that_fits() -> None:
     images = torch.randint(0, 256, (30, 3, 40, 50), dtype=torch.uint8)
-    whole = pictures.encode(images, 1e9)
+    whole = encode.encode(images, 1e9)
     assert torch.equal(decode(whole[4]), images[4].permute(1, 2, 0))
-    sizes = [sum(map(len, pictures.encode(images, budget))) for budget in (200_000, 60_000, 20_000)]
+    sizes = [sum(map(len, encode.encode(images, budget))) for budget in (200_000, 60_000, 20_000)]
     assert all(size <= 1.1 * budget for size, budget in zip(sizes, (200_000, 60_000, 20_000), strict=True)), sizes
     assert sizes[0] > sizes[1] > sizes[2]
 
 
 def test_a_vector_is_drawn_as_bars_between_the_extremes_of_its_features() -> None:
     vectors = torch.tensor([[0.0, -4.0], [10.0, 4.0], [5.0, 0.0]])
-    drawn = pictures.drawable(vectors)
-    assert drawn.shape == (3, 1, pictures.BAR_HEIGHT, 2 * pictures.BAR_WIDTH) and drawn.dtype == torch.uint8
+    drawn = encode.drawable(vectors)
+    assert drawn.shape == (3, 1, encode.BAR_HEIGHT, 2 * encode.BAR_WIDTH) and drawn.dtype == torch.uint8
     heights = (drawn[:, 0, :, 0] == 255).sum(1).tolist()
-    assert heights == [1, pictures.BAR_HEIGHT, pictures.BAR_HEIGHT // 2]
+    assert heights == [1, encode.BAR_HEIGHT, encode.BAR_HEIGHT // 2]
     assert drawn[1, 0, -1, 0] == 255 and drawn[0, 0, 0, 0] == 0  # they stand on the ground
-    beyond = pictures.drawable(torch.tensor([[20.0, -9.0]]), among=vectors)[0, 0]
-    assert ((beyond == 255).sum(0)[[0, pictures.BAR_WIDTH]]).tolist() == [pictures.BAR_HEIGHT, 1]
+    beyond = encode.drawable(torch.tensor([[20.0, -9.0]]), among=vectors)[0, 0]
+    assert ((beyond == 255).sum(0)[[0, encode.BAR_WIDTH]]).tolist() == [encode.BAR_HEIGHT, 1]
 
 
 def test_a_run_of_one_class_or_of_a_strange_manifest_has_a_report(
@@ -446,7 +447,7 @@ def shown(quick: Callable[..., dict[str, Any]]) -> interpkit.GeneratorInversion:
 
 
 def test_a_walk_keeps_the_condition_and_turns_the_latent(shown: interpkit.GeneratorInversion) -> None:
-    walks = journeys.walks(shown)
+    walks = interpolation.walks(shown)
     assert [(walk.start, walk.end) for walk in walks] == [(0, 0), (1, 1), (2, 2)]
     for walk in walks:
         left, latent = walk.images[:, 0, 0, :3], 8 * (walk.images[:, 0, 0, 3:] - 0.5)
@@ -463,7 +464,7 @@ def test_a_walk_keeps_the_condition_and_turns_the_latent(shown: interpkit.Genera
 
 
 def test_a_morph_mixes_the_conditions_evenly_at_one_latent(shown: interpkit.GeneratorInversion) -> None:
-    morphs = journeys.morphs(shown)
+    morphs = interpolation.morphs(shown)
     assert [(morph.start, morph.end) for morph in morphs] == [(0, 1), (0, 2), (1, 2)]
     for morph in morphs:
         mixed, latent = morph.images[:, 0, 0, :3], morph.images[:, 0, 0, 3:]
@@ -475,9 +476,9 @@ def test_a_morph_mixes_the_conditions_evenly_at_one_latent(shown: interpkit.Gene
 
 def test_the_generator_is_left_as_it_was(shown: interpkit.GeneratorInversion) -> None:
     shown.generator.train()
-    before = journeys.walks(shown)
+    before = interpolation.walks(shown)
     assert shown.generator.training
-    for one, other in zip(before, journeys.walks(shown), strict=True):
+    for one, other in zip(before, interpolation.walks(shown), strict=True):
         assert torch.equal(one.images, other.images)
 
 

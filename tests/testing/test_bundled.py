@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from interpkit import testing
-from interpkit.plugins import Plugins
+from interpkit.plugins.discovery import Plugins
 from interpkit.testing.checks import COMPONENTS
 
 BUNDLED = [point for point in entry_points(group="interpkit") if point.dist and point.dist.name == "interpkit"]

@@ -9,7 +9,7 @@ import pytest
 
 import interpkit
 from interpkit import testing
-from interpkit.plugins import installed
+from interpkit.plugins.discovery import installed
 from interpkit.testing.checks import COMPONENTS
 
 FUNCTIONS: dict[str, Callable[..., None]] = {

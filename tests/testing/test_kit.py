@@ -19,7 +19,7 @@ from typer.testing import CliRunner, Result
 import interpkit
 from interpkit import InversionLoss, Loader, UsageError, testing
 from interpkit.cli import app
-from interpkit.testing import conditioners, stage
+from interpkit.testing import conditioners, toy_models
 from interpkit.testing.checks import Broken
 from interpkit.testing.second_device import SECOND, OtherDeviceError, second_device
 from interpkit.testing.two_processes import Importable, in_both
@@ -127,7 +127,9 @@ def test_checks_leave_every_global_generator_as_it_was() -> None:
 
 
 @pytest.mark.parametrize(
-    "thing", [dict, interpkit.Preset("x", {}, "x"), Brightness(stage.tiny_target())], ids=["dict", "preset", "instance"]
+    "thing",
+    [dict, interpkit.Preset("x", {}, "x"), Brightness(toy_models.tiny_target())],
+    ids=["dict", "preset", "instance"],
 )
 def test_what_has_no_checks_is_told(thing: Any) -> None:
     with pytest.raises(UsageError, match="cannot be checked: give a class of conditioner, generator, loss"):
@@ -280,7 +282,7 @@ def test_what_is_made_on_the_second_device_stays_there() -> None:
         for tensor in (x.new_zeros(2), torch.zeros_like(x), torch.tensor([1.0], device=device), x.new_tensor([1, 2])):
             assert tensor.device == SECOND
         for tensor in (torch.zeros(2), torch.ones(2, device="cpu"), x.cpu()):
-            assert tensor.device == stage.CPU
+            assert tensor.device == toy_models.CPU
         x[0].zero_()  # a view
         assert x.tolist()[0] == [0, 0, 0]
         assert bool((x == x).all()) and (x > 0).nonzero().device == SECOND
@@ -307,7 +309,7 @@ def test_tensors_of_two_devices_do_not_meet() -> None:
 # --------------------------------------------------------------------------------------- two processes
 
 
-class Unruly(stage.PlainConditioner):
+class Unruly(toy_models.PlainConditioner):
     """It talks, and fails in one process while the other waits for it."""
 
     name = "unruly"

@@ -38,10 +38,10 @@ from interpkit import (
     testing,
     wilson,
 )
-from interpkit.target import ModuleTarget
-from interpkit.testing import stage
+from interpkit.inversion.loop import GeneratorInverter
+from interpkit.targets.module_target import ModuleTarget
+from interpkit.testing import toy_models
 from interpkit.testing.checks import COMPONENTS, checks_of_kind
-from interpkit.training import GeneratorInverter
 
 FAULTY: dict[tuple[str, str], Any] = {}
 """By kind and check, the component that breaks it; of targets, what makes one."""
@@ -739,7 +739,7 @@ class _(Incomplete):
 @breaks("attribution", "explains-class")
 class _(RightAttribution):
     def attribute(self, target: Any, images: Tensor, classes: Tensor, context: Any) -> Tensor:
-        asked = classes if isinstance(target, stage.LinearTarget) else classes * 0
+        asked = classes if isinstance(target, toy_models.LinearTarget) else classes * 0
         return super().attribute(target, images, asked, context)
 
 
@@ -1022,7 +1022,7 @@ def made(kind: str, cls: Any) -> Any:
     """Return what is checked: a class, or a target of it."""
     if kind != "target":
         return cls
-    target = stage.tiny_target()
+    target = toy_models.tiny_target()
     target.__class__ = cls
     return target
 

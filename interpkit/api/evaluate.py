@@ -1,0 +1,99 @@
+"""TODO api.evaluate."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from interpkit.evaluation import scoring
+from interpkit.evaluation.metrics import PER_CLASS, Data, _chosen, _images, _judges, measured
+from interpkit.interfaces.inversions import Inversion
+from interpkit.interfaces.metrics import Study
+from interpkit.interfaces.targets import Target
+from interpkit.io.atomic import to_json, write_atomically
+from interpkit.runtime.devices import choose_device
+
+if TYPE_CHECKING:
+    from interpkit.runs.folder import Run
+
+
+def evaluate(
+    inversion: Inversion | Run | str | Path,
+    *,
+    evaluators: Sequence[Target | str | Path] = (),
+    reference: Data | None = None,
+    training: Data | None = None,
+    metrics: Sequence[str] = (),
+    options: Mapping[str, Any] | None = None,
+    target: Target | None = None,
+    model: str | Path | None = None,
+    arch: str | None = None,
+    trust: bool = False,
+) -> dict[str, Any]:
+    """Measure the samples of an inversion, and hold them against other classifiers and real images.
+
+    Args:
+        inversion: an inversion in memory, of which 100 images a class are drawn, or a run folder, whose stored
+            samples are read and whose metrics.json is written.
+        evaluators: independent classifiers of the same classes, or their self-describing files.
+        reference: held-out real images: an ``.npz``, a folder a class, ``torchvision:NAME``, or (images, labels).
+        training: images that the target was trained on, likewise.
+        metrics: names of metrics; all that have what they need if left out.
+        options: settings by ``METRIC.OPTION``.
+        target: the classifier, for a run of one that was wrapped in memory.
+        model: the classifier's file, if it has moved.
+        arch: as in `load_target`, where the run records code of the user's own.
+        trust: likewise, for a file that may run code.
+
+    Returns:
+        the content of metrics.json.
+
+    Raises:
+        UsageError: a metric or option is unknown, a metric lacks what it needs, or data or an evaluator do not
+            fit the target.
+        RunError: the run is not finished.
+        ModelError: a classifier cannot be loaded.
+
+    Example:
+        >>> metrics = evaluate("runs/mnist", evaluators=["other.safetensors"], reference="mnist.npz")  # doctest: +SKIP
+        >>> metrics["evaluators"][0]["agreement"]  # doctest: +SKIP
+    """
+    from interpkit.runs.folder import Run
+
+    given = {"reference": reference is not None, "training": training is not None, "evaluator": bool(evaluators)}
+    chosen = _chosen(metrics, [name for name, there in given.items() if there], options or {})
+    run = None
+    if not isinstance(inversion, Inversion):
+        run = inversion if isinstance(inversion, Run) else Run.open(Path(inversion))
+    with nullcontext() if run is None else run.held():
+        old: dict[str, Any] = {}
+        if isinstance(inversion, Inversion):
+            target = inversion.target
+            device, seed = inversion.device, inversion.recipe.seed
+        else:
+            assert run is not None
+            old = run.metrics()
+            target = target or run.load_target(None if model is None else Path(model), arch=arch, trust=trust)
+            device, seed = choose_device("auto"), run.recipe().seed
+        judges = _judges(evaluators, target)
+        reference_images = _images(reference, "the reference data", target)
+        training_images = _images(training, "the training data", target)
+        if isinstance(inversion, Inversion):
+            there = inversion.images_per_class
+            per_class = PER_CLASS if there is None else min(PER_CLASS, there)
+            samples = scoring.draw_samples(inversion, per_class=per_class)
+        else:
+            assert run is not None
+            samples = scoring.read_samples(run / "samples.safetensors", target, device)
+        study = Study(target, samples, reference_images, training_images, judges, seed=seed, device=device)
+        found = measured(study, chosen, old)
+        data = {"reference": reference, "training": training}
+        found["measured_on"] = {
+            **{name: str(d) if isinstance(d, str | Path) else "in memory" for name, d in data.items() if d},
+            **({"options": dict(options)} if options else {}),
+        }
+        if run is not None:
+            write_atomically(run / "metrics.json", to_json(found))
+        return found

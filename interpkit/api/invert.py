@@ -1,0 +1,356 @@
+"""`invert` and `load_inversion`: what the command line does, from Python."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from interpkit.config.recipe import Layer, PluginFile, Recipe, compose, read_toml, validated
+from interpkit.errors import InterpkitError, PluginError, RunError, UsageError, listed, told
+from interpkit.interfaces import contracts
+from interpkit.interfaces.inversions import Inversion
+from interpkit.interfaces.targets import Target
+from interpkit.io.atomic import to_json, write_atomically
+from interpkit.plugins import assembly, loading
+from interpkit.plugins.discovery import Plugins, installed, is_file
+from interpkit.runs import disk_space
+from interpkit.runs.folder import Run
+from interpkit.runs.recorder import RunRecorder
+from interpkit.runtime import profiler
+from interpkit.runtime.devices import is_out_of_memory, keep_freed_memory
+from interpkit.runtime.distributed import Share
+from interpkit.runtime.random import derive_seed, global_seed
+from interpkit.runtime.recorder import Recorder, StepRecord
+
+
+def invert(
+    target: Target | str | Path,
+    plugins: Sequence[str | Path] = (),
+    *,
+    out: str | Path | None = None,
+    resume: bool = False,
+    force: bool = False,
+    on_step: Callable[[int], None] | None = None,
+    on_record: Callable[[StepRecord], None] | None = None,
+    **settings: Any,
+) -> Inversion:
+    """Invert a classifier.
+
+    Args:
+        target: from `wrap` or `load_target`, or the path of a classifier's file.
+        plugins: presets to apply, left to right, over ``config``; and paths of plugins of one file, which are
+            loaded, and whose own preset is applied if they have one.
+        out: a run folder to write; in memory alone if left out (`Inversion.save` writes it later).
+        resume: go on from the checkpoint in ``out``, with the recipe there unless another is given.
+        force: replace another run in ``out``.
+        on_step: called after each step with its number.
+        on_record: called with each line of the history.
+        settings: as in `prepare`: ``config``, ``conditioner``, ``generator``, ``inverter``, ``losses``,
+            ``options``, ``target_options``, and the recipe's own ``steps``, ``batch_size``, ``labels``, ``seed``,
+            ``device``, ``precision``, ``compile``, ``checkpoint_every``.
+
+    Raises:
+        UsageError: a name or value is wrong.
+        ModelError: the classifier cannot be loaded.
+        PluginError: a plugin is unknown or broken.
+        RunError: a value turned non-finite, or ``out`` holds another run.
+
+    Example:
+        >>> inversion = invert(target, plugins=["vecmat"], steps=300, seed=0)  # doctest: +SKIP
+        >>> images, labels = inversion.sample(per_class=10)  # doctest: +SKIP
+    """
+    folder = None if out is None else Path(out)
+    job = prepare(target, plugins, resume_from=folder if resume else None, **settings)
+    return job.run(out=folder, resume=resume, force=force, on_step=on_step, on_record=on_record)
+
+
+def prepare(
+    target: Target | str | Path,
+    plugins: Sequence[str | Path] = (),
+    *,
+    config: str | Path | None = None,
+    conditioner: str | None = None,
+    generator: str | None = None,
+    inverter: str | None = None,
+    losses: Mapping[str, float] | None = None,
+    options: Mapping[str, Any] | None = None,
+    target_options: Mapping[str, Any] | None = None,
+    resume_from: Path | None = None,
+    **fields: Any,
+) -> Job:
+    """Compose and resolve the recipe and load the target, without training; see `invert`.
+
+    The layers, the later ones winning: defaults, presets that the file names, the file, presets named here,
+    components, losses and fields named here, then ``options``.
+
+    Args:
+        target: from `wrap` or `load_target`, or the path of a classifier's file.
+        plugins: presets to apply, left to right, and paths of plugins of one file. The preset of such a one is
+            not applied again over a recipe that records the file.
+        config: a recipe in TOML.
+        conditioner: its name, in place of the preset's; so are ``generator`` and ``inverter``.
+        generator: likewise.
+        inverter: likewise; with neither ``config`` nor a preset, the preset of its name is applied if there is one,
+            and one that needs no other part does without.
+        losses: weights by name; adds or reweights, 0 removes.
+        options: settings by ``COMPONENT.OPTION``.
+        target_options: what the file does not say itself, as in `load_target`.
+        resume_from: a run folder; its recipe is the config if neither ``config`` nor a preset is given.
+        fields: of the recipe (``steps``, ``seed``, ...); None stands for "not said".
+
+    Raises:
+        UsageError: neither a preset nor a file is named, or a name or value is wrong.
+        ModelError: the classifier cannot be loaded.
+        PluginError: a preset is unknown, or its plugin broken.
+    """
+    found = installed()
+    files = {given: found.add_file(Path(given)) for given in plugins if is_file(given)}
+    if len({plugin.name for plugin in files.values()}) < len(files):
+        raise UsageError(f"plugin files are told apart by their names, so name each once: {listed(map(str, files))}.")
+    if resume_from is not None and not Run(resume_from).is_begun():
+        resume_from = None
+    if resume_from is not None:
+        Run.open(resume_from).check_plugins()
+        if config is None and len(files) == len(plugins) and (resume_from / "recipe.toml").exists():
+            Run(resume_from).recipe()  # what cannot be read is told with the release that wrote it
+            config = resume_from / "recipe.toml"
+    layers: list[Layer] = []
+    recorded: list[PluginFile] = []
+    if config is not None:
+        layer = read_toml(Path(config))
+        recorded = _recorded_files(layer.pop("plugin_files", []), config)
+        found.check_files(recorded, str(config))
+        layers += [found.preset(name).layer for name in _preset_names(layer.pop("presets", []), config)]
+        layers.append(_without_code(layer, target_options or {}, config))
+    # looked up here, a misspelt name is told as such, not as a missing preset
+    whole = inverter is not None and not found.component("inverter", inverter).needs
+    if config is None and not plugins and inverter in found.registry.names("preset"):
+        plugins = [inverter]  # a method that brings its own recipe needs naming once
+    presets: list[str] = []
+    for given in plugins:
+        if given not in files:
+            layers.append(found.preset(str(given)).layer)
+            presets.append(str(given))
+            continue
+        preset = found.own_preset(files[given])
+        if preset is not None and files[given].name not in [file.name for file in recorded]:
+            layers.append(preset.layer)
+            presets.append(preset.name)
+    if not layers and not files and not whole:
+        known = listed(found.registry.names("preset"))
+        raise UsageError(f"name a preset by --plugin NAME (there are: {known}), or a recipe by --config FILE.")
+    components = {"conditioner": conditioner, "generator": generator, "inverter": inverter}
+    layers.append({kind: {"name": name} for kind, name in components.items() if name is not None})
+    layers.append({"losses": {name: {"weight": weight} for name, weight in (losses or {}).items()}})
+    layers.append({name: value for name, value in fields.items() if value is not None})
+    if fields.get("precision") is not None:
+        layers.append({"fall_back": False})  # a recipe may say so; who names the precision means it
+    layers.append({"target": target_options or {}})
+    if files:
+        layers.append({"plugin_files": [{"path": p.source, "sha256": p.sha256} for p in files.values()]})
+    recipe = compose(layers, list((options or {}).items()))
+    if not isinstance(target, Target):
+        target = loading.load(Path(target), recipe.target)
+    job = Job(recipe, target, presets)
+    if config is not None and resume_from is None:
+        with suppress(RunError):  # beside the file there is no manifest of a run
+            Run(Path(config).parent).changed_since(job.recipe, target)
+    return job
+
+
+def _without_code(layer: Layer, typed: Mapping[str, Any], config: str | Path) -> Layer:
+    """Return a file's layer without what only the user may say: code of the user's own, and trust.
+
+    Raises:
+        UsageError: the file records some, and the user has not typed it again.
+    """
+    said = layer.get("target", {})
+    if not isinstance(said, Mapping):
+        return layer
+    arch = str(said.get("arch", ""))
+    if arch.startswith("py:") and not typed.get("arch"):
+        raise UsageError(
+            f"{config} records --arch {shlex.quote(arch)}, which is code; a file cannot have it run. Type it again."
+        )
+    if said.get("trust") and not typed.get("trust"):
+        raise UsageError(
+            f"{config} records --trust; a file cannot grant it. Type it again if you trust the classifier."
+        )
+    return {**layer, "target": {key: value for key, value in said.items() if key != "trust"}}
+
+
+def _preset_names(value: Any, config: str | Path) -> list[str]:
+    if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
+        raise UsageError(f'{config}: presets is a list of names, e.g. presets = ["vecmat"], not {value!r}.')
+    for name in filter(is_file, value):
+        typed = f"--plugin {shlex.quote(name)}"
+        raise UsageError(f"{config} names {name}, which is code; a file cannot have it run. Type it: {typed}")
+    return value
+
+
+def _recorded_files(value: Any, config: str | Path) -> list[PluginFile]:
+    if not isinstance(value, list) or not all(isinstance(entry, Mapping) for entry in value):
+        raise UsageError(f"{config}: plugin_files is a list of tables with path and sha256, not {value!r}.")
+    return [validated(PluginFile, entry, f"{config}, plugin_files") for entry in value]
+
+
+class Job:
+    """A resolved recipe and its target, ready to run.
+
+    Args:
+        recipe: as composed; `recipe` is then the resolved one.
+        target: the classifier.
+        presets: the names that were applied, for the record.
+    """
+
+    def __init__(self, recipe: Recipe, target: Target, presets: list[str]) -> None:
+        self.plugins: Plugins = installed()
+        self.target = target
+        self.presets = presets
+        self.recipe = assembly.resolve(recipe, target, self.plugins)
+        self.recorder: Recorder | None = None
+        self.profile: profiler.Profile | None = None
+        self.stop_requested = False
+
+    def request_stop(self) -> None:
+        """Stop after the step that is running."""
+        self.stop_requested = True
+        if self.recorder is not None:
+            self.recorder.stop_requested = True
+
+    @cached_property
+    def disk_bytes(self) -> int:
+        """How many bytes a run folder takes at most."""
+        with global_seed(derive_seed(self.recipe.seed, "weights"), torch.device("cpu")):
+            return disk_space.at_most(
+                self.recipe, self.target, *assembly.build_generator(self.recipe, self.target, self.plugins)
+            )
+
+    def is_done(self, out: Path) -> bool:
+        """Say whether the folder holds a finished run of this job, at least as long as is asked for.
+
+        Raises:
+            RunError: it holds a finished run of another.
+        """
+        run = Run(out)
+        if not run.is_begun():
+            return False
+        manifest = run.manifest()
+        done = manifest.get("steps_done", 0)
+        if manifest.get("status") != "finished" or done < self.recipe.steps:
+            return False
+        run.check_same(self.recipe.model_copy(update={"steps": done}), self.target)
+        return True
+
+    def run(
+        self,
+        *,
+        out: Path | None = None,
+        resume: bool = False,
+        force: bool = False,
+        on_step: Callable[[int], None] | None = None,
+        on_record: Callable[[StepRecord], None] | None = None,
+        profile: bool = False,
+    ) -> Inversion:
+        """Train, and write the run folder if there is one; see `invert`.
+
+        Where several processes share the batch, the first one alone calls hooks and writes. With ``profile`` the time
+        of a step is taken apart: see `Job.profile` afterwards, and profile.json in the folder.
+        """
+        recipe, target = self.recipe, self.target
+        share = Share.current()
+        first = share.rank == 0
+        share.check(recipe.batch_size, recipe.generators)
+        if share.from_first(first and resume and out is not None and self.is_done(out)):
+            assert out is not None
+            return Run.open(out).load(target)
+        device = torch.device(recipe.device)
+        keep_freed_memory(device)
+
+        def record(line: StepRecord) -> None:
+            self.plugins.call("inversion_step", record=line)
+            if on_record is not None:
+                on_record(line)
+
+        def step_done(step: int) -> None:
+            if self.profile is not None:
+                self.profile.step_done()
+            if on_step is not None:
+                on_step(step)
+
+        callbacks: dict[str, Any] = {}
+        if first:
+            callbacks = {"on_step": step_done, "on_record": record, "class_names": target.class_names}
+        run = None
+        with ExitStack() as until_finished:
+            with target.frozen(device, torch.channels_last), global_seed(derive_seed(recipe.seed, "weights"), device):
+                inverter, parts = assembly.build(recipe, target, self.plugins)
+                callbacks["owners"] = assembly.owners(recipe, self.plugins)
+                if out is None or not first:
+                    self.recorder = Recorder(recipe.steps, **callbacks)
+                else:
+                    disk_space.check(out, self.disk_bytes)
+                    until_finished.enter_context(Run(out).held())
+                    run = self._open(out, resume=resume, force=force)
+                    self.recorder = RunRecorder(run, recipe, **callbacks)
+                self.recorder.stop_requested = self.stop_requested
+                if first:
+                    self.plugins.call("inversion_started", target=target, recipe=recipe)
+                with self._failing(run), profiler.profiled(device, profile and first) as self.profile:
+                    inversion = contracts.inversion(inverter, target, recipe, parts, self.recorder)
+            if run is not None:
+                with self._failing(run):
+                    if self.profile is not None:
+                        write_atomically(run / "profile.json", to_json(self.profile.to_json()))
+                    run.finish(inversion)
+        if first:
+            self.plugins.call("inversion_finished", inversion=inversion)
+        return inversion
+
+    @contextmanager
+    def _failing(self, run: Run | None) -> Iterator[None]:
+        """Note a failure in the manifest; if it was in a plugin, say in which, at which step, and what is kept."""
+        assert self.recorder is not None
+        try:
+            yield
+        except (Exception, SystemExit) as error:
+            if run is not None:
+                with suppress(OSError, RunError, MemoryError):  # the first error is the one to tell
+                    run.note(status="failed")
+            plugin = self.plugins.culprit(error)
+            if isinstance(error, InterpkitError) and not isinstance(error, PluginError):
+                raise
+            again = " Once that is mended, go on by --resume." if run is not None else ""
+            if isinstance(error, OSError):
+                place = str(error.filename or (run and run.folder) or "a file")
+                # Who writes the run is the recorder, whichever plugin has called it.
+                if plugin is None or (run is not None and Path(place).parent == run.folder):
+                    raise RunError(f"{place}: {error.strerror or error}.{self.recorder.kept()}{again}") from error
+            if is_out_of_memory(error):
+                words = "out of memory: end what else runs here, or make the run smaller (--batch-size, --generators)."
+                raise RunError(f"{words}{self.recorder.kept()}{again}") from error
+            if not isinstance(error, PluginError) and plugin is None:
+                raise
+            self.recorder.flush()  # a value that is not finite is then the cause, and is told instead
+            words = str(error)
+            if plugin is not None and not isinstance(error, PluginError):
+                words = f"the plugin {plugin.name!r} failed: {told(error, plugin.module)}"
+            step = self.recorder.next_step
+            place = f"at step {step}" if step <= self.recipe.steps else "after the last step"
+            raise PluginError(f"{place}, {words}{self.recorder.kept()}") from error
+
+    def _open(self, out: Path, *, resume: bool, force: bool) -> Run:
+        run = Run(out)
+        if resume and run.is_begun():
+            run.check_same(self.recipe, self.target)
+            run.go_on(self.recipe, self.target)
+            return run
+        run = Run.create(out, force=force)
+        run.begin(self.recipe, self.target, self.presets)
+        return run

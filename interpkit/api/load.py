@@ -1,0 +1,30 @@
+"""TODO api.load."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from interpkit.interfaces.inversions import Inversion
+from interpkit.interfaces.targets import Target
+from interpkit.plugins.discovery import installed
+from interpkit.runs.folder import Run
+
+
+def load_inversion(run: str | Path, *, target: Target | None = None, plugins: Sequence[str | Path] = ()) -> Inversion:
+    """Load an inversion from a run folder.
+
+    Args:
+        run: the folder.
+        target: the classifier, for a run of one that was wrapped in memory.
+        plugins: the plugins of one file that the run was made with; a file never has one loaded by itself.
+
+    Raises:
+        RunError: it is no run folder, or not a finished one.
+        ModelError: the classifier's file is gone or is not what it was.
+        PluginError: a plugin that it was made with is not installed, or broken.
+        UsageError: it was made with a plugin of one file that is not named here.
+    """
+    for path in plugins:
+        installed().add_file(Path(path))
+    return Run.open(Path(run)).load(target)

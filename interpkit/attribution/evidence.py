@@ -1,0 +1,72 @@
+"""TODO attribution.evidence."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import scipy.stats
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class ClassEvidence:
+    """What the maps of a class have in common.
+
+    Attributes:
+        labels: (K,) int64, the classes, in order.
+        mean: (K, *input_shape) float32, the mean map.
+        spread: (K, *input_shape) float32, the standard deviation (n - 1; zero for a single map).
+        count: (K,) int64, maps of each class.
+    """
+
+    labels: Tensor
+    mean: Tensor
+    spread: Tensor
+    count: Tensor
+
+
+def class_evidence(maps: Tensor, labels: Tensor) -> ClassEvidence:
+    """Return the mean and spread of the maps of each class, over its inverted samples, say.
+
+    Args:
+        maps: (N, *input_shape), N at least 1.
+        labels: (N,) int64.
+    """
+    classes, count = labels.unique(return_counts=True)
+    groups = [maps[labels == label].double() for label in classes.tolist()]
+    mean = torch.stack([group.mean(0) for group in groups])
+    spread = torch.stack([group.std(0, correction=int(len(group) > 1)) for group in groups])
+    return ClassEvidence(classes, mean.float(), spread.float(), count)
+
+
+def evidence_agreement(one: ClassEvidence, other: ClassEvidence) -> dict[int, dict[str, float | None]]:
+    """Return, for each class that both have, how alike two mean maps are: of inverted and of real images, say.
+
+    Both figures are in [-1, 1], 1 for maps alike up to a factor (``cosine``) or in the order of their pixels
+    (``rank_correlation``, Spearman's); None where a map is zero or flat.
+    """
+    found: dict[int, dict[str, float | None]] = {}
+    for label in sorted(set(one.labels.tolist()) & set(other.labels.tolist())):
+        first, second = (e.mean[e.labels == label].flatten(1) for e in (one, other))
+        zero = not (first.any() and second.any())
+        found[label] = {
+            "cosine": None if zero else F.cosine_similarity(first.double(), second.double())[0].item(),
+            "rank_correlation": _finite(rank_correlation(first, second)[0].item()),
+        }
+    return found
+
+
+def rank_correlation(one: Tensor, other: Tensor) -> Tensor:
+    """Return Spearman's rank correlation of each pair of maps, (N,) float64 in [-1, 1]; NaN where one is flat."""
+    ranks = [torch.from_numpy(scipy.stats.rankdata(maps.flatten(1).numpy(), axis=1)) for maps in (one, other)]
+    first, second = (r - r.mean(1, keepdim=True) for r in ranks)
+    scale = (first.norm(dim=1) * second.norm(dim=1)).numpy()
+    product = (first * second).sum(1).numpy()
+    return torch.from_numpy(np.divide(product, scale, out=np.full_like(product, np.nan), where=scale > 0))
+
+
+def _finite(value: float) -> float | None:
+    return value if np.isfinite(value) else None

@@ -1,0 +1,324 @@
+"""`attribute`: which pixels made the target say so? And what a class's maps have in common: `class_evidence`."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from interpkit.config.recipe import validated
+from interpkit.errors import PluginError, RunError, UsageError, did_you_mean, listed, raised_in
+from interpkit.interfaces import contracts
+from interpkit.interfaces.attributions import Attribution, AttributionContext, Contrast
+from interpkit.interfaces.targets import Target
+from interpkit.plugins.discovery import installed
+from interpkit.runtime.devices import choose_device
+from interpkit.runtime.random import derive_seed, global_seed
+
+DEFAULT_METHOD = "integrated-gradients"
+ROWS = 64
+"""Images that pass the target at once, unless said otherwise."""
+
+TargetClass = str | int | tuple[int, int]
+"""``asked``, ``predicted``, a class, or two classes (3, 5) or ``3-5`` for the difference of their logits."""
+
+
+def attribute(
+    target: Target,
+    images: Tensor,
+    labels: Tensor | Sequence[int] | None = None,
+    *,
+    method: str = DEFAULT_METHOD,
+    target_class: TargetClass = "asked",
+    baseline: str | Tensor = "black",
+    layer: str | None = None,
+    options: Mapping[str, Any] | None = None,
+    seed: int = 0,
+    rows: int = ROWS,
+    device: str = "auto",
+) -> Tensor:
+    """Return maps of what each pixel contributes to a class's logit.
+
+    Args:
+        target: the classifier.
+        images: (N, *input_shape) in [0, 1], as `Inversion.sample` gives them (vectors too).
+        labels: (N,) the classes asked for; those that the target predicts if left out.
+        method: a name, see ``interpkit plugins list``: integrated-gradients, saliency, grad-cam, ...
+        target_class: ``asked`` (the label), ``predicted``, a class for all images, or two for the difference.
+        baseline: ``black``, ``mean`` (the target's mean colour), or images (M, *input_shape) as a distribution:
+            samples of class 5, say, ask "why rather than what this classifier takes for class 5?".
+        layer: for Grad-CAM; found if left out.
+        options: of the method.
+        seed: of what the method draws.
+        rows: the most images that pass the target at once: lower it where memory is short.
+        device: where to compute.
+
+    Returns:
+        maps, (N, *input_shape) float32 on the CPU; positive speaks for the class. See `Explainer` for how far they
+        miss completeness, and `interpkit.attribution.faithfulness` for whether to believe them.
+
+    Raises:
+        UsageError: a name or value is wrong, or the method cannot serve this target.
+        PluginError: the method fails, or gives no such maps.
+
+    Example:
+        >>> maps = attribute(target, images, labels, method="grad-cam")  # doctest: +SKIP
+    """
+    images = checked_images(target, images)
+    classes, against = choose_classes(target, images, labels, target_class, rows=rows, device=device)
+    explainer = Explainer(
+        target,
+        method,
+        against=against,
+        baseline=baseline,
+        layer=layer,
+        options=options,
+        seed=seed,
+        rows=rows,
+        device=device,
+    )
+    return explainer.maps(images, classes)
+
+
+class Explainer:
+    """A method, set up for a target: call it for maps, scores and the error of completeness.
+
+    Args:
+        target: the classifier.
+        method: the method's name.
+        against: a class whose logit is taken off the explained one.
+        baseline: as in `attribute`.
+        layer: likewise, and the rest.
+        options: of the method.
+        seed: of what the method draws.
+        rows: the most images that pass the target at once.
+        device: where to compute.
+
+    Attributes:
+        target: the classifier.
+        method: the method.
+        baselines: (M, *input_shape), on the CPU.
+        notes: what the method had to say, each once.
+
+    Raises:
+        UsageError: a name or value is wrong.
+    """
+
+    def __init__(
+        self,
+        target: Target,
+        method: str = DEFAULT_METHOD,
+        *,
+        against: int | None = None,
+        baseline: str | Tensor = "black",
+        layer: str | None = None,
+        options: Mapping[str, Any] | None = None,
+        seed: int = 0,
+        rows: int = ROWS,
+        device: str = "auto",
+    ) -> None:
+        cls = installed().component("attribution", method)
+        self.target = target
+        settled = validated(cls.Options, options or {}, f"the attribution {method!r}")
+        with contracts.blamed(cls):
+            self.method: Attribution = cls(settled)
+        self.against = against
+        self.baselines = _baselines(target, baseline)
+        self.layer = None if layer is None else _known_layer(target, layer)
+        self.seed = seed
+        if rows < 1:
+            raise UsageError(f"rows = {rows}: at least one image passes the target at once.")
+        self.rows = rows
+        self.device = choose_device(device)
+        self.notes: list[str] = []
+
+    def on(self, target: Target) -> Explainer:
+        """Return the same for another target of the same shape, such as a copy with other weights."""
+        other = copy.copy(self)
+        other.target, other.notes = target, []
+        return other
+
+    def maps(self, images: Tensor, classes: Tensor) -> Tensor:
+        """Return maps, (N, *input_shape) float32 on the CPU, of images in [0, 1] for classes (N,) int64.
+
+        Raises:
+            UsageError: the method cannot serve this target; says why.
+            PluginError: it fails, or gives no such maps.
+            RunError: memory ran out, or a map is not finite.
+        """
+        found = []
+        with self.target.frozen(self.device), torch.enable_grad():
+            context = AttributionContext(
+                self.score_module(), self.baselines.to(self.device), self.layer, self.rows, self._note
+            )
+            for start in range(0, len(images), self.rows):
+                part = slice(start, start + self.rows)
+                batch, wanted = images[part].detach().to(self.device), classes[part].to(self.device)
+                with global_seed(derive_seed(self.seed, "attribution", start), self.device):
+                    found.append(self._attribute(batch, wanted, context).detach().float().cpu())
+        maps = torch.cat(found)
+        if not maps.isfinite().all():
+            what = contracts.described(self.method)
+            raise RunError(f"{what} gives maps of {self.target.name} that are not finite.")
+        return maps
+
+    @torch.no_grad()
+    def scores(self, images: Tensor, classes: Tensor) -> Tensor:
+        """Return what is explained, the logit of each image's class (or the difference), (N,) on the CPU."""
+        found = []
+        with self.target.frozen(self.device):
+            module = self.score_module()
+            for batch, wanted in zip(images.split(self.rows), classes.split(self.rows), strict=True):
+                scores = module(batch.to(self.device)).cpu()
+                found.append(scores.gather(1, wanted.cpu()[:, None])[:, 0])
+        return torch.cat(found)
+
+    @torch.no_grad()
+    def differences(self, images: Tensor, classes: Tensor) -> Tensor:
+        r"""Return :math:`f(x) - \frac{1}{M} \sum_m f(x'_m)`, what a complete map adds up to, (N,)."""
+        baseline = torch.zeros(len(classes))
+        for label in classes.unique().tolist():
+            asked = torch.full((len(self.baselines),), label)
+            baseline[classes.cpu() == label] = self.scores(self.baselines, asked).mean()
+        return self.scores(images, classes) - baseline
+
+    def score_module(self) -> torch.nn.Module:
+        """Return the module from images to scores (B, n), of which an image's column is explained."""
+        return self.target if self.against is None else Contrast(self.target, self.against)
+
+    def _attribute(self, images: Tensor, classes: Tensor, context: AttributionContext) -> Tensor:
+        try:
+            return contracts.maps(self.method, self.target, images, classes, context)
+        except torch.OutOfMemoryError as error:
+            raise RunError(
+                f"{self.method.name} ran out of memory; let fewer than {self.rows} rows pass at once."
+            ) from error
+        except PluginError as error:
+            if error.__cause__ is None or raised_in(error.__cause__, contracts.module_of(self.method)):
+                raise
+            # else the user's module raised it, or a method of Captum on it
+            reason = _reason(error.__cause__)
+            raise UsageError(f"{self.method.name} cannot serve {self.target.name}: {reason}") from error
+
+    def _note(self, sentence: str) -> None:
+        if sentence not in self.notes:
+            self.notes.append(sentence)
+
+
+def _reason(error: BaseException) -> str:
+    """Return what is wrong with a target, in words that help."""
+    said = str(error).strip()
+    if "modified by an inplace operation" in said or "being modified inplace" in said:
+        return (
+            "it needs gradients, and the classifier changes in place what they are computed from (such as x += y "
+            "behind a ReLU). Write x = x + y, or take a method without gradients, such as occlusion."
+        )
+    if "does not require grad" in said or "not have been used in the graph" in said:
+        return (
+            "it needs gradients, and none reach the image (a rounding or a detach() is in the way). Take a method "
+            "without gradients, such as occlusion."
+        )
+    return said.splitlines()[0] if said else type(error).__name__
+
+
+def checked_images(target: Target, images: Tensor) -> Tensor:
+    """Return images as float32, if they are (N, *input_shape) in [0, 1].
+
+    Raises:
+        UsageError: they are not.
+    """
+    if images.dim() < 2 or tuple(images.shape[1:]) != target.input_shape or not len(images):
+        raise UsageError(
+            f"{target.name} takes images of {target.input_shape}; these are {tuple(images.shape)}. Give "
+            f"(N, {', '.join(map(str, target.input_shape))}), N at least 1."
+        )
+    if images.dtype == torch.uint8:
+        images = images / 255
+    images = images.float()
+    if not images.isfinite().all():
+        raise UsageError("the images have values that are not finite.")
+    low, high = images.min().item(), images.max().item()
+    if images.dim() == 4 and not (low >= -0.001 and high <= 1.001):
+        raise UsageError(f"the images reach from {low:g} to {high:g}: give them as uint8, or as float in [0, 1].")
+    return images
+
+
+def choose_classes(
+    target: Target,
+    images: Tensor,
+    labels: Tensor | Sequence[int] | None,
+    target_class: TargetClass,
+    *,
+    rows: int = ROWS,
+    device: str = "auto",
+) -> tuple[Tensor, int | None]:
+    """Return the class to explain for each image, (N,) int64, and the class whose logit is taken off it.
+
+    Raises:
+        UsageError: ``target_class`` is none, or a class does not exist.
+    """
+    numbers = _class_numbers(target, target_class)
+    if numbers:
+        asked = torch.full((len(images),), numbers[0])
+        return asked, numbers[1] if len(numbers) == 2 else None
+    if target_class == "asked" and labels is not None:
+        classes = torch.as_tensor(labels).long().cpu()
+        if classes.shape != (len(images),):
+            raise UsageError(f"there are {len(images)} images and labels of shape {tuple(classes.shape)}.")
+        wrong = classes[(classes < 0) | (classes >= target.num_classes)]
+        if len(wrong):
+            raise UsageError(f"there is no class {int(wrong[0])}; {target.name}'s are 0 to {target.num_classes - 1}.")
+        return classes, None
+    place = choose_device(device)
+    with target.frozen(place), torch.no_grad():
+        return torch.cat([target(batch.to(place)).argmax(1).cpu() for batch in images.split(rows)]), None
+
+
+def _class_numbers(target: Target, target_class: TargetClass) -> tuple[int, ...]:
+    """Return one class or two, or none for ``asked`` and ``predicted``."""
+    if target_class in ("asked", "predicted"):
+        return ()
+    parts: Sequence[Any] = str(target_class).split("-") if isinstance(target_class, str | int) else target_class
+    try:
+        numbers = tuple(int(part) for part in parts)
+    except ValueError:
+        numbers = ()
+    if len(numbers) not in (1, 2) or len(set(numbers)) != len(numbers):
+        raise UsageError(f"the class to explain is asked, predicted, a number, or two as in 3-5; not {target_class!r}.")
+    wrong = [number for number in numbers if not 0 <= number < target.num_classes]
+    if wrong:
+        raise UsageError(f"there is no class {wrong[0]}; {target.name}'s are 0 to {target.num_classes - 1}.")
+    return numbers
+
+
+def _baselines(target: Target, baseline: str | Tensor) -> Tensor:
+    if isinstance(baseline, Tensor):
+        return checked_images(target, baseline).cpu()
+    if baseline == "black":
+        return torch.zeros(1, *target.input_shape)
+    if baseline == "mean":
+        facts = target.description
+        if facts.mean is None or target.sources.get("mean") == "default":
+            raise UsageError(f"the mean colour of {target.name} is not known: give its mean and std, or take black.")
+        mean = torch.tensor(facts.mean)
+        if facts.channel_order == "bgr":
+            mean = mean.flip(0)
+        mean = ((mean - target.low.cpu()) / (target.high.cpu() - target.low.cpu())).clamp(0, 1)
+        return mean.view(-1, *(1,) * (len(target.input_shape) - 1)).expand(target.input_shape)[None].clone()
+    raise UsageError(f"a baseline is black, mean, or a tensor of images; not {baseline!r}.")
+
+
+def _known_layer(target: Target, layer: str) -> str:
+    known = list(target.layers())
+    if layer not in known:
+        raise UsageError(
+            f"{target.name} has no layer {layer!r} that can be watched.{did_you_mean(layer, known)} "
+            f"Layers: {listed(known)}."
+        )
+    return layer
+
+
+# ------------------------------------------------------------------------------------ maps of a class

@@ -1,0 +1,330 @@
+"""`explain`: the maps of several methods, what each class's have in common, whether to believe them, in a folder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from PIL import Image
+from torch import Tensor
+
+from interpkit.attribution import faithfulness
+from interpkit.attribution.evidence import ClassEvidence, class_evidence, evidence_agreement
+from interpkit.attribution.explainer import DEFAULT_METHOD, ROWS, Explainer, TargetClass, checked_images, choose_classes
+from interpkit.errors import InterpkitError, PluginError, UsageError, did_you_mean, listed
+from interpkit.evaluation import scoring
+from interpkit.interfaces import samples
+from interpkit.interfaces.targets import Target
+from interpkit.io.atomic import to_json, write_atomically
+from interpkit.io.datasets import IMAGE_ENDINGS, load_data, read_picture
+from interpkit.io.images import MAX_ROWS, colour_scale, save_panel, to_heat, to_picture
+from interpkit.io.locking import only_writer
+from interpkit.plugins.discovery import installed
+
+SCHEMA = 1
+MOST_IMAGES = 100
+"""Images that are explained unless more a class are asked for."""
+PER_CLASS = 10
+BASELINES = 8
+"""Samples of a class that serve as a baseline distribution."""
+CHECKED = 8
+"""Images on which the costly checks are made."""
+PAIRS = 5
+"""Images of a class in a panel, each beside its map."""
+
+Images = tuple[Tensor, Tensor | None]
+"""(N, *input_shape) in [0, 1], and labels (N,) or None where they are not known."""
+
+
+def explain(
+    target: Target,
+    out: Path,
+    *,
+    images: Images | None = None,
+    inverted: Images | None = None,
+    methods: Sequence[str] = (),
+    target_class: TargetClass = "asked",
+    baseline: str = "black",
+    per_class: int | None = None,
+    layer: str | None = None,
+    options: Mapping[str, Any] | None = None,
+    checks: bool = True,
+    seed: int = 0,
+    rows: int = ROWS,
+    device: str = "auto",
+    on_method: Callable[[str], None] | None = None,
+) -> dict[str, Any]:
+    """Explain images by several methods, and write METHOD.safetensors, METHOD.png, METHOD-classes.png and summary.json.
+
+    A method that cannot serve the target, or fails, is left out with the reason, unless none is left.
+
+    Args:
+        target: the classifier.
+        out: a folder, made if need be.
+        images: what to explain; the inverted ones if left out.
+        inverted: samples of an inversion, with labels: whose maps make the class evidence, and agree with those of
+            ``images`` or do not.
+        methods: names; ``all`` stands for every one; integrated gradients if left out.
+        target_class: as in `interpkit.attribute`.
+        baseline: ``black``, ``mean``, or ``class:N``: inverted samples that the target puts in class N, as a
+            distribution.
+        per_class: the most images of each class; 10, but about 100 in all, if left out.
+        layer: for Grad-CAM.
+        options: settings by ``METHOD.OPTION``.
+        checks: measure infidelity, sensitivity and the effect of randomised weights on a few images.
+        seed: of all draws.
+        rows: the most images that pass the target at once.
+        device: where to compute.
+        on_method: called with each method's name before it runs.
+
+    Returns:
+        the content of summary.json.
+
+    Raises:
+        UsageError: a name or value is wrong, or no method serves the target.
+        PluginError: every method fails.
+    """
+    given = inverted if images is None else images
+    if given is None:
+        raise UsageError("name the images to explain by --images, or a run, whose samples are explained.")
+    names, settings = _chosen(methods, options or {})
+    ask = partial(_ask, target, target_class=target_class, per_class=per_class, rows=rows, device=device)
+    shown = ask(given)
+    others = None if inverted is None or images is None else ask(inverted)
+    base = _baseline(target, baseline, inverted, device)
+    set_up = partial(
+        Explainer,
+        target,
+        against=shown.against,
+        baseline=base,
+        layer=layer,
+        seed=seed,
+        rows=rows,
+        device=device,
+    )
+    left_out: dict[str, InterpkitError] = {}
+    explainers: dict[str, Explainer] = {}
+    for name in names:
+        try:
+            explainers[name] = set_up(name, options=settings[name])
+        except PluginError as error:
+            left_out[name] = error
+    found: dict[str, Any] = {}
+    endings = (".safetensors", ".png", "-classes.png")
+    written = ["summary.json", *(name + ending for name in explainers for ending in endings)]
+    with only_writer(out, written):
+        for name, explainer in explainers.items():
+            if on_method is not None:
+                on_method(name)
+            try:
+                found[name] = _one(explainer, out, shown, others, checks)
+            except InterpkitError as error:
+                left_out[name] = error
+        if not found:
+            first, *_ = left_out.values()
+            raise type(first)("\n".join(map(str, left_out.values()))) from first
+        summary = {
+            "schema": SCHEMA,
+            "target": target.name,
+            "count": len(shown.images),
+            "target_class": "-".join(map(str, target_class)) if isinstance(target_class, tuple) else str(target_class),
+            "baseline": baseline,
+            "methods": found,
+            **({"left_out": {name: str(error) for name, error in left_out.items()}} if left_out else {}),
+        }
+        write_atomically(out / "summary.json", to_json(summary))
+    return summary
+
+
+def load_images(spec: str, target: Target) -> Images:
+    """Load images to explain: one picture, samples.safetensors, or labelled data (see `interpkit.load_data`).
+
+    Raises:
+        UsageError: they cannot be read, or do not fit the target.
+    """
+    path = Path(spec)
+    if path.suffix.lower() == ".safetensors":
+        stored, labels, _ = scoring.read_images(path, target)
+        return samples.to_unit(stored, target), labels
+    if path.suffix.lower() in IMAGE_ENDINGS and len(target.input_shape) == 3:
+        pixels = read_picture(path, target.input_shape)
+        pixels = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
+        return torch.from_numpy(pixels)[None] / 255, None
+    data = load_data(spec, target.input_shape, target.class_names)
+    return samples.to_unit(data.images, target), data.labels
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Images, and what is asked of each.
+
+    Attributes:
+        images: (N, *input_shape) float32 in [0, 1].
+        labels: (N,) the images' own; None if they have none.
+        classes: (N,) the class to explain.
+        against: the class whose logit is taken off.
+    """
+
+    images: Tensor
+    labels: Tensor | None
+    classes: Tensor
+    against: int | None
+
+    @property
+    def groups(self) -> Tensor:
+        """(N,), by which maps are put together: the label, or where there is none the class explained."""
+        return self.classes if self.labels is None else self.labels
+
+
+def _ask(
+    target: Target, given: Images, *, target_class: TargetClass, per_class: int | None, rows: int, device: str
+) -> Asked:
+    """Take the first images of each class, sorted by class (of unlabelled ones the first), and what to explain."""
+    images, labels = given
+    if labels is None:
+        images = images[: per_class or MOST_IMAGES]
+    else:
+        present = labels.unique().tolist()
+        if per_class is None:
+            present = present[:MOST_IMAGES]
+            per_class = max(1, min(PER_CLASS, MOST_IMAGES // len(present)))
+        kept = torch.cat([(labels == label).nonzero()[:per_class, 0] for label in present])
+        images, labels = images[kept], labels[kept]
+    images = checked_images(target, images)
+    classes, against = choose_classes(target, images, labels, target_class, rows=rows, device=device)
+    return Asked(images, labels, classes, against)
+
+
+def _baseline(target: Target, baseline: str, inverted: Images | None, device: str) -> str | Tensor:
+    kind, colon, number = baseline.partition(":")
+    if kind != "class" or not colon:
+        return baseline
+    if not number.isdecimal() or int(number) >= target.num_classes:
+        raise UsageError(f"baseline {baseline!r}: it is class:N, N from 0 to {target.num_classes - 1}.")
+    if inverted is None:
+        raise UsageError(f"baseline {baseline!r} takes the samples of a run: name a run in place of the model.")
+    images = inverted[0]
+    predicted, _ = choose_classes(target, images, None, "predicted", device=device)
+    kept = images[predicted == int(number)][:BASELINES]
+    if not len(kept):
+        raise UsageError(f"baseline {baseline!r}: the target puts none of the run's samples in that class.")
+    return kept
+
+
+def _chosen(methods: Sequence[str], options: Mapping[str, Any]) -> tuple[list[str], dict[str, dict[str, Any]]]:
+    known = installed().registry.names("attribution")
+    names = [each for name in methods or [DEFAULT_METHOD] for each in (known if name == "all" else [name])]
+    names = list(dict.fromkeys(names))
+    settings: dict[str, dict[str, Any]] = {name: {} for name in names}
+    for name in names:
+        installed().component("attribution", name)
+    for setting, value in options.items():
+        name, dot, option = setting.rpartition(".")
+        if not dot:
+            raise UsageError(f"--set takes METHOD.OPTION=VALUE, not {setting!r}; e.g. --set {DEFAULT_METHOD}.steps=100")
+        if name not in settings:
+            raise UsageError(
+                f"--set {setting}: no method {name!r} is asked for.{did_you_mean(name, names)} "
+                f"Asked for: {listed(names)}; there are: {listed(known)}."
+            )
+        settings[name][option] = value
+    return names, settings
+
+
+def _one(explainer: Explainer, out: Path, shown: Asked, inverted: Asked | None, checks: bool) -> dict[str, Any]:
+    """Run one method, write its files, and return its figures."""
+    target, method = explainer.target, explainer.method
+    maps = explainer.maps(shown.images, shown.classes)
+    figures: dict[str, Any] = {"options": method.options.model_dump(mode="json", exclude_none=True)}
+    tensors = {"maps": maps, "images": shown.images, "classes": shown.classes}
+    if shown.labels is not None:
+        tensors["labels"] = shown.labels
+    if method.complete:
+        figures["completeness"] = faithfulness.completeness(explainer, shown.images, shown.classes, maps)
+        tensors["delta"] = maps.flatten(1).sum(1) - explainer.differences(shown.images, shown.classes)
+    evidence = of_shown = class_evidence(maps, shown.groups)
+    if inverted is not None:
+        evidence = class_evidence(explainer.maps(inverted.images, inverted.classes), inverted.groups)
+        figures["agreement"] = [
+            {"label": label, "name": target.class_names[label], **alike}
+            for label, alike in evidence_agreement(evidence, of_shown).items()
+        ]
+    figures["deletion"] = _deletion(explainer, shown, maps, evidence)
+    if checks:
+        count = min(CHECKED, len(maps))
+        few = torch.arange(count) * len(maps) // count  # spread evenly over the classes
+        part = shown.images[few], shown.classes[few]
+        figures["infidelity"] = faithfulness.infidelity(explainer, *part, maps[few])
+        figures["sensitivity"] = faithfulness.sensitivity(explainer, *part)
+        try:
+            figures["randomisation"] = faithfulness.weight_randomisation(explainer, *part, maps[few])
+        except UsageError as error:
+            explainer.notes.append(str(error))
+    if not maps.any():
+        explainer.notes.append(f"the maps of {method.name} are zero all over.")
+    tensors |= {
+        "evidence_labels": evidence.labels,
+        "evidence_mean": evidence.mean,
+        "evidence_spread": evidence.spread,
+        "evidence_count": evidence.count,
+    }
+    metadata = {"format": "pt", "interpkit.schema": str(SCHEMA), "interpkit.kind": "attribution"}
+    metadata["interpkit.method"] = method.name
+    own = {key: tensor.clone(memory_format=torch.contiguous_format) for key, tensor in tensors.items()}
+    write_atomically(out / f"{method.name}.safetensors", safetensors.torch.save(own, metadata))
+    figures["files"] = [f"{method.name}.safetensors"]
+    if maps.dim() == 4:
+        _draw(out / f"{method.name}.png", shown, maps, target.class_names)
+        _draw_classes(out / f"{method.name}-classes.png", inverted or shown, evidence, target.class_names)
+        figures["files"] += [f"{method.name}.png", f"{method.name}-classes.png"]
+    if explainer.notes:
+        figures["notes"] = explainer.notes
+    return figures
+
+
+def _deletion(explainer: Explainer, shown: Asked, maps: Tensor, evidence: ClassEvidence) -> dict[str, float]:
+    """Return the mean areas under the deletion curve of the maps, of the class evidence, and of random pixels."""
+    of_class, known = maps.clone(), torch.isin(shown.groups, evidence.labels)
+    for label, mean in zip(evidence.labels.tolist(), evidence.mean, strict=True):
+        of_class[shown.groups == label] = mean
+    rng = torch.Generator().manual_seed(explainer.seed)
+    every = torch.ones_like(known)
+    orders = {
+        "maps": (maps, every),
+        "class_evidence": (of_class, known),
+        "random": (torch.rand(maps.shape, generator=rng), every),
+    }
+    return {
+        name: faithfulness.deletion(explainer, shown.images[rows], shown.classes[rows], order[rows]).mean().item()
+        for name, (order, rows) in orders.items()
+        if rows.any()
+    }
+
+
+def _draw(path: Path, shown: Asked, maps: Tensor, names: Sequence[str]) -> None:
+    scale = colour_scale(maps)
+    panel = []
+    for label in shown.groups.unique().tolist()[:MAX_ROWS]:
+        own = (shown.groups == label).nonzero()[:PAIRS, 0].tolist()
+        tiles = [tile for i in own for tile in (_pixels(shown.images[i]), to_heat(maps[i], scale))]
+        panel.append((names[label], tiles))
+    save_panel(panel, f"red speaks for the class, blue against; full colour = {scale:.3g}", path)
+
+
+def _draw_classes(path: Path, source: Asked, evidence: ClassEvidence, names: Sequence[str]) -> None:
+    scale = colour_scale(evidence.mean)
+    panel = []
+    for row, label in enumerate(evidence.labels.tolist()[:MAX_ROWS]):
+        heats = [to_heat(kind[row], scale) for kind in (evidence.mean, evidence.spread)]
+        panel.append((names[label], [_pixels(source.images[source.groups == label].mean(0)), *heats]))
+    save_panel(panel, f"mean image, mean map, spread of the maps; full colour = {scale:.3g}", path)
+
+
+def _pixels(image: Tensor) -> Image.Image:
+    picture = to_picture((image.clamp(0, 1) * 255).round().to(torch.uint8))
+    return picture.convert("RGB")

@@ -1,0 +1,221 @@
+"""Whether to believe a map: completeness, infidelity, sensitivity, randomised weights, and the deletion test.
+
+Each takes an `Explainer`, the images, the classes explained, and the maps that the explainer gave.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from interpkit.attribution.evidence import rank_correlation
+from interpkit.attribution.explainer import Explainer
+from interpkit.errors import UsageError
+from interpkit.runtime.random import derive_seed, global_seed, random_generator
+
+DRAWS = 20
+"""Perturbations of each image for infidelity."""
+STAGES = 4
+"""Stages of the randomisation of the weights."""
+
+
+def completeness(explainer: Explainer, images: Tensor, classes: Tensor, maps: Tensor) -> dict[str, float]:
+    r"""Return how far the maps miss what they should add up to.
+
+    With :math:`\delta = \sum_i a_i - (f(x) - f(x'))` (Captum's convergence delta; Sundararajan et al. 2017,
+    proposition 1), the baseline's score being the mean over all baselines: ``relative_error`` is
+    :math:`\sum |\delta| / \sum |f(x) - f(x')|` over the images, at least 0; ``worst`` the largest
+    :math:`|\delta|` in logits.
+    """
+    differences = explainer.differences(images, classes)
+    deltas = maps.flatten(1).sum(1) - differences
+    whole = differences.abs().sum().item()
+    return {
+        "relative_error": deltas.abs().sum().item() / whole if whole > 0 else 0.0,
+        "worst": deltas.abs().max().item(),
+    }
+
+
+def infidelity(explainer: Explainer, images: Tensor, classes: Tensor, maps: Tensor) -> float:
+    r"""Return the share of the score's changes that the maps do not foretell, in [0, 1], 0 the best.
+
+    Infidelity (Yeh et al. 2019, definition 2.1 with the optimal scale) is
+
+    .. math:: \min_\beta E_I (\beta I^T a - (f(x) - f(x - I)))^2,
+
+    here divided by :math:`E_I (f(x) - f(x - I))^2`, its value for maps of zeros. A perturbation sets a random square
+    (of vectors: a random run of features), up to half a side long, to the first baseline. For gradients I is what it
+    takes away; for contributions it is 1 where something is taken away. Measured by ``captum.metrics.infidelity``.
+    """
+    from captum.metrics import infidelity as captum_infidelity
+
+    baseline = explainer.baselines[:1].to(explainer.device)
+
+    def perturb(inputs: Tensor) -> tuple[Tensor, Tensor]:
+        mask = _random_squares(inputs)
+        taken = (inputs - baseline) * mask
+        return taken if explainer.method.local else mask, inputs - taken
+
+    totals = torch.zeros(2, dtype=torch.float64)
+    target, device = explainer.target, explainer.device
+    with target.frozen(device), torch.no_grad():
+        for start in range(0, len(images), explainer.rows):
+            part = slice(start, start + explainer.rows)
+            shown, asked = images[part].to(device), classes[part].to(device)
+            explained = maps[part].to(device)
+            for kind, (attributions, normalize) in enumerate(((explained, True), (torch.zeros_like(explained), False))):
+                # The same seed twice: both see the same perturbations.
+                with global_seed(derive_seed(explainer.seed, "infidelity", start), device):
+                    found = captum_infidelity(
+                        explainer.score_module(),
+                        perturb,
+                        shown,
+                        attributions,
+                        target=asked,
+                        n_perturb_samples=DRAWS,
+                        max_examples_per_batch=_at_once(explainer, len(shown), DRAWS),
+                        normalize=normalize,
+                    )
+                totals[kind] += found.cpu().double().sum()
+    return min(1.0, max(0.0, (totals[0] / totals[1]).item())) if totals[1] > 0 else 0.0
+
+
+def _at_once(explainer: Explainer, images: int, draws: int) -> int:
+    """Return how many perturbed images pass at once: Captum wants from one to all draws of each image."""
+    return min(max(explainer.rows, images), images * draws)
+
+
+def _random_squares(images: Tensor) -> Tensor:
+    """Return masks, 1 in a random square of each image (a random run of each vector), of the images' shape."""
+    count, *sides = (len(images), *images.shape[2:]) if images.dim() == 4 else images.shape
+    mask = torch.ones(count, *sides, device=images.device)
+    for axis, side in enumerate(sides, 1):
+        length = 1 + (torch.rand(count, 1, device=images.device) * max(1, side // 2)).floor()
+        first = (torch.rand(count, 1, device=images.device) * (side - length + 1)).floor()
+        place = torch.arange(side, device=images.device)
+        inside = (place >= first) & (place < first + length)
+        mask *= inside.view(count, *(side if a == axis else 1 for a in range(1, len(sides) + 1)))
+    return (mask[:, None] if images.dim() == 4 else mask).expand_as(images)
+
+
+def sensitivity(
+    explainer: Explainer, images: Tensor, classes: Tensor, *, radius: float = 0.02, draws: int = 5
+) -> float:
+    r"""Return how much a map changes, at most, when the image hardly does; at least 0.
+
+    :math:`\max_e |a(x + e) - a(x)| / |a(x)|`, the largest of ``draws`` random e with :math:`|e|_\infty \le` ``radius``,
+    averaged over the images (Yeh et al. 2019, definition 3.1); measured by ``captum.metrics.sensitivity_max``.
+    """
+    from captum.metrics import sensitivity_max
+
+    def explain(inputs: Tensor | tuple[Tensor, ...], target: Tensor) -> tuple[Tensor]:
+        shown = inputs[0] if isinstance(inputs, tuple) else inputs
+        return (explainer.maps(shown, target),)  # of a bare tensor Captum would read the first image's map alone
+
+    with global_seed(derive_seed(explainer.seed, "sensitivity"), torch.device("cpu")):
+        worst = sensitivity_max(
+            explain,
+            images,
+            perturb_radius=radius,
+            n_perturb_samples=draws,
+            max_examples_per_batch=_at_once(explainer, len(images), draws),
+            target=classes,
+        )
+    return float(worst.double().mean())
+
+
+def weight_randomisation(
+    explainer: Explainer, images: Tensor, classes: Tensor, maps: Tensor, *, stages: int = STAGES
+) -> list[dict[str, Any]]:
+    """Compare the maps to those of the same network with more and more of its weights drawn anew.
+
+    A method whose maps stay alike does not explain what the network has learned (Adebayo et al. 2018, section 3,
+    cascading randomisation). Layers are randomised from the last defined (the logits') to the first, on a private
+    copy: each weight becomes a normal number of its tensor's mean and standard deviation.
+
+    Returns:
+        a row a stage: ``randomised``, the layers so far, ``layers``, of how many; ``rank_correlation`` of the maps and
+        ``rank_correlation_absolute`` of their absolute values, both Spearman's, in [-1, 1], over the pixels where
+        either is not zero, the mean over images, None where all maps are flat. 0 is what one hopes for in the end.
+
+    Raises:
+        UsageError: the target cannot be copied, or has no weights that can be changed.
+    """
+    try:
+        with torch.no_grad():  # TorchScript would else copy its weights by an operation that has a gradient
+            target = copy.deepcopy(explainer.target)
+    except Exception as error:  # whatever the user's module raises
+        raise UsageError(
+            f"{explainer.target.name} cannot be copied, so its weights are not randomised: {error}"
+        ) from error
+    layers = [layer for layer in target.modules() if any(True for _ in layer.parameters(recurse=False))][::-1]
+    if not layers:
+        raise UsageError(f"{explainer.target.name} has no weights that can be changed, so they are not randomised.")
+    other = explainer.on(target)
+    rng = random_generator(torch.device("cpu"), derive_seed(explainer.seed, "randomisation"))
+    rows: list[dict[str, Any]] = []
+    done = 0
+    for until in sorted({round(len(layers) * (stage + 1) / stages) or 1 for stage in range(stages)}):
+        for layer in layers[done:until]:
+            for weight in layer.parameters(recurse=False):
+                if weight.is_floating_point():
+                    _draw_anew(weight, rng)
+        done = until
+        randomised = other.maps(images, classes)
+        rows.append(
+            {
+                "randomised": done,
+                "layers": len(layers),
+                "rank_correlation": _alike(maps, randomised),
+                "rank_correlation_absolute": _alike(maps.abs(), randomised.abs()),
+            }
+        )
+    return rows
+
+
+@torch.no_grad()
+def _draw_anew(weight: Tensor, rng: torch.Generator) -> None:
+    values = weight.float()
+    fresh = torch.randn(values.shape, generator=rng).to(weight.device)
+    weight.copy_(values.mean() + values.std(correction=0) * fresh)
+
+
+def _alike(maps: Tensor, others: Tensor) -> float | None:
+    """Return the mean rank correlation over the pixels where either map of an image is not zero.
+
+    Where both are zero, as where the image is as dark as the baseline, no weight could have changed anything.
+    """
+    pairs = zip(maps.flatten(1), others.flatten(1), strict=True)
+    kept = [torch.stack([one, other])[:, (one != 0) | (other != 0)] for one, other in pairs]
+    values = torch.cat([rank_correlation(pair[:1], pair[1:]) for pair in kept if pair.shape[1]] or [torch.empty(0)])
+    values = values[values.isfinite()]
+    return values.mean().item() if len(values) else None
+
+
+@torch.no_grad()
+def deletion(explainer: Explainer, images: Tensor, classes: Tensor, maps: Tensor, *, steps: int = 20) -> Tensor:
+    r"""Return the area under the deletion curve of each image, (N,) in [0, 1]; the lower, the better the map.
+
+    The pixels go to the first baseline, those with the most evidence (summed over the channels) first; the curve is
+    the probability of the class by the share that is gone, its area by the trapezoid rule (Petsiuk et al. 2018, section
+    3.2). Random maps give what there is to beat. A map of one image, (1, *input_shape), serves for all.
+    """
+    evidence = maps.sum(1) if maps.dim() == 4 else maps
+    order = evidence.flatten(1).argsort(dim=1, descending=True, stable=True)
+    rank = order.argsort(1).view(evidence.shape).expand(len(images), *evidence.shape[1:])
+    rank = rank[:, None] if maps.dim() == 4 else rank
+    pixels, target, device = order.shape[1], explainer.target, explainer.device
+    areas = []
+    with target.frozen(device):
+        for part in torch.arange(len(images)).split(explainer.rows):
+            shown, asked, ranked = (t[part].to(device) for t in (images, classes, rank))
+            baseline = explainer.baselines[:1].to(device)
+            curve = []
+            for step in range(steps + 1):
+                left = torch.where(ranked < round(pixels * step / steps), baseline, shown)
+                curve.append(target(left).softmax(1).gather(1, asked[:, None])[:, 0])
+            areas.append(torch.trapezoid(torch.stack(curve, 1), dx=1 / steps).cpu())
+    return torch.cat(areas)

@@ -1,0 +1,344 @@
+"""The recipe: the whole configuration of a run, seed included, in and out as TOML.
+
+A recipe is put together from layers, the later ones winning: defaults, presets named in a file, the file
+itself, presets named on the command line, then single settings (`compose`). What stands in a component's
+own table is checked against the component's ``Options`` when the recipe is resolved (`interpkit.plugins.assembly`).
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import tomllib
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import pydantic
+import tomli_w
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+
+from interpkit.errors import UsageError, did_you_mean
+from interpkit.io.strict_json import MAX_DEPTH, is_too_deep, read_text
+
+M = TypeVar("M", bound=BaseModel)
+
+Layer = Mapping[str, Any]
+"""A fragment of a recipe, in the shape of its TOML."""
+
+MAX_RECIPE_BYTES = 1_000_000
+MAX_INPUT = 10_000_000
+"""Numbers in one image: 1,800 x 1,800 pixels of three channels."""
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Component(_Model):
+    """A named component and its options: ``{name = "vecmat", temperature = 1.0}`` in TOML."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    name: str
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The component's own settings, all but its name."""
+        return dict(self.model_extra or {})
+
+
+class Term(_Model):
+    """One term of the objective: its weight, and the options of the loss it is named after."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    weight: float = Field(1.0, ge=0.0, allow_inf_nan=False)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The loss's own settings, all but its weight."""
+        return dict(self.model_extra or {})
+
+
+class Optimizer(_Model):
+    """Adam (Kingma & Ba 2015), its rate falling linearly over the last ``decay`` of the training."""
+
+    lr: float = Field(2e-3, gt=0, le=10, description="learning rate")
+    beta1: float = Field(0.5, ge=0, lt=1, description="decay of the mean of the gradients")
+    beta2: float = Field(0.99, ge=0, lt=1, description="decay of the mean of their squares")
+    decay: float = Field(0.5, ge=0, le=1, description="share of the training over which lr falls to zero")
+
+
+class Sampling(_Model):
+    """How the trained generator is sampled; batch norm is always in eval mode."""
+
+    dropout: bool = Field(True, description="keep the generator's dropout on, as the paper does for variety")
+    chunk: int = Field(100, ge=1, le=4096, description="images drawn at once; decides the dropout masks")
+
+
+class TargetOptions(_Model):
+    """What a user says of a classifier's file; each wins over what the file says itself."""
+
+    path: str | None = Field(None, description="where the classifier was loaded from; for the record")
+    arch: str | None = Field(None, description="FAMILY:NAME, e.g. torchvision:resnet18")
+    arch_args: dict[str, Any] = Field({}, description="arguments of the architecture")
+    input_shape: tuple[int, ...] | None = Field(None, description="C,H,W, or D for vectors")
+    num_classes: int | None = Field(None, ge=2, description="checked against what the classifier gives")
+    mean: list[float] | None = Field(None, description="per channel, in the units of input_range")
+    std: list[float] | None = Field(None, description="per channel, in the units of input_range")
+    input_range: tuple[float, float] | list[tuple[float, float]] | None = Field(
+        None, description="LO,HI: what black and white are to it; for vectors maybe a pair for each feature"
+    )
+    class_names: list[str] | None = Field(None, description="in the order of the logits")
+    layout: Literal["nchw", "nhwc", "flat"] | None = Field(None, description="how the classifier takes an image")
+    channel_order: Literal["rgb", "bgr"] | None = Field(None, description="of a classifier of 3 channels")
+    output: Literal["logits", "log_probs", "probs"] | None = Field(None, description="what the classifier gives")
+    feature_layer: str | None = Field(None, description="default features: NAME (output) or NAME:in (input)")
+
+    trust: bool = Field(False, description="the file may run code; recorded, and obeyed only when typed")
+
+    @field_validator("input_shape")
+    @classmethod
+    def _sensible_shape(cls, shape: tuple[int, ...] | None) -> tuple[int, ...] | None:
+        if shape is not None and (len(shape) not in (1, 3) or min(shape) < 1 or math.prod(shape) > MAX_INPUT):
+            raise ValueError(f"input_shape is C,H,W (or D for vectors), each at least 1 and {MAX_INPUT:,} in all")
+        return shape
+
+    @field_validator("mean")
+    @classmethod
+    def _finite(cls, mean: list[float] | None) -> list[float] | None:
+        if mean is not None and not all(map(math.isfinite, mean)):
+            raise ValueError("mean must be finite")
+        return mean
+
+    @field_validator("std")
+    @classmethod
+    def _positive(cls, std: list[float] | None) -> list[float] | None:
+        if std is not None and not all(0 < value < math.inf for value in std):
+            raise ValueError("std must be above 0 and finite")
+        return std
+
+    @model_validator(mode="after")
+    def _fit_together(self) -> TargetOptions:
+        channels = self.input_shape[0] if self.input_shape else None
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            if values is not None and channels is not None and len(values) not in (1, channels):
+                raise ValueError(f"{name} takes 1 or {channels} values for {channels} channels, not {len(values)}")
+        pairs = self.ranges
+        if any(not -math.inf < lo < hi < math.inf for lo, hi in pairs):
+            raise ValueError(f"input_range is LO,HI with LO < HI, not {self.input_range}")
+        vectors = self.input_shape is not None and len(self.input_shape) == 1
+        if channels is not None and len(pairs) not in ((1, channels) if vectors else (1,)):
+            raise ValueError(
+                f"input_range takes one pair LO,HI, or for vectors one for each of D features, not {len(pairs)}"
+            )
+        if self.channel_order == "bgr" and self.input_shape is not None and (vectors or channels != 3):
+            raise ValueError(f"the channel order bgr is for 3 channels; this classifier takes {self.input_shape}")
+        return self
+
+    @property
+    def ranges(self) -> list[tuple[float, float]]:
+        """The input range as a list of pairs, (0, 1) where it is not said."""
+        said = self.input_range
+        return [(0.0, 1.0)] if said is None else said if isinstance(said, list) else [said]
+
+    def said(self) -> dict[str, Any]:
+        """Return what is said of the classifier, without the record of the path and of trust."""
+        return {k: v for k, v in self if v is not None and v != {} and k not in ("path", "trust")}
+
+    @property
+    def runs_code(self) -> bool:
+        """Whether it takes code that only the user may name: a ``py:`` architecture, or ``--trust``."""
+        return self.trust or (self.arch or "").startswith("py:")
+
+
+class PluginFile(_Model):
+    """A plugin of one file that a run was made with: a record, never obeyed; the user types the path again."""
+
+    path: str
+    sha256: str
+
+    @property
+    def name(self) -> str:
+        """The plugin's name, that of the file."""
+        return Path(self.path).stem
+
+
+def _parse_list(value: Any) -> Any:
+    return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
+
+
+def _distinct(labels: list[int] | None) -> list[int] | None:
+    if labels is not None and (not labels or len(set(labels)) < len(labels)):
+        raise ValueError("name each label once, and at least one")
+    return labels
+
+
+class Recipe(_Model):
+    """Everything that decides a run, beside the classifier's weights."""
+
+    seed: int = Field(0, ge=0, lt=2**63, description="of all that is drawn")
+    steps: int = Field(300, ge=1, le=100_000_000, description="length of the training")
+    batch_size: int = Field(128, ge=2, le=1_000_000, description="images per step; the cosine term needs two")
+    micro_batch: int | None = Field(
+        None, ge=2, description="images of a batch in memory at a time, computed twice; all if left out"
+    )
+    generators: int = Field(1, ge=1, le=1000, description="generators that share each batch")
+    labels: Annotated[list[int] | None, BeforeValidator(_parse_list), AfterValidator(_distinct)] = Field(
+        None, description="the classes to invert; all if left out"
+    )
+    device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps, ...")
+    precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 where the hardware has it")
+    fall_back: bool = Field(
+        False, description="where bf16 turns a value non-finite, go on in fp32; auto precision sets it"
+    )
+    compile: Literal["auto", "on", "off"] = Field("auto", description="the generator; auto: long runs on CUDA")
+    checkpoint_every: int | None = Field(None, ge=1, description="steps between checkpoints; every 60 s anyway")
+    inverter: Component = Component(name="generator")
+    conditioner: Component | None = None
+    generator: Component | None = None
+    losses: dict[str, Term] = {}
+    optimizer: Optimizer = Optimizer()
+    sampling: Sampling = Sampling()
+    target: TargetOptions = TargetOptions()
+    plugin_files: list[PluginFile] | None = Field(
+        None, description="plugins of one file; recorded, and obeyed only when typed"
+    )
+
+    def to_toml(self) -> str:
+        """Return the recipe as TOML; what is None is left out, as TOML has no word for it."""
+        return tomli_w.dumps(_without_none(self.model_dump(mode="json")))
+
+
+def _without_none(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_none(item) for key, item in value.items() if item is not None}
+    return value
+
+
+class Preset:
+    """A recipe fragment under a name; ``--plugin NAME`` applies it.
+
+    Args:
+        name: what the user types, by default the name of the plugin.
+        layer: the fragment, in the shape of the recipe's TOML.
+        help: one sentence.
+    """
+
+    def __init__(self, name: str, layer: Layer, help: str) -> None:
+        self.name = name
+        self.layer = layer
+        self.help = help
+
+
+def merge(base: Layer, over: Layer) -> dict[str, Any]:
+    """Lay one fragment over another: tables are merged key by key, anything else is replaced.
+
+    A component under another name replaces the whole component, as its options mean nothing to the new one.
+    """
+    merged: dict[str, Any] = copy.deepcopy(dict(base))
+    for key, value in over.items():
+        old = merged.get(key)
+        if isinstance(old, Mapping) and isinstance(value, Mapping):
+            another = "name" in value and value["name"] != old.get("name")
+            merged[key] = copy.deepcopy(dict(value)) if another else merge(old, value)
+        else:
+            merged[key] = copy.deepcopy(value)
+    return merged
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Read a recipe file.
+
+    Raises:
+        UsageError: it is missing, too large to be a recipe, or not TOML.
+    """
+    try:
+        if path.stat().st_size > MAX_RECIPE_BYTES:
+            raise UsageError(f"{path} is larger than {MAX_RECIPE_BYTES:,} bytes: no recipe is.")
+        layer = tomllib.loads(read_text(path))
+    except OSError as error:
+        raise UsageError(f"cannot read the recipe {path}: {error.strerror}.") from error
+    except UsageError:
+        raise
+    except (ValueError, RecursionError) as error:  # not TOML, not UTF-8, or a number of thousands of digits
+        raise UsageError(f"{path} is not TOML: {error}.") from error
+    if is_too_deep(layer):
+        raise UsageError(f"{path} has tables within tables more than {MAX_DEPTH} times: no recipe has.")
+    return layer
+
+
+def compose(layers: Iterable[Layer], settings: Sequence[tuple[str, Any]] = ()) -> Recipe:
+    """Merge the layers, the later ones winning, apply ``COMPONENT.OPTION`` settings and validate.
+
+    Args:
+        layers: fragments in the recipe's TOML shape.
+        settings: pairs such as ``("vecmat.temperature", 0.5)``; COMPONENT is a component's name, or the slot
+            it stands in (``conditioner``, ``generator``, ``inverter``, ``optimizer``, ``sampling``).
+
+    Raises:
+        UsageError: a key is unknown, a value is out of range, or a setting names no component in use.
+    """
+    merged: dict[str, Any] = {}
+    for layer in layers:
+        merged = merge(merged, layer)
+    for name, value in settings:
+        _set(merged, name, value)
+    return validated(Recipe, merged, "the recipe")
+
+
+def _set(recipe: dict[str, Any], name: str, value: Any) -> None:
+    component, dot, option = name.rpartition(".")
+    if not dot or not component or not option:
+        raise UsageError(f"--set takes COMPONENT.OPTION=VALUE, not {name!r}; e.g. --set optimizer.lr=0.001")
+    tables: dict[str, dict[str, Any]] = {}
+    for slot in ("optimizer", "sampling"):
+        tables[slot] = recipe.setdefault(slot, {})
+    for slot in ("inverter", "conditioner", "generator"):
+        table = recipe.setdefault(slot, {"name": "generator"}) if slot == "inverter" else recipe.get(slot)
+        if isinstance(table, dict) and "name" in table:
+            tables[table["name"]] = table
+    for slot in ("conditioner", "generator", "inverter"):  # a slot's word wins over a component of that name
+        if isinstance(recipe.get(slot), dict):
+            tables[slot] = recipe[slot]
+    tables.update(recipe.get("losses", {}))
+    if component not in tables:
+        known = sorted(tables)
+        raise UsageError(
+            f"--set {name}: this recipe has no component {component!r}.{did_you_mean(component, known)} "
+            f"It has: {', '.join(known)}."
+        )
+    tables[component][option] = value
+
+
+def validated(model: type[M], values: Layer, where: str) -> M:
+    """Validate ``values`` as ``model``; the error names the option, what was seen and the nearest name.
+
+    Raises:
+        UsageError: with one line for each fault.
+    """
+    try:
+        return model.model_validate(dict(values))
+    except pydantic.ValidationError as error:
+        raise UsageError("\n".join(_explain(model, where, fault) for fault in error.errors())) from error
+
+
+def _explain(model: type[BaseModel], where: str, fault: Any) -> str:
+    path = ".".join(str(part) for part in fault["loc"])
+    if fault["type"] == "extra_forbidden":
+        known = sorted(_fields_at(model, fault["loc"][:-1]))
+        name = str(fault["loc"][-1])
+        return f"{where} has no option {path!r}.{did_you_mean(name, known)} It has: {', '.join(known) or 'none'}."
+    if fault["type"] == "value_error":
+        said = f"{where}: {path}: " if path else f"{where}: "
+        return f"{said}{fault['ctx']['error']}" + (f", not {fault['input']!r}." if path else ".")
+    seen = fault["input"]
+    return f"{where}: {path} = {seen!r} is not valid: {fault['msg'][:1].lower()}{fault['msg'][1:]}."
+
+
+def _fields_at(model: type[BaseModel], path: Sequence[Any]) -> Iterable[str]:
+    for part in path:
+        annotation = model.model_fields[part].annotation if part in model.model_fields else None
+        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+            return []
+        model = annotation
+    return model.model_fields

@@ -1,0 +1,201 @@
+"""`evaluate`: measure the samples of an inversion or a run by the metrics of all plugins."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from interpkit.config.recipe import validated
+from interpkit.errors import InterpkitError, UsageError, did_you_mean, listed, told
+from interpkit.evaluation import scoring
+from interpkit.interfaces.components import Options
+from interpkit.interfaces.contracts import described, module_of
+from interpkit.interfaces.metrics import Metric, Study, TooFew
+from interpkit.interfaces.samples import Samples
+from interpkit.interfaces.targets import Target
+from interpkit.io.datasets import LabelledImages, checked, load_data
+from interpkit.plugins.discovery import installed
+from interpkit.plugins.loading import load_target
+
+if TYPE_CHECKING:
+    pass
+
+log = logging.getLogger("interpkit")
+
+FLAGS = {"reference": "--reference DATA", "training": "--training DATA", "evaluator": "--evaluator MODEL"}
+"""What gives a metric what it needs, for messages."""
+PER_CLASS = 100
+"""Samples of each class of an inversion that is in memory."""
+
+Data = str | Path | LabelledImages | tuple[Tensor, Tensor]
+"""Labelled images: a spec as the command line takes it, or the images and labels themselves."""
+
+
+def every_run(target: Target, samples: Samples, *, seed: int, device: torch.device) -> dict[str, Any]:
+    """Return the metrics.json of a run that has just ended: the target's own opinion, and the quick metrics."""
+    quick = [_made(entry.item) for entry in installed().registry.entries("metric") if entry.item.every_run]
+    return measured(Study(target, samples, seed=seed, device=device), filter(None, quick))
+
+
+def _made(cls: type[Metric], options: Options | None = None) -> Metric | None:
+    """Return a metric; one that cannot be made is told by name, and left out, unless it refuses the options given."""
+    try:
+        return cls(options)
+    except (Exception, SystemExit) as error:
+        if isinstance(error, InterpkitError) and options is not None:
+            raise
+        _tell(cls, error)
+        return None
+
+
+def _tell(metric: Metric | type[Metric], error: BaseException) -> None:
+    """Warn that a metric failed, with its plugin and the place."""
+    words = told(error, module_of(metric))
+    log.warning("%s failed and is left out: %s", described(metric), words, exc_info=log.isEnabledFor(10))
+
+
+def measured(study: Study, metrics: Iterable[Metric], old: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Return ``old`` metrics with those of a study laid over.
+
+    A metric that fails is named in ``left_out`` with the reason, so that it does not take the others with it.
+    """
+    old = old or {}
+    names = study.target.class_names
+    own = scoring.measure(study.samples, names)
+    found: dict[str, Any] = {**old, **own}
+    before = {row["label"]: row for row in old.get("per_class", [])}
+    rows = {row["label"]: {**before.get(row["label"], {}), **row} for row in found["per_class"]}
+    left_out = dict(old.get("left_out", {}))
+    for metric in metrics:
+        for part in [part for part in left_out if part.partition(".")[0] == metric.name]:
+            del left_out[part]
+        for stale in (found, *rows.values()):
+            stale.pop(metric.key or metric.name, None)
+        study.restart()
+        try:
+            fragment = dict(metric.measure(study))
+            json.dumps(fragment, allow_nan=False)
+            merged = {label: {**rows[label], **figures} for label, figures in fragment.pop("per_class", {}).items()}
+            if not own.keys().isdisjoint(fragment):
+                raise ValueError(f"it gives {listed(own.keys() & fragment)}, which every run has already")
+        except TooFew as error:
+            study.leave_out(metric.name, str(error))
+            continue
+        except (Exception, SystemExit) as error:
+            _tell(metric, error)
+            study.leave_out(metric.name, f"it failed: {type(error).__name__}: {error}")
+            continue
+        rows |= merged
+        found |= fragment
+    left_out |= study.left_out
+    found.pop("left_out", None)
+    per_class = [rows[label] for label in sorted(rows)]
+    return {**found, "per_class": per_class} | ({"left_out": left_out} if left_out else {})
+
+
+def _chosen(names: Sequence[str], given: Sequence[str], options: Mapping[str, Any]) -> list[Metric]:
+    """Return the metrics that are named, or else all that need nothing more than is given, with their options."""
+    plugins = installed()
+    if names:
+        classes = {name: plugins.component("metric", name) for name in dict.fromkeys(names)}
+        for name, cls in classes.items():
+            missing = [need for need in cls.needs if need not in given]
+            if missing:
+                flags = " and ".join(FLAGS[need] for need in missing)
+                raise UsageError(f"the metric {name!r} needs {' and '.join(missing)}: add {flags}.")
+    else:
+        entries = plugins.registry.entries("metric")
+        classes = {entry.name: entry.item for entry in entries if set(entry.item.needs) <= set(given)}
+        if "training" in given and "reference" not in given:
+            raise UsageError("training images are held against held-out ones: add --reference DATA.")
+    values: dict[str, dict[str, Any]] = {name: {} for name in classes}
+    for setting, value in options.items():
+        name, dot, option = setting.rpartition(".")
+        if not dot:
+            raise UsageError(f"--set takes METRIC.OPTION=VALUE, not {setting!r}; e.g. --set reference.k=5")
+        if name not in values and name in plugins.registry.names("metric"):
+            missing = [FLAGS[need] for need in plugins.component("metric", name).needs if need not in given]
+            words = " and ".join(missing) or f"--metric {name}"
+            raise UsageError(f"--set {setting}: the metric {name!r} is not measured here: add {words}.")
+        if name not in values:
+            raise UsageError(
+                f"--set {setting}: no metric {name!r} is measured here.{did_you_mean(name, values)} "
+                f"Measured are: {listed(values)}."
+            )
+        values[name][option] = value
+    settled = {name: validated(cls.Options, values[name], f"the metric {name!r}") for name, cls in classes.items()}
+    return list(filter(None, (_made(cls, settled[name]) for name, cls in classes.items())))
+
+
+def _judges(evaluators: Sequence[Target | str | Path], target: Target) -> dict[str, Target]:
+    """Load the evaluators, and see that each judges the target's classes on the target's images."""
+    judges: dict[str, Target] = {}
+    for given in evaluators:
+        judge = given if isinstance(given, Target) else load_target(given)
+        if judge is target or (judge.origin is not None and judge.origin == target.origin) or _alike(judge, target):
+            raise UsageError(f"{judge.name} is the target itself: an evaluator is another classifier of its classes.")
+        twin = next((name for name, other in judges.items() if judge is other or _alike(judge, other)), None)
+        if twin is not None:
+            raise UsageError(f"the evaluators {twin} and {judge.name} are one and the same: name each once.")
+        if judge.num_classes != target.num_classes:
+            raise UsageError(
+                f"the evaluator {judge.name} has {judge.num_classes} classes; {target.name} has "
+                f"{target.num_classes}. Name a classifier of the same classes, in the same order."
+            )
+        if judge.input_shape != target.input_shape:
+            raise UsageError(
+                f"the evaluator {judge.name} takes images of {judge.input_shape}; {target.name} takes "
+                f"{target.input_shape}. Name one of that size, or put the resizing into its module and pack it "
+                f"again: interpkit pack."
+            )
+        ours, theirs = target.class_names, judge.class_names
+        if (
+            ours != theirs
+            and (set(ours) == set(theirs) or not set(ours) & set(theirs))
+            and not (all(map(str.isdigit, ours)) or all(map(str.isdigit, theirs)))
+        ):
+            raise UsageError(
+                f"the evaluator {judge.name} has the classes {listed(theirs, 4)}; {target.name} has "
+                f"{listed(ours, 4)}. They must be the same in the same order; if only the names differ, pack the "
+                f"evaluator with --class-names FILE."
+            )
+        name, number = judge.name, 2
+        while name in judges:
+            name, number = f"{judge.name}-{number}", number + 1
+        judges[name] = judge
+    return judges
+
+
+def _alike(one: Target, other: Target) -> bool:
+    """Say whether two classifiers are one, as a copy of a file under another name is: by weights and by answers."""
+    if (one.input_shape, one.num_classes) != (other.input_shape, other.num_classes):
+        return False
+    ours, theirs = (
+        {name: value for name, value in judge.state_dict().items() if isinstance(value, Tensor)}
+        for judge in (one, other)
+    )
+    if ours.keys() != theirs.keys() or not all(torch.equal(ours[name].cpu(), theirs[name].cpu()) for name in ours):
+        return False
+    images = torch.rand(8, *one.input_shape, generator=torch.Generator().manual_seed(0))
+    answers = []
+    for judge in (one, other):  # not all that a classifier knows need be in its state
+        with judge.frozen("cpu"), torch.no_grad():
+            answers.append(judge(images))
+    return torch.equal(*answers)
+
+
+def _images(given: Data | None, what: str, target: Target) -> LabelledImages | None:
+    """Load labelled images that fit the target; uint8 ones are put into [0, 1], but vectors stay as they are."""
+    if given is None:
+        return None
+    if isinstance(given, str | Path):
+        return load_data(str(given), target.input_shape, target.class_names)
+    images, labels = (given.images, given.labels) if isinstance(given, LabelledImages) else given
+    images = images / 255 if images.dtype == torch.uint8 and images.dim() == 4 else images.float()
+    return checked(LabelledImages(images, labels.long()), what, target.input_shape, target.class_names)

@@ -1,0 +1,151 @@
+"""What the target itself says of the samples. It is the target's own opinion: see an evaluator for another."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from interpkit.errors import RunError, listed
+from interpkit.evaluation.statistics import wilson
+from interpkit.interfaces.inversions import Draw, Inversion
+from interpkit.interfaces.samples import MAX_PROBABILITIES, Samples, to_unit
+from interpkit.interfaces.targets import Target
+from interpkit.io.atomic import read_tensors
+
+SCHEMA = 1
+
+
+def draw_samples(inversion: Inversion, **sampling: Any) -> Samples:
+    """Sample an inversion and let the target judge the images as they are stored, in 8 bits.
+
+    Args:
+        inversion: to be sampled.
+        sampling: arguments of `Inversion.sample`.
+    """
+    return judge(inversion, inversion.draw(**sampling))
+
+
+def judge(inversion: Inversion, draw: Draw) -> Samples:
+    """Let the target judge images in [0, 1] after rounding them to 8 bits (vectors are not rounded)."""
+    images = draw.images
+    if images.dim() == 4:
+        images = (images * 255).round().to(torch.uint8)
+    target = inversion.target
+    predicted, confidence, probabilities, divergence = _look(
+        target, images, draw.labels, draw.distribution, inversion.device
+    )
+    if images.dim() == 2:
+        images = target.low + (target.high - target.low) * images
+    distribution = None if probabilities is None else draw.distribution
+    return Samples(images, draw.labels, predicted, confidence, divergence, draw.generator, probabilities, distribution)
+
+
+def read_samples(path: Path, target: Target, device: torch.device) -> Samples:
+    """Read the samples of a run, and let the target judge them again; see `read_images`."""
+    images, labels, generator = read_images(path, target)
+    unit = images if images.dim() == 4 else to_unit(images, target)
+    predicted, confidence, probabilities, _ = _look(target, unit, labels, None, device)
+    return Samples(images, labels, predicted, confidence, None, generator, probabilities)
+
+
+def read_images(path: Path, target: Target) -> tuple[Tensor, Tensor, Tensor]:
+    """Read samples.safetensors: images (or vectors) as they are stored, labels, and generators; see `Samples`.
+
+    Raises:
+        RunError: there are none, or they are not of this target.
+    """
+    tensors = read_tensors(path)
+    name = "images" if len(target.input_shape) == 3 else "inputs"
+    if not {name, "labels", "generator"} <= tensors.keys():
+        raise RunError(f"{path} holds {listed(tensors)}; samples of {target.name} are {name}, labels and generator.")
+    images, labels, generator = tensors[name], tensors["labels"], tensors["generator"]
+    n = labels.numel()
+    whole = images.dtype == (torch.uint8 if name == "images" else torch.float32) and bool(images.isfinite().all())
+    if not whole or not n or labels.dtype != torch.int64 or labels.shape != (n,) or generator.shape != (n,):
+        raise RunError(f"{path} is no file of samples: {name} {images.dtype} {tuple(images.shape)}, {n} labels.")
+    if tuple(images.shape) != (n, *target.input_shape) or labels.min() < 0 or labels.max() >= target.num_classes:
+        raise RunError(
+            f"{path} holds samples of shape {tuple(images.shape[1:])} and labels {int(labels.min())} to "
+            f"{int(labels.max())}; {target.name} takes {target.input_shape} and has {target.num_classes} classes."
+        )
+    return images, labels, generator
+
+
+@torch.no_grad()
+def _look(
+    target: Target,
+    images: Tensor,
+    labels: Tensor,
+    distribution: Tensor | None,
+    device: torch.device,
+    batch_size: int = 256,
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    """Return predictions, confidence, probabilities (to 100 classes) and KL of images, uint8 or in [0, 1]."""
+    columns: list[tuple[Tensor, ...]] = []
+    with target.frozen(device):
+        for start in range(0, len(images), batch_size):
+            rows = slice(start, start + batch_size)
+            batch = images[rows].to(device)
+            logits = target(batch / 255 if batch.dtype == torch.uint8 else batch).cpu()
+            softmax = logits.softmax(1)
+            confidence = softmax.gather(1, labels[rows][:, None])[:, 0]
+            asked = softmax if distribution is None else distribution[rows]
+            divergence = F.kl_div(logits.log_softmax(1), asked, reduction="none").sum(1)
+            kept = softmax if target.num_classes <= MAX_PROBABILITIES else softmax[:, :0]
+            columns.append((logits.argmax(1), confidence, kept, divergence))
+    predicted, confidence, probabilities, divergence = (torch.cat(c) for c in zip(*columns, strict=True))
+    return (
+        predicted,
+        confidence,
+        probabilities if target.num_classes <= MAX_PROBABILITIES else None,
+        None if distribution is None else divergence,
+    )
+
+
+@torch.no_grad()
+def accuracy(target: Target, reference: str, batch_size: int = 256) -> float:
+    """Return the target's accuracy on reference data, a spec as `interpkit.io.datasets.load_data` takes it.
+
+    Raises:
+        UsageError: the data cannot be read or does not fit.
+    """
+    from interpkit.io.datasets import load_data
+
+    data = load_data(reference, target.input_shape, target.class_names)
+    images = to_unit(data.images, target)
+    with target.frozen():
+        pairs = zip(images.split(batch_size), data.labels.split(batch_size), strict=True)
+        right = [target(rows).argmax(1) == labels for rows, labels in pairs]
+    return torch.cat(right).double().mean().item()
+
+
+def measure(samples: Samples, class_names: Sequence[str]) -> dict[str, Any]:
+    """Return what every metrics.json has: inversion accuracy, confidence and KL, in all and per class.
+
+    Inversion accuracy is the share of samples that the target itself puts in the class asked for (argmax), with
+    its 95 % interval (`wilson`); confidence is the mean probability that it gives that class; ``kl`` is the mean of
+    KL(P || Q) in nats of the condition's distribution P and the target's softmax Q, where P is known.
+    """
+    right = samples.predicted == samples.labels
+
+    def figures(rows: Tensor) -> dict[str, Any]:
+        count, hits = int(rows.sum()), int(right[rows].sum())
+        kl = {} if samples.divergence is None else {"kl": samples.divergence[rows].double().mean().item()}
+        return {
+            "inversion_accuracy": hits / count,
+            "inversion_accuracy_interval": wilson(hits, count),
+            "confidence": samples.confidence[rows].double().mean().item(),
+            "count": count,
+            **kl,
+        }
+
+    per_class = [
+        {"label": label, "name": class_names[label], **figures(samples.labels == label)}
+        for label in samples.labels.unique().tolist()
+    ]
+    return {"schema": SCHEMA, **figures(torch.ones_like(right)), "per_class": per_class}

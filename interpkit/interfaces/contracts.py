@@ -1,0 +1,240 @@
+"""Calls of plugins' components: a fault is told with its maker, and what comes back is held to the interfaces.
+
+Types, shapes and devices are looked at on each call, which waits for no device; values are where that waits for none
+either, on the CPU. Whether images and terms are finite and in range is looked at where they are read anyway, by
+`interpkit.runtime.recorder`.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from interpkit.errors import InterpkitError, PluginError, told
+from interpkit.interfaces.attributions import Attribution, AttributionContext
+from interpkit.interfaces.generation import Condition, Conditioner, ConditionSpec, Generator
+from interpkit.interfaces.inverters import Inverter, Parts
+from interpkit.interfaces.loaders import Loader
+from interpkit.interfaces.losses import GeneratedBatch, InversionBatch, InversionLoss
+from interpkit.interfaces.targets import Target
+from interpkit.inversion.ensemble import Ensemble
+from interpkit.runtime.devices import is_out_of_memory
+
+if TYPE_CHECKING:
+    from interpkit.config.recipe import Recipe, TargetOptions
+    from interpkit.interfaces.inversions import Inversion
+    from interpkit.runtime.recorder import Recorder
+
+
+def described(component: object) -> str:
+    """Return what a component, or its class, is and whose: ``the loss 'tv' of the plugin 'losses'``."""
+    from interpkit.plugins.discovery import installed
+    from interpkit.plugins.registry import KINDS
+
+    if isinstance(component, Ensemble):
+        component = component.members[0]
+    cls = component if inspect.isclass(component) else type(component)
+    # a component's class is registered, but of a loader an instance
+    entry = next((entry for entry in installed().registry.entries() if entry.item in (cls, component)), None)
+    if entry is not None:
+        return f"the {entry.kind} {entry.name!r} of the plugin {entry.owner!r}"
+    kind = next((kind for kind, base in KINDS.items() if issubclass(cls, base)), "object")
+    return f"the {kind} {getattr(cls, 'name', '')!r} ({cls.__module__}.{cls.__qualname__})"
+
+
+def module_of(component: object) -> str:
+    """Return the top-level name that the code of a component, or of its class, is imported by."""
+    cls = component if inspect.isclass(component) else type(component)
+    return cls.__module__.partition(".")[0]
+
+
+@contextmanager
+def blamed(component: object) -> Iterator[None]:
+    """Turn whatever is raised in this block into an error that names the component, its plugin and the place.
+
+    Errors of interpkit's own pass, and so does a device's being out of memory: that is nobody's fault.
+
+    Raises:
+        PluginError: something else was raised.
+    """
+    try:
+        yield
+    except InterpkitError:
+        raise
+    except (Exception, SystemExit) as error:
+        if is_out_of_memory(error):
+            raise
+        raise PluginError(f"{described(component)} failed: {told(error, module_of(component))}.") from error
+
+
+def _broken(component: object, promise: str, seen: str) -> PluginError:
+    return PluginError(f"{described(component)} broke a promise of its interface: {promise}, not {seen}.")
+
+
+def _check(
+    component: object,
+    what: str,
+    value: Any,
+    shape: tuple[int, ...],
+    device: torch.device,
+    dtypes: str = "floating point",
+) -> None:
+    """See that a value is a tensor of the shape, the device and the kind of numbers that the interface promises.
+
+    Raises:
+        PluginError: it is not.
+    """
+    if not isinstance(value, Tensor):
+        raise _broken(component, f"{what} is a tensor", type(value).__name__)
+    if value.shape != shape:
+        raise _broken(component, f"{what} has the shape {shape}", str(tuple(value.shape)))
+    if value.device != device:
+        raise _broken(component, f"{what} is on the device {device}", str(value.device))
+    if not (value.dtype == torch.int64 if dtypes == "int64" else value.is_floating_point()):
+        raise _broken(component, f"{what} is {dtypes}", str(value.dtype))
+
+
+def spec(conditioner: Conditioner) -> ConditionSpec:
+    """Return a conditioner's `ConditionSpec`.
+
+    Raises:
+        PluginError: it has none.
+    """
+    with blamed(conditioner):
+        value = conditioner.spec
+    if not isinstance(value, ConditionSpec):
+        raise _broken(conditioner, "spec is a ConditionSpec", type(value).__name__)
+    return value
+
+
+def latent_dim(generator: Generator) -> int:
+    """Return a generator's ``latent_dim``.
+
+    Raises:
+        PluginError: it has none.
+    """
+    value = getattr(generator, "latent_dim", None)
+    if not isinstance(value, int) or value < 0:
+        raise _broken(generator, "latent_dim is a number, which __init__ sets", repr(value))
+    return value
+
+
+def layers(loss: InversionLoss, target: Target) -> list[str]:
+    """Return the layers that a loss reads.
+
+    Raises:
+        PluginError: it fails, or what it returns is no list of names.
+    """
+    with blamed(loss):
+        names = loss.layers(target)
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise _broken(loss, "layers(target) returns a list of names", repr(names))
+    return names
+
+
+def condition(conditioner: Conditioner, count: int, labels: Tensor | None, rng: torch.Generator | None) -> Condition:
+    """Draw ``count`` conditions; see `Conditioner.sample`.
+
+    Raises:
+        PluginError: it fails, or what it returns is no condition for so many images.
+    """
+    with blamed(conditioner):
+        drawn = conditioner.sample(count, labels=labels, rng=rng)
+    if not isinstance(drawn, Condition):
+        raise _broken(conditioner, "sample returns a Condition", type(drawn).__name__)
+    device = conditioner.device
+    _check(conditioner, "Condition.labels", drawn.labels, (count,), device, "int64")
+    _check(conditioner, "Condition.distribution", drawn.distribution, (count, conditioner.num_classes), device)
+    _check(conditioner, "Condition.vector", drawn.vector, (count, conditioner.spec.vector_dim), device)
+    if count and device.type == "cpu":
+        low, high = drawn.labels.aminmax()
+        if low < 0 or high >= conditioner.num_classes:
+            promise = f"Condition.labels are classes, 0 to {conditioner.num_classes - 1}"
+            raise _broken(conditioner, promise, str(int(low if low < 0 else high)))
+        for what, values in (("distribution", drawn.distribution), ("vector", drawn.vector)):
+            if not values.isfinite().all():
+                raise _broken(conditioner, f"Condition.{what} is finite", "NaN or infinite")
+    return drawn
+
+
+def images(generator: Generator, latent: Tensor, condition: Condition, *made_by: Tensor) -> Tensor:
+    """Make images, (B, *input_shape) float32; see `Generator.forward`.
+
+    Raises:
+        PluginError: it fails, or what it returns are not so many images.
+    """
+    with blamed(generator):
+        made: Tensor = generator(latent, condition, *made_by)
+    _check(generator, "forward's images", made, (len(latent), *generator.input_shape), latent.device)
+    return made.float()
+
+
+def views(loss: InversionLoss, batch: GeneratedBatch, rng: torch.Generator) -> Tensor | None:
+    """Return the extra images that a loss asks for; see `InversionLoss.views`.
+
+    Raises:
+        PluginError: it fails, or what it returns are no images.
+    """
+    with blamed(loss):
+        asked = loss.views(batch, rng)
+    if asked is not None:
+        count = len(asked) if isinstance(asked, Tensor) and asked.dim() else 0
+        _check(loss, "views's images", asked, (count, *batch.images.shape[1:]), batch.images.device)
+    return asked
+
+
+def maps(method: Attribution, target: Target, images: Tensor, classes: Tensor, context: AttributionContext) -> Tensor:
+    """Return maps of images, of their shape; see `Attribution.attribute`.
+
+    Raises:
+        PluginError: it fails, or what it returns are no such maps.
+    """
+    with blamed(method):
+        found = method.attribute(target, images, classes, context)
+    _check(method, "attribute's maps", found, tuple(images.shape), images.device)
+    return found
+
+
+def loaded(loader: Loader, path: Path, options: TargetOptions) -> Target:
+    """Return the target that a loader makes of a file; see `Loader.load`.
+
+    Raises:
+        PluginError: it fails, or what it returns is no target.
+    """
+    with blamed(loader):
+        target = loader.load(path, options)
+    if not isinstance(target, Target):
+        raise _broken(loader, "load returns a Target", type(target).__name__)
+    return target
+
+
+def term(loss: InversionLoss, batch: InversionBatch) -> Tensor:
+    """Return a term of the objective, a scalar; see `InversionLoss.forward`.
+
+    Raises:
+        PluginError: it fails, or what it returns is no scalar.
+    """
+    with blamed(loss):
+        value: Tensor = loss(batch)
+    _check(loss, "forward's value", value, (), batch.images.device)
+    return value
+
+
+def inversion(inverter: Inverter, target: Target, recipe: Recipe, parts: Parts, recorder: Recorder) -> Inversion:
+    """Invert a target; see `Inverter.invert`.
+
+    Raises:
+        PluginError: what it returns is no inversion.
+    """
+    from interpkit.interfaces.inversions import Inversion
+
+    made = inverter.invert(target, recipe, parts, recorder)
+    if not isinstance(made, Inversion):
+        raise _broken(inverter, "invert returns an Inversion", type(made).__name__)
+    return made

@@ -1,0 +1,137 @@
+"""TODO interfaces.generation."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from interpkit.interfaces.components import Component, Options
+
+if TYPE_CHECKING:
+    pass
+
+
+@dataclass(frozen=True)
+class ConditionSpec:
+    """The sizes of a condition, from which a generator is built.
+
+    Attributes:
+        vector_dim: length of `Condition.vector`; 0 if there is none.
+        map_channels: channels M of `Condition.maps`; 0 if there are none.
+        map_size: the smallest side at which the maps still tell the labels apart; a generator asks for maps
+            at least this high and wide.
+    """
+
+    vector_dim: int
+    map_channels: int = 0
+    map_size: int = 1
+
+
+@dataclass(frozen=True)
+class Condition:
+    """What the generator is asked for, for a batch of B images.
+
+    Attributes:
+        labels: (B,) int64, the class asked for.
+        distribution: (B, n) float, the soft distribution P over the classes; rows sum to 1, argmax = labels.
+        vector: (B, vector_dim) float, what the generator is shown.
+        draw_maps: (height, width) -> (B, M, height, width); None if the condition has no maps.
+    """
+
+    labels: Tensor
+    distribution: Tensor
+    vector: Tensor
+    draw_maps: Callable[[int, int], Tensor] | None = None
+
+    def maps(self, height: int, width: int) -> Tensor:
+        """Return the spatial maps, (B, M, height, width) float; M = 0 where the condition has none."""
+        if self.draw_maps is None:
+            return self.vector.new_zeros(len(self.labels), 0, height, width)
+        return self.draw_maps(height, width)
+
+    def __getitem__(self, rows: Tensor) -> Condition:
+        maps = self.draw_maps
+        some = None if maps is None else lambda height, width: maps(height, width)[rows]
+        return Condition(self.labels[rows], self.distribution[rows], self.vector[rows], some)
+
+
+class Conditioner(Component, nn.Module, ABC):
+    """Draws conditions.
+
+    Args:
+        num_classes: n, at least 2.
+        input_shape: (C, H, W) or (D,), the shape of one image.
+        options: an instance of the class's ``Options``; defaults if left out.
+    """
+
+    options: Options
+    progress: float = 0.0
+    """Share of the training that is done, in [0, 1]; the loop sets it before each step, sampling at 1."""
+    anchor: Tensor
+
+    def __init__(self, num_classes: int, input_shape: tuple[int, ...], options: Options | None = None) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.input_shape = input_shape
+        self.options = self.Options() if options is None else options
+        self.register_buffer("anchor", torch.empty(0), persistent=False)
+
+    @property
+    def device(self) -> torch.device:
+        """The device that conditions are drawn on; the module's own."""
+        return self.anchor.device
+
+    @property
+    @abstractmethod
+    def spec(self) -> ConditionSpec:
+        """The sizes of the conditions that `sample` draws."""
+
+    @abstractmethod
+    def sample(self, batch_size: int, *, labels: Tensor | None = None, rng: torch.Generator | None = None) -> Condition:
+        """Draw conditions.
+
+        Args:
+            batch_size: B.
+            labels: (B,) int64, the classes to ask for; drawn uniformly if left out.
+            rng: source of the randomness, on `device`; the global one if left out.
+        """
+
+
+class Generator(Component, nn.Module, ABC):
+    """(latent, condition) -> images in [0, 1].
+
+    Args:
+        spec: the sizes of the conditions.
+        input_shape: (C, H, W) or (D,), the shape of one image.
+        options: an instance of the class's ``Options``; defaults if left out.
+    """
+
+    options: Options
+    latent_dim: int
+
+    def __init__(self, spec: ConditionSpec, input_shape: tuple[int, ...], options: Options | None = None) -> None:
+        super().__init__()
+        self.spec = spec
+        self.input_shape = input_shape
+        self.options = self.Options() if options is None else options
+
+    def start_at(self, level: float) -> None:
+        """Make fresh images come out near ``level``, in (0, 1), all over; a generator that cannot, need not.
+
+        The loop asks for it where the target is dead to grey images, the usual start: see
+        `interpkit.inversion.warm_start.wake`.
+        """
+
+    @abstractmethod
+    def forward(self, latent: Tensor, condition: Condition) -> Tensor:
+        """Return images (B, *input_shape) in [0, 1].
+
+        Args:
+            latent: (B, latent_dim), standard normal.
+            condition: for the same B images.
+        """

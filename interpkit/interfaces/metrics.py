@@ -1,0 +1,175 @@
+"""The interface of a metric, and the study that it is given: samples, reference data, and classifiers that judge."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from interpkit.errors import InterpkitError
+from interpkit.interfaces.components import Component, Options
+from interpkit.interfaces.targets import Target
+
+if TYPE_CHECKING:
+    from interpkit.interfaces.samples import Samples
+    from interpkit.io.datasets import LabelledImages
+
+Which = Literal["samples", "reference", "training"]
+
+
+class TooFew(InterpkitError):  # noqa: N818  # reads as what it says: raise TooFew("...")
+    """A metric cannot be measured on so few images; says how many it takes. It is left out, with this reason."""
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What a classifier says of N images, on the CPU.
+
+    Attributes:
+        logits: (N, n) float32.
+        features: (N, F) float32, the flattened input of its last linear layer (`Response.penultimate`).
+    """
+
+    logits: Tensor
+    features: Tensor
+
+
+class Study:
+    """What a metric measures: the samples of an inversion, and all that there is to hold them against.
+
+    Args:
+        target: the classifier that was inverted.
+        samples: images, labels asked for, and the target's judgement.
+        reference: held-out real images, in the form of `LabelledImages`; None if there are none.
+        training: images that the target was trained on, likewise.
+        evaluators: other classifiers of the same classes, by name.
+        seed: of all that a metric draws by `rng`.
+        device: where the classifiers compute.
+
+    Attributes:
+        rng: a source of randomness on the CPU.
+        left_out: by name, why a metric or a part of one was not measured.
+    """
+
+    def __init__(
+        self,
+        target: Target,
+        samples: Samples,
+        reference: LabelledImages | None = None,
+        training: LabelledImages | None = None,
+        evaluators: Mapping[str, Target] | None = None,
+        *,
+        seed: int = 0,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.target = target
+        self.samples = samples
+        self.reference = reference
+        self.training = training
+        self.evaluators = dict(evaluators or {})
+        self.device = torch.device(device)
+        self.left_out: dict[str, str] = {}
+        self._seed = seed
+        self.rng = torch.Generator().manual_seed(seed)
+        self._judgements: dict[tuple[int, Which], Judgement] = {}
+
+    @cached_property
+    def images(self) -> Tensor:
+        """The samples' images, (N, *input_shape) float32 in [0, 1]."""
+        from interpkit.interfaces.samples import to_unit
+
+        return to_unit(self.samples.images, self.target)
+
+    @property
+    def judges(self) -> dict[str, Target]:
+        """The evaluators by name; the target itself, where there are none."""
+        return self.evaluators or {self.target.name: self.target}
+
+    @property
+    def classes(self) -> list[int]:
+        """The classes that were sampled, in order."""
+        return sorted(set(self.samples.labels.tolist()))
+
+    def labels(self, which: Which) -> Tensor:
+        """Return the labels (N,): those asked for of ``samples``, those given of ``reference`` and ``training``."""
+        return self.samples.labels if which == "samples" else self._data(which).labels
+
+    def unit_images(self, which: Which) -> Tensor:
+        """Return images (N, *input_shape) float32 in [0, 1], where 0 and 1 are the ends of the target's input range."""
+        from interpkit.interfaces.samples import to_unit
+
+        return self.images if which == "samples" else to_unit(self._data(which).images, self.target)
+
+    def rows(self, which: Which, label: int, most: int | None = None) -> Tensor:
+        """Return the rows of a class (int64), the first ``most`` of them."""
+        return (self.labels(which) == label).nonzero()[:most, 0]
+
+    def response(self, judge: Target, which: Which) -> Judgement:
+        """Return a classifier's judgement of all images of a kind; computed once."""
+        key = (id(judge), which)
+        if key not in self._judgements:
+            self._judgements[key] = self.look(judge, self.unit_images(which))
+        return self._judgements[key]
+
+    @torch.no_grad()
+    def look(self, judge: Target, images: Tensor, batch_size: int = 256) -> Judgement:
+        """Return a frozen classifier's judgement of images in [0, 1]; vectors are put into its own input range."""
+        if images.dim() == 2:
+            units = self.target.low + (self.target.high - self.target.low) * images
+            images = (units - judge.low) / (judge.high - judge.low)
+        logits, features = [], []
+        with judge.frozen(self.device):
+            for batch in images.split(batch_size):
+                response = judge.respond(batch.to(self.device))
+                logits.append(response.logits.cpu())
+                features.append(response.penultimate.cpu())
+        return Judgement(torch.cat(logits), torch.cat(features))
+
+    def leave_out(self, name: str, reason: str) -> None:
+        """Note why a metric, or a part of one (``METRIC.PART``), is not measured: say how many images it takes."""
+        self.left_out[name] = reason
+
+    def restart(self) -> None:
+        """Seed `rng` anew, so that no metric's figures depend on which others were measured before it."""
+        self.rng.manual_seed(self._seed)
+
+    def _data(self, which: Which) -> LabelledImages:
+        data = self.reference if which == "reference" else self.training
+        assert data is not None, f"a metric that reads {which} images says so in `needs`"
+        return data
+
+
+class Metric(Component, ABC):
+    """Measures samples: one or more numbers for metrics.json.
+
+    Args:
+        options: an instance of the class's ``Options``; defaults if left out.
+    """
+
+    options: Options
+    needs: ClassVar[tuple[str, ...]] = ()
+    """What it cannot be measured without: of ``reference``, ``training``, ``evaluator``."""
+    key: ClassVar[str] = ""
+    """Its entry in metrics.json; the metric's name if empty."""
+    every_run: ClassVar[bool] = False
+    """Whether it is measured at the end of every inversion; it must be quick and need nothing."""
+
+    def __init__(self, options: Options | None = None) -> None:
+        self.options = self.Options() if options is None else options
+
+    @abstractmethod
+    def measure(self, study: Study) -> Mapping[str, Any]:
+        """Return a fragment of metrics.json, of JSON values, finite.
+
+        Its keys replace those of metrics.json, but ``per_class``: a mapping from a label to a fragment, merged into
+        the class's row of the list ``per_class``. A share ``NAME`` may stand beside its interval ``NAME_interval``.
+
+        Raises:
+            TooFew: there are too few images for it to mean anything; part of a metric is left out by
+                `Study.leave_out` instead.
+        """

@@ -1,0 +1,59 @@
+"""TODO interfaces.samples."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from interpkit.interfaces.targets import Target
+
+MAX_PROBABILITIES = 100
+"""Up to this many classes the whole distribution of each sample is kept."""
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Samples and the target's judgement of them.
+
+    Attributes:
+        images: (N, C, H, W) uint8; of a classifier of vectors (N, D) float32, in the units of its input range.
+        labels: (N,) int64, the classes asked for.
+        predicted: (N,) int64, the classes that the target gives.
+        confidence: (N,) float32, the probability that the target gives the class asked for.
+        divergence: (N,) float32, KL(P || Q) in nats of the condition's distribution P and the target's
+            softmax Q; not kept on disk, so None for samples that were read.
+        generator: (N,) int64, which generator made each.
+        probabilities: (N, n) float32, up to 100 classes; else None.
+        distribution: (N, n) float32, the conditions' distributions P, up to 100 classes; not kept on disk either.
+    """
+
+    images: Tensor
+    labels: Tensor
+    predicted: Tensor
+    confidence: Tensor
+    divergence: Tensor | None
+    generator: Tensor
+    probabilities: Tensor | None
+    distribution: Tensor | None = None
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return what is written to samples.safetensors."""
+        name = "images" if self.images.dim() == 4 else "inputs"
+        tensors = {
+            name: self.images,
+            "labels": self.labels,
+            "confidence": self.confidence,
+            "generator": self.generator,
+        }
+        if self.probabilities is not None:
+            tensors["probabilities"] = self.probabilities
+        return {name: tensor.contiguous() for name, tensor in tensors.items()}
+
+
+def to_unit(images: Tensor, target: Target) -> Tensor:
+    """Return images, uint8 or in [0, 1], or vectors in the units of the target's input range, as float in [0, 1]."""
+    if images.dim() == 2:
+        return (images - target.low) / (target.high - target.low)
+    return images / 255 if images.dtype == torch.uint8 else images

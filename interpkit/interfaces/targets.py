@@ -1,0 +1,133 @@
+"""TODO interfaces.targets."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from interpkit.runtime.mha_layout import one_product
+
+if TYPE_CHECKING:
+    from interpkit.config.recipe import TargetOptions
+
+
+@dataclass(frozen=True)
+class Response:
+    """What a target says of B images.
+
+    Attributes:
+        logits: (B, n) float32.
+        features: by layer, each (B, ...), float32.
+        feature_layer: the target's default layer, always among ``features``.
+    """
+
+    logits: Tensor
+    features: Mapping[str, Tensor]
+    feature_layer: str
+
+    @property
+    def penultimate(self) -> Tensor:
+        """(B, F), the default features, flattened: the input of the target's last linear layer."""
+        return self.features[self.feature_layer].flatten(1)
+
+    def __getitem__(self, rows: slice) -> Response:
+        features = {layer: tensor[rows] for layer, tensor in self.features.items()}
+        return Response(self.logits[rows], features, self.feature_layer)
+
+
+class Target(nn.Module, ABC):
+    """The trained, frozen classifier under study, with its preprocessing inside.
+
+    A target is an ordinary module from images in [0, 1] to logits, so that whatever takes the user's module
+    (Captum, say) takes a target. Layers are named by their dotted name in the user's module; ``NAME`` stands
+    for the layer's output and ``NAME:in`` for its input.
+
+    Attributes:
+        name: for headings and folders.
+        input_shape: (C, H, W), or (D,) for vectors.
+        num_classes: n.
+        class_names: n names, in the order of the logits.
+        feature_layer: the default features, usually the input of the last linear layer.
+        description: all that was resolved about the classifier, in the words of a recipe's ``[target]``.
+        origin: the file or folder it was loaded from; None if it was wrapped in memory.
+        sources: where each entry of ``description`` came from, in a few words.
+    """
+
+    name: str
+    input_shape: tuple[int, ...]
+    num_classes: int
+    class_names: list[str]
+    feature_layer: str
+    description: TargetOptions
+    origin: Path | None = None
+    sources: dict[str, str]
+
+    @abstractmethod
+    def forward(self, images: Tensor) -> Tensor:
+        """Return logits (B, n) float32 of images (B, *input_shape) in [0, 1]."""
+
+    @abstractmethod
+    def respond(self, images: Tensor, layers: Sequence[str] = ()) -> Response:
+        """Return logits and the features of `feature_layer` and of ``layers``.
+
+        Raises:
+            UsageError: no such layer; the message lists near ones.
+        """
+
+    @property
+    def low(self) -> Tensor:
+        """What 0 is in the classifier's own units, a scalar or (D,) for vectors: the lower end of its input range."""
+        return torch.tensor(self.description.input_range or (0.0, 1.0))[..., 0]
+
+    @property
+    def high(self) -> Tensor:
+        """What 1 is, likewise."""
+        return torch.tensor(self.description.input_range or (0.0, 1.0))[..., 1]
+
+    @abstractmethod
+    def layers(self) -> Mapping[str, nn.Module]:
+        """Return the layers of the user's module by dotted name, in order of definition."""
+
+    @contextmanager
+    def frozen(
+        self, device: torch.device | str | None = None, layout: torch.memory_format = torch.preserve_format
+    ) -> Iterator[None]:
+        """Freeze the target in eval mode, on ``device``; leave it as found, also after an exception.
+
+        Restored are each submodule's mode, each parameter's ``requires_grad``, device and layout, and each buffer.
+
+        Args:
+            device: where to; left where it is if None.
+            layout: of kernels of images, (O, I, H, W). ``torch.channels_last`` is faster, pooling many times, and
+                rounds differently.
+        """
+        modes = [(module, module.training) for module in self.modules()]
+        gradients = [(parameter, parameter.requires_grad) for parameter in self.parameters()]
+        places = [(tensor, tensor.data) for tensor in (*self.parameters(), *self.buffers())]
+        contents = [(buffer.data, buffer.data.clone()) for buffer in self.buffers()]
+        try:
+            for module, _ in modes:  # not self.eval(): exported programs refuse it
+                module.training = False
+            for parameter, _ in gradients:
+                parameter.requires_grad_(False)
+            for tensor, data in places:
+                kernels = layout if data.dim() == 4 else torch.preserve_format
+                tensor.data = data.to(device or data.device, memory_format=kernels)
+            with one_product(self):
+                yield
+        finally:
+            for module, training in modes:
+                module.training = training
+            for parameter, requires_grad in gradients:
+                parameter.requires_grad_(requires_grad)
+            for tensor, data in places:
+                tensor.data = data
+            for data, content in contents:
+                data.copy_(content)

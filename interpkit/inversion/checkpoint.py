@@ -1,0 +1,83 @@
+"""TODO inversion.checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from interpkit.errors import RunError
+from interpkit.runtime.distributed import Share
+
+
+def snapshot(
+    step: int,
+    trained: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    rng: torch.Generator,
+    share: Share | None = None,
+) -> dict[str, Any]:
+    """Return all that the rest of the run depends on, as tensors and plain values.
+
+    Args:
+        step: that was the last.
+        trained: all networks that are trained.
+        optimizer: of their parameters.
+        rng: the run's own randomness.
+        share: of this process, where several run; each calls this, and its own randomness is kept.
+    """
+    drawn = randomness(rng)
+    return {
+        "step": step,
+        "trained": trained.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "rng": drawn.pop("rng"),
+        "processes": (share or Share()).all(drawn),
+    }
+
+
+def randomness(rng: torch.Generator) -> dict[str, Tensor]:
+    """Return the state of the run's randomness and of this process's own, which dropout draws from."""
+    drawn = {"rng": rng.get_state(), "global_rng": torch.get_rng_state()}
+    if rng.device.type == "cuda":
+        drawn["cuda_rng"] = torch.cuda.get_rng_state(rng.device)
+    return drawn
+
+
+def set_randomness(drawn: Mapping[str, Tensor], rng: torch.Generator) -> None:
+    """Go back to a state of randomness, or to the parts of it that there are."""
+    if "rng" in drawn:
+        rng.set_state(drawn["rng"].cpu())
+    if "global_rng" in drawn:
+        torch.set_rng_state(drawn["global_rng"].cpu())
+    if "cuda_rng" in drawn:
+        torch.cuda.set_rng_state(drawn["cuda_rng"].cpu(), rng.device)
+
+
+def restore(
+    state: dict[str, Any],
+    trained: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    rng: torch.Generator,
+    share: Share | None = None,
+) -> int:
+    """Go back to a snapshot; return the number of steps that are done.
+
+    With as many processes as then, each gets its own randomness back; with more or fewer, dropout draws anew.
+
+    Raises:
+        RunError: it is of other networks.
+    """
+    share = share or Share()
+    try:
+        trained.load_state_dict(state["trained"])
+        optimizer.load_state_dict(state["optimizer"])
+        set_randomness({"rng": state["rng"]}, rng)
+        if len(state["processes"]) == share.size:
+            set_randomness(state["processes"][share.rank], rng)
+        return int(state["step"])
+    except Exception as error:  # whatever torch raises on values that are not its own
+        reason = (str(error) or type(error).__name__).splitlines()[0][:200]
+        raise RunError(f"the checkpoint does not fit its recipe: {reason}. Start anew by --force.") from error

@@ -1,0 +1,33 @@
+"""TODO inversion.warm_start."""
+
+from __future__ import annotations
+
+import torch
+
+from interpkit.interfaces import contracts
+from interpkit.interfaces.generation import Generator
+from interpkit.interfaces.targets import Target
+from interpkit.inversion.loop import log
+
+LEVELS = (0.5, 0.25, 0.1, 0.02, 0.005, 0.001, 0.75, 0.9, 0.98)
+"""Brightnesses to start at: grey as ever, then darker, then brighter."""
+
+
+def wake(target: Target, generator: Generator) -> None:
+    """Start the generator where the target is alive: where its logits have a gradient with respect to the image.
+
+    All units of a classifier of ReLUs may be off for a grey image, and then nothing is ever learned. The first of
+    `LEVELS` with a gradient is taken; where that is grey, nothing is done.
+    """
+    device = next((t.device for t in (*target.parameters(), *target.buffers())), torch.device("cpu"))
+    for level in LEVELS:
+        image = torch.full((1, *target.input_shape), level, device=device, requires_grad=True)
+        logits = target(image)
+        (slope,) = torch.autograd.grad(logits.logsumexp(1).sum(), image, allow_unused=True)
+        if slope is not None and slope.any():
+            if level != LEVELS[0]:
+                with contracts.blamed(generator):
+                    generator.start_at(level)
+                log.warning("the target is dead to grey images, so the generator starts at brightness %g", level)
+            return
+    log.warning("the target has no gradient at any plain image: it may not be possible to invert it")

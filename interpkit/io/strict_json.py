@@ -1,0 +1,78 @@
+"""TODO io.strict_json."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+MAX_JSON_BYTES = 100_000_000
+
+
+MAX_DEPTH = 50
+"""Of values within values."""
+
+
+MAX_WHOLE = 2**63
+
+
+def read_text(path: Path, most: int = MAX_JSON_BYTES, errors: str = "strict") -> str:
+    """Read a file of text, if it is a file (a pipe would never end) and not too large.
+
+    Args:
+        path: of the file.
+        most: bytes.
+        errors: what to do about what is not UTF-8; see `bytes.decode`.
+
+    Raises:
+        OSError: there is none.
+        ValueError: it is something else, too large, or not UTF-8.
+    """
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise ValueError("it is no file")
+    if path.stat().st_size > most:
+        raise ValueError(f"it is larger than {most:,} bytes")
+    return path.read_text("utf-8", errors)
+
+
+def parse(text: str) -> Any:
+    """Read JSON whose values all can be handled: numbers that are finite and of 64 bits, text that can be written.
+
+    Raises:
+        ValueError: it is none such.
+    """
+    try:
+        value = json.loads(text, parse_constant=_refuse, parse_int=_whole, parse_float=_finite)
+    except RecursionError as error:
+        raise ValueError("its values are nested too deeply") from error
+    if is_too_deep(value):
+        raise ValueError("its values are nested too deeply")
+    if re.search(r"\\u[dD]", text):
+        json.dumps(value, ensure_ascii=False).encode()  # half a surrogate pair can be read, but not written
+    return value
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is not JSON")
+
+
+def _whole(digits: str) -> int:
+    value = int(digits)
+    if abs(value) > MAX_WHOLE:
+        raise ValueError(f"the number {digits[:40]} is too large")
+    return value
+
+
+def _finite(digits: str) -> float:
+    value = float(digits)
+    if not math.isfinite(value):
+        raise ValueError(f"the number {digits[:40]} is too large")
+    return value
+
+
+def is_too_deep(value: Any, most: int = MAX_DEPTH) -> bool:
+    """Say whether tables and lists stand within each other more than ``most`` times."""
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return most < 0 or any(is_too_deep(item, most - 1) for item in inner)

@@ -1,0 +1,232 @@
+"""TODO plugins.architectures."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from interpkit.errors import InterpkitError, ModelError, UsageError, did_you_mean, listed
+from interpkit.interfaces.loaders import Architectures
+from interpkit.plugins.discovery import installed
+
+MAX_LAYERS = 1_000
+
+
+MAX_SIZE = 1_000_000
+
+
+MAX_REAL_CLASSES = 25_000
+"""Bounds of an architecture's arguments: of what counts layers, of any other number or length,
+and of the classes of a network whose shapes cannot be had without memory."""
+
+
+def build_architecture(spec: str, arguments: Mapping[str, Any], *, meta: bool = False) -> nn.Module:
+    """Build a registered architecture by FAMILY:NAME; with ``meta``, its shapes alone, without memory.
+
+    Raises:
+        ModelError: it is not registered, or the arguments do not fit it.
+    """
+    registry = installed().registry
+    family_name, _, name = spec.partition(":")
+    try:
+        family: Architectures = registry.get("architectures", family_name)
+    except UsageError as error:
+        if registry.has("architectures", family_name):
+            raise  # more than one is
+        known = listed(f"{f}:..." for f in registry.names("architectures"))
+        raise ModelError(
+            f"the architecture {spec!r} is not a registered one. Registered: {known}.{installed().left_out_words()}"
+        ) from error
+    if name not in family.names():
+        raise ModelError(
+            f"there is no architecture {spec!r}.{did_you_mean(name, family.names())} "
+            f"{family_name} has: {listed(family.names())}."
+        )
+    check_arguments(spec, arguments)
+    classes = arguments.get("num_classes", 0)
+    modest = set(arguments) <= {"num_classes"} and isinstance(classes, int) and classes <= MAX_REAL_CLASSES
+    if meta and modest:
+        try:
+            return _built(lambda: family.build(name, arguments), spec, arguments, "meta")
+        except ModelError:  # regnets, for one, compute their shapes by tensors; their default sizes are sensible
+            meta = False
+    return _built(lambda: family.build(name, arguments), spec, arguments, "meta" if meta else "cpu")
+
+
+def check_arguments(spec: str, arguments: Mapping[str, Any]) -> None:
+    """Refuse arguments out of a file that would build for ever: huge numbers, deep or long lists.
+
+    Raises:
+        ModelError: says which.
+    """
+
+    def largest(key: str) -> int:
+        return MAX_LAYERS if any(word in key for word in ("layer", "depth", "block", "repeat")) else MAX_SIZE
+
+    def check(key: str, value: Any, depth: int) -> None:
+        if isinstance(value, Mapping) and depth < 3 and len(value) <= MAX_SIZE:
+            for inner, item in value.items():
+                check(f"{key}.{inner}", item, depth + 1)
+        elif isinstance(value, list | tuple) and depth < 2 and len(value) <= MAX_SIZE:
+            for item in value:
+                check(key, item, depth + 1)
+            numbers = [item for item in value if isinstance(item, int | float)]
+            if largest(key) == MAX_LAYERS and sum(numbers) > MAX_LAYERS:
+                raise ModelError(f"{spec}: the argument {key} asks for {sum(numbers)} layers, out of all proportion.")
+        elif isinstance(value, Mapping | list | tuple) or (
+            isinstance(value, int | float) and abs(value) > largest(key)
+        ):
+            raise ModelError(f"{spec}: the argument {key} = {str(value)[:60]} is out of all proportion.")
+
+    for key, value in arguments.items():
+        check(key, value, 1)
+
+
+def _built(build: Callable[[], nn.Module], spec: str, arguments: Mapping[str, Any], device: str) -> nn.Module:
+    try:
+        with torch.device(device):
+            return build()
+    except InterpkitError:
+        raise
+    except Exception as error:  # whatever an architecture raises on arguments that are not its own
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ModelError(f"{spec} cannot be built with {_short(arguments)}: {reason}") from error
+
+
+def fill_architecture(
+    spec: str,
+    arguments: Mapping[str, Any],
+    tensors: Mapping[str, Tensor],
+    build: Callable[[Mapping[str, Any]], nn.Module] | None = None,
+) -> tuple[nn.Module, dict[str, Any]]:
+    """Build an architecture with the given weights.
+
+    A registered architecture's shapes are compared before any memory is taken, so that no argument in a file can
+    ask for more than the file itself holds. A head of another width than the architecture's default sets
+    ``num_classes``; a 0-d tensor that was stored with one element is taken as such.
+
+    Args:
+        spec: FAMILY:NAME of a registered architecture, or what ``build`` builds.
+        arguments: of the architecture.
+        tensors: its state dict.
+        build: arguments -> module, for code that the user has typed the name of.
+
+    Returns:
+        the module, and the arguments that it was built with.
+
+    Raises:
+        ModelError: the tensors do not fit; says which, and names an architecture that would fit.
+    """
+
+    def skeleton(args: Mapping[str, Any]) -> nn.Module:
+        if build is None:
+            return build_architecture(spec, args, meta=True)
+        return _built(lambda: build(args), spec, args, "cpu")
+
+    module, arguments = skeleton(arguments), dict(arguments)
+    expected = module.state_dict()
+    tensors = {name: _shaped(tensor, expected.get(name)) for name, tensor in tensors.items()}
+    difference = mismatch(expected, tensors)
+    if difference:
+        width = head_width(expected, tensors)
+        if width is None or "num_classes" in arguments:
+            raise ModelError(_misfit(spec, arguments, tensors, difference, registered=build is None))
+        arguments["num_classes"] = width
+        try:
+            module = skeleton(arguments)
+        except ModelError as error:
+            raise ModelError(_misfit(spec, {}, tensors, difference, registered=build is None)) from error
+        difference = mismatch(module.state_dict(), tensors)
+        if difference:
+            raise ModelError(_misfit(spec, arguments, tensors, difference, registered=build is None))
+    if build is None:
+        module = build_architecture(spec, arguments)
+    dtype = _dtype(tensors)
+    if dtype is not None:
+        module.to(dtype)  # half-precision weights stay as they are
+    try:
+        if any(tensor.is_complex() for tensor in tensors.values()):
+            raise TypeError("they are complex numbers")
+        module.load_state_dict(tensors)
+    except (RuntimeError, TypeError, NotImplementedError) as error:  # sparse or quantized tensors
+        reason = str(error).strip().splitlines()[-1].strip()
+        raise ModelError(f"the weights do not fit {spec}: {reason[:200]}") from error
+    return module, arguments
+
+
+def _short(arguments: Mapping[str, Any], limit: int = 300) -> str:
+    try:
+        text = str(dict(arguments))
+    except ValueError:  # a number of thousands of digits
+        return "{...}"
+    return text if len(text) <= limit else f"{text[:limit]}...}}"
+
+
+def _shaped(tensor: Tensor, expected: Tensor | None) -> Tensor:
+    return tensor.reshape(()) if expected is not None and expected.dim() == 0 and tensor.numel() == 1 else tensor
+
+
+def _dtype(tensors: Mapping[str, Tensor]) -> torch.dtype | None:
+    """Return the precision that all floating-point weights share, if it is not the usual one."""
+    kinds = {tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()}
+    kind = kinds.pop() if len(kinds) == 1 else None
+    return kind if kind in (torch.float16, torch.bfloat16, torch.float64) else None
+
+
+def head_width(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> int | None:
+    """Return the number of classes if two state dicts differ in nothing but the width of their heads, else None."""
+    if expected.keys() != found.keys():
+        return None
+    widths = set()
+    for name, tensor in expected.items():
+        ours, theirs = tuple(tensor.shape), tuple(found[name].shape)
+        if ours != theirs:
+            if not ours or not theirs or ours[1:] != theirs[1:]:
+                return None
+            widths.add((ours[0], theirs[0]))
+    return widths.pop()[1] if len(widths) == 1 else None
+
+
+def _misfit(
+    spec: str, arguments: Mapping[str, Any], tensors: Mapping[str, Tensor], difference: str, *, registered: bool
+) -> str:
+    built = f" with {_short(arguments)}" if arguments else ""
+    fitting = nearest_fit(spec, tensors) if registered else None
+    hint = f" {fitting} would fit: --arch {fitting}." if fitting else ""
+    return f"the weights do not fit {spec}{built}: {difference}.{hint}"
+
+
+def nearest_fit(spec: str, tensors: Mapping[str, Tensor], tries: int = 12) -> str | None:
+    """Return an architecture of the same family, similar in name first, that the tensors fit but for the head."""
+    family, _, name = spec.partition(":")
+    names = installed().registry.get("architectures", family).names()
+    stem = name[:3]
+    near = difflib.get_close_matches(name, names, n=tries, cutoff=0.3)
+    near = sorted(near, key=lambda other: not other.startswith(stem))
+    for other in near:
+        try:
+            expected = build_architecture(f"{family}:{other}", {}, meta=True).state_dict()
+        except ModelError:
+            continue
+        if not mismatch(expected, tensors) or head_width(expected, tensors) is not None:
+            return f"{family}:{other}"
+    return None
+
+
+def mismatch(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], limit: int = 4) -> str:
+    """Return a short account of how two state dicts differ in names and shapes; empty if they do not."""
+    shapes = [
+        f"{name} ({list(found[name].shape)}, expected {list(expected[name].shape)})"
+        for name in expected
+        if name in found and found[name].shape != expected[name].shape
+    ]
+    groups = {
+        "missing": [name for name in expected if name not in found],
+        "unexpected": [name for name in found if name not in expected],
+        "of another shape": shapes,
+    }
+    return "; ".join(f"{what}: {listed(names, limit)}" for what, names in groups.items() if names)

@@ -1,0 +1,123 @@
+"""Recipe + plugins -> components: every option is checked and filled in, and the parts are built."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from interpkit.config.recipe import Component as Named
+from interpkit.config.recipe import Recipe, Term, validated
+from interpkit.errors import UsageError, listed
+from interpkit.interfaces import contracts
+from interpkit.interfaces.components import Component, Options
+from interpkit.interfaces.generation import Conditioner, Generator
+from interpkit.interfaces.inverters import Inverter, Parts
+from interpkit.interfaces.targets import Target
+from interpkit.inversion.ensemble import Ensemble
+from interpkit.plugins.discovery import Plugins
+from interpkit.runtime.compile import choose_compile
+from interpkit.runtime.devices import choose_device, choose_precision
+
+
+def resolve(recipe: Recipe, target: Target, plugins: Plugins) -> Recipe:
+    """Return the recipe with every default filled in: the components' options, the device, the target.
+
+    Raises:
+        UsageError: a component or option is unknown or out of range, or a part is missing.
+        PluginError: the plugin that a component is named after is broken.
+    """
+    labels = recipe.labels
+    if labels is not None and not all(0 <= label < target.num_classes for label in labels):
+        raise UsageError(f"--labels {labels}: the classes of {target.name} are 0 to {target.num_classes - 1}.")
+    if recipe.generators > 1 and "generator" not in plugins.component("inverter", recipe.inverter.name).needs:
+        raise UsageError(f"the inverter {recipe.inverter.name!r} trains no generator: leave --generators out.")
+    if recipe.batch_size < 2 * recipe.generators:
+        raise UsageError(
+            f"{recipe.generators} generators share a batch of {recipe.batch_size}; each needs two images, for batch "
+            f"norm: --batch-size {2 * recipe.generators} or more."
+        )
+    device = choose_device(recipe.device)
+    precision = choose_precision(recipe.precision, device)
+    update: dict[str, Any] = {
+        "device": str(device),
+        "precision": precision,
+        "fall_back": precision == "bf16" and (recipe.precision == "auto" or recipe.fall_back),
+        "compile": choose_compile(recipe.compile, device, recipe.steps),
+        "target": target.description,
+        "losses": {
+            name: Term(
+                weight=term.weight,
+                **_options(plugins, "loss", name, term.options)[1].model_dump(mode="json", exclude_none=True),
+            )
+            for name, term in recipe.losses.items()
+        },
+    }
+    for kind in ("inverter", "conditioner", "generator"):
+        named: Named | None = getattr(recipe, kind)
+        if named is not None:
+            update[kind] = Named(
+                name=named.name,
+                **_options(plugins, kind, named.name, named.options)[1].model_dump(mode="json", exclude_none=True),
+            )
+    return recipe.model_copy(update=update)
+
+
+def build(recipe: Recipe, target: Target, plugins: Plugins) -> tuple[Inverter, Parts]:
+    """Build the parts of a resolved recipe, with weights from torch's global generator.
+
+    Raises:
+        UsageError: the inverter lacks a part that it needs, or a part does not go with the target.
+    """
+    cls, options = _options(plugins, "inverter", recipe.inverter.name, recipe.inverter.options)
+    inverter: Inverter = _made(cls, options)
+    conditioner, generator = build_generator(recipe, target, plugins)
+    losses = {}
+    for name, term in recipe.losses.items():
+        if term.weight > 0:
+            cls, options = _options(plugins, "loss", name, term.options)
+            losses[name] = (term.weight, _made(cls, target, options))
+    parts = {"conditioner": conditioner, "generator": generator, "loss": losses or None}
+    for kind in inverter.needs:
+        if parts[kind] is None:
+            raise UsageError(
+                f"the recipe names no {kind}: add --{kind} NAME ({listed(plugins.registry.names(kind))}), "
+                f"or --plugin NAME ({listed(plugins.registry.names('preset'))})."
+            )
+    return inverter, Parts(conditioner, generator, losses)
+
+
+def build_generator(recipe: Recipe, target: Target, plugins: Plugins) -> tuple[Conditioner | None, Generator | None]:
+    """Build the conditioner and the generator that the recipe names, None for one that it does not."""
+    if recipe.conditioner is None:
+        return None, None
+    cls, options = _options(plugins, "conditioner", recipe.conditioner.name, recipe.conditioner.options)
+    conditioner: Conditioner = _made(cls, target.num_classes, target.input_shape, options)
+    if recipe.generator is None:
+        return conditioner, None
+    cls, options = _options(plugins, "generator", recipe.generator.name, recipe.generator.options)
+    spec = contracts.spec(conditioner)
+    members: list[Generator] = [_made(cls, spec, target.input_shape, options) for _ in range(recipe.generators)]
+    contracts.latent_dim(members[0])
+    return conditioner, members[0] if len(members) == 1 else Ensemble(members)
+
+
+def owners(recipe: Recipe, plugins: Plugins) -> dict[tuple[str, str], str]:
+    """Return the plugin of each component that the recipe names, by kind and name, and of its architecture."""
+    named = [(kind, getattr(recipe, kind)) for kind in ("inverter", "conditioner", "generator")]
+    used = [(kind, component.name) for kind, component in named if component is not None]
+    used += [("loss", name) for name, term in recipe.losses.items() if term.weight > 0]
+    used += [("architectures", recipe.target.arch.partition(":")[0])] if recipe.target.arch else []
+    there = [key for key in used if plugins.registry.has(*key)]
+    return {key: plugins.registry.entry(*key).owner for key in there}
+
+
+def _made(cls: type[Any], *arguments: Any) -> Any:
+    """Build a component; a fault in that is told with the component's name."""
+    with contracts.blamed(cls):
+        return cls(*arguments)
+
+
+def _options(plugins: Plugins, kind: str, name: str, values: Mapping[str, Any]) -> tuple[Any, Options]:
+    """Return a component's class and its validated options."""
+    cls: type[Component] = plugins.component(kind, name)
+    return cls, validated(cls.Options, values, f"the {kind} {name!r}")

@@ -1,0 +1,541 @@
+"""Discovery: plugins are found through the entry-point group ``interpkit``, each isolated from the others.
+
+Which of the installed plugins are loaded is the user's choice: ``--no-plugin NAME`` leaves one out, and
+``INTERPKIT_LOAD_PLUGINS=NAME,NAME`` loads these alone (empty: none). A plugin of one file is loaded where the user
+names the file. ``INTERPKIT_TRACE_PLUGINS=1`` writes each call of a hook, and what it returned, to stderr.
+"""
+
+from __future__ import annotations
+
+import importlib.machinery
+import importlib.metadata
+import importlib.util
+import inspect
+import itertools
+import logging
+import os
+import re
+import reprlib
+import sys
+import threading
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pluggy
+
+from interpkit.errors import PluginError, UsageError, did_you_mean, listed, told
+from interpkit.io.atomic import sha256
+from interpkit.plugins import hookspecs
+
+if TYPE_CHECKING:
+    from interpkit.config.recipe import Layer, PluginFile, Preset
+    from interpkit.plugins.registry import Entry, Registry
+
+ENTRY_POINTS = "interpkit"
+LOAD = "INTERPKIT_LOAD_PLUGINS"
+TRACE = "INTERPKIT_TRACE_PLUGINS"
+DECLARED_INTERFACE = "INTERPKIT_INTERFACE"
+"""The name by which a plugin's module may say which version of the interfaces it is made for."""
+SLOW_IMPORT_SECONDS = 10.0
+VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+
+log = logging.getLogger("interpkit")
+
+
+@dataclass
+class Plugin:
+    """One plugin that was found, and what became of it.
+
+    Attributes:
+        name: what the user types; ``package:name`` where two packages have a plugin of one name.
+        version: of its package.
+        package: the installed package (distribution) that it came in; empty if it came in none.
+        source: where its code is: what its entry point names, or its file.
+        provides: names of what it registered, by kind.
+        hooks: the hooks that it implements.
+        error: why it is broken.
+        left_out: by what it was left out on purpose, as the user wrote it.
+        file: of a plugin of one file, the file.
+        sha256: of that file.
+    """
+
+    name: str
+    version: str = ""
+    package: str = ""
+    source: str = ""
+    provides: dict[str, list[str]] = field(default_factory=dict)
+    hooks: list[str] = field(default_factory=list)
+    error: str | None = None
+    left_out: str | None = None
+    file: Path | None = None
+    sha256: str | None = None
+
+    @property
+    def status(self) -> str:
+        """``ok``, ``broken`` or ``disabled``."""
+        return "broken" if self.error else "disabled" if self.left_out else "ok"
+
+    @property
+    def module(self) -> str:
+        """The top-level name that its code is imported by."""
+        return _module_of(self.file) if self.file else re.split(r"[.:]", self.source)[0]
+
+
+class Plugins:
+    """The plugins of one process: `registry` holds what they provide, `found` how each fared.
+
+    Args:
+        entry_points: where to look; those of the installed distributions if left out.
+        leave_out: names of plugins not to load, ``NAME`` or ``package:NAME``.
+        only: the names of those to load; all if left out.
+
+    Raises:
+        PluginError: ``leave_out`` names none that is installed.
+    """
+
+    def __init__(
+        self,
+        entry_points: Iterable[importlib.metadata.EntryPoint] | None = None,
+        *,
+        leave_out: Collection[str] = (),
+        only: Collection[str] | None = None,
+    ) -> None:
+        from interpkit.inversion.loop import GeneratorInverter
+        from interpkit.plugins.registry import Registry
+
+        self.registry: Registry = Registry()
+        self.found: dict[str, Plugin] = {}
+        self._manager = pluggy.PluginManager(hookspecs.NAMESPACE)
+        self._manager.add_hookspecs(hookspecs)
+        if os.environ.get(TRACE, "0") not in ("", "0"):
+            self._manager.add_hookcall_monitoring(_trace_call, _trace_result)
+        self.registry.add(GeneratorInverter, "interpkit", "interpkit")
+        if entry_points is None:
+            entry_points = importlib.metadata.entry_points(group=ENTRY_POINTS)
+        points = sorted(entry_points, key=lambda point: (point.name, _package(point)))
+        names = {name for point in points for name in (point.name, _full_name(point))}
+        for name in leave_out:
+            if name not in names:
+                raise PluginError(
+                    f"there is no plugin {name!r} to leave out.{did_you_mean(name, names)} "
+                    f"Installed are: {listed(point.name for point in points)}."
+                )
+        for name in only or ():
+            if name not in names:
+                log.warning("%s names %r, which is no installed plugin.%s", LOAD, name, did_you_mean(name, names))
+        for name, sharing in itertools.groupby(points, lambda point: point.name):
+            self._load(name, [(point, _choice(point, leave_out, only)) for point in sharing])
+
+    def _load(self, name: str, sharing: Sequence[tuple[importlib.metadata.EntryPoint, str | None]]) -> None:
+        """Load the plugins that share a name, but those with a reason to be left out."""
+        wanted = [_full_name(point) for point, left_out in sharing if left_out is None]
+        if len(wanted) > 1:
+            log.warning(
+                "%d packages have a plugin named %r: it takes the package's name to tell them apart: %s",
+                len(wanted),
+                name,
+                ", ".join(wanted),
+            )
+        for point, left_out in sharing:
+            alone = len(sharing) == 1 or (left_out is None and len(wanted) == 1)
+            key = name if alone else _full_name(point)
+            version = point.dist.version if point.dist else ""
+            if key in self.found:
+                log.warning("%s has two plugins named %r: %s is left out", _package(point), name, point.value)
+            elif left_out is not None:
+                self.found[key] = Plugin(key, version, _package(point), point.value, left_out=left_out)
+            else:
+                self.add(key, point.load, version, point.value, _package(point))
+
+    def add(
+        self, name: str, load: Callable[[], object], version: str = "", source: str = "", package: str = ""
+    ) -> Plugin:
+        """Load one plugin and register what it provides; a fault in it is kept in its ``error``.
+
+        Args:
+            name: the plugin's name, the owner of what it registers.
+            load: returns the plugin, any object (usually a module) that has hooks.
+            version: of the package it comes from.
+            source: where its code is, ``package.module``.
+            package: the installed package that it comes in.
+        """
+        plugin = self._add(Plugin(name, version, package, source), load)
+        if plugin.error:
+            log.warning("plugin %r is broken and is left out: %s", name, plugin.error)
+        return plugin
+
+    def add_file(self, path: Path) -> Plugin:
+        """Load a plugin of one file, named as the file is; it takes the place of an earlier one of its name.
+
+        Its code runs: call this only with what the user has typed, never with what a file says.
+
+        Raises:
+            PluginError: there is no such file, an installed plugin has its name, or it is broken.
+        """
+        path = path.expanduser().resolve()
+        if not path.is_file():
+            near = [other.name for other in path.parent.glob("*.py")] if path.parent.is_dir() else []
+            raise PluginError(f"there is no plugin file {path}.{did_you_mean(path.name, near)}")
+        plugin = Plugin(path.stem, source=str(path), file=path, sha256=sha256(path))
+        known = self.found.get(plugin.name)
+        if plugin.name == "interpkit" or (known is not None and known.file is None):
+            raise PluginError(
+                f"the plugin file {path} would be named {plugin.name!r}, as an installed plugin is: rename the file."
+            )
+        if known is not None:
+            if (known.file, known.sha256, known.error) == (path, plugin.sha256, None):
+                return known
+            self._forget(known.name)
+        self._add(plugin, lambda: _import_file(path))
+        self.raise_if_broken(plugin.name)
+        return plugin
+
+    def check_files(self, recorded: Iterable[PluginFile], where: str) -> None:
+        """See that the plugins of one file that a recipe records were typed again; warn where one has changed.
+
+        Raises:
+            UsageError: one was not.
+        """
+        for file in recorded:
+            plugin = self.found.get(file.name)
+            if plugin is None or plugin.file is None:
+                raise UsageError(
+                    f"{where} records the plugin file {file.path}, which is code; a file cannot have it run. "
+                    f"Type it again: --plugin {file.path}"
+                )
+            if plugin.sha256 != file.sha256:
+                log.warning("%s is not what it was when %s was made (its sha256 differs)", plugin.file, where)
+
+    def _add(self, plugin: Plugin, load: Callable[[], object]) -> Plugin:
+        self.found[plugin.name] = plugin
+        try:
+            # What a plugin prints while it is loaded must not stand among a command's results.
+            with redirect_stdout(sys.stderr), _watched(plugin):
+                self._register(plugin, load())
+        except (Exception, SystemExit) as error:
+            self._forget(plugin.name)
+            plugin.error = told(error, plugin.module)
+        for entry in self.registry.entries(owner=plugin.name):
+            plugin.provides.setdefault(entry.kind, []).append(entry.name)
+        return plugin
+
+    def _forget(self, name: str) -> None:
+        self._manager.unregister(name=name)
+        self.registry.remove(name)
+
+    def _register(self, plugin: Plugin, module: object) -> None:
+        from interpkit.plugins.registry import Registration
+
+        _check_interface(plugin, module)
+        _check_hooks(self._manager, module)
+        if self._manager.register(module, plugin.name) is None:
+            raise PluginError("it is blocked")
+        plugin.hooks = sorted(caller.name for caller in self._manager.get_hookcallers(module) or ())
+        others = [other for other in self._manager.get_plugins() if other is not module]
+        only_this = self._manager.subset_hook_caller("register", others)
+        only_this(registry=Registration(self.registry, plugin.name, plugin.package))
+
+    def call(self, hook: str, **arguments: Any) -> None:
+        """Call a lifecycle hook of every plugin; one that raises is named, and its hooks are not called again."""
+        for name, module in self._manager.list_name_plugin():
+            others = [other for other in self._manager.get_plugins() if other is not module]
+            try:
+                self._manager.subset_hook_caller(hook, others)(**arguments)
+            except (Exception, SystemExit) as error:
+                self._manager.unregister(name=name)
+                plugin = self.found[name]
+                words = told(error, plugin.module)
+                plugin.error = f"{hook}: {words}"
+                log.warning("plugin %r failed in %s and is left out from here: %s", name, hook, words)
+
+    def preset(self, name: str) -> Preset:
+        """Return the preset that ``--plugin NAME`` applies.
+
+        Raises:
+            PluginError: no such preset, or the plugin of that name is broken or left out.
+        """
+        known = self.registry.names("preset")
+        try:
+            return self._meaning_its_own(self.registry.entry("preset", name))
+        except UsageError as error:
+            self.raise_if_broken(name)
+            if self.registry.has("preset", name):
+                raise  # more than one has
+            if name in self.found:
+                raise PluginError(
+                    f"the plugin {name!r} has no preset, so there is nothing for --plugin to apply. "
+                    f"Presets: {listed(known)}."
+                ) from error
+            raise PluginError(
+                f"there is no plugin or preset {name!r}.{did_you_mean(name, known)} Presets: {listed(known)}."
+                f"{self.left_out_words()}"
+            ) from error
+
+    def own_preset(self, plugin: Plugin) -> Preset | None:
+        """Return the preset that a plugin registered under its own name, else its only one, else None."""
+        presets = list(self.registry.entries("preset", plugin.name))
+        named = [entry for entry in presets if entry.name == plugin.name]
+        return self._meaning_its_own((named or presets)[0]) if named or len(presets) == 1 else None
+
+    def _meaning_its_own(self, entry: Entry) -> Preset:
+        """Return a preset in which a name that several plugins use means what its own plugin has, or its package."""
+        from interpkit.config.recipe import Preset
+
+        def own(other: Entry) -> bool:
+            return other.owner == entry.owner
+
+        def near(other: Entry) -> bool:
+            return bool(entry.package) and other.package == entry.package
+
+        return Preset(entry.name, self.told_apart(entry.item.layer, own, near), entry.item.help)
+
+    def told_apart(self, layer: Layer, *meant: Callable[[Entry], bool]) -> dict[str, Any]:
+        """Return a fragment of a recipe in which a name that several plugins use is made the full name of one.
+
+        Args:
+            layer: the fragment.
+            meant: which one that is: the first of these that fits a single one decides; if none does, it stays.
+        """
+
+        def full(kind: str, name: str) -> str:
+            alike = [entry for entry in self.registry.entries(kind) if entry.is_called(name)]
+            if len(alike) > 1:
+                for fits in meant:
+                    fitting = [entry for entry in alike if fits(entry)]
+                    if len(fitting) == 1:
+                        return fitting[0].full_name
+            return name
+
+        layer = dict(layer)
+        for kind in ("inverter", "conditioner", "generator"):
+            if isinstance(layer.get(kind), Mapping) and "name" in layer[kind]:
+                layer[kind] = {**layer[kind], "name": full(kind, layer[kind]["name"])}
+        if isinstance(layer.get("losses"), Mapping):
+            layer["losses"] = {full("loss", name): term for name, term in layer["losses"].items()}
+        return layer
+
+    def raise_if_broken(self, name: str) -> None:
+        """Raise the error of the plugin ``name``, or of the one that ``plugin:component`` names, if it has one.
+
+        Raises:
+            PluginError: it is broken, or was left out on purpose.
+        """
+        owner, colon, _ = name.partition(":")
+        for plugin in self.found.values():
+            if plugin.name not in (name, owner) and not (colon and plugin.package == owner):
+                continue
+            if plugin.error:
+                raise PluginError(f"the plugin {plugin.name!r} ({plugin.source}) is broken: {plugin.error}")
+            if plugin.left_out:
+                raise PluginError(f"the plugin {plugin.name!r} is disabled by {plugin.left_out}.")
+
+    def left_out_words(self) -> str:
+        """Return a sentence on the plugins that were left out on purpose, with a space before it, or nothing."""
+        left_out = [plugin for plugin in self.found.values() if plugin.left_out]
+        if not left_out:
+            return ""
+        reasons = listed(dict.fromkeys(str(plugin.left_out) for plugin in left_out))
+        return f" Disabled: {listed(plugin.name for plugin in left_out)}, by {reasons}."
+
+    def component(self, kind: str, name: str) -> Any:
+        """Return a component's class by kind and name.
+
+        Raises:
+            PluginError: the plugin of that name is broken or left out.
+            UsageError: there is none.
+        """
+        if self.registry.has(kind, name):
+            return self.registry.get(kind, name)
+        self.raise_if_broken(name)
+        try:
+            return self.registry.get(kind, name)
+        except UsageError as error:
+            raise UsageError(f"{error}{self.left_out_words()}") from error
+
+    def culprit(self, error: BaseException) -> Plugin | None:
+        """Return the plugin whose code an error was raised in, the innermost one; None if it was in no plugin's."""
+        modules = {plugin.module: plugin for plugin in self.found.values() if plugin.module}
+        found, frame = None, error.__traceback__
+        while frame is not None:
+            module = str(frame.tb_frame.f_globals.get("__name__")).partition(".")[0]
+            found = modules.get(module, found)
+            frame = frame.tb_next
+        return found
+
+
+# ------------------------------------------------------------------------------------ which to load
+
+
+def _package(point: importlib.metadata.EntryPoint) -> str:
+    """Return the name of an entry point's package as an index spells it, or else the module it is in."""
+    return re.sub(r"[-_.]+", "-", point.dist.name).lower() if point.dist else point.module
+
+
+def _full_name(point: importlib.metadata.EntryPoint) -> str:
+    return f"{_package(point)}:{point.name}"
+
+
+def _choice(
+    point: importlib.metadata.EntryPoint, leave_out: Collection[str], only: Collection[str] | None
+) -> str | None:
+    """Return by what a plugin is left out on purpose, in the user's words; None if it is to be loaded."""
+    names = {point.name, _full_name(point)}
+    for name in leave_out:
+        if name in names:
+            return f"--no-plugin {name}"
+    return f"{LOAD}={','.join(only)}" if only is not None and not names & set(only) else None
+
+
+_left_out: tuple[str, ...] = ()
+
+
+@contextmanager
+def leaving_out(names: Collection[str]) -> Iterator[None]:
+    """Load no plugin of these names in this block: `installed` is made anew for it, and again after it."""
+    global _left_out
+    before, _left_out = _left_out, tuple(names)
+    installed.cache_clear()
+    try:
+        yield
+    finally:
+        _left_out = before
+        installed.cache_clear()
+
+
+@cache
+def installed() -> Plugins:
+    """Return the installed plugins that the user has not left out, loaded once a process.
+
+    Raises:
+        PluginError: one that is to be left out is not installed.
+    """
+    chosen = os.environ.get(LOAD)
+    only = None if chosen is None else [name for name in map(str.strip, chosen.split(",")) if name]
+    return Plugins(leave_out=_left_out, only=only)
+
+
+# ---------------------------------------------------------------------------------- what is loaded
+
+
+def _check_interface(plugin: Plugin, module: object) -> None:
+    from interpkit.interfaces.components import INTERFACE_VERSION
+
+    made_for = getattr(module, DECLARED_INTERFACE, INTERFACE_VERSION)
+    if made_for == INTERFACE_VERSION:
+        return
+    newer = isinstance(made_for, int) and made_for > INTERFACE_VERSION
+    package = "interpkit" if newer else plugin.package
+    remedy = f": pip install --upgrade {package}" if package else ""
+    raise PluginError(
+        f"it is made for version {made_for!r} of the plugin interface ({DECLARED_INTERFACE}), and this interpkit has "
+        f"version {INTERFACE_VERSION}. Upgrade {'interpkit' if newer else 'the plugin'}{remedy}"
+    )
+
+
+def _check_hooks(manager: pluggy.PluginManager, module: object) -> None:
+    """See that what a plugin marks is a hook and takes a hook's arguments, and that its hooks are marked."""
+    known = [name for name, value in vars(hookspecs).items() if manager.parse_hookspec_opts(hookspecs, name)]
+    for attribute in dir(module):
+        code = getattr(getattr(module, attribute, None), "__code__", None)
+        place = f" ({code.co_filename}, line {code.co_firstlineno})" if code else ""
+        marked = manager.parse_hookimpl_opts(module, attribute)
+        if not marked:
+            if code and attribute in known:
+                raise PluginError(
+                    f"{attribute}{place} is not marked as a hook, and so is never called: write @interpkit.hookimpl "
+                    f"above it, or name it otherwise"
+                )
+            continue
+        name = marked.get("specname") or attribute
+        if name not in known:
+            raise PluginError(f"there is no hook {name!r}{place}.{did_you_mean(name, known)} Hooks: {listed(known)}")
+        given = inspect.signature(getattr(hookspecs, name)).parameters
+        taken = inspect.signature(getattr(module, attribute)).parameters.values()
+        wrong = [p.name for p in taken if p.name not in given and p.default is p.empty and p.kind not in VARIADIC]
+        if wrong:
+            raise PluginError(
+                f"the hook {name!r}{place} takes {listed(wrong)}, which it is not given. It is given: {listed(given)}"
+            )
+
+
+@contextmanager
+def _watched(plugin: Plugin) -> Iterator[None]:
+    """Name a plugin that hangs as it is loaded, as nobody would guess at it."""
+    advice = f"stop, and leave it out by --no-plugin {plugin.name}" if plugin.file is None else "stop, and mend it"
+    watch = threading.Timer(
+        SLOW_IMPORT_SECONDS,
+        lambda: log.warning(
+            "still loading the plugin %r (%s) after %g s: wait, or %s",
+            plugin.name,
+            plugin.source,
+            SLOW_IMPORT_SECONDS,
+            advice,
+        ),
+    )
+    watch.daemon = True
+    watch.start()
+    try:
+        yield
+    finally:
+        watch.cancel()
+
+
+# -------------------------------------------------------------------------------- plugins of one file
+
+
+def is_file(given: str | Path) -> bool:
+    """Say whether what stands for a plugin is the path of a plugin of one file, rather than a name."""
+    return isinstance(given, Path) or given.endswith(".py")
+
+
+class _Uncached(importlib.machinery.SourceFileLoader):
+    """Compiles the file each time: what was edited within a second counts, and no cache is left beside it."""
+
+    def get_code(self, fullname: str) -> Any:
+        return self.source_to_code(self.get_data(self.path), self.path)
+
+
+def _module_of(file: Path) -> str:
+    return f"interpkit_file_{file.stem}"
+
+
+def _import_file(path: Path) -> object:
+    name = _module_of(path)
+    spec = importlib.util.spec_from_loader(name, _Uncached(name, str(path)))
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    sys.path.append(str(path.parent))  # for what stands beside it
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    finally:
+        sys.path.remove(str(path.parent))
+    return module
+
+
+# ------------------------------------------------------------------------------------------- tracing
+
+_short = reprlib.Repr()
+_short.maxother = _short.maxstring = 60
+
+
+def _trace_call(hook: str, implementations: Sequence[pluggy.HookImpl], arguments: Mapping[str, Any]) -> None:
+    for implementation in implementations:
+        words = ", ".join(f"{name}={' '.join(_short.repr(value).split())}" for name, value in arguments.items())
+        sys.stderr.write(f"plugin {implementation.plugin_name}: {hook}({words})\n")
+
+
+def _trace_result(
+    outcome: pluggy.Result[Any], hook: str, implementations: Sequence[pluggy.HookImpl], arguments: Mapping[str, Any]
+) -> None:
+    for implementation in implementations:
+        error = outcome.exception
+        result = f"raised {error!r}" if error is not None else f"returned {_short.repr(outcome.get_result())}"
+        sys.stderr.write(f"plugin {implementation.plugin_name}: {hook} {result}\n")

@@ -1,0 +1,104 @@
+"""Classifier file -> Target, through the registered loaders and architectures."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from interpkit.config.recipe import TargetOptions, validated
+from interpkit.errors import ModelError, PluginError, UsageError, did_you_mean
+from interpkit.interfaces import contracts
+from interpkit.interfaces.loaders import Loader
+from interpkit.interfaces.targets import Target
+from interpkit.plugins.discovery import installed
+from interpkit.plugins.registry import Entry
+from interpkit.runtime.random import global_seed
+from interpkit.targets.module_target import wrap
+
+log = logging.getLogger("interpkit")
+
+
+def load_target(path: str | Path, **options: Any) -> Target:
+    """Load a classifier from a file or folder.
+
+    Args:
+        path: in a format that one of the loaders takes (``interpkit plugins list`` names them).
+        options: what the file does not say itself, or says wrongly: ``arch``, ``arch_args``, ``input_shape``,
+            ``num_classes``, ``mean``, ``std``, ``input_range``, ``class_names``, ``layout``, ``channel_order``,
+            ``output``, ``feature_layer``; and ``trust=True`` for a file that may run code (.pt2, TorchScript).
+
+    Raises:
+        ModelError: it is missing, cannot be read, or was refused.
+        UsageError: an option is unknown or out of range.
+    """
+    return load(Path(path), validated(TargetOptions, options, "load_target"))
+
+
+def loader_of(path: Path) -> Entry | None:
+    """Return the first of the registered loaders that accepts the file or folder; one that fails is left out."""
+    for entry in installed().registry.entries("loader"):
+        try:
+            with contracts.blamed(entry.item):
+                if entry.item.accepts(path):
+                    return entry
+        except PluginError as error:
+            log.warning("%s It is left out.", error)
+    return None
+
+
+def load(path: Path, options: TargetOptions) -> Target:
+    """Load a classifier with validated options; see `load_target`."""
+    cpu = torch.device("cpu")
+    if not path.exists():
+        near = path.parent.glob("*") if path.parent.is_dir() else []
+        raise ModelError(f"there is no file {path}.{did_you_mean(path.name, (p.name for p in near))}")
+    entry = loader_of(path)
+    if entry is None:
+        known = "; ".join(f"{entry.name} ({entry.item.help})" for entry in installed().registry.entries("loader"))
+        raise ModelError(
+            f"{path} is in no format that interpkit reads. It reads: {known or 'none'}.{installed().left_out_words()}"
+        )
+    loader: Loader = entry.item
+    with global_seed(0, cpu):  # fresh weights are drawn and overwritten; the caller's generator is left alone
+        try:
+            target = contracts.loaded(loader, path, options)
+        except ModelError as error:
+            if path.name in str(error):
+                raise
+            raise ModelError(f"{path}: {error}") from error
+    target.origin = path.resolve()
+    target.description = target.description.model_copy(update={"path": str(target.origin)})
+    return target
+
+
+def make_target(
+    module: nn.Module, name: str, facts: TargetOptions, sources: Mapping[str, str], **recorded: Any
+) -> Target:
+    """Wrap a loaded module by what is known of the classifier; the end of every loader.
+
+    Args:
+        module: the classifier.
+        name: for headings and folders.
+        facts: all that is known; ``input_shape`` is.
+        sources: where each fact came from; what is not in it was found by running the module.
+        recorded: what to keep in the target's description beside, such as ``arch``.
+
+    Raises:
+        ModelError: the module is no classifier of such inputs.
+    """
+    assert facts.input_shape is not None
+    known = facts.model_dump(exclude={"path", "arch", "arch_args", "trust"})
+    try:
+        target = wrap(module, name=name, **known)
+    except UsageError as error:
+        if "given" in sources.values():
+            raise
+        raise ModelError(str(error)) from error  # a file says it, not the user
+    target.sources |= {key: source for key, source in sources.items() if key in TargetOptions.model_fields}
+    target.description = target.description.model_copy(update=recorded)
+    return target

@@ -1,0 +1,136 @@
+"""TODO plugins.packing."""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from interpkit.errors import ModelError, UsageError
+from interpkit.interfaces.targets import Target
+from interpkit.targets.file_format import ONNX_GRAPH, ONNX_TENSOR, _write
+
+
+def save_target(
+    module: nn.Module,
+    path: str | Path,
+    *,
+    architecture: str,
+    input_shape: Sequence[int],
+    arch_args: Mapping[str, Any] | None = None,
+    **facts: Any,
+) -> Path:
+    """Write a classifier as one self-describing file that ``interpkit invert`` takes with no flags.
+
+    Args:
+        module: the trained classifier, built as ``architecture`` with ``arch_args`` says.
+        path: ends in .safetensors.
+        architecture: FAMILY:NAME of a registered architecture, e.g. ``torchvision:resnet18``.
+        input_shape: as in `wrap`.
+        arch_args: JSON values.
+        facts: as in `wrap`: ``mean``, ``std``, ``input_range``, ``class_names``, ``layout``, ``output``, ...
+
+    Raises:
+        UsageError: the architecture is not registered, or builds other tensors than the module's.
+        ModelError: the module is no classifier of such images.
+    """
+    from interpkit.plugins.architectures import build_architecture, mismatch
+    from interpkit.targets.module_target import wrap
+
+    target = wrap(module, input_shape, **facts)
+    arguments = dict(arch_args or {})
+    try:
+        expected = build_architecture(architecture, arguments, meta=True).state_dict()
+    except ModelError as error:
+        raise UsageError(str(error)) from error
+    difference = mismatch(expected, module.state_dict())
+    if difference:
+        raise UsageError(f"{architecture} with {arguments} is not what the module is: {difference}")
+    named = {"arch": architecture, "arch_args": arguments}
+    return _write(Path(path), dict(module.state_dict()), target.description.model_copy(update=named))
+
+
+def pack_target(target: Target, path: str | Path) -> Path:
+    """Write a loaded target as one self-describing file, whatever it was loaded from.
+
+    One of a registered architecture is written as such. Anything else (ONNX, the user's own code, TorchScript, an
+    exported program) is written as an ONNX graph from images in [0, 1] to logits, which takes ``interpkit[onnx]``:
+    a graph is data, so that whoever loads the file runs no code of it.
+
+    Args:
+        target: from `load_target`.
+        path: ends in .safetensors.
+
+    Raises:
+        ModelError: it cannot be exported.
+    """
+    facts = target.description
+    if facts.arch is not None and not facts.runs_code and facts.arch != ONNX_GRAPH:
+        return _write(Path(path), _weights(target), facts)
+    if importlib.util.find_spec("onnx") is None:
+        raise ModelError("packing this classifier takes the package onnx: pip install 'interpkit[onnx]'.")
+    channels = target.input_shape[0]
+    plain = {"mean": [0.0] * channels, "std": [1.0] * channels, "input_range": (0.0, 1.0), "output": "logits"}
+    update: dict[str, Any] = {
+        **plain,
+        "arch": ONNX_GRAPH,
+        "arch_args": {},
+        "layout": None,
+        "channel_order": None,
+        "trust": False,
+    }
+    graph = export_graph(target)
+    tensor = torch.frombuffer(bytearray(graph), dtype=torch.uint8)
+    return _write(Path(path), {ONNX_TENSOR: tensor}, facts.model_copy(update={**update, "feature_layer": None}))
+
+
+def _weights(target: Target) -> dict[str, Tensor]:
+    module = target.module
+    assert isinstance(module, nn.Module)
+    return dict(module.state_dict())
+
+
+class _Opaque(nn.Module):
+    """Hides a target from the exporter, which would call methods that exported programs refuse."""
+
+    def __init__(self, target: Target) -> None:
+        super().__init__()
+        self._target = (target,)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self._target[0](images)  # type: ignore[no-any-return]
+
+
+def export_graph(target: Target) -> bytes:
+    """Return a target as an ONNX graph from images (B, *input_shape) in [0, 1] to logits (B, n).
+
+    Raises:
+        ModelError: it holds something that ONNX has no operation for.
+    """
+    buffer = io.BytesIO()
+    one_by_one = "batch" in target.sources
+    example = torch.rand(1 if one_by_one else 2, *target.input_shape)
+    try:
+        with warnings.catch_warnings(), target.frozen(), torch.no_grad():
+            warnings.simplefilter("ignore")  # the exporter warns of itself; the newer one takes one more package
+            scripted = any(isinstance(module, torch.jit.ScriptModule) for module in target.modules())
+            torch.onnx.export(
+                torch.jit.trace(target, example, check_trace=False) if scripted else _Opaque(target),
+                (example,),
+                buffer,  # type: ignore[arg-type]  # a legacy exporter writes to a file object as well
+                dynamo=False,
+                opset_version=13,
+                input_names=["images"],
+                output_names=["logits"],
+                dynamic_axes=None if one_by_one else {"images": {0: "batch"}, "logits": {0: "batch"}},
+            )
+    except Exception as error:  # the exporter's own kinds
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ModelError(f"{target.name} cannot be packed: it does not go into ONNX: {reason[:300]}") from error
+    return buffer.getvalue()

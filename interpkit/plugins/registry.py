@@ -1,0 +1,145 @@
+"""The registry: every component, loader, architecture family and preset, by kind and name."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from interpkit.config.recipe import Preset
+from interpkit.errors import PluginError, UsageError, did_you_mean, listed
+from interpkit.interfaces.attributions import Attribution
+from interpkit.interfaces.generation import Conditioner, Generator
+from interpkit.interfaces.inverters import Inverter
+from interpkit.interfaces.loaders import Architectures, Loader
+from interpkit.interfaces.losses import InversionLoss
+from interpkit.interfaces.metrics import Metric
+from interpkit.runtime.recorder import RESERVED
+
+KINDS: dict[str, type] = {
+    "conditioner": Conditioner,
+    "generator": Generator,
+    "loss": InversionLoss,
+    "inverter": Inverter,
+    "metric": Metric,
+    "attribution": Attribution,
+    "loader": Loader,
+    "architectures": Architectures,
+    "preset": Preset,
+}
+"""A thing's kind is known by its base class."""
+
+T = TypeVar("T")
+NAME = re.compile(r"[a-z][a-z0-9_-]*")
+"""What a component may be called."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One registered thing: a component's class, or an instance of a loader, family or preset.
+
+    Attributes:
+        kind: of `KINDS`.
+        name: its own.
+        owner: the plugin that registered it.
+        item: the class or instance.
+        package: the installed package that the plugin came in; empty if it came in none.
+    """
+
+    kind: str
+    name: str
+    owner: str
+    item: Any
+    package: str = ""
+
+    def is_called(self, name: str) -> bool:
+        """Say whether ``name`` is its own, or that with its plugin's or its package's before a colon."""
+        return name in (self.name, f"{self.owner}:{self.name}", f"{self.package}:{self.name}")
+
+    @property
+    def full_name(self) -> str:
+        """The name that tells it from others of its name: with its plugin's, or where two share that, its package's."""
+        return f"{self.package if ':' in self.owner else self.owner}:{self.name}"
+
+
+class Registry:
+    """All that the loaded plugins provide."""
+
+    def __init__(self) -> None:
+        self._entries: list[Entry] = []
+
+    def add(self, item: Any, owner: str, package: str = "") -> None:
+        """Add a class or an instance of one of the kinds, on behalf of the plugin ``owner``.
+
+        Raises:
+            PluginError: it is of no kind, abstract, without a proper name, or its owner has added that name.
+        """
+        base = item if inspect.isclass(item) else type(item)
+        kind = next((kind for kind, parent in KINDS.items() if issubclass(base, parent)), None)
+        if kind is None:
+            raise PluginError(f"{item!r} is of no kind that interpkit knows: {', '.join(KINDS)}.")
+        if inspect.isabstract(base):
+            missing = ", ".join(sorted(getattr(base, "__abstractmethods__", ())))
+            raise PluginError(f"{kind} {base.__name__} does not define: {missing}.")
+        name = getattr(item, "name", None)
+        if not (isinstance(name, str) and NAME.fullmatch(name)):
+            raise PluginError(f"{kind} {base.__name__} needs a name such as 'my-name', not {name!r}.")
+        if kind == "loss" and name in RESERVED:
+            raise PluginError(f"a loss cannot be named {name!r}: the history has a column of that name.")
+        if any((entry.kind, entry.name, entry.owner) == (kind, name, owner) for entry in self._entries):
+            raise PluginError(f"the {kind} {name!r} is registered twice.")
+        if inspect.isclass(item) and issubclass(item, Loader | Architectures):
+            item = item()
+        self._entries.append(Entry(kind, name, owner, item, package))
+
+    def remove(self, owner: str) -> None:
+        """Forget all that a plugin has added."""
+        self._entries = [entry for entry in self._entries if entry.owner != owner]
+
+    def entries(self, kind: str | None = None, owner: str | None = None) -> Iterator[Entry]:
+        """Return the entries of a kind and an owner, in order of registration."""
+        return (e for e in self._entries if kind in (None, e.kind) and owner in (None, e.owner))
+
+    def names(self, kind: str) -> list[str]:
+        """Return the names of a kind, sorted."""
+        return sorted({entry.name for entry in self.entries(kind)})
+
+    def has(self, kind: str, name: str) -> bool:
+        """Say whether anything of a kind goes by ``name``."""
+        return any(entry.is_called(name) for entry in self.entries(kind))
+
+    def get(self, kind: str, name: str) -> Any:
+        """Return the thing of a kind by its name; see `entry`."""
+        return self.entry(kind, name).item
+
+    def entry(self, kind: str, name: str) -> Entry:
+        """Return what is registered of a kind by ``name``, or by ``plugin:name`` or ``package:name``.
+
+        Raises:
+            UsageError: there is none, or more than one.
+        """
+        found = [entry for entry in self.entries(kind) if entry.is_called(name)]
+        if len(found) == 1:
+            return found[0]
+        if found:
+            choices = " or ".join(entry.full_name for entry in found)
+            raise UsageError(
+                f"several plugins have a {kind} {name!r}: say {choices}, or leave a plugin out by --no-plugin NAME."
+            )
+        known = self.names(kind)
+        raise UsageError(f"there is no {kind} {name!r}.{did_you_mean(name, known)} There are: {listed(known)}.")
+
+
+class Registration:
+    """What a plugin's ``register`` hook is given: it adds under the plugin's own name."""
+
+    def __init__(self, registry: Registry, owner: str, package: str = "") -> None:
+        self._registry = registry
+        self._owner = owner
+        self._package = package
+
+    def add(self, item: Any) -> None:
+        """Add a component's class, a loader, an architecture family or a `Preset`; see `Registry.add`."""
+        self._registry.add(item, self._owner, self._package)

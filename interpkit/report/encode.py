@@ -1,0 +1,93 @@
+"""Images as ``data:`` URIs, in as many bytes as there is room for."""
+
+from __future__ import annotations
+
+import base64
+import io
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from interpkit.io.images import colour_scale, to_heat, to_picture
+
+LADDER: tuple[tuple[float, int | None], ...] = (
+    (1, None),
+    (1, 85),
+    (1, 60),
+    (1, 35),
+    (0.7, 50),
+    (0.5, 50),
+    (0.35, 50),
+    (0.25, 40),
+    (0.15, 40),
+)
+"""Scale and quality (None: PNG, without loss), from the best to the smallest."""
+TRIED = 24
+"""Images that are encoded to choose from the ladder."""
+BAR_HEIGHT, BAR_WIDTH = 32, 4
+
+
+def drawable(images: Tensor, among: Tensor | None = None) -> Tensor:
+    """Return images (N, C, H, W) uint8 as they are; vectors (N, D) as pictures of D bars, (N, 1, 32, 4 D) uint8.
+
+    A bar is as high as the value stands between the feature's lowest and highest ``among`` vectors (M, D); the N
+    themselves if left out.
+    """
+    if images.dim() == 4:
+        return images
+    among = images if among is None else among
+    low, high = among.amin(0), among.amax(0)
+    share = ((images - low) / (high - low).clamp_min(1e-12)).clamp(0, 1)
+    heights = (share * (BAR_HEIGHT - 1) + 1)[:, None, :, None]
+    levels = torch.arange(BAR_HEIGHT, 0, -1)[None, :, None, None]
+    bars = (heights >= levels).expand(-1, -1, -1, BAR_WIDTH).clone()
+    bars[..., -1] = False  # a gap between two bars
+    return bars.flatten(2)[:, None].to(torch.uint8) * 255
+
+
+def encode(images: Tensor, budget: float) -> list[str]:
+    """Return images as ``data:`` URIs, the best that fit.
+
+    Args:
+        images: (N, C, H, W) uint8.
+        budget: characters for all of them together; the smallest step of the ladder may still be over it.
+    """
+    pictures = [to_picture(image) for image in images]
+    tried = pictures[:: max(1, len(pictures) // TRIED)]
+    scale, quality = LADDER[-1]
+    for step in LADDER:
+        size = sum(len(_uri(picture, *step)) for picture in tried) / max(1, len(tried))
+        if size * len(pictures) <= budget:
+            scale, quality = step
+            break
+    return [_uri(picture, scale, quality) for picture in pictures]
+
+
+def strip(images: Tensor) -> Tensor:
+    """Return K images (K, C, H, W) side by side, (C, H, K W)."""
+    return torch.cat(list(images), dim=2)
+
+
+def heat(maps: Tensor) -> Tensor:
+    """Return attribution maps (N, C, H, W), summed over channels, as pictures (N, 3, H, W) uint8 on one scale.
+
+    Red speaks for the class, blue against it, and white is nothing; the colours are those of ``interpkit attribute``.
+    """
+    scale = colour_scale(maps)
+    coloured = [torch.from_numpy(np.array(to_heat(one, scale))) for one in maps]
+    return torch.stack(coloured).permute(0, 3, 1, 2)
+
+
+def _uri(picture: Image.Image, scale: float, quality: int | None) -> str:
+    if scale < 1:
+        width, height = (max(1, round(scale * side)) for side in picture.size)
+        picture = picture.resize((width, height), Image.Resampling.BOX)
+    buffer = io.BytesIO()
+    if quality is None:
+        picture.save(buffer, "PNG")
+    else:
+        picture.save(buffer, "WEBP", quality=quality)
+    kind = "png" if quality is None else "webp"
+    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"

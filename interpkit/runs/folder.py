@@ -1,0 +1,504 @@
+"""A run on disk: an inversion in a folder. Every file is written beside its place and renamed into it."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import shlex
+import time
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import pydantic
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from interpkit._version import __version__
+from interpkit.config import schemas
+from interpkit.config.recipe import Recipe, read_toml, validated
+from interpkit.errors import ModelError, PluginError, RunError, UsageError, listed
+from interpkit.evaluation import scoring
+from interpkit.evaluation.metrics import every_run
+from interpkit.interfaces.generation import Conditioner, Generator
+from interpkit.interfaces.inversions import Inversion
+from interpkit.interfaces.samples import Samples, to_unit
+from interpkit.interfaces.targets import Target
+from interpkit.inversion.results import GeneratorInversion, ImageInversion
+from interpkit.io import strict_json
+from interpkit.io.atomic import read_tensors, sha256, to_json, write_atomically
+from interpkit.io.images import save_grid
+from interpkit.io.locking import only_writer
+from interpkit.io.safe_load import load_plain
+from interpkit.plugins import architectures, assembly, loading
+from interpkit.plugins.discovery import installed
+from interpkit.plugins.registry import Entry
+from interpkit.runs.manifest import SCHEMA, conditions, describe
+from interpkit.runtime import environment
+from interpkit.runtime.recorder import StepRecord
+
+log = logging.getLogger("interpkit")
+
+
+class Run:
+    """A run folder; `create` and `open` make one."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __truediv__(self, name: str) -> Path:
+        return self.folder / name
+
+    @classmethod
+    def create(cls, folder: Path, *, force: bool = False) -> Run:
+        """Take a folder for a new run; with ``force``, another run's files there are removed.
+
+        Raises:
+            RunError: it holds another run, or files of the user's that a run would overwrite.
+        """
+        run = cls(folder)
+        there = [name for name in FILES if (run / name).exists()]
+        if there and "manifest.json" not in there:
+            raise RunError(
+                f"{folder} is no run, and holds {listed(there)}, which a run would overwrite: name another folder by "
+                f"--out."
+            )
+        if there and not force and run.is_begun():
+            raise RunError(
+                f"{folder} holds another run: go on with it by --resume, replace it by --force, or name "
+                f"another folder by --out."
+            )
+        if there:
+            try:
+                run.manifest()
+            except RunError as error:
+                raise RunError(
+                    f"{error} It may be no run, so --force removes nothing there: use another --out."
+                ) from error
+        for name in sorted(there, key="manifest.json".__eq__):  # that comes last: until then the folder is a run
+            (run / name).unlink()
+        return run
+
+    def is_begun(self) -> bool:
+        """Say whether there is a run; one that was killed before its second file was written is none yet."""
+        if [name for name in FILES if (self / name).exists()] != ["manifest.json"]:
+            return (self / "manifest.json").exists()
+        try:
+            return self.manifest().get("status") != "running"
+        except RunError:
+            return True
+
+    def held(self) -> AbstractContextManager[None]:
+        """Keep other processes from writing the run, for a block; see `interpkit.io.locking.only_writer`."""
+        return only_writer(self.folder, FILES)
+
+    @classmethod
+    def open(cls, folder: Path) -> Run:
+        """Open an existing run.
+
+        Raises:
+            RunError: it is not one.
+        """
+        run = cls(folder)
+        if not (run / "manifest.json").is_file():
+            raise RunError(f"{folder} is not a run folder: it has no manifest.json.")
+        return run
+
+    # ------------------------------------------------------------------------------------- reading
+
+    def manifest(self) -> dict[str, Any]:
+        """Read manifest.json.
+
+        Raises:
+            RunError: it is torn, or of a newer schema.
+        """
+        manifest = self._read_json("manifest.json")
+        fault = _fault(schemas.Manifest, manifest)
+        unsaid = {"model": "which classifier was inverted", "plugins": "which plugins the run was made with"}
+        if fault is not None and fault.partition(".")[0].partition(":")[0] in unsaid:
+            what = unsaid[fault.partition(".")[0].partition(":")[0]]
+            raise RunError(f"{self / 'manifest.json'} does not say {what} ({fault}). Run it anew.")
+        if fault is not None:
+            raise RunError(f"{self / 'manifest.json'} is not as interpkit writes it ({fault}). Run it anew.")
+        return manifest
+
+    def metrics(self) -> dict[str, Any]:
+        """Read metrics.json.
+
+        Raises:
+            RunError: it is torn, or of a newer schema.
+        """
+        metrics = self._read_json("metrics.json")
+        fault = _fault(schemas.Metrics, metrics)
+        if fault is not None:
+            raise RunError(
+                f'{self / "metrics.json"} is not as interpkit writes it ({fault}). Write {{"schema": {SCHEMA}}} into '
+                f"it, and measure anew by interpkit evaluate."
+            )
+        return metrics
+
+    def _read_json(self, name: str) -> dict[str, Any]:
+        try:
+            value = strict_json.parse(strict_json.read_text(self / name))
+        except FileNotFoundError as error:
+            raise RunError(f"{self.folder} has no {name}: the run was not finished. Go on by --resume.") from error
+        except (OSError, ValueError) as error:
+            raise RunError(f"{self / name} cannot be read: {error}.") from error
+        if not isinstance(value, dict):
+            raise RunError(f"{self / name} is not a JSON object.")
+        # Once there is a schema 2, what is read as 1 is brought up to it here, one schema at a time.
+        schema = value.get("schema")
+        if schema != SCHEMA:
+            newer = isinstance(schema, int) and schema > SCHEMA
+            advice = " A newer one wrote it: pip install --upgrade interpkit" if newer else ""
+            raise RunError(f"{self / name} has schema {schema!r:.40}; this interpkit reads {SCHEMA}.{advice}")
+        return value
+
+    def recipe(self) -> Recipe:
+        """Read recipe.toml; a name that another plugin has come to use as well means what it meant in the run."""
+        made_with = self.manifest().get("plugins", {}).values()
+
+        def meant(entry: Entry) -> bool:
+            return any(
+                entry.package == facts.get("package") and entry.name in facts.get("used", {}).get(entry.kind, ())
+                for facts in made_with
+            )
+
+        try:
+            layer = installed().told_apart(read_toml(self / "recipe.toml"), meant)
+        except UsageError as error:
+            if isinstance(error.__cause__, OSError):  # nothing that was typed
+                raise RunError(str(error)) from error.__cause__
+            raise
+        try:
+            return validated(Recipe, layer, str(self / "recipe.toml"))
+        except UsageError as error:
+            written_by = self.manifest().get("interpkit") or __version__
+            if written_by == __version__:
+                raise
+            raise UsageError(
+                f"{error} interpkit {written_by} wrote it, and this is {__version__}: pip install "
+                f"interpkit=={written_by} reads it."
+            ) from error
+
+    def history(self, recipe: Recipe) -> list[StepRecord]:
+        """Read history.jsonl; a torn last line is ignored."""
+        records = []
+        path = self / "history.jsonl"
+        if not path.exists():
+            return []
+        try:
+            lines = strict_json.read_text(path, errors="replace").splitlines()
+        except (OSError, ValueError) as error:
+            raise RunError(f"{path} cannot be read: {error}.") from error
+        for number, line in enumerate(lines, 1):
+            try:
+                records.append(StepRecord.from_row(strict_json.parse(line), recipe.steps))
+            except (ValueError, KeyError, TypeError) as error:
+                if number == len(lines):
+                    break
+                raise RunError(f"{path}, line {number}: not a record of a step.") from error
+        return records
+
+    def checkpoint(self) -> dict[str, Any] | None:
+        """Read the checkpoint; None if there is none. Holds tensors and plain values only, no code is run.
+
+        Raises:
+            RunError: it cannot be read.
+        """
+        path = self / "checkpoint"
+        if not path.exists():
+            return None
+        try:
+            state: dict[str, Any] = load_plain(path)
+            step, seconds = (state[name] for name in ("step", "seconds"))
+            if type(step) is not int or step < 0 or not isinstance(seconds, int | float) or not 0 <= seconds < math.inf:
+                raise ValueError("it holds no state of a run")
+        except Exception as error:  # torch.load has many kinds
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            raise RunError(f"{path} cannot be read: {reason:.200}. Start anew by --force.") from error
+        return state
+
+    def check_plugins(self) -> None:
+        """See that the plugins that the run was made with are here.
+
+        Raises:
+            UsageError: it records a plugin of one file, and the user has not typed that again.
+            PluginError: one is not installed, was left out, is broken, or no longer has what the run takes of it.
+        """
+        plugins = installed()
+        plugins.check_files(self.recipe().plugin_files or [], str(self.folder))
+        for name, facts in self.manifest().get("plugins", {}).items():
+            for kind, names in facts.get("used", {}).items():
+                missing = next((used for used in names if not plugins.registry.has(kind, used)), None)
+                if missing is None:
+                    continue
+                plugins.raise_if_broken(name)
+                package, version = facts["package"], facts["version"]
+                here = plugins.found.get(name)
+                state = f"is of version {here.version} here and has none" if here else "is not installed here"
+                raise PluginError(
+                    f"{self.folder} takes the {kind} {missing!r} of the plugin {name!r}, which {state}"
+                    + (f": pip install {package}=={version}" if package and version else ".")
+                )
+
+    def load_target(self, model: Path | None = None, *, arch: str | None = None, trust: bool = False) -> Target:
+        """Load the run's classifier again.
+
+        Args:
+            model: its file, if it has moved.
+            arch: what the user types where the recipe records code of the user's own; it is not run from a file.
+            trust: likewise, for a file that may run code.
+
+        Raises:
+            RunError: it was wrapped in memory, or needs what only the user may type.
+            ModelError: it is gone, or its content is not what it was (unless ``model`` names the file).
+        """
+        self.check_plugins()
+        recorded = self.manifest()["model"]
+        path = model or (Path(recorded["path"]) if recorded["path"] else None)
+        if path is None:
+            raise RunError(
+                f"{self.folder} inverted a classifier that was wrapped in memory: pass it as "
+                f"load_inversion(..., target=...), or its file by --model."
+            )
+        options = self.recipe().target
+        if options.trust and not trust:
+            raise ModelError(f"{path} may run code when it is loaded. If you trust it, add --trust.")
+        if options.runs_code and not options.trust and arch is None:
+            raise ModelError(
+                f"{path} takes code of yours, which never runs because a file names it: add --arch "
+                f"{shlex.quote(str(options.arch))}"
+            )
+        options = options.model_copy(update={"trust": trust, "arch": arch or options.arch})
+        # Not hashed before a loader knows it: a manifest may name a folder such as the root of all.
+        if model is None and path.exists() and loading.loader_of(path) and sha256(path) != recorded["sha256"]:
+            raise ModelError(
+                f"{path} is not what it was when {self.folder} was made (its sha256 differs). "
+                f"Name the right file by --model PATH."
+            )
+        return loading.load(path, options)
+
+    def load(self, target: Target | None = None, model: Path | None = None, **typed: Any) -> Inversion:
+        """Load the inversion: target, history, and the generator and conditioner or the finished images.
+
+        Raises:
+            RunError: the run is not finished, or a file does not fit the others.
+        """
+        if target is None:
+            target = self.load_target(model, **typed)
+        else:
+            self.check_plugins()
+        recipe = self.recipe()
+        if "generator" not in installed().component("inverter", recipe.inverter.name).needs:
+            images, labels, _ = scoring.read_images(self / "samples.safetensors", target)
+            return ImageInversion(target, recipe, self.history(recipe), to_unit(images, target), labels)
+        missing = f"{self.folder} has no generator.safetensors: go on with the run by --resume."
+        weights = read_tensors(self / "generator.safetensors", missing)
+        try:
+            with torch.device("meta"):  # compared without memory first, of which a recipe may ask for any amount
+                self._build(recipe, target, weights)
+        except RunError:
+            raise
+        except Exception:
+            log.debug("a part cannot be built without memory", exc_info=True)
+        conditioner, generator = self._build(recipe, target, weights)
+        for prefix, part in (("generator.", generator), ("conditioner.", conditioner)):
+            part.load_state_dict(_under(prefix, weights))
+            part.eval()
+        conditioner.progress = 1.0
+        return GeneratorInversion(target, recipe, self.history(recipe), generator, conditioner)
+
+    def _build(self, recipe: Recipe, target: Target, weights: Mapping[str, Tensor]) -> tuple[Conditioner, Generator]:
+        """Build the conditioner and the generator.
+
+        Raises:
+            RunError: the recipe names none, or the weights are of others.
+        """
+        conditioner, generator = assembly.build_generator(recipe, target, installed())
+        if generator is None or conditioner is None:
+            raise RunError(f"{self / 'recipe.toml'} names no generator, and {recipe.inverter.name} takes one.")
+        for prefix, part in (("generator.", generator), ("conditioner.", conditioner)):
+            difference = architectures.mismatch(part.state_dict(), _under(prefix, weights))
+            if difference:
+                path = self / "generator.safetensors"
+                raise RunError(f"{path} does not fit the recipe beside it: {difference}.")
+        return conditioner, generator
+
+    # ------------------------------------------------------------------------------------- writing
+
+    def begin(self, recipe: Recipe, target: Target, presets: list[str]) -> None:
+        """Write manifest.json and recipe.toml before the first step."""
+        self._write_manifest(describe(recipe, target) | {"presets": presets, "status": "running"})
+        write_atomically(self / "recipe.toml", recipe.to_toml())
+
+    def check_same(self, recipe: Recipe, target: Target) -> None:
+        """See that a recipe differs from the run's own in nothing but its length.
+
+        Raises:
+            RunError: the recipe or the classifier is another.
+        """
+        here = self.recipe()
+        free = {"steps", "checkpoint_every", "micro_batch", "compile", "fall_back", "plugin_files"}
+        old, new = (r.model_dump(exclude=free, mode="json") for r in (here, recipe))
+        for facts in (old, new):  # of the classifier, how it is called does not matter
+            told = facts.pop("target").items()
+            facts |= {f"target.{name}": value for name, value in told if name not in ("path", "arch", "trust")}
+        differing = [f"{name} ({old[name]} there)" for name in old if old[name] != new[name]]
+        if differing:
+            raise RunError(
+                f"{self.folder} was begun with another recipe: {', '.join(differing)}. To go on with its own, "
+                f"give --resume without --plugin and settings; for a new run, another --out."
+            )
+        recorded = self.manifest()["model"]
+        if target.origin is not None and recorded["sha256"] != sha256(target.origin):
+            raise RunError(f"{self.folder} inverts another classifier ({recorded['path']}). Use another --out.")
+        if recipe.steps < here.steps:
+            raise RunError(f"{self.folder} has {here.steps} steps; --steps {recipe.steps} cannot shorten it.")
+
+    def go_on(self, recipe: Recipe, target: Target) -> None:
+        """Take the run up again, under a recipe that `check_same` has passed.
+
+        Where what decides the numbers has changed, the manifest says how it is now, and in ``moves`` how it was.
+        """
+        checkpoint = self.checkpoint()
+        step = checkpoint["step"] if checkpoint else None
+        changes: dict[str, Any] = {}
+        changed = self.changed_since(recipe, target)
+        if changed:
+            moves = self.manifest().get("moves", [])
+            move = {"after_step": step, "was": {name: was for name, (was, _) in changed.items()}}
+            changes = {**conditions(recipe, target), "moves": [*(moves if isinstance(moves, list) else []), move]}
+        write_atomically(self / "recipe.toml", recipe.to_toml())
+        self.note(**changes, status="running", resumed_from=step)
+
+    def changed_since(self, recipe: Recipe, target: Target) -> dict[str, tuple[Any, Any]]:
+        """Return what decides the numbers here and is another than the manifest says, and tell of it in one line."""
+        changed = environment.changed(self.manifest(), conditions(recipe, target))
+        if changed:
+            told = listed(f"{name} {was!r:.40} -> {here!r:.40}" for name, (was, here) in changed.items())
+            log.warning("%s was computed otherwise than here, so the numbers may differ: %s", self.folder, told)
+        return changed
+
+    def note(self, **facts: Any) -> None:
+        """Change entries of the manifest."""
+        self._write_manifest(self.manifest() | facts)
+
+    def _write_manifest(self, manifest: Mapping[str, Any]) -> None:
+        write_atomically(self / "manifest.json", to_json(manifest))
+
+    def finish(self, inversion: Inversion) -> Path:
+        """Write what comes of a run: weights, history, samples, metrics, the grid and the report.
+
+        Returns:
+            the folder.
+        """
+        recipe, target = inversion.recipe, inversion.target
+        begun = time.monotonic()
+        if not (self / "manifest.json").exists():
+            self.begin(recipe, target, [])
+        if isinstance(inversion, GeneratorInversion):
+            self._write_weights(inversion)
+        rows = [json.dumps(record.to_row()) + "\n" for record in inversion.history]
+        write_atomically(self / "history.jsonl", "".join(rows))
+        samples = scoring.draw_samples(inversion, **sample_size(inversion))
+        if isinstance(inversion, ImageInversion) and len(samples.labels) < len(inversion.images):
+            log.warning("the run keeps %d of the %d images", len(samples.labels), len(inversion.images))
+        write_samples(samples, self / "samples.safetensors")
+        if samples.images.dim() == 4:
+            save_grid(samples.images, samples.labels, target.class_names, self / "samples.png")
+        metrics = every_run(target, samples, seed=recipe.seed, device=inversion.device)
+        write_atomically(self / "metrics.json", to_json(metrics))
+        done = inversion.steps_done >= recipe.steps
+        last = inversion.history[-1].seconds if inversion.history else 0.0
+        self.note(
+            steps_done=inversion.steps_done,
+            timings={
+                "training_seconds": round(last, 3),
+                "sampling_seconds": round(time.monotonic() - begun, 3),
+            },
+        )
+        self._report(inversion, samples)
+        self.note(status="finished" if done else "interrupted")  # all of it is there, or --resume goes on
+        return self.folder
+
+    def _report(self, inversion: Inversion, samples: Samples) -> None:
+        """Write report.html; the run is finished, and a fault here must not lose it."""
+        try:
+            from interpkit.report import render_report
+
+            render_report(self, inversion, samples)
+        except Exception as error:
+            log.warning("report.html could not be written: %r. Try again by interpkit report %s", error, self.folder)
+
+    def _write_weights(self, inversion: GeneratorInversion) -> None:
+        parts: dict[str, nn.Module] = {"generator": inversion.generator, "conditioner": inversion.conditioner}
+        weights = {
+            f"{prefix}.{name}": tensor.detach().cpu().contiguous().clone()
+            for prefix, part in parts.items()
+            for name, tensor in part.state_dict().items()
+        }
+        metadata = {
+            "format": "pt",
+            "interpkit.schema": str(SCHEMA),
+            "interpkit.kind": "generator",
+            "interpkit.config.recipe": inversion.recipe.model_dump_json(exclude_none=True),
+        }
+        write_atomically(self / "generator.safetensors", safetensors.torch.save(weights, metadata))
+
+
+def _under(prefix: str, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in weights.items() if name.startswith(prefix)}
+
+
+def _fault(model: type[pydantic.BaseModel], value: Any) -> str | None:
+    """Return the first thing in a file that is not as it should be; None if all is."""
+    try:
+        model.model_validate(value)
+    except pydantic.ValidationError as error:
+        fault = error.errors()[0]
+        return f"{'.'.join(map(str, fault['loc'])):.100}: {fault['msg'][:1].lower()}{fault['msg'][1:]:.100}"
+    return None
+
+
+def sample_size(inversion: Inversion) -> dict[str, Any]:
+    """Return how many samples a run keeps: 100 a class to 10 classes, then 1,000 in all, at least one a class."""
+    classes, there = len(inversion.classes), inversion.images_per_class
+    if classes <= 10:
+        return {"per_class": 100 if there is None else min(100, there)}
+    most = max(1000, classes)
+    return {"count": most if there is None else min(most, there * classes)}
+
+
+def write_samples(samples: Samples, path: Path) -> None:
+    """Write samples as safetensors: images, labels, confidence, generator and, up to 100 classes, probabilities."""
+    metadata = {"format": "pt", "interpkit.schema": str(SCHEMA), "interpkit.kind": "samples"}
+    write_atomically(path, safetensors.torch.save(samples.tensors(), metadata))
+
+
+FILES = (
+    "recipe.toml",
+    "manifest.json",
+    "generator.safetensors",
+    "history.jsonl",
+    "metrics.json",
+    "samples.safetensors",
+    "samples.png",
+    "report.html",
+    "profile.json",
+    "checkpoint",
+)
+"""All that interpkit itself puts into a run folder."""
+
+
+def refuse_run_files(path: Path) -> None:
+    """See that a path that the user names is not one of a run's own files.
+
+    Raises:
+        UsageError: it is.
+    """
+    if path.name in FILES and (path.parent / "manifest.json").exists():
+        raise UsageError(f"{path} is a file of the run in {path.parent}: name another.")

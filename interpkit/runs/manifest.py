@@ -1,0 +1,62 @@
+"""TODO runs.manifest."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+import torch
+
+from interpkit.config.recipe import Recipe
+from interpkit.interfaces.targets import Target
+from interpkit.io.atomic import sha256
+from interpkit.plugins import assembly, loading
+from interpkit.plugins.discovery import installed
+from interpkit.runtime import environment
+
+SCHEMA = 1
+"""Of the whole folder; it goes up when this code would misread what an older one wrote, or an older one this."""
+
+
+def used_plugins(recipe: Recipe, target: Target) -> dict[str, Any]:
+    """Return the installed plugins for a manifest, each with what the run takes of it."""
+    plugins = installed()
+    owners = assembly.owners(recipe, plugins)
+    loader = loading.loader_of(target.origin) if target.origin else None
+    if loader is not None:
+        owners["loader", loader.name] = loader.owner
+    found: dict[str, Any] = {}
+    for plugin in plugins.found.values():
+        facts = {"package": plugin.package, "version": plugin.version, "status": plugin.status}
+        if plugin.file is not None:
+            facts |= {"file": str(plugin.file), "sha256": str(plugin.sha256)}
+        used: dict[str, list[str]] = {}
+        for kind, name in (key for key, owner in owners.items() if owner == plugin.name):
+            used.setdefault(kind, []).append(name)
+        found[plugin.name] = facts | {"used": used}
+    return found
+
+
+def describe(recipe: Recipe, target: Target) -> dict[str, Any]:
+    """Return the manifest of a run: all that decides it beside the recipe, and where it was made."""
+    path = target.origin
+    return {
+        "schema": SCHEMA,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "model": {
+            "name": target.name,
+            "path": str(path) if path else None,
+            "sha256": sha256(path) if path else None,
+        },
+        **conditions(recipe, target),
+        "precision": recipe.precision,
+        "resumed_from": None,
+        "steps_done": 0,
+        "timings": {},
+    }
+
+
+def conditions(recipe: Recipe, target: Target) -> dict[str, Any]:
+    """Return the part of a manifest that says what decides the numbers here, beside the recipe and the classifier."""
+    facts = environment.facts(torch.device(recipe.device))
+    return {"device": recipe.device, **facts, "plugins": used_plugins(recipe, target)}

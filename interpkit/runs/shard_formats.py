@@ -1,0 +1,146 @@
+"""The formats of a shard, a file of some thousand samples."""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+import json
+import tarfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.torch
+from torch import Tensor
+
+from interpkit.io.images import to_picture
+
+COLUMNS = {"labels": "label", "confidence": "confidence", "generator": "generator"}
+"""What each sample has beside its pixels, and what it is called where each has a row."""
+ROW_GROUP = 1000
+"""Rows that a parquet file holds as one group, and that are encoded at a time."""
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Samples that go into one file.
+
+    Attributes:
+        tensors: as in samples.safetensors; see `interpkit.interfaces.samples.Samples.tensors`.
+        first: the number of the first one among all samples.
+        class_names: by label.
+    """
+
+    tensors: dict[str, Tensor]
+    first: int
+    class_names: list[str]
+
+    def __len__(self) -> int:
+        return len(self.tensors["labels"])
+
+
+@dataclass(frozen=True)
+class ShardFormat:
+    """A format.
+
+    Attributes:
+        ending: of the file's name.
+        write: writes a shard to a path.
+        overhead: bytes of a sample beside its pixels, at most about, and of each of its probabilities.
+        package: that it takes, or an empty string; the extra of interpkit has the format's name.
+    """
+
+    ending: str
+    write: Callable[[Path, Shard], None]
+    overhead: tuple[int, int]
+    package: str = ""
+
+    def is_there(self) -> bool:
+        """Say whether the package that it takes is installed."""
+        return not self.package or importlib.util.find_spec(self.package) is not None
+
+
+def is_picture(shape: tuple[int, ...]) -> bool:
+    """Say whether a PNG holds all of one sample of this shape: an image of one or three channels."""
+    return len(shape) == 3 and shape[0] in (1, 3)
+
+
+def _write_safetensors(path: Path, shard: Shard) -> None:
+    # One entry of metadata: safetensors writes several in any order, and the same samples should be the same file.
+    safetensors.torch.save_file(shard.tensors, path, {"format": "pt"})
+
+
+def _write_webdataset(path: Path, shard: Shard) -> None:
+    """Write a plain tar; each sample's files are named by its number among all: 000000012345.png, .cls, .json."""
+    with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
+        for number, (content, facts) in enumerate(_rows(shard), shard.first):
+            files = {
+                "png" if content.startswith(b"\x89PNG") else "npy": content,
+                "cls": str(facts["label"]).encode(),
+                "json": json.dumps({**facts, "name": shard.class_names[facts["label"]]}).encode(),
+            }
+            for ending, data in files.items():
+                entry = tarfile.TarInfo(f"{number:012d}.{ending}")  # of 1970: the same samples are the same file
+                entry.size = len(data)
+                tar.addfile(entry, io.BytesIO(data))
+
+
+def _rows(shard: Shard) -> Iterator[tuple[bytes, dict[str, Any]]]:
+    """Yield each sample as a PNG, or as npy where that would not hold it, and the rest of its columns."""
+    values = shard.tensors.get("images", shard.tensors.get("inputs"))
+    assert values is not None
+    columns = {single: shard.tensors[name].tolist() for name, single in COLUMNS.items()}
+    for row, value in enumerate(values):
+        buffer = io.BytesIO()
+        if is_picture(tuple(value.shape)):
+            to_picture(value).save(buffer, "PNG")
+        else:
+            np.save(buffer, value.numpy(), allow_pickle=False)
+        facts = {name: column[row] for name, column in columns.items()}
+        if "probabilities" in shard.tensors:
+            facts["probabilities"] = shard.tensors["probabilities"][row].tolist()
+        yield buffer.getvalue(), facts
+
+
+def _write_parquet(path: Path, shard: Shard) -> None:
+    """Write a table with a row a sample: image (a PNG, or else its numbers in a row), label, confidence, ..."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    def numbers(values: Tensor) -> Any:
+        return pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1).numpy()), values[0].numel())
+
+    name = "images" if "images" in shard.tensors else "inputs"
+    shape = tuple(shard.tensors[name].shape[1:])
+    facts = {"interpkit.schema": "1", "interpkit.kind": "samples", "interpkit.shape": json.dumps(shape)}
+    facts["interpkit.class_names"] = json.dumps(shard.class_names)
+    writer = None
+    try:
+        for start in range(0, len(shard), ROW_GROUP):
+            group = {key: tensor[start : start + ROW_GROUP] for key, tensor in shard.tensors.items()}
+            if is_picture(shape):
+                pictures = [content for content, _ in _rows(Shard(group, start, shard.class_names))]
+                columns = {"image": pa.array(pictures, pa.binary())}
+            else:
+                columns = {name.removesuffix("s"): numbers(group[name])}
+            for column, single in COLUMNS.items():
+                columns[single] = pa.array(group[column].numpy())
+            if "probabilities" in group:
+                columns["probabilities"] = numbers(group["probabilities"])
+            table = pa.table(columns).replace_schema_metadata(facts)
+            writer = writer or pq.ParquetWriter(path, table.schema)
+            writer.write_table(table)
+    finally:
+        if writer is not None:
+            writer.close()
+
+
+FORMATS = {
+    "safetensors": ShardFormat("safetensors", _write_safetensors, (20, 4)),
+    # Three headers of a tar, each file filled up to 512 bytes, and numbers as text.
+    "webdataset": ShardFormat("tar", _write_webdataset, (4096, 24)),
+    "parquet": ShardFormat("parquet", _write_parquet, (256, 4), package="pyarrow"),
+}
+"""By name."""

@@ -1,0 +1,432 @@
+"""Any number of samples as a folder of shards: one in memory at a time, shared by processes, gone on with when stopped.
+
+    FOLDER/index.json                   what the samples are, and once all are made, each shard and each class
+    FOLDER/samples-000000.safetensors   the first ``shard_size`` samples, and so on; the last may have fewer
+    FOLDER/.shards/000000.json          what is known of the first shard, until the index is written
+
+A shard is made from the seeds of its own number alone. So it is the same whichever process makes it, whatever was made
+before, and however many are asked for: a larger count only adds, and a last shard of fewer samples is the beginning of
+the whole one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import logging
+import math
+import shutil
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+import torch
+from torch import Tensor, nn
+
+from interpkit._version import __version__
+from interpkit.config import schemas
+from interpkit.errors import RunError, UsageError, listed
+from interpkit.evaluation.scoring import judge
+from interpkit.interfaces.inversions import Inversion
+from interpkit.interfaces.samples import MAX_PROBABILITIES
+from interpkit.inversion.results import GeneratorInversion, ImageInversion
+from interpkit.io import strict_json
+from interpkit.io.atomic import inner_folder, replacing, to_json, write_atomically
+from interpkit.io.locking import only_writer
+from interpkit.runs.shard_formats import FORMATS, Shard
+from interpkit.runtime.distributed import Share
+from interpkit.runtime.random import derive_seed
+
+log = logging.getLogger("interpkit")
+
+SCHEMA = 1
+ENOUGH_TRIES = 10_000
+LOWEST_RATE = 0.001
+"""A class is given up once, within a shard, so many tries have been accepted at a lower rate than this."""
+
+
+def write_shards(
+    inversion: Inversion,
+    folder: str | Path,
+    *,
+    count: int,
+    shard_size: int = 10_000,
+    accepted: bool = False,
+    labels: Sequence[int] | None = None,
+    seed: int | None = None,
+    dropout: bool | None = None,
+    format: str = "safetensors",
+    on_images: Callable[[int], None] | None = None,
+) -> dict[str, Any]:
+    """Write any number of samples, the classes taking turns, as files of ``shard_size`` samples each.
+
+    One shard is in memory at a time. The same arguments give the same shards, however many processes ``torchrun``
+    started to share them, and a larger ``count`` only adds to those of a smaller one. What was interrupted goes on by
+    the same call: shards that are there are not made again.
+
+    Args:
+        inversion: to be sampled, on its device; see `Inversion.to`.
+        folder: where to; made if need be.
+        count: samples in all.
+        shard_size: samples a file.
+        accepted: only samples that the target puts in the class asked for (argmax); each is drawn again until it does.
+        labels: the classes; all that were inverted if left out.
+        seed: of the samples; the recipe's if left out.
+        dropout: keep the generator's dropout on; as the recipe says if left out.
+        format: ``safetensors``, with the tensors of a run's samples.safetensors; ``webdataset``, tar files with a PNG
+            (npy where that would not hold it), ``.cls`` and ``.json`` a sample; or ``parquet``, which takes pyarrow.
+        on_images: called now and then with the number of samples that this process has made.
+
+    Returns:
+        The content of index.json: the arguments, ``generator_sha256`` and ``target_sha256`` of the weights, ``tries``
+        and the ``rate`` in [0, 1] of those that the target accepts, ``shards`` (``file``, ``count``, ``bytes``), and
+        ``per_class`` (``label``, ``name``, ``count``, ``tries``, ``accepted`` and ``rate``).
+
+    Raises:
+        UsageError: an argument is out of range, there are not so many images, or the format's package is missing.
+        RunError: the folder holds other samples, a file cannot be written (as on a full disk), or the target accepts
+            next to no samples of a class: fewer than 1 in 1,000 of 10,000 tries. Finished shards stay.
+
+    Example:
+        >>> write_shards(inversion, "samples", count=10_000_000, accepted=True)  # doctest: +SKIP
+    """
+    job = ShardJob(
+        inversion,
+        Path(folder),
+        count=count,
+        shard_size=shard_size,
+        accepted=accepted,
+        labels=labels,
+        seed=seed,
+        dropout=dropout,
+        format=format,
+    )
+    return job.run(on_images)
+
+
+class ShardJob:
+    """What `write_shards` does, ready to run; the arguments are its.
+
+    Attributes:
+        shards: how many there are in all.
+        there: how many are there.
+        todo: the numbers of those that this process has still to make.
+        bytes_needed: what those that are not there yet take on the disk, of all processes, at most about.
+    """
+
+    def __init__(
+        self,
+        inversion: Inversion,
+        folder: Path,
+        *,
+        count: int,
+        shard_size: int,
+        accepted: bool = False,
+        labels: Sequence[int] | None = None,
+        seed: int | None = None,
+        dropout: bool | None = None,
+        format: str = "safetensors",
+        share: Share | None = None,
+    ) -> None:
+        if count < 1 or shard_size < 1:
+            raise UsageError(f"count and shard size are at least 1, not {count} and {shard_size}.")
+        if format not in FORMATS:
+            raise UsageError(f"there is no format {format!r} of shards; there are: {listed(FORMATS)}.")
+        if not FORMATS[format].is_there():
+            package = FORMATS[format].package
+            raise UsageError(f"the format {format} takes the package {package}: pip install 'interpkit[{format}]'.")
+        recipe = inversion.recipe
+        self.classes = inversion.choose(labels)
+        inversion.check_there_are(self.classes, count)
+        if accepted and isinstance(inversion, ImageInversion):
+            raise UsageError(
+                f"{recipe.inverter.name} made {len(inversion.images)} images and no generator, so none can be drawn "
+                f"again until it is accepted. Write them all, and keep those with the confidence you want."
+            )
+        self.inversion, self.folder = inversion, folder
+        self.count, self.shard_size, self.accepted = count, shard_size, accepted
+        self.seed = recipe.seed if seed is None else seed
+        self.dropout = recipe.sampling.dropout if dropout is None else dropout
+        self.format = FORMATS[format]
+        self.share = share or Share.current()
+        self.shards = -(-count // shard_size)
+        self.facts = {
+            "schema": SCHEMA,
+            "interpkit": __version__,
+            "target": inversion.target.name,
+            "count": count,
+            "shard_size": shard_size,
+            "accepted": accepted,
+            "labels": self.classes,
+            "seed": self.seed,
+            "dropout": self.dropout,
+            "chunk": recipe.sampling.chunk,
+            "format": format,
+            "device": inversion.device.type,
+            "generator_sha256": _digest(_made_from(inversion)),
+            "target_sha256": _digest(inversion.target.state_dict()),
+        }
+        self._see_that_it_fits()
+        missing = [number for number in range(self.shards) if self._facts_of(number) is None]
+        self.there = self.shards - len(missing)
+        self.todo = [number for number in missing if number % self.share.size == self.share.rank]
+        self.bytes_needed = sum(map(self.images_in, missing)) * self._bytes_each()
+
+    def images_in(self, number: int) -> int:
+        """Return how many samples a shard has."""
+        return min(self.shard_size, self.count - number * self.shard_size)
+
+    def path(self, number: int) -> Path:
+        """Return where a shard is."""
+        return self.folder / f"samples-{number:06d}.{self.format.ending}"
+
+    def run(self, on_images: Callable[[int], None] | None = None) -> dict[str, Any]:
+        """Make this process's shards, wait for the others, and write the index; see `write_shards`."""
+        with ExitStack() as until_written:
+            fault = None
+            if self.share.rank == 0:
+                try:
+                    until_written.enter_context(only_writer(self.folder, ["index.json"]))
+                    self._begin()
+                except OSError as error:
+                    fault = RunError(f"cannot write into {self.folder}: {error.strerror}.")
+                except RunError as error:
+                    fault = error
+            fault = self.share.from_first(fault)
+            if fault is not None:
+                raise fault
+            return self._write_all(on_images)
+
+    def _write_all(self, on_images: Callable[[int], None] | None) -> dict[str, Any]:
+        done = 0
+
+        def made(images: int) -> None:
+            nonlocal done
+            done += images
+            if on_images is not None:
+                on_images(done)
+
+        own = {self.path(number).name for number in self.todo}
+        for torn in self.folder.glob(".samples-*"):  # what a killed process has left
+            if torn.stem.removeprefix(".") in own:
+                torn.unlink(missing_ok=True)
+        with self.inversion.target.frozen(self.inversion.device):
+            for number in self.todo:
+                self._write(number, *self._make(number, made))  # no name for it: the next one would be made beside it
+        self.share.all(True)
+        index: dict[str, Any] = self.share.from_first(self._finish() if self.share.rank == 0 else {})
+        return index
+
+    def _see_that_it_fits(self) -> None:
+        """See that the folder is a new one, or has an index of the same job, maybe of fewer samples.
+
+        Raises:
+            RunError: it holds something else.
+        """
+        visible = self.folder.glob("[!.]*")
+        there = sorted(path.name for path in itertools.islice(visible, 4))
+        if not (self.folder / "index.json").exists():
+            if there:
+                raise RunError(
+                    f"{self.folder} holds {listed(there, 3)} and no index.json of shards: name a new folder."
+                )
+            return
+        index = self._read_index()
+        free = {"interpkit", "target", "count"}
+        differing = [
+            f"{name} is {index.get(name)!r:.40} there and {value!r:.40} here"
+            for name, value in self.facts.items()
+            if name not in free and index.get(name) != value
+        ]
+        if differing:
+            raise RunError(
+                f"{self.folder} holds other samples: {'; '.join(differing)}. Ask for the same, or name another folder."
+            )
+        if index["count"] > self.count:
+            raise RunError(
+                f"{self.folder} is to hold {index['count']} samples; a count of {self.count} cannot shorten it. Name "
+                f"another folder."
+            )
+
+    def _begin(self) -> None:
+        inner_folder(self.folder / ".shards")
+        for torn in (self.folder / ".shards").glob(".*"):  # what a killed process has left
+            torn.unlink(missing_ok=True)
+        left, needed = shutil.disk_usage(self.folder).free, self.bytes_needed
+        if left < needed:
+            log.warning("%s has %s free, and the samples may take %s", self.folder, in_bytes(left), in_bytes(needed))
+        write_atomically(self.folder / "index.json", to_json({**self.facts, "finished": False}))
+
+    def _read_index(self) -> dict[str, Any]:
+        path = self.folder / "index.json"
+        try:
+            index = strict_json.parse(strict_json.read_text(path))
+            schemas.ShardIndex.model_validate(index)
+        except ValueError as error:  # pydantic's is one
+            raise RunError(f"{path} is no index of shards: name another folder.") from error
+        return dict(index)
+
+    def _facts_of(self, number: int) -> dict[str, Any] | None:
+        """Return what is known of a shard that is there, whole, and of the right length; else None."""
+        try:
+            facts = strict_json.parse(strict_json.read_text(self.folder / ".shards" / f"{number:06d}.json"))
+            schemas.ShardFacts.model_validate(facts)
+            there = (self.path(number).name, self.images_in(number), self.path(number).stat().st_size)
+        except (OSError, ValueError):
+            return None
+        whole = (facts["file"], facts["count"], facts["bytes"]) == there
+        rows = facts["per_class"]
+        counted = sum(images for images, _, _ in rows.values()) == facts["count"] and all(
+            int(label) < self.inversion.target.num_classes and 0 <= images <= tries < 2**53 and 0 <= accepted <= tries
+            for label, (images, tries, accepted) in rows.items()
+        )
+        return dict(facts) if whole and counted else None
+
+    def _make(self, number: int, made: Callable[[int], None]) -> tuple[Shard, Tensor]:
+        """Make a shard, a chunk of tries at a time.
+
+        A chunk tries the first rows that are still open, over and over where there are fewer than it has tries. Which
+        these are depends on the whole shard, and not on how much of it is asked for.
+
+        Returns:
+            the shard, and of each class its images, tries, and accepted tries, (n, 3) int64.
+
+        Raises:
+            RunError: the target accepts next to nothing of a class.
+        """
+        inversion, size, turn = self.inversion, self.inversion.recipe.sampling.chunk, len(self.classes)
+        wanted = self.images_in(number)
+        rows = torch.arange(number * self.shard_size, (number + 1) * self.shard_size)
+        labels, turns = torch.tensor(self.classes)[rows % turn], rows // turn
+        is_open, tried = torch.ones_like(rows, dtype=torch.bool), torch.zeros_like(rows)
+        tensors: dict[str, Tensor] = {}
+        tally = torch.zeros(inversion.target.num_classes, 3, dtype=torch.int64)
+        for chunk in itertools.count():
+            first = is_open.nonzero()[:, 0][:size]
+            tries = first.repeat(-(-size // len(first)))[:size]
+            again = tried[tries] + torch.arange(size) // len(first)  # of several generators, each try takes the next
+            seed = derive_seed(self.seed, "shard", number, chunk)
+            samples = judge(inversion, inversion.chunk(labels[tries], turns[tries] + again, seed, self.dropout))
+            tried += tries.bincount(minlength=self.shard_size)
+            right = samples.predicted == samples.labels
+            kept = right.nonzero()[:, 0] if self.accepted else torch.arange(size)
+            filled, at = map(torch.from_numpy, np.unique(tries[kept].numpy(), return_index=True))
+            is_open[filled] = False
+            asked = filled < wanted
+            filled, taken = filled[asked], kept[at[asked]]
+            for name, values in samples.tensors().items():
+                if chunk == 0:
+                    tensors[name] = values.new_empty((wanted, *values.shape[1:]))
+                tensors[name][filled] = values[taken]
+            counted = torch.arange(size) if self.accepted else taken
+            for column, labelled in enumerate((taken, counted, counted[right[counted]])):
+                tally[:, column] += samples.labels[labelled].bincount(minlength=len(tally))
+            made(len(filled))
+            if not is_open[:wanted].any():
+                return Shard(tensors, int(rows[0]), inversion.target.class_names), tally
+            self._see_that_it_ends(number, tally, labels[is_open])
+        raise AssertionError
+
+    def _see_that_it_ends(self, number: int, tally: Tensor, labels: Tensor) -> None:
+        _, tries, accepted = tally.unbind(1)
+        hopeless = ((tries >= ENOUGH_TRIES) & (accepted < LOWEST_RATE * tries)).nonzero()[:, 0].tolist()
+        still = set(labels.tolist())
+        for label in hopeless:
+            if label in still:
+                done, of = int(accepted[label]), int(tries[label])
+                name = self.inversion.target.class_names[label]
+                raise RunError(
+                    f"the target accepts next to no samples of class {label} ({name}): {done} of {of} tries for "
+                    f"{self.path(number).name} ({done / of:.2%}). Leave the class out (labels), or take what is not "
+                    f"accepted as well. Finished shards stay in {self.folder}."
+                )
+
+    def _write(self, number: int, shard: Shard, tally: Tensor) -> None:
+        """Write a shard, and what is known of it just before it is renamed into its place.
+
+        Raises:
+            RunError: it cannot be written.
+        """
+        path = self.path(number)
+        try:
+            with replacing(path) as temporary:
+                self.format.write(temporary, shard)
+                facts = {
+                    "file": path.name,
+                    "count": len(shard),
+                    "bytes": temporary.stat().st_size,
+                    "per_class": {label: tally[label].tolist() for label in tally[:, 1].nonzero()[:, 0].tolist()},
+                }
+                write_atomically(self.folder / ".shards" / f"{number:06d}.json", json.dumps(facts))
+        except (OSError, safetensors.SafetensorError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise RunError(
+                f"{path.name} could not be written: {reason}. Finished shards stay in {self.folder}; the same command "
+                f"again makes the others."
+            ) from error
+
+    def _finish(self) -> dict[str, Any]:
+        """Write the index of all shards.
+
+        Raises:
+            RunError: one is missing.
+        """
+        shards, tally = [], torch.zeros(self.inversion.target.num_classes, 3, dtype=torch.int64)
+        for number in range(self.shards):
+            facts = self._facts_of(number)
+            if facts is None:
+                raise RunError(f"{self.path(number)} is gone. The same command again makes it.")
+            for label, figures in facts.pop("per_class").items():
+                tally[int(label)] += torch.tensor(figures)
+            shards.append(facts)
+        names = self.inversion.target.class_names
+        per_class = [
+            {
+                "label": i,
+                "name": names[i],
+                "count": count,
+                "tries": tries,
+                "accepted": accepted,
+                "rate": accepted / tries,
+            }
+            for i, (count, tries, accepted) in enumerate(tally.tolist())
+            if tries
+        ]
+        _, tries, accepted = tally.sum(0).tolist()
+        index = {**self.facts, "finished": True, "tries": tries, "rate": accepted / tries}
+        index |= {"per_class": per_class, "shards": shards}
+        write_atomically(self.folder / "index.json", to_json(index))
+        return index
+
+    def _bytes_each(self) -> int:
+        shape, classes = self.inversion.target.input_shape, self.inversion.target.num_classes
+        pixels = math.prod(shape) * (1 if len(shape) == 3 else 4)
+        each, a_probability = self.format.overhead
+        return pixels + each + a_probability * (classes if classes <= MAX_PROBABILITIES else 0)
+
+
+def _made_from(inversion: Inversion) -> dict[str, Tensor]:
+    """Return what decides the images: the weights of generator and conditioner, or the finished images."""
+    if isinstance(inversion, GeneratorInversion):
+        parts: dict[str, nn.Module] = {"generator": inversion.generator, "conditioner": inversion.conditioner}
+        return {f"{part}.{name}": value for part, net in parts.items() for name, value in net.state_dict().items()}
+    assert isinstance(inversion, ImageInversion)
+    return {"images": inversion.images, "labels": inversion.labels}
+
+
+def _digest(tensors: dict[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name}\0{tensor.dtype}{tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def in_bytes(number: int) -> str:
+    """Return a number of bytes as people write it, e.g. ``1.5 GB``."""
+    power = min(4, max(0, len(str(number)) - 1) // 3)
+    return f"{number / 1000**power:.{min(1, power)}f} {('bytes', 'kB', 'MB', 'GB', 'TB')[power]}"

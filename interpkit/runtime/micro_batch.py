@@ -1,0 +1,46 @@
+"""TODO runtime.micro_batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
+
+
+def in_pieces(make: Callable[[Tensor], Any], rows: Tensor, size: int | None, networks: nn.Module) -> list[Any]:
+    """Apply ``make`` to some rows at a time, and keep of each piece what it returns and not what led there.
+
+    The backward pass computes each piece once more (activation checkpointing; Chen et al. 2016, arXiv:1604.06174) with
+    the same dropout, so memory is that of one piece, at the price of a second forward pass.
+
+    Args:
+        make: from row numbers to tensors, with gradient.
+        rows: (B,) int64.
+        size: rows at a time; all of them, without computing anything twice, if None.
+        networks: what ``make`` runs; its batch norms take each piece into their running statistics once.
+    """
+    if size is None or size >= len(rows):
+        return [make(rows)]
+    contexts = lambda: (nullcontext(), _no_running_statistics(networks))  # noqa: E731
+    with set_checkpoint_early_stop(False):  # it stops by an exception, which would be taken for a fault of `make`
+        return [checkpoint(make, piece, use_reentrant=False, context_fn=contexts) for piece in rows.split(size)]
+
+
+@contextmanager
+def _no_running_statistics(network: nn.Module) -> Iterator[None]:
+    norms = [m for m in network.modules() if isinstance(m, _BatchNorm) and m.training]
+    before = [norm.momentum for norm in norms]
+    counts = [norm.num_batches_tracked for norm in norms]
+    try:
+        for norm in norms:
+            norm.momentum = 0.0
+        yield
+    finally:
+        for norm, momentum, count in zip(norms, before, counts, strict=True):
+            norm.momentum = momentum
+            if count is not None:
+                count -= 1

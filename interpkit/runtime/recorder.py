@@ -1,0 +1,335 @@
+"""What happens as an inversion goes: the history, a watch for divergence and collapse, and when to checkpoint."""
+
+from __future__ import annotations
+
+import logging
+import math
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from interpkit.errors import DivergedError, RunError, listed
+from interpkit.runtime.mode_collapse import ONE_PICTURE, SINCE, Collapse
+from interpkit.runtime.profiler import phase
+
+log = logging.getLogger("interpkit")
+
+RECORD_EVERY = 10
+MOST_RECORDS = 10_000
+"""Longer runs than these last at ten steps a record are recorded more rarely; values are looked at as often as ever."""
+JUDGE_EVERY = 50
+"""Steps from one question whether classes have collapsed to the next."""
+EXPLODED = 1000.0
+"""A loss explodes where it is so many times what it was, at the first step or in the middle of the `RECENT` records."""
+RECENT = 20
+CHECKPOINT_SECONDS = 60.0
+ROUNDING = 1e-3
+"""By how much an image may leave [0, 1]."""
+RESERVED = ("step", "seconds", "loss", "inversion_accuracy")
+"""Names in a line of the history that no term may take."""
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """One line of the history.
+
+    Attributes:
+        step: counted from 1.
+        steps: of the whole run.
+        seconds: wall time since the first step began, without interruptions.
+        loss: the weighted sum at this step.
+        terms: each term's value at this step, without its weight.
+        inversion_accuracy: share of the images since the last record that the target puts in the class asked
+            for, as the generator trains (dropout and batch statistics on).
+    """
+
+    step: int
+    steps: int
+    seconds: float
+    loss: float
+    terms: dict[str, float]
+    inversion_accuracy: float
+
+    def to_row(self) -> dict[str, Any]:
+        """Return the record as a line of history.jsonl."""
+        return {
+            "step": self.step,
+            "seconds": round(self.seconds, 3),
+            "loss": self.loss,
+            **self.terms,
+            "inversion_accuracy": self.inversion_accuracy,
+        }
+
+    @classmethod
+    def from_row(cls, row: Mapping[str, Any], steps: int) -> StepRecord:
+        """Return the record of a line of history.jsonl.
+
+        Raises:
+            KeyError: something is missing.
+            TypeError: something is no number.
+        """
+        if not isinstance(row, Mapping) or type(row["step"]) is not int or not all(map(_is_number, row.values())):
+            raise TypeError("not numbers by name")
+        terms = {name: value for name, value in row.items() if name not in RESERVED}
+        return cls(row["step"], steps, row["seconds"], row["loss"], terms, row["inversion_accuracy"])
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+class Recorder:
+    """Takes each step's values without waiting for the device; looks at them every ten steps.
+
+    Args:
+        steps: of the whole run.
+        class_names: of the target; with them, classes that have collapsed are told as the run goes.
+        on_step: called after each step with its number; costs no synchronisation.
+        on_record: called with each record.
+        owners: which plugin each component of the recipe is of, by kind and name; for messages.
+    """
+
+    def __init__(
+        self,
+        steps: int,
+        *,
+        class_names: Sequence[str] = (),
+        on_step: Callable[[int], None] | None = None,
+        on_record: Callable[[StepRecord], None] | None = None,
+        owners: Mapping[tuple[str, str], str] | None = None,
+    ) -> None:
+        self.steps = steps
+        self.next_step = 1
+        self.history: list[StepRecord] = []
+        self.stop_requested = False
+        self.advice = "Try a lower rate (--set optimizer.lr=0.0005) or --precision fp32."
+        self._record_every = RECORD_EVERY * math.ceil(steps / (RECORD_EVERY * MOST_RECORDS))
+        self._class_names = class_names
+        self._collapse = Collapse(len(class_names))
+        self._on_step = on_step
+        self._on_record = on_record
+        self._owners = owners or {}
+        # whose the images are: an inverter makes them itself where no generator does
+        self._painter = sorted(key for key in self._owners if key[0] in ("generator", "inverter"))[:1]
+        self._names: list[str] = []
+        self._pending: list[tuple[int, Tensor]] = []
+        self._checked: list[tuple[int, list[float]]] = []
+        """Values since the last record that were looked at."""
+        self._recent: list[list[float]] = []
+        """Those of the first record, and of the last ones."""
+        self._clock_start: float | None = None
+        self._seconds_before = 0.0
+
+    @property
+    def seconds(self) -> float:
+        """Wall time since the first step began, without interruptions."""
+        now = 0.0 if self._clock_start is None else time.monotonic() - self._clock_start
+        return self._seconds_before + now
+
+    def start(self) -> dict[str, Any] | None:
+        """Start the clock; return the state to go on from, or None for a fresh start."""
+        self._clock_start = time.monotonic()
+        return None
+
+    def step(
+        self,
+        step: int,
+        loss: Tensor,
+        terms: Mapping[str, Tensor],
+        images: Tensor,
+        logits: Tensor,
+        labels: Tensor,
+    ) -> None:
+        """Take the values of one step.
+
+        Args:
+            step: its number, from 1.
+            loss: the weighted sum, scalar.
+            terms: by name, scalars.
+            images: (B, ...).
+            logits: (B, n), the target's.
+            labels: (B,), the classes asked for.
+
+        Raises:
+            RunError: a value since the last look is not finite, or the loss explodes; says which, and where.
+            RunError: an image left [0, 1].
+        """
+        self.next_step = step + 1
+        self._names = list(terms)
+        with phase("recorder"):
+            right = logits.argmax(1) == labels
+            watched = [images.detach().abs().amax(), logits.detach().abs().amax(), *terms.values(), loss]
+            values = [value.detach().float() for value in (*watched, right.float().mean())]
+            self._pending.append((step, torch.stack(values)))
+        if self._on_step is not None:
+            self._on_step(step)
+        with phase("recorder"):
+            if step % self._record_every == 0 or step == self.steps or step == 1:
+                self.flush()
+            elif step % RECORD_EVERY == 0:
+                self.checked()
+            if step % RECORD_EVERY == 0 and step >= SINCE * self.steps and self._class_names:
+                self._collapse.look(images, labels, right)
+                if step % JUDGE_EVERY == 0:
+                    self._tell_collapsed(step)
+
+    def flush(self) -> None:
+        """Look at the values that were taken since the last record, and record the last of them."""
+        rows = self.checked()
+        if not rows:
+            return
+        self._checked = []
+        step, last = rows[-1]
+        accuracy = sum(row[-1] for _, row in rows) / len(rows)
+        self._recent = [*self._recent[:1], *self._recent[1:][1 - RECENT :], last]
+        record = StepRecord(
+            step,
+            self.steps,
+            self.seconds,
+            last[-2],
+            dict(zip(self._names, last[2:-2], strict=True)),
+            accuracy,
+        )
+        self.history.append(record)
+        self.write(record)
+        if self._on_record is not None:
+            self._on_record(record)
+
+    def checked(self) -> list[tuple[int, list[float]]]:
+        """Return the values that were taken since the last record, by step, once none of them has diverged.
+
+        Raises:
+            RunError: one is not finite, or the loss explodes.
+            RunError: an image left [0, 1].
+        """
+        if self._pending:
+            steps, values = zip(*self._pending, strict=True)
+            self._pending.clear()
+            rows = list(zip(steps, torch.stack(values).tolist(), strict=True))
+            for step, row in rows:
+                self._check(step, row)
+            self._checked += rows
+        return self._checked
+
+    def _check(self, step: int, row: list[float]) -> None:
+        terms = [f"the term {name!r}" for name in self._names]
+        images = "the images" if [kind for kind, _ in self._painter] == ["inverter"] else "the generator's images"
+        names = [images, "the target's logits", *terms, "the loss"]
+        bad = next((i for i, value in enumerate(row[:-1]) if not math.isfinite(value)), None)
+        if bad is not None:
+            owner = self._owner(bad, by_a_gradient=step > 1)
+            what = f"{names[bad]} turned non-finite at step {step}{owner}"
+            raise DivergedError(f"{what}. {self.advice}{self.kept()}", what, step)
+        if row[0] > 1 + ROUNDING:
+            owner = self._owner(0)
+            raise RunError(f"{names[0]} left [0, 1], for {row[0]:.3g}, at step {step}{owner}.{self.kept()}")
+        if self._recent and abs(row[-2]) > EXPLODED * self._usual(-2):
+            grown = max(range(2, len(row) - 1), key=lambda i: abs(row[i]) / self._usual(i))
+            before, now = self._usual(grown), row[grown]
+            what = f"{names[grown]} exploded at step {step}{self._owner(grown)}, from about {before:.3g} to {now:.3g}"
+            raise DivergedError(f"{what}. {self.advice}{self.kept()}", what, step)
+
+    def _usual(self, column: int) -> float:
+        """Return how large a watched value has been, and at least 1: what is small may well grow."""
+        sizes = [abs(row[column]) for row in self._recent]
+        return max(1.0, sizes[0], statistics.median(sizes))
+
+    def _tell_collapsed(self, step: int) -> None:
+        names, found = self._class_names, self._collapse.judge(step)
+        for what, classes in found.items():
+            some = f"{len(classes)} of {len(names)} classes ({listed(names[label] for label in classes)})"
+            if what == ONE_PICTURE:
+                rate = "a lower rate, " if 2 * len(classes) > len(names) else ""
+                log.warning(
+                    "at step %d the images of %s are one picture each: try %smore weight on a term for variety, or "
+                    "--plugin training-like over the recipe",
+                    step,
+                    some,
+                    rate,
+                )
+            else:
+                log.warning(
+                    "at step %d the target takes no image of %s for its class: give the terms that ask for the class "
+                    "more weight, or the run more steps",
+                    step,
+                    some,
+                )
+        if found:
+            told = self._collapse.told.items()
+            self.note(collapsed=[{"label": label, "name": names[label], **facts} for label, facts in told])
+
+    def state(self) -> dict[str, Any]:
+        """Return what is yet to come depends on, as tensors and plain values, for a checkpoint."""
+        return {
+            "recorded": self.history[-1].step if self.history else 0,
+            "checked": list(self._checked),
+            "recent": list(self._recent),
+            "names": self._names,
+            "collapse": self._collapse.state(),
+        }
+
+    def take_up(self, state: Mapping[str, Any]) -> None:
+        """Go on as the recorder was at a checkpoint; what was recorded after it is forgotten.
+
+        Raises:
+            RunError: the checkpoint is of something else.
+        """
+        self.next_step = state["step"] + 1
+        # A run that is stopped records its last step as well, and then goes on as if it had not.
+        recorded = state.get("recorded", state["step"])
+        checked, recent, names = (state.get(name, []) for name in ("checked", "recent", "names"))
+        try:
+            self.history = [record for record in self.history if record.step <= recorded]
+            rows = torch.tensor([row for _, row in checked] + recent, dtype=torch.float64)
+            whole = not len(rows) or rows.shape[1:] == (len(names) + 4,)
+            whole = whole and all(isinstance(name, str) for name in names)
+            whole = whole and all(isinstance(step, int) for step, _ in checked)
+            if self._class_names:
+                self._collapse.take_up(state.get("collapse"))
+        except (TypeError, ValueError, AttributeError, KeyError, RuntimeError):
+            whole = False
+        if not whole:
+            raise RunError(
+                "the checkpoint does not fit its recipe: it holds no values of steps. Start anew by --force."
+            )
+        self._checked, self._recent, self._names = list(checked), list(recent), list(names)
+
+    def _owner(self, column: int, *, by_a_gradient: bool = False) -> str:
+        """Return whose a watched value is, the images or a term, for a message; nothing where that is no plugin's."""
+        terms = [("loss", name) for name in self._names]
+        makers = self._painter if column == 0 else terms[column - 2 : column - 1]
+        said = [f"plugin {self._owners[key]!r}" for key in makers if key in self._owners]
+        losses = sorted({repr(owner) for (kind, _), owner in self._owners.items() if kind == "loss"})
+        if said and column == 0 and by_a_gradient and losses:
+            said.append(f"or the gradient of a loss of {', '.join(losses)}")
+        return f" ({', '.join(said)})" if said else ""
+
+    def kept(self) -> str:
+        """Return where the last good state of a failed run is; in memory there is none."""
+        return ""
+
+    def write(self, record: StepRecord) -> None:
+        """Keep a record; in memory there is nothing more to do."""
+
+    def go_back(self, step: int) -> None:
+        """Forget what was recorded after a step: the run is taken up again from there."""
+        self._pending.clear()
+        self._checked = [row for row in self._checked if row[0] <= step]
+        self._collapse.forget()
+        self.next_step = step + 1
+        self.history = [record for record in self.history if record.step <= step]
+
+    def note(self, **facts: Any) -> None:
+        """Note how the run is computed, for its manifest; in memory there is none."""
+
+    def due(self, step: int) -> bool:
+        """Say whether a checkpoint should be saved after this step; in memory none is."""
+        return False
+
+    def save(self, step: int, state: dict[str, Any]) -> None:
+        """Save a checkpoint."""

@@ -1,0 +1,410 @@
+"""`wrap`: any classifier in memory as a target; loaders of files end here too.
+
+What a classifier wants (its layout, its batch, its kind of output) is taken from the caller, else found by running
+it, and noted in `Target.sources` either way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from interpkit.config.recipe import TargetOptions, validated
+from interpkit.errors import ModelError, UsageError, did_you_mean, listed
+from interpkit.interfaces.targets import Response, Target
+from interpkit.runtime.random import global_seed
+
+Layout = Literal["nchw", "nhwc", "flat"]
+Output = Literal["logits", "log_probs", "probs"]
+
+OUTPUT = "output"
+"""Stands for the classifier's own output where it has no layer that can be watched."""
+TINY = 1e-12
+LARGE = 1_000_000
+"""Numbers in an image, of which two are tried in place of six."""
+GREY = 0
+"""The row of the grey image among the probes; the rest are black, white and noise."""
+
+
+class ModuleTarget(Target):
+    """A target around a PyTorch module; made by `wrap`.
+
+    Images x in [0, 1] reach the module as ``(lo + (hi - lo) * x - mean) / std``, in its own layout, channel order and
+    dtype; what it gives becomes logits:
+
+    - log-probabilities serve as logits as they are, probabilities by their logarithm;
+    - a single logit z of a binary classifier becomes (0, z), a single probability p (log(1 - p), log p).
+    """
+
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(
+        self,
+        module: nn.Module,
+        input_shape: tuple[int, ...],
+        *,
+        mean: Sequence[float],
+        std: Sequence[float],
+        input_range: Sequence[tuple[float, float]],
+        channel_order: Literal["rgb", "bgr"],
+        name: str,
+    ) -> None:
+        super().__init__()
+        self.module = module
+        self.name = name
+        self.input_shape = input_shape
+        self.sources = {}
+        self.layout: Layout = "nchw"
+        self.output: Output = "logits"
+        self.one_by_one = False
+        self._flip = channel_order == "bgr"
+        per_channel = (1, -1, *(1,) * (len(input_shape) - 1))
+        lo, hi, mean_, std_ = (
+            torch.tensor(values, dtype=torch.float64).view(per_channel)
+            for values in ([lo for lo, _ in input_range], [hi for _, hi in input_range], mean, std)
+        )
+        device = next((p.device for p in module.parameters()), torch.device("cpu"))
+        self.register_buffer("scale", ((hi - lo) / std_).float().to(device))
+        self.register_buffer("shift", ((lo - mean_) / std_).float().to(device))
+        self._plain = bool((self.scale == 1).all() and (self.shift == 0).all())
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return logits, (B, n) float32; see `Target.forward`."""
+        return as_logits(self.raw(images), self.output)
+
+    def raw(self, images: Tensor) -> Tensor:
+        """Return what the module gives for images, (B, n) or (B, 1)."""
+        x = images.flip(1) if self._flip else images
+        if not self._plain:
+            x = x * self.scale + self.shift
+        if self.layout == "nhwc":
+            x = x.permute(0, 2, 3, 1)
+        elif self.layout == "flat":
+            x = x.flatten(1)
+        dtype = next((p.dtype for p in self.module.parameters() if p.is_floating_point()), x.dtype)
+        x = x.to(dtype)
+        if not self.one_by_one or len(x) == 1:
+            return first_tensor(self.module(x), len(x))
+        return torch.cat([first_tensor(self.module(row), 1) for row in x.split(1)])
+
+    def respond(self, images: Tensor, layers: Sequence[str] = ()) -> Response:
+        """Return logits and features; see `Target.respond`."""
+        wanted = [layer for layer in dict.fromkeys([self.feature_layer, *layers]) if layer != OUTPUT]
+        passed: dict[str, list[Tensor]] = {layer: [] for layer in wanted}
+        handles = []
+        try:
+            for layer in wanted:
+                handles.append(_watch(self._layer(layer), layer, passed[layer]))
+            logits = self(images)
+        finally:
+            for handle in handles:
+                handle.remove()
+        missing = [layer for layer in wanted if not passed[layer]]
+        if missing:
+            raise UsageError(f"{self.name}: the layer {missing[0]!r} takes no part in the forward pass.")
+        # A layer that is used more than once counts by its last use.
+        features = {layer: torch.cat(seen) if self.one_by_one else seen[-1] for layer, seen in passed.items()}
+        if OUTPUT in (self.feature_layer, *layers):
+            features[OUTPUT] = logits
+        return Response(logits, features, self.feature_layer)
+
+    def layers(self) -> Mapping[str, nn.Module]:
+        """Return the user's layers by dotted name; see `Target.layers`. Those of TorchScript cannot be watched."""
+        layers = self.module.named_modules()
+        return {name: layer for name, layer in layers if name and not isinstance(layer, torch.jit.ScriptModule)}
+
+    def _layer(self, layer: str) -> nn.Module:
+        name = layer.removesuffix(":in")
+        try:
+            return self.module.get_submodule(name)
+        except (AttributeError, RuntimeError) as error:  # RuntimeError: of TorchScript, which has none to be had
+            known = list(self.layers())
+            raise UsageError(
+                f"{self.name} has no layer {name!r}.{did_you_mean(name, known)} Layers: {listed(known)}."
+            ) from error
+
+
+def _watch(module: nn.Module, layer: str, passed: list[Tensor]) -> Any:
+    """Hook a layer so that what passes it is kept, safe from in-place changes further on."""
+
+    def keep(value: Any, copy: bool) -> None:
+        while isinstance(value, tuple | list) and value:
+            value = value[0]
+        if isinstance(value, Tensor):
+            passed.append(in_single(value.clone() if copy else value))
+
+    if layer.endswith(":in"):
+        in_place = bool(getattr(module, "inplace", False))
+        return module.register_forward_pre_hook(
+            lambda _, inputs, named: keep(inputs or list(named.values()), in_place), with_kwargs=True
+        )
+    return module.register_forward_hook(lambda _, inputs, output: keep(output, True))
+
+
+def in_single(tensor: Tensor) -> Tensor:
+    """Return numbers of another precision as float32, and others as they are."""
+    return tensor.float() if tensor.is_floating_point() else tensor
+
+
+def first_tensor(output: Any, count: int) -> Tensor:
+    """Return the logits in what a module gives: a tensor, an object or dict with ``logits``, a tuple's first.
+
+    A binary classifier's (B,) becomes (B, 1).
+
+    Raises:
+        ModelError: there are none, or not one row for each of ``count`` images.
+    """
+    found = output
+    if isinstance(found, Mapping):
+        found = found.get("logits", next(iter(found.values()), None))
+    elif hasattr(found, "logits"):
+        found = found.logits
+    while isinstance(found, tuple | list) and found:
+        found = found[0]
+    if not isinstance(found, Tensor):
+        raise ModelError(f"it gives {type(output).__name__}, with no tensor of logits in it.")
+    if found.dim() == 1:  # (B,) of a binary classifier; (n,) of a graph that takes one image
+        found = found[None] if count == 1 and len(found) != 1 else found[:, None]
+    elif found.dim() > 2 and sum(size != 1 for size in found.shape[1:]) <= 1:
+        found = found.flatten(1)
+    if found.dim() != 2 or len(found) != count or found.shape[1] == 0:
+        raise ModelError(f"it gives {tuple(found.shape)} for {count} images; logits are ({count}, n).")
+    return found
+
+
+def as_logits(given: Tensor, output: Output) -> Tensor:
+    """Return what a module gives, (B, n) or (B, 1), as logits of at least two classes, (B, n) float32."""
+    given = in_single(given)
+    if output == "probs":
+        if given.shape[1] == 1:
+            given = torch.cat([1 - given, given], 1)
+        return (given + TINY).log()
+    if given.shape[1] == 1:
+        no = torch.zeros_like(given) if output == "logits" else (1 - given.exp() + TINY).log()
+        given = torch.cat([no, given], 1)
+    return given
+
+
+def wrap(
+    module: nn.Module,
+    input_shape: Sequence[int],
+    *,
+    mean: Sequence[float] | float | None = None,
+    std: Sequence[float] | float | None = None,
+    input_range: tuple[float, float] | Sequence[tuple[float, float]] | None = None,
+    num_classes: int | None = None,
+    class_names: Sequence[str] | None = None,
+    layout: Layout | None = None,
+    channel_order: Literal["rgb", "bgr"] | None = None,
+    output: Output | None = None,
+    feature_layer: str | None = None,
+    name: str | None = None,
+) -> Target:
+    """Make any classifier a target. The module is used as it is, and left as it was.
+
+    Args:
+        module: a classifier of images or vectors. It may give a tensor, a tuple, a dict or an object with
+            ``logits``; one logit stands for two classes; a batch of more than one need not be to its taste.
+        input_shape: (C, H, W), or (D,) for a classifier of vectors, whatever its layout.
+        mean: per channel (in the module's own order) or one for all, in the units of ``input_range``; 0 if left out.
+        std: likewise; 1 if left out.
+        input_range: (lo, hi), what black and white are to the module before mean and std; (0, 1) if left out. For
+            vectors maybe a pair for each feature.
+        num_classes: n; checked against the module's output.
+        class_names: n names; ``"0"``, ``"1"``, ... if left out.
+        layout: ``nchw``, ``nhwc`` or ``flat``: how it takes an image; found by trying if left out.
+        channel_order: ``rgb`` (if left out) or ``bgr``.
+        output: ``logits``, ``log_probs`` or ``probs``; found from its sums if left out.
+        feature_layer: the default features, NAME for a layer's output or NAME:in for its input; the input of
+            the last linear layer to run (else of the last convolution) if left out.
+        name: for headings and folders; the class's name if left out.
+
+    Raises:
+        UsageError: an argument is out of range.
+        ModelError: the module fails on such an input, or gives no such logits.
+
+    Example:
+        >>> net = nn.Sequential(nn.Flatten(), nn.Linear(784, 10))
+        >>> target = wrap(net, input_shape=(1, 28, 28), mean=[0.13], std=[0.31])
+        >>> target.num_classes, target.feature_layer
+        (10, '1:in')
+    """
+    facts = validated(
+        TargetOptions,
+        {
+            "input_shape": tuple(input_shape),
+            "mean": _listed(mean),
+            "std": _listed(std),
+            "input_range": input_range,
+            "num_classes": num_classes,
+            "class_names": None if class_names is None else [str(name) for name in class_names],
+            "layout": layout,
+            "channel_order": channel_order,
+            "output": output,
+        },
+        "wrap" if name is None else name,
+    )
+    shape = facts.input_shape
+    assert shape is not None
+    means, stds = _per_channel(facts.mean or [0.0], shape[0]), _per_channel(facts.std or [1.0], shape[0])
+    ranges = facts.ranges
+    target = ModuleTarget(
+        module,
+        shape,
+        mean=means,
+        std=stds,
+        input_range=ranges,
+        channel_order=channel_order or "rgb",
+        name=name or type(module).__name__,
+    )
+    given = {
+        "input_shape": shape,
+        "mean": mean,
+        "std": std,
+        "input_range": input_range,
+        "class_names": class_names,
+        "channel_order": channel_order,
+    }
+    target.sources = {key: "given" if value is not None else "default" for key, value in given.items()}
+    raw, heads = _try(target, layout)
+    _find_output(target, raw, output)
+    target.num_classes = width = max(2, raw.shape[1])
+    target.sources["num_classes"] = "found: width of the output"
+    if raw.shape[1] == 1:
+        target.sources["num_classes"] = "found: one output, which stands for two classes"
+    if num_classes is not None and num_classes != width:
+        raise ModelError(
+            f"{target.name} gives {width} logits, but {num_classes} classes are named. Use --num-classes {width}."
+        )
+    target.class_names = [str(i) for i in range(width)] if class_names is None else [str(c) for c in class_names]
+    if len(target.class_names) != width:
+        raise UsageError(f"{target.name} has {width} classes, but {len(target.class_names)} names are given.")
+    _find_features(target, heads, feature_layer)
+    target.description = TargetOptions(
+        input_shape=shape,
+        num_classes=width,
+        mean=means,
+        std=stds,
+        input_range=ranges[0] if len(ranges) == 1 else ranges,
+        class_names=target.class_names,
+        layout=target.layout if len(shape) == 3 else None,
+        channel_order=channel_order or ("rgb" if shape[0] == 3 and len(shape) == 3 else None),
+        output=target.output,
+        feature_layer=target.feature_layer,
+    )
+    return target
+
+
+def _listed(value: Sequence[float] | float | None) -> list[float] | None:
+    return value if value is None or isinstance(value, Sequence) else [value]  # type: ignore[return-value]
+
+
+def _per_channel(values: list[float], channels: int) -> list[float]:
+    return values if len(values) == channels else values * channels
+
+
+def _try(target: ModuleTarget, layout: Layout | None) -> tuple[Tensor, list[tuple[str, bool]]]:
+    """Run the module in each layout that it might take, the usual one first, until one serves.
+
+    Returns:
+        what it gives for a few images, (B, n), and its linear and convolution layers as they ran (name, linear).
+    """
+    layouts: list[Layout] = [layout] if layout else ["nchw"]
+    if layout is None and len(target.input_shape) == 3:
+        layouts += ["flat", "nhwc"]
+    generator = torch.Generator().manual_seed(0)
+    probes = torch.cat([torch.full((1, *target.input_shape), v) for v in (0.5, 0.0, 1.0)])
+    probes = torch.cat([probes, torch.rand(3, *target.input_shape, generator=generator)])
+    if probes[0].numel() > LARGE:
+        probes = probes[[GREY, -1]]
+    probes = probes.to(target.scale.device)
+    first: ModelError | None = None
+    for target.layout in layouts:
+        for target.one_by_one in (False, True):
+            try:
+                raw, heads = _run(target, probes)
+            except ModelError as error:
+                first = first or error
+                continue
+            sources = {"layout": "given" if layout else "found: it fails as nchw" if len(layouts) > 1 else "default"}
+            if len(target.input_shape) == 3:
+                target.sources |= sources if target.layout != "nchw" or layout else {"layout": "default"}
+            if target.one_by_one:
+                target.sources["batch"] = "found: it takes one image at a time"
+            return raw, heads
+    assert first is not None
+    raise first
+
+
+def _run(target: ModuleTarget, probes: Tensor) -> tuple[Tensor, list[tuple[str, bool]]]:
+    ran: list[tuple[str, bool]] = []
+    handles = []
+    try:
+        for name, layer in target.module.named_modules():
+            if isinstance(layer, nn.Linear | nn.modules.conv._ConvNd):
+                handles.append(layer.register_forward_pre_hook(_noter(ran, name, isinstance(layer, nn.Linear))))
+        with target.frozen(), torch.no_grad(), global_seed(0, probes.device):
+            raw = target.raw(probes)
+            if not target.one_by_one:
+                # Some graphs have a batch of one built in, and give wrong rows rather than fail.
+                alone = torch.cat([target.raw(probe) for probe in probes[:2].split(1)])
+                if not torch.allclose(raw[:2].float(), alone.float(), rtol=1e-2, atol=1e-2, equal_nan=True):
+                    raise ModelError(f"{target.name} gives other logits for an image in a batch than alone.")
+    except Exception as error:  # whatever the user's module raises
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        shape = (len(probes), *target.input_shape)
+        raise ModelError(
+            f"{target.name} fails on an input of shape {shape}: {reason[0]} Is --input-shape right?"
+        ) from error
+    finally:
+        for handle in handles:
+            handle.remove()
+    if not torch.isfinite(raw[GREY]).all():
+        raise ModelError(
+            f"{target.name} gives NaN or infinite logits for a grey image: are its weights whole, and are "
+            f"--mean, --std and --input-range right?"
+        )
+    if raw.shape[1] < 1:
+        raise ModelError(f"{target.name} gives no logits: an output of width 0.")
+    return raw, ran
+
+
+def _noter(ran: list[tuple[str, bool]], name: str, linear: bool) -> Callable[[nn.Module, Any], None]:
+    return lambda _, inputs: ran.append((name, linear))
+
+
+def _find_output(target: ModuleTarget, raw: Tensor, output: Output | None) -> None:
+    """Note what kind of output it is: probabilities sum to 1, log-probabilities do after exp, all else is logits."""
+    target.sources["output"] = "given"
+    if output is None:
+        output, target.sources["output"] = "logits", "found: it is neither probabilities nor their logarithms"
+        values = raw[raw.isfinite().all(1)].double()
+        if raw.shape[1] == 1:
+            inside = bool(((values >= 0) & (values <= 1)).all())
+            if inside:
+                output, target.sources["output"] = "probs", "found: a single output between 0 and 1"
+        elif (values >= 0).all() and (values.sum(1) - 1).abs().max() < 1e-2:
+            output, target.sources["output"] = "probs", "found: it sums to 1"
+        elif values.logsumexp(1).abs().max() < 1e-2:
+            output, target.sources["output"] = "log_probs", "found: its exponentials sum to 1"
+    target.output = output
+
+
+def _find_features(target: ModuleTarget, ran: list[tuple[str, bool]], layer: str | None) -> None:
+    if layer is not None:
+        if layer != OUTPUT:
+            target._layer(layer)
+        target.feature_layer, target.sources["feature_layer"] = layer, "given"
+        return
+    linear = [name for name, is_linear in ran if is_linear]
+    if linear:
+        target.feature_layer, source = f"{linear[-1]}:in", "found: input of the last linear layer to run"
+    elif ran:
+        target.feature_layer, source = f"{ran[-1][0]}:in", "found: input of the last convolution to run"
+    else:
+        target.feature_layer, source = OUTPUT, "found: no linear layer can be watched, so the logits themselves"
+    target.sources["feature_layer"] = source

@@ -1,0 +1,431 @@
+"""What components are tried on: small targets of many shapes, batches, and plain parts to stand beside the one checked.
+
+Whatever is made here is the same in every process, and leaves torch's global generator as it was.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cache
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import interpkit
+from interpkit.config.recipe import Optimizer, Recipe
+from interpkit.errors import UsageError
+from interpkit.interfaces.generation import Condition, Conditioner, ConditionSpec, Generator
+from interpkit.interfaces.inversions import Inversion
+from interpkit.interfaces.inverters import Parts
+from interpkit.interfaces.losses import GeneratedBatch, InversionBatch, InversionLoss
+from interpkit.interfaces.targets import Response, Target
+from interpkit.inversion.loop import GeneratorInverter
+from interpkit.inversion.results import GeneratorInversion
+from interpkit.runtime.random import global_seed, random_generator
+from interpkit.runtime.recorder import Recorder
+from interpkit.targets.module_target import wrap
+from interpkit.testing.checks import Broken
+
+CPU = torch.device("cpu")
+Shape = tuple[int, ...]
+SHAPES: tuple[Shape, ...] = ((1, 28, 28), (3, 32, 32), (5, 17, 40), (12,))
+"""Images of several sizes, not all square, and vectors."""
+CLASSES = (2, 10, 37, 1000)
+TINY: Shape = (1, 12, 12)
+HOMES: tuple[tuple[Shape, int], ...] = ((TINY, 3), ((6,), 3), ((3, 32, 32), 10), ((1, 28, 28), 10), ((5, 17, 40), 10))
+"""Shapes and numbers of classes for whatever needs only one; the first that a component takes is its own."""
+LARGE = 10_000
+"""Numbers in an image above which a batch is kept small."""
+STEPS = 30
+"""Of an inversion that must still converge."""
+
+
+# ------------------------------------------------------------------------------------------ targets
+
+
+class Pictures:
+    """A made-up data set: each class has a picture, and an image of the class is the picture with noise on it.
+
+    Args:
+        shape: of an image.
+        num_classes: n.
+    """
+
+    def __init__(self, shape: Shape, num_classes: int) -> None:
+        rng = random_generator(CPU, 1)
+        coarse = torch.rand(num_classes, shape[0], *(4 for _ in shape[1:]), generator=rng)
+        of_class = coarse if len(shape) == 1 else F.interpolate(coarse, shape[1:], mode="bilinear")
+        self.of_class = of_class.sub(0.5).mul(1.6).add(0.5).clamp(0, 1)
+
+    def draw(self, count: int, seed: int) -> tuple[Tensor, Tensor]:
+        """Return images (count, *shape) in [0, 1] and labels (count,), the classes taking turns."""
+        labels = torch.arange(count) % len(self.of_class)
+        images = self.of_class[labels]
+        noise = torch.randn(images.shape, generator=random_generator(CPU, seed))
+        return (images + 0.15 * noise).clamp(0, 1), labels
+
+
+def target_of(shape: Shape, num_classes: int) -> Target:
+    """Return a small classifier with batch norm, trained on `Pictures` if it is of `HOMES`; a fresh copy each time."""
+    return copy.deepcopy(_target_of(shape, num_classes))
+
+
+@cache
+def _target_of(shape: Shape, num_classes: int) -> Target:
+    with global_seed(0, CPU):
+        features = shape[0]
+        layers: list[nn.Module]
+        if len(shape) == 1:
+            layers = [nn.Linear(features, 24), nn.BatchNorm1d(24), nn.ReLU()]
+            flat = 24
+        else:
+            layers = [nn.Conv2d(features, 6, 3, stride=2, padding=1), nn.BatchNorm2d(6), nn.ReLU()]
+            layers += [nn.Conv2d(6, 12, 3, stride=2, padding=1), nn.BatchNorm2d(12), nn.ReLU(), nn.Flatten()]
+            flat = 12 * math.prod(-(-side // 4) for side in shape[1:])
+        module = nn.Sequential(*layers, nn.Linear(flat, 16), nn.ReLU(), nn.Linear(16, num_classes))
+        if (shape, num_classes) in HOMES:
+            _train(module, Pictures(shape, num_classes))
+        module.eval()
+    return wrap(module, shape, mean=0.4, std=0.3, name="tiny")
+
+
+def _train(module: nn.Module, pictures: Pictures) -> None:
+    optimizer = torch.optim.Adam(module.parameters(), lr=5e-3)
+    for step in range(60):
+        images, labels = pictures.draw(60, 2 + step)
+        optimizer.zero_grad()
+        F.cross_entropy(module((images - 0.4) / 0.3), labels).backward()
+        optimizer.step()
+    for parameter in module.parameters():
+        parameter.grad = None
+
+
+def tiny_target() -> Target:
+    """Return the classifier of 1 x 12 x 12 images and 3 classes; a fresh copy each time."""
+    return target_of(TINY, 3)
+
+
+def tiny_inversion() -> Inversion:
+    """Return a short finished inversion of it, by the method of the paper; a fresh copy each time."""
+    return copy.deepcopy(_tiny_inversion())
+
+
+@cache
+def _tiny_inversion() -> Inversion:
+    return interpkit.invert(
+        tiny_target(),
+        plugins=["vecmat"],
+        steps=STEPS,
+        batch_size=24,
+        device="cpu",
+        precision="fp32",
+        options={"generator.latent": 8, "generator.hidden": 8, "generator.width": 16, "generator.min_width": 8},
+    )
+
+
+class SmoothTarget(Target):
+    """A classifier without kinks, and in the precision of its images: for derivatives in float64.
+
+    Args:
+        shape: of an image.
+        num_classes: n.
+    """
+
+    def __init__(self, shape: Shape, num_classes: int) -> None:
+        super().__init__()
+        with global_seed(0, CPU):
+            first = [nn.Linear(shape[0], 5)] if len(shape) == 1 else [nn.Conv2d(shape[0], 3, 3), nn.BatchNorm2d(3)]
+            flat = 5 if len(shape) == 1 else 3 * math.prod(side - 2 for side in shape[1:])
+            self.module = nn.Sequential(*first, nn.Tanh(), nn.Flatten(), nn.Linear(flat, num_classes))
+        self.name = "smooth"
+        self.input_shape = shape
+        self.num_classes = num_classes
+        self.class_names = [str(label) for label in range(num_classes)]
+        self.feature_layer = f"{len(self.module) - 1}:in"
+        self.description = interpkit.TargetOptions(
+            input_shape=shape, num_classes=num_classes, mean=[0.4] * shape[0], std=[0.3] * shape[0]
+        )
+        self.sources = {}
+        self.double().eval().requires_grad_(False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return logits, (B, n)."""
+        return self.respond(images).logits
+
+    def respond(self, images: Tensor, layers: Sequence[str] = ()) -> Response:
+        """Return logits and features; see `Target.respond`."""
+        features: dict[str, Tensor] = {}
+        passing = (images.double() - 0.4) / 0.3
+        for place, layer in enumerate(self.module):
+            features[f"{place}:in"] = passing
+            passing = features[str(place)] = layer(passing)
+        wanted = {self.feature_layer, *layers}
+        unknown = wanted - features.keys()
+        if unknown:
+            raise UsageError(f"there is no layer {sorted(unknown)[0]!r}.")
+        return Response(passing, {layer: features[layer] for layer in wanted}, self.feature_layer)
+
+    def layers(self) -> Mapping[str, nn.Module]:
+        """Return the layers."""
+        return dict(self.module.named_children())
+
+
+class LinearTarget(SmoothTarget):
+    """A linear classifier, of which every attribution is known: the logits are W x, the gradients W."""
+
+    def __init__(self, shape: Shape, num_classes: int) -> None:
+        super().__init__(shape, num_classes)
+        with global_seed(3, CPU):
+            self.module = nn.Sequential(nn.Flatten(), nn.Linear(math.prod(shape), num_classes, bias=False))
+        self.feature_layer = "1:in"
+        self.float().eval().requires_grad_(False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return logits, (B, n)."""
+        logits: Tensor = self.module(images)
+        return logits
+
+    def respond(self, images: Tensor, layers: Sequence[str] = ()) -> Response:
+        """Return logits and the images themselves as features; see `Target.respond`."""
+        return Response(self(images), {self.feature_layer: images.flatten(1)}, self.feature_layer)
+
+    def weights(self, classes: Tensor) -> Tensor:
+        """Return the gradients of the logits of classes, (B, *input_shape)."""
+        weight = self.module[1].weight
+        assert isinstance(weight, Tensor)
+        return weight[classes].view(-1, *self.input_shape)
+
+
+class Elsewhere(Target):
+    """A target that stays where it is: one that was moved to the second device cannot be moved by its data alone.
+
+    Args:
+        target: on the second device, frozen.
+    """
+
+    def __init__(self, target: Target) -> None:
+        super().__init__()
+        self.inner = target
+        for fact in ("name", "input_shape", "num_classes", "class_names", "feature_layer", "description", "sources"):
+            setattr(self, fact, getattr(target, fact))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return logits; see `Target.forward`."""
+        logits: Tensor = self.inner(images)
+        return logits
+
+    def respond(self, images: Tensor, layers: Sequence[str] = ()) -> Response:
+        """Return the response; see `Target.respond`."""
+        return self.inner.respond(images, layers)
+
+    def layers(self) -> Mapping[str, nn.Module]:
+        """Return the layers; see `Target.layers`."""
+        return self.inner.layers()
+
+    @contextmanager
+    def frozen(
+        self, device: torch.device | str | None = None, layout: torch.memory_format = torch.preserve_format
+    ) -> Iterator[None]:
+        """Do nothing: it is frozen."""
+        yield
+
+
+def moved(target: Target, device: torch.device) -> Target:
+    """Return a frozen copy of a target on another device; see `second_device`."""
+    return Elsewhere(copy.deepcopy(target).eval().requires_grad_(False).to(device))
+
+
+def state_of(target: Target) -> dict[str, Any]:
+    """Return all of a target that nothing may change, for comparison by ``==``."""
+    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    tensors = [*target.named_parameters(), *target.named_buffers()]
+    return {
+        "mode (train or eval) of a layer": [part.training for part in target.modules()],
+        "requires_grad of a parameter": [p.requires_grad for p in target.parameters()],
+        "gradient of a parameter": [p.grad is None for p in target.parameters()],
+        "identity of a parameter or buffer": [(name, id(tensor)) for name, tensor in tensors],
+        "value of a parameter or buffer": [tensor.detach().cpu().numpy().tobytes() for _, tensor in tensors],
+        "hooks of a layer": [list(getattr(part, hook).values()) for part in target.modules() for hook in hooks],
+        "attributes of a layer": [sorted(vars(part)) for part in target.modules()],
+    }
+
+
+def changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
+    """Return what differs between two states of a target, in words; empty if nothing does."""
+    return ", ".join(what for what in before if before[what] != after[what])
+
+
+# --------------------------------------------------------------------------------------- plain parts
+
+
+class PlainConditioner(Conditioner):
+    """The one-hot label."""
+
+    name = "plain"
+
+    @property
+    def spec(self) -> ConditionSpec:
+        """A vector of n."""
+        return ConditionSpec(self.num_classes)
+
+    def sample(self, batch_size: int, *, labels: Tensor | None = None, rng: torch.Generator | None = None) -> Condition:
+        """Draw labels; see `Conditioner.sample`."""
+        if labels is None:
+            labels = torch.randint(self.num_classes, (batch_size,), device=self.device, generator=rng)
+        one_hot = F.one_hot(labels, self.num_classes).float()
+        return Condition(labels, one_hot, one_hot)
+
+
+class PlainGenerator(Generator):
+    """One hidden layer."""
+
+    name = "plain"
+    latent_dim = 8
+
+    def __init__(self, spec: ConditionSpec, input_shape: Shape, options: interpkit.Options | None = None) -> None:
+        super().__init__(spec, input_shape, options)
+        given = self.latent_dim + spec.vector_dim + spec.map_channels * spec.map_size**2
+        self.layers = nn.Sequential(nn.Linear(given, 64), nn.ReLU(), nn.Linear(64, math.prod(input_shape)))
+
+    def forward(self, latent: Tensor, condition: Condition) -> Tensor:
+        """Return images; see `Generator.forward`."""
+        side = self.spec.map_size
+        parts = [latent, condition.vector, condition.maps(side, side).flatten(1)]
+        images: Tensor = self.layers(torch.cat(parts, 1)).sigmoid()
+        return images.view(-1, *self.input_shape)
+
+
+class PlainLoss(InversionLoss):
+    """Cross-entropy of the label asked for."""
+
+    name = "plain"
+
+    def forward(self, batch: InversionBatch) -> Tensor:
+        """Return the mean cross-entropy, a scalar."""
+        return F.cross_entropy(batch.response.logits, batch.condition.labels)
+
+
+def recipe_of(steps: int = STEPS, *, device: torch.device = CPU, **settings: Any) -> Recipe:
+    """Return a recipe for a short run."""
+    values: dict[str, Any] = {"batch_size": 24, "optimizer": Optimizer(lr=0.02), **settings}
+    return Recipe(steps=steps, device=str(device), precision="fp32", **values)
+
+
+def invert(
+    target: Target,
+    *,
+    conditioner: Conditioner | None = None,
+    generator: Callable[[ConditionSpec], Generator] | None = None,
+    losses: Mapping[str, tuple[float, InversionLoss]] | None = None,
+    steps: int = STEPS,
+) -> GeneratorInversion:
+    """Invert a target by the usual loop, with plain parts for those that are not given."""
+    with target.frozen(CPU), global_seed(0, CPU):
+        conditioner = conditioner or PlainConditioner(target.num_classes, target.input_shape)
+        made = generator(conditioner.spec) if generator else PlainGenerator(conditioner.spec, target.input_shape)
+        parts = Parts(conditioner, made, losses or {"plain": (1.0, PlainLoss(target))})
+        batch_size = 24 if math.prod(target.input_shape) <= LARGE else 4
+        return GeneratorInverter().invert(target, recipe_of(steps, batch_size=batch_size), parts, Recorder(steps))
+
+
+# ----------------------------------------------------------------------------- conditions and batches
+
+
+def vectors(count: int, dim: int, seed: int = 0) -> Tensor:
+    """Return (count, dim) distributions, as a condition's vector often is."""
+    return torch.randn(count, dim, generator=random_generator(CPU, seed)).softmax(1)
+
+
+def condition_of(
+    spec: ConditionSpec,
+    labels: Tensor,
+    num_classes: int,
+    *,
+    seed: int = 0,
+    asked: list[tuple[int, int]] | None = None,
+) -> Condition:
+    """Return a condition of any sizes for labels (B,), on their device: its vector and maps differ between labels.
+
+    The sizes of the maps that are asked for are added to ``asked``.
+    """
+    count = int(labels.max()) + 1
+    distribution = F.one_hot(labels, num_classes).float() * 0.5 + 0.5 / num_classes
+    vector = vectors(count, spec.vector_dim, seed).to(labels.device)[labels]
+
+    def draw(height: int, width: int) -> Tensor:
+        if asked is not None:
+            asked.append((height, width))
+        rng = random_generator(CPU, seed + 1)
+        maps = torch.rand(count, spec.map_channels, spec.map_size, spec.map_size, generator=rng)
+        return F.interpolate(maps.round(), (height, width)).to(labels.device)[labels]
+
+    return Condition(labels, distribution, vector, draw if spec.map_channels else None)
+
+
+def generated(target: Target, images: Tensor, *, seed: int = 0) -> GeneratedBatch:
+    """Return a batch as the loop hands it on, with soft conditions; the classes take turns."""
+    labels = (torch.arange(len(images)) % target.num_classes).to(images.device)
+    one_hot = F.one_hot(labels, target.num_classes)
+    soft = 0.6 * one_hot + 0.4 * vectors(len(images), target.num_classes, seed).to(images)
+    latent = torch.randn(len(images), 8, generator=random_generator(CPU, seed)).to(images)
+    return GeneratedBatch(target, Condition(labels, soft, soft), latent, images, 0.5)
+
+
+def images_of(shape: Shape, count: int, seed: int = 0) -> Tensor:
+    """Return (count, *shape) random images in [0, 1]."""
+    return torch.rand(count, *shape, generator=random_generator(CPU, seed))
+
+
+def value_of(loss: InversionLoss, target: Target, images: Tensor, *, seed: int = 0, bf16: bool = False) -> Tensor:
+    """Return a loss's value on images as the loop computes it."""
+    batch = generated(target, images)
+    rng = random_generator(images.device, seed)
+    layers = loss.layers(target)
+    with torch.autocast(images.device.type, torch.bfloat16, enabled=bf16):
+        views = loss.views(batch, rng)
+        response = target.respond(images, layers)
+        of_views = None if views is None else target.respond(views, layers)
+    return loss(  # type: ignore[no-any-return]
+        InversionBatch(target, batch.condition, batch.latent, images, batch.progress, response, views, of_views)
+    )
+
+
+# ------------------------------------------------------------------------------------------ building
+
+
+def settings_of(cls: Any, build: Callable[[Shape, int], Any]) -> tuple[list[tuple[Shape, int, Any]], str]:
+    """Build a component for all shapes and numbers of classes.
+
+    Returns:
+        those that it takes, each with the component; and why it refused the first that it did.
+    """
+    taken, refusal = [], ""
+    for shape in SHAPES:
+        for count in CLASSES:
+            try:
+                taken.append((shape, count, build(shape, count)))
+            except UsageError as error:
+                refusal = refusal or str(error)
+    return taken, refusal
+
+
+def home_of(build: Callable[[Shape, int], Any]) -> tuple[Shape, int]:
+    """Return the first shape and number of classes that a component takes.
+
+    Raises:
+        Broken: it takes none.
+    """
+    refusal = ""
+    for shape, count in HOMES:
+        try:
+            build(shape, count)
+        except UsageError as error:
+            refusal = refusal or str(error)
+        else:
+            return shape, count
+    raise Broken(f"it refuses every classifier tried; of the first it says: {refusal}")

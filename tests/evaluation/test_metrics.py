@@ -1,0 +1,574 @@
+"""The core's part of measuring: what every run has, the study, merging into metrics.json, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from scipy.stats import binomtest
+from torch import Tensor, nn
+
+import interpkit
+from interpkit import (
+    Draw,
+    ImageInversion,
+    LabelledImages,
+    Metric,
+    ModelError,
+    Recipe,
+    RunError,
+    Samples,
+    Study,
+    Target,
+    TooFew,
+    UsageError,
+    wrap,
+)
+from interpkit.evaluation.metrics import every_run, measured
+from interpkit.evaluation.scoring import draw_samples, judge, measure, read_samples
+from interpkit.evaluation.statistics import wilson
+from interpkit.evaluation.warnings import warnings
+from interpkit.interfaces.samples import to_unit
+
+SHAPE = (1, 12, 12)
+CPU = torch.device("cpu")
+
+
+def samples_of(labels: list[int], images: Tensor | None = None, **changes: Any) -> Samples:
+    """Return samples that the target takes for what was asked, with full confidence."""
+    n = len(labels)
+    given: dict[str, Any] = {
+        "images": torch.zeros(n, *SHAPE, dtype=torch.uint8) if images is None else images,
+        "labels": torch.tensor(labels),
+        "predicted": torch.tensor(labels),
+        "confidence": torch.ones(n),
+        "divergence": None,
+        "generator": torch.zeros(n, dtype=torch.int64),
+        "probabilities": None,
+    }
+    return Samples(**given | changes)
+
+
+@pytest.fixture
+def reference() -> tuple[Tensor, Tensor]:
+    """Return 20 random images of each of three classes."""
+    return torch.rand(60, *SHAPE, generator=torch.Generator().manual_seed(1)), torch.arange(60) % 3
+
+
+class Says(Metric):
+    """Returns what its options say."""
+
+    name = "says"
+
+    class Options(interpkit.Options):
+        """A number."""
+
+        value: int = 1
+
+    options: Options
+
+    def measure(self, study: Study) -> Mapping[str, Any]:
+        return {"says": {"value": self.options.value}, "per_class": {1: {"says": self.options.value}}}
+
+
+# ------------------------------------------------------------------------------------- every run's own
+
+
+@pytest.mark.parametrize(("hits", "count"), [(0, 10), (8, 10), (10, 10), (1, 1000), (813, 1000)])
+def test_the_interval_is_wilsons(hits: int, count: int) -> None:
+    theirs = binomtest(hits, count).proportion_ci(method="wilson")
+    assert wilson(hits, count) == pytest.approx([theirs.low, theirs.high], abs=1e-12)
+
+
+def test_the_ends_of_an_interval_are_exact() -> None:
+    assert wilson(0, 500)[0] == 0.0 and wilson(500, 500)[1] == 1.0
+
+
+def test_accuracy_confidence_and_kl_in_all_and_per_class() -> None:
+    samples = samples_of(
+        [0, 0, 2, 2],
+        predicted=torch.tensor([0, 1, 2, 2]),
+        confidence=torch.tensor([0.5, 0.25, 1.0, 0.25]),
+        divergence=torch.tensor([0.0, 2.0, 1.0, 3.0]),
+    )
+    metrics = measure(samples, ["a", "b", "c"])
+    assert metrics == {
+        "schema": 1,
+        "inversion_accuracy": 0.75,
+        "inversion_accuracy_interval": wilson(3, 4),
+        "confidence": 0.5,
+        "count": 4,
+        "kl": 1.5,
+        "per_class": [
+            {
+                "label": 0,
+                "name": "a",
+                "inversion_accuracy": 0.5,
+                "inversion_accuracy_interval": wilson(1, 2),
+                "confidence": 0.375,
+                "count": 2,
+                "kl": 1.0,
+            },
+            {
+                "label": 2,
+                "name": "c",
+                "inversion_accuracy": 1.0,
+                "inversion_accuracy_interval": wilson(2, 2),
+                "confidence": 0.625,
+                "count": 2,
+                "kl": 2.0,
+            },
+        ],
+    }
+    assert "kl" not in measure(samples_of([0, 1]), ["a", "b"])
+
+
+def test_the_divergence_is_kl_of_the_condition_from_the_softmax_of_the_image_as_it_is_stored() -> None:
+    net = nn.Sequential(nn.Flatten(), nn.Linear(1, 2))
+    net[1].weight.data = torch.tensor([[0.0], [math.log(3)]])
+    net[1].bias.data.zero_()
+    target = wrap(net, (1, 1, 1))  # says (1, 3^x) / (1 + 3^x) of the brightness x
+    images = torch.tensor([1.0, 1.0, 0.0, 1.0, 0.501]).view(5, 1, 1, 1)
+    wanted = torch.tensor([[0.5, 0.5], [0.25, 0.75], [0.0, 1.0], [1.0, 0.0], [1.0, 0.0]])
+    labels = torch.tensor([0, 1, 1, 0, 0])
+    inversion = ImageInversion(target, Recipe(), [], images, labels)
+    samples = judge(inversion, Draw(images, labels, wanted, torch.arange(5)))
+    assert samples.divergence is not None
+    assert samples.divergence.tolist() == [
+        pytest.approx(0.1438410, abs=1e-6),  # 0.5 ln 2 + 0.5 ln(2 / 3)
+        pytest.approx(0, abs=1e-6),
+        pytest.approx(0.6931472, abs=1e-6),  # ln 2
+        pytest.approx(1.3862944, abs=1e-6),  # ln 4
+        pytest.approx(math.log(1 + 3 ** (128 / 255)), abs=1e-6),  # in 8 bits 0.501 is 128 of 255
+    ]
+    assert samples.generator.tolist() == [0, 1, 2, 3, 4]
+    assert samples.confidence.tolist() == pytest.approx([0.25, 0.75, 0.5, 0.25, 1 / (1 + 3 ** (128 / 255))])
+    one_hot = draw_samples(inversion, per_class=2)
+    assert one_hot.divergence is not None
+    torch.testing.assert_close(one_hot.divergence, -one_hot.confidence.log())
+    assert measure(samples, ["a", "b"])["kl"] == pytest.approx(samples.divergence.mean().item())
+
+
+def test_stored_samples_are_read_as_they_were_judged(finished_run: Path, tiny_target: Target) -> None:
+    read = read_samples(finished_run / "samples.safetensors", tiny_target, CPU)
+    stored = safetensors.torch.load_file(finished_run / "samples.safetensors")
+    assert torch.equal(read.images, stored["images"]) and torch.equal(read.labels, stored["labels"])
+    torch.testing.assert_close(read.confidence, stored["confidence"])
+    torch.testing.assert_close(read.probabilities, stored["probabilities"])
+    assert torch.equal(read.predicted, stored["probabilities"].argmax(1))
+    assert read.divergence is None
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"labels": torch.tensor([0, 3])}, "labels 0 to 3.*has 3 classes"),
+        ({"labels": torch.tensor([-1, 0])}, "labels -1 to 0"),
+        ({"labels": torch.tensor([0])}, "no file of samples"),
+        ({"labels": torch.tensor(0)}, "no file of samples"),
+        ({"labels": torch.tensor([0.0, 1.0])}, "no file of samples"),
+        ({"images": torch.zeros(2, 1, 8, 8, dtype=torch.uint8)}, r"samples of shape \(1, 8, 8\).*takes \(1, 12, 12\)"),
+        ({"images": torch.zeros(2, *SHAPE)}, "no file of samples: images torch.float32"),
+        ({"images": None}, "holds generator, labels"),
+    ],
+)
+def test_a_file_of_other_samples_is_refused(
+    tmp_path: Path, tiny_target: Target, change: dict[str, Tensor | None], words: str
+) -> None:
+    tensors = {
+        "images": torch.zeros(2, *SHAPE, dtype=torch.uint8),
+        "labels": torch.tensor([0, 1]),
+        "generator": torch.tensor([0, 0]),
+    } | change
+    path = tmp_path / "samples.safetensors"
+    safetensors.torch.save_file({name: tensor for name, tensor in tensors.items() if tensor is not None}, path)
+    with pytest.raises(RunError, match=words):
+        read_samples(path, tiny_target, CPU)
+    path.write_bytes(path.read_bytes()[:-5])
+    with pytest.raises(RunError, match="not a whole safetensors file"):
+        read_samples(path, tiny_target, CPU)
+
+
+# ------------------------------------------------------------------------------------------- the study
+
+
+def test_a_study_asks_each_judge_once_and_leaves_it_as_it_was(
+    tiny_module: Callable[..., nn.Module], reference: tuple[Tensor, Tensor], module_state: Callable[..., Any]
+) -> None:
+    module = tiny_module(1)
+    target, judge = wrap(tiny_module(0), SHAPE), wrap(module, SHAPE)
+    calls: list[int] = []
+    module.register_forward_hook(lambda _, given, __: calls.append(len(given[0])))
+    images = torch.randint(0, 256, (300, *SHAPE), dtype=torch.uint8)
+    study = Study(target, samples_of([0, 1, 2] * 100, images), LabelledImages(*reference), evaluators={"judge": judge})
+    judge.train()
+    before = module_state(judge)
+    said = study.response(judge, "samples")
+    assert said is study.response(judge, "samples")
+    assert sum(calls) == 300 and max(calls) < 300
+    assert said is not study.response(judge, "reference")
+    assert sum(calls) == 360
+    with judge.frozen(), torch.no_grad():
+        whole = judge.respond(images / 255)
+    torch.testing.assert_close(said.logits, whole.logits)
+    torch.testing.assert_close(said.features, whole.penultimate)
+    assert not said.features.requires_grad
+    assert module_state(judge) == before
+    assert list(study.judges) == ["judge"]
+    assert list(Study(target, study.samples).judges) == [target.name]
+
+
+def test_vectors_are_put_into_each_judges_own_range() -> None:
+    linear = nn.Linear(2, 2)
+    target = wrap(linear, (2,), input_range=[(0.0, 10.0), (-1.0, 1.0)])
+    judge = wrap(linear, (2,), input_range=[(0.0, 1.0), (0.0, 4.0)])
+    vectors = torch.tensor([[5.0, 0.5], [10.0, -1.0]])
+    study = Study(target, samples_of([0, 1], vectors), LabelledImages(vectors, torch.tensor([0, 1])))
+    torch.testing.assert_close(study.images, torch.tensor([[0.5, 0.75], [1.0, 0.0]]))
+    torch.testing.assert_close(study.unit_images("reference"), study.images)
+    for which in ("samples", "reference"):  # both take the same numbers, in their own units
+        torch.testing.assert_close(study.response(target, which).logits, linear(vectors).detach())
+        torch.testing.assert_close(study.response(judge, which).logits, linear(vectors).detach())
+
+
+def test_rows_of_a_class(tiny_target: Target) -> None:
+    study = Study(tiny_target, samples_of([2, 0, 2, 2]))
+    assert study.classes == [0, 2]
+    assert study.rows("samples", 2).tolist() == [0, 2, 3]
+    assert study.rows("samples", 2, 2).tolist() == [0, 2]
+    assert to_unit(torch.tensor([[[[255, 51]]]], dtype=torch.uint8), tiny_target).tolist() == [
+        [[[1.0, pytest.approx(0.2)]]]
+    ]
+
+
+# --------------------------------------------------------------------------------------------- merging
+
+
+class Draws(Metric):
+    name = "draws"
+
+    def measure(self, study: Study) -> Mapping[str, Any]:
+        return {"draws": torch.rand(2, generator=study.rng).tolist()}
+
+
+class Short(Metric):
+    name = "short"
+
+    def measure(self, study: Study) -> Mapping[str, Any]:
+        raise TooFew("it takes 7 samples.")
+
+
+class Broken(Metric):
+    name = "broken"
+
+    def measure(self, study: Study) -> Mapping[str, Any]:
+        raise ValueError("oh dear")
+
+
+class Infinite(Metric):
+    name = "infinite"
+
+    def measure(self, study: Study) -> Mapping[str, Any]:
+        return {"infinite": math.nan}
+
+
+class Unbuilt(Says):
+    name = "unbuilt"
+
+    def __init__(self, options: Any = None) -> None:
+        raise ValueError("oh dear")
+
+
+def giving(fragment: Any) -> Metric:
+    """Return a metric named ``gives`` that gives a fragment."""
+    return type("Gives", (Metric,), {"name": "gives", "measure": lambda self, study: fragment})()
+
+
+def test_figures_are_laid_over_those_that_were_there(tiny_target: Target) -> None:
+    old = {
+        "kl": 0.5,
+        "count": 9,
+        "other": {"x": 1},
+        "says": {"value": 9, "gone": 1},
+        "per_class": [{"label": 1, "kl": 0.25, "says": 9}, {"label": 2, "kl": 0.75}],
+        "left_out": {"says": "then", "says.part": "then", "other": "still"},
+    }
+    found = measured(Study(tiny_target, samples_of([1, 0])), [Says(Says.Options(value=3))], old)
+    assert (found["kl"], found["count"], found["other"]) == (0.5, 2, {"x": 1})
+    assert found["says"] == {"value": 3}
+    assert [(row["label"], row.get("kl"), row.get("says")) for row in found["per_class"]] == [
+        (0, None, None),
+        (1, 0.25, 3),
+    ]
+    assert found["left_out"] == {"other": "still"}
+
+
+def test_a_metric_that_cannot_be_measured_says_why_and_takes_no_other_with_it(
+    tiny_target: Target, caplog: pytest.LogCaptureFixture
+) -> None:
+    old = {"short": 0.7, "per_class": []}
+    found = measured(Study(tiny_target, samples_of([0, 1])), [Short(), Broken(), Infinite(), Says()], old)
+    assert found["left_out"]["short"] == "it takes 7 samples."
+    assert "oh dear" in found["left_out"]["broken"] and "ValueError" in found["left_out"]["broken"]
+    assert found["left_out"]["infinite"].startswith("it failed")
+    assert found["says"] == {"value": 1}
+    assert not {"short", "broken", "infinite"} & set(found)
+    assert [word in caplog.text for word in ("short", "broken", "infinite")] == [False, True, True]
+
+
+@pytest.mark.parametrize(
+    ("fragment", "words"),
+    [
+        ([1, 2], "TypeError"),
+        ({"gives": 1, "schema": 2}, "it gives schema, which every run has already"),
+        ({"gives": 1, "per_class": {7: {"gives": 1}}}, "KeyError: 7"),
+        ({"gives": 1, "per_class": [0.5, 0.5]}, "AttributeError"),
+        ({"gives": 1, "per_class": {0: 0.5}}, "TypeError"),
+    ],
+    ids=["no mapping", "another's entry", "no class", "no labels", "no fragment"],
+)
+def test_a_metric_that_gives_no_fragment_of_metrics_json_is_left_out(
+    tiny_target: Target, fragment: Any, words: str
+) -> None:
+    found = measured(Study(tiny_target, samples_of([0, 1])), [giving(fragment), Says()])
+    assert words in found["left_out"]["gives"] and "gives" not in found
+    assert (found["schema"], found["says"], len(found["per_class"])) == (1, {"value": 1}, 2)
+
+
+def test_a_metric_that_cannot_be_built_takes_no_other_with_it(
+    run_copy: Path, add_plugin: Callable[..., None], caplog: pytest.LogCaptureFixture
+) -> None:
+    add_plugin(Unbuilt, Says)
+    found = interpkit.evaluate(run_copy, metrics=["unbuilt", "says"])
+    assert found["says"] == {"value": 1}
+    assert "the metric 'unbuilt' of the plugin 'mine' failed and is left out: ValueError: oh dear (" in caplog.text
+
+
+def test_what_a_metric_draws_depends_on_no_other(tiny_target: Target) -> None:
+    samples = samples_of([0, 1])
+    alone = measured(Study(tiny_target, samples, seed=4), [Draws()])
+    after = measured(Study(tiny_target, samples, seed=4), [Draws(), Says(), Draws()])
+    other = measured(Study(tiny_target, samples, seed=5), [Draws()])
+    assert alone["draws"] == after["draws"] != other["draws"]
+
+
+def test_a_run_ends_with_the_quick_metrics_of_every_plugin(
+    tiny_target: Target, add_plugin: Callable[..., None]
+) -> None:
+    calls: list[str] = []
+
+    class Quick(Metric):
+        name = "quick"
+        every_run = True
+
+        def measure(self, study: Study) -> Mapping[str, Any]:
+            calls.append(self.name)
+            return {}
+
+    class Slow(Quick):
+        name = "slow"
+        every_run = False
+
+    add_plugin(Quick, Slow)
+    every_run(tiny_target, samples_of([0] * 20), seed=0, device=CPU)
+    assert calls == ["quick"]
+
+
+# ------------------------------------------------------------------------------------------- evaluate
+
+
+def test_a_run_is_measured_and_its_metrics_json_written(
+    run_copy: Path, tmp_path: Path, make_model: Callable[..., Path], reference: tuple[Tensor, Tensor]
+) -> None:
+    before = json.loads((run_copy / "metrics.json").read_text())
+    found = interpkit.evaluate(
+        run_copy,
+        evaluators=[make_model(tmp_path / "judge.safetensors", seed=5)],
+        reference=reference,
+        training=LabelledImages(1 - reference[0], reference[1]),
+        options={"robustness.samples": 20, "robustness.steps": 2},
+    )
+    assert found == json.loads((run_copy / "metrics.json").read_text())
+    assert {"diversity", "evaluators", "reference", "memorisation", "robustness"} <= set(found)
+    assert found["evaluators"][0]["name"] == "judge"
+    assert found["robustness"]["count"] == 20
+    for key in ("kl", "confidence", "inversion_accuracy", "count"):
+        assert found[key] == pytest.approx(before[key])
+    assert [row["kl"] for row in found["per_class"]] == [row["kl"] for row in before["per_class"]]
+    assert all("agreement" in row["evaluators"][0] for row in found["per_class"])
+
+
+def test_an_inversion_in_memory_is_measured_as_its_run_would_be(
+    finished_run: Path, run_copy: Path, tiny_target: Target
+) -> None:
+    inversion = interpkit.load_inversion(finished_run)
+    ours = interpkit.evaluate(inversion, metrics=["diversity"])
+    theirs = interpkit.evaluate(run_copy, metrics=["diversity"], target=tiny_target)
+    assert ours["diversity"] == pytest.approx(theirs["diversity"])
+    assert "kl" in ours and "robustness" not in ours
+
+
+def test_named_metrics_alone_are_measured_and_options_reach_them(
+    run_copy: Path, add_plugin: Callable[..., None]
+) -> None:
+    add_plugin(Says)
+    found = interpkit.evaluate(run_copy, metrics=["says"], options={"says.value": 5})
+    assert found["says"] == {"value": 5} and "robustness" not in found
+    with pytest.raises(UsageError, match=r"no metric 'say' is measured here. Did you mean 'says'"):
+        interpkit.evaluate(run_copy, metrics=["says"], options={"say.value": 5})
+    with pytest.raises(UsageError, match=r"has no option 'valu'.*Did you mean 'value'"):
+        interpkit.evaluate(run_copy, metrics=["says"], options={"says.valu": 5})
+    with pytest.raises(UsageError, match=r"METRIC.OPTION=VALUE, not 'value'"):
+        interpkit.evaluate(run_copy, metrics=["says"], options={"value": 5})
+    with pytest.raises(UsageError, match=r"there is no metric 'sayz'.*Did you mean 'says'"):
+        interpkit.evaluate(run_copy, metrics=["sayz"])
+
+
+@pytest.mark.parametrize(
+    ("metric", "words"),
+    [
+        ("reference", "needs reference: add --reference DATA"),
+        ("agreement", "needs evaluator: add --evaluator MODEL"),
+        ("memorisation", "--training DATA and --reference DATA"),
+    ],
+)
+def test_a_metric_without_what_it_needs_says_what_to_add(run_copy: Path, metric: str, words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        interpkit.evaluate(run_copy, metrics=[metric])
+
+
+def test_training_images_alone_measure_nothing(run_copy: Path, reference: tuple[Tensor, Tensor]) -> None:
+    with pytest.raises(UsageError, match="held-out ones: add --reference"):
+        interpkit.evaluate(run_copy, training=reference)
+
+
+def test_evaluators_of_other_classes_or_images_are_refused(
+    run_copy: Path, tmp_path: Path, tiny_model: Path, make_model: Callable[..., Path], tiny_module: Any
+) -> None:
+    four = make_model(tmp_path / "four.safetensors", num_classes=4)
+    with pytest.raises(UsageError, match=r"four has 4 classes.*has 3.*same classes"):
+        interpkit.evaluate(run_copy, evaluators=[four])
+    small = wrap(nn.Sequential(nn.Flatten(), nn.Linear(64, 3)), (1, 8, 8), name="small")
+    with pytest.raises(UsageError, match=r"small takes images of \(1, 8, 8\).*takes \(1, 12, 12\)"):
+        interpkit.evaluate(run_copy, evaluators=[small])
+    with pytest.raises(UsageError, match="the target itself"):
+        interpkit.evaluate(run_copy, evaluators=[tiny_model])
+    copy = tmp_path / "copy.safetensors"
+    copy.write_bytes(tiny_model.read_bytes())
+    with pytest.raises(UsageError, match="copy is the target itself"):
+        interpkit.evaluate(run_copy, evaluators=[copy])
+    one, same = (make_model(tmp_path / f"{name}.safetensors", seed=4) for name in ("one", "same"))
+    with pytest.raises(UsageError, match="evaluators one and same are one and the same"):
+        interpkit.evaluate(run_copy, evaluators=[one, same])
+    swapped = wrap(tiny_module(1), SHAPE, name="swapped", class_names=["class 1", "class 0", "class 2"])
+    with pytest.raises(UsageError, match="same in the same order"):
+        interpkit.evaluate(run_copy, evaluators=[swapped])
+    strange = wrap(tiny_module(1), SHAPE, name="strange", class_names=["cat", "dog", "cow"])
+    with pytest.raises(UsageError, match="cat, dog, cow"):
+        interpkit.evaluate(run_copy, evaluators=[strange])
+    with pytest.raises(ModelError, match="there is no file"):
+        interpkit.evaluate(run_copy, evaluators=[tmp_path / "none.safetensors"])
+
+
+class Columns(nn.Module):
+    """A classifier without weights: its logits are three pixels."""
+
+    def __init__(self, first: int) -> None:
+        super().__init__()
+        self.first = first
+
+    def forward(self, images: Tensor) -> Tensor:
+        return images.flatten(1)[:, self.first : self.first + 3]
+
+
+def test_classifiers_without_weights_are_told_apart_by_what_they_say(run_copy: Path) -> None:
+    names = [f"class {label}" for label in range(3)]
+    one, other, same = (wrap(Columns(first), SHAPE, name="columns", class_names=names) for first in (0, 3, 0))
+    found = interpkit.evaluate(run_copy, evaluators=[one, other], metrics=["agreement"])
+    assert len(found["evaluators"]) == 2
+    with pytest.raises(UsageError, match="one and the same"):
+        interpkit.evaluate(run_copy, evaluators=[one, same], metrics=["agreement"])
+
+
+def test_two_evaluators_of_one_name_are_told_apart(run_copy: Path, tiny_module: Callable[..., nn.Module]) -> None:
+    judges = [wrap(tiny_module(seed), SHAPE, name="judge") for seed in (1, 2)]
+    found = interpkit.evaluate(run_copy, evaluators=judges, metrics=["agreement"])
+    assert [row["name"] for row in found["evaluators"]] == ["judge", "judge-2"]
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "words"),
+    [
+        (torch.zeros(2, 1, 8, 8), torch.tensor([0, 1]), r"takes images of \(1, 12, 12\)"),
+        (torch.zeros(2, 3, 12, 12), torch.tensor([0, 1]), r"\(2, 3, 12, 12\) images"),
+        (torch.zeros(2, *SHAPE), torch.tensor([0, 3]), "the label 3; the classifier's are 0 to 2"),
+        (torch.zeros(2, *SHAPE), torch.tensor([0]), "each with a label"),
+        (torch.zeros(0, *SHAPE), torch.tensor([]), "each with a label"),
+        (torch.full((2, *SHAPE), 200.0), torch.tensor([0, 1]), "from 200 to 200: give them as uint8"),
+        (torch.full((2, *SHAPE), -0.5), torch.tensor([0, 1]), "from -0.5 to -0.5"),
+        (torch.full((2, *SHAPE), torch.nan), torch.tensor([0, 1]), "from nan to nan"),
+    ],
+)
+def test_reference_images_that_do_not_fit_are_refused(
+    run_copy: Path, images: Tensor, labels: Tensor, words: str
+) -> None:
+    before = (run_copy / "metrics.json").read_bytes()
+    with pytest.raises(UsageError, match=words):
+        interpkit.evaluate(run_copy, reference=(images, labels))
+    assert (run_copy / "metrics.json").read_bytes() == before
+
+
+def test_8_bit_reference_images_are_the_same_as_floats(run_copy: Path, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    images, labels = rng.integers(0, 256, (60, 12, 12), dtype=np.uint8), np.arange(60) % 3
+    np.savez(tmp_path / "data.npz", x_test=images, y_test=labels)
+    by_file = interpkit.evaluate(run_copy, reference=tmp_path / "data.npz", metrics=["reference"])
+    bytes_ = torch.from_numpy(images)[:, None]
+    by_hand = interpkit.evaluate(run_copy, reference=(bytes_, torch.from_numpy(labels)), metrics=["reference"])
+    assert by_file["reference"] == by_hand["reference"]
+
+
+# ------------------------------------------------------------------------------------------- warnings
+
+
+def row(name: str, **figures: Any) -> dict[str, Any]:
+    return {"name": name, **figures}
+
+
+def test_nothing_is_warned_of_where_nothing_is_amiss() -> None:
+    varied = row("a", diversity={"vendi_pooled": 2.0, "duplicates": 0.1}, reference={"excess_vendi": 0.8})
+    judge = {"name": "judge", "agreement": 0.9}
+    assert warnings({"inversion_accuracy": 1.0, "per_class": [varied], "evaluators": [judge]}) == []
+    assert warnings({}) == []
+
+
+@pytest.mark.parametrize(
+    "figures", [{"vendi_pooled": 1.1, "duplicates": 0.0}, {"vendi_pooled": 2.0, "duplicates": 0.9}]
+)
+def test_a_class_of_one_picture_is_named(figures: dict[str, float]) -> None:
+    varied = row("cat", diversity={"vendi_pooled": 2.0, "duplicates": 0.0})
+    (told,) = warnings({"per_class": [varied, row("dog", diversity=figures), row("cow")]})
+    assert "1 of 2 classes" in told and "(dog)" in told
+
+
+def test_variety_against_real_images_counts_for_more_than_variety_alone() -> None:
+    one = {"diversity": {"vendi_pooled": 1.1}, "reference": {"excess_vendi": 0.5}}
+    assert warnings({"per_class": [row("a", **one)]}) == []
+    two = {"diversity": {"vendi_pooled": 3.0}, "reference": {"excess_vendi": 0.1}}
+    (told,) = warnings({"per_class": [row("a", **one), row("b", **two)]})
+    assert "1 of 2" in told and "(b)" in told and "0.30" in told
+
+
+def test_low_agreement_is_told_and_more_so_where_the_target_is_sure() -> None:
+    judge = {"name": "judge", "agreement": 0.3, "reference_accuracy": 0.97}
+    (unsure,) = warnings({"inversion_accuracy": 0.4, "evaluators": [judge]})
+    (fooled,) = warnings({"inversion_accuracy": 0.98, "evaluators": [judge]})
+    assert "judge agrees on 30%" in unsure and "97%" in unsure and "fooled" not in unsure
+    assert "98%" in fooled and "fooled" in fooled

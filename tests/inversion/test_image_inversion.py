@@ -1,0 +1,271 @@
+"""Inversions that are a fixed set of images: what is drawn of them, and how a run on disk keeps them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from typer.testing import CliRunner
+
+import interpkit
+from interpkit import ImageInversion, Inverter, Parts, Preset, Recipe, Recorder, RunError, Target, UsageError
+from interpkit.api.invert import prepare
+from interpkit.cli import app
+
+Add = Callable[..., None]
+
+
+class Noise(Inverter):
+    """Makes images of noise, and does not look at the target but to tell the recorder."""
+
+    name = "noise"
+
+    class Options(interpkit.Options):
+        """How many."""
+
+        per_class: int = 4
+
+    options: Options
+
+    def invert(self, target: Target, recipe: Recipe, parts: Parts, recorder: Recorder) -> ImageInversion:
+        classes = range(target.num_classes) if recipe.labels is None else recipe.labels
+        labels = torch.tensor(classes).repeat(self.options.per_class)
+        rng = torch.Generator().manual_seed(recipe.seed)
+        images = torch.rand(len(labels), *target.input_shape, generator=rng)
+        recorder.start()
+        for step in range(1, recipe.steps + 1):
+            with torch.no_grad():
+                recorder.step(step, torch.tensor(1.0), {}, images, target(images), labels)
+        return ImageInversion(target, recipe, recorder.history, images, labels)
+
+
+PRESET = Preset("noise", {"inverter": {"name": "noise"}, "steps": 3}, "Noise.")
+
+
+@pytest.fixture
+def noise(add_plugin: Add) -> None:
+    """Install the inverter and its preset for this test."""
+    add_plugin(Noise, PRESET)
+
+
+def made(target: Target | Path, per_class: int = 4, **settings: Any) -> ImageInversion:
+    found = interpkit.invert(target, inverter="noise", options={"noise.per_class": per_class}, **settings)
+    assert isinstance(found, ImageInversion)
+    return found
+
+
+@pytest.fixture
+def counted(tiny_target: Target) -> ImageInversion:
+    """Return an inversion of 2 images of class 0, 4 of class 1 and 3 of class 2; all pixels of image i are i / 10."""
+    labels = torch.tensor([1, 2, 1, 0, 1, 2, 2, 0, 1])
+    images = (torch.arange(9) / 10).view(9, 1, 1, 1).expand(9, *tiny_target.input_shape)
+    return ImageInversion(tiny_target, Recipe(), [], images, labels)
+
+
+def numbers(images: Tensor) -> list[int]:
+    return [round(float(image.mean()) * 10) for image in images]
+
+
+# ---------------------------------------------------------------------------------------- what is drawn
+
+
+def test_each_class_gives_its_images_in_their_order_and_the_classes_take_turns(counted: ImageInversion) -> None:
+    images, labels = counted.sample(count=5)
+    assert (numbers(images), labels.tolist()) == ([3, 0, 1, 7, 2], [0, 1, 2, 0, 1])
+    images, labels = counted.sample(per_class=2)
+    assert (numbers(images), labels.tolist()) == ([3, 7, 0, 2, 1, 5], [0, 0, 1, 1, 2, 2])
+    images, labels = counted.sample(per_class=3, labels=[2, 1])
+    assert (numbers(images), labels.tolist()) == ([1, 5, 6, 0, 2, 4], [2, 2, 2, 1, 1, 1])
+
+
+def test_neither_seed_nor_dropout_changes_what_is_drawn(counted: ImageInversion) -> None:
+    assert torch.equal(counted.sample(count=6, seed=5, dropout=True)[0], counted.sample(count=6)[0])
+
+
+def test_the_conditions_are_one_hot_and_no_generator_is_told_apart(counted: ImageInversion) -> None:
+    drawn = counted.draw(count=4)
+    assert torch.equal(drawn.distribution, torch.eye(3)[[0, 1, 2, 0]])
+    assert drawn.generator.tolist() == [0] * 4
+
+
+def test_left_to_itself_it_gives_what_there_is_of_every_class_and_no_more_than_ten(
+    counted: ImageInversion, tiny_target: Target
+) -> None:
+    assert counted.images_per_class == 2
+    assert len(counted.sample()[0]) == 6
+    labels = torch.arange(3).repeat(12)
+    assert len(ImageInversion(tiny_target, Recipe(), [], torch.rand(36, 1, 12, 12), labels).sample()[0]) == 30
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"per_class": 3}, r"class 0 has 2 images, not 3: .*--set inverter\.per_class=3"),
+        ({"count": 7}, "class 0 has 2 images, not 3"),
+        ({"per_class": 4, "labels": [1, 2]}, "class 2 has 3 images, not 4"),
+        ({"count": 9, "labels": [1, 2]}, "class 1 has 4 images, not 5"),
+    ],
+)
+def test_asking_for_more_than_there_are_says_how_many_there_are(
+    counted: ImageInversion, arguments: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(UsageError, match=words):
+        counted.sample(**arguments)
+
+
+def test_a_class_without_an_image_is_told(tiny_target: Target) -> None:
+    with pytest.raises(RunError, match=r"no image of the classes \[1\]"):
+        ImageInversion(tiny_target, Recipe(), [], torch.rand(2, 1, 12, 12), torch.tensor([0, 2]))
+
+
+# ------------------------------------------------------------------------------------------- on disk
+
+
+@pytest.mark.usefixtures("noise")
+def test_a_run_keeps_the_images_in_8_bits_and_no_generator(tmp_path: Path, tiny_model: Path) -> None:
+    fresh = made(tiny_model, out=tmp_path, labels=[2, 0], seed=7)
+    assert not (tmp_path / "generator.safetensors").exists()
+    with Image.open(tmp_path / "samples.png") as grid:
+        assert grid.size[1] == 2 * (48 + 2) + 2
+    again = interpkit.load_inversion(tmp_path)
+    assert isinstance(again, ImageInversion)
+    for arguments in ({}, {"per_class": 2}, {"count": 5}, {"per_class": 4, "labels": [0]}):
+        (images, labels), (expected, asked) = again.sample(**arguments), fresh.sample(**arguments)
+        assert torch.equal(images, (expected * 255).round() / 255)
+        assert torch.equal(labels, asked)
+    assert again.recipe.to_toml() == fresh.recipe.to_toml()
+    assert [record.step for record in again.history] == [record.step for record in fresh.history] == [1, 3]
+    with pytest.raises(UsageError, match="class 2 has 4 images, not 5"):
+        again.sample(per_class=5)
+
+
+@pytest.mark.usefixtures("noise")
+def test_an_inversion_in_memory_is_saved_likewise(tmp_path: Path, tiny_model: Path) -> None:
+    again = interpkit.load_inversion(made(tiny_model).save(tmp_path / "run"))
+    assert len(again.sample()[0]) == 12
+
+
+@pytest.mark.usefixtures("noise")
+def test_vectors_are_kept_as_they_are_in_their_own_units(tmp_path: Path) -> None:
+    target = interpkit.wrap(nn.Linear(3, 2), (3,), input_range=[(4, 8), (-1, 1), (0, 10)])
+    fresh = made(target, out=tmp_path)
+    kept = safetensors.torch.load_file(tmp_path / "samples.safetensors")["inputs"]
+    assert kept[:, 0].min() >= 4 and kept[:, 2].max() > 1
+    again = interpkit.load_inversion(tmp_path, target=target)
+    assert torch.allclose(again.sample()[0], fresh.sample()[0], atol=1e-6)
+
+
+@pytest.mark.usefixtures("noise")
+@pytest.mark.parametrize(("classes", "per_class", "kept"), [(3, 102, 300), (11, 92, 1000), (11, 2, 22)])
+def test_a_run_keeps_no_more_than_any_other_and_says_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, classes: int, per_class: int, kept: int
+) -> None:
+    target = interpkit.wrap(nn.Sequential(nn.Flatten(), nn.Linear(16, classes)), (1, 4, 4))
+    made(target, per_class, out=tmp_path)
+    assert json.loads((tmp_path / "metrics.json").read_text())["count"] == kept
+    said = f"the run keeps {kept} of the {classes * per_class} images" in caplog.text
+    assert said is (kept < classes * per_class)
+    assert len(interpkit.load_inversion(tmp_path, target=target).sample(count=kept)[0]) == kept
+
+
+def spoil(path: Path, **changes: Tensor | None) -> None:
+    tensors = safetensors.torch.load_file(path)
+    for name, tensor in changes.items():
+        del tensors[name]
+        if tensor is not None:
+            tensors[name] = tensor
+    path.write_bytes(safetensors.torch.save(tensors))
+
+
+@pytest.mark.usefixtures("noise")
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        (lambda path: path.unlink(), r"samples.safetensors: the run was not finished. Go on by --resume"),
+        (lambda path: path.write_bytes(path.read_bytes()[:200]), "not a whole safetensors file"),
+        (lambda path: spoil(path, labels=None), "holds .*; samples of tiny are images, labels and generator"),
+        (lambda path: spoil(path, images=None), "samples of tiny are images, labels and generator"),
+        (lambda path: spoil(path, images=torch.zeros(12, 1, 4, 4, dtype=torch.uint8)), r"shape \(1, 4, 4\)"),
+        (lambda path: spoil(path, labels=torch.arange(12)), "labels 0 to 11; tiny .* has 3 classes"),
+        (lambda path: spoil(path, labels=torch.zeros(12, dtype=torch.int64)), r"no image of the classes \[1, 2\]"),
+        (lambda path: spoil(path, labels=torch.tensor(0)), "no file of samples"),
+        (lambda path: spoil(path, images=torch.zeros(12, 1, 12, 12)), "no file of samples: images torch.float32"),
+    ],
+    ids=[
+        "missing",
+        "torn",
+        "no labels",
+        "no images",
+        "other size",
+        "other labels",
+        "a class short",
+        "one label",
+        "floats",
+    ],
+)
+def test_a_spoilt_file_of_images_is_told(
+    tmp_path: Path, tiny_model: Path, fault: Callable[[Path], Any], words: str
+) -> None:
+    made(tiny_model, out=tmp_path)
+    fault(tmp_path / "samples.safetensors")
+    with pytest.raises(RunError, match=words):
+        interpkit.load_inversion(tmp_path)
+
+
+# -------------------------------------------------------------------------------------- the command line
+
+
+def cli(*arguments: str | Path) -> Any:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+@pytest.mark.usefixtures("noise")
+def test_sample_draws_from_such_a_run(tmp_path: Path, tiny_model: Path) -> None:
+    run, file = tmp_path / "run", tmp_path / "drawn.safetensors"
+    made(tiny_model, out=run)
+    assert cli("sample", run, "--out", file).exit_code == 0
+    drawn, kept = (safetensors.torch.load_file(path) for path in (file, run / "samples.safetensors"))
+    assert torch.equal(drawn["images"], kept["images"])
+    refused = cli("sample", run, "--per-class", "9", "--out", file)
+    assert refused.exit_code == 2
+    assert "class 0 has 4 images, not 9" in " ".join(refused.stderr.split())
+
+
+@pytest.mark.usefixtures("noise")
+def test_an_inverter_alone_applies_the_preset_of_its_name(
+    tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert cli("invert", tiny_model, "--inverter", "noise", "--device", "cpu").exit_code == 0
+    manifest = json.loads((tmp_path / "runs" / "tiny-noise-1" / "manifest.json").read_text())
+    assert (manifest["presets"], manifest["steps_done"], manifest["status"]) == (["noise"], 3, "finished")
+
+
+@pytest.mark.usefixtures("noise")
+def test_a_preset_or_a_file_that_is_named_is_enough(tmp_path: Path, tiny_model: Path) -> None:
+    file = tmp_path / "recipe.toml"
+    file.write_text("steps = 17\n")
+    assert prepare(tiny_model, config=file, inverter="noise").recipe.steps == 17
+    job = prepare(tiny_model, ["vecmat"], inverter="noise")
+    assert (job.presets, job.recipe.steps) == (["vecmat"], Recipe().steps)
+
+
+def test_the_default_inverter_alone_still_asks_for_a_preset(tiny_model: Path) -> None:
+    refused = cli("invert", tiny_model, "--inverter", "generator")
+    assert refused.exit_code == 2
+    assert "name a preset by --plugin NAME" in " ".join(refused.stderr.split())
+
+
+def test_an_inverter_that_needs_no_part_needs_no_preset_either(add_plugin: Add, tiny_model: Path) -> None:
+    add_plugin(Noise)
+    job = prepare(tiny_model, inverter="noise", steps=2)
+    assert (job.recipe.inverter.name, job.recipe.steps, job.presets) == ("noise", 2, [])
+    with pytest.raises(UsageError, match="name a preset by --plugin NAME"):
+        prepare(tiny_model, inverter="generator")

@@ -1,0 +1,288 @@
+"""The loop: the same seed gives the same run, the target looks at images and views once, an inversion gets there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import interpkit
+from interpkit import GeneratedBatch, InversionBatch, InversionLoss, RunError, UsageError
+from interpkit.api.invert import prepare
+from interpkit.inversion.objective import falling, look
+
+Add = Callable[..., None]
+Quick = Callable[..., dict[str, Any]]
+EXAMPLES = Path(__file__).parents[2] / "examples" / "models"
+SMALL = {"upconv.width": 16, "upconv.min_width": 16, "optimizer.lr": 0.005}
+
+
+# ------------------------------------------------------------------------------------------ acceptance
+
+
+def test_a_short_inversion_of_the_shipped_classifier_reaches_90_percent_on_fresh_samples() -> None:
+    inversion = interpkit.invert(
+        EXAMPLES / "mnist.safetensors",
+        ["vecmat"],
+        steps=120,
+        batch_size=64,
+        seed=0,
+        device="cpu",
+        precision="fp32",
+        options=SMALL,
+    )
+    images, labels = inversion.sample(per_class=30, seed=1)
+    assert images.shape == (300, 1, 28, 28)
+    assert images.min() >= 0 and images.max() <= 1
+    with torch.no_grad(), inversion.target.frozen():
+        accuracy = (inversion.target(images).argmax(1) == labels).float().mean().item()
+    assert accuracy >= 0.9
+    assert inversion.history[-1].loss < inversion.history[0].loss
+
+
+# ----------------------------------------------------------------------------------------------- seeds
+
+
+def test_the_same_seed_gives_the_same_run_and_another_seed_another(tiny_model: Path, quick: Quick) -> None:
+    one, two = (interpkit.invert(tiny_model, **quick()) for _ in range(2))
+    other = interpkit.invert(tiny_model, **quick(seed=4))
+    assert torch.equal(one.sample(per_class=2)[0], two.sample(per_class=2)[0])
+    assert [r.loss for r in one.history] == [r.loss for r in two.history]
+    assert not torch.equal(one.sample(per_class=2, seed=0)[0], other.sample(per_class=2, seed=0)[0])
+
+
+def test_a_run_depends_on_nothing_but_its_seed(tiny_model: Path, quick: Quick) -> None:
+    one = interpkit.invert(tiny_model, **quick(steps=2))
+    torch.manual_seed(1234)
+    torch.rand(7)
+    two = interpkit.invert(tiny_model, **quick(steps=2))
+    assert torch.equal(one.sample(per_class=2)[0], two.sample(per_class=2)[0])
+
+
+def test_the_generators_first_weights_are_the_seeds_matter(tiny_model: Path, quick: Quick) -> None:
+    def first_weights(seed: int) -> Tensor:
+        inversion = interpkit.invert(tiny_model, **quick(steps=1, seed=seed, options={"optimizer.lr": 1e-12}))
+        assert isinstance(inversion, interpkit.GeneratorInversion)
+        return next(p for p in inversion.generator.parameters() if p.dim() == 4)
+
+    assert torch.allclose(first_weights(3), first_weights(3))
+    assert not torch.allclose(first_weights(3), first_weights(4))
+
+
+def test_the_callers_random_state_is_left_alone(tiny_target: interpkit.Target, quick: Quick) -> None:
+    before = torch.get_rng_state()
+    inversion = interpkit.invert(tiny_target, **quick(steps=2))
+    assert torch.equal(torch.get_rng_state(), before)
+    inversion.sample(per_class=1)
+    assert torch.equal(torch.get_rng_state(), before)
+
+    def fail(step: int) -> None:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        interpkit.invert(tiny_target, on_step=fail, **quick(steps=2))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+# ------------------------------------------------------------------------------------------------- look
+
+
+class CountingTarget(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes: list[int] = []
+        self.net = interpkit.wrap(nn.Sequential(nn.Flatten(), nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3)), (1, 2, 2))
+
+    def respond(self, images: Tensor, layers: list[str]) -> interpkit.Response:
+        self.sizes.append(len(images))
+        return self.net.respond(images, layers)
+
+
+def test_the_target_looks_at_all_views_together_and_each_term_gets_its_own_slice() -> None:
+    target = CountingTarget()
+    images, a, c = torch.rand(4, 1, 2, 2), torch.rand(3, 1, 2, 2), torch.rand(8, 1, 2, 2)
+    response, views = look(target, images, {"a": a, "b": None, "c": c}, ["1"])  # type: ignore[arg-type]
+    assert target.sizes == [4, 11]
+    assert set(views) == {"a", "c"}
+    for part, shown in ((response, images), (views["a"], a), (views["c"], c)):
+        alone = target.net.respond(shown, ["1"])
+        assert torch.allclose(part.logits, alone.logits, atol=1e-6)
+        assert part.features.keys() == {"1", "3:in"}
+        for layer, features in alone.features.items():
+            assert torch.allclose(part.features[layer], features, atol=1e-6)
+
+
+def test_a_term_that_alone_asks_for_views_gets_the_whole_look_at_them() -> None:
+    target = CountingTarget()
+    a = torch.rand(3, 1, 2, 2)
+    _, views = look(target, torch.rand(4, 1, 2, 2), {"b": None, "a": a}, ["1"])  # type: ignore[arg-type]
+    assert target.sizes == [4, 3]
+    assert torch.equal(views["a"].logits, target.net.respond(a).logits)
+    assert [len(features) for features in views["a"].features.values()] == [3, 3]
+
+
+def test_the_gradient_of_a_look_reaches_its_own_images_alone() -> None:
+    target = CountingTarget()
+    shown = {name: torch.rand(2, 1, 2, 2, requires_grad=True) for name in ("images", "a", "c")}
+    response, views = look(
+        target,  # type: ignore[arg-type]
+        shown["images"],
+        {"a": shown["a"], "c": shown["c"]},
+        [],
+    )
+    for name, part in {"images": response, **views}.items():
+        gradients = torch.autograd.grad(part.logits.sum(), list(shown.values()), retain_graph=True, allow_unused=True)
+        moved = {
+            other for other, gradient in zip(shown, gradients, strict=True) if gradient is not None and gradient.any()
+        }
+        assert moved == {name}
+
+
+def test_without_views_the_target_looks_at_the_images_alone() -> None:
+    target = CountingTarget()
+    response, views = look(target, torch.rand(4, 1, 2, 2), {"a": None}, [])  # type: ignore[arg-type]
+    assert (target.sizes, views, len(response.logits)) == ([4], {}, 4)
+
+
+class Viewer(InversionLoss):
+    """Asks for two views, one darker and one lighter, and notes what it is given."""
+
+    name = "viewer"
+    seen: list[InversionBatch] = []  # noqa: RUF012, emptied by the test
+
+    def layers(self, target: interpkit.Target) -> list[str]:
+        return ["0"]
+
+    def views(self, batch: GeneratedBatch, rng: torch.Generator) -> Tensor:
+        return torch.cat([batch.images * 0.5, batch.images * 0.5 + 0.5])
+
+    def forward(self, batch: InversionBatch) -> Tensor:
+        self.seen.append(batch)
+        assert batch.view_response is not None
+        return batch.view_response.logits.square().mean()
+
+
+def test_an_inversion_lets_the_target_look_at_images_and_views_each_step_with_what_each_term_asks_for(
+    add_plugin: Add, tiny_target: interpkit.Target, quick: Quick, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add_plugin(Viewer)
+    Viewer.seen.clear()
+    looks: list[int] = []
+    respond = tiny_target.respond
+
+    def counting(images: Tensor, layers: Any = ()) -> interpkit.Response:
+        looks.append(len(images))
+        return respond(images, layers)
+
+    monkeypatch.setattr(tiny_target, "respond", counting)
+    interpkit.invert(tiny_target, **quick(steps=3, losses={"viewer": 0.5}))
+    assert looks == [8, 16] * 3
+    assert [batch.progress for batch in Viewer.seen] == pytest.approx([0, 1 / 3, 2 / 3])
+    for batch in Viewer.seen:
+        assert batch.views is not None and batch.view_response is not None
+        assert batch.images.shape == (8, 1, 12, 12) and len(batch.views) == len(batch.view_response.logits) == 16
+        assert "0" in batch.response.features and batch.target is tiny_target
+        assert batch.condition.distribution.argmax(1).equal(batch.condition.labels)
+
+
+# ------------------------------------------------------------------------------------- rate and weights
+
+
+def test_the_rate_is_whole_at_first_and_falls_linearly_to_zero_over_the_last_part() -> None:
+    assert [falling(p, 0.5) for p in (0.0, 0.25, 0.5, 0.75, 1.0)] == [1, 1, 1, 0.5, 0]
+    assert [falling(p, 0.2) for p in (0.0, 0.8, 0.9, 0.95)] == pytest.approx([1, 1, 0.5, 0.25])
+    assert [falling(p, 1.0) for p in (0.0, 0.3)] == pytest.approx([1, 0.7])
+    assert [falling(p, 0.0) for p in (0.0, 0.5, 1.0)] == [1, 1, 1]
+
+
+class Learner(InversionLoss):
+    """A term with a parameter of its own, drawn to 2."""
+
+    name = "learner"
+    made: list[Learner] = []  # noqa: RUF012, emptied by the test
+
+    def __init__(self, target: interpkit.Target, options: Any = None) -> None:
+        super().__init__(target, options)
+        self.value = nn.Parameter(torch.zeros(()))
+        self.made.append(self)
+
+    def forward(self, batch: InversionBatch) -> Tensor:
+        return (self.value - 2).square()
+
+
+def test_a_terms_own_parameters_are_trained_along(add_plugin: Add, tiny_target: interpkit.Target, quick: Quick) -> None:
+    add_plugin(Learner)
+    Learner.made.clear()
+    options = {"optimizer.lr": 0.1, "optimizer.decay": 0.0}
+    inversion = interpkit.invert(tiny_target, **quick(steps=30, losses={"learner": 1.0}, options=options))
+    assert inversion.history[0].terms["learner"] == 4.0
+    assert Learner.made[-1].value.item() == pytest.approx(2.0, abs=0.8)
+    assert inversion.history[-1].terms["learner"] < 1.0
+
+
+def test_the_loss_is_the_weighted_sum_of_the_terms(tiny_target: interpkit.Target, quick: Quick) -> None:
+    weights = {"kl": 0.5, "ce": 2.0, "cosine": 3.0}
+    for record in interpkit.invert(tiny_target, **quick(losses=weights)).history:
+        assert record.loss == pytest.approx(
+            sum(weights[name] * value for name, value in record.terms.items()), rel=1e-5
+        )
+
+
+@pytest.mark.parametrize("conditioner", ["vecmat", "label"])
+def test_only_the_classes_asked_for_are_trained(
+    add_plugin: Add, tiny_target: interpkit.Target, quick: Quick, conditioner: str
+) -> None:
+    add_plugin(Viewer)
+    Viewer.seen.clear()
+    settings = quick(steps=6, labels=[2, 0], losses={"viewer": 1.0}, conditioner=conditioner)
+    inversion = interpkit.invert(tiny_target, **settings)
+    assert {label for batch in Viewer.seen for label in batch.condition.labels.tolist()} == {0, 2}
+    assert inversion.classes == [2, 0]
+    assert inversion.sample(per_class=1)[1].tolist() == [2, 0]
+
+
+class Exploding(InversionLoss):
+    name = "exploding"
+
+    def forward(self, batch: InversionBatch) -> Tensor:
+        return batch.images.mean() * (float("inf") if batch.progress > 0.5 else 1.0)
+
+
+def test_a_term_that_turns_infinite_ends_the_run_by_name(
+    add_plugin: Add, tiny_target: interpkit.Target, quick: Quick
+) -> None:
+    add_plugin(Exploding)
+    with pytest.raises(RunError, match="the term 'exploding' turned non-finite at step 8"):
+        interpkit.invert(tiny_target, **quick(losses={"exploding": 1.0}))
+
+
+def test_an_unknown_layer_that_a_term_asks_for_ends_the_run_with_the_known_ones(
+    tiny_target: interpkit.Target, quick: Quick
+) -> None:
+    with pytest.raises(UsageError, match="no layer 'nowhere'"):
+        interpkit.invert(tiny_target, **quick(steps=1, options={"cosine.layers": ["nowhere"]}))
+
+
+def test_a_run_is_stopped_between_steps_on_request(tiny_target: interpkit.Target, quick: Quick) -> None:
+    settings = quick(steps=50)
+    job = prepare(tiny_target, settings.pop("plugins"), **settings)
+    inversion = job.run(on_step=lambda step: job.request_stop() if step == 5 else None)
+    assert inversion.steps_done == 5
+
+
+def test_a_run_asked_to_stop_before_it_began_does_one_step(tiny_target: interpkit.Target, quick: Quick) -> None:
+    settings = quick(steps=50)
+    job = prepare(tiny_target, settings.pop("plugins"), **settings)
+    job.request_stop()
+    assert job.run().steps_done == 1
+
+
+def test_bf16_and_fp32_are_obeyed_and_both_train(tiny_target: interpkit.Target, quick: Quick) -> None:
+    for precision in ("bf16", "fp32"):
+        inversion = interpkit.invert(tiny_target, **quick(steps=2, precision=precision))
+        assert inversion.recipe.precision == precision
+        assert inversion.sample(per_class=1)[0].dtype == torch.float32

@@ -1,0 +1,147 @@
+"""Files that are replaced whole, read whole, and named by what they hold."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import stat
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+
+from interpkit import RunError
+from interpkit.io.atomic import inner_folder, read_tensors, replacing, sha256, to_json, write_atomically
+
+
+@pytest.mark.parametrize("content", ["grün\n", "grün\n".encode(), ""], ids=["text", "bytes", "nothing"])
+def test_what_is_written_is_there_alone(content: str | bytes, tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    for _ in range(2):  # new, and over the old one
+        write_atomically(path, content)
+        assert path.read_bytes() == (content.encode() if isinstance(content, str) else content)
+        assert list(tmp_path.iterdir()) == [path]
+
+
+def test_the_old_file_stands_until_the_new_one_is_whole_and_on_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, seen = tmp_path / "file", []
+    path.write_text("old")
+    replace, fsync = os.replace, os.fsync
+    monkeypatch.setattr(os, "fsync", lambda handle: (seen.append(os.fstat(handle).st_ino), fsync(handle)))
+    monkeypatch.setattr(os, "replace", lambda old, new: (seen.append("renamed"), replace(old, new)))
+    with replacing(path) as temporary:
+        assert temporary.parent == tmp_path and temporary.name.startswith(".file.") and temporary.read_bytes() == b""
+        temporary.write_text("new")
+        assert path.read_text() == "old"
+        assert seen == []
+        inode = temporary.stat().st_ino
+    # The new file's content is flushed before it takes the name, and the folder's names after.
+    assert seen == [inode, "renamed", tmp_path.stat().st_ino]
+    assert path.read_text() == "new" and not temporary.exists()
+
+
+def test_two_writers_of_one_file_do_not_share_a_temporary_one(tmp_path: Path) -> None:
+    with replacing(tmp_path / "file") as one, replacing(tmp_path / "file") as other:
+        assert one != other
+        one.write_text("one")
+        other.write_text("other")
+    assert (tmp_path / "file").read_text() == "one"  # the last to end
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), ValueError("mine"), OSError("without a number")], ids=repr)
+def test_a_block_that_fails_changes_nothing_and_its_error_is_the_callers(error: BaseException, tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_text("old")
+
+    def write() -> None:
+        with replacing(path) as temporary:
+            temporary.write_text("half")
+            raise error
+
+    with pytest.raises(type(error)) as caught:
+        write()
+    assert caught.value is error
+    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_an_error_of_the_disk_names_the_place_and_not_the_temporary_file(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="No space left on device") as caught, replacing(tmp_path / "file"):
+        raise OSError(errno.ENOSPC, "No space left on device", "/somewhere/else")
+    assert (caught.value.errno, caught.value.filename) == (errno.ENOSPC, str(tmp_path / "file"))
+    with pytest.raises(FileNotFoundError) as missing:
+        write_atomically(tmp_path / "none" / "file", "x")
+    assert missing.value.filename == str(tmp_path / "none" / "file")
+
+
+def test_a_folder_that_cannot_be_flushed_and_a_leftover_that_cannot_be_removed_are_no_errors(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closed: list[int] = []
+    fsync, close = os.fsync, os.close
+
+    def refuse(handle: int) -> None:
+        if stat.S_ISDIR(os.fstat(handle).st_mode):
+            raise OSError(errno.EINVAL, "Invalid argument")
+        fsync(handle)
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    monkeypatch.setattr(os, "close", lambda handle: (closed.append(handle), close(handle)))
+    write_atomically(tmp_path / "file", "x")
+    assert (tmp_path / "file").read_text() == "x" and len(closed) == 1
+
+    def stuck(*_: Any, **__: Any) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(Path, "unlink", stuck)
+    with pytest.raises(ValueError, match="mine"), replacing(tmp_path / "file"):
+        raise ValueError("mine")
+
+
+def test_a_folder_inside_is_made_and_a_link_is_not_followed(tmp_path: Path) -> None:
+    inside = tmp_path / "a" / "b"
+    assert inner_folder(inside) == inside and inside.is_dir()
+    assert inner_folder(inside) == inside  # is there already
+    (tmp_path / "link").symlink_to(inside)
+    with pytest.raises(RunError, match=rf"link is a link to {inside}, and nothing is written through it"):
+        inner_folder(tmp_path / "link")
+
+
+def test_tensors_are_read_or_it_is_said_why_not(tmp_path: Path) -> None:
+    path = tmp_path / "samples.safetensors"
+    safetensors.torch.save_file({"a": torch.arange(3.0)}, path)
+    assert read_tensors(path)["a"].tolist() == [0, 1, 2]
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(RunError, match=r"samples.safetensors is not a whole safetensors file: .*\. Sample again\.$"):
+        read_tensors(path, torn=" Sample again.")
+    path.unlink()
+    with pytest.raises(
+        RunError, match=r"there is no .*samples.safetensors: the run was not finished. Go on by --resume"
+    ):
+        read_tensors(path)
+    os.mkfifo(path)  # which would be waited for without end
+    with pytest.raises(RunError, match=r"^mine$"):
+        read_tensors(path, missing="mine")
+
+
+def test_json_ends_with_a_newline_keeps_letters_and_has_no_nan() -> None:
+    assert to_json({"ä": [1, None]}) == '{\n  "ä": [\n    1,\n    null\n  ]\n}\n'
+    assert json.loads(to_json({"a": 1.5})) == {"a": 1.5}
+    for value in (float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="not JSON compliant"):
+            to_json(value)
+
+
+def test_a_file_is_named_by_its_content_and_a_folder_by_its_files_and_their_names(tmp_path: Path) -> None:
+    for name, content in (("b/c.txt", b"c"), ("a.txt", b"a")):
+        (tmp_path / "one" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "one" / name).write_bytes(content)
+    (tmp_path / "one" / "empty").mkdir()
+    a, c = (hashlib.sha256(text).hexdigest() for text in (b"a", b"c"))
+    assert sha256(tmp_path / "one" / "a.txt") == a
+    assert sha256(tmp_path / "one") == hashlib.sha256(f"a.txt\0{a}\nb/c.txt\0{c}\n".encode()).hexdigest()

@@ -1,0 +1,332 @@
+"""Reference data, read from what people have: each layout to the same images, and each fault told by its name."""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from interpkit import LabelledImages, UsageError
+from interpkit.io.datasets import checked, load_data, read_picture
+
+GREY, COLOUR, VECTOR = (1, 4, 6), (3, 4, 6), (5,)
+NAMES = ("cat", "dog", "7")
+
+
+def numbers(*shape: int) -> np.ndarray:
+    """Return 8-bit numbers that are all different as far as 8 bits go."""
+    return np.arange(np.prod(shape)).reshape(shape).astype(np.uint8)
+
+
+def saved(path: Path, **arrays: Any) -> str:
+    np.savez(path, **arrays)
+    return str(path)
+
+
+def refused(spec: str | Path, words: str, shape: tuple[int, ...] = GREY, names: tuple[str, ...] = ()) -> None:
+    with pytest.raises(UsageError, match=words):
+        load_data(str(spec), shape, names)
+
+
+def picture(path: Path, pixels: np.ndarray) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+# ------------------------------------------------------------------------------------------------------- .npz
+
+
+def test_the_split_that_is_named_is_read_and_the_test_split_if_none_is(tmp_path: Path) -> None:
+    test, train = np.zeros((2, *GREY), np.uint8), np.full((3, *GREY), 255, np.uint8)
+    spec = saved(tmp_path / "both.npz", x_test=test, y_test=[0, 1], x_train=train, y_train=[2, 1, 0])
+    assert load_data(spec, GREY).labels.tolist() == load_data(f"{spec}:test", GREY).labels.tolist() == [0, 1]
+    found = load_data(f"{spec}:train", GREY)
+    assert found.labels.tolist() == [2, 1, 0] and (found.images == 1).all()
+    refused(
+        f"{spec}:valid", r"has x_test, y_test, x_train, y_train; it needs x_valid and y_valid, or images and labels"
+    )
+
+
+def test_images_and_labels_are_read_where_there_is_no_split(tmp_path: Path) -> None:
+    spec = saved(tmp_path / "data.npz", images=numbers(2, *GREY), labels=[1, 0])
+    assert load_data(spec, GREY).labels.tolist() == load_data(f"{spec}:train", GREY).labels.tolist() == [1, 0]
+
+
+@pytest.mark.parametrize(
+    ("stored", "shape"),
+    [
+        (lambda x: x, COLOUR),
+        (lambda x: x.transpose(0, 2, 3, 1), COLOUR),
+        (lambda x: x, GREY),
+        (lambda x: x.transpose(0, 2, 3, 1), GREY),
+        (lambda x: x[:, 0], GREY),
+        (lambda x: np.asfortranarray(x), COLOUR),
+        (lambda x: x, VECTOR),
+    ],
+    ids=["CHW", "HWC", "grey", "grey HWC", "grey HW", "column by column", "vectors"],
+)
+def test_each_layout_is_read_as_the_classifier_takes_it(
+    stored: Callable[[np.ndarray], np.ndarray], shape: tuple[int, ...], tmp_path: Path
+) -> None:
+    given = numbers(2, *shape)
+    data = load_data(saved(tmp_path / "data.npz", images=stored(given), labels=np.array([0, 1], np.int16)), shape)
+    expected = torch.from_numpy(given.copy()).float() / (255 if len(shape) == 3 else 1)
+    assert torch.equal(data.images, expected)
+    assert data.images.dtype == torch.float32 and data.labels.dtype == torch.int64
+
+
+def test_an_image_that_could_be_either_layout_is_taken_as_it_stands(tmp_path: Path) -> None:
+    given = numbers(1, 3, 3, 3)
+    data = load_data(saved(tmp_path / "data.npz", images=given, labels=[0]), (3, 3, 3))
+    assert torch.equal(data.images, torch.from_numpy(given) / 255)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "words"),
+    [
+        ({"images": numbers(2, 4, 5), "labels": [0, 1]}, r"images of shape \(1, 4, 5\); .* takes \(1, 4, 6\)"),
+        ({"images": numbers(2, 5), "labels": [0, 1]}, r"images of shape \(5,\)"),
+        ({"images": numbers(2, 4, 6), "labels": [0]}, r"label for each of its 2 images, not int64 \(1,\)"),
+        ({"images": numbers(2, 4, 6), "labels": [[0], [1]]}, r"not int64 \(2, 1\)"),
+        ({"images": numbers(2, 4, 6), "labels": [0.0, 1.0]}, "not float64"),
+        ({"images": numbers(0, 4, 6), "labels": np.zeros(0, int)}, "each of its 0 images"),
+        ({"images": numbers(2, 4, 6) * 1j, "labels": [0, 1]}, "complex128, which are no numbers of an image"),
+        ({"images": np.full((2, 4, 6), "a"), "labels": [0, 1]}, "are no numbers of an image"),
+        ({"images": np.full((2, 4, 6), 1.5), "labels": [0, 1]}, r"images from 1.5 to 1.5: give them as uint8"),
+        ({"images": np.full((2, 4, 6), -0.5), "labels": [0, 1]}, r"images from -0.5"),
+        ({"images": np.full((2, 4, 6), np.nan), "labels": [0, 1]}, "from nan to nan"),
+        ({"images": np.full((2, 4, 6), 1e300), "labels": [0, 1]}, "from inf to inf"),
+        ({"images": np.array([{}] * 2, object), "labels": [0, 1]}, "images.npy says that it is object"),
+        ({"images": numbers(2, 4, 6), "labels": [0, 3]}, "the label 3; the classifier's are 0 to 2"),
+        ({"images": numbers(2, 4, 6), "labels": [0, -1]}, "the label -1"),
+        ({"picture": numbers(2, 4, 6), "labels": [0, 1]}, "has picture, labels; it needs x_test and y_test"),
+    ],
+    ids=str,
+)
+def test_arrays_that_do_not_fit_are_refused_with_what_was_seen(
+    arrays: dict[str, Any], words: str, tmp_path: Path
+) -> None:
+    refused(saved(tmp_path / "data.npz", **arrays), words, names=NAMES)
+
+
+def test_vectors_may_hold_any_finite_number(tmp_path: Path) -> None:
+    given = np.array([[-4.0, 3e9, 0, 1, 2]] * 2)
+    assert torch.equal(
+        load_data(saved(tmp_path / "a.npz", images=given, labels=[0, 1]), VECTOR).images,
+        torch.from_numpy(given).float(),
+    )
+    given[1, 2] = np.inf
+    refused(saved(tmp_path / "b.npz", images=given, labels=[0, 1]), "values that are not finite", VECTOR)
+
+
+def test_a_value_a_little_past_the_range_is_that_of_rounding(tmp_path: Path) -> None:
+    for value, fits in ((1.0009, True), (-0.0009, True), (1.002, False), (-0.002, False)):
+        spec = saved(tmp_path / "data.npz", images=np.full((1, 4, 6), value), labels=[0])
+        if fits:
+            assert load_data(spec, GREY).images.max().item() == pytest.approx(value)
+        else:
+            refused(spec, "as float in")
+
+
+def test_what_is_no_reference_data_is_told_and_so_is_a_file_that_is_not_there(tmp_path: Path) -> None:
+    for spec in ("", "nothing", "data.txt", tmp_path / "none"):
+        refused(spec, "is no reference data: give an .npz, a folder with a folder a class, or torchvision:NAME")
+    refused(tmp_path / "none.npz", "there is no file .*none.npz")
+    (tmp_path / "text.npz").write_text("text")
+    refused(tmp_path / "text.npz", r"text.npz is no whole .npz: write one by numpy.savez\('text.npz'")
+
+
+def test_an_array_whose_header_lies_is_refused_before_memory_is_taken_for_it(tmp_path: Path) -> None:
+    whole = saved(tmp_path / "whole.npz", images=numbers(2, 4, 6), labels=[0, 1])
+    for number, (said, instead) in enumerate([("(2, 4, 6)", "(9, 4, 6)"), ("|u1", "<u8"), ("(2, 4, 6)", "(-2,4,-6)")]):
+        with zipfile.ZipFile(whole) as archive, zipfile.ZipFile(tmp_path / f"{number}.npz", "w") as other:
+            for name in archive.namelist():
+                content = archive.read(name)
+                other.writestr(name, content.replace(said.encode(), instead.encode()) if "images" in name else content)
+        refused(tmp_path / f"{number}.npz", r"images.npy says that it is .*, and holds something else")
+
+
+def test_a_decompression_bomb_is_not_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    np.savez_compressed(tmp_path / "bomb.npz", images=np.zeros((500, 4, 6), np.uint8), labels=np.zeros(500, int))
+    spec = str(tmp_path / "bomb.npz")
+    assert len(load_data(spec, GREY).images) == 500  # as small as it is, no harm is done
+    monkeypatch.setattr("interpkit.io.datasets.BOMB_RATIO", 20)
+    monkeypatch.setattr("interpkit.io.datasets.BOMB_BYTES", 12_128)
+    assert len(load_data(spec, GREY).images) == 500
+    monkeypatch.setattr("interpkit.io.datasets.BOMB_BYTES", 12_127)
+    refused(spec, r"unpacks \d+ bytes to 12,128, as a decompression bomb does")
+    monkeypatch.setattr("interpkit.io.datasets.BOMB_RATIO", 1000)
+    assert len(load_data(spec, GREY).images) == 500
+
+
+@pytest.mark.parametrize(("limit", "most"), [("MAX_BYTES", 128 + 48), ("MAX_NUMBERS", 48)])
+def test_more_than_fits_into_memory_is_refused(
+    limit: str, most: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = saved(tmp_path / "data.npz", images=numbers(2, 4, 6), labels=np.zeros(2, np.uint8))
+    monkeypatch.setattr(f"interpkit.io.datasets.{limit}", most)
+    assert len(load_data(spec, GREY).images) == 2
+    monkeypatch.setattr(f"interpkit.io.datasets.{limit}", most - 1)
+    refused(spec, "more images than are read into memory")
+
+
+# ---------------------------------------------------------------------------------------------------- folders
+
+
+def test_a_folder_of_classes_is_read_in_order_by_name_and_by_number(tmp_path: Path) -> None:
+    pixels = {"dog/b.PNG": 3, "dog/a.png": 2, "7/c.bmp": 9, "1/d.tif": 5, "cat/e.webp": 0}
+    for name, value in pixels.items():
+        picture(tmp_path / name, np.full((4, 6), value * 20, np.uint8))
+    (tmp_path / "cat" / "notes.txt").write_text("not a picture")
+    (tmp_path / "labels.csv").write_text("nor a class")
+    data = load_data(str(tmp_path), GREY, NAMES)
+    # A folder named 7 is that of the class of this name, the third; one named 1 is the second.
+    assert data.labels.tolist() == [1, 2, 0, 1, 1]
+    assert torch.equal(data.images[:, 0, 0, 0] * 255, torch.tensor([100.0, 180, 0, 40, 60]))
+
+
+def test_pictures_are_made_grey_or_coloured_as_the_classifier_takes_them(tmp_path: Path) -> None:
+    red = np.zeros((4, 6, 3), np.uint8)
+    red[..., 0] = 200
+    path = picture(tmp_path / "0" / "red.png", red)
+    assert np.array_equal(read_picture(path, COLOUR), red)
+    assert read_picture(path, GREY).shape == (4, 6) and set(read_picture(path, GREY).flat) == {60}  # 0.299 x 200
+    assert load_data(str(tmp_path), COLOUR).images[0, :, 0, 0].tolist() == pytest.approx([200 / 255, 0, 0])
+
+
+def test_folders_that_do_not_fit_are_refused_with_what_was_seen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "empty").mkdir()
+    refused(tmp_path / "empty", "empty has no images in it: it needs a folder a class")
+    picture(tmp_path / "unknown" / "bird" / "a.png", numbers(4, 6))
+    refused(tmp_path / "unknown", "bird: no class is named so. Classes: cat, dog, 7", names=NAMES)
+    picture(tmp_path / "wide" / "0" / "a.png", numbers(4, 7))
+    refused(tmp_path / "wide", "a.png is 7 x 4 pixels; the classifier takes 6 x 4, 1 channels")
+    refused(tmp_path / "wide", "is a picture, and the classifier takes .*: give an .npz", VECTOR)
+    refused(tmp_path / "wide", "is a picture, and the classifier takes", (2, 4, 7))
+    (tmp_path / "text" / "0").mkdir(parents=True)
+    (tmp_path / "text" / "0" / "a.png").write_text("text")
+    refused(tmp_path / "text", "a.png is no image that can be read")
+    os.mkfifo(tmp_path / "empty" / "pipe.png")
+    with pytest.raises(UsageError, match="there is no file"):
+        read_picture(tmp_path / "empty" / "pipe.png", GREY)
+    for number in range(2):
+        picture(tmp_path / "many" / str(number) / "a.png", numbers(4, 6))
+    monkeypatch.setattr("interpkit.io.datasets.MAX_NUMBERS", 48)
+    assert len(load_data(str(tmp_path / "many"), GREY).images) == 2
+    monkeypatch.setattr("interpkit.io.datasets.MAX_NUMBERS", 47)
+    refused(tmp_path / "many", "many has more images than are read into memory")
+
+
+def test_a_picture_in_a_format_that_its_name_does_not_say_is_read_only_if_it_is_a_usual_one(tmp_path: Path) -> None:
+    Image.fromarray(numbers(4, 6)).save(tmp_path / "a.png", format="BMP")
+    assert np.array_equal(read_picture(tmp_path / "a.png", GREY), numbers(4, 6))
+    Image.fromarray(numbers(4, 6)).save(tmp_path / "b.png", format="PPM")
+    with pytest.raises(UsageError, match="is no image that can be read"):
+        read_picture(tmp_path / "b.png", GREY)
+
+
+# ------------------------------------------------------------------------------------------------ torchvision
+
+
+@pytest.fixture
+def downloads(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
+    """Put data sets of a few images in place of torchvision's, and return what is asked of them."""
+    import torchvision
+
+    asked: list[tuple[Any, ...]] = []
+
+    def mnist(root: str, train: bool, download: bool) -> Any:
+        asked.append(("MNIST", root, train, download))
+        return SimpleNamespace(data=torch.from_numpy(numbers(2, 4, 6)), targets=torch.tensor([1, 0]))
+
+    def cifar(root: str, train: bool, download: bool) -> Any:
+        asked.append(("CIFAR10", root, train, download))
+        return SimpleNamespace(data=numbers(2, 3, 4, 6).transpose(0, 2, 3, 1), targets=[1, 0])
+
+    def svhn(root: str, split: str, download: bool) -> Any:
+        asked.append(("SVHN", root, split, download))
+        return SimpleNamespace(data=numbers(2, 3, 4, 6), labels=np.array([1, 0]))
+
+    for name, make in (("MNIST", mnist), ("CIFAR10", cifar), ("SVHN", svhn)):
+        monkeypatch.setattr(torchvision.datasets, name, make)
+    return asked
+
+
+@pytest.mark.parametrize(
+    ("spec", "asked", "shape"),
+    [
+        ("MNIST", ("MNIST", "data", False, True), GREY),
+        ("mnist:test", ("MNIST", "data", False, True), GREY),
+        ("mnist:train", ("MNIST", "data", True, True), GREY),
+        ("Cifar10", ("CIFAR10", "data", False, True), COLOUR),
+        ("svhn", ("SVHN", "data", "test", True), COLOUR),
+        ("SVHN:train", ("SVHN", "data", "train", True), COLOUR),
+    ],
+    ids=str,
+)
+def test_a_data_set_of_torchvision_is_asked_for_and_put_into_form(
+    spec: str, asked: tuple[Any, ...], shape: tuple[int, ...], downloads: list[tuple[Any, ...]]
+) -> None:
+    data = load_data(f"torchvision:{spec}", shape)
+    assert downloads == [asked]
+    assert torch.equal(data.images, torch.from_numpy(numbers(2, *shape)) / 255)
+    assert data.labels.tolist() == [1, 0]
+
+
+def test_a_data_set_that_is_not_known_or_a_split_is_refused(downloads: list[tuple[Any, ...]]) -> None:
+    refused("torchvision:", "torchvision: is none of MNIST, FashionMNIST, KMNIST, CIFAR10, CIFAR100, SVHN")
+    refused("torchvision:ImageNet", "torchvision:ImageNet is none of")
+    refused("torchvision:mnist:valid", "torchvision:mnist:valid: the split is train or test")
+    assert downloads == []
+
+
+@pytest.mark.parametrize("name", ["MNIST", "SVHN"])
+@pytest.mark.parametrize("error", [OSError("no network"), RuntimeError("File not found or corrupted")], ids=str)
+def test_a_download_that_fails_is_told(name: str, error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torchvision
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(torchvision.datasets, name, fail)
+    refused(f"torchvision:{name}", f"torchvision:{name} cannot be downloaded: {error}", COLOUR)
+
+
+# ------------------------------------------------------------------------------------------------ in memory
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "words"),
+    [
+        (torch.zeros(2, 1, 4, 6), torch.zeros(3).long(), r"mine has \(2, 1, 4, 6\) images and \(3,\) labels"),
+        (torch.zeros(2, 1, 4, 5), torch.zeros(2).long(), "the classifier takes images of"),
+        (torch.zeros(0, 1, 4, 6), torch.zeros(0).long(), "each with a label"),
+        (torch.zeros(2, 1, 4, 6).double(), torch.zeros(2).long(), "images of torch.float64 and labels of torch.int64"),
+        (torch.zeros(2, 1, 4, 6), torch.zeros(2), "labels of torch.float32: float32 and int64 it is"),
+        (torch.full((2, 1, 4, 6), torch.nan), torch.zeros(2).long(), "from nan to nan"),
+        (torch.zeros(2, 1, 4, 6), torch.tensor([0, 3]), "mine has the label 3; the classifier's are 0 to 2"),
+    ],
+    ids=["labels", "size", "empty", "double", "float labels", "nan", "unknown class"],
+)
+def test_images_in_memory_that_do_not_fit_are_refused(images: Tensor, labels: Tensor, words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        checked(LabelledImages(images, labels), "mine", GREY, NAMES)
+
+
+def test_images_in_memory_that_fit_come_back_as_they_are() -> None:
+    data = LabelledImages(torch.rand(2, *GREY), torch.tensor([2, 0]))
+    assert checked(data, "mine", GREY, NAMES) is data
+    unnamed = LabelledImages(data.images, torch.tensor([-5, 99]))
+    assert checked(unnamed, "mine", GREY) is unnamed  # whose classes nobody knows

@@ -1,0 +1,45 @@
+"""What `interpkit.runtime.devices` decides by the machine alone."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from interpkit.runtime.devices import keep_freed_memory
+
+GLIBC = platform.libc_ver()[0] == "glibc"
+KEPT = """
+import pathlib, torch
+from interpkit.devices import keep_freed_memory
+
+def taken():
+    many = [torch.ones(4 << 20, dtype=torch.uint8) for _ in range(50)]
+    del many
+    return int(pathlib.Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+before = taken()
+assert keep_freed_memory(torch.device("cpu"))
+assert taken() - before > 150 << 20
+"""
+
+
+def unset() -> dict[str, str]:
+    """Return the environment without what decides of memory."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
+
+
+@pytest.mark.skipif(not GLIBC, reason="another C library")
+def test_memory_that_was_freed_stays_with_the_process():
+    done = subprocess.run([sys.executable, "-c", KEPT], env=unset(), capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_memory_is_left_alone_where_the_user_decides_or_there_is_a_device(monkeypatch: pytest.MonkeyPatch):
+    assert not keep_freed_memory(torch.device("cuda"))
+    monkeypatch.setenv("MALLOC_ARENA_MAX", "2")
+    assert not keep_freed_memory(torch.device("cpu"))

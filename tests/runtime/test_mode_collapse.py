@@ -1,0 +1,227 @@
+"""Classes that collapse are told of while the run goes, each once, and no other is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import interpkit
+from interpkit import Condition, ConditionSpec, Generator, Recorder
+from interpkit.api.invert import prepare
+from interpkit.runs.folder import Run
+from interpkit.runtime.mode_collapse import NEVER_HIT, ONE_PICTURE, Collapse, directions
+
+Quick = Callable[..., dict[str, Any]]
+
+
+def looked(
+    images: Tensor, labels: Tensor, right: Tensor | bool = True, times: int = 5, classes: int = 3
+) -> dict[str, list[int]]:
+    """Return what is told after some looks at the same images."""
+    collapse = Collapse(classes)
+    for _ in range(times):
+        collapse.look(images, labels, torch.as_tensor(right).expand(len(labels)))
+    return collapse.judge(50)
+
+
+def batch(count: int = 24) -> tuple[Tensor, Tensor]:
+    return torch.rand(count, 1, 28, 28), torch.arange(count) % 3
+
+
+# ----------------------------------------------------------------------------------------- one picture
+
+
+def test_a_class_whose_images_are_one_is_told() -> None:
+    images, labels = batch()
+    images[labels == 1] = images[1].clone()
+    assert looked(images, labels) == {ONE_PICTURE: [1]}
+
+
+def test_noise_and_brightness_make_no_other_picture() -> None:
+    images, labels = batch()
+    picture = torch.zeros(1, 28, 28)
+    picture[:, 6:20, 10:14] = 0.5
+    images[labels == 2] = picture + 0.1 * torch.rand(8, 1, 28, 28) + torch.linspace(0, 0.3, 8)[:, None, None, None]
+    assert looked(images, labels) == {ONE_PICTURE: [2]}
+
+
+def test_flat_images_are_one_picture_whatever_noise_nobody_sees() -> None:
+    images, labels = batch()
+    images[labels == 0] = 1 - 0.001 * torch.rand(8, 1, 28, 28)
+    assert looked(images, labels) == {ONE_PICTURE: [0]}
+
+
+def test_textures_that_are_grey_from_afar_are_several_pictures() -> None:
+    """Their pooled pictures have a cosine of 0.99 and more, the measure of duplicates in metrics.json."""
+    images, labels = batch()
+    pooled = torch.nn.functional.avg_pool2d(images, 4).flatten(1)
+    assert torch.nn.functional.cosine_similarity(pooled[0], pooled[3], 0) > 0.95
+    assert looked(images, labels) == {}
+
+
+def test_drawings_on_one_ground_are_several_pictures() -> None:
+    images, labels = torch.zeros(24, 1, 28, 28), torch.arange(24) % 3
+    for i, image in enumerate(images):
+        image[:, 4:24, 8 + i // 3 : 11 + i // 3] = 1  # a stroke a pixel further right each time
+    assert looked(images, labels) == {}
+
+
+def test_images_of_two_steps_are_not_held_against_each_other() -> None:
+    """An inverter may move one image a class: it is not one picture because it stands still."""
+    assert looked(torch.rand(3, 1, 28, 28), torch.arange(3), times=50) == {}
+
+
+def test_the_mean_cosine_is_that_of_all_pairs_of_a_class() -> None:
+    images, labels = batch(30)
+    collapse = Collapse(3)
+    collapse.look(images, labels, labels == 0)
+    asked, hits, pairs, cosines = collapse.state()["seen"]
+    assert asked.tolist() == [10, 10, 10] and hits.tolist() == [10, 0, 0] and pairs.tolist() == [90] * 3
+    units = directions(images)
+    for label in range(3):
+        gram = units[labels == label] @ units[labels == label].T
+        assert cosines[label].item() == pytest.approx((gram.sum() - gram.trace()).item(), rel=1e-4)
+
+
+def test_vectors_of_few_numbers_are_alike_by_nature() -> None:
+    assert looked(torch.full((24, 4), 0.5), torch.arange(24) % 3) == {}
+
+
+def test_large_images_are_pooled_to_few_numbers() -> None:
+    assert directions(torch.rand(2, 3, 224, 200)).shape == (2, 3 * 16 * 16 + 1)
+    assert directions(torch.rand(2, 1, 8, 28)).shape == (2, 8 * 7 + 1)
+
+
+# ------------------------------------------------------------------------------------------- never hit
+
+
+def test_a_class_that_the_target_never_gives_is_told_once_there_were_enough_images() -> None:
+    images, labels = batch()
+    assert looked(images, labels, labels != 2, times=6) == {}  # 48 images
+    assert looked(images, labels, labels != 2, times=7) == {NEVER_HIT: [2]}
+
+
+def test_one_hit_is_enough() -> None:
+    images, labels = batch()
+    collapse = Collapse(3)
+    for step in range(20):
+        collapse.look(images, labels, (labels != 2) | (torch.arange(24) == 23) & (step == 0))
+    assert collapse.judge(50) == {}
+
+
+def test_a_class_is_told_once_and_judged_anew_each_time() -> None:
+    images, labels = batch()
+    collapse = Collapse(3)
+    told = []
+    for never in (-1, 1, 1, 2):
+        for _ in range(10):
+            collapse.look(images, labels, labels != never)
+        told.append(collapse.judge(50))
+    assert told == [{}, {NEVER_HIT: [1]}, {}, {NEVER_HIT: [2]}]
+
+
+def test_classes_that_are_rare_are_judged_later() -> None:
+    """With more classes than images a step, what was seen adds up."""
+    collapse, told = Collapse(1000), []
+    for step in range(1, 61):
+        collapse.look(torch.rand(2, 1, 28, 28), torch.tensor([7, 7]), torch.tensor([False, False]))
+        told += [(step, what) for what in collapse.judge(step)]
+    assert told == [(25, NEVER_HIT)]
+
+
+# --------------------------------------------------------------------------------------------- in a run
+
+
+class OnePicture(Generator):
+    """Draws class 1 without regard to its latent, and the others from theirs."""
+
+    name = "one_picture"
+    latent_dim = 16
+
+    def __init__(self, spec: ConditionSpec, input_shape: tuple[int, ...], options: Any = None) -> None:
+        super().__init__(spec, input_shape, options)
+        self.map = torch.nn.Linear(16, 144)
+
+    def forward(self, latent: Tensor, condition: Condition) -> Tensor:
+        ignored = (condition.labels == 1)[:, None]
+        free = torch.sigmoid(3 * self.map(latent))
+        fixed = torch.linspace(0, 1, 144) + 0 * free
+        return torch.where(ignored, fixed, free).view(-1, 1, 12, 12)
+
+
+def settings(quick: Quick, **changes: Any) -> dict[str, Any]:
+    options = {"sampling.chunk": 100}
+    found = quick(steps=100, batch_size=24, generator="one_picture", **changes)
+    return found | {"options": options}
+
+
+def test_a_generator_that_ignores_its_latent_for_a_class_is_told_while_it_trains(
+    add_plugin: Callable[..., None],
+    tiny_target: interpkit.Target,
+    quick: Quick,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    add_plugin(OnePicture)
+    told_at: list[int] = []
+    interpkit.invert(
+        tiny_target,
+        out=tmp_path,
+        on_step=lambda step: told_at.append(step) if "one picture" in caplog.text else None,
+        **settings(quick),
+    )
+    pictures = [message for message in caplog.messages if "one picture" in message]
+    assert len(pictures) == 1
+    assert pictures[0].startswith(
+        "at step 50 the images of 1 of 3 classes (class 1) are one picture each: try more weight"
+    )
+    assert told_at[0] == 51
+    collapsed = Run.open(tmp_path).manifest()["collapsed"]
+    assert {"label": 1, "name": "class 1", "what": ONE_PICTURE, "step": 50} in collapsed
+    assert [row["label"] for row in collapsed if row["what"] == ONE_PICTURE] == [1]
+
+
+def test_a_resumed_run_does_not_tell_it_again(
+    add_plugin: Callable[..., None],
+    tiny_target: interpkit.Target,
+    quick: Quick,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    add_plugin(OnePicture)
+    changes = settings(quick)
+    job = prepare(tiny_target, changes.pop("plugins"), **changes)
+    job.run(out=tmp_path, on_step=lambda step: job.request_stop() if step == 65 else None)
+    before = Run.open(tmp_path).manifest()["collapsed"]
+    assert "one picture" in caplog.text
+    caplog.clear()
+    interpkit.invert(tiny_target, ["vecmat"], out=tmp_path, resume=True, **changes)
+    assert "one picture" not in caplog.text
+    assert Run.open(tmp_path).manifest()["collapsed"][: len(before)] == before
+
+
+def test_most_classes_at_once_are_told_with_the_rate_as_a_likely_cause(caplog: pytest.LogCaptureFixture) -> None:
+    recorder = Recorder(100, class_names=["a", "b"])
+    labels = torch.arange(16) % 2
+    for step in range(1, 101):
+        logits = torch.eye(2)[labels] if step < 70 else torch.eye(2)[torch.zeros(16, dtype=torch.long)]
+        loss = torch.tensor(1.0)
+        recorder.step(step, loss, {"ce": loss}, torch.ones(16, 1, 12, 12), logits, labels)
+    assert caplog.messages == [
+        "at step 50 the images of 2 of 2 classes (a, b) are one picture each: try a lower rate, more weight on a term "
+        "for variety, or --plugin training-like over the recipe"
+    ]
+
+
+def test_nothing_is_said_in_the_first_part_of_a_run(caplog: pytest.LogCaptureFixture) -> None:
+    recorder = Recorder(1000, class_names=["a", "b"])
+    labels = torch.arange(16) % 2
+    for step in range(1, 400):
+        loss = torch.tensor(1.0)
+        recorder.step(step, loss, {"ce": loss}, torch.ones(16, 1, 12, 12), torch.eye(2)[1 - labels], labels)
+    assert not caplog.messages
