@@ -1,4 +1,4 @@
-"""TODO api.evaluate."""
+"""`evaluate`: measure the samples of an inversion or a run with the metrics of all plugins."""
 
 from __future__ import annotations
 

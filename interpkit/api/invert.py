@@ -1,4 +1,4 @@
-"""`invert` and `load_inversion`: what the command line does, from Python."""
+"""`invert`: compose the recipe, load the target, train, and write the run folder."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from interpkit.api.finish import finish
 from interpkit.config.recipe import Layer, PluginFile, Recipe, compose, read_toml, validated
 from interpkit.errors import InterpkitError, PluginError, RunError, UsageError, listed, told
 from interpkit.interfaces import contracts
@@ -308,7 +309,7 @@ class Job:
                 with self._failing(run):
                     if self.profile is not None:
                         write_atomically(run / "profile.json", to_json(self.profile.to_json()))
-                    run.finish(inversion)
+                    finish(run, inversion)
         if first:
             self.plugins.call("inversion_finished", inversion=inversion)
         return inversion

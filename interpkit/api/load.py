@@ -1,4 +1,4 @@
-"""TODO api.load."""
+"""`load_inversion`: open a run folder from Python."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TODO attribution.evidence."""
+"""Class evidence: the mean attribution map of a class, and how far two of them agree."""
 
 from __future__ import annotations
 

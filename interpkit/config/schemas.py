@@ -1,4 +1,4 @@
-"""What a run's JSON files hold, as far as interpkit reads them; whoever wrote them need not have been interpkit."""
+"""What a run's JSON files hold, as far as interpkit reads them; another program may have written them."""
 
 from __future__ import annotations
 

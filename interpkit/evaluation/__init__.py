@@ -1,1 +1,1 @@
-"""TODO evaluation."""
+"""Measuring samples: the target's own scores, the metrics of plugins, and warnings."""

@@ -1,4 +1,4 @@
-"""`evaluate`: measure the samples of an inversion or a run by the metrics of all plugins."""
+"""Measure samples with the metrics of all plugins."""
 
 from __future__ import annotations
 

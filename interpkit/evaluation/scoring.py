@@ -30,6 +30,15 @@ def draw_samples(inversion: Inversion, **sampling: Any) -> Samples:
     return judge(inversion, inversion.draw(**sampling))
 
 
+def sample_size(inversion: Inversion) -> dict[str, Any]:
+    """Return how many samples a run keeps: 100 per class; of more than 10 classes 1,000 in all."""
+    classes, there = len(inversion.classes), inversion.images_per_class
+    if classes <= 10:
+        return {"per_class": 100 if there is None else min(100, there)}
+    most = max(1000, classes)
+    return {"count": most if there is None else min(most, there * classes)}
+
+
 def judge(inversion: Inversion, draw: Draw) -> Samples:
     """Let the target judge images in [0, 1] after rounding them to 8 bits (vectors are not rounded)."""
     images = draw.images

@@ -1,4 +1,4 @@
-"""TODO evaluation.statistics."""
+"""Confidence intervals."""
 
 from __future__ import annotations
 

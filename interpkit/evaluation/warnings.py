@@ -1,4 +1,4 @@
-"""TODO evaluation.warnings."""
+"""What a reader of metrics.json should not miss."""
 
 from __future__ import annotations
 

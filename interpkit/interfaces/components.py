@@ -12,12 +12,9 @@ place of C x H x W.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import pydantic
-
-if TYPE_CHECKING:
-    pass
 
 INTERFACE_VERSION = 1
 
@@ -40,16 +37,11 @@ class Component:
     """Checks of `interpkit.testing` that it does not keep on purpose, each with the reason."""
 
 
-# ---------------------------------------------------------------------------------------- conditions
+def register_owner(cls: type, kind: str, name: str, plugin: str) -> None:
+    """Note on a class who registered it and as what, so that messages can name them."""
+    cls._interpkit_owner = (kind, name, plugin)  # type: ignore[attr-defined]
 
 
-# ------------------------------------------------------------------------------------------- targets
-
-
-# -------------------------------------------------------------------------------------------- losses
-
-
-# ----------------------------------------------------------------------------------------- inverters
-
-
-# ----------------------------------------------------------------------------------- classifier files
+def owner_of(cls: type) -> tuple[str, str, str] | None:
+    """Return kind, name and plugin of a registered class; None if that very class was not registered."""
+    return vars(cls).get("_interpkit_owner")

@@ -16,36 +16,52 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from interpkit.config.recipe import Preset
 from interpkit.errors import InterpkitError, PluginError, told
 from interpkit.interfaces.attributions import Attribution, AttributionContext
+from interpkit.interfaces.components import owner_of
 from interpkit.interfaces.generation import Condition, Conditioner, ConditionSpec, Generator
+from interpkit.interfaces.inversions import Inversion
 from interpkit.interfaces.inverters import Inverter, Parts
-from interpkit.interfaces.loaders import Loader
+from interpkit.interfaces.loaders import Architectures, Loader
 from interpkit.interfaces.losses import GeneratedBatch, InversionBatch, InversionLoss
+from interpkit.interfaces.metrics import Metric
 from interpkit.interfaces.targets import Target
-from interpkit.inversion.ensemble import Ensemble
 from interpkit.runtime.devices import is_out_of_memory
 
 if TYPE_CHECKING:
     from interpkit.config.recipe import Recipe, TargetOptions
-    from interpkit.interfaces.inversions import Inversion
     from interpkit.runtime.recorder import Recorder
+
+
+KINDS: dict[str, type] = {
+    "conditioner": Conditioner,
+    "generator": Generator,
+    "loss": InversionLoss,
+    "inverter": Inverter,
+    "metric": Metric,
+    "attribution": Attribution,
+    "loader": Loader,
+    "architectures": Architectures,
+    "preset": Preset,
+}
+"""What a plugin can register; the base class tells the kind."""
+
+
+def kind_of(cls: type) -> str | None:
+    """Return the kind of a class by its base; None if it has none."""
+    return next((kind for kind, base in KINDS.items() if issubclass(cls, base)), None)
 
 
 def described(component: object) -> str:
     """Return what a component, or its class, is and whose: ``the loss 'tv' of the plugin 'losses'``."""
-    from interpkit.plugins.discovery import installed
-    from interpkit.plugins.registry import KINDS
-
-    if isinstance(component, Ensemble):
-        component = component.members[0]
+    component = getattr(component, "responsible", component)
     cls = component if inspect.isclass(component) else type(component)
-    # a component's class is registered, but of a loader an instance
-    entry = next((entry for entry in installed().registry.entries() if entry.item in (cls, component)), None)
-    if entry is not None:
-        return f"the {entry.kind} {entry.name!r} of the plugin {entry.owner!r}"
-    kind = next((kind for kind, base in KINDS.items() if issubclass(cls, base)), "object")
-    return f"the {kind} {getattr(cls, 'name', '')!r} ({cls.__module__}.{cls.__qualname__})"
+    owner = owner_of(cls)
+    if owner is not None:
+        kind, name, plugin = owner
+        return f"the {kind} {name!r} of the plugin {plugin!r}"
+    return f"the {kind_of(cls) or 'object'} {getattr(cls, 'name', '')!r} ({cls.__module__}.{cls.__qualname__})"
 
 
 def module_of(component: object) -> str:
@@ -232,8 +248,6 @@ def inversion(inverter: Inverter, target: Target, recipe: Recipe, parts: Parts, 
     Raises:
         PluginError: what it returns is no inversion.
     """
-    from interpkit.interfaces.inversions import Inversion
-
     made = inverter.invert(target, recipe, parts, recorder)
     if not isinstance(made, Inversion):
         raise _broken(inverter, "invert returns an Inversion", type(made).__name__)

@@ -1,4 +1,4 @@
-"""TODO interfaces.generation."""
+"""`Conditioner` and `Generator`: what is asked for, and what makes the images."""
 
 from __future__ import annotations
 

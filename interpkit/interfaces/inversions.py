@@ -1,4 +1,4 @@
-"""TODO interfaces.inversions."""
+"""`Inversion`, the result of every method, and the `Draw` that sampling one returns."""
 
 from __future__ import annotations
 
@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from interpkit.runtime.recorder import StepRecord
+
+SHOWN_CLASSES = 20
+"""A notebook shows the first ones of more classes than these."""
 
 
 @dataclass(frozen=True)
@@ -183,34 +186,53 @@ class Inversion(ABC):
         return self
 
     def figure(self, per_class: int = 8) -> Figure:
-        """Return a matplotlib figure of samples, a row a class; see `interpkit.io.plots.sample_figure`."""
+        """Return a matplotlib figure of samples, one row per class, of at most 20 classes.
+
+        Raises:
+            UsageError: there are not so many samples of a class.
+        """
         from interpkit.io.plots import sample_figure
 
-        return sample_figure(self, per_class)
+        images, labels = self.sample(per_class, labels=self.classes[:SHOWN_CLASSES])
+        return sample_figure(images, labels, self.target.class_names)
 
     def curves(self) -> Figure:
-        """Return a matplotlib figure of the training; see `interpkit.io.plots.history_figure`."""
+        """Return a matplotlib figure of the training: each term and the inversion accuracy, by step."""
         from interpkit.io.plots import history_figure
 
-        return history_figure(self)
+        records = self.history
+        terms = {name: [record.terms[name] for record in records] for name in (records[-1].terms if records else ())}
+        steps = [record.step for record in records]
+        return history_figure(steps, terms, [record.inversion_accuracy for record in records])
 
     def _repr_html_(self) -> str:
-        """Show the inversion in a notebook."""
+        """Show the inversion in a notebook: one sentence and a grid of samples."""
         from interpkit.io.plots import to_html
 
-        return to_html(self)
+        per_class = 8 if self.images_per_class is None else min(8, self.images_per_class)
+        images, labels = self.sample(per_class, labels=self.classes[:SHOWN_CLASSES])
+        if images.dim() == 4:
+            images = (images * 255).round().to(torch.uint8)
+        with self.target.frozen(self.device), torch.no_grad():
+            seen = images.to(self.device)
+            right = self.target(seen / 255 if seen.dtype == torch.uint8 else seen).argmax(1).cpu() == labels
+        sentence = (
+            f"Inversion of {self.target.name} by {self.recipe.inverter.name}, {self.steps_done} of "
+            f"{self.recipe.steps} steps, seed {self.recipe.seed}: the target classifies {right.double().mean():.1%} of "
+            f"{len(labels)} samples as the class asked for."
+        )
+        return to_html(sentence, images, labels, self.target.class_names)
 
     def save(self, folder: str | Path, *, force: bool = False) -> Path:
         """Write the run folder: recipe, manifest, weights, history, metrics and samples.
 
         Args:
-            folder: where to; made if need be.
+            folder: where to write it; created if it does not exist.
             force: replace another run that is there.
 
         Raises:
             RunError: the folder holds another run.
         """
-        from interpkit.runs.folder import Run
+        from interpkit.api.finish import save
 
-        with Run(Path(folder)).held():
-            return Run.create(Path(folder), force=force).finish(self)
+        return save(self, Path(folder), force=force)

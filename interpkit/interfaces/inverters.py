@@ -1,4 +1,4 @@
-"""TODO interfaces.inverters."""
+"""`Inverter`, a whole inversion method, and the `Parts` that it may be built of."""
 
 from __future__ import annotations
 

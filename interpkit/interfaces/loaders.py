@@ -1,4 +1,4 @@
-"""TODO interfaces.loaders."""
+"""`Loader` and `Architectures`: how classifiers' files become targets."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TODO interfaces.losses."""
+"""`InversionLoss`, one term of the objective, and the batch that it reads."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TODO interfaces.samples."""
+"""`Samples`: images with what the target predicts for them."""
 
 from __future__ import annotations
 

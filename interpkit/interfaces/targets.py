@@ -1,4 +1,4 @@
-"""TODO interfaces.targets."""
+"""`Target`, the wrapped classifier, and the `Response` that it returns."""
 
 from __future__ import annotations
 

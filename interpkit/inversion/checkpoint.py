@@ -1,4 +1,4 @@
-"""TODO inversion.checkpoint."""
+"""All that the rest of a run depends on: saved, and restored bit for bit."""
 
 from __future__ import annotations
 

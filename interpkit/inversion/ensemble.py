@@ -27,6 +27,11 @@ class Ensemble(Generator):
         self.members = nn.ModuleList(members)
         self.latent_dim = members[0].latent_dim
 
+    @property
+    def responsible(self) -> nn.Module:
+        """The component that messages name: a fault of the ensemble is its members'."""
+        return self.members[0]
+
     def start_at(self, level: float) -> None:
         """Start every member there; see `Generator.start_at`."""
         for member in self.members:

@@ -1,4 +1,4 @@
-"""TODO inversion.objective."""
+"""The objective: the target's responses to a batch and the weighted sum of the terms."""
 
 from __future__ import annotations
 

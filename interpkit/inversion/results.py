@@ -1,4 +1,4 @@
-"""The result: a target and what was learned of it, ready to be sampled."""
+"""The two results that come with interpkit: a trained generator, and a fixed set of images."""
 
 from __future__ import annotations
 

@@ -1,13 +1,16 @@
-"""TODO inversion.warm_start."""
+"""Start the generator at a brightness at which the target has a gradient."""
 
 from __future__ import annotations
+
+import logging
 
 import torch
 
 from interpkit.interfaces import contracts
 from interpkit.interfaces.generation import Generator
 from interpkit.interfaces.targets import Target
-from interpkit.inversion.loop import log
+
+log = logging.getLogger("interpkit")
 
 LEVELS = (0.5, 0.25, 0.1, 0.02, 0.005, 0.001, 0.75, 0.9, 0.98)
 """Brightnesses to start at: grey as ever, then darker, then brighter."""

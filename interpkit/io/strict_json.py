@@ -1,4 +1,4 @@
-"""TODO io.strict_json."""
+"""JSON as interpkit accepts it: bounded in size and depth, and finite."""
 
 from __future__ import annotations
 

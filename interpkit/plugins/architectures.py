@@ -1,4 +1,4 @@
-"""TODO plugins.architectures."""
+"""Build registered architectures and fill them with the weights of a file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TODO plugins.packing."""
+"""Write a classifier into a self-describing file."""
 
 from __future__ import annotations
 

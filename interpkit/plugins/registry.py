@@ -8,28 +8,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from interpkit.config.recipe import Preset
 from interpkit.errors import PluginError, UsageError, did_you_mean, listed
-from interpkit.interfaces.attributions import Attribution
-from interpkit.interfaces.generation import Conditioner, Generator
-from interpkit.interfaces.inverters import Inverter
+from interpkit.interfaces.components import register_owner
+from interpkit.interfaces.contracts import KINDS, kind_of
 from interpkit.interfaces.loaders import Architectures, Loader
-from interpkit.interfaces.losses import InversionLoss
-from interpkit.interfaces.metrics import Metric
 from interpkit.runtime.recorder import RESERVED
-
-KINDS: dict[str, type] = {
-    "conditioner": Conditioner,
-    "generator": Generator,
-    "loss": InversionLoss,
-    "inverter": Inverter,
-    "metric": Metric,
-    "attribution": Attribution,
-    "loader": Loader,
-    "architectures": Architectures,
-    "preset": Preset,
-}
-"""A thing's kind is known by its base class."""
 
 T = TypeVar("T")
 NAME = re.compile(r"[a-z][a-z0-9_-]*")
@@ -77,7 +60,7 @@ class Registry:
             PluginError: it is of no kind, abstract, without a proper name, or its owner has added that name.
         """
         base = item if inspect.isclass(item) else type(item)
-        kind = next((kind for kind, parent in KINDS.items() if issubclass(base, parent)), None)
+        kind = kind_of(base)
         if kind is None:
             raise PluginError(f"{item!r} is of no kind that interpkit knows: {', '.join(KINDS)}.")
         if inspect.isabstract(base):
@@ -92,6 +75,8 @@ class Registry:
             raise PluginError(f"the {kind} {name!r} is registered twice.")
         if inspect.isclass(item) and issubclass(item, Loader | Architectures):
             item = item()
+        if kind != "preset":
+            register_owner(base, kind, name, owner)
         self._entries.append(Entry(kind, name, owner, item, package))
 
     def remove(self, owner: str) -> None:

@@ -23,7 +23,7 @@ from interpkit.io.atomic import read_tensors, write_atomically
 from interpkit.io.datasets import LabelledImages, load_data
 from interpkit.report import curves, encode, interpolation, text
 from interpkit.report.page import render
-from interpkit.runs.folder import Run, sample_size
+from interpkit.runs.folder import Run
 
 FEW_CLASSES = 10
 BUDGETS = (3_200_000, 12_000_000)
@@ -88,7 +88,9 @@ def write_report(
     inversion = opened.load(target, None if model is None else Path(model), arch=arch, trust=trust)
     samples = scoring.read_samples(opened / "samples.safetensors", inversion.target, inversion.device)
     if isinstance(inversion, GeneratorInversion) and samples.probabilities is not None:
-        drawn = inversion.draw(**sample_size(inversion))  # as when the run ended: what its samples were asked for
+        drawn = inversion.draw(
+            **scoring.sample_size(inversion)
+        )  # as when the run ended: what its samples were asked for
         if torch.equal(drawn.labels, samples.labels):
             samples = replace(samples, distribution=drawn.distribution)
     real = None

@@ -1,1 +1,1 @@
-"""TODO runs."""
+"""A run on disk: its folder, manifest, history, and shards of samples."""

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import shlex
-import time
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -15,14 +13,13 @@ from typing import Any
 import pydantic
 import safetensors.torch
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from interpkit._version import __version__
 from interpkit.config import schemas
 from interpkit.config.recipe import Recipe, read_toml, validated
 from interpkit.errors import ModelError, PluginError, RunError, UsageError, listed
 from interpkit.evaluation import scoring
-from interpkit.evaluation.metrics import every_run
 from interpkit.interfaces.generation import Conditioner, Generator
 from interpkit.interfaces.inversions import Inversion
 from interpkit.interfaces.samples import Samples, to_unit
@@ -30,7 +27,6 @@ from interpkit.interfaces.targets import Target
 from interpkit.inversion.results import GeneratorInversion, ImageInversion
 from interpkit.io import strict_json
 from interpkit.io.atomic import read_tensors, sha256, to_json, write_atomically
-from interpkit.io.images import save_grid
 from interpkit.io.locking import only_writer
 from interpkit.io.safe_load import load_plain
 from interpkit.plugins import architectures, assembly, loading
@@ -390,65 +386,6 @@ class Run:
     def _write_manifest(self, manifest: Mapping[str, Any]) -> None:
         write_atomically(self / "manifest.json", to_json(manifest))
 
-    def finish(self, inversion: Inversion) -> Path:
-        """Write what comes of a run: weights, history, samples, metrics, the grid and the report.
-
-        Returns:
-            the folder.
-        """
-        recipe, target = inversion.recipe, inversion.target
-        begun = time.monotonic()
-        if not (self / "manifest.json").exists():
-            self.begin(recipe, target, [])
-        if isinstance(inversion, GeneratorInversion):
-            self._write_weights(inversion)
-        rows = [json.dumps(record.to_row()) + "\n" for record in inversion.history]
-        write_atomically(self / "history.jsonl", "".join(rows))
-        samples = scoring.draw_samples(inversion, **sample_size(inversion))
-        if isinstance(inversion, ImageInversion) and len(samples.labels) < len(inversion.images):
-            log.warning("the run keeps %d of the %d images", len(samples.labels), len(inversion.images))
-        write_samples(samples, self / "samples.safetensors")
-        if samples.images.dim() == 4:
-            save_grid(samples.images, samples.labels, target.class_names, self / "samples.png")
-        metrics = every_run(target, samples, seed=recipe.seed, device=inversion.device)
-        write_atomically(self / "metrics.json", to_json(metrics))
-        done = inversion.steps_done >= recipe.steps
-        last = inversion.history[-1].seconds if inversion.history else 0.0
-        self.note(
-            steps_done=inversion.steps_done,
-            timings={
-                "training_seconds": round(last, 3),
-                "sampling_seconds": round(time.monotonic() - begun, 3),
-            },
-        )
-        self._report(inversion, samples)
-        self.note(status="finished" if done else "interrupted")  # all of it is there, or --resume goes on
-        return self.folder
-
-    def _report(self, inversion: Inversion, samples: Samples) -> None:
-        """Write report.html; the run is finished, and a fault here must not lose it."""
-        try:
-            from interpkit.report import render_report
-
-            render_report(self, inversion, samples)
-        except Exception as error:
-            log.warning("report.html could not be written: %r. Try again by interpkit report %s", error, self.folder)
-
-    def _write_weights(self, inversion: GeneratorInversion) -> None:
-        parts: dict[str, nn.Module] = {"generator": inversion.generator, "conditioner": inversion.conditioner}
-        weights = {
-            f"{prefix}.{name}": tensor.detach().cpu().contiguous().clone()
-            for prefix, part in parts.items()
-            for name, tensor in part.state_dict().items()
-        }
-        metadata = {
-            "format": "pt",
-            "interpkit.schema": str(SCHEMA),
-            "interpkit.kind": "generator",
-            "interpkit.config.recipe": inversion.recipe.model_dump_json(exclude_none=True),
-        }
-        write_atomically(self / "generator.safetensors", safetensors.torch.save(weights, metadata))
-
 
 def _under(prefix: str, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in weights.items() if name.startswith(prefix)}
@@ -462,15 +399,6 @@ def _fault(model: type[pydantic.BaseModel], value: Any) -> str | None:
         fault = error.errors()[0]
         return f"{'.'.join(map(str, fault['loc'])):.100}: {fault['msg'][:1].lower()}{fault['msg'][1:]:.100}"
     return None
-
-
-def sample_size(inversion: Inversion) -> dict[str, Any]:
-    """Return how many samples a run keeps: 100 a class to 10 classes, then 1,000 in all, at least one a class."""
-    classes, there = len(inversion.classes), inversion.images_per_class
-    if classes <= 10:
-        return {"per_class": 100 if there is None else min(100, there)}
-    most = max(1000, classes)
-    return {"count": most if there is None else min(most, there * classes)}
 
 
 def write_samples(samples: Samples, path: Path) -> None:

@@ -1,4 +1,4 @@
-"""TODO runs.manifest."""
+"""manifest.json: what decides a run beside its recipe, and where it was made."""
 
 from __future__ import annotations
 

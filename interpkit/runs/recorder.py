@@ -1,4 +1,4 @@
-"""TODO runs.recorder."""
+"""The recorder of a run on disk: history as it goes, and checkpoints."""
 
 from __future__ import annotations
 

@@ -9,8 +9,7 @@ from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
-
-from interpkit.interfaces.generation import Generator
+from torch import nn
 
 log = logging.getLogger("interpkit")
 
@@ -28,7 +27,7 @@ def choose_compile(name: str, device: torch.device, steps: int) -> Literal["on",
 
 
 @contextmanager
-def compiled(generator: Generator, wanted: bool, **options: Any) -> Iterator[None]:
+def compiled(generator: nn.Module, wanted: bool, **options: Any) -> Iterator[None]:
     """Compile a generator for a block; where that fails it runs as it is, and one warning says so.
 
     Args:
@@ -53,13 +52,13 @@ def compiled(generator: Generator, wanted: bool, **options: Any) -> Iterator[Non
             log.warning("the generator cannot be compiled, so it runs as it is (--compile off): %s", reason)
             return generator.forward(*inputs)
 
-    generator.forward = attempt  # type: ignore[method-assign,assignment]  # of this object, not of its class
+    generator.forward = attempt  # of this object, not of its class
     try:
         yield
     finally:
         stop_compiling(generator)
 
 
-def stop_compiling(generator: Generator) -> None:
+def stop_compiling(generator: nn.Module) -> None:
     """Let a generator run as it is from here on."""
     vars(generator).pop("forward", None)

@@ -1,4 +1,4 @@
-"""TODO runtime.micro_batch."""
+"""Compute a batch in pieces, as if it were one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TODO runtime.sync_batchnorm."""
+"""Batch norm over the batch of all processes."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""TODO targets."""
+"""A classifier in memory and in a file."""

@@ -14,9 +14,8 @@ import numpy as np
 import torch
 
 from interpkit.errors import PluginError, UsageError, did_you_mean, listed, told
-from interpkit.interfaces.contracts import module_of
+from interpkit.interfaces.contracts import KINDS, module_of
 from interpkit.interfaces.targets import Target
-from interpkit.plugins.registry import KINDS
 
 COMPONENTS = ("conditioner", "generator", "loss", "inverter", "metric", "attribution")
 """The kinds that have `Options`."""

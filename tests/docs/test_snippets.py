@@ -27,10 +27,10 @@ from typer.testing import CliRunner
 
 from interpkit.attribution import export, faithfulness
 from interpkit.cli import app
+from interpkit.evaluation import scoring
 from interpkit.plugins import assembly
 from interpkit.plugins.discovery import Plugins, installed
 from interpkit.report import interpolation
-from interpkit.runs import folder
 from interpkit.testing import toy_models
 
 ROOT = Path(__file__).parent.parent.parent
@@ -169,7 +169,7 @@ def alike(shown: str, said: str) -> bool:
 @pytest.fixture
 def cut(monkeypatch: pytest.MonkeyPatch) -> None:
     """Cut what takes long: steps, images a step, samples, the pictures of the report, the checks of attributions."""
-    resolve, sample_size = assembly.resolve, folder.sample_size
+    resolve, sample_size = assembly.resolve, scoring.sample_size
 
     def shorter(*arguments: Any) -> Any:
         recipe = resolve(*arguments)
@@ -186,7 +186,7 @@ def cut(monkeypatch: pytest.MonkeyPatch) -> None:
         }
 
     monkeypatch.setattr(assembly, "resolve", shorter)
-    monkeypatch.setattr(folder, "sample_size", fewer)
+    monkeypatch.setattr(scoring, "sample_size", fewer)
     monkeypatch.setattr(interpolation, "FRAMES", 2)
     monkeypatch.setattr(export, "PER_CLASS", 1)
     monkeypatch.setattr(export, "CHECKED", 2)

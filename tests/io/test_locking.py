@@ -23,7 +23,7 @@ from interpkit.runs.shards import write_shards
 HOLD = """
 import sys
 from pathlib import Path
-from interpkit.writing import only_writer
+from interpkit.io.locking import only_writer
 with only_writer(Path(sys.argv[1])):
     print("held", flush=True)
     sys.stdin.read()

@@ -508,7 +508,7 @@ def test_a_report_that_fails_does_not_lose_the_run(
     def fail(*_: Any) -> None:
         raise ValueError("no ink")
 
-    monkeypatch.setattr("interpkit.report.render_report", fail)
+    monkeypatch.setattr("interpkit.report.run.render_report", fail)
     result = cli("invert", tiny_model, *quick_flags, "--out", tmp_path / "run")
     assert result.exit_code == 0, result.output
     assert "no ink" in caplog.text and "interpkit report" in caplog.text

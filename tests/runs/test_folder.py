@@ -665,14 +665,14 @@ def test_a_run_is_finished_once_its_report_is_there(
     tmp_path: Path, tiny_model: Path, quick: Quick, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A run that is killed while it writes the report goes on by --resume, and writes it."""
-    import interpkit.report
+    import interpkit.report.run
 
     def killed(*arguments: object) -> None:
         assert manifest(tmp_path)["status"] == "running"
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(interpkit.report, "render_report", killed)
+        patch.setattr(interpkit.report.run, "render_report", killed)
         with pytest.raises(KeyboardInterrupt):
             interpkit.invert(tiny_model, out=tmp_path, **quick())
     assert not (tmp_path / "report.html").exists()

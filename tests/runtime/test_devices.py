@@ -15,7 +15,7 @@ from interpkit.runtime.devices import keep_freed_memory
 GLIBC = platform.libc_ver()[0] == "glibc"
 KEPT = """
 import pathlib, torch
-from interpkit.devices import keep_freed_memory
+from interpkit.runtime.devices import keep_freed_memory
 
 def taken():
     many = [torch.ones(4 << 20, dtype=torch.uint8) for _ in range(50)]

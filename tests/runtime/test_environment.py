@@ -78,7 +78,7 @@ def test_the_threads_are_those_that_the_environment_gives(run_python: Callable[.
 
 def test_how_float32_is_multiplied_is_recorded(run_python: Callable[..., Any]) -> None:
     code = """
-import torch; from interpkit.machine import facts
+import torch; from interpkit.runtime.environment import facts
 for precision in ("highest", "medium"):
     torch.set_float32_matmul_precision(precision)
     print(facts(torch.device("cpu"))["flags"]["matmul_precision"])
