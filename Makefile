@@ -27,9 +27,10 @@ browser: .venv/installed-dev ## a Chromium for the tests of the report: the syst
 	fi; \
 	$(BIN)/playwright install chromium
 
-lint: .venv/installed-dev ## ruff, ruff format and strict mypy
+lint: .venv/installed-dev ## ruff, import-linter and strict mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-logo
 	$(BIN)/mypy
 
 docs: .venv/installed-dev ## the documentation, into build/docs; a warning is an error

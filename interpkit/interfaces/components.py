@@ -1,13 +1,4 @@
-"""The interfaces that a plugin implements, and what passes between them.
-
-    condition = conditioner.sample(B)
-    images    = generator(latent, condition)        # in [0, 1], (B, C, H, W)
-    response  = target.respond(images)              # logits, features: {layer: tensor}
-    loss      = sum(weight * term(batch))           # batch = condition, images, response, target
-
-Shapes: B images in a batch, n classes, C channels, H x W pixels; a classifier of vectors has D features in
-place of C x H x W.
-"""
+"""`Component`, the base of everything that a recipe names, and its validated `Options`."""
 
 from __future__ import annotations
 
