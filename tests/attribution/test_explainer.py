@@ -128,7 +128,7 @@ def test_a_method_that_gives_other_shapes_or_fails_is_named(linear: Target, made
         r"maps has the shape \(1, 1, 2, 2\), not \(1, 1, 1, 2\)": lambda images: images[:, :, :1],
         "maps is a tensor, not NoneType": lambda images: None,
         "maps is on the device cpu, not meta": lambda images: images.to("meta"),
-        r"failed: ValueError: no maps today \(.*test_attribution\.py, line \d+\)": fail,
+        r"failed: ValueError: no maps today \(.*test_explainer\.py, line \d+\)": fail,
     }
     faulty = iter(faults.values())
     made(lambda images: next(faulty)(images))

@@ -878,7 +878,7 @@ sys.path.append(str(folder))
 import timm, transformers, onnx2torch, onnxruntime
 import torch, torchvision
 import interpkit
-from interpkit.plugins import installed
+from interpkit.plugins.discovery import installed
 
 installed().registry.entries("loader")
 used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()

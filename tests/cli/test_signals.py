@@ -121,7 +121,7 @@ def test_a_command_that_runs_out_of_memory_says_so(run_copy: Path, monkeypatch: 
     def measure(*arguments: object, **more: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr(interpkit.evaluation.metrics, "measured", measure)
+    monkeypatch.setattr(interpkit.api.evaluate, "measured", measure)
     result = CliRunner().invoke(app, ["evaluate", str(run_copy)])
     assert result.exit_code == 1
     assert "error: out of memory. End what else runs here" in result.stderr

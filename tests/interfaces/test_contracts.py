@@ -49,7 +49,7 @@ def faulty(fault: Callable[[Any], Any]) -> type[InversionLoss]:
 
 
 LOSSES = {
-    "raises": (failing_at(2), r"at step 2, .* failed: ValueError: not this batch \(.*test_promises\.py, line \d+\)"),
+    "raises": (failing_at(2), r"at step 2, .* failed: ValueError: not this batch \(.*test_contracts\.py, line \d+\)"),
     "exits": (lambda batch: exit(3), r"at step 1, .* failed: SystemExit: 3"),
     "no tensor": (lambda batch: 0.5, "forward's value is a tensor, not float"),
     "none": (lambda batch: None, "forward's value is a tensor, not NoneType"),
@@ -122,7 +122,7 @@ def test_the_checkpoint_of_a_run_that_a_plugin_ends_is_kept_and_gone_on_from(
 LOSS_METHODS: dict[str, tuple[dict[str, Any], str]] = {
     "__init__ raises": (
         {"__init__": lambda self, target, options=None: [][1]},
-        r"the loss 'faulty' of the plugin 'mine' failed: IndexError: .*test_promises\.py, line \d+\)",
+        r"the loss 'faulty' of the plugin 'mine' failed: IndexError: .*test_contracts\.py, line \d+\)",
     ),
     "__init__ takes other arguments": ({"__init__": lambda self: None}, "the loss 'faulty' .* failed: TypeError"),
     "layers is a string": ({"layers": lambda self, target: "fc"}, "layers.* returns a list of names, not 'fc'"),

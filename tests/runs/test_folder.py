@@ -93,7 +93,7 @@ def test_the_weights_describe_themselves(finished_run: Path) -> None:
         metadata = file.metadata()
         names = list(file.keys())
     assert (metadata["format"], metadata["interpkit.schema"], metadata["interpkit.kind"]) == ("pt", "1", "generator")
-    assert Recipe.model_validate_json(metadata["interpkit.config.recipe"]).seed == 3
+    assert Recipe.model_validate_json(metadata["interpkit.recipe"]).seed == 3
     assert all(name.startswith(("generator.", "conditioner.")) for name in names)
 
 

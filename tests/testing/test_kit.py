@@ -230,7 +230,7 @@ def test_fixtures_come_with_interpkit_and_are_each_tests_own(pytester: pytest.Py
                 weight.data += 1e9
 
         def test_target_is_trained(tiny_target):
-            from interpkit.testing.stage import Pictures
+            from interpkit.testing.toy_models import Pictures
             images, labels = Pictures((1, 12, 12), 3).draw(300, 1000)
             assert (tiny_target(images).argmax(1) == labels).float().mean() > 0.95
 
