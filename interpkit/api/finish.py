@@ -7,14 +7,13 @@ import logging
 import time
 from pathlib import Path
 
-import safetensors.torch
 from torch import nn
 
 from interpkit.evaluation import scoring
 from interpkit.evaluation.metrics import every_run
 from interpkit.interfaces.inversions import Inversion
 from interpkit.inversion.results import GeneratorInversion, ImageInversion
-from interpkit.io.atomic import to_json, write_atomically
+from interpkit.io.atomic import to_json, write_atomically, write_tensors
 from interpkit.io.images import save_grid
 from interpkit.report import run as report
 from interpkit.runs.folder import Run, write_samples
@@ -82,4 +81,4 @@ def write_weights(run: Run, inversion: GeneratorInversion) -> None:
         "interpkit.kind": "generator",
         "interpkit.recipe": inversion.recipe.model_dump_json(exclude_none=True),
     }
-    write_atomically(run / "generator.safetensors", safetensors.torch.save(weights, metadata))
+    write_tensors(run / "generator.safetensors", weights, metadata)

@@ -8,7 +8,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
 from PIL import Image
 from torch import Tensor
@@ -20,7 +19,7 @@ from interpkit.errors import InterpkitError, PluginError, UsageError, did_you_me
 from interpkit.evaluation import scoring
 from interpkit.interfaces import samples
 from interpkit.interfaces.targets import Target
-from interpkit.io.atomic import to_json, write_atomically
+from interpkit.io.atomic import to_json, write_atomically, write_tensors
 from interpkit.io.datasets import IMAGE_ENDINGS, load_data, read_picture
 from interpkit.io.images import MAX_ROWS, colour_scale, save_panel, to_heat, to_picture
 from interpkit.io.locking import only_writer
@@ -276,7 +275,7 @@ def _one(explainer: Explainer, out: Path, shown: Asked, inverted: Asked | None, 
     metadata = {"format": "pt", "interpkit.schema": str(SCHEMA), "interpkit.kind": "attribution"}
     metadata["interpkit.method"] = method.name
     own = {key: tensor.clone(memory_format=torch.contiguous_format) for key, tensor in tensors.items()}
-    write_atomically(out / f"{method.name}.safetensors", safetensors.torch.save(own, metadata))
+    write_tensors(out / f"{method.name}.safetensors", own, metadata)
     figures["files"] = [f"{method.name}.safetensors"]
     if maps.dim() == 4:
         _draw(out / f"{method.name}.png", shown, maps, target.class_names)

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -99,6 +99,44 @@ def read_tensors(path: Path, missing: str = "", torn: str = "") -> dict[str, Ten
         return safetensors.torch.load_file(path)
     except Exception as error:  # of safetensors, and of types that this torch has not
         raise RunError(f"{path} is not a whole safetensors file: {error}.{torn}") from error
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Write a safetensors file atomically; the same tensors and metadata make the same bytes, see `_in_order`."""
+    import safetensors.torch
+
+    content = memoryview(safetensors.torch.save(dict(tensors), dict(metadata)))
+    end = 8 + int.from_bytes(content[:8], "little")
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        file.write(_in_order(bytes(content[:end])))
+        file.write(content[end:])
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Write the same file as `write_tensors` straight to its place, for tensors too large to hold a second time."""
+    import safetensors.torch
+
+    safetensors.torch.save_file(dict(tensors), path, dict(metadata))
+    with path.open("r+b") as file:
+        size = file.read(8)
+        header = _in_order(size + file.read(int.from_bytes(size, "little")))
+        file.seek(0)
+        file.write(header)
+
+
+def _in_order(header: bytes) -> bytes:
+    """Return the head of a safetensors file with its entries in a fixed order, and no longer or shorter than it was.
+
+    safetensors writes the metadata in the order of a hash map, which changes from call to call.
+
+    Args:
+        header: eight bytes that say how long the JSON after them is, and the JSON.
+    """
+    entries: dict[str, Any] = json.loads(header[8:])
+    metadata = {"__metadata__": dict(sorted(entries.pop("__metadata__").items()))}
+    tensors = dict(sorted(entries.items(), key=lambda entry: (entry[1]["data_offsets"], entry[0])))
+    ordered = json.dumps(metadata | tensors, ensure_ascii=False, separators=(",", ":")).encode()
+    return header[:8] + ordered.ljust(len(header) - 8)  # spaces at the end are what safetensors pads with, too
 
 
 def to_json(value: Any) -> str:

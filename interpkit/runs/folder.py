@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pydantic
-import safetensors.torch
 import torch
 from torch import Tensor
 
@@ -26,7 +25,7 @@ from interpkit.interfaces.samples import Samples, to_unit
 from interpkit.interfaces.targets import Target
 from interpkit.inversion.results import GeneratorInversion, ImageInversion
 from interpkit.io import strict_json
-from interpkit.io.atomic import read_tensors, sha256, to_json, write_atomically
+from interpkit.io.atomic import read_tensors, sha256, to_json, write_atomically, write_tensors
 from interpkit.io.locking import only_writer
 from interpkit.io.safe_load import load_plain
 from interpkit.plugins import architectures, assembly, loading
@@ -404,7 +403,7 @@ def _fault(model: type[pydantic.BaseModel], value: Any) -> str | None:
 def write_samples(samples: Samples, path: Path) -> None:
     """Write samples as safetensors: images, labels, confidence, generator and, up to 100 classes, probabilities."""
     metadata = {"format": "pt", "interpkit.schema": str(SCHEMA), "interpkit.kind": "samples"}
-    write_atomically(path, safetensors.torch.save(samples.tensors(), metadata))
+    write_tensors(path, samples.tensors(), metadata)
 
 
 FILES = (

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors.torch
 from torch import Tensor
 
+from interpkit.io.atomic import save_tensors
 from interpkit.io.images import to_picture
 
 COLUMNS = {"labels": "label", "confidence": "confidence", "generator": "generator"}
@@ -68,8 +68,7 @@ def is_picture(shape: tuple[int, ...]) -> bool:
 
 
 def _write_safetensors(path: Path, shard: Shard) -> None:
-    # One entry of metadata: safetensors writes several in any order, and the same samples should be the same file.
-    safetensors.torch.save_file(shard.tensors, path, {"format": "pt"})
+    save_tensors(path, shard.tensors, {"format": "pt"})
 
 
 def _write_webdataset(path: Path, shard: Shard) -> None:

@@ -15,12 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import safetensors
-import safetensors.torch
 from torch import Tensor
 
 from interpkit.config.recipe import TargetOptions, validated
 from interpkit.errors import ModelError, UsageError
-from interpkit.io.atomic import write_atomically
+from interpkit.io.atomic import write_tensors
 
 SCHEMA = 1
 PREFIX = "interpkit."
@@ -41,7 +40,7 @@ def _write(path: Path, tensors: Mapping[str, Tensor], facts: TargetOptions) -> P
     # Tied weights are stored once under each name: safetensors refuses shared memory.
     whole = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, safetensors.torch.save(whole, metadata))
+    write_tensors(path, whole, metadata)
     return path
 
 

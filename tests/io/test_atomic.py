@@ -11,11 +11,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors
 import safetensors.torch
 import torch
 
 from interpkit import RunError
-from interpkit.io.atomic import inner_folder, read_tensors, replacing, sha256, to_json, write_atomically
+from interpkit.io.atomic import (
+    inner_folder,
+    read_tensors,
+    replacing,
+    save_tensors,
+    sha256,
+    to_json,
+    write_atomically,
+    write_tensors,
+)
 
 
 @pytest.mark.parametrize("content", ["grün\n", "grün\n".encode(), ""], ids=["text", "bytes", "nothing"])
@@ -127,6 +137,29 @@ def test_tensors_are_read_or_it_is_said_why_not(tmp_path: Path) -> None:
     os.mkfifo(path)  # which would be waited for without end
     with pytest.raises(RunError, match=r"^mine$"):
         read_tensors(path, missing="mine")
+
+
+METADATA = {f"key {number}": f'a "quoted" grün\\\n\x01 {number}' for number in range(8)}
+
+
+@pytest.mark.parametrize("write", [write_tensors, save_tensors])
+def test_the_same_tensors_and_metadata_are_the_same_bytes(write: Any, tmp_path: Path) -> None:
+    tensors = {"b": torch.arange(3.0), "ä": torch.ones(2, 2, dtype=torch.uint8), "none": torch.zeros(0)}
+    path = tmp_path / "file.safetensors"
+    seen = set()
+    for turn in range(10):  # safetensors orders the metadata differently each time
+        write(path, tensors, dict(sorted(METADATA.items(), reverse=bool(turn % 2))))
+        seen.add(path.read_bytes())
+    (content,) = seen
+    size = int.from_bytes(content[:8], "little")
+    assert size % 8 == 0
+    header = json.loads(content[8 : 8 + size])
+    assert next(iter(header)) == "__metadata__" and list(header["__metadata__"].items()) == sorted(METADATA.items())
+    with safetensors.safe_open(path, "pt") as file:
+        assert file.metadata() == METADATA
+        read = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, not a dict
+    assert read.keys() == tensors.keys() and all(torch.equal(read[name], tensors[name]) for name in tensors)
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_json_ends_with_a_newline_keeps_letters_and_has_no_nan() -> None:
