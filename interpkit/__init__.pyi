@@ -49,6 +49,9 @@ from .errors import (
 from .errors import (
     UsageError as UsageError,
 )
+from .errors import (
+    install_extra as install_extra,
+)
 from .evaluation.statistics import (
     wilson as wilson,
 )

@@ -6,8 +6,15 @@ An error is one readable message that says what was wrong, what was seen, and wh
 from __future__ import annotations
 
 import difflib
+import os
+import shlex
+import tomllib
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from types import TracebackType
+
+DISTRIBUTION = "network-inversion"
+"""The name that pip installs interpkit by; the project that PyPI calls ``interpkit`` is a different one."""
 
 
 class InterpkitError(Exception):
@@ -85,6 +92,38 @@ def _frames(error: BaseException) -> Iterator[TracebackType]:
 def _is_of(frame: TracebackType, module: str) -> bool:
     name = str(frame.tb_frame.f_globals.get("__name__"))
     return bool(module) and (name == module or name.startswith(f"{module}."))
+
+
+def install_extra(extra: str) -> str:
+    """Return the command that installs an extra of interpkit where this process runs.
+
+    That is ``pip install 'network-inversion[onnx]'``, or ``pip install -e '.[onnx]'`` where interpkit is imported from
+    a clone; outside the clone's folder, its path stands in place of the dot.
+
+    Args:
+        extra: one of the optional dependencies in interpkit's ``pyproject.toml``, such as ``onnx``.
+    """
+    clone = _clone()
+    if clone is None:
+        return f"pip install {shlex.quote(f'{DISTRIBUTION}[{extra}]')}"
+    place = "." if clone.samefile(os.curdir) else clone
+    return f"pip install -e {shlex.quote(f'{place}[{extra}]')}"
+
+
+def upgrade() -> str:
+    """Return the command that upgrades interpkit where this process runs: pip's, or git's in a clone."""
+    clone = _clone()
+    return f"pip install --upgrade {DISTRIBUTION}" if clone is None else f"git -C {shlex.quote(str(clone))} pull"
+
+
+def _clone() -> Path | None:
+    """Return the root of the clone that interpkit is imported from; None if it was installed from a wheel."""
+    root = Path(__file__).resolve().parent.parent
+    try:
+        project = tomllib.loads((root / "pyproject.toml").read_text("utf-8")).get("project", {})
+    except (OSError, ValueError):
+        return None
+    return root if project.get("name") == DISTRIBUTION else None  # a wheel may lie in a folder of another project
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

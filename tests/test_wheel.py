@@ -124,6 +124,13 @@ def test_version_and_plugins(clean: Run) -> None:
         assert (rows[name]["status"], rows[name]["error"], rows[name]["version"]) == ("ok", None, interpkit.__version__)
 
 
+def test_an_error_names_the_command_that_installs_an_extra_of_the_wheel(clean: Run) -> None:
+    code = "import interpkit; print(interpkit.install_extra('onnx'))"
+    done = clean(Path(sys.executable).name, "-c", code)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == f"pip install '{PROJECT['project']['name']}[onnx]'"
+
+
 def test_a_plugin_is_begun_from_the_templates_in_the_wheel(clean: Run, tmp_path: Path) -> None:
     done = clean("interpkit", "plugins", "new", "mine", "--kind", "loss", "--out", tmp_path / "mine")
     assert done.returncode == 0, done.stderr

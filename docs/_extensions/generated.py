@@ -22,6 +22,7 @@ from sphinx.ext.napoleon import Config, GoogleDocstring
 import interpkit
 import interpkit.testing
 from interpkit.cli import describing
+from interpkit.errors import DISTRIBUTION
 
 MARK = re.compile(r"^<!-- generated: (\w+)((?:\s+[\w.]+)*)\s*-->$", re.MULTILINE)
 KIND_TITLES = {
@@ -156,7 +157,7 @@ def escaped(text: str) -> str:
 
 def bundled() -> set[str]:
     """Return the names of the plugins that come with interpkit, and of the core."""
-    points = importlib.metadata.distribution("interpkit").entry_points
+    points = importlib.metadata.distribution(DISTRIBUTION).entry_points
     return {"interpkit", *(point.name for point in points if point.group == "interpkit")}
 
 

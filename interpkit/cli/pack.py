@@ -20,7 +20,7 @@ def pack(
 ) -> None:
     """Write a classifier as one self-describing safetensors file, which the other commands take with no flags.
 
-    A registered architecture is named in the file; anything else is written as an ONNX graph (interpkit[onnx]).
+    A registered architecture is named in the file; anything else is written as an ONNX graph (the extra onnx).
     """
     from interpkit.errors import UsageError
     from interpkit.plugins import loading, packing

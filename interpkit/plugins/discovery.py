@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 import pluggy
 
-from interpkit.errors import PluginError, UsageError, did_you_mean, listed, told
+from interpkit.errors import DISTRIBUTION, PluginError, UsageError, did_you_mean, listed, told, upgrade
 from interpkit.io.atomic import sha256
 from interpkit.plugins import hookspecs
 
@@ -113,8 +113,9 @@ class Plugins:
         self._manager.add_hookspecs(hookspecs)
         if os.environ.get(TRACE, "0") not in ("", "0"):
             self._manager.add_hookcall_monitoring(_trace_call, _trace_result)
-        self.registry.add(GeneratorInverter, "interpkit", "interpkit")
+        self.registry.add(GeneratorInverter, "interpkit", DISTRIBUTION)
         if entry_points is None:
+            _warn_of_namesake()
             entry_points = importlib.metadata.entry_points(group=ENTRY_POINTS)
         points = sorted(entry_points, key=lambda point: (point.name, _package(point)))
         names = {name for point in points for name in (point.name, _full_name(point))}
@@ -370,6 +371,20 @@ class Plugins:
 # ------------------------------------------------------------------------------------ which to load
 
 
+def _warn_of_namesake() -> None:
+    """Warn where another distribution owns the same files: PyPI's interpkit, or this one under its earlier name."""
+    try:
+        for name in (DISTRIBUTION, "interpkit"):
+            importlib.metadata.distribution(name)
+    except importlib.metadata.PackageNotFoundError:
+        return
+    log.warning(
+        "the distributions %s and interpkit are both installed, and overwrite each other's files: "
+        "pip uninstall interpkit %s, then install %s again",
+        *[DISTRIBUTION] * 3,
+    )
+
+
 def _package(point: importlib.metadata.EntryPoint) -> str:
     """Return the name of an entry point's package as an index spells it, or else the module it is in."""
     return re.sub(r"[-_.]+", "-", point.dist.name).lower() if point.dist else point.module
@@ -428,11 +443,10 @@ def _check_interface(plugin: Plugin, module: object) -> None:
     if made_for == INTERFACE_VERSION:
         return
     newer = isinstance(made_for, int) and made_for > INTERFACE_VERSION
-    package = "interpkit" if newer else plugin.package
-    remedy = f": pip install --upgrade {package}" if package else ""
+    remedy = f": pip install --upgrade {plugin.package}" if plugin.package else ""
     raise PluginError(
         f"it is made for version {made_for!r} of the plugin interface ({DECLARED_INTERFACE}), and this interpkit has "
-        f"version {INTERFACE_VERSION}. Upgrade {'interpkit' if newer else 'the plugin'}{remedy}"
+        f"version {INTERFACE_VERSION}. Upgrade {f'interpkit: {upgrade()}' if newer else f'the plugin{remedy}'}"
     )
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from interpkit.errors import ModelError, UsageError
+from interpkit.errors import ModelError, UsageError, install_extra
 from interpkit.interfaces.targets import Target
 from interpkit.targets.file_format import ONNX_GRAPH, ONNX_TENSOR, _write
 
@@ -60,7 +60,7 @@ def pack_target(target: Target, path: str | Path) -> Path:
     """Write a loaded target as one self-describing file, whatever it was loaded from.
 
     One of a registered architecture is written as such. Anything else (ONNX, the user's own code, TorchScript, an
-    exported program) is written as an ONNX graph from images in [0, 1] to logits, which takes ``interpkit[onnx]``:
+    exported program) is written as an ONNX graph from images in [0, 1] to logits, which takes the extra ``onnx``:
     a graph is data, so that whoever loads the file runs no code of it.
 
     Args:
@@ -74,7 +74,7 @@ def pack_target(target: Target, path: str | Path) -> Path:
     if facts.arch is not None and not facts.runs_code and facts.arch != ONNX_GRAPH:
         return _write(Path(path), _weights(target), facts)
     if importlib.util.find_spec("onnx") is None:
-        raise ModelError("packing this classifier takes the package onnx: pip install 'interpkit[onnx]'.")
+        raise ModelError(f"packing this classifier takes the package onnx: {install_extra('onnx')}.")
     channels = target.input_shape[0]
     plain = {"mean": [0.0] * channels, "std": [1.0] * channels, "input_range": (0.0, 1.0), "output": "logits"}
     update: dict[str, Any] = {

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from interpkit.errors import PluginError, UsageError, did_you_mean, listed
+from interpkit.errors import DISTRIBUTION, PluginError, UsageError, did_you_mean, listed
 from interpkit.interfaces.components import register_owner
 from interpkit.interfaces.contracts import KINDS, kind_of
 from interpkit.interfaces.loaders import Architectures, Loader
@@ -39,7 +39,8 @@ class Entry:
 
     def is_called(self, name: str) -> bool:
         """Say whether ``name`` is its own, or that with its plugin's or its package's before a colon."""
-        return name in (self.name, f"{self.owner}:{self.name}", f"{self.package}:{self.name}")
+        packages = (DISTRIBUTION, "interpkit") if self.package == DISTRIBUTION else (self.package,)  # as early runs say
+        return name in (self.name, *(f"{prefix}:{self.name}" for prefix in (self.owner, *packages)))
 
     @property
     def full_name(self) -> str:

@@ -17,7 +17,7 @@ from torch import Tensor
 from interpkit._version import __version__
 from interpkit.config import schemas
 from interpkit.config.recipe import Recipe, read_toml, validated
-from interpkit.errors import ModelError, PluginError, RunError, UsageError, listed
+from interpkit.errors import DISTRIBUTION, ModelError, PluginError, RunError, UsageError, listed, upgrade
 from interpkit.evaluation import scoring
 from interpkit.interfaces.generation import Conditioner, Generator
 from interpkit.interfaces.inversions import Inversion
@@ -148,7 +148,7 @@ class Run:
         schema = value.get("schema")
         if schema != SCHEMA:
             newer = isinstance(schema, int) and schema > SCHEMA
-            advice = " A newer one wrote it: pip install --upgrade interpkit" if newer else ""
+            advice = f" A newer one wrote it: {upgrade()}" if newer else ""
             raise RunError(f"{self / name} has schema {schema!r:.40}; this interpkit reads {SCHEMA}.{advice}")
         return value
 
@@ -158,7 +158,7 @@ class Run:
 
         def meant(entry: Entry) -> bool:
             return any(
-                entry.package == facts.get("package") and entry.name in facts.get("used", {}).get(entry.kind, ())
+                entry.package == _package(facts) and entry.name in facts.get("used", {}).get(entry.kind, ())
                 for facts in made_with
             )
 
@@ -176,7 +176,7 @@ class Run:
                 raise
             raise UsageError(
                 f"{error} interpkit {written_by} wrote it, and this is {__version__}: pip install "
-                f"interpkit=={written_by} reads it."
+                f"{DISTRIBUTION}=={written_by} reads it."
             ) from error
 
     def history(self, recipe: Recipe) -> list[StepRecord]:
@@ -232,7 +232,7 @@ class Run:
                 if missing is None:
                     continue
                 plugins.raise_if_broken(name)
-                package, version = facts["package"], facts["version"]
+                package, version = _package(facts), facts["version"]
                 here = plugins.found.get(name)
                 state = f"is of version {here.version} here and has none" if here else "is not installed here"
                 raise PluginError(
@@ -388,6 +388,12 @@ class Run:
 
 def _under(prefix: str, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in weights.items() if name.startswith(prefix)}
+
+
+def _package(facts: Mapping[str, Any]) -> Any:
+    """Return the package of a plugin in a manifest; early manifests say interpkit where pip says network-inversion."""
+    package = facts.get("package")
+    return DISTRIBUTION if package == "interpkit" else package
 
 
 def _fault(model: type[pydantic.BaseModel], value: Any) -> str | None:

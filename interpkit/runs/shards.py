@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from interpkit._version import __version__
 from interpkit.config import schemas
-from interpkit.errors import RunError, UsageError, listed
+from interpkit.errors import RunError, UsageError, install_extra, listed
 from interpkit.evaluation.scoring import judge
 from interpkit.interfaces.inversions import Inversion
 from interpkit.interfaces.samples import MAX_PROBABILITIES
@@ -138,7 +138,7 @@ class ShardJob:
             raise UsageError(f"there is no format {format!r} of shards; there are: {listed(FORMATS)}.")
         if not FORMATS[format].is_there():
             package = FORMATS[format].package
-            raise UsageError(f"the format {format} takes the package {package}: pip install 'interpkit[{format}]'.")
+            raise UsageError(f"the format {format} takes the package {package}: {install_extra(format)}.")
         recipe = inversion.recipe
         self.classes = inversion.choose(labels)
         inversion.check_there_are(self.classes, count)

@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 from interpkit import _version
-from interpkit.errors import UsageError
+from interpkit.errors import DISTRIBUTION, UsageError
 from interpkit.scaffold import names
 from interpkit.scaffold.kinds import KINDS, Kind
 
@@ -66,6 +66,7 @@ def render(name: str, kind: Kind) -> dict[str, str]:
         "kind": kind.value,
         "package": package,
         "cls": class_name(name, facts.base),
+        "distribution": DISTRIBUTION,
         "version": _version.__version__,
         "summary": facts.summary,
         "use": facts.use.format(name=name),

@@ -18,7 +18,7 @@ import safetensors
 from torch import Tensor
 
 from interpkit.config.recipe import TargetOptions, validated
-from interpkit.errors import ModelError, UsageError
+from interpkit.errors import ModelError, UsageError, upgrade
 from interpkit.io.atomic import write_tensors
 
 SCHEMA = 1
@@ -69,7 +69,7 @@ def _parse(path: Path, metadata: Mapping[str, str]) -> TargetOptions:
     if schema != str(SCHEMA):
         raise ModelError(
             f"{path} has interpkit schema {schema!r:.40}; this interpkit reads {SCHEMA}. If a newer one wrote it: "
-            f"pip install --upgrade interpkit"
+            f"{upgrade()}"
         )
     facts: dict[str, Any] = {"arch": metadata.get(f"{PREFIX}architecture")}
     facts |= {name: metadata[PREFIX + name] for name in _WORDS if PREFIX + name in metadata}

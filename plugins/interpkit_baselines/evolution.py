@@ -160,7 +160,7 @@ def _import_cma() -> ModuleType:
         import cma
     except ImportError as error:
         raise UsageError(
-            "the inverter 'evolution' takes the package cma: pip install 'interpkit[evolution]'"
+            f"the inverter 'evolution' takes the package cma: {interpkit.install_extra('evolution')}"
         ) from error
     module: ModuleType = cma
     return module

@@ -112,7 +112,7 @@ class TorchvisionModels(Zoo):
 
 
 class TimmModels(Zoo):
-    """timm's classifiers, by the names of `timm.list_models`; the extra ``interpkit[timm]``."""
+    """timm's classifiers, by the names of `timm.list_models`; the extra ``timm``."""
 
     name = "timm"
     help = "timm's image classifiers, by name"
@@ -137,7 +137,7 @@ class TimmModels(Zoo):
 
 
 class TransformersModels(Zoo):
-    """transformers' image classifiers, by model type; the extra ``interpkit[transformers]``.
+    """transformers' image classifiers, by model type; the extra ``transformers``.
 
     The arguments are those of the model's config; an ``auto_map``, which names code to run, is refused.
     """
@@ -189,4 +189,4 @@ def need(package: str, extra: str) -> Any:
     try:
         return importlib.import_module(package)
     except ImportError as error:
-        raise ModelError(f"this takes the package {package}: pip install 'interpkit[{extra}]'.") from error
+        raise ModelError(f"this takes the package {package}: {interpkit.install_extra(extra)}.") from error

@@ -40,7 +40,7 @@ class Reshaped(nn.Module):
 
 
 class OnnxLoader(Loader):
-    """An ONNX graph, converted to PyTorch and checked against onnxruntime; the extra ``interpkit[onnx]``."""
+    """An ONNX graph, converted to PyTorch and checked against onnxruntime; the extra ``onnx``."""
 
     name = "onnx"
     help = ".onnx, converted and checked against onnxruntime"

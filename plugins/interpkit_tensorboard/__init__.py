@@ -1,6 +1,6 @@
 """Inversions in TensorBoard, through the lifecycle hooks alone: a small plugin to learn those from.
 
-    pip install 'interpkit[tensorboard]'
+    pip install 'network-inversion[tensorboard]'
     INTERPKIT_TENSORBOARD=runs/tensorboard interpkit invert model.safetensors --plugin vecmat
     tensorboard --logdir runs/tensorboard
 
@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from interpkit import Inversion, Recipe, StepRecord, Target, hookimpl
+from interpkit import Inversion, Recipe, StepRecord, Target, hookimpl, install_extra
 
 INTERPKIT_INTERFACE = 1
 
@@ -38,7 +38,7 @@ def inversion_started(target: Target, recipe: Recipe) -> None:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
-        log.warning("%s is set, but there is no TensorBoard: pip install 'interpkit[tensorboard]'", PLACE)
+        log.warning("%s is set, but TensorBoard is not installed: %s", PLACE, install_extra("tensorboard"))
         return
     name = f"{target.name}-{datetime.now():%Y%m%d-%H%M%S-%f}"
     writers.append(SummaryWriter(os.path.join(os.environ[PLACE], name)))

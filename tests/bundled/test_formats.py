@@ -893,8 +893,8 @@ def test_a_format_whose_package_is_missing_names_the_extra(
     made = KINDS[kind](tmp_path, nets)
     monkeypatch.setitem(sys.modules, package, None)
     message = refusal(made.path)
-    assert f"interpkit[{extra}]" in message and package in message
-    fails(3, re.escape(f"pip install 'interpkit[{extra}]'"), "inspect", made.path)
+    assert interpkit.install_extra(extra) in message and package in message
+    fails(3, re.escape(interpkit.install_extra(extra)), "inspect", made.path)
 
 
 def test_packing_a_graph_without_onnx_names_the_extra(
@@ -902,7 +902,15 @@ def test_packing_a_graph_without_onnx_names_the_extra(
 ) -> None:
     kind = make_user_code(tmp_path, nets)
     monkeypatch.setitem(sys.modules, "onnx", None)
-    fails(3, re.escape("interpkit[onnx]"), "pack", kind.path, *kind.flags, "--out", tmp_path / "packed.safetensors")
+    fails(
+        3,
+        re.escape(interpkit.install_extra("onnx")),
+        "pack",
+        kind.path,
+        *kind.flags,
+        "--out",
+        tmp_path / "packed.safetensors",
+    )
     assert not (tmp_path / "packed.safetensors").exists()
 
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 import interpkit
 from interpkit import ModelError, UsageError, load_target, save_target
+from interpkit.errors import upgrade
 
 ARGUMENTS: dict[str, Any] = {"input_shape": [1, 12, 12], "num_classes": 3, "widths": [4], "hidden": 8}
 Modest = Callable[[], AbstractContextManager[None]]
@@ -348,7 +349,7 @@ def test_broken_weights_are_refused(spoiled: Spoiled) -> None:
     [
         ({"architecture": None}, ["--arch"]),
         ({"input_shape": None}, ["--input-shape"]),
-        ({"schema": "2"}, ["'2'", "pip install --upgrade interpkit"]),
+        ({"schema": "2"}, ["'2'", upgrade()]),
         ({"schema": "one"}, ["'one'"]),
         ({"input_shape": "[1, 12"}, ["input_shape", "JSON"]),
         ({"arch_args": "{'widths': [4]}"}, ["arch_args", "JSON"]),

@@ -221,7 +221,7 @@ def test_a_loss_of_a_plugin_left_out_is_unknown_and_the_plugin_is_named(tiny_mod
 def test_show_of_a_plugin_tells_its_package_version_source_and_hooks() -> None:
     result = cli("plugins", "show", "tensorboard")
     for words in (
-        f"from the package interpkit {interpkit.__version__}",
+        f"from the package network-inversion {interpkit.__version__}",
         "hooks:    inversion_finished, inversion_started, inversion_step",
         "source:   interpkit_tensorboard",
     ):

@@ -199,7 +199,7 @@ def test_the_files_are_all_there(packages: Packages) -> None:
         } <= files
         project = tomllib.loads((folder / "pyproject.toml").read_text())["project"]
         assert project["entry-points"]["interpkit"] == {name_of(kind): f"interpkit_made_{kind}"}
-        assert project["dependencies"] == [f"interpkit>={interpkit.__version__}"]
+        assert project["dependencies"] == [f"network-inversion>={interpkit.__version__}"]
         assert (folder / "LICENSE").read_text() == (ROOT / "LICENSE").read_text()
         for path in files:
             text = (folder / path).read_text() if not path.endswith((".pyc", ".so")) else ""

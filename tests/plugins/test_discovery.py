@@ -8,7 +8,7 @@ import logging
 import re
 import sys
 from collections.abc import Callable, Iterator
-from importlib.metadata import EntryPoint, PathDistribution
+from importlib.metadata import EntryPoint, PackageNotFoundError, PathDistribution
 from pathlib import Path
 from textwrap import dedent
 from typing import Any
@@ -17,6 +17,7 @@ import pytest
 
 import interpkit
 from interpkit import PluginError, UsageError, hookimpl
+from interpkit.errors import DISTRIBUTION, upgrade
 from interpkit.interfaces.components import INTERFACE_VERSION
 from interpkit.plugins.discovery import Plugins, installed, leaving_out
 
@@ -289,13 +290,36 @@ def test_the_variable_says_which_are_loaded(monkeypatch: pytest.MonkeyPatch, cho
         assert installed().found["robust"].left_out == f"INTERPKIT_LOAD_PLUGINS={chosen.replace(' ', '')}"
 
 
+def test_another_distribution_that_owns_the_same_package_is_warned_of(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def distribution(name: str) -> object:
+        if name not in there:
+            raise PackageNotFoundError(name)
+        return object()
+
+    monkeypatch.setattr(importlib.metadata, "distribution", distribution)
+    for there in ({"network-inversion"}, {"interpkit"}, {"network-inversion", "interpkit"}):
+        caplog.clear()
+        Plugins(only=[])
+        told = [message for message in caplog.messages if "pip uninstall interpkit network-inversion" in message]
+        assert len(told) == (len(there) == 2)
+
+
+def test_a_run_made_under_the_earlier_name_of_the_distribution_means_the_bundled_plugins() -> None:
+    entry = installed().registry.entry("loss", "ce")
+    assert entry.package == DISTRIBUTION
+    assert installed().registry.entry("loss", "interpkit:ce") is entry
+    assert installed().registry.entry("loss", "network-inversion:ce") is entry
+
+
 # -------------------------------------------------------------------------------- the interface's version
 
 
 @pytest.mark.parametrize(
     ("version", "words"),
     [
-        ("2", "made for version 2 .* this interpkit has version 1. Upgrade interpkit: pip install --upgrade interpkit"),
+        ("2", "made for version 2 .* this interpkit has version 1. Upgrade interpkit: " + re.escape(upgrade())),
         ("0", r"made for version 0 .* this interpkit has version 1. Upgrade the plugin: pip install --upgrade a-b"),
         ("'1'", "made for version '1' "),
     ],
@@ -312,7 +336,7 @@ def test_a_plugin_for_another_interface_is_broken_and_says_what_to_upgrade(
 def test_a_plugin_for_this_interface_is_loaded_and_so_are_the_bundled_ones(same: Same) -> None:
     assert Plugins(same("INTERPKIT_INTERFACE = 1\n" + REGISTER_GOOD)[:1]).found["same"].status == "ok"
     for plugin in Plugins().found.values():
-        if plugin.package == "interpkit":
+        if plugin.package == DISTRIBUTION:
             assert sys.modules[plugin.module].INTERPKIT_INTERFACE == INTERFACE_VERSION
 
 

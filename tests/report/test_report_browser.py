@@ -13,7 +13,7 @@ import pytest
 
 import interpkit
 
-playwright_api = pytest.importorskip("playwright.sync_api", reason="needs pip install 'interpkit[browser]'")
+playwright_api = pytest.importorskip("playwright.sync_api", reason="needs the extra browser: make setup")
 
 HOSTILE = ["<b>bold</b>", "</script><script>alert(1)</script>", "<img src=x onerror=alert(2)> & \"'"]
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")

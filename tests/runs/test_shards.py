@@ -8,6 +8,7 @@ import io
 import json
 import logging
 import os
+import re
 import shutil
 import tarfile
 from pathlib import Path
@@ -392,7 +393,7 @@ def test_parquet_without_pyarrow_says_what_to_install(
     inversion: GeneratorInversion, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(UsageError, match=r"pip install 'interpkit\[parquet\]'"):
+    with pytest.raises(UsageError, match=re.escape(interpkit.install_extra("parquet"))):
         write_shards(inversion, tmp_path, **asked(format="parquet"))
 
 

@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 
 from interpkit import testing
+from interpkit.errors import DISTRIBUTION
 from interpkit.plugins.discovery import Plugins
 from interpkit.testing.checks import COMPONENTS
 
-BUNDLED = [point for point in entry_points(group="interpkit") if point.dist and point.dist.name == "interpkit"]
+BUNDLED = [point for point in entry_points(group="interpkit") if point.dist and point.dist.name == DISTRIBUTION]
 ITEMS = [entry.item for entry in Plugins(BUNDLED).registry.entries() if entry.kind in (*COMPONENTS, "loader")]
 
 
