@@ -628,13 +628,16 @@ def test_two_files_of_one_name_are_two_modules(tmp_path: Path, nets: Any) -> Non
         (folder / "formats_twins.py").write_text(text, "utf-8")
         torch.save(seeded_module(lambda: nets.Net(hidden=number)).state_dict(), folder / "net.pt")  # noqa: B023
     before = set(sys.modules)
+    widths = []
     try:
         for number in (1, 2):
             path = tmp_path / str(number)
-            load_target(path / "net.pt", arch=f"py:{path}/formats_twins.py:wide", input_shape=(3, 8, 8))
+            target = load_target(path / "net.pt", arch=f"py:{path}/formats_twins.py:wide", input_shape=(3, 8, 8))
+            widths.append(target.module.conv.out_channels)
     finally:
         for name in set(sys.modules) - before:
             del sys.modules[name]
+    assert widths == [1, 2]
 
 
 def test_a_file_named_as_an_installed_package_does_not_take_its_place(tmp_path: Path, nets: Any) -> None:

@@ -58,6 +58,10 @@ def test_no_stream_at_all_is_no_error_either(monkeypatch: pytest.MonkeyPatch, cl
     with console.ProgressDisplay(1) as display:
         display.step(1)
         console.error("an error")
+    read = io.StringIO()  # what comes next is printed where there is a stream again
+    monkeypatch.setattr(sys, "stderr", read)
+    console.error("another error")
+    assert read.getvalue() == "error: another error\n"
 
 
 def test_what_a_plugin_prints_is_lost_with_the_rest_and_the_result_is_printed(

@@ -141,7 +141,12 @@ def test_what_cannot_be_shared_is_told_with_what_can(size: int, batch: int, gene
 
 @pytest.mark.parametrize(("size", "generators"), [(1, 5), (2, 1), (2, 4), (4, 2), (3, 3)])
 def test_multiples_can_be_shared(size: int, generators: int) -> None:
-    Share(0, size).check(12, generators)
+    shares = [Share(rank, size) for rank in range(size)]
+    for share in shares:
+        share.check(12, generators)
+    rows = [share.rows(12, torch.device("cpu")).tolist() for share in shares]
+    assert {len(part) for part in rows} == {12 // size}  # and none is held twice
+    assert sorted(row for part in rows for row in part) == list(range(12))
 
 
 @pytest.mark.parametrize("count", [1, 2, 5, 6])
