@@ -42,3 +42,6 @@ from .suites import (
 from .suites import (
     parametrize_with_checks as parametrize_with_checks,
 )
+from .toy_models import (
+    evaluate_loss as evaluate_loss,
+)

@@ -383,11 +383,54 @@ def images_of(shape: Shape, count: int, seed: int = 0) -> Tensor:
 
 def value_of(loss: InversionLoss, target: Target, images: Tensor, *, seed: int = 0, bf16: bool = False) -> Tensor:
     """Return a loss's value on images as the loop computes it."""
-    batch = generated(target, images)
-    rng = random_generator(images.device, seed)
+    return _value(loss, generated(target, images), seed, bf16)
+
+
+def evaluate_loss(
+    loss: InversionLoss,
+    target: Target,
+    images: Tensor,
+    labels: Tensor | Sequence[int],
+    *,
+    distribution: Tensor | None = None,
+    seed: int = 0,
+) -> Tensor:
+    """Compute a loss on the images that you choose, as a training step would: perturbed views included.
+
+    Args:
+        loss: the loss, built for ``target``.
+        target: the classifier; frozen while it runs.
+        images: (B, *input_shape) in [0, 1].
+        labels: (B,), the class requested for each image.
+        distribution: (B, n), the soft distributions P of the conditions; one-hot if omitted.
+        seed: seed of the views.
+
+    Returns:
+        The term without its weight, a scalar; it has a gradient if the images require one.
+
+    Example:
+        >>> import torch
+        >>> from interpkit import testing, wrap
+        >>> from interpkit_losses import CrossEntropy
+        >>> target = wrap(torch.nn.Linear(2, 2), input_shape=(2,))
+        >>> images = torch.rand(8, 2, requires_grad=True)
+        >>> testing.evaluate_loss(CrossEntropy(target), target, images, labels=[0] * 8).backward()
+        >>> images.grad.shape
+        torch.Size([8, 2])
+    """
+    labels = torch.as_tensor(labels, device=images.device)
+    one_hot = F.one_hot(labels, target.num_classes).float()
+    soft = one_hot if distribution is None else distribution
+    latent = torch.zeros(len(images), 1, device=images.device)
+    with target.frozen():
+        return _value(loss, GeneratedBatch(target, Condition(labels, soft, soft), latent, images, 0.0), seed)
+
+
+def _value(loss: InversionLoss, batch: GeneratedBatch, seed: int, bf16: bool = False) -> Tensor:
+    target, images = batch.target, batch.images
     layers = loss.layers(target)
     with torch.autocast(images.device.type, torch.bfloat16, enabled=bf16):
-        views = loss.views(batch, rng)
+        views = loss.views(batch, random_generator(images.device, seed))
         response = target.respond(images, layers)
         of_views = None if views is None else target.respond(views, layers)
     return loss(  # type: ignore[no-any-return]

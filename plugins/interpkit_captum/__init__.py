@@ -1,6 +1,6 @@
-"""Attribution by Captum: gradients, paths, layers and occlusion, on any target.
+"""Attribution methods from Captum: gradients, path integrals, Grad-CAM and occlusion, for any target.
 
-Captum is imported when a method first runs, so that the command line stays quick.
+Captum is imported when a method first runs, so that the command line starts quickly.
 """
 
 from interpkit import Registration, hookimpl
@@ -19,7 +19,7 @@ INTERPKIT_INTERFACE = 1
 
 @hookimpl
 def register(registry: Registration) -> None:
-    """Add the methods."""
+    """Add the attribution methods."""
     for method in (
         IntegratedGradients,
         Saliency,

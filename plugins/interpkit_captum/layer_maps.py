@@ -1,4 +1,4 @@
-"""Grad-CAM and guided Grad-CAM: what a layer saw, weighted by how much the score depends on it."""
+"""Grad-CAM and guided Grad-CAM: a layer's activations, weighted by how much the score depends on them."""
 
 from __future__ import annotations
 
@@ -21,20 +21,31 @@ MOST_EXTRA_TOKENS = 8
 
 
 class GradCam(Attribution):
-    r"""Grad-CAM, :math:`\mathrm{ReLU}(\sum_k \alpha_k A^k)`, :math:`\alpha_k` the score's mean gradient on channel k.
+    r"""Grad-CAM, :math:`\mathrm{ReLU}(\sum_k \alpha_k A^k)`: where a layer's activations support the class.
 
-    Enlarged to the image's size (bilinear); every channel of the image has the same map. The layer is the one named,
-    or else the last that runs once, has a grid and gives the score a gradient in more than one place; the tokens of a
-    vision transformer are laid out as the grid of their patches. On convolutions it equals Captum's LayerGradCam,
-    which knows no tokens. Source: Selvaraju et al. 2017, "Grad-CAM", eq. 1 and 2.
+    :math:`A^k` is channel k of the layer's output, and :math:`\alpha_k` the mean gradient of the score on it. The map
+    is enlarged to the image's size (bilinear), and is the same for every channel of the image. By default the layer is
+    the last one that runs once, has a spatial grid and receives a gradient from the score at more than one position.
+    The tokens of a vision transformer are arranged as the grid of their patches. For convolutions the result equals
+    Captum's LayerGradCam, which does not support tokens. Source: Selvaraju et al. 2017, "Grad-CAM", eq. 1 and 2.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from interpkit import attribute, wrap
+        >>> net = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(256, 3))
+        >>> target = wrap(net, input_shape=(1, 8, 8))
+        >>> maps = attribute(target, torch.rand(2, 1, 8, 8), [0, 1], method="grad-cam", layer="0")
+        >>> maps.shape, bool((maps >= 0).all())
+        (torch.Size([2, 1, 8, 8]), True)
     """
 
     name = "grad-cam"
 
     class Options(interpkit.Options):
-        """The sign."""
+        """Whether the sign is kept."""
 
-        signed: bool = Field(False, description="keep what speaks against the class: no ReLU")
+        signed: bool = Field(False, description="keep negative evidence too: no ReLU")
 
     options: Options
 
@@ -46,9 +57,20 @@ class GradCam(Attribution):
 class GuidedGradCam(Attribution):
     """Guided Grad-CAM: Grad-CAM times guided backpropagation, which lets only positive gradients through a ReLU.
 
-    Captum guides ``nn.ReLU`` alone: functional ReLU and other activations pass plain gradients, and a note says so
-    where no ``nn.ReLU`` is found. Sources: Selvaraju et al. 2017, section 3.2; Springenberg et al. 2015, "Striving for
-    simplicity".
+    Captum guides only ``nn.ReLU`` modules: functional ReLU and other activations pass ordinary gradients, and a note
+    tells the user if the target has no ``nn.ReLU``. Sources: Selvaraju et al. 2017, section 3.2; Springenberg et al.
+    2015, "Striving for simplicity".
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from interpkit import Explainer, wrap
+        >>> net = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.Tanh(), nn.Flatten(), nn.Linear(256, 3))
+        >>> explainer = Explainer(wrap(net, input_shape=(1, 8, 8)), "guided-grad-cam", layer="0")
+        >>> explainer.maps(torch.rand(2, 1, 8, 8), torch.tensor([0, 1])).shape
+        torch.Size([2, 1, 8, 8])
+        >>> explainer.notes[0]
+        'Sequential does not have an nn.ReLU to guide, so guided-grad-cam is Grad-CAM times the ordinary gradient.'
     """
 
     name = "guided-grad-cam"
@@ -60,7 +82,8 @@ class GuidedGradCam(Attribution):
         cam = grad_cam(target, images, classes, context)
         if not any(isinstance(layer, nn.ReLU) for layer in target.layers().values()):
             context.note(
-                f"{target.name} has no nn.ReLU to guide, so guided-grad-cam is Grad-CAM times the plain gradient."
+                f"{target.name} does not have an nn.ReLU to guide, so guided-grad-cam is Grad-CAM times the ordinary "
+                f"gradient."
             )
         with _not_in_place(target), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Setting backward hooks on ReLU")
@@ -74,37 +97,40 @@ def grad_cam(
     """Return Grad-CAM maps, (B, C, H, W).
 
     Raises:
-        UsageError: the target has no layer with a grid that can be watched, or the named layer is none.
+        UsageError: the target does not have a hookable layer with a grid, or the named layer is not one.
     """
     if images.dim() != 4:
-        raise UsageError(f"Grad-CAM takes images; {target.name} takes vectors of {images.shape[1]} features.")
+        raise UsageError(
+            f"Grad-CAM needs images; {target.name} classifies vectors of {images.shape[1]} features. Use another "
+            f"method, such as integrated-gradients."
+        )
     layers = target.layers()
     size = (images.shape[2], images.shape[3])
-    # Which layer serves is found on two images; the maps come from a pass that keeps that layer alone.
+    # Two images suffice to choose the layer; the maps come from a second pass that keeps only that layer.
     passes = _passes(layers, [context.layer] if context.layer else layers, context.scores, images[:2], classes[:2])
     layer = context.layer or _last_with_grid(target, layers, passes, size)
     _check_layer(target, layer, passes.get(layer, []), size)
     if context.layer is None:
         context.note(f"Grad-CAM reads the layer {layer!r}, {tuple(passes[layer][0][0].shape[1:])}.")
-    ((activation, gradient),) = _passes(layers, [layer], context.scores, images, classes)[layer]
+    ((output, gradient),) = _passes(layers, [layer], context.scores, images, classes)[layer]
     assert gradient is not None
-    seen, slope = (_as_grid(tensor, size) for tensor in (activation, gradient))
-    assert seen is not None and slope is not None
-    cam = (slope.mean((2, 3), keepdim=True) * seen).sum(1, keepdim=True)
+    activation, slope = (_as_grid(tensor, size) for tensor in (output, gradient))
+    assert activation is not None and slope is not None
+    cam = (slope.mean((2, 3), keepdim=True) * activation).sum(1, keepdim=True)
     cam = cam if signed else cam.relu()
     return F.interpolate(cam.float(), size, mode="bilinear", align_corners=False).expand_as(images)
 
 
 Pass = tuple[Tensor, Tensor | None]
-"""A layer's output in one of its passes, and the gradient of the score on it; None where there is none."""
+"""A layer's output in one of its passes, and the gradient of the score with respect to it, or None."""
 
 
 def _passes(
     layers: Mapping[str, nn.Module], kept: Iterable[str], scores: nn.Module, images: Tensor, classes: Tensor
 ) -> dict[str, list[Pass]]:
-    """Return the passes of those layers that are kept and run, in the order of their last ends."""
+    """Return the passes of the ``kept`` layers that run, ordered by when each layer last finished."""
     kept = set(kept)
-    seen: list[tuple[str, Tensor]] = []
+    outputs: list[tuple[str, Tensor]] = []
     handles = []
 
     def watcher(name: str) -> Callable[..., Any]:
@@ -112,8 +138,8 @@ def _passes(
             if not isinstance(output, Tensor) or not output.is_floating_point():
                 return None
             if name in kept:
-                seen.append((name, output))
-            return output.clone()  # what is changed in place further on is the copy, of every layer
+                outputs.append((name, output))
+            return output.clone()  # of every layer, so that later in-place changes affect only the copy
 
         return watch
 
@@ -124,12 +150,12 @@ def _passes(
     finally:
         for handle in handles:
             handle.remove()
-    tracked = [tensor for _, tensor in seen if tensor.requires_grad]
-    found = torch.autograd.grad(score, tracked, allow_unused=True) if tracked else ()
-    gradients = {id(tensor): gradient for tensor, gradient in zip(tracked, found, strict=True)}
+    tracked = [tensor for _, tensor in outputs if tensor.requires_grad]
+    slopes = torch.autograd.grad(score, tracked, allow_unused=True) if tracked else ()
+    gradients = {id(tensor): slope for tensor, slope in zip(tracked, slopes, strict=True)}
     passes: dict[str, list[Pass]] = {}
-    for name, tensor in seen:
-        # Put last by its last end.
+    for name, tensor in outputs:
+        # Removed and added again, so that the order is that of the last pass.
         passes[name] = [*passes.pop(name, []), (tensor.detach(), gradients.get(id(tensor)))]
     return passes
 
@@ -137,19 +163,20 @@ def _passes(
 def _last_with_grid(
     target: Target, layers: Mapping[str, nn.Module], passes: dict[str, list[Pass]], size: tuple[int, int]
 ) -> str:
-    """Return the last layer whose grid the score depends on, or at least the last with a grid.
+    """Return the last layer with a grid that the score depends on, or else the last layer with a grid.
 
-    In a vision transformer the last blocks' patches may no longer matter, as the class token alone is read.
+    In a vision transformer the patches of the last block may not affect the score, because only the class token does.
     """
     if not passes:
         raise UsageError(
-            f"Grad-CAM cannot serve {target.name}: its layers cannot be watched (TorchScript, an exported program)."
+            f"Grad-CAM cannot explain {target.name}: its layers do not accept hooks, as in TorchScript or an exported "
+            f"program. Use another method, such as integrated-gradients."
         )
     with_grid = []
-    for name, found in reversed(passes.items()):
-        if len(found) != 1 or isinstance(layers[name], nn.modules.dropout._DropoutNd):
+    for name, of_layer in reversed(passes.items()):
+        if len(of_layer) != 1 or isinstance(layers[name], nn.modules.dropout._DropoutNd):
             continue
-        activation, gradient = found[0]
+        activation, gradient = of_layer[0]
         if _as_grid(activation, size) is None or gradient is None:
             continue
         with_grid.append(name)
@@ -159,9 +186,9 @@ def _last_with_grid(
             return name
     if not with_grid:
         raise UsageError(
-            f"Grad-CAM cannot serve {target.name}: no layer that runs once gives a grid, (B, C, h, w) or the "
-            f"patches of a vision transformer, on the way to the score. If it takes one image at a time, let single "
-            f"images pass: rows=1, or --rows 1."
+            f"Grad-CAM cannot explain {target.name}: no layer that runs once outputs a grid, (B, C, h, w) or the "
+            f"patches of a vision transformer, that the score depends on. If the classifier processes one image at a "
+            f"time, use rows=1 (--rows 1)."
         )
     return with_grid[0]
 
@@ -169,21 +196,23 @@ def _last_with_grid(
 def _check_layer(target: Target, layer: str, passes: Sequence[Pass], size: tuple[int, int]) -> None:
     if len(passes) > 1:
         raise UsageError(
-            f"Grad-CAM cannot read the layer {layer!r} of {target.name}: it runs {len(passes)} times in one pass "
-            f"(a reused module, or a classifier that takes one image at a time: rows=1, or --rows 1, serves that). "
-            f"Name another by --layer."
+            f"Grad-CAM cannot use the layer {layer!r} of {target.name}: it runs {len(passes)} times in one forward "
+            f"pass, because the module is reused or the classifier processes one image at a time. In the second case "
+            f"use rows=1 (--rows 1); otherwise choose another layer (--layer)."
         )
     if not passes or passes[0][1] is None:
-        raise UsageError(f"{target.name}: the score does not depend on the layer {layer!r}. Name another by --layer.")
+        raise UsageError(
+            f"{target.name}: the score does not depend on the layer {layer!r}. Choose another layer (--layer)."
+        )
     if _as_grid(passes[0][0], size) is None:
         raise UsageError(
-            f"{target.name}: the layer {layer!r} gives {tuple(passes[0][0].shape[1:])} for an image, which is no grid, "
-            f"(C, h, w) or the patches of a vision transformer. Name another by --layer."
+            f"{target.name}: the layer {layer!r} outputs {tuple(passes[0][0].shape[1:])} for an image, which is not a "
+            f"grid: (C, h, w), or the patches of a vision transformer. Choose another layer (--layer)."
         )
 
 
 def _as_grid(tensor: Tensor, size: tuple[int, int]) -> Tensor | None:
-    """Return a layer's output as (B, C, h, w): as it is, or the patches of (B, T, C) tokens; None if it is neither."""
+    """Return a layer's output as (B, C, h, w), unchanged or from the patches of (B, T, C) tokens; else None."""
     if tensor.dim() == 4:
         return tensor if tensor.shape[2] * tensor.shape[3] > 1 else None
     if tensor.dim() != 3:
@@ -201,7 +230,7 @@ def _as_grid(tensor: Tensor, size: tuple[int, int]) -> Tensor | None:
 
 @contextmanager
 def _not_in_place(target: Target) -> Iterator[None]:
-    """Have the activations work out of place, as hooks on them need it; leave them as they were."""
+    """Disable in-place activations, which backward hooks do not support; restore them afterwards."""
     changed = [layer for layer in target.layers().values() if getattr(layer, "inplace", False) is True]
     try:
         for layer in changed:

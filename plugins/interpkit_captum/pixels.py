@@ -1,6 +1,6 @@
-"""Methods of Captum that need only the scores: gradients, integrals of them, and occlusion.
+"""Methods that need only the scores: gradients, their integrals, and occlusion.
 
-f is the score that is explained, x an image, x' a baseline.
+In the formulas, f is the score that is explained, x an image, and x' a baseline.
 """
 
 from __future__ import annotations
@@ -17,29 +17,39 @@ import interpkit
 from interpkit import Attribution, AttributionContext, Target
 
 LEAST_STEPS = 12
-"""Of a path from one of several baselines."""
+"""Fewest steps of the path from each baseline, if there are several."""
 
 
 def with_gradient(images: Tensor) -> Tensor:
-    """Return a copy of the images that takes a gradient, as Captum would else warn that it makes them so."""
+    """Return a copy of the images that requires a gradient; Captum would warn if it had to set that itself."""
     return images.detach().clone().requires_grad_()
 
 
 class IntegratedGradients(Attribution):
-    r"""Integrated gradients, :math:`(x - x') \int_0^1 \nabla f(x' + t (x - x')) \, dt`, the mean over the baselines.
+    r"""Integrated gradients, :math:`(x - x') \int_0^1 \nabla f(x' + t (x - x')) \, dt`, averaged over the baselines.
 
-    By Gauss-Legendre quadrature; complete. Several baselines share the steps, but each path has 12 or more. Source:
-    Sundararajan et al. 2017, "Axiomatic attribution for deep networks", eq. 1; over several baselines: Erion et al.
-    2021, "Improving performance of deep learning models with axiomatic attribution priors and expected gradients".
+    The integral is computed by Gauss-Legendre quadrature; the method is complete. Several baselines share the steps,
+    but each path has at least 12. Source: Sundararajan et al. 2017, "Axiomatic attribution for deep networks", eq. 1;
+    for several baselines Erion et al. 2021, "Improving performance of deep learning models with axiomatic attribution
+    priors and expected gradients".
+
+    Example:
+        >>> import torch
+        >>> from interpkit import attribute, wrap
+        >>> linear = torch.nn.Linear(3, 2, bias=False)
+        >>> linear.weight.data = torch.tensor([[2.0, -1.0, 0.0], [0.0, 0.0, 1.0]])
+        >>> target = wrap(linear, input_shape=(3,))
+        >>> attribute(target, torch.tensor([[1.0, 0.5, 1.0]]), [0], method="integrated-gradients").round(decimals=3)
+        tensor([[ 2.0000, -0.5000,  0.0000]])
     """
 
     name = "integrated-gradients"
     complete = True
 
     class Options(interpkit.Options):
-        """The integral."""
+        """How the integral is computed."""
 
-        steps: int = Field(50, ge=2, le=1000, description="points of the path from baseline to image")
+        steps: int = Field(50, ge=2, le=1000, description="points on the path from the baseline to the image")
 
     options: Options
 
@@ -62,13 +72,27 @@ class IntegratedGradients(Attribution):
 
 
 class Saliency(Attribution):
-    r"""Saliency, :math:`|\nabla f(x)|`. Source: Simonyan et al. 2014, "Deep inside convolutional networks", sec. 3."""
+    r"""Saliency: the absolute gradient of the score, :math:`|\nabla f(x)|`.
+
+    Source: Simonyan et al. 2014, "Deep inside convolutional networks", section 3.
+
+    Example:
+        >>> import torch
+        >>> from interpkit import attribute, wrap
+        >>> linear = torch.nn.Linear(3, 2, bias=False)
+        >>> linear.weight.data = torch.tensor([[2.0, -1.0, 0.0], [0.0, 0.0, 1.0]])
+        >>> target, images = wrap(linear, input_shape=(3,)), torch.rand(1, 3)
+        >>> attribute(target, images, [0], method="saliency")
+        tensor([[2., 1., 0.]])
+        >>> attribute(target, images, [0], method="saliency", options={"signed": True})
+        tensor([[ 2., -1.,  0.]])
+    """
 
     name = "saliency"
     local = True
 
     class Options(interpkit.Options):
-        """The sign."""
+        """Whether the sign is kept."""
 
         signed: bool = Field(False, description="keep the gradient's sign")
 
@@ -85,7 +109,19 @@ class Saliency(Attribution):
 
 
 class InputTimesGradient(Attribution):
-    r"""Input x gradient, :math:`x \nabla f(x)`. Source: Shrikumar et al. 2016, "Not just a black box", section 2."""
+    r"""Input times gradient, :math:`x \nabla f(x)`.
+
+    Source: Shrikumar et al. 2016, "Not just a black box", section 2.
+
+    Example:
+        >>> import torch
+        >>> from interpkit import attribute, wrap
+        >>> linear = torch.nn.Linear(3, 2, bias=False)
+        >>> linear.weight.data = torch.tensor([[2.0, -1.0, 0.0], [0.0, 0.0, 1.0]])
+        >>> target = wrap(linear, input_shape=(3,))
+        >>> attribute(target, torch.tensor([[0.5, 0.5, 1.0]]), [0], method="input-x-gradient")
+        tensor([[ 1.0000, -0.5000,  0.0000]])
+    """
 
     name = "input-x-gradient"
 
@@ -98,19 +134,28 @@ class InputTimesGradient(Attribution):
 
 
 class SmoothGrad(Attribution):
-    r"""SmoothGrad, :math:`|E \nabla f(x + \sigma z)|`, z standard normal: the mean of signed gradients first.
+    r"""SmoothGrad, :math:`|E \nabla f(x + \sigma z)|`: the gradient, averaged over noisy copies of the image.
 
-    Source: Smilkov et al. 2017, "SmoothGrad: removing noise by adding noise", section 3; by Captum's NoiseTunnel.
+    z is standard normal. The signed gradients are averaged before the absolute value is taken. Source: Smilkov et al.
+    2017, "SmoothGrad: removing noise by adding noise", section 3; computed by Captum's NoiseTunnel.
+
+    Example:
+        >>> import torch
+        >>> from interpkit import attribute, wrap
+        >>> net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 3))
+        >>> target = wrap(net, input_shape=(1, 4, 4))
+        >>> attribute(target, torch.rand(2, 1, 4, 4), [0, 2], method="smoothgrad", options={"samples": 8}).shape
+        torch.Size([2, 1, 4, 4])
     """
 
     name = "smoothgrad"
     local = True
 
     class Options(interpkit.Options):
-        """The noise."""
+        """How much noise, and how many copies."""
 
         samples: int = Field(25, ge=1, le=1000, description="noisy copies of each image")
-        sigma: float = Field(0.15, gt=0, le=10, description="standard deviation of the noise, of a pixel in [0, 1]")
+        sigma: float = Field(0.15, gt=0, le=10, description="standard deviation of the noise, for pixels in [0, 1]")
         signed: bool = Field(False, description="keep the mean gradient's sign")
 
     options: Options
@@ -135,18 +180,27 @@ class SmoothGrad(Attribution):
 class GradientShap(Attribution):
     r"""Gradient SHAP, :math:`E (x - x') \nabla f(x' + t (x + \sigma z - x'))`, t uniform in [0, 1], x' drawn.
 
-    x' is one of the baselines. Complete in expectation. Source: Lundberg & Lee 2017, "A unified approach to
-    interpreting model predictions", as in Captum's GradientShap.
+    x' is one of the baselines, chosen at random. The method is complete in expectation. Source: Lundberg & Lee 2017,
+    "A unified approach to interpreting model predictions", as in Captum's GradientShap.
+
+    Example:
+        >>> import torch
+        >>> from interpkit import attribute, wrap
+        >>> net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 3))
+        >>> target = wrap(net, input_shape=(1, 4, 4))
+        >>> images, real = torch.rand(2, 1, 4, 4), torch.rand(50, 1, 4, 4)
+        >>> attribute(target, images, method="gradient-shap", baseline=real).shape
+        torch.Size([2, 1, 4, 4])
     """
 
     name = "gradient-shap"
     complete = True
 
     class Options(interpkit.Options):
-        """The draws."""
+        """How many random draws, and how much noise."""
 
         samples: int = Field(25, ge=1, le=1000, description="draws for each image")
-        sigma: float = Field(0.0, ge=0, le=10, description="standard deviation of noise on the image")
+        sigma: float = Field(0.0, ge=0, le=10, description="standard deviation of the noise that is added to the image")
 
     options: Options
 
@@ -159,7 +213,7 @@ class GradientShap(Attribution):
         with _seeded_numpy():
             for part in torch.arange(len(images)).split(size):
                 left = self.options.samples
-                while left:  # Captum takes all samples of an image at once
+                while left:  # Captum processes all samples of an image at once
                     samples = min(left, context.rows)
                     found = method.attribute(
                         with_gradient(images[part]),
@@ -175,7 +229,7 @@ class GradientShap(Attribution):
 
 @contextmanager
 def _seeded_numpy() -> Iterator[None]:
-    """Seed numpy's global generator, which Captum draws from, by torch's; leave it as it was."""
+    """Seed numpy's global generator, which Captum uses, from torch's; restore its state afterwards."""
     state = np.random.get_state()
     np.random.seed(torch.initial_seed() % 2**32)
     try:
@@ -185,19 +239,33 @@ def _seeded_numpy() -> Iterator[None]:
 
 
 class Occlusion(Attribution):
-    """Occlusion: how far the score falls when a window goes to the first baseline.
+    """Occlusion: how far the score falls when a window of the image is replaced with the first baseline.
 
-    A pixel has the mean over the windows that it lies in. Source: Zeiler & Fergus 2014, "Visualizing and understanding
-    convolutional networks", section 4.2.
+    The value of a pixel is the mean over the windows that contain it. It needs no gradients. Source: Zeiler & Fergus
+    2014, "Visualizing and understanding convolutional networks", section 4.2.
+
+    Example:
+        >>> import torch
+        >>> from interpkit import attribute, wrap
+        >>> linear = torch.nn.Linear(4, 2, bias=False)
+        >>> linear.weight.data = torch.tensor([[1.0, 0.0, 0.0, -1.0], [0.0, 0.0, 0.0, 0.0]])
+        >>> target = wrap(torch.nn.Sequential(torch.nn.Flatten(), linear), input_shape=(1, 2, 2))
+        >>> attribute(target, torch.ones(1, 1, 2, 2), [0], method="occlusion", options={"window": 1})
+        tensor([[[[ 1.,  0.],
+                  [ 0., -1.]]]])
     """
 
     name = "occlusion"
 
     class Options(interpkit.Options):
-        """The window."""
+        """Size and stride of the window."""
 
-        window: int | None = Field(None, ge=1, description="its side in pixels; a seventh of the image's if left out")
-        stride: int | None = Field(None, ge=1, description="from one window to the next; half a window if left out")
+        window: int | None = Field(
+            None, ge=1, description="side of the window in pixels; a seventh of the image's side if omitted"
+        )
+        stride: int | None = Field(
+            None, ge=1, description="pixels from one window to the next; half a window if omitted"
+        )
 
     options: Options
 

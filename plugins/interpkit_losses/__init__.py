@@ -1,4 +1,4 @@
-"""The terms of the inversion loss, and priors that are often added to it."""
+"""The terms of the paper's inversion loss, and priors that are often added to it."""
 
 from interpkit import Registration, hookimpl
 from interpkit_losses.labels import CrossEntropy, KLDivergence

@@ -1,4 +1,4 @@
-"""The two terms that ask for the class: KL divergence to the soft distribution, cross-entropy to the label."""
+"""The two terms that make the target predict the requested class: KL divergence and cross-entropy."""
 
 from __future__ import annotations
 
@@ -9,13 +9,22 @@ from interpkit import InversionBatch, InversionLoss
 
 
 class KLDivergence(InversionLoss):
-    r"""KL(P || Q), mean over the batch; the paper's L_KL, weighted by alpha.
+    r"""KL divergence of the target's softmax Q from the requested distribution P; the paper's L_KL, weighted by alpha.
 
     .. math:: L_{KL} = \frac{1}{B} \sum_b \sum_i P_b(i) \log \frac{P_b(i)}{Q_b(i)}
 
     P is the condition's distribution, (B, n), and Q the softmax of the target's logits, (B, n); 0 log 0 = 0.
-    In nats, at least 0. With a cross-entropy term beside it the minimiser over Q of a KL(P || Q) + b CE(y, Q)
+    In nats, at least 0. Together with a cross-entropy term, the minimiser over Q of a KL(P || Q) + b CE(y, Q)
     is (a P + b y) / (a + b). Source: section 2.
+
+    Example:
+        >>> import torch
+        >>> from interpkit import testing, wrap
+        >>> from interpkit_losses import KLDivergence
+        >>> target = wrap(torch.nn.Identity(), input_shape=(2,))  # its logits are its inputs
+        >>> images, soft = torch.zeros(1, 2), torch.tensor([[0.75, 0.25]])
+        >>> testing.evaluate_loss(KLDivergence(target), target, images, labels=[0], distribution=soft)
+        tensor(0.1308)
     """
 
     name = "kl"
@@ -26,12 +35,20 @@ class KLDivergence(InversionLoss):
 
 
 class CrossEntropy(InversionLoss):
-    r"""Cross-entropy of the label asked for, mean over the batch; the paper's L_CE, weighted by beta.
+    r"""Cross-entropy of the target's prediction and the requested label; the paper's L_CE, weighted by beta.
 
     .. math:: L_{CE} = -\frac{1}{B} \sum_b \log Q_b(y_b)
 
     y is the condition's label, (B,), and Q the softmax of the target's logits, (B, n). In nats, at least 0.
     Source: section 2.
+
+    Example:
+        >>> import torch
+        >>> from interpkit import testing, wrap
+        >>> from interpkit_losses import CrossEntropy
+        >>> target = wrap(torch.nn.Identity(), input_shape=(3,))  # its logits are its inputs
+        >>> testing.evaluate_loss(CrossEntropy(target), target, torch.zeros(1, 3), labels=[2])  # log 3
+        tensor(1.0986)
     """
 
     name = "ce"

@@ -1,4 +1,4 @@
-"""Terms that say what images are like, whatever the class."""
+"""Priors: terms that describe natural images, whatever their class."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import interpkit
 from interpkit import InversionBatch, InversionLoss, Target, UsageError
 
 PLAUSIBLE = 0.95
-"""Share of the largest possible variance above which a normalisation is a convention, not a measurement."""
+"""Fraction of the largest possible variance above which a normalisation is a convention, not a measurement."""
 
 
 class TotalVariation(InversionLoss):
@@ -18,45 +18,65 @@ class TotalVariation(InversionLoss):
 
     .. math:: L_{TV} = \mathrm{mean}\,w_{i,j} |x_{i+1,j} - x_{i,j}| + \mathrm{mean}\,w_{i,j} |x_{i,j+1} - x_{i,j}|
 
-    x are the images, (B, C, H, W) in [0, 1]; between 0 and 2. The weights w are 1, or with ``edge`` above 1 grow from
-    1 in the middle to ``edge`` at the rim, as the square of the distance (the larger of both axes): pictures are of
-    something in their middle, and a target that looks little at the rim leaves litter there. Source: Rudin, Osher &
-    Fatemi 1992, anisotropic; for inversion Mahendran & Vedaldi 2015.
+    x are the images, (B, C, H, W) in [0, 1]; the value lies between 0 and 2. The weights w are 1; with ``edge`` above
+    1 they grow from 1 in the middle to ``edge`` at the rim, as the square of the distance (the larger of both axes):
+    the object is usually in the middle, and a target that pays little attention to the rim leaves noise there.
+    Source: Rudin, Osher & Fatemi 1992, anisotropic; for inversion Mahendran & Vedaldi 2015.
+
+    Example:
+        >>> import torch
+        >>> from interpkit import testing, wrap
+        >>> from interpkit_losses import TotalVariation
+        >>> net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 3))
+        >>> target = wrap(net, input_shape=(1, 4, 4))
+        >>> stripes = torch.tensor([0.0, 1.0]).repeat(1, 1, 4, 2)
+        >>> testing.evaluate_loss(TotalVariation(target), target, stripes, labels=[0])
+        tensor(1.)
     """
 
     name = "tv"
 
     class Options(interpkit.Options):
-        """Where variation costs most."""
+        """Where variation is penalised most."""
 
-        edge: float = Field(1.0, ge=0, le=1000, description="weight at the rim; 1 in the middle")
+        edge: float = Field(1.0, ge=0, le=1000, description="weight at the rim of the image; it is 1 in the middle")
 
     options: Options
 
     def __init__(self, target: Target, options: Options | None = None) -> None:
         super().__init__(target, options)
         if len(target.input_shape) != 3:
-            raise UsageError("the loss 'tv' is for images; this classifier takes vectors. Leave it out.")
+            raise UsageError(f"the loss 'tv' needs images; {target.name} classifies vectors. Leave it out.")
 
     def forward(self, batch: InversionBatch) -> Tensor:
         """Return the total variation per pixel, a scalar."""
         x = batch.images
         vertical, horizontal = (torch.linspace(-1, 1, side, device=x.device).square() for side in x.shape[2:])
         w = 1 + (self.options.edge - 1) * torch.maximum(vertical[:, None], horizontal)
-        # A difference weighs as its two pixels do on average, so that no corner of the picture counts for more.
+        # The weight of a difference is the mean of its two pixels' weights, so that no corner counts for more.
         down = x.diff(dim=2).abs() * (w[1:] + w[:-1]) / 2
         across = x.diff(dim=3).abs() * (w[:, 1:] + w[:, :-1]) / 2
         return sum((d.mean() for d in (down, across) if d.numel()), x.new_zeros(()))
 
 
 class Chroma(InversionLoss):
-    r"""How colourful the images are: the variance of a pixel's channels, mean over the pixels.
+    r"""Penalise colour: the variance of the channels of a pixel, mean over the pixels.
 
     .. math:: L = \mathrm{mean}_{i,j} \, \frac{1}{C} \sum_c (x_{c,i,j} - \bar x_{i,j})^2
 
     x are the images, (B, 3, H, W) in [0, 1], and the bar the mean of a pixel's channels; at most 2/9. In photographs
-    nearly all variance is in the brightness (Ruderman, Cronin & Chiao 1998), and a classifier's statistics channel by
-    channel do not say so. 0 unless there are three channels.
+    nearly all variance is in the brightness (Ruderman, Cronin & Chiao 1998), which a classifier's per-channel
+    statistics cannot express. 0 unless there are three channels.
+
+    Example:
+        >>> import torch
+        >>> from interpkit import testing, wrap
+        >>> from interpkit_losses import Chroma
+        >>> net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(48, 3))
+        >>> target = wrap(net, input_shape=(3, 4, 4))
+        >>> red = torch.tensor([1.0, 0.0, 0.0]).view(1, 3, 1, 1).repeat(1, 1, 4, 4)
+        >>> testing.evaluate_loss(Chroma(target), target, red, labels=[0])  # 2/9
+        tensor(0.2222)
     """
 
     name = "chroma"
@@ -68,13 +88,22 @@ class Chroma(InversionLoss):
 
 
 class SquaredNorm(InversionLoss):
-    r"""Mean square of the images, counted from what the target's normalisation moves to zero.
+    r"""Mean squared distance of the images from the mean of the target's normalisation.
 
     .. math:: L_2 = \mathrm{mean}\,(x - m)^2
 
     x are the images, (B, *input_shape) in [0, 1], and m the normalisation's mean, channel by channel, in the same
-    units; between 0 and 1 where m is. Source: the R_l2 of Mordvintsev et al. 2015 and DeepInversion (Yin et al. 2020,
+    units; between 0 and 1 if m is. Source: the R_l2 of Mordvintsev et al. 2015 and DeepInversion (Yin et al. 2020,
     eq. 3), whose images are normalised.
+
+    Example:
+        >>> import torch
+        >>> from interpkit import testing, wrap
+        >>> from interpkit_losses import SquaredNorm
+        >>> net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 3))
+        >>> target = wrap(net, input_shape=(1, 4, 4), mean=0.5)
+        >>> testing.evaluate_loss(SquaredNorm(target), target, torch.ones(1, 1, 4, 4), labels=[0])
+        tensor(0.2500)
     """
 
     name = "l2"
@@ -92,15 +121,25 @@ class SquaredNorm(InversionLoss):
 
 
 class BatchNormStatistics(InversionLoss):
-    r"""Match the statistics that the target's batch norms remember of its training data.
+    r"""Match the running statistics that the target's batch norms recorded on its training data.
 
     .. math:: L_{BN} = \frac{1}{L} \sum_l \left( \overline{(\mu_l(x) - m_l)^2 / v_l}
               + \overline{(\sigma_l^2(x) / v_l - 1)^2} \right)
 
     mu_l and sigma_l^2 are the mean and variance of a channel of the input of batch norm l over the batch (and
     the pixels), m_l and v_l its running mean and variance; bars are means over channels. At least 0.
-    DeepInversion (Yin et al. 2020, eq. 4) takes the sums of the plain l2 norms; here each channel is measured in
-    units of its own spread, so that the weight does not depend on the network's scale.
+    DeepInversion (Yin et al. 2020, eq. 4) sums the plain l2 norms; here each channel is measured in
+    units of its own standard deviation, so that the weight does not depend on the network's scale.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from interpkit import testing, wrap
+        >>> from interpkit_losses import BatchNormStatistics
+        >>> net = nn.Sequential(nn.BatchNorm2d(1, eps=0.0), nn.Flatten(), nn.Linear(16, 3))
+        >>> target = wrap(net, input_shape=(1, 4, 4))  # its running mean is 0 and its running variance 1
+        >>> testing.evaluate_loss(BatchNormStatistics(target), target, torch.ones(2, 1, 4, 4), labels=[0, 1])
+        tensor(2.)
     """
 
     name = "batchnorm"
@@ -108,7 +147,7 @@ class BatchNormStatistics(InversionLoss):
     class Options(interpkit.Options):
         """Which batch norms."""
 
-        first: int | None = Field(None, ge=1, description="only the first so many batch norms; all if left out")
+        first: int | None = Field(None, ge=1, description="match only the first N batch norms; all if omitted")
 
     options: Options
 
@@ -117,7 +156,7 @@ class BatchNormStatistics(InversionLoss):
         self.statistics = running_statistics(target)[: self.options.first]
         if not self.statistics:
             raise UsageError(
-                f"the loss 'batchnorm' needs batch norm with running statistics, and {target.name} has none. "
+                f"the loss 'batchnorm' needs batch norm with running statistics, but {target.name} does not have any. "
                 f"Leave it out, or set its weight to 0 (--loss batchnorm=0)."
             )
 
@@ -133,9 +172,9 @@ class BatchNormStatistics(InversionLoss):
 
 
 def running_statistics(target: Target) -> list[tuple[str, Tensor, Tensor]]:
-    """Return for each batch norm its input's name, its running mean, and its running variance + eps, (C,) each.
+    """Return for each batch norm the name of its input, its running mean, and its running variance + eps, (C,) each.
 
-    Copies: the layers themselves are the user's, and a loss is not to keep them.
+    These are copies, because a loss must not keep the layers themselves, which are the user's.
     """
     found = []
     for name, layer in target.layers().items():
@@ -148,7 +187,7 @@ def running_statistics(target: Target) -> list[tuple[str, Tensor, Tensor]]:
 def distance(features: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
     """Return the squared distances of a batch's mean and variance, in units of the variance, mean over channels."""
     mean, variance = mean.to(features), variance.to(features)
-    # About the mean that is asked for, so that nothing cancels; norms and sums, as their gradients cost one pass each.
+    # Centred on the requested mean, to avoid cancellation; norms and sums, because their gradients cost one pass each.
     rows = features.movedim(1, -1).flatten(0, -2) - mean
     shift = rows.sum(0) / len(rows)
     spread = torch.linalg.vector_norm(rows, dim=0).square() / len(rows) - shift.square()
@@ -157,16 +196,27 @@ def distance(features: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
 
 
 class Statistics(InversionLoss):
-    r"""Match all that the target remembers of its training images' distribution.
+    r"""Match everything that the target recorded about its training images: batch norms and input normalisation.
 
     .. math:: L = \frac{1}{|S|} \sum_{s \in S} \overline{(\mu_s(x) - m_s)^2 / v_s}
               + \overline{(\sigma_s^2(x) / v_s - 1)^2}
 
-    S are the inputs of the batch norms, with their running statistics, as in `BatchNormStatistics`, and the pixels:
-    the normalisation that a classifier applies to its input, (x - mean) / std, is the mean and spread of its training
-    images, channel by channel, and so a batch norm before the first layer, which nearly every classifier has. A
-    normalisation that no image but pure black and white could have (as mean 0.5 and std 0.5, a convention) says
-    nothing of the data and is left out, and so is one without a std; where nothing is left, the term is 0.
+    S are the inputs of the batch norms, with their running statistics, as in `BatchNormStatistics`, and the pixels.
+    The normalisation that a classifier applies to its input, (x - mean) / std, usually holds the mean and standard
+    deviation of its training images, channel by channel: in effect a batch norm before the first layer, which nearly
+    every classifier has. A normalisation that only pure black and white images could produce (such as mean 0.5 and
+    std 0.5, a convention) carries no information about the data and is ignored, and so is one without a std. If
+    nothing remains, the term is 0.
+
+    Example:
+        >>> import torch
+        >>> from interpkit import testing, wrap
+        >>> from interpkit_losses import Statistics
+        >>> net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 3))
+        >>> target = wrap(net, input_shape=(1, 4, 4), mean=0.5, std=0.25)
+        >>> grey = torch.full((2, 1, 4, 4), 0.5)  # the right mean, but no variance
+        >>> testing.evaluate_loss(Statistics(target), target, grey, labels=[0, 1])
+        tensor(1.)
     """
 
     name = "statistics"
@@ -190,23 +240,23 @@ class Statistics(InversionLoss):
 
 
 def pixel_statistics(target: Target) -> tuple[Tensor, Tensor] | None:
-    """Return mean and variance of the training images' pixels, (C,) each in [0, 1], as the normalisation tells them.
+    """Return the mean and variance of the training images' pixels, (C,) each in [0, 1], from the normalisation.
 
     Pixels in [0, 1] with mean m have a variance of at most m (1 - m), reached by pure black and white.
     """
     if len(target.input_shape) != 3:
         return None
     if set(target.description.std or [1.0]) == {1.0}:
-        return None  # the mean alone is subtracted, and nothing is said of the spread
+        return None  # only the mean is subtracted, so the variance is unknown
     mean, variance = normalisation(target)
-    told = (mean > 0) & (mean < 1) & (variance < PLAUSIBLE * mean * (1 - mean))
-    return (mean, variance) if bool(told.all()) else None
+    plausible = (mean > 0) & (mean < 1) & (variance < PLAUSIBLE * mean * (1 - mean))
+    return (mean, variance) if bool(plausible.all()) else None
 
 
 def normalisation(target: Target) -> tuple[Tensor, Tensor]:
-    """Return mean and variance of the target's normalisation in the units of images in [0, 1], (C,) or (D,) each."""
-    said, features = target.description, target.input_shape[0]
-    low, high = (torch.tensor(ends).expand(features) for ends in zip(*said.ranges, strict=True))
-    mean = (torch.tensor(said.mean or [0.0]).expand(features) - low) / (high - low)
-    variance = (torch.tensor(said.std or [1.0]).expand(features) / (high - low)).square()
-    return (mean.flip(0), variance.flip(0)) if said.channel_order == "bgr" else (mean, variance)
+    """Return the mean and variance of the target's normalisation, (C,) or (D,) each, in units of images in [0, 1]."""
+    facts, features = target.description, target.input_shape[0]
+    low, high = (torch.tensor(ends).expand(features) for ends in zip(*facts.ranges, strict=True))
+    mean = (torch.tensor(facts.mean or [0.0]).expand(features) - low) / (high - low)
+    variance = (torch.tensor(facts.std or [1.0]).expand(features) / (high - low)).square()
+    return (mean.flip(0), variance.flip(0)) if facts.channel_order == "bgr" else (mean, variance)

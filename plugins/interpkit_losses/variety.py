@@ -1,4 +1,4 @@
-"""Terms that push the features of a batch apart."""
+"""Terms against mode collapse: they push the images of a batch, or their features, apart."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from interpkit import InversionBatch, InversionLoss, Target, UsageError
 
 
 class FeatureLoss(InversionLoss):
-    """Base of the terms that read features, of one layer or several."""
+    """Base class of the terms that compare features, from one layer or several."""
 
     class Options(interpkit.Options):
         """Which features."""
 
-        layers: list[str] = Field([], description="layers to read; the target's default features if empty")
+        layers: list[str] = Field([], description="layers whose features are compared; the target's default if empty")
 
     options: Options
 
     def layers(self, target: Target) -> list[str]:
-        """Return the layers that are read."""
+        """Return the layers whose features are compared."""
         return list(self.options.layers)
 
     def directions(self, batch: InversionBatch) -> list[Tensor]:
@@ -38,8 +38,17 @@ class Cosine(FeatureLoss):
     .. math:: L_{Cosine} = \frac{1}{N(N-1)} \sum_{i \ne j} \cos\theta_{ij}
               = \frac{\lVert \sum_i f_i / \lVert f_i \rVert \rVert^2 - N}{N(N-1)}
 
-    The right-hand side costs O(N F) where the double sum costs O(N^2 F). f are the target's features, (N, F);
+    The right-hand side costs O(N F), the double sum O(N^2 F). f are the target's features, (N, F); the value lies
     between -1/(N-1) and 1. With several layers, the mean over them. Source: section 2.
+
+    Example:
+        >>> import torch
+        >>> from interpkit import testing, wrap
+        >>> from interpkit_losses import Cosine
+        >>> target = wrap(torch.nn.Linear(2, 3), input_shape=(2,))  # its features are its inputs
+        >>> images = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])  # cosines 1, 0 and 0
+        >>> testing.evaluate_loss(Cosine(target), target, images, labels=[0, 1, 2])
+        tensor(0.3333)
     """
 
     name = "cosine"
@@ -56,13 +65,23 @@ class Cosine(FeatureLoss):
 
 
 class Orthogonality(FeatureLoss):
-    r"""Distance of the Gram matrix of the features from the identity.
+    r"""Mean squared cosine of the features of different images: the Gram matrix's distance from the identity.
 
     .. math:: L = \frac{1}{N(N-1)} \sum_{i \ne j} \cos^2\theta_{ij}
               = \frac{\lVert U U^\top - I \rVert_F^2}{N(N-1)}
 
-    U are the features (N, F), each scaled to unit length. Where the mean cosine may cancel, this one is 0 only
-    if all are orthogonal, which takes F >= N. Between 0 and 1. With several layers, the mean over them.
+    U are the features (N, F), each scaled to unit length. Positive and negative cosines do not cancel here: the term
+    is 0 only if all features are orthogonal, which requires F >= N. Between 0 and 1. With several layers, the mean
+    over them.
+
+    Example:
+        >>> import torch
+        >>> from interpkit import testing, wrap
+        >>> from interpkit_losses import Orthogonality
+        >>> target = wrap(torch.nn.Linear(2, 2), input_shape=(2,))  # its features are its inputs
+        >>> images = torch.tensor([[1.0, 0.0], [1.0, 1.0]])  # at an angle of 45 degrees
+        >>> testing.evaluate_loss(Orthogonality(target), target, images, labels=[0, 1])
+        tensor(0.5000)
     """
 
     name = "orthogonality"
@@ -78,31 +97,43 @@ class Orthogonality(FeatureLoss):
 
 
 class Spread(InversionLoss):
-    r"""Log-determinant of the Gram matrix of the pictures of a class: keeps classes from collapsing.
+    r"""Keep the images of each class different: minus the log-determinant of their Gram matrix.
 
     .. math:: L = -\frac{1}{N} \sum_c \log\det\left( \frac{U_c U_c^\top + \epsilon I}{1 + \epsilon} \right)
 
-    U_c are the batch's pictures of class c, faded out towards the rim (by the root of a Hann window) so that litter
+    U_c are the batch's images of class c, faded out towards the rim (by the root of a Hann window) so that noise
     there does not count as variety, average-pooled so that pixel noise does not, flattened and scaled to unit length.
     A determinantal point process with this kernel prefers diverse batches (Kulesza & Taskar 2012; for generators
-    Elfeki et al. 2019, GDPP). 0 if all of a class are orthogonal; at most -log(epsilon / (1 + epsilon)), where they
-    are one picture.
+    Elfeki et al. 2019, GDPP). The value is 0 if all images of a class are orthogonal, and at most
+    -log(epsilon / (1 + epsilon)), its limit for many identical images.
+
+    Example:
+        >>> import torch
+        >>> from interpkit import testing, wrap
+        >>> from interpkit_losses import Spread
+        >>> net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 3))
+        >>> target = wrap(net, input_shape=(1, 8, 8))
+        >>> spread, twins = Spread(target), torch.ones(2, 1, 8, 8)
+        >>> testing.evaluate_loss(spread, target, twins, labels=[0, 0])  # two identical images of one class
+        tensor(1.1877)
+        >>> testing.evaluate_loss(spread, target, twins, labels=[0, 1]).abs() < 1e-6  # of two classes
+        tensor(True)
     """
 
     name = "spread"
 
     class Options(interpkit.Options):
-        """What is compared."""
+        """How images are compared."""
 
-        pool: int = Field(4, ge=1, le=1024, description="side of the squares that are averaged, in pixels")
-        epsilon: float = Field(0.05, gt=0, le=1, description="how near two pictures must be to count as one")
+        pool: int = Field(4, ge=1, le=1024, description="side in pixels of the squares that are averaged")
+        epsilon: float = Field(0.05, gt=0, le=1, description="how similar two images must be to count as one")
 
     options: Options
 
     def __init__(self, target: Target, options: Options | None = None) -> None:
         super().__init__(target, options)
         if len(target.input_shape) != 3:
-            raise UsageError("the loss 'spread' is for images; this classifier takes vectors. Leave it out.")
+            raise UsageError(f"the loss 'spread' needs images; {target.name} classifies vectors. Leave it out.")
 
     def forward(self, batch: InversionBatch) -> Tensor:
         """Return minus the mean log-determinant, a scalar."""
@@ -114,7 +145,7 @@ class Spread(InversionLoss):
         pictures = F.avg_pool2d(images * rows[:, None] * columns, pool, ceil_mode=True, count_include_pad=False)
         units = F.normalize(pictures.flatten(1), dim=1, eps=1e-6)
         labels = batch.condition.labels
-        # One block a class: its determinant is the product of theirs.
+        # One block per class: the determinant is the product of the blocks'.
         gram = (units @ units.T) * (labels[:, None] == labels)
         identity = torch.eye(len(units), device=units.device, dtype=units.dtype)
         return -torch.logdet((gram + epsilon * identity) / (1 + epsilon)) / len(units)

@@ -1,4 +1,4 @@
-"""Robustness to perturbation, the paper's regulariser towards training-like images, and two presets.
+"""Robustness to perturbations: the paper's regulariser towards training-like images, a metric, and two presets.
 
 Source: section 3, "Typically, classifiers are not very robust to perturbations in randomly generated images but
 they exhibit some degree of robustness around the training examples [...] encouraging the generator to produce
@@ -16,7 +16,7 @@ INTERPKIT_INTERFACE = 1
 PRESET = Preset(
     "robust",
     {"losses": {"robust": {"weight": 1.0}}},
-    "The paper's regulariser: the target must keep the label under bounded perturbations. Lay it over vecmat.",
+    "The paper's regulariser: the label must survive bounded perturbations of the image. Apply it on top of vecmat.",
 )
 
 TRAINING_LIKE = Preset(
@@ -37,8 +37,8 @@ TRAINING_LIKE = Preset(
             "spread": {"weight": 0.4, "epsilon": 0.003},
         },
     },
-    "Varied images that resemble the training data: robustness, remembered statistics, smoothness, spread, and a "
-    "generator that also bends its pictures. Lay it over vecmat.",
+    "Varied images that resemble the training data: robustness, the target's recorded statistics, smoothness, spread, "
+    "and a generator that also warps its images. Apply it on top of vecmat.",
 )
 
 

@@ -17,13 +17,25 @@ Kind = Literal["gaussian", "linf", "l2", "pgd", "affine", "jitter"]
 
 
 class Robustness(InversionLoss):
-    r"""Cross-entropy of the label asked for, on perturbed images.
+    r"""Cross-entropy of the requested label on perturbed images.
 
     .. math:: L_{robust} = -\frac{1}{B K} \sum_b \sum_k \log Q(y_b \mid x_b + \delta_{bk}),
               \qquad \delta_{bk} \in \text{the bound of kind } k
 
-    One perturbation of each kind is drawn for each image and step; the target looks at all of them together. Only
-    ``pgd`` asks it more often, once a step of its search. Source: section 3.
+    One perturbation of each kind is drawn per image and step, and the target classifies all of them in one forward
+    pass; ``pgd`` alone needs further passes, one per step of its search. Source: section 3.
+
+    Example:
+        >>> import torch
+        >>> from interpkit import testing, wrap
+        >>> from interpkit_robust import Robustness
+        >>> linear = torch.nn.Linear(2, 2, bias=False)
+        >>> linear.weight.data = torch.tensor([[1.0, -1.0], [-1.0, 1.0]])
+        >>> target = wrap(linear, input_shape=(2,))
+        >>> robust = Robustness(target, Robustness.Options(kinds=["pgd"], pgd_norm="linf", epsilon=0.25))
+        >>> image = torch.tensor([[0.75, 0.25]])  # within 0.25 of the decision boundary
+        >>> testing.evaluate_loss(robust, target, image, labels=[0])  # log 2
+        tensor(0.6931)
     """
 
     name = "robust"
@@ -34,18 +46,23 @@ class Robustness(InversionLoss):
         kinds: list[Kind] | None = Field(
             None,
             min_length=1,
-            description="gaussian, linf, l2, pgd, affine, jitter (affine, then gaussian); a kind named twice is drawn "
-            "twice; by default gaussian, pgd and, for images, affine",
+            description="perturbations: gaussian, linf, l2, pgd, affine, jitter (affine, then gaussian); repeat a kind "
+            "to draw it more than once; by default gaussian, pgd and, for images, affine",
         )
-        sigma: float = Field(0.5, gt=0, le=10, description="gaussian: largest standard deviation, of a pixel")
-        epsilon: float = Field(0.1, gt=0, le=1, description="linf, and pgd in it: largest change of a pixel")
-        radius: float = Field(1.5, gt=0, description="l2, and pgd in it: largest length of the change of an image")
-        pgd_norm: Literal["linf", "l2"] = Field("l2", description="pgd: the ball that is searched")
-        pgd_steps: int = Field(3, ge=1, le=1000, description="pgd: steps of the search")
-        degrees: float = Field(15.0, ge=0, le=180, description="affine: largest rotation")
-        shift: float = Field(0.1, ge=0, le=1, description="affine: largest shift, as a share of the side")
-        scale: float = Field(0.15, ge=0, lt=1, description="affine: largest change of size")
-        occlusion: float = Field(0.0, ge=0, le=1, description="jitter: longest side of a rectangle that is covered")
+        sigma: float = Field(0.5, gt=0, le=10, description="gaussian: largest standard deviation, per pixel")
+        epsilon: float = Field(0.1, gt=0, le=1, description="linf, and pgd in that norm: largest change of a pixel")
+        radius: float = Field(1.5, gt=0, description="l2, and pgd in that norm: largest L2 norm of the perturbation")
+        pgd_norm: Literal["linf", "l2"] = Field("l2", description="pgd: norm of the ball that is searched")
+        pgd_steps: int = Field(3, ge=1, le=1000, description="pgd: number of gradient steps")
+        degrees: float = Field(15.0, ge=0, le=180, description="affine: largest rotation, in degrees")
+        shift: float = Field(0.1, ge=0, le=1, description="affine: largest shift, as a fraction of the side")
+        scale: float = Field(0.15, ge=0, lt=1, description="affine: largest relative change of size")
+        occlusion: float = Field(
+            0.0,
+            ge=0,
+            le=1,
+            description="jitter: longest side of a rectangle that is covered, as a fraction of the side",
+        )
 
     options: Options
 
@@ -58,12 +75,12 @@ class Robustness(InversionLoss):
         geometric = {"affine", "jitter"} & set(self.kinds)
         if geometric and not images:
             raise UsageError(
-                f"robust.kinds: {', '.join(sorted(geometric))} is for images; this classifier takes vectors. "
+                f"robust.kinds: {', '.join(sorted(geometric))} needs images; {target.name} classifies vectors. "
                 f"Leave it out."
             )
 
     def views(self, batch: GeneratedBatch, rng: torch.Generator) -> Tensor:
-        """Return (K * B, ...) perturbed images, one kind after another."""
+        """Return (K * B, ...) perturbed images, kind by kind."""
         return torch.cat([self._perturb(kind, batch, rng) for kind in self.kinds])
 
     def _perturb(self, kind: Kind, batch: GeneratedBatch, rng: torch.Generator) -> Tensor:
@@ -84,6 +101,6 @@ class Robustness(InversionLoss):
 
     def forward(self, batch: InversionBatch) -> Tensor:
         """Return the mean cross-entropy on the perturbed images, a scalar."""
-        assert batch.view_response is not None  # `views` asked for it
+        assert batch.view_response is not None  # because `views` returned some
         labels = batch.condition.labels.repeat(len(self.kinds))
         return F.cross_entropy(batch.view_response.logits, labels)

@@ -1,4 +1,4 @@
-"""Perturbations of images within a bound: random, adversarial and geometric; all keep images in [0, 1]."""
+"""Bounded perturbations of images: random, adversarial and geometric; all keep the images in [0, 1]."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ def _noise(images: Tensor, rng: torch.Generator) -> Tensor:
 
 
 def gaussian(images: Tensor, sigma: float, rng: torch.Generator) -> Tensor:
-    """Add Gaussian noise of a strength drawn for each image, uniform in [0, sigma]."""
+    """Add Gaussian noise; its standard deviation is drawn per image, uniformly from [0, sigma]."""
     return (images + _per_image(_uniform(images, rng, 0, sigma), images) * _noise(images, rng)).clamp(0, 1)
 
 
 def in_ball(images: Tensor, radius: float, norm: Norm, rng: torch.Generator) -> Tensor:
-    """Add a perturbation drawn uniformly from the L-inf or L2 ball of a radius."""
+    """Add a perturbation drawn uniformly from the L-inf or L2 ball of this radius."""
     return (images + random_delta(images, radius, norm, rng)).clamp(0, 1)
 
 
@@ -53,7 +53,7 @@ def _to_unit(x: Tensor) -> Tensor:
 
 
 def project(delta: Tensor, radius: float, norm: Norm) -> Tensor:
-    """Return the nearest perturbation within the ball."""
+    """Return the nearest perturbation inside the ball."""
     if norm == "linf":
         return delta.clamp(-radius, radius)
     lengths = _per_image(delta.flatten(1).norm(dim=1), delta)
@@ -69,10 +69,11 @@ def pgd(
     steps: int,
     rng: torch.Generator,
 ) -> Tensor:
-    """Search the ball for the perturbation that the target's cross-entropy likes least (Madry et al. 2018).
+    """Search the ball for the perturbation with the highest cross-entropy: projected gradient descent.
 
-    From a random start, ``steps`` steps of ``2.5 * radius / steps`` along the sign of the gradient (L-inf) or
-    the unit gradient (L2), each projected back. The search has no gradient; the result has that of ``images``.
+    From a random start, takes ``steps`` steps of ``2.5 * radius / steps`` along the sign of the gradient (L-inf) or
+    the unit gradient (L2), and projects each back onto the ball. The gradient of the result flows to ``images`` but
+    not through the search. Source: Madry et al. 2018.
     """
     still = images.detach()
     delta = random_delta(still, radius, norm, rng)
@@ -87,21 +88,21 @@ def pgd(
 
 
 def affine(images: Tensor, degrees: float, shift: float, scale: float, rng: torch.Generator) -> Tensor:
-    """Rotate, shift and scale each image by its own random amount; what comes in from outside is the border.
+    """Rotate, shift and scale each image by its own random amount; border pixels are repeated outside the image.
 
     Args:
         images: (B, C, H, W).
         degrees: rotation, uniform in [-degrees, degrees].
-        shift: in each direction, uniform in [-shift, shift], as a share of the side.
+        shift: shift in each direction, uniform in [-shift, shift], as a fraction of the side.
         scale: factor uniform in [1 - scale, 1 + scale].
-        rng: source of the randomness.
+        rng: source of randomness.
     """
     height, width = images.shape[2:]
     angle = _uniform(images, rng, -degrees, degrees) * (math.pi / 180)
     zoom = _uniform(images, rng, 1 - scale, 1 + scale)
     cos, sin = angle.cos() / zoom, angle.sin() / zoom
     across, down = (2 * _uniform(images, rng, -shift, shift) for _ in range(2))
-    # affine_grid's coordinates run from -1 to 1 on both axes, so a rotation of pixels takes the aspect ratio.
+    # affine_grid's coordinates run from -1 to 1 on both axes, so a rotation in pixels depends on the aspect ratio.
     rows = [cos, -sin * (height / width), across, sin * (width / height), cos, down]
     matrices = torch.stack(rows, 1).view(-1, 2, 3)
     grid = F.affine_grid(matrices, list(images.shape), align_corners=False)
@@ -109,12 +110,14 @@ def affine(images: Tensor, degrees: float, shift: float, scale: float, rng: torc
 
 
 def occlude(images: Tensor, share: float, rng: torch.Generator) -> Tensor:
-    """Cover a rectangle of each image by that of another image of the batch (Yun et al. 2019, CutMix, labels kept).
+    """Cover a rectangle of each image with that of another image in the batch (CutMix, Yun et al. 2019).
+
+    Unlike in CutMix, the labels stay as they are.
 
     Args:
         images: (B, C, H, W).
-        share: sides of the rectangle, each uniform in [0, share] of the image's.
-        rng: source of the randomness.
+        share: each side of the rectangle is uniform in [0, share], as a fraction of the image's.
+        rng: source of randomness.
     """
 
     def inside(side: int) -> Tensor:

@@ -1,11 +1,11 @@
-"""Inversions in TensorBoard, through the lifecycle hooks alone: a small plugin to learn those from.
+"""Log inversions to TensorBoard; a small plugin that uses only the lifecycle hooks, and a good one to learn them from.
 
     pip install 'network-inversion[tensorboard]'
     INTERPKIT_TENSORBOARD=runs/tensorboard interpkit invert model.safetensors --plugin vecmat
     tensorboard --logdir runs/tensorboard
 
-Every inversion writes into a folder of its own: each term, the loss and the inversion accuracy as scalars, the recipe
-as text, and a grid of samples at the end, a row a class. Without the variable the plugin does nothing.
+Every inversion writes to its own folder: each term, the loss and the inversion accuracy as scalars, the recipe as
+text, and at the end a grid of samples with one row per class. Without the environment variable the plugin does nothing.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ PLACE = "INTERPKIT_TENSORBOARD"
 COLUMNS, ROWS = 8, 20
 log = logging.getLogger("interpkit")
 writers: list[Any] = []
-"""The writer of the inversion that is running, if any."""
+"""The writer of the running inversion, if there is one."""
 
 
 @hookimpl
 def inversion_started(target: Target, recipe: Recipe) -> None:
-    """Open a folder of events."""
-    while writers:  # of an inversion that failed
+    """Open the folder that the events are written to."""
+    while writers:  # left over from an inversion that failed
         writers.pop().close()
     if not os.environ.get(PLACE):
         return
@@ -47,7 +47,7 @@ def inversion_started(target: Target, recipe: Recipe) -> None:
 
 @hookimpl
 def inversion_step(record: StepRecord) -> None:
-    """Write a line of the history."""
+    """Write one line of the history."""
     values = {"loss": record.loss, "inversion_accuracy": record.inversion_accuracy}
     for name, value in (values | {f"terms/{name}": value for name, value in record.terms.items()}).items():
         for writer in writers:
@@ -56,7 +56,7 @@ def inversion_step(record: StepRecord) -> None:
 
 @hookimpl
 def inversion_finished(inversion: Inversion) -> None:
-    """Write a grid of samples, and close the folder."""
+    """Write a grid of samples, and close the writer."""
     while writers:
         writer = writers.pop()
         if len(inversion.target.input_shape) == 3:

@@ -1,4 +1,4 @@
-"""The conditioners: soft vector + hot matrix, each half alone, and a learned embedding to compare with."""
+"""The conditioners: soft vector and hot matrix, each half alone, and a learned embedding for comparison."""
 
 from __future__ import annotations
 
@@ -13,20 +13,21 @@ import interpkit
 from interpkit import Condition, Conditioner, ConditionSpec, UsageError
 
 MAX_SIDE = 16
+MAX_SIDE_HELP = "side of the largest hot matrix; with more classes than that, one cross per digit of the label"
 
 
 class SoftVector:
     """Draws soft distributions over n classes: softmax(z / T) of n standard normal numbers z.
 
-    At T = 1 and n = 10, the paper's case, the largest entry is 0.32 on average. Without a temperature the
-    vectors flatten as n grows (0.017 at n = 1,000), so the default keeps that average: the expected largest
-    entry of softmax(s z) stays within 0.03 of 0.32 for n = 10 to 21,841 when s^2 = 1 + 2.1 ln(n / 10), found
-    by simulation; T = 1 below.
+    At T = 1 and n = 10, the paper's case, the largest entry is 0.32 on average. At a fixed temperature the vectors
+    flatten as n grows (0.017 at n = 1,000), so the default temperature keeps that average: for n = 10 to 21,841, the
+    expected largest entry of softmax(s z) stays within 0.03 of 0.32 when s^2 = 1 + 2.1 ln(n / 10), a fit to
+    simulations. Below 10 classes the default is T = 1.
 
     Args:
         num_classes: n.
-        start: T at the start of the training; the default above if None.
-        end: T at its end, reached geometrically; ``start`` if None.
+        start: T at the start of training; the default above if None.
+        end: T at the end of training, approached geometrically; ``start`` if None.
     """
 
     def __init__(self, num_classes: int, start: float | None, end: float | None) -> None:
@@ -35,7 +36,7 @@ class SoftVector:
         self.end = end or self.start
 
     def temperature(self, progress: float) -> float:
-        """Return T at this share of the training."""
+        """Return T after this fraction of the training."""
         return float(self.start ** (1 - progress) * self.end**progress)
 
     def draw(
@@ -46,9 +47,9 @@ class SoftVector:
         device: torch.device,
         rng: torch.Generator | None,
     ) -> Tensor:
-        """Return (count, n) distributions; for given labels the drawn maximum is swapped into their place.
+        """Return (count, n) distributions; if labels are given, the largest entry is swapped to the label's place.
 
-        The entries are independent and alike, so the swap leaves the law of the rest as it was.
+        The entries are independent and identically distributed, so the swap does not change the law of the others.
         """
         z = torch.randn(count, self.num_classes, device=device, generator=rng) / self.temperature(progress)
         if labels is not None:
@@ -61,10 +62,10 @@ class SoftVector:
 class HotMatrix:
     """The paper's n x n matrix that is 1 in the row and the column of the label, and 0 elsewhere.
 
-    It is a cross, of rank 2, and it is drawn at the size that the generator asks for. Above the largest side
-    g (16, or the image's) one cross per digit of the label in base g is drawn, each on a map of its own, so
-    that 1,000 classes take 3 maps of 16 x 16 in place of one of 1,000 x 1,000, and the label can still be
-    read off the maps (`decode`).
+    The matrix is a cross, of rank 2, and is drawn at the size that the generator requests. With more classes than the
+    largest side g allows (16, or the image's side), each digit of the label in base g has a cross on a map of its
+    own: 1,000 classes need 3 maps of 16 x 16 instead of one of 1,000 x 1,000, and the label can still be recovered
+    from the maps (`decode`).
 
     Args:
         num_classes: n.
@@ -99,7 +100,10 @@ def _labels(conditioner: Conditioner, batch_size: int, labels: Tensor | None, rn
 def _side(num_classes: int, input_shape: tuple[int, ...], max_side: int) -> int:
     side = min(num_classes, max_side, *(input_shape[1:] or (max_side,)))
     if side < 2:
-        raise UsageError(f"an image of {input_shape} has no room for a hot matrix. Use --conditioner vector.")
+        raise UsageError(
+            f"a hot matrix needs images of at least 2 x 2 pixels; the classifier's are {input_shape}. Use the "
+            f"conditioner 'vector'."
+        )
     return side
 
 
@@ -108,6 +112,16 @@ class VectorConditioner(Conditioner):
 
     P = softmax(z / T), z ~ N(0, I_n); the label is argmax P. Source: section 2, "using vectors by encoding
     the label information into an n-dimensional vector".
+
+    Example:
+        >>> import torch
+        >>> from interpkit_vecmat import VectorConditioner
+        >>> conditioner = VectorConditioner(num_classes=10, input_shape=(1, 28, 28))
+        >>> condition = conditioner.sample(64, rng=torch.Generator().manual_seed(0))
+        >>> condition.vector.shape
+        torch.Size([64, 10])
+        >>> torch.equal(condition.labels, condition.vector.argmax(1))
+        True
     """
 
     name = "vector"
@@ -119,14 +133,15 @@ class VectorConditioner(Conditioner):
             None,
             ge=1e-3,
             le=1e3,
-            description="T of the softmax; by default 1 up to 10 classes, lower above, so that the "
+            description="temperature T of the softmax; by default 1 up to 10 classes, and lower for more, so that the "
             "largest entry stays 0.32 on average",
         )
         final_temperature: float | None = Field(
             None,
             ge=1e-3,
             le=1e3,
-            description="T at the end of the training, reached geometrically; a low one ends one-hot",
+            description="T at the end of training, approached geometrically; a low value makes the vectors nearly "
+            "one-hot",
         )
 
     options: Options
@@ -137,7 +152,7 @@ class VectorConditioner(Conditioner):
 
     @property
     def spec(self) -> ConditionSpec:
-        """A vector of n."""
+        """A vector of length n."""
         return ConditionSpec(vector_dim=self.num_classes)
 
     def sample(self, batch_size: int, *, labels: Tensor | None = None, rng: torch.Generator | None = None) -> Condition:
@@ -150,6 +165,17 @@ class VectorMatrixConditioner(VectorConditioner):
     """The paper's conditioning: a soft vector, and a hot matrix of its argmax.
 
     Source: section 2, "Vector-Matrix Conditioning".
+
+    Example:
+        >>> import torch
+        >>> from interpkit_vecmat import VectorMatrixConditioner
+        >>> conditioner = VectorMatrixConditioner(num_classes=4, input_shape=(1, 28, 28))
+        >>> condition = conditioner.sample(1, labels=torch.tensor([2]))
+        >>> condition.vector.argmax(1), condition.maps(4, 4)[0, 0]
+        (tensor([2]), tensor([[0., 0., 1., 0.],
+                [0., 0., 1., 0.],
+                [1., 1., 1., 1.],
+                [0., 0., 1., 0.]]))
     """
 
     name = "vecmat"
@@ -157,7 +183,7 @@ class VectorMatrixConditioner(VectorConditioner):
     class Options(VectorConditioner.Options):
         """How soft the vectors are, and how large the matrix may be."""
 
-        max_side: int = Field(MAX_SIDE, ge=2, le=64, description="largest hot matrix; above, a cross per digit")
+        max_side: int = Field(MAX_SIDE, ge=2, le=64, description=MAX_SIDE_HELP)
 
     options: Options
 
@@ -167,7 +193,7 @@ class VectorMatrixConditioner(VectorConditioner):
 
     @property
     def spec(self) -> ConditionSpec:
-        """A vector of n, and a map per digit."""
+        """A vector of length n, and one map per digit of the label."""
         return ConditionSpec(self.num_classes, self.matrix.digits, self.matrix.side)
 
     def sample(self, batch_size: int, *, labels: Tensor | None = None, rng: torch.Generator | None = None) -> Condition:
@@ -177,14 +203,24 @@ class VectorMatrixConditioner(VectorConditioner):
 
 
 class MatrixConditioner(Conditioner):
-    """Hot matrices alone, the second half of the paper's conditioning; P is one-hot, as no vector is shown."""
+    """Hot matrices alone, the second half of the paper's conditioning; without a vector, P is one-hot.
+
+    Example:
+        >>> import torch
+        >>> from interpkit_vecmat import MatrixConditioner
+        >>> conditioner = MatrixConditioner(num_classes=1000, input_shape=(3, 224, 224))
+        >>> conditioner.spec  # 1,000 classes need three base-16 digits, with one cross each
+        ConditionSpec(vector_dim=0, map_channels=3, map_size=16)
+        >>> conditioner.sample(2, labels=torch.tensor([7, 999])).maps(16, 16).shape
+        torch.Size([2, 3, 16, 16])
+    """
 
     name = "matrix"
 
     class Options(interpkit.Options):
         """How large the matrix may be."""
 
-        max_side: int = Field(MAX_SIDE, ge=2, le=64, description="largest hot matrix; above, a cross per digit")
+        max_side: int = Field(MAX_SIDE, ge=2, le=64, description=MAX_SIDE_HELP)
 
     options: Options
 
@@ -194,7 +230,7 @@ class MatrixConditioner(Conditioner):
 
     @property
     def spec(self) -> ConditionSpec:
-        """No vector, and a map per digit."""
+        """No vector, and one map per digit of the label."""
         return ConditionSpec(0, self.matrix.digits, self.matrix.side)
 
     def sample(self, batch_size: int, *, labels: Tensor | None = None, rng: torch.Generator | None = None) -> Condition:
@@ -205,9 +241,16 @@ class MatrixConditioner(Conditioner):
 
 
 class LabelConditioner(Conditioner):
-    """A learned embedding of the label, the usual conditioning, to compare with; P is one-hot.
+    """A learned embedding of the label, the usual conditioning, for comparison; P is one-hot.
 
     Source: section 2, "generators are typically conditioned on an embedding learned from a label".
+
+    Example:
+        >>> from interpkit_vecmat import LabelConditioner
+        >>> conditioner = LabelConditioner(10, (1, 28, 28), LabelConditioner.Options(dim=8))
+        >>> condition = conditioner.sample(64)
+        >>> condition.vector.shape, condition.distribution.sum(1).unique().tolist()
+        (torch.Size([64, 8]), [1.0])
     """
 
     name = "label"
@@ -225,7 +268,7 @@ class LabelConditioner(Conditioner):
 
     @property
     def spec(self) -> ConditionSpec:
-        """A vector, the embedding."""
+        """A vector: the embedding."""
         return ConditionSpec(self.options.dim)
 
     def sample(self, batch_size: int, *, labels: Tensor | None = None, rng: torch.Generator | None = None) -> Condition:

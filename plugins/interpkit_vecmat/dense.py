@@ -1,4 +1,4 @@
-"""A generator of vectors, for classifiers of tabular data; it makes small images as well."""
+"""A fully connected generator, for classifiers of tabular data and for small images."""
 
 from __future__ import annotations
 
@@ -13,9 +13,18 @@ from interpkit import Condition, ConditionSpec, Generator
 
 
 class DenseGenerator(Generator):
-    """Fully connected: latent ++ Linear(vector) ++ maps -> hidden layers -> sigmoid, D numbers in [0, 1].
+    """A fully connected generator, for classifiers of vectors: latent ++ Linear(vector) ++ maps -> layers -> sigmoid.
 
-    Every hidden layer is followed by batch norm, leaky ReLU and dropout, as in the paper's generator.
+    Every hidden layer is followed by batch norm, leaky ReLU and dropout, as in the paper's generator. It generates
+    small images as well.
+
+    Example:
+        >>> import torch
+        >>> from interpkit_vecmat import DenseGenerator, VectorConditioner
+        >>> conditioner = VectorConditioner(num_classes=3, input_shape=(12,))
+        >>> generator = DenseGenerator(conditioner.spec, input_shape=(12,))
+        >>> generator(torch.randn(64, generator.latent_dim), conditioner.sample(64)).shape
+        torch.Size([64, 12])
     """
 
     name = "dense"
@@ -24,10 +33,10 @@ class DenseGenerator(Generator):
         """Sizes and dropout."""
 
         latent: int = Field(32, ge=1, le=65536, description="length of the latent vector")
-        hidden: int = Field(32, ge=1, le=65536, description="width of the linear layer that maps the vector")
+        hidden: int = Field(32, ge=1, le=65536, description="width of the linear layer that embeds the vector")
         widths: list[int] = Field([256, 256], min_length=1, description="widths of the hidden layers")
-        dropout: float = Field(0.2, ge=0, lt=1, description="share of units that is dropped after each layer")
-        slope: float = Field(0.2, ge=0, lt=1, description="of the leaky ReLU below zero")
+        dropout: float = Field(0.2, ge=0, lt=1, description="probability that a unit is dropped after each layer")
+        slope: float = Field(0.2, ge=0, lt=1, description="slope of the leaky ReLU below zero")
 
     options: Options
 

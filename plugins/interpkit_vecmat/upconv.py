@@ -1,4 +1,4 @@
-"""The paper's generator: up-convolutions to the matrix's size, the matrix, up-convolutions to the image's."""
+"""The paper's generator: up-convolutions to the size of the hot matrix, the matrix, up-convolutions to the image."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ SAME = Step(3, 1, 1)
 def plan_axis(start: int, end: int) -> tuple[list[Step], list[Step]]:
     """Return the steps that take an axis from ``start`` to exactly ``end``: small growths, then doublings.
 
-    ``end`` is halved (rounding up) as often as it stays at least ``start``; what is left between is grown by
-    unpadded stride-1 steps of at most 4 pixels, where it costs least; then each doubling gives 2t or 2t - 1.
+    ``end`` is halved (rounding up) for as long as it stays at least ``start``. Unpadded stride-1 steps of at most 4
+    pixels close the gap from ``start`` to that size, where they cost least; each doubling then yields 2t or 2t - 1.
     """
     sizes = [end]
     while -(-sizes[0] // 2) >= start and sizes[0] > 1:
@@ -48,7 +48,7 @@ def plan_axis(start: int, end: int) -> tuple[list[Step], list[Step]]:
 
 
 def plan(start: tuple[int, int], end: tuple[int, int]) -> tuple[list[tuple[Step, Step]], list[tuple[Step, Step]]]:
-    """Return the steps of both axes together; an axis that needs fewer waits, and doubles at the end."""
+    """Return the steps of both axes together; an axis that needs fewer steps waits, and doubles at the end."""
     (grow_h, double_h), (grow_w, double_w) = (plan_axis(a, b) for a, b in zip(start, end, strict=True))
     growths = list(zip_longest(grow_h, grow_w, fillvalue=SAME))
     doublings = list(zip_longest(reversed(double_h), reversed(double_w), fillvalue=SAME))[::-1]
@@ -56,15 +56,24 @@ def plan(start: tuple[int, int], end: tuple[int, int]) -> tuple[list[tuple[Step,
 
 
 class UpConvGenerator(Generator):
-    """The paper's generator, for C x H x W images of 8 to 224 pixels or more a side, square or not.
+    """The paper's generator: up-convolutions, for C x H x W images of any size, square or not.
 
     ::
 
         latent ++ Linear(vector) -> up-convolutions to g x g -> ++ maps -> up-convolutions to H x W -> sigmoid
 
-    g is the size of the condition's maps: n for up to 16 classes. Every up-convolution is followed by batch
+    g is the side of the condition's maps: n for up to 16 classes. Every up-convolution is followed by batch
     norm, leaky ReLU and dropout of whole channels. Source: section 2, "The generator includes two up-sampling
     stages", and section 3, "multiple layers of transposed convolutions, batch normalization and dropout".
+
+    Example:
+        >>> import torch
+        >>> from interpkit_vecmat import UpConvGenerator, VectorMatrixConditioner
+        >>> conditioner = VectorMatrixConditioner(num_classes=10, input_shape=(1, 28, 28))
+        >>> generator = UpConvGenerator(conditioner.spec, input_shape=(1, 28, 28))
+        >>> images = generator(torch.randn(4, generator.latent_dim), conditioner.sample(4))
+        >>> images.shape, bool(images.min() >= 0 and images.max() <= 1)
+        (torch.Size([4, 1, 28, 28]), True)
     """
 
     name = "upconv"
@@ -73,17 +82,17 @@ class UpConvGenerator(Generator):
         """Sizes and dropout."""
 
         latent: int = Field(100, ge=1, le=65536, description="length of the latent vector")
-        hidden: int = Field(100, ge=1, le=65536, description="width of the linear layer that maps the vector")
+        hidden: int = Field(100, ge=1, le=65536, description="width of the linear layer that embeds the vector")
         width: int = Field(
-            64, ge=1, le=8192, description="channels up to and at the matrix's size; halved by each doubling"
+            64, ge=1, le=8192, description="channels up to the size of the hot matrix; each doubling halves them"
         )
-        min_width: int = Field(32, ge=1, le=8192, description="fewest channels before the image")
-        dropout: float = Field(0.2, ge=0, lt=1, description="share of channels that is dropped after each layer")
-        slope: float = Field(0.2, ge=0, lt=1, description="of the leaky ReLU below zero")
+        min_width: int = Field(32, ge=1, le=8192, description="lower bound on the channels before the image")
+        dropout: float = Field(0.2, ge=0, lt=1, description="probability that a channel is dropped after each layer")
+        slope: float = Field(0.2, ge=0, lt=1, description="slope of the leaky ReLU below zero")
         upsample: Literal["transposed", "bilinear"] = Field(
             "transposed",
-            description="how a size is doubled: by a transposed convolution, or by bilinear "
-            "interpolation and a convolution, which draws smoother",
+            description="how the size is doubled: by a transposed convolution, or by bilinear "
+            "interpolation and a convolution, which makes smoother images",
         )
 
     options: Options
@@ -92,7 +101,8 @@ class UpConvGenerator(Generator):
         super().__init__(spec, input_shape, options)
         if len(input_shape) != 3:
             raise UsageError(
-                f"the generator {self.name!r} makes images C,H,W; this one takes {input_shape}. Use --generator dense."
+                f"the generator {self.name!r} makes images of shape (C, H, W), but the classifier's inputs are "
+                f"{input_shape}. Use the generator 'dense'."
             )
         channels, height, width = input_shape
         opt = self.options
@@ -100,7 +110,8 @@ class UpConvGenerator(Generator):
         self.grid = (max(spec.map_size, min(4, height)), max(spec.map_size, min(4, width)))
         if self.grid[0] > height or self.grid[1] > width:
             raise UsageError(
-                f"the condition's maps are {spec.map_size} pixels a side, more than the image's {height} x {width}."
+                f"the condition's maps need {spec.map_size} x {spec.map_size} pixels, but the images have {height} x "
+                f"{width}. Lower the conditioner's max_side, or use the conditioner 'vector'."
             )
         self.embed = nn.Linear(spec.vector_dim, opt.hidden) if spec.vector_dim else None
 
@@ -134,7 +145,7 @@ class UpConvGenerator(Generator):
         stride = (rows.stride, columns.stride)
         grow: list[nn.Module]
         if self.options.upsample == "bilinear" and max(stride) == 2:
-            # 2t as padded 3x3 on the doubled picture; 2t - 1 as unpadded 2x2.
+            # A padded 3x3 convolution of the doubled image yields 2t pixels; an unpadded 2x2 one yields 2t - 1.
             sizes = [(2, 0) if axis.stride == 2 and axis.kernel == 3 else (3, 1) for axis in step]
             (height, down), (width, across) = sizes
             grow = [
@@ -144,7 +155,7 @@ class UpConvGenerator(Generator):
         else:
             padding = (rows.padding, columns.padding)
             kernel = (rows.kernel, columns.kernel)
-            grow = [nn.ConvTranspose2d(before, after, kernel, stride, padding, bias=False)]  # batch norm has one
+            grow = [nn.ConvTranspose2d(before, after, kernel, stride, padding, bias=False)]  # batch norm adds one
         return nn.Sequential(
             *grow,
             nn.BatchNorm2d(after),

@@ -1,4 +1,4 @@
-"""A generator whose latent also bends the picture: what is drawn, and how it stands, are learned apart."""
+"""A generator that also warps its image: appearance and pose are learned separately."""
 
 from __future__ import annotations
 
@@ -12,26 +12,37 @@ from interpkit_vecmat.upconv import UpConvGenerator
 
 
 class WarpGenerator(UpConvGenerator):
-    r"""The paper's generator, its picture resampled through a smooth map that the latent chooses.
+    r"""The paper's generator, followed by a smooth warp of its image that depends on the latent.
 
     .. math:: x(p) = g(z, c)\big(A(z)\, p + d(z, p)\big)
 
     p runs over [-1, 1]^2; A is affine (rotation, shear, scale, shift) and d a displacement interpolated
-    bicubically from a coarse grid. Their numbers come from a small network of the first ``pose`` latents, bounded
-    by tanh. Objects of a class differ much by such maps, and a generator of pictures alone finds them hard to
-    make one by one. Sources: spatial transformers (Jaderberg et al. 2015); deforming autoencoders (Shu et al.
+    bicubically from a coarse grid. A small network computes both from the first ``pose`` latents, bounded by tanh.
+    Objects of one class often differ by such a warp, and a generator of pixels alone finds it hard to learn each
+    pose separately. Sources: spatial transformers (Jaderberg et al. 2015); deforming autoencoders (Shu et al.
     2018), which also draw a template and deform it.
+
+    Example:
+        >>> import torch
+        >>> from interpkit_vecmat import VectorConditioner, WarpGenerator
+        >>> conditioner = VectorConditioner(num_classes=10, input_shape=(3, 16, 24))
+        >>> options = WarpGenerator.Options(affine=0.2, elastic=0.0)
+        >>> generator = WarpGenerator(conditioner.spec, (3, 16, 24), options)
+        >>> generator(torch.randn(4, generator.latent_dim), conditioner.sample(4)).shape
+        torch.Size([4, 3, 16, 24])
     """
 
     name = "warp"
 
     class Options(UpConvGenerator.Options):
-        """Sizes and dropout of the picture, and bounds of the map."""
+        """Sizes and dropout of the generator, and bounds of the warp."""
 
-        pose: int = Field(16, ge=1, le=65536, description="latents that choose the map")
+        pose: int = Field(16, ge=1, le=65536, description="number of latents that determine the warp")
         affine: float = Field(0.3, ge=0, le=1, description="largest change of an entry of the linear map")
-        shift: float = Field(0.1, ge=0, le=1, description="largest shift, as a share of half the side")
-        elastic: float = Field(0.1, ge=0, le=1, description="largest displacement at a grid point, of half the side")
+        shift: float = Field(0.1, ge=0, le=1, description="largest shift, as a fraction of half the side")
+        elastic: float = Field(
+            0.1, ge=0, le=1, description="largest displacement at a grid point, as a fraction of half the side"
+        )
         grid: int = Field(4, ge=2, le=64, description="side of the coarse grid of displacements")
 
     options: Options
@@ -41,7 +52,7 @@ class WarpGenerator(UpConvGenerator):
         opt = self.options
         self.read = min(opt.pose, opt.latent)
         first, last = nn.Linear(self.read, 64), nn.Linear(64, 6 + 2 * opt.grid**2)
-        nn.init.orthogonal_(first.weight, 2.0)  # so that the maps differ from the first step on
+        nn.init.orthogonal_(first.weight, 2.0)  # so that the warps differ from the first step on
         nn.init.zeros_(last.bias)
         self.pose = nn.Sequential(first, nn.LeakyReLU(opt.slope), last)
 
@@ -49,7 +60,7 @@ class WarpGenerator(UpConvGenerator):
         """Return images; see `Generator.forward`."""
         picture = super().forward(latent, condition).float()
         opt, (height, width) = self.options, picture.shape[2:]
-        with torch.autocast(latent.device.type, enabled=False):  # positions take more digits than bf16 has
+        with torch.autocast(latent.device.type, enabled=False):  # positions need more digits than bf16 has
             numbers = self.pose(latent[:, : self.read].float()).tanh()
             identity = torch.eye(2, 3, device=latent.device)
             reach = torch.tensor([opt.affine, opt.affine, opt.shift], device=latent.device)

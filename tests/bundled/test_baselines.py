@@ -266,7 +266,7 @@ def test_vectors_have_no_fourier_parametrisation_and_no_total_variation() -> Non
     target = interpkit.wrap(nn.Linear(4, 2), (4,))
     with pytest.raises(UsageError, match=r"'fourier' is for images.*Use pixel"):
         invert(target, "pixels", {"parametrisation": "fourier"}, losses={"tv": 0.0})
-    with pytest.raises(UsageError, match="'tv' is for images"):
+    with pytest.raises(UsageError, match="'tv' needs images"):
         invert(target, "pixels")
 
 

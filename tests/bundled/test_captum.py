@@ -179,7 +179,7 @@ def test_a_layer_that_does_not_exist_is_told_with_the_near_ones(images: Tensor, 
     target = wrap(Net(), (1, 12, 12))
     with pytest.raises(UsageError, match=r"no layer 'secnd'.*Did you mean 'second'"):
         quick(target, images, labels, "grad-cam", layer="secnd")
-    with pytest.raises(UsageError, match=r"'head' gives .*no grid"):
+    with pytest.raises(UsageError, match=r"'head' outputs .*not a grid"):
         quick(target, images, labels, "grad-cam", layer="head")
 
 
@@ -228,7 +228,7 @@ def test_torchscript_has_gradients_but_no_layers(images: Tensor, labels: Tensor)
         target = wrap(scripted, (1, 12, 12))
         assert quick(target, images, labels, "integrated-gradients").any()
         for method in ("grad-cam", "guided-grad-cam"):
-            with pytest.raises(UsageError, match=r"cannot be watched.*TorchScript"):
+            with pytest.raises(UsageError, match=r"do not accept hooks.*TorchScript"):
                 quick(target, images, labels, method)
 
 
@@ -259,7 +259,7 @@ def test_guiding_nothing_is_noted(tiny_target: Target, images: Tensor, labels: T
     explainer.maps(images, labels)
     assert len(explainer.notes) == 2  # each once
     assert "reads the layer '4', (4, 6, 6)" in explainer.notes[0]  # the pooling, behind which all is flat
-    assert "no nn.ReLU" in explainer.notes[1]
+    assert "not have an nn.ReLU" in explainer.notes[1]
 
 
 # ---------------------------------------------------------------------------------- for every method

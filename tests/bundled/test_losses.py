@@ -284,7 +284,7 @@ def test_black_and_equal_pictures_have_a_finite_gradient_of_spread(batch_of: Bat
 
 
 def test_spread_of_vectors_is_refused(linear_target: Callable[..., Target]) -> None:
-    with pytest.raises(UsageError, match="'spread' is for images"):
+    with pytest.raises(UsageError, match="'spread' needs images"):
         Spread(linear_target(shape=(12,)))
 
 

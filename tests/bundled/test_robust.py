@@ -366,7 +366,7 @@ def test_a_term_holds_no_part_of_the_users_module(linear_target: MakeTarget) -> 
 def test_geometry_for_vectors_is_refused(linear_target: MakeTarget) -> None:
     with pytest.raises(UsageError, match="affine"):
         Robustness(linear_target(shape=(12,)), Robustness.Options(kinds=["gaussian", "affine"]))
-    with pytest.raises(UsageError, match=r"affine, jitter is for images; .*takes vectors"):
+    with pytest.raises(UsageError, match=r"affine, jitter needs images; .*classifies vectors"):
         Robustness(linear_target(shape=(12,)), Robustness.Options(kinds=["jitter", "l2", "affine"]))
 
 

@@ -314,7 +314,7 @@ def test_an_inversion_with_warped_pictures_is_saved_and_loaded(
 
 def test_a_classifier_of_vectors_is_refused() -> None:
     for cls in (UpConvGenerator, WarpGenerator):
-        with pytest.raises(UsageError, match=f"'{cls.name}' makes images .*--generator dense"):
+        with pytest.raises(UsageError, match=f"'{cls.name}' makes images .*'dense'"):
             cls(ConditionSpec(10), (20,))
 
 
