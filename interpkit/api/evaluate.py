@@ -57,8 +57,14 @@ def evaluate(
         ModelError: a classifier cannot be loaded.
 
     Example:
-        >>> metrics = evaluate("runs/mnist", evaluators=["other.safetensors"], reference="mnist.npz")  # doctest: +SKIP
-        >>> metrics["evaluators"][0]["agreement"]  # doctest: +SKIP
+        >>> import torch
+        >>> from interpkit import evaluate, invert, wrap
+        >>> target = wrap(torch.nn.Identity(), input_shape=(3,))  # its logits are its inputs
+        >>> other = wrap(torch.nn.Softmax(dim=1), input_shape=(3,), name="other")
+        >>> inversion = invert(target, ["pixels"], steps=20, losses={"tv": 0})
+        >>> metrics = evaluate(inversion, evaluators=[other], metrics=["agreement"])
+        >>> metrics["inversion_accuracy"], metrics["evaluators"][0]["agreement"]
+        (1.0, 1.0)
     """
     from interpkit.runs.folder import Run
 

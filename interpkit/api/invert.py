@@ -63,8 +63,14 @@ def invert(
         RunError: a value turned non-finite, or ``out`` holds another run.
 
     Example:
-        >>> inversion = invert(target, plugins=["vecmat"], steps=300, seed=0)  # doctest: +SKIP
-        >>> images, labels = inversion.sample(per_class=10)  # doctest: +SKIP
+        >>> import torch
+        >>> from interpkit import invert, wrap
+        >>> net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 3))  # your trained classifier
+        >>> target = wrap(net, input_shape=(1, 8, 8))
+        >>> inversion = invert(target, ["vecmat"], steps=10, batch_size=16, seed=0)
+        >>> images, labels = inversion.sample(per_class=2)
+        >>> images.shape, labels.tolist()
+        (torch.Size([6, 1, 8, 8]), [0, 0, 1, 1, 2, 2])
     """
     folder = None if out is None else Path(out)
     job = prepare(target, plugins, resume_from=folder if resume else None, **settings)

@@ -24,6 +24,16 @@ def load_inversion(run: str | Path, *, target: Target | None = None, plugins: Se
         ModelError: the classifier's file is gone or is not what it was.
         PluginError: a plugin that it was made with is not installed, or broken.
         UsageError: it was made with a plugin of one file that is not named here.
+
+    Example:
+        >>> import torch
+        >>> from interpkit import invert, load_inversion, wrap
+        >>> net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 3))
+        >>> target = wrap(net, input_shape=(1, 8, 8))
+        >>> folder = invert(target, ["pixels"], steps=5).save("runs/first")
+        >>> inversion = load_inversion(folder, target=target)
+        >>> inversion.recipe.inverter.name, inversion.steps_done
+        ('pixels', 5)
     """
     for path in plugins:
         installed().add_file(Path(path))

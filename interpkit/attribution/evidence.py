@@ -34,6 +34,15 @@ def class_evidence(maps: Tensor, labels: Tensor) -> ClassEvidence:
     Args:
         maps: (N, *input_shape), N at least 1.
         labels: (N,) int64.
+
+    Example:
+        >>> import torch
+        >>> from interpkit import class_evidence
+        >>> maps = torch.tensor([[1.0, 0.0], [3.0, 0.0], [0.0, 5.0]])
+        >>> evidence = class_evidence(maps, labels=torch.tensor([0, 0, 1]))
+        >>> evidence.mean, evidence.count
+        (tensor([[2., 0.],
+                [0., 5.]]), tensor([2, 1]))
     """
     classes, count = labels.unique(return_counts=True)
     groups = [maps[labels == label].double() for label in classes.tolist()]
@@ -47,6 +56,16 @@ def evidence_agreement(one: ClassEvidence, other: ClassEvidence) -> dict[int, di
 
     Both figures are in [-1, 1], 1 for maps alike up to a factor (``cosine``) or in the order of their pixels
     (``rank_correlation``, Spearman's); None where a map is zero or flat.
+
+    Example:
+        >>> import torch
+        >>> from interpkit import class_evidence, evidence_agreement
+        >>> labels = torch.tensor([0])
+        >>> inverted = class_evidence(torch.tensor([[1.0, 2.0, 3.0]]), labels)
+        >>> real = class_evidence(torch.tensor([[2.0, 4.0, 6.0]]), labels)
+        >>> agreement = evidence_agreement(inverted, real)[0]
+        >>> round(agreement["cosine"], 3), round(agreement["rank_correlation"], 3)
+        (1.0, 1.0)
     """
     found: dict[int, dict[str, float | None]] = {}
     for label in sorted(set(one.labels.tolist()) & set(other.labels.tolist())):

@@ -65,7 +65,13 @@ def attribute(
         PluginError: the method fails, or gives no such maps.
 
     Example:
-        >>> maps = attribute(target, images, labels, method="grad-cam")  # doctest: +SKIP
+        >>> import torch
+        >>> from interpkit import attribute, wrap
+        >>> net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 3))
+        >>> target, images = wrap(net, input_shape=(1, 4, 4)), torch.rand(8, 1, 4, 4)
+        >>> attribute(target, images).shape  # why the class that the target predicts
+        torch.Size([8, 1, 4, 4])
+        >>> maps = attribute(target, images, method="occlusion", target_class=(2, 0))  # why 2 rather than 0
     """
     images = checked_images(target, images)
     classes, against = choose_classes(target, images, labels, target_class, rows=rows, device=device)
@@ -105,6 +111,17 @@ class Explainer:
 
     Raises:
         UsageError: a name or value is wrong.
+
+    Example:
+        >>> import torch
+        >>> from interpkit import Explainer, wrap
+        >>> net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 3))
+        >>> explainer = Explainer(wrap(net, input_shape=(1, 4, 4)), "integrated-gradients")
+        >>> images, classes = torch.rand(8, 1, 4, 4), torch.zeros(8, dtype=torch.long)
+        >>> maps = explainer.maps(images, classes)
+        >>> error = maps.flatten(1).sum(1) - explainer.differences(images, classes)  # of completeness
+        >>> error.abs().max() < 1e-3
+        tensor(True)
     """
 
     def __init__(

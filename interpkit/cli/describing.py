@@ -107,7 +107,7 @@ def print_component(said: dict[str, Any]) -> None:
     from rich.table import Table
 
     console.out.print(Text(said["name"], "bold"), f" {said['kind']}, from the plugin {said['plugin']}", highlight=False)
-    console.out.print(f"{said['help']}\n", highlight=False)
+    console.out.print(f"{said['help']}\n", highlight=False, markup=False)
     if said["kind"] == "preset":
         console.out.out(tomli_w.dumps(said["recipe"]), highlight=False)
         return

@@ -174,7 +174,14 @@ def _distinct(labels: list[int] | None) -> list[int] | None:
 
 
 class Recipe(_Model):
-    """Everything that decides a run, beside the classifier's weights."""
+    """Everything that decides a run, beside the classifier's weights.
+
+    Example:
+        >>> from interpkit import Recipe
+        >>> recipe = Recipe(steps=500, losses={"ce": {"weight": 2.0}})
+        >>> recipe.steps, recipe.losses["ce"].weight, recipe.optimizer.lr
+        (500, 2.0, 0.002)
+    """
 
     seed: int = Field(0, ge=0, lt=2**63, description="of all that is drawn")
     steps: int = Field(300, ge=1, le=100_000_000, description="length of the training")
@@ -222,6 +229,10 @@ class Preset:
         name: what the user types, by default the name of the plugin.
         layer: the fragment, in the shape of the recipe's TOML.
         help: one sentence.
+
+    Example:
+        >>> from interpkit import Preset
+        >>> preset = Preset("quick", {"steps": 50, "batch_size": 32}, "A short run, to try things out.")
     """
 
     def __init__(self, name: str, layer: Layer, help: str) -> None:

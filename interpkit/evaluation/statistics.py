@@ -19,6 +19,12 @@ def wilson(hits: float, count: float) -> list[float]:
     Args:
         hits: in [0, count].
         count: n, above 0; of trials that depend on each other, the number of independent ones that they are worth.
+
+    Example:
+        >>> from interpkit import wilson
+        >>> low, high = wilson(90, 100)
+        >>> round(low, 3), round(high, 3)
+        (0.826, 0.945)
     """
     share, part = hits / count, Z_95**2 / count
     middle = share + part / 2

@@ -11,7 +11,16 @@ INTERFACE_VERSION = 1
 
 
 class Options(pydantic.BaseModel):
-    """Base of every component's ``Options``: one declaration gives validation, defaults, help and TOML."""
+    """Base of every component's ``Options``: one declaration gives validation, defaults, help and TOML.
+
+    Example:
+        >>> import interpkit
+        >>> from pydantic import Field
+        >>> class Options(interpkit.Options):
+        ...     sigma: float = Field(0.1, gt=0, description="standard deviation of the noise")
+        >>> Options(sigma=0.5)
+        Options(sigma=0.5)
+    """
 
     model_config = pydantic.ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 

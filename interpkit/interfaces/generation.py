@@ -41,6 +41,14 @@ class Condition:
         distribution: (B, n) float, the soft distribution P over the classes; rows sum to 1, argmax = labels.
         vector: (B, vector_dim) float, what the generator is shown.
         draw_maps: (height, width) -> (B, M, height, width); None if the condition has no maps.
+
+    Example:
+        >>> import torch
+        >>> from interpkit import Condition
+        >>> soft = torch.tensor([[0.7, 0.2, 0.1], [0.1, 0.1, 0.8]])
+        >>> condition = Condition(labels=soft.argmax(1), distribution=soft, vector=soft)
+        >>> condition.labels, condition.maps(4, 4).shape  # it has no maps
+        (tensor([0, 2]), torch.Size([2, 0, 4, 4]))
     """
 
     labels: Tensor

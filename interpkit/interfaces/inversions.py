@@ -58,6 +58,15 @@ class Inversion(ABC):
         target: the classifier.
         recipe: the resolved recipe.
         history: one record at least every ten steps, of over 100,000 steps 10,000 in all.
+
+    Example:
+        >>> import torch
+        >>> from interpkit import invert, wrap
+        >>> net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 3))
+        >>> inversion = invert(wrap(net, input_shape=(1, 8, 8)), ["vecmat"], steps=10, batch_size=16)
+        >>> drawn = inversion.draw(count=4, labels=[0, 2])  # the classes take turns
+        >>> drawn.images.shape, drawn.labels
+        (torch.Size([4, 1, 8, 8]), tensor([0, 2, 0, 2]))
     """
 
     def __init__(self, target: Target, recipe: Recipe, history: Sequence[StepRecord]) -> None:

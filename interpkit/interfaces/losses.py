@@ -60,6 +60,18 @@ class InversionLoss(Component, nn.Module, ABC):
 
     Raises:
         UsageError: the term means nothing for this target.
+
+    Example:
+        >>> import torch
+        >>> import interpkit
+        >>> from interpkit import testing
+        >>> class Ink(interpkit.InversionLoss):
+        ...     name = "ink"
+        ...     def forward(self, batch):
+        ...         return batch.images.mean()
+        >>> target = interpkit.wrap(torch.nn.Linear(4, 2), input_shape=(4,))
+        >>> testing.evaluate_loss(Ink(target), target, torch.full((2, 4), 0.25), labels=[0, 1])
+        tensor(0.2500)
     """
 
     options: Options

@@ -27,6 +27,14 @@ def snapshot(
         optimizer: of their parameters.
         rng: the run's own randomness.
         share: of this process, where several run; each calls this, and its own randomness is kept.
+
+    Example:
+        >>> import torch
+        >>> from interpkit import snapshot
+        >>> net, rng = torch.nn.Linear(2, 2), torch.Generator().manual_seed(0)
+        >>> state = snapshot(10, net, torch.optim.Adam(net.parameters()), rng)
+        >>> sorted(state)
+        ['optimizer', 'processes', 'rng', 'step', 'trained']
     """
     drawn = randomness(rng)
     return {
@@ -69,6 +77,18 @@ def restore(
 
     Raises:
         RunError: it is of other networks.
+
+    Example:
+        >>> import torch
+        >>> from interpkit import restore, snapshot
+        >>> net, rng = torch.nn.Linear(2, 2), torch.Generator().manual_seed(0)
+        >>> optimizer = torch.optim.Adam(net.parameters())
+        >>> state = snapshot(10, net, optimizer, rng)
+        >>> drawn = torch.rand(3, generator=rng)
+        >>> restore(state, net, optimizer, rng)
+        10
+        >>> torch.equal(torch.rand(3, generator=rng), drawn)
+        True
     """
     share = share or Share()
     try:

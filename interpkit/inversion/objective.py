@@ -70,6 +70,18 @@ def objective(
 
     Returns:
         the sum of the weighted terms; the terms by name, without their weights; the response to the images.
+
+    Example:
+        >>> import torch
+        >>> from interpkit import Condition, GeneratedBatch, objective, wrap
+        >>> from interpkit_losses import CrossEntropy
+        >>> target = wrap(torch.nn.Identity(), input_shape=(2,))  # its logits are its inputs
+        >>> condition = Condition(torch.tensor([1]), torch.tensor([[0.0, 1.0]]), torch.zeros(1, 0))
+        >>> batch = GeneratedBatch(target, condition, torch.zeros(1, 8), torch.zeros(1, 2), progress=0.0)
+        >>> losses, autocast = {"ce": (2.0, CrossEntropy(target))}, torch.autocast("cpu", enabled=False)
+        >>> total, terms, response = objective(batch, losses, [], torch.Generator(), autocast)
+        >>> total, terms
+        (tensor(1.3863), {'ce': tensor(0.6931)})
     """
     views = {}
     with autocast:
@@ -150,5 +162,11 @@ def draw(classes: Tensor, count: int, rng: torch.Generator) -> Tensor:
 
 
 def falling(progress: float, decay: float) -> float:
-    """Return the factor of the learning rate: 1, then falling linearly to 0 over the last ``decay``."""
+    """Return the factor of the learning rate: 1, then falling linearly to 0 over the last ``decay``.
+
+    Example:
+        >>> from interpkit import falling
+        >>> [falling(progress, decay=0.5) for progress in (0.0, 0.5, 0.75, 1.0)]
+        [1.0, 1.0, 0.5, 0.0]
+    """
     return 1.0 if decay == 0 else min(1.0, (1.0 - progress) / decay)

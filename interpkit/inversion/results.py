@@ -40,6 +40,15 @@ class ImageInversion(Inversion):
     Raises:
         PluginError: these are no such images.
         RunError: a class that the recipe asks for has no image.
+
+    Example:
+        >>> import torch
+        >>> from interpkit import ImageInversion, Recipe, evaluate, wrap
+        >>> target = wrap(torch.nn.Identity(), input_shape=(2,))  # its logits are its inputs
+        >>> images, labels = torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([0, 1])
+        >>> inversion = ImageInversion(target, Recipe(), [], images, labels)
+        >>> evaluate(inversion)["inversion_accuracy"]
+        1.0
     """
 
     def __init__(

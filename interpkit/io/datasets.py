@@ -52,6 +52,15 @@ def load_data(spec: str, input_shape: tuple[int, ...], class_names: Sequence[str
 
     Raises:
         UsageError: it cannot be read, or does not fit the classifier.
+
+    Example:
+        >>> import numpy as np
+        >>> from interpkit import load_data
+        >>> images = np.zeros((5, 28, 28), dtype=np.uint8)
+        >>> np.savez("digits.npz", images=images, labels=[0, 1, 2, 3, 4])
+        >>> data = load_data("digits.npz", input_shape=(1, 28, 28))
+        >>> data.images.shape, data.labels
+        (torch.Size([5, 1, 28, 28]), tensor([0, 1, 2, 3, 4]))
     """
     path, _, split = spec.partition(":")
     if path == "torchvision":

@@ -34,6 +34,15 @@ def load_plain(path: Path) -> Any:
 
     Raises:
         Exception: it is none such; `torch.load` has many kinds.
+
+    Example:
+        >>> from pathlib import Path
+        >>> import torch
+        >>> from interpkit import load_plain
+        >>> torch.save({"state_dict": torch.nn.Linear(4, 3).state_dict(), "epoch": 7}, "net.pt")
+        >>> content = load_plain(Path("net.pt"))
+        >>> content["epoch"], content["state_dict"]["weight"].shape
+        (7, torch.Size([3, 4]))
     """
     size = path.stat().st_size
     with warnings.catch_warnings(), _Clipped(io.FileIO(path)) as file:

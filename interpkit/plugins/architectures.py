@@ -29,6 +29,12 @@ def build_architecture(spec: str, arguments: Mapping[str, Any], *, meta: bool = 
 
     Raises:
         ModelError: it is not registered, or the arguments do not fit it.
+
+    Example:
+        >>> from interpkit import build_architecture
+        >>> net = build_architecture("interpkit:cnn", {"input_shape": [3, 32, 32], "num_classes": 7})
+        >>> net[-1].out_features
+        7
     """
     registry = installed().registry
     family_name, _, name = spec.partition(":")
@@ -120,6 +126,13 @@ def fill_architecture(
 
     Raises:
         ModelError: the tensors do not fit; says which, and names an architecture that would fit.
+
+    Example:
+        >>> from interpkit import build_architecture, fill_architecture
+        >>> tensors = build_architecture("interpkit:cnn", {"num_classes": 7}).state_dict()  # read from a file
+        >>> net, arguments = fill_architecture("interpkit:cnn", {}, tensors)
+        >>> arguments  # found from the weights
+        {'num_classes': 7}
     """
 
     def skeleton(args: Mapping[str, Any]) -> nn.Module:

@@ -35,6 +35,17 @@ def load_target(path: str | Path, **options: Any) -> Target:
     Raises:
         ModelError: it is missing, cannot be read, or was refused.
         UsageError: an option is unknown or out of range.
+
+    Example:
+        >>> from interpkit import build_architecture, load_target, save_target
+        >>> sizes = {"input_shape": [1, 12, 12], "num_classes": 3, "widths": [4], "hidden": 8}
+        >>> net = build_architecture("interpkit:cnn", sizes)  # train it
+        >>> path = save_target(
+        ...     net, "net.safetensors", architecture="interpkit:cnn", arch_args=sizes, input_shape=(1, 12, 12)
+        ... )
+        >>> target = load_target(path, class_names=["cat", "dog", "owl"])
+        >>> target.name, target.input_shape, target.class_names
+        ('net', (1, 12, 12), ['cat', 'dog', 'owl'])
     """
     return load(Path(path), validated(TargetOptions, options, "load_target"))
 
@@ -90,6 +101,14 @@ def make_target(
 
     Raises:
         ModelError: the module is no classifier of such inputs.
+
+    Example:
+        >>> from torch import nn
+        >>> from interpkit import TargetOptions, make_target
+        >>> facts = TargetOptions(input_shape=(4,), class_names=["setosa", "versicolor", "virginica"])
+        >>> target = make_target(nn.Linear(4, 3), "iris", facts, {"class_names": "the file's header"})
+        >>> target.name, target.sources["class_names"]
+        ('iris', "the file's header")
     """
     assert facts.input_shape is not None
     known = facts.model_dump(exclude={"path", "arch", "arch_args", "trust"})

@@ -39,6 +39,15 @@ def save_target(
     Raises:
         UsageError: the architecture is not registered, or builds other tensors than the module's.
         ModelError: the module is no classifier of such images.
+
+    Example:
+        >>> from interpkit import build_architecture, save_target
+        >>> sizes = {"input_shape": [1, 12, 12], "num_classes": 3, "widths": [4], "hidden": 8}
+        >>> net = build_architecture("interpkit:cnn", sizes)  # train it
+        >>> save_target(
+        ...     net, "net.safetensors", architecture="interpkit:cnn", arch_args=sizes, input_shape=(1, 12, 12), mean=0.1
+        ... ).name
+        'net.safetensors'
     """
     from interpkit.plugins.architectures import build_architecture, mismatch
     from interpkit.targets.module_target import wrap
@@ -69,6 +78,16 @@ def pack_target(target: Target, path: str | Path) -> Path:
 
     Raises:
         ModelError: it cannot be exported.
+
+    Example:
+        >>> import torch
+        >>> from interpkit import build_architecture, load_target, pack_target
+        >>> sizes = {"input_shape": [1, 12, 12], "num_classes": 3, "widths": [4], "hidden": 8}
+        >>> torch.save(build_architecture("interpkit:cnn", sizes).state_dict(), "net.pt")
+        >>> target = load_target("net.pt", arch="interpkit:cnn", arch_args=sizes, input_shape=(1, 12, 12))
+        >>> packed = pack_target(target, "net.safetensors")
+        >>> load_target(packed).description.arch  # needs no options
+        'interpkit:cnn'
     """
     facts = target.description
     if facts.arch is not None and not facts.runs_code and facts.arch != ONNX_GRAPH:

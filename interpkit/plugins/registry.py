@@ -119,7 +119,14 @@ class Registry:
 
 
 class Registration:
-    """What a plugin's ``register`` hook is given: it adds under the plugin's own name."""
+    """What a plugin's ``register`` hook is given: it adds under the plugin's own name.
+
+    Example:
+        >>> from interpkit import Preset, Registration, hookimpl
+        >>> @hookimpl
+        ... def register(registry: Registration) -> None:
+        ...     registry.add(Preset("quick", {"steps": 50}, "A short run, to try things out."))
+    """
 
     def __init__(self, registry: Registry, owner: str, package: str = "") -> None:
         self._registry = registry

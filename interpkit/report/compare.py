@@ -37,6 +37,16 @@ def write_comparison(runs: Mapping[str, Run | str | Path], path: str | Path) -> 
     Raises:
         RunError: a run has no samples, or is of another schema.
         UsageError: there are fewer than two, or the page cannot be put there.
+
+    Example:
+        >>> import torch
+        >>> from interpkit import invert, wrap, write_comparison
+        >>> net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 3))
+        >>> target = wrap(net, input_shape=(1, 8, 8))
+        >>> short = invert(target, ["pixels"], steps=5).save("runs/short")
+        >>> long = invert(target, ["pixels"], steps=20).save("runs/long")
+        >>> write_comparison({"5 steps": short, "20 steps": long}, "compare.html").name
+        'compare.html'
     """
     path = Path(path)
     if len(runs) < 2:

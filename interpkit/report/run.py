@@ -82,6 +82,15 @@ def write_report(
         RunError: the run has no samples, or is of another schema.
         ModelError: the classifier cannot be loaded.
         UsageError: the reference data cannot be read or does not fit.
+
+    Example:
+        >>> import torch
+        >>> from interpkit import invert, wrap, write_report
+        >>> net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 3))
+        >>> target = wrap(net, input_shape=(1, 8, 8))
+        >>> folder = invert(target, ["pixels"], steps=5).save("runs/first")
+        >>> write_report(folder, target=target).name
+        'report.html'
     """
     opened = Run.open(Path(run))
     opened.metrics()  # a torn or foreign one is told before the work

@@ -92,7 +92,13 @@ def write_shards(
             next to no samples of a class: fewer than 1 in 1,000 of 10,000 tries. Finished shards stay.
 
     Example:
-        >>> write_shards(inversion, "samples", count=10_000_000, accepted=True)  # doctest: +SKIP
+        >>> import torch
+        >>> from interpkit import invert, wrap, write_shards
+        >>> net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 3))
+        >>> inversion = invert(wrap(net, input_shape=(1, 8, 8)), ["vecmat"], steps=10, batch_size=16)
+        >>> index = write_shards(inversion, "samples", count=60, shard_size=40)
+        >>> [shard["file"] for shard in index["shards"]]
+        ['samples-000000.safetensors', 'samples-000001.safetensors']
     """
     job = ShardJob(
         inversion,

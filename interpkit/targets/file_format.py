@@ -49,6 +49,16 @@ def read_target_file(path: Path) -> tuple[dict[str, Tensor], TargetOptions]:
 
     Raises:
         ModelError: it is missing, truncated, not safetensors, or its metadata is not of the form above.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from interpkit import build_architecture, read_target_file, save_target
+        >>> net, path = build_architecture("interpkit:cnn", {}), Path("net.safetensors")
+        >>> save_target(net, path, architecture="interpkit:cnn", input_shape=(1, 28, 28), std=0.5).name
+        'net.safetensors'
+        >>> tensors, facts = read_target_file(path)
+        >>> len(tensors), facts.arch, facts.std
+        (12, 'interpkit:cnn', [0.5])
     """
     try:
         with safetensors.safe_open(path, framework="pt") as file:

@@ -228,6 +228,8 @@ def wrap(
         ModelError: the module fails on such an input, or gives no such logits.
 
     Example:
+        >>> from torch import nn
+        >>> from interpkit import wrap
         >>> net = nn.Sequential(nn.Flatten(), nn.Linear(784, 10))
         >>> target = wrap(net, input_shape=(1, 28, 28), mean=[0.13], std=[0.31])
         >>> target.num_classes, target.feature_layer

@@ -186,6 +186,12 @@ def checks_of(component: Any) -> list[Check]:
 
     Raises:
         UsageError: it is of no kind that has checks.
+
+    Example:
+        >>> from interpkit import testing
+        >>> from interpkit_losses import CrossEntropy
+        >>> check = next(check for check in testing.checks_of(CrossEntropy) if check.name == "batch-mean")
+        >>> check(CrossEntropy)  # raises CheckFailed if the loss violates the contract
     """
     return checks_of_kind(kind_of(component))
 
@@ -225,6 +231,13 @@ def outcomes(component: Any, waive: Mapping[str, str] | None = None) -> Iterator
 
     Raises:
         UsageError: it is of no kind that has checks, or a waiver is of none of them or without a reason.
+
+    Example:
+        >>> from torch import nn
+        >>> from interpkit import testing, wrap
+        >>> target = wrap(nn.Sequential(nn.Flatten(), nn.Linear(64, 3)), input_shape=(1, 8, 8))
+        >>> {outcome.status for outcome in testing.outcomes(target)}
+        {'kept'}
     """
     waived = waivers_of(component, waive)
     unbuilt = False

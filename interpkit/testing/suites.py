@@ -32,6 +32,11 @@ def check_conditioner(cls: type[Conditioner], *, waive: Waivers | None = None) -
     Raises:
         CheckFailed: promises are broken; lists each with what was seen and how to mend it.
         UsageError: it is no conditioner, or a waiver names no check or gives no reason.
+
+    Example:
+        >>> from interpkit import testing
+        >>> from interpkit_vecmat import VectorConditioner
+        >>> testing.check_conditioner(VectorConditioner)
     """
     check_all(cls, "conditioner", waive)
 
@@ -65,12 +70,23 @@ def check_loader(cls: type[Loader], *, waive: Waivers | None = None) -> None:
     """Check all promises of a loader, and of the target that it makes of its `Loader.example`.
 
     See `interpkit.Loader`, and `check_conditioner` for the rest.
+
+    Example:
+        >>> from interpkit import testing
+        >>> from interpkit_targets import SafetensorsLoader
+        >>> testing.check_loader(SafetensorsLoader)
     """
     check_all(cls, "loader", waive)
 
 
 def check_target(target: Target, *, waive: Waivers | None = None) -> None:
-    """Check all promises of a target; see `interpkit.Target`, and `check_conditioner` for the rest."""
+    """Check all promises of a target; see `interpkit.Target`, and `check_conditioner` for the rest.
+
+    Example:
+        >>> from torch import nn
+        >>> from interpkit import testing, wrap
+        >>> testing.check_target(wrap(nn.Sequential(nn.Flatten(), nn.Linear(64, 3)), input_shape=(1, 8, 8)))
+    """
     check_all(target, "target", waive)
 
 
@@ -86,8 +102,10 @@ def parametrize_with_checks(components: Iterable[Any], *, waive: Waivers | None 
         UsageError: a waiver is of no check of any of them, or without a reason.
 
     Example:
-        >>> @parametrize_with_checks([MyLoss])  # doctest: +SKIP
-        ... def test_keeps_its_promises(component, check):
+        >>> from interpkit import testing
+        >>> from interpkit_losses import CrossEntropy, KLDivergence
+        >>> @testing.parametrize_with_checks([CrossEntropy, KLDivergence])
+        ... def test_my_losses(component, check):
         ...     check(component)
     """
     import pytest

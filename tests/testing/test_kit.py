@@ -434,3 +434,34 @@ def test_a_loader_without_an_example_says_so(add_plugin: Callable[..., None]) ->
     broken = {row["check"]: row["seen"] for row in json.loads(result.stdout)[0]["broken"]}
     assert set(broken) == {"accepts", "loads", "target-kept", "user-wins", "refuses-torn"}
     assert set(broken.values()) == {"it has no `example`, so there is no file to try it on"}
+
+
+# ------------------------------------------------------------------------------------ the value of a loss
+
+
+class Views(InversionLoss):
+    """Confidence of the requested class on the negatives of the images, and how soft the conditions are."""
+
+    name = "views"
+
+    def views(self, batch: Any, rng: torch.Generator) -> Tensor:
+        return 1 - batch.images + 0 * torch.rand(1, generator=rng)
+
+    def forward(self, batch: Any) -> Tensor:
+        logits = batch.view_response.logits.gather(1, batch.condition.labels[:, None])
+        return logits.mean() + 10 * batch.condition.distribution.amax(1).mean()
+
+
+def test_evaluate_loss_runs_the_target_on_the_images_and_on_the_views() -> None:
+    linear = nn.Linear(2, 2, bias=False)
+    linear.weight.data = torch.tensor([[1.0, 0.0], [0.0, 2.0]])
+    target = interpkit.wrap(linear, input_shape=(2,))
+    images = torch.tensor([[0.25, 0.5]], requires_grad=True)
+    loss = Views(target)
+    value = testing.evaluate_loss(loss, target, images, labels=[1])
+    assert value.item() == 11.0  # 2 * (1 - 0.5), and a one-hot condition
+    value.backward()
+    assert images.grad.tolist() == [[0.0, -2.0]]
+    assert linear.weight.grad is None and linear.weight.requires_grad
+    soft = torch.tensor([[0.25, 0.75]])
+    assert testing.evaluate_loss(loss, target, images, torch.tensor([1]), distribution=soft).item() == 8.5
