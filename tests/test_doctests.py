@@ -6,7 +6,6 @@ import doctest
 import importlib
 import inspect
 import io
-import re
 from collections.abc import Iterator
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -16,10 +15,11 @@ import pytest
 
 import interpkit
 from interpkit import testing
+from interpkit.errors import DISTRIBUTION
 from interpkit.plugins.discovery import Plugins
 
 ROOT = Path(__file__).parent.parent
-BUNDLED = [point for point in entry_points(group="interpkit") if point.dist and point.dist.name == "network-inversion"]
+BUNDLED = [point for point in entry_points(group="interpkit") if point.dist and point.dist.name == DISTRIBUTION]
 COMPONENTS = {
     f"{entry.kind} {entry.name}": entry.item if inspect.isclass(entry.item) else type(entry.item)
     for entry in Plugins(BUNDLED).registry.entries()
@@ -33,6 +33,7 @@ FUNCTIONS = {
 }
 LIKE_CONDITIONERS = "called as check_conditioner is, and takes longer"
 WITHOUT = {
+    "loader hub-mixin": "it loads a class from a module of the user's own",
     "interpkit.testing.check_attribution": LIKE_CONDITIONERS,
     "interpkit.testing.check_generator": LIKE_CONDITIONERS,
     "interpkit.testing.check_inverter": LIKE_CONDITIONERS,
@@ -40,8 +41,15 @@ WITHOUT = {
     "interpkit.testing.check_metric": LIKE_CONDITIONERS,
 }
 """What needs no example, each with the reason."""
-OPTIONAL = ("cma", "onnx", "onnx2torch", "pyarrow", "tensorboard", "timm", "transformers")
-"""Packages of extras: an example that imports one is skipped where it is not installed."""
+EXTRAS = {
+    "Evolution": "cma",
+    "OnnxLoader": "onnx2torch",
+    "TimmFolderLoader": "timm",
+    "TimmModels": "timm",
+    "TransformersFolderLoader": "transformers",
+    "TransformersModels": "transformers",
+}
+"""Packages of extras, by the class whose example is skipped where the package is not installed."""
 
 
 def examples() -> Iterator[doctest.DocTest]:
@@ -70,9 +78,8 @@ def run(example: doctest.DocTest) -> str:
 @pytest.mark.parametrize("example", [pytest.param(found, id=found.name) for found in examples()])
 def test_example(example: doctest.DocTest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert not any(doctest.OPTIONFLAGS_BY_NAME["SKIP"] in line.options for line in example.examples)
-    for package in re.findall(r"^(?:import|from) (\w+)", "".join(e.source for e in example.examples), re.MULTILINE):
-        if package in OPTIONAL:
-            pytest.importorskip(package)
+    if package := EXTRAS.get(example.name.rpartition(".")[2]):
+        pytest.importorskip(package)
     monkeypatch.chdir(tmp_path)
     report = run(example)
     assert not report, report

@@ -34,6 +34,14 @@ class Evolution(Inverter):
     feedforward neural networks: algorithms and applications", Proceedings of the IEEE 87(9), 1999, whose points spread
     over the contour of one output as these do over one class. The strategy here is separable CMA-ES (Ros & Hansen,
     "A simple modification in CMA-ES achieving linear time and space complexity", 2008), by the library ``cma``.
+
+    Example:
+        >>> import torch
+        >>> from interpkit import invert, wrap
+        >>> target = wrap(torch.nn.Identity(), input_shape=(3,))  # its logits are its inputs
+        >>> inversion = invert(target, inverter="evolution", steps=10, options={"evolution.per_class": 2})
+        >>> inversion.images.argmax(1), inversion.labels
+        (tensor([0, 1, 2, 0, 1, 2]), tensor([0, 1, 2, 0, 1, 2]))
     """
 
     name = "evolution"

@@ -41,6 +41,15 @@ class Pixels(Inverter):
 
     Source: Kindermann & Linden, "Inversion of neural networks by gradient descent" (1990); for the priors
     Mahendran & Vedaldi 2015 (total variation, jitter), Yosinski et al. 2015 (blur), Olah et al. 2017 (Fourier).
+
+    Example:
+        >>> import torch
+        >>> from interpkit import invert, wrap
+        >>> net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 3))
+        >>> target = wrap(net, input_shape=(1, 8, 8))
+        >>> inversion = invert(target, inverter="pixels", steps=20, options={"pixels.per_class": 4})
+        >>> inversion.images.shape, inversion.labels.bincount()
+        (torch.Size([12, 1, 8, 8]), tensor([4, 4, 4]))
     """
 
     name = "pixels"
@@ -134,6 +143,15 @@ class DeepInversion(Pixels):
     It is the method of `Pixels` under a name of its own. The statistics are those of a batch, so a large
     ``batch_size`` leaves each image more freedom. Source: Yin et al., "Dreaming to Distill: Data-free Knowledge
     Transfer via DeepInversion" (2020), eq. 2 to 4; without the adaptive part, which takes a student network.
+
+    Example:
+        >>> from torch import nn
+        >>> from interpkit import invert, wrap
+        >>> net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(144, 3))
+        >>> target = wrap(net, input_shape=(1, 8, 8))
+        >>> inversion = invert(target, inverter="deepinversion", steps=20, options={"deepinversion.per_class": 2})
+        >>> sorted(inversion.history[-1].terms), inversion.images.shape
+        (['batchnorm', 'ce', 'l2', 'tv'], torch.Size([6, 1, 8, 8]))
     """
 
     name = "deepinversion"

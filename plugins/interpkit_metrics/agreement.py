@@ -18,6 +18,15 @@ class Agreement(Metric):
     ``reference_accuracy`` is the same share of the real images of those classes, and ``relative`` is
     agreement / reference_accuracy: what is left of the evaluator's skill on the samples, about 1 for real images.
     The source of the doubt that it answers: Suhail & Sethi report the target's own accuracy alone.
+
+    Example:
+        >>> import torch
+        >>> from interpkit import ImageInversion, Recipe, evaluate, wrap
+        >>> target, other = (wrap(torch.nn.Identity(), input_shape=(2,), name=name) for name in ("target", "other"))
+        >>> images = torch.tensor([[0.9, 0.1], [0.1, 0.9], [0.8, 0.2], [0.6, 0.4]])
+        >>> inversion = ImageInversion(target, Recipe(), [], images, labels=torch.tensor([0, 1, 0, 1]))
+        >>> evaluate(inversion, evaluators=[other])["evaluators"][0]["agreement"]
+        0.75
     """
 
     name = "agreement"

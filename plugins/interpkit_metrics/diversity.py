@@ -24,6 +24,16 @@ class Diversity(Metric):
       ``cosine_between``: over the pairs of samples of different classes. Source: the cosine term of Suhail & Sethi.
     - ``duplicates``, in [0, 1]: share of samples whose nearest other sample in the class has a cosine of at least
       0.99 in the pooled pictures.
+
+    Example:
+        >>> import torch
+        >>> from interpkit import ImageInversion, Recipe, evaluate, wrap
+        >>> target = wrap(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 3)), input_shape=(1, 4, 4))
+        >>> images, labels = torch.eye(16).view(16, 1, 4, 4), torch.zeros(16, dtype=torch.long)  # orthogonal
+        >>> inversion = ImageInversion(target, Recipe(labels=[0]), [], images, labels)
+        >>> metrics = evaluate(inversion, metrics=["diversity"], options={"diversity.pool": 1})
+        >>> round(metrics["diversity"]["vendi_pixels"], 3), metrics["diversity"]["duplicates"]
+        (16.0, 0.0)
     """
 
     name = "diversity"

@@ -32,6 +32,16 @@ class Memorisation(Metric):
     The features of the target itself know its training images; an evaluator's do not. Needs 10 of each in a class.
     The question is that of Meehan et al. 2020, "A Non-Parametric Test to Detect Data-Copying in Generative Models", who
     ask with the same three sets whether samples lie nearer to the training set than held-out images do.
+
+    Example:
+        >>> import torch
+        >>> from interpkit import ImageInversion, Recipe, evaluate, wrap
+        >>> target = wrap(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 3)), input_shape=(1, 4, 4))
+        >>> images, labels = torch.eye(16).view(16, 1, 4, 4), torch.zeros(16, dtype=torch.long)
+        >>> inversion = ImageInversion(target, Recipe(labels=[0]), [], images, labels)
+        >>> data = {"training": (images, labels), "reference": (1 - images, labels)}  # it copies its training images
+        >>> evaluate(inversion, metrics=["memorisation"], **data)["memorisation"]["pixels"]["nearer_to_training"]
+        1.0
     """
 
     name = "memorisation"

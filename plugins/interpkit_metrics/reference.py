@@ -45,6 +45,16 @@ class Reference(Metric):
 
     ``target_accuracy`` is the target's own on those real images. Needs 10 samples and 10 real images of a class, more
     than k of both, and 50 of both in all for KID.
+
+    Example:
+        >>> import torch
+        >>> from interpkit import ImageInversion, Recipe, evaluate, wrap
+        >>> target = wrap(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 3)), input_shape=(1, 4, 4))
+        >>> images, labels = torch.eye(16).view(16, 1, 4, 4), torch.zeros(16, dtype=torch.long)
+        >>> inversion = ImageInversion(target, Recipe(labels=[0]), [], images, labels)
+        >>> metrics = evaluate(inversion, metrics=["reference"], reference=(images, labels))  # against themselves
+        >>> metrics["reference"]["features"]["Sequential"]["precision"]
+        1.0
     """
 
     name = "reference"

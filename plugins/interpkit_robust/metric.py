@@ -27,6 +27,16 @@ class KeptLabels(Metric):
     ``kept`` in [0, 1], with its 95 % interval (Wilson 1927); ``clean`` is the share with no perturbation, which it is
     to be read against. At most 500 samples, spread evenly over all of them. Training images keep their label where
     noise that fools the target does not: Suhail & Sethi, section 3.
+
+    Example:
+        >>> import torch
+        >>> from interpkit import ImageInversion, Recipe, evaluate, wrap
+        >>> target = wrap(torch.nn.Identity(), input_shape=(2,))  # its logits are its inputs
+        >>> images, labels = torch.eye(2), torch.tensor([0, 1])  # 0.71 from the decision boundary
+        >>> inversion = ImageInversion(target, Recipe(), [], images, labels)
+        >>> metrics = evaluate(inversion, metrics=["robustness"], options={"robustness.radius": [0.5, 1.0]})
+        >>> {radius: row["kept"] for radius, row in metrics["robustness"]["pgd"].items()}
+        {'0.5': 1.0, '1': 0.0}
     """
 
     name = "robustness"

@@ -53,7 +53,14 @@ class SmallCNN(nn.Sequential):
 
 
 class ReferenceNets(Architectures):
-    """interpkit's own: ``interpkit:cnn``."""
+    """interpkit's own: ``interpkit:cnn``.
+
+    Example:
+        >>> from interpkit import build_architecture
+        >>> net = build_architecture("interpkit:cnn", {"input_shape": [1, 12, 12], "num_classes": 3, "widths": [8, 16]})
+        >>> net[-1]
+        Linear(in_features=96, out_features=3, bias=True)
+    """
 
     name = "interpkit"
     help = "interpkit's small reference networks"
@@ -89,7 +96,14 @@ class Zoo(Architectures):
 
 
 class TorchvisionModels(Zoo):
-    """torchvision's classifiers, by the names of `torchvision.models.list_models`."""
+    """torchvision's classifiers, by the names of `torchvision.models.list_models`.
+
+    Example:
+        >>> from interpkit import build_architecture
+        >>> net = build_architecture("torchvision:resnet18", {"num_classes": 7})
+        >>> net.fc
+        Linear(in_features=512, out_features=7, bias=True)
+    """
 
     name = "torchvision"
     help = "torchvision's image classifiers, by name"
@@ -112,7 +126,14 @@ class TorchvisionModels(Zoo):
 
 
 class TimmModels(Zoo):
-    """timm's classifiers, by the names of `timm.list_models`; the extra ``timm``."""
+    """timm's classifiers, by the names of `timm.list_models`; the extra ``timm``.
+
+    Example:
+        >>> from interpkit import build_architecture
+        >>> net = build_architecture("timm:resnet18", {"num_classes": 7})
+        >>> net.fc
+        Linear(in_features=512, out_features=7, bias=True)
+    """
 
     name = "timm"
     help = "timm's image classifiers, by name"
@@ -140,6 +161,13 @@ class TransformersModels(Zoo):
     """transformers' image classifiers, by model type; the extra ``transformers``.
 
     The arguments are those of the model's config; an ``auto_map``, which names code to run, is refused.
+
+    Example:
+        >>> from interpkit import build_architecture
+        >>> sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+        >>> net = build_architecture("transformers:vit", {**sizes, "num_classes": 7})
+        >>> net.classifier
+        Linear(in_features=8, out_features=7, bias=True)
     """
 
     name = "transformers"

@@ -82,7 +82,17 @@ class FolderLoader(Loader):
 
 
 class TimmFolderLoader(FolderLoader):
-    """A folder as timm saves it: config.json with ``architecture``, and the weights; current and legacy layout."""
+    """A folder as timm saves it: config.json with ``architecture``, and the weights; current and legacy layout.
+
+    Example:
+        >>> import timm
+        >>> from interpkit import load_target
+        >>> net = timm.create_model("test_resnet", num_classes=3)
+        >>> timm.models.save_for_hf(net, "my-resnet", safe_serialization=True)
+        >>> target = load_target("my-resnet")
+        >>> target.num_classes, target.description.arch
+        (3, 'timm:test_resnet')
+    """
 
     name = "timm"
     help = "a timm folder: config.json and model.safetensors"
@@ -120,7 +130,17 @@ class TimmFolderLoader(FolderLoader):
 
 
 class TransformersFolderLoader(FolderLoader):
-    """An image classifier as transformers saves it: config.json, preprocessor_config.json and the weights."""
+    """An image classifier as transformers saves it: config.json, preprocessor_config.json and the weights.
+
+    Example:
+        >>> from transformers import ViTConfig, ViTForImageClassification
+        >>> from interpkit import load_target
+        >>> sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+        >>> config = ViTConfig(**sizes, image_size=16, patch_size=8, id2label={0: "cat", 1: "dog"})
+        >>> ViTForImageClassification(config).save_pretrained("my-vit")
+        >>> load_target("my-vit").class_names
+        ['cat', 'dog']
+    """
 
     name = "transformers"
     help = "a transformers image-classification folder"

@@ -40,7 +40,19 @@ class Reshaped(nn.Module):
 
 
 class OnnxLoader(Loader):
-    """An ONNX graph, converted to PyTorch and checked against onnxruntime; the extra ``onnx``."""
+    """An ONNX graph, converted to PyTorch and checked against onnxruntime; the extra ``onnx``.
+
+    Example:
+        >>> import torch
+        >>> from interpkit import load_target
+        >>> net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 3))
+        >>> batch = {"images": {0: "batch"}}
+        >>> torch.onnx.export(
+        ...     net, (torch.zeros(2, 1, 8, 8),), "net.onnx", input_names=["images"], dynamic_axes=batch, dynamo=False
+        ... )
+        >>> load_target("net.onnx").input_shape
+        (1, 8, 8)
+    """
 
     name = "onnx"
     help = ".onnx, converted and checked against onnxruntime"
@@ -272,7 +284,15 @@ def is_archive(path: Path) -> bool:
 
 
 class TorchScriptLoader(Loader):
-    """A TorchScript archive; loading one can run code, so only with ``--trust``."""
+    """A TorchScript archive; loading one can run code, so only with ``--trust``.
+
+    Example:
+        >>> import torch
+        >>> from interpkit import load_target
+        >>> torch.jit.trace(torch.nn.Linear(4, 3), torch.zeros(2, 4)).save("net.pt")
+        >>> load_target("net.pt", input_shape=(4,), trust=True).num_classes
+        3
+    """
 
     name = "torchscript"
     help = "TorchScript (.pt, .pth, .ts, .jit), with --trust and --input-shape"
@@ -288,7 +308,17 @@ class TorchScriptLoader(Loader):
 
 
 class ExportedProgramLoader(Loader):
-    """A program saved by `torch.export.save`; loading one can run code, so only with ``--trust``."""
+    """A program saved by `torch.export.save`; loading one can run code, so only with ``--trust``.
+
+    Example:
+        >>> import torch
+        >>> from interpkit import load_target
+        >>> batch = torch.export.Dim("batch")
+        >>> program = torch.export.export(torch.nn.Linear(4, 3), (torch.zeros(2, 4),), dynamic_shapes=({0: batch},))
+        >>> torch.export.save(program, "net.pt2")
+        >>> load_target("net.pt2", input_shape=(4,), trust=True).num_classes
+        3
+    """
 
     name = "exported-program"
     help = ".pt2, with --trust and --input-shape"

@@ -34,7 +34,16 @@ MOST_NUMBERS = 200_000_000
 
 
 class SafetensorsLoader(Loader):
-    """A ``.safetensors`` file whose metadata, or whose user, names an architecture."""
+    """A ``.safetensors`` file whose metadata, or whose user, names an architecture.
+
+    Example:
+        >>> from torchvision.models import resnet18
+        >>> from interpkit import load_target, save_target
+        >>> net = resnet18(num_classes=3)  # train it
+        >>> path = save_target(net, "net.safetensors", architecture="torchvision:resnet18", input_shape=(3, 32, 32))
+        >>> load_target(path).num_classes  # the file holds everything that is needed
+        3
+    """
 
     name = "safetensors"
     help = ".safetensors with interpkit metadata, or with --arch and --input-shape"
@@ -57,7 +66,17 @@ class SafetensorsLoader(Loader):
 
 
 class CheckpointLoader(Loader):
-    """A state dict saved by `torch.save`, and the architecture that the user names."""
+    """A state dict saved by `torch.save`, and the architecture that the user names.
+
+    Example:
+        >>> import torch
+        >>> from torchvision.models import resnet18
+        >>> from interpkit import load_target
+        >>> torch.save(resnet18(num_classes=3).state_dict(), "net.pt")
+        >>> target = load_target("net.pt", arch="torchvision:resnet18", input_shape=(3, 32, 32))
+        >>> target.num_classes, target.feature_layer
+        (3, 'fc:in')
+    """
 
     name = "checkpoint"
     help = ".pt, .pth, .th, .ckpt or .bin state dict with --arch and --input-shape"
