@@ -102,6 +102,12 @@ def install_extra(extra: str) -> str:
 
     Args:
         extra: one of the optional dependencies in interpkit's ``pyproject.toml``, such as ``onnx``.
+
+    Example:
+        >>> from interpkit import install_extra
+        >>> command = install_extra("onnx")
+        >>> command.startswith("pip install ") and "[onnx]" in command
+        True
     """
     clone = _clone()
     if clone is None:

@@ -31,14 +31,15 @@ FUNCTIONS = {
     for name in module.__all__
     if inspect.isfunction(getattr(module, name))
 }
-LIKE_CONDITIONERS = "called as check_conditioner is, and takes longer"
+LIKE_TARGETS = "it is called as check_target is, and takes longer"
 WITHOUT = {
     "loader hub-mixin": "it loads a class from a module of the user's own",
-    "interpkit.testing.check_attribution": LIKE_CONDITIONERS,
-    "interpkit.testing.check_generator": LIKE_CONDITIONERS,
-    "interpkit.testing.check_inverter": LIKE_CONDITIONERS,
-    "interpkit.testing.check_loss": LIKE_CONDITIONERS,
-    "interpkit.testing.check_metric": LIKE_CONDITIONERS,
+    "interpkit.testing.check_attribution": LIKE_TARGETS,
+    "interpkit.testing.check_conditioner": LIKE_TARGETS,
+    "interpkit.testing.check_generator": LIKE_TARGETS,
+    "interpkit.testing.check_inverter": LIKE_TARGETS,
+    "interpkit.testing.check_loss": LIKE_TARGETS,
+    "interpkit.testing.check_metric": LIKE_TARGETS,
 }
 """What needs no example, each with the reason."""
 EXTRAS = {

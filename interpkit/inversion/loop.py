@@ -48,8 +48,8 @@ class GeneratorInverter(Inverter):
         >>> import torch
         >>> from interpkit import invert, wrap
         >>> target = wrap(torch.nn.Linear(4, 3), input_shape=(4,))
-        >>> parts = {"conditioner": "vector", "generator": "dense", "losses": {"ce": 1.0, "kl": 1.0}}
-        >>> inversion = invert(target, inverter="generator", **parts, steps=10, batch_size=16, seed=0)
+        >>> parts = {"conditioner": "vector", "generator": "dense", "losses": {"cosine": 0.0}}
+        >>> inversion = invert(target, ["vecmat"], **parts, steps=10, batch_size=16, seed=0)
         >>> sorted(inversion.history[-1].terms), inversion.sample(per_class=2)[0].shape
         (['ce', 'kl'], torch.Size([6, 4]))
     """

@@ -32,11 +32,6 @@ def check_conditioner(cls: type[Conditioner], *, waive: Waivers | None = None) -
     Raises:
         CheckFailed: promises are broken; lists each with what was seen and how to mend it.
         UsageError: it is no conditioner, or a waiver names no check or gives no reason.
-
-    Example:
-        >>> from interpkit import testing
-        >>> from interpkit_vecmat import VectorConditioner
-        >>> testing.check_conditioner(VectorConditioner)
     """
     check_all(cls, "conditioner", waive)
 

@@ -38,10 +38,11 @@ class Evolution(Inverter):
     Example:
         >>> import torch
         >>> from interpkit import invert, wrap
-        >>> target = wrap(torch.nn.Identity(), input_shape=(3,))  # its logits are its inputs
-        >>> inversion = invert(target, inverter="evolution", steps=10, options={"evolution.per_class": 2})
-        >>> inversion.images.argmax(1), inversion.labels
-        (tensor([0, 1, 2, 0, 1, 2]), tensor([0, 1, 2, 0, 1, 2]))
+        >>> net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 3))
+        >>> target = wrap(net, input_shape=(1, 8, 8))
+        >>> inversion = invert(target, inverter="evolution", steps=5, options={"evolution.per_class": 2})
+        >>> inversion.images.shape, inversion.labels
+        (torch.Size([6, 1, 8, 8]), tensor([0, 1, 2, 0, 1, 2]))
     """
 
     name = "evolution"

@@ -22,10 +22,11 @@ class Agreement(Metric):
     Example:
         >>> import torch
         >>> from interpkit import ImageInversion, Recipe, evaluate, wrap
-        >>> target, other = (wrap(torch.nn.Identity(), input_shape=(2,), name=name) for name in ("target", "other"))
+        >>> target = wrap(torch.nn.Identity(), input_shape=(2,))  # its logits are its inputs
+        >>> other = wrap(torch.nn.Softmax(dim=1), input_shape=(2,), name="other")
         >>> images = torch.tensor([[0.9, 0.1], [0.1, 0.9], [0.8, 0.2], [0.6, 0.4]])
         >>> inversion = ImageInversion(target, Recipe(), [], images, labels=torch.tensor([0, 1, 0, 1]))
-        >>> evaluate(inversion, evaluators=[other])["evaluators"][0]["agreement"]
+        >>> evaluate(inversion, evaluators=[other])["evaluators"][0]["agreement"]  # it disagrees on the last one
         0.75
     """
 

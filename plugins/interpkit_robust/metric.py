@@ -32,11 +32,11 @@ class KeptLabels(Metric):
         >>> import torch
         >>> from interpkit import ImageInversion, Recipe, evaluate, wrap
         >>> target = wrap(torch.nn.Identity(), input_shape=(2,))  # its logits are its inputs
-        >>> images, labels = torch.eye(2), torch.tensor([0, 1])  # 0.71 from the decision boundary
-        >>> inversion = ImageInversion(target, Recipe(), [], images, labels)
-        >>> metrics = evaluate(inversion, metrics=["robustness"], options={"robustness.radius": [0.5, 1.0]})
+        >>> images = torch.tensor([[0.8, 0.2], [0.2, 0.8]])  # 0.42 from the decision boundary
+        >>> inversion = ImageInversion(target, Recipe(), [], images, labels=torch.tensor([0, 1]))
+        >>> metrics = evaluate(inversion, metrics=["robustness"], options={"robustness.radius": [0.25, 0.75]})
         >>> {radius: row["kept"] for radius, row in metrics["robustness"]["pgd"].items()}
-        {'0.5': 1.0, '1': 0.0}
+        {'0.25': 1.0, '0.75': 0.0}
     """
 
     name = "robustness"

@@ -39,9 +39,10 @@ class SafetensorsLoader(Loader):
     Example:
         >>> from torchvision.models import resnet18
         >>> from interpkit import load_target, save_target
-        >>> net = resnet18(num_classes=3)  # train it
-        >>> path = save_target(net, "net.safetensors", architecture="torchvision:resnet18", input_shape=(3, 32, 32))
-        >>> load_target(path).num_classes  # the file holds everything that is needed
+        >>> net, sizes = resnet18(num_classes=3), {"num_classes": 3}  # train it
+        >>> facts = {"architecture": "torchvision:resnet18", "arch_args": sizes, "input_shape": (3, 32, 32)}
+        >>> path = save_target(net, "net.safetensors", **facts)
+        >>> load_target(path).num_classes  # the file says everything else
         3
     """
 
