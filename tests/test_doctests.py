@@ -64,7 +64,7 @@ def examples() -> Iterator[doctest.DocTest]:
 
 
 def has_example(item: Any) -> bool:
-    return bool(doctest.DocTestParser().get_examples(inspect.getdoc(item) or ""))
+    return bool(doctest.DocTestParser().get_examples(item.__doc__ or ""))
 
 
 def run(example: doctest.DocTest) -> str:

@@ -66,6 +66,7 @@ class InversionLoss(Component, nn.Module, ABC):
         >>> import interpkit
         >>> from interpkit import testing
         >>> class Ink(interpkit.InversionLoss):
+        ...     "The mean brightness of the images."
         ...     name = "ink"
         ...     def forward(self, batch):
         ...         return batch.images.mean()

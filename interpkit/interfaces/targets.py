@@ -58,6 +58,16 @@ class Target(nn.Module, ABC):
         description: all that was resolved about the classifier, in the words of a recipe's ``[target]``.
         origin: the file or folder it was loaded from; None if it was wrapped in memory.
         sources: where each entry of ``description`` came from, in a few words.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from interpkit import wrap
+        >>> net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 3))
+        >>> target = wrap(net, input_shape=(1, 8, 8), mean=0.5)
+        >>> response = target.respond(torch.rand(2, 1, 8, 8), layers=["1"])
+        >>> response.logits.shape, response.penultimate.shape, response.features["1"].shape
+        (torch.Size([2, 3]), torch.Size([2, 144]), torch.Size([2, 4, 6, 6]))
     """
 
     name: str

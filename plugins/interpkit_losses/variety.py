@@ -142,8 +142,8 @@ class Spread(InversionLoss):
         rows, columns = (
             torch.hann_window(side + 2, periodic=False, device=images.device)[1:-1].sqrt() for side in images.shape[2:]
         )
-        pictures = F.avg_pool2d(images * rows[:, None] * columns, pool, ceil_mode=True, count_include_pad=False)
-        units = F.normalize(pictures.flatten(1), dim=1, eps=1e-6)
+        pooled = F.avg_pool2d(images * rows[:, None] * columns, pool, ceil_mode=True, count_include_pad=False)
+        units = F.normalize(pooled.flatten(1), dim=1, eps=1e-6)
         labels = batch.condition.labels
         # One block per class: the determinant is the product of the blocks'.
         gram = (units @ units.T) * (labels[:, None] == labels)

@@ -109,19 +109,19 @@ def affine(images: Tensor, degrees: float, shift: float, scale: float, rng: torc
     return F.grid_sample(images, grid, padding_mode="border", align_corners=False).clamp(0, 1)
 
 
-def occlude(images: Tensor, share: float, rng: torch.Generator) -> Tensor:
+def occlude(images: Tensor, largest: float, rng: torch.Generator) -> Tensor:
     """Cover a rectangle of each image with that of another image in the batch (CutMix, Yun et al. 2019).
 
     Unlike in CutMix, the labels stay as they are.
 
     Args:
         images: (B, C, H, W).
-        share: each side of the rectangle is uniform in [0, share], as a fraction of the image's.
+        largest: each side of the rectangle is uniform in [0, largest], as a fraction of the image's.
         rng: source of randomness.
     """
 
     def inside(side: int) -> Tensor:
-        length = share * _uniform(images, rng)
+        length = largest * _uniform(images, rng)
         start = _uniform(images, rng) * (1 - length)
         place = (torch.arange(side, device=images.device) + 0.5) / side
         return (place >= start[:, None]) & (place < (start + length)[:, None])

@@ -20,9 +20,9 @@ class SoftVector:
     """Draws soft distributions over n classes: softmax(z / T) of n standard normal numbers z.
 
     At T = 1 and n = 10, the paper's case, the largest entry is 0.32 on average. At a fixed temperature the vectors
-    flatten as n grows (0.017 at n = 1,000), so the default temperature keeps that average: for n = 10 to 21,841, the
-    expected largest entry of softmax(s z) stays within 0.03 of 0.32 when s^2 = 1 + 2.1 ln(n / 10), a fit to
-    simulations. Below 10 classes the default is T = 1.
+    flatten as n grows (0.017 at n = 1,000), so the default temperature keeps that average: with 1 / T^2 = 1 + 2.1
+    ln(n / 10), a fit to simulations, the expected largest entry stays within 0.03 of 0.32 for n = 10 to 21,841. Below
+    10 classes the default is T = 1.
 
     Args:
         num_classes: n.
@@ -54,8 +54,8 @@ class SoftVector:
         z = torch.randn(count, self.num_classes, device=device, generator=rng) / self.temperature(progress)
         if labels is not None:
             top, place = z.max(1, keepdim=True)
-            asked = labels[:, None]
-            z = z.scatter(1, place, z.gather(1, asked)).scatter(1, asked, top)
+            wanted = labels[:, None]
+            z = z.scatter(1, place, z.gather(1, wanted)).scatter(1, wanted, top)
         return z.softmax(1)
 
 
@@ -235,9 +235,9 @@ class MatrixConditioner(Conditioner):
 
     def sample(self, batch_size: int, *, labels: Tensor | None = None, rng: torch.Generator | None = None) -> Condition:
         """Draw labels and their matrices; see `Conditioner.sample`."""
-        asked = _labels(self, batch_size, labels, rng)
-        one_hot = F.one_hot(asked, self.num_classes).float()
-        return Condition(asked, one_hot, one_hot[:, :0], lambda h, w: self.matrix.draw(asked, h, w))
+        chosen = _labels(self, batch_size, labels, rng)
+        one_hot = F.one_hot(chosen, self.num_classes).float()
+        return Condition(chosen, one_hot, one_hot[:, :0], lambda h, w: self.matrix.draw(chosen, h, w))
 
 
 class LabelConditioner(Conditioner):
@@ -273,5 +273,5 @@ class LabelConditioner(Conditioner):
 
     def sample(self, batch_size: int, *, labels: Tensor | None = None, rng: torch.Generator | None = None) -> Condition:
         """Draw labels and embed them; see `Conditioner.sample`."""
-        asked = _labels(self, batch_size, labels, rng)
-        return Condition(asked, F.one_hot(asked, self.num_classes).float(), self.embedding(asked))
+        chosen = _labels(self, batch_size, labels, rng)
+        return Condition(chosen, F.one_hot(chosen, self.num_classes).float(), self.embedding(chosen))

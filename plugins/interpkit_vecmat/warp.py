@@ -58,14 +58,14 @@ class WarpGenerator(UpConvGenerator):
 
     def forward(self, latent: Tensor, condition: Condition) -> Tensor:
         """Return images; see `Generator.forward`."""
-        picture = super().forward(latent, condition).float()
-        opt, (height, width) = self.options, picture.shape[2:]
+        unwarped = super().forward(latent, condition).float()
+        opt, (height, width) = self.options, unwarped.shape[2:]
         with torch.autocast(latent.device.type, enabled=False):  # positions need more digits than bf16 has
             numbers = self.pose(latent[:, : self.read].float()).tanh()
             identity = torch.eye(2, 3, device=latent.device)
             reach = torch.tensor([opt.affine, opt.affine, opt.shift], device=latent.device)
-            where = F.affine_grid(identity + reach * numbers[:, :6].view(-1, 2, 3), list(picture.shape), False)
+            where = F.affine_grid(identity + reach * numbers[:, :6].view(-1, 2, 3), list(unwarped.shape), False)
             coarse = opt.elastic * numbers[:, 6:].view(-1, 2, opt.grid, opt.grid)
             bent = F.interpolate(coarse, (height, width), mode="bicubic", align_corners=False)
-            images = F.grid_sample(picture, where + bent.permute(0, 2, 3, 1), "bilinear", "reflection", False)
+            images = F.grid_sample(unwarped, where + bent.permute(0, 2, 3, 1), "bilinear", "reflection", False)
         return images.clamp(0, 1)
