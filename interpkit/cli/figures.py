@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -31,23 +32,17 @@ def table_of_classes(metrics: Mapping[str, Any]) -> Table | None:
     """Return a table with a row for each class, of the figures that tell most; None for many classes."""
     from rich.table import Table
 
+    from interpkit.evaluation.warnings import metric_classes
+
     rows = metrics.get("per_class", [])
     if not 0 < len(rows) <= MOST_CLASSES:
         return None
-    wanted = {
-        "n": "count",
-        "acc.": "inversion_accuracy",
-        "conf.": "confidence",
-        "vendi": "diversity.vendi_pooled",
-        "dupl.": "diversity.duplicates",
-        "excess": "reference.excess_vendi",
-    }
     flat = [flattened(row) for row in rows]
-    endings = {".agreement": "agrees", ".coverage": "cov."}
-    for name in flat[0]:
-        for ending, title in endings.items():
-            if name.endswith(ending):
-                wanted[f"{title}: {name.removesuffix(ending).rpartition('.')[2]}"] = name
+    wanted = {"n": "count", "acc.": "inversion_accuracy", "conf.": "confidence"}
+    for metric in metric_classes():
+        for title, pattern in metric.columns.items():
+            matches = (re.fullmatch(pattern, name) for name in dict.fromkeys(name for row in flat for name in row))
+            wanted |= {title.format(*match.groups()): match[0] for match in matches if match}
     shown = {title: name for title, name in wanted.items() if any(name in figures for figures in flat)}
     table = Table("class", *shown)
     table.columns[0].no_wrap = True

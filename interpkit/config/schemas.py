@@ -42,26 +42,10 @@ class Manifest(_Stored):
     interpkit: Package = ""
 
 
-class ReferenceFigures(_Stored):
-    """What was measured against real images."""
-
-    excess_vendi: Number | None = None
-
-
-class Evaluator(_Stored):
-    """What another classifier says."""
-
-    name: str
-    agreement: Number | None = None
-    reference_accuracy: Number | None = None
-
-
 class _Figures(_Stored):
     count: int | None = None
     inversion_accuracy: Number | None = None
     confidence: Number | None = None
-    diversity: dict[str, Number | None] | None = None
-    reference: ReferenceFigures | None = None
 
 
 class ClassRow(_Figures):
@@ -75,7 +59,6 @@ class Metrics(_Figures):
     """metrics.json."""
 
     per_class: list[ClassRow] = []
-    evaluators: list[Evaluator] = []
     left_out: dict[str, str] = {}
 
 

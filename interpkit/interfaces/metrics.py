@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+import pydantic
 import torch
 from torch import Tensor
 
@@ -158,9 +159,36 @@ class Metric(Component, ABC):
     """Its entry in metrics.json; the metric's name if empty."""
     every_run: ClassVar[bool] = False
     """Whether it is measured at the end of every inversion; it must be quick and need nothing."""
+    describe: ClassVar[Mapping[str, str]] = {}
+    """What each of its figures means, one sentence each, by a regular expression for the whole dotted name of the
+    figure in metrics.json (``evaluators\\..*\\.agreement``). The report shows it; a figure without a description
+    gets the first line of the metric's docstring."""
+    columns: ClassVar[Mapping[str, str]] = {}
+    """The columns that it adds to the table of classes: by title, a regular expression for the dotted name of a
+    figure in a class's row. ``{}`` in the title stands for what the expression's first group matches."""
+    schema: ClassVar[type[pydantic.BaseModel] | None] = None
+    """What its entry in metrics.json looks like, overall and per class, to check a file that is read; JSON if None."""
 
     def __init__(self, options: Options | None = None) -> None:
         self.options = self.Options() if options is None else options
+
+    @classmethod
+    def warnings(cls, metrics: Mapping[str, Any]) -> list[str]:
+        """Return what a reader of metrics.json should not miss, one sentence or two each; nothing where all is well.
+
+        Args:
+            metrics: the content of metrics.json; what was not measured is missing there.
+        """
+        return []
+
+    @classmethod
+    def summary(cls, metrics: Mapping[str, Any]) -> str:
+        """Return a sentence for the paragraph that opens the report; empty if there is nothing to say.
+
+        Args:
+            metrics: the content of metrics.json.
+        """
+        return ""
 
     @abstractmethod
     def measure(self, study: Study) -> Mapping[str, Any]:

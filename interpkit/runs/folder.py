@@ -19,6 +19,7 @@ from interpkit.config import schemas
 from interpkit.config.recipe import Recipe, read_toml, validated
 from interpkit.errors import DISTRIBUTION, ModelError, PluginError, RunError, UsageError, listed, upgrade
 from interpkit.evaluation import scoring
+from interpkit.evaluation.warnings import invalid
 from interpkit.interfaces.generation import Conditioner, Generator
 from interpkit.interfaces.inversions import Inversion
 from interpkit.interfaces.samples import Samples, to_unit
@@ -127,7 +128,7 @@ class Run:
             RunError: it is torn, or of a newer schema.
         """
         metrics = self._read_json("metrics.json")
-        fault = _fault(schemas.Metrics, metrics)
+        fault = _fault(schemas.Metrics, metrics) or invalid(metrics)
         if fault is not None:
             raise RunError(
                 f'{self / "metrics.json"} is not as interpkit writes it ({fault}). Write {{"schema": {SCHEMA}}} into '

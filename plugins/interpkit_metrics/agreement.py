@@ -2,11 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
+import pydantic
 from torch import Tensor
 
 from interpkit import Metric, Study, Target, wilson
+from interpkit_metrics.classes import span
+
+LOW_AGREEMENT = 0.5
+HIGH_ACCURACY = 0.9
+"""Below the first an evaluator is warned of; from the second on the target is called fooled."""
+
+
+class Evaluator(pydantic.BaseModel):
+    """One evaluator's entry in metrics.json."""
+
+    name: str
+    agreement: pydantic.FiniteFloat | None = None
+    reference_accuracy: pydantic.FiniteFloat | None = None
+
+
+class Evaluators(pydantic.BaseModel):
+    """The entry of metrics.json."""
+
+    evaluators: list[Evaluator]
 
 
 class Agreement(Metric):
@@ -33,6 +54,41 @@ class Agreement(Metric):
     name = "agreement"
     key = "evaluators"
     needs = ("evaluator",)
+    describe = {
+        r"evaluators\..*\.agreement": "Share of samples that this independent classifier assigns to the class.",
+        r"evaluators\..*\.reference_accuracy": "Its accuracy on real images: the most that its agreement can reach.",
+        r"evaluators\..*\.relative": "Its agreement as a share of its accuracy on real images.",
+    }
+    columns = {"agrees: {}": r"evaluators\.(.*)\.agreement"}
+    schema = Evaluators
+
+    @classmethod
+    def warnings(cls, metrics: Mapping[str, Any]) -> list[str]:
+        """Return a warning for each evaluator that rarely agrees."""
+        texts = []
+        accuracy = metrics.get("inversion_accuracy", 0.0)
+        for row in metrics.get("evaluators", ()):
+            agreement, real = row.get("agreement"), row.get("reference_accuracy")
+            if agreement is None or agreement >= LOW_AGREEMENT:
+                continue
+            known = "" if real is None else f" (its accuracy on the reference images is {real:.0%})"
+            text = f"The evaluator {row['name']} agrees on only {agreement:.0%} of the samples{known}"
+            if accuracy >= HIGH_ACCURACY:
+                text += (
+                    f", while the target assigns {accuracy:.0%} to the class asked for: the target is fooled, so do "
+                    f"not read the images as what the class looks like"
+                )
+            texts.append(f"{text}.")
+        return texts
+
+    @classmethod
+    def summary(cls, metrics: Mapping[str, Any]) -> str:
+        """Return on how many samples evaluators agree, or that none has evaluated them."""
+        shares = [row["agreement"] for row in metrics.get("evaluators", ()) if row.get("agreement") is not None]
+        if not shares:
+            return "No independent classifier has evaluated them yet."
+        subject = "An independent classifier agrees" if len(shares) == 1 else "Independent classifiers agree"
+        return f"{subject} on {span(shares)}."
 
     def measure(self, study: Study) -> dict[str, Any]:
         """Return ``evaluators``, a list, in all and per class."""

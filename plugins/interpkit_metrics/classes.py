@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 from interpkit import Study, TooFew
@@ -46,3 +46,14 @@ def mean(rows: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
         values = [row[key] for row in rows if key in row]
         means[key] = mean(values) if isinstance(values[0], Mapping) else sum(values) / len(values)
     return means
+
+
+def span(shares: Sequence[float]) -> str:
+    """Return the range of some shares as percentages."""
+    low, high = f"{min(shares):.0%}", f"{max(shares):.0%}"
+    return low if low == high else f"{low} to {high}"
+
+
+def names(values: Sequence[str], most: int = 8) -> str:
+    """Return names for a message, the first of them if there are many."""
+    return ", ".join(values[:most]) + (", ..." if len(values) > most else "")

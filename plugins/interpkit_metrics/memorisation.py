@@ -45,6 +45,10 @@ class Memorisation(Metric):
     """
 
     name = "memorisation"
+    describe = {
+        r"memorisation\..*nearer_to_training": "Share nearer to a training than to a held-out image; half is chance.",
+        r"memorisation\..*gap": "How much nearer they are to the training images, as a share; 0 is not at all.",
+    }
     needs = ("training", "reference")
 
     class Options(interpkit.Options):

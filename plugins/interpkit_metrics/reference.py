@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
+import pydantic
 import torch
 from pydantic import Field
 from torch import Tensor
 
 import interpkit
 from interpkit import Metric, Study, Target, UsageError
-from interpkit_metrics.classes import LEAST, large_enough, mean
+from interpkit_metrics.classes import LEAST, large_enough, mean, names, span
 from interpkit_metrics.similarity import directions, distances, kernel_distance, pooled, vendi
 
 LEAST_FOR_KID = 50
@@ -19,6 +21,22 @@ SSIM_SIDE = 11
 SIMILAR = 0.4
 PAIRS_AT_ONCE = 4_000_000
 """Numbers in the images of one batch of pairs."""
+
+
+LOW_EXCESS_VENDI = 0.3
+"""Below it the variety is warned of."""
+
+
+class Figures(pydantic.BaseModel):
+    """What other code reads of the entry in metrics.json."""
+
+    excess_vendi: pydantic.FiniteFloat | None = None
+
+
+class Entry(pydantic.BaseModel):
+    """The entry of metrics.json."""
+
+    reference: Figures
 
 
 class Reference(Metric):
@@ -59,6 +77,44 @@ class Reference(Metric):
 
     name = "reference"
     needs = ("reference",)
+    describe = {
+        r"reference\..*\.precision": "Share of samples that lie among real images in this classifier's features.",
+        r"reference\..*\.recall": "Share of real images that lie among the samples of the class.",
+        r"reference\..*\.density": "How deep among real images the samples lie; 1 is as deep as real images.",
+        r"reference\..*\.coverage": "Share of real images with a sample near: how much of the class was found.",
+        r"reference\..*\.kid": "Distance of the samples' distribution from that of real images; about 0 if equal.",
+        r"reference\.excess_vendi": "Variety beyond a single image, relative to real images; 1 is as varied.",
+        r"reference\.ssim\.mean": "Similarity of each sample to its best-matched real image; 1 means identical.",
+        r"reference\.ssim\.at_least.*": "Share of samples at least this similar to a real image.",
+        r"reference\.target_accuracy": "Accuracy of the target on the real images.",
+    }
+    columns = {"excess": r"reference\.excess_vendi", "cov.: {}": r"reference\.(?:.*\.)?(.*)\.coverage"}
+    schema = Entry
+
+    @classmethod
+    def warnings(cls, metrics: Mapping[str, Any]) -> list[str]:
+        """Return a warning if the samples of some classes vary much less than real images do."""
+        per_class = metrics.get("per_class", [])
+        excess = {row["name"]: row.get("reference", {}).get("excess_vendi") for row in per_class}
+        known = {name: value for name, value in excess.items() if value is not None}
+        low = [name for name, value in known.items() if value < LOW_EXCESS_VENDI]
+        if not low:
+            return []
+        average = sum(known.values()) / len(known)
+        return [
+            f"Low variety: the samples vary much less than real images of the class in {len(low)} of {len(known)} "
+            f"classes ({names(low)}); the excess Vendi ratio is {average:.2f}, and 1 is as varied as real images."
+        ]
+
+    @classmethod
+    def summary(cls, metrics: Mapping[str, Any]) -> str:
+        """Return how varied the samples are, and how much of the real images they cover."""
+        figures, text = metrics.get("reference", {}), ""
+        if figures.get("excess_vendi") is not None:
+            text = f"Within a class they are {figures['excess_vendi']:.0%} as varied as real images."
+        rows = figures.get("features", {}).values()
+        covered = [row["coverage"] for row in rows if row.get("coverage") is not None]
+        return f"{text} A sample lies near {span(covered)} of the real images.".strip() if covered else text
 
     class Options(interpkit.Options):
         """How many images are compared: figures are comparable only at equal numbers."""

@@ -40,6 +40,12 @@ class KeptLabels(Metric):
     """
 
     name = "robustness"
+    describe = {
+        r"robustness\.clean": "Share in the class asked for before any perturbation.",
+        r"robustness\.noise\..*\.kept": "Share that keep their class under noise of this standard deviation.",
+        r"robustness\.pgd\..*\.kept": "Share that keep their class under the worst change found in this L2 ball.",
+        r"robustness\.count": "Number of samples that were perturbed.",
+    }
 
     class Options(interpkit.Options):
         """Sizes of the perturbations."""

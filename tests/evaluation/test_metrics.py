@@ -570,5 +570,5 @@ def test_low_agreement_is_told_and_more_so_where_the_target_is_sure() -> None:
     judge = {"name": "judge", "agreement": 0.3, "reference_accuracy": 0.97}
     (unsure,) = warnings({"inversion_accuracy": 0.4, "evaluators": [judge]})
     (fooled,) = warnings({"inversion_accuracy": 0.98, "evaluators": [judge]})
-    assert "judge agrees on 30%" in unsure and "97%" in unsure and "fooled" not in unsure
+    assert "judge agrees on only 30%" in unsure and "97%" in unsure and "fooled" not in unsure
     assert "98%" in fooled and "fooled" in fooled

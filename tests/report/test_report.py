@@ -199,14 +199,14 @@ def test_the_figures_stand_with_their_intervals_and_meanings(page: Page, hostile
 def test_the_verdict_says_what_was_measured_and_what_was_not(finished_run: Path) -> None:
     metrics = Run.open(finished_run).metrics()
     said = words.verdict(metrics, "tiny", 3)
-    assert f"tiny itself takes {metrics['inversion_accuracy']:.1%} of them" in said and "gave 300 samples" in said
+    assert f"tiny itself assigns {metrics['inversion_accuracy']:.1%} of them" in said and "gave 300 samples" in said
     assert "No independent classifier" in said
     metrics["evaluators"] = [{"name": "a", "agreement": 0.251}, {"name": "b", "agreement": 0.5}]
     metrics["reference"] = {"excess_vendi": 0.4, "features": {"a": {"coverage": 0.07}}}
     said = words.verdict(metrics, "tiny", 3)
     assert "Independent classifiers agree on 25% to 50%." in said
     assert words.verdict({}, "tiny", 1).startswith("Asked for one class, the inversion gave samples. No independent")
-    assert "40% as varied as real images" in said and "Of the real images, 7% have a sample near" in said
+    assert "40% as varied as real images" in said and "A sample lies near 7% of the real images." in said
 
 
 def test_a_figure_of_a_metric_that_the_report_does_not_know_means_what_its_docstring_says(
@@ -235,7 +235,7 @@ def test_warnings_stand_above_the_samples(run_copy: Path) -> None:
     (run_copy / "metrics.json").write_text(json.dumps(metrics))
     page = read(interpkit.write_report(run_copy))
     ((_, told),) = page.all("ul", "warnings")
-    assert "The evaluator <u>judge</u> agrees on 20% of the samples only" in told and not page.all("u")
+    assert "The evaluator <u>judge</u> agrees on only 20% of the samples" in told and not page.all("u")
 
 
 def test_the_command_repeats_the_run(page: Page, hostile_run: Path, tmp_path: Path) -> None:
