@@ -1,7 +1,7 @@
-"""The parts of the reference that the code itself says: names, hooks, commands, components and the recipe.
+"""Generates reference pages from the code: names, hooks, checks, commands, components and the recipe.
 
-A page has a line ``<!-- generated: FUNCTION WORDS -->``; it is replaced by the Markdown that the function returns for
-the words.
+Each line ``<!-- generated: FUNCTION WORDS -->`` in a page is replaced by the Markdown that the function returns for the
+words.
 """
 
 from __future__ import annotations
@@ -49,17 +49,17 @@ def table(heads: tuple[str, ...], rows: Table) -> str:
 
 
 def restructured(docstring: str) -> str:
-    """Return a docstring as a block that is read as reStructuredText."""
+    """Return a docstring as a MyST block of reStructuredText."""
     return f"```{{eval-rst}}\n{google(inspect.cleandoc(docstring))}\n```"
 
 
 def google(docstring: str) -> str:
-    """Return a docstring in Google's style as reStructuredText."""
+    """Convert a Google-style docstring to reStructuredText."""
     return str(GoogleDocstring(_starred(docstring), NAPOLEON))
 
 
 def _starred(text: str) -> str:
-    """Return a docstring in which ``(B, *input_shape)`` is no start of emphasis."""
+    """Escape the star of ``(B, *input_shape)``, which would otherwise start emphasis."""
     return re.sub(r"(?<=[(, ])\*(?=[a-z_]+\b(?!\*))", r"\\*", text)
 
 
@@ -67,7 +67,7 @@ def _starred(text: str) -> str:
 
 
 def names(*public: str) -> str:
-    """Return what the docstrings of public names say; ``testing.NAME`` is one of the conformance kit."""
+    """Return the documentation of public names; ``testing.NAME`` is a name of the conformance kit."""
     return "\n".join(["```{eval-rst}", ".. currentmodule:: interpkit", "", *map(_autodoc, public), "```"])
 
 
@@ -76,7 +76,7 @@ def _autodoc(name: str) -> str:
     if inspect.isclass(item) and issubclass(item, Exception):
         return f".. autoexception:: interpkit.{name}"
     if inspect.isclass(item):
-        model = issubclass(item, pydantic.BaseModel)  # its fields have tables of their own
+        model = issubclass(item, pydantic.BaseModel)  # its fields are documented in tables
         hidden = ", ".join(["Options", "model_config", *item.model_fields] if model else ["Options"])
         return f".. autoclass:: interpkit.{name}{'()' * model}\n   :members:\n   :exclude-members: {hidden}\n"
     return f".. auto{'function' if callable(item) else 'data'}:: interpkit.{name}"
@@ -86,7 +86,7 @@ def _autodoc(name: str) -> str:
 
 
 def hooks() -> str:
-    """Return a section for each hook, with its exact signature."""
+    """Return one section per hook, with its signature."""
     from interpkit.plugins import hookspecs
 
     parts = []
@@ -101,13 +101,13 @@ def hooks() -> str:
 
 
 def checks() -> str:
-    """Return a section for each kind with its checks: name and promise."""
+    """Return one section per kind of component, with the name and requirement of each check."""
     from interpkit.testing.checks import COMPONENTS, checks_of_kind
 
     parts = []
     for kind in (*COMPONENTS, "loader", "target"):
         rows = [(f"`{check.name}`", f"{escaped(check.promise)}.") for check in checks_of_kind(kind)]
-        parts += [f"### Of a {kind}".replace("a a", "an a").replace("a i", "an i"), table(("check", "promise"), rows)]
+        parts += [f"### {kind.capitalize()}", table(("check", "requirement"), rows)]
     return "\n\n".join(parts)
 
 
@@ -115,14 +115,14 @@ def checks() -> str:
 
 
 def walk(command: Any, path: str) -> Iterator[tuple[str, Any]]:
-    """Return a command and those under it, each with the words that call it."""
+    """Yield a command and all its subcommands, each with the words that call it."""
     yield path, command
     for name, inner in getattr(command, "commands", {}).items():
         yield from walk(inner, f"{path} {name}")
 
 
 def commands() -> str:
-    """Return a section for each command of the command line, from its own help."""
+    """Return one section per command of the command line, generated from its help."""
     from interpkit.cli import app
 
     sections = []
@@ -134,21 +134,21 @@ def commands() -> str:
         for parameter in command.params:
             record = parameter.get_help_record(context)
             if record is not None:
-                words, help_ = record
+                usage, help_ = record
                 title = getattr(parameter, "rich_help_panel", None) or "Arguments and options"
-                panels.setdefault(title, []).append((f"`{words}`", escaped(help_)))
+                panels.setdefault(title, []).append((f"`{usage}`", escaped(help_)))
         sections += [f"{title}:\n\n{table(('option', 'meaning'), rows)}" for title, rows in panels.items()]
     return "\n\n".join(sections)
 
 
 def _help(text: str) -> str:
-    """Return a command's help, its example as a block."""
+    """Return a command's help with its example as a code block."""
     prose, example, command = inspect.cleandoc(text).partition("Example: ")
     return escaped(prose) + (f"\n```sh\n{command}\n```" if example else "")
 
 
 def escaped(text: str) -> str:
-    """Return plain text in which Markdown finds no markup."""
+    """Escape the characters that Markdown would read as markup."""
     return re.sub(r"([*_<\[\]])", r"\\\1", text)
 
 
@@ -156,13 +156,13 @@ def escaped(text: str) -> str:
 
 
 def bundled() -> set[str]:
-    """Return the names of the plugins that come with interpkit, and of the core."""
+    """Return the names of the bundled plugins and of the core."""
     points = importlib.metadata.distribution(DISTRIBUTION).entry_points
     return {"interpkit", *(point.name for point in points if point.group == "interpkit")}
 
 
 def components() -> str:
-    """Return a section for each bundled component: what its docstring says, and its options."""
+    """Return one section per bundled component, with its docstring and its options."""
     from interpkit.plugins.discovery import installed
 
     owners, parts = bundled(), []
@@ -175,21 +175,21 @@ def components() -> str:
 
 
 def _component(entry: Any) -> str:
-    said = describing.component(entry)
+    described = describing.component(entry)
     heading = f"### {entry.name}\n\n*From the plugin `{entry.owner}`.*"
     if entry.kind == "preset":
-        return f"{heading} {said['help']}\n\n```toml\n{tomli_w.dumps(said['recipe'])}```"
-    parts = [heading, restructured(said["help"])]
-    if said["options"]:
-        parts.append(options_table(said["options"], f"{entry.name}."))
-    if names := said.get("names"):
+        return f"{heading} {described['help']}\n\n```toml\n{tomli_w.dumps(described['recipe'])}```"
+    parts = [heading, restructured(described["help"])]
+    if described["options"]:
+        parts.append(options_table(described["options"], f"{entry.name}."))
+    if names := described.get("names"):
         shown = ", ".join(f"`{entry.name}:{name}`" for name in names[:8])
         parts.append(f"Names: {shown}{', ...' if names[8:] else '.'}")
     return "\n\n".join(parts)
 
 
 def options_table(options: Iterable[dict[str, Any]], prefix: str = "") -> str:
-    """Return the table of options as `interpkit plugins show --json` tells them."""
+    """Return a table of options in the format of `interpkit plugins show --json`."""
     rows = [
         (
             f"`{prefix}{option['name']}`",
@@ -206,7 +206,7 @@ def options_table(options: Iterable[dict[str, Any]], prefix: str = "") -> str:
 
 
 def recipe() -> str:
-    """Return the tables of the recipe: its own keys, and those of its fixed tables."""
+    """Return one section for the top-level keys of the recipe and one for each of its fixed tables."""
     from interpkit.config import recipe
 
     tables = {
@@ -231,18 +231,18 @@ def _is_table(default: Any) -> bool:
 
 
 def fill(app: Sphinx, page: str, source: list[str]) -> None:
-    """Replace a page's marks by what they stand for."""
+    """Replace the marks of a page by the generated Markdown."""
     source[0] = MARK.sub(lambda mark: globals()[mark[1]](*mark[2].split()), source[0])
 
 
 def read_docstring(app: Sphinx, kind: str, name: str, item: Any, options: Any, lines: list[str]) -> None:
-    """Read a docstring for autodoc, as napoleon does; but one of an attribute is a sentence, its colon no type."""
+    """Convert a docstring for autodoc as napoleon does, except that a colon in an attribute's is not read as a type."""
     text = "\n".join(lines)
     lines[:] = (_starred(text) if kind in ("attribute", "property") else google(text)).splitlines()
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
-    """Have marks replaced as pages are read."""
+    """Connect the two handlers to Sphinx."""
     app.connect("source-read", fill)
     app.connect("autodoc-process-docstring", read_docstring)
     return {"parallel_read_safe": True}
