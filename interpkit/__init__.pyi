@@ -64,6 +64,9 @@ from .interfaces.attributions import (
 from .interfaces.components import (
     Options as Options,
 )
+from .interfaces.data import (
+    DataOptions as DataOptions,
+)
 from .interfaces.generation import (
     Condition as Condition,
 )
@@ -87,6 +90,9 @@ from .interfaces.inverters import (
 )
 from .interfaces.inverters import (
     Parts as Parts,
+)
+from .interfaces.inverters import (
+    StoredInversion as StoredInversion,
 )
 from .interfaces.loaders import (
     Architectures as Architectures,
@@ -114,6 +120,12 @@ from .interfaces.metrics import (
 )
 from .interfaces.samples import (
     Samples as Samples,
+)
+from .interfaces.sections import (
+    Section as Section,
+)
+from .interfaces.sections import (
+    Strip as Strip,
 )
 from .interfaces.targets import (
     Response as Response,

@@ -90,8 +90,8 @@ def main() -> None:
             here, there = found["inversion accuracy"]
             print(f"{what}: the loss is off by {losses}; samples by {largest:.3f}, {mean:.4f} on average;", end=" ")
             print(f"inversion accuracy {here:.1%}, not {there:.1%}", flush=True)
-        facts = {name: first.manifest()[name] for name in ("versions", "machine")}
-    kept = {"cpu": facts["machine"]["cpu"], "torch": facts["versions"]["torch"], "batch": BATCH, "steps": steps}
+        facts = first.manifest()
+    kept = {"cpu": facts.machine["cpu"], "torch": facts.versions["torch"], "batch": BATCH, "steps": steps}
     keep("differences", {"command": f"python -m torture.differences --steps {steps}", **kept, "changed": result})
 
 

@@ -113,7 +113,7 @@ def without_a_reader(folder: Path, terminal: bool, steps: int) -> str:
     os.read(reader, 1)
     os.close(reader)
     process.wait()
-    return str(Run.open(folder / "run").manifest()["status"])
+    return Run.open(folder / "run").manifest().status
 
 
 def main() -> None:

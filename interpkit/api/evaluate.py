@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from interpkit.evaluation import scoring
 from interpkit.evaluation.metrics import PER_CLASS, Data, _chosen, _images, _judges, measured
+from interpkit.interfaces.data import DataOptions
 from interpkit.interfaces.inversions import Inversion
 from interpkit.interfaces.metrics import Study
 from interpkit.interfaces.targets import Target
@@ -73,7 +74,7 @@ def evaluate(
     run = None
     if not isinstance(inversion, Inversion):
         run = inversion if isinstance(inversion, Run) else Run.open(Path(inversion))
-    with nullcontext() if run is None else run.held():
+    with nullcontext() if run is None else run.locked():
         old: dict[str, Any] = {}
         if isinstance(inversion, Inversion):
             target = inversion.target
@@ -96,9 +97,11 @@ def evaluate(
         study = Study(target, samples, reference_images, training_images, judges, seed=seed, device=device)
         found = measured(study, chosen, old)
         data = {"reference": reference, "training": training}
+        own_data = [(m, m.options) for m in chosen if isinstance(m.options, DataOptions) and m.options.data]
         found["measured_on"] = {
             **{name: str(d) if isinstance(d, str | Path) else "in memory" for name, d in data.items() if d},
             **({"options": dict(options)} if options else {}),
+            **{f"{metric.name}.data": read.record(target) for metric, read in own_data},
         }
         if run is not None:
             write_atomically(run / "metrics.json", to_json(found))

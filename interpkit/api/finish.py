@@ -1,4 +1,4 @@
-"""`finish` turns an inversion into a complete run folder: weights, history, samples, metrics and the report."""
+"""`finish` turns an inversion into a complete run folder: its files, history, samples, metrics and the report."""
 
 from __future__ import annotations
 
@@ -6,49 +6,60 @@ import json
 import logging
 import time
 from pathlib import Path
+from typing import Any
 
-from torch import nn
-
+from interpkit.errors import RunError
 from interpkit.evaluation import scoring
 from interpkit.evaluation.metrics import every_run
 from interpkit.interfaces.inversions import Inversion
-from interpkit.inversion.results import GeneratorInversion, ImageInversion
-from interpkit.io.atomic import to_json, write_atomically, write_tensors
+from interpkit.io.atomic import to_json, write_atomically
 from interpkit.io.images import save_grid
 from interpkit.report import run as report
 from interpkit.runs.folder import Run, write_samples
-from interpkit.runs.manifest import SCHEMA
 
 log = logging.getLogger("interpkit")
 
 
 def save(inversion: Inversion, folder: Path, *, force: bool = False) -> Path:
     """Write a new run folder of an inversion; see `Inversion.save`."""
-    with Run(folder).held():
-        return finish(Run.create(folder, force=force), inversion)
+    with Run(folder).locked():
+        run = Run.create(folder, force=force)
+        run.begin(inversion.recipe, inversion.target, [])
+        finish(run, inversion)
+    return folder
 
 
-def finish(run: Run, inversion: Inversion) -> Path:
-    """Write what comes of a run: weights, history, samples, metrics, the grid and the report.
+def finish(run: Run, inversion: Inversion) -> dict[str, Any]:
+    """Write the results of a run: the inversion's files, history, samples, metrics, the grid and the report.
 
     Returns:
-        the folder.
+        the content of metrics.json.
+
+    Raises:
+        RunError: every class is empty.
     """
     recipe, target = inversion.recipe, inversion.target
-    begun = time.monotonic()
-    if not (run / "manifest.json").exists():
-        run.begin(recipe, target, [])
-    if isinstance(inversion, GeneratorInversion):
-        write_weights(run, inversion)
+    started = time.monotonic()
+    run.write_files(inversion)
     rows = [json.dumps(record.to_row()) + "\n" for record in inversion.history]
     write_atomically(run / "history.jsonl", "".join(rows))
+    empty = {str(label): reason for label, reason in sorted(inversion.empty.items())}
+    if empty or run.manifest().empty:
+        run.note(empty=empty)
+    for label, reason in inversion.empty.items():
+        log.warning("class %d (%s) is empty: %s", label, target.class_names[label], reason)
+    if not inversion.classes:
+        raise RunError(f"{recipe.inverter.name} found no image of any class; {run.folder} says why of each.")
     samples = scoring.draw_samples(inversion, **scoring.sample_size(inversion))
-    if isinstance(inversion, ImageInversion) and len(samples.labels) < len(inversion.images):
-        log.warning("the run keeps %d of the %d images", len(samples.labels), len(inversion.images))
+    counts = [inversion.available(label) for label in inversion.classes]
+    if None not in counts and len(samples.labels) < (total := sum(count or 0 for count in counts)):
+        log.warning("the run keeps %d of the %d images", len(samples.labels), total)
     write_samples(samples, run / "samples.safetensors")
     if samples.images.dim() == 4:
         save_grid(samples.images, samples.labels, target.class_names, run / "samples.png")
     metrics = every_run(target, samples, seed=recipe.seed, device=inversion.device)
+    if empty:
+        metrics["empty"] = empty
     write_atomically(run / "metrics.json", to_json(metrics))
     done = inversion.steps_done >= recipe.steps
     last = inversion.history[-1].seconds if inversion.history else 0.0
@@ -56,29 +67,12 @@ def finish(run: Run, inversion: Inversion) -> Path:
         steps_done=inversion.steps_done,
         timings={
             "training_seconds": round(last, 3),
-            "sampling_seconds": round(time.monotonic() - begun, 3),
+            "sampling_seconds": round(time.monotonic() - started, 3),
         },
     )
     try:
-        report.render_report(run, inversion, samples)
+        report.render_report(run, inversion, samples, metrics)
     except Exception as error:  # the run is finished, and a fault here must not lose it
         log.warning("report.html could not be written: %r. Try again by interpkit report %s", error, run.folder)
     run.note(status="finished" if done else "interrupted")  # all of it is there, or --resume goes on
-    return run.folder
-
-
-def write_weights(run: Run, inversion: GeneratorInversion) -> None:
-    """Write generator.safetensors: the weights of the generator and the conditioner."""
-    parts: dict[str, nn.Module] = {"generator": inversion.generator, "conditioner": inversion.conditioner}
-    weights = {
-        f"{prefix}.{name}": tensor.detach().cpu().contiguous().clone()
-        for prefix, part in parts.items()
-        for name, tensor in part.state_dict().items()
-    }
-    metadata = {
-        "format": "pt",
-        "interpkit.schema": str(SCHEMA),
-        "interpkit.kind": "generator",
-        "interpkit.recipe": inversion.recipe.model_dump_json(exclude_none=True),
-    }
-    write_tensors(run / "generator.safetensors", weights, metadata)
+    return metrics

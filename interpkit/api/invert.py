@@ -116,11 +116,11 @@ def prepare(
         ModelError: the classifier cannot be loaded.
         PluginError: a preset is unknown, or its plugin broken.
     """
-    found = installed()
-    files = {given: found.add_file(Path(given)) for given in plugins if is_file(given)}
+    known_plugins = installed()
+    files = {given: known_plugins.add_file(Path(given)) for given in plugins if is_file(given)}
     if len({plugin.name for plugin in files.values()}) < len(files):
         raise UsageError(f"plugin files are told apart by their names, so name each once: {listed(map(str, files))}.")
-    if resume_from is not None and not Run(resume_from).is_begun():
+    if resume_from is not None and not Run(resume_from).has_started():
         resume_from = None
     if resume_from is not None:
         Run.open(resume_from).check_plugins()
@@ -132,25 +132,25 @@ def prepare(
     if config is not None:
         layer = read_toml(Path(config))
         recorded = _recorded_files(layer.pop("plugin_files", []), config)
-        found.check_files(recorded, str(config))
-        layers += [found.preset(name).layer for name in _preset_names(layer.pop("presets", []), config)]
+        known_plugins.check_files(recorded, str(config))
+        layers += [known_plugins.preset(name).layer for name in _preset_names(layer.pop("presets", []), config)]
         layers.append(_without_code(layer, target_options or {}, config))
     # looked up here, a misspelt name is told as such, not as a missing preset
-    whole = inverter is not None and not found.component("inverter", inverter).needs
-    if config is None and not plugins and inverter in found.registry.names("preset"):
+    whole = inverter is not None and not known_plugins.component("inverter", inverter).needs
+    if config is None and not plugins and inverter in known_plugins.registry.names("preset"):
         plugins = [inverter]  # a method that brings its own recipe needs naming once
     presets: list[str] = []
     for given in plugins:
         if given not in files:
-            layers.append(found.preset(str(given)).layer)
+            layers.append(known_plugins.preset(str(given)).layer)
             presets.append(str(given))
             continue
-        preset = found.own_preset(files[given])
+        preset = known_plugins.own_preset(files[given])
         if preset is not None and files[given].name not in [file.name for file in recorded]:
             layers.append(preset.layer)
             presets.append(preset.name)
     if not layers and not files and not whole:
-        known = listed(found.registry.names("preset"))
+        known = listed(known_plugins.registry.names("preset"))
         raise UsageError(f"name a preset by --plugin NAME (there are: {known}), or a recipe by --config FILE.")
     components = {"conditioner": conditioner, "generator": generator, "inverter": inverter}
     layers.append({kind: {"name": name} for kind, name in components.items() if name is not None})
@@ -166,7 +166,7 @@ def prepare(
         target = loading.load(Path(target), recipe.target)
     job = Job(recipe, target, presets)
     if config is not None and resume_from is None:
-        with suppress(RunError):  # beside the file there is no manifest of a run
+        with suppress(RunError):  # the file is not in a run folder
             Run(Path(config).parent).changed_since(job.recipe, target)
     return job
 
@@ -177,19 +177,19 @@ def _without_code(layer: Layer, typed: Mapping[str, Any], config: str | Path) ->
     Raises:
         UsageError: the file records some, and the user has not typed it again.
     """
-    said = layer.get("target", {})
-    if not isinstance(said, Mapping):
+    recorded = layer.get("target", {})
+    if not isinstance(recorded, Mapping):
         return layer
-    arch = str(said.get("arch", ""))
+    arch = str(recorded.get("arch", ""))
     if arch.startswith("py:") and not typed.get("arch"):
         raise UsageError(
             f"{config} records --arch {shlex.quote(arch)}, which is code; a file cannot have it run. Type it again."
         )
-    if said.get("trust") and not typed.get("trust"):
+    if recorded.get("trust") and not typed.get("trust"):
         raise UsageError(
             f"{config} records --trust; a file cannot grant it. Type it again if you trust the classifier."
         )
-    return {**layer, "target": {key: value for key, value in said.items() if key != "trust"}}
+    return {**layer, "target": {key: value for key, value in recorded.items() if key != "trust"}}
 
 
 def _preset_names(value: Any, config: str | Path) -> list[str]:
@@ -223,6 +223,7 @@ class Job:
         self.recipe = assembly.resolve(recipe, target, self.plugins)
         self.recorder: Recorder | None = None
         self.profile: profiler.Profile | None = None
+        self.metrics: dict[str, Any] | None = None
         self.stop_requested = False
 
     def request_stop(self) -> None:
@@ -233,11 +234,17 @@ class Job:
 
     @cached_property
     def disk_bytes(self) -> int:
-        """How many bytes a run folder takes at most."""
-        with global_seed(derive_seed(self.recipe.seed, "weights"), torch.device("cpu")):
-            return disk_space.at_most(
-                self.recipe, self.target, *assembly.build_generator(self.recipe, self.target, self.plugins)
-            )
+        """How many bytes a run folder takes at most; the networks are counted without memory for their weights."""
+
+        def count(device: str) -> int:
+            with global_seed(0, torch.device("cpu")), torch.device(device):
+                parts = assembly.build_generator(self.recipe, self.target, self.plugins)
+            return disk_space.at_most(self.recipe, self.target, *parts)
+
+        try:
+            return count("meta")
+        except PluginError:  # not every plugin's component can be built so
+            return count("cpu")
 
     def is_done(self, out: Path) -> bool:
         """Say whether the folder holds a finished run of this job, at least as long as is asked for.
@@ -246,13 +253,12 @@ class Job:
             RunError: it holds a finished run of another.
         """
         run = Run(out)
-        if not run.is_begun():
+        if not run.has_started():
             return False
         manifest = run.manifest()
-        done = manifest.get("steps_done", 0)
-        if manifest.get("status") != "finished" or done < self.recipe.steps:
+        if manifest.status != "finished" or manifest.steps_done < self.recipe.steps:
             return False
-        run.check_same(self.recipe.model_copy(update={"steps": done}), self.target)
+        run.check_same(self.recipe.model_copy(update={"steps": manifest.steps_done}), self.target)
         return True
 
     def run(
@@ -303,7 +309,7 @@ class Job:
                     self.recorder = Recorder(recipe.steps, **callbacks)
                 else:
                     disk_space.check(out, self.disk_bytes)
-                    until_finished.enter_context(Run(out).held())
+                    until_finished.enter_context(Run(out).locked())
                     run = self._open(out, resume=resume, force=force)
                     self.recorder = RunRecorder(run, recipe, **callbacks)
                 self.recorder.stop_requested = self.stop_requested
@@ -315,7 +321,7 @@ class Job:
                 with self._failing(run):
                     if self.profile is not None:
                         write_atomically(run / "profile.json", to_json(self.profile.to_json()))
-                    finish(run, inversion)
+                    self.metrics = finish(run, inversion)
         if first:
             self.plugins.call("inversion_finished", inversion=inversion)
         return inversion
@@ -354,9 +360,9 @@ class Job:
 
     def _open(self, out: Path, *, resume: bool, force: bool) -> Run:
         run = Run(out)
-        if resume and run.is_begun():
+        if resume and run.has_started():
             run.check_same(self.recipe, self.target)
-            run.go_on(self.recipe, self.target)
+            run.resume(self.recipe, self.target)
             return run
         run = Run.create(out, force=force)
         run.begin(self.recipe, self.target, self.presets)

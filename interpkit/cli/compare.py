@@ -30,15 +30,15 @@ def compare(
     if len(runs) < 2:
         raise UsageError("compare takes two runs or more: interpkit compare RUN RUN...")
     opened = [Run.open(folder) for folder in runs]
-    models = [run.manifest()["model"] for run in opened]
+    models = [run.manifest().model for run in opened]
     metrics = [run.metrics() for run in opened]
     figures = [flattened(column) for column in metrics]
     measured_on = [column.get("measured_on", {}) for column in metrics]
     if len({json.dumps(on, sort_keys=True) for on in measured_on if on}) > 1:
         told = "; ".join(f"{folder}: {json.dumps(on)}" for folder, on in zip(runs, measured_on, strict=True))
         console.note(f"These runs were measured on different data or with different options: {told}.")
-    if len({model["sha256"] or model["name"] for model in models}) > 1:
-        told = ", ".join(f"{folder} of {model['name']}" for folder, model in zip(runs, models, strict=True))
+    if len({model.sha256 or model.name for model in models}) > 1:
+        told = ", ".join(f"{folder} of {model.name}" for folder, model in zip(runs, models, strict=True))
         console.note(f"These runs are of different classifiers: {told}.")
     names = list(dict.fromkeys(name for column in figures for name in column))
     if html is not None:
@@ -49,7 +49,7 @@ def compare(
         write_comparison(dict(zip(_headings(runs), opened, strict=True)), html)
     if json_:
         columns: list[dict[str, Any]] = [
-            {"run": str(folder), "model": model["name"], "metrics": {name: f.value for name, f in column.items()}}
+            {"run": str(folder), "model": model.name, "metrics": {name: f.value for name, f in column.items()}}
             for folder, model, column in zip(runs, models, figures, strict=True)
         ]
         console.print_json(columns)

@@ -198,7 +198,7 @@ def invert(
         raise typer.Exit(INTERRUPTED)
     if share.rank > 0:
         return
-    _print_result(folder, json_)
+    _print_result(folder, json_, job.metrics)
     if job.profile is not None and not json_:
         _print_profile(job.profile.to_json())
 
@@ -250,14 +250,13 @@ def _print_profile(profile: dict[str, Any]) -> None:
     console.out.print(table)
 
 
-def _print_result(folder: Path, as_json: bool) -> None:
+def _print_result(folder: Path, as_json: bool, metrics: dict[str, Any] | None = None) -> None:
     from rich.table import Table
 
     from interpkit.evaluation import warnings
     from interpkit.runs.folder import FILES, Run
 
-    run = Run.open(folder)
-    metrics = run.metrics()
+    metrics = Run.open(folder).metrics() if metrics is None else metrics
     console.note_left_out(metrics)
     for warning in warnings.warnings(metrics):
         console.warning(warning)

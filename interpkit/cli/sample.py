@@ -126,7 +126,7 @@ def sample(
 def _write_shards(job: ShardJob, as_json: bool) -> None:
     from interpkit.runs.shards import in_bytes
 
-    there = f", of which {job.there} are there" if job.there else ""
+    there = f", of which {job.done} are there" if job.done else ""
     console.note(
         f"{job.count} images in {job.shards} shards{there}; at most about {in_bytes(job.bytes_needed)} to write"
     )

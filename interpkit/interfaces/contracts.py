@@ -8,7 +8,7 @@ either, on the CPU. Whether images and terms are finite and in range is looked a
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,15 +17,17 @@ import torch
 from torch import Tensor
 
 from interpkit.config.recipe import Preset
+from interpkit.config.schemas import FILE_NAME
 from interpkit.errors import InterpkitError, PluginError, told
 from interpkit.interfaces.attributions import Attribution, AttributionContext
 from interpkit.interfaces.components import owner_of
 from interpkit.interfaces.generation import Condition, Conditioner, ConditionSpec, Generator
 from interpkit.interfaces.inversions import Inversion
-from interpkit.interfaces.inverters import Inverter, Parts
+from interpkit.interfaces.inverters import Inverter, Parts, StoredInversion
 from interpkit.interfaces.loaders import Architectures, Loader
 from interpkit.interfaces.losses import GeneratedBatch, InversionBatch, InversionLoss
 from interpkit.interfaces.metrics import Metric
+from interpkit.interfaces.sections import MOST_IN_STRIP, Section
 from interpkit.interfaces.targets import Target
 from interpkit.runtime.devices import is_out_of_memory
 
@@ -98,7 +100,7 @@ def _check(
     what: str,
     value: Any,
     shape: tuple[int, ...],
-    device: torch.device,
+    device: torch.device | None,
     dtypes: str = "floating point",
 ) -> None:
     """See that a value is a tensor of the shape, the device and the kind of numbers that the interface promises.
@@ -110,7 +112,7 @@ def _check(
         raise _broken(component, f"{what} is a tensor", type(value).__name__)
     if value.shape != shape:
         raise _broken(component, f"{what} has the shape {shape}", str(tuple(value.shape)))
-    if value.device != device:
+    if device is not None and value.device != device:
         raise _broken(component, f"{what} is on the device {device}", str(value.device))
     if not (value.dtype == torch.int64 if dtypes == "int64" else value.is_floating_point()):
         raise _broken(component, f"{what} is {dtypes}", str(value.dtype))
@@ -251,4 +253,53 @@ def inversion(inverter: Inverter, target: Target, recipe: Recipe, parts: Parts, 
     made = inverter.invert(target, recipe, parts, recorder)
     if not isinstance(made, Inversion):
         raise _broken(inverter, "invert returns an Inversion", type(made).__name__)
+    return made
+
+
+def loaded_inversion(inverter: Inverter, stored: StoredInversion) -> Inversion:
+    """Return the inversion that a run folder holds; see `Inverter.load`.
+
+    Raises:
+        PluginError: it fails, or what it returns is no inversion.
+    """
+    with blamed(inverter):
+        loaded = inverter.load(stored)
+    if not isinstance(loaded, Inversion):
+        raise _broken(inverter, "load returns an Inversion", type(loaded).__name__)
+    return loaded
+
+
+def files(inversion: Inversion, reserved: Collection[str]) -> dict[str, bytes]:
+    """Return the files of an inversion's own by name; see `Inversion.files`.
+
+    Raises:
+        PluginError: it fails, or a name or content is not one of a file.
+    """
+    with blamed(inversion):
+        made = dict(inversion.files())
+    for name, content in made.items():
+        if not isinstance(name, str) or not FILE_NAME.fullmatch(name) or name.lower() in reserved:
+            raise _broken(inversion, "files() names files of its own, of letters, digits, '.', '_' and '-'", repr(name))
+        if not isinstance(content, bytes):
+            raise _broken(inversion, f"files() gives the content of {name} as bytes", type(content).__name__)
+    return made
+
+
+def sections(inversion: Inversion) -> list[Section]:
+    """Return what the report shows of an inversion beside its samples; see `Inversion.sections`.
+
+    Raises:
+        PluginError: it fails, or a section is none that a page can show.
+    """
+    with blamed(inversion):
+        made = list(inversion.sections())
+    for section in made:
+        if not isinstance(section, Section):
+            raise _broken(inversion, "sections() returns Sections", type(section).__name__)
+        for row in section.rows:
+            if len(row) != len(section.columns):
+                raise _broken(inversion, f"a row of {section.title!r} has {len(section.columns)} cells", str(len(row)))
+        for strip in section.strips:
+            count = min(len(strip.images), MOST_IN_STRIP) or 1
+            _check(inversion, f"the strip {strip.title!r}", strip.images, (count, *inversion.target.input_shape), None)
     return made

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from interpkit.config.recipe import Recipe
 from interpkit.errors import UsageError
+from interpkit.interfaces.sections import Section
 from interpkit.interfaces.targets import Target
 from interpkit.runtime.random import derive_seed
 
@@ -54,10 +56,14 @@ class Draw:
 class Inversion(ABC):
     """What an inversion method has learned of a target.
 
+    A method whose result is neither a generator nor a fixed set of images derives a class of its own: `chunk` draws
+    images, `files` are what a run folder keeps of it, and `Inverter.load` makes it from them again.
+
     Attributes:
         target: the classifier.
         recipe: the resolved recipe.
         history: one record at least every ten steps, of over 100,000 steps 10,000 in all.
+        empty: the classes of which the method has found no image, each with the reason, a phrase.
 
     Example:
         >>> import torch
@@ -69,20 +75,28 @@ class Inversion(ABC):
         (torch.Size([4, 1, 8, 8]), tensor([0, 2, 0, 2]))
     """
 
-    def __init__(self, target: Target, recipe: Recipe, history: Sequence[StepRecord]) -> None:
+    def __init__(
+        self, target: Target, recipe: Recipe, history: Sequence[StepRecord], *, empty: Mapping[int, str] | None = None
+    ) -> None:
         self.target = target
         self.recipe = recipe
         self.history = list(history)
+        self.empty = dict(empty or {})
 
     @property
     def device(self) -> torch.device:
         """Where images are made and judged."""
         return torch.device("cpu")
 
+    def available(self, label: int) -> int | None:
+        """Return how many images of a class can be drawn; None if any number can."""
+        return None
+
     @property
     def images_per_class(self) -> int | None:
-        """The most images that can be drawn of every class; None if there is no end of them."""
-        return None
+        """The number of images that can be drawn of each class; None if any number can."""
+        counts = [count for label in self.classes if (count := self.available(label)) is not None]
+        return min(counts, default=None)
 
     @property
     def steps_done(self) -> int:
@@ -91,8 +105,28 @@ class Inversion(ABC):
 
     @property
     def classes(self) -> list[int]:
-        """The classes that were inverted."""
-        return list(range(self.target.num_classes)) if self.recipe.labels is None else list(self.recipe.labels)
+        """The classes that were inverted and have images, in the recipe's order."""
+        labels = range(self.target.num_classes) if self.recipe.labels is None else self.recipe.labels
+        return [label for label in labels if label not in self.empty]
+
+    def files(self) -> Mapping[str, bytes]:
+        """Return the files of its own, by name: all that `Inverter.load` needs to make the same inversion again.
+
+        A run folder keeps each as a whole, and lists its sha256 in the manifest. A name is of letters, digits, ``.``,
+        ``_`` and ``-``, begins with a letter or digit, and is none of the run's own, such as ``manifest.json``.
+        """
+        return {}
+
+    def sections(self) -> Sequence[Section]:
+        """Return what the report shows of it beside its samples and figures."""
+        return ()
+
+    def fingerprint(self) -> str:
+        """Return a sha256 of what its images are made from; two that draw the same images may share one."""
+        digest = hashlib.sha256(self.recipe.inverter.model_dump_json().encode())
+        for name, content in sorted(self.files().items()):
+            digest.update(f"{name}\0{len(content)}\n".encode() + content)
+        return digest.hexdigest()
 
     def sample(
         self,
@@ -126,15 +160,15 @@ class Inversion(ABC):
         only adds to those of a smaller one.
 
         Args:
-            per_class: images of each class, sorted by class; give this or ``count``, or get 10 a class (or what
-                there is, if that is less).
+            per_class: images of each class, sorted by class; give this or ``count``, or get 10 per class (or all, if
+                there are fewer).
             count: images in all, the classes taking turns.
-            labels: the classes; all that were inverted if left out.
+            labels: the classes; all that have images if left out.
             seed: of the samples; the recipe's if left out.
             dropout: keep the generator's dropout on; as the recipe says if left out.
 
         Raises:
-            UsageError: an argument is out of range, a label was not inverted, or there are not so many images.
+            UsageError: an argument is out of range, a label was not inverted or is empty, or there are too few images.
         """
         classes = self.choose(labels)
         if per_class is not None and count is not None:
@@ -144,15 +178,15 @@ class Inversion(ABC):
         total = count if count is not None else per_class * len(classes)
         if total < 1:
             raise UsageError("ask for at least one image.")
-        self.check_there_are(classes, total)
+        self.check_count(classes, total)
         seed = self.recipe.seed if seed is None else seed
         dropout = self.recipe.sampling.dropout if dropout is None else dropout
-        size, asked = self.recipe.sampling.chunk, torch.tensor(classes)
+        size, cycle = self.recipe.sampling.chunk, torch.tensor(classes)
         chunks = []
         for start in range(0, total, size):
             rows = torch.arange(start, start + size)  # whole chunks: a larger count only adds
             chunk_seed = derive_seed(seed, "samples", start // size)
-            chunk = self.chunk(asked[rows % len(classes)], rows // len(classes), chunk_seed, dropout)
+            chunk = self.chunk(cycle[rows % len(classes)], rows // len(classes), chunk_seed, dropout)
             chunks.append(chunk[: total - start])
         drawn = Draw.join(chunks)
         if count is None:
@@ -160,24 +194,38 @@ class Inversion(ABC):
         return drawn
 
     def choose(self, labels: Sequence[int] | None) -> list[int]:
-        """Return the classes that are asked for; all that were inverted if None.
+        """Return the classes that are asked for; all that have images if None.
 
         Raises:
-            UsageError: one was not inverted, or there is none.
+            UsageError: one was not inverted or is empty, or there is none.
         """
         classes = self.classes if labels is None else list(labels)
+        for label in classes:
+            if label in self.empty:
+                raise UsageError(f"class {label} ({self.target.class_names[label]}) is empty: {self.empty[label]}.")
         unknown = sorted(set(classes) - set(self.classes))
         if unknown or not classes:
-            known = f"{self.classes[0]} to {self.classes[-1]}" if self.recipe.labels is None else str(self.classes)
+            known = str(self.classes)
+            if self.classes and self.recipe.labels is None and not self.empty:
+                known = f"{self.classes[0]} to {self.classes[-1]}"
             raise UsageError(f"labels {unknown} were not inverted; this inversion has {known}.")
         return classes
 
-    def check_there_are(self, classes: list[int], total: int) -> None:  # noqa: B027  # there is no end of most
+    def check_count(self, classes: Sequence[int], total: int) -> None:
         """See that ``total`` images can be drawn, the classes taking turns.
 
         Raises:
-            UsageError: there are not so many.
+            UsageError: a class has fewer.
         """
+        for place, label in enumerate(classes):
+            wanted, available = len(range(place, total, len(classes))), self.available(label)
+            if available is not None and wanted > available:
+                method = self.recipe.inverter
+                more = f", or invert again with --set inverter.per_class={wanted}" * ("per_class" in method.options)
+                raise UsageError(
+                    f"class {label} has {available} images, not {wanted}: {method.name} made a fixed number of them. "
+                    f"Ask for fewer{more}."
+                )
 
     @abstractmethod
     def chunk(self, labels: Tensor, turns: Tensor, seed: int, dropout: bool) -> Draw:
@@ -185,7 +233,7 @@ class Inversion(ABC):
 
         Args:
             labels: (N,) int64, on the CPU.
-            turns: (N,) int64, from 0: the how-manieth image of its class each one is.
+            turns: (N,) int64, the number of each image within its class, from 0.
             seed: of this chunk.
             dropout: keep the generator's dropout on.
         """
@@ -198,7 +246,7 @@ class Inversion(ABC):
         """Return a matplotlib figure of samples, one row per class, of at most 20 classes.
 
         Raises:
-            UsageError: there are not so many samples of a class.
+            UsageError: a class has fewer samples.
         """
         from interpkit.io.plots import sample_figure
 
@@ -223,8 +271,8 @@ class Inversion(ABC):
         if images.dim() == 4:
             images = (images * 255).round().to(torch.uint8)
         with self.target.frozen(self.device), torch.no_grad():
-            seen = images.to(self.device)
-            right = self.target(seen / 255 if seen.dtype == torch.uint8 else seen).argmax(1).cpu() == labels
+            batch = images.to(self.device)
+            right = self.target(batch / 255 if batch.dtype == torch.uint8 else batch).argmax(1).cpu() == labels
         sentence = (
             f"Inversion of {self.target.name} by {self.recipe.inverter.name}, {self.steps_done} of "
             f"{self.recipe.steps} steps, seed {self.recipe.seed}: the target classifies {right.double().mean():.1%} of "
@@ -237,7 +285,7 @@ class Inversion(ABC):
 
         Args:
             folder: where to write it; created if it does not exist.
-            force: replace another run that is there.
+            force: replace another run in the folder.
 
         Raises:
             RunError: the folder holds another run.

@@ -1,11 +1,13 @@
-"""`Inverter`, a whole inversion method, and the `Parts` that it may be built of."""
+"""`Inverter`, a whole inversion method; the `Parts` it may be built of, and the `StoredInversion` that it loads."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
+
+from torch import Tensor
 
 from interpkit.interfaces.components import Component, Options
 from interpkit.interfaces.generation import Conditioner, Generator
@@ -15,7 +17,7 @@ from interpkit.interfaces.targets import Target
 if TYPE_CHECKING:
     from interpkit.config.recipe import Recipe
     from interpkit.interfaces.inversions import Inversion
-    from interpkit.runtime.recorder import Recorder
+    from interpkit.runtime.recorder import Recorder, StepRecord
 
 
 class Inverter(Component, ABC):
@@ -36,8 +38,71 @@ class Inverter(Component, ABC):
             target: the classifier.
             recipe: resolved: every option is filled in.
             parts: the components that the recipe names.
-            recorder: takes each step's values, and holds the checkpoint to go on from.
+            recorder: takes each step's values, and holds the checkpoint to resume from.
         """
+
+    def load(self, stored: StoredInversion) -> Inversion:
+        """Return the inversion that a run folder holds, as `invert` returned it.
+
+        An inverter whose `Inversion` is a class of its own overrides this. By default it is one of interpkit's: a
+        `GeneratorInversion` where the run has a generator, else an `ImageInversion` of the run's samples.
+        """
+        return stored.default()
+
+
+class StoredInversion(ABC):
+    """What a run folder holds of an inversion.
+
+    Attributes:
+        target: the classifier.
+        recipe: the resolved recipe.
+        history: of the run.
+        empty: the classes without an image, each with the reason; see `Inversion.empty`.
+    """
+
+    def __init__(
+        self, target: Target, recipe: Recipe, history: Sequence[StepRecord], empty: Mapping[int, str] | None = None
+    ) -> None:
+        self.target = target
+        self.recipe = recipe
+        self.history = list(history)
+        self.empty = dict(empty or {})
+
+    @abstractmethod
+    def read(self, name: str) -> bytes:
+        """Return a file of the inversion's own, one that `Inversion.files` gave.
+
+        Raises:
+            RunError: it is missing, or not what the run wrote.
+        """
+
+    @abstractmethod
+    def tensors(self, name: str) -> dict[str, Tensor]:
+        """Return the tensors of such a file in the safetensors format.
+
+        Raises:
+            RunError: as for `read`, or it is in another format.
+        """
+
+    @abstractmethod
+    def samples(self) -> tuple[Tensor, Tensor]:
+        """Return the run's samples, (N, *input_shape) float32 in [0, 1], rounded to 8 bits, and their labels (N,).
+
+        Raises:
+            RunError: they are missing, or do not fit the target.
+        """
+
+    @abstractmethod
+    def generator(self) -> tuple[Generator, Conditioner]:
+        """Return the trained generator and conditioner of a run that keeps them, as a `GeneratorInversion` does.
+
+        Raises:
+            RunError: the run has none, or its weights do not fit its recipe.
+        """
+
+    @abstractmethod
+    def default(self) -> Inversion:
+        """Return the inversion as one of interpkit's own classes; see `Inverter.load`."""
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -12,9 +11,6 @@ from torch import Tensor, nn
 from interpkit.interfaces.components import Component, Options
 from interpkit.interfaces.generation import Condition
 from interpkit.interfaces.targets import Response, Target
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True)

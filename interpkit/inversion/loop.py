@@ -21,7 +21,7 @@ from interpkit.config.recipe import Recipe
 from interpkit.errors import DivergedError
 from interpkit.interfaces import contracts
 from interpkit.interfaces.generation import Conditioner, Generator
-from interpkit.interfaces.inverters import Inverter, Parts
+from interpkit.interfaces.inverters import Inverter, Parts, StoredInversion
 from interpkit.interfaces.losses import GeneratedBatch, InversionLoss
 from interpkit.interfaces.targets import Target
 from interpkit.inversion.checkpoint import randomness, restore, set_randomness, snapshot
@@ -62,6 +62,10 @@ class GeneratorInverter(Inverter):
         assert parts.conditioner is not None and parts.generator is not None  # `assembly.build` saw to it
         train(target, parts.conditioner, parts.generator, parts.losses, recipe, recorder)
         return GeneratorInversion(target, recipe, recorder.history, parts.generator, parts.conditioner)
+
+    def load(self, stored: StoredInversion) -> GeneratorInversion:
+        """Return the generator with the weights of the run; see `Inverter.load`."""
+        return GeneratorInversion(stored.target, stored.recipe, stored.history, *stored.generator(), empty=stored.empty)
 
 
 def train(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import itertools
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Self
 
@@ -11,24 +13,38 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from interpkit.config.recipe import Recipe
-from interpkit.errors import PluginError, RunError, UsageError
+from interpkit.errors import PluginError, RunError
 from interpkit.interfaces import contracts
 from interpkit.interfaces.generation import Conditioner, Generator
 from interpkit.interfaces.inversions import Draw, Inversion
+from interpkit.interfaces.sections import Section, Strip
 from interpkit.interfaces.targets import Target
+from interpkit.inversion import interpolation
 from interpkit.inversion.ensemble import Ensemble
+from interpkit.io.atomic import digest, to_safetensors
 from interpkit.runtime.random import global_seed, random_generator
 
 if TYPE_CHECKING:
     from interpkit.runtime.recorder import StepRecord
 
 
+GENERATOR_FILE = "generator.safetensors"
+MOST_CLASSES = 10
+LARGE = 20_000
+"""Numbers in an image above which a class is morphed into the next one only, not into every other."""
+MORPHS = (
+    "One latent, and a condition that goes from one class to the other. Below the pictures: how sure the target is, "
+    "and of what."
+)
+WALKS = "One condition, and a latent that goes from one point to another: what varies while the class stays."
+
+
 class ImageInversion(Inversion):
     """A fixed set of finished images, from a method that makes them one by one and learns no generator.
 
-    What is drawn are these images, each class's in the order given; the seed of a draw changes nothing. A run
-    on disk keeps those that it writes to samples.safetensors, in 8 bits. An inverter that makes such an inversion
-    has the option ``per_class``, images of each class.
+    Drawing returns these images, each class's in the order given; the seed of a draw changes nothing. A run on disk
+    keeps those that it writes to samples.safetensors, in 8 bits. An inverter that makes as many images of each class
+    as one asks for has the option ``per_class``.
 
     Args:
         target: the classifier.
@@ -36,10 +52,11 @@ class ImageInversion(Inversion):
         history: of the run.
         images: (N, *input_shape) in [0, 1].
         labels: (N,) int64, the class that each was made for.
+        empty: the classes without an image, each with the reason.
 
     Raises:
-        PluginError: these are no such images.
-        RunError: a class that the recipe asks for has no image.
+        PluginError: the images do not have that shape.
+        RunError: a class that the recipe asks for has neither an image nor a reason.
 
     Example:
         >>> import torch
@@ -52,9 +69,16 @@ class ImageInversion(Inversion):
     """
 
     def __init__(
-        self, target: Target, recipe: Recipe, history: Sequence[StepRecord], images: Tensor, labels: Tensor
+        self,
+        target: Target,
+        recipe: Recipe,
+        history: Sequence[StepRecord],
+        images: Tensor,
+        labels: Tensor,
+        *,
+        empty: Mapping[int, str] | None = None,
     ) -> None:
-        super().__init__(target, recipe, history)
+        super().__init__(target, recipe, history, empty=empty)
         if images.shape[1:] != target.input_shape or labels.shape != images.shape[:1]:
             raise PluginError(
                 f"the inverter {recipe.inverter.name!r} broke a promise of its interface: its images have the shape "
@@ -66,23 +90,18 @@ class ImageInversion(Inversion):
         self._rows = {label: (self.labels == label).nonzero()[:, 0] for label in self.classes}
         missing = [label for label, rows in self._rows.items() if not len(rows)]
         if missing:
-            raise RunError(f"{recipe.inverter.name} made no image of the classes {missing}.")
+            raise RunError(
+                f"{recipe.inverter.name} made no image of the classes {missing}, and gave no reason. An inverter names "
+                f"the reason in ImageInversion(..., empty={{{missing[0]}: '...'}})."
+            )
 
-    @property
-    def images_per_class(self) -> int:
-        """The most images that can be drawn of every class."""
-        return min(len(rows) for rows in self._rows.values())
+    def available(self, label: int) -> int:
+        """Return how many images of a class there are."""
+        return len(self._rows[label])
 
-    def check_there_are(self, classes: list[int], total: int) -> None:
-        """See that every class has so many images."""
-        for place, label in enumerate(classes):
-            asked, there = len(range(place, total, len(classes))), len(self._rows[label])
-            if asked > there:
-                raise UsageError(
-                    f"class {label} has {there} images, not {asked}: {self.recipe.inverter.name} makes them one by "
-                    f"one, and keeps no generator of more. Ask for fewer, or invert again with "
-                    f"--set inverter.per_class={asked}."
-                )
+    def fingerprint(self) -> str:
+        """Return the sha256 of the images and labels."""
+        return digest({"images": self.images, "labels": self.labels})
 
     def chunk(self, labels: Tensor, turns: Tensor, seed: int, dropout: bool) -> Draw:
         """Return finished images; after a class's last comes its first."""
@@ -107,8 +126,10 @@ class GeneratorInversion(Inversion):
         history: Sequence[StepRecord],
         generator: Generator,
         conditioner: Conditioner,
+        *,
+        empty: Mapping[int, str] | None = None,
     ) -> None:
-        super().__init__(target, recipe, history)
+        super().__init__(target, recipe, history, empty=empty)
         # As in the loop: another memory layout takes other kernels, and so other roundings.
         self.generator = generator.to(memory_format=torch.channels_last)
         self.conditioner = conditioner.to(memory_format=torch.channels_last)
@@ -123,6 +144,50 @@ class GeneratorInversion(Inversion):
         self.generator.to(device)
         self.conditioner.to(device)
         return self
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the weights of the generator and the conditioner, by their names in generator.safetensors."""
+        parts: dict[str, nn.Module] = {"generator": self.generator, "conditioner": self.conditioner}
+        return {
+            f"{part}.{name}": tensor.detach().cpu().contiguous().clone()
+            for part, net in parts.items()
+            for name, tensor in net.state_dict().items()
+        }
+
+    def files(self) -> dict[str, bytes]:
+        """Return generator.safetensors, the weights."""
+        metadata = {
+            "format": "pt",
+            "interpkit.schema": "1",
+            "interpkit.kind": "generator",
+            "interpkit.recipe": self.recipe.model_dump_json(exclude_none=True),
+        }
+        return {GENERATOR_FILE: to_safetensors(self.tensors(), metadata)}
+
+    def fingerprint(self) -> str:
+        """Return the sha256 of the weights."""
+        return digest(self.tensors())
+
+    @torch.no_grad()
+    def sections(self) -> list[Section]:
+        """Return morphs between classes and walks within each, of the first ten classes.
+
+        Every two classes have a morph; where images are large, each class and the next.
+        """
+        classes, names, seed = self.classes[:MOST_CLASSES], self.target.class_names, self.recipe.seed
+        places = range(len(classes))
+        small = math.prod(self.target.input_shape) <= LARGE
+        pairs = list(itertools.combinations(places, 2) if small else itertools.pairwise(places))
+        with sampling_mode(self.generator, dropout=False), sampling_mode(self.conditioner, dropout=False):
+            between = interpolation.morphs(self.generator, self.conditioner, classes, pairs, seed)
+            within = interpolation.walks(self.generator, self.conditioner, classes, seed)
+        ends = [f"{names[classes[a]]} → {names[classes[b]]}" for a, b in pairs]
+        morphs = [Strip(title, images) for title, images in zip(ends, between, strict=True)]
+        walks = [Strip(names[label], images) for label, images in zip(classes, within, strict=True)]
+        sections = [Section("Within a class", WALKS, strips=walks)]
+        if morphs:
+            sections.insert(0, Section("From one class to another", MORPHS, strips=morphs, one_at_a_time=True))
+        return sections
 
     @torch.no_grad()
     def chunk(self, labels: Tensor, turns: Tensor, seed: int, dropout: bool) -> Draw:

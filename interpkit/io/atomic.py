@@ -102,14 +102,17 @@ def read_tensors(path: Path, missing: str = "", torn: str = "") -> dict[str, Ten
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Write a safetensors file atomically; the same tensors and metadata make the same bytes, see `_in_order`."""
+    """Write a safetensors file atomically; see `to_safetensors`."""
+    write_atomically(path, to_safetensors(tensors, metadata))
+
+
+def to_safetensors(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
+    """Return the content of a safetensors file; equal tensors and metadata make equal bytes, see `_in_order`."""
     import safetensors.torch
 
     content = memoryview(safetensors.torch.save(dict(tensors), dict(metadata)))
     end = 8 + int.from_bytes(content[:8], "little")
-    with replacing(path) as temporary, temporary.open("wb") as file:
-        file.write(_in_order(bytes(content[:end])))
-        file.write(content[end:])
+    return b"".join([_in_order(bytes(content[:end])), content[end:]])
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
@@ -153,3 +156,14 @@ def sha256(path: Path) -> str:
     for file_path in sorted(p for p in path.rglob("*") if p.is_file()):
         digest.update(f"{file_path.relative_to(path).as_posix()}\0{sha256(file_path)}\n".encode())
     return digest.hexdigest()
+
+
+def digest(tensors: Mapping[str, Tensor]) -> str:
+    """Return the sha256 of tensors with their names, types and shapes, in the order of their names."""
+    import torch
+
+    total = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        total.update(f"{name}\0{tensor.dtype}{tuple(tensor.shape)}\n".encode())
+        total.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return total.hexdigest()

@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from interpkit.errors import UsageError, listed
+from interpkit.io.atomic import digest
 
 MAX_NUMBERS = 2_000_000_000
 """In all images together: 8 GB as float32."""
@@ -22,6 +23,7 @@ MAX_BYTES = 4 * MAX_NUMBERS
 """Of a file's images; a larger file is not even read."""
 BOMB_BYTES, BOMB_RATIO = 100_000_000, 200
 """An array of more bytes than this is not unpacked if it is so many times as large as what it is packed in."""
+TORCHVISION = "torchvision:"
 IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
 IMAGE_FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "TIFF")
 """What may stand in such a file: Pillow knows formats that start other programs."""
@@ -38,6 +40,10 @@ class LabelledImages:
 
     images: Tensor
     labels: Tensor
+
+    def sha256(self) -> str:
+        """Return the hex digest of the images and labels: that of a copy is the same, in any format or place."""
+        return digest({"images": self.images, "labels": self.labels})
 
 
 def load_data(spec: str, input_shape: tuple[int, ...], class_names: Sequence[str] = ()) -> LabelledImages:
@@ -63,7 +69,7 @@ def load_data(spec: str, input_shape: tuple[int, ...], class_names: Sequence[str
         (torch.Size([5, 1, 28, 28]), tensor([0, 1, 2, 3, 4]))
     """
     path, _, split = spec.partition(":")
-    if path == "torchvision":
+    if spec.startswith(TORCHVISION):
         arrays = _torchvision(split)
     elif path.lower().endswith(".npz"):
         arrays = _npz(Path(path), split or "test")

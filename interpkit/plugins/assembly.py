@@ -10,6 +10,7 @@ from interpkit.config.recipe import Recipe, Term, validated
 from interpkit.errors import UsageError, listed
 from interpkit.interfaces import contracts
 from interpkit.interfaces.components import Component, Options
+from interpkit.interfaces.data import DataOptions
 from interpkit.interfaces.generation import Conditioner, Generator
 from interpkit.interfaces.inverters import Inverter, Parts
 from interpkit.interfaces.targets import Target
@@ -68,8 +69,7 @@ def build(recipe: Recipe, target: Target, plugins: Plugins) -> tuple[Inverter, P
     Raises:
         UsageError: the inverter lacks a part that it needs, or a part does not go with the target.
     """
-    cls, options = _options(plugins, "inverter", recipe.inverter.name, recipe.inverter.options)
-    inverter: Inverter = _made(cls, options)
+    built = inverter(recipe, plugins)
     conditioner, generator = build_generator(recipe, target, plugins)
     losses = {}
     for name, term in recipe.losses.items():
@@ -77,13 +77,29 @@ def build(recipe: Recipe, target: Target, plugins: Plugins) -> tuple[Inverter, P
             cls, options = _options(plugins, "loss", name, term.options)
             losses[name] = (term.weight, _made(cls, target, options))
     parts = {"conditioner": conditioner, "generator": generator, "loss": losses or None}
-    for kind in inverter.needs:
+    for kind in built.needs:
         if parts[kind] is None:
             raise UsageError(
                 f"the recipe names no {kind}: add --{kind} NAME ({listed(plugins.registry.names(kind))}), "
                 f"or --plugin NAME ({listed(plugins.registry.names('preset'))})."
             )
-    return inverter, Parts(conditioner, generator, losses)
+    return built, Parts(conditioner, generator, losses)
+
+
+def inverter(recipe: Recipe, plugins: Plugins) -> Inverter:
+    """Build the inverter that the recipe names."""
+    cls, options = _options(plugins, "inverter", recipe.inverter.name, recipe.inverter.options)
+    built: Inverter = _made(cls, options)
+    return built
+
+
+def data_options(recipe: Recipe, plugins: Plugins) -> dict[str, DataOptions]:
+    """Return the options of components that read labelled images, by where the recipe names these."""
+    named = [(kind, kind, getattr(recipe, kind)) for kind in ("inverter", "conditioner", "generator")]
+    used = [(place, kind, part.name, part.options) for place, kind, part in named if part is not None]
+    used += [(f"losses.{name}", "loss", name, term.options) for name, term in recipe.losses.items() if term.weight > 0]
+    options = {place: _options(plugins, kind, name, values)[1] for place, kind, name, values in used}
+    return {f"{place}.data": chosen for place, chosen in options.items() if isinstance(chosen, DataOptions)}
 
 
 def build_generator(recipe: Recipe, target: Target, plugins: Plugins) -> tuple[Conditioner | None, Generator | None]:

@@ -85,13 +85,13 @@ def _column(heading: str, run: Run, budget: float) -> dict[str, Any]:
     order = [(k, row) for k, some in rows.items() for row in some.tolist()]
     for (label, row), uri in zip(order, encode.encode(drawn, budget), strict=True):
         cells[label].append((uri, confidence[row].item()))
-    target = str(manifest["model"]["name"] or "the classifier")
+    target = manifest.model.name or "the classifier"
     classes = len(metrics.get("per_class", [])) or len(cells)
     return {
         "name": heading,
         "model": target,
-        "presets": ", ".join(map(str, manifest.get("presets") or [])),
-        "steps": manifest.get("steps_done", 0),
+        "presets": ", ".join(manifest.presets or []),
+        "steps": manifest.steps_done,
         "metrics": metrics,
         "verdict": text.verdict(metrics, target, classes),
         "warnings": warnings.warnings(metrics),

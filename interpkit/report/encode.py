@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -47,11 +48,11 @@ def drawable(images: Tensor, among: Tensor | None = None) -> Tensor:
     return bars.flatten(2)[:, None].to(torch.uint8) * 255
 
 
-def encode(images: Tensor, budget: float) -> list[str]:
+def encode(images: Tensor | Sequence[Tensor], budget: float) -> list[str]:
     """Return images as ``data:`` URIs, the best that fit.
 
     Args:
-        images: (N, C, H, W) uint8.
+        images: N of (C, H, W), uint8.
         budget: characters for all of them together; the smallest step of the ladder may still be over it.
     """
     pictures = [to_picture(image) for image in images]

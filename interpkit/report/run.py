@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import shlex
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,22 +14,25 @@ import torch
 from torch import Tensor
 
 from interpkit.config.recipe import TargetOptions
+from interpkit.config.schemas import Manifest
 from interpkit.errors import RunError
 from interpkit.evaluation import scoring, warnings
+from interpkit.interfaces import contracts
 from interpkit.interfaces.inversions import Inversion
 from interpkit.interfaces.samples import Samples, to_unit
 from interpkit.interfaces.targets import Target
-from interpkit.inversion.results import GeneratorInversion
 from interpkit.io.atomic import read_tensors, write_atomically
 from interpkit.io.datasets import LabelledImages, load_data
-from interpkit.report import curves, encode, interpolation, text
+from interpkit.report import curves, encode, text
 from interpkit.report.page import render
 from interpkit.runs.folder import Run
 
 FEW_CLASSES = 10
 BUDGETS = (3_200_000, 12_000_000)
 """Characters for the pictures of samples, nearest images and attributions together: to ten classes, and for more."""
-JOURNEY_BUDGET = 900_000
+STRIP_BUDGET = 900_000
+"""Characters for the strips of all sections of an inversion's own."""
+STRIP_BATCH = 64
 SHOWN_SHARES = 5
 """Classes whose probabilities a sample lists, the largest first; so many of its condition too."""
 MATRIX_CLASSES = 30
@@ -93,35 +97,40 @@ def write_report(
         'report.html'
     """
     opened = Run.open(Path(run))
-    opened.metrics()  # a torn or foreign one is told before the work
+    metrics = opened.metrics()  # before the work, as the file may be torn
     inversion = opened.load(target, None if model is None else Path(model), arch=arch, trust=trust)
     samples = scoring.read_samples(opened / "samples.safetensors", inversion.target, inversion.device)
-    if isinstance(inversion, GeneratorInversion) and samples.probabilities is not None:
-        drawn = inversion.draw(
-            **scoring.sample_size(inversion)
-        )  # as when the run ended: what its samples were asked for
+    if samples.probabilities is not None:
+        drawn = inversion.draw(**scoring.sample_size(inversion))  # as when the run ended: the same conditions
         if torch.equal(drawn.labels, samples.labels):
             samples = replace(samples, distribution=drawn.distribution)
     real = None
     if reference is not None:
         real = load_data(str(reference), inversion.target.input_shape, inversion.target.class_names)
-    with opened.held():
-        return render_report(opened, inversion, samples, real)
+    with opened.locked():
+        return render_report(opened, inversion, samples, metrics, real)
 
 
-def render_report(run: Run, inversion: Inversion, samples: Samples, reference: LabelledImages | None = None) -> Path:
-    """Write report.html of a run whose inversion and judged samples are in memory.
+def render_report(
+    run: Run,
+    inversion: Inversion,
+    samples: Samples,
+    metrics: Mapping[str, Any],
+    reference: LabelledImages | None = None,
+) -> Path:
+    """Write report.html of a run whose inversion, judged samples and metrics are in memory.
 
     Args:
-        run: with its manifest and metrics written.
+        run: with its manifest.
         inversion: what the run has learned.
         samples: its stored samples.
+        metrics: the content of metrics.json.
         reference: real images in the form of `interpkit.io.datasets.load_data`.
 
     Returns:
         the file.
     """
-    target, metrics, manifest = inversion.target, run.metrics(), run.manifest()
+    target, manifest = inversion.target, run.manifest()
     classes = samples.labels.unique().tolist()
     names = target.class_names
     beside = ([] if reference is None else [_nearest(samples, reference, target)]) + _attributions(run, samples)
@@ -145,12 +154,8 @@ def render_report(run: Run, inversion: Inversion, samples: Samples, reference: L
         confusion=_confusion(samples, names),
         curves=curves.curves(inversion.history),
         curve_size=(curves.WIDTH, curves.HEIGHT),
-        walks=_strips(interpolation.walks(inversion), samples, target)
-        if isinstance(inversion, GeneratorInversion)
-        else [],
-        morphs=_strips(interpolation.morphs(inversion), samples, target)
-        if isinstance(inversion, GeneratorInversion)
-        else [],
+        empty=[(names[label], reason) for label, reason in sorted(inversion.empty.items())],
+        sections=_sections(inversion, samples),
         recipe=inversion.recipe.to_toml(),
         facts=_facts(inversion, manifest),
         command=_command(run, inversion.recipe.target, manifest),
@@ -207,9 +212,9 @@ def _nearest(samples: Samples, reference: LabelledImages, target: Target) -> _Be
     else:
         small = real
     places = [torch.cdist(part.flatten(1), small.flatten(1)).argmin(1) for part in made.split(NEAREST_CHUNK)]
-    found, place = torch.cat(places).unique(return_inverse=True)
-    labels = reference.labels[found][place].tolist()
-    images = (real[found] * 255).round().clamp(0, 255).to(torch.uint8) if real.dim() == 4 else real[found]
+    nearest, place = torch.cat(places).unique(return_inverse=True)
+    labels = reference.labels[nearest][place].tolist()
+    images = (real[nearest] * 255).round().clamp(0, 255).to(torch.uint8) if real.dim() == 4 else real[nearest]
     notes = {row: f"of the class {target.class_names[label]}" for row, label in enumerate(labels)}
     return _Beside(
         "Nearest reference image", encode.drawable(images, among=made), dict(enumerate(place.tolist())), notes
@@ -226,7 +231,7 @@ def _attributions(run: Run, samples: Samples) -> list[_Beside]:
         RunError: a file is torn, or holds something else.
     """
     rows = {image.numpy().tobytes(): row for row, image in enumerate(samples.images)}
-    found = []
+    kinds = []
     for path in sorted((run / "attributions").glob("*.safetensors")):
         tensors = read_tensors(path, torn=" Remove it.")
         maps, images = tensors.get("maps"), tensors.get("images")
@@ -243,30 +248,42 @@ def _attributions(run: Run, samples: Samples) -> list[_Beside]:
         }
         if places:
             note = "red speaks for the class, blue against it"
-            found.append(_Beside(path.stem, encode.heat(maps), places, dict.fromkeys(places, note)))
-    return found
+            kinds.append(_Beside(path.stem, encode.heat(maps), places, dict.fromkeys(places, note)))
+    return kinds
 
 
-def _strips(journeys_: list[interpolation.Journey], samples: Samples, target: Target) -> list[dict[str, Any]]:
-    """Return each journey as one picture of its images side by side, with what the target says of each."""
-    if not journeys_:
-        return []
-    images = torch.cat([journey.images for journey in journeys_])
+@torch.no_grad()
+def _sections(inversion: Inversion, samples: Samples) -> list[dict[str, Any]]:
+    """Return the sections of the inversion's own, each strip as one picture with what the target says of its images.
+
+    Raises:
+        PluginError: a section does not hold together.
+    """
+    target = inversion.target
+    sections = contracts.sections(inversion)
+    strips = [strip for section in sections for strip in section.strips]
+    if not strips:
+        return [{"section": section, "strips": []} for section in sections]
+    images = torch.cat([strip.images.float().cpu() for strip in strips])
+    with target.frozen(inversion.device):
+        probabilities = [target(part.to(inversion.device)).softmax(1).cpu() for part in images.split(STRIP_BATCH)]
+    confidence, predicted = (column.tolist() for column in torch.cat(probabilities).max(1))
     if images.dim() == 4:
         images = (images * 255).round().to(torch.uint8)
     drawn = encode.drawable(images, among=to_unit(samples.images, target))
-    strips = torch.stack([encode.strip(some) for some in drawn.split(interpolation.FRAMES)])
-    uris = encode.encode(strips, JOURNEY_BUDGET / 2)
-    return [
+    ends = [0, *itertools.accumulate(len(strip.images) for strip in strips)]
+    rows = [slice(*pair) for pair in itertools.pairwise(ends)]
+    uris = encode.encode([encode.strip(drawn[row]) for row in rows], STRIP_BUDGET)
+    shown = iter(
         {
-            "start": journey.start,
-            "end": journey.end,
+            "title": strip.title,
             "uri": uri,
-            "confidence": journey.confidence,
-            "stretches": [(label, len(list(frames))) for label, frames in itertools.groupby(journey.predicted)],
+            "confidence": confidence[row],
+            "stretches": [(label, len(list(run))) for label, run in itertools.groupby(predicted[row])],
         }
-        for journey, uri in zip(journeys_, uris, strict=True)
-    ]
+        for strip, row, uri in zip(strips, rows, uris, strict=True)
+    )
+    return [{"section": s, "strips": list(itertools.islice(shown, len(s.strips)))} for s in sections]
 
 
 def _confusion(samples: Samples, names: list[str]) -> dict[str, Any]:
@@ -281,45 +298,41 @@ def _confusion(samples: Samples, names: list[str]) -> dict[str, Any]:
     return {"asked": asked, "shares": [], "most": sorted(wrong, key=lambda row: -row[2] / row[3])[:MOST_CONFUSED]}
 
 
-def _facts(inversion: Inversion, manifest: dict[str, Any]) -> dict[str, str]:
+def _facts(inversion: Inversion, manifest: Manifest) -> dict[str, str]:
     """Return what was inverted, and how, by a few words each."""
-    recipe, target, model = inversion.recipe, inversion.target, manifest["model"]
+    recipe, target, model = inversion.recipe, inversion.target, manifest.model
     shape = " x ".join(map(str, target.input_shape))
     terms = ", ".join(f"{name} (weight {term.weight:g})" for name, term in recipe.losses.items() if term.weight)
-    plugins, versions, timings = (_table(manifest.get(name)) for name in ("plugins", "versions", "timings"))
-    versions = {"interpkit": manifest.get("interpkit", "?"), **versions}
+    versions = {"interpkit": manifest.interpkit or "?", **manifest.versions}
     facts = {
         "Classifier": target.name,
-        "Its file": model["path"] or "none: it was wrapped in memory",
-        "Its sha256": model["sha256"] or "",
+        "Its file": model.path or "none: it was wrapped in memory",
+        "Its sha256": model.sha256 or "",
         "It takes": f"{shape}, {target.num_classes:,} classes",
-        "Presets": ", ".join(map(str, manifest.get("presets") or [])),
+        "Data": ", ".join(f"{place} {data.path} (sha256 {data.sha256})" for place, data in manifest.data.items()),
+        "Presets": ", ".join(manifest.presets or []),
         "Method": recipe.inverter.name,
         "Conditioner": recipe.conditioner.name if recipe.conditioner else "",
         "Generator": recipe.generator.name if recipe.generator else "",
         "Losses": terms,
         "Training": f"{inversion.steps_done:,} of {recipe.steps:,} steps of {recipe.batch_size} images",
         "Seed": str(recipe.seed),
-        "Machine": f"{manifest.get('device', '?')}, {manifest.get('precision', '?')}",
-        "Training took": f"{timings.get('training_seconds', '?')} s",
-        "Begun": str(manifest.get("created", "")),
+        "Machine": f"{manifest.device or '?'}, {manifest.precision or '?'}",
+        "Training took": f"{manifest.timings.get('training_seconds', '?')} s",
+        "Begun": manifest.created,
         "Versions": ", ".join(f"{name} {number}" for name, number in versions.items()),
-        "Plugins": ", ".join(f"{name} {_table(plugin).get('version', '?')}" for name, plugin in plugins.items()),
+        "Plugins": ", ".join(f"{name} {plugin.version or '?'}" for name, plugin in manifest.plugins.items()),
     }
     return {name: value for name, value in facts.items() if value}
 
 
-def _table(value: Any) -> dict[str, Any]:
-    return value if isinstance(value, dict) else {}
-
-
-def _command(run: Run, options: TargetOptions, manifest: dict[str, Any]) -> str:
+def _command(run: Run, options: TargetOptions, manifest: Manifest) -> str:
     """Return the command that repeats the run; what a file may not grant, the user types again."""
-    path = manifest["model"]["path"]
+    path = manifest.model.path
     config = (run / "recipe.toml").absolute()
     if path is None:
         return f"interpkit.invert(target, config={str(config)!r})"
-    words_ = ["interpkit", "invert", path, "--config", str(config)]
-    words_ += ["--arch", options.arch] if options.arch and options.arch.startswith("py:") else []
-    words_ += ["--trust"] if options.trust else []
-    return shlex.join(words_)
+    words = ["interpkit", "invert", path, "--config", str(config)]
+    words += ["--arch", options.arch] if options.arch and options.arch.startswith("py:") else []
+    words += ["--trust"] if options.trust else []
+    return shlex.join(words)

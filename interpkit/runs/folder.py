@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import logging
 import math
 import shlex
@@ -11,28 +13,27 @@ from pathlib import Path
 from typing import Any
 
 import pydantic
-import torch
-from torch import Tensor
 
 from interpkit._version import __version__
 from interpkit.config import schemas
 from interpkit.config.recipe import Recipe, read_toml, validated
+from interpkit.config.schemas import Manifest
 from interpkit.errors import DISTRIBUTION, ModelError, PluginError, RunError, UsageError, listed, upgrade
-from interpkit.evaluation import scoring
 from interpkit.evaluation.warnings import invalid
-from interpkit.interfaces.generation import Conditioner, Generator
+from interpkit.interfaces import contracts
 from interpkit.interfaces.inversions import Inversion
-from interpkit.interfaces.samples import Samples, to_unit
+from interpkit.interfaces.samples import Samples
 from interpkit.interfaces.targets import Target
-from interpkit.inversion.results import GeneratorInversion, ImageInversion
+from interpkit.inversion.results import GENERATOR_FILE
 from interpkit.io import strict_json
-from interpkit.io.atomic import read_tensors, sha256, to_json, write_atomically, write_tensors
+from interpkit.io.atomic import sha256, to_json, write_atomically, write_tensors
 from interpkit.io.locking import only_writer
 from interpkit.io.safe_load import load_plain
-from interpkit.plugins import architectures, assembly, loading
+from interpkit.plugins import assembly, loading
 from interpkit.plugins.discovery import installed
 from interpkit.plugins.registry import Entry
-from interpkit.runs.manifest import SCHEMA, conditions, describe
+from interpkit.runs.manifest import SCHEMA, conditions, describe, used_data
+from interpkit.runs.stored import StoredRun
 from interpkit.runtime import environment
 from interpkit.runtime.recorder import StepRecord
 
@@ -44,50 +45,51 @@ class Run:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self._manifest: Manifest | None = None
 
     def __truediv__(self, name: str) -> Path:
         return self.folder / name
 
     @classmethod
     def create(cls, folder: Path, *, force: bool = False) -> Run:
-        """Take a folder for a new run; with ``force``, another run's files there are removed.
+        """Prepare a folder for a new run; with ``force``, the files of another run there are removed.
 
         Raises:
             RunError: it holds another run, or files of the user's that a run would overwrite.
         """
         run = cls(folder)
-        there = [name for name in FILES if (run / name).exists()]
-        if there and "manifest.json" not in there:
+        present = [name for name in FILES if (run / name).exists()]
+        if present and "manifest.json" not in present:
             raise RunError(
-                f"{folder} is no run, and holds {listed(there)}, which a run would overwrite: name another folder by "
+                f"{folder} is no run, and holds {listed(present)}, which a run would overwrite: name another folder by "
                 f"--out."
             )
-        if there and not force and run.is_begun():
+        if present and not force and run.has_started():
             raise RunError(
                 f"{folder} holds another run: go on with it by --resume, replace it by --force, or name "
                 f"another folder by --out."
             )
-        if there:
+        if present:
             try:
-                run.manifest()
+                present += run._own_files()
             except RunError as error:
                 raise RunError(
                     f"{error} It may be no run, so --force removes nothing there: use another --out."
                 ) from error
-        for name in sorted(there, key="manifest.json".__eq__):  # that comes last: until then the folder is a run
+        for name in sorted(present, key="manifest.json".__eq__):  # that comes last: until then the folder is a run
             (run / name).unlink()
-        return run
+        return cls(folder)
 
-    def is_begun(self) -> bool:
+    def has_started(self) -> bool:
         """Say whether there is a run; one that was killed before its second file was written is none yet."""
         if [name for name in FILES if (self / name).exists()] != ["manifest.json"]:
             return (self / "manifest.json").exists()
         try:
-            return self.manifest().get("status") != "running"
+            return self.manifest().status != "running"
         except RunError:
             return True
 
-    def held(self) -> AbstractContextManager[None]:
+    def locked(self) -> AbstractContextManager[None]:
         """Keep other processes from writing the run, for a block; see `interpkit.io.locking.only_writer`."""
         return only_writer(self.folder, FILES)
 
@@ -105,21 +107,19 @@ class Run:
 
     # ------------------------------------------------------------------------------------- reading
 
-    def manifest(self) -> dict[str, Any]:
-        """Read manifest.json.
+    def manifest(self) -> Manifest:
+        """Return manifest.json, which is read once.
 
         Raises:
             RunError: it is torn, or of a newer schema.
         """
-        manifest = self._read_json("manifest.json")
-        fault = _fault(schemas.Manifest, manifest)
-        unsaid = {"model": "which classifier was inverted", "plugins": "which plugins the run was made with"}
-        if fault is not None and fault.partition(".")[0].partition(":")[0] in unsaid:
-            what = unsaid[fault.partition(".")[0].partition(":")[0]]
-            raise RunError(f"{self / 'manifest.json'} does not say {what} ({fault}). Run it anew.")
-        if fault is not None:
-            raise RunError(f"{self / 'manifest.json'} is not as interpkit writes it ({fault}). Run it anew.")
-        return manifest
+        if self._manifest is None:
+            value = self._read_json("manifest.json")
+            try:
+                self._manifest = Manifest.model_validate(value)
+            except pydantic.ValidationError as error:
+                raise RunError(f"{self / 'manifest.json'} {_manifest_fault(error)}. Run it anew.") from error
+        return self._manifest
 
     def metrics(self) -> dict[str, Any]:
         """Read metrics.json.
@@ -128,11 +128,16 @@ class Run:
             RunError: it is torn, or of a newer schema.
         """
         metrics = self._read_json("metrics.json")
-        fault = _fault(schemas.Metrics, metrics) or invalid(metrics)
+        fault = None
+        try:
+            schemas.Metrics.model_validate(metrics)
+            fault = invalid(metrics)
+        except pydantic.ValidationError as error:
+            fault = _fault(error)
         if fault is not None:
             raise RunError(
-                f'{self / "metrics.json"} is not as interpkit writes it ({fault}). Write {{"schema": {SCHEMA}}} into '
-                f"it, and measure anew by interpkit evaluate."
+                f"{self / 'metrics.json'} is not as interpkit writes it ({fault}). Write "
+                f'{{"schema": {SCHEMA}}} into it, and measure again by interpkit evaluate.'
             )
         return metrics
 
@@ -155,12 +160,12 @@ class Run:
 
     def recipe(self) -> Recipe:
         """Read recipe.toml; a name that another plugin has come to use as well means what it meant in the run."""
-        made_with = self.manifest().get("plugins", {}).values()
+        made_with = self.manifest().plugins.values()
 
         def meant(entry: Entry) -> bool:
             return any(
-                entry.package == _package(facts) and entry.name in facts.get("used", {}).get(entry.kind, ())
-                for facts in made_with
+                entry.package == plugin.distribution and entry.name in plugin.used.get(entry.kind, ())
+                for plugin in made_with
             )
 
         try:
@@ -172,7 +177,7 @@ class Run:
         try:
             return validated(Recipe, layer, str(self / "recipe.toml"))
         except UsageError as error:
-            written_by = self.manifest().get("interpkit") or __version__
+            written_by = self.manifest().interpkit or __version__
             if written_by == __version__:
                 raise
             raise UsageError(
@@ -227,18 +232,21 @@ class Run:
         """
         plugins = installed()
         plugins.check_files(self.recipe().plugin_files or [], str(self.folder))
-        for name, facts in self.manifest().get("plugins", {}).items():
-            for kind, names in facts.get("used", {}).items():
+        for name, plugin in self.manifest().plugins.items():
+            for kind, names in plugin.used.items():
                 missing = next((used for used in names if not plugins.registry.has(kind, used)), None)
                 if missing is None:
                     continue
                 plugins.raise_if_broken(name)
-                package, version = _package(facts), facts["version"]
                 here = plugins.found.get(name)
                 state = f"is of version {here.version} here and has none" if here else "is not installed here"
                 raise PluginError(
                     f"{self.folder} takes the {kind} {missing!r} of the plugin {name!r}, which {state}"
-                    + (f": pip install {package}=={version}" if package and version else ".")
+                    + (
+                        f": pip install {plugin.package}=={plugin.version}"
+                        if plugin.package and plugin.version
+                        else "."
+                    )
                 )
 
     def load_target(self, model: Path | None = None, *, arch: str | None = None, trust: bool = False) -> Target:
@@ -254,8 +262,8 @@ class Run:
             ModelError: it is gone, or its content is not what it was (unless ``model`` names the file).
         """
         self.check_plugins()
-        recorded = self.manifest()["model"]
-        path = model or (Path(recorded["path"]) if recorded["path"] else None)
+        recorded = self.manifest().model
+        path = model or (Path(recorded.path) if recorded.path else None)
         if path is None:
             raise RunError(
                 f"{self.folder} inverted a classifier that was wrapped in memory: pass it as "
@@ -271,7 +279,7 @@ class Run:
             )
         options = options.model_copy(update={"trust": trust, "arch": arch or options.arch})
         # Not hashed before a loader knows it: a manifest may name a folder such as the root of all.
-        if model is None and path.exists() and loading.loader_of(path) and sha256(path) != recorded["sha256"]:
+        if model is None and path.exists() and loading.loader_of(path) and sha256(path) != recorded.sha256:
             raise ModelError(
                 f"{path} is not what it was when {self.folder} was made (its sha256 differs). "
                 f"Name the right file by --model PATH."
@@ -279,50 +287,20 @@ class Run:
         return loading.load(path, options)
 
     def load(self, target: Target | None = None, model: Path | None = None, **typed: Any) -> Inversion:
-        """Load the inversion: target, history, and the generator and conditioner or the finished images.
+        """Load the inversion: target, history, and what the inverter makes of the files of its own.
 
         Raises:
             RunError: the run is not finished, or a file does not fit the others.
+            PluginError: the inverter cannot load it.
         """
         if target is None:
             target = self.load_target(model, **typed)
         else:
             self.check_plugins()
-        recipe = self.recipe()
-        if "generator" not in installed().component("inverter", recipe.inverter.name).needs:
-            images, labels, _ = scoring.read_images(self / "samples.safetensors", target)
-            return ImageInversion(target, recipe, self.history(recipe), to_unit(images, target), labels)
-        missing = f"{self.folder} has no generator.safetensors: go on with the run by --resume."
-        weights = read_tensors(self / "generator.safetensors", missing)
-        try:
-            with torch.device("meta"):  # compared without memory first, of which a recipe may ask for any amount
-                self._build(recipe, target, weights)
-        except RunError:
-            raise
-        except Exception:
-            log.debug("a part cannot be built without memory", exc_info=True)
-        conditioner, generator = self._build(recipe, target, weights)
-        for prefix, part in (("generator.", generator), ("conditioner.", conditioner)):
-            part.load_state_dict(_under(prefix, weights))
-            part.eval()
-        conditioner.progress = 1.0
-        return GeneratorInversion(target, recipe, self.history(recipe), generator, conditioner)
-
-    def _build(self, recipe: Recipe, target: Target, weights: Mapping[str, Tensor]) -> tuple[Conditioner, Generator]:
-        """Build the conditioner and the generator.
-
-        Raises:
-            RunError: the recipe names none, or the weights are of others.
-        """
-        conditioner, generator = assembly.build_generator(recipe, target, installed())
-        if generator is None or conditioner is None:
-            raise RunError(f"{self / 'recipe.toml'} names no generator, and {recipe.inverter.name} takes one.")
-        for prefix, part in (("generator.", generator), ("conditioner.", conditioner)):
-            difference = architectures.mismatch(part.state_dict(), _under(prefix, weights))
-            if difference:
-                path = self / "generator.safetensors"
-                raise RunError(f"{path} does not fit the recipe beside it: {difference}.")
-        return conditioner, generator
+        recipe, manifest = self.recipe(), self.manifest()
+        empty = {int(label): reason for label, reason in manifest.empty.items() if int(label) < target.num_classes}
+        stored = StoredRun(self.folder, target, recipe, self.history(recipe), manifest.files, empty)
+        return contracts.loaded_inversion(assembly.inverter(recipe, installed()), stored)
 
     # ------------------------------------------------------------------------------------- writing
 
@@ -335,27 +313,36 @@ class Run:
         """See that a recipe differs from the run's own in nothing but its length.
 
         Raises:
-            RunError: the recipe or the classifier is another.
+            RunError: the recipe, the classifier, or data that a component reads is another.
         """
-        here = self.recipe()
+        here, manifest, data = self.recipe(), self.manifest(), used_data(recipe, target)
         free = {"steps", "checkpoint_every", "micro_batch", "compile", "fall_back", "plugin_files"}
         old, new = (r.model_dump(exclude=free, mode="json") for r in (here, recipe))
-        for facts in (old, new):  # of the classifier, how it is called does not matter
-            told = facts.pop("target").items()
-            facts |= {f"target.{name}": value for name, value in told if name not in ("path", "arch", "trust")}
+        for settings in (old, new):  # where the classifier and the data are does not matter
+            for place in data.keys() & manifest.data.keys():
+                table = functools.reduce(lambda inner, key: inner.get(key) or {}, place.split(".")[:-1], settings)
+                table.pop("data", None)
+            facts = settings.pop("target").items()
+            settings |= {f"target.{name}": value for name, value in facts if name not in ("path", "arch", "trust")}
         differing = [f"{name} ({old[name]} there)" for name in old if old[name] != new[name]]
         if differing:
             raise RunError(
                 f"{self.folder} was begun with another recipe: {', '.join(differing)}. To go on with its own, "
                 f"give --resume without --plugin and settings; for a new run, another --out."
             )
-        recorded = self.manifest()["model"]
-        if target.origin is not None and recorded["sha256"] != sha256(target.origin):
-            raise RunError(f"{self.folder} inverts another classifier ({recorded['path']}). Use another --out.")
+        if target.origin is not None and manifest.model.sha256 != sha256(target.origin):
+            raise RunError(f"{self.folder} inverts another classifier ({manifest.model.path}). Use another --out.")
+        for place, now in data.items():
+            if place in manifest.data and manifest.data[place].sha256 != now["sha256"]:
+                raise RunError(
+                    f"{now['path']}, the data of {place}, has changed since {self.folder} was begun: the sha256 of its "
+                    f"images and labels differs. Restore it, name it by --set {place}=DATA if it has moved, or begin "
+                    f"another run by another --out."
+                )
         if recipe.steps < here.steps:
             raise RunError(f"{self.folder} has {here.steps} steps; --steps {recipe.steps} cannot shorten it.")
 
-    def go_on(self, recipe: Recipe, target: Target) -> None:
+    def resume(self, recipe: Recipe, target: Target) -> None:
         """Take the run up again, under a recipe that `check_same` has passed.
 
         Where what decides the numbers has changed, the manifest says how it is now, and in ``moves`` how it was.
@@ -365,46 +352,77 @@ class Run:
         changes: dict[str, Any] = {}
         changed = self.changed_since(recipe, target)
         if changed:
-            moves = self.manifest().get("moves", [])
             move = {"after_step": step, "was": {name: was for name, (was, _) in changed.items()}}
-            changes = {**conditions(recipe, target), "moves": [*(moves if isinstance(moves, list) else []), move]}
+            changes = {**conditions(recipe, target), "moves": [*self.manifest().moves, move]}
+        if self.manifest().data:  # the same images, maybe in another place
+            places = assembly.data_options(recipe, installed())
+            changes["data"] = {
+                name: {"path": str(places[name].data), "sha256": was.sha256}
+                for name, was in self.manifest().data.items()
+                if name in places
+            }
         write_atomically(self / "recipe.toml", recipe.to_toml())
         self.note(**changes, status="running", resumed_from=step)
 
     def changed_since(self, recipe: Recipe, target: Target) -> dict[str, tuple[Any, Any]]:
-        """Return what decides the numbers here and is another than the manifest says, and tell of it in one line."""
-        changed = environment.changed(self.manifest(), conditions(recipe, target))
+        """Return what decides the numbers and is another here than the manifest says, and log it in one line."""
+        manifest = self.manifest()
+        changed = environment.changed(manifest.to_dict(), conditions(recipe, target))
+        if manifest.data:
+            for place, now in used_data(recipe, target).items():
+                was = manifest.data.get(place)
+                if was is not None and was.sha256 != now["sha256"]:
+                    changed[place] = (f"{was.path} {was.sha256:.8}", f"{now['path']} {now['sha256']:.8}")
         if changed:
-            told = listed(f"{name} {was!r:.40} -> {here!r:.40}" for name, (was, here) in changed.items())
-            log.warning("%s was computed otherwise than here, so the numbers may differ: %s", self.folder, told)
+            facts = listed(f"{name} {was!r:.40} -> {here!r:.40}" for name, (was, here) in changed.items())
+            log.warning("%s was computed otherwise than here, so the numbers may differ: %s", self.folder, facts)
         return changed
 
     def note(self, **facts: Any) -> None:
         """Change entries of the manifest."""
-        self._write_manifest(self.manifest() | facts)
+        self._write_manifest(self.manifest().to_dict() | facts)
 
-    def _write_manifest(self, manifest: Mapping[str, Any]) -> None:
-        write_atomically(self / "manifest.json", to_json(manifest))
+    def write_files(self, inversion: Inversion) -> None:
+        """Write the files of the inversion's own, each as a whole, and list them in the manifest with their sha256.
+
+        Raises:
+            PluginError: a name is not a file name, or is the run's own.
+            RunError: a file of that name is the user's.
+        """
+        files = contracts.files(inversion, RESERVED)
+        before = self._own_files()
+        for name in files:
+            if name not in (*FILES, *self.manifest().files) and (self / name).exists():
+                raise RunError(f"{self / name} is not of this run, which would overwrite it: move it, and --resume.")
+        # Listed first: a run that is killed in between knows the files as its own.
+        self.note(files={name: hashlib.sha256(content).hexdigest() for name, content in files.items()})
+        for name, content in files.items():
+            write_atomically(self / name, content)
+        for name in set(before) - files.keys():
+            (self / name).unlink()
+
+    def _own_files(self) -> list[str]:
+        """Return the files of the inversion's own that are as the manifest says; it may name what is the user's."""
+        files = {name: known for name, known in self.manifest().files.items() if name.lower() not in FILES}
+        return [name for name, known in files.items() if (self / name).is_file() and sha256(self / name) == known]
+
+    def _write_manifest(self, facts: Mapping[str, Any]) -> None:
+        self._manifest = Manifest.model_validate(facts)
+        write_atomically(self / "manifest.json", to_json(facts))
 
 
-def _under(prefix: str, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): tensor for name, tensor in weights.items() if name.startswith(prefix)}
+def _manifest_fault(error: pydantic.ValidationError) -> str:
+    """Return what is wrong with a manifest, as the end of a sentence."""
+    fault = _fault(error)
+    missing = {"model": "which classifier was inverted", "plugins": "which plugins the run was made with"}
+    what = missing.get(str(error.errors()[0]["loc"][0]))
+    return f"is not as interpkit writes it ({fault})" if what is None else f"does not say {what} ({fault})"
 
 
-def _package(facts: Mapping[str, Any]) -> Any:
-    """Return the package of a plugin in a manifest; early manifests say interpkit where pip says network-inversion."""
-    package = facts.get("package")
-    return DISTRIBUTION if package == "interpkit" else package
-
-
-def _fault(model: type[pydantic.BaseModel], value: Any) -> str | None:
-    """Return the first thing in a file that is not as it should be; None if all is."""
-    try:
-        model.model_validate(value)
-    except pydantic.ValidationError as error:
-        fault = error.errors()[0]
-        return f"{'.'.join(map(str, fault['loc'])):.100}: {fault['msg'][:1].lower()}{fault['msg'][1:]:.100}"
-    return None
+def _fault(error: pydantic.ValidationError) -> str:
+    """Return the first thing in a file that is not as it should be, with where it stands."""
+    fault = error.errors()[0]
+    return f"{'.'.join(map(str, fault['loc'])):.100}: {fault['msg'][:1].lower()}{fault['msg'][1:]:.100}"
 
 
 def write_samples(samples: Samples, path: Path) -> None:
@@ -425,7 +443,9 @@ FILES = (
     "profile.json",
     "checkpoint",
 )
-"""All that interpkit itself puts into a run folder."""
+"""All that interpkit itself puts into a run folder, beside the files of an inversion's own and folders."""
+RESERVED = {*FILES, "attributions"} - {GENERATOR_FILE}
+"""Names that no file of an inversion's own may have; a generator's weights are one."""
 
 
 def refuse_run_files(path: Path) -> None:

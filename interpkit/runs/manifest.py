@@ -25,7 +25,7 @@ def used_plugins(recipe: Recipe, target: Target) -> dict[str, Any]:
     loader = loading.loader_of(target.origin) if target.origin else None
     if loader is not None:
         owners["loader", loader.name] = loader.owner
-    found: dict[str, Any] = {}
+    used_by: dict[str, Any] = {}
     for plugin in plugins.found.values():
         facts = {"package": plugin.package, "version": plugin.version, "status": plugin.status}
         if plugin.file is not None:
@@ -33,13 +33,23 @@ def used_plugins(recipe: Recipe, target: Target) -> dict[str, Any]:
         used: dict[str, list[str]] = {}
         for kind, name in (key for key, owner in owners.items() if owner == plugin.name):
             used.setdefault(kind, []).append(name)
-        found[plugin.name] = facts | {"used": used}
-    return found
+        used_by[plugin.name] = facts | {"used": used}
+    return used_by
+
+
+def used_data(recipe: Recipe, target: Target) -> dict[str, dict[str, str]]:
+    """Return for a manifest what images the components of a resolved recipe read, by where the recipe names them.
+
+    Raises:
+        UsageError: they cannot be read.
+    """
+    data = assembly.data_options(recipe, installed())
+    return {place: options.record(target) for place, options in data.items() if options.data is not None}
 
 
 def describe(recipe: Recipe, target: Target) -> dict[str, Any]:
     """Return the manifest of a run: all that decides it beside the recipe, and where it was made."""
-    path = target.origin
+    path, data = target.origin, used_data(recipe, target)
     return {
         "schema": SCHEMA,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -49,6 +59,7 @@ def describe(recipe: Recipe, target: Target) -> dict[str, Any]:
             "sha256": sha256(path) if path else None,
         },
         **conditions(recipe, target),
+        **({"data": data} if data else {}),
         "precision": recipe.precision,
         "resumed_from": None,
         "steps_done": 0,

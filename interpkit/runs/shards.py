@@ -11,7 +11,6 @@ the whole one.
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import json
 import logging
@@ -25,7 +24,7 @@ from typing import Any
 import numpy as np
 import safetensors
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from interpkit._version import __version__
 from interpkit.config import schemas
@@ -33,9 +32,8 @@ from interpkit.errors import RunError, UsageError, install_extra, listed
 from interpkit.evaluation.scoring import judge
 from interpkit.interfaces.inversions import Inversion
 from interpkit.interfaces.samples import MAX_PROBABILITIES
-from interpkit.inversion.results import GeneratorInversion, ImageInversion
 from interpkit.io import strict_json
-from interpkit.io.atomic import inner_folder, replacing, to_json, write_atomically
+from interpkit.io.atomic import digest, inner_folder, replacing, to_json, write_atomically
 from interpkit.io.locking import only_writer
 from interpkit.runs.shard_formats import FORMATS, Shard
 from interpkit.runtime.distributed import Share
@@ -74,7 +72,7 @@ def write_shards(
         count: samples in all.
         shard_size: samples a file.
         accepted: only samples that the target puts in the class asked for (argmax); each is drawn again until it does.
-        labels: the classes; all that were inverted if left out.
+        labels: the classes; all that have images if left out.
         seed: of the samples; the recipe's if left out.
         dropout: keep the generator's dropout on; as the recipe says if left out.
         format: ``safetensors``, with the tensors of a run's samples.safetensors; ``webdataset``, tar files with a PNG
@@ -119,9 +117,9 @@ class ShardJob:
 
     Attributes:
         shards: how many there are in all.
-        there: how many are there.
+        done: how many are written.
         todo: the numbers of those that this process has still to make.
-        bytes_needed: what those that are not there yet take on the disk, of all processes, at most about.
+        bytes_needed: what the missing ones take on the disk, of all processes, at most about.
     """
 
     def __init__(
@@ -147,11 +145,11 @@ class ShardJob:
             raise UsageError(f"the format {format} takes the package {package}: {install_extra(format)}.")
         recipe = inversion.recipe
         self.classes = inversion.choose(labels)
-        inversion.check_there_are(self.classes, count)
-        if accepted and isinstance(inversion, ImageInversion):
+        inversion.check_count(self.classes, count)
+        if accepted and inversion.images_per_class is not None:
             raise UsageError(
-                f"{recipe.inverter.name} made {len(inversion.images)} images and no generator, so none can be drawn "
-                f"again until it is accepted. Write them all, and keep those with the confidence you want."
+                f"{recipe.inverter.name} made a fixed number of images, so none can be drawn again until it is "
+                f"accepted. Write them all, and keep those with the confidence you want."
             )
         self.inversion, self.folder = inversion, folder
         self.count, self.shard_size, self.accepted = count, shard_size, accepted
@@ -173,12 +171,12 @@ class ShardJob:
             "chunk": recipe.sampling.chunk,
             "format": format,
             "device": inversion.device.type,
-            "generator_sha256": _digest(_made_from(inversion)),
-            "target_sha256": _digest(inversion.target.state_dict()),
+            "generator_sha256": inversion.fingerprint(),
+            "target_sha256": digest(inversion.target.state_dict()),
         }
         self._see_that_it_fits()
         missing = [number for number in range(self.shards) if self._facts_of(number) is None]
-        self.there = self.shards - len(missing)
+        self.done = self.shards - len(missing)
         self.todo = [number for number in missing if number % self.share.size == self.share.rank]
         self.bytes_needed = sum(map(self.images_in, missing)) * self._bytes_each()
 
@@ -234,11 +232,11 @@ class ShardJob:
             RunError: it holds something else.
         """
         visible = self.folder.glob("[!.]*")
-        there = sorted(path.name for path in itertools.islice(visible, 4))
+        names = sorted(path.name for path in itertools.islice(visible, 4))
         if not (self.folder / "index.json").exists():
-            if there:
+            if names:
                 raise RunError(
-                    f"{self.folder} holds {listed(there, 3)} and no index.json of shards: name a new folder."
+                    f"{self.folder} holds {listed(names, 3)} and no index.json of shards: name a new folder."
                 )
             return
         index = self._read_index()
@@ -281,10 +279,10 @@ class ShardJob:
         try:
             facts = strict_json.parse(strict_json.read_text(self.folder / ".shards" / f"{number:06d}.json"))
             schemas.ShardFacts.model_validate(facts)
-            there = (self.path(number).name, self.images_in(number), self.path(number).stat().st_size)
+            on_disk = (self.path(number).name, self.images_in(number), self.path(number).stat().st_size)
         except (OSError, ValueError):
             return None
-        whole = (facts["file"], facts["count"], facts["bytes"]) == there
+        whole = (facts["file"], facts["count"], facts["bytes"]) == on_disk
         rows = facts["per_class"]
         counted = sum(images for images, _, _ in rows.values()) == facts["count"] and all(
             int(label) < self.inversion.target.num_classes and 0 <= images <= tries < 2**53 and 0 <= accepted <= tries
@@ -322,14 +320,14 @@ class ShardJob:
             kept = right.nonzero()[:, 0] if self.accepted else torch.arange(size)
             filled, at = map(torch.from_numpy, np.unique(tries[kept].numpy(), return_index=True))
             is_open[filled] = False
-            asked = filled < wanted
-            filled, taken = filled[asked], kept[at[asked]]
+            needed = filled < wanted
+            filled, rows_kept = filled[needed], kept[at[needed]]
             for name, values in samples.tensors().items():
                 if chunk == 0:
                     tensors[name] = values.new_empty((wanted, *values.shape[1:]))
-                tensors[name][filled] = values[taken]
-            counted = torch.arange(size) if self.accepted else taken
-            for column, labelled in enumerate((taken, counted, counted[right[counted]])):
+                tensors[name][filled] = values[rows_kept]
+            counted = torch.arange(size) if self.accepted else rows_kept
+            for column, labelled in enumerate((rows_kept, counted, counted[right[counted]])):
                 tally[:, column] += samples.labels[labelled].bincount(minlength=len(tally))
             made(len(filled))
             if not is_open[:wanted].any():
@@ -413,23 +411,6 @@ class ShardJob:
         pixels = math.prod(shape) * (1 if len(shape) == 3 else 4)
         each, a_probability = self.format.overhead
         return pixels + each + a_probability * (classes if classes <= MAX_PROBABILITIES else 0)
-
-
-def _made_from(inversion: Inversion) -> dict[str, Tensor]:
-    """Return what decides the images: the weights of generator and conditioner, or the finished images."""
-    if isinstance(inversion, GeneratorInversion):
-        parts: dict[str, nn.Module] = {"generator": inversion.generator, "conditioner": inversion.conditioner}
-        return {f"{part}.{name}": value for part, net in parts.items() for name, value in net.state_dict().items()}
-    assert isinstance(inversion, ImageInversion)
-    return {"images": inversion.images, "labels": inversion.labels}
-
-
-def _digest(tensors: dict[str, Tensor]) -> str:
-    digest = hashlib.sha256()
-    for name, tensor in sorted(tensors.items()):
-        digest.update(f"{name}\0{tensor.dtype}{tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
 
 
 def in_bytes(number: int) -> str:

@@ -1,16 +1,23 @@
-"""What an inverter promises."""
+"""What an inverter promises, and the inversion that it returns."""
 
 from __future__ import annotations
 
 import io
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from interpkit.errors import UsageError
+from interpkit.evaluation.scoring import draw_samples, sample_size
+from interpkit.interfaces import contracts
+from interpkit.interfaces.generation import Conditioner, Generator
 from interpkit.interfaces.inversions import Inversion
 from interpkit.interfaces.inverters import Inverter, Parts
 from interpkit.interfaces.targets import Target
+from interpkit.runs.folder import RESERVED, write_samples
+from interpkit.runs.stored import StoredRun
 from interpkit.runtime.random import global_seed
 from interpkit.runtime.recorder import Recorder
 from interpkit.testing import toy_models
@@ -26,6 +33,8 @@ SHORT = 6
 """Steps where nothing has to be learned."""
 STOP, SAVE = 3, 3
 """Steps after which a run is stopped, or saved."""
+HALF_A_LEVEL = 0.51 / 255
+"""By how much an image that is kept in 8 bits may differ."""
 
 
 class Kept(Recorder):
@@ -70,18 +79,46 @@ class Kept(Recorder):
 def run(
     cls: Any, target: Target, recorder: Recorder, *, device: torch.device = toy_models.CPU, **settings: Any
 ) -> Inversion:
-    """Run an inverter with plain parts."""
-    with target.frozen(device), global_seed(0, device):
-        few = {"per_class": PER_CLASS} if "per_class" in cls.Options.model_fields else {}
-        inverter: Inverter = cls(cls.Options(**few))
-        conditioner = toy_models.PlainConditioner(target.num_classes, target.input_shape)
+    """Run an inverter with plain parts, and with toy images where it reads data."""
+    with target.frozen(device), global_seed(0, device), toy_models.data_for(cls, target) as options:
+        if "per_class" in cls.Options.model_fields:
+            options["per_class"] = PER_CLASS
+        inverter: Inverter = cls(cls.Options(**options))
+        conditioner, generator = plain_parts(target)
         parts = Parts(
             conditioner if "conditioner" in cls.needs else None,
-            toy_models.PlainGenerator(conditioner.spec, target.input_shape) if "generator" in cls.needs else None,
+            generator if "generator" in cls.needs else None,
             {"plain": (1.0, toy_models.PlainLoss(target))} if "loss" in cls.needs else {},
         )
         recipe = toy_models.recipe_of(recorder.steps, device=device, **settings)
         return inverter.invert(target, recipe, parts, recorder)
+
+
+def plain_parts(target: Target) -> tuple[Conditioner, Generator]:
+    """Return the conditioner and the generator that inverters are checked with."""
+    conditioner = toy_models.PlainConditioner(target.num_classes, target.input_shape)
+    return conditioner, toy_models.PlainGenerator(conditioner.spec, target.input_shape)
+
+
+class PlainRun(StoredRun):
+    """A run folder of an inversion, whose recipe names the plain parts."""
+
+    def parts(self) -> tuple[Conditioner, Generator]:
+        """Build the plain parts."""
+        return plain_parts(self.target)
+
+
+def reloaded(cls: Any, inversion: Inversion) -> Inversion:
+    """Return an inversion as the inverter loads it from the files that a run folder keeps of it."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for file, content in contracts.files(inversion, RESERVED).items():
+            (folder / file).write_bytes(content)
+        samples = draw_samples(inversion, **sample_size(inversion))
+        write_samples(samples, folder / "samples.safetensors")
+        stored = PlainRun(folder, inversion.target, inversion.recipe, inversion.history, {}, inversion.empty)
+        with inversion.target.frozen():
+            return contracts.loaded_inversion(cls(cls.Options()), stored)
 
 
 def pictures(inversion: Inversion) -> Any:
@@ -117,7 +154,8 @@ def shapes(cls: Any) -> None:
     for shape, count in ((toy_models.TINY, 3), ((3, 32, 32), 2), ((5, 17, 40), 10), ((12,), 37)):
         target, where = toy_models.target_of(shape, count), f"for images of {shape} and {count} classes"
         try:
-            images, labels = pictures(run(cls, target, Recorder(2), labels=[0, count - 1]))
+            inversion = run(cls, target, Recorder(2), labels=[0, count - 1])
+            images, labels = pictures(inversion)
         except UsageError as error:
             refusal = refusal or str(error)
             continue
@@ -128,7 +166,8 @@ def shapes(cls: Any) -> None:
             f"{images.dtype}, {images.device}, {where}",
         )
         expect_unit(images, where)
-        expect(set(labels.tolist()) == {0, count - 1}, f"images of the classes {set(labels.tolist())}, {where}")
+        wanted = {0, count - 1} - inversion.empty.keys()
+        expect(set(labels.tolist()) == wanted, f"images of the classes {set(labels.tolist())}, {where}")
     expect(taken, f"it refuses every target tried; of the first it says: {refusal}")
 
 
@@ -142,7 +181,44 @@ def labels(cls: Any) -> None:
     """The recipe's labels are inverted."""
     inversion = run(cls, toy_models.tiny_target(), Recorder(2), labels=[2, 0])
     asked = pictures(inversion)[1].tolist()
-    expect(set(asked) == {0, 2}, f"of classes 0 and 2, images of {sorted(set(asked))}")
+    expect(set(asked) == {0, 2} - inversion.empty.keys(), f"of classes 0 and 2, images of {sorted(set(asked))}")
+
+
+@promised(
+    "empty",
+    by="inverter",
+    promise="a class of which it found no image is named in `empty`, with a reason in words, and only classes that the "
+    "recipe asks for are",
+    remedy="hand empty={label: 'why there is none'} to the inversion",
+)
+def empty(cls: Any) -> None:
+    """Empty classes have a reason."""
+    inversion = run(cls, toy_models.tiny_target(), Recorder(2))
+    for label, reason in inversion.empty.items():
+        expect(type(label) is int and 0 <= label < 3, f"empty names {label!r}, which was not asked for")
+        expect(isinstance(reason, str) and reason.strip(), f"class {label} is empty, and the reason is {reason!r}")
+
+
+@promised(
+    "loads",
+    by="inverter",
+    promise="from `files()` and its samples, `load` makes the same inversion again: its class, its classes and the "
+    "same images; the report can show its `sections()`",
+    remedy="give all that drawing needs in files(), and read it in Inverter.load by stored.read or stored.tensors",
+)
+def loads(cls: Any) -> None:
+    """It is loaded as it was."""
+    inversion = run(cls, toy_models.tiny_target(), Recorder(SHORT))
+    again = reloaded(cls, inversion)
+    expect(type(again) is type(inversion), f"a {type(inversion).__name__} is loaded as a {type(again).__name__}")
+    expect(again.classes == inversion.classes, f"the classes {inversion.classes} are loaded as {again.classes}")
+    expect(
+        same(pictures(inversion), pictures(again), tolerance=HALF_A_LEVEL), "its images are others once it is loaded"
+    )
+    one, other = (contracts.files(again, RESERVED) for _ in range(2))
+    expect(one == other, "files() gives other bytes the second time")
+    shown = [[section.title for section in contracts.sections(each)] for each in (inversion, again)]
+    expect(shown[0] == shown[1], f"the sections {shown[0]} are {shown[1]} once it is loaded")
 
 
 @promised(

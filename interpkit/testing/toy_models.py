@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import copy
 import math
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -19,6 +22,8 @@ from torch import Tensor, nn
 import interpkit
 from interpkit.config.recipe import Optimizer, Recipe
 from interpkit.errors import UsageError
+from interpkit.interfaces.components import Component
+from interpkit.interfaces.data import DataOptions
 from interpkit.interfaces.generation import Condition, Conditioner, ConditionSpec, Generator
 from interpkit.interfaces.inversions import Inversion
 from interpkit.interfaces.inverters import Parts
@@ -108,6 +113,18 @@ def _train(module: nn.Module, pictures: Pictures) -> None:
 def tiny_target() -> Target:
     """Return the classifier of 1 x 12 x 12 images and 3 classes; a fresh copy each time."""
     return target_of(TINY, 3)
+
+
+@contextmanager
+def data_for(cls: type[Component], target: Target) -> Iterator[dict[str, Any]]:
+    """Give the options by which a component reads toy images of the target's classes; none if it reads no data."""
+    if not issubclass(cls.Options, DataOptions):
+        yield {}
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        images, labels = Pictures(target.input_shape, target.num_classes).draw(6 * target.num_classes, 1)
+        np.savez(path := Path(folder) / "toy.npz", images=images.numpy(), labels=labels.numpy())
+        yield {"data": str(path)}
 
 
 def tiny_inversion() -> Inversion:

@@ -277,7 +277,7 @@ def test_a_file_is_loaded_applied_and_recorded_and_typed_again_for_the_run(
     record = {"path": str(plugin_file), "sha256": plugins.found["night"].sha256}
     recipe = read_toml(run / "recipe.toml")
     assert recipe["plugin_files"] == [record] and recipe["losses"]["dark"] == {"weight": 0.5, "power": 3.0}
-    manifest = Run.open(run).manifest()
+    manifest = Run.open(run).manifest().to_dict()
     assert manifest["presets"] == ["vecmat", "night"]
     assert manifest["plugins"]["night"] == {
         "package": "",
@@ -306,7 +306,7 @@ def test_a_file_is_loaded_applied_and_recorded_and_typed_again_for_the_run(
     assert repeated["losses"]["dark"]["power"] == 3.0  # the file's preset is not applied over its own run
     longer = cli("invert", tiny_model, "--out", run, "--resume", "--plugin", plugin_file, "--steps", "4")
     assert longer.exit_code == 0, longer.output
-    assert Run.open(run).manifest()["steps_done"] == 4
+    assert Run.open(run).manifest().steps_done == 4
 
     plugin_file.write_text(plugin_file.read_text() + "\n# another line\n")
     assert cli("sample", run, "--plugin", plugin_file, "--count", "1").exit_code == 0
@@ -441,7 +441,7 @@ def test_a_metric_that_cannot_be_built_leaves_the_run_whole(
 
     add_plugin(Faulty)
     run = interpkit.invert(tiny_target, out=tmp_path / "run", **quick(steps=1))
-    assert Run.open(tmp_path / "run").manifest()["status"] == "finished" and run.steps_done == 1
+    assert Run.open(tmp_path / "run").manifest().status == "finished" and run.steps_done == 1
     assert "the metric 'faulty' of the plugin 'mine' failed and is left out: RuntimeError: no ruler" in caplog.text
 
 

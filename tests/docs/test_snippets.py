@@ -28,9 +28,9 @@ from typer.testing import CliRunner
 from interpkit.attribution import export, faithfulness
 from interpkit.cli import app
 from interpkit.evaluation import scoring
+from interpkit.inversion import interpolation
 from interpkit.plugins import assembly
 from interpkit.plugins.discovery import Plugins, installed
-from interpkit.report import interpolation
 from interpkit.testing import toy_models
 
 ROOT = Path(__file__).parent.parent.parent

@@ -17,28 +17,14 @@ Python = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory, run_python: Python) -> Path:
+def site(install: Callable[[Path], Path]) -> Path:
     """A folder of its own that the package is installed into, beside the interpkit that is there."""
-    folder = tmp_path_factory.mktemp("site")
-    options = ["--quiet", "--no-deps", "--no-build-isolation", "--no-index", "--disable-pip-version-check"]
-    done = run_python("-m", "pip", "install", *options, "--target", folder, PACKAGE)
-    assert done.returncode == 0, done.stderr
+    folder = install(PACKAGE)
     assert sorted(path.name for path in folder.iterdir()) == [
         "interpkit_infogan",
         f"interpkit_infogan-{VERSION}.dist-info",
     ]
     return folder
-
-
-@pytest.fixture(scope="module")
-def interpkit_with(site: Path, run_python: Python, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
-    """Return a runner of the command line with the package installed; with ``gone=True``, without it."""
-    elsewhere = tmp_path_factory.mktemp("elsewhere")  # python -m looks for modules where it is run
-
-    def run(*arguments: str | Path, gone: bool = False) -> subprocess.CompletedProcess[str]:
-        return run_python("-m", "interpkit", *arguments, env={} if gone else {"PYTHONPATH": str(site)}, cwd=elsewhere)
-
-    return run
 
 
 @pytest.fixture(scope="module")
@@ -103,8 +89,8 @@ def test_such_a_run_is_evaluated_and_says_which_package_it_needs_once_that_is_go
     assert {path.name: path.read_bytes() for path in run.iterdir()} == before
 
 
-def test_its_own_tests_pass(site: Path, run_python: Python) -> None:
-    environment = {"PYTHONPATH": str(site), "PYTHONDONTWRITEBYTECODE": "1"}
+def test_its_own_tests_pass(python_path: str, run_python: Python) -> None:
+    environment = {"PYTHONPATH": python_path, "PYTHONDONTWRITEBYTECODE": "1"}
     done = run_python("-m", "pytest", "-q", "-p", "no:cacheprovider", cwd=PACKAGE, env=environment)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "passed" in done.stdout and "skipped" not in done.stdout

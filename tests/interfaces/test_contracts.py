@@ -114,9 +114,9 @@ def test_the_checkpoint_of_a_run_that_a_plugin_ends_is_kept_and_gone_on_from(
         interpkit.invert(tiny_model, out=run, **settings)
     assert "at step 9, the loss 'faulty' of the plugin 'mine' failed" in str(caught.value)
     assert f"The last good checkpoint, of step 8, is in {run}." in str(caught.value)
-    assert Run.open(run).manifest()["status"] == "failed"
+    assert Run.open(run).manifest().status == "failed"
     inversion = interpkit.invert(tiny_model, out=run, resume=True, **settings)  # the fault's ninth call is over
-    assert (inversion.steps_done, Run.open(run).manifest()["resumed_from"]) == (12, 8)
+    assert (inversion.steps_done, Run.open(run).manifest().resumed_from) == (12, 8)
 
 
 LOSS_METHODS: dict[str, tuple[dict[str, Any], str]] = {
@@ -280,7 +280,7 @@ def test_a_generator_that_fails_as_the_run_is_written_leaves_the_weights_and_say
     with pytest.raises(PluginError, match=r"after the last step, the generator 'faulty' .*only trains.*of step 12"):
         interpkit.invert(tiny_model, out=tmp_path / "run", **settings)
     run = Run.open(tmp_path / "run")
-    assert run.manifest()["status"] == "failed"
+    assert run.manifest().status == "failed"
     assert (run / "generator.safetensors").exists() and len(run.history(run.recipe())) == 3
 
 

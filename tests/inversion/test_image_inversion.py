@@ -66,7 +66,8 @@ def counted(tiny_target: Target) -> ImageInversion:
     """Return an inversion of 2 images of class 0, 4 of class 1 and 3 of class 2; all pixels of image i are i / 10."""
     labels = torch.tensor([1, 2, 1, 0, 1, 2, 2, 0, 1])
     images = (torch.arange(9) / 10).view(9, 1, 1, 1).expand(9, *tiny_target.input_shape)
-    return ImageInversion(tiny_target, Recipe(), [], images, labels)
+    recipe = Recipe.model_validate({"inverter": {"name": "noise", "per_class": 4}})
+    return ImageInversion(tiny_target, recipe, [], images, labels)
 
 
 def numbers(images: Tensor) -> list[int]:
@@ -120,9 +121,27 @@ def test_asking_for_more_than_there_are_says_how_many_there_are(
         counted.sample(**arguments)
 
 
-def test_a_class_without_an_image_is_told(tiny_target: Target) -> None:
-    with pytest.raises(RunError, match=r"no image of the classes \[1\]"):
+def test_no_option_is_named_that_the_inverter_does_not_have(tiny_target: Target) -> None:
+    inversion = ImageInversion(tiny_target, Recipe(), [], torch.rand(3, 1, 12, 12), torch.arange(3))
+    with pytest.raises(UsageError, match=r"class 0 has 1 images, not 2: .* Ask for fewer\.$"):
+        inversion.sample(2)
+
+
+def test_a_class_without_an_image_and_without_a_reason_is_refused(tiny_target: Target) -> None:
+    with pytest.raises(RunError, match=r"no image of the classes \[1\], and gave no reason.*empty="):
         ImageInversion(tiny_target, Recipe(), [], torch.rand(2, 1, 12, 12), torch.tensor([0, 2]))
+
+
+def test_an_empty_class_has_a_reason_and_the_others_are_sampled(tiny_target: Target) -> None:
+    images, labels = torch.rand(4, 1, 12, 12), torch.tensor([0, 2, 0, 2])
+    inversion = ImageInversion(tiny_target, Recipe(), [], images, labels, empty={1: "no input reaches it"})
+    assert (inversion.classes, inversion.images_per_class) == ([0, 2], 2)
+    assert inversion.sample()[1].tolist() == [0, 0, 2, 2]
+    with pytest.raises(UsageError, match=r"class 1 \(class 1\) is empty: no input reaches it"):
+        inversion.sample(labels=[0, 1])
+    with pytest.raises(UsageError, match=r"labels \[3\] were not inverted; this inversion has \[0, 2\]"):
+        inversion.sample(labels=[3])
+    assert inversion._repr_html_() and inversion.figure(per_class=2)
 
 
 # ------------------------------------------------------------------------------------------- on disk

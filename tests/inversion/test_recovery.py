@@ -77,7 +77,7 @@ def test_auto_goes_back_to_the_last_good_state_and_on_in_fp32(
         "in bf16 the term 'narrow' turned non-finite at step 26 (plugin 'mine'): "
         "going back to step 10, and on from there in fp32"
     ]
-    manifest = Run.open(tmp_path / "run").manifest()
+    manifest = Run.open(tmp_path / "run").manifest().to_dict()
     assert manifest["precision"] == "fp32"
     assert manifest["fell_back"]["after_step"] == 10
     assert "'narrow' turned non-finite" in manifest["fell_back"]["reason"]
@@ -102,7 +102,7 @@ def test_a_resumed_run_falls_back_where_the_whole_one_does(
     resumed = interpkit.invert(tiny_target, plugins, out=tmp_path / "run", resume=True, **settings)
     assert same_tensors(weights(whole), weights(resumed))
     assert all(Narrow.calls[: 26 - stop]) and not any(Narrow.calls[26 - stop :])
-    assert Run.open(tmp_path / "run").manifest()["precision"] == "fp32"
+    assert Run.open(tmp_path / "run").manifest().precision == "fp32"
 
 
 def test_bf16_that_was_typed_stops_with_advice(add_plugin: Add, tiny_target: interpkit.Target, quick: Quick) -> None:
@@ -206,7 +206,7 @@ def test_a_run_that_diverges_goes_back_and_on_at_a_lower_rate(
     places = [record.terms["steep"] for record in inversion.history]
     assert places[1] - places[0] == pytest.approx(-9 * 2e-3, rel=0.05)
     assert places[2] - places[1] == pytest.approx(-2e-3 - 9 * 0.6e-3, rel=0.05)  # step 10 itself was at the old one
-    manifest = Run.open(tmp_path / "run").manifest()
+    manifest = Run.open(tmp_path / "run").manifest().to_dict()
     assert manifest["lowered_rate"] == {"factor": 0.3, "after_step": 10, "reason": f"the term 'steep' {told}"}
     assert "fell_back" not in manifest
 
@@ -231,7 +231,8 @@ def test_a_resumed_run_lowers_the_rate_where_the_whole_one_does(
     resumed = interpkit.invert(tiny_target, plugins, out=tmp_path / "run", resume=True, **settings)
     assert before is not None
     assert same_tensors(weights(whole), weights(resumed))
-    assert Run.open(tmp_path / "run").manifest()["lowered_rate"]["after_step"] == 10
+    lowered = Run.open(tmp_path / "run").manifest().lowered_rate
+    assert lowered is not None and lowered["after_step"] == 10
 
 
 def test_what_fails_at_the_first_step_is_not_tried_again(
@@ -335,7 +336,7 @@ def test_the_same_step_is_taken_again_with_half_as_many_images_at_a_time(
     inversion = interpkit.invert(tiny_target, out=tmp_path / "run", **quick(losses={"hungry": 1.0}))
     assert inversion.steps_done == 12
     assert caplog.messages == ["out of memory at step 4: from here on with --micro-batch 4"]
-    assert Run.open(tmp_path / "run").manifest()["micro_batch"] == 4
+    assert Run.open(tmp_path / "run").manifest().micro_batch == 4
     assert len(Hungry.drawn) == 13
     assert torch.equal(Hungry.drawn[3], Hungry.drawn[4])  # once before and once after
     assert not torch.equal(Hungry.drawn[4], Hungry.drawn[5])

@@ -276,7 +276,7 @@ def test_a_recipe_asks_for_no_memory_before_it_is_compared_with_the_weights(
         made.append(tensor.device.type)
         return uniform(tensor, *arguments, **named)
 
-    target = interpkit.load_target(Run.open(run_copy).manifest()["model"]["path"])
+    target = interpkit.load_target(Run.open(run_copy).manifest().model.path)
     monkeypatch.setattr("torch.nn.init.kaiming_uniform_", noted)
     with pytest.raises(RunError, match="does not fit the recipe beside it"):
         interpkit.load_inversion(run_copy, target=target)

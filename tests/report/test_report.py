@@ -22,10 +22,11 @@ from PIL import Image
 from typer.testing import CliRunner, Result
 
 import interpkit
-from interpkit import Condition, ConditionSpec
+from interpkit import Condition, ConditionSpec, ImageInversion, PluginError, Recipe, Section, Strip
 from interpkit.cli import app
 from interpkit.evaluation.flatten import flattened
-from interpkit.report import curves, encode, interpolation
+from interpkit.evaluation.scoring import draw_samples
+from interpkit.report import curves, encode, render_report
 from interpkit.report import text as words
 from interpkit.runs.folder import Run
 
@@ -167,7 +168,7 @@ def test_every_control_has_a_name_and_every_heading_its_level(page: Page) -> Non
     for attributes, text in page.all("button"):
         assert text.strip() or attributes.get("aria-label")
     labels = "".join(text for _, text in page.all("label"))
-    assert all(word in labels for word in ("Class", "Order", "Morph", "only those"))
+    assert all(word in labels for word in ("Class", "Order", "Show", "only those"))
     assert page.all("html")[0][0]["lang"] == "en"
     assert [a["content"] for a, _ in page.all("meta") if a.get("name") == "viewport"]
     ids = [attributes["id"] for _, attributes, _ in page.elements if "id" in attributes]
@@ -373,7 +374,7 @@ def test_a_vector_is_drawn_as_bars_between_the_extremes_of_its_features() -> Non
     assert ((beyond == 255).sum(0)[[0, encode.BAR_WIDTH]]).tolist() == [encode.BAR_HEIGHT, 1]
 
 
-def test_a_run_of_one_class_or_of_a_strange_manifest_has_a_report(
+def test_a_run_of_one_class_or_of_another_releases_manifest_has_a_report(
     tmp_path: Path, tiny_model: Path, quick: Callable[..., dict[str, Any]]
 ) -> None:
     interpkit.invert(tiny_model, out=tmp_path / "run", **quick(steps=1, labels=[2]))
@@ -381,10 +382,12 @@ def test_a_run_of_one_class_or_of_a_strange_manifest_has_a_report(
     assert len(page.samples()) == 100 and [a["data-class"] for a, _ in page.all("section", "class")] == ["2"]
     assert len(page.all("img", "strip")) == 1 and "Asked for one class" in page.all("p", "verdict")[0][1]
     manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
-    strange = {"versions": None, "timings": {"training_seconds": "<s>"}, "presets": [3]}
-    (tmp_path / "run" / "manifest.json").write_text(json.dumps(manifest | strange))
+    for name in ("versions", "timings", "files", "presets"):
+        del manifest[name]
+    other = {"device": "<s>", "precision": "fp4", "novelty": [{"of": "another release"}]}
+    (tmp_path / "run" / "manifest.json").write_text(json.dumps(manifest | other))
     page = read(interpkit.write_report(tmp_path / "run"))
-    assert "<s> s" in [text for _, text in page.all("dd")] and not page.all("s")
+    assert "<s>, fp4" in [text for _, text in page.all("dd")] and not page.all("s")
 
 
 class Vectors(interpkit.Generator):
@@ -420,79 +423,78 @@ def test_vectors_are_shown_as_bars_beside_their_nearest(add_plugin: Callable[...
     assert page.all("pre")[0][1].startswith("interpkit.invert(target, config=")
 
 
-# ------------------------------------------------------------------------------------------ journeys
-
-
-class Shows(interpkit.Generator):
-    """Shows the condition's distribution at the left, and the latent's direction at the right."""
-
-    name = "shows"
-
-    def __init__(self) -> None:
-        super().__init__(ConditionSpec(3), (1, 1, 6))
-        self.latent_dim = 3
-        self.scale = torch.nn.Parameter(torch.ones(()))
-
-    def forward(self, latent: torch.Tensor, condition: Condition) -> torch.Tensor:
-        return torch.cat([condition.distribution, latent / 8 + 0.5], 1)[:, None, None] * self.scale
-
-
-@pytest.fixture
-def shown(quick: Callable[..., dict[str, Any]]) -> interpkit.GeneratorInversion:
-    target = interpkit.wrap(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(6, 3)), input_shape=(1, 1, 6))
-    inversion = interpkit.invert(target, **quick(steps=1, conditioner="vector"))
-    assert isinstance(inversion, interpkit.GeneratorInversion)
-    inversion.generator = Shows()
-    return inversion
-
-
-def test_a_walk_keeps_the_condition_and_turns_the_latent(shown: interpkit.GeneratorInversion) -> None:
-    walks = interpolation.walks(shown)
-    assert [(walk.start, walk.end) for walk in walks] == [(0, 0), (1, 1), (2, 2)]
-    for walk in walks:
-        left, latent = walk.images[:, 0, 0, :3], 8 * (walk.images[:, 0, 0, 3:] - 0.5)
-        assert torch.allclose(left, left[:1].expand(7, -1)) and left[0].argmax() == walk.start
-        unit = latent / latent.norm(dim=1, keepdim=True)
-        steps = (latent[1:] - latent[:-1]).norm(dim=1)
-        assert (steps > 0).all() and (unit[0] - unit[-1]).norm() > 0.1
-        both = torch.stack([latent[0], latent[-1]])  # what lies between two vectors lies in their plane
-        assert torch.linalg.matrix_rank(torch.cat([both, latent]), atol=1e-3) <= 2
-        with torch.no_grad():
-            says = shown.target(walk.images).softmax(1).max(1)
-        assert walk.predicted == says.indices.tolist()
-        assert walk.confidence == pytest.approx(says.values.tolist(), abs=1e-5)
-
-
-def test_a_morph_mixes_the_conditions_evenly_at_one_latent(shown: interpkit.GeneratorInversion) -> None:
-    morphs = interpolation.morphs(shown)
-    assert [(morph.start, morph.end) for morph in morphs] == [(0, 1), (0, 2), (1, 2)]
-    for morph in morphs:
-        mixed, latent = morph.images[:, 0, 0, :3], morph.images[:, 0, 0, 3:]
-        assert mixed[0].argmax() == morph.start and mixed[-1].argmax() == morph.end
-        even = torch.stack([torch.lerp(mixed[0], mixed[-1], k / 6) for k in range(7)])
-        assert torch.allclose(mixed, even, atol=1e-5)
-        assert torch.allclose(latent, morphs[0].images[0, 0, 0, 3:].expand(7, -1))
-
-
-def test_the_generator_is_left_as_it_was(shown: interpkit.GeneratorInversion) -> None:
-    shown.generator.train()
-    before = interpolation.walks(shown)
-    assert shown.generator.training
-    for one, other in zip(before, interpolation.walks(shown), strict=True):
-        assert torch.equal(one.images, other.images)
+# ------------------------------------------------------------------------------------------ sections
 
 
 def test_the_report_has_walks_and_morphs_of_a_generator_only(
     page: Page, tmp_path: Path, tiny_model: Path, quick: Callable[..., dict[str, Any]]
 ) -> None:
     alts = [attributes["alt"] for attributes, _ in page.all("img", "strip")]
-    assert [alt.startswith("Morph") for alt in alts] == [True] * 3 + [False] * 3
-    assert f"from {HOSTILE[0]} to {HOSTILE[1]}: the target says" in alts[0]
+    assert [" → " in alt for alt in alts] == [True] * 3 + [False] * 3
+    assert f"{HOSTILE[0]} → {HOSTILE[1]}: the target says" in alts[0]
     interpkit.invert(
         tiny_model, inverter="pixels", steps=2, out=tmp_path / "run", device="cpu", options={"pixels.per_class": 2}
     )
     other = read(tmp_path / "run" / "report.html")
     assert len(other.samples()) == 6 and not other.all("img", "strip")
+
+
+class Explained(ImageInversion):
+    """Images, one empty class, and sections of its own."""
+
+    shown: list[Section]
+
+    def sections(self) -> list[Section]:
+        return self.shown
+
+
+def explained(target: interpkit.Target, *shown: Section) -> Explained:
+    images, labels = torch.rand(4, 1, 12, 12), torch.tensor([0, 2, 0, 2])
+    inversion = Explained(target, Recipe(device="cpu"), [], images, labels, empty={1: "no <input> reaches it"})
+    inversion.shown = list(shown)
+    return inversion
+
+
+def test_the_report_shows_an_inversions_own_sections(tmp_path: Path, tiny_target: interpkit.Target) -> None:
+    strips = [Strip("A <b> → C", torch.rand(3, 1, 12, 12)), Strip("second", torch.rand(12, 1, 12, 12))]
+    rules = Section("Rules", "Why & how.", columns=("rule", "share"), rows=[("x < <i>3</i>", 0.25)])
+    run = explained(tiny_target, rules, Section("Paths", strips=strips)).save(tmp_path / "run")
+    page = read(run / "report.html")
+    assert [text for _, text in page.all("h2")][-4:-1] == ["Rules", "Paths", "How it was made"]
+    assert any("x < <i>3</i>" in text for _, text in page.all("td"))
+    first, second = (attributes for attributes, _ in page.all("img", "strip"))
+    assert first["alt"].startswith("A <b> → C: the target says class")
+    assert decode(first["src"]).shape[-1] == 3 * 12 and decode(second["src"]).shape[-1] == 12 * 12
+    (frames, *_) = page.all("ol", "of-3")
+    with tiny_target.frozen(), torch.no_grad():
+        sure = tiny_target(strips[0].images).softmax(1).amax(1).tolist()
+    assert frames[1].split()[:3] == [f"{share:.2f}" for share in sure]
+
+
+def test_the_report_says_why_a_class_is_empty(tmp_path: Path, tiny_target: interpkit.Target) -> None:
+    page = read(explained(tiny_target).save(tmp_path / "run") / "report.html")
+    assert "class 1: no <input> reaches it" in [text for _, text in page.all("li")]
+    assert len(page.samples()) == 4
+
+
+@pytest.mark.parametrize(
+    ("section", "fault"),
+    [
+        ("Rules", "sections\\(\\) returns Sections, not str"),
+        (Section("Rules", columns=("a", "b"), rows=[("one",)]), "a row of 'Rules' has 2 cells, not 1"),
+        (Section("Paths", strips=[Strip("p", torch.rand(13, 1, 12, 12))]), "shape \\(12, 1, 12, 12\\), not \\(13"),
+        (Section("Paths", strips=[Strip("p", torch.rand(0, 1, 12, 12))]), "shape \\(1, 1, 12, 12\\), not \\(0"),
+        (Section("Paths", strips=[Strip("p", torch.rand(1, 3, 12, 12))]), "the strip 'p' has the shape"),
+    ],
+    ids=["a text", "a short row", "too many images", "no image", "other images"],
+)
+def test_a_section_that_no_page_can_show_is_named(
+    tiny_target: interpkit.Target, tmp_path: Path, section: Any, fault: str
+) -> None:
+    run = explained(tiny_target).save(tmp_path / "run")
+    inversion = explained(tiny_target, section)
+    with pytest.raises(PluginError, match=fault):
+        render_report(Run.open(run), inversion, draw_samples(inversion), {})
 
 
 # ------------------------------------------------------------------------------ commands and faults

@@ -179,10 +179,10 @@ def test_light_and_dark_follow_the_system_until_one_chooses(report: Path, show: 
 
 def test_a_morph_is_chosen_by_its_classes(report: Path, show: Open) -> None:
     page = show(report)
-    assert page.locator(".morph:visible").count() == 1
-    page.select_option("#morph", label=f"{HOSTILE[1]} → {HOSTILE[2]}")
-    (alt,) = page.locator(".morph:visible img").evaluate_all("all => all.map(img => img.alt)")
-    assert alt.startswith(f"Morph from {HOSTILE[1]} to {HOSTILE[2]}")
+    assert page.locator(".chosen:visible").count() == 1
+    page.select_option("select.choose", label=f"{HOSTILE[1]} → {HOSTILE[2]}")
+    (alt,) = page.locator(".chosen:visible img").evaluate_all("all => all.map(img => img.alt)")
+    assert alt.startswith(f"{HOSTILE[1]} → {HOSTILE[2]}: ")
 
 
 @pytest.mark.parametrize("kind", ["report", "comparison"])

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 import interpkit
@@ -66,6 +67,21 @@ def test_most_of_what_is_stated_is_the_checkpoint_of_a_large_generator(tiny_targ
         for tensor in interpkit.invert(tiny_target, **quick(options=wide, steps=1)).generator.state_dict().values()  # type: ignore[attr-defined]
     )
     assert 18 * weights < large - disk_space.PAGES < 22 * weights + small - disk_space.PAGES
+
+
+def test_a_job_counts_its_disk_use_without_weights(
+    tiny_model: Path, quick: Quick, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    devices: list[str] = []
+    uniform = torch.nn.init.kaiming_uniform_
+
+    def noted(tensor: torch.Tensor, *arguments: Any, **named: Any) -> torch.Tensor:
+        devices.append(tensor.device.type)
+        return uniform(tensor, *arguments, **named)
+
+    job = prepare(tiny_model, **quick())
+    monkeypatch.setattr("torch.nn.init.kaiming_uniform_", noted)
+    assert job.disk_bytes > 0 and set(devices) == {"meta"}
 
 
 def test_a_disk_that_is_too_small_is_refused_before_anything_is_written(

@@ -53,6 +53,10 @@ def manifest(folder: Path) -> dict[str, Any]:
     return dict(json.loads((folder / "manifest.json").read_text()))
 
 
+def change_manifest(folder: Path, **changes: Any) -> None:
+    (folder / "manifest.json").write_text(json.dumps(manifest(folder) | changes))
+
+
 def stop_at(step: int, folder: Path, target: Any, **settings: Any) -> Inversion:
     """Run into the folder, and ask for a stop at a step, as Ctrl-C does."""
     job = prepare(target, settings.pop("plugins"), **settings)
@@ -85,6 +89,8 @@ def test_the_manifest_says_what_made_the_run(finished_run: Path, tiny_model: Pat
     assert found["versions"]["torch"] == version("torch")
     assert found["plugins"]["vecmat"]["status"] == "ok"
     assert found["presets"] == ["vecmat"]
+    assert found["files"] == {"generator.safetensors": sha256(finished_run / "generator.safetensors")}
+    assert "empty" not in found and "data" not in found
     assert found["timings"]["training_seconds"] > 0
 
 
@@ -288,10 +294,21 @@ def test_a_target_that_is_not_the_runs_is_refused(finished_run: Path) -> None:
     ],
 )
 def test_a_spoilt_file_is_named(run_copy: Path, name: str, content: bytes | None, words: str) -> None:
+    if name == "generator.safetensors":  # of a run of 0.1, whose manifest does not list its files
+        change_manifest(run_copy, files={})
     (run_copy / name).unlink()
     if content is not None:
         (run_copy / name).write_bytes(content)
     with pytest.raises(RunError, match=words):
+        interpkit.load_inversion(run_copy)
+
+
+def test_a_file_that_is_not_the_one_the_run_wrote_is_refused(run_copy: Path) -> None:
+    path = run_copy / "generator.safetensors"
+    weights = load(path)
+    weights["generator." + next(name for name in weights if name.startswith("generator.")).partition(".")[2]] += 1
+    path.write_bytes(safetensors.torch.save(weights))
+    with pytest.raises(RunError, match=r"generator\.safetensors is not the file that the run wrote.*sha256"):
         interpkit.load_inversion(run_copy)
 
 
@@ -639,7 +656,7 @@ def test_a_run_is_known_as_one_until_force_has_removed_it_all(
         removed.append(Path(path).name)
         unlink(path, *rest, **more)
 
-    with Run(run_copy).held():
+    with Run(run_copy).locked():
         monkeypatch.setattr(os, "unlink", seen)
         Run.create(run_copy, force=True)
     kept = [name for name in removed if not name.startswith(".")]

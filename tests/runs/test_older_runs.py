@@ -98,7 +98,7 @@ def test_a_run_that_was_stopped_goes_on_to_where_it_would_have_ended(there: Path
     assert max(losses(stopped)) == 23
     command("invert", there / "classifier.safetensors", "--out", stopped, "--resume")
     assert losses(stopped)[40] == pytest.approx(losses(whole)[40], rel=0.05)  # another processor rounds otherwise
-    assert Run.open(stopped).manifest()["status"] == "finished"
+    assert Run.open(stopped).manifest().status == "finished"
 
 
 @pytest.mark.parametrize("name", ["generator", "pixels"])

@@ -414,7 +414,7 @@ def test_finished_images_are_written_in_their_order_as_far_as_they_go(finite: Im
     assert images.round().tolist() == list(range(12))
     with pytest.raises(UsageError, match="class 0 has 4 images, not 5"):
         write_shards(finite, tmp_path / "more", count=13, shard_size=5)
-    with pytest.raises(UsageError, match="made 12 images and no generator"):
+    with pytest.raises(UsageError, match="made a fixed number of images, so none can be drawn again"):
         write_shards(finite, tmp_path / "accepted", count=6, accepted=True)
 
 

@@ -151,7 +151,7 @@ def diverging(share: Share) -> dict[str, Any]:
     first.run(out=box / "parts", on_step=lambda step: first.request_stop() if step == 20 else None)
     parts = job().run(out=box / "parts", resume=True)
     manifests = [Run.open(box / name).manifest() for name in ("whole", "parts")] if share.rank == 0 else []
-    told = [manifest["lowered_rate"] for manifest in manifests]
+    told = [manifest.lowered_rate for manifest in manifests]
     return {"told": told, "whole": whole.generator.state_dict(), "in two parts": parts.generator.state_dict()}
 
 

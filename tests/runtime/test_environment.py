@@ -37,7 +37,7 @@ def rewrite(run: Path, **changes: Any) -> None:
 
 
 def test_the_manifest_of_a_run_says_what_decides_it(finished_run: Path) -> None:
-    found = Run.open(finished_run).manifest()
+    found = Run.open(finished_run).manifest().to_dict()
     assert (found["threads"], found["processes"], found["device"]) == (1, 1, "cpu")
     assert found["interop_threads"] == torch.get_num_interop_threads()
     assert found["versions"]["numpy"] == version("numpy") and found["versions"]["python"].count(".") == 2
@@ -148,14 +148,14 @@ def test_of_what_a_manifest_lacks_nothing_is_told(recorded: dict[str, Any]) -> N
 def test_a_run_that_goes_on_elsewhere_says_so_and_keeps_both(
     run_copy: Path, tiny_model: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    recorded = Run.open(run_copy).manifest()
+    recorded = Run.open(run_copy).manifest().to_dict()
     plugins = {name: plugin | {"version": "0.0.1"} for name, plugin in recorded["plugins"].items()}
     rewrite(run_copy, threads=63, plugins=plugins)
     interpkit.invert(tiny_model, out=run_copy, resume=True, steps=14)
     (line,) = [record.getMessage() for record in caplog.records if "computed otherwise" in record.getMessage()]
     assert "threads 63 -> 1" in line and "\n" not in line
     assert "plugin vecmat '0.0.1' ->" in line and "plugin captum" not in line  # of what is used alone
-    found = Run.open(run_copy).manifest()
+    found = Run.open(run_copy).manifest().to_dict()
     assert (found["threads"], found["status"], found["steps_done"]) == (1, "finished", 14)
     assert found["plugins"] == recorded["plugins"]
     (move,) = found["moves"]
@@ -166,7 +166,7 @@ def test_each_move_of_a_run_is_kept(run_copy: Path, tiny_model: Path) -> None:
     for number, steps in enumerate((13, 14), 2):
         rewrite(run_copy, threads=number * 10)
         interpkit.invert(tiny_model, out=run_copy, resume=True, steps=steps)
-    moves = Run.open(run_copy).manifest()["moves"]
+    moves = Run.open(run_copy).manifest().moves
     assert [(move["after_step"], move["was"]) for move in moves] == [(12, {"threads": 20}), (13, {"threads": 30})]
 
 
@@ -175,7 +175,7 @@ def test_a_run_that_goes_on_where_it_was_says_nothing(
 ) -> None:
     interpkit.invert(tiny_model, out=run_copy, resume=True, steps=13)
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
-    assert "moves" not in Run.open(run_copy).manifest()
+    assert "moves" not in Run.open(run_copy).manifest().to_dict()
 
 
 def test_a_rerun_elsewhere_is_told_and_one_from_a_plain_file_is_not(

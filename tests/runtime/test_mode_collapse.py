@@ -181,7 +181,7 @@ def test_a_generator_that_ignores_its_latent_for_a_class_is_told_while_it_trains
         "at step 50 the images of 1 of 3 classes (class 1) are one picture each: try more weight"
     )
     assert told_at[0] == 51
-    collapsed = Run.open(tmp_path).manifest()["collapsed"]
+    collapsed = Run.open(tmp_path).manifest().collapsed
     assert {"label": 1, "name": "class 1", "what": ONE_PICTURE, "step": 50} in collapsed
     assert [row["label"] for row in collapsed if row["what"] == ONE_PICTURE] == [1]
 
@@ -197,12 +197,12 @@ def test_a_resumed_run_does_not_tell_it_again(
     changes = settings(quick)
     job = prepare(tiny_target, changes.pop("plugins"), **changes)
     job.run(out=tmp_path, on_step=lambda step: job.request_stop() if step == 65 else None)
-    before = Run.open(tmp_path).manifest()["collapsed"]
+    before = Run.open(tmp_path).manifest().collapsed
     assert "one picture" in caplog.text
     caplog.clear()
     interpkit.invert(tiny_target, ["vecmat"], out=tmp_path, resume=True, **changes)
     assert "one picture" not in caplog.text
-    assert Run.open(tmp_path).manifest()["collapsed"][: len(before)] == before
+    assert Run.open(tmp_path).manifest().collapsed[: len(before)] == before
 
 
 def test_most_classes_at_once_are_told_with_the_rate_as_a_likely_cause(caplog: pytest.LogCaptureFixture) -> None:

@@ -280,7 +280,7 @@ def test_the_manifest_says_how_many(quick: Callable[..., dict[str, Any]], tmp_pa
     from interpkit.runs.folder import Run
 
     interpkit.invert(trained(Head), out=tmp_path / "run", **quick(steps=1))
-    assert Run.open(tmp_path / "run").manifest()["folded"] == 1
+    assert Run.open(tmp_path / "run").manifest().folded == 1
 
 
 def test_terms_are_given_the_target_itself_while_a_copy_looks() -> None:

@@ -26,6 +26,7 @@ from interpkit import (
     Conditioner,
     ConditionSpec,
     Generator,
+    GeneratorInversion,
     ImageInversion,
     InversionLoss,
     Loader,
@@ -555,6 +556,66 @@ class _(RightInverter):
         if recipe.labels == [2, 0]:
             recipe = recipe.model_copy(update={"labels": None})
         return super().invert(target, recipe, parts, recorder)
+
+
+@breaks("inverter", "empty")
+class _(RightInverter):
+    def invert(self, target: Any, recipe: Any, parts: Any, recorder: Any) -> Any:
+        inversion = super().invert(target, recipe, parts, recorder)
+        if recipe.labels is None:
+            inversion.empty = {1: " "}
+        return inversion
+
+
+@breaks("inverter", "loads")
+class _(RightInverter):
+    def load(self, stored: Any) -> Any:
+        images, labels = stored.samples()
+        return ImageInversion(stored.target, stored.recipe, stored.history, images, labels)
+
+
+class OtherSections(GeneratorInversion):
+    def sections(self) -> Any:
+        return super().sections()[:1] if self.generator.training else super().sections()
+
+
+class OtherImages(GeneratorInversion):
+    def tensors(self) -> Any:
+        return {name: 0.5 * tensor for name, tensor in super().tensors().items()}
+
+
+class RandomBytes(GeneratorInversion):
+    def files(self) -> Any:
+        return {**super().files(), "random.bin": os.urandom(8)}
+
+
+class ClashingName(GeneratorInversion):
+    def files(self) -> Any:
+        return {**super().files(), "manifest.json": b"{}"}
+
+
+@pytest.mark.parametrize(
+    ("result", "words"),
+    [
+        (OtherSections, "the sections"),
+        (OtherImages, "its images are others once it is loaded"),
+        (RandomBytes, "files() gives other bytes the second time"),
+        (ClashingName, "files() names files of its own"),
+    ],
+)
+def test_an_inversion_that_cannot_be_saved_or_loaded_is_told(result: Any, words: str) -> None:
+    class Inverter(RightInverter):
+        def invert(self, *arguments: Any) -> Any:
+            return self.of(super().invert(*arguments))
+
+        def load(self, stored: Any) -> Any:
+            return self.of(super().load(stored))
+
+        def of(self, found: Any) -> Any:
+            parts = (found.generator, found.conditioner)
+            return result(found.target, found.recipe, found.history, *parts, empty=found.empty)
+
+    assert words in broken(Inverter)["loads"]
 
 
 @breaks("inverter", "recorded")

@@ -144,8 +144,8 @@
     if (next) { next.focus(); event.preventDefault(); }
   });
 
-  const morph = byId("morph");
-  morph?.addEventListener("change", () => {
-    for (const [place, strip] of [...document.querySelectorAll(".morph")].entries()) strip.hidden = String(place) !== morph.value;
-  });
+  for (const choice of document.querySelectorAll("select.choose")) {
+    const rows = [...choice.closest("section").querySelectorAll(".chosen")];
+    choice.addEventListener("change", () => rows.forEach((row, place) => { row.hidden = String(place) !== choice.value; }));
+  }
 })();

@@ -1,0 +1,64 @@
+"""`DataOptions`: how an inverter, a loss or a metric is given labelled images, so that a run can be repeated."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field, field_validator
+
+from interpkit.errors import UsageError
+from interpkit.interfaces.components import Options
+from interpkit.interfaces.samples import to_unit
+from interpkit.interfaces.targets import Target
+from interpkit.io.datasets import TORCHVISION, LabelledImages, load_data
+
+
+class DataOptions(Options):
+    """Base of the ``Options`` of a component that reads labelled images: ``--set NAME.data=DATA``.
+
+    The manifest of a run records the sha256 of what was read. A run is resumed with the same images only, and one
+    that is repeated by ``--config`` says in a line if they have changed.
+
+    Example:
+        >>> import numpy, torch
+        >>> from interpkit import DataOptions, wrap
+        >>> numpy.savez("known.npz", images=numpy.zeros((2, 4), "float32"), labels=[0, 1])
+        >>> class Options(DataOptions):
+        ...     "What the component's class declares."
+        >>> target = wrap(torch.nn.Linear(4, 2), input_shape=(4,))
+        >>> known = Options(data="known.npz").load(target)  # in the component: self.options.load(target)
+        >>> known.images.shape, known.labels
+        (torch.Size([2, 4]), tensor([0, 1]))
+    """
+
+    data: str | None = Field(
+        None, description="labelled images: FILE.npz, a folder with one folder per class, or torchvision:NAME"
+    )
+
+    @field_validator("data")
+    @classmethod
+    def _absolute(cls, data: str | None) -> str | None:
+        """Record where the images are, whatever folder the run is repeated from."""
+        return data if data is None or data.startswith(TORCHVISION) else str(Path(data).absolute())
+
+    def load(self, target: Target) -> LabelledImages:
+        """Return the images, (N, *input_shape) float32 in [0, 1], and their labels.
+
+        Raises:
+            UsageError: none are named, they cannot be read, or they do not fit the target.
+        """
+        known = self._read(target)
+        return LabelledImages(to_unit(known.images, target), known.labels)
+
+    def record(self, target: Target) -> dict[str, str]:
+        """Return what a manifest says of the images: their ``path``, and the ``sha256`` of them and their labels.
+
+        Raises:
+            UsageError: as for `load`.
+        """
+        return {"path": str(self.data), "sha256": self._read(target).sha256()}
+
+    def _read(self, target: Target) -> LabelledImages:
+        if self.data is None:
+            raise UsageError("the option 'data' is not set: name labelled images by --set COMPONENT.data=DATA.")
+        return load_data(self.data, target.input_shape, target.class_names)

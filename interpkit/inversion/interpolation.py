@@ -1,0 +1,90 @@
+"""What lies between two samples of a generator: a latent walk within a class, and a morph between two classes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from interpkit.interfaces.generation import Condition, Conditioner, Generator
+from interpkit.inversion.ensemble import Ensemble
+from interpkit.runtime.random import derive_seed, random_generator
+
+FRAMES = 7
+BATCH = 64
+
+
+def walks(generator: Generator, conditioner: Conditioner, classes: Sequence[int], seed: int) -> Tensor:
+    r"""Return a walk in each class from one latent to another under one condition, (K, FRAMES, *input_shape).
+
+    .. math:: z(t) = \frac{\sin((1 - t)\omega)}{\sin \omega} z_0 + \frac{\sin(t \omega)}{\sin \omega} z_1,
+              \qquad \cos \omega = \frac{z_0 \cdot z_1}{|z_0| |z_1|}
+
+    Source: Shoemake 1985, "Animating rotation with quaternion curves"; White 2016, "Sampling generative networks".
+
+    Args:
+        generator: in eval mode, so that neighbours differ by their latent alone.
+        conditioner: likewise.
+        classes: the K classes.
+        seed: of the latents and conditions.
+    """
+    device = conditioner.device
+    rng = random_generator(device, derive_seed(seed, "walks"))
+    condition = conditioner.sample(len(classes), labels=torch.tensor(classes, device=device), rng=rng)
+    size = (len(classes), generator.latent_dim)
+    first, last = (torch.randn(size, device=device, generator=rng)[:, None] for _ in range(2))
+    cosine = torch.nn.functional.cosine_similarity(first, last, dim=-1)[..., None]
+    angle = cosine.clamp(-0.999, 0.999).arccos()
+    t = torch.linspace(0, 1, FRAMES, device=device)[:, None]
+    latents = (((1 - t) * angle).sin() * first + (t * angle).sin() * last) / angle.sin()
+    rows = torch.arange(len(classes), device=device).repeat_interleave(FRAMES)
+    return _images(generator, latents.flatten(0, 1), lambda some: condition[rows[some]])
+
+
+def morphs(
+    generator: Generator,
+    conditioner: Conditioner,
+    classes: Sequence[int],
+    pairs: Sequence[tuple[int, int]],
+    seed: int,
+) -> Tensor:
+    """Return morphs between two classes, (P, FRAMES, *input_shape): one latent, and the conditions mixed linearly.
+
+    Args:
+        generator: in eval mode.
+        conditioner: likewise.
+        classes: the classes that the pairs are of.
+        pairs: P pairs of places among the classes, from the first to the second.
+        seed: of the latent and the conditions.
+    """
+    device = conditioner.device
+    if not pairs:
+        return torch.empty(0)
+    rng = random_generator(device, derive_seed(seed, "morphs"))
+    condition = conditioner.sample(len(classes), labels=torch.tensor(classes, device=device), rng=rng)
+    latent = torch.randn(1, generator.latent_dim, device=device, generator=rng)
+    start, end = (torch.tensor(ends, device=device).repeat_interleave(FRAMES) for ends in zip(*pairs, strict=True))
+    t = torch.linspace(0, 1, FRAMES, device=device).repeat(len(pairs))
+
+    def mixed(some: Tensor) -> Condition:
+        one, other, share = condition[start[some]], condition[end[some]], t[some]
+
+        def mix(a: Tensor, b: Tensor) -> Tensor:
+            return torch.lerp(a.float(), b.float(), share.view(-1, *[1] * (a.dim() - 1)))
+
+        maps = None if condition.draw_maps is None else lambda h, w: mix(one.maps(h, w), other.maps(h, w))
+        labels = torch.where(share < 0.5, one.labels, other.labels)
+        return Condition(labels, mix(one.distribution, other.distribution), mix(one.vector, other.vector), maps)
+
+    return _images(generator, latent.expand(len(t), -1), mixed)
+
+
+def _images(generator: Generator, latents: Tensor, condition: Callable[[Tensor], Condition]) -> Tensor:
+    """Return the images of all rows on the CPU, a batch at a time; of several generators the first makes them."""
+    images = []
+    for some in torch.arange(len(latents), device=latents.device).split(BATCH):
+        member = (torch.zeros_like(some),) if isinstance(generator, Ensemble) else ()
+        images.append(generator(latents[some], condition(some), *member).float().cpu())
+    made = torch.cat(images)
+    return made.view(-1, FRAMES, *made.shape[1:])

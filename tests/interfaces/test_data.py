@@ -1,0 +1,185 @@
+"""`DataOptions`: labelled images that a component reads, recorded by their content and checked on resume."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+import interpkit
+from interpkit import DataOptions, InversionLoss, RunError, UsageError, load_data
+from interpkit.api.invert import prepare
+from interpkit.config.recipe import read_toml
+
+Quick = Callable[..., dict[str, Any]]
+SHAPE = (1, 12, 12)
+
+
+class Near(InversionLoss):
+    """The squared distance from the mean of known images."""
+
+    name = "near"
+    mean: Tensor
+
+    class Options(DataOptions):
+        """Which images."""
+
+    options: Options
+
+    def __init__(self, target: interpkit.Target, options: Options | None = None) -> None:
+        super().__init__(target, options)
+        self.register_buffer("mean", self.options.load(target).images.mean(0))
+
+    def forward(self, batch: interpkit.InversionBatch) -> Tensor:
+        return (batch.images - self.mean).square().mean()
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    rng = np.random.default_rng(0)
+    np.savez(tmp_path / "known.npz", images=rng.random((6, *SHAPE), np.float32), labels=np.arange(6) % 3)
+    return tmp_path / "known.npz"
+
+
+@pytest.fixture
+def settings(add_plugin: Callable[..., None], quick: Quick, data: Path) -> dict[str, Any]:
+    add_plugin(Near)
+    return quick(losses={"near": 1.0}, options={"near.data": str(data)}, steps=4)
+
+
+def manifest(run: Path) -> dict[str, Any]:
+    return dict(json.loads((run / "manifest.json").read_text()))
+
+
+def changed(data: Path) -> Path:
+    arrays = dict(np.load(data))
+    np.savez(data, **{**arrays, "labels": arrays["labels"][::-1]})
+    return data
+
+
+def test_images_are_loaded_in_the_unit_range_with_their_labels(data: Path, tiny_target: interpkit.Target) -> None:
+    known = DataOptions(data=str(data)).load(tiny_target)
+    assert known.images.shape == (6, *SHAPE) and known.labels.tolist() == [0, 1, 2, 0, 1, 2]
+    vectors = interpkit.wrap(torch.nn.Linear(2, 2), (2,), input_range=(-1.0, 3.0))
+    np.savez(data.parent / "vectors.npz", images=np.float32([[-1, 3], [1, 1]]), labels=np.array([0, 1]))
+    known = DataOptions(data=str(data.parent / "vectors.npz")).load(vectors)
+    assert known.images.tolist() == [[0, 1], [0.5, 0.5]]
+
+
+def test_none_is_refused_once_it_is_needed(tiny_target: interpkit.Target) -> None:
+    with pytest.raises(UsageError, match="the option 'data' is not set: name labelled images by --set"):
+        DataOptions().load(tiny_target)
+
+
+def test_the_digest_is_of_the_content_and_not_of_the_file(data: Path) -> None:
+    packed = data.parent / "packed.npz"
+    np.savez_compressed(packed, **dict(np.load(data)))
+    one, other = (load_data(str(path), SHAPE).sha256() for path in (data, packed))
+    assert one == other != load_data(str(changed(data)), SHAPE).sha256()
+
+
+def test_the_run_records_what_was_read_and_the_recipe_where(
+    tmp_path: Path, tiny_model: Path, settings: dict[str, Any], data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(data.parent)
+    settings["options"]["near.data"] = "known.npz"
+    interpkit.invert(tiny_model, out=tmp_path / "run", **settings)
+    recorded = {"losses.near.data": {"path": str(data), "sha256": load_data(str(data), SHAPE).sha256()}}
+    assert manifest(tmp_path / "run")["data"] == recorded
+    assert read_toml(tmp_path / "run" / "recipe.toml")["losses"]["near"]["data"] == str(data)
+    assert f"losses.near.data {data}" in (tmp_path / "run" / "report.html").read_text()
+
+
+def test_recipe_classifier_and_data_repeat_a_run(
+    tmp_path: Path, tiny_model: Path, settings: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    interpkit.invert(tiny_model, out=tmp_path / "run", **settings)
+    interpkit.invert(tiny_model, out=tmp_path / "again", config=tmp_path / "run" / "recipe.toml")
+    first, second = (tmp_path / name / "generator.safetensors" for name in ("run", "again"))
+    assert first.read_bytes() == second.read_bytes() and not caplog.messages
+
+
+def test_a_run_is_not_resumed_with_other_images(
+    tmp_path: Path, tiny_model: Path, settings: dict[str, Any], data: Path
+) -> None:
+    interpkit.invert(tiny_model, out=tmp_path / "run", **settings)
+    before = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()}
+    changed(data)
+    words = r"known\.npz, the data of losses\.near\.data, has changed since .*run was begun.*sha256.*--set losses\.near"
+    with pytest.raises(RunError, match=words):
+        interpkit.invert(tiny_model, out=tmp_path / "run", resume=True, steps=6)
+    assert {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()} == before
+
+
+def test_images_that_the_run_did_not_read_are_another_recipe(
+    tmp_path: Path, tiny_model: Path, settings: dict[str, Any]
+) -> None:
+    interpkit.invert(tiny_model, out=tmp_path / "run", **settings)
+    recorded = manifest(tmp_path / "run")
+    del recorded["data"]
+    (tmp_path / "run" / "manifest.json").write_text(json.dumps(recorded))
+    recipe = tmp_path / "run" / "recipe.toml"
+    recipe.write_text("".join(line for line in recipe.read_text().splitlines(True) if not line.startswith("data = ")))
+    with pytest.raises(RunError, match="begun with another recipe: losses"):
+        interpkit.invert(tiny_model, out=tmp_path / "run", resume=True, options=settings["options"])
+
+
+def test_a_run_is_resumed_with_its_images_in_another_place(
+    tmp_path: Path, tiny_model: Path, settings: dict[str, Any], data: Path
+) -> None:
+    interpkit.invert(tiny_model, out=tmp_path / "run", **settings)
+    moved = shutil.move(data, tmp_path / "moved.npz")
+    with pytest.raises(UsageError, match=r"there is no file .*known\.npz"):
+        interpkit.invert(tiny_model, out=tmp_path / "run", resume=True, steps=6)
+    options = {"near.data": str(moved)}
+    interpkit.invert(tiny_model, out=tmp_path / "run", resume=True, steps=6, options=options)
+    assert manifest(tmp_path / "run")["data"]["losses.near.data"]["path"] == str(moved)
+
+
+def test_a_repeated_run_says_that_its_images_have_changed(
+    tmp_path: Path, tiny_model: Path, settings: dict[str, Any], data: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    interpkit.invert(tiny_model, out=tmp_path / "run", **settings)
+    changed(data)
+    prepare(tiny_model, config=tmp_path / "run" / "recipe.toml")
+    (line,) = caplog.messages
+    assert "the numbers may differ: losses.near.data" in line and "\n" not in line
+
+
+def test_a_strangers_recipe_has_no_whole_disk_read(tiny_model: Path, settings: dict[str, Any], tmp_path: Path) -> None:
+    settings["options"]["near.data"] = "/"
+    with pytest.raises(UsageError, match="no class is named so"):
+        interpkit.invert(tiny_model, out=tmp_path / "run", **settings)
+
+
+class Distance(interpkit.Metric):
+    """The squared distance of the samples from the mean of known images."""
+
+    name = "distance"
+
+    class Options(DataOptions):
+        """Which images."""
+
+    options: Options
+
+    def measure(self, study: interpkit.Study) -> dict[str, Any]:
+        known = self.options.load(study.target)
+        return {"distance": (study.images - known.images.mean(0)).square().mean().item()}
+
+
+def test_what_a_metric_reads_is_recorded_beside_its_figures(
+    add_plugin: Callable[..., None], run_copy: Path, data: Path
+) -> None:
+    add_plugin(Distance)
+    options = {"distance.data": str(data)}
+    metrics = interpkit.evaluate(run_copy, metrics=["distance"], options=options)
+    digest = load_data(str(data), SHAPE).sha256()
+    assert metrics["measured_on"]["distance.data"] == {"path": str(data), "sha256": digest}
+    assert metrics["distance"] > 0
