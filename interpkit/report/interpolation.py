@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from interpkit.interfaces import contracts
 from interpkit.interfaces.generation import Condition
-from interpkit.inversion.ensemble import Ensemble
 from interpkit.inversion.results import GeneratorInversion, sampling_mode
 from interpkit.runtime.random import derive_seed, random_generator
 
@@ -112,8 +112,7 @@ def _journeys(
     images, confidence, predicted = [], [], []
     with sampling_mode(generator, dropout=False), target.frozen(inversion.device):
         for some in torch.arange(len(latents), device=inversion.device).split(BATCH):
-            made_by = (torch.zeros_like(some),) if isinstance(generator, Ensemble) else ()
-            made = generator(latents[some], condition(some), *made_by).float()
+            made = contracts.images(generator, latents[some], condition(some), torch.zeros_like(some))
             sure, given = target(made).softmax(1).max(1)
             images.append(made.cpu())
             confidence += sure.tolist()
