@@ -24,6 +24,25 @@ class TrainingState:
 
     Attributes:
         step: the last step that is done, 0 at first.
+
+    Example:
+        >>> import torch
+        >>> from interpkit import Recorder, TrainingState
+        >>> net, rng = torch.nn.Linear(2, 3), torch.Generator().manual_seed(0)
+        >>> optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+        >>> state, recorder = TrainingState(net, optimizer, rng), Recorder(steps=2)
+        >>> recorder.resume(state)  # in memory there is no checkpoint
+        False
+        >>> for step in recorder.training_steps(state):
+        ...     images = torch.rand(4, 2, generator=rng)
+        ...     logits = net(images)
+        ...     loss = logits.logsumexp(1).mean()
+        ...     optimizer.zero_grad()
+        ...     loss.backward()
+        ...     optimizer.step()
+        ...     recorder.step(step, loss, {"size": loss}, images, logits, torch.zeros(4, dtype=torch.int64))
+        >>> state.step, [record.step for record in recorder.history]
+        (2, [1, 2])
     """
 
     def __init__(self, trained: nn.Module, optimizer: torch.optim.Optimizer, rng: torch.Generator) -> None:

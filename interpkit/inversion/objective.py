@@ -47,11 +47,27 @@ class Objective:
         losses: the terms by name, each with its weight.
         autocast: the precision of the networks; the terms themselves are always computed in fp32.
         micro_batch: how many images are in memory at a time; all of them if None.
+        layers: the layers that the terms read beyond the target's default; those that the terms name if left out.
 
     Attributes:
-        layers: the layers that the terms read beyond the target's default.
         autocast: as above; it may change from one step to the next, as ``micro_batch`` may.
         world: the processes that share a batch.
+
+    Example:
+        >>> import torch
+        >>> from interpkit import Condition, GeneratedBatch, Objective, wrap
+        >>> from interpkit_losses import CrossEntropy
+        >>> target = wrap(torch.nn.Identity(), input_shape=(2,))  # its logits are its inputs
+        >>> losses, autocast = {"ce": (2.0, CrossEntropy(target))}, torch.autocast("cpu", enabled=False)
+        >>> objective = Objective(target, losses, autocast)
+        >>> condition = Condition(torch.tensor([1]), torch.tensor([[0.0, 1.0]]), torch.zeros(1, 0))
+        >>> images = torch.zeros(1, 2, requires_grad=True)
+        >>> value = objective(GeneratedBatch(target, condition, torch.zeros(1, 8), images, 0.0), torch.Generator())
+        >>> value.terms["ce"].item(), value.response.logits.shape
+        (0.6931471824645996, torch.Size([1, 2]))
+        >>> value.total.backward()
+        >>> images.grad
+        tensor([[ 1., -1.]])
     """
 
     def __init__(
@@ -60,12 +76,15 @@ class Objective:
         losses: Mapping[str, tuple[float, InversionLoss]],
         autocast: torch.autocast,
         micro_batch: int | None = None,
+        layers: Sequence[str] | None = None,
     ) -> None:
         self.target = target
         self.losses = losses
         self.autocast = autocast
         self.micro_batch = micro_batch
-        self.layers: Sequence[str] = sorted({x for _, loss in losses.values() for x in contracts.layers(loss, target)})
+        if layers is None:
+            layers = sorted({layer for _, loss in losses.values() for layer in contracts.layers(loss, target)})
+        self.layers = layers
         self.world = World.current()
         self._running = target
         """What runs in place of the target: with the same responses, and maybe faster."""
@@ -191,8 +210,7 @@ def objective(
         >>> total, terms
         (tensor(1.3863), {'ce': tensor(0.6931)})
     """
-    minimized = Objective(generated.target, losses, autocast, micro_batch)
-    minimized.layers = layers
+    minimized = Objective(generated.target, losses, autocast, micro_batch, layers)
     minimized.world = share or World()
     minimized._running = looking or generated.target
     minimized._generated = None if own is None else (generated.images, own)
@@ -219,6 +237,14 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, recipe: Recipe, progress
         recipe: its ``optimizer.lr``, and ``optimizer.decay``, the last share of the run, in which the rate falls.
         progress: the share of the run that is done, in [0, 1).
         scale: a factor of the rate.
+
+    Example:
+        >>> import torch
+        >>> from interpkit import Recipe, set_learning_rate
+        >>> optimizer = torch.optim.SGD([torch.zeros(1)])
+        >>> set_learning_rate(optimizer, Recipe(optimizer={"lr": 0.1, "decay": 0.5}), progress=0.75)
+        >>> optimizer.param_groups[0]["lr"]
+        0.05
     """
     for group in optimizer.param_groups:
         group["lr"] = recipe.optimizer.lr * scale * falling(progress, recipe.optimizer.decay)

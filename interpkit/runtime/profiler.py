@@ -1,7 +1,7 @@
 """Where the time of a step goes: a clock around its phases, for some steps after the first few; nothing when off.
 
-`torch.profiler` would time every operator, which slows a step on a CPU by a third, and on CUDA it does not count the
-kernels of the backward pass, which another thread launches, to the phase that asks for them.
+A range of `torch.profiler` would not do for CUDA: the kernels of the backward pass are launched by another thread, and so
+are not counted to the range that surrounds the call. Here the device is waited for at both ends of a phase.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ OTHER = "other"
 class Profile:
     """The time of each phase of a step; see `profiled`.
 
-    The device is waited for before and after each phase, so a profiled step takes a little longer.
+    A profiled step takes a little longer, as the device is waited for.
 
     Args:
         device: the device that computes.
