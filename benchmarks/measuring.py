@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from interpkit.api import invert
-from interpkit.inversion import loop
+from interpkit.inversion.loop import GeneratorInverter
 from interpkit.plugins import assembly
 from interpkit.plugins.discovery import installed
 from interpkit.runtime.devices import keep_freed_memory
@@ -165,12 +165,8 @@ class OurLoop:
     def _run(self) -> None:
         self._turn.acquire()
         try:
-            assert self.parts.conditioner is not None and self.parts.generator is not None
             with self.job.target.frozen(self.job.recipe.device, torch.channels_last):
-                parts = self.parts
-                loop.train(
-                    self.job.target, parts.conditioner, parts.generator, parts.losses, self.job.recipe, self._recorder
-                )
+                GeneratorInverter().invert(self.job.target, self.job.recipe, self.parts, self._recorder)
         except BaseException as error:
             self._error = error
         self._done.release()
@@ -203,10 +199,9 @@ def stepwise(job: invert.Job, told: Callable[[int, float], None]) -> None:
     keep_freed_memory(torch.device(job.recipe.device))
     torch.manual_seed(job.recipe.seed)
     _, parts = assembly.build(job.recipe, job.target, installed())
-    assert parts.conditioner is not None and parts.generator is not None
     recorder = _Telling(job.recipe.steps, told)
     with job.target.frozen(job.recipe.device, torch.channels_last):
-        loop.train(job.target, parts.conditioner, parts.generator, parts.losses, job.recipe, recorder)
+        GeneratorInverter().invert(job.target, job.recipe, parts, recorder)
 
 
 def best_matrix_product(dtype: torch.dtype, device: torch.device, sizes: Sequence[int] = (512, 1024, 2048)) -> float:

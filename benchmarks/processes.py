@@ -96,9 +96,9 @@ def figures(steps: int = 30, pairs: int = 3) -> Iterator[Figure]:
 
 
 def _part(out: str, steps: int, batch: int, exact: str) -> None:
-    with processes() as share:
+    with processes() as world:
         found = measured(steps, batch, exact)
-        if share.rank == 0:
+        if world.rank == 0:
             Path(out).write_text(json.dumps(found))
 
 

@@ -134,16 +134,28 @@ from .interfaces.targets import (
     Target as Target,
 )
 from .inversion.checkpoint import (
+    TrainingState as TrainingState,
+)
+from .inversion.checkpoint import (
     restore as restore,
 )
 from .inversion.checkpoint import (
     snapshot as snapshot,
 )
 from .inversion.objective import (
+    Objective as Objective,
+)
+from .inversion.objective import (
+    ObjectiveValue as ObjectiveValue,
+)
+from .inversion.objective import (
     falling as falling,
 )
 from .inversion.objective import (
     objective as objective,
+)
+from .inversion.objective import (
+    set_learning_rate as set_learning_rate,
 )
 from .inversion.results import (
     GeneratorInversion as GeneratorInversion,

@@ -54,7 +54,7 @@ def test_every_bundled_plugin_and_the_third_party_one_were_read() -> None:
     [
         ("import interpkit.runs.folder", ["1: interpkit.runs.folder"]),
         ("import interpkit.runs.folder as runs", ["1: interpkit.runs.folder"]),
-        ("from interpkit.inversion.loop import wake", ["1: interpkit.inversion.loop"]),
+        ("from interpkit.inversion.loop import train", ["1: interpkit.inversion.loop"]),
         ("def f():\n    from interpkit.runs.folder import Run", ["2: interpkit.runs.folder"]),
         ("from interpkit import Target, runs", ["1: runs"]),
         ("from interpkit import testing", ["1: testing"]),

@@ -25,7 +25,7 @@ from interpkit.runs.folder import Run
 from interpkit.runs.recorder import RunRecorder
 from interpkit.runtime import profiler
 from interpkit.runtime.devices import is_out_of_memory, keep_freed_memory
-from interpkit.runtime.distributed import Share
+from interpkit.runtime.distributed import World
 from interpkit.runtime.random import derive_seed, global_seed
 from interpkit.runtime.recorder import Recorder, StepRecord
 
@@ -277,10 +277,10 @@ class Job:
         of a step is taken apart: see `Job.profile` afterwards, and profile.json in the folder.
         """
         recipe, target = self.recipe, self.target
-        share = Share.current()
-        first = share.rank == 0
-        share.check(recipe.batch_size, recipe.generators)
-        if share.from_first(first and resume and out is not None and self.is_done(out)):
+        world = World.current()
+        first = world.rank == 0
+        world.check(recipe.batch_size, recipe.generators)
+        if world.broadcast(first and resume and out is not None and self.is_done(out)):
             assert out is not None
             return Run.open(out).load(target)
         device = torch.device(recipe.device)

@@ -15,7 +15,7 @@ from interpkit.interfaces import contracts
 from interpkit.interfaces.attributions import Attribution, AttributionContext, Contrast
 from interpkit.interfaces.targets import Target
 from interpkit.plugins.discovery import installed
-from interpkit.runtime.devices import choose_device
+from interpkit.runtime.devices import choose_device, is_out_of_memory
 from interpkit.runtime.random import derive_seed, global_seed
 
 DEFAULT_METHOD = "integrated-gradients"
@@ -209,16 +209,18 @@ class Explainer:
     def _attribute(self, images: Tensor, classes: Tensor, context: AttributionContext) -> Tensor:
         try:
             return contracts.maps(self.method, self.target, images, classes, context)
-        except torch.OutOfMemoryError as error:
-            raise RunError(
-                f"{self.method.name} ran out of memory; let fewer than {self.rows} rows pass at once."
-            ) from error
         except PluginError as error:
             if error.__cause__ is None or raised_in(error.__cause__, contracts.module_of(self.method)):
                 raise
             # else the user's module raised it, or a method of Captum on it
             reason = _reason(error.__cause__)
             raise UsageError(f"{self.method.name} cannot serve {self.target.name}: {reason}") from error
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            raise RunError(
+                f"{self.method.name} ran out of memory; let fewer than {self.rows} rows pass at once."
+            ) from error
 
     def _note(self, sentence: str) -> None:
         if sentence not in self.notes:

@@ -6,7 +6,6 @@ import errno
 import importlib.metadata
 import itertools
 import logging
-import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -20,6 +19,7 @@ from interpkit import _version
 from interpkit.cli import console
 from interpkit.cli.signals import INTERRUPTED, on_stop
 from interpkit.errors import InterpkitError, PluginError, RunError, told
+from interpkit.runtime import torchrun
 
 if TYPE_CHECKING:
     from interpkit.plugins.discovery import Plugin
@@ -76,7 +76,7 @@ class Commands(TyperGroup):
         except InterpkitError as error:
             if self.debug:
                 raise
-            if RANK == 0 or isinstance(error, PluginError | RunError):  # others are the same on all processes
+            if torchrun.RANK == 0 or isinstance(error, PluginError | RunError):  # others are the same on all processes
                 console.error(f"{error}{_hint(error)}")
             raise typer.Exit(error.exit_code) from error
         except OSError as error:
@@ -103,21 +103,17 @@ class Commands(TyperGroup):
             raise typer.Exit(1) from error
 
 
-RANK = int(os.environ.get("RANK", "0"))
-"""Of this process, where ``torchrun`` started several."""
-
-
 @contextmanager
 def _processes() -> Iterator[None]:
     """Join the processes that ``torchrun`` started, of which the first alone speaks but for errors."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if torchrun.WORLD_SIZE == 1:
         yield
         return
     from interpkit.runtime.distributed import processes
 
-    if RANK > 0:
+    if torchrun.RANK > 0:
         logging.disable()
-    with processes(), console.silent(RANK > 0):
+    with processes(), console.silent(torchrun.RANK > 0):
         yield
 
 

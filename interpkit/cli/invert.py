@@ -14,6 +14,7 @@ import typer
 from interpkit.cli import console, options
 from interpkit.cli.signals import INTERRUPTED, on_stop
 from interpkit.errors import UsageError
+from interpkit.runtime import torchrun
 
 if TYPE_CHECKING:
     from interpkit.api.invert import Job
@@ -133,12 +134,12 @@ def invert(
     from rich.filesize import decimal
 
     from interpkit.api import invert
-    from interpkit.runtime.distributed import Share, restarted
+    from interpkit.runtime.distributed import World
 
-    share = Share.current()
-    resume = resume or restarted()
-    if share.size > 1 and out is None:
-        raise UsageError(f"{share.size} processes write one run: name its folder by --out DIR.")
+    world = World.current()
+    resume = resume or torchrun.RESTARTED
+    if world.size > 1 and out is None:
+        raise UsageError(f"{world.size} processes write one run: name its folder by --out DIR.")
     if resume and out is None:
         raise UsageError("--resume goes on with the run in --out DIR: name it.")
     job = invert.prepare(
@@ -168,8 +169,8 @@ def invert(
         console.note(f"a run takes up to {decimal(job.disk_bytes)} of the disk")
         return
     folder = out or _next_folder(model, job.presets or [config.stem if config else inverter or "recipe"])
-    if share.from_first(share.rank == 0 and resume and job.is_done(folder)):
-        if share.rank > 0:
+    if world.broadcast(world.rank == 0 and resume and job.is_done(folder)):
+        if world.rank > 0:
             return
         console.note(
             f"{folder} is finished after {job.recipe.steps} steps: nothing to do. A larger --steps extends it."
@@ -178,7 +179,7 @@ def invert(
         return
     recipe = job.recipe
     console.note_facts(job.target)
-    processes = f", {share.size} processes" if share.size > 1 else ""
+    processes = f", {world.size} processes" if world.size > 1 else ""
     console.note(f"{recipe.steps} steps of {recipe.batch_size} on {recipe.device} in {recipe.precision}{processes}")
     console.note(f"into {folder}, which takes up to {decimal(job.disk_bytes)} of the disk")
     with console.ProgressDisplay(recipe.steps) as display, on_stop(_stopping(job)):
@@ -196,7 +197,7 @@ def invert(
             f"    interpkit invert {model} --out {folder} --resume"
         )
         raise typer.Exit(INTERRUPTED)
-    if share.rank > 0:
+    if world.rank > 0:
         return
     _print_result(folder, json_, job.metrics)
     if job.profile is not None and not json_:

@@ -69,11 +69,11 @@ def sample(
     from interpkit.io import images
     from interpkit.runs import folder, shards
     from interpkit.runtime.devices import choose_device
-    from interpkit.runtime.distributed import Share
+    from interpkit.runtime.distributed import World
 
     if per_class is not None and count is not None:
         raise UsageError("give --per-class or --count, not both.")
-    if shard_size is None and (accepted or format_ is not None or Share.current().size > 1):
+    if shard_size is None and (accepted or format_ is not None or World.current().size > 1):
         raise UsageError("--accepted, --format and several processes take shards: add --shard-size 10000.")
     if shard_size is not None and (count is None or out is None or png is not None):
         raise UsageError("--shard-size takes --count N and --out FOLDER, and neither --per-class nor --png.")
@@ -131,7 +131,7 @@ def _write_shards(job: ShardJob, as_json: bool) -> None:
         f"{job.count} images in {job.shards} shards{there}; at most about {in_bytes(job.bytes_needed)} to write"
     )
     own = sum(map(job.images_in, job.todo))
-    part = f" by process 0 of {job.share.size}" if job.share.size > 1 else ""
+    part = f" by process 0 of {job.world.size}" if job.world.size > 1 else ""
     try:
         with console.CountDisplay(own, f"images{part}") as display, on_stop(signal.default_int_handler):
             index = job.run(display.show)

@@ -30,6 +30,7 @@ from interpkit.interfaces.metrics import Metric
 from interpkit.interfaces.sections import MOST_IN_STRIP, Section
 from interpkit.interfaces.targets import Target
 from interpkit.runtime.devices import is_out_of_memory
+from interpkit.runtime.profiler import phase
 
 if TYPE_CHECKING:
     from interpkit.config.recipe import Recipe, TargetOptions
@@ -156,8 +157,24 @@ def layers(loss: InversionLoss, target: Target) -> list[str]:
     return names
 
 
-def condition(conditioner: Conditioner, count: int, labels: Tensor | None, rng: torch.Generator | None) -> Condition:
+@phase("conditioner")
+def condition(
+    conditioner: Conditioner,
+    count: int,
+    labels: Tensor | None,
+    rng: torch.Generator | None,
+    *,
+    check_values: bool = True,
+) -> Condition:
     """Draw ``count`` conditions; see `Conditioner.sample`.
+
+    Args:
+        conditioner: draws them.
+        count: the number of images.
+        labels: (count,), the classes to ask for.
+        rng: source of the randomness.
+        check_values: also check, on a CPU, that labels are in range and the rest is finite; the loop does in its first
+            step only.
 
     Raises:
         PluginError: it fails, or what it returns is no condition for so many images.
@@ -170,7 +187,7 @@ def condition(conditioner: Conditioner, count: int, labels: Tensor | None, rng: 
     _check(conditioner, "Condition.labels", drawn.labels, (count,), device, "int64")
     _check(conditioner, "Condition.distribution", drawn.distribution, (count, conditioner.num_classes), device)
     _check(conditioner, "Condition.vector", drawn.vector, (count, conditioner.spec.vector_dim), device)
-    if count and device.type == "cpu":
+    if check_values and count and device.type == "cpu":
         low, high = drawn.labels.aminmax()
         if low < 0 or high >= conditioner.num_classes:
             promise = f"Condition.labels are classes, 0 to {conditioner.num_classes - 1}"
@@ -181,14 +198,21 @@ def condition(conditioner: Conditioner, count: int, labels: Tensor | None, rng: 
     return drawn
 
 
-def images(generator: Generator, latent: Tensor, condition: Condition, *made_by: Tensor) -> Tensor:
-    """Make images, (B, *input_shape) float32; see `Generator.forward`.
+def images(generator: Generator, latent: Tensor, condition: Condition, member: Tensor | None = None) -> Tensor:
+    """Generate images, (B, *input_shape) float32; see `Generator.forward`.
+
+    Args:
+        generator: one, or an ensemble.
+        latent: (B, latent_dim).
+        condition: for the same B images.
+        member: (B,) int64, which member of an ensemble generates each image; they take turns if left out.
 
     Raises:
         PluginError: it fails, or what it returns are not so many images.
     """
+    which = () if member is None or generator.num_members == 1 else (member,)
     with blamed(generator):
-        made: Tensor = generator(latent, condition, *made_by)
+        made: Tensor = generator(latent, condition, *which)
     _check(generator, "forward's images", made, (len(latent), *generator.input_shape), latent.device)
     return made.float()
 

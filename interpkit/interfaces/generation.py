@@ -121,6 +121,9 @@ class Generator(Component, nn.Module, ABC):
 
     options: Options
     latent_dim: int
+    num_members: int = 1
+    """How many generators this one holds, in its submodule ``members``. Where they are several, `forward` accepts a
+    third argument ``member``, (B,) int64: which of them generates each image."""
 
     def __init__(self, spec: ConditionSpec, input_shape: tuple[int, ...], options: Options | None = None) -> None:
         super().__init__()
@@ -132,7 +135,7 @@ class Generator(Component, nn.Module, ABC):
         """Make fresh images come out near ``level``, in (0, 1), all over; a generator that cannot, need not.
 
         The loop asks for it where the target is dead to grey images, the usual start: see
-        `interpkit.inversion.warm_start.wake`.
+        `interpkit.inversion.warm_start.warm_start`.
         """
 
     @abstractmethod

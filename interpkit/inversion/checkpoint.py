@@ -9,7 +9,56 @@ import torch
 from torch import Tensor, nn
 
 from interpkit.errors import RunError
-from interpkit.runtime.distributed import Share
+from interpkit.runtime.distributed import World
+
+
+class TrainingState:
+    """The networks that a run trains, their optimizer, the run's randomness, and the last step that is done.
+
+    `Recorder.resume` and `Recorder.training_steps` save and load it; see there.
+
+    Args:
+        trained: all networks that are trained.
+        optimizer: the optimizer of their parameters.
+        rng: the run's own randomness.
+
+    Attributes:
+        step: the last step that is done, 0 at first.
+
+    Example:
+        >>> import torch
+        >>> from interpkit import Recorder, TrainingState
+        >>> net, rng = torch.nn.Linear(2, 3), torch.Generator().manual_seed(0)
+        >>> optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+        >>> state, recorder = TrainingState(net, optimizer, rng), Recorder(steps=2)
+        >>> recorder.resume(state)  # in memory there is no checkpoint
+        False
+        >>> for step in recorder.training_steps(state):
+        ...     images = torch.rand(4, 2, generator=rng)
+        ...     logits = net(images)
+        ...     loss = logits.logsumexp(1).mean()
+        ...     optimizer.zero_grad()
+        ...     loss.backward()
+        ...     optimizer.step()
+        ...     recorder.step(step, loss, {"size": loss}, images, logits, torch.zeros(4, dtype=torch.int64))
+        >>> state.step, [record.step for record in recorder.history]
+        (2, [1, 2])
+    """
+
+    def __init__(self, trained: nn.Module, optimizer: torch.optim.Optimizer, rng: torch.Generator) -> None:
+        self.trained = trained
+        self.optimizer = optimizer
+        self.rng = rng
+        self.world = World.current()
+        self.step = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state as tensors and plain values; see `snapshot`."""
+        return snapshot(self.step, self.trained, self.optimizer, self.rng, self.world)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go back to a state; see `restore`."""
+        self.step = restore(state_dict, self.trained, self.optimizer, self.rng, self.world)
 
 
 def snapshot(
@@ -17,16 +66,16 @@ def snapshot(
     trained: nn.Module,
     optimizer: torch.optim.Optimizer,
     rng: torch.Generator,
-    share: Share | None = None,
+    share: World | None = None,
 ) -> dict[str, Any]:
     """Return all that the rest of the run depends on, as tensors and plain values.
 
     Args:
-        step: that was the last.
+        step: the last step that is done.
         trained: all networks that are trained.
-        optimizer: of their parameters.
+        optimizer: the optimizer of their parameters.
         rng: the run's own randomness.
-        share: of this process, where several run; each calls this, and its own randomness is kept.
+        share: the processes, where several run; each calls this, and its own randomness is kept.
 
     Example:
         >>> import torch
@@ -36,32 +85,14 @@ def snapshot(
         >>> sorted(state)
         ['optimizer', 'processes', 'rng', 'step', 'trained']
     """
-    drawn = randomness(rng)
+    drawn = get_randomness(rng)
     return {
         "step": step,
         "trained": trained.state_dict(),
         "optimizer": optimizer.state_dict(),
         "rng": drawn.pop("rng"),
-        "processes": (share or Share()).all(drawn),
+        "processes": (share or World()).all_gather_object(drawn),
     }
-
-
-def randomness(rng: torch.Generator) -> dict[str, Tensor]:
-    """Return the state of the run's randomness and of this process's own, which dropout draws from."""
-    drawn = {"rng": rng.get_state(), "global_rng": torch.get_rng_state()}
-    if rng.device.type == "cuda":
-        drawn["cuda_rng"] = torch.cuda.get_rng_state(rng.device)
-    return drawn
-
-
-def set_randomness(drawn: Mapping[str, Tensor], rng: torch.Generator) -> None:
-    """Go back to a state of randomness, or to the parts of it that there are."""
-    if "rng" in drawn:
-        rng.set_state(drawn["rng"].cpu())
-    if "global_rng" in drawn:
-        torch.set_rng_state(drawn["global_rng"].cpu())
-    if "cuda_rng" in drawn:
-        torch.cuda.set_rng_state(drawn["cuda_rng"].cpu(), rng.device)
 
 
 def restore(
@@ -69,14 +100,14 @@ def restore(
     trained: nn.Module,
     optimizer: torch.optim.Optimizer,
     rng: torch.Generator,
-    share: Share | None = None,
+    share: World | None = None,
 ) -> int:
     """Go back to a snapshot; return the number of steps that are done.
 
-    With as many processes as then, each gets its own randomness back; with more or fewer, dropout draws anew.
+    With as many processes as then, each gets its own randomness back; with more or fewer, dropout draws other numbers.
 
     Raises:
-        RunError: it is of other networks.
+        RunError: it is a snapshot of other networks.
 
     Example:
         >>> import torch
@@ -90,14 +121,32 @@ def restore(
         >>> torch.equal(torch.rand(3, generator=rng), drawn)
         True
     """
-    share = share or Share()
+    world = share or World()
     try:
         trained.load_state_dict(state["trained"])
         optimizer.load_state_dict(state["optimizer"])
         set_randomness({"rng": state["rng"]}, rng)
-        if len(state["processes"]) == share.size:
-            set_randomness(state["processes"][share.rank], rng)
+        if len(state["processes"]) == world.size:
+            set_randomness(state["processes"][world.rank], rng)
         return int(state["step"])
     except Exception as error:  # whatever torch raises on values that are not its own
         reason = (str(error) or type(error).__name__).splitlines()[0][:200]
         raise RunError(f"the checkpoint does not fit its recipe: {reason}. Start anew by --force.") from error
+
+
+def get_randomness(rng: torch.Generator) -> dict[str, Tensor]:
+    """Return the state of the run's randomness and of this process's own, which dropout draws from."""
+    drawn = {"rng": rng.get_state(), "global_rng": torch.get_rng_state()}
+    if rng.device.type == "cuda":
+        drawn["cuda_rng"] = torch.cuda.get_rng_state(rng.device)
+    return drawn
+
+
+def set_randomness(drawn: Mapping[str, Tensor], rng: torch.Generator) -> None:
+    """Go back to a state of randomness, or to those parts of it that are given."""
+    if "rng" in drawn:
+        rng.set_state(drawn["rng"].cpu())
+    if "global_rng" in drawn:
+        torch.set_rng_state(drawn["global_rng"].cpu())
+    if "cuda_rng" in drawn:
+        torch.cuda.set_rng_state(drawn["cuda_rng"].cpu(), rng.device)

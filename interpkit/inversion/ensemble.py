@@ -1,4 +1,4 @@
-"""Several generators trained as one: each makes its share of every batch, and all are told apart by the losses."""
+"""Several generators trained as one: each generates its rows of every batch, and the losses see all rows."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from interpkit.interfaces.generation import Condition, Generator
+from interpkit.runtime.distributed import World
 
 
 class Ensemble(Generator):
     """K generators of one kind, from different initial weights, that share each batch.
 
     A step costs what it costs with one generator, and the terms that push a batch's images apart push the
-    generators apart as well. Source: the paper's Figure 2 shows several generators, a column each.
+    generators apart as well. Source: the paper's Figure 2 shows several generators, one column each.
 
     Args:
         members: the generators.
@@ -25,6 +26,7 @@ class Ensemble(Generator):
     def __init__(self, members: Sequence[Generator]) -> None:
         super().__init__(members[0].spec, members[0].input_shape, members[0].options)
         self.members = nn.ModuleList(members)
+        self.num_members = len(members)
         self.latent_dim = members[0].latent_dim
 
     @property
@@ -38,16 +40,24 @@ class Ensemble(Generator):
             assert isinstance(member, Generator)
             member.start_at(level)
 
-    def forward(self, latent: Tensor, condition: Condition, made_by: Tensor | None = None) -> Tensor:
+    def forward(self, latent: Tensor, condition: Condition, member: Tensor | None = None) -> Tensor:
         """Return images; see `Generator.forward`.
 
         Args:
             latent: (B, latent_dim).
             condition: for the same B images.
-            made_by: (B,) int64, the member that makes each image; they take turns if left out.
+            member: (B,) int64, the member that generates each image; they take turns if left out.
         """
-        if made_by is None:
-            made_by = torch.arange(len(latent), device=latent.device) % len(self.members)
-        rows = [(made_by == number).nonzero()[:, 0] for number in range(len(self.members))]
+        if member is None:
+            member = torch.arange(len(latent), device=latent.device) % self.num_members
+        rows = [(member == number).nonzero()[:, 0] for number in range(self.num_members)]
         images = [m(latent[r], condition[r]) for m, r in zip(self.members, rows, strict=True) if len(r)]
         return torch.cat(images)[torch.cat(rows).argsort()]
+
+
+def sync_buffers(generator: Generator, world: World) -> None:
+    """Give every process the buffers of the members that others run; the weights are equal on all as it is."""
+    if generator.num_members > 1:
+        for number, member in enumerate(generator.get_submodule("members").children()):
+            for buffer in member.buffers():
+                world.broadcast_tensor(buffer, number % world.size)

@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from interpkit.interfaces import contracts
 from interpkit.interfaces.generation import Condition, Conditioner, Generator
-from interpkit.inversion.ensemble import Ensemble
 from interpkit.runtime.random import derive_seed, random_generator
 
 FRAMES = 7
@@ -84,7 +84,6 @@ def _images(generator: Generator, latents: Tensor, condition: Callable[[Tensor],
     """Return the images of all rows on the CPU, a batch at a time; of several generators the first makes them."""
     images = []
     for some in torch.arange(len(latents), device=latents.device).split(BATCH):
-        member = (torch.zeros_like(some),) if isinstance(generator, Ensemble) else ()
-        images.append(generator(latents[some], condition(some), *member).float().cpu())
+        images.append(contracts.images(generator, latents[some], condition(some), torch.zeros_like(some)).cpu())
     made = torch.cat(images)
     return made.view(-1, FRAMES, *made.shape[1:])

@@ -1,48 +1,38 @@
 """The default inverter: a conditioned generator is trained against the frozen target.
 
-Network inversion (Suhail & Sethi, "Network Inversion of Convolutional Neural Nets", section 2): minimise
+Network inversion (Suhail & Sethi, "Network Inversion of Convolutional Neural Nets", section 2): minimize
 
     L = sum_t  w_t * L_t(batch)        over the generator, the conditioner and the terms' own parameters,
 
-where a batch is a condition, the images generated for it and the target's response. Which conditioner,
-generator and terms is the recipe's matter.
+where a batch is a condition, the images generated for it and the target's response. The recipe names the conditioner,
+the generator and the terms.
 """
 
 from __future__ import annotations
-
-import logging
-from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import nn
 
 from interpkit.config.recipe import Recipe
-from interpkit.errors import DivergedError
 from interpkit.interfaces import contracts
 from interpkit.interfaces.generation import Conditioner, Generator
 from interpkit.interfaces.inverters import Inverter, Parts, StoredInversion
-from interpkit.interfaces.losses import GeneratedBatch, InversionLoss
+from interpkit.interfaces.losses import GeneratedBatch
 from interpkit.interfaces.targets import Target
-from interpkit.inversion.checkpoint import randomness, restore, set_randomness, snapshot
-from interpkit.inversion.objective import draw, falling, make, objective, share_buffers
-from interpkit.inversion.recovery import Fallbacks
+from interpkit.inversion.ensemble import sync_buffers
+from interpkit.inversion.objective import Objective, set_learning_rate
+from interpkit.inversion.recovery import RecoverableTraining
 from interpkit.inversion.results import GeneratorInversion
-from interpkit.inversion.warm_start import wake
-from interpkit.runtime.compile import compiled, stop_compiling
-from interpkit.runtime.devices import is_out_of_memory
-from interpkit.runtime.distributed import Share
-from interpkit.runtime.profiler import phase
+from interpkit.inversion.warm_start import warm_start
+from interpkit.runtime.compile import compiled
+from interpkit.runtime.devices import autocast
 from interpkit.runtime.random import derive_seed, random_generator
-from interpkit.runtime.recorder import RECORD_EVERY, Recorder
-from interpkit.runtime.sync_batchnorm import share_batch_norms
-from interpkit.targets.fuse_batchnorm import folded
-
-log = logging.getLogger("interpkit")
+from interpkit.runtime.recorder import Recorder
+from interpkit.runtime.sync_batchnorm import sync_batch_norms
 
 
 class GeneratorInverter(Inverter):
-    """Trains a conditioned generator of everything that the target takes for each class.
+    """Trains a conditioned generator of all inputs that the target assigns to each class.
 
     Example:
         >>> import torch
@@ -58,10 +48,39 @@ class GeneratorInverter(Inverter):
     needs = ("conditioner", "generator", "loss")
 
     def invert(self, target: Target, recipe: Recipe, parts: Parts, recorder: Recorder) -> GeneratorInversion:
-        """Train the generator; see `Inverter.invert`."""
-        assert parts.conditioner is not None and parts.generator is not None  # `assembly.build` saw to it
-        train(target, parts.conditioner, parts.generator, parts.losses, recipe, recorder)
-        return GeneratorInversion(target, recipe, recorder.history, parts.generator, parts.conditioner)
+        """Set up the training, run it, and return the trained generator; see `Inverter.invert`."""
+        conditioner, generator, losses = parts.conditioner, parts.generator, parts.losses
+        assert conditioner is not None and generator is not None  # as `needs` says
+        device = torch.device(recipe.device)
+        objective = Objective(target, losses, autocast(device, recipe.precision), recipe.micro_batch)
+        rng = random_generator(device, derive_seed(recipe.seed, "training"))
+
+        terms = nn.ModuleDict({name: loss for name, (_, loss) in losses.items()})
+        trained = nn.ModuleDict({"conditioner": conditioner, "generator": generator, "terms": terms})
+        trained.to(device).to(memory_format=torch.channels_last).train()
+        world = objective.world
+        if world.size > 1:
+            sync_batch_norms(generator, world.subgroup(recipe.generators))
+            torch.manual_seed(derive_seed(recipe.seed, f"process {world.rank}"))  # each draws its own dropout
+        optimizer = torch.optim.Adam(
+            trained.parameters(),
+            lr=recipe.optimizer.lr,
+            betas=(recipe.optimizer.beta1, recipe.optimizer.beta2),
+            fused=device.type in ("cpu", "cuda"),
+        )
+
+        run = RecoverableTraining(trained, optimizer, rng, objective, recipe, recorder)
+        if not recorder.resume(run):
+            warm_start(target, generator)
+        run.keep_good_state()
+        recorder.note(folded=objective.fuse_batchnorm())
+        # The images of a micro-batch, or of one process, have to outlive the next replay of a CUDA graph.
+        graphs = device.type == "cuda" and world.size == 1 and recipe.micro_batch is None
+        with compiled(generator, recipe.compile == "on", mode="reduce-overhead" if graphs else "default"):
+            run.drive(train, run, conditioner, generator, objective, recipe)
+        sync_buffers(generator, world)
+        conditioner.progress = 1.0
+        return GeneratorInversion(target, recipe, recorder.history, generator, conditioner)
 
     def load(self, stored: StoredInversion) -> GeneratorInversion:
         """Return the generator with the weights of the run; see `Inverter.load`."""
@@ -69,118 +88,34 @@ class GeneratorInverter(Inverter):
 
 
 def train(
-    target: Target,
-    conditioner: Conditioner,
-    generator: Generator,
-    losses: Mapping[str, tuple[float, InversionLoss]],
-    recipe: Recipe,
-    recorder: Recorder,
+    run: RecoverableTraining, conditioner: Conditioner, generator: Generator, objective: Objective, recipe: Recipe
 ) -> None:
-    """Run the loop to the recipe's last step, from the recorder's checkpoint if it has one.
+    """Take the steps of the run that are still to do.
 
-    Where several processes share the batch (`interpkit.runtime.distributed`), all of them draw it, each makes
-    and looks at its rows, and all take the same step; the first one records.
+    Where several processes share the batch (`interpkit.runtime.distributed`), all of them draw all of it, each
+    generates and classifies its rows, and all take the same step; the first one records.
     """
-    device = torch.device(recipe.device)
-    share = Share.current()
-    rng = random_generator(device, derive_seed(recipe.seed, "training"))
-    terms = nn.ModuleDict({name: loss for name, (_, loss) in losses.items()})
-    trained = nn.ModuleDict({"conditioner": conditioner, "generator": generator, "terms": terms})
-    trained.to(device).to(memory_format=torch.channels_last).train()
-    if share.size > 1:
-        share_batch_norms(generator, share.group(recipe.generators))
-        torch.manual_seed(derive_seed(recipe.seed, f"process {share.rank}"))  # of dropout
-    optimizer = torch.optim.Adam(
-        trained.parameters(),
-        lr=recipe.optimizer.lr,
-        betas=(recipe.optimizer.beta1, recipe.optimizer.beta2),
-        fused=device.type in ("cpu", "cuda"),
-    )
-    layers = sorted({layer for _, loss in losses.values() for layer in contracts.layers(loss, target)})
+    device, rng, optimizer = torch.device(recipe.device), run.rng, run.optimizer
     classes = None if recipe.labels is None else torch.tensor(recipe.labels, device=device)
-    looking, folds = folded(target, layers)
-    fallbacks = Fallbacks(recipe, recorder, share)
 
-    def state(step: int) -> dict[str, Any]:
-        return snapshot(step, trained, optimizer, rng, share)
-
-    def advance(step: int) -> tuple[Any, ...]:
-        """Take a step; return what the recorder is told of it."""
+    for step in run.steps():  # resumes, saves checkpoints, and stops when asked
         progress = (step - 1) / recipe.steps
         conditioner.progress = progress
-        for group in optimizer.param_groups:
-            group["lr"] = recipe.optimizer.lr * fallbacks.rate * falling(progress, recipe.optimizer.decay)
+        set_learning_rate(optimizer, recipe, progress, scale=run.lr_scale)
 
-        autocast, micro_batch = fallbacks.autocast, fallbacks.micro_batch
-        with autocast:
-            with phase("conditioner"):
-                labels = None if classes is None else draw(classes, recipe.batch_size, rng)
-                condition = contracts.condition(conditioner, recipe.batch_size, labels, rng)
-                latent = torch.randn(recipe.batch_size, generator.latent_dim, device=device, generator=rng)
-            with phase("generator"):
-                images, own = make(generator, latent, condition, share, micro_batch)
-        generated = GeneratedBatch(target, condition, latent, images, progress)
-        loss, values, response = objective(generated, losses, layers, rng, autocast, share, micro_batch, looking, own)
+        with objective.autocast:
+            labels = None
+            if classes is not None:
+                labels = classes[torch.randint(len(classes), (recipe.batch_size,), device=device, generator=rng)]
+            condition = contracts.condition(conditioner, recipe.batch_size, labels, rng, check_values=step == 1)
+            latent = torch.randn(recipe.batch_size, generator.latent_dim, device=device, generator=rng)
+            images = objective.generate(generator, latent, condition)
+        value = objective(GeneratedBatch(objective.target, condition, latent, images, progress), rng)
 
-        with phase("backward"):
-            optimizer.zero_grad()
-            loss.backward()
-        with phase("optimizer"):
-            share.average(trained.parameters())
-            optimizer.step()
-        return loss, values, images, response.logits, condition.labels
+        optimizer.zero_grad()
+        value.total.backward()
+        objective.world.average_gradients(run.trained.parameters())
+        optimizer.step()
 
-    def keep(step: int, taken: tuple[Any, ...]) -> bool:
-        """Record a step that was taken, and save what is due; say whether it is the last."""
-        recorder.step(step, *taken)
-        with phase("checkpoints"):
-            if step % RECORD_EVERY == 0:
-                fallbacks.keep(step, lambda: state(step))
-            due, stop = recorder.due(step), recorder.stop_requested
-            if share.size > 1:
-                # Asked rarely, as the answer waits for the device.
-                due, stop = share.any(due, stop) if step % RECORD_EVERY == 0 or step == recipe.steps else (False, False)
-            if due:
-                share_buffers(generator, share)
-                recorder.save(step, state(step) | fallbacks.state(step))
-        if stop:
-            recorder.flush()
-        return stop or step == recipe.steps
-
-    done = 0
-    checkpoint = share.from_first(recorder.start())
-    recorder.note(folded=folds)
-    if checkpoint is not None:
-        done = restore(checkpoint, trained, optimizer, rng, share)
-        fallbacks.take_up(checkpoint)
-        if share.rank > 0:
-            recorder.take_up(checkpoint)  # all have to agree on what an explosion is
-    else:
-        wake(target, generator)
-    fallbacks.keep(done, lambda: state(done))
-
-    # Of pieces of a batch, and of processes, the images have to outlive the next run of a graph.
-    graphs = device.type == "cuda" and share.size == 1 and recipe.micro_batch is None
-    finished = done >= recipe.steps
-    with compiled(generator, recipe.compile == "on", mode="reduce-overhead" if graphs else "default"):
-        while not finished:
-            drawn = randomness(rng)
-            try:
-                taken = advance(done + 1)
-            except Exception as error:
-                if not is_out_of_memory(error):
-                    raise
-                fallbacks.halve(done + 1, error)
-                stop_compiling(generator)
-                # The same step once more, with what it drew. Running statistics may have seen its batch already.
-                set_randomness(drawn, rng)
-                continue
-            try:
-                finished = keep(done + 1, taken)
-                done += 1
-            except DivergedError as error:
-                done = restore(fallbacks.go_back(error), trained, optimizer, rng, share)
-                recorder.go_back(done)
-            del taken  # its images are not to lie beside the next ones
-    share_buffers(generator, share)
-    conditioner.progress = 1.0
+        run.recorder.step(step, value.total, value.terms, images, value.response.logits, condition.labels)
+        del condition, latent, images, value  # frees their memory before the next step needs it

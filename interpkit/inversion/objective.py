@@ -1,47 +1,174 @@
-"""The objective: the target's responses to a batch and the weighted sum of the terms."""
+"""The objective: the target's response to a batch of images, and the weighted sum of the loss terms."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from interpkit.config.recipe import Recipe
 from interpkit.interfaces import contracts
 from interpkit.interfaces.generation import Condition, Generator
 from interpkit.interfaces.losses import GeneratedBatch, InversionBatch, InversionLoss
 from interpkit.interfaces.targets import Response, Target
-from interpkit.inversion.ensemble import Ensemble
-from interpkit.runtime.distributed import Share
-from interpkit.runtime.micro_batch import in_pieces
+from interpkit.runtime.distributed import World
+from interpkit.runtime.micro_batch import in_micro_batches
 from interpkit.runtime.profiler import phase
+from interpkit.targets.fuse_batchnorm import folded
 
 
-def make(
-    generator: Generator, latent: Tensor, condition: Condition, share: Share, micro_batch: int | None = None
-) -> tuple[Tensor, Tensor]:
-    """Return the images of a whole batch, and those that this process made, its share, ``micro_batch`` at a time."""
+@dataclass(frozen=True)
+class ObjectiveValue:
+    """The objective of one batch.
 
-    def piece(rows: Tensor) -> Tensor:
-        return contracts.images(generator, latent[rows], condition[rows], *made_by(rows))
+    Attributes:
+        total: the weighted sum of the terms, a scalar with gradient.
+        terms: the terms by name, without their weights.
+        response: the target's response to the batch's images.
+    """
 
-    def made_by(rows: Tensor) -> list[Tensor]:
-        return [rows % len(generator.members)] if isinstance(generator, Ensemble) else []
-
-    if share.size == 1 and micro_batch is None:
-        images = contracts.images(generator, latent, condition)
-        return images, images
-    rows = share.rows(len(latent), latent.device)
-    own = torch.cat(in_pieces(piece, rows, micro_batch, generator))
-    return share.whole(own, len(latent)), own
+    total: Tensor
+    terms: dict[str, Tensor]
+    response: Response
 
 
-def share_buffers(generator: Generator, share: Share) -> None:
-    """Give every process the statistics of the generators that others run; weights are equal on all as it is."""
-    if share.size > 1 and isinstance(generator, Ensemble):
-        for number, member in enumerate(generator.members):
-            for buffer in member.buffers():
-                buffer.copy_(share.from_rank(number % share.size, buffer))
+class Objective:
+    r"""What an inversion minimizes.
+
+    .. math:: L = \sum_t w_t \, L_t(\text{batch})
+
+    The target runs once on the images of a batch, and once on all the views that the terms ask for; each term is
+    handed the response to the images and to its own views.
+
+    Args:
+        target: the frozen classifier.
+        losses: the terms by name, each with its weight.
+        autocast: the precision of the networks; the terms themselves are always computed in fp32.
+        micro_batch: how many images are in memory at a time; all of them if None.
+        layers: the layers that the terms read beyond the target's default; those that the terms name if left out.
+
+    Attributes:
+        autocast: as above; it may change from one step to the next, as ``micro_batch`` may.
+        world: the processes that share a batch.
+
+    Example:
+        >>> import torch
+        >>> from interpkit import Condition, GeneratedBatch, Objective, wrap
+        >>> from interpkit_losses import CrossEntropy
+        >>> target = wrap(torch.nn.Identity(), input_shape=(2,))  # its logits are its inputs
+        >>> losses, autocast = {"ce": (2.0, CrossEntropy(target))}, torch.autocast("cpu", enabled=False)
+        >>> objective = Objective(target, losses, autocast)
+        >>> condition = Condition(torch.tensor([1]), torch.tensor([[0.0, 1.0]]), torch.zeros(1, 0))
+        >>> images = torch.zeros(1, 2, requires_grad=True)
+        >>> value = objective(GeneratedBatch(target, condition, torch.zeros(1, 8), images, 0.0), torch.Generator())
+        >>> value.terms["ce"].item(), value.response.logits.shape
+        (0.6931471824645996, torch.Size([1, 2]))
+        >>> value.total.backward()
+        >>> images.grad
+        tensor([[ 1., -1.]])
+    """
+
+    def __init__(
+        self,
+        target: Target,
+        losses: Mapping[str, tuple[float, InversionLoss]],
+        autocast: torch.autocast,
+        micro_batch: int | None = None,
+        layers: Sequence[str] | None = None,
+    ) -> None:
+        self.target = target
+        self.losses = losses
+        self.autocast = autocast
+        self.micro_batch = micro_batch
+        if layers is None:
+            layers = sorted({layer for _, loss in losses.values() for layer in contracts.layers(loss, target)})
+        self.layers = layers
+        self.world = World.current()
+        self._running = target
+        """What runs in place of the target: with the same responses, and maybe faster."""
+        self._generated: tuple[Tensor, Tensor] | None = None
+        """The last batch of images, and the rows of it that this process generated."""
+
+    def fuse_batchnorm(self) -> int:
+        """Run a copy of the target whose batch norms are fused from here on; return how many of them could be."""
+        self._running, count = folded(self.target, self.layers)
+        return count
+
+    @phase("generator")
+    def generate(self, generator: Generator, latent: Tensor, condition: Condition) -> Tensor:
+        """Return the images of a whole batch, on every process; each generates its rows, a micro-batch at a time.
+
+        Args:
+            generator: makes the images.
+            latent: (B, latent_dim).
+            condition: for the same B images.
+        """
+        if self.world.size == 1 and self.micro_batch is None:
+            return contracts.images(generator, latent, condition)
+
+        def generate(rows: Tensor) -> Tensor:
+            return contracts.images(generator, latent[rows], condition[rows], rows % generator.num_members)
+
+        rows = self.world.rows(len(latent), latent.device)
+        local = torch.cat(in_micro_batches(generate, rows, self.micro_batch, generator))
+        (images,) = self.world.all_gather(len(latent), local)
+        self._generated = images, local
+        return images
+
+    def __call__(self, batch: GeneratedBatch, rng: torch.Generator) -> ObjectiveValue:
+        """Return the objective of a batch.
+
+        Args:
+            batch: the images and what they were generated from.
+            rng: source of the randomness of the terms' views.
+        """
+        views, view_responses = {}, {}
+        with self.autocast:
+            for name, (_, loss) in self.losses.items():
+                with phase(f"views of {name}"):
+                    views[name] = contracts.views(loss, batch, rng)
+            with phase("look at images"):
+                response = self._respond(batch.images)
+            asked = {name: images for name, images in views.items() if images is not None}
+            if asked:
+                # Not in one batch with the images: a slice of a common response would cost a gradient of zeros for all
+                # the other rows, layer by layer.
+                with phase("look at views"):
+                    joint = self._respond(torch.cat(list(asked.values())))
+                start = 0
+                for name, images in asked.items():
+                    view_responses[name] = joint[start : start + len(images)] if len(asked) > 1 else joint
+                    start += len(images)
+        total = batch.images.new_zeros(())
+        terms = {}
+        for name, (weight, term) in self.losses.items():
+            with phase(f"term {name}"):
+                full = InversionBatch(
+                    **vars(batch), response=response, views=views[name], view_response=view_responses.get(name)
+                )
+                terms[name] = contracts.term(term, full)
+            total = total + weight * terms[name]
+        return ObjectiveValue(total, terms, response)
+
+    def _respond(self, images: Tensor) -> Response:
+        """Return the response to all images; each process computes it for its rows, a micro-batch at a time."""
+        if self.world.size == 1 and self.micro_batch is None:
+            return self._running.respond(images, self.layers)
+        generated, self._generated = self._generated, None
+        if generated is not None and generated[0] is images:  # spares an exchange of their gradient
+            local = generated[1]
+        else:
+            local = images[self.world.rows(len(images), images.device)]
+        rows = torch.arange(len(local), device=local.device)
+        parts = in_micro_batches(
+            lambda some: self._running.respond(local[some], self.layers), rows, self.micro_batch, self._running
+        )
+        layers = list(parts[0].features)
+        features = [torch.cat([part.features[layer] for part in parts]) for layer in layers]
+        logits, *features = self.world.all_gather(len(images), torch.cat([part.logits for part in parts]), *features)
+        return Response(logits, dict(zip(layers, features, strict=True)), parts[0].feature_layer)
 
 
 def objective(
@@ -50,23 +177,23 @@ def objective(
     layers: Sequence[str],
     rng: torch.Generator,
     autocast: torch.autocast,
-    share: Share | None = None,
+    share: World | None = None,
     micro_batch: int | None = None,
     looking: Target | None = None,
     own: Tensor | None = None,
 ) -> tuple[Tensor, dict[str, Tensor], Response]:
-    """Let the target look at a batch and at the terms' views of it, and weigh what it says.
+    """Return the objective of one batch; an `Objective`, made once for a run, is the shorter way.
 
     Args:
         generated: the batch.
-        losses: by name, each with its weight.
-        layers: all that the losses read beyond the target's default.
-        rng: of the losses' views.
-        autocast: the precision in which the target looks.
-        share: of the images that this process looks at; all if left out.
-        micro_batch: how many the target looks at together; all if left out.
-        looking: looks in place of the batch's target (`interpkit.targets.fuse_batchnorm`); that itself if left out.
-        own: the images that this process looks at, as it made them, which spares an exchange of their gradient.
+        losses: the terms by name, each with its weight.
+        layers: all layers that the losses read beyond the target's default.
+        rng: source of the randomness of the losses' views.
+        autocast: the precision in which the target runs.
+        share: the processes that share the batch; one if left out.
+        micro_batch: how many images are in memory at a time; all of them if left out.
+        looking: runs in place of the batch's target; that itself if left out.
+        own: the rows of the images that this process generated, which spares an exchange of their gradient.
 
     Returns:
         the sum of the weighted terms; the terms by name, without their weights; the response to the images.
@@ -83,82 +210,12 @@ def objective(
         >>> total, terms
         (tensor(1.3863), {'ce': tensor(0.6931)})
     """
-    views = {}
-    with autocast:
-        for name, (_, loss) in losses.items():
-            with phase(f"views of {name}"):
-                views[name] = contracts.views(loss, generated, rng)
-        seen_by = looking or generated.target
-        response, view_responses = look(seen_by, generated.images, views, layers, share, micro_batch, own)
-    total = generated.images.new_zeros(())
-    values = {}
-    for name, (weight, term) in losses.items():
-        batch = InversionBatch(
-            generated.target,
-            generated.condition,
-            generated.latent,
-            generated.images,
-            generated.progress,
-            response,
-            views[name],
-            view_responses.get(name),
-        )
-        with phase(f"term {name}"):
-            values[name] = contracts.term(term, batch)
-        total = total + weight * values[name]
-    return total, values, response
-
-
-def look(
-    target: Target,
-    images: Tensor,
-    views: dict[str, Tensor | None],
-    layers: Sequence[str],
-    share: Share | None = None,
-    micro_batch: int | None = None,
-    own: Tensor | None = None,
-) -> tuple[Response, dict[str, Response]]:
-    """Let the target look at the images, and at all views together; return the response and each view's slice."""
-    share = share or Share()
-    with phase("look at images"):
-        response = shared_look(target, images, layers, share, micro_batch, own)
-    asked = {name: tensor for name, tensor in views.items() if tensor is not None}
-    if not asked:
-        return response, {}
-    # A look of their own: a slice of a common one would cost a gradient of zeros for all the others, layer by layer.
-    with phase("look at views"):
-        seen = shared_look(target, torch.cat(list(asked.values())), layers, share, micro_batch)
-    responses, start = {}, 0
-    for name, tensor in asked.items():
-        responses[name] = seen[start : start + len(tensor)] if len(asked) > 1 else seen
-        start += len(tensor)
-    return response, responses
-
-
-def shared_look(
-    target: Target,
-    images: Tensor,
-    layers: Sequence[str],
-    share: Share,
-    micro_batch: int | None,
-    own: Tensor | None = None,
-) -> Response:
-    """Return the response to all images, of which this process looks at its share, ``micro_batch`` at a time."""
-    if share.size == 1 and micro_batch is None:
-        return target.respond(images, layers)
-    if own is None:
-        own = images[share.rows(len(images), images.device)]
-    rows = torch.arange(len(own), device=own.device)
-    parts = in_pieces(lambda piece: target.respond(own[piece], layers), rows, micro_batch, target)
-    seen = [part.features for part in parts]
-    features = {layer: torch.cat([some[layer] for some in seen]) for layer in seen[0]}
-    logits, *wholes = share.wholes([torch.cat([part.logits for part in parts]), *features.values()], len(images))
-    return Response(logits, dict(zip(features, wholes, strict=True)), parts[0].feature_layer)
-
-
-def draw(classes: Tensor, count: int, rng: torch.Generator) -> Tensor:
-    """Return ``count`` labels, (count,), drawn uniformly from the classes."""
-    return classes[torch.randint(len(classes), (count,), device=classes.device, generator=rng)]
+    minimized = Objective(generated.target, losses, autocast, micro_batch, layers)
+    minimized.world = share or World()
+    minimized._running = looking or generated.target
+    minimized._generated = None if own is None else (generated.images, own)
+    value = minimized(generated, rng)
+    return value.total, value.terms, value.response
 
 
 def falling(progress: float, decay: float) -> float:
@@ -170,3 +227,24 @@ def falling(progress: float, decay: float) -> float:
         [1.0, 1.0, 0.5, 0.0]
     """
     return 1.0 if decay == 0 else min(1.0, (1.0 - progress) / decay)
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, recipe: Recipe, progress: float, scale: float = 1.0) -> None:
+    """Set the learning rate of a step: the recipe's, falling linearly to 0 over the last part of a run.
+
+    Args:
+        optimizer: whose rate is set.
+        recipe: its ``optimizer.lr``, and ``optimizer.decay``, the last share of the run, in which the rate falls.
+        progress: the share of the run that is done, in [0, 1).
+        scale: a factor of the rate.
+
+    Example:
+        >>> import torch
+        >>> from interpkit import Recipe, set_learning_rate
+        >>> optimizer = torch.optim.SGD([torch.zeros(1)])
+        >>> set_learning_rate(optimizer, Recipe(optimizer={"lr": 0.1, "decay": 0.5}), progress=0.75)
+        >>> optimizer.param_groups[0]["lr"]
+        0.05
+    """
+    for group in optimizer.param_groups:
+        group["lr"] = recipe.optimizer.lr * scale * falling(progress, recipe.optimizer.decay)

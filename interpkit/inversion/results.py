@@ -20,7 +20,6 @@ from interpkit.interfaces.inversions import Draw, Inversion
 from interpkit.interfaces.sections import Section, Strip
 from interpkit.interfaces.targets import Target
 from interpkit.inversion import interpolation
-from interpkit.inversion.ensemble import Ensemble
 from interpkit.io.atomic import digest, to_safetensors
 from interpkit.runtime.random import global_seed, random_generator
 
@@ -202,8 +201,7 @@ class GeneratorInversion(Inversion):
         ):
             condition = contracts.condition(self.conditioner, len(labels), labels.to(device), rng)
             latent = torch.randn(len(labels), self.generator.latent_dim, device=device, generator=rng)
-            more = (made_by,) if isinstance(self.generator, Ensemble) else ()
-            images = contracts.images(self.generator, latent, condition, *more)
+            images = contracts.images(self.generator, latent, condition, made_by)
         return Draw(images.cpu(), labels, condition.distribution.float().cpu(), made_by.cpu())
 
 

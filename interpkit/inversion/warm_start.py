@@ -13,14 +13,14 @@ from interpkit.interfaces.targets import Target
 log = logging.getLogger("interpkit")
 
 LEVELS = (0.5, 0.25, 0.1, 0.02, 0.005, 0.001, 0.75, 0.9, 0.98)
-"""Brightnesses to start at: grey as ever, then darker, then brighter."""
+"""Brightnesses to start at: the usual gray, then darker, then brighter."""
 
 
-def wake(target: Target, generator: Generator) -> None:
-    """Start the generator where the target is alive: where its logits have a gradient with respect to the image.
+def warm_start(target: Target, generator: Generator) -> None:
+    """Start the generator where the target's logits have a gradient with respect to the image.
 
-    All units of a classifier of ReLUs may be off for a grey image, and then nothing is ever learned. The first of
-    `LEVELS` with a gradient is taken; where that is grey, nothing is done.
+    All units of a classifier of ReLUs may be off for a gray image, and then nothing is ever learned. The generator
+    starts at the first of `LEVELS` that has a gradient; nothing is done where that is gray.
     """
     device = next((t.device for t in (*target.parameters(), *target.buffers())), torch.device("cpu"))
     for level in LEVELS:
@@ -31,6 +31,6 @@ def wake(target: Target, generator: Generator) -> None:
             if level != LEVELS[0]:
                 with contracts.blamed(generator):
                     generator.start_at(level)
-                log.warning("the target is dead to grey images, so the generator starts at brightness %g", level)
+                log.warning("the target has no gradient at gray, so the generator starts at brightness %g", level)
             return
     log.warning("the target has no gradient at any plain image: it may not be possible to invert it")

@@ -36,7 +36,7 @@ from interpkit.io import strict_json
 from interpkit.io.atomic import digest, inner_folder, replacing, to_json, write_atomically
 from interpkit.io.locking import only_writer
 from interpkit.runs.shard_formats import FORMATS, Shard
-from interpkit.runtime.distributed import Share
+from interpkit.runtime.distributed import World
 from interpkit.runtime.random import derive_seed
 
 log = logging.getLogger("interpkit")
@@ -134,7 +134,7 @@ class ShardJob:
         seed: int | None = None,
         dropout: bool | None = None,
         format: str = "safetensors",
-        share: Share | None = None,
+        world: World | None = None,
     ) -> None:
         if count < 1 or shard_size < 1:
             raise UsageError(f"count and shard size are at least 1, not {count} and {shard_size}.")
@@ -156,7 +156,7 @@ class ShardJob:
         self.seed = recipe.seed if seed is None else seed
         self.dropout = recipe.sampling.dropout if dropout is None else dropout
         self.format = FORMATS[format]
-        self.share = share or Share.current()
+        self.world = world or World.current()
         self.shards = -(-count // shard_size)
         self.facts = {
             "schema": SCHEMA,
@@ -177,7 +177,7 @@ class ShardJob:
         self._see_that_it_fits()
         missing = [number for number in range(self.shards) if self._facts_of(number) is None]
         self.done = self.shards - len(missing)
-        self.todo = [number for number in missing if number % self.share.size == self.share.rank]
+        self.todo = [number for number in missing if number % self.world.size == self.world.rank]
         self.bytes_needed = sum(map(self.images_in, missing)) * self._bytes_each()
 
     def images_in(self, number: int) -> int:
@@ -192,7 +192,7 @@ class ShardJob:
         """Make this process's shards, wait for the others, and write the index; see `write_shards`."""
         with ExitStack() as until_written:
             fault = None
-            if self.share.rank == 0:
+            if self.world.rank == 0:
                 try:
                     until_written.enter_context(only_writer(self.folder, ["index.json"]))
                     self._begin()
@@ -200,7 +200,7 @@ class ShardJob:
                     fault = RunError(f"cannot write into {self.folder}: {error.strerror}.")
                 except RunError as error:
                     fault = error
-            fault = self.share.from_first(fault)
+            fault = self.world.broadcast(fault)
             if fault is not None:
                 raise fault
             return self._write_all(on_images)
@@ -221,8 +221,8 @@ class ShardJob:
         with self.inversion.target.frozen(self.inversion.device):
             for number in self.todo:
                 self._write(number, *self._make(number, made))  # no name for it: the next one would be made beside it
-        self.share.all(True)
-        index: dict[str, Any] = self.share.from_first(self._finish() if self.share.rank == 0 else {})
+        self.world.all_gather_object(True)
+        index: dict[str, Any] = self.world.broadcast(self._finish() if self.world.rank == 0 else {})
         return index
 
     def _see_that_it_fits(self) -> None:

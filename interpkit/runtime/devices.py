@@ -49,6 +49,11 @@ def choose_precision(name: str, device: torch.device) -> Precision:
     return "bf16"
 
 
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """Return the context in which the networks compute in ``bf16``, or else in fp32."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+
+
 def _multiplies_bf16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)

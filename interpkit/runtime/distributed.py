@@ -1,18 +1,18 @@
-"""One batch shared by several processes: each makes and looks at its rows of it, and every term sees them all.
+"""One batch shared by several processes: each generates and classifies its rows, and every loss term sees all of them.
 
-    part   = generator(latent[rows], condition[rows])      # the rows of this process
-    images = share.whole(part)                             # all rows, on every process, with gradient
-    terms of all rows, the same on every process; backward; share.average(gradients)
+    local  = generator(latent[rows], condition[rows])      # the rows of this process
+    images = world.all_gather(B, local)                    # all rows, on every process, with gradient
+    terms of all rows, the same on every process; backward; world.average_gradients(parameters)
 
 So a term needs to know nothing of processes, and is exact over the global batch: cosines, log-determinants and batch
-statistics alike. Gradients are those of the sum of the processes' (equal) losses, so their mean is the gradient
-of one. Started by ``torchrun``; without it there is one process, and nothing here costs anything.
+statistics alike, which `DistributedDataParallel` is not. Gradients are those of the sum of the processes' (equal)
+losses, so their mean is the gradient of one. ``torchrun`` starts the processes; without it there is one process, and
+nothing here costs anything.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, cast
@@ -22,20 +22,21 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from interpkit.errors import RunError, UsageError
+from interpkit.runtime import torchrun
 
 PATIENCE = timedelta(seconds=20)
-"""How long the others wait for a sign of life once a process seems to be gone."""
+"""How long the other processes wait for a sign of life once one seems to have ended."""
 
 
-class Share:
-    """This process's part of every batch: the rows ``rank``, ``rank + size``, ``rank + 2 size``, ...
+class World:
+    """The processes that share a batch, as one of them sees it: its rows are ``rank``, ``rank + size``, ...
 
-    With several generators row i is made by generator ``i mod K``, so where K and the number of processes divide one
-    another, each process runs its own generators alone.
+    With several generators, generator ``i mod K`` generates row i, so where one of K and the number of processes
+    divides the other, each process runs its own generators only.
 
     Args:
-        rank: of this process.
-        size: how many processes there are.
+        rank: the number of this process.
+        size: the number of processes.
     """
 
     def __init__(self, rank: int = 0, size: int = 1) -> None:
@@ -43,18 +44,18 @@ class Share:
         self.size = size
 
     @classmethod
-    def current(cls) -> Share:
-        """Return this process's share; the whole, where no process group was initialised."""
+    def current(cls) -> World:
+        """Return the world of torch's process group; one process if there is no group."""
         if dist.is_available() and dist.is_initialized():
             return cls(dist.get_rank(), dist.get_world_size())
         return cls()
 
     def check(self, batch_size: int, generators: int) -> None:
-        """See that a recipe can be shared.
+        """Check that the processes can share a batch evenly.
 
         Raises:
-            UsageError: the processes are no multiple of the generators, nor the other way round; or the batch is none
-                of the processes.
+            UsageError: neither of the numbers of processes and of generators is a multiple of the other, or the batch
+                size is not a multiple of the number of processes.
         """
         if generators % self.size and self.size % generators:
             raise UsageError(
@@ -72,166 +73,162 @@ class Share:
         own = torch.arange(self.rank, count + self.rank, self.size, device=device)
         return own[: -(-count // self.size)].clamp(max=count - 1)
 
-    def whole(self, part: Tensor, count: int) -> Tensor:
-        """Return all processes' rows in order, (count, ...), from this one's, with gradient."""
-        return self.wholes([part], count)[0]
+    def all_gather(self, count: int, *parts: Tensor) -> list[Tensor]:
+        """Return, for each tensor of this process's `rows`, all processes' rows in order, with gradient.
 
-    def wholes(self, parts: Sequence[Tensor], count: int) -> list[Tensor]:
-        """Return the same of several tensors, by one exchange."""
+        All tensors are exchanged at once.
+
+        Args:
+            count: the number of rows of each result.
+            parts: each (ceil(count / size), ...).
+        """
         if self.size == 1:
             return list(parts)
         flat = [part.reshape(len(part), -1) for part in parts]
-        rows = cast(Tensor, _Whole.apply(torch.cat(flat, 1), self))[:count]
-        columns = rows.split([part.shape[1] for part in flat], 1)
-        return [
-            found.reshape(count, *part.shape[1:]).to(part.dtype) for found, part in zip(columns, parts, strict=True)
-        ]
+        gathered = all_gather(torch.cat(flat, 1)).transpose(0, 1).flatten(0, 1)[:count]
+        columns = gathered.split([part.shape[1] for part in flat], 1)
+        return [c.reshape(count, *part.shape[1:]).to(part.dtype) for c, part in zip(columns, parts, strict=True)]
 
-    def average(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Make each parameter's gradient the mean over the processes."""
+    def average_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Replace each parameter's gradient by its mean over the processes."""
         if self.size == 1:
             return
         trained = [p for p in parameters if p.requires_grad]
         for parameter in trained:
-            if parameter.grad is None:  # a generator that another process runs
+            if parameter.grad is None:  # of a generator that another process runs
                 parameter.grad = torch.zeros_like(parameter)
         gradients = [cast(Tensor, p.grad) for p in trained]
         flat = torch.cat([gradient.flatten() for gradient in gradients])
-        with _together():
+        with _collective():
             dist.all_reduce(flat)
         flat /= self.size
         for gradient, mean in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
             gradient.copy_(mean.view_as(gradient))
 
-    def any(self, *flags: bool) -> list[bool]:
-        """Return for each flag whether it is up on any process."""
+    def any_rank(self, *flags: bool) -> list[bool]:
+        """Return for each flag whether it is true on any process."""
         if self.size == 1:
             return list(flags)
         raised = torch.tensor(flags, dtype=torch.int32, device=_device())
-        with _together():
+        with _collective():
             dist.all_reduce(raised)
         return [bool(count) for count in raised.tolist()]
 
-    def group(self, generators: int) -> Any:
-        """Return the processes that run the same generators as this one; None stands for all of them."""
+    def subgroup(self, generators: int) -> dist.ProcessGroup | None:
+        """Return the group of the processes that run the same generators as this one; None stands for all of them."""
         if generators == 1:
             return None
-        fellows = [
-            [r for r in range(self.size) if (r - s) % generators == 0] for s in range(min(generators, self.size))
-        ]
-        groups = [dist.new_group(ranks) for ranks in fellows]  # every process has to make every group
-        return groups[self.rank % len(groups)]
+        number = min(generators, self.size)
+        # Every process has to make every group.
+        groups = [dist.new_group(list(range(first, self.size, generators))) for first in range(number)]
+        return cast(dist.ProcessGroup, groups[self.rank % number])
 
-    def from_rank(self, rank: int, value: Tensor) -> Tensor:
-        """Return the value that a tensor has on one of the processes."""
-        value = value.clone()
-        with _together():
-            dist.broadcast(value, src=rank)
-        return value
-
-    def from_first(self, value: Any) -> Any:
+    def broadcast(self, value: Any) -> Any:
         """Return the first process's value on every process."""
         if self.size == 1:
             return value
         box = [value]
-        with _together():
+        with _collective():
             dist.broadcast_object_list(box, src=0, device=_device())
         return box[0]
 
-    def all(self, value: Any) -> list[Any]:
+    def broadcast_tensor(self, tensor: Tensor, source: int) -> None:
+        """Overwrite a tensor by its value on the process ``source``."""
+        if self.size > 1:
+            with _collective():
+                dist.broadcast(tensor, src=source)
+
+    def all_gather_object(self, value: Any) -> list[Any]:
         """Return every process's value, by rank, on every process."""
         if self.size == 1:
             return [value]
         values: list[Any] = [None] * self.size
-        with _together():
+        with _collective():
             dist.all_gather_object(values, value)
         return values
 
 
-def _device() -> torch.device:
-    """Return where the process group's own tensors lie."""
-    return torch.device("cuda" if dist.get_backend() == "nccl" else "cpu")
+def all_gather(part: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
+    """Return the tensors of all processes of a group, (P, *part.shape), with gradient."""
+    return cast(Tensor, _AllGather.apply(part, group))
 
 
-class _Whole(torch.autograd.Function):
-    """Gather rows; the gradient of a row is the sum of what all processes found for it."""
+class _AllGather(torch.autograd.Function):
+    """Gather tensors; the gradient of one is the sum of the gradients that all processes have for it.
+
+    `torch.distributed.nn.functional.all_gather` does the same, but when a process ends during the backward pass its
+    error does not tell which one.
+    """
 
     @staticmethod
-    def forward(ctx: Any, part: Tensor, share: Share) -> Tensor:
-        ctx.share = share
-        parts = [torch.empty_like(part, memory_format=torch.contiguous_format) for _ in range(share.size)]
-        with _together():
-            dist.all_gather(parts, part.contiguous())
-        return torch.stack(parts, 1).flatten(0, 1)
+    def forward(ctx: Any, part: Tensor, group: dist.ProcessGroup | None) -> Tensor:
+        ctx.group = group
+        part = part.contiguous()
+        parts = [torch.empty_like(part) for _ in range(dist.get_world_size(group))]
+        with _collective():
+            dist.all_gather(parts, part, group=group)
+        return torch.stack(parts)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         gradient = gradients[0].contiguous().clone()
-        with _together():
-            dist.all_reduce(gradient)
-        return gradient[ctx.share.rank :: ctx.share.size], None
+        with _collective():
+            dist.all_reduce(gradient, group=ctx.group)
+        return gradient[dist.get_rank(ctx.group)], None
 
 
-# --------------------------------------------------------------------------------- pieces of a batch
-
-
-# --------------------------------------------------------------------------------- starting and losing
-
-
-def started_by_torchrun() -> bool:
-    """Say whether this process is one of several that ``torchrun`` (or a scheduler like it) started."""
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1 and "RANK" in os.environ
-
-
-def restarted() -> bool:
-    """Say whether ``torchrun`` started this process again after another had ended."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+def _device() -> torch.device:
+    """Return the device of the tensors that the process group exchanges."""
+    return torch.device("cuda" if dist.get_backend() == "nccl" else "cpu")
 
 
 @contextmanager
-def processes() -> Iterator[Share]:
-    """Join the processes that ``torchrun`` started, for a block; alone without it."""
-    if not started_by_torchrun() or dist.is_initialized():
-        yield Share.current()
+def processes() -> Iterator[World]:
+    """Join the processes that ``torchrun`` started, for a block; one process without it."""
+    if torchrun.WORLD_SIZE == 1 or dist.is_initialized():
+        yield World.current()
         return
     # Its default arguments are the group of the moment: imported later, they would keep the group and its threads, and
     # now and then one of those aborts the process while it ends.
     import torch.distributed.nn.functional
 
     if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+        torch.cuda.set_device(torchrun.LOCAL_RANK)
     dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
     try:
-        yield Share.current()
+        yield World.current()
     finally:
         dist.destroy_process_group()
 
 
 @contextmanager
-def _together() -> Iterator[None]:
-    """Name the processes that are gone, where a word between them fails.
+def _collective() -> Iterator[None]:
+    """Turn the failure of an exchange into an error that names the processes that ended.
 
     Raises:
-        RunError: it did.
+        RunError: the exchange failed.
     """
     try:
         yield
     except RuntimeError as error:
-        share = Share.current()
+        world = World.current()
         raise RunError(
-            f"process {_missing(share)} of {share.size} ended, so process {share.rank} stops. A run with --out goes on "
-            f"from its last checkpoint: the same command with --resume."
+            f"process {_missing(world)} of {world.size} ended, so process {world.rank} stops. To resume a run with "
+            f"--out from its last checkpoint, repeat the command with --resume."
         ) from error
 
 
-def _missing(share: Share) -> str:
-    """Return the ranks that give no sign of life, for a message."""
+def _missing(world: World) -> str:
+    """Return the ranks that give no sign of life, for a message.
+
+    `torch.distributed.monitored_barrier` knows them on gloo's first process only.
+    """
     store = dist.distributed_c10d._get_default_store()
-    store.set(f"interpkit/alive/{share.rank}", "yes")
+    store.set(f"interpkit/alive/{world.rank}", "yes")
     missing = []
-    for rank in range(share.size):
+    for rank in range(world.size):
         try:
-            store.wait([f"interpkit/alive/{rank}"], PATIENCE / share.size)
+            store.wait([f"interpkit/alive/{rank}"], PATIENCE / world.size)
         except dist.DistError:
             missing.append(str(rank))
     return ", ".join(missing) or "(unknown)"

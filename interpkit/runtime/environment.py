@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from interpkit._version import __version__
-from interpkit.runtime.distributed import Share
+from interpkit.runtime.distributed import World
 
 COMPUTE = ("torch", "torchvision", "numpy", "scipy", "cma")
 """The packages whose arithmetic a run takes."""
@@ -34,7 +34,7 @@ def facts(device: torch.device) -> dict[str, Any]:
         "versions": _versions(on_cuda),
         "threads": torch.get_num_threads(),
         "interop_threads": torch.get_num_interop_threads(),
-        "processes": Share.current().size,
+        "processes": World.current().size,
         "machine": {
             "system": platform.platform(),
             "processor": platform.machine(),

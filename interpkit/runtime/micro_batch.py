@@ -1,4 +1,4 @@
-"""Compute a batch in pieces, as if it were one."""
+"""Compute a batch in micro-batches, as if it were one."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
 
-def in_pieces(make: Callable[[Tensor], Any], rows: Tensor, size: int | None, networks: nn.Module) -> list[Any]:
+def in_micro_batches(make: Callable[[Tensor], Any], rows: Tensor, size: int | None, networks: nn.Module) -> list[Any]:
     """Apply ``make`` to some rows at a time, and keep of each piece what it returns and not what led there.
 
     The backward pass computes each piece once more (activation checkpointing; Chen et al. 2016, arXiv:1604.06174) with

@@ -6,14 +6,15 @@ import logging
 import math
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from interpkit.errors import DivergedError, RunError, listed
+from interpkit.runtime.distributed import World
 from interpkit.runtime.mode_collapse import ONE_PICTURE, SINCE, Collapse
 from interpkit.runtime.profiler import phase
 
@@ -83,6 +84,18 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
+class Resumable(Protocol):
+    """What a run has trained, and how far: torch's protocol for what is saved and loaded, and the last step."""
+
+    step: int
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return all that the rest of the run depends on, as tensors and plain values."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> Any:
+        """Go back to such a state, its step included."""
+
+
 class Recorder:
     """Takes each step's values without waiting for the device; looks at them every ten steps.
 
@@ -135,6 +148,36 @@ class Recorder:
         """Start the clock; return the state to go on from, or None for a fresh start."""
         self._clock_start = time.monotonic()
         return None
+
+    def resume(self, state: Resumable) -> bool:
+        """Start the clock, and load the checkpoint into ``state`` if there is one; return whether there was one."""
+        world = World.current()
+        checkpoint = world.broadcast(self.start())
+        if checkpoint is not None:
+            state.load_state_dict(checkpoint)
+            if world.rank > 0:
+                self.take_up(checkpoint)  # all processes have to agree on what an explosion is
+        return checkpoint is not None
+
+    def training_steps(self, state: Resumable) -> Iterator[int]:
+        """Yield the number of each step that is still to do, for the caller to do it and to report it by `step`.
+
+        After each a checkpoint is saved if one is due, and the last is the one at which the run is asked to stop.
+        """
+        world = World.current()
+        for step in range(state.step + 1, self.steps + 1):
+            yield step
+            state.step = step
+            due, stop = self.due(step), self.stop_requested
+            if world.size > 1:  # the processes agree now and then, as the answer waits for the device
+                agree = step % RECORD_EVERY == 0 or step == self.steps
+                due, stop = world.any_rank(due, stop) if agree else (False, False)
+            if due:
+                with phase("checkpoints"):
+                    self.save(step, state.state_dict())
+            if stop:
+                break
+        self.flush()
 
     def step(
         self,

@@ -226,7 +226,8 @@ def loads(cls: Any) -> None:
     by="inverter",
     promise="it calls recorder.start() once, recorder.step(...) with each step from 1 to recipe.steps, and "
     "recorder.flush() at the end; the inversion has the recorder's history",
-    remedy="follow the loop in interpkit.inversion.loop: start, then step after each step, then flush",
+    remedy="write recorder.resume(state), then for step in recorder.training_steps(state): one step and "
+    "recorder.step(...)",
 )
 def recorded(cls: Any) -> None:
     """Steps are recorded."""
@@ -240,7 +241,8 @@ def recorded(cls: Any) -> None:
     "stops",
     by="inverter",
     promise="it stops after the step at which recorder.stop_requested is set, and returns what it has",
-    remedy="end each step by: if recorder.stop_requested: break; then flush and return the inversion",
+    remedy="take the steps of recorder.training_steps(state), or end each step by: if recorder.stop_requested: break; "
+    "then flush and return the inversion",
 )
 def stops(cls: Any) -> None:
     """It stops when asked."""
@@ -255,8 +257,8 @@ def stops(cls: Any) -> None:
     by="inverter",
     promise="it saves a checkpoint of tensors and plain values when recorder.due(step), and from one that "
     "recorder.start() gives it goes on to the same end as without the interruption",
-    remedy="save by interpkit.snapshot and go on by interpkit.restore, or hold all that the rest depends on, "
-    "random states included",
+    remedy="give recorder.resume and recorder.training_steps an interpkit.TrainingState, or save all that the rest "
+    "depends on, random states included",
 )
 def resumes(cls: Any) -> None:
     """It goes on where it was."""

@@ -15,16 +15,15 @@ from interpkit import (
     GeneratedBatch,
     ImageInversion,
     Inverter,
+    Objective,
     Parts,
     Recipe,
     Recorder,
     Target,
+    TrainingState,
     derive_seed,
-    falling,
-    objective,
     random_generator,
-    restore,
-    snapshot,
+    set_learning_rate,
 )
 from interpkit_baselines.free_images import FreeImages, Parametrisation
 
@@ -91,36 +90,31 @@ class Pixels(Inverter):
         betas = (recipe.optimizer.beta1, recipe.optimizer.beta2)
         optimizer = torch.optim.Adam(trained.parameters(), lr=recipe.optimizer.lr, betas=betas)
         autocast = torch.autocast(device.type, torch.bfloat16, enabled=recipe.precision == "bf16")
-        layers = sorted({layer for _, loss in losses.values() for layer in loss.layers(target)})
+        objective = Objective(target, losses, autocast)
 
-        checkpoint = recorder.start()
-        done = 0 if checkpoint is None else restore(checkpoint, trained, optimizer, rng)
-        for step in range(done + 1, recipe.steps + 1):
+        state = TrainingState(trained, optimizer, rng)
+        recorder.resume(state)
+        for step in recorder.training_steps(state):
             progress = (step - 1) / recipe.steps
-            for group in optimizer.param_groups:
-                group["lr"] = recipe.optimizer.lr * falling(progress, recipe.optimizer.decay)
+            set_learning_rate(optimizer, recipe, progress)
             optimizer.zero_grad()
-            seen = []
+            outcomes = []
             for condition, free in batches:
                 images = self._moved(free(), rng)
                 generated = GeneratedBatch(target, condition, images.new_zeros(len(images), 0), images, progress)
-                loss, values, response = objective(generated, losses, layers, rng, autocast)
-                loss.backward()
-                seen.append((torch.stack([loss, *values.values()]).detach(), images.detach(), response.logits.detach()))
+                value = objective(generated, rng)
+                value.total.backward()
+                numbers = torch.stack([value.total, *value.terms.values()])
+                outcomes.append((numbers.detach(), images.detach(), value.response.logits.detach()))
             optimizer.step()
             if opt.blur and step % opt.blur_every == 0 and step < recipe.steps:
                 for _, free in batches:
                     free.blur(opt.blur)
 
-            figures, shown, logits = (list(column) for column in zip(*seen, strict=True))
+            figures, shown, logits = (list(column) for column in zip(*outcomes, strict=True))
             total, *means = torch.stack(figures).mean(0)
             terms = dict(zip(losses, means, strict=True))
             recorder.step(step, total, terms, torch.cat(shown), torch.cat(logits), labels)
-            if recorder.due(step):
-                recorder.save(step, snapshot(step, trained, optimizer, rng))
-            if recorder.stop_requested:
-                break
-        recorder.flush()
         return ImageInversion(target, recipe, recorder.history, torch.cat([free() for _, free in batches]), labels)
 
     def _moved(self, images: Tensor, rng: torch.Generator) -> Tensor:

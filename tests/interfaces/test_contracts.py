@@ -247,6 +247,29 @@ def test_a_conditioner_that_breaks_its_promise_ends_the_run_by_name(
     assert "at step 1, the conditioner 'faulty' of the plugin 'mine'" in str(caught.value)
 
 
+def test_the_values_of_a_condition_are_checked_in_the_first_step_and_shapes_in_all(
+    add_plugin: Add, tiny_target: interpkit.Target, quick: Quick
+) -> None:
+    class Fading(VectorMatrixConditioner):
+        name = "faulty"
+        fault = "distribution"
+
+        def sample(self, *arguments: Any, **options: Any) -> Condition:
+            drawn = super().sample(*arguments, **options)
+            if self.progress < 0.1:  # in steps 1 and 2 of 12
+                return drawn
+            if self.fault == "shape":
+                return replace(drawn, vector=drawn.vector[1:])
+            return replace(drawn, distribution=drawn.distribution * float("nan"))
+
+    add_plugin(Fading)
+    with pytest.raises(interpkit.RunError, match="the term 'kl' turned non-finite at step 3"):
+        interpkit.invert(tiny_target, **quick(conditioner="faulty"))
+    Fading.fault = "shape"
+    with pytest.raises(PluginError, match=r"at step 3, the conditioner 'faulty'.*has the shape \(8, 3\), not \(7, 3\)"):
+        interpkit.invert(tiny_target, **quick(conditioner="faulty"))
+
+
 def test_a_conditioner_without_a_spec_is_told_before_the_first_step(
     add_plugin: Add, tiny_target: interpkit.Target, quick: Quick
 ) -> None:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 import interpkit
 from interpkit import Condition, ConditionSpec, Generator, GeneratorInversion, RunError, UsageError
 from interpkit.api.invert import prepare
+from interpkit.interfaces import contracts
 from interpkit.inversion.ensemble import Ensemble
 
 Quick = Callable[..., dict[str, Any]]
@@ -83,6 +84,14 @@ def test_an_ensemble_is_of_its_members_kind_and_every_member_starts_where_it_is_
     assert (ensemble.spec, ensemble.input_shape, ensemble.latent_dim) == (ConditionSpec(1, 1, 1), (1, 1, 4), 1)
     ensemble.start_at(0.1)
     assert [painter.level for painter in painters] == [0.1, 0.1]
+
+
+def test_only_a_generator_of_several_members_is_told_which_of_them_generates_each_image() -> None:
+    member = torch.tensor([1, 1, 0])
+    pair = contracts.images(Ensemble([Painter(0), Painter(1)]), *asked(3), member)
+    alone = contracts.images(Painter(5), *asked(3), member)  # whose forward accepts no such argument
+    assert pair[:, 0, 0, 0].tolist() == [1, 1, 0]
+    assert alone[:, 0, 0, 0].tolist() == [5, 5, 5]
 
 
 # ----------------------------------------------------------------------------------------------- training

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import interpkit
 from interpkit import GeneratedBatch, InversionBatch, InversionLoss, RunError, UsageError
 from interpkit.api.invert import prepare
-from interpkit.inversion.objective import falling, look
+from interpkit.inversion.objective import Objective, falling, set_learning_rate
 
 Add = Callable[..., None]
 Quick = Callable[..., dict[str, Any]]
@@ -88,7 +88,7 @@ def test_the_callers_random_state_is_left_alone(tiny_target: interpkit.Target, q
     assert torch.equal(torch.get_rng_state(), before)
 
 
-# ------------------------------------------------------------------------------------------------- look
+# -------------------------------------------------------------------------------------------- objective
 
 
 class CountingTarget(nn.Module):
@@ -102,10 +102,46 @@ class CountingTarget(nn.Module):
         return self.net.respond(images, layers)
 
 
+class Showing(InversionLoss):
+    """Asks for the images that it was made with, and keeps the response to them."""
+
+    name = "showing"
+
+    def __init__(self, target: interpkit.Target, shown: Tensor | None, layers: list[str]) -> None:
+        super().__init__(target)
+        self.shown, self.read, self.response = shown, layers, None
+
+    def layers(self, target: interpkit.Target) -> list[str]:
+        return self.read
+
+    def views(self, batch: GeneratedBatch, rng: torch.Generator) -> Tensor | None:
+        return self.shown
+
+    def forward(self, batch: InversionBatch) -> Tensor:
+        assert batch.views is self.shown
+        self.response = batch.view_response
+        return batch.images.mean()
+
+
+def look(
+    target: CountingTarget, images: Tensor, views: dict[str, Tensor | None], layers: list[str]
+) -> tuple[interpkit.Response, dict[str, interpkit.Response]]:
+    """Return the response to images, and each term's to the views that it asked for."""
+    losses = {name: (1.0, Showing(target.net, shown, layers)) for name, shown in views.items()}
+    condition = interpkit.Condition(torch.zeros(len(images), dtype=torch.int64), torch.eye(3), torch.eye(3))
+    objective = Objective(target, losses, torch.autocast("cpu", enabled=False))  # type: ignore[arg-type]
+    assert objective.layers == sorted(layers)
+    batch = GeneratedBatch(target.net, condition, images.new_zeros(len(images), 0), images, 0.0)
+    value = objective(batch, torch.Generator())
+    assert value.terms.keys() == views.keys()
+    responses = {name: loss.response for name, (_, loss) in losses.items() if loss.response is not None}
+    return value.response, responses
+
+
 def test_the_target_looks_at_all_views_together_and_each_term_gets_its_own_slice() -> None:
     target = CountingTarget()
     images, a, c = torch.rand(4, 1, 2, 2), torch.rand(3, 1, 2, 2), torch.rand(8, 1, 2, 2)
-    response, views = look(target, images, {"a": a, "b": None, "c": c}, ["1"])  # type: ignore[arg-type]
+    response, views = look(target, images, {"a": a, "b": None, "c": c}, ["1"])
     assert target.sizes == [4, 11]
     assert set(views) == {"a", "c"}
     for part, shown in ((response, images), (views["a"], a), (views["c"], c)):
@@ -119,7 +155,7 @@ def test_the_target_looks_at_all_views_together_and_each_term_gets_its_own_slice
 def test_a_term_that_alone_asks_for_views_gets_the_whole_look_at_them() -> None:
     target = CountingTarget()
     a = torch.rand(3, 1, 2, 2)
-    _, views = look(target, torch.rand(4, 1, 2, 2), {"b": None, "a": a}, ["1"])  # type: ignore[arg-type]
+    _, views = look(target, torch.rand(4, 1, 2, 2), {"b": None, "a": a}, ["1"])
     assert target.sizes == [4, 3]
     assert torch.equal(views["a"].logits, target.net.respond(a).logits)
     assert [len(features) for features in views["a"].features.values()] == [3, 3]
@@ -128,12 +164,7 @@ def test_a_term_that_alone_asks_for_views_gets_the_whole_look_at_them() -> None:
 def test_the_gradient_of_a_look_reaches_its_own_images_alone() -> None:
     target = CountingTarget()
     shown = {name: torch.rand(2, 1, 2, 2, requires_grad=True) for name in ("images", "a", "c")}
-    response, views = look(
-        target,  # type: ignore[arg-type]
-        shown["images"],
-        {"a": shown["a"], "c": shown["c"]},
-        [],
-    )
+    response, views = look(target, shown["images"], {"a": shown["a"], "c": shown["c"]}, [])
     for name, part in {"images": response, **views}.items():
         gradients = torch.autograd.grad(part.logits.sum(), list(shown.values()), retain_graph=True, allow_unused=True)
         moved = {
@@ -144,7 +175,7 @@ def test_the_gradient_of_a_look_reaches_its_own_images_alone() -> None:
 
 def test_without_views_the_target_looks_at_the_images_alone() -> None:
     target = CountingTarget()
-    response, views = look(target, torch.rand(4, 1, 2, 2), {"a": None}, [])  # type: ignore[arg-type]
+    response, views = look(target, torch.rand(4, 1, 2, 2), {"a": None}, [])
     assert (target.sizes, views, len(response.logits)) == ([4], {}, 4)
 
 
@@ -197,6 +228,14 @@ def test_the_rate_is_whole_at_first_and_falls_linearly_to_zero_over_the_last_par
     assert [falling(p, 0.2) for p in (0.0, 0.8, 0.9, 0.95)] == pytest.approx([1, 1, 0.5, 0.25])
     assert [falling(p, 1.0) for p in (0.0, 0.3)] == pytest.approx([1, 0.7])
     assert [falling(p, 0.0) for p in (0.0, 0.5, 1.0)] == [1, 1, 1]
+
+
+def test_the_rate_of_an_optimizer_is_the_recipes_times_a_factor() -> None:
+    optimizer = torch.optim.SGD([{"params": [torch.zeros(1)]}, {"params": [torch.zeros(2)]}], lr=7.0)
+    recipe = interpkit.Recipe(optimizer={"lr": 0.4, "decay": 0.5})
+    for progress, scale, wanted in ((0.0, 1.0, 0.4), (0.75, 1.0, 0.2), (0.75, 0.3, 0.06)):
+        set_learning_rate(optimizer, recipe, progress, scale)
+        assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([wanted, wanted])
 
 
 class Learner(InversionLoss):

@@ -16,10 +16,13 @@ import interpkit
 from interpkit import InversionBatch, InversionLoss, RunError
 from interpkit.api.invert import prepare
 from interpkit.inversion import recovery
-from interpkit.inversion.recovery import Fallbacks
+from interpkit.inversion.loop import GeneratorInverter
+from interpkit.inversion.objective import Objective
+from interpkit.inversion.recovery import RecoverableTraining
 from interpkit.runs.folder import Run
 from interpkit.runtime import devices
 from interpkit.runtime.devices import choose_precision, is_out_of_memory
+from interpkit.runtime.distributed import World
 
 Add = Callable[..., None]
 Quick = Callable[..., dict[str, Any]]
@@ -249,13 +252,13 @@ def test_what_was_kept_outlives_a_way_back(
     """It is gone back to twice, in bf16 and then in fp32: the first way there must not have changed it."""
     add_plugin(Hopeless)
     kept: list[dict[str, Any]] = []
-    go_back = Fallbacks.go_back
+    roll_back = RecoverableTraining.roll_back
 
-    def note(self: Fallbacks, error: Any) -> dict[str, Any]:
+    def note(self: RecoverableTraining, error: Any) -> None:
         kept.append(copy.deepcopy(self._good) or {})
-        return go_back(self, error)
+        roll_back(self, error)
 
-    monkeypatch.setattr(Fallbacks, "go_back", note)
+    monkeypatch.setattr(RecoverableTraining, "roll_back", note)
     with pytest.raises(RunError):
         interpkit.invert(tiny_target, **quick(steps=60, losses={"hopeless": 1.0}, precision="auto"))
     first, second, third = kept
@@ -388,13 +391,38 @@ def test_a_resumed_run_keeps_the_smaller_pieces(
     assert not same_tensors(weights(whole), weights(untroubled))  # batch norms see fewer images
 
 
-def test_of_several_processes_none_goes_on_alone() -> None:
-    from interpkit.runtime.distributed import Share
-    from interpkit.runtime.recorder import Recorder
+def test_of_several_processes_none_goes_on_alone(tiny_target: interpkit.Target) -> None:
+    net, rng = torch.nn.ModuleDict({"generator": torch.nn.Linear(1, 1)}), torch.Generator()
+    objective = Objective(tiny_target, {}, torch.autocast("cpu", enabled=False))
+    recipe = interpkit.Recipe(device="cpu", precision="fp32", steps=3)
+    one_of_two = RecoverableTraining(
+        net, torch.optim.Adam(net.parameters()), rng, objective, recipe, interpkit.Recorder(3)
+    )
+    one_of_two.world = World(0, 2)
 
-    alone = Fallbacks(interpkit.Recipe(device="cpu", precision="fp32"), Recorder(3), Share(0, 2))
-    with pytest.raises(RunError, match="out of memory at step 3, with 64 images at a time"):
-        alone.halve(3, MemoryError())
+    def loop() -> None:
+        for _ in one_of_two.steps():
+            raise MemoryError
+
+    with pytest.raises(RunError, match="out of memory at step 1, with 64 images at a time"):
+        one_of_two.drive(loop)
+
+
+class Full(interpkit.Recorder):
+    """Has no memory left once a step is recorded."""
+
+    def step(self, step: int, *values: Any) -> None:
+        super().step(step, *values)
+        raise MemoryError
+
+
+def test_a_step_that_changed_the_weights_is_not_repeated(tiny_target: interpkit.Target) -> None:
+    from interpkit.testing import inverters
+
+    recorder = Full(4)
+    with pytest.raises(MemoryError):
+        inverters.run(GeneratorInverter, tiny_target, recorder)
+    assert recorder.next_step == 2
 
 
 @pytest.mark.parametrize("error", [RuntimeError("shapes do not fit"), ValueError("out of memory"), KeyError("x")])

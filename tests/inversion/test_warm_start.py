@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 import interpkit
-from interpkit.inversion.warm_start import wake
+from interpkit.inversion.warm_start import warm_start
 from interpkit.plugins.discovery import installed
 
 
@@ -36,7 +36,7 @@ def test_a_generator_starts_at_the_first_brightness_with_a_gradient(
     generator = registry.get("generator", name)(conditioner.spec, (1, 8, 8)).eval()
     before = {key: tensor.clone() for key, tensor in generator.state_dict().items()}
     with target.frozen(), caplog.at_level(logging.WARNING, "interpkit"):
-        wake(target, generator)
+        warm_start(target, generator)
     changed = [key for key, tensor in generator.state_dict().items() if not torch.equal(tensor, before[key])]
     if starts_at is None:
         assert not changed and not caplog.records
@@ -53,5 +53,5 @@ def test_a_target_without_any_gradient_is_told(caplog: pytest.LogCaptureFixture)
     conditioner = installed().registry.get("conditioner", "vector")(3, (1, 8, 8))
     generator = installed().registry.get("generator", "dense")(conditioner.spec, (1, 8, 8))
     with target.frozen(), caplog.at_level(logging.WARNING, "interpkit"):
-        wake(target, generator)
+        warm_start(target, generator)
     assert "no gradient at any plain image" in caplog.text

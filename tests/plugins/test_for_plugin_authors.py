@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -66,7 +67,7 @@ class Brightness(interpkit.InversionLoss):
 
     def forward(self, batch: interpkit.InversionBatch) -> torch.Tensor:
         assert batch.views is not None and batch.view_response is not None
-        assert torch.equal(batch.view_response.logits, batch.target(batch.views))
+        torch.testing.assert_close(batch.view_response.logits, batch.target(batch.views))
         return batch.images.mean() + batch.views.mean()
 
 
@@ -84,6 +85,72 @@ def test_the_objective_is_the_weighted_sum_of_the_terms_and_shows_the_target_the
     assert values["brightness"].item() == pytest.approx(0.75)
     assert total.item() == pytest.approx(0.375)
     assert response.logits.shape == (2, tiny_target.num_classes)
+
+
+def test_an_objective_is_the_same_for_a_whole_run_and_may_run_in_micro_batches(tiny_target: interpkit.Target) -> None:
+    images = torch.rand(5, *tiny_target.input_shape)
+    one_hot = torch.eye(tiny_target.num_classes)[[0, 1, 2, 0, 1]]
+    condition = interpkit.Condition(one_hot.argmax(1), one_hot, one_hot)
+    batch = interpkit.GeneratedBatch(tiny_target, condition, torch.zeros(5, 1), images, 0.0)
+    rng, plain = torch.Generator().manual_seed(0), torch.autocast("cpu", torch.bfloat16, enabled=False)
+    with tiny_target.frozen():
+        losses = {"brightness": (0.5, Brightness(tiny_target))}
+        objective = interpkit.Objective(tiny_target, losses, plain)
+        values = [objective(batch, rng)]
+        objective.micro_batch = 2
+        values.append(objective(batch, rng))
+        for value in values:
+            assert isinstance(value, interpkit.ObjectiveValue)
+            assert value.terms.keys() == {"brightness"}
+            torch.testing.assert_close(value.terms["brightness"], 3 * images.mean())
+            torch.testing.assert_close(value.total, 1.5 * images.mean())
+            torch.testing.assert_close(value.response.logits, tiny_target(images))
+
+
+def test_an_inverter_steps_resumes_and_stops_by_its_recorder() -> None:
+    class Memory(interpkit.Recorder):
+        """Saves every second step, and resumes from what it was given."""
+
+        def __init__(self, steps: int, saved: dict[int, Any]) -> None:
+            super().__init__(steps)
+            self.saved = saved
+
+        def start(self) -> dict[str, Any] | None:
+            super().start()
+            return self.saved[max(self.saved)] if self.saved else None
+
+        def due(self, step: int) -> bool:
+            return step % 2 == 0
+
+        def save(self, step: int, state: dict[str, Any]) -> None:
+            self.saved[step] = copy.deepcopy(state)
+
+    def run(steps: int, saved: dict[int, Any], stop: int | None = None) -> tuple[list[int], torch.Tensor]:
+        net, rng = nn.Linear(2, 1, bias=False), torch.Generator().manual_seed(3)
+        nn.init.ones_(net.weight)
+        state = interpkit.TrainingState(net, torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9), rng)
+        recorder, done = Memory(steps, saved), []
+        assert recorder.resume(state) == (state.step > 0)
+        for step in recorder.training_steps(state):
+            interpkit.set_learning_rate(state.optimizer, interpkit.Recipe(), (step - 1) / steps)
+            loss = net(torch.rand(4, 2, generator=rng)).square().mean()
+            state.optimizer.zero_grad()
+            loss.backward()
+            state.optimizer.step()
+            logits = torch.zeros(4, 2)
+            recorder.step(step, loss, {"square": loss}, torch.zeros(4, 2), logits, logits.argmax(1))
+            done.append(step)
+            recorder.stop_requested = step == stop
+        assert recorder.history[-1].step == state.step == done[-1]  # also where a run is stopped
+        return done, net.weight.detach()
+
+    whole = run(6, {})
+    saved: dict[int, Any] = {}
+    assert run(6, saved, stop=5)[0] == [1, 2, 3, 4, 5]
+    assert list(saved) == [2, 4]
+    rest = run(6, saved)
+    assert (whole[0], rest[0]) == ([1, 2, 3, 4, 5, 6], [5, 6])
+    assert torch.equal(whole[1], rest[1])
 
 
 def test_a_snapshot_restores_networks_optimizer_and_randomness() -> None:

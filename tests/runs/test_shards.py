@@ -26,7 +26,7 @@ from interpkit import GeneratorInversion, ImageInversion, Inversion, Recipe, Run
 from interpkit.evaluation.scoring import read_images
 from interpkit.runs import shards
 from interpkit.runs.shards import ShardJob, in_bytes
-from interpkit.runtime.distributed import Share
+from interpkit.runtime.distributed import World
 
 SHAPE = (1, 6, 6)
 SIZES = {f"upconv.{name}": 8 for name in ("width", "min_width", "latent", "hidden")}
@@ -67,13 +67,13 @@ def asked(**changes: Any) -> dict[str, Any]:
     return {"count": 50, "shard_size": 20, "labels": [0, 1, 2]} | changes
 
 
-class Alone(Share):
+class Alone(World):
     """One of several processes that meets no other: they run one after another."""
 
-    def from_first(self, value: Any) -> Any:
+    def broadcast(self, value: Any) -> Any:
         return value
 
-    def all(self, value: Any) -> list[Any]:
+    def all_gather_object(self, value: Any) -> list[Any]:
         return [value]
 
 
@@ -165,8 +165,8 @@ def test_several_processes_make_the_files_of_one(
     made = []
     for rank in reversed(range(size)):  # the first one, which waits for the others, last
         if rank == size - 1:  # but it is the first that takes the folder
-            ShardJob(inversion, tmp_path / "many", **asked(accepted=accepted), share=Alone(0, size))._begin()
-        job = ShardJob(inversion, tmp_path / "many", **asked(accepted=accepted), share=Alone(rank, size))
+            ShardJob(inversion, tmp_path / "many", **asked(accepted=accepted), world=Alone(0, size))._begin()
+        job = ShardJob(inversion, tmp_path / "many", **asked(accepted=accepted), world=Alone(rank, size))
         made += job.todo
         job.run()
     assert sorted(made) == [0, 1, 2]
@@ -195,7 +195,7 @@ def test_on_the_device_where_it_is_anyway_nothing_changes(inversion: GeneratorIn
 
 def test_a_shard_does_not_wait_for_those_before_it(inversion: GeneratorInversion, tmp_path: Path) -> None:
     write_shards(inversion, tmp_path / "all", **asked())
-    job = ShardJob(inversion, tmp_path / "one", **asked(), share=Alone(2, 3))
+    job = ShardJob(inversion, tmp_path / "one", **asked(), world=Alone(2, 3))
     shard, _ = job._make(2, lambda images: None)
     path = tmp_path / "all" / "samples-000002.safetensors"
     assert torch.equal(safetensors.torch.load_file(path)["images"], shard.tensors["images"])

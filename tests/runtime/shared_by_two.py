@@ -21,9 +21,9 @@ from interpkit.plugins.assembly import build_generator
 from interpkit.plugins.discovery import installed
 from interpkit.runs.folder import Run
 from interpkit.runtime import distributed
-from interpkit.runtime.distributed import Share, processes
+from interpkit.runtime.distributed import World, processes
 from interpkit.runtime.random import global_seed
-from interpkit.runtime.sync_batchnorm import share_batch_norms
+from interpkit.runtime.sync_batchnorm import sync_batch_norms
 
 CPU = torch.device("cpu")
 
@@ -34,33 +34,33 @@ def classifier() -> interpkit.Target:
     return interpkit.wrap(net, input_shape=(1, 12, 12))
 
 
-def gathered(share: Share, count: int) -> dict[str, Any]:
+def gathered(world: World, count: int) -> dict[str, Any]:
     """Square and weigh rows that the processes made; return them and their gradients."""
     torch.manual_seed(1)
     source = torch.randn(count, 3, requires_grad=True)
-    whole = share.whole(source[share.rows(count, CPU)] ** 2, count)
+    whole = world.all_gather(count, source[world.rows(count, CPU)] ** 2)[0]
     (whole * torch.arange(1.0, count + 1)[:, None]).sum().backward()
     gradient = source.grad
     assert gradient is not None
-    total = torch.stack(share.all(gradient)).sum(0) / share.size
+    total = torch.stack(world.all_gather_object(gradient)).sum(0) / world.size
     return {"rows": whole.detach(), "gradient": total}
 
 
-def batch_norm(share: Share, norm: nn.Module, *size: int, dtype: torch.dtype = torch.float32) -> dict[str, Any]:
+def batch_norm(world: World, norm: nn.Module, *size: int, dtype: torch.dtype = torch.float32) -> dict[str, Any]:
     torch.manual_seed(2)
     shape = nn.Unflatten(2, size) if len(size) > 1 else nn.Identity()
     net = nn.Sequential(nn.Flatten(2), nn.Conv1d(2, 3, 1, bias=False), shape, norm)
     for parameter in norm.parameters():
         nn.init.normal_(parameter)
     x, weights = torch.randn(8, 2, *size) * 3 + 1, torch.randn(8, 3, *size)
-    if share.size > 1:
-        share_batch_norms(net)
+    if world.size > 1:
+        sync_batch_norms(net)
     with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
-        part = net(x[share.rows(8, CPU)])
+        part = net(x[world.rows(8, CPU)])
     assert part.dtype == dtype
-    y = share.whole(part.float(), 8)
+    y = world.all_gather(8, part.float())[0]
     (y * weights).sum().backward()
-    share.average(net.parameters())
+    world.average_gradients(net.parameters())
     return {
         "out": y.detach(),
         "gradients": {name: p.grad for name, p in net.named_parameters()},
@@ -68,16 +68,16 @@ def batch_norm(share: Share, norm: nn.Module, *size: int, dtype: torch.dtype = t
     }
 
 
-def cosine_gradient(share: Share) -> dict[str, Any]:
+def cosine_gradient(world: World) -> dict[str, Any]:
     """The bundled cosine term over features that two processes made."""
     torch.manual_seed(3)
     features = torch.randn(6, 5, requires_grad=True)
-    whole = share.whole(features[share.rows(6, CPU)], 6)
+    whole = world.all_gather(6, features[world.rows(6, CPU)])[0]
     unit = nn.functional.normalize(whole, dim=1)
     loss = (unit.sum(0).square().sum() - 6) / 30
     loss.backward()
     assert features.grad is not None
-    return {"loss": loss.item(), "gradient": torch.stack(share.all(features.grad)).sum(0) / share.size}
+    return {"loss": loss.item(), "gradient": torch.stack(world.all_gather_object(features.grad)).sum(0) / world.size}
 
 
 def run(**settings: Any) -> dict[str, Any]:
@@ -89,9 +89,9 @@ def run(**settings: Any) -> dict[str, Any]:
     return {"losses": [record.loss for record in inversion.history], "weights": inversion.generator.state_dict()}
 
 
-def resumed(share: Share) -> dict[str, Any]:
+def resumed(world: World) -> dict[str, Any]:
     """Stop a run after 10 of 20 steps and go on; dropout is on, so each process's own randomness counts."""
-    box = share.from_first(tempfile.mkdtemp())
+    box = world.broadcast(tempfile.mkdtemp())
     settings: dict[str, Any] = {"seed": 2, "batch_size": 8, "device": "cpu", "precision": "fp32"}
     settings["options"] = {"upconv.width": 8, "upconv.min_width": 4, "upconv.latent": 8, "upconv.hidden": 8}
 
@@ -127,12 +127,12 @@ class Made:
         registry.add(Steep)
 
 
-def diverging(share: Share) -> dict[str, Any]:
+def diverging(world: World) -> dict[str, Any]:
     """Explode at step 26, in one go and in two parts; return the manifest's word of it, and the weights."""
     recovery.KEEP_EVERY = 10
     if "mine" not in installed().found:
         installed().add("mine", Made)
-    box = Path(share.from_first(tempfile.mkdtemp()))
+    box = Path(world.broadcast(tempfile.mkdtemp()))
     settings: dict[str, Any] = {
         "seed": 2,
         "batch_size": 8,
@@ -150,19 +150,19 @@ def diverging(share: Share) -> dict[str, Any]:
     first = job()
     first.run(out=box / "parts", on_step=lambda step: first.request_stop() if step == 20 else None)
     parts = job().run(out=box / "parts", resume=True)
-    manifests = [Run.open(box / name).manifest() for name in ("whole", "parts")] if share.rank == 0 else []
+    manifests = [Run.open(box / name).manifest() for name in ("whole", "parts")] if world.rank == 0 else []
     told = [manifest.lowered_rate for manifest in manifests]
     return {"told": told, "whole": whole.generator.state_dict(), "in two parts": parts.generator.state_dict()}
 
 
-def shards(share: Share) -> dict[str, str]:
+def shards(world: World) -> dict[str, str]:
     """Write samples of a generator with fixed weights as shards; return what each file is."""
     recipe = prepare(classifier(), ["vecmat"], device="cpu", options={"upconv.width": 8, "upconv.min_width": 4}).recipe
     with global_seed(4, CPU):
         conditioner, generator = build_generator(recipe, classifier(), installed())
     assert conditioner is not None and generator is not None
     inversion = interpkit.GeneratorInversion(classifier(), recipe, [], generator, conditioner)
-    folder = Path(share.from_first(tempfile.mkdtemp()))
+    folder = Path(world.broadcast(tempfile.mkdtemp()))
     index = interpkit.write_shards(inversion, folder, count=50, shard_size=12)
     assert [shard["count"] for shard in index["shards"]] == [12, 12, 12, 12, 2]
     return {path.name: sha256(path) for path in folder.glob("[!.]*")}
@@ -172,12 +172,12 @@ def lose_the_second() -> None:
     """End the second process without a word, and write what the first is told."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun asks it to end; the message comes first
     distributed.PATIENCE = timedelta(seconds=2)
-    with processes() as share:
-        share.any(True)
-        if share.rank == 1:
+    with processes() as world:
+        world.any_rank(True)
+        if world.rank == 1:
             os._exit(9)
         try:
-            share.whole(torch.zeros(1), 2)
+            world.all_gather(2, torch.zeros(1))
         except interpkit.RunError as error:
             Path(sys.argv[1]).write_text(str(error), "utf-8")
 
@@ -189,19 +189,19 @@ def threads() -> list[str]:
 
 def main() -> None:
     torch.set_num_threads(1)
-    with processes() as share:
+    with processes() as world:
         found = {
-            "rows": gathered(share, 6),
-            "uneven rows": gathered(share, 5),
-            "batch norm": batch_norm(share, nn.BatchNorm2d(3, momentum=0.3), 4, 5),
-            "batch norm of vectors": batch_norm(share, nn.BatchNorm1d(3, affine=False, momentum=None), 1),
-            "batch norm in volumes": batch_norm(share, nn.BatchNorm3d(3, track_running_stats=False), 2, 2, 3),
-            "batch norm in bf16": batch_norm(share, nn.BatchNorm2d(3), 4, 5, dtype=torch.bfloat16),
-            "cosine gradient": cosine_gradient(share),
-            "flags": [float(flag) for flag in share.any(share.rank == share.size - 1, False)],
-            "from first": share.from_first(7.0 + share.rank),
-            "shards": shards(share),
-            "diverging": diverging(share),
+            "rows": gathered(world, 6),
+            "uneven rows": gathered(world, 5),
+            "batch norm": batch_norm(world, nn.BatchNorm2d(3, momentum=0.3), 4, 5),
+            "batch norm of vectors": batch_norm(world, nn.BatchNorm1d(3, affine=False, momentum=None), 1),
+            "batch norm in volumes": batch_norm(world, nn.BatchNorm3d(3, track_running_stats=False), 2, 2, 3),
+            "batch norm in bf16": batch_norm(world, nn.BatchNorm2d(3), 4, 5, dtype=torch.bfloat16),
+            "cosine gradient": cosine_gradient(world),
+            "flags": [float(flag) for flag in world.any_rank(world.rank == world.size - 1, False)],
+            "from first": world.broadcast(7.0 + world.rank),
+            "shards": shards(world),
+            "diverging": diverging(world),
             "runs": {
                 "plain": run(),
                 "robust": run(losses={"robust": 1.0}),
@@ -209,9 +209,9 @@ def main() -> None:
                 "four generators": run(generators=4),
             },
         }
-        if share.size > 1:
-            found["resumed"] = resumed(share)
-    if share.rank == 0:
+        if world.size > 1:
+            found["resumed"] = resumed(world)
+    if world.rank == 0:
         found["threads left"] = [name for name in threads() if "gloo" in name]
         torch.save(found, sys.argv[1])
 

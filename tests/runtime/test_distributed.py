@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 import interpkit
 from interpkit.errors import UsageError
-from interpkit.runtime.distributed import Share, restarted
-from interpkit.runtime.micro_batch import in_pieces
+from interpkit.runtime import torchrun
+from interpkit.runtime.distributed import World
+from interpkit.runtime.micro_batch import in_micro_batches
 
 TWO = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 SCRIPT = Path(__file__).with_name("shared_by_two.py")
@@ -115,14 +116,16 @@ def test_a_process_that_ends_is_named_by_the_others(tmp_path: Path) -> None:
 
 
 def test_alone_there_is_nothing_to_share() -> None:
-    share, rows = Share.current(), torch.arange(6.0)
-    assert (share.rank, share.size) == (0, 1)
-    assert share.rows(5, torch.device("cpu")).tolist() == [0, 1, 2, 3, 4]
-    assert share.whole(rows, 6) is rows
-    assert share.any(True, False) == [True, False]
-    assert share.from_first("x") == "x"
-    assert share.all(3) == [3]
-    assert not restarted()
+    world, rows, buffer = World.current(), torch.arange(6.0), torch.ones(2)
+    assert (world.rank, world.size) == (0, 1)
+    assert world.rows(5, torch.device("cpu")).tolist() == [0, 1, 2, 3, 4]
+    assert world.all_gather(6, rows)[0] is rows
+    assert world.any_rank(True, False) == [True, False]
+    assert world.broadcast("x") == "x"
+    assert world.all_gather_object(3) == [3]
+    world.broadcast_tensor(buffer, 0)
+    assert buffer.tolist() == [1, 1]
+    assert (torchrun.RANK, torchrun.WORLD_SIZE, torchrun.RESTARTED) == (0, 1, False)
 
 
 @pytest.mark.parametrize(
@@ -136,12 +139,12 @@ def test_alone_there_is_nothing_to_share() -> None:
 )
 def test_what_cannot_be_shared_is_told_with_what_can(size: int, batch: int, generators: int, told: str) -> None:
     with pytest.raises(UsageError, match=told):
-        Share(0, size).check(batch, generators)
+        World(0, size).check(batch, generators)
 
 
 @pytest.mark.parametrize(("size", "generators"), [(1, 5), (2, 1), (2, 4), (4, 2), (3, 3)])
 def test_multiples_can_be_shared(size: int, generators: int) -> None:
-    shares = [Share(rank, size) for rank in range(size)]
+    shares = [World(rank, size) for rank in range(size)]
     for share in shares:
         share.check(12, generators)
     rows = [share.rows(12, torch.device("cpu")).tolist() for share in shares]
@@ -151,7 +154,7 @@ def test_multiples_can_be_shared(size: int, generators: int) -> None:
 
 @pytest.mark.parametrize("count", [1, 2, 5, 6])
 def test_the_processes_rows_are_all_rows(count: int) -> None:
-    parts = [Share(rank, 3).rows(count, torch.device("cpu")) for rank in range(3)]
+    parts = [World(rank, 3).rows(count, torch.device("cpu")) for rank in range(3)]
     assert len({len(part) for part in parts}) == 1
     assert torch.stack(parts, 1).flatten()[:count].tolist() == list(range(count))
 
@@ -171,7 +174,7 @@ def test_pieces_have_the_gradients_of_the_whole() -> None:
     for size in (None, 3):
         network = Layers()
         network[1].p = 0.0
-        out = torch.cat(in_pieces(lambda rows, net=network: net(x[rows]), torch.arange(7), size, network))
+        out = torch.cat(in_micro_batches(lambda rows, net=network: net(x[rows]), torch.arange(7), size, network))
         out.square().mean().backward()
         gradients.append([p.grad for p in network.parameters()])
     torch.testing.assert_close(gradients[0], gradients[1])
@@ -185,7 +188,7 @@ def test_a_piece_is_computed_twice_with_the_same_dropout() -> None:
         seen.append(out.detach())
         return out
 
-    torch.cat(in_pieces(make, torch.arange(6), 2, network)).sum().backward()
+    torch.cat(in_micro_batches(make, torch.arange(6), 2, network)).sum().backward()
     assert len(seen) == 6
     first, again = seen[:3], seen[:2:-1]  # the backward pass begins at the end
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
@@ -197,7 +200,7 @@ def test_a_piece_enters_the_running_statistics_once() -> None:
     for size in (None, 8, 4):
         norm = nn.BatchNorm1d(3)
         if size == 4:
-            torch.cat(in_pieces(lambda rows, n=norm: n(x[rows]), torch.arange(8), size, norm)).sum().backward()
+            torch.cat(in_micro_batches(lambda rows, n=norm: n(x[rows]), torch.arange(8), size, norm)).sum().backward()
         else:
             for rows in torch.arange(8).split(4):
                 norm(x[rows])
@@ -206,7 +209,7 @@ def test_a_piece_enters_the_running_statistics_once() -> None:
         torch.testing.assert_close(norms[0], state)
 
 
-def test_a_run_in_pieces_has_the_terms_of_a_run_at_once(tiny_target: interpkit.Target) -> None:
+def test_a_run_in_micro_batches_has_the_terms_of_a_run_at_once(tiny_target: interpkit.Target) -> None:
     """Without batch norm in the generator: a batch norm sees a piece at a time."""
     runs = [
         interpkit.invert(

@@ -46,10 +46,31 @@ def test_shares_are_of_the_measured_steps_alone(clock: list[float]) -> None:
 
 
 def test_where_no_profile_is_made_phases_are_nothing(clock: list[float]) -> None:
-    assert profiler.phase("a") is profiler.phase("b")
-    with profiler.profiled(torch.device("cpu"), wanted=False) as profile:
+    clock.clear()  # a clock that is read now raises
+    with profiler.profiled(torch.device("cpu"), wanted=False) as profile, profiler.phase("a"):
         assert profile is None
-        assert profiler.phase("a") is profiler.phase("b")
+    with profiler.profiled(torch.device("cpu")) as profile, profiler.phase("a"):  # a step that is not measured
+        assert profile is not None and not profile.measuring
+
+
+def test_what_precedes_a_step_of_the_optimizer_is_the_backward_pass(clock: list[float]) -> None:
+    class Slow(torch.optim.SGD):
+        def step(self, closure: Any = None) -> None:
+            clock[0] += 3.0
+
+    optimizer = Slow([torch.zeros(1)])
+    with profiler.profiled(torch.device("cpu")) as profile:
+        assert profile is not None
+        for _ in range(profiler.WARM_UP + 1):
+            clock[0] += 1.0
+            with profiler.phase("term"):
+                clock[0] += 4.0
+            clock[0] += 2.0
+            optimizer.step()
+            profile.step_done()
+    optimizer.step()  # no longer measured
+    rows = {row["name"]: row["ms"] for row in profile.to_json()["phases"]}
+    assert rows == {"term": 4000, "backward": 2000, "optimizer": 3000, "other": 1000}
 
 
 def test_a_run_with_a_profile_is_the_run_without(tiny_target: interpkit.Target, quick: Quick, tmp_path: Path) -> None:

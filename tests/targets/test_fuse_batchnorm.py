@@ -267,7 +267,7 @@ def test_five_steps_go_as_without_folding(
 
     monkeypatch.setattr(interpkit.Recorder, "note", note)
     ours = interpkit.invert(target, **settings)
-    monkeypatch.setattr("interpkit.inversion.loop.folded", lambda target, layers: (target, 0))
+    monkeypatch.setattr("interpkit.inversion.objective.folded", lambda target, layers: (target, 0))
     plain = interpkit.invert(target, **settings)
     assert folds == [2, 0]
     for one, other in zip(ours.history, plain.history, strict=True):
