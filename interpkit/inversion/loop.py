@@ -36,7 +36,7 @@ from interpkit.runtime.profiler import phase
 from interpkit.runtime.random import derive_seed, random_generator
 from interpkit.runtime.recorder import RECORD_EVERY, Recorder
 from interpkit.runtime.sync_batchnorm import share_batch_norms
-from interpkit.targets.fuse_batchnorm import folded
+from interpkit.targets.fuse_batchnorm import fuse
 
 log = logging.getLogger("interpkit")
 
@@ -94,7 +94,7 @@ def train(
     )
     layers = sorted({layer for _, loss in losses.values() for layer in contracts.layers(loss, target)})
     classes = None if recipe.labels is None else torch.tensor(recipe.labels, device=device)
-    looking, folds = folded(target, layers)
+    looking, folds = fuse(target, layers)
     fallbacks = Fallbacks(recipe, recorder, share)
 
     def state(step: int) -> dict[str, Any]:

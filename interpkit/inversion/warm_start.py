@@ -22,7 +22,7 @@ def wake(target: Target, generator: Generator) -> None:
     All units of a classifier of ReLUs may be off for a grey image, and then nothing is ever learned. The first of
     `LEVELS` with a gradient is taken; where that is grey, nothing is done.
     """
-    device = next((t.device for t in (*target.parameters(), *target.buffers())), torch.device("cpu"))
+    device = target.device
     for level in LEVELS:
         image = torch.full((1, *target.input_shape), level, device=device, requires_grad=True)
         logits = target(image)

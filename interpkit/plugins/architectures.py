@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -11,17 +12,19 @@ from torch import Tensor, nn
 
 from interpkit.errors import InterpkitError, ModelError, UsageError, did_you_mean, listed
 from interpkit.interfaces.loaders import Architectures
+from interpkit.io.safe_load import tensors_in
 from interpkit.plugins.discovery import installed
+from interpkit.targets.watch import watch
 
 MAX_LAYERS = 1_000
-
-
 MAX_SIZE = 1_000_000
-
-
 MAX_REAL_CLASSES = 25_000
 """Bounds of an architecture's arguments: of what counts layers, of any other number or length,
 and of the classes of a network whose shapes cannot be had without memory."""
+LARGE_INPUT = 100_000
+"""Numbers in an image from which on a network is tried without memory first."""
+MAX_NUMBERS = 200_000_000
+"""That a layer may output for one image: 0.8 GB."""
 
 
 def build_architecture(spec: str, arguments: Mapping[str, Any], *, meta: bool = False) -> nn.Module:
@@ -108,18 +111,22 @@ def fill_architecture(
     arguments: Mapping[str, Any],
     tensors: Mapping[str, Tensor],
     build: Callable[[Mapping[str, Any]], nn.Module] | None = None,
+    *,
+    input_shape: tuple[int, ...] | None = None,
 ) -> tuple[nn.Module, dict[str, Any]]:
     """Build an architecture with the given weights.
 
-    A registered architecture's shapes are compared before any memory is taken, so that no argument in a file can
-    ask for more than the file itself holds. A head of another width than the architecture's default sets
-    ``num_classes``; a 0-d tensor that was stored with one element is taken as such.
+    A registered architecture is built without memory and its shapes are compared before it is given any, so that no
+    argument in a file can ask for more than the file itself holds. A head of another width than the architecture's
+    default sets ``num_classes``; a first part that all names share and the architecture does not know (Lightning's
+    ``model.``) is removed; a 0-d tensor that was stored with one element fits.
 
     Args:
         spec: FAMILY:NAME of a registered architecture, or what ``build`` builds.
         arguments: of the architecture.
         tensors: its state dict.
         build: arguments -> module, for code that the user has typed the name of.
+        input_shape: of one image; a large one that makes a layer's output huge is refused.
 
     Returns:
         the module, and the arguments that it was built with.
@@ -142,6 +149,7 @@ def fill_architecture(
 
     module, arguments = skeleton(arguments), dict(arguments)
     expected = module.state_dict()
+    tensors = without_prefix(tensors, expected)
     tensors = {name: _shaped(tensor, expected.get(name)) for name, tensor in tensors.items()}
     difference = mismatch(expected, tensors)
     if difference:
@@ -157,7 +165,10 @@ def fill_architecture(
         if difference:
             raise ModelError(_misfit(spec, arguments, tensors, difference, registered=build is None))
     if build is None:
-        module = build_architecture(spec, arguments)
+        if input_shape is not None:
+            check_shape(spec, module, input_shape)
+        if not _take_memory(module):
+            module = build_architecture(spec, arguments)
     dtype = _dtype(tensors)
     if dtype is not None:
         module.to(dtype)  # half-precision weights stay as they are
@@ -169,6 +180,68 @@ def fill_architecture(
         reason = str(error).strip().splitlines()[-1].strip()
         raise ModelError(f"the weights do not fit {spec}: {reason[:200]}") from error
     return module, arguments
+
+
+def _take_memory(module: nn.Module) -> bool:
+    """Replace a module's meta tensors in place by uninitialized ones, if its state dict holds all of them.
+
+    Returns:
+        whether it does: loading weights cannot fill other tensors, such as buffers that are not persistent.
+    """
+    state = {id(tensor): tensor for tensor in module.state_dict(keep_vars=True).values()}
+    if any(t.is_meta and id(t) not in state for part in module.modules() for t in tensors_in(vars(part))):
+        return False
+    for tensor in state.values():
+        if tensor.is_meta:
+            empty = torch.empty_like(tensor, device="cpu")
+            if isinstance(tensor, nn.Parameter):
+                empty = nn.Parameter(empty, tensor.requires_grad)
+            torch.utils.swap_tensors(tensor, empty)  # in place, so that tied weights stay tied
+    return True
+
+
+def check_shape(spec: str, skeleton: nn.Module, shape: tuple[int, ...]) -> None:
+    """Check that a network without memory accepts a large image, in some layout, and no layer's output is huge.
+
+    Raises:
+        ModelError: it does not, or one is.
+    """
+    if math.prod(shape) < LARGE_INPUT or not all(tensor.is_meta for tensor in skeleton.state_dict().values()):
+        return
+    sizes = [0]
+
+    def note(name: str, output: Any) -> None:
+        sizes.append(output.numel() if isinstance(output, Tensor) else 0)
+
+    fault = ""
+    training = skeleton.training
+    try:
+        with watch(dict(skeleton.named_modules()), note), torch.no_grad():
+            skeleton.eval()
+            for layout in (shape, (math.prod(shape),), (*shape[1:], shape[0])):  # nchw, flat, nhwc
+                try:
+                    skeleton(torch.empty(1, *layout, device="meta"))
+                    break
+                except Exception as error:  # whatever a network raises on an image that is not its own
+                    fault = fault or (str(error) or type(error).__name__).splitlines()[0]
+            else:
+                if "meta" not in fault:  # else it computes with its numbers, which it does not have here
+                    raise ModelError(
+                        f"{spec} fails on an input of shape {shape}: {fault[:300]} Is --input-shape right?"
+                    )
+                return
+    finally:
+        skeleton.train(training)
+    if max(sizes) > MAX_NUMBERS:
+        raise ModelError(f"for one image of {shape} a layer gives {max(sizes):,} numbers, out of all proportion.")
+
+
+def without_prefix(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Remove the first part that all names share, such as ``model.``, where only the rest is expected."""
+    first = next(iter(tensors), "").partition(".")[0]
+    rest = {name.removeprefix(f"{first}."): tensor for name, tensor in tensors.items() if name.startswith(f"{first}.")}
+    fits = len(rest) == len(tensors) and expected.keys() & rest.keys() and not expected.keys() & tensors.keys()
+    return rest if fits else dict(tensors)
 
 
 def _short(arguments: Mapping[str, Any], limit: int = 300) -> str:
