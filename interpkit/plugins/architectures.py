@@ -175,7 +175,9 @@ def fill_architecture(
     try:
         if any(tensor.is_complex() for tensor in tensors.values()):
             raise TypeError("they are complex numbers")
-        module.load_state_dict(tensors)
+        state = module.state_dict()  # with the versions of its layers, which files rarely keep
+        state.update(tensors)
+        module.load_state_dict(state)
     except (RuntimeError, TypeError, NotImplementedError) as error:  # sparse or quantized tensors
         reason = str(error).strip().splitlines()[-1].strip()
         raise ModelError(f"the weights do not fit {spec}: {reason[:200]}") from error
