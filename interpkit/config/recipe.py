@@ -85,8 +85,8 @@ def _listed(value: Any) -> Any:
 class TargetOptions(_Model):
     """What a user states about a classifier; each field takes precedence over what the classifier's file says.
 
-    This is the only place where a fact is declared: flags, metadata, recipe and keyword arguments follow from its type,
-    its description and ``json_schema_extra`` (see `Fact`).
+    A fact is declared here once: its flag, its key in a file's metadata and its keyword argument follow from its name,
+    type, description and ``json_schema_extra`` (see `Fact`).
     """
 
     path: str | None = Field(

@@ -265,13 +265,13 @@ def _dtype(tensors: Mapping[str, Tensor]) -> torch.dtype | None:
     return kind if kind in (torch.float16, torch.bfloat16, torch.float64) else None
 
 
-def head_width(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> int | None:
+def head_width(expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> int | None:
     """Return the number of classes if two state dicts differ in nothing but the width of their heads, else None."""
-    if expected.keys() != found.keys():
+    if expected.keys() != tensors.keys():
         return None
     widths = set()
     for name, tensor in expected.items():
-        ours, theirs = tuple(tensor.shape), tuple(found[name].shape)
+        ours, theirs = tuple(tensor.shape), tuple(tensors[name].shape)
         if ours != theirs:
             if not ours or not theirs or ours[1:] != theirs[1:]:
                 return None
@@ -305,16 +305,16 @@ def nearest_fit(spec: str, tensors: Mapping[str, Tensor], tries: int = 12) -> st
     return None
 
 
-def mismatch(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], limit: int = 4) -> str:
+def mismatch(expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor], limit: int = 4) -> str:
     """Return a short account of how two state dicts differ in names and shapes; empty if they do not."""
     shapes = [
-        f"{name} ({list(found[name].shape)}, expected {list(expected[name].shape)})"
+        f"{name} ({list(tensors[name].shape)}, expected {list(expected[name].shape)})"
         for name in expected
-        if name in found and found[name].shape != expected[name].shape
+        if name in tensors and tensors[name].shape != expected[name].shape
     ]
     groups = {
-        "missing": [name for name in expected if name not in found],
-        "unexpected": [name for name in found if name not in expected],
+        "missing": [name for name in expected if name not in tensors],
+        "unexpected": [name for name in tensors if name not in expected],
         "of another shape": shapes,
     }
     return "; ".join(f"{what}: {listed(names, limit)}" for what, names in groups.items() if names)

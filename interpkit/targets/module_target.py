@@ -1,7 +1,7 @@
 """`wrap`: any classifier in memory as a target; loaders of files end here too.
 
-What a classifier wants (its layout, its batch, its kind of output) is taken from the caller, else found by running
-it, and noted in `Target.sources` either way.
+What a classifier expects (its layout, its batch) and what it outputs is stated by the caller or else detected by
+running it, and noted in `Target.sources` either way.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class ModuleTarget(Target):
     """A target around a PyTorch module; made by `wrap`.
 
     Images x in [0, 1] reach the module as ``(lo + (hi - lo) * x - mean) / std``, in its own layout, channel order and
-    dtype; what it gives becomes logits:
+    dtype; its output becomes logits:
 
     - log-probabilities serve as logits as they are, probabilities by their logarithm;
     - a single logit z of a binary classifier becomes (0, z), a single probability p (log(1 - p), log p).
@@ -62,16 +62,16 @@ class ModuleTarget(Target):
         device = next((p.device for p in module.parameters()), torch.device("cpu"))
         self.register_buffer("scale", ((hi - lo) / std_).float().to(device))
         self.register_buffer("shift", ((lo - mean_) / std_).float().to(device))
-        self._plain = bool((self.scale == 1).all() and (self.shift == 0).all())
+        self._as_is = bool((self.scale == 1).all() and (self.shift == 0).all())
 
     def forward(self, images: Tensor) -> Tensor:
         """Return logits, (B, n) float32; see `Target.forward`."""
         return as_logits(self.raw(images), self.output)
 
     def raw(self, images: Tensor) -> Tensor:
-        """Return what the module gives for images, (B, n) or (B, 1)."""
+        """Return the module's output for images, (B, n) or (B, 1)."""
         x = images.flip(1) if self._flip else images
-        if not self._plain:
+        if not self._as_is:
             x = x * self.scale + self.shift
         if self.layout == "nhwc":
             x = x.permute(0, 2, 3, 1)
@@ -134,41 +134,41 @@ def in_single(tensor: Tensor) -> Tensor:
 
 
 def first_tensor(output: Any, count: int) -> Tensor:
-    """Return the logits in what a module gives: a tensor, an object or dict with ``logits``, a tuple's first.
+    """Return the logits in a module's output: a tensor, an object or dict with ``logits``, a tuple's first.
 
     A binary classifier's (B,) becomes (B, 1).
 
     Raises:
         ModelError: there are none, or not one row for each of ``count`` images.
     """
-    found = output
-    if isinstance(found, Mapping):
-        found = found.get("logits", next(iter(found.values()), None))
-    elif hasattr(found, "logits"):
-        found = found.logits
-    found = first_of(found)
-    if not isinstance(found, Tensor):
+    logits = output
+    if isinstance(logits, Mapping):
+        logits = logits.get("logits", next(iter(logits.values()), None))
+    elif hasattr(logits, "logits"):
+        logits = logits.logits
+    logits = first_of(logits)
+    if not isinstance(logits, Tensor):
         raise ModelError(f"it gives {type(output).__name__}, with no tensor of logits in it.")
-    if found.dim() == 1:  # (B,) of a binary classifier; (n,) of a graph that takes one image
-        found = found[None] if count == 1 and len(found) != 1 else found[:, None]
-    elif found.dim() > 2 and sum(size != 1 for size in found.shape[1:]) <= 1:
-        found = found.flatten(1)
-    if found.dim() != 2 or len(found) != count or found.shape[1] == 0:
-        raise ModelError(f"it gives {tuple(found.shape)} for {count} images; logits are ({count}, n).")
-    return found
+    if logits.dim() == 1:  # (B,) of a binary classifier; (n,) of a graph that takes one image
+        logits = logits[None] if count == 1 and len(logits) != 1 else logits[:, None]
+    elif logits.dim() > 2 and sum(size != 1 for size in logits.shape[1:]) <= 1:
+        logits = logits.flatten(1)
+    if logits.dim() != 2 or len(logits) != count or logits.shape[1] == 0:
+        raise ModelError(f"it gives {tuple(logits.shape)} for {count} images; logits are ({count}, n).")
+    return logits
 
 
-def as_logits(given: Tensor, output: Output) -> Tensor:
-    """Return what a module gives, (B, n) or (B, 1), as logits of at least two classes, (B, n) float32."""
-    given = in_single(given)
+def as_logits(values: Tensor, output: Output) -> Tensor:
+    """Return a module's output, (B, n) or (B, 1), as logits of at least two classes, (B, n) float32."""
+    values = in_single(values)
     if output == "probs":
-        if given.shape[1] == 1:
-            given = torch.cat([1 - given, given], 1)
-        return (given + TINY).log()
-    if given.shape[1] == 1:
-        no = torch.zeros_like(given) if output == "logits" else (1 - given.exp() + TINY).log()
-        given = torch.cat([no, given], 1)
-    return given
+        if values.shape[1] == 1:
+            values = torch.cat([1 - values, values], 1)
+        return (values + TINY).log()
+    if values.shape[1] == 1:
+        no = torch.zeros_like(values) if output == "logits" else (1 - values.exp() + TINY).log()
+        values = torch.cat([no, values], 1)
+    return values
 
 
 def wrap(
@@ -216,8 +216,8 @@ def wrap(
     options = validated(TargetOptions, values, name or "wrap")
     target = ModuleTarget(module, options, name or type(module).__name__)
     shape, order = target.input_shape, options.channel_order
-    of_preprocessing = ("input_shape", "mean", "std", "input_range", "class_names", "channel_order")
-    target.sources = {key: "default" if getattr(options, key) is None else "given" for key in of_preprocessing}
+    # What `_try` and the others detect replaces this.
+    target.sources = {key: "default" if getattr(options, key) is None else "given" for key in accepted}
     raw, heads = _try(target, options.layout)
     _find_output(target, raw, options.output)
     target.num_classes = width = max(2, raw.shape[1])
