@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from interpkit.errors import InterpkitError, ModelError, UsageError, did_you_mean, listed
+from interpkit.errors import InterpkitError, ModelError, UsageError, did_you_mean, first_line, listed
 from interpkit.interfaces.loaders import Architectures
 from interpkit.io.safe_load import tensors_in
 from interpkit.plugins.discovery import installed
@@ -102,8 +102,7 @@ def _built(build: Callable[[], nn.Module], spec: str, arguments: Mapping[str, An
     except InterpkitError:
         raise
     except Exception as error:  # whatever an architecture raises on arguments that are not its own
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ModelError(f"{spec} cannot be built with {_short(arguments)}: {reason}") from error
+        raise ModelError(f"{spec} cannot be built with {_short(arguments)}: {first_line(error)}") from error
 
 
 def fill_architecture(
@@ -147,6 +146,9 @@ def fill_architecture(
             return build_architecture(spec, args, meta=True)
         return _built(lambda: build(args), spec, args, "cpu")
 
+    def misfit(args: Mapping[str, Any]) -> ModelError:
+        return ModelError(_misfit(spec, args, tensors, difference, registered=build is None))
+
     module, arguments = skeleton(arguments), dict(arguments)
     expected = module.state_dict()
     tensors = without_prefix(tensors, expected)
@@ -155,15 +157,15 @@ def fill_architecture(
     if difference:
         width = head_width(expected, tensors)
         if width is None or "num_classes" in arguments:
-            raise ModelError(_misfit(spec, arguments, tensors, difference, registered=build is None))
+            raise misfit(arguments)
         arguments["num_classes"] = width
         try:
             module = skeleton(arguments)
         except ModelError as error:
-            raise ModelError(_misfit(spec, {}, tensors, difference, registered=build is None)) from error
+            raise misfit({}) from error
         difference = mismatch(module.state_dict(), tensors)
         if difference:
-            raise ModelError(_misfit(spec, arguments, tensors, difference, registered=build is None))
+            raise misfit(arguments)
     if build is None:
         if input_shape is not None:
             check_shape(spec, module, input_shape)
@@ -193,12 +195,15 @@ def _take_memory(module: nn.Module) -> bool:
     state = {id(tensor): tensor for tensor in module.state_dict(keep_vars=True).values()}
     if any(t.is_meta and id(t) not in state for part in module.modules() for t in tensors_in(vars(part))):
         return False
-    for tensor in state.values():
-        if tensor.is_meta:
-            empty = torch.empty_like(tensor, device="cpu")
-            if isinstance(tensor, nn.Parameter):
-                empty = nn.Parameter(empty, tensor.requires_grad)
-            torch.utils.swap_tensors(tensor, empty)  # in place, so that tied weights stay tied
+    try:
+        for tensor in state.values():
+            if tensor.is_meta:
+                empty = torch.empty_like(tensor, device="cpu")
+                if isinstance(tensor, nn.Parameter):
+                    empty = nn.Parameter(empty, tensor.requires_grad)
+                torch.utils.swap_tensors(tensor, empty)  # in place, so that tied weights stay tied
+    except RuntimeError:  # the network keeps weak references to its weights
+        return False
     return True
 
 
@@ -215,27 +220,20 @@ def check_shape(spec: str, skeleton: nn.Module, shape: tuple[int, ...]) -> None:
     def note(name: str, output: Any) -> None:
         sizes.append(output.numel() if isinstance(output, Tensor) else 0)
 
-    fault = ""
+    faults = []
     training = skeleton.training
-    try:
-        with watch(dict(skeleton.named_modules()), note), torch.no_grad():
-            skeleton.eval()
-            for layout in (shape, (math.prod(shape),), (*shape[1:], shape[0])):  # nchw, flat, nhwc
-                try:
-                    skeleton(torch.empty(1, *layout, device="meta"))
-                    break
-                except Exception as error:  # whatever a network raises on an image that is not its own
-                    fault = fault or (str(error) or type(error).__name__).splitlines()[0]
-            else:
-                if "meta" not in fault:  # else it computes with its numbers, which it does not have here
-                    raise ModelError(
-                        f"{spec} fails on an input of shape {shape}: {fault[:300]} Is --input-shape right?"
-                    )
-                return
-    finally:
-        skeleton.train(training)
-    if max(sizes) > MAX_NUMBERS:
-        raise ModelError(f"for one image of {shape} a layer gives {max(sizes):,} numbers, out of all proportion.")
+    with watch(dict(skeleton.named_modules()), note), torch.no_grad():
+        for layout in (shape, (math.prod(shape),), (*shape[1:], shape[0])):  # nchw, flat, nhwc
+            try:
+                skeleton.eval()(torch.empty(1, *layout, device="meta"))
+                break
+            except Exception as error:  # whatever a network raises on an image that is not its own
+                faults.append(first_line(error))
+    skeleton.train(training)
+    if len(faults) < 3 and max(sizes) > MAX_NUMBERS:
+        raise ModelError(f"for one image of {shape} a layer outputs {max(sizes):,} numbers, out of all proportion.")
+    if len(faults) == 3 and "meta" not in faults[0]:  # else it computes with its numbers, which it does not have here
+        raise ModelError(f"{spec} fails on an input of shape {shape}: {faults[0][:300]} Is --input-shape right?")
 
 
 def without_prefix(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, Tensor]:

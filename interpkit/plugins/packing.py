@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from interpkit.config.recipe import ClassifierFacts, TargetOptions
-from interpkit.errors import ModelError, UsageError, install_extra
+from interpkit.errors import ModelError, UsageError, first_line, install_extra
 from interpkit.interfaces.targets import Target
 from interpkit.targets.file_format import ONNX_GRAPH, ONNX_TENSOR, write_target_file
 
@@ -35,7 +35,7 @@ def save_target(
         architecture: FAMILY:NAME of a registered architecture, e.g. ``torchvision:resnet18``.
         input_shape: as in `wrap`.
         arch_args: JSON values.
-        facts: as in `wrap`: ``mean``, ``std``, ``input_range``, ``class_names``, ``layout``, ``output``, ...
+        facts: any others that `wrap` accepts: ``mean``, ``std``, ``input_range``, ``class_names``, ``layout``, ...
 
     Raises:
         UsageError: the architecture is not registered, or builds other tensors than the module's.
@@ -151,6 +151,7 @@ def export_graph(target: Target) -> bytes:
                 dynamic_axes=None if one_by_one else {"images": {0: "batch"}, "logits": {0: "batch"}},
             )
     except Exception as error:  # the exporter's own kinds
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ModelError(f"{target.name} cannot be packed: it does not go into ONNX: {reason[:300]}") from error
+        raise ModelError(
+            f"{target.name} cannot be packed: ONNX cannot express it: {first_line(error)[:300]}"
+        ) from error
     return buffer.getvalue()

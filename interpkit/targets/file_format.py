@@ -17,7 +17,7 @@ import safetensors
 from torch import Tensor
 
 from interpkit.config.recipe import TargetOptions, target_facts, validated
-from interpkit.errors import ModelError, UsageError, upgrade
+from interpkit.errors import ModelError, UsageError, first_line, upgrade
 from interpkit.io.atomic import write_tensors
 
 SCHEMA = 1
@@ -71,8 +71,7 @@ def read_target_file(path: Path) -> tuple[dict[str, Tensor], TargetOptions]:
     except FileNotFoundError as error:
         raise ModelError(f"there is no file {path}.") from error
     except Exception as error:  # of safetensors, and of types that this torch has not
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ModelError(f"{path} is not a whole safetensors file: {reason}.") from error
+        raise ModelError(f"{path} is not a whole safetensors file: {first_line(error)}.") from error
     return tensors, _parse(path, metadata)
 
 

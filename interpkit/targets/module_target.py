@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from interpkit.config.recipe import ClassifierFacts, TargetOptions, target_facts, validated
-from interpkit.errors import ModelError, UsageError, did_you_mean, listed
+from interpkit.errors import ModelError, UsageError, did_you_mean, first_line, listed
 from interpkit.interfaces.targets import Response, Target
 from interpkit.runtime.random import global_seed
 from interpkit.targets.watch import first_of, watch
@@ -305,10 +305,9 @@ def _run(target: ModuleTarget, probes: Tensor) -> tuple[Tensor, list[tuple[str, 
                 if not torch.allclose(raw[:2].float(), alone.float(), rtol=1e-2, atol=1e-2, equal_nan=True):
                     raise ModelError(f"{target.name} gives other logits for an image in a batch than alone.")
     except Exception as error:  # whatever the user's module raises
-        reason = str(error).strip().splitlines() or [type(error).__name__]
         shape = (len(probes), *target.input_shape)
         raise ModelError(
-            f"{target.name} fails on an input of shape {shape}: {reason[0]} Is --input-shape right?"
+            f"{target.name} fails on an input of shape {shape}: {first_line(error)} Is --input-shape right?"
         ) from error
     if not torch.isfinite(raw[GREY]).all():
         raise ModelError(

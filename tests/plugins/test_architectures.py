@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -43,6 +44,13 @@ class InAList(nn.Module):
         self.scales = [torch.ones(1)]
 
 
+class Referring(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(4, 3)
+        self.weight = weakref.ref(self.head.weight)
+
+
 class Computing(nn.Module):
     """Cannot be built without memory: a shape depends on the values of a tensor."""
 
@@ -52,7 +60,7 @@ class Computing(nn.Module):
 
 
 KINDS: dict[str, Callable[..., nn.Module]] = {
-    kind.__name__: kind for kind in (Plain, Tied, NotPersistent, InAList, Computing)
+    kind.__name__: kind for kind in (Plain, Tied, NotPersistent, InAList, Referring, Computing)
 }
 
 
@@ -84,6 +92,7 @@ def builds(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         ("Tied", ["meta"]),
         ("NotPersistent", ["meta", "cpu"]),
         ("InAList", ["meta", "cpu"]),
+        ("Referring", ["meta", "cpu"]),
         ("Computing", ["meta", "cpu"]),
     ],
 )
