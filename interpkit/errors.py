@@ -60,6 +60,11 @@ class PluginError(InterpkitError):
     exit_code = 4
 
 
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message that is not empty, or the name of its type."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
 def told(error: BaseException, module: str) -> str:
     """Return an error in one line, with the file and line of the innermost frame of the code that is to blame.
 

@@ -51,3 +51,16 @@ def test_from_a_clone_pip_installs_the_clone(installed_in: Path, monkeypatch: py
 def test_these_tests_run_from_a_clone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     assert interpkit.install_extra("timm") == "pip install -e '.[timm]'"
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (ValueError("\n too wide\nor too high"), "too wide"),
+        (KeyError(), "KeyError"),
+        (RuntimeError(" \n"), "RuntimeError"),
+    ],
+    ids=repr,
+)
+def test_the_first_line_of_an_error_says_something(error: Exception, line: str) -> None:
+    assert errors.first_line(error) == line

@@ -26,8 +26,9 @@ BATCH = 64
 FLAGS = ["--plugin", "vecmat", "--device", "cpu", "--batch-size", str(BATCH)]
 TWO = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 UNFOLDED = """
-from interpkit import cli, training
-training.folded = lambda target, layers=(): (target, 0)
+from interpkit import cli
+from interpkit.inversion import objective
+objective.fuse = lambda target, layers=(): (target, 0)
 cli.main()
 """
 CHANGES: dict[str, dict[str, Any]] = {

@@ -325,7 +325,7 @@ def _baselines(target: Target, baseline: str | Tensor) -> Tensor:
         mean = torch.tensor(facts.mean)
         if facts.channel_order == "bgr":
             mean = mean.flip(0)
-        mean = ((mean - target.low.cpu()) / (target.high.cpu() - target.low.cpu())).clamp(0, 1)
+        mean = target.to_unit(mean[None])[0].clamp(0, 1)  # a color is a vector in the same units
         return mean.view(-1, *(1,) * (len(target.input_shape) - 1)).expand(target.input_shape)[None].clone()
     raise UsageError(f"a baseline is black, mean, or a tensor of images; not {baseline!r}.")
 

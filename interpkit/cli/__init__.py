@@ -16,7 +16,7 @@ import typer
 from typer.core import TyperGroup
 
 from interpkit import _version
-from interpkit.cli import console
+from interpkit.cli import console, options
 from interpkit.cli.signals import INTERRUPTED, on_stop
 from interpkit.errors import InterpkitError, PluginError, RunError, told
 from interpkit.runtime import torchrun
@@ -186,7 +186,10 @@ def _add_commands() -> None:
         inspect.inspect,
         pack.pack,
     ):
-        app.command(command.__name__)(console.alone_on_stdout(command))
+        about_target = command in (invert.invert, attribute.attribute, inspect.inspect, pack.pack)
+        app.command(command.__name__, cls=options.TargetCommand if about_target else None)(
+            console.alone_on_stdout(command)
+        )
     app.add_typer(plugins.app, name="plugins")
 
 

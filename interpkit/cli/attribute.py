@@ -19,12 +19,11 @@ COLUMNS = (
 )
 
 
-@options.with_target_options
 def attribute(
     source: Annotated[
         Path, typer.Argument(metavar="RUN|MODEL", help="A run folder, or a classifier.", show_default=False)
     ],
-    said: dict[str, Any],
+    ctx: typer.Context,
     images: Annotated[
         str | None,
         typer.Option(
@@ -86,10 +85,10 @@ def attribute(
     inverted = None
     if (source / "manifest.json").is_file():
         run = folder.Run.open(source)
-        extra = sorted(set(said) - set(OF_A_RUN))
+        extra = sorted(set(ctx.obj) - set(OF_A_RUN))
         if extra:
             raise UsageError(f"--{extra[0].replace('_', '-')} is in the run's recipe: leave it out, or name the model.")
-        target = run.load_target(model, **said)
+        target = run.load_target(model, **ctx.obj)
         stored, labels, _ = scoring.read_images(run / "samples.safetensors", target)
         inverted = (samples.to_unit(stored, target), labels)
     else:
@@ -97,7 +96,7 @@ def attribute(
             raise UsageError(f"--model goes with a run, and {source} is none: name the classifier alone.")
         if images is None:
             raise UsageError("a classifier has no images of its own: name some by --images, or name a run.")
-        target = loading.load_target(source, **said)
+        target = loading.load_target(source, **ctx.obj)
     place = out or (inner_folder(source / "attributions") if inverted else Path("attributions") / source.stem)
     given = None if images is None else export.load_images(images, target)
     if given is not None and given[1] is None and target_class == "asked":

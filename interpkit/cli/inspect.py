@@ -9,10 +9,9 @@ import typer
 from interpkit.cli import console, options
 
 
-@options.with_target_options
 def inspect(
     model: options.Model,
-    said: dict[str, Any],
+    ctx: typer.Context,
     reference: Annotated[
         str | None,
         typer.Option(
@@ -29,7 +28,7 @@ def inspect(
     from interpkit.targets.layers import list_layers
 
     options.load_plugin_files(plugin)
-    target = loading.load_target(model, **said)
+    target = loading.load_target(model, **ctx.obj)
     layers = list_layers(target)
     accuracy = None if reference is None else scoring.accuracy(target, reference)
     facts = target.description.model_dump(mode="json", exclude_none=True)

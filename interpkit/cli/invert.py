@@ -35,10 +35,9 @@ class _Compile(StrEnum):
     OFF = "off"
 
 
-@options.with_target_options
 def invert(
     model: options.Model,
-    said: dict[str, Any],
+    ctx: typer.Context,
     plugin: Annotated[
         list[str] | None,
         typer.Option(
@@ -162,7 +161,7 @@ def invert(
         precision=None if precision is None else precision.value,
         compile=None if compile_ is None else compile_.value,
         checkpoint_every=checkpoint_every,
-        target_options=said,
+        target_options=ctx.obj,
     )
     if dry_run:
         _print_recipe(job, json_)

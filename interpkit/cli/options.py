@@ -6,39 +6,18 @@ import functools
 import inspect
 import tomllib
 from collections.abc import Callable
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from interpkit.errors import UsageError
 
+if TYPE_CHECKING:
+    from interpkit.config.recipe import Fact
+
 _FILE = "Where the file does not say"
-
-
-class LayoutName(StrEnum):
-    """Layouts."""
-
-    NCHW = "nchw"
-    NHWC = "nhwc"
-    FLAT = "flat"
-
-
-class ChannelOrderName(StrEnum):
-    """Orders of three channels."""
-
-    RGB = "rgb"
-    BGR = "bgr"
-
-
-class OutputName(StrEnum):
-    """Kinds of output."""
-
-    LOGITS = "logits"
-    LOG_PROBS = "log_probs"
-    PROBS = "probs"
-
 
 Model = Annotated[Path, typer.Argument(metavar="MODEL", help="The classifier's file or folder.", show_default=False)]
 PluginFile = Annotated[
@@ -48,40 +27,12 @@ PluginFile = Annotated[
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.", show_default=False)]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Arch = Annotated[
-    str | None,
-    typer.Option(help="Architecture, FAMILY:NAME, e.g. torchvision:resnet18.", rich_help_panel=_FILE),
+    str | None, typer.Option(help="Architecture as FAMILY:NAME, e.g. torchvision:resnet18.", rich_help_panel=_FILE)
 ]
-ArchArg = Annotated[
-    list[str] | None,
-    typer.Option(metavar="KEY=VALUE", help="Argument of the architecture; repeatable.", rich_help_panel=_FILE),
-]
-InputShape = Annotated[str | None, typer.Option(metavar="C,H,W", help="Shape of one image.", rich_help_panel=_FILE)]
-Mean = Annotated[str | None, typer.Option(help="Mean per channel, in units of the input range.", rich_help_panel=_FILE)]
-Std = Annotated[str | None, typer.Option(help="Standard deviation per channel, likewise.", rich_help_panel=_FILE)]
-InputRange = Annotated[
-    str | None, typer.Option(metavar="LO,HI", help="What black and white are to it.", rich_help_panel=_FILE)
-]
-NumClasses = Annotated[int | None, typer.Option(min=2, help="Number of classes.", rich_help_panel=_FILE)]
-ClassNames = Annotated[
-    Path | None,
-    typer.Option(metavar="FILE", help="A text file with a class name a line.", rich_help_panel=_FILE),
-]
-Layout = Annotated[
-    LayoutName | None, typer.Option(help="How it takes an image; found by trying.", rich_help_panel=_FILE)
-]
-ChannelOrder = Annotated[ChannelOrderName | None, typer.Option(help="rgb by default.", rich_help_panel=_FILE)]
-Output = Annotated[OutputName | None, typer.Option(help="What it gives; found from its sums.", rich_help_panel=_FILE)]
 Trust = Annotated[
-    bool, typer.Option("--trust", help="Load a file that may run code (.pt2, TorchScript).", rich_help_panel=_FILE)
+    bool, typer.Option("--trust", help="Load a file that can run code (.pt2, TorchScript).", rich_help_panel=_FILE)
 ]
-FeatureLayer = Annotated[
-    str | None,
-    typer.Option(
-        metavar="LAYER[:in]",
-        help="Default features, in place of the last linear layer's input.",
-        rich_help_panel=_FILE,
-    ),
-]
+"""For commands on a run, where the rest is known: code runs only if it is named again."""
 
 
 def load_plugin_files(paths: list[Path] | None) -> None:
@@ -101,67 +52,63 @@ def load_plugin_files(paths: list[Path] | None) -> None:
         installed().add_file(path)
 
 
-def target_options(
-    arch: Arch = None,
-    arch_arg: ArchArg = None,
-    input_shape: InputShape = None,
-    mean: Mean = None,
-    std: Std = None,
-    input_range: InputRange = None,
-    num_classes: NumClasses = None,
-    class_names: ClassNames = None,
-    layout: Layout = None,
-    channel_order: ChannelOrder = None,
-    output: Output = None,
-    feature_layer: FeatureLayer = None,
-    trust: Trust = False,
-) -> dict[str, Any]:
-    """Return what was typed about the classifier, in the words of a recipe's ``[target]``."""
-    said: dict[str, Any] = {
-        "arch": arch,
-        "arch_args": dict(pair("--arch-arg", text) for text in arch_arg or []) or None,
-        "input_shape": numbers("--input-shape", input_shape, int),
-        "mean": numbers("--mean", mean, float),
-        "std": numbers("--std", std, float),
-        "input_range": _ranges(input_range),
-        "num_classes": num_classes,
-        "class_names": None if class_names is None else lines(class_names),
-        "layout": layout and layout.value,
-        "channel_order": channel_order and channel_order.value,
-        "output": output and output.value,
-        "feature_layer": feature_layer,
-        "trust": trust or None,
-    }
-    return {key: value for key, value in said.items() if value is not None}
+class TargetCommand(TyperCommand):
+    """A command with a flag for each fact of `interpkit.TargetOptions`; what was typed is its context's ``obj``.
+
+    The flags are made when they are first needed, because importing their declaration takes a while.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._own = vars(self).pop("params")
+
+    @functools.cached_property
+    def params(self) -> list[Any]:  # type: ignore[override]  # an attribute there
+        """The command's own parameters, then the flags."""
+        return [*self._own, *_target_flags().params]
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command with ``ctx.obj``, a dict in the shape of a recipe's ``[target]``."""
+        flags = _target_flags()
+        ctx.obj = flags.callback(**{flag.name: ctx.params.pop(flag.name) for flag in flags.params})
+        return super().invoke(ctx)
 
 
-def with_target_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command the flags of `target_options`, in place of its parameter ``said``, which takes their values."""
-    flags = inspect.signature(target_options).parameters
-    hints = {**get_type_hints(target_options, include_extras=True), **get_type_hints(command, include_extras=True)}
-    own = [parameter for name, parameter in inspect.signature(command).parameters.items() if name != "said"]
+@functools.cache
+def _target_flags() -> Any:
+    """Return a command with the flags alone, whose callback reads what was typed."""
+    from interpkit.config.recipe import target_facts  # pydantic takes a while to import
 
-    @functools.wraps(command)
-    def run(**values: Any) -> None:
-        said = target_options(**{name: values.pop(name) for name in flags})
-        command(said=said, **values)
+    facts = [fact for fact in target_facts() if fact.flag]
 
-    parameters = [
-        parameter.replace(annotation=hints[parameter.name], kind=inspect.Parameter.KEYWORD_ONLY)
-        for parameter in (*own, *flags.values())
-    ]
-    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # what typer reads
-    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-    return run
+    def read(**typed: Any) -> dict[str, Any]:
+        return {
+            fact.name: READERS[fact.type](fact.flag, typed[fact.name]) if fact.type in READERS else typed[fact.name]
+            for fact in facts
+            if typed[fact.name] not in (None, [])
+        }
+
+    read.__signature__ = inspect.Signature([_parameter(fact) for fact in facts])  # type: ignore[attr-defined]
+    app = typer.Typer(add_completion=False)
+    app.command()(read)
+    return typer.main.get_command(app)
 
 
-def _ranges(text: str | None) -> list[Any] | None:
+def _parameter(fact: Fact) -> inspect.Parameter:
+    """Return the parameter of a function by which typer makes a fact's flag."""
+    assert fact.flag is not None
+    flag = typer.Option(fact.flag, metavar=fact.metavar, min=fact.minimum, help=fact.help, rich_help_panel=_FILE)
+    kinds = {dict[str, Any]: list[str], list[str]: Path}
+    kind = kinds.get(fact.type, str if fact.type in READERS else fact.type)
+    annotation: Any = Annotated.__class_getitem__((kind | None, flag))  # type: ignore[attr-defined]
+    return inspect.Parameter(fact.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+
+
+def _ranges(flag: str, text: str) -> list[Any]:
     """Read LO,HI, or LO,HI;LO,HI;... with a pair for each feature."""
-    if text is None:
-        return None
-    pairs = [numbers("--input-range", part, float) or [] for part in text.split(";")]
+    pairs = [numbers(flag, part, float) or [] for part in text.split(";")]
     if any(len(pair) != 2 for pair in pairs):
-        raise UsageError(f"--input-range takes LO,HI (or LO,HI;LO,HI;... for the features of vectors), not {text!r}.")
+        raise UsageError(f"{flag} takes LO,HI (or LO,HI;LO,HI;... for the features of vectors), not {text!r}.")
     return pairs[0] if len(pairs) == 1 else pairs
 
 
@@ -230,3 +177,13 @@ def lines(path: Path) -> list[str]:
         except ValueError as error:
             raise UsageError(f"{path} is not a JSON list: {error}.") from error
     return [line.strip() for line in text.splitlines() if line.strip()]
+
+
+READERS: dict[Any, Callable[..., Any]] = {
+    dict[str, Any]: lambda flag, texts: dict(pair(flag, text) for text in texts),
+    tuple[int, ...]: functools.partial(numbers, kind=int),
+    list[float]: functools.partial(numbers, kind=float),
+    tuple[float, float] | list[tuple[float, float]]: _ranges,
+    list[str]: lambda flag, path: lines(path),
+}
+"""How a flag is read, by the type of its fact; typer itself reads other types."""

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from interpkit.cli import console, options
 
 
-@options.with_target_options
 def pack(
     model: options.Model,
-    said: dict[str, Any],
+    ctx: typer.Context,
     out: Annotated[Path, typer.Option(metavar="FILE.safetensors", help="The file to write.", show_default=False)],
     force: Annotated[bool, typer.Option("--force", help="Replace the file.")] = False,
     plugin: options.PluginFile = None,
@@ -28,6 +27,6 @@ def pack(
     if out.exists() and not force:
         raise UsageError(f"{out} exists: name another file, or add --force.")
     options.load_plugin_files(plugin)
-    target = loading.load_target(model, **said)
+    target = loading.load_target(model, **ctx.obj)
     console.note_facts(target)
     console.out.out(str(packing.pack_target(target, out)))

@@ -8,11 +8,14 @@ own table is checked against the component's ``Options`` when the recipe is reso
 from __future__ import annotations
 
 import copy
+import functools
 import math
+import operator
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypedDict, TypeVar, get_args, get_origin
 
 import pydantic
 import tomli_w
@@ -75,26 +78,73 @@ class Sampling(_Model):
     chunk: int = Field(100, ge=1, le=4096, description="images drawn at once; decides the dropout masks")
 
 
+def _listed(value: Any) -> Any:
+    return value if value is None or isinstance(value, Sequence) else [value]
+
+
 class TargetOptions(_Model):
-    """What a user says of a classifier's file; each wins over what the file says itself."""
+    """What a user states about a classifier; each field takes precedence over what the classifier's file says.
 
-    path: str | None = Field(None, description="where the classifier was loaded from; for the record")
-    arch: str | None = Field(None, description="FAMILY:NAME, e.g. torchvision:resnet18")
-    arch_args: dict[str, Any] = Field({}, description="arguments of the architecture")
-    input_shape: tuple[int, ...] | None = Field(None, description="C,H,W, or D for vectors")
-    num_classes: int | None = Field(None, ge=2, description="checked against what the classifier gives")
-    mean: list[float] | None = Field(None, description="per channel, in the units of input_range")
-    std: list[float] | None = Field(None, description="per channel, in the units of input_range")
-    input_range: tuple[float, float] | list[tuple[float, float]] | None = Field(
-        None, description="LO,HI: what black and white are to it; for vectors maybe a pair for each feature"
+    A fact is declared here once: its flag, its key in a file's metadata and its keyword argument follow from its name,
+    type, description and ``json_schema_extra`` (see `Fact`).
+    """
+
+    path: str | None = Field(
+        None,
+        description="Where the classifier was loaded from (a record).",
+        json_schema_extra={"flag": None, "key": None, "of_file": True},
     )
-    class_names: list[str] | None = Field(None, description="in the order of the logits")
-    layout: Literal["nchw", "nhwc", "flat"] | None = Field(None, description="how the classifier takes an image")
-    channel_order: Literal["rgb", "bgr"] | None = Field(None, description="of a classifier of 3 channels")
-    output: Literal["logits", "log_probs", "probs"] | None = Field(None, description="what the classifier gives")
-    feature_layer: str | None = Field(None, description="default features: NAME (output) or NAME:in (input)")
-
-    trust: bool = Field(False, description="the file may run code; recorded, and obeyed only when typed")
+    arch: str | None = Field(
+        None,
+        description="Architecture as FAMILY:NAME, e.g. torchvision:resnet18.",
+        json_schema_extra={"key": "architecture", "of_file": True},
+    )
+    arch_args: dict[str, Any] = Field(
+        {},
+        description="Arguments of the architecture (one per flag; repeatable).",
+        json_schema_extra={"flag": "--arch-arg", "metavar": "KEY=VALUE", "of_file": True},
+    )
+    input_shape: tuple[int, ...] | None = Field(
+        None, description="Shape of one image, C,H,W, or D for vectors.", json_schema_extra={"metavar": "C,H,W"}
+    )
+    num_classes: int | None = Field(None, ge=2, description="Number of classes (checked against the model's output).")
+    mean: Annotated[list[float] | None, BeforeValidator(_listed)] = Field(
+        None, description="Mean per channel, in units of the input range (default: 0)."
+    )
+    std: Annotated[list[float] | None, BeforeValidator(_listed)] = Field(
+        None, description="Standard deviation per channel, in units of the input range (default: 1)."
+    )
+    input_range: tuple[float, float] | list[tuple[float, float]] | None = Field(
+        None,
+        description="Values of black and white before mean and std (default: 0,1); for vectors optionally a pair per "
+        "feature, LO,HI;LO,HI;...",
+        json_schema_extra={"metavar": "LO,HI"},
+    )
+    class_names: list[str] | None = Field(
+        None,
+        description="Class names in the order of the logits (as a flag: a file with one name per line).",
+        json_schema_extra={"metavar": "FILE"},
+    )
+    layout: Literal["nchw", "nhwc", "flat"] | None = Field(
+        None, description="Layout of images that the model expects (detected if omitted)."
+    )
+    channel_order: Literal["rgb", "bgr"] | None = Field(
+        None, description="Order of three channels that the model expects (default: rgb)."
+    )
+    output: Literal["logits", "log_probs", "probs"] | None = Field(
+        None, description="What the model outputs: logits, log_probs or probs (detected if omitted)."
+    )
+    feature_layer: str | None = Field(
+        None,
+        description="Layer of the default features, NAME for its output or NAME:in for its input (default: the input "
+        "of the last linear layer).",
+        json_schema_extra={"metavar": "LAYER[:in]"},
+    )
+    trust: bool = Field(
+        False,
+        description="Load a file that can run code (.pt2, TorchScript); recorded, but obeyed only when typed.",
+        json_schema_extra={"key": None, "of_file": True},
+    )
 
     @field_validator("input_shape")
     @classmethod
@@ -137,18 +187,93 @@ class TargetOptions(_Model):
 
     @property
     def ranges(self) -> list[tuple[float, float]]:
-        """The input range as a list of pairs, (0, 1) where it is not said."""
-        said = self.input_range
-        return [(0.0, 1.0)] if said is None else said if isinstance(said, list) else [said]
+        """The input range as a list of pairs, (0, 1) by default."""
+        ranges = self.input_range
+        return [(0.0, 1.0)] if ranges is None else ranges if isinstance(ranges, list) else [ranges]
 
     def said(self) -> dict[str, Any]:
-        """Return what is said of the classifier, without the record of the path and of trust."""
+        """Return the stated facts, without the records of path and trust."""
         return {k: v for k, v in self if v is not None and v != {} and k not in ("path", "trust")}
+
+    def overlaid(self, options: TargetOptions, source: str) -> tuple[TargetOptions, dict[str, str]]:
+        """Lay what the user states over these facts, which come from a file.
+
+        Returns:
+            the facts, and where each came from: ``source``, or ``given`` by the user.
+        """
+        sources = {**dict.fromkeys(self.said(), source), **dict.fromkeys(options.said(), "given")}
+        return self.model_copy(update=options.said()), sources
 
     @property
     def runs_code(self) -> bool:
-        """Whether it takes code that only the user may name: a ``py:`` architecture, or ``--trust``."""
+        """Whether loading requires code that only the user may name: a ``py:`` architecture, or ``--trust``."""
         return self.trust or (self.arch or "").startswith("py:")
+
+
+class ClassifierFacts(TypedDict, total=False):
+    """The keyword arguments of `interpkit.wrap`, for type checkers: the facts of `TargetOptions` about a module."""
+
+    mean: Sequence[float] | float | None
+    std: Sequence[float] | float | None
+    input_range: tuple[float, float] | Sequence[tuple[float, float]] | None
+    num_classes: int | None
+    class_names: Sequence[str] | None
+    layout: Literal["nchw", "nhwc", "flat"] | None
+    channel_order: Literal["rgb", "bgr"] | None
+    output: Literal["logits", "log_probs", "probs"] | None
+    feature_layer: str | None
+
+
+class LoadOptions(ClassifierFacts, total=False):
+    """The keyword arguments of `interpkit.load_target`, likewise."""
+
+    arch: str | None
+    arch_args: dict[str, Any]
+    input_shape: Sequence[int] | None
+    trust: bool
+
+
+@dataclass(frozen=True)
+class Fact:
+    """How a field of `TargetOptions` appears outside the recipe.
+
+    Attributes:
+        name: the field's name, and the keyword argument's.
+        type: the field's type, without None.
+        help: what it means.
+        minimum: of a number, or None.
+        flag: on the command line; None if it has none.
+        metavar: of the flag; None for the type's own.
+        key: in a file's metadata, after ``interpkit.``; None if it is not stored there.
+        of_file: it is about the file, so `interpkit.wrap` does not accept it.
+    """
+
+    name: str
+    type: Any
+    help: str
+    minimum: int | None
+    flag: str | None
+    key: str | None
+    metavar: str | None = None
+    of_file: bool = False
+
+    @property
+    def is_word(self) -> bool:
+        """Whether metadata holds it as it is, not as JSON."""
+        return self.type is str or get_origin(self.type) is Literal
+
+
+def target_facts() -> list[Fact]:
+    """Return the fields of `TargetOptions` as facts."""
+    facts = []
+    for name, field in TargetOptions.model_fields.items():
+        kinds = [kind for kind in get_args(field.annotation) if kind is not type(None)]
+        kind = functools.reduce(operator.or_, kinds) if type(None) in get_args(field.annotation) else field.annotation
+        minimum = next((limit.ge for limit in field.metadata if hasattr(limit, "ge")), None)
+        extra: dict[str, Any] = {"flag": f"--{name.replace('_', '-')}", "key": name}
+        extra |= field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
+        facts.append(Fact(name, kind, field.description or "", minimum, **extra))
+    return facts
 
 
 class PluginFile(_Model):

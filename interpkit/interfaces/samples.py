@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from interpkit.interfaces.targets import Target
@@ -54,6 +53,4 @@ class Samples:
 
 def to_unit(images: Tensor, target: Target) -> Tensor:
     """Return images, uint8 or in [0, 1], or vectors in the units of the target's input range, as float in [0, 1]."""
-    if images.dim() == 2:
-        return (images - target.low) / (target.high - target.low)
-    return images / 255 if images.dtype == torch.uint8 else images
+    return target.to_unit(images)

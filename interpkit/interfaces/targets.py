@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from interpkit.runtime.mha_layout import one_product
+from interpkit.runtime.mha_layout import contiguous_attention
 
 if TYPE_CHECKING:
     from interpkit.config.recipe import TargetOptions
@@ -92,14 +92,33 @@ class Target(nn.Module, ABC):
         """
 
     @property
+    def device(self) -> torch.device:
+        """The device of the parameters and buffers; the CPU if there are none."""
+        return next((tensor.device for tensor in (*self.parameters(), *self.buffers())), torch.device("cpu"))
+
+    @property
     def low(self) -> Tensor:
-        """What 0 is in the classifier's own units, a scalar or (D,) for vectors: the lower end of its input range."""
+        """The lower end of the input range, 0 in the classifier's own units: a scalar, or (D,) for vectors."""
         return torch.tensor(self.description.input_range or (0.0, 1.0))[..., 0]
 
     @property
     def high(self) -> Tensor:
-        """What 1 is, likewise."""
+        """The upper end of the input range, likewise."""
         return torch.tensor(self.description.input_range or (0.0, 1.0))[..., 1]
+
+    def to_unit(self, images: Tensor) -> Tensor:
+        """Return inputs as people keep them in [0, 1].
+
+        Args:
+            images: (N, C, H, W), uint8 or float in [0, 1]; or vectors (N, D) in the units of the input range.
+        """
+        if images.dim() == 2:
+            return (images - self.low) / (self.high - self.low)
+        return images / 255 if images.dtype == torch.uint8 else images
+
+    def from_unit(self, images: Tensor) -> Tensor:
+        """Return vectors (N, D) in [0, 1] in the units of the input range, and images as they are."""
+        return self.low + (self.high - self.low) * images if images.dim() == 2 else images
 
     @abstractmethod
     def layers(self) -> Mapping[str, nn.Module]:
@@ -130,7 +149,7 @@ class Target(nn.Module, ABC):
             for tensor, data in places:
                 kernels = layout if data.dim() == 4 else torch.preserve_format
                 tensor.data = data.to(device or data.device, memory_format=kernels)
-            with one_product(self):
+            with contiguous_attention(self):
                 yield
         finally:
             for module, training in modes:

@@ -16,7 +16,7 @@ from interpkit.interfaces.targets import Response, Target
 from interpkit.runtime.distributed import World
 from interpkit.runtime.micro_batch import in_micro_batches
 from interpkit.runtime.profiler import phase
-from interpkit.targets.fuse_batchnorm import folded
+from interpkit.targets.fuse_batchnorm import fuse
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ class Objective:
 
     def fuse_batchnorm(self) -> int:
         """Run a copy of the target whose batch norms are fused from here on; return how many of them could be."""
-        self._running, count = folded(self.target, self.layers)
+        self._running, count = fuse(self.target, self.layers)
         return count
 
     @phase("generator")

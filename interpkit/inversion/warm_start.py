@@ -22,7 +22,7 @@ def warm_start(target: Target, generator: Generator) -> None:
     All units of a classifier of ReLUs may be off for a gray image, and then nothing is ever learned. The generator
     starts at the first of `LEVELS` that has a gradient; nothing is done where that is gray.
     """
-    device = next((t.device for t in (*target.parameters(), *target.buffers())), torch.device("cpu"))
+    device = target.device
     for level in LEVELS:
         image = torch.full((1, *target.input_shape), level, device=device, requires_grad=True)
         logits = target(image)

@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from interpkit.errors import InterpkitError, ModelError, UsageError, did_you_mean, listed
+from interpkit.errors import InterpkitError, ModelError, UsageError, did_you_mean, first_line, listed
 from interpkit.interfaces.loaders import Architectures
+from interpkit.io.safe_load import tensors_in
 from interpkit.plugins.discovery import installed
+from interpkit.targets.watch import watch
 
 MAX_LAYERS = 1_000
-
-
 MAX_SIZE = 1_000_000
-
-
 MAX_REAL_CLASSES = 25_000
 """Bounds of an architecture's arguments: of what counts layers, of any other number or length,
 and of the classes of a network whose shapes cannot be had without memory."""
+LARGE_INPUT = 100_000
+"""Numbers in an image from which on a network is tried without memory first."""
+MAX_NUMBERS = 200_000_000
+"""That a layer may output for one image: 0.8 GB."""
 
 
 def build_architecture(spec: str, arguments: Mapping[str, Any], *, meta: bool = False) -> nn.Module:
@@ -99,8 +102,7 @@ def _built(build: Callable[[], nn.Module], spec: str, arguments: Mapping[str, An
     except InterpkitError:
         raise
     except Exception as error:  # whatever an architecture raises on arguments that are not its own
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ModelError(f"{spec} cannot be built with {_short(arguments)}: {reason}") from error
+        raise ModelError(f"{spec} cannot be built with {_short(arguments)}: {first_line(error)}") from error
 
 
 def fill_architecture(
@@ -108,18 +110,22 @@ def fill_architecture(
     arguments: Mapping[str, Any],
     tensors: Mapping[str, Tensor],
     build: Callable[[Mapping[str, Any]], nn.Module] | None = None,
+    *,
+    input_shape: tuple[int, ...] | None = None,
 ) -> tuple[nn.Module, dict[str, Any]]:
     """Build an architecture with the given weights.
 
-    A registered architecture's shapes are compared before any memory is taken, so that no argument in a file can
-    ask for more than the file itself holds. A head of another width than the architecture's default sets
-    ``num_classes``; a 0-d tensor that was stored with one element is taken as such.
+    A registered architecture is built without memory and its shapes are compared before it is given any, so that no
+    argument in a file can ask for more than the file itself holds. A head of another width than the architecture's
+    default sets ``num_classes``; a first part that all names share and the architecture does not know (Lightning's
+    ``model.``) is removed; a 0-d tensor that was stored with one element fits.
 
     Args:
         spec: FAMILY:NAME of a registered architecture, or what ``build`` builds.
         arguments: of the architecture.
         tensors: its state dict.
         build: arguments -> module, for code that the user has typed the name of.
+        input_shape: of one image; a large one that makes a layer's output huge is refused.
 
     Returns:
         the module, and the arguments that it was built with.
@@ -140,35 +146,102 @@ def fill_architecture(
             return build_architecture(spec, args, meta=True)
         return _built(lambda: build(args), spec, args, "cpu")
 
+    def misfit(args: Mapping[str, Any]) -> ModelError:
+        return ModelError(_misfit(spec, args, tensors, difference, registered=build is None))
+
     module, arguments = skeleton(arguments), dict(arguments)
     expected = module.state_dict()
+    tensors = without_prefix(tensors, expected)
     tensors = {name: _shaped(tensor, expected.get(name)) for name, tensor in tensors.items()}
     difference = mismatch(expected, tensors)
     if difference:
         width = head_width(expected, tensors)
         if width is None or "num_classes" in arguments:
-            raise ModelError(_misfit(spec, arguments, tensors, difference, registered=build is None))
+            raise misfit(arguments)
         arguments["num_classes"] = width
         try:
             module = skeleton(arguments)
         except ModelError as error:
-            raise ModelError(_misfit(spec, {}, tensors, difference, registered=build is None)) from error
+            raise misfit({}) from error
         difference = mismatch(module.state_dict(), tensors)
         if difference:
-            raise ModelError(_misfit(spec, arguments, tensors, difference, registered=build is None))
+            raise misfit(arguments)
     if build is None:
-        module = build_architecture(spec, arguments)
+        if input_shape is not None:
+            check_shape(spec, module, input_shape)
+        if not _take_memory(module):
+            module = build_architecture(spec, arguments)
     dtype = _dtype(tensors)
     if dtype is not None:
         module.to(dtype)  # half-precision weights stay as they are
     try:
         if any(tensor.is_complex() for tensor in tensors.values()):
             raise TypeError("they are complex numbers")
-        module.load_state_dict(tensors)
+        state = module.state_dict()  # with the versions of its layers, which files rarely keep
+        state.update(tensors)
+        module.load_state_dict(state)
     except (RuntimeError, TypeError, NotImplementedError) as error:  # sparse or quantized tensors
         reason = str(error).strip().splitlines()[-1].strip()
         raise ModelError(f"the weights do not fit {spec}: {reason[:200]}") from error
     return module, arguments
+
+
+def _take_memory(module: nn.Module) -> bool:
+    """Replace a module's meta tensors in place by uninitialized ones, if its state dict holds all of them.
+
+    Returns:
+        whether it does: loading weights cannot fill other tensors, such as buffers that are not persistent.
+    """
+    state = {id(tensor): tensor for tensor in module.state_dict(keep_vars=True).values()}
+    if any(t.is_meta and id(t) not in state for part in module.modules() for t in tensors_in(vars(part))):
+        return False
+    try:
+        for tensor in state.values():
+            if tensor.is_meta:
+                empty = torch.empty_like(tensor, device="cpu")
+                if isinstance(tensor, nn.Parameter):
+                    empty = nn.Parameter(empty, tensor.requires_grad)
+                torch.utils.swap_tensors(tensor, empty)  # in place, so that tied weights stay tied
+    except RuntimeError:  # the network keeps weak references to its weights
+        return False
+    return True
+
+
+def check_shape(spec: str, skeleton: nn.Module, shape: tuple[int, ...]) -> None:
+    """Check that a network without memory accepts a large image, in some layout, and no layer's output is huge.
+
+    Raises:
+        ModelError: it does not, or one is.
+    """
+    if math.prod(shape) < LARGE_INPUT or not all(tensor.is_meta for tensor in skeleton.state_dict().values()):
+        return
+    sizes = [0]
+
+    def note(name: str, output: Any) -> None:
+        sizes.append(output.numel() if isinstance(output, Tensor) else 0)
+
+    faults = []
+    training = skeleton.training
+    with watch(dict(skeleton.named_modules()), note), torch.no_grad():
+        for layout in (shape, (math.prod(shape),), (*shape[1:], shape[0])):  # nchw, flat, nhwc
+            try:
+                skeleton.eval()(torch.empty(1, *layout, device="meta"))
+                break
+            except Exception as error:  # whatever a network raises on an image that is not its own
+                faults.append(first_line(error))
+    skeleton.train(training)
+    if len(faults) < 3 and max(sizes) > MAX_NUMBERS:
+        raise ModelError(f"for one image of {shape} a layer outputs {max(sizes):,} numbers, out of all proportion.")
+    if len(faults) == 3 and "meta" not in faults[0]:  # else it computes with its numbers, which it does not have here
+        raise ModelError(f"{spec} fails on an input of shape {shape}: {faults[0][:300]} Is --input-shape right?")
+
+
+def without_prefix(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Remove the first part that all names share, such as ``model.``, where only the rest is expected."""
+    first = next(iter(tensors), "").partition(".")[0]
+    rest = {name.removeprefix(f"{first}."): tensor for name, tensor in tensors.items() if name.startswith(f"{first}.")}
+    fits = len(rest) == len(tensors) and expected.keys() & rest.keys() and not expected.keys() & tensors.keys()
+    return rest if fits else dict(tensors)
 
 
 def _short(arguments: Mapping[str, Any], limit: int = 300) -> str:
@@ -190,13 +263,13 @@ def _dtype(tensors: Mapping[str, Tensor]) -> torch.dtype | None:
     return kind if kind in (torch.float16, torch.bfloat16, torch.float64) else None
 
 
-def head_width(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> int | None:
+def head_width(expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> int | None:
     """Return the number of classes if two state dicts differ in nothing but the width of their heads, else None."""
-    if expected.keys() != found.keys():
+    if expected.keys() != tensors.keys():
         return None
     widths = set()
     for name, tensor in expected.items():
-        ours, theirs = tuple(tensor.shape), tuple(found[name].shape)
+        ours, theirs = tuple(tensor.shape), tuple(tensors[name].shape)
         if ours != theirs:
             if not ours or not theirs or ours[1:] != theirs[1:]:
                 return None
@@ -230,16 +303,16 @@ def nearest_fit(spec: str, tensors: Mapping[str, Tensor], tries: int = 12) -> st
     return None
 
 
-def mismatch(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], limit: int = 4) -> str:
+def mismatch(expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor], limit: int = 4) -> str:
     """Return a short account of how two state dicts differ in names and shapes; empty if they do not."""
     shapes = [
-        f"{name} ({list(found[name].shape)}, expected {list(expected[name].shape)})"
+        f"{name} ({list(tensors[name].shape)}, expected {list(expected[name].shape)})"
         for name in expected
-        if name in found and found[name].shape != expected[name].shape
+        if name in tensors and tensors[name].shape != expected[name].shape
     ]
     groups = {
-        "missing": [name for name in expected if name not in found],
-        "unexpected": [name for name in found if name not in expected],
+        "missing": [name for name in expected if name not in tensors],
+        "unexpected": [name for name in tensors if name not in expected],
         "of another shape": shapes,
     }
     return "; ".join(f"{what}: {listed(names, limit)}" for what, names in groups.items() if names)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import nn
 
-from interpkit.config.recipe import TargetOptions, validated
+from interpkit.config.recipe import LoadOptions, TargetOptions, target_facts, validated
 from interpkit.errors import ModelError, PluginError, UsageError, did_you_mean
 from interpkit.interfaces import contracts
 from interpkit.interfaces.loaders import Loader
@@ -23,7 +23,7 @@ from interpkit.targets.module_target import wrap
 log = logging.getLogger("interpkit")
 
 
-def load_target(path: str | Path, **options: Any) -> Target:
+def load_target(path: str | Path, **options: Unpack[LoadOptions]) -> Target:
     """Load a classifier from a file or folder.
 
     Args:
@@ -111,7 +111,7 @@ def make_target(
         ('iris', "the file's header")
     """
     assert facts.input_shape is not None
-    known = facts.model_dump(exclude={"path", "arch", "arch_args", "trust"})
+    known = {fact.name: getattr(facts, fact.name) for fact in target_facts() if not fact.of_file}
     try:
         target = wrap(module, name=name, **known)
     except UsageError as error:

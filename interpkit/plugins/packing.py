@@ -7,14 +7,15 @@ import io
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor, nn
 
-from interpkit.errors import ModelError, UsageError, install_extra
+from interpkit.config.recipe import ClassifierFacts, TargetOptions
+from interpkit.errors import ModelError, UsageError, first_line, install_extra
 from interpkit.interfaces.targets import Target
-from interpkit.targets.file_format import ONNX_GRAPH, ONNX_TENSOR, _write
+from interpkit.targets.file_format import ONNX_GRAPH, ONNX_TENSOR, write_target_file
 
 
 def save_target(
@@ -24,7 +25,7 @@ def save_target(
     architecture: str,
     input_shape: Sequence[int],
     arch_args: Mapping[str, Any] | None = None,
-    **facts: Any,
+    **facts: Unpack[ClassifierFacts],
 ) -> Path:
     """Write a classifier as one self-describing file that ``interpkit invert`` takes with no flags.
 
@@ -34,7 +35,7 @@ def save_target(
         architecture: FAMILY:NAME of a registered architecture, e.g. ``torchvision:resnet18``.
         input_shape: as in `wrap`.
         arch_args: JSON values.
-        facts: as in `wrap`: ``mean``, ``std``, ``input_range``, ``class_names``, ``layout``, ``output``, ...
+        facts: any others that `wrap` accepts: ``mean``, ``std``, ``input_range``, ``class_names``, ``layout``, ...
 
     Raises:
         UsageError: the architecture is not registered, or builds other tensors than the module's.
@@ -62,7 +63,7 @@ def save_target(
     if difference:
         raise UsageError(f"{architecture} with {arguments} is not what the module is: {difference}")
     named = {"arch": architecture, "arch_args": arguments}
-    return _write(Path(path), dict(module.state_dict()), target.description.model_copy(update=named))
+    return write_target_file(Path(path), dict(module.state_dict()), target.description.model_copy(update=named))
 
 
 def pack_target(target: Target, path: str | Path) -> Path:
@@ -91,22 +92,22 @@ def pack_target(target: Target, path: str | Path) -> Path:
     """
     facts = target.description
     if facts.arch is not None and not facts.runs_code and facts.arch != ONNX_GRAPH:
-        return _write(Path(path), _weights(target), facts)
+        return write_target_file(Path(path), _weights(target), facts)
     if importlib.util.find_spec("onnx") is None:
         raise ModelError(f"packing this classifier takes the package onnx: {install_extra('onnx')}.")
     channels = target.input_shape[0]
-    plain = {"mean": [0.0] * channels, "std": [1.0] * channels, "input_range": (0.0, 1.0), "output": "logits"}
-    update: dict[str, Any] = {
-        **plain,
-        "arch": ONNX_GRAPH,
-        "arch_args": {},
-        "layout": None,
-        "channel_order": None,
-        "trust": False,
-    }
-    graph = export_graph(target)
-    tensor = torch.frombuffer(bytearray(graph), dtype=torch.uint8)
-    return _write(Path(path), {ONNX_TENSOR: tensor}, facts.model_copy(update={**update, "feature_layer": None}))
+    graph = torch.frombuffer(bytearray(export_graph(target)), dtype=torch.uint8)
+    outside = TargetOptions(  # the graph itself does all else
+        arch=ONNX_GRAPH,
+        input_shape=target.input_shape,
+        num_classes=target.num_classes,
+        class_names=target.class_names,
+        mean=[0.0] * channels,
+        std=[1.0] * channels,
+        input_range=(0.0, 1.0),
+        output="logits",
+    )
+    return write_target_file(Path(path), {ONNX_TENSOR: graph}, outside)
 
 
 def _weights(target: Target) -> dict[str, Tensor]:
@@ -150,6 +151,7 @@ def export_graph(target: Target) -> bytes:
                 dynamic_axes=None if one_by_one else {"images": {0: "batch"}, "logits": {0: "batch"}},
             )
     except Exception as error:  # the exporter's own kinds
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ModelError(f"{target.name} cannot be packed: it does not go into ONNX: {reason[:300]}") from error
+        raise ModelError(
+            f"{target.name} cannot be packed: ONNX cannot express it: {first_line(error)[:300]}"
+        ) from error
     return buffer.getvalue()

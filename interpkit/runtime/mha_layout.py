@@ -4,6 +4,10 @@
 gradients. That of a frozen classifier is strided where ``batch_first`` or the classifier's own code transposed it, and
 is projected by L products of N rows, each with a copy of the weights: a ViT-B/16 then takes 16 times as long in bf16
 (``python -m benchmarks large``).
+
+This works around `torch.nn.functional.multi_head_attention_forward` handing a strided x to `linear`, where `addmm`
+cannot merge its two leading axes; needed as of torch 2.14. It can go once torch lays x out itself: then the last
+comparison in ``test_frozen_attention_is_projected_by_one_product`` fails.
 """
 
 from __future__ import annotations
@@ -16,7 +20,7 @@ from torch import Tensor, nn
 
 
 @contextmanager
-def one_product(network: nn.Module) -> Iterator[None]:
+def contiguous_attention(network: nn.Module) -> Iterator[None]:
     """Hand each attention layer its inputs contiguous as (L, N, E), for a block; shapes and values stay."""
     with ExitStack() as stack:
         for module in network.modules():

@@ -1,7 +1,7 @@
 """Where the time of a step goes: a clock around its phases, for some steps after the first few; nothing when off.
 
-A range of `torch.profiler` does not work for CUDA: another thread launches the kernels of the backward pass, so they are
-not counted in the range around the call. Here the clock waits for the device at both ends of a phase.
+A range of `torch.profiler` does not work for CUDA: another thread launches the kernels of the backward pass, so they
+are not counted in the range around the call. Here the clock waits for the device at both ends of a phase.
 """
 
 from __future__ import annotations

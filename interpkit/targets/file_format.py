@@ -1,10 +1,9 @@
-"""A classifier's safetensors file: its weights, and in the metadata all that it takes to run it.
+"""A classifier's safetensors file: its weights, and metadata with everything that is needed to run it.
 
-Metadata keys (safetensors holds strings only, so lists are JSON): ``format`` = "pt", ``interpkit.schema`` = "1",
-``interpkit.architecture`` (FAMILY:NAME), ``.arch_args``, ``.input_shape``, ``.num_classes``, ``.mean``, ``.std``,
-``.input_range``, ``.class_names``, and the words ``.layout``, ``.channel_order``, ``.output``, ``.feature_layer``. The
-architecture is looked up among the registered ones; nothing is imported
-or run because a file says so.
+Metadata keys: ``format`` = "pt", ``interpkit.schema`` = "1", and ``interpkit.KEY`` for each fact of `TargetOptions`
+that has a key (`interpkit.config.recipe.target_facts`). Words stand as they are and anything else as JSON, because
+safetensors holds strings only. The architecture is looked up among the registered ones; nothing is imported or run
+because a file says so.
 """
 
 from __future__ import annotations
@@ -17,8 +16,8 @@ from typing import Any
 import safetensors
 from torch import Tensor
 
-from interpkit.config.recipe import TargetOptions, validated
-from interpkit.errors import ModelError, UsageError, upgrade
+from interpkit.config.recipe import TargetOptions, target_facts, validated
+from interpkit.errors import ModelError, UsageError, first_line, upgrade
 from interpkit.io.atomic import write_tensors
 
 SCHEMA = 1
@@ -26,17 +25,22 @@ PREFIX = "interpkit."
 ONNX_GRAPH = "onnx:graph"
 """The architecture of a file whose one tensor, `ONNX_TENSOR`, is the bytes of an ONNX graph."""
 ONNX_TENSOR = "onnx"
-_JSON = ("arch_args", "input_shape", "num_classes", "mean", "std", "input_range", "class_names")
-_WORDS = ("layout", "channel_order", "output", "feature_layer")
 
 
-def _write(path: Path, tensors: Mapping[str, Tensor], facts: TargetOptions) -> Path:
+def write_target_file(path: Path, tensors: Mapping[str, Tensor], facts: TargetOptions) -> Path:
+    """Write a classifier's tensors and facts; see the module's docstring.
+
+    Raises:
+        UsageError: the file's name does not end in .safetensors.
+    """
     if path.suffix != ".safetensors":
         raise UsageError(f"{path}: a classifier's file ends in .safetensors.")
-    metadata = {"format": "pt", f"{PREFIX}schema": str(SCHEMA), f"{PREFIX}architecture": str(facts.arch)}
-    values = facts.model_dump(mode="json")
-    metadata |= {f"{PREFIX}{name}": json.dumps(values[name]) for name in _JSON if values[name] is not None}
-    metadata |= {f"{PREFIX}{name}": str(values[name]) for name in _WORDS if values[name] is not None}
+    metadata = {"format": "pt", f"{PREFIX}schema": str(SCHEMA)}
+    values = facts.model_dump(mode="json", exclude_none=True)
+    for fact in target_facts():
+        if fact.key is not None and fact.name in values:
+            value = values[fact.name]
+            metadata[PREFIX + fact.key] = value if fact.is_word else json.dumps(value)
     # Tied weights are stored once under each name: safetensors refuses shared memory.
     whole = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -67,8 +71,7 @@ def read_target_file(path: Path) -> tuple[dict[str, Tensor], TargetOptions]:
     except FileNotFoundError as error:
         raise ModelError(f"there is no file {path}.") from error
     except Exception as error:  # of safetensors, and of types that this torch has not
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ModelError(f"{path} is not a whole safetensors file: {reason}.") from error
+        raise ModelError(f"{path} is not a whole safetensors file: {first_line(error)}.") from error
     return tensors, _parse(path, metadata)
 
 
@@ -81,15 +84,14 @@ def _parse(path: Path, metadata: Mapping[str, str]) -> TargetOptions:
             f"{path} has interpkit schema {schema!r:.40}; this interpkit reads {SCHEMA}. If a newer one wrote it: "
             f"{upgrade()}"
         )
-    facts: dict[str, Any] = {"arch": metadata.get(f"{PREFIX}architecture")}
-    facts |= {name: metadata[PREFIX + name] for name in _WORDS if PREFIX + name in metadata}
-    for name in _JSON:
-        text = metadata.get(PREFIX + name)
+    facts: dict[str, Any] = {}
+    for fact in target_facts():
+        text = None if fact.key is None else metadata.get(PREFIX + fact.key)
         if text is not None:
             try:
-                facts[name] = json.loads(text)
+                facts[fact.name] = text if fact.is_word else json.loads(text)
             except (ValueError, RecursionError) as error:
-                raise ModelError(f"{path}: its metadata {PREFIX}{name} is not JSON: {text[:80]!r}.") from error
+                raise ModelError(f"{path}: its metadata {PREFIX}{fact.key} is not JSON: {text[:80]!r}.") from error
     try:
         return validated(TargetOptions, facts, f"{path}: its metadata")
     except UsageError as error:

@@ -1,8 +1,8 @@
-"""Batch norm of the frozen target, folded into the layer before it: the same logits for less work.
+"""Batch norm of the frozen target, fused with the layer before it: the same logits for less work.
 
     BN(W * x + b) = (g W) * x + g (b - mean) + beta,        g = gamma / sqrt(var + eps)        per channel,
 
-as a frozen batch norm is a fixed scale and shift. It is done in a copy, so the user's module stays as it is.
+as a frozen batch norm is a fixed scale and shift. The fusion happens in a copy, so the user's module stays as it is.
 """
 
 from __future__ import annotations
@@ -10,37 +10,38 @@ from __future__ import annotations
 import copy
 import logging
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
 from torch import Tensor, fx, nn
-from torch.nn.utils.fusion import fuse_conv_bn_weights
+from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
 from interpkit.interfaces.targets import Target
 from interpkit.targets.module_target import OUTPUT, ModuleTarget
+from interpkit.targets.watch import first_of, watch
 
 log = logging.getLogger("interpkit")
 
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 LINEAR = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, *TRANSPOSED)
-"""Taken by their exact type: a subclass may compute something else."""
+"""Compared by their exact type: a subclass may compute something else."""
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 ROUNDING = 1e-2
-"""By how much the logits may differ, over the largest: a wrong fold is off by far more, in any precision."""
+"""By how much the logits may differ, relative to the largest: a wrong fusion is off by far more, in any precision."""
 
 
-def folded(target: Target, layers: Sequence[str] = ()) -> tuple[Target, int]:
-    """Return a target with the same logits and layers, batch norms folded where they can be, and how many were.
+def fuse(target: Target, layers: Sequence[str] = ()) -> tuple[Target, int]:
+    """Return a target with the same logits and layers but fused batch norms, and how many were fused.
 
-    A batch norm is folded where it alone reads what a convolution or linear layer gives, where each of the two runs
-    once, and where nothing else looks between them. What follows what is taken from a symbolic trace, so it holds for
-    every image; a classifier that cannot be traced is returned as it is.
+    A batch norm is fused where it alone reads the output of a convolution or linear layer, where each of the two runs
+    once, and where no requested layer lies between them. A symbolic trace decides what follows what, so that it holds
+    for every image; a classifier that cannot be traced is returned as it is.
 
     Args:
-        target: frozen. It is not changed; what the copy does not fold, it shares.
-        layers: that will be asked for beyond the default features; none of them is folded away.
+        target: frozen. It is not changed; the copy shares what is not fused.
+        layers: that will be requested beyond the default features; none of them is fused away.
     """
     if not isinstance(target, ModuleTarget) or not any(type(module) in NORMS for module in target.modules()):
         return target, 0
@@ -53,13 +54,13 @@ def folded(target: Target, layers: Sequence[str] = ()) -> tuple[Target, int]:
             pairs = _unread(twin, pairs, [target.feature_layer, *layers], probe)
             for layer, norm in pairs:
                 module = twin.module
-                module.set_submodule(layer, _fold(module.get_submodule(layer), module.get_submodule(norm)))
+                module.set_submodule(layer, _fused(module.get_submodule(layer), module.get_submodule(norm)))
                 module.set_submodule(norm, nn.Identity().eval())
             logits = target(probe)
             if not pairs or not (twin(probe) - logits).abs().max() <= ROUNDING * logits.abs().max():
                 return target, 0
     except Exception as error:  # whatever a foreign classifier raises when it is copied or traced
-        log.debug("the batch norms of %s are not folded: %s", target.name, error)
+        log.debug("the batch norms of %s are not fused: %s", target.name, error)
         return target, 0
     return twin, len(pairs)
 
@@ -72,11 +73,11 @@ def _copy(target: ModuleTarget) -> ModuleTarget:
 def _probe(target: ModuleTarget) -> Tensor:
     """Return two images, a grey and a noisy one."""
     noise = torch.rand(1, *target.input_shape, generator=torch.Generator().manual_seed(0))
-    return torch.cat([torch.full_like(noise, 0.5), noise]).to(target.scale.device)
+    return torch.cat([torch.full_like(noise, 0.5), noise]).to(target.device)
 
 
 def _consecutive(module: nn.Module) -> list[tuple[str, str]]:
-    """Return the names of the layers that can be folded, each with its batch norm, from a symbolic trace."""
+    """Return the names of the layers that can be fused, each with its batch norm, from a symbolic trace."""
     graph = fx.Tracer().trace(module)
     # As text, for a weight that is used by itself (`get_attr`) belongs to the module before its last dot.
     runs = [str(node.target).rpartition(".")[0] if node.op == "get_attr" else node.target for node in graph.nodes]
@@ -88,6 +89,8 @@ def _consecutive(module: nn.Module) -> list[tuple[str, str]]:
         if not isinstance(node, fx.Node) or node.op != "call_module" or runs.count(node.target) != 1:
             return False
         part = module.get_submodule(str(node.target))
+        if isinstance(part, TRANSPOSED) and part.groups > 1:
+            return False  # torch.nn.utils.fusion does not know them
         return type(part) in types and names[id(part)] == 1 and not any(getattr(part, hooks) for hooks in HOOKS)
 
     pairs = []
@@ -103,63 +106,30 @@ def _consecutive(module: nn.Module) -> list[tuple[str, str]]:
 def _unread(
     target: ModuleTarget, pairs: Sequence[tuple[str, str]], layers: Sequence[str], probe: Tensor
 ) -> list[tuple[str, str]]:
-    """Return the pairs between which none of the layers looks, and whose channels are those of the batch norm."""
-    given: dict[str, Tensor] = {}
+    """Return the pairs between which none of the layers reads, and whose channels are those of the batch norm."""
+    outputs: dict[str, Tensor] = {}
     read: list[Tensor] = []
-
-    def giver(name: str) -> Callable[..., None]:
-        return lambda module, inputs, output: given.update({name: output})
-
-    def read_output(module: nn.Module, inputs: Any, output: Any) -> None:
-        read.append(_first(output))
-
-    def read_input(module: nn.Module, inputs: Any, named: Any) -> None:
-        read.append(_first(inputs or list(named.values())))
-
-    handles = [target.module.get_submodule(name).register_forward_hook(giver(name)) for name, _ in pairs]
-    try:
-        for layer in layers:
-            if layer.endswith(":in"):
-                handles.append(target._layer(layer).register_forward_pre_hook(read_input, with_kwargs=True))
-            elif layer != OUTPUT:
-                handles.append(target._layer(layer).register_forward_hook(read_output))
+    module = target.module
+    with (
+        watch({name: module.get_submodule(name) for name, _ in pairs}, outputs.__setitem__),
+        watch({name: target.layer(name) for name in layers if name != OUTPUT}, lambda _, x: read.append(first_of(x))),
+    ):
         target.raw(probe)
-    finally:
-        for handle in handles:
-            handle.remove()
     return [
         (layer, norm)
         for layer, norm in pairs
         # A linear layer's channels are the last axis, a batch norm's the second.
-        if given[layer].dim() == cast(Tensor, target.module.get_submodule(layer).weight).dim()
-        and not any(tensor is given[layer] for tensor in read)
+        if outputs[layer].dim() == cast(Tensor, module.get_submodule(layer).weight).dim()
+        and not any(tensor is outputs[layer] for tensor in read)
     ]
 
 
-def _first(value: Any) -> Any:
-    while isinstance(value, tuple | list) and value:
-        value = value[0]
-    return value
-
-
-def _fold(layer: Any, norm: Any) -> nn.Module:
-    """Return the layer with the batch norm in it; computed in float64."""
-    fused: Any = copy.deepcopy(layer)
-    weight, mean, variance = (tensor.cpu().double() for tensor in (layer.weight, norm.running_mean, norm.running_var))
-    maybe = (layer.bias, norm.weight, norm.bias)
-    bias, gamma, beta = (None if tensor is None else tensor.cpu().double() for tensor in maybe)
-    transposed = isinstance(layer, TRANSPOSED)
-    if transposed:  # (in, out / groups, ...) to (in / groups, out, ...)
-        weight = weight.unflatten(0, (layer.groups, -1)).transpose(0, 1).flatten(1, 2)
-    weight, bias = fuse_conv_bn_weights(weight, bias, mean, variance, norm.eps, gamma, beta, transposed)
-    if transposed:
-        weight = weight.unflatten(1, (layer.groups, -1)).transpose(0, 1).flatten(0, 1)
-    layout = torch.channels_last if _is_channels_last(layer.weight) else torch.contiguous_format
-    placed = weight.to(layer.weight).contiguous(memory_format=layout)
-    fused.weight = nn.Parameter(placed, requires_grad=False)
-    fused.bias = nn.Parameter(bias.to(layer.weight), requires_grad=False)
-    return cast(nn.Module, fused)
-
-
-def _is_channels_last(weight: Tensor) -> bool:
-    return weight.dim() == 4 and weight.is_contiguous(memory_format=torch.channels_last)
+def _fused(layer: nn.Module, norm: nn.Module) -> nn.Module:
+    """Return the layer with the batch norm in it, computed in float64."""
+    weight = cast(Tensor, layer.weight)
+    exact, scale = (copy.deepcopy(part).cpu().double() for part in (layer, norm))
+    if isinstance(exact, nn.Linear):
+        fused: nn.Module = fuse_linear_bn_eval(exact, cast(Any, scale))
+    else:
+        fused = fuse_conv_bn_eval(cast(Any, exact), cast(Any, scale), isinstance(exact, TRANSPOSED))
+    return fused.requires_grad_(False).to(weight.device, weight.dtype)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from interpkit.interfaces.targets import Target
+from interpkit.targets.watch import watch
 
 
 @dataclass(frozen=True)
@@ -36,25 +37,14 @@ class Layer:
 def list_layers(target: Target) -> list[Layer]:
     """Run the target once on a grey image, and return its layers in order of definition."""
     shapes: dict[str, tuple[int, ...]] = {}
-    handles = []
 
-    def noter(name: str) -> Any:
-        def note(module: Any, inputs: Any, output: Any) -> None:
-            if isinstance(output, torch.Tensor):
-                shapes[name] = tuple(output.shape[1:])
-
-        return note
+    def note(name: str, output: Any) -> None:
+        if isinstance(output, torch.Tensor):
+            shapes[name] = tuple(output.shape[1:])
 
     layers = target.layers()
-    try:
-        for name, module in layers.items():
-            handles.append(module.register_forward_hook(noter(name)))
-        with target.frozen():
-            device = next((t.device for t in (*target.parameters(), *target.buffers())), torch.device("cpu"))
-            target(torch.full((2, *target.input_shape), 0.5, device=device))
-    finally:
-        for handle in handles:
-            handle.remove()
+    with watch(layers, note), target.frozen():
+        target(torch.full((2, *target.input_shape), 0.5, device=target.device))
     return [
         Layer(name, type(module).__name__, shapes.get(name), sum(p.numel() for p in module.parameters()))
         for name, module in layers.items()

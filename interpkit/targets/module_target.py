@@ -1,21 +1,22 @@
 """`wrap`: any classifier in memory as a target; loaders of files end here too.
 
-What a classifier wants (its layout, its batch, its kind of output) is taken from the caller, else found by running
-it, and noted in `Target.sources` either way.
+What a classifier expects (its layout, its batch) and what it outputs is stated by the caller or else detected by
+running it, and noted in `Target.sources` either way.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, Unpack
 
 import torch
 from torch import Tensor, nn
 
-from interpkit.config.recipe import TargetOptions, validated
-from interpkit.errors import ModelError, UsageError, did_you_mean, listed
+from interpkit.config.recipe import ClassifierFacts, TargetOptions, target_facts, validated
+from interpkit.errors import ModelError, UsageError, did_you_mean, first_line, listed
 from interpkit.interfaces.targets import Response, Target
 from interpkit.runtime.random import global_seed
+from interpkit.targets.watch import first_of, watch
 
 Layout = Literal["nchw", "nhwc", "flat"]
 Output = Literal["logits", "log_probs", "probs"]
@@ -33,7 +34,7 @@ class ModuleTarget(Target):
     """A target around a PyTorch module; made by `wrap`.
 
     Images x in [0, 1] reach the module as ``(lo + (hi - lo) * x - mean) / std``, in its own layout, channel order and
-    dtype; what it gives becomes logits:
+    dtype; its output becomes logits:
 
     - log-probabilities serve as logits as they are, probabilities by their logarithm;
     - a single logit z of a binary classifier becomes (0, z), a single probability p (log(1 - p), log p).
@@ -42,44 +43,35 @@ class ModuleTarget(Target):
     scale: Tensor
     shift: Tensor
 
-    def __init__(
-        self,
-        module: nn.Module,
-        input_shape: tuple[int, ...],
-        *,
-        mean: Sequence[float],
-        std: Sequence[float],
-        input_range: Sequence[tuple[float, float]],
-        channel_order: Literal["rgb", "bgr"],
-        name: str,
-    ) -> None:
+    def __init__(self, module: nn.Module, facts: TargetOptions, name: str) -> None:
         super().__init__()
+        assert facts.input_shape is not None
         self.module = module
         self.name = name
-        self.input_shape = input_shape
+        self.input_shape = facts.input_shape
         self.sources = {}
         self.layout: Layout = "nchw"
         self.output: Output = "logits"
         self.one_by_one = False
-        self._flip = channel_order == "bgr"
-        per_channel = (1, -1, *(1,) * (len(input_shape) - 1))
+        self._flip = facts.channel_order == "bgr"
+        per_channel = (1, -1, *(1,) * (len(self.input_shape) - 1))
         lo, hi, mean_, std_ = (
             torch.tensor(values, dtype=torch.float64).view(per_channel)
-            for values in ([lo for lo, _ in input_range], [hi for _, hi in input_range], mean, std)
+            for values in (*zip(*facts.ranges, strict=True), facts.mean or [0.0], facts.std or [1.0])
         )
         device = next((p.device for p in module.parameters()), torch.device("cpu"))
         self.register_buffer("scale", ((hi - lo) / std_).float().to(device))
         self.register_buffer("shift", ((lo - mean_) / std_).float().to(device))
-        self._plain = bool((self.scale == 1).all() and (self.shift == 0).all())
+        self._as_is = bool((self.scale == 1).all() and (self.shift == 0).all())
 
     def forward(self, images: Tensor) -> Tensor:
         """Return logits, (B, n) float32; see `Target.forward`."""
         return as_logits(self.raw(images), self.output)
 
     def raw(self, images: Tensor) -> Tensor:
-        """Return what the module gives for images, (B, n) or (B, 1)."""
+        """Return the module's output for images, (B, n) or (B, 1)."""
         x = images.flip(1) if self._flip else images
-        if not self._plain:
+        if not self._as_is:
             x = x * self.scale + self.shift
         if self.layout == "nhwc":
             x = x.permute(0, 2, 3, 1)
@@ -95,19 +87,22 @@ class ModuleTarget(Target):
         """Return logits and features; see `Target.respond`."""
         wanted = [layer for layer in dict.fromkeys([self.feature_layer, *layers]) if layer != OUTPUT]
         passed: dict[str, list[Tensor]] = {layer: [] for layer in wanted}
-        handles = []
-        try:
-            for layer in wanted:
-                handles.append(_watch(self._layer(layer), layer, passed[layer]))
+
+        def keep(layer: str, value: Any) -> None:
+            value = first_of(value)
+            if isinstance(value, Tensor):
+                # What follows may change an output in place, and a layer of that kind its own input.
+                safe = layer.endswith(":in") and not getattr(modules[layer], "inplace", False)
+                passed[layer].append(in_single(value if safe else value.clone()))
+
+        modules = {layer: self.layer(layer) for layer in wanted}
+        with watch(modules, keep):
             logits = self(images)
-        finally:
-            for handle in handles:
-                handle.remove()
         missing = [layer for layer in wanted if not passed[layer]]
         if missing:
             raise UsageError(f"{self.name}: the layer {missing[0]!r} takes no part in the forward pass.")
-        # A layer that is used more than once counts by its last use.
-        features = {layer: torch.cat(seen) if self.one_by_one else seen[-1] for layer, seen in passed.items()}
+        # Of a layer that runs more than once, the last use counts.
+        features = {layer: torch.cat(parts) if self.one_by_one else parts[-1] for layer, parts in passed.items()}
         if OUTPUT in (self.feature_layer, *layers):
             features[OUTPUT] = logits
         return Response(logits, features, self.feature_layer)
@@ -117,7 +112,12 @@ class ModuleTarget(Target):
         layers = self.module.named_modules()
         return {name: layer for name, layer in layers if name and not isinstance(layer, torch.jit.ScriptModule)}
 
-    def _layer(self, layer: str) -> nn.Module:
+    def layer(self, layer: str) -> nn.Module:
+        """Return the module of a layer, NAME or NAME:in.
+
+        Raises:
+            UsageError: there is none of this name; lists near ones.
+        """
         name = layer.removesuffix(":in")
         try:
             return self.module.get_submodule(name)
@@ -128,81 +128,51 @@ class ModuleTarget(Target):
             ) from error
 
 
-def _watch(module: nn.Module, layer: str, passed: list[Tensor]) -> Any:
-    """Hook a layer so that what passes it is kept, safe from in-place changes further on."""
-
-    def keep(value: Any, copy: bool) -> None:
-        while isinstance(value, tuple | list) and value:
-            value = value[0]
-        if isinstance(value, Tensor):
-            passed.append(in_single(value.clone() if copy else value))
-
-    if layer.endswith(":in"):
-        in_place = bool(getattr(module, "inplace", False))
-        return module.register_forward_pre_hook(
-            lambda _, inputs, named: keep(inputs or list(named.values()), in_place), with_kwargs=True
-        )
-    return module.register_forward_hook(lambda _, inputs, output: keep(output, True))
-
-
 def in_single(tensor: Tensor) -> Tensor:
     """Return numbers of another precision as float32, and others as they are."""
     return tensor.float() if tensor.is_floating_point() else tensor
 
 
 def first_tensor(output: Any, count: int) -> Tensor:
-    """Return the logits in what a module gives: a tensor, an object or dict with ``logits``, a tuple's first.
+    """Return the logits in a module's output: a tensor, an object or dict with ``logits``, a tuple's first.
 
     A binary classifier's (B,) becomes (B, 1).
 
     Raises:
         ModelError: there are none, or not one row for each of ``count`` images.
     """
-    found = output
-    if isinstance(found, Mapping):
-        found = found.get("logits", next(iter(found.values()), None))
-    elif hasattr(found, "logits"):
-        found = found.logits
-    while isinstance(found, tuple | list) and found:
-        found = found[0]
-    if not isinstance(found, Tensor):
+    logits = output
+    if isinstance(logits, Mapping):
+        logits = logits.get("logits", next(iter(logits.values()), None))
+    elif hasattr(logits, "logits"):
+        logits = logits.logits
+    logits = first_of(logits)
+    if not isinstance(logits, Tensor):
         raise ModelError(f"it gives {type(output).__name__}, with no tensor of logits in it.")
-    if found.dim() == 1:  # (B,) of a binary classifier; (n,) of a graph that takes one image
-        found = found[None] if count == 1 and len(found) != 1 else found[:, None]
-    elif found.dim() > 2 and sum(size != 1 for size in found.shape[1:]) <= 1:
-        found = found.flatten(1)
-    if found.dim() != 2 or len(found) != count or found.shape[1] == 0:
-        raise ModelError(f"it gives {tuple(found.shape)} for {count} images; logits are ({count}, n).")
-    return found
+    if logits.dim() == 1:  # (B,) of a binary classifier; (n,) of a graph that takes one image
+        logits = logits[None] if count == 1 and len(logits) != 1 else logits[:, None]
+    elif logits.dim() > 2 and sum(size != 1 for size in logits.shape[1:]) <= 1:
+        logits = logits.flatten(1)
+    if logits.dim() != 2 or len(logits) != count or logits.shape[1] == 0:
+        raise ModelError(f"it gives {tuple(logits.shape)} for {count} images; logits are ({count}, n).")
+    return logits
 
 
-def as_logits(given: Tensor, output: Output) -> Tensor:
-    """Return what a module gives, (B, n) or (B, 1), as logits of at least two classes, (B, n) float32."""
-    given = in_single(given)
+def as_logits(values: Tensor, output: Output) -> Tensor:
+    """Return a module's output, (B, n) or (B, 1), as logits of at least two classes, (B, n) float32."""
+    values = in_single(values)
     if output == "probs":
-        if given.shape[1] == 1:
-            given = torch.cat([1 - given, given], 1)
-        return (given + TINY).log()
-    if given.shape[1] == 1:
-        no = torch.zeros_like(given) if output == "logits" else (1 - given.exp() + TINY).log()
-        given = torch.cat([no, given], 1)
-    return given
+        if values.shape[1] == 1:
+            values = torch.cat([1 - values, values], 1)
+        return (values + TINY).log()
+    if values.shape[1] == 1:
+        no = torch.zeros_like(values) if output == "logits" else (1 - values.exp() + TINY).log()
+        values = torch.cat([no, values], 1)
+    return values
 
 
 def wrap(
-    module: nn.Module,
-    input_shape: Sequence[int],
-    *,
-    mean: Sequence[float] | float | None = None,
-    std: Sequence[float] | float | None = None,
-    input_range: tuple[float, float] | Sequence[tuple[float, float]] | None = None,
-    num_classes: int | None = None,
-    class_names: Sequence[str] | None = None,
-    layout: Layout | None = None,
-    channel_order: Literal["rgb", "bgr"] | None = None,
-    output: Output | None = None,
-    feature_layer: str | None = None,
-    name: str | None = None,
+    module: nn.Module, input_shape: Sequence[int], *, name: str | None = None, **facts: Unpack[ClassifierFacts]
 ) -> Target:
     """Make any classifier a target. The module is used as it is, and left as it was.
 
@@ -210,18 +180,20 @@ def wrap(
         module: a classifier of images or vectors. It may give a tensor, a tuple, a dict or an object with
             ``logits``; one logit stands for two classes; a batch of more than one need not be to its taste.
         input_shape: (C, H, W), or (D,) for a classifier of vectors, whatever its layout.
-        mean: per channel (in the module's own order) or one for all, in the units of ``input_range``; 0 if left out.
-        std: likewise; 1 if left out.
-        input_range: (lo, hi), what black and white are to the module before mean and std; (0, 1) if left out. For
-            vectors maybe a pair for each feature.
-        num_classes: n; checked against the module's output.
-        class_names: n names; ``"0"``, ``"1"``, ... if left out.
-        layout: ``nchw``, ``nhwc`` or ``flat``: how it takes an image; found by trying if left out.
-        channel_order: ``rgb`` (if left out) or ``bgr``.
-        output: ``logits``, ``log_probs`` or ``probs``; found from its sums if left out.
-        feature_layer: the default features, NAME for a layer's output or NAME:in for its input; the input of
-            the last linear layer to run (else of the last convolution) if left out.
         name: for headings and folders; the class's name if left out.
+        facts: what is known of the module, each a field of `TargetOptions`; what is left out is detected or a default.
+
+            - ``mean``, ``std``: per channel (in the module's own order) or one for all, in the units of
+              ``input_range``; 0 and 1 by default.
+            - ``input_range``: (lo, hi), the values of black and white before mean and std; (0, 1) by default. For
+              vectors optionally one pair per feature.
+            - ``num_classes``: n; checked against the module's output.
+            - ``class_names``: n names; ``"0"``, ``"1"``, ... by default.
+            - ``layout``: ``nchw``, ``nhwc`` or ``flat``; detected by default.
+            - ``channel_order``: ``rgb`` (default) or ``bgr``.
+            - ``output``: ``logits``, ``log_probs`` or ``probs``; detected by default.
+            - ``feature_layer``: the default features, NAME for a layer's output or NAME:in for its input; the input
+              of the last linear layer to run (else of the last convolution) by default.
 
     Raises:
         UsageError: an argument is out of range.
@@ -235,74 +207,45 @@ def wrap(
         >>> target.num_classes, target.feature_layer
         (10, '1:in')
     """
-    facts = validated(
-        TargetOptions,
-        {
-            "input_shape": tuple(input_shape),
-            "mean": _listed(mean),
-            "std": _listed(std),
-            "input_range": input_range,
-            "num_classes": num_classes,
-            "class_names": None if class_names is None else [str(name) for name in class_names],
-            "layout": layout,
-            "channel_order": channel_order,
-            "output": output,
-        },
-        "wrap" if name is None else name,
-    )
-    shape = facts.input_shape
-    assert shape is not None
-    means, stds = _per_channel(facts.mean or [0.0], shape[0]), _per_channel(facts.std or [1.0], shape[0])
-    ranges = facts.ranges
-    target = ModuleTarget(
-        module,
-        shape,
-        mean=means,
-        std=stds,
-        input_range=ranges,
-        channel_order=channel_order or "rgb",
-        name=name or type(module).__name__,
-    )
-    given = {
-        "input_shape": shape,
-        "mean": mean,
-        "std": std,
-        "input_range": input_range,
-        "class_names": class_names,
-        "channel_order": channel_order,
-    }
-    target.sources = {key: "given" if value is not None else "default" for key, value in given.items()}
-    raw, heads = _try(target, layout)
-    _find_output(target, raw, output)
+    accepted = [fact.name for fact in target_facts() if not fact.of_file]
+    for key in facts:
+        if key not in accepted:
+            raise TypeError(f"wrap does not accept the argument {key!r}.{did_you_mean(key, accepted)}")
+    names = facts.get("class_names")
+    values = {**facts, "input_shape": tuple(input_shape), "class_names": None if names is None else [*map(str, names)]}
+    options = validated(TargetOptions, values, name or "wrap")
+    target = ModuleTarget(module, options, name or type(module).__name__)
+    shape, order = target.input_shape, options.channel_order
+    # What `_try` and the others detect replaces this.
+    target.sources = {key: "default" if getattr(options, key) is None else "given" for key in accepted}
+    raw, heads = _try(target, options.layout)
+    _find_output(target, raw, options.output)
     target.num_classes = width = max(2, raw.shape[1])
     target.sources["num_classes"] = "found: width of the output"
     if raw.shape[1] == 1:
         target.sources["num_classes"] = "found: one output, which stands for two classes"
-    if num_classes is not None and num_classes != width:
+    if options.num_classes not in (None, width):
         raise ModelError(
-            f"{target.name} gives {width} logits, but {num_classes} classes are named. Use --num-classes {width}."
+            f"{target.name} gives {width} logits, but {options.num_classes} classes are named. Use --num-classes "
+            f"{width}."
         )
-    target.class_names = [str(i) for i in range(width)] if class_names is None else [str(c) for c in class_names]
+    target.class_names = [str(i) for i in range(width)] if options.class_names is None else options.class_names
     if len(target.class_names) != width:
         raise UsageError(f"{target.name} has {width} classes, but {len(target.class_names)} names are given.")
-    _find_features(target, heads, feature_layer)
-    target.description = TargetOptions(
-        input_shape=shape,
-        num_classes=width,
-        mean=means,
-        std=stds,
-        input_range=ranges[0] if len(ranges) == 1 else ranges,
-        class_names=target.class_names,
-        layout=target.layout if len(shape) == 3 else None,
-        channel_order=channel_order or ("rgb" if shape[0] == 3 and len(shape) == 3 else None),
-        output=target.output,
-        feature_layer=target.feature_layer,
-    )
+    _find_features(target, heads, options.feature_layer)
+    resolved = {
+        "num_classes": width,
+        "mean": _per_channel(options.mean or [0.0], shape[0]),
+        "std": _per_channel(options.std or [1.0], shape[0]),
+        "input_range": options.ranges[0] if len(options.ranges) == 1 else options.ranges,
+        "class_names": target.class_names,
+        "layout": target.layout if len(shape) == 3 else None,
+        "channel_order": order or ("rgb" if shape[0] == 3 and len(shape) == 3 else None),
+        "output": target.output,
+        "feature_layer": target.feature_layer,
+    }
+    target.description = options.model_copy(update=resolved)
     return target
-
-
-def _listed(value: Sequence[float] | float | None) -> list[float] | None:
-    return value if value is None or isinstance(value, Sequence) else [value]  # type: ignore[return-value]
 
 
 def _per_channel(values: list[float], channels: int) -> list[float]:
@@ -344,12 +287,17 @@ def _try(target: ModuleTarget, layout: Layout | None) -> tuple[Tensor, list[tupl
 
 def _run(target: ModuleTarget, probes: Tensor) -> tuple[Tensor, list[tuple[str, bool]]]:
     ran: list[tuple[str, bool]] = []
-    handles = []
+    heads = {
+        f"{name}:in": layer
+        for name, layer in target.module.named_modules()
+        if isinstance(layer, nn.Linear | nn.modules.conv._ConvNd)
+    }
+
+    def note(layer: str, inputs: Any) -> None:
+        ran.append((layer.removesuffix(":in"), isinstance(heads[layer], nn.Linear)))
+
     try:
-        for name, layer in target.module.named_modules():
-            if isinstance(layer, nn.Linear | nn.modules.conv._ConvNd):
-                handles.append(layer.register_forward_pre_hook(_noter(ran, name, isinstance(layer, nn.Linear))))
-        with target.frozen(), torch.no_grad(), global_seed(0, probes.device):
+        with target.frozen(), torch.no_grad(), global_seed(0, probes.device), watch(heads, note):
             raw = target.raw(probes)
             if not target.one_by_one:
                 # Some graphs have a batch of one built in, and give wrong rows rather than fail.
@@ -357,14 +305,10 @@ def _run(target: ModuleTarget, probes: Tensor) -> tuple[Tensor, list[tuple[str, 
                 if not torch.allclose(raw[:2].float(), alone.float(), rtol=1e-2, atol=1e-2, equal_nan=True):
                     raise ModelError(f"{target.name} gives other logits for an image in a batch than alone.")
     except Exception as error:  # whatever the user's module raises
-        reason = str(error).strip().splitlines() or [type(error).__name__]
         shape = (len(probes), *target.input_shape)
         raise ModelError(
-            f"{target.name} fails on an input of shape {shape}: {reason[0]} Is --input-shape right?"
+            f"{target.name} fails on an input of shape {shape}: {first_line(error)} Is --input-shape right?"
         ) from error
-    finally:
-        for handle in handles:
-            handle.remove()
     if not torch.isfinite(raw[GREY]).all():
         raise ModelError(
             f"{target.name} gives NaN or infinite logits for a grey image: are its weights whole, and are "
@@ -373,10 +317,6 @@ def _run(target: ModuleTarget, probes: Tensor) -> tuple[Tensor, list[tuple[str, 
     if raw.shape[1] < 1:
         raise ModelError(f"{target.name} gives no logits: an output of width 0.")
     return raw, ran
-
-
-def _noter(ran: list[tuple[str, bool]], name: str, linear: bool) -> Callable[[nn.Module, Any], None]:
-    return lambda _, inputs: ran.append((name, linear))
 
 
 def _find_output(target: ModuleTarget, raw: Tensor, output: Output | None) -> None:
@@ -399,7 +339,7 @@ def _find_output(target: ModuleTarget, raw: Tensor, output: Output | None) -> No
 def _find_features(target: ModuleTarget, ran: list[tuple[str, bool]], layer: str | None) -> None:
     if layer is not None:
         if layer != OUTPUT:
-            target._layer(layer)
+            target.layer(layer)
         target.feature_layer, target.sources["feature_layer"] = layer, "given"
         return
     linear = [name for name, is_linear in ran if is_linear]

@@ -24,15 +24,10 @@ from interpkit.testing.second_device import other_devices
 BATCH = 3
 
 
-def device_of(target: Target) -> torch.device:
-    """Return where a target is."""
-    return next((tensor.device for tensor in (*target.parameters(), *target.buffers())), toy_models.CPU)
-
-
 def images_for(target: Target, count: int = BATCH) -> Tensor:
     """Return random images, then a black and a white one, on the target's device."""
     plain = torch.stack([torch.zeros(target.input_shape), torch.ones(target.input_shape)])
-    return torch.cat([toy_models.images_of(target.input_shape, count), plain]).to(device_of(target))
+    return torch.cat([toy_models.images_of(target.input_shape, count), plain]).to(target.device)
 
 
 @contextlib.contextmanager

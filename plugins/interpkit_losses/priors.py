@@ -256,7 +256,6 @@ def pixel_statistics(target: Target) -> tuple[Tensor, Tensor] | None:
 def normalisation(target: Target) -> tuple[Tensor, Tensor]:
     """Return the mean and variance of the target's normalisation, (C,) or (D,) each, in units of images in [0, 1]."""
     facts, features = target.description, target.input_shape[0]
-    low, high = (torch.tensor(ends).expand(features) for ends in zip(*facts.ranges, strict=True))
-    mean = (torch.tensor(facts.mean or [0.0]).expand(features) - low) / (high - low)
-    variance = (torch.tensor(facts.std or [1.0]).expand(features) / (high - low)).square()
+    mean = target.to_unit(torch.tensor([facts.mean or [0.0]]))[0].expand(features)
+    variance = (torch.tensor(facts.std or [1.0]) / (target.high - target.low)).square().expand(features)
     return (mean.flip(0), variance.flip(0)) if facts.channel_order == "bgr" else (mean, variance)

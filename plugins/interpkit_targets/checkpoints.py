@@ -22,8 +22,8 @@ WRAPPERS = (
     "weights",
 )
 """Keys that a state dict is found under, the averaged weights first."""
-PREFIXES = ("module.", "_orig_mod.", "model.", "net.")
-"""Put before every name by DataParallel, torch.compile and Lightning; the last two only if all names have them."""
+PREFIXES = ("module.", "_orig_mod.")
+"""Put before every name by DataParallel and torch.compile."""
 
 
 def read_checkpoint(path: Path) -> dict[str, Tensor]:
@@ -70,20 +70,7 @@ def unwrap(content: Any, path: Path) -> dict[str, Tensor]:
 
 
 def strip(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Take prefixes off that stand before every name."""
-    found = True
-    while found:
-        found = False
-        for prefix in PREFIXES[:2]:
-            if all(name.startswith(prefix) for name in tensors):
-                tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
-                found = True
+    """Remove the prefixes that stand before every name."""
+    while prefix := next((p for p in PREFIXES if all(name.startswith(p) for name in tensors)), ""):
+        tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
     return tensors
-
-
-def without_prefix(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Take off ``model.`` or ``net.`` if every name has it and the architecture's own have not (Lightning)."""
-    for prefix in PREFIXES[2:]:
-        if all(name.startswith(prefix) for name in tensors) and not any(name.startswith(prefix) for name in expected):
-            return {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
-    return dict(tensors)

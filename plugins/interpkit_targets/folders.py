@@ -174,12 +174,11 @@ class TransformersFolderLoader(FolderLoader):
             class_names=names,
             **self._preprocessing(path, config),
         )
-        facts = written.model_copy(update=options.said())
+        facts, sources = written.overlaid(options, CONFIG)
         if facts.input_shape is None:
             raise ModelError(f"{path} does not say its image size. Add --input-shape C,H,W.")
         assert facts.arch is not None
         module = fill(path, facts.arch, facts.arch_args, read_weights(path))
-        sources = {**dict.fromkeys(written.said(), CONFIG), **dict.fromkeys(options.said(), "given")}
         return make_target(module, path.name, facts, sources, arch=facts.arch, arch_args=facts.arch_args)
 
     def _preprocessing(self, path: Path, config: Mapping[str, Any]) -> dict[str, Any]:

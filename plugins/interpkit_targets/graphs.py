@@ -72,8 +72,7 @@ def load_packed(path: Path, tensors: Mapping[str, Tensor], written: TargetOption
     tensor = tensors.get(ONNX_TENSOR)
     if tensor is None or tensor.dtype != torch.uint8:
         raise ModelError(f"{path} is said to hold an ONNX graph, and does not.")
-    facts = written.model_copy(update=options.said())
-    sources = {**dict.fromkeys(written.said(), "the file's metadata"), **dict.fromkeys(options.said(), "given")}
+    facts, sources = written.overlaid(options, "the file's metadata")
     return load_graph(path, tensor.numpy().tobytes(), facts, sources, arch=ONNX_GRAPH)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import functools
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,6 @@ from interpkit import (
     ModelError,
     Target,
     TargetOptions,
-    build_architecture,
     fill_architecture,
     load_target,
     make_target,
@@ -27,10 +26,6 @@ from interpkit_targets import checkpoints, examples, graphs, user_code
 METADATA = "the file's metadata"
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 """The names of a folder's weights."""
-LARGE = 100_000
-"""Numbers in an image from which on a network is tried without memory first."""
-MOST_NUMBERS = 200_000_000
-"""That a layer may give for one image: 0.8 GB."""
 
 
 class SafetensorsLoader(Loader):
@@ -122,7 +117,7 @@ def assemble(
     Raises:
         ModelError: something is missing or does not fit; says what to type.
     """
-    facts = written.model_copy(update=options.said())
+    facts, sources = written.overlaid(options, source)
     missing = [
         flag
         for flag, value in (("--arch FAMILY:NAME", facts.arch), ("--input-shape C,H,W", facts.input_shape))
@@ -135,31 +130,21 @@ def assemble(
             f"some)."
         )
     assert facts.arch is not None
+    arguments, build = facts.arch_args, None
     if facts.arch.startswith(user_code.PREFIX) and options.arch == facts.arch:
-        factory = user_code.find_factory(facts.arch)
-        arguments = {**(known or {}), **facts.arch_args}
+        build = functools.partial(user_code.build, facts.arch, user_code.find_factory(facts.arch))
         if known:
-            check_size(path, facts.arch, factory, arguments, tensors)
-        expected = user_code.build(facts.arch, factory, arguments).state_dict()
-        module, arguments = fill_architecture(
-            facts.arch,
-            arguments,
-            checkpoints.without_prefix(tensors, expected),
-            lambda args: user_code.build(facts.arch or "", factory, dict(args)),
-        )
-    else:
-        skeleton = build_architecture(facts.arch, facts.arch_args, meta=True)
-        expected = skeleton.state_dict()
-        tensors = checkpoints.without_prefix(tensors, expected)
-        module, arguments = fill_architecture(facts.arch, facts.arch_args, tensors)
-        assert facts.input_shape is not None
-        check_shape(path, skeleton, facts.input_shape)
-    sources = {**dict.fromkeys(written.said(), source), **dict.fromkeys(options.said(), "given")}
+            arguments = {**known, **arguments}
+            check_size(path, build, arguments, tensors)
+    module, arguments = fill_architecture(facts.arch, arguments, tensors, build, input_shape=facts.input_shape)
     return make_target(module, path.stem, facts, sources, arch=facts.arch, arch_args=arguments)
 
 
 def check_size(
-    path: Path, arch: str, factory: Callable[..., nn.Module], arguments: dict[str, Any], tensors: Mapping[str, Tensor]
+    path: Path,
+    build: Callable[[Mapping[str, Any]], nn.Module],
+    arguments: Mapping[str, Any],
+    tensors: Mapping[str, Tensor],
 ) -> None:
     """See that a config asks the user's code for no more weights than the file holds, where that costs nothing.
 
@@ -168,42 +153,9 @@ def check_size(
     """
     try:
         with torch.device("meta"):
-            skeleton = user_code.build(arch, factory, arguments)
+            skeleton = build(arguments)
     except ModelError:  # the code computes with its weights, or fails: told when it is built
         return
     asked, held = (sum(t.numel() for t in state.values()) for state in (skeleton.state_dict(), tensors))
     if asked > 2 * held:
         raise ModelError(f"{path}: its config.json asks for {asked:,} weights, and the file holds {held:,}.")
-
-
-def check_shape(path: Path, skeleton: nn.Module, shape: tuple[int, ...]) -> None:
-    """See that a network without memory takes a large image, in some layout, and takes no memory beyond proportion.
-
-    Raises:
-        ModelError: it does not.
-    """
-    if math.prod(shape) < LARGE or not all(tensor.is_meta for tensor in skeleton.state_dict().values()):
-        return
-    largest = 0
-
-    def note(module: nn.Module, inputs: Any, output: Any) -> None:
-        nonlocal largest
-        largest = max(largest, output.numel() if isinstance(output, Tensor) else 0)
-
-    for module in skeleton.modules():
-        module.register_forward_hook(note)
-    fault = ""
-    for taken in (shape, (math.prod(shape),), (*shape[1:], shape[0])):  # nchw, flat, nhwc
-        try:
-            with torch.no_grad():
-                skeleton.eval()(torch.empty(1, *taken, device="meta"))
-        except Exception as error:  # whatever a network raises on an image that is not its own
-            fault = fault or (str(error) or type(error).__name__).splitlines()[0]
-            continue
-        if largest > MOST_NUMBERS:
-            raise ModelError(
-                f"{path}: for one image of {shape} a layer gives {largest:,} numbers, out of all proportion."
-            )
-        return
-    if "meta" not in fault:  # else it computes with its numbers, which it has not here
-        raise ModelError(f"{path} fails on an input of shape {shape}: {fault[:300]} Is --input-shape right?")

@@ -6,7 +6,7 @@ import hashlib
 import importlib
 import importlib.util
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +63,7 @@ def _import_module(name: str) -> Any:
         sys.path.remove(str(Path.cwd()))
 
 
-def build(spec: str, factory: Callable[..., nn.Module], arguments: dict[str, Any]) -> nn.Module:
+def build(spec: str, factory: Callable[..., nn.Module], arguments: Mapping[str, Any]) -> nn.Module:
     """Call the factory that ``spec`` names.
 
     Raises:

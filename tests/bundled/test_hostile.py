@@ -1047,7 +1047,7 @@ def test_a_layer_out_of_all_proportion_to_the_image_is_refused(tmp_path: Path, r
     metadata |= {"interpkit.input_shape": "[1, 1000, 1000]", "interpkit.arch_args": json.dumps(arguments)}
     path = tmp_path / "net.safetensors"
     path.write_bytes(safetensors.torch.save(SmallCNN(**arguments).state_dict(), metadata))
-    refused(path, "a layer gives 300,000,000 numbers")
+    refused(path, "a layer outputs 300,000,000 numbers")
 
 
 def test_a_large_image_that_the_network_does_take_is_taken(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from interpkit_targets import checkpoints, folders, loaders
 from torch import Tensor, nn
 
 from interpkit import ModelError, Target, TargetOptions
+from interpkit.plugins.architectures import without_prefix
 
 ONE = torch.ones(1)
 PATH = Path("folder/net.pt")
@@ -98,15 +99,17 @@ def test_what_wrappers_put_before_every_name_is_taken_off(names: list[str], stri
         (["model.a", "b"], ["a", "b"], ["model.a", "b"]),
         (["model.a"], ["model.a"], ["model.a"]),
         (["model.a", "model.b"], ["model.x", "y"], ["model.a", "model.b"]),
-        (["module.a"], ["a"], ["module.a"]),
+        (["student.a", "student.b"], ["a", "c"], ["a", "b"]),
+        (["0.a"], ["1.a"], ["0.a"]),
+        ([], ["a"], []),
     ],
     ids=str,
 )
-def test_lightnings_prefix_is_taken_off_unless_the_network_has_it(
+def test_a_prefix_of_all_names_is_removed_unless_the_network_has_it(
     names: list[str], expected: list[str], left: list[str]
 ) -> None:
     tensors = {name: ONE + number for number, name in enumerate(names)}
-    found = checkpoints.without_prefix(tensors, dict.fromkeys(expected, ONE))
+    found = without_prefix(tensors, dict.fromkeys(expected, ONE))
     assert list(found) == left and list(found.values()) == list(tensors.values())
     assert found is not tensors
 

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import interpkit
-from interpkit.runtime.mha_layout import one_product
+from interpkit.runtime.mha_layout import contiguous_attention
 
 TOKENS, WIDTH = 7, 8
 
@@ -43,7 +43,7 @@ class Products(TorchDispatchMode):
 
 @pytest.mark.parametrize("named", [False, True])
 @pytest.mark.parametrize("batch_first", [False, True])
-def test_frozen_attention_takes_one_product(batch_first, named):
+def test_frozen_attention_is_projected_by_one_product(batch_first, named):
     module = Attending(batch_first, named).eval()
     target = interpkit.wrap(module, input_shape=(1, TOKENS, WIDTH))
     seen = []
@@ -71,6 +71,6 @@ def test_images_without_a_batch_and_masks_pass_through():
     attention = nn.MultiheadAttention(WIDTH, 2, batch_first=True).eval()
     alone, mask = torch.rand(TOKENS, WIDTH), torch.eye(TOKENS, dtype=torch.bool)
     expected, _ = attention(alone, alone, alone, attn_mask=mask)
-    with one_product(attention):
+    with contiguous_attention(attention):
         found, _ = attention(alone, alone, alone, attn_mask=mask)
     assert torch.equal(found, expected)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import interpkit
 from interpkit.inversion.objective import objective
-from interpkit.targets.fuse_batchnorm import folded
+from interpkit.targets.fuse_batchnorm import fuse
 
 SHAPE = (3, 8, 8)
 
@@ -160,7 +160,7 @@ NETS: dict[str, tuple[Callable[[], nn.Module], int]] = {
     "not affine": (lambda: sequence(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, affine=False)), 1),
     "grouped": (lambda: sequence(nn.Conv2d(3, 6, 3, groups=3), nn.BatchNorm2d(6)), 1),
     "transposed": (lambda: sequence(nn.ConvTranspose2d(3, 5, 3, 2), nn.BatchNorm2d(5)), 1),
-    "transposed and grouped": (lambda: sequence(nn.ConvTranspose2d(3, 6, 3, groups=3), nn.BatchNorm2d(6)), 1),
+    "transposed and grouped": (lambda: sequence(nn.ConvTranspose2d(3, 6, 3, groups=3), nn.BatchNorm2d(6)), 0),
     "of vectors": (lambda: nn.Sequential(nn.Flatten(), nn.Linear(192, 5), nn.BatchNorm1d(5), nn.Linear(5, 3)), 1),
     "half precision": (lambda: Head().bfloat16(), 1),
 }
@@ -188,7 +188,7 @@ def test_logits_stay_and_only_what_follows_directly_is_folded(
     before = module_state(target)
     images = torch.rand(5, *SHAPE)
     with target.frozen(layout=torch.channels_last):
-        twin, count = folded(target)
+        twin, count = fuse(target)
         norms = [module for module in twin.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
         logits, same = target(images), twin(images)
     assert count == expected
@@ -203,14 +203,14 @@ def test_gradients_of_images_stay() -> None:
     target = trained(Skip)
     images = torch.rand(5, *SHAPE, requires_grad=True)
     with target.frozen():
-        twin, _ = folded(target)
+        twin, _ = fuse(target)
         ours, theirs = (torch.autograd.grad(t(images).logsumexp(1).sum(), images)[0] for t in (twin, target))
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
 
 
 def test_what_is_not_folded_is_shared() -> None:
     target = trained(Head)
-    twin, _ = folded(target)
+    twin, _ = fuse(target)
     assert twin.get_parameter("module.head.weight") is target.get_parameter("module.head.weight")
     assert twin.get_parameter("module.conv.weight") is not target.get_parameter("module.conv.weight")
 
@@ -223,7 +223,7 @@ def test_a_layer_that_is_read_stays(layer: str, count: int) -> None:
     target = trained(Head)
     images = torch.rand(2, *SHAPE)
     with target.frozen():
-        twin, folds = folded(target, [layer])
+        twin, folds = fuse(target, [layer])
         torch.testing.assert_close(twin.respond(images, [layer]).features, target.respond(images, [layer]).features)
     assert folds == count
 
@@ -235,7 +235,7 @@ def test_a_block_whose_edge_is_inside_the_fold_stays(layer: str, count: int) -> 
     )
     images = torch.rand(2, *SHAPE)
     with target.frozen():
-        twin, folds = folded(target, [layer])
+        twin, folds = fuse(target, [layer])
         torch.testing.assert_close(twin.respond(images, [layer]).features, target.respond(images, [layer]).features)
     assert folds == count
 
@@ -245,11 +245,11 @@ def test_a_layer_with_a_hook_of_the_users_stays(watched: str) -> None:
     target = trained(Head)
     target.get_submodule(f"module.{watched}").register_forward_hook(lambda module, inputs, output: output + 1)
     with target.frozen():
-        assert folded(target) == (target, 0)
+        assert fuse(target) == (target, 0)
 
 
 def test_a_target_without_batch_norms_is_not_copied(tiny_target: interpkit.Target) -> None:
-    assert folded(tiny_target) == (tiny_target, 0)
+    assert fuse(tiny_target) == (tiny_target, 0)
 
 
 # ----------------------------------------------------------------------------------------- in the loop
@@ -267,7 +267,7 @@ def test_five_steps_go_as_without_folding(
 
     monkeypatch.setattr(interpkit.Recorder, "note", note)
     ours = interpkit.invert(target, **settings)
-    monkeypatch.setattr("interpkit.inversion.objective.folded", lambda target, layers: (target, 0))
+    monkeypatch.setattr("interpkit.inversion.objective.fuse", lambda target, layers: (target, 0))
     plain = interpkit.invert(target, **settings)
     assert folds == [2, 0]
     for one, other in zip(ours.history, plain.history, strict=True):
@@ -286,7 +286,7 @@ def test_the_manifest_says_how_many(quick: Callable[..., dict[str, Any]], tmp_pa
 def test_terms_are_given_the_target_itself_while_a_copy_looks() -> None:
     target = trained(Head)
     with target.frozen():
-        twin, _ = folded(target)
+        twin, _ = fuse(target)
     assert twin is not target
     seen: list[interpkit.Target] = []
 
