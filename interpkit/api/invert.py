@@ -194,7 +194,7 @@ def _without_code(layer: Layer, typed: Mapping[str, Any], config: str | Path) ->
 
 def _preset_names(value: Any, config: str | Path) -> list[str]:
     if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
-        raise UsageError(f'{config}: presets is a list of names, e.g. presets = ["vecmat"], not {value!r}.')
+        raise UsageError(f'{config}: presets is a list of names, e.g. presets = ["NAME"], not {value!r}.')
     for name in filter(is_file, value):
         typed = f"--plugin {shlex.quote(name)}"
         raise UsageError(f"{config} names {name}, which is code; a file cannot have it run. Type it: {typed}")
@@ -305,6 +305,8 @@ class Job:
             with target.frozen(device, torch.channels_last), global_seed(derive_seed(recipe.seed, "weights"), device):
                 inverter, parts = assembly.build(recipe, target, self.plugins)
                 callbacks["owners"] = assembly.owners(recipe, self.plugins)
+                presets = (entry.item for entry in self.plugins.registry.entries("preset"))
+                callbacks["variety_preset"] = next((preset.name for preset in presets if preset.adds_variety), "")
                 if out is None or not first:
                     self.recorder = Recorder(recipe.steps, **callbacks)
                 else:

@@ -18,7 +18,6 @@ from interpkit.plugins.discovery import installed
 from interpkit.runtime.devices import choose_device, is_out_of_memory
 from interpkit.runtime.random import derive_seed, global_seed
 
-DEFAULT_METHOD = "integrated-gradients"
 ROWS = 64
 """Images that pass the target at once, unless said otherwise."""
 
@@ -26,12 +25,24 @@ TargetClass = str | int | tuple[int, int]
 """``asked``, ``predicted``, a class, or two classes (3, 5) or ``3-5`` for the difference of their logits."""
 
 
+def default_method() -> str:
+    """Return the name of the attribution that explains where the user names none.
+
+    Raises:
+        UsageError: no installed plugin has an attribution.
+    """
+    entries = list(installed().registry.entries("attribution"))
+    if not entries:
+        raise UsageError("no installed plugin has an attribution: install one, or name the one you want.")
+    return next((entry for entry in entries if entry.item.default), entries[0]).name
+
+
 def attribute(
     target: Target,
     images: Tensor,
     labels: Tensor | Sequence[int] | None = None,
     *,
-    method: str = DEFAULT_METHOD,
+    method: str | None = None,
     target_class: TargetClass = "asked",
     baseline: str | Tensor = "black",
     layer: str | None = None,
@@ -46,7 +57,7 @@ def attribute(
         target: the classifier.
         images: (N, *input_shape) in [0, 1], as `Inversion.sample` gives them (vectors too).
         labels: (N,) the classes asked for; those that the target predicts if left out.
-        method: a name, see ``interpkit plugins list``: integrated-gradients, saliency, grad-cam, ...
+        method: a name that ``interpkit plugins list`` shows; the default one if left out.
         target_class: ``asked`` (the label), ``predicted``, a class for all images, or two for the difference.
         baseline: ``black``, ``mean`` (the target's mean colour), or images (M, *input_shape) as a distribution:
             samples of class 5, say, ask "why rather than what this classifier takes for class 5?".
@@ -127,7 +138,7 @@ class Explainer:
     def __init__(
         self,
         target: Target,
-        method: str = DEFAULT_METHOD,
+        method: str | None = None,
         *,
         against: int | None = None,
         baseline: str | Tensor = "black",
@@ -137,6 +148,7 @@ class Explainer:
         rows: int = ROWS,
         device: str = "auto",
     ) -> None:
+        method = method or default_method()
         cls = installed().component("attribution", method)
         self.target = target
         settled = validated(cls.Options, options or {}, f"the attribution {method!r}")
@@ -233,7 +245,7 @@ def _reason(error: BaseException) -> str:
     if "modified by an inplace operation" in said or "being modified inplace" in said:
         return (
             "it needs gradients, and the classifier changes in place what they are computed from (such as x += y "
-            "behind a ReLU). Write x = x + y, or take a method without gradients, such as occlusion."
+            "behind a ReLU). Write x = x + y, or take a method without gradients."
         )
     if "does not require grad" in said or "not have been used in the graph" in said:
         return (

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from interpkit.attribution import faithfulness
 from interpkit.attribution.evidence import ClassEvidence, class_evidence, evidence_agreement
-from interpkit.attribution.explainer import DEFAULT_METHOD, ROWS, Explainer, TargetClass, checked_images, choose_classes
+from interpkit.attribution.explainer import ROWS, Explainer, TargetClass, checked_images, choose_classes, default_method
 from interpkit.errors import InterpkitError, PluginError, UsageError, did_you_mean, listed
 from interpkit.evaluation import scoring
 from interpkit.interfaces import samples
@@ -217,7 +217,7 @@ def _baseline(target: Target, baseline: str, inverted: Images | None, device: st
 
 def _chosen(methods: Sequence[str], options: Mapping[str, Any]) -> tuple[list[str], dict[str, dict[str, Any]]]:
     known = installed().registry.names("attribution")
-    names = [each for name in methods or [DEFAULT_METHOD] for each in (known if name == "all" else [name])]
+    names = [each for name in methods or [default_method()] for each in (known if name == "all" else [name])]
     names = list(dict.fromkeys(names))
     settings: dict[str, dict[str, Any]] = {name: {} for name in names}
     for name in names:
@@ -225,7 +225,9 @@ def _chosen(methods: Sequence[str], options: Mapping[str, Any]) -> tuple[list[st
     for setting, value in options.items():
         name, dot, option = setting.rpartition(".")
         if not dot:
-            raise UsageError(f"--set takes METHOD.OPTION=VALUE, not {setting!r}; e.g. --set {DEFAULT_METHOD}.steps=100")
+            raise UsageError(
+                f"--set takes METHOD.OPTION=VALUE, not {setting!r}; e.g. --set {default_method()}.OPTION=VALUE"
+            )
         if name not in settings:
             raise UsageError(
                 f"--set {setting}: no method {name!r} is asked for.{did_you_mean(name, names)} "

@@ -34,7 +34,10 @@ def attribute(
     ] = None,
     method: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME", help="integrated-gradients by default; repeatable; all for every method."),
+        typer.Option(
+            metavar="NAME",
+            help="Method to explain with, or all; repeatable (chosen automatically if omitted).",
+        ),
     ] = None,
     target_class: Annotated[
         str,

@@ -81,6 +81,7 @@ def new(
     """Write the package of a new plugin: a component that works, with its tests, ready to be changed."""
     import shlex
 
+    from interpkit.plugins.discovery import installed
     from interpkit.scaffold import package
 
     folder = package.write(name, kind, Path(name) if out is None else out)
@@ -90,6 +91,6 @@ def new(
         "pip install -e '.[test]'",
         "pytest",
         f"interpkit plugins check {name}",
-        KINDS[kind].use.format(name=name),
+        KINDS[kind].use.format(name=name, preset=installed().complete_preset()),
     )
     console.note("\n".join(["Next:", *(f"  {command}" for command in commands)]))

@@ -310,7 +310,7 @@ class Recipe(_Model):
 
     seed: int = Field(0, ge=0, lt=2**63, description="of all that is drawn")
     steps: int = Field(300, ge=1, le=100_000_000, description="length of the training")
-    batch_size: int = Field(128, ge=2, le=1_000_000, description="images per step; the cosine term needs two")
+    batch_size: int = Field(128, ge=2, le=1_000_000, description="images per step; terms that compare images need two")
     micro_batch: int | None = Field(
         None, ge=2, description="images of a batch in memory at a time, computed twice; all if left out"
     )
@@ -348,22 +348,24 @@ def _without_none(value: Any) -> Any:
 
 
 class Preset:
-    """A recipe fragment under a name; ``--plugin NAME`` applies it.
+    """A recipe fragment under a name; ``--preset NAME`` applies it.
 
     Args:
         name: what the user types, by default the name of the plugin.
         layer: the fragment, in the shape of the recipe's TOML.
         help: one sentence.
+        adds_variety: whether to suggest it where the images of a class have become one and the same.
 
     Example:
         >>> from interpkit import Preset
         >>> preset = Preset("quick", {"steps": 50, "batch_size": 32}, "A short run, to try things out.")
     """
 
-    def __init__(self, name: str, layer: Layer, help: str) -> None:
+    def __init__(self, name: str, layer: Layer, help: str, *, adds_variety: bool = False) -> None:
         self.name = name
         self.layer = layer
         self.help = help
+        self.adds_variety = adds_variety
 
 
 def merge(base: Layer, over: Layer) -> dict[str, Any]:

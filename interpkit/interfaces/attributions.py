@@ -61,6 +61,8 @@ class Attribution(Component, ABC):
     """
 
     options: Options
+    default: ClassVar[bool] = False
+    """Whether it explains where the user names no method; of several, the one that was registered first."""
     complete: ClassVar[bool] = False
     """Whether a map adds up to the image's score less the baselines' mean score (completeness, Sundararajan et al.
     2017, section 3); how far it misses is then reported."""

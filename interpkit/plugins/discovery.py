@@ -276,6 +276,12 @@ class Plugins:
                 f"{self.left_out_words()}"
             ) from error
 
+    def complete_preset(self) -> str:
+        """Return a preset that names all that a run needs, first one that carries its plugin's name; PRESET if none."""
+        whole = {"conditioner", "generator", "losses"}
+        entries = [entry for entry in self.registry.entries("preset") if whole <= entry.item.layer.keys()]
+        return min(entries, key=lambda entry: entry.name != entry.owner).name if entries else "PRESET"
+
     def own_preset(self, plugin: Plugin) -> Preset | None:
         """Return the preset that a plugin registered under its own name, else its only one, else None."""
         presets = list(self.registry.entries("preset", plugin.name))

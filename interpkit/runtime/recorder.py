@@ -105,6 +105,7 @@ class Recorder:
         on_step: called after each step with its number; costs no synchronisation.
         on_record: called with each record.
         owners: which plugin each component of the recipe is of, by kind and name; for messages.
+        variety_preset: the name of a preset to suggest where classes have collapsed.
     """
 
     def __init__(
@@ -115,6 +116,7 @@ class Recorder:
         on_step: Callable[[int], None] | None = None,
         on_record: Callable[[StepRecord], None] | None = None,
         owners: Mapping[tuple[str, str], str] | None = None,
+        variety_preset: str = "",
     ) -> None:
         self.steps = steps
         self.next_step = 1
@@ -127,6 +129,7 @@ class Recorder:
         self._on_step = on_step
         self._on_record = on_record
         self._owners = owners or {}
+        self._variety_preset = variety_preset
         # whose the images are: an inverter makes them itself where no generator does
         self._painter = sorted(key for key in self._owners if key[0] in ("generator", "inverter"))[:1]
         self._names: list[str] = []
@@ -288,12 +291,13 @@ class Recorder:
             some = f"{len(classes)} of {len(names)} classes ({listed(names[label] for label in classes)})"
             if what == ONE_PICTURE:
                 rate = "a lower rate, " if 2 * len(classes) > len(names) else ""
+                preset = f", or the preset {self._variety_preset!r} over the recipe" if self._variety_preset else ""
                 log.warning(
-                    "at step %d the images of %s are one picture each: try %smore weight on a term for variety, or "
-                    "--plugin training-like over the recipe",
+                    "at step %d the images of %s are one picture each: try %smore weight on a term for variety%s",
                     step,
                     some,
                     rate,
+                    preset,
                 )
             else:
                 log.warning(

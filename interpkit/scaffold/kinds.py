@@ -25,7 +25,8 @@ class Facts:
     Attributes:
         base: the interface, and the end of the class's name.
         summary: of the component that the template holds, a sentence.
-        use: the command that uses it; ``{name}`` stands for its name.
+        use: the command that uses it; ``{name}`` stands for its name, ``{preset}`` for a
+            preset that names all that a run needs.
     """
 
     base: str
@@ -33,7 +34,7 @@ class Facts:
     use: str
 
 
-OVER_A_METHOD = "interpkit invert MODEL --plugin vecmat --plugin {name}"
+OVER_A_METHOD = "interpkit invert MODEL --preset {preset} --preset {name}"
 KINDS = {
     Kind.CONDITIONER: Facts("Conditioner", "Soft labels: one-hot, mixed with a random distribution.", OVER_A_METHOD),
     Kind.GENERATOR: Facts("Generator", "Paints a picture pixel by pixel, from the pixel's place.", OVER_A_METHOD),
@@ -41,7 +42,7 @@ KINDS = {
     Kind.TARGET: Facts(
         "Loader",
         "Reads fully connected classifiers from a JSON file, scikit-learn's among them.",
-        "interpkit invert CLASSIFIER.{name}.json --plugin vecmat",
+        "interpkit invert CLASSIFIER.{name}.json --preset {preset}",
     ),
     Kind.METRIC: Facts(
         "Metric",

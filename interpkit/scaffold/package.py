@@ -7,6 +7,7 @@ from pathlib import Path
 
 from interpkit import _version
 from interpkit.errors import DISTRIBUTION, UsageError
+from interpkit.plugins.discovery import installed
 from interpkit.scaffold import names
 from interpkit.scaffold.kinds import KINDS, Kind
 
@@ -69,7 +70,7 @@ def render(name: str, kind: Kind) -> dict[str, str]:
         "distribution": DISTRIBUTION,
         "version": _version.__version__,
         "summary": facts.summary,
-        "use": facts.use.format(name=name),
+        "use": facts.use.format(name=name, preset=installed().complete_preset()),
     }
     templates = {
         "README.md": "shared/README.md.jinja",

@@ -31,6 +31,7 @@ from interpkit.interfaces.losses import GeneratedBatch, InversionBatch, Inversio
 from interpkit.interfaces.targets import Response, Target
 from interpkit.inversion.loop import GeneratorInverter
 from interpkit.inversion.results import GeneratorInversion
+from interpkit.plugins.discovery import installed
 from interpkit.runtime.random import global_seed, random_generator
 from interpkit.runtime.recorder import Recorder
 from interpkit.targets.module_target import wrap
@@ -136,7 +137,7 @@ def tiny_inversion() -> Inversion:
 def _tiny_inversion() -> Inversion:
     return interpkit.invert(
         tiny_target(),
-        plugins=["vecmat"],
+        plugins=[installed().complete_preset()],
         steps=STEPS,
         batch_size=24,
         device="cpu",

@@ -44,6 +44,7 @@ class IntegratedGradients(Attribution):
     """
 
     name = "integrated-gradients"
+    default = True
     complete = True
 
     class Options(interpkit.Options):

@@ -39,6 +39,7 @@ TRAINING_LIKE = Preset(
     },
     "Varied images that resemble the training data: robustness, the target's recorded statistics, smoothness, spread, "
     "and a generator that also warps its images. Apply it on top of vecmat.",
+    adds_variety=True,
 )
 
 
