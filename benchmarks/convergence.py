@@ -100,7 +100,7 @@ def figures(steps: int = 300, seeds: int = 3) -> Iterator[Figure]:
     told = "steps: " + ", ".join(f"{a} and {b}" for a, b in counts)
     yield Figure.of("seconds to 95 % inversion accuracy, over the plain loop", times, "<= 0.35", told)
     what = "the same, over the plain loop at torch's default rates of Adam"
-    yield Figure.of(what, untuned_times, "", "steps of that: " + ", ".join(map(str, untuned_counts)))
+    yield Figure.of(what, untuned_times, "", "its steps: " + ", ".join(map(str, untuned_counts)))
     for number, what in enumerate(("inversion accuracy", "variety (Vendi score of a class's pooled pictures)")):
         a, b = ([row[number] for row in rows] for rows in (ours_judged, plain_judged))
         # No worse: within what the seeds differ by, or the error of the samples.

@@ -48,7 +48,7 @@ CASES: dict[str, tuple[Any, dict[str, Any], dict[str, Any]]] = {
         lambda: _torchvision("vit_b_16"), IMAGENET, {"batch_size": 8, "micro_batch": 2},
     ),
     "32 x 32, 21,841 classes": (lambda: Classes(21_841), {"input_shape": (1, 32, 32)}, {"batch_size": 128}),
-    "the same, three of the classes": (
+    "the same, for three of the classes": (
         lambda: Classes(21_841), {"input_shape": (1, 32, 32)}, {"batch_size": 128, "labels": [0, 7, 21_840]},
     ),
 }  # fmt: skip
@@ -82,9 +82,9 @@ def figures(device: str = "cpu") -> Iterator[Figure]:
         found = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
         batch = CASES[name][2]["batch_size"]
         detail = f"batch {batch}, peak memory {found['peak']:,.0f} MB"
-        yield Figure(f"seconds a step: {name}", found["seconds"], detail=detail)
+        yield Figure(f"seconds per step: {name}", found["seconds"], detail=detail)
     seconds = in_turn(attending(torch.device(device)), rounds=3, warm_up=1)
-    what = "ViT-B/16: look and gradient of 2 images in bf16, over those of weights that are frozen by hand"
+    what = "ViT-B/16: forward and backward pass of 2 images in bf16, over the same with weights frozen by hand"
     detail = "s over s: " + " over ".join(f"{statistics.median(values):.2f}" for values in seconds.values())
     yield Figure.of(what, ratios(seconds["frozen"], seconds["by hand"]), detail=detail)
 

@@ -68,7 +68,7 @@ class Figure:
         return f"| {self.what} | {self.value:.3g}{spread} | {self.goal} | {met} | {self.detail} |"
 
 
-HEAD = "| what | measured | goal | met | on what |\n|---|---|---|---|---|\n"
+HEAD = "| what | measured | goal | met | details |\n|---|---|---|---|---|\n"
 
 
 def in_turn(rivals: Mapping[str, Callable[[], Any]], rounds: int, warm_up: int = 3) -> dict[str, list[float]]:

@@ -84,9 +84,9 @@ def figures(steps: int = 30, pairs: int = 3) -> Iterator[Figure]:
         efficiencies.append(one / two)
         shares.append(beside / two)
         told.append(f"{1e3 * one:.0f}, {1e3 * two:.0f}, {1e3 * beside:.0f}")
-    detail = f"ms a step of 1 process, of 2 that share, of 2 that do not: {'; '.join(told)}"
-    yield Figure.of("weak scaling efficiency of 2 processes, a thread each, over 1", efficiencies, ">= 0.9", detail)
-    what = "the same of 2 processes that share, over 2 at once that share nothing"
+    detail = f"ms per step of 1 process, of 2 that share a batch, of 2 independent ones: {'; '.join(told)}"
+    yield Figure.of("weak scaling efficiency of 2 processes, one thread each, over 1", efficiencies, ">= 0.9", detail)
+    what = "the same, of 2 processes that share a batch over 2 independent ones"
     yield Figure.of(what, shares)
     for exact in DTYPES:
         one, two, threads = (start(count, 10, 128, exact, n)["losses"] for count, n in ((1, 1), (2, 1), (1, 2)))

@@ -65,12 +65,12 @@ def figures(count: int = 100_000, batches: int = 4) -> Iterator[Figure]:
     accuracy, share = len(labels) / drawn, distinct(images, labels)
     ours = trained + sampled * count / (len(labels) * share)
     told = (
-        f"{trained:.0f} s of training, {len(labels):,} accepted in {sampled:.0f} s, {accuracy:.1%} of what was drawn, "
+        f"{trained:.0f} s of training, {len(labels):,} accepted in {sampled:.0f} s, {accuracy:.1%} of those drawn, "
         f"{share:.1%} of them distinct"
     )
     for what, size, options, goal in (
-        ("descent on 128 images at a time", 128, {}, "<= 0.25"),
-        ("torch-lucent's way, an image at a time", 1, {"fourier": True}, ""),
+        ("gradient descent on 128 images at a time", 128, {}, "<= 0.25"),
+        ("torch-lucent's method, one image at a time", 1, {"fourier": True}, ""),
     ):
         descent = ImageDescent(target, batch=size, **options)
         steps = next((n for n in STEPS if _accuracy(descent, n, size) >= accuracy), STEPS[-1])

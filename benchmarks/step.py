@@ -92,9 +92,9 @@ def figures(device: str = "cpu", rounds: int = 20) -> Iterator[Figure]:
         ours, plain = seconds["ours"], seconds["plain"]
         yield Figure.of(f"{name}: step over the plain fp32 loop's", ratios(ours, plain), goal, told)
         in_fp32 = ratios(seconds["ours in fp32"], plain)
-        yield Figure.of(f"{name}: the same, ours in fp32 too", in_fp32, "", f"{ms['ours in fp32']:.0f} ms")
+        yield Figure.of(f"{name}: the same, with ours in fp32 too", in_fp32, "", f"{ms['ours in fp32']:.0f} ms")
         by_hand = ratios(ours, seconds["by hand"])
-        what = f"{name}: step over the same mathematics by hand, as fast"
+        what = f"{name}: step over a hand-written loop with the same optimizations"
         yield Figure.of(what, by_hand, "<= 1.03", f"{ms['by hand']:.0f} ms")
         reached = flops.total / ms["ours"] * 1e3
         told = f"{flops.total / 1e9:.1f} GFLOP; {reached / 1e12:.3f} of {best / 1e12:.3f} TFLOP/s in {precision}"

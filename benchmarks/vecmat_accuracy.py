@@ -26,7 +26,7 @@ def figures(names: Sequence[str] = ("mnist", "fashion_mnist"), seed: int = 0) ->
         told = f"{inversion.recipe.steps} steps of {inversion.recipe.batch_size}, seed {seed}"
         goals = (">= 0.99", ">= 0.95") if name == "mnist" else ("", "")
         yield Figure(f"{name}: inversion accuracy", metrics["inversion_accuracy"], goals[0], detail=told)
-        yield Figure(f"{name}: that of the worst class", worst, goals[1], detail=told)
+        yield Figure(f"{name}: accuracy of the worst class", worst, goals[1], detail=told)
 
 
 if __name__ == "__main__":
