@@ -27,15 +27,12 @@ def rows(kept: dict[str, Any]) -> list[Row]:
     found: list[Row] = []
     if kills := kept.get("kills"):
         killed, same = kills["killed"], kills["the same"]
-        found.append(
-            ("runs killed by -9, bit-identical once gone on with", f"{same} of {killed}", "all", same == killed)
-        )
+        found.append(("runs killed with -9, bit-identical once resumed", f"{same} of {killed}", "all", same == killed))
     if faults := kept.get("faults"):
         tried, failed = faults["tried"], faults["failed"]
         operations = sum(row["operations"] for row in faults["commands"].values())
-        what = (
-            f"faults at each of {operations:,} file operations of {len(faults['commands'])} commands, not as promised"
-        )
+        commands = len(faults["commands"])
+        what = f"faults at each of {operations:,} file operations of {commands} commands: guarantees violated"
         found.append((what, f"{failed} of {tried:,}", "0", failed == 0))
     if fuzz := kept.get("fuzz"):
         wrong = sum(fuzz["findings"].values())
@@ -57,7 +54,7 @@ def rows(kept: dict[str, Any]) -> list[Row]:
         settings = [row for row in twice.values() if isinstance(row, dict)]
         runs, same = (sum(row[key] for row in settings) for key in ("runs", "the same"))
         found.append(
-            ("pairs of runs in fresh processes, the same bit for bit", f"{same} of {runs}", "all", same == runs)
+            ("pairs of runs in fresh processes, identical bit for bit", f"{same} of {runs}", "all", same == runs)
         )
     return found
 
