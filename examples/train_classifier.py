@@ -98,9 +98,8 @@ def fit(
         model.train()
         losses = []
         for rows in torch.randperm(len(x_train)).split(batch_size):
-            pieces = list(
-                x_train[rows].split(16)
-            )  # one transform per piece is cheaper than one per image, and varied enough
+            # One transform per piece is cheaper than one per image, and varied enough.
+            pieces = list(x_train[rows].split(16))
             for transform in jitter:
                 pieces = [transform(piece) for piece in pieces]
             x = torch.cat(pieces)
@@ -131,12 +130,12 @@ def main() -> None:
     parser.add_argument("--out", required=True, help="The .safetensors file to write.")
     parser.add_argument("--root", default="data", help="Folder for torchvision's downloads (default: data).")
     parser.add_argument("--train-images", type=int, help="Use only the first N training images.")
-    parser.add_argument("--epochs", type=int, default=20)
-    parser.add_argument("--batch-size", type=int, default=128)
-    parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument("--epochs", type=int, default=20, help="Passes over the images (default: 20).")
+    parser.add_argument("--batch-size", type=int, default=128, help="Images per step (default: 128).")
+    parser.add_argument("--lr", type=float, default=2e-3, help="Highest learning rate (default: 0.002).")
     parser.add_argument("--batch-norm", action="store_true", help="Add batch norm after each convolution.")
     parser.add_argument("--noise", type=float, default=0.0, help="Standard deviation of noise on pixels in [0, 1].")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="Random seed (default: 0).")
     args = parser.parse_args()
 
     torch.manual_seed(args.seed)
