@@ -144,7 +144,7 @@ class _Handing(Recorder):
 
 
 class OurLoop:
-    """interpkit's own loop, `interpkit.inversion.loop.GeneratorInverter`, one step at a time, in a thread that takes turns.
+    """interpkit's own loop (`GeneratorInverter`), one step at a time, in a thread that takes turns.
 
     Args:
         job: the run; it cannot take more steps than its recipe has.

@@ -133,13 +133,8 @@ EQUIVALENT: dict[tuple[str, str, str], str] = {
     },
     (
         "losses/priors",
-        "low, high = (torch.tensor(ends).expand(features) for ends in zip(*facts.ranges, strict=True))",
-        "low, high = (torch.tensor(ends).expand(features) for ends in zip(*facts.ranges, ))",
-    ): "each range has two ends, or the target is refused",
-    (
-        "losses/priors",
-        "mean = (torch.tensor(facts.mean or [0.0]).expand(features) - low) / (high - low)",
-        "mean = (torch.tensor(facts.mean or [1.0]).expand(features) - low) / (high - low)",
+        "mean = target.to_unit(torch.tensor([facts.mean or [0.0]]))[0].expand(features)",
+        "mean = target.to_unit(torch.tensor([facts.mean or [1.0]]))[0].expand(features)",
     ): "a target always has a mean",
     (
         "losses/variety",
