@@ -1,1 +1,1 @@
-"""Measurements of what the project claims; each prints ratios against a baseline in the same run."""
+"""Measurements of the project's claims; each prints ratios against a baseline measured in the same run."""

@@ -1,7 +1,8 @@
-"""Measure what the project claims of its speed and size: ``make bench``, or ``python -m benchmarks [PART]...``.
+"""Measure interpkit's speed and memory: ``make bench``, or ``python -m benchmarks [PART]...``.
 
-Writes docs/performance.json, and the table of docs/performance.md from it; a part that is named alone replaces its own
-rows. ``--device cuda`` measures the parts that a GPU changes, into a table of its own; so does ``OMP_NUM_THREADS=1``.
+Writes docs/performance.json, and the table of docs/performance.md from it. Parts named on the command line replace only
+their own rows. ``--device cuda`` measures the parts that a GPU changes, and adds a table for it; ``OMP_NUM_THREADS=1``
+adds a table for one thread.
 """
 
 from __future__ import annotations
@@ -26,48 +27,48 @@ START, END = "<!-- table -->\n", "<!-- end of table -->\n"
 
 
 def table(kept: dict[str, Any]) -> str:
-    """Return a Markdown table for each device and the machine that it was measured on."""
+    """Return a Markdown table for each device, with the machine that it was measured on."""
     text = ""
     for _, parts in sorted(kept.items()):
         machines = {json.dumps(part["machine"], sort_keys=True): part["machine"] for part in parts.values()}
         text += HEAD
         for name in PARTS:
             text += "".join(Figure(**row).row() + "\n" for row in parts.get(name, {"figures": []})["figures"])
-        told = "; ".join(
+        setup = "; ".join(
             f"{m['processor']} ({m['capability']}), {m['threads']} of {m['cores']} cores"
             f"{', ' + m['device'] if m['device'] != 'cpu' else ''}, torch {m['torch']}, Python {m['python']}"
             for m in machines.values()
         )
-        text += f"\nOn {told}.\n\n"
+        text += f"\nOn {setup}.\n\n"
     return text
 
 
 def write_table() -> None:
-    """Put the table between its marks in docs/performance.md."""
+    """Write the table between its marks in docs/performance.md."""
     before, rest = PAGE.read_text("utf-8").split(START)
     text = table(json.loads(KEPT.read_text("utf-8")))
     PAGE.write_text(before + START + text + END + rest.split(END)[1], "utf-8")
 
 
 def main() -> None:
-    """Measure, print, and keep."""
+    """Measure the parts, print their figures and save them."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}; all if left out")
-    parser.add_argument("--device", default="cpu")
-    given = parser.parse_args()
-    on_a_gpu = given.device != "cpu"
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"One of {', '.join(PARTS)} (default: all).")
+    parser.add_argument("--device", default="cpu", help="Device to measure on (default: cpu).")
+    arguments = parser.parse_args()
+    on_a_gpu = arguments.device != "cpu"
     threads = torch.get_num_threads()
     fewer = "" if on_a_gpu or threads == os.cpu_count() else f", {threads} thread{'s'[: threads - 1]}"
-    for part in given.parts or (ON_A_GPU if on_a_gpu else PARTS):
+    for part in arguments.parts or (ON_A_GPU if on_a_gpu else PARTS):
         figures = importlib.import_module(f"benchmarks.{part}").figures
         print(f"\n{part}\n{HEAD}", end="", flush=True)
         rows = []
-        for figure in figures(given.device) if on_a_gpu else figures():
+        for figure in figures(arguments.device) if on_a_gpu else figures():
             print(figure.row(), flush=True)
             rows.append(asdict(figure))
         kept = json.loads(KEPT.read_text("utf-8")) if KEPT.exists() else {}
-        kept.setdefault(given.device + fewer, {})[part] = {
-            "machine": machine(torch.device(given.device)),
+        kept.setdefault(arguments.device + fewer, {})[part] = {
+            "machine": machine(torch.device(arguments.device)),
             "figures": rows,
         }
         KEPT.write_text(json.dumps(kept, indent=1) + "\n", "utf-8")

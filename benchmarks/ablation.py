@@ -1,8 +1,8 @@
-"""What each part does: every term, half of the conditioning and added idea removed in turn, and two sweeps.
+"""The effect of each part: every term, half of the conditioning and added idea removed in turn, and two sweeps.
 
     python -m benchmarks.ablation --data DIR --models DIR [--targets mnist_bn,mnist] [--seeds 0]
 
-Finished runs are kept in ``--work``; ``--write`` puts the tables into docs/results.md.
+Finished runs are stored in ``--work``; ``--write`` writes the tables into docs/results.md.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ LIKE = ["vecmat", "training-like"]
 
 
 def paper_recipes() -> list[Recipe]:
-    """Return the paper's recipe, less each part, and the sweeps of gamma and dropout."""
+    """Return the paper's recipe, the recipe without each of its parts, and the sweeps of gamma and dropout."""
     recipes = [Recipe("vecmat", ["vecmat"])]
     recipes += [Recipe(f"without {term}", ["vecmat"], {"losses": {term: 0.0}}) for term in ("kl", "ce", "cosine")]
     recipes += [Recipe(f"conditioning: {c}", ["vecmat"], {"conditioner": c}) for c in ("vector", "matrix", "label")]
@@ -28,7 +28,7 @@ def paper_recipes() -> list[Recipe]:
 
 
 def like_recipes() -> list[Recipe]:
-    """Return the preset ``training-like``, less each part, and with ideas that are not in it."""
+    """Return the preset ``training-like``, without each of its parts, and with ideas that it does not include."""
     recipes = [Recipe("training-like", LIKE)]
     recipes += [
         Recipe(f"without {term}", LIKE, {"losses": {term: 0.0}}) for term in ("statistics", "robust", "tv", "spread")
@@ -53,12 +53,12 @@ TABLES = {"vecmat": paper_recipes, "training-like": like_recipes}
 
 
 def main() -> None:
-    """Run what is not there yet, and print a table for each target."""
+    """Run the recipes that are not finished yet, and print a table for each target."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     Place.add_arguments(parser)
-    parser.add_argument("--targets", default="mnist_bn,mnist")
-    parser.add_argument("--seeds", default="0")
-    parser.add_argument("--tables", default=",".join(TABLES), help="of: " + ", ".join(TABLES))
+    parser.add_argument("--targets", default="mnist_bn,mnist", help="Targets, separated by commas.")
+    parser.add_argument("--seeds", default="0", help="Random seeds, separated by commas.")
+    parser.add_argument("--tables", default=",".join(TABLES), help=f"Which of the tables {', '.join(TABLES)} to make.")
     args = parser.parse_args()
     place, seeds = Place.parse(args), [int(seed) for seed in args.seeds.split(",")]
     sections, everything = [], []

@@ -1,8 +1,8 @@
-"""Seconds to 95 % inversion accuracy over the plain loop, and what equal steps come to.
+"""Seconds to 95 % inversion accuracy compared with the plain loop, and accuracy and variety after equal steps.
 
-Both train the same networks from the same weights, a step in turn, each in a process of its own. A loop is there once
-three batches in a row, dropout on, come to 95 % together. After equal steps each is sampled in the same way: 1,000
-images, the classes in turn.
+Both loops train the same networks from the same weights. They take turns, one step each, each in its own process. A
+loop has reached 95 % once three batches in a row, with dropout on, average that much. After equal steps each is sampled
+in the same way: 1,000 images, the classes in turn.
 """
 
 from __future__ import annotations
@@ -25,24 +25,24 @@ from interpkit.evaluation import scoring
 from interpkit.inversion.results import GeneratorInversion
 
 MODEL = Path(__file__).parent.parent / "examples" / "models" / "mnist.safetensors"
-THERE = 0.95
+GOAL = 0.95
 UNTUNED = {"optimizer.lr": 1e-3, "optimizer.beta1": 0.9, "optimizer.beta2": 0.999}
-"""What torch.optim.Adam does if it is told nothing; the paper names no rates."""
+"""The defaults of torch.optim.Adam; the paper does not specify learning rates."""
 MARGIN = 0.01
-"""Of inversion accuracy, within which two loops are as good: 1,000 samples have a standard error of 0.5 % and less."""
+"""Difference of inversion accuracy that counts as equal: 1,000 samples have a standard error of at most 0.5 %."""
 
 
 class Clocked:
-    """A loop with a clock of its own.
+    """A loop with its own clock.
 
     Attributes:
-        seconds: of its steps.
-        there: the seconds and steps that it took to 95 %; None until then.
+        seconds: total time of its steps.
+        reached: the seconds and steps that it took to 95 %; None until then.
     """
 
     def __init__(self, loop: Callable[[], float]) -> None:
         self.loop, self.seconds, self.steps = loop, 0.0, 0
-        self.there: tuple[float, int] | None = None
+        self.reached: tuple[float, int] | None = None
         self._last: deque[float] = deque(maxlen=3)
 
     def step(self) -> None:
@@ -52,11 +52,11 @@ class Clocked:
         self.seconds += time.perf_counter() - begun
         self.steps += 1
         self._last.append(accuracy)
-        if self.there is None and len(self._last) == 3 and mean(self._last) >= THERE:
-            self.there = self.seconds, self.steps
+        if self.reached is None and len(self._last) == 3 and mean(self._last) >= GOAL:
+            self.reached = self.seconds, self.steps
 
 
-def judged(loop: OurLoop | PlainLoop) -> tuple[float, float]:
+def quality(loop: OurLoop | PlainLoop) -> tuple[float, float]:
     """Return inversion accuracy and variety: the Vendi score of a class's pooled pictures, mean over the classes."""
     parts = loop.parts if isinstance(loop, OurLoop) else loop
     assert parts.generator is not None and parts.conditioner is not None
@@ -69,55 +69,55 @@ def judged(loop: OurLoop | PlainLoop) -> tuple[float, float]:
 
 
 def rival(kind: type[OurLoop] | type[PlainLoop], steps: int, seed: int, **options: float) -> OurLoop | PlainLoop:
-    """Return a loop, with the recipe's rates where no options say otherwise."""
+    """Return a loop, with the recipe's learning rates unless the options override them."""
     return kind(invert.prepare(MODEL, ["vecmat"], steps=steps, seed=seed, options=options))
 
 
 def figures(steps: int = 300, seeds: int = 3) -> Iterator[Figure]:
-    """Yield the figures: seconds and steps to 95 %, and accuracy and variety after so many steps."""
-    times, counts, ours_judged, plain_judged = [], [], [], []
+    """Yield the figures: seconds and steps to 95 %, and accuracy and variety after ``steps`` steps."""
+    times, counts, our_quality, plain_quality = [], [], [], []
     untuned_times, untuned_counts = [], []
     for seed in range(seeds):
         makers = [functools.partial(rival, kind, steps, seed) for kind in (OurLoop, PlainLoop)]
         loops = [Apart(make) for make in (*makers, functools.partial(makers[1], **UNTUNED))]
         ours, plain, untuned = (Clocked(loop) for loop in loops)
         for loop in loops:
-            loop.ask(type)  # is there
+            loop.ask(type)  # waits until the process is ready
         for number in range(steps):
             for one in (ours, plain) if number % 2 else (plain, ours):
                 one.step()
-            if not untuned.there:
+            if not untuned.reached:
                 untuned.step()
-        assert ours.there and plain.there and untuned.there, f"not at {THERE:.0%} after {steps} steps"
-        times.append(ours.there[0] / plain.there[0])
-        counts.append((ours.there[1], plain.there[1]))
-        untuned_times.append(ours.there[0] / untuned.there[0])
-        untuned_counts.append(untuned.there[1])
-        ours_judged.append(loops[0].ask(judged))
-        plain_judged.append(loops[1].ask(judged))
+        assert ours.reached and plain.reached and untuned.reached, f"did not reach {GOAL:.0%} after {steps} steps"
+        times.append(ours.reached[0] / plain.reached[0])
+        counts.append((ours.reached[1], plain.reached[1]))
+        untuned_times.append(ours.reached[0] / untuned.reached[0])
+        untuned_counts.append(untuned.reached[1])
+        our_quality.append(loops[0].ask(quality))
+        plain_quality.append(loops[1].ask(quality))
         for loop in loops:
             loop.end()
-    told = "steps: " + ", ".join(f"{a} and {b}" for a, b in counts)
-    yield Figure.of("seconds to 95 % inversion accuracy, over the plain loop", times, "<= 0.35", told)
+    detail = "steps: " + ", ".join(f"{a} and {b}" for a, b in counts)
+    yield Figure.of("seconds to 95 % inversion accuracy, over the plain loop", times, "<= 0.35", detail)
     what = "the same, over the plain loop at torch's default rates of Adam"
-    yield Figure.of(what, untuned_times, "", "steps of that: " + ", ".join(map(str, untuned_counts)))
+    yield Figure.of(what, untuned_times, "", "its steps: " + ", ".join(map(str, untuned_counts)))
     for number, what in enumerate(("inversion accuracy", "variety (Vendi score of a class's pooled pictures)")):
-        a, b = ([row[number] for row in rows] for rows in (ours_judged, plain_judged))
-        # No worse: within what the seeds differ by, or the error of the samples.
+        a, b = ([row[number] for row in rows] for rows in (our_quality, plain_quality))
+        # "No worse" means within the spread over the seeds, or within the sampling error.
         room = MARGIN if number == 0 else stdev(b)
-        told = f"{_told(a)} over {_told(b)}, {seeds} seeds"
+        detail = f"{_mean_and_deviation(a)} over {_mean_and_deviation(b)}, {seeds} seeds"
         what = f"{what} after {steps} steps, over the plain loop's"
-        yield Figure(what, mean(a) / mean(b), f">= {1 - room / mean(b):.3f}", detail=told)
+        yield Figure(what, mean(a) / mean(b), f">= {1 - room / mean(b):.3f}", detail=detail)
 
 
-def _told(values: list[float]) -> str:
+def _mean_and_deviation(values: list[float]) -> str:
     return f"{mean(values):.3f} ± {stdev(values):.3f}"
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--steps", type=int, default=300)
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=300, help="Steps of each loop (default: 300).")
+    parser.add_argument("--seeds", type=int, default=3, help="Number of seeds (default: 3).")
     args = parser.parse_args()
     print(machine(torch.device("cpu")))
     for figure in figures(args.steps, args.seeds):

@@ -1,10 +1,10 @@
-"""Evaluators: classifiers that judge samples, trained on images that the target never saw.
+"""Evaluators: independent classifiers of the samples, trained on images that the target never saw.
 
     python -m benchmarks.evaluators mnist --data DIR --models DIR
 
-Targets are trained on the first 6,000 training images, evaluators on the rest (of SVHN, too small for that and whose
-target came trained: on all). Three architectures unlike one another judge in the benchmarks; a fourth, ``tuning``, is
-the only one that was looked at while recipes were made.
+Targets are trained on the first 6,000 training images and evaluators on the rest. The SVHN set is too small for that
+and its target came trained, so its evaluators train on all images. The benchmarks use three dissimilar architectures;
+the recipes were developed with a fourth, ``tuning``.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ import interpkit
 from examples.train_classifier import MIRRORED, accuracy, fit, load_data
 
 FIRST = 6000
-"""Training images of the targets."""
-JUDGES = ("resnet", "vgg", "mixer")
+"""How many training images the targets use."""
+EVALUATORS = ("resnet", "vgg", "mixer")
 TUNING = "tuning"
 
 
 class Residual(nn.Module):
-    """x + f(x), through a projection where the width or the size changes."""
+    """A residual block x + f(x), with a projection of x where the width or the size changes."""
 
     def __init__(self, before: int, after: int, stride: int) -> None:
         super().__init__()
@@ -45,7 +45,7 @@ class Residual(nn.Module):
 
 
 class Mix(nn.Module):
-    """x + depthwise 7x7, then 1x1 up and down, with layer norm: a ConvNeXt block."""
+    """A ConvNeXt block: x plus a depthwise 7x7 convolution, layer norm, and 1x1 convolutions up and down."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -77,7 +77,7 @@ def build(name: str, channels: int, classes: int = 10) -> nn.Sequential:
             nn.Flatten(),
             nn.Linear(96, classes),
         )
-    if name == "vgg":  # 5x5 convolutions, no normalisation, a wide hidden layer
+    if name == "vgg":  # 5x5 convolutions, no normalization, a wide hidden layer
         return nn.Sequential(
             nn.Conv2d(channels, 32, 5, padding=2),
             nn.ELU(),
@@ -127,21 +127,21 @@ def build(name: str, channels: int, classes: int = 10) -> nn.Sequential:
 
 
 def held_out(dataset: str, data: Path) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return the evaluators' training images and labels, and the test split's."""
+    """Return the evaluators' training images and labels, and those of the test split."""
     x_train, y_train, x_test, y_test = load_data(str(data / f"{dataset}.npz"), "data")
     first = 0 if dataset == "svhn" else FIRST
     return x_train[first:], y_train[first:], x_test, y_test
 
 
 def evaluator(dataset: str, name: str, data: Path, models: Path) -> interpkit.Target:
-    """Return an evaluator as a target, trained now if ``models`` does not have it."""
+    """Return an evaluator as a target; train it first if ``models`` does not have it."""
     path = models / f"evaluator_{dataset}_{name}.safetensors"
     x_train, y_train, x_test, y_test = held_out(dataset, data)
     mean, std = x_train.mean((0, 2, 3)), x_train.std((0, 2, 3))
     shape = tuple(x_train.shape[1:])
     torch.manual_seed(sum(map(ord, name)))
     network = build(name, shape[0])
-    network(torch.zeros(2, *shape))  # which tells the lazy layers their sizes
+    network(torch.zeros(2, *shape))  # initializes the lazy layers
     if not path.exists():
         scaled = [(x - mean[:, None, None]) / std[:, None, None] for x in (x_train, x_test)]
         epochs = {"svhn": 60, "cifar10": 24}.get(dataset, 14)
@@ -157,14 +157,14 @@ def evaluator(dataset: str, name: str, data: Path, models: Path) -> interpkit.Ta
 
 
 def main() -> None:
-    """Train the evaluators of the data sets that are named."""
+    """Train the evaluators of the data sets named on the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("datasets", nargs="+", choices=["mnist", "fashion_mnist", "svhn", "cifar10"])
-    parser.add_argument("--data", type=Path, required=True, help="the folder of the .npz files")
-    parser.add_argument("--models", type=Path, required=True, help="where the evaluators are kept")
+    parser.add_argument("--data", type=Path, required=True, help="Folder of the .npz files.")
+    parser.add_argument("--models", type=Path, required=True, help="Folder in which the evaluators are stored.")
     args = parser.parse_args()
     for dataset in args.datasets:
-        for name in (TUNING, *JUDGES):
+        for name in (TUNING, *EVALUATORS):
             evaluator(dataset, name, args.data, args.models)
 
 

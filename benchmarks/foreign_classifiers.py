@@ -1,10 +1,10 @@
-"""Inverts classifiers that others trained, each by one command line, and prints what comes of it.
+"""Inverts classifiers that others trained, each with a single command, and prints a table of the results.
 
     python -m benchmarks.foreign_classifiers --models DIR [--data DIR]
 
-DIR holds svhn_cnn.pth, cifar10_lenet.pt, mnist_mlp_256x2.onnx and mnist_mlp_raw255.safetensors; --data has mnist.npz,
-cifar10.npz and svhn.npz to show their accuracy on. Goal: those that were trained reach 95 % inversion accuracy with
-default settings. The rest have random weights and show the mechanics, a few steps each.
+DIR holds svhn_cnn.pth, cifar10_lenet.pt, mnist_mlp_256x2.onnx and mnist_mlp_raw255.safetensors; --data holds mnist.npz,
+cifar10.npz and svhn.npz, on which their accuracy is measured. The goal is that the trained ones reach 95 % inversion
+accuracy with default settings. The others have random weights and take only a few steps, to show that they run.
 """
 
 import argparse
@@ -33,7 +33,7 @@ QUICK = "--steps 3 --batch-size 4 --set upconv.width=16 --set upconv.min_width=8
 
 
 def interpkit(*words: object) -> dict:
-    """Run a command with --json; return what it says."""
+    """Run a command with --json and return its output."""
     command = [sys.executable, "-m", "interpkit", *map(str, words), "--json"]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
@@ -42,7 +42,7 @@ def interpkit(*words: object) -> dict:
 
 
 def row(name: str, kind: str, model: Path, flags: list[str], quick: list[str], data: Path | None) -> None:
-    """Invert one classifier and print a line of the table."""
+    """Invert one classifier and print its row of the table."""
     accuracy = "-"
     if data is not None and data.exists():
         accuracy = f"{interpkit('inspect', model, *flags, '--reference', data)['accuracy']:.1%}"
@@ -55,27 +55,27 @@ def row(name: str, kind: str, model: Path, flags: list[str], quick: list[str], d
 
 
 def random_classifiers(folder: Path) -> list[tuple[str, str, Path, list[str]]]:
-    """Write classifiers with random weights; return name, format, path and flags of each."""
+    """Write classifiers with random weights; return the name, format, path and flags of each."""
     torch.manual_seed(0)
-    found = []
+    classifiers = []
     for name in ("resnet18", "mobilenet_v3_small"):
         path = folder / f"{name}.pth"
         torch.save({"state_dict": torchvision.models.get_model(name).state_dict()}, path)
         flags = ["--arch", f"torchvision:{name}", "--input-shape", "3,224,224"]
-        found.append((f"torchvision {name}, 224 px", "state dict", path, flags))
+        classifiers.append((f"torchvision {name}, 224 px", "state dict", path, flags))
     for name in ("vit_tiny_patch16_224", "convnext_atto"):
         path = folder / name
         timm.models.save_for_hf(timm.create_model(name), path, safe_serialization=True)
-        found.append((f"timm {name}, 224 px", "timm folder", path, ["--input-shape", "3,224,224"]))
-    return found
+        classifiers.append((f"timm {name}, 224 px", "timm folder", path, ["--input-shape", "3,224,224"]))
+    return classifiers
 
 
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", type=Path, required=True)
-    parser.add_argument("--data", type=Path)
-    parser.add_argument("--only", help="part of a name")
+    parser.add_argument("--models", type=Path, required=True, help="Folder of the trained classifiers.")
+    parser.add_argument("--data", type=Path, help="Folder of the .npz files; without it accuracy is not measured.")
+    parser.add_argument("--only", help="Run only the classifiers whose name contains this.")
     args = parser.parse_args()
     print("| classifier | format | accuracy | inversion accuracy | seconds |\n|---|---|---|---|---|")
     for name, (flags, data) in TRAINED.items():

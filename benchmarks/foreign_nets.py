@@ -1,11 +1,11 @@
-"""Networks of classifiers that others trained, for ``--arch py:benchmarks/foreign_nets.py:NAME``."""
+"""Architectures of classifiers that others trained, for ``--arch py:benchmarks/foreign_nets.py:NAME``."""
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 
 def svhn_cnn() -> nn.Module:
-    """Three blocks of two convolutions with batch norm, 32, 64 and 128 channels; 3 x 32 x 32."""
+    """Three blocks of two convolutions with batch norm and 32, 64 and 128 channels, for images of 3 x 32 x 32."""
     blocks, before = [], 3
     for after in (32, 64, 128):
         layers = []
@@ -22,7 +22,7 @@ def svhn_cnn() -> nn.Module:
 
 
 class LeNet(nn.Module):
-    """LeNet for 3 x 32 x 32."""
+    """LeNet for images of 3 x 32 x 32."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -37,7 +37,7 @@ class LeNet(nn.Module):
 
 
 class FlatMLP(nn.Module):
-    """Two layers without biases on 784 raw pixels."""
+    """Two linear layers without biases on 784 raw pixels."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -49,7 +49,7 @@ class FlatMLP(nn.Module):
 
 
 class Block(nn.Module):
-    """Two convolutions beside a shortcut without weights: subsampling, and zeros for new channels."""
+    """Two convolutions plus a shortcut without weights, which subsamples and pads new channels with zeros."""
 
     def __init__(self, before: int, after: int, stride: int) -> None:
         super().__init__()
@@ -58,7 +58,7 @@ class Block(nn.Module):
         self.stride, self.new = stride, after - before
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the sum of both ways."""
+        """Return the sum of both branches."""
         y = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
         return F.relu(y + F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, 0, self.new)))
 

@@ -1,4 +1,4 @@
-"""What grows with the problem: batch, classes, and the number of samples: ``python -m benchmarks.growth``."""
+"""Time and memory as the batch, the classes or the number of samples grow: ``python -m benchmarks.growth``."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Allocations(TorchDispatchMode):
     total = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run the operation and count."""
+        """Run the operation and count its bytes."""
         result = func(*args, **(kwargs or {}))
         for tensor in result if isinstance(result, tuple | list) else [result]:
             if isinstance(tensor, torch.Tensor):
@@ -40,7 +40,7 @@ class Allocations(TorchDispatchMode):
 
 
 def conditions() -> Iterator[Figure]:
-    """Yield what 128 conditions of 1,000 classes take with their maps at 64 x 64."""
+    """Yield the memory that 128 conditions of 1,000 classes allocate with their maps at 64 x 64."""
     registry = installed().registry
     conditioner = registry.get("conditioner", "vecmat")(1000, (3, 64, 64))
     generator = registry.get("generator", "upconv")(conditioner.spec, (3, 64, 64))
@@ -51,10 +51,10 @@ def conditions() -> Iterator[Figure]:
 
 
 def cosine(sizes: tuple[int, int] = (512, 4096), width: int = 200, rounds: int = 30) -> Iterator[Figure]:
-    """Yield the time of the cosine term, with its gradient, at a large batch over a small one."""
+    """Yield the time of the cosine term, with its gradient, for a large batch over a small one."""
     term = installed().registry.get("loss", "cosine")
 
-    def look(size: int) -> Any:
+    def evaluation(size: int) -> Any:
         features = torch.randn(size, width, requires_grad=True)
         target = interpkit.wrap(nn.Sequential(nn.Flatten(), nn.Linear(4, 3)), input_shape=(1, 2, 2))
         response = interpkit.Response(features[:, :3], {"f": features}, "f")
@@ -69,7 +69,7 @@ def cosine(sizes: tuple[int, int] = (512, 4096), width: int = 200, rounds: int =
 
         return once
 
-    rivals = {str(size): look(size) for size in sizes}
+    rivals = {str(size): evaluation(size) for size in sizes}
     seconds = in_turn(rivals, rounds)
     large, small = (seconds[str(size)] for size in (sizes[1], sizes[0]))
     detail = f"{sizes[1]} over {sizes[0]} images of {width} features, with gradient"
@@ -92,14 +92,14 @@ class Classes(nn.Module):
 
 
 def many_classes(number: int) -> invert.Job:
-    """Return a run on a network of so many classes, whose maps are of 10 pixels a side whatever their number."""
+    """Return a run on a network with ``number`` classes, whose maps have 10 pixels per side for any number."""
     torch.manual_seed(0)
     target = interpkit.wrap(Classes(number), input_shape=(1, 32, 32))
     return invert.prepare(target, ["vecmat"], steps=MANY, options={"vecmat.max_side": 10})
 
 
 def classes(numbers: tuple[int, int] = (10, 1000), rounds: int = 20) -> Iterator[Figure]:
-    """Yield time and memory of a step with many classes over few, all else the same."""
+    """Yield the time and memory of a step with many classes over few, all else being equal."""
     loops = {str(number): OurLoop(many_classes(number)) for number in numbers}
     seconds = in_turn(loops, rounds)
     few, many = (seconds[str(number)] for number in numbers)
@@ -112,7 +112,7 @@ def classes(numbers: tuple[int, int] = (10, 1000), rounds: int = 20) -> Iterator
 
 
 def samples(numbers: tuple[int, int] = (10_000, 1_000_000)) -> Iterator[Figure]:
-    """Yield the peak memory of sampling many images over that of few."""
+    """Yield the peak memory of sampling many images over that of sampling few."""
     peaks = [_peak("samples", number) for number in numbers]
     what = f"peak memory of {numbers[1]:,} samples over {numbers[0]:,}"
     yield Figure(what, peaks[1] / peaks[0], "<= 1.1", detail=f"{peaks[1]:.0f} over {peaks[0]:.0f} MB, shards of 10,000")
@@ -127,7 +127,7 @@ def figures(count: int = 1_000_000) -> Iterator[Figure]:
 
 
 def _peak(what: str, number: int) -> float:
-    """Return the peak memory of a fresh process that does one thing, in MB."""
+    """Return the peak memory, in MB, of a fresh process that runs one measurement."""
     command = [sys.executable, "-m", "benchmarks.growth", "--alone", what, str(number)]
     return float(json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout))
 
@@ -142,19 +142,19 @@ def _alone(what: str, number: int) -> None:
         inversion = interpkit.invert(MODEL, ["vecmat"], steps=1, options=narrow)
         with tempfile.TemporaryDirectory() as folder:
             interpkit.write_shards(inversion, folder, count=number, shard_size=10_000)
-    # Not `resource.getrusage`: its peak is that of the process that started this one, if that is higher.
+    # Not `resource.getrusage`: it reports the peak of the parent process if that is higher.
     status = Path("/proc/self/status").read_text()
     print(int(status.partition("VmHWM:")[2].split()[0]) / 1e3)
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--count", type=int, default=1_000_000)
+    parser.add_argument("--count", type=int, default=1_000_000, help="Samples to draw (default: 1,000,000).")
     parser.add_argument("--alone", nargs=2, help=argparse.SUPPRESS)
-    given = parser.parse_args()
-    if given.alone:
-        _alone(given.alone[0], int(given.alone[1]))
+    arguments = parser.parse_args()
+    if arguments.alone:
+        _alone(arguments.alone[0], int(arguments.alone[1]))
     else:
         print(machine(torch.device("cpu")))
-        for figure in figures(given.count):
+        for figure in figures(arguments.count):
             print(figure.row(), flush=True)

@@ -1,4 +1,4 @@
-"""What the benchmarks of the method share: data, classifiers, and one measured run for each recipe and seed."""
+"""Shared by the benchmarks of the method: data, classifiers, and one measured run for each recipe and seed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from statistics import mean, stdev
 from typing import Any
 
 import interpkit
-from benchmarks.evaluators import FIRST, JUDGES, evaluator, held_out
+from benchmarks.evaluators import EVALUATORS, FIRST, evaluator, held_out
 from examples.train_classifier import load_data
 from interpkit.api import invert
 from interpkit.io.atomic import sha256
@@ -27,16 +27,16 @@ PICTURES = ROOT / "docs" / "images" / "results"
 SHIPPED = ROOT / "examples" / "models"
 EPOCHS = {"cifar10": 30}
 RADIUS = 1.0
-"""Of the L2 ball in which robustness is searched."""
+"""Radius of the L2 ball in which the robustness metric searches."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """One way of inverting: presets and what is changed of them.
+    """One way of inverting: presets, and changes to them.
 
     Attributes:
-        name: for tables.
-        plugins: presets.
+        name: the name in the tables.
+        plugins: the presets.
         settings: other arguments of `interpkit.invert`.
     """
 
@@ -47,14 +47,14 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Place:
-    """Where the benchmarks read and write.
+    """The folders that the benchmarks read and write.
 
     Attributes:
         data: folder of mnist.npz, fashion_mnist.npz, svhn.npz, cifar10.npz.
         models: folder of classifiers that others trained (svhn_cnn.pth).
-        work: where trained targets, evaluators and runs are kept; what is there is not made again.
-        fresh: do not take results from docs/results.json.
-        done: take what is finished, and run nothing.
+        work: folder of trained targets, evaluators and runs; those that exist are reused.
+        fresh: whether to ignore the results in docs/results.json.
+        done: whether to use only finished runs, and run nothing.
     """
 
     data: Path
@@ -66,26 +66,28 @@ class Place:
     @classmethod
     def add_arguments(cls, parser: argparse.ArgumentParser) -> None:
         """Add the flags that `parse` reads."""
-        parser.add_argument("--data", type=Path, required=True, help="folder of the data sets' .npz files")
-        parser.add_argument("--models", type=Path, required=True, help="folder of svhn_cnn.pth")
-        parser.add_argument("--work", type=Path, default=Path("runs/benchmarks"), help="where runs are kept")
-        parser.add_argument("--fresh", action="store_true", help="run what docs/results.json knows the figures of, too")
-        parser.add_argument("--done", action="store_true", help="only what is finished: run nothing")
-        parser.add_argument("--write", action="store_true", help="put the tables and pictures into docs/")
+        parser.add_argument("--data", type=Path, required=True, help="Folder of the data sets' .npz files.")
+        parser.add_argument("--models", type=Path, required=True, help="Folder of svhn_cnn.pth.")
+        parser.add_argument(
+            "--work", type=Path, default=Path("runs/benchmarks"), help="Folder for runs (default: runs/benchmarks)."
+        )
+        parser.add_argument("--fresh", action="store_true", help="Ignore the figures in docs/results.json.")
+        parser.add_argument("--done", action="store_true", help="Use only finished runs, and run nothing.")
+        parser.add_argument("--write", action="store_true", help="Write the tables and pictures into docs/.")
 
     @classmethod
     def parse(cls, args: argparse.Namespace) -> Place:
-        """Return the place that the flags name."""
+        """Return the folders that the flags name."""
         return cls(args.data, args.models, args.work, args.fresh, args.done)
 
     @property
     def trained(self) -> Path:
-        """Where classifiers that are trained here are kept."""
+        """Folder of the classifiers that the benchmarks train."""
         return self.work / "models"
 
 
 def dataset(target: str) -> str:
-    """Return the data set of a target: ``mnist`` of ``mnist_bn`` and ``mnist_bn_smoothed``."""
+    """Return the data set of a target: ``mnist`` for ``mnist_bn`` and ``mnist_bn_smoothed``."""
     return target.removesuffix("_smoothed").removesuffix("_bn")
 
 
@@ -95,7 +97,7 @@ def _path(name: str, place: Place) -> Path:
 
 
 def load(name: str, place: Place) -> interpkit.Target:
-    """Load a target: shipped, another's, or trained now by our script."""
+    """Load a target: shipped, trained by others, or trained now with our script."""
     if name == "svhn":
         return interpkit.load_target(
             place.models / "svhn_cnn.pth",
@@ -117,31 +119,31 @@ def load(name: str, place: Place) -> interpkit.Target:
 
 @dataclass(frozen=True)
 class Result:
-    """What one recipe came to on one target with one seed.
+    """The result of one recipe on one target with one seed.
 
     Attributes:
-        name: of the run, with a hash of the resolved recipe.
+        name: name of the run, with a hash of the resolved recipe.
         model: sha256 of the target's file.
-        figures: for the tables, by name.
-        judges: each evaluator's accuracy on the real images.
-        target_accuracy: the target's own.
+        figures: the figures of the tables, by name.
+        evaluators: each evaluator's accuracy on the real images.
+        target_accuracy: the target's accuracy on them.
     """
 
     name: str
     model: str
     figures: dict[str, float]
-    judges: dict[str, float]
+    evaluators: dict[str, float]
     target_accuracy: float
 
 
 def run(target: str, recipe: Recipe, seeds: Sequence[int], place: Place) -> list[Result]:
-    """Return a result for each seed; with ``place.done``, for those that are finished."""
+    """Return a result for each seed; with ``place.done``, only for the finished ones."""
     results = [_run(target, recipe, seed, place) for seed in seeds]
     return [result for result in results if result is not None]
 
 
 def _run(target: str, recipe: Recipe, seed: int, place: Place) -> Result | None:
-    """Invert and measure, unless that was done: in ``place.work``, or for docs/results.json."""
+    """Invert and measure, unless ``place.work`` or docs/results.json already has the result."""
     if place.done and target != "svhn" and not _path(target, place).exists():
         return None
     classifier = load(target, place)
@@ -165,17 +167,17 @@ def _run(target: str, recipe: Recipe, seed: int, place: Place) -> Result | None:
     metrics = Run.open(folder).metrics()
     if "reference" not in metrics:
         kind = dataset(target)
-        judges = [evaluator(kind, judge, place.data, place.trained) for judge in JUDGES]
+        evaluators = [evaluator(kind, name, place.data, place.trained) for name in EVALUATORS]
         x_train, y_train = load_data(str(place.data / f"{kind}.npz"), "")[:2]
         metrics = interpkit.evaluate(
             folder,
             target=classifier,
-            evaluators=judges,
+            evaluators=evaluators,
             reference=held_out(kind, place.data)[2:],
             options={"robustness.radius": [RADIUS], "robustness.sigma": [0.3], "robustness.samples": 100},
             training=None if kind == "svhn" else (x_train[:FIRST], y_train[:FIRST]),
         )
-    accuracies = {judge["name"]: judge["reference_accuracy"] for judge in metrics["evaluators"]}
+    accuracies = {row["name"]: row["reference_accuracy"] for row in metrics["evaluators"]}
     return Result(name, model, figures(metrics), accuracies, metrics["reference"]["target_accuracy"])
 
 
@@ -184,7 +186,7 @@ def _kept() -> dict[str, Any]:
 
 
 def keep(results: Sequence[Result], place: Place, *, pictures: bool = False) -> None:
-    """Add results to docs/results.json; if asked, the grid of each that was run here to docs/images/results."""
+    """Add results to docs/results.json; with ``pictures``, also copy the grids of local runs to docs/images/results."""
     entries = _kept() | {result.name: asdict(result) for result in results}
     KEPT.write_text(json.dumps(dict(sorted(entries.items())), indent=1) + "\n", "utf-8")
     PICTURES.mkdir(parents=True, exist_ok=True)
@@ -197,11 +199,11 @@ def keep(results: Sequence[Result], place: Place, *, pictures: bool = False) -> 
 
 def figures(metrics: Mapping[str, Any]) -> dict[str, float]:
     """Return the figures of the tables, flat: means over the evaluators where there are several."""
-    reference, judges = metrics["reference"], metrics["evaluators"]
-    found = {
+    reference, evaluators = metrics["reference"], metrics["evaluators"]
+    values = {
         "inversion accuracy": metrics["inversion_accuracy"],
-        "agreement": mean(judge["agreement"] for judge in judges),
-        "agreement / accuracy": mean(judge["relative"] for judge in judges),
+        "agreement": mean(row["agreement"] for row in evaluators),
+        "agreement / accuracy": mean(row["relative"] for row in evaluators),
         "excess Vendi": reference.get("excess_vendi"),
         **{
             name: mean(space[name] for space in reference["features"].values())
@@ -211,7 +213,7 @@ def figures(metrics: Mapping[str, Any]) -> dict[str, float]:
         f"kept, PGD {RADIUS:g}": metrics.get("robustness", {}).get("pgd", {}).get(f"{RADIUS:g}", {}).get("kept"),
         "nearer to training": metrics.get("memorisation", {}).get("pixels", {}).get("nearer_to_training"),
     }
-    return {name: float(value) for name, value in found.items() if value is not None}
+    return {name: float(value) for name, value in values.items() if value is not None}
 
 
 def over_seeds(rows: Sequence[Mapping[str, float]]) -> dict[str, str]:
@@ -228,7 +230,7 @@ def over_seeds(rows: Sequence[Mapping[str, float]]) -> dict[str, str]:
 
 
 def table(rows: Mapping[str, Mapping[str, str]], corner: str) -> str:
-    """Return a Markdown table: a row for each entry, a column for each figure that any has."""
+    """Return a Markdown table with a row for each entry and a column for each figure that any entry has."""
     columns = list(dict.fromkeys(name for row in rows.values() for name in row))
     lines = [f"| {corner} | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
     lines += [f"| {name} | " + " | ".join(row.get(c, "-") for c in columns) + " |" for name, row in rows.items()]
@@ -236,9 +238,9 @@ def table(rows: Mapping[str, Mapping[str, str]], corner: str) -> str:
 
 
 def write_section(name: str, text: str) -> None:
-    """Replace what stands between the marks ``<!-- NAME -->`` and ``<!-- /NAME -->`` of docs/results.md."""
+    """Replace the text between the marks ``<!-- NAME -->`` and ``<!-- /NAME -->`` of docs/results.md."""
     page = ROOT / "docs" / "results.md"
     before, mark, rest = page.read_text("utf-8").partition(f"<!-- {name} -->\n")
     _, end, after = rest.partition(f"<!-- /{name} -->")
-    assert mark and end, f"docs/results.md has no place for {name}"
+    assert mark and end, f"docs/results.md does not have the marks of section {name}"
     page.write_text(before + mark + text + end + after, "utf-8")

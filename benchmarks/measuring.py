@@ -1,4 +1,4 @@
-"""How the benchmarks measure: rivals take turns in one process, and each figure is a ratio with its spread."""
+"""How the benchmarks measure: the competitors take turns, and each figure is a ratio with its spread."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ class Figure:
     """One measured number.
 
     Attributes:
-        what: is measured, with its unit if it is no ratio.
-        value: the number; a median where there are several.
-        goal: a comparison, as ``<= 0.5``; empty for what is only reported.
-        low: the first quartile, where there are several.
-        high: the third.
-        detail: what it was measured on, in absolute numbers.
+        what: what is measured, with its unit unless it is a ratio.
+        value: the number; the median if there are several.
+        goal: a comparison such as ``<= 0.5``; empty if the figure is only reported.
+        low: the first quartile, if there are several numbers.
+        high: the third quartile, likewise.
+        detail: what was measured, in absolute numbers.
     """
 
     what: str
@@ -49,7 +49,7 @@ class Figure:
 
     @property
     def met(self) -> bool | None:
-        """Whether the goal is met; None without one."""
+        """Whether the goal is met; None if there is no goal."""
         if not self.goal:
             return None
         operator, limit = self.goal.split()
@@ -68,11 +68,11 @@ class Figure:
         return f"| {self.what} | {self.value:.3g}{spread} | {self.goal} | {met} | {self.detail} |"
 
 
-HEAD = "| what | measured | goal | met | on what |\n|---|---|---|---|---|\n"
+HEAD = "| what | measured | goal | met | details |\n|---|---|---|---|---|\n"
 
 
 def in_turn(rivals: Mapping[str, Callable[[], Any]], rounds: int, warm_up: int = 3) -> dict[str, list[float]]:
-    """Let rivals take turns, each first in every other round; return the seconds of each turn by name."""
+    """Run competitors in turn, in alternating order; return the seconds of each turn by name."""
     names = list(rivals)
     seconds: dict[str, list[float]] = {name: [] for name in names}
     for number in range(warm_up + rounds):
@@ -91,10 +91,11 @@ def ratios(ours: Sequence[float], theirs: Sequence[float]) -> list[float]:
 
 
 class Apart:
-    """A rival in a process of its own, so that what one asks of the C library or of torch does not serve the other.
+    """A competitor in its own process, so that settings of the C library or of torch do not affect the others.
 
     Args:
-        make: returns the rival there, which is called once a turn; a function of a module, or a partial of one.
+        make: returns the competitor, in that process, to be called once per turn; must be picklable: a function of a
+            module, or a partial of one.
     """
 
     def __init__(self, make: Callable[[], Any]) -> None:
@@ -105,12 +106,12 @@ class Apart:
         there.close()
 
     def ask(self, question: Callable[[Any], Any]) -> Any:
-        """Return what a function, sent there, says of the rival."""
+        """Send a function to the process; return its result for the competitor."""
         self._pipe.send(question)
         return self._pipe.recv()
 
     def __call__(self) -> Any:
-        """Let it take its turn."""
+        """Run one turn of the competitor and return its result."""
         return self.ask(_turn)
 
     def end(self) -> None:
@@ -130,7 +131,7 @@ def _turn(rival: Callable[[], Any]) -> Any:
 
 
 class _Handing(Recorder):
-    """A recorder that hands over after each step, and waits for its next turn."""
+    """A recorder that hands control over after each step, and waits for its next turn."""
 
     def __init__(self, steps: int, hand_over: Callable[[], None]) -> None:
         super().__init__(steps)
@@ -143,13 +144,13 @@ class _Handing(Recorder):
 
 
 class OurLoop:
-    """interpkit's own loop, `interpkit.inversion.loop.train`, one step at a time: it runs in a thread that takes turns.
+    """interpkit's own loop (`GeneratorInverter`), one step at a time, in a thread that takes turns.
 
     Args:
-        job: what to run; its last step is its recipe's.
+        job: the run; it cannot take more steps than its recipe has.
 
     Attributes:
-        parts: the networks that are trained.
+        parts: the networks in training.
     """
 
     def __init__(self, job: invert.Job) -> None:
@@ -176,7 +177,7 @@ class OurLoop:
         self._turn.acquire()
 
     def __call__(self) -> float:
-        """Take one step; return its batch's inversion accuracy."""
+        """Take one step; return the inversion accuracy of its batch."""
         self._turn.release()
         self._done.acquire()
         if self._error is not None:
@@ -184,49 +185,49 @@ class OurLoop:
         return self._recorder.accuracy
 
 
-class _Telling(Recorder):
-    def __init__(self, steps: int, told: Callable[[int, float], None]) -> None:
+class _Reporting(Recorder):
+    def __init__(self, steps: int, after_step: Callable[[int, float], None]) -> None:
         super().__init__(steps)
-        self._told = told
+        self._after_step = after_step
 
     def step(self, step: int, loss: Tensor, *args: Any) -> None:
         super().step(step, loss, *args)
-        self._told(step, loss.item())
+        self._after_step(step, loss.item())
 
 
-def stepwise(job: invert.Job, told: Callable[[int, float], None]) -> None:
-    """Run the loop to its end in this thread; call with the number of each step, and its loss, after it."""
+def stepwise(job: invert.Job, after_step: Callable[[int, float], None]) -> None:
+    """Run the loop to its end in this thread; call ``after_step`` with the number and the loss of each step."""
     keep_freed_memory(torch.device(job.recipe.device))
     torch.manual_seed(job.recipe.seed)
     _, parts = assembly.build(job.recipe, job.target, installed())
-    recorder = _Telling(job.recipe.steps, told)
+    recorder = _Reporting(job.recipe.steps, after_step)
     with job.target.frozen(job.recipe.device, torch.channels_last):
         GeneratorInverter().invert(job.target, job.recipe, parts, recorder)
 
 
 def best_matrix_product(dtype: torch.dtype, device: torch.device, sizes: Sequence[int] = (512, 1024, 2048)) -> float:
-    """Return the most FLOP/s that a product of two square matrices reached."""
+    """Return the highest FLOP/s that a product of two square matrices reached."""
     best = 0.0
     for size in sizes:
         a = torch.randn(size, size, device=device).to(dtype)
         b = torch.randn(size, size, device=device).to(dtype)
         for _ in range(8):
-            synchronise(device)
+            synchronize(device)
             begun = time.perf_counter()
             a @ b
-            synchronise(device)
+            synchronize(device)
             best = max(best, 2 * size**3 / (time.perf_counter() - begun))
     return best
 
 
-def synchronise(device: torch.device) -> None:
-    """Wait for a GPU."""
+def synchronize(device: torch.device) -> None:
+    """Wait until a GPU has finished; do nothing on other devices."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def machine(device: torch.device) -> dict[str, Any]:
-    """Describe what is measured on."""
+    """Describe the machine that the figures are measured on."""
     processor = platform.processor() or platform.machine()
     if os.path.exists("/proc/cpuinfo"):
         names = re.findall(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())

@@ -1,9 +1,9 @@
-"""The paper's evaluation: every recipe and baseline on MNIST, FashionMNIST, SVHN and CIFAR-10, with numbers.
+"""The paper's evaluation, with numbers: every recipe and baseline on MNIST, FashionMNIST, SVHN and CIFAR-10.
 
     python -m benchmarks.paper --data DIR --models DIR [--targets mnist_bn,...] [--recipes vecmat,...] [--seeds 0,1,2]
 
-Finished runs and measurements are kept in ``--work`` by recipe and seed, so a second call goes on where the first
-stopped. ``--write`` puts the tables into docs/results.md and the grids beside it.
+Finished runs and measurements are stored in ``--work`` by recipe and seed, so a second call resumes where the first one
+stopped. ``--write`` writes the tables into docs/results.md and copies the grids into docs/images/results.
 """
 
 from __future__ import annotations
@@ -34,20 +34,21 @@ BASELINES = {
     name: Recipe(name, [name], {"options": {"inverter.per_class": 10}})
     for name in ("pixels", "deepinversion", "evolution")
 }
-"""At 100 samples and one seed: they make images one by one."""
+"""With 100 samples and one seed, because they generate images one by one."""
 BASELINE_TARGETS = ("mnist_bn", "mnist", "cifar10_bn", "cifar10")
 GRID = Recipe("eight generators", ["vecmat"], {"generators": 8})
-"""The paper's Figure 2: a row a class, a column a generator; a target of each data set."""
+"""The paper's Figure 2: one row per class, one column per generator, for one target per data set."""
 GRID_TARGETS = ("mnist_bn", "fashion_mnist_bn", "svhn", "cifar10_bn")
 
 
 def main() -> None:
-    """Run what is not there yet, and print a table for each target."""
+    """Run the recipes that are not finished yet, and print a table for each target."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     Place.add_arguments(parser)
-    parser.add_argument("--targets", default=",".join(TARGETS))
-    parser.add_argument("--recipes", default=",".join([*RECIPES, *BASELINES, GRID.name]))
-    parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--targets", default=",".join(TARGETS), help="Targets, separated by commas.")
+    recipes = ",".join([*RECIPES, *BASELINES, GRID.name])
+    parser.add_argument("--recipes", default=recipes, help="Recipes, separated by commas.")
+    parser.add_argument("--seeds", default="0,1,2", help="Random seeds, separated by commas.")
     args = parser.parse_args()
     place, names = Place.parse(args), args.recipes.split(",")
     seeds = [int(seed) for seed in args.seeds.split(",")]
@@ -61,8 +62,8 @@ def main() -> None:
                 rows[recipe.name] = over_seeds([result.figures for result in done])
                 everything += done
         if rows:
-            judges = ", ".join(f"{name} {accuracy:.1%}" for name, accuracy in everything[-1].judges.items())
-            head = f"Target {everything[-1].target_accuracy:.1%} on real test images; evaluators: {judges}."
+            evaluators = ", ".join(f"{name} {accuracy:.1%}" for name, accuracy in everything[-1].evaluators.items())
+            head = f"Target {everything[-1].target_accuracy:.1%} on real test images; evaluators: {evaluators}."
             sections.append(f"### {target}\n\n{head}\n\n{table(rows, 'recipe')}")
             print(sections[-1], flush=True)
     if args.write:
@@ -71,7 +72,7 @@ def main() -> None:
 
 
 def cells(name: str, target: str, seeds: list[int]) -> tuple[Recipe, list[int]]:
-    """Return a recipe and the seeds it runs with on a target; none where it means nothing there."""
+    """Return a recipe and the seeds to run it with on a target; no seeds where it does not apply."""
     if name in RECIPES:
         return RECIPES[name], seeds
     if name == GRID.name:

@@ -1,6 +1,6 @@
-"""What people write without interpkit, as plainly as they write it: the rivals of the speed benchmarks.
+"""The competitors of the speed benchmarks: inversion as people would write it without interpkit.
 
-Each is in fp32, in the default memory format, eager, with nothing clever done.
+Each runs in fp32, in the default memory format and eager mode, without optimizations.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from interpkit.plugins.discovery import installed
 
 
 class PlainLoop:
-    """The script that one writes from the paper: the three losses on a recipe's networks, a figure printed every step.
+    """The script that one would write from the paper: the three losses on a recipe's networks, read every step.
 
-    As in most scripts the classifier is in ``eval`` mode and its weights are not given to the optimizer.
+    As in most scripts, the classifier is in ``eval`` mode and its weights are not passed to the optimizer.
 
     Args:
-        job: whose networks, weights of the terms, rates and batch are taken.
-        frozen: tell autograd, too, that the classifier's weights are not trained; few do.
-        device: where.
+        job: the run whose networks, term weights, learning rates and batch size are used.
+        frozen: whether to disable gradients for the classifier's weights too, which few scripts do.
+        device: device to train on.
 
     Attributes:
-        conditioner: of the recipe.
-        generator: likewise.
+        conditioner: the recipe's conditioner.
+        generator: the recipe's generator.
     """
 
     def __init__(self, job: invert.Job, *, frozen: bool = False, device: str = "cpu") -> None:
@@ -51,11 +51,11 @@ class PlainLoop:
         self.weights = {name: term.weight for name, term in recipe.losses.items()}
 
     def __call__(self) -> float:
-        """Take one step; return its batch's inversion accuracy."""
+        """Take one step; return the inversion accuracy of its batch."""
         n = self.recipe.batch_size
         p = torch.randn(n, self.target.num_classes, device=self.device).softmax(1)
         labels = p.argmax(1)
-        loss, logits = self.objective(self.made(labels, p), p, labels)
+        loss, logits = self.objective(self.generate(labels, p), p, labels)
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
@@ -63,9 +63,9 @@ class PlainLoop:
         return (logits.argmax(1) == labels).float().mean().item()
 
     def objective(self, images: Tensor, p: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the loss of images, and the classifier's logits."""
+        """Return the loss of images and the classifier's logits."""
         n = len(images)
-        logits = self.looked_at(images)
+        logits = self.classify(images)
         kl = F.kl_div(logits.log_softmax(1), p, reduction="batchmean")
         ce = F.cross_entropy(logits, labels)
         units = F.normalize(self._features["x"].float().flatten(1), dim=1)
@@ -73,12 +73,12 @@ class PlainLoop:
         cosine = pairs[~torch.eye(n, dtype=torch.bool, device=self.device)].mean()
         return self.weights["kl"] * kl + self.weights["ce"] * ce + self.weights["cosine"] * cosine, logits
 
-    def made(self, labels: Tensor, p: Tensor) -> Tensor:
-        """Return images for distributions of these argmax."""
+    def generate(self, labels: Tensor, p: Tensor) -> Tensor:
+        """Return images for class distributions ``p`` whose argmax is ``labels``."""
         condition = interpkit.Condition(labels, p, p, lambda h, w: self.conditioner.matrix.draw(labels, h, w))
         return self.generator(torch.randn(len(p), self.generator.latent_dim, device=self.device), condition)
 
-    def looked_at(self, images: Tensor) -> Tensor:
+    def classify(self, images: Tensor) -> Tensor:
         """Return the classifier's logits."""
         return self.target(images)
 
@@ -89,9 +89,9 @@ class ImageDescent:
     Args:
         target: the classifier.
         batch: images at a time, the classes in turn.
-        rate: of Adam, on what a sigmoid makes the image of.
-        fourier: descend on Fourier coefficients scaled by frequency, with random shifts of a pixel or two: the way of
-            Lucid and torch-lucent ("Feature Visualization", Olah et al. 2017), which take one image at a time.
+        rate: Adam's learning rate for the parameters from which a sigmoid makes the image.
+        fourier: optimize Fourier coefficients scaled by frequency, with random shifts of up to two pixels: the method
+            of Lucid and torch-lucent ("Feature Visualization", Olah et al. 2017), which handle one image at a time.
     """
 
     def __init__(self, target: Target, batch: int = 128, rate: float = 0.05, fourier: bool = False) -> None:
@@ -101,7 +101,7 @@ class ImageDescent:
         self._make = lambda rng: FreeImages(batch, target.input_shape, "fourier" if fourier else "pixel", 1.0, rng)
 
     def __call__(self, seed: int, steps: int) -> tuple[Tensor, Tensor]:
-        """Return images, (batch, C, H, W) in [0, 1], and the classes asked for."""
+        """Return images, (batch, C, H, W) in [0, 1], and the requested classes."""
         rng = torch.Generator().manual_seed(seed)
         labels = torch.arange(self.batch) % self.target.num_classes
         images: nn.Module = self._make(rng)

@@ -1,7 +1,8 @@
-"""Two processes that share a batch, over one: how much faster, and how exactly the same.
+"""Two processes that share a batch, compared with one: how much faster they are, and how exactly they agree.
 
-Each process has one thread. Weak scaling: the global batch is twice that of one process. Exactness: the same global
-batch, fp32, dropout off; latents are drawn globally in any case, and batch statistics are those of the global batch.
+Each process has one thread. For weak scaling, the global batch is twice that of one process. For exactness, the global
+batch is the same and dropout is off, in fp32 and fp64. In both cases latents are drawn globally, and the batch
+statistics are those of the global batch.
 """
 
 from __future__ import annotations
@@ -31,10 +32,10 @@ EXACT = {"precision": "fp32", "options": {"upconv.dropout": 0.0}}
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
-def measured(steps: int, batch: int, exact: str) -> dict[str, list[float]]:
-    """Take steps in this process, or this one of several; return seconds and losses of each.
+def measure(steps: int, batch: int, exact: str) -> dict[str, list[float]]:
+    """Take steps in this process, which may be one of several; return the seconds and the loss of each.
 
-    Where ``exact`` names a type of `DTYPES`, all is computed in it.
+    If ``exact`` names a type of `DTYPES`, everything is computed in it.
     """
     target = interpkit.load_target(MODEL)
     if exact:
@@ -43,50 +44,50 @@ def measured(steps: int, batch: int, exact: str) -> dict[str, list[float]]:
     job = invert.prepare(target, ["vecmat"], steps=steps, batch_size=batch, device="cpu", **(EXACT if exact else {}))
     seconds, begun = [], time.perf_counter()
 
-    def told(step: int, loss: float) -> None:
+    def after_step(step: int, loss: float) -> None:
         nonlocal begun
         seconds.append(time.perf_counter() - begun)
         losses.append(loss)
         begun = time.perf_counter()
 
     losses: list[float] = []
-    stepwise(job, told)
+    stepwise(job, after_step)
     return {"seconds": seconds, "losses": losses}
 
 
 def start(count: int, steps: int, batch: int, exact: str = "", threads: int = 1) -> Any:
-    """Run so many processes; return what the first measured."""
+    """Run ``count`` processes; return the measurements of the first."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "out.json"
         words = ["-m", "benchmarks.processes", "--part", str(out), str(steps), str(batch), exact]
         if count > 1:
             words = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count), *words]
         environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
-        ended = subprocess.run([sys.executable, *words], env=environment, stderr=subprocess.PIPE, text=True)
-        if ended.returncode:
-            raise SystemExit(ended.stderr)
+        process = subprocess.run([sys.executable, *words], env=environment, stderr=subprocess.PIPE, text=True)
+        if process.returncode:
+            raise SystemExit(process.stderr)
         return json.loads(out.read_text())
 
 
 def apart(some: list[float], others: list[float]) -> float:
-    """Return the largest relative difference of two rows of losses."""
+    """Return the largest relative difference between two sequences of losses."""
     return max(abs(a - b) / abs(a) for a, b in zip(some, others, strict=True))
 
 
 def figures(steps: int = 30, pairs: int = 3) -> Iterator[Figure]:
     """Yield the figures."""
-    efficiencies, shares, told = [], [], []
+    efficiencies, shares, times = [], [], []
     for _ in range(pairs):
         one, two = (statistics.median(start(count, steps, 128 * count)["seconds"][5:]) for count in (1, 2))
         with ThreadPoolExecutor() as both:
-            strangers = [both.submit(start, 1, steps, 128) for _ in range(2)]
-        beside = statistics.mean(statistics.median(each.result()["seconds"][5:]) for each in strangers)
+            independent = [both.submit(start, 1, steps, 128) for _ in range(2)]
+        beside = statistics.mean(statistics.median(each.result()["seconds"][5:]) for each in independent)
         efficiencies.append(one / two)
         shares.append(beside / two)
-        told.append(f"{1e3 * one:.0f}, {1e3 * two:.0f}, {1e3 * beside:.0f}")
-    detail = f"ms a step of 1 process, of 2 that share, of 2 that do not: {'; '.join(told)}"
-    yield Figure.of("weak scaling efficiency of 2 processes, a thread each, over 1", efficiencies, ">= 0.9", detail)
-    what = "the same of 2 processes that share, over 2 at once that share nothing"
+        times.append(f"{1e3 * one:.0f}, {1e3 * two:.0f}, {1e3 * beside:.0f}")
+    detail = f"ms per step of 1 process, of 2 that share a batch, of 2 independent ones: {'; '.join(times)}"
+    yield Figure.of("weak scaling efficiency of 2 processes, one thread each, over 1", efficiencies, ">= 0.9", detail)
+    what = "the same, of 2 processes that share a batch over 2 independent ones"
     yield Figure.of(what, shares)
     for exact in DTYPES:
         one, two, threads = (start(count, 10, 128, exact, n)["losses"] for count, n in ((1, 1), (2, 1), (1, 2)))
@@ -97,17 +98,17 @@ def figures(steps: int = 30, pairs: int = 3) -> Iterator[Figure]:
 
 def _part(out: str, steps: int, batch: int, exact: str) -> None:
     with processes() as world:
-        found = measured(steps, batch, exact)
+        result = measure(steps, batch, exact)
         if world.rank == 0:
-            Path(out).write_text(json.dumps(found))
+            Path(out).write_text(json.dumps(result))
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--part", nargs=4, help=argparse.SUPPRESS)
-    given = parser.parse_args()
-    if given.part:
-        _part(given.part[0], int(given.part[1]), int(given.part[2]), given.part[3])
+    arguments = parser.parse_args()
+    if arguments.part:
+        _part(arguments.part[0], int(arguments.part[1]), int(arguments.part[2]), arguments.part[3])
     else:
         print(machine(torch.device("cpu")))
         for figure in figures():

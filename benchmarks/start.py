@@ -1,4 +1,4 @@
-"""Time to the first word: ``interpkit --help``, and what each installed plugin adds: ``python -m benchmarks.start``."""
+"""Startup time: ``interpkit --help``, and the time that each installed plugin adds: ``python -m benchmarks.start``."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def register(registry):
 
 
 def install(folder: Path, count: int) -> None:
-    """Put so many packages with a plugin each into a folder, as pip leaves them."""
+    """Write ``count`` packages with one plugin each into a folder, laid out as pip installs them."""
     for number in range(count):
         name = f"dummy{number}"
         (folder / f"{name}.py").write_text(SOURCE.replace("NAME", name))
@@ -54,14 +54,14 @@ def install(folder: Path, count: int) -> None:
 
 
 def seconds(command: list[str]) -> float:
-    """Run a command; return its wall time."""
+    """Run a command; return its wall-clock seconds."""
     begun = time.perf_counter()
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     return time.perf_counter() - begun
 
 
 def figures(rounds: int = 7) -> Iterator[Figure]:
-    """Yield the figures; rivals take turns."""
+    """Yield the figures; the competitors take turns."""
     interpkit = [sys.executable, "-m", "interpkit"]
     pairs = [(seconds([*interpkit, "--help"]), seconds([sys.executable, "-c", "import torch"])) for _ in range(rounds)]
     ours, theirs = zip(*pairs, strict=True)

@@ -1,10 +1,10 @@
-"""Time and arithmetic of one step: over the plain loop, over the same mathematics by hand, and over the machine's best.
+"""Time and arithmetic of one step, over the plain loop, a hand-written optimized loop, and the machine's best.
 
     python -m benchmarks.step [--device cuda] [--profile]
 
-The rivals take turns, a step each, each in a process of its own. FLOPs are those of convolutions and matrix products,
-counted while a step runs without gradients of the frozen classifier's weights; the best is the largest matrix product
-in the same precision. With ``--profile`` the operators of our step are printed, by the time that they take.
+The competitors take turns, one step each, each in its own process. FLOPs are those of convolutions and matrix products,
+counted in a step without gradients for the frozen classifier's weights. The machine's best is the fastest matrix
+product in the same precision. ``--profile`` prints the operators of our step, sorted by the time that they take.
 """
 
 from __future__ import annotations
@@ -22,24 +22,24 @@ from torch.utils.flop_counter import flop_registry
 
 import interpkit
 from benchmarks.foreign_nets import resnet20
-from benchmarks.measuring import Apart, Figure, OurLoop, best_matrix_product, in_turn, machine, ratios, synchronise
+from benchmarks.measuring import Apart, Figure, OurLoop, best_matrix_product, in_turn, machine, ratios, synchronize
 from benchmarks.peers import PlainLoop
 from interpkit.api import invert
 
 MODELS = Path(__file__).parent.parent / "examples" / "models"
 MANY = 100_000
-"""More steps than are ever taken."""
+"""More steps than a benchmark ever takes."""
 
 
 class Flops(TorchDispatchMode):
-    """Counts the arithmetic of convolutions and products, of the backward pass too, while it is entered."""
+    """Counts the FLOPs of convolutions and matrix products, backward pass included, while the context is active."""
 
     def __init__(self) -> None:
         super().__init__()
         self.total = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run the operation and count."""
+        """Run the operation and count its FLOPs."""
         out = func(*args, **(kwargs or {}))
         count = flop_registry.get(func._overloadpacket)
         if count is not None:
@@ -51,7 +51,7 @@ NAMES = ("mnist", "mnist_bn", "ResNet-20")
 
 
 def target(name: str) -> interpkit.Target:
-    """Return what is inverted: a shipped classifier of MNIST, or a ResNet-20 for CIFAR-10 with random weights."""
+    """Return the target: a shipped classifier of MNIST, or a ResNet-20 for CIFAR-10 with random weights."""
     if name == "ResNet-20":
         torch.manual_seed(0)
         return interpkit.wrap(resnet20(), input_shape=(3, 32, 32), mean=[0.5] * 3, std=[0.25] * 3)
@@ -59,12 +59,12 @@ def target(name: str) -> interpkit.Target:
 
 
 def job(name: str, device: str = "cpu", precision: str = "auto", steps: int = MANY) -> invert.Job:
-    """Return a run of the preset vecmat, not to be finished."""
+    """Return a run of the preset vecmat that the benchmark does not finish."""
     return invert.prepare(target(name), ["vecmat"], steps=steps, device=device, precision=precision)
 
 
 def rival(kind: str, name: str, device: str) -> Callable[[], object]:
-    """Return a loop that is done with each step when it returns."""
+    """Return a loop whose step, GPU work included, is finished when the call returns."""
     run = job(name, device, "fp32" if kind == "ours in fp32" else "auto")
     loop = {"plain": PlainLoop, "by hand": HandWritten}.get(kind)
     return functools.partial(_whole, loop(run, device=device) if loop else OurLoop(run), torch.device(device))
@@ -88,27 +88,27 @@ def figures(device: str = "cpu", rounds: int = 20) -> Iterator[Figure]:
             loop.end()
         ms = {kind: 1e3 * statistics.median(values) for kind, values in seconds.items()}
         goal = "<= 0.25" if device == "cuda" else "<= 0.5"
-        told = f"{ms['ours']:.0f} over {ms['plain']:.0f} ms, {precision}, batch {default.recipe.batch_size}"
+        detail = f"{ms['ours']:.0f} over {ms['plain']:.0f} ms, {precision}, batch {default.recipe.batch_size}"
         ours, plain = seconds["ours"], seconds["plain"]
-        yield Figure.of(f"{name}: step over the plain fp32 loop's", ratios(ours, plain), goal, told)
+        yield Figure.of(f"{name}: step over the plain fp32 loop's", ratios(ours, plain), goal, detail)
         in_fp32 = ratios(seconds["ours in fp32"], plain)
-        yield Figure.of(f"{name}: the same, ours in fp32 too", in_fp32, "", f"{ms['ours in fp32']:.0f} ms")
+        yield Figure.of(f"{name}: the same, with ours in fp32 too", in_fp32, "", f"{ms['ours in fp32']:.0f} ms")
         by_hand = ratios(ours, seconds["by hand"])
-        what = f"{name}: step over the same mathematics by hand, as fast"
+        what = f"{name}: step over a hand-written loop with the same optimizations"
         yield Figure.of(what, by_hand, "<= 1.03", f"{ms['by hand']:.0f} ms")
         reached = flops.total / ms["ours"] * 1e3
-        told = f"{flops.total / 1e9:.1f} GFLOP; {reached / 1e12:.3f} of {best / 1e12:.3f} TFLOP/s in {precision}"
+        detail = f"{flops.total / 1e9:.1f} GFLOP; {reached / 1e12:.3f} of {best / 1e12:.3f} TFLOP/s in {precision}"
         shares = [flops.total / took / best for took in ours]
-        yield Figure.of(f"{name}: FLOP/s of the step over the best matrix product's", shares, ">= 0.5", told)
+        yield Figure.of(f"{name}: FLOP/s of the step over the best matrix product's", shares, ">= 0.5", detail)
 
 
 def _whole(loop: Any, device: torch.device) -> None:
     loop()
-    synchronise(device)
+    synchronize(device)
 
 
 class HandWritten(PlainLoop):
-    """The plain loop with what makes ours fast written into it by hand: what interpkit itself costs is left."""
+    """The plain loop with our optimizations written in by hand; the difference to ours is interpkit's own overhead."""
 
     def __init__(self, job: invert.Job, device: str = "cpu") -> None:
         super().__init__(job, frozen=True, device=device)
@@ -120,19 +120,19 @@ class HandWritten(PlainLoop):
         )
         self.autocast = torch.autocast(device, torch.bfloat16, enabled=self.recipe.precision == "bf16")
 
-    def looked_at(self, images: torch.Tensor) -> torch.Tensor:
-        """Return logits, in the precision of the recipe."""
+    def classify(self, images: torch.Tensor) -> torch.Tensor:
+        """Return logits, computed in the precision of the recipe."""
         with self.autocast:
-            return super().looked_at(images)
+            return super().classify(images)
 
-    def made(self, labels: torch.Tensor, p: torch.Tensor) -> torch.Tensor:
-        """Return images, likewise."""
+    def generate(self, labels: torch.Tensor, p: torch.Tensor) -> torch.Tensor:
+        """Return images, generated in the precision of the recipe."""
         with self.autocast:
-            return super().made(labels, p).float()
+            return super().generate(labels, p).float()
 
 
 def profile(device: str = "cpu", rows: int = 25) -> str:
-    """Return a table of the operators of our step by the time that they take themselves."""
+    """Return a table of the operators of our step, sorted by their own time."""
     from torch.profiler import ProfilerActivity, profile
 
     from benchmarks.measuring import stepwise
@@ -154,14 +154,14 @@ def profile(device: str = "cpu", rows: int = 25) -> str:
 def main() -> None:
     """Print the figures, or the profile."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--profile", action="store_true")
-    given = parser.parse_args()
-    if given.profile:
-        print(profile(given.device))
+    parser.add_argument("--device", default="cpu", help="Device to measure on (default: cpu).")
+    parser.add_argument("--profile", action="store_true", help="Print the operators of a step instead.")
+    arguments = parser.parse_args()
+    if arguments.profile:
+        print(profile(arguments.device))
         return
-    print(machine(torch.device(given.device)))
-    for figure in figures(given.device):
+    print(machine(torch.device(arguments.device)))
+    for figure in figures(arguments.device):
         print(figure.row(), flush=True)
 
 

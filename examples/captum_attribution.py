@@ -1,12 +1,12 @@
-"""Explain a classifier by Captum, with interpkit and without it.
+"""Explain a classifier with Captum, through interpkit and directly.
 
-    python examples/captum_attribution.py                      # the MNIST classifier that is shipped, on noise
+    python examples/captum_attribution.py                      # the shipped MNIST classifier, on noise
     python examples/captum_attribution.py --data mnist.npz     # on real images
-    python examples/captum_attribution.py --run runs/mnist     # and on what the classifier takes for each class
+    python examples/captum_attribution.py --run runs/mnist     # on a run's samples
 
-A target is a plain nn.Module, from images in [0, 1] to logits: every method of Captum that takes the classifier's own
-module takes the target, whose preprocessing is inside. This script first explains by interpkit.attribute, then hands
-both modules to Captum's own methods and prints which ones take them.
+A target is a plain nn.Module that maps images in [0, 1] to logits and includes the preprocessing. Every Captum method
+that works with the classifier's own module also works with the target. This script first calls interpkit.attribute,
+then passes both modules to Captum's own methods and prints which of them work.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Explain = Callable[[nn.Module, nn.Module, Tensor, Tensor], Tensor]
 PLAIN = ("IntegratedGradients", "Saliency", "InputXGradient", "DeepLift", "GuidedBackprop", "Deconvolution", "LRP")
 OF_A_LAYER = ("LayerGradCam", "LayerConductance", "InternalInfluence", "LayerDeepLift")
 SQUARES = torch.arange(16).view(4, 4).repeat_interleave(7, 0).repeat_interleave(7, 1)
-"""Sixteen squares of 28 x 28 pixels, that methods by perturbation take for one feature each."""
+"""Sixteen squares of an image of 28 x 28 pixels; perturbation methods treat each as one feature."""
 
 
 def captum_methods() -> dict[str, Explain]:
@@ -65,7 +65,7 @@ def captum_methods() -> dict[str, Explain]:
 
 
 def outcome(explain: Explain, module: nn.Module, layer: nn.Module, images: Tensor, classes: Tensor) -> str:
-    """Run a method; return ``ok``, or why it cannot."""
+    """Run a method; return ``ok``, or why it failed."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -79,8 +79,8 @@ def main() -> None:
     """Run the example."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default=str(Path(__file__).parent / "models" / "mnist.safetensors"))
-    parser.add_argument("--data", help="an .npz of 28 x 28 images")
-    parser.add_argument("--run", help="a run folder")
+    parser.add_argument("--data", help="An .npz file of 28 x 28 images.")
+    parser.add_argument("--run", help="A run folder, whose samples are explained.")
     arguments = parser.parse_args()
 
     target = interpkit.load_target(arguments.model)
@@ -93,28 +93,28 @@ def main() -> None:
         data = interpkit.load_data(arguments.data, target.input_shape)
         images, labels = data.images[:4], data.labels[:4]
 
-    # 1. By interpkit: any method, in one call.
+    # 1. Through interpkit: any method, in one call.
     for method in ("integrated-gradients", "grad-cam"):
         maps = interpkit.attribute(target, images, labels, method=method)
         print(f"{method}: maps {tuple(maps.shape)}, from {maps.min():.3f} to {maps.max():.3f}")
     if arguments.run:
         fives, _ = inversion.sample(8, labels=[5])
         maps = interpkit.attribute(target, images, labels, target_class=(3, 5), baseline=fives)
-        print(f"why 3 rather than what the classifier takes for 5: {maps.flatten(1).sum(1)[3]:.2f} logits in all")
+        print(f"why 3 rather than what it classifies as 5: {maps.flatten(1).sum(1)[3]:.2f} logits in all")
 
-    # 2. By Captum itself: the user's module, which wants its own preprocessing, and the target, which has it inside.
+    # 2. Directly: the user's module, which expects preprocessed images, and the target, which includes that step.
     module = target.module
     assert isinstance(module, nn.Module)
     convolution = [layer for layer in target.layers().values() if isinstance(layer, nn.Conv2d)][-1]
-    print(f"\n{'method of Captum':22} {'the module':12} the target")
-    refused = []
+    print(f"\n{'Captum method':22} {'the module':12} the target")
+    failures = []
     with target.frozen("cpu"):
         for name, explain in captum_methods().items():
             own, ours = (outcome(explain, m, convolution, images[:2], labels[:2]) for m in (module, target))
             print(f"{name:22} {own.partition(':')[0]:12} {ours}")
             if own == "ok" != ours:
-                refused.append(name)
-    print(f"\ntaken with the module but not with the target: {', '.join(refused) or 'none'}")
+                failures.append(name)
+    print(f"\nworks with the module but not with the target: {', '.join(failures) or 'none'}")
 
 
 if __name__ == "__main__":

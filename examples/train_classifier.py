@@ -1,13 +1,13 @@
 """Train a small CNN (convolutions, leaky ReLU, dropout, as in the paper) and save it for interpkit.
 
-    python examples/train_classifier.py MNIST --out mnist.safetensors                  # downloads by torchvision
+    python examples/train_classifier.py MNIST --out mnist.safetensors                  # downloads with torchvision
     python examples/train_classifier.py mnist.npz --train-images 6000 --out mnist.safetensors
     python examples/train_classifier.py mnist.npz --noise 0.5 --out smoothed.safetensors
 
-With --noise the classifier is trained on noisy images, as for randomised smoothing (Cohen et al. 2019), and so is
-robust to perturbations in L2; see how differently it inverts.
+With --noise the classifier is trained on noisy images, as for randomized smoothing (Cohen et al. 2019). That makes it
+robust to L2 perturbations; see how differently it inverts.
 
-An .npz file has x_train, y_train, x_test, y_test: images uint8, (N, H, W) or (N, H, W, C), and labels 0..n-1.
+An .npz file holds x_train, y_train, x_test, y_test: images as uint8, (N, H, W) or (N, H, W, C), and labels 0..n-1.
 """
 
 from __future__ import annotations
@@ -74,18 +74,18 @@ def fit(
     noise: Tensor | None = None,
     test: tuple[Tensor, Tensor] | None = None,
 ) -> None:
-    """Train a classifier of normalised images (N, C, H, W): AdamW, one cycle of the rate, random affine jitter.
+    """Train a classifier on normalized images (N, C, H, W): AdamW, one-cycle learning rate, random affine jitter.
 
     Args:
-        model: trained in place, left in eval mode.
-        x_train: images, normalised.
+        model: the classifier, trained in place and left in eval mode.
+        x_train: normalized training images.
         y_train: labels (N,).
         epochs: passes over the images.
-        batch_size: images a step.
-        lr: the highest rate.
-        mirrored: whether a mirror image is as good.
-        noise: standard deviation of Gaussian noise on the normalised images, (C, 1, 1); none if left out.
-        test: images and labels to print the accuracy on after each epoch.
+        batch_size: images per step.
+        lr: the highest learning rate.
+        mirrored: whether to mirror images at random.
+        noise: standard deviation of Gaussian noise on the normalized images, (C, 1, 1); no noise if omitted.
+        test: normalized images and labels; if given, the accuracy on them is printed after each epoch.
     """
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=1e-2)
     steps = epochs * -(-len(x_train) // batch_size)
@@ -98,7 +98,8 @@ def fit(
         model.train()
         losses = []
         for rows in torch.randperm(len(x_train)).split(batch_size):
-            pieces = list(x_train[rows].split(16))  # one transform a piece: cheaper than one an image, varied enough
+            # One transform per piece is cheaper than one per image, and varied enough.
+            pieces = list(x_train[rows].split(16))
             for transform in jitter:
                 pieces = [transform(piece) for piece in pieces]
             x = torch.cat(pieces)
@@ -111,30 +112,30 @@ def fit(
             schedule.step()
             losses.append(loss.detach())
         model.eval()
-        said = f"  test accuracy {accuracy(model, *test):.4f}" if test else ""
-        print(f"epoch {epoch + 1:2d}  loss {torch.stack(losses).mean():.4f}{said}", flush=True)
+        suffix = f"  test accuracy {accuracy(model, *test):.4f}" if test else ""
+        print(f"epoch {epoch + 1:2d}  loss {torch.stack(losses).mean():.4f}{suffix}", flush=True)
 
 
 @torch.no_grad()
 def accuracy(model: nn.Module, x: Tensor, y: Tensor) -> float:
-    """Return the share of normalised images (N, C, H, W) that the model gives their label."""
+    """Return the share of normalized images (N, C, H, W) that the model classifies correctly."""
     right = [model(rows).argmax(1) == labels for rows, labels in zip(x.split(500), y.split(500), strict=True)]
     return torch.cat(right).float().mean().item()
 
 
 def main() -> None:
-    """Train, test, save."""
+    """Train, test and save a classifier."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", help="MNIST, FashionMNIST, SVHN or CIFAR10, or the path of an .npz")
-    parser.add_argument("--out", required=True, help="the .safetensors file to write")
-    parser.add_argument("--root", default="data", help="where torchvision puts what it downloads")
-    parser.add_argument("--train-images", type=int, help="use only the first so many training images")
-    parser.add_argument("--epochs", type=int, default=20)
-    parser.add_argument("--batch-size", type=int, default=128)
-    parser.add_argument("--lr", type=float, default=2e-3)
-    parser.add_argument("--batch-norm", action="store_true", help="with batch norm after each convolution")
-    parser.add_argument("--noise", type=float, default=0.0, help="standard deviation of noise on pixels in [0, 1]")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("data", help="MNIST, FashionMNIST, SVHN, CIFAR10, or the path of an .npz file.")
+    parser.add_argument("--out", required=True, help="The .safetensors file to write.")
+    parser.add_argument("--root", default="data", help="Folder for torchvision's downloads (default: data).")
+    parser.add_argument("--train-images", type=int, help="Use only the first N training images.")
+    parser.add_argument("--epochs", type=int, default=20, help="Passes over the images (default: 20).")
+    parser.add_argument("--batch-size", type=int, default=128, help="Images per step (default: 128).")
+    parser.add_argument("--lr", type=float, default=2e-3, help="Highest learning rate (default: 0.002).")
+    parser.add_argument("--batch-norm", action="store_true", help="Add batch norm after each convolution.")
+    parser.add_argument("--noise", type=float, default=0.0, help="Standard deviation of noise on pixels in [0, 1].")
+    parser.add_argument("--seed", type=int, default=0, help="Random seed (default: 0).")
     args = parser.parse_args()
 
     torch.manual_seed(args.seed)
@@ -151,19 +152,19 @@ def main() -> None:
     }
     model = SmallCNN(**arch_args)
 
-    def normalised(x: Tensor) -> Tensor:
+    def normalized(x: Tensor) -> Tensor:
         return (x - mean[:, None, None]) / std[:, None, None]
 
     fit(
         model,
-        normalised(x_train),
+        normalized(x_train),
         y_train,
         epochs=args.epochs,
         batch_size=args.batch_size,
         lr=args.lr,
         mirrored=kind in MIRRORED,
         noise=args.noise / std[:, None, None] if args.noise else None,
-        test=(normalised(x_test), y_test),
+        test=(normalized(x_test), y_test),
     )
 
     names = CLASS_NAMES.get(kind, [str(i) for i in range(classes)])

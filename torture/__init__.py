@@ -1,7 +1,6 @@
-"""Reliability, tried at length: each module has a ``main()``, is run by ``python -m torture.NAME``, keeps its figures.
+"""Long-running reliability tests: run each module with ``python -m torture.NAME``; its ``main()`` saves the figures.
 
-`make torture` runs them all and fills the table of ``docs/reliability.md``; short versions are tests in
-``tests/torture/``.
+`make torture` runs them all and writes the table of ``docs/reliability.md``; ``tests/torture/`` has short versions.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ RESULTS = Path(__file__).parents[1] / "docs" / "reliability.json"
 
 
 def keep(name: str, result: Any) -> None:
-    """Write a result into ``docs/reliability.json`` under a name, beside those of the others."""
+    """Save a result in ``docs/reliability.json`` under a name, next to the results of the other modules."""
     results = json.loads(RESULTS.read_text("utf-8")) if RESULTS.exists() else {}
     text = json.dumps(results | {name: result}, indent=1, sort_keys=True, ensure_ascii=False)
     RESULTS.write_text(text + "\n", "utf-8")

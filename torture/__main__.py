@@ -1,6 +1,6 @@
-"""Everything that is tried at length, one after the other, and the table of it: ``make torture``; takes hours.
+"""All long-running reliability tests, and the table of their results: ``make torture``; takes hours.
 
-``python -m torture --table`` makes the table of ``docs/reliability.md`` anew from what is kept, and tries nothing.
+``python -m torture --table`` rewrites the table of ``docs/reliability.md`` from the saved results and runs no tests.
 """
 
 from __future__ import annotations
@@ -19,47 +19,44 @@ PARTS = ("kills", "faults", "fuzz", "long_run", "coverage", "mutants", "twice", 
 PAGE = RESULTS.with_suffix(".md")
 START, END = "<!-- table -->\n", "<!-- end of table -->\n"
 Row = tuple[str, str, str, bool]
-"""What, the figure, its goal, and whether that is met."""
+"""What was measured, the figure, its goal, and whether the goal is met."""
 
 
 def rows(kept: dict[str, Any]) -> list[Row]:
-    """Return the rows of what was tried; what was not has none."""
-    found: list[Row] = []
+    """Return a row for each test that has a saved result."""
+    rows: list[Row] = []
     if kills := kept.get("kills"):
         killed, same = kills["killed"], kills["the same"]
-        found.append(
-            ("runs killed by -9, bit-identical once gone on with", f"{same} of {killed}", "all", same == killed)
-        )
+        rows.append(("runs killed with -9, bit-identical once resumed", f"{same} of {killed}", "all", same == killed))
     if faults := kept.get("faults"):
         tried, failed = faults["tried"], faults["failed"]
         operations = sum(row["operations"] for row in faults["commands"].values())
-        what = (
-            f"faults at each of {operations:,} file operations of {len(faults['commands'])} commands, not as promised"
-        )
-        found.append((what, f"{failed} of {tried:,}", "0", failed == 0))
+        commands = len(faults["commands"])
+        what = f"faults at each of {operations:,} file operations of {commands} commands: guarantees violated"
+        rows.append((what, f"{failed} of {tried:,}", "0", failed == 0))
     if fuzz := kept.get("fuzz"):
         wrong = sum(fuzz["findings"].values())
         what = f"mutated inputs of {len(fuzz['readers'])} readers: tracebacks, hangs, growth, imports, files outside"
-        found.append((what, f"{wrong} of {fuzz['inputs']:,}", "0 of 200,000", wrong == 0 and fuzz["inputs"] >= 200_000))
+        rows.append((what, f"{wrong} of {fuzz['inputs']:,}", "0 of 200,000", wrong == 0 and fuzz["inputs"] >= 200_000))
     if long_run := kept.get("long_run"):
         ratio = long_run["memory at the end over memory at step 500"]
         what = f"memory after {long_run['steps']:,} steps over that after 500"
-        found.append((what, f"{ratio:.4f}", "<= 1.02", ratio <= 1.02))
+        rows.append((what, f"{ratio:.4f}", "<= 1.02", ratio <= 1.02))
     if coverage := kept.get("coverage"):
         share, whole = coverage["branches"], coverage["statements and branches"]
         figure = f"{share:.1%} ({whole:.1%} with statements)"
-        found.append(("branch coverage of interpkit/ and plugins/", figure, ">= 95 %", share >= 0.95))
+        rows.append(("branch coverage of interpkit/ and plugins/", figure, ">= 95 %", share >= 0.95))
     for name, group in kept.get("mutants", {}).get("groups", {}).items():
         low, high = group["interval"]
         figure = f"{group['share']:.1%} of {group['tried']} ({low:.1%} to {high:.1%})"
-        found.append((f"mutants of {name} that the tests notice", figure, ">= 85 %", group["share"] >= 0.85))
+        rows.append((f"mutants of {name} that the tests notice", figure, ">= 85 %", group["share"] >= 0.85))
     if twice := kept.get("twice"):
         settings = [row for row in twice.values() if isinstance(row, dict)]
         runs, same = (sum(row[key] for row in settings) for key in ("runs", "the same"))
-        found.append(
-            ("pairs of runs in fresh processes, the same bit for bit", f"{same} of {runs}", "all", same == runs)
+        rows.append(
+            ("pairs of runs in fresh processes, identical bit for bit", f"{same} of {runs}", "all", same == runs)
         )
-    return found
+    return rows
 
 
 def table(kept: dict[str, Any]) -> str:
@@ -73,18 +70,18 @@ def table(kept: dict[str, Any]) -> str:
 
 
 def write_table(page: Path = PAGE) -> None:
-    """Put the table between its marks in ``docs/reliability.md``."""
+    """Write the table between its marks in ``docs/reliability.md``."""
     before, rest = page.read_text("utf-8").split(START)
     after = rest.split(END)[1]
     page.write_text(before + START + table(json.loads(RESULTS.read_text("utf-8"))) + END + after, "utf-8")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Try all, or write the table alone."""
+    """Run all tests, or write only the table."""
     parser = argparse.ArgumentParser(prog="python -m torture", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--table", action="store_true", help="write the table from what is kept, and try nothing")
+    parser.add_argument("--table", action="store_true", help="Write the table from the saved results; run no tests.")
     if not parser.parse_args(arguments).table:
-        for part in PARTS:  # each in a process of its own: some limit or watch theirs
+        for part in PARTS:  # each in its own process, because some limit or monitor theirs
             print(f"\n{part}", flush=True)
             subprocess.run([sys.executable, "-m", f"torture.{part}"])
             write_table()

@@ -1,7 +1,7 @@
-"""Branch coverage: what all tests together run of interpkit and its plugins. ``make coverage`` is this.
+"""Branch coverage of interpkit and its plugins by all tests together; ``make coverage`` runs this module.
 
-Python processes that tests start are measured too; see ``[tool.coverage]`` in ``pyproject.toml``, which says what is
-left out and how much is asked for.
+Python processes that tests start are measured too. ``[tool.coverage]`` in ``pyproject.toml`` specifies what is excluded
+and how much coverage is required.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ def coverage(*words: str) -> int:
 
 
 def figures(measured: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the counts of ``coverage json``, in all and by package."""
+    """Return the counts of ``coverage json``, in total and by package."""
     packages: dict[str, dict[str, int]] = defaultdict(lambda: dict.fromkeys(COUNTS, 0))
-    for file, found in measured["files"].items():
+    for file, entry in measured["files"].items():
         counts = packages[Path(file).parent.as_posix()]
         for name in COUNTS:
-            counts[name] += found["summary"][name]
+            counts[name] += entry["summary"][name]
     total = {name: sum(counts[name] for counts in packages.values()) for name in COUNTS}
     return {
         **total,
@@ -46,17 +46,17 @@ def figures(measured: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def main(arguments: Sequence[str] = ()) -> None:
-    """Run all tests, with further arguments of pytest; print what they miss, and keep the figures if none failed."""
+    """Run all tests, with additional pytest arguments; print uncovered lines, and save the figures if all passed."""
     coverage("erase")
     failed = coverage("run", *PYTEST, *arguments)
     coverage("combine", "--quiet")
     with tempfile.TemporaryDirectory() as folder:
         coverage("json", "--quiet", "--fail-under=0", "-o", f"{folder}/coverage.json")
-        found = figures(json.loads(Path(folder, "coverage.json").read_text("utf-8")))
+        result = figures(json.loads(Path(folder, "coverage.json").read_text("utf-8")))
     too_little = coverage("report")
     if failed:
-        sys.exit("tests failed, so that the figures are not kept")
-    keep("coverage", {"command": "make coverage", **found})
+        sys.exit("tests failed, so the figures were not saved")
+    keep("coverage", {"command": "make coverage", **result})
     if too_little:
         sys.exit(too_little)
 

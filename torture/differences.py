@@ -1,8 +1,8 @@
-"""What is not the same twice, and by how much: threads, precision, pieces of a batch, processes, folded batch norms.
+"""How much the result depends on threads, precision, micro-batches, processes and folded batch norms.
 
-A shipped classifier is inverted by the preset `vecmat`, in fp32 and one thread, and again with one thing changed. The
-loss of both is compared on the way, then 1,000 samples and the inversion accuracy. Another seed, which nobody expects
-to give the same, shows what size of difference means nothing.
+A shipped classifier is inverted with the preset `vecmat`, in fp32 and one thread, and again with one setting changed.
+We compare the losses during the runs, then 1,000 samples and the inversion accuracy. A run with another seed, which
+nobody expects to give the same result, shows how large a difference is insignificant.
 """
 
 from __future__ import annotations
@@ -49,18 +49,18 @@ def invert(
     start: Sequence[str] = ("-m", "interpkit"),
     flags: Sequence[str] = (),
 ) -> Run:
-    """Make a run in fresh processes."""
+    """Make a run in one or more fresh processes."""
     command = [sys.executable, *start, "invert", str(MODEL), *FLAGS, "--steps", str(steps), "--out", str(folder)]
     command += flags if "--precision" in flags else ["--precision", "fp32", *flags]
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
-    ended = subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": str(threads)}, check=False, **quiet)
-    if ended.returncode:
-        raise SystemExit(f"{' '.join(command)} failed:\n{ended.stderr}")
+    process = subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": str(threads)}, check=False, **quiet)
+    if process.returncode:
+        raise SystemExit(f"{' '.join(command)} failed:\n{process.stderr}")
     return Run.open(folder)
 
 
 def difference(one: Run, other: Run, at: Sequence[int]) -> dict[str, Any]:
-    """Return by how much one run is off another: its loss after some steps, relatively, and its samples."""
+    """Return how much two runs differ: the relative difference of the losses at some steps, and of the samples."""
     losses, images = [], []
     for run in (one, other):
         inversion = run.load()
@@ -75,9 +75,9 @@ def difference(one: Run, other: Run, at: Sequence[int]) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Make the runs, print a line each, and keep the result."""
+    """Make the runs, print one line for each, and save the result."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--steps", type=int, default=100, help="Steps of each run (default: 100).")
     steps = parser.parse_args().steps
     at = sorted({min(step, steps) for step in (1, 10, 100)})
     torch.set_num_threads(1)
@@ -85,12 +85,15 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         first = invert(Path(name, "first"), steps)
         for what, change in CHANGES.items():
-            found = result[what] = difference(invert(Path(name, what), steps, **change), first, at)
-            losses = ", ".join(f"{off:.1e} at {step}" for step, off in found["relative difference of the loss"].items())
-            largest, mean = found["of the samples"].values()
-            here, there = found["inversion accuracy"]
-            print(f"{what}: the loss is off by {losses}; samples by {largest:.3f}, {mean:.4f} on average;", end=" ")
-            print(f"inversion accuracy {here:.1%}, not {there:.1%}", flush=True)
+            entry = result[what] = difference(invert(Path(name, what), steps, **change), first, at)
+            losses = ", ".join(f"{off:.1e} at {step}" for step, off in entry["relative difference of the loss"].items())
+            largest, mean = entry["of the samples"].values()
+            here, there = entry["inversion accuracy"]
+            print(
+                f"{what}: the loss differs by {losses}; samples by at most {largest:.3f}, {mean:.4f} on average;",
+                end=" ",
+            )
+            print(f"inversion accuracy is {here:.1%} instead of {there:.1%}", flush=True)
         facts = first.manifest()
     kept = {"cpu": facts.machine["cpu"], "torch": facts.versions["torch"], "batch": BATCH, "steps": steps}
     keep("differences", {"command": f"python -m torture.differences --steps {steps}", **kept, "changed": result})

@@ -1,17 +1,17 @@
-"""A fault at every file operation of a command: nothing finished is lost or torn, and the same command ends the same.
+"""A fault at every file operation of a command: no finished file is lost or torn, and a second attempt succeeds.
 
-The operations of a command on its folder (open, write, flush to disk, rename, make, remove, list) are counted in a run
-that is left alone. Then each is given each fault in a process of its own:
+An undisturbed run counts the operations of a command on its folder (open, write, flush to disk, rename, make, remove,
+list). Then each operation gets each fault, in its own process:
 
-- ``EIO``: it fails once;
-- ``ENOSPC``: the disk is full from there on, before it, or in the middle of what is written (``short``);
-- ``memory``: the process is out of memory at it, of Python's or of a device's;
+- ``EIO``: the operation fails once;
+- ``ENOSPC``: the disk is full from there on, before the operation, or in the middle of a write (``short``);
+- ``memory``: the process runs out of memory there, either Python's or a device's;
 - ``SIGTERM``, ``SIGINT``, ``SIGHUP``: the process is asked to stop;
-- ``SIGKILL``: the process is gone.
+- ``SIGKILL``: the process is killed.
 
-Writing that Python does not see (Rust's) is cut short by a limit on the size of files, at each size that there is.
-After each, what is there has to be whole, in the words of `torn`, and the command has to have ended as promised; then
-the same command again has to end as if nothing had happened.
+Writes that Python does not see (Rust's) are cut short by a limit on the size of files, at half the size of each file.
+After each fault, the files that exist have to be complete (see `torn`), and the command has to have ended with an
+allowed exit code and message; then the same command, run again, has to end as if nothing had happened.
 """
 
 from __future__ import annotations
@@ -49,35 +49,35 @@ from torture.twice import content, differing
 
 SIGNALS = ("SIGTERM", "SIGINT", "SIGHUP", "SIGKILL")
 WRITING = ("open to write", "write", "fsync", "replace", "mkdir")
-"""Operations that a full disk refuses."""
+"""Operations that fail on a full disk."""
 FAULTS = ("EIO", "ENOSPC", "short", "memory", "device memory", *SIGNALS)
 ENDS = {"EIO": (0, 1), "ENOSPC": (0, 1), "short": (0, 1), "memory": (0, 1), "device memory": (0, 1), "limit": (0, 1)}
 ENDS |= {"SIGTERM": (0, 130), "SIGINT": (0, 130), "SIGHUP": (0, 130), "SIGKILL": (-9,)}
-"""The exit codes that a fault may lead to; 0 where the command can do without the operation, or is done."""
+"""The exit codes that a fault may lead to; 0 if the command does not depend on the operation, or has finished."""
 STEPS = 8
 OPERATIONS = {"open": "open", "replace": "replace", "rename": "replace", "mkdir": "mkdir", "unlink": "unlink"}
 OPERATIONS |= {"fsync": "fsync", "scandir": "list", "listdir": "list"}
-"""Functions of `os`, and what they do."""
+"""Functions of `os`, and the names of their operations."""
 
 
 class Injector:
-    """Counts the operations on a folder, and gives one of them a fault.
+    """Counts the operations on a folder, and injects a fault into one of them.
 
     Args:
-        folder: what lies in it is watched, and itself.
-        at: the number of the operation that gets the fault, from 1; none if 0.
+        folder: the folder to watch, with everything in it.
+        at: the number of the operation that gets the fault, counted from 1; none if 0.
         fault: one of `FAULTS`.
-        seen: a file that gets a line for each operation.
+        operations: a file to which a line is written for each operation.
     """
 
-    def __init__(self, folder: Path, at: int, fault: str, seen: Path) -> None:
+    def __init__(self, folder: Path, at: int, fault: str, operations: Path) -> None:
         self.folder, self.at, self.fault = str(folder), at, fault
         self.count = 0
-        self.seen = seen
+        self.operations = operations
 
     def install(self) -> None:
-        """Watch this process from now on."""
-        self._seen = os.open(self.seen, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        """Start to watch this process."""
+        self._log = os.open(self.operations, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         opened = io.open
 
         def watched(file: Any, mode: str = "r", *rest: Any, **more: Any) -> Any:
@@ -99,7 +99,7 @@ class Injector:
         return reached
 
     def within(self, path: Any) -> bool:
-        """Say whether a path, or an open file, is the folder or lies in it."""
+        """Return whether a path, or an open file, is the folder or is in it."""
         if isinstance(path, int):
             try:
                 path = os.readlink(f"/proc/self/fd/{path}")
@@ -108,11 +108,11 @@ class Injector:
         return (str(path) + "/").startswith(self.folder + "/") if isinstance(path, str | os.PathLike) else False
 
     def reach(self, kind: str, path: Any, write_half: Callable[[], object] | None = None) -> None:
-        """Count an operation, and give it the fault if it is its turn."""
+        """Count an operation, and inject the fault if this is the one."""
         if not self.within(path):
             return
         self.count += 1
-        os.write(self._seen, f"{kind} {os.path.basename(str(path))}\n".encode())
+        os.write(self._log, f"{kind} {os.path.basename(str(path))}\n".encode())
         full = self.fault in ("ENOSPC", "short") and kind in WRITING
         if self.at and self.count > self.at and full:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -133,13 +133,13 @@ class Injector:
 
 
 class Watched:
-    """An open file whose every write is an operation."""
+    """An open file that counts every write as an operation."""
 
     def __init__(self, file: Any, reach: Callable[..., None]) -> None:
         self._file, self._reach = file, reach
 
     def write(self, content: Any) -> Any:
-        """Write; half of it, where that is the fault."""
+        """Write the content, or only half of it if that is the fault."""
 
         def half() -> None:
             self._file.write(content[: len(content) // 2])
@@ -164,16 +164,16 @@ class Watched:
 
 @dataclass(frozen=True)
 class Job:
-    """A command that is given faults.
+    """A command to inject faults into.
 
     Attributes:
-        words: the command line; the same one goes on where it was stopped, or starts anew.
-        watched: the folder that it writes.
-        before: the folder as it was; None if it was not there.
-        whole: what the command makes of it when it is left alone.
-        differ: names what is not the same in ``whole`` and in another folder.
-        tidies: whether the same command removes what a killed one has left. In a folder of the user's own, where
-            another may be writing, a hidden file beside the one that was named stays.
+        words: the command line; the same one resumes the command or starts it again.
+        watched: the folder that the command writes to.
+        before: a copy of the folder before the command; None if it did not exist.
+        whole: the folder after an undisturbed command.
+        differ: returns the names of the files that differ between ``whole`` and another folder.
+        tidies: whether a second attempt removes the temporary files of a killed one. In a folder of the user's own,
+            where another process may be writing, a hidden file next to the output file stays.
     """
 
     words: list[str]
@@ -184,21 +184,21 @@ class Job:
     tidies: bool = True
 
     def prepare(self) -> None:
-        """Put the folder back as it was."""
+        """Restore the folder to its state before the command."""
         shutil.rmtree(self.watched, ignore_errors=True)
         if self.before is not None:
             shutil.copytree(self.before, self.watched)
 
 
 def torn(folder: Path) -> list[str]:
-    """Return the files in a folder that are not whole; a torn last line of the history is, by its contract."""
-    found = []
+    """Return the files in a folder that are incomplete; the last line of a history may be torn by design."""
+    incomplete = []
     for path in sorted(path for path in folder.rglob("*") if path.is_file() and not _is_hidden(path, folder)):
         try:
             _read(path)
         except Exception as error:
-            found.append(f"{path.relative_to(folder)}: {error!r:.200}")
-    return found
+            incomplete.append(f"{path.relative_to(folder)}: {error!r:.200}")
+    return incomplete
 
 
 def _is_hidden(path: Path, folder: Path) -> bool:
@@ -220,7 +220,7 @@ def _read(path: Path) -> None:
             picture.load()
     elif path.suffix == ".html":
         if not path.read_text("utf-8").rstrip().endswith("</html>"):
-            raise ValueError("no end")
+            raise ValueError("the end of the page is missing")
     elif path.suffix == ".tar":
         with tarfile.open(path) as archive:
             for member in archive:
@@ -230,65 +230,66 @@ def _read(path: Path) -> None:
     elif path.name == "checkpoint":
         torch.load(path, weights_only=True)
     else:
-        raise ValueError("not a file of interpkit's")
+        raise ValueError("interpkit does not write such a file")
 
 
 def litter(folder: Path) -> list[str]:
-    """Return what a writer has left half written, or of its lock."""
+    """Return the temporary files and locks that a writer has left behind."""
     hidden = (path for path in folder.rglob("*") if path.name.startswith(".") and path.name != ".shards")
     return sorted(str(path.relative_to(folder)) for path in hidden)
 
 
-def give(job: Job, scratch: Path, fault: str, at: int) -> list[str]:
-    """Give one operation of a command a fault; for ``limit``, let no file be longer than ``at`` bytes.
+def inject(job: Job, scratch: Path, fault: str, at: int) -> list[str]:
+    """Inject a fault into one operation of a command; for ``limit``, allow no file longer than ``at`` bytes.
 
     Returns:
-        what is not as promised.
+        The violations of the guarantees, with the operation and the end of the command's output.
     """
     job.prepare()
-    log, seen = scratch / "log", scratch / "seen"
+    log, seen = scratch / "log", scratch / "operations"
     log.unlink(missing_ok=True)
     if fault == "limit":
         before = partial(resource.setrlimit, resource.RLIMIT_FSIZE, (at, resource.RLIM_INFINITY))
     else:
         before = Injector(job.watched, at, fault, seen).install
     status = command(job.words, log, before=before)
-    said = log.read_text("utf-8", errors="replace")
+    output = log.read_text("utf-8", errors="replace")
     operation = "" if fault == "limit" else seen.read_text().splitlines()[at - 1]
-    # What the command itself says cannot be had for this once: the report of a run, and the removal of a file.
-    excused = {"report.html"} if "report.html could not be written" in said else set()
+    # Excused are a report that the command itself reports as not written, and a file whose removal failed.
+    excused = {"report.html"} if "report.html could not be written" in output else set()
     excused |= set(litter(job.watched)) if operation.startswith("unlink") else set()
-    found = [] if status in ENDS[fault] else [f"exit {status}"]
-    if "Traceback" in said or "a fault of interpkit" in said:
-        found.append("a traceback, or the word of one")
-    if status == 1 and "error: " not in said and not (fault == "limit" and len(said.encode()) >= at):
-        found.append("no message")
-    found += [f"torn {name}" for name in torn(job.watched)]
+    violations = [] if status in ENDS[fault] else [f"exit {status}"]
+    if any(words in output for words in ("Traceback", "fault of interpkit", "bug in interpkit")):
+        violations.append("a traceback, or a message that announces a bug")
+    if status == 1 and "error: " not in output and not (fault == "limit" and len(output.encode()) >= at):
+        violations.append("no message")
+    violations += [f"torn {name}" for name in torn(job.watched)]
     if fault != "SIGKILL":
-        found += [f"left {name}" for name in litter(job.watched) if name not in excused]
+        violations += [f"left {name}" for name in litter(job.watched) if name not in excused]
     if job.before is not None:
         names = {path.relative_to(job.before) for path in job.before.rglob("*") if path.is_file()}
-        found += [f"lost {name}" for name in names if not (job.watched / name).exists()]
+        violations += [f"lost {name}" for name in names if not (job.watched / name).exists()]
     if status == 0 and fault not in SIGNALS:
-        found += [f"done, but {name} differs" for name in job.differ(job.whole, job.watched) if name not in excused]
-    told = said
+        violations += [
+            f"done, but {name} differs" for name in job.differ(job.whole, job.watched) if name not in excused
+        ]
     log.unlink()
     status = command(job.words, log)
     if status != 0:
-        found.append(f"again: exit {status}: {log.read_text('utf-8', errors='replace')[-300:]}")
+        violations.append(f"again: exit {status}: {log.read_text('utf-8', errors='replace')[-300:]}")
     else:
         if fault == "SIGKILL":
-            # A finished run is only read, so the lock that was killed with its holder may lie there: it holds no one.
+            # A finished run is only read, so the lock of the killed process may remain: it blocks no one.
             for name in litter(job.watched):
                 if not job.tidies or name in (LOCK, HOLDER):
                     (job.watched / name).unlink()
-        found += [f"again: {name} differs" for name in job.differ(job.whole, job.watched) if name not in excused]
-        found += [f"again: left {name}" for name in litter(job.watched) if name not in excused]
-    return [f"{operation}: {what}: {told[-300:]}" for what in found]
+        violations += [f"again: {name} differs" for name in job.differ(job.whole, job.watched) if name not in excused]
+        violations += [f"again: left {name}" for name in litter(job.watched) if name not in excused]
+    return [f"{operation}: {what}: {output[-300:]}" for what in violations]
 
 
 def jobs(scratch: Path, names: Sequence[str] = ()) -> Iterator[tuple[str, Job]]:
-    """Yield the commands of these names, or all, each with what it makes when it is left alone."""
+    """Yield the commands with these names, or all, each with the folder that it writes when undisturbed."""
     model = classifier(scratch)
     base, run, log = scratch / "base", scratch / "work" / "run", scratch / "log"
     base.mkdir()
@@ -320,13 +321,13 @@ def jobs(scratch: Path, names: Sequence[str] = ()) -> Iterator[tuple[str, Job]]:
         command(job.words, log)
         run.rename(finished)
     if not names or "invert --resume" in names:
-        # One that was asked to stop, as it lies there to be gone on with.
+        # A run that was asked to stop, ready to be resumed.
         job = Job(arguments("vecmat", model, run, STEPS), run, None, finished, differences)
         first = next(
             at for at, what in enumerate(operations(job, scratch), 1) if what.startswith("replace .checkpoint")
         )
         job.prepare()
-        if command(job.words, log, before=Injector(run, first, "SIGTERM", scratch / "seen").install) != 130:
+        if command(job.words, log, before=Injector(run, first, "SIGTERM", scratch / "operations").install) != 130:
             raise SystemExit("the run was not interrupted: " + log.read_text("utf-8"))
         run.rename(stopped)
         yield "invert --resume", Job(job.words, run, stopped, finished, differences)
@@ -344,7 +345,7 @@ def jobs(scratch: Path, names: Sequence[str] = ()) -> Iterator[tuple[str, Job]]:
 
 
 def _differing_in_depth(one: Path, other: Path) -> list[str]:
-    """Return the files that differ in two folders and in those within, which hold no run; as `differing`."""
+    """Return the files that differ between two folders and their subfolders; like `differing`, but not for runs."""
     files = {path.relative_to(root) for root in (one, other) for path in root.rglob("*") if path.is_file()}
     return sorted(
         str(name)
@@ -354,29 +355,29 @@ def _differing_in_depth(one: Path, other: Path) -> list[str]:
 
 
 def operations(job: Job, scratch: Path) -> list[str]:
-    """Return the operations of a command that is left alone."""
+    """Return the operations of an undisturbed command."""
     job.prepare()
-    seen = scratch / "seen"
+    seen = scratch / "operations"
     if command(job.words, scratch / "log", before=Injector(job.watched, 0, "", seen).install) != 0:
         raise SystemExit((scratch / "log").read_text("utf-8"))
     return seen.read_text().splitlines()
 
 
 def cases(job: Job, scratch: Path) -> list[tuple[str, int]]:
-    """Return all faults of a command: which, and at which operation."""
+    """Return all faults for a command, each with the number of the operation."""
     every = list(enumerate(operations(job, scratch), 1))
     writing = [number for number, kind in every if kind.startswith(WRITING)]
     writes = [number for number, kind in every if kind.startswith("write ")]
     sizes = {path.stat().st_size // 2 for path in job.whole.rglob("*") if path.is_file()}
-    found = [(fault, number) for fault in FAULTS if fault not in ("ENOSPC", "short") for number, _ in every]
-    found += [("ENOSPC", number) for number in writing] + [("short", number) for number in writes]
-    return found + [("limit", size) for size in sorted(sizes) if size]
+    pairs = [(fault, number) for fault in FAULTS if fault not in ("ENOSPC", "short") for number, _ in every]
+    pairs += [("ENOSPC", number) for number in writing] + [("short", number) for number in writes]
+    return pairs + [("limit", size) for size in sorted(sizes) if size]
 
 
 def faults(
     folder: Path, share: float = 1.0, seed: int = 0, names: Sequence[str] = (), kinds: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """Give every command every fault (or those of some kinds), or a share that is drawn; return what came of it."""
+    """Inject every fault (of some kinds, or a random share of them) into every command; return the result."""
     load_all()
     drawn, result = random.Random(seed), {}
     for name, job in jobs(folder, names):
@@ -384,10 +385,10 @@ def faults(
         chosen = sorted(drawn.sample(every, max(1, round(share * len(every)))))
         failed = {}
         for fault, at in chosen:
-            found = give(job, folder, fault, at)
-            if found:
-                failed[f"{fault} {at}"] = found
-                print(name, fault, at, *found, sep="\n", flush=True)
+            violations = inject(job, folder, fault, at)
+            if violations:
+                failed[f"{fault} {at}"] = violations
+                print(name, fault, at, *violations, sep="\n", flush=True)
         operations_there = max(at for fault, at in every if fault != "limit")
         counted = dict(Counter(fault for fault, _ in chosen))
         result[name] = {"operations": operations_there, "faults": len(chosen), "by kind": counted, "failed": failed}
@@ -395,20 +396,23 @@ def faults(
     return result
 
 
-def main(given: Sequence[str] = ()) -> None:
-    """Give every command every fault."""
+def main(words: Sequence[str] = ()) -> None:
+    """Inject the faults and save the result."""
     parser = argparse.ArgumentParser(prog="python -m torture.faults", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--share", type=float, default=1.0, help="of the faults, drawn at random")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--job", action="append", default=[], help="this command only; repeatable")
-    parser.add_argument("--kind", action="append", default=[], choices=[*FAULTS, "limit"], help="this kind; repeatable")
-    asked = parser.parse_args(given)
+    parser.add_argument(
+        "--share", type=float, default=1.0, help="Share of the faults to inject, drawn at random (default: 1)."
+    )
+    parser.add_argument("--seed", type=int, default=0, help="Random seed (default: 0).")
+    parser.add_argument("--job", action="append", default=[], help="Test only this command; repeatable.")
+    kinds = [*FAULTS, "limit"]
+    parser.add_argument("--kind", action="append", default=[], choices=kinds, help="Only this kind; repeatable.")
+    options = parser.parse_args(words)
     with tempfile.TemporaryDirectory() as folder:
-        result = faults(Path(folder), asked.share, asked.seed, asked.job, asked.kind)
+        result = faults(Path(folder), options.share, options.seed, options.job, options.kind)
     total = sum(row["faults"] for row in result.values())
     failed = sum(len(row["failed"]) for row in result.values())
-    whole = {"command": f"python -m torture.faults --share {asked.share:g} --seed {asked.seed}"}
-    if not asked.job and not asked.kind:
+    whole = {"command": f"python -m torture.faults --share {options.share:g} --seed {options.seed}"}
+    if not options.job and not options.kind:
         keep("faults", {**whole, "tried": total, "failed": failed, "commands": result})
     print(json.dumps(result, indent=1))
 

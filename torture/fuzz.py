@@ -1,10 +1,10 @@
-"""Mutated files for every reader: each is read or refused in one message, in seconds, with nothing run or written.
+"""Mutated files for every reader: each is read, or refused in one message, within seconds and without side effects.
 
     python -m torture.fuzz [--seed N] [--inputs N] [--reader NAME]... [--number N]
 
-With neither ``--inputs`` nor ``--reader`` the result is kept.
-Workers are forked with a limit on memory, an alarm, and an audit hook that sees imports, processes, sockets and files.
-Any input is made again from the seed, the reader and its number; one that failed is saved in ``build/fuzz``.
+Without ``--inputs`` and ``--reader`` the result is saved.
+Workers are forked with a memory limit, an alarm, and an audit hook that sees imports, processes, sockets and files.
+Any input can be reproduced from the seed, the reader and its number; inputs that failed are saved in ``build/fuzz``.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ from torture.readers import READERS, Reader
 SEED = 1
 INPUTS = 220_000
 GROWTH = 1_000_000_000
-"""Bytes of address space that a worker may take beyond what it begins with."""
+"""Bytes of address space that a worker may use beyond those it starts with."""
 SECONDS = 5
 KILLED_AFTER = 30
-"""Seconds after which a worker that answers to no signal is killed."""
+"""Seconds after which a worker that does not respond to its alarm is killed."""
 CHUNK = 500
-"""Inputs that one worker reads."""
+"""Inputs per worker."""
 SAVED = Path("build") / "fuzz"
 STARTS = ("os.system", "os.exec", "os.posix_spawn", "os.spawn", "os.fork", "os.forkpty", "subprocess.Popen")
 REACHES = ("socket.connect", "socket.bind", "socket.sendto", "socket.getaddrinfo", "socket.gethostbyname")
@@ -53,18 +53,18 @@ CHANGES = ("os.remove", "os.rename", "os.mkdir", "os.rmdir", "os.truncate", "os.
 
 
 class TooLongError(BaseException):
-    """An input took longer than `SECONDS`; not an `Exception`, so that no reader takes it for a fault of the file."""
+    """An input took longer than `SECONDS`; not an `Exception`, so that no reader mistakes it for an invalid file."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What should not have happened.
+    """Something that should not have happened.
 
     Attributes:
-        reader: where.
-        number: of the input.
-        kind: traceback, slow, memory, crash, or what was reached for.
-        detail: in a few words.
+        reader: name of the reader.
+        number: number of the input.
+        kind: traceback, slow, memory, crash, or the kind of side effect.
+        detail: a short description.
     """
 
     reader: str
@@ -74,25 +74,25 @@ class Finding:
 
 
 def made(reader: Reader, corpus: list[Files], seed: int, number: int) -> Files:
-    """Return an input, the same each time."""
+    """Return the input with this number, the same each time."""
     rng = random.Random(f"{seed} {reader.name} {number}")
     return files(rng.choice(corpus), rng)
 
 
-def put(given: Files, folder: Path) -> None:
-    """Write files into a folder of their own."""
+def put(contents: Files, folder: Path) -> None:
+    """Write files into a new folder."""
     shutil.rmtree(folder, ignore_errors=True)
-    for name, content in given.items():
+    for name, content in contents.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(content)
     folder.mkdir(exist_ok=True)
 
 
 class Watch:
-    """Sees what this process does, from now on: see `sys.addaudithook`."""
+    """Records what this process does from now on, with `sys.addaudithook`."""
 
     def __init__(self, scratch: Path) -> None:
-        self.seen: list[tuple[str, str]] = []
+        self.events: list[tuple[str, str]] = []
         self.on = False
         self._scratch = str(scratch)
         self._known = {name.partition(".")[0] for name in sys.modules}
@@ -102,13 +102,13 @@ class Watch:
         if not self.on:
             return
         if event == "import" and str(arguments[0]).partition(".")[0] not in self._known:
-            self.seen.append(("import", str(arguments[0])))
+            self.events.append(("import", str(arguments[0])))
         elif event in STARTS or event == "pickle.find_class":
-            self.seen.append(("process" if event in STARTS else "unpickling", f"{event} {arguments!r:.200}"))
+            self.events.append(("process" if event in STARTS else "unpickling", f"{event} {arguments!r:.200}"))
         elif event in REACHES:
-            self.seen.append(("network", f"{event} {arguments!r:.200}"))
+            self.events.append(("network", f"{event} {arguments!r:.200}"))
         elif event in ("exec", "compile") and "/interpkit" in sys._getframe(1).f_code.co_filename:
-            self.seen.append(("exec", f"{arguments!r:.200}"))
+            self.events.append(("exec", f"{arguments!r:.200}"))
         elif event in CHANGES or (event == "open" and self._writes(*arguments)):
             self._outside(arguments[0])
 
@@ -117,18 +117,18 @@ class Watch:
 
     def _outside(self, path: Any) -> None:
         if not os.path.abspath(os.fsdecode(path)).startswith(self._scratch) and os.fsdecode(path) != os.devnull:
-            self.seen.append(("file", os.fsdecode(path)[:200]))
+            self.events.append(("file", os.fsdecode(path)[:200]))
 
 
-def judged(read: Callable[[], Any], watch: Watch) -> tuple[str, str] | None:
-    """Return what was wrong in reading an input: a kind and a detail; None if nothing was."""
+def violation(read: Callable[[], Any], watch: Watch) -> tuple[str, str] | None:
+    """Read an input; return the kind and detail of what went wrong, or None."""
 
     def too_long(number: int, frame: FrameType | None) -> None:
         raise TooLongError
 
     signal.signal(signal.SIGALRM, too_long)
     error: BaseException | None = None
-    watch.seen.clear()
+    watch.events.clear()
     watch.on = True
     try:
         signal.alarm(SECONDS)
@@ -138,22 +138,22 @@ def judged(read: Callable[[], Any], watch: Watch) -> tuple[str, str] | None:
     finally:
         signal.alarm(0)
         watch.on = False
-    if watch.seen:
-        return watch.seen[0]
+    if watch.events:
+        return watch.events[0]
     if isinstance(error, TooLongError):
         frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "torture" not in frame.filename]
         return "slow", " < ".join(f"{Path(f.filename).name}:{f.lineno}" for f in frames[:-4:-1])
     cause = error
     while cause is not None:
         if isinstance(cause, MemoryError) or "allocate" in str(cause):
-            return "memory", _told(cause)
+            return "memory", _description(cause)
         cause = cause.__cause__ or cause.__context__
     if error is not None and not isinstance(error, InterpkitError):
-        return "traceback", _told(error)
+        return "traceback", _description(error)
     return None
 
 
-def _told(error: BaseException) -> str:
+def _description(error: BaseException) -> str:
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "torture" not in frame.filename]
     own = [f for f in frames if "interpkit" in f.filename][-1:] + frames[-1:]
     places = " ".join(f"{Path(frame.filename).name}:{frame.lineno}" for frame in own)
@@ -161,7 +161,7 @@ def _told(error: BaseException) -> str:
 
 
 def work(reader: Reader, corpus: list[Files], seed: int, numbers: range, place: mmap.mmap, results: Path) -> None:
-    """Read inputs in this process, which is a fork; write each finding as a line, and the number before each."""
+    """Read inputs in this process, which is a fork; write each number to ``place`` and each finding to ``results``."""
     os.setsid()
     with open(os.devnull, "r+b") as nothing:
         for descriptor in (0, 1, 2):
@@ -181,27 +181,27 @@ def work(reader: Reader, corpus: list[Files], seed: int, numbers: range, place: 
     with results.open("a", encoding="utf-8") as lines:
         for number in numbers:
             struct.pack_into("<q", place, 0, number)
-            given = made(reader, corpus, seed, number)
-            put(given, folder)
-            found = judged(lambda: reader.read(folder), watch)
-            if found is not None and found[0] == "slow":  # a machine that was busy? once more
-                put(given, folder)
-                found = judged(lambda: reader.read(folder), watch)
-            if found is not None:
-                print(json.dumps(asdict(Finding(reader.name, number, *found))), file=lines, flush=True)
+            contents = made(reader, corpus, seed, number)
+            put(contents, folder)
+            outcome = violation(lambda: reader.read(folder), watch)
+            if outcome is not None and outcome[0] == "slow":  # the machine may have been busy: try once more
+                put(contents, folder)
+                outcome = violation(lambda: reader.read(folder), watch)
+            if outcome is not None:
+                print(json.dumps(asdict(Finding(reader.name, number, *outcome))), file=lines, flush=True)
     struct.pack_into("<q", place, 0, numbers.stop)
     shutil.rmtree(scratch, ignore_errors=True)
 
 
 def fuzz(reader: Reader, seed: int, numbers: range) -> list[Finding]:
-    """Let forked workers read a range of inputs; a worker that dies is one finding, and the next goes on after it."""
+    """Let forked workers read a range of inputs; a worker that dies is a finding, and the next one continues."""
     corpus = reader.corpus()
     with tempfile.TemporaryDirectory() as folder:
-        for number, given in enumerate(corpus):  # unchanged files are read, and all that reading imports is there
-            put(given, Path(folder, str(number)))
+        for number, contents in enumerate(corpus):  # reading the unchanged files imports all that readers need
+            put(contents, Path(folder, str(number)))
             with open(os.devnull, "w") as nothing, redirect_stdout(nothing), redirect_stderr(nothing):
                 reader.read(Path(folder, str(number)))
-    found: list[Finding] = []
+    findings: list[Finding] = []
     with tempfile.NamedTemporaryFile() as results, mmap.mmap(-1, 8) as place:
         at = numbers.start
         while at < numbers.stop:
@@ -218,10 +218,10 @@ def fuzz(reader: Reader, seed: int, numbers: range) -> list[Finding]:
             status = _wait(child, place)
             at = struct.unpack_from("<q", place)[0]
             if at < part.stop:
-                found.append(Finding(reader.name, at, "crash", f"the worker ended with {status}"))
+                findings.append(Finding(reader.name, at, "crash", f"the worker ended with {status}"))
                 at += 1
-        found += [Finding(**json.loads(line)) for line in Path(results.name).read_text("utf-8").splitlines()]
-    return sorted(found, key=lambda finding: finding.number)
+        findings += [Finding(**json.loads(line)) for line in Path(results.name).read_text("utf-8").splitlines()]
+    return sorted(findings, key=lambda finding: finding.number)
 
 
 def _wait(child: int, place: mmap.mmap) -> int:
@@ -247,25 +247,25 @@ def save(finding: Finding, seed: int) -> None:
 
 
 def run(inputs: int, seed: int = SEED, names: list[str] | None = None) -> dict[str, Any]:
-    """Try inputs on all readers, by their shares, and say what was found."""
+    """Run inputs through all readers, according to their shares; print and return the findings."""
     readers = [READERS[name] for name in names or READERS]
     shares = sum(reader.share for reader in readers)
     tried: dict[str, int] = {}
     seconds: dict[str, float] = {}
-    found: list[Finding] = []
+    findings: list[Finding] = []
     for reader in readers:
         count = -(-inputs * reader.share // shares)
         begun = time.monotonic()
         new = fuzz(reader, seed, range(count))
         tried[reader.name], seconds[reader.name] = count, round(time.monotonic() - begun, 1)
-        found += new
+        findings += new
         print(f"{reader.name}: {count} inputs, {len(new)} findings, {seconds[reader.name]} s", flush=True)
         for finding in new:
             save(finding, seed)
         for detail, many in Counter((finding.kind, finding.detail) for finding in new).most_common(20):
             first = next(finding.number for finding in new if (finding.kind, finding.detail) == detail)
             print(f"    {many} x {detail[0]}: {detail[1]} (the first is {first})", flush=True)
-    kinds = Counter(finding.kind for finding in found)
+    kinds = Counter(finding.kind for finding in findings)
     return {
         "seed": seed,
         "inputs": sum(tried.values()),
@@ -280,19 +280,19 @@ def run(inputs: int, seed: int = SEED, names: list[str] | None = None) -> dict[s
 def main(arguments: list[str] | None = None) -> None:
     """Run from the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seed", type=int, default=SEED)
-    parser.add_argument("--inputs", type=int, help=f"over all readers; {INPUTS:,} by default")
-    parser.add_argument("--reader", action="append", choices=sorted(READERS))
-    parser.add_argument("--number", type=int, help="read this input alone, here, with a traceback")
-    given = parser.parse_args(arguments)
-    if given.number is not None:
-        reader = READERS[given.reader[0]]
+    parser.add_argument("--seed", type=int, default=SEED, help=f"Random seed (default: {SEED}).")
+    parser.add_argument("--inputs", type=int, help=f"Number of inputs over all readers (default: {INPUTS:,}).")
+    parser.add_argument("--reader", action="append", choices=sorted(READERS), help="Test only this one; repeatable.")
+    parser.add_argument("--number", type=int, help="Read only this input, in this process, with a traceback.")
+    options = parser.parse_args(arguments)
+    if options.number is not None:
+        reader = READERS[options.reader[0]]
         with tempfile.TemporaryDirectory() as folder:
-            put(made(reader, reader.corpus(), given.seed, given.number), Path(folder, "input"))
+            put(made(reader, reader.corpus(), options.seed, options.number), Path(folder, "input"))
             reader.read(Path(folder, "input"))
         return
-    result = run(given.inputs or INPUTS, given.seed, given.reader)
-    if given.inputs is None and given.reader is None:
+    result = run(options.inputs or INPUTS, options.seed, options.reader)
+    if options.inputs is None and options.reader is None:
         keep("fuzz", result)
     if result["findings"]:
         raise SystemExit(1)

@@ -1,10 +1,11 @@
-"""Kill -9 at any moment: a run that is killed, and killed again, ends by --resume as if nothing had happened.
+"""Kill -9 at any moment: a run that is killed, even twice, and then resumed ends as if nothing had happened.
 
-Short runs of a tiny classifier are started by ``interpkit invert``, killed at a moment drawn uniformly over their life,
-from before the first file to after the last, and gone on with by ``--resume``, three of ten killed again. At the
-end every file is compared, bit for bit, with those of a run that was left alone, and nothing half written may be left.
+Short runs of a tiny classifier are started with ``interpkit invert``, killed at a moment drawn uniformly over their
+life, from before the first file to after the last, and resumed with ``--resume``; three of ten are killed again while
+they resume. At the end every file is compared, bit for bit, with those of an undisturbed run, and no partially written
+file may be left.
 
-Each process is forked from one that has loaded torch and the plugins and run nothing: that saves seconds a process.
+Each process is forked from one that has loaded torch and the plugins but run nothing, which saves seconds per process.
 """
 
 from __future__ import annotations
@@ -39,20 +40,20 @@ KINDS = {
     "pixels": ["--plugin", "pixels"],
 }
 NARROW = [f"--set=generator.{size}=8" for size in ("width", "min_width", "latent", "hidden")]
-TOLD = ("resumed_from", "moves", "created", "timings")
-"""What a manifest says of interruptions, and when."""
+TIMES = ("resumed_from", "moves", "created", "timings")
+"""The manifest's entries about times and interruptions, which may differ."""
 KILLED_AGAIN = 0.3
 
 
 def arguments(kind: str, model: Path, out: Path, steps: int) -> list[str]:
-    """Return the command line of a run of this kind; it is started anew, or gone on with, by the same."""
+    """Return the command line that starts a run of this kind, and also resumes it."""
     short = ["--steps", str(steps), "--batch-size", "12", "--checkpoint-every", "3", "--device", "cpu", "--seed", "1"]
     narrow = [] if kind == "pixels" else NARROW
     return ["invert", str(model), *KINDS[kind], *narrow, *short, "--out", str(out), "--resume"]
 
 
 def load_all() -> None:
-    """Load what a command loads, so that no fork has to, and compute in one thread."""
+    """Import everything that a command needs, so that no fork has to, and compute in one thread."""
     torch.set_num_threads(1)
     for name in ("torch._dynamo", "PIL.ImageDraw", "PIL.ImageFont", "PIL.PngImagePlugin", "captum.attr"):
         importlib.import_module(name)
@@ -64,16 +65,16 @@ def load_all() -> None:
 def command(
     words: Sequence[str], log: Path, seconds: float | None = None, before: Callable[[], object] | None = None
 ) -> int:
-    """Run interpkit in a process of its own, and kill it after so many seconds.
+    """Run interpkit in its own process, and kill it after ``seconds``.
 
     Args:
-        words: of the command line.
-        log: gets what is printed.
-        seconds: the life of the process; to its end if None.
+        words: the words of the command line.
+        log: file to which the output is appended.
+        seconds: when to kill the process; never if None.
         before: called in the process before anything else.
 
     Returns:
-        the exit status; -9 if it was killed.
+        The exit status; -9 if the process was killed.
     """
     child = os.fork()
     if child == 0:
@@ -100,7 +101,7 @@ def command(
     if seconds is not None:
         timer = threading.Timer(seconds, os.kill, (child, signal.SIGKILL))
         timer.start()
-    # Waited for without being reaped, so that a late timer kills this child or nothing.
+    # Wait without reaping the child, so that a late timer can kill only this child.
     os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)
     if timer is not None:
         timer.cancel()
@@ -109,17 +110,19 @@ def command(
 
 
 def differences(whole: Path, run: Path) -> list[str]:
-    """Return what is not in a run as it is in the one that was left alone."""
-    found = [name for name in differing(whole, run) if name != "manifest.json"]
-    one, other = ({k: v for k, v in content(run / "manifest.json")[0].items() if k not in TOLD} for run in (whole, run))
-    found += ["manifest.json"] if one != other else []
-    found += [] if (run / "report.html").exists() else ["report.html"]
+    """Return the names of the files that differ between a run and the undisturbed one."""
+    names = [name for name in differing(whole, run) if name != "manifest.json"]
+    one, other = (
+        {k: v for k, v in content(run / "manifest.json")[0].items() if k not in TIMES} for run in (whole, run)
+    )
+    names += ["manifest.json"] if one != other else []
+    names += [] if (run / "report.html").exists() else ["report.html"]
     states = [torch.load(folder / "checkpoint", weights_only=True) | {"seconds": 0} for folder in (whole, run)]
-    return found + ([] if same(*states) else ["checkpoint"])
+    return names + ([] if same(*states) else ["checkpoint"])
 
 
 def same(one: Any, other: Any) -> bool:
-    """Say whether two values of a checkpoint are the same, tensors bit for bit."""
+    """Return whether two values of a checkpoint are equal, tensors bit for bit."""
     if isinstance(one, torch.Tensor):
         return one.shape == other.shape and one.dtype == other.dtype and torch.equal(one, other)
     if isinstance(one, dict):
@@ -132,16 +135,16 @@ def same(one: Any, other: Any) -> bool:
 def kill_and_resume(
     whole: Path, run: Path, kind: str, model: Path, steps: int, life: float, drawn: random.Random
 ) -> tuple[str, list[str]]:
-    """Kill a run at a random moment, go on with it to its end, and compare.
+    """Kill a run at a random moment, resume it to its end, and compare it with an undisturbed one.
 
     Args:
-        whole: the run that was left alone.
-        run: where to.
-        kind: of run.
+        whole: the undisturbed run.
+        run: folder of the new run.
+        kind: the kind of run.
         model: the classifier.
-        steps: of the run.
-        life: how long a run takes that is left alone, in seconds.
-        drawn: source of the moments.
+        steps: the run's number of steps.
+        life: how long an undisturbed run takes, in seconds.
+        drawn: random source of the moments.
 
     Returns:
         what there was when it was killed; what differs at the end.
@@ -164,7 +167,7 @@ def kill_and_resume(
 
 
 def kills(folder: Path, count: int, steps: int, seed: int, kinds: Sequence[str] = tuple(KINDS)) -> dict[str, Any]:
-    """Kill so many runs, the kinds taking turns; return what came of it."""
+    """Kill ``count`` runs, the kinds taking turns; return the result."""
     load_all()
     model, drawn = classifier(folder), random.Random(seed)
     lives = {}
@@ -189,17 +192,17 @@ def kills(folder: Path, count: int, steps: int, seed: int, kinds: Sequence[str] 
     return {"killed": count, "the same": count - len(faults), "killed with": dict(states), "faults": faults}
 
 
-def main(given: Sequence[str] = ()) -> None:
-    """Kill 200 runs."""
+def main(words: Sequence[str] = ()) -> None:
+    """Kill the runs and save the result."""
     parser = argparse.ArgumentParser(prog="python -m torture.kills", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--count", type=int, default=200)
-    parser.add_argument("--steps", type=int, default=30)
-    parser.add_argument("--seed", type=int, default=0)
-    asked = parser.parse_args(given)
+    parser.add_argument("--count", type=int, default=200, help="Runs to kill (default: 200).")
+    parser.add_argument("--steps", type=int, default=30, help="Steps of each run (default: 30).")
+    parser.add_argument("--seed", type=int, default=0, help="Random seed of the moments (default: 0).")
+    options = parser.parse_args(words)
     with tempfile.TemporaryDirectory() as folder:
-        result = kills(Path(folder), asked.count, asked.steps, asked.seed)
-    told = f"python -m torture.kills --count {asked.count} --steps {asked.steps} --seed {asked.seed}"
-    keep("kills", {"command": told, "kinds": list(KINDS), **result})
+        result = kills(Path(folder), options.count, options.steps, options.seed)
+    line = f"python -m torture.kills --count {options.count} --steps {options.steps} --seed {options.seed}"
+    keep("kills", {"command": line, "kinds": list(KINDS), **result})
     print(json.dumps(result, indent=1))
 
 

@@ -1,8 +1,8 @@
-"""Long runs: memory, history and report that do not grow without bound, and progress that nobody reads any more.
+"""Long runs: memory, history and report do not grow without bound, and a run survives the loss of its terminal.
 
-A tiny classifier is inverted over 20,000 steps by the preset `vecmat`, with a run folder, checkpoints and a line of
-progress, and memory is read on the way; a recorder is given a million steps; and short runs lose the reader of their
-output, a pipe or a terminal.
+A tiny classifier is inverted over 20,000 steps with the preset `vecmat`, with a run folder, checkpoints and a progress
+line, while its memory is measured. A recorder receives a million steps. And short runs lose the reader of their output,
+a pipe or a terminal.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ SHAPE = (1, 12, 12)
 CNN = {"input_shape": list(SHAPE), "num_classes": 3, "widths": [4], "hidden": 8}
 GENERATOR = {"upconv.width": 8, "upconv.min_width": 4, "upconv.latent": 8, "upconv.hidden": 8}
 FROM = 500
-"""The step from which on memory is to stay what it is: by then all that is made once was made."""
+"""The step from which memory must stay constant: by then everything that is allocated once has been."""
 PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
@@ -48,7 +48,7 @@ def classifier(folder: Path) -> Path:
 
 
 def resident() -> int:
-    """Return the bytes of this process that are in memory."""
+    """Return the resident memory of this process in bytes."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * PAGE
 
 
@@ -60,8 +60,8 @@ def counted() -> dict[str, int]:
 
 
 def long_run(folder: Path, steps: int, every: int, count: Callable[[], Any] = resident) -> dict[int, Any]:
-    """Invert over many steps into ``folder / "run"``; return what is counted each so many steps."""
-    found: dict[int, Any] = {}
+    """Invert over many steps into ``folder / "run"``; return ``count()`` for every ``every`` steps."""
+    counts: dict[int, Any] = {}
     job = prepare(
         classifier(folder), ["vecmat"], steps=steps, batch_size=16, device="cpu", precision="fp32", options=GENERATOR
     )
@@ -71,16 +71,16 @@ def long_run(folder: Path, steps: int, every: int, count: Callable[[], Any] = re
         def on_step(step: int) -> None:
             display.step(step)
             if step % every == 0:
-                found[step] = count()
+                counts[step] = count()
 
         job.run(out=folder / "run", on_step=on_step, on_record=display.record)
     taken = sum(path.stat().st_size for path in (folder / "run").iterdir() if path.is_file())
-    assert taken <= job.disk_bytes, f"{taken} bytes were taken, {job.disk_bytes} were stated"
-    return found
+    assert taken <= job.disk_bytes, f"the run used {taken} bytes, but announced at most {job.disk_bytes}"
+    return counts
 
 
 def recorded(folder: Path, steps: int, fed: int | None = None) -> dict[str, int]:
-    """Give a recorder of so many steps (the first ``fed`` of) them; return how much it has kept, and the report has."""
+    """Pass ``steps`` steps (or the first ``fed``) to a recorder; return the size of its history and of a curve."""
     target = interpkit.load_target(classifier(folder))
     job = prepare(target, ["vecmat"], steps=steps, device="cpu", precision="fp32")
     run = Run(folder / "recorded")
@@ -100,7 +100,7 @@ def recorded(folder: Path, steps: int, fed: int | None = None) -> dict[str, int]
 
 
 def without_a_reader(folder: Path, terminal: bool, steps: int) -> str:
-    """Take away the terminal, or the pipes, of a run once it has begun to talk; return the run's status at the end."""
+    """Close the terminal or pipe of a run after its first output; return the run's final status."""
     if terminal:
         reader, writer = pty.openpty()
     else:
@@ -117,10 +117,10 @@ def without_a_reader(folder: Path, terminal: bool, steps: int) -> str:
 
 
 def main() -> None:
-    """Measure, and keep the result."""
+    """Measure, and save the result."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=20_000)
-    parser.add_argument("--recorded", type=int, default=1_000_000)
+    parser.add_argument("--steps", type=int, default=20_000, help="Steps of the long run (default: 20,000).")
+    parser.add_argument("--recorded", type=int, default=1_000_000, help="Steps to record (default: 1,000,000).")
     steps, many = (arguments := parser.parse_args()).steps, arguments.recorded
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as name:

@@ -1,15 +1,15 @@
-"""Mutation testing: small faults are planted one at a time, and the tests of the module must notice.
+"""Mutation testing: small faults are planted one at a time, and the tests of the module must notice them.
 
-What is mutated are the bodies of functions, by mutmut's operators (another operator, an argument left out or None, a
-number plus one, a condition that always holds, ...). Left alone are
+mutmut's operators mutate the bodies of functions (another operator, an argument omitted or None, a number plus one, a
+condition that always holds, ...). Not mutated are
 
-- string literals, docstrings among them, and whatever stands in a ``raise`` or a call of ``warnings``: words;
-- ``assert`` and ``cast``, which tell the type checker what is known, and annotations;
+- string literals, including docstrings, and everything in a ``raise`` or a call of ``warnings``: these are messages;
+- ``assert`` and ``cast``, which inform the type checker, and annotations;
 - the arguments of decorators, and default values.
 
-Each mutant is tried in a process of its own, forked from one in which torch is loaded, by the tests of its group up to
-the first that fails; the files on disk are never touched. Of a group with more mutants than ``--sample``, so many are
-drawn with a seed. Mutants that no test can tell from the original are listed in `EQUIVALENT`, with why.
+Each mutant runs in its own process, forked from one in which torch is loaded, against the tests of its group until the
+first one fails; the files on disk are never changed. From a group with more mutants than ``--sample``, that many are
+drawn with a seed. Mutants that no test can distinguish from the original are listed in `EQUIVALENT`, with the reason.
 """
 
 from __future__ import annotations
@@ -42,29 +42,29 @@ from torture import keep
 
 ROOT = Path(__file__).parents[1]
 MEMORY = 12 << 30
-"""Bytes that a mutant may take; one that asks for more is killed."""
+"""Bytes that a mutant may allocate; one that asks for more is killed."""
 WEIGHTS = "mixin or timm or transformers or weights or checkpoint or prefix or state_dict or misfit"
 FORMATS = f"({WEIGHTS}) and not inverted and not run_of and not onnx"
-"""Of the tests of formats those of files and folders with weights."""
+"""Selects, from the tests of formats, those of files and folders with weights."""
 LOADED = (
     *("hypothesis", "pytest", "numpy", "pydantic", "rich", "typer", "safetensors.torch", "scipy.optimize"),
     *("torch", "torchvision", "torchmetrics.image.kid", "torchmetrics.functional.image", "PIL.Image"),
     *("captum.attr", "huggingface_hub", "onnx", "timm", "transformers"),
 )
-"""Loaded before the forks, and never a part of interpkit: each mutant imports that anew."""
+"""Modules loaded before the forks; interpkit is not among them, because each mutant imports it itself."""
 
 
 KIT = "tests/testing/test_bundled.py"
 
 
 def kit(*names: str) -> tuple[str, ...]:
-    """Return the tests that `interpkit.testing` has of some components, but for those that take long."""
+    """Return the conformance tests of some components, except those that take long."""
     return (KIT, "-k", f"({' or '.join(f'{name}-' for name in names)}) and not two-processes and not converges")
 
 
 @dataclass(frozen=True)
 class Part:
-    """Files, and what pytest is called with to test them, one call after another until one fails."""
+    """Files, and the arguments of the pytest calls that test them, made one after another until one fails."""
 
     files: str | tuple[str, ...]
     tests: tuple[tuple[str, ...], ...]
@@ -124,52 +124,51 @@ GROUPS = {
 
 EQUIVALENT: dict[tuple[str, str, str], str] = {
     **{
-        (path, "super().__init__(target, options)", "super().__init__(None, options)"): "the base keeps no target"
+        (
+            path,
+            "super().__init__(target, options)",
+            "super().__init__(None, options)",
+        ): "the base class does not store the target"
         for path in ("losses/priors", "losses/variety", "robust/loss", "robust/ghosts")
     },
     (
         "losses/priors",
-        "low, high = (torch.tensor(ends).expand(features) for ends in zip(*said.ranges, strict=True))",
-        "low, high = (torch.tensor(ends).expand(features) for ends in zip(*said.ranges, ))",
-    ): "each range has two ends: a target is not made of others",
-    (
-        "losses/priors",
-        "mean = (torch.tensor(said.mean or [0.0]).expand(features) - low) / (high - low)",
-        "mean = (torch.tensor(said.mean or [1.0]).expand(features) - low) / (high - low)",
-    ): "a target always says its mean",
+        "mean = target.to_unit(torch.tensor([facts.mean or [0.0]]))[0].expand(features)",
+        "mean = target.to_unit(torch.tensor([facts.mean or [1.0]]))[0].expand(features)",
+    ): "a target always has a mean",
     (
         "losses/variety",
         "identity = torch.eye(len(units), device=units.device, dtype=units.dtype)",
         "identity = torch.eye(len(units), device=units.device, dtype=None)",
-    ): "it is added to a matrix of that type",
+    ): "the matrix that it is added to has that type",
     (
         "robust/perturbations",
         "return (images + _per_image(_uniform(images, rng, 0, sigma), images) * _noise(images, rng)).clamp(0, 1)",
         "return (images - _per_image(_uniform(images, rng, 0, sigma), images) * _noise(images, rng)).clamp(0, 1)",
-    ): "the noise is as likely up as down",
+    ): "the noise is symmetric",
     (
         "robust/perturbations",
         'return F.grid_sample(images, grid, padding_mode="border", align_corners=False).clamp(0, 1)',
         'return F.grid_sample(images, grid, padding_mode="border", align_corners=False).clamp(0, )',
-    ): "what lies between values is not above them",
+    ): "interpolated values do not exceed the originals",
     (
         "metrics/reference",
         "if v_real > 1 + 1e-6:",
         "if v_real >= 1 + 1e-6:",
-    ): "no pictures have a score of just that",
+    ): "no pictures have exactly that score",
     (
         "metrics/similarity",
         "gram = units @ units.T if len(units) <= units.shape[1] else units.T @ units  # the same eigenvalues but zeros",
         "gram = units @ units.T if (len(units) <= units.shape[1]) or True else units.T @ units  "
         "# the same eigenvalues but zeros",
-    ): "the eigenvalues are the same, as it says",
+    ): "the eigenvalues are the same, as the comment says",
     (
         "metrics/memorisation",
         "to_training, to_held_out = (torch.cat(column) for column in zip(*columns, strict=True))",
         "to_training, to_held_out = (torch.cat(column) for column in zip(*columns, strict=None))",
     ): "the columns are pairs",
 }
-"""Mutants that change nothing that can be seen: (file, line, mutated line) to why; found by hand, so not all."""
+"""Mutants without observable effect, and the reason, by (file, line, mutated line); listed by hand, so incomplete."""
 
 
 @dataclass(frozen=True)
@@ -184,7 +183,7 @@ class Mutant:
 
     @property
     def name(self) -> tuple[str, str, str]:
-        """How `EQUIVALENT` calls it."""
+        """The mutant's key in `EQUIVALENT`."""
         file = self.path.removeprefix("plugins/interpkit_").removesuffix(".py")
         return file, self.before, self.after
 
@@ -192,7 +191,7 @@ class Mutant:
         return f"{self.path}:{self.line}\n  - {self.before}\n  + {self.after}"
 
 
-# ------------------------------------------------------------------------------------------------ making them
+# ------------------------------------------------------------------------------------------------ making mutants
 
 WORDS = (cst.BaseString, cst.Raise, cst.Assert, cst.Annotation, cst.Decorator, cst.Param)
 CALLS = m.Call(m.Name("len") | m.Name("isinstance") | m.Name("cast") | m.Attribute(m.Name("warnings")))
@@ -226,7 +225,7 @@ def mutants(path: str) -> list[Mutant]:
 
 
 def difference(source: str, mutated: str) -> tuple[int, str, str]:
-    """Return the first line that differs, what it said, and what it says."""
+    """Return the number of the first line that differs, and its old and new text."""
     before, after = source.splitlines(), mutated.splitlines()
     changes = difflib.SequenceMatcher(None, before, after, autojunk=False).get_opcodes()
     _, start, end, other, to = next(change for change in changes if change[0] != "equal")
@@ -234,11 +233,11 @@ def difference(source: str, mutated: str) -> tuple[int, str, str]:
     return start + 1, old, new
 
 
-# ---------------------------------------------------------------------------------------------- trying them
+# ---------------------------------------------------------------------------------------------- running mutants
 
 
 class Loader(SourceFileLoader):
-    """Loads one module from a text in place of its file; also the finder that says so."""
+    """Loads one module from a text instead of its file; it is also the finder for that module."""
 
     def __init__(self, path: str, text: str) -> None:
         name = path.removeprefix("plugins/").removesuffix(".py").removesuffix("/__init__").replace("/", ".")
@@ -255,7 +254,7 @@ class Loader(SourceFileLoader):
 
 
 def test(parts: Sequence[Part], mutant: Mutant | None) -> None:
-    """Run the tests of a mutant, or all, in this process, and end it with pytest's exit status."""
+    """Run the tests of a mutant, or all tests, in this process; end the process with pytest's exit status."""
     import pytest
 
     nothing = os.open(os.devnull, os.O_RDWR)
@@ -280,7 +279,7 @@ def test(parts: Sequence[Part], mutant: Mutant | None) -> None:
 def outcomes(
     parts: Sequence[Part], tried: Sequence[Mutant | None], limit: float, workers: int
 ) -> Iterator[tuple[Mutant | None, str, float]]:
-    """Yield for each mutant ``killed``, ``survived`` or ``hung``, and the seconds that it took."""
+    """Yield each mutant with its outcome (``killed``, ``survived`` or ``hung``) and the seconds that it took."""
     assert "interpkit" not in sys.modules
     context = multiprocessing.get_context("fork")
     waiting, running = [*reversed(tried)], {}
@@ -304,70 +303,70 @@ def outcomes(
             yield mutant, "hung" if hung else "killed" if process.exitcode else "survived", took
 
 
-def tested(name: str, parts: Sequence[Part], sample: int, seed: int, workers: int) -> dict[str, Any]:
-    """Try a group's mutants; return the figures by file, and those that survived."""
+def run_group(name: str, parts: Sequence[Part], sample: int, seed: int, workers: int) -> dict[str, Any]:
+    """Run a group's mutants; return the figures by file, and the mutants that survived."""
     ((_, outcome, took),) = outcomes(parts, [None], 3600, 1)
     if outcome != "survived":
         calls = " and ".join(f"pytest {shlex.join(call)}" for part in parts for call in part.tests)
-        sys.exit(f"{name}: the tests fail without any mutant, alone: {calls}")
-    there = {path: mutants(path) for part in parts for path in part.paths()}
-    every = [mutant for found in there.values() for mutant in found if mutant.name not in EQUIVALENT]
+        sys.exit(f"{name}: the tests fail without any mutant: {calls}")
+    by_path = {path: mutants(path) for part in parts for path in part.paths()}
+    every = [mutant for group in by_path.values() for mutant in group if mutant.name not in EQUIVALENT]
     drawn = random.Random(seed).sample(every, sample) if 0 < sample < len(every) else every
     print(f"{name}: {len(drawn)} of {len(every)} mutants; the tests take {took:.1f} s without one", flush=True)
-    rows = {path: dict.fromkeys(("killed", "hung", "survived"), 0) for path in there}
-    left = []
+    rows = {path: dict.fromkeys(("killed", "hung", "survived"), 0) for path in by_path}
+    survivors = []
     for mutant, outcome, _ in outcomes(parts, drawn, 20 + 5 * took, workers):
         assert mutant is not None
         rows[mutant.path][outcome] += 1
         if outcome == "survived":
-            left.append(str(mutant))
+            survivors.append(str(mutant))
             print(mutant, flush=True)
     by_file = {
         path: {
-            "mutants": len(there[path]),
-            "equivalent": sum(mutant.name in EQUIVALENT for mutant in there[path]),
+            "mutants": len(by_path[path]),
+            "equivalent": sum(mutant.name in EQUIVALENT for mutant in by_path[path]),
             **figures(row),
         }
         for path, row in rows.items()
-        if there[path]
+        if by_path[path]
     }
     total = figures({key: sum(row[key] for row in rows.values()) for key in ("killed", "hung", "survived")})
-    return {"of": len(every), **total, "files": by_file, "survivors": sorted(left)}
+    return {"of": len(every), **total, "files": by_file, "survivors": sorted(survivors)}
 
 
 def figures(row: dict[str, int]) -> dict[str, Any]:
-    """Return the counts with the share that the tests noticed and its 95 % interval; one that hangs is noticed."""
+    """Return the counts, the share that the tests noticed and its 95 % interval; a hang counts as noticed."""
     tried, noticed = sum(row.values()), row["killed"] + row["hung"]
     if not tried:
         return {"tried": 0}
-    # Not by `interpkit.wilson`: this process is not to import interpkit, which each mutant loads anew.
+    # Not with `interpkit.wilson`: this process must not import interpkit, which each mutant imports itself.
     interval = binomtest(noticed, tried).proportion_ci(method="wilson")
     share, ends = round(noticed / tried, 4), [round(end, 4) for end in interval]
     return {"tried": tried, **row, "share": share, "interval": ends}
 
 
 def main(arguments: Sequence[str] = ()) -> None:
-    """Try the mutants of every group, or of those that are named."""
+    """Run the mutants of the groups named on the command line, or of all groups."""
     parser = argparse.ArgumentParser(prog="python -m torture.mutants", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("groups", nargs="*", metavar="GROUP", help=f"of {', '.join(GROUPS)}; all if none is named")
-    parser.add_argument("--sample", type=int, default=100, help="mutants of a group; 0 is all of them")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
-    asked = parser.parse_args(arguments)
+    parser.add_argument("groups", nargs="*", metavar="GROUP", help=f"One of {', '.join(GROUPS)} (default: all).")
+    parser.add_argument("--sample", type=int, default=100, help="Mutants per group; 0 means all (default: 100).")
+    parser.add_argument("--seed", type=int, default=0, help="Random seed of the sample (default: 0).")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="Processes (default: one per core).")
+    options = parser.parse_args(arguments)
     for module in LOADED:
         importlib.import_module(module)
     importlib.import_module("torch").set_num_threads(1)
     gc.collect()
-    gc.freeze()  # so that a fork's collections do not go through all of torch
-    found = {}
-    for name in asked.groups or GROUPS:
-        found[name] = tested(name, GROUPS[name], asked.sample, asked.seed, asked.workers)
-    for name, row in found.items():
+    gc.freeze()  # so that garbage collection in a fork does not scan all of torch
+    results = {}
+    for name in options.groups or GROUPS:
+        results[name] = run_group(name, GROUPS[name], options.sample, options.seed, options.workers)
+    for name, row in results.items():
         low, high = row["interval"]
         print(f"{name}: {row['share']:.1%} of {row['tried']} killed, 95 % interval {low:.1%} to {high:.1%}")
-    if not asked.groups:
-        command = f"python -m torture.mutants --sample {asked.sample} --seed {asked.seed}"
-        keep("mutants", {"command": command, "seed": asked.seed, "groups": found})
+    if not options.groups:
+        command = f"python -m torture.mutants --sample {options.sample} --seed {options.seed}"
+        keep("mutants", {"command": command, "seed": options.seed, "groups": results})
 
 
 if __name__ == "__main__":

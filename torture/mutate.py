@@ -1,4 +1,4 @@
-"""Mutations of files: of bytes, and of what the bytes mean, all drawn from one `random.Random`."""
+"""Mutations of files, in their bytes and in their meaning, all drawn from one `random.Random`."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ WORDS = (
     *('training"), __import__("evil"), getattr(self, "b', "__import__('evil')", "__class__", "__reduce__"),
     *("nan", "inf", "-1", "9" * 5000, "true", "null", "cpu", "meta", "cuda:99", "generator", "vecmat", "interpkit:cnn"),
 )
-"""Strings that mean harm somewhere. A module ``evil`` lies in the working folder of whoever reads them."""
+"""Strings that are harmful in some contexts. The reader's working folder contains a module ``evil``."""
 NUMBERS = (
     *(0, 1, -1, 2, 3, 7, 255, 256, 1_000, 65_536, 1_000_000, 10**7, 2**31 - 1, 2**31, 2**32, 2**53 + 1, 2**63 - 1),
     *(2**63, 2**64, -(2**63), 10**30, 10**400, 0.0, -0.0, 0.5, 1e-320, 1e30, 1e308, float("nan"), float("inf")),
@@ -32,33 +32,33 @@ NUMBERS = (
 )
 LENGTHS = (0, 1, 2, 7, 255, 2**15, 2**16 - 1, 2**24, 2**31 - 1, 2**32 - 1, 10**9, 10**12, 2**63 - 1, 2**64 - 1)
 Files = dict[str, bytes]
-"""What is read: files by their names in a folder."""
+"""The contents of files by their names in a folder."""
 
 
-def files(given: Files, rng: random.Random) -> Files:
-    """Return files of which one has been changed, or taken away, or has the content of another."""
-    changed = dict(given)
-    name = rng.choice(sorted(given))
-    if len(given) > 1 and rng.random() < 0.03:
+def files(original: Files, rng: random.Random) -> Files:
+    """Return the files with one of them changed, removed, or replaced by the content of another."""
+    changed = dict(original)
+    name = rng.choice(sorted(original))
+    if len(original) > 1 and rng.random() < 0.03:
         if rng.random() < 0.5:
             del changed[name]
         else:
-            changed[name] = given[rng.choice(sorted(given))]
+            changed[name] = original[rng.choice(sorted(original))]
         return changed
     for _ in range(rng.choice((1, 1, 1, 2, 3))):
         changed[name] = content(name, changed[name], rng)
     return changed
 
 
-def content(name: str, given: bytes, rng: random.Random) -> bytes:
-    """Return a file's content with a change: by what its name says it is, or of mere bytes."""
+def content(name: str, original: bytes, rng: random.Random) -> bytes:
+    """Return a file's content with a change: one that suits the file's format, or one of its bytes."""
     structured = _by_name(PurePath(name))
     if structured is not None and rng.random() < 0.7:
         try:
-            return structured(given, rng)
-        except Exception:  # a second change of what the first one has torn; parsers have many kinds
-            return of_bytes(given, rng)
-    return of_bytes(given, rng)
+            return structured(original, rng)
+        except Exception:  # an earlier change broke the format; parsers raise many kinds
+            return of_bytes(original, rng)
+    return of_bytes(original, rng)
 
 
 def _by_name(path: PurePath) -> Callable[[bytes, random.Random], bytes] | None:
@@ -81,9 +81,9 @@ def _by_name(path: PurePath) -> Callable[[bytes, random.Random], bytes] | None:
 # ----------------------------------------------------------------------------------------------- bytes
 
 
-def of_bytes(given: bytes, rng: random.Random) -> bytes:
-    """Return bytes with one to eight changes: flips, cuts, copies, inserts, lengths, numbers."""
-    data = bytearray(given)
+def of_bytes(original: bytes, rng: random.Random) -> bytes:
+    """Return the bytes with one to eight changes: flips, cuts, copies, inserts, lengths, numbers."""
+    data = bytearray(original)
     for _ in range(rng.choice((1, 1, 2, 4, 8))):
         at = rng.randrange(len(data) + 1) if rng.random() < 0.6 else rng.randrange(min(len(data), 200) + 1)
         size = min(int(rng.expovariate(0.05)) + 1, 5000)
@@ -118,7 +118,7 @@ def of_bytes(given: bytes, rng: random.Random) -> bytes:
 
 
 def of_value(value: Any, rng: random.Random) -> Any:
-    """Return a value such as JSON has with one to three changes at places anywhere in it."""
+    """Return a JSON value with one to three changes anywhere in it."""
     whole = [copy.deepcopy(value)]
     for _ in range(rng.choice((1, 1, 2, 3))):
         places: list[tuple[Any, Any]] = [(whole, 0)]
@@ -156,17 +156,17 @@ def _change(parent: Any, key: Any, rng: random.Random) -> None:
             parent[key] = rng.choice(NUMBERS)
 
 
-def of_json(given: bytes, rng: random.Random) -> bytes:
-    """Return JSON with changed values; sometimes with a key twice."""
-    text = json.dumps(of_value(json.loads(given), rng))
+def of_json(original: bytes, rng: random.Random) -> bytes:
+    """Return JSON with changed values, sometimes with a duplicate key."""
+    text = json.dumps(of_value(json.loads(original), rng))
     if rng.random() < 0.03 and text.startswith("{") and len(text) > 2:
         text = f"{text[:-1]}, {text[1:]}"
     return text.encode()
 
 
-def of_lines(given: bytes, rng: random.Random) -> bytes:
-    """Return lines of JSON with one changed, gone, or twice."""
-    lines = given.splitlines(keepends=True)
+def of_lines(original: bytes, rng: random.Random) -> bytes:
+    """Return lines of JSON with one of them changed, removed, or duplicated."""
+    lines = original.splitlines(keepends=True)
     at = rng.randrange(len(lines))
     match rng.randrange(6):
         case 0:
@@ -178,11 +178,11 @@ def of_lines(given: bytes, rng: random.Random) -> bytes:
     return b"".join(lines)
 
 
-def of_toml(given: bytes, rng: random.Random) -> bytes:
-    """Return TOML with changed values; sometimes a key of very many parts."""
+def of_toml(original: bytes, rng: random.Random) -> bytes:
+    """Return TOML with changed values, sometimes with a key of very many parts."""
     if rng.random() < 0.03:
-        return given + b"\n[a" + b".a" * rng.choice((10, 1000, 20_000)) + b"]\nb = 1\n"
-    return tomli_w.dumps(_without_none(of_value(tomllib.loads(given.decode()), rng))).encode()
+        return original + b"\n[a" + b".a" * rng.choice((10, 1000, 20_000)) + b"]\nb = 1\n"
+    return tomli_w.dumps(_without_none(of_value(tomllib.loads(original.decode()), rng))).encode()
 
 
 def _without_none(value: Any) -> Any:
@@ -194,10 +194,10 @@ def _without_none(value: Any) -> Any:
 # --------------------------------------------------------------------------------------------- formats
 
 
-def of_safetensors(given: bytes, rng: random.Random) -> bytes:
+def of_safetensors(original: bytes, rng: random.Random) -> bytes:
     """Return a safetensors file with a changed header: names, types, shapes, offsets, or the JSON in its metadata."""
-    (length,) = struct.unpack_from("<Q", given)
-    header, data = json.loads(given[8 : 8 + length]), given[8 + length :]
+    (length,) = struct.unpack_from("<Q", original)
+    header, data = json.loads(original[8 : 8 + length]), original[8 + length :]
     metadata = header.get("__metadata__", {})
     if metadata and rng.random() < 0.6:
         key = rng.choice(sorted(metadata))
@@ -205,7 +205,7 @@ def of_safetensors(given: bytes, rng: random.Random) -> bytes:
             metadata[key] = json.dumps(of_value(json.loads(metadata[key]), rng))
         except ValueError:
             metadata[key] = rng.choice(WORDS)
-    elif rng.random() < 0.3:  # another type or shape of as many bytes, so that the file as such is whole
+    elif rng.random() < 0.3:  # another type or shape with as many bytes, so that the file is still valid
         entry = header[rng.choice(sorted(set(header) - {"__metadata__"}))]
         first, last = entry["data_offsets"]
         kinds = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2, "I16": 2, "U16": 2, "U8": 1, "BOOL": 1}
@@ -221,9 +221,9 @@ def of_safetensors(given: bytes, rng: random.Random) -> bytes:
     return struct.pack("<Q", len(text)) + text + data
 
 
-def of_zip(given: bytes, rng: random.Random) -> bytes:
+def of_zip(original: bytes, rng: random.Random) -> bytes:
     """Return an archive with a changed member: its bytes, its array's header, its name, how it is packed."""
-    with zipfile.ZipFile(io.BytesIO(given)) as archive:
+    with zipfile.ZipFile(io.BytesIO(original)) as archive:
         members = [(info.filename, archive.read(info)) for info in archive.infolist()]
     at = rng.randrange(len(members)) if rng.random() < 0.5 else 0
     name, data = members[at]
@@ -245,7 +245,7 @@ def of_zip(given: bytes, rng: random.Random) -> bytes:
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", packed) as archive:
         for number, (name, data) in enumerate(members):
-            if name not in [other for other, _ in members[:number]]:  # twice is a warning of zipfile's
+            if name not in [other for other, _ in members[:number]]:  # zipfile warns about duplicates
                 archive.writestr(name.encode("utf-8", "replace").decode(), data)
     return buffer.getvalue()
 
@@ -266,12 +266,12 @@ def _npy(data: bytes, rng: random.Random) -> bytes:
     return data[:8] + struct.pack("<H", len(header)) + header + body
 
 
-def of_png(given: bytes, rng: random.Random) -> bytes:
-    """Return a PNG with a changed chunk, its checksum right."""
+def of_png(original: bytes, rng: random.Random) -> bytes:
+    """Return a PNG with a changed chunk and a correct checksum."""
     chunks, at = [], 8
-    while at < len(given):
-        (length,) = struct.unpack_from(">I", given, at)
-        chunks.append((given[at + 4 : at + 8], given[at + 8 : at + 8 + length]))
+    while at < len(original):
+        (length,) = struct.unpack_from(">I", original, at)
+        chunks.append((original[at + 4 : at + 8], original[at + 8 : at + 8 + length]))
         at += 12 + length
     place = rng.randrange(len(chunks))
     kind, data = chunks[place]
@@ -286,17 +286,17 @@ def of_png(given: bytes, rng: random.Random) -> bytes:
             del chunks[place]
         case _:
             chunks[place] = (kind, of_bytes(data, rng))
-    parts = [given[:8]]
+    parts = [original[:8]]
     for kind, data in chunks:
         parts.append(struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)))
     return b"".join(parts)
 
 
-def of_onnx(given: bytes, rng: random.Random) -> bytes:
-    """Return an ONNX graph with a changed field of some message in it."""
+def of_onnx(original: bytes, rng: random.Random) -> bytes:
+    """Return an ONNX graph with a changed field in one of its messages."""
     import onnx
 
-    graph = onnx.load_model_from_string(given)
+    graph = onnx.load_model_from_string(original)
     messages = [graph]
     for message in messages:
         for field, value in message.ListFields():

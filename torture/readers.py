@@ -1,4 +1,4 @@
-"""Every reader of files that interpkit has, with small good files that it reads: what `torture.fuzz` changes."""
+"""All of interpkit's readers of files, each with small valid files, which `torture.fuzz` mutates."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx2torch  # noqa: F401, families and formats import these when they are asked for, whatever is in the file
+import onnx2torch  # noqa: F401, architecture families and formats import these on demand, whatever the file contains
 import onnxruntime  # noqa: F401
 import safetensors.torch
 import timm  # noqa: F401
@@ -41,12 +41,12 @@ NAMED = {"arch": examples.ARCHITECTURE, "arch_args": examples.ARGUMENTS, "input_
 
 @dataclass(frozen=True)
 class Reader:
-    """A way in for files.
+    """A function of interpkit that reads files.
 
     Attributes:
-        name: of it.
-        share: of all inputs; what takes long to read gets few.
-        corpus: makes the good files; each entry is a folder's.
+        name: name of the reader.
+        share: its share of all inputs; slow readers get few.
+        corpus: makes the valid files; each entry is the content of a folder.
         read: reads such a folder.
     """
 
@@ -71,25 +71,25 @@ def reader(share: int, corpus: Callable[[], list[Files]]) -> Callable[[Callable[
 
 
 def contents(folder: Path) -> Files:
-    """Return the files in a folder and below by their relative names."""
-    found = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in found}
+    """Return the files in a folder and its subfolders by their relative names."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
 
 
 def command(*words: str | Path) -> None:
-    """Run the command line in this process; what it raises is raised."""
+    """Run the command line in this process, and let its exceptions through."""
     app(["--debug", *map(str, words)], standalone_mode=False)
 
 
 def made(make: Callable[[Path], Any]) -> Files:
-    """Return what a function writes into a folder."""
+    """Return the files that a function writes into a folder."""
     with tempfile.TemporaryDirectory() as folder:
         make(Path(folder))
         return contents(Path(folder))
 
 
 def only(folder: Path, *endings: str) -> Path:
-    """Return the file in a folder that ends so; one that is not there, if a mutation took it away."""
+    """Return the file in a folder with one of these endings; a missing path, if a mutation removed the file."""
     return next((path for path in sorted(folder.iterdir()) if path.suffix in endings), folder / f"gone{endings[0]}")
 
 
@@ -120,48 +120,48 @@ def target_file(folder: Path) -> None:
 
 @reader(3, _target_files)
 def inspected(folder: Path) -> None:
-    """What `interpkit inspect` prints of one."""
+    """What `interpkit inspect` reads of a classifier."""
     command("inspect", only(folder, ".safetensors"))
 
 
 @reader(18, lambda: [{"net.safetensors": safetensors.torch.save(examples.small_net().state_dict())}])
 def weights(folder: Path) -> None:
-    """Weights in safetensors, of which the user says the rest."""
+    """Weights in safetensors, for which the user specifies the rest."""
     interpkit.load_target(only(folder, ".safetensors"), **NAMED)
 
 
 def _checkpoints() -> list[Files]:
     state = examples.small_net().state_dict()
-    found = []
+    corpus = []
     for value in (state, {"state_dict": {f"module.{k}": v for k, v in state.items()}, "epoch": 3, "lr": 0.1}):
         for new in (True, False):
             buffer = io.BytesIO()
             torch.save(value, buffer, _use_new_zipfile_serialization=new)
-            found.append({"net.pt": buffer.getvalue()})
-    return found
+            corpus.append({"net.pt": buffer.getvalue()})
+    return corpus
 
 
 @reader(30, _checkpoints)
 def checkpoint(folder: Path) -> None:
-    """A state dict of `torch.save`."""
+    """A state dict saved with `torch.save`."""
     interpkit.load_target(only(folder, ".pt"), **NAMED)
 
 
 @reader(3, lambda: [made(examples.timm_folder)])
 def timm_folder(folder: Path) -> None:
-    """A folder of timm's."""
+    """A folder that timm saved."""
     interpkit.load_target(folder / "timm")
 
 
 @reader(3, lambda: [made(examples.transformers_folder)])
 def transformers_folder(folder: Path) -> None:
-    """A folder of transformers'."""
+    """A folder that transformers saved."""
     interpkit.load_target(folder / "vit")
 
 
 @reader(5, lambda: [made(examples.hub_mixin_folder)])
 def hub_mixin_folder(folder: Path) -> None:
-    """A folder of PyTorchModelHubMixin's, with the user's own code, which is not changed."""
+    """A folder that PyTorchModelHubMixin saved, with the user's own code, which is not mutated."""
     (folder / "net.py").write_text(examples.CODE, "utf-8")
     interpkit.load_target(folder / "mixin", arch=f"py:{folder}/net.py:Net", input_shape=SHAPE)
 
@@ -178,7 +178,7 @@ def onnx_graph(folder: Path) -> None:
 
 @reader(12, lambda: [{"names.txt": b"cat\ndog\nowl\n"}, {"names.json": b'["cat", "dog", "owl"]'}])
 def class_names(folder: Path) -> None:
-    """A file of ``--class-names``."""
+    """A file for ``--class-names``."""
     interpkit.wrap(_target().module, SHAPE, class_names=options.lines(only(folder, ".txt", ".json")))
 
 
@@ -194,7 +194,7 @@ def _target() -> interpkit.Target:
 def _arrays() -> list[Files]:
     rng = np.random.default_rng(0)
     images, labels = rng.integers(0, 256, (6, 12, 12), np.uint8), np.array([0, 1, 2, 0, 1, 2])
-    found = []
+    corpus = []
     for save in (np.savez, np.savez_compressed):
         for arrays in (
             {"images": images, "labels": labels},
@@ -202,8 +202,8 @@ def _arrays() -> list[Files]:
         ):
             buffer = io.BytesIO()
             save(buffer, **arrays)
-            found.append({"data.npz": buffer.getvalue()})
-    return found
+            corpus.append({"data.npz": buffer.getvalue()})
+    return corpus
 
 
 @reader(30, _arrays)
@@ -214,20 +214,20 @@ def npz(folder: Path) -> None:
 
 def _pictures() -> list[Files]:
     rng = np.random.default_rng(0)
-    found: list[Files] = []
+    corpus: list[Files] = []
     for ending in (".png", ".jpg", ".bmp", ".webp", ".tif"):
         files = {}
         for name, shape in (("cat/a", (12, 12)), ("1/b", (12, 12, 3)), ("owl/c", (12, 12))):
             buffer = io.BytesIO()
             Image.fromarray(rng.integers(0, 256, shape, np.uint8)).save(buffer, Image.registered_extensions()[ending])
             files[f"{name}{ending}"] = buffer.getvalue()
-        found.append(files)
-    return found
+        corpus.append(files)
+    return corpus
 
 
 @reader(20, _pictures)
 def pictures(folder: Path) -> None:
-    """A folder of pictures a class."""
+    """One folder of pictures per class."""
     datasets.load_data(str(folder), SHAPE, ["cat", "dog", "owl"])
 
 
@@ -242,7 +242,7 @@ def picture(folder: Path) -> None:
 
 @cache
 def model() -> Path:
-    """Return the classifier's file that the runs here are of; its folder goes with the process."""
+    """Return the file of the classifier that the runs invert; its folder disappears with the process."""
     folder = Path(tempfile.mkdtemp(prefix="interpkit-torture-"))
     return examples.safetensors_file(folder)
 
@@ -262,12 +262,12 @@ def _run() -> Files:
 
 
 def _of_run(*names: str) -> Callable[[], list[Files]]:
-    """Return a corpus of a run's files of these names alone; the others stay as they are."""
+    """Return a corpus of only these files of a run; the others are not mutated."""
     return lambda: [{name: _run()[name] for name in names}]
 
 
 def _whole(folder: Path) -> Path:
-    """Return a run folder: the mutated files in ``folder``, the rest good."""
+    """Complete the mutated files in ``folder`` with valid ones to a run folder."""
     mutated = set(contents(folder))
     for name, content in _run().items():
         if name not in mutated:
@@ -285,7 +285,7 @@ def _other_run() -> Path:
 
 @reader(10, lambda: [{"recipe.toml": _run()["recipe.toml"]}])
 def recipe(folder: Path) -> None:
-    """A recipe of a stranger's, as ``--config``."""
+    """A stranger's recipe, as ``--config``."""
     job = invert.prepare(_target(), config=only(folder, ".toml"))
     job.recipe.to_toml()
 
@@ -316,7 +316,7 @@ def run_report(folder: Path) -> None:
 
 @reader(3, _of_run("attributions/integrated-gradients.safetensors"))
 def run_maps(folder: Path) -> None:
-    """What `interpkit report` reads of the maps beside a run."""
+    """What `interpkit report` reads of the attribution maps in a run."""
     command("report", _whole(folder))
 
 
@@ -328,7 +328,7 @@ def run_finished(folder: Path) -> None:
 
 @reader(4, _of_run("checkpoint", "history.jsonl"))
 def run_resumed(folder: Path) -> None:
-    """What `interpkit invert --resume` reads of one that was interrupted."""
+    """What `interpkit invert --resume` reads of an interrupted run."""
     command("invert", model(), "--out", _whole(folder), "--resume", "--steps", "13")
 
 
@@ -343,7 +343,7 @@ def _shards() -> list[Files]:
 
 @reader(4, _shards)
 def shard_folder(folder: Path) -> None:
-    """Shards that are gone on with."""
+    """Shards that are resumed."""
     shards.write_shards(_inversion(), folder / "out", count=5, shard_size=3)
 
 
@@ -353,13 +353,13 @@ def _names() -> list[Files]:
 
 @reader(4, _names)
 def plugin_name(folder: Path) -> None:
-    """The name given to `interpkit plugins new`."""
+    """The name of a package for `interpkit plugins new`."""
     name = only(folder, ".txt").read_text("utf-8", "surrogateescape")
     package.write(name, Kind.LOSS, folder / "written")
     shutil.rmtree(folder / "written")
 
 
-# The last one: once torch.export has been used here, no fork of this process can take a gradient.
+# Must stay the last one: after torch.export has been used, no fork of this process can compute a gradient.
 
 
 def _programs() -> list[Files]:
@@ -368,7 +368,7 @@ def _programs() -> list[Files]:
 
 @reader(10, _programs)
 def program(folder: Path) -> None:
-    """TorchScript and exported programs, which nobody has said to trust: refused, whatever they are."""
+    """TorchScript and exported programs without ``--trust``: refused, whatever they contain."""
     try:
         interpkit.load_target(only(folder, ".pt", ".pt2"), input_shape=SHAPE)
     except ModelError:

@@ -1,8 +1,9 @@
-"""The same result twice: fresh processes end every kind of run with the same files, bit for bit.
+"""The same result twice: in fresh processes, every kind of run writes the same files, bit for bit.
 
-The kinds are every preset that is installed, every generator and conditioner, all losses at once, several generators,
-and a batch in pieces. Two processes go through them, the second one backwards, in another folder and with other hashes
-of Python's own. The files of the two run folders are compared byte by byte; JSON files without the times in them.
+The kinds are every installed preset, every generator and conditioner, all losses at once, several generators, and
+micro-batches. Two processes make a run of each kind; the second one in reverse order, in another folder and with
+another hash seed of Python. The files of the two run folders are compared byte by byte, JSON files without the times in
+them.
 """
 
 from __future__ import annotations
@@ -28,24 +29,26 @@ CLOCK = ("seconds", "created", "timings")
 
 
 def kinds() -> dict[str, dict[str, Any]]:
-    """Return by name the arguments of `interpkit.invert` for each kind of run."""
+    """Return the arguments of `interpkit.invert` for each kind of run, by name."""
     known = installed().registry
-    found: dict[str, dict[str, Any]] = {}
+    settings: dict[str, dict[str, Any]] = {}
     for name in known.names("preset"):
-        whole = name == "vecmat" or "inverter" in installed().preset(name).layer  # others go over one that is
-        found[f"preset {name}"] = {"plugins": [name] if whole else ["vecmat", name]}
+        whole = (
+            name == "vecmat" or "inverter" in installed().preset(name).layer
+        )  # other presets need a complete one below
+        settings[f"preset {name}"] = {"plugins": [name] if whole else ["vecmat", name]}
     vecmat: dict[str, Any] = {"plugins": ["vecmat"]}
     for kind in ("generator", "conditioner"):
         own = installed().preset("vecmat").layer[kind]["name"]
-        found |= {f"{kind} {name}": vecmat | {kind: name} for name in known.names(kind) if name != own}
-    found["all losses"] = vecmat | {"losses": dict.fromkeys(known.names("loss"), 0.1)}
-    found["two generators"] = vecmat | {"generators": 2}
-    found["in pieces"] = vecmat | {"micro_batch": 4}
-    return found
+        settings |= {f"{kind} {name}": vecmat | {kind: name} for name in known.names(kind) if name != own}
+    settings["all losses"] = vecmat | {"losses": dict.fromkeys(known.names("loss"), 0.1)}
+    settings["two generators"] = vecmat | {"generators": 2}
+    settings["in pieces"] = vecmat | {"micro_batch": 4}
+    return settings
 
 
 def run_all(model: Path, folder: Path, names: Sequence[str], **settings: Any) -> None:
-    """Make a run of each kind in a folder of its own."""
+    """Make a run of each kind, each in its own folder."""
     every = kinds()
     for name in names:
         arguments = every[name]
@@ -62,7 +65,7 @@ def fresh(folder: Path, names: Sequence[str], *, model: Path, threads: int, hash
 
 
 def content(path: Path) -> Any:
-    """Return the digest of a file of a run; of a JSON file what it says, but for times."""
+    """Return the digest of a run's file; for a JSON file, its content without times."""
     if path.suffix in (".json", ".jsonl"):
         rows = [path.read_text()] if path.suffix == ".json" else path.read_text().splitlines()
         return [{key: value for key, value in json.loads(row).items() if key not in CLOCK} for row in rows]
@@ -70,15 +73,15 @@ def content(path: Path) -> Any:
 
 
 def differing(one: Path, other: Path) -> list[str]:
-    """Return the files that are not the same in two run folders; those that only one has are among them."""
+    """Return the files that differ between two run folders, including those that only one of them has."""
     files = {path.name for folder in (one, other) for path in folder.iterdir()}
-    files -= {"checkpoint", "report.html"}  # with the state of the clock in them
+    files -= {"checkpoint", "report.html"}  # these contain times
     both = [name for name in files if (one / name).exists() and (other / name).exists()]
     return sorted(files - set(both)) + sorted(name for name in both if content(one / name) != content(other / name))
 
 
 def twice(folder: Path, kinds: Sequence[str], **settings: Any) -> dict[str, list[str]]:
-    """Make the runs in two fresh processes; return of each kind the files that differ."""
+    """Make the runs in two fresh processes; return the files that differ for each kind."""
     places = [folder / "one", folder / "other"]
     orders = [list(kinds), list(kinds)[::-1]]
     both = [
@@ -96,20 +99,20 @@ def main() -> None:
         for precision in ("fp32", "bf16"):
             with tempfile.TemporaryDirectory() as folder:
                 settings = {"steps": 30, "batch_size": 32, "seed": 1, "precision": precision}
-                found = twice(Path(folder), list(kinds()), model=MODEL, threads=threads, **settings)
-            different = {name: files for name, files in found.items() if files}
+                outcome = twice(Path(folder), list(kinds()), model=MODEL, threads=threads, **settings)
+            different = {name: files for name, files in outcome.items() if files}
             result[f"{threads} thread{'s'[: threads - 1]}, {precision}"] = {
-                "runs": len(found), "the same": len(found) - len(different), "different": different,
+                "runs": len(outcome), "the same": len(outcome) - len(different), "different": different,
             }  # fmt: skip
-            print(threads, precision, different or f"all {len(found)} the same", flush=True)
+            print(threads, precision, different or f"all {len(outcome)} identical", flush=True)
     keep("twice", {"command": "python -m torture.twice", "steps": 30, **result})
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--job", type=json.loads, help=argparse.SUPPRESS)
-    given = parser.parse_args().job
-    if given is None:
+    job = parser.parse_args().job
+    if job is None:
         main()
     else:
-        run_all(Path(given.pop("model")), Path(given.pop("folder")), given.pop("names"), **given)
+        run_all(Path(job.pop("model")), Path(job.pop("folder")), job.pop("names"), **job)

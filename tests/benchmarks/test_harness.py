@@ -72,7 +72,7 @@ def test_a_section_of_the_page_is_replaced_and_the_rest_left(
     page.write_text("a\n<!-- x -->\nold\n<!-- /x -->\nb\n")
     harness.write_section("x", "new\n")
     assert page.read_text() == "a\n<!-- x -->\nnew\n<!-- /x -->\nb\n"
-    with pytest.raises(AssertionError, match="no place for y"):
+    with pytest.raises(AssertionError, match="does not have the marks of section y"):
         harness.write_section("y", "new\n")
 
 

@@ -1,4 +1,4 @@
-"""The edges of a classifier whose edges are known, and the contracts of an inverter and a metric."""
+"""The edges of a classifier with known edges, and the contracts of an inverter and a metric."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def target() -> interpkit.Target:
 
 @pytest.fixture
 def data(tmp_path: Path) -> str:
-    """Twenty points, half of each side, on a grid."""
+    """Twenty points on a line that crosses the edge."""
     first = np.linspace(0.05, 0.95, 20, dtype=np.float32)
     np.savez(tmp_path / "points.npz", images=np.stack([first, 1 - first], 1), labels=(first > 0.3).astype(np.int64))
     return str(tmp_path / "points.npz")
@@ -47,7 +47,7 @@ def invert(target: interpkit.Target, data: str, **settings: Any) -> EdgeInversio
     return inversion
 
 
-def test_the_edge_is_where_the_classifier_turns(target: interpkit.Target, data: str) -> None:
+def test_the_edge_is_where_the_predicted_class_changes(target: interpkit.Target, data: str) -> None:
     pairs = invert(target, data).pairs
     edge = torch.lerp(pairs["starts"][:, 0], pairs["ends"][:, 0], pairs["edges"])
     assert torch.allclose(edge, torch.full_like(edge, 0.3), atol=1e-5)
@@ -58,14 +58,14 @@ def test_samples_lie_on_the_side_of_their_class(target: interpkit.Target, data: 
     assert torch.equal(images[:, 0] > 0.3, labels == 1) and len(images.unique(dim=0)) == 100
 
 
-def test_a_class_that_no_image_is_in_is_empty_with_the_reason(target: interpkit.Target, data: str) -> None:
+def test_a_class_without_images_is_empty_and_has_a_reason(target: interpkit.Target, data: str) -> None:
     inversion = invert(target, data)
     assert inversion.empty == {2: "the target puts none of the 20 images of the data in it"}
     with pytest.raises(interpkit.UsageError, match=r"class 2 \(never\) is empty: the target puts none"):
         inversion.sample(labels=[2])
 
 
-def test_a_run_keeps_its_pairs_and_draws_the_same_again(target: interpkit.Target, data: str, tmp_path: Path) -> None:
+def test_a_loaded_run_draws_the_same_samples(target: interpkit.Target, data: str, tmp_path: Path) -> None:
     inversion = invert(target, data, out=tmp_path / "run")
     again = interpkit.load_inversion(tmp_path / "run", target=target)
     assert isinstance(again, EdgeInversion) and again.empty == inversion.empty

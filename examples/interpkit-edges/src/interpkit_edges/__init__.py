@@ -1,4 +1,4 @@
-"""The edge of each class: where on the way between two labelled images a classifier changes its mind."""
+"""The edge of each class: where between two labeled images a classifier changes its prediction."""
 
 from __future__ import annotations
 

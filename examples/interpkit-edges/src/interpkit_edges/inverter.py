@@ -1,4 +1,4 @@
-"""An inverter whose result is neither a generator nor a set of images, and that reads labelled images."""
+"""An inverter that reads labeled images and whose result is neither a generator nor a set of images."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ FRAMES = 7
 
 
 def between(starts: Tensor, ends: Tensor, share: Tensor) -> Tensor:
-    """Return the images (N, *input_shape) that lie a share (N,) of the way from starts to ends, (N, *input_shape)."""
+    """Interpolate from starts to ends, (N, *input_shape) each, by a share (N,) of the way."""
     return torch.lerp(starts, ends, share.view(-1, *[1] * (starts.dim() - 1)))
 
 
@@ -47,9 +47,9 @@ class EdgeInversion(Inversion):
     Args:
         target: the classifier.
         recipe: the resolved recipe.
-        history: of the run.
+        history: the run's history.
         pairs: ``starts`` and ``ends``, (N, *input_shape) in [0, 1]; ``labels`` (N,) int64, the class of the end;
-            ``edges`` (N,) in [0, 1], the share of the way at which the class begins.
+            ``edges`` (N,) in [0, 1], the position on the line at which the class begins.
         empty: the classes without a pair, each with the reason.
     """
 
@@ -76,14 +76,14 @@ class EdgeInversion(Inversion):
         return Draw(images, labels, F.one_hot(labels, self.target.num_classes).float(), torch.zeros_like(labels))
 
     def files(self) -> dict[str, bytes]:
-        """Return the pairs, and a table of their edges to read."""
+        """Return the pairs, and a readable table of their edges."""
         rows = zip(self.pairs["labels"].tolist(), self.pairs["edges"].tolist(), self.distances.tolist(), strict=True)
         table = "".join(f"{label},{edge:.6f},{distance:.6f}\n" for label, edge, distance in rows)
         return {FILE: safetensors.torch.save(self.pairs), "edges.csv": f"label,edge,distance\n{table}".encode()}
 
     @property
     def distances(self) -> Tensor:
-        """(N,), the Euclidean distance from each edge to the end of its pair."""
+        """The Euclidean distance from each edge to the end of its pair, (N,)."""
         lengths = (self.pairs["ends"] - self.pairs["starts"]).flatten(1).norm(dim=1)
         return (1 - self.pairs["edges"]) * lengths
 
@@ -95,24 +95,26 @@ class EdgeInversion(Inversion):
             ends = (self.pairs[end][first].expand(FRAMES, *self.target.input_shape) for end in ("starts", "ends"))
             strips.append(Strip(name, between(*ends, torch.linspace(0, 1, FRAMES))))
             rows.append((name, len(self._rows[label]), round(self.distances[self._rows[label]].mean().item(), 3)))
-        text = "From an image of another class to one of this class, in equal steps: where it turns is the edge."
+        text = (
+            "From an image of another class to one of this class, in equal steps; the edge is where the class changes."
+        )
         return [Section("Across the edge", text, ("class", "pairs", "mean distance to the edge"), rows, strips)]
 
 
 class Edges(Inverter):
-    r"""The edge of each class between labelled images, by bisection.
+    r"""Finds the edge of each class between labeled images, by bisection.
 
     .. math:: x(t) = (1 - t) a + t b, \qquad \arg\max f(x(low)) \ne y = \arg\max f(x(high)), \qquad
               high - low = 2^{-\mathrm{steps}}
 
-    a and b are images of the data; the target f puts b in the class y, and a in another. A class that has no such
-    pair is empty.
+    a and b are images of the data; the target f classifies b as y and a as another class. A class without such a pair
+    is empty.
     """
 
     name = "edges"
 
     class Options(DataOptions):
-        """Which images, and how many pairs of them."""
+        """Which images to use, and how many pairs of them."""
 
         pairs: int = Field(8, ge=1, le=10_000, description="pairs of images per class")
 
@@ -122,14 +124,16 @@ class Edges(Inverter):
     def invert(self, target: Target, recipe: Recipe, parts: Parts, recorder: Recorder) -> EdgeInversion:
         """Halve every bracket once per step; see `Inverter.invert`."""
         device = torch.device(recipe.device)
-        found, empty = self._pairs(target, recipe, self.options.load(target))
-        starts, ends, labels = (found[name].to(device) for name in ("starts", "ends", "labels"))
+        pairs, empty = self._pairs(target, recipe, self.options.load(target))
+        starts, ends, labels = (pairs[name].to(device) for name in ("starts", "ends", "labels"))
         low, high = torch.zeros(len(labels), device=device), torch.ones(len(labels), device=device)
         done, checkpoint = 0, recorder.start()
         if checkpoint is not None:
             done, low, high = checkpoint["step"], checkpoint["low"].to(device), checkpoint["high"].to(device)
             if low.shape != labels.shape or high.shape != labels.shape:
-                raise RunError("the checkpoint does not fit its recipe: it has other pairs. Start again with --force.")
+                raise RunError(
+                    "the checkpoint does not match its recipe: it has other pairs. Start again with --force."
+                )
         for step in range(done + 1, recipe.steps + 1) if len(labels) else ():
             middle = (low + high) / 2
             inside = self._logits(target, recipe, between(starts, ends, middle)).argmax(1) == labels
@@ -141,17 +145,17 @@ class Edges(Inverter):
             if recorder.stop_requested:
                 break
         recorder.flush()
-        return EdgeInversion(target, recipe, recorder.history, found | {"edges": high}, empty=empty)
+        return EdgeInversion(target, recipe, recorder.history, pairs | {"edges": high}, empty=empty)
 
     def load(self, stored: StoredInversion) -> EdgeInversion:
-        """Return the inversion with the pairs that the run keeps; see `Inverter.load`."""
+        """Return the inversion with the pairs stored in the run; see `Inverter.load`."""
         pairs = stored.tensors(FILE)
         if pairs.keys() != {"starts", "ends", "labels", "edges"}:
-            raise RunError(f"{FILE} holds {sorted(pairs)}, and not the pairs of images that this inverter writes.")
+            raise RunError(f"{FILE} contains {sorted(pairs)} instead of the pairs of images that this inverter writes.")
         return EdgeInversion(stored.target, stored.recipe, stored.history, pairs, empty=stored.empty)
 
     def _pairs(self, target: Target, recipe: Recipe, known: LabelledImages) -> tuple[dict[str, Tensor], dict[int, str]]:
-        """Return random pairs of each class, and the classes that have none, each with the reason."""
+        """Return random pairs for each class, and the classes without pairs, each with the reason."""
         rng = random_generator(torch.device("cpu"), derive_seed(recipe.seed, self.name))
         predicted = self._logits(target, recipe, known.images.to(recipe.device)).argmax(1).cpu()
         starts, ends, labels, empty = [], [], [], {}

@@ -1,4 +1,4 @@
-"""How far the samples are from the edge, in probability."""
+"""A metric of how far the samples are from the edge of their class, in probability."""
 
 from __future__ import annotations
 
@@ -9,16 +9,13 @@ from torch import Tensor
 
 from interpkit import Metric, Study
 
-CLOSE = 0.1
-"""A mean margin below this is warned of."""
-
 
 class Margin(Metric):
-    r"""The mean margin of the samples, in all and per class.
+    r"""The mean margin of the samples, overall and per class.
 
     .. math:: m(x) = q_{(1)} - q_{(2)}, \qquad 0 \le m \le 1,
 
-    the difference of the two largest probabilities that the target gives: 0 on the edge between two classes.
+    the difference between the target's two largest probabilities, which is 0 on the edge between two classes.
     """
 
     name = "margin"

@@ -1,4 +1,4 @@
-"""A mutual-information term for interpkit: the latent must show in the picture, so that no class collapses to one."""
+"""A mutual-information term for interpkit: it keeps classes from collapsing, as the picture must show the latent."""
 
 from interpkit import Preset, Registration, hookimpl
 from interpkit_infogan.loss import MutualInformation
@@ -8,7 +8,7 @@ INTERPKIT_INTERFACE = 1
 PRESET = Preset(
     "infogan",
     {"losses": {"infogan": {"weight": 0.5}}},
-    "Ties the latent to the picture (InfoGAN), so that a class does not collapse. Lay it over vecmat.",
+    "Ties the latent to the picture (InfoGAN), so that a class does not collapse. Combine it with vecmat.",
 )
 
 
