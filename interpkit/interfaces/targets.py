@@ -92,11 +92,6 @@ class Target(nn.Module, ABC):
         """
 
     @property
-    def device(self) -> torch.device:
-        """The device of the parameters and buffers; the CPU if there are none."""
-        return next((tensor.device for tensor in (*self.parameters(), *self.buffers())), torch.device("cpu"))
-
-    @property
     def low(self) -> Tensor:
         """The lower end of the input range, 0 in the classifier's own units: a scalar, or (D,) for vectors."""
         return torch.tensor(self.description.input_range or (0.0, 1.0))[..., 0]

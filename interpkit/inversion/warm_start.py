@@ -9,6 +9,7 @@ import torch
 from interpkit.interfaces import contracts
 from interpkit.interfaces.generation import Generator
 from interpkit.interfaces.targets import Target
+from interpkit.runtime.devices import device_of
 
 log = logging.getLogger("interpkit")
 
@@ -22,7 +23,7 @@ def warm_start(target: Target, generator: Generator) -> None:
     All units of a classifier of ReLUs may be off for a gray image, and then nothing is ever learned. The generator
     starts at the first of `LEVELS` that has a gradient; nothing is done where that is gray.
     """
-    device = target.device
+    device = device_of(target)
     for level in LEVELS:
         image = torch.full((1, *target.input_shape), level, device=device, requires_grad=True)
         logits = target(image)

@@ -6,9 +6,11 @@ import ctypes
 import logging
 import os
 import platform
+from itertools import chain
 from typing import Literal
 
 import torch
+from torch import nn
 
 from interpkit.errors import UsageError
 
@@ -87,3 +89,8 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
         isinstance(error, RuntimeError) and any(words in str(error) for words in told)
     )
+
+
+def device_of(module: nn.Module) -> torch.device:
+    """Return the device of a module's first parameter or buffer; the CPU if it has none."""
+    return next((tensor.device for tensor in chain(module.parameters(), module.buffers())), torch.device("cpu"))

@@ -18,6 +18,7 @@ from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
 from interpkit.interfaces.targets import Target
+from interpkit.runtime.devices import device_of
 from interpkit.targets.module_target import OUTPUT, ModuleTarget
 from interpkit.targets.watch import first_of, watch
 
@@ -73,7 +74,7 @@ def _copy(target: ModuleTarget) -> ModuleTarget:
 def _probe(target: ModuleTarget) -> Tensor:
     """Return two images, a grey and a noisy one."""
     noise = torch.rand(1, *target.input_shape, generator=torch.Generator().manual_seed(0))
-    return torch.cat([torch.full_like(noise, 0.5), noise]).to(target.device)
+    return torch.cat([torch.full_like(noise, 0.5), noise]).to(device_of(target))
 
 
 def _consecutive(module: nn.Module) -> list[tuple[str, str]]:

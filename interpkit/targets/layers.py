@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from interpkit.interfaces.targets import Target
+from interpkit.runtime.devices import device_of
 from interpkit.targets.watch import watch
 
 
@@ -44,7 +45,7 @@ def list_layers(target: Target) -> list[Layer]:
 
     layers = target.layers()
     with watch(layers, note), target.frozen():
-        target(torch.full((2, *target.input_shape), 0.5, device=target.device))
+        target(torch.full((2, *target.input_shape), 0.5, device=device_of(target)))
     return [
         Layer(name, type(module).__name__, shapes.get(name), sum(p.numel() for p in module.parameters()))
         for name, module in layers.items()

@@ -16,6 +16,7 @@ from interpkit.config.recipe import TargetOptions
 from interpkit.errors import ModelError, UsageError
 from interpkit.interfaces.loaders import Loader
 from interpkit.interfaces.targets import Target
+from interpkit.runtime.devices import device_of
 from interpkit.testing import toy_models
 from interpkit.testing.checks import Broken, checks_of_kind, expect, promised
 from interpkit.testing.components import expect_on, expect_untouched, random_states
@@ -27,7 +28,7 @@ BATCH = 3
 def images_for(target: Target, count: int = BATCH) -> Tensor:
     """Return random images, then a black and a white one, on the target's device."""
     plain = torch.stack([torch.zeros(target.input_shape), torch.ones(target.input_shape)])
-    return torch.cat([toy_models.images_of(target.input_shape, count), plain]).to(target.device)
+    return torch.cat([toy_models.images_of(target.input_shape, count), plain]).to(device_of(target))
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""What every target has: where it is, and its units."""
+"""The units of a target's inputs."""
 
 from __future__ import annotations
 
@@ -6,14 +6,6 @@ import torch
 from torch import nn
 
 import interpkit
-
-
-def test_a_target_is_where_its_parameters_or_else_its_buffers_are() -> None:
-    net = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
-    target = interpkit.wrap(net, (1, 2, 2))
-    assert target.device == torch.device("cpu")
-    assert target.to("meta").device.type == "meta"
-    assert interpkit.wrap(nn.Flatten(), (1, 2, 2)).to("meta").device.type == "meta"  # its scale and shift
 
 
 def test_vectors_go_to_their_units_and_back() -> None:

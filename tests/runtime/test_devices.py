@@ -9,8 +9,10 @@ import sys
 
 import pytest
 import torch
+from torch import nn
 
-from interpkit.runtime.devices import keep_freed_memory
+import interpkit
+from interpkit.runtime.devices import device_of, keep_freed_memory
 
 GLIBC = platform.libc_ver()[0] == "glibc"
 KEPT = """
@@ -43,3 +45,11 @@ def test_memory_is_left_alone_where_the_user_decides_or_there_is_a_device(monkey
     assert not keep_freed_memory(torch.device("cuda"))
     monkeypatch.setenv("MALLOC_ARENA_MAX", "2")
     assert not keep_freed_memory(torch.device("cpu"))
+
+
+def test_a_module_is_on_the_device_of_its_parameters_or_else_of_its_buffers() -> None:
+    target = interpkit.wrap(nn.Sequential(nn.Flatten(), nn.Linear(4, 2)), (1, 2, 2))
+    assert device_of(target) == torch.device("cpu")
+    assert device_of(target.to("meta")).type == "meta"
+    assert device_of(interpkit.wrap(nn.Flatten(), (1, 2, 2)).to("meta")).type == "meta"  # its scale and shift
+    assert device_of(nn.Flatten()) == torch.device("cpu")
