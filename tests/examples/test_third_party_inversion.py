@@ -92,6 +92,8 @@ def test_the_run_keeps_its_files_its_empty_class_and_its_data(run: Path, data: P
     assert manifest["data"]["inverter.data"]["path"] == str(data)
     assert [row["label"] for row in metrics["per_class"]] == [1, 2] and 0 < metrics["margin"] < 1
     page = (run / "report.html").read_text()
+    assert metrics["margin"] < 0.1 and "The samples lie next to the edge of their class" in page
+    assert "How much more probable the first class is" in page
     assert "Across the edge" in page and f"class 0: {reason}" in page and page.count('class="strip"') == 2
 
 

@@ -82,3 +82,8 @@ def test_the_margin_is_the_difference_of_the_two_largest_probabilities(target: i
     metrics = interpkit.evaluate(invert(target, data), metrics=["margin"])
     assert 0 < metrics["margin"] < 1
     assert all(0 < row["margin"] < 1 for row in metrics["per_class"])
+
+
+@pytest.mark.parametrize(("margin", "count"), [(0.05, 1), (0.5, 0)])
+def test_samples_next_to_the_edge_are_warned_of(margin: float, count: int) -> None:
+    assert len(Margin.warnings({"margin": margin})) == count and not Margin.warnings({})

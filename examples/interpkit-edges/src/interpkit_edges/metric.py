@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
 from interpkit import Metric, Study
+
+CLOSE = 0.1
+"""A smaller mean margin is warned of."""
 
 
 class Margin(Metric):
@@ -20,6 +23,20 @@ class Margin(Metric):
 
     name = "margin"
     every_run = True
+    describe: ClassVar[Mapping[str, str]] = {
+        "margin": "How much more probable the first class is than the second; 0 is the edge between two classes."
+    }
+    columns: ClassVar[Mapping[str, str]] = {"margin": "margin"}
+
+    @classmethod
+    def warnings(cls, metrics: Mapping[str, Any]) -> list[str]:
+        """Warn of samples that lie next to the edge."""
+        margin = metrics.get("margin", 1.0)
+        return (
+            []
+            if margin >= CLOSE
+            else [f"The samples lie next to the edge of their class: a mean margin of {margin:.2f}."]
+        )
 
     def measure(self, study: Study) -> Mapping[str, Any]:
         """Return the mean margin of all samples, and of each class."""
