@@ -10,6 +10,7 @@ import os
 import shlex
 import tomllib
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 
@@ -149,3 +150,58 @@ def listed(names: Iterable[str], limit: int = 12) -> str:
     if len(names) <= limit:
         return ", ".join(names) or "none"
     return f"{', '.join(names[:limit])}, ... ({len(names)} in all)"
+
+
+# ----------------------------------------------------------------- settings in messages
+
+_in_shell = False
+_IN_PYTHON = {
+    "evaluator": "evaluators=[{}]",
+    "loss": "losses={{{}: 1.0}}",
+    "metric": "metrics=[{}]",
+    "no_plugin": "leaving_out([{}])",
+    "plugin": "plugins=[{}]",
+    "preset": "presets=[{}]",
+}
+"""Settings that are spelled differently there, ``{}`` standing for the value."""
+_FUNCTIONS = {"pack": "pack_target", "report": "write_report"}
+
+
+@contextmanager
+def in_shell() -> Iterator[None]:
+    """Make `setting` and `command` write what one types in a shell, for the length of the block."""
+    global _in_shell
+    before, _in_shell = _in_shell, True
+    try:
+        yield
+    finally:
+        _in_shell = before
+
+
+def setting(name: str, value: object = True) -> str:
+    """Return a setting as the reader of a message writes it: a flag in the shell, an argument in Python.
+
+    ``setting("batch_size", 140)`` is ``--batch-size 140`` or ``batch_size=140``, and ``setting("optimizer.lr", 0.001)``
+    is ``--set optimizer.lr=0.001`` or ``options={'optimizer.lr': 0.001}``.
+
+    Args:
+        name: the flag's name with underscores, or ``COMPONENT.OPTION``.
+        value: a string in capitals is a placeholder and is not quoted; None names the setting without a value.
+    """
+    if _in_shell:
+        text = ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+        if "." in name:
+            return f"--set {name}" if value is None else f"--set {name}={text}"
+        flag = f"--{name.replace('_', '-')}"
+        return flag if value is None or value is True else f"{flag} {shlex.quote(text)}"
+    if value is None:
+        return f"options[{name!r}]" if "." in name else name
+    text = value if isinstance(value, str) and value.isupper() else repr(value)
+    return f"options={{{name!r}: {text}}}" if "." in name else _IN_PYTHON.get(name, f"{name}={{}}").format(text)
+
+
+def command(name: str, argument: str) -> str:
+    """Return a call that a message advises: ``interpkit evaluate RUN``, or ``interpkit.evaluate(RUN)`` in Python."""
+    if _in_shell:
+        return f"interpkit {name} {shlex.quote(argument)}"
+    return f"interpkit.{_FUNCTIONS.get(name, name)}({argument if argument.isupper() else repr(argument)})"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from functools import cached_property
@@ -13,7 +12,7 @@ import torch
 
 from interpkit.api.finish import finish
 from interpkit.config.recipe import Layer, PluginFile, Recipe, compose, read_toml, validated
-from interpkit.errors import InterpkitError, PluginError, RunError, UsageError, listed, told
+from interpkit.errors import InterpkitError, PluginError, RunError, UsageError, listed, setting, told
 from interpkit.interfaces import contracts
 from interpkit.interfaces.inversions import Inversion
 from interpkit.interfaces.targets import Target
@@ -151,7 +150,10 @@ def prepare(
             presets.append(preset.name)
     if not layers and not files and not whole:
         known = listed(known_plugins.registry.names("preset"))
-        raise UsageError(f"name a preset by --plugin NAME (there are: {known}), or a recipe by --config FILE.")
+        raise UsageError(
+            f"name a preset by {setting('preset', 'NAME')} (there are: {known}), or a recipe by "
+            f"{setting('config', 'FILE')}."
+        )
     components = {"conditioner": conditioner, "generator": generator, "inverter": inverter}
     layers.append({kind: {"name": name} for kind, name in components.items() if name is not None})
     layers.append({"losses": {name: {"weight": weight} for name, weight in (losses or {}).items()}})
@@ -183,11 +185,11 @@ def _without_code(layer: Layer, typed: Mapping[str, Any], config: str | Path) ->
     arch = str(recorded.get("arch", ""))
     if arch.startswith("py:") and not typed.get("arch"):
         raise UsageError(
-            f"{config} records --arch {shlex.quote(arch)}, which is code; a file cannot have it run. Type it again."
+            f"{config} records {setting('arch', arch)}, which is code; a file cannot have it run. Type it again."
         )
     if recorded.get("trust") and not typed.get("trust"):
         raise UsageError(
-            f"{config} records --trust; a file cannot grant it. Type it again if you trust the classifier."
+            f"{config} records {setting('trust')}; a file cannot grant it. Type it again if you trust the classifier."
         )
     return {**layer, "target": {key: value for key, value in recorded.items() if key != "trust"}}
 
@@ -196,7 +198,7 @@ def _preset_names(value: Any, config: str | Path) -> list[str]:
     if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
         raise UsageError(f'{config}: presets is a list of names, e.g. presets = ["NAME"], not {value!r}.')
     for name in filter(is_file, value):
-        typed = f"--plugin {shlex.quote(name)}"
+        typed = setting("plugin", name)
         raise UsageError(f"{config} names {name}, which is code; a file cannot have it run. Type it: {typed}")
     return value
 
@@ -341,14 +343,15 @@ class Job:
             plugin = self.plugins.culprit(error)
             if isinstance(error, InterpkitError) and not isinstance(error, PluginError):
                 raise
-            again = " Once that is mended, go on by --resume." if run is not None else ""
+            again = f" Once that is mended, resume with {setting('resume')}." if run is not None else ""
             if isinstance(error, OSError):
                 place = str(error.filename or (run and run.folder) or "a file")
                 # Who writes the run is the recorder, whichever plugin has called it.
                 if plugin is None or (run is not None and Path(place).parent == run.folder):
                     raise RunError(f"{place}: {error.strerror or error}.{self.recorder.kept()}{again}") from error
             if is_out_of_memory(error):
-                words = "out of memory: end what else runs here, or make the run smaller (--batch-size, --generators)."
+                smaller = f"{setting('batch_size', None)}, {setting('generators', None)}"
+                words = f"out of memory: end what else runs here, or make the run smaller ({smaller})."
                 raise RunError(f"{words}{self.recorder.kept()}{again}") from error
             if not isinstance(error, PluginError) and plugin is None:
                 raise

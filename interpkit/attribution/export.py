@@ -15,7 +15,7 @@ from torch import Tensor
 from interpkit.attribution import faithfulness
 from interpkit.attribution.evidence import ClassEvidence, class_evidence, evidence_agreement
 from interpkit.attribution.explainer import ROWS, Explainer, TargetClass, checked_images, choose_classes, default_method
-from interpkit.errors import InterpkitError, PluginError, UsageError, did_you_mean, listed
+from interpkit.errors import InterpkitError, PluginError, UsageError, did_you_mean, listed, setting
 from interpkit.evaluation import scoring
 from interpkit.interfaces import samples
 from interpkit.interfaces.targets import Target
@@ -90,7 +90,7 @@ def explain(
     """
     given = inverted if images is None else images
     if given is None:
-        raise UsageError("name the images to explain by --images, or a run, whose samples are explained.")
+        raise UsageError(f"name the images to explain by {setting('images', 'FILE')}, or a run to explain its samples.")
     names, settings = _chosen(methods, options or {})
     ask = partial(_ask, target, target_class=target_class, per_class=per_class, rows=rows, device=device)
     shown = ask(given)
@@ -222,15 +222,15 @@ def _chosen(methods: Sequence[str], options: Mapping[str, Any]) -> tuple[list[st
     settings: dict[str, dict[str, Any]] = {name: {} for name in names}
     for name in names:
         installed().component("attribution", name)
-    for setting, value in options.items():
-        name, dot, option = setting.rpartition(".")
+    for key, value in options.items():
+        name, dot, option = key.rpartition(".")
         if not dot:
             raise UsageError(
-                f"--set takes METHOD.OPTION=VALUE, not {setting!r}; e.g. --set {default_method()}.OPTION=VALUE"
+                f"options are named METHOD.OPTION, not {key!r}; e.g. {setting(f'{default_method()}.OPTION', 'VALUE')}"
             )
         if name not in settings:
             raise UsageError(
-                f"--set {setting}: no method {name!r} is asked for.{did_you_mean(name, names)} "
+                f"{setting(key, None)}: no method {name!r} is asked for.{did_you_mean(name, names)} "
                 f"Asked for: {listed(names)}; there are: {listed(known)}."
             )
         settings[name][option] = value

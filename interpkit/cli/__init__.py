@@ -13,12 +13,11 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from typer.core import TyperGroup
 
 from interpkit import _version
 from interpkit.cli import console, options
 from interpkit.cli.signals import INTERRUPTED, on_stop
-from interpkit.errors import InterpkitError, PluginError, RunError, told
+from interpkit.errors import InterpkitError, PluginError, RunError, in_shell, told
 from interpkit.runtime import torchrun
 
 if TYPE_CHECKING:
@@ -31,7 +30,7 @@ def _plugin_commands() -> dict[str, importlib.metadata.EntryPoint]:
     return {point.name: point for point in importlib.metadata.entry_points(group=PLUGIN_COMMANDS)}
 
 
-class Commands(TyperGroup):
+class Commands(options.Group):
     """Turns errors into messages and exit codes, and finds the commands of plugins when one is asked for."""
 
     debug = False
@@ -64,7 +63,7 @@ class Commands(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         """Run the command; an error is one message, a traceback only with ``--debug``."""
         try:
-            with on_stop(signal.default_int_handler), _processes():
+            with on_stop(signal.default_int_handler), in_shell(), _processes():
                 return super().invoke(ctx)
         except KeyboardInterrupt as error:
             if self.debug:
@@ -144,7 +143,7 @@ app = typer.Typer(
     name="interpkit",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    help="What does your classifier think a class looks like, and how varied is what it accepts?",
+    help="Show what your classifier has learned a class looks like, and how varied the images are that it accepts.",
 )
 
 
@@ -158,12 +157,12 @@ def _show_version(wanted: bool) -> None:
 def _main(
     ctx: typer.Context,
     version: Annotated[
-        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and exit.")
     ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
     no_plugin: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME", help="Do not load this plugin; repeatable, and it may stand anywhere."),
+        typer.Option(metavar="NAME", help="Plugin that is not loaded; repeatable, anywhere on the line."),
     ] = None,
 ) -> None:
     logging.basicConfig(handlers=[console.LogHandler()], format="%(message)s", level=logging.WARNING)

@@ -1,7 +1,7 @@
 """Discovery: plugins are found through the entry-point group ``interpkit``, each isolated from the others.
 
-Which of the installed plugins are loaded is the user's choice: ``--no-plugin NAME`` leaves one out, and
-``INTERPKIT_LOAD_PLUGINS=NAME,NAME`` loads these alone (empty: none). A plugin of one file is loaded where the user
+The user chooses which of the installed plugins are loaded: `leaving_out` skips some, and
+``INTERPKIT_LOAD_PLUGINS=NAME,NAME`` loads only those (empty: none). A plugin of one file is loaded where the user
 names the file. ``INTERPKIT_TRACE_PLUGINS=1`` writes each call of a hook, and what it returned, to stderr.
 """
 
@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 import pluggy
 
-from interpkit.errors import DISTRIBUTION, PluginError, UsageError, did_you_mean, listed, told, upgrade
+from interpkit.errors import DISTRIBUTION, PluginError, UsageError, did_you_mean, listed, setting, told, upgrade
 from interpkit.io.atomic import sha256
 from interpkit.plugins import hookspecs
 
@@ -206,7 +206,7 @@ class Plugins:
             if plugin is None or plugin.file is None:
                 raise UsageError(
                     f"{where} records the plugin file {file.path}, which is code; a file cannot have it run. "
-                    f"Type it again: --plugin {file.path}"
+                    f"Type it again: {setting('plugin', str(file.path))}"
                 )
             if plugin.sha256 != file.sha256:
                 log.warning("%s is not what it was when %s was made (its sha256 differs)", plugin.file, where)
@@ -254,7 +254,7 @@ class Plugins:
                 log.warning("plugin %r failed in %s and is left out from here: %s", name, hook, words)
 
     def preset(self, name: str) -> Preset:
-        """Return the preset that ``--plugin NAME`` applies.
+        """Return the preset of this name.
 
         Raises:
             PluginError: no such preset, or the plugin of that name is broken or left out.
@@ -268,7 +268,7 @@ class Plugins:
                 raise  # more than one has
             if name in self.found:
                 raise PluginError(
-                    f"the plugin {name!r} has no preset, so there is nothing for --plugin to apply. "
+                    f"the plugin {name!r} has no preset, so {setting('preset', name)} has nothing to apply. "
                     f"Presets: {listed(known)}."
                 ) from error
             raise PluginError(
@@ -407,7 +407,7 @@ def _choice(
     names = {point.name, _full_name(point)}
     for name in leave_out:
         if name in names:
-            return f"--no-plugin {name}"
+            return setting("no_plugin", name)
     return f"{LOAD}={','.join(only)}" if only is not None and not names & set(only) else None
 
 
@@ -485,15 +485,15 @@ def _check_hooks(manager: pluggy.PluginManager, module: object) -> None:
 @contextmanager
 def _watched(plugin: Plugin) -> Iterator[None]:
     """Name a plugin that hangs as it is loaded, as nobody would guess at it."""
-    advice = f"stop, and leave it out by --no-plugin {plugin.name}" if plugin.file is None else "stop, and mend it"
+    remedy = "fix it" if plugin.file else f"leave it out by {setting('no_plugin', plugin.name)}"
     watch = threading.Timer(
         SLOW_IMPORT_SECONDS,
         lambda: log.warning(
-            "still loading the plugin %r (%s) after %g s: wait, or %s",
+            "still loading the plugin %r (%s) after %g s: wait, or stop and %s",
             plugin.name,
             plugin.source,
             SLOW_IMPORT_SECONDS,
-            advice,
+            remedy,
         ),
     )
     watch.daemon = True

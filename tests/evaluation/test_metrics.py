@@ -445,7 +445,7 @@ def test_a_metric_without_what_it_needs_says_what_to_add(run_copy: Path, metric:
 
 
 def test_training_images_alone_measure_nothing(run_copy: Path, reference: tuple[Tensor, Tensor]) -> None:
-    with pytest.raises(UsageError, match="held-out ones: add --reference"):
+    with pytest.raises(UsageError, match="held-out ones: add reference=DATA"):
         interpkit.evaluate(run_copy, training=reference)
 
 

@@ -279,12 +279,12 @@ def test_a_preset_or_a_file_that_is_named_is_enough(tmp_path: Path, tiny_model: 
 def test_the_default_inverter_alone_still_asks_for_a_preset(tiny_model: Path) -> None:
     refused = cli("invert", tiny_model, "--inverter", "generator")
     assert refused.exit_code == 2
-    assert "name a preset by --plugin NAME" in " ".join(refused.stderr.split())
+    assert "name a preset by --preset NAME" in " ".join(refused.stderr.split())
 
 
 def test_an_inverter_that_needs_no_part_needs_no_preset_either(add_plugin: Add, tiny_model: Path) -> None:
     add_plugin(Noise)
     job = prepare(tiny_model, inverter="noise", steps=2)
     assert (job.recipe.inverter.name, job.recipe.steps, job.presets) == ("noise", 2, [])
-    with pytest.raises(UsageError, match="name a preset by --plugin NAME"):
+    with pytest.raises(UsageError, match=r"name a preset by presets=\[NAME\]"):
         prepare(tiny_model, inverter="generator")

@@ -291,7 +291,7 @@ def test_bf16_without_hardware_for_it_is_told_to_be_emulated(
     assert choose_precision("auto", CPU) == "fp32"
     assert not caplog.messages
     assert interpkit.invert(tiny_target, **quick(steps=2, precision="bf16")).steps_done == 2
-    assert caplog.messages == ["this cpu has no bf16 arithmetic, so --precision bf16 is emulated: fp32 is faster"]
+    assert caplog.messages == ["this cpu has no bf16 arithmetic, so precision='bf16' is emulated: fp32 is faster"]
 
 
 # ------------------------------------------------------------------------------------------------ memory
@@ -338,7 +338,7 @@ def test_the_same_step_is_taken_again_with_half_as_many_images_at_a_time(
     Hungry.drawn.clear()
     inversion = interpkit.invert(tiny_target, out=tmp_path / "run", **quick(losses={"hungry": 1.0}))
     assert inversion.steps_done == 12
-    assert caplog.messages == ["out of memory at step 4: from here on with --micro-batch 4"]
+    assert caplog.messages == ["out of memory at step 4: from here on with micro_batch=4"]
     assert Run.open(tmp_path / "run").manifest().micro_batch == 4
     assert len(Hungry.drawn) == 13
     assert torch.equal(Hungry.drawn[3], Hungry.drawn[4])  # once before and once after
@@ -365,7 +365,7 @@ def test_two_images_at_a_time_cannot_be_halved(
 ) -> None:
     add_plugin(Hungry)
     monkeypatch.setattr(Hungry, "times", 1)
-    with pytest.raises(RunError, match="with 2 images at a time: set --batch-size 4, or a narrower"):
+    with pytest.raises(RunError, match="with 2 images at a time: set batch_size=4, or a narrower"):
         interpkit.invert(tiny_target, **quick(losses={"hungry": 1.0}, micro_batch=2))
 
 

@@ -257,12 +257,12 @@ def test_a_plugin_left_out_is_not_imported_and_says_by_what(find: Find) -> None:
     points = [EntryPoint(name, f"ikt_test_{name}", "interpkit") for name in ("one", "two")]
     plugins = Plugins(points, leave_out=["two"])
     two = plugins.found["two"]
-    assert (two.status, two.error, two.left_out, two.provides) == ("disabled", None, "--no-plugin two", {})
+    assert (two.status, two.error, two.left_out, two.provides) == ("disabled", None, "leaving_out(['two'])", {})
     assert plugins.found["one"].status == "ok"
     for ask in (lambda: plugins.preset("two"), lambda: plugins.component("loss", "two:good")):
-        with pytest.raises(PluginError, match="the plugin 'two' is disabled by --no-plugin two"):
+        with pytest.raises(PluginError, match=r"the plugin 'two' is disabled by leaving_out\(\['two'\]\)"):
             ask()
-    with pytest.raises(UsageError, match=r"there is no loss 'fine'.*Disabled: two, by --no-plugin two"):
+    with pytest.raises(UsageError, match=r"there is no loss 'fine'.*Disabled: two, by leaving_out\(\['two'\]\)"):
         plugins.component("loss", "fine")
     with pytest.raises(PluginError, match=r"no plugin 'tow' to leave out\. Did you mean 'two'"):
         Plugins(points, leave_out=["tow"])

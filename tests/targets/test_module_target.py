@@ -320,7 +320,7 @@ def test_a_target_is_told_and_describes_itself() -> None:
         ((12, 12), {}, UsageError, "input_shape is C,H,W"),
         ((), {}, UsageError, "input_shape is C,H,W"),
         ((1, 0, 12), {}, UsageError, "input_shape is C,H,W"),
-        ((1, 9, 9), {}, ModelError, r"fails on an input of shape \(6, 1, 9, 9\).*--input-shape"),
+        ((1, 9, 9), {}, ModelError, r"fails on an input of shape \(6, 1, 9, 9\).*input_shape"),
         ((1, 12, 12), {"std": 0.0}, UsageError, "std must be above 0"),
         ((1, 12, 12), {"std": -1.0}, UsageError, "std must be above 0"),
         ((1, 12, 12), {"std": float("nan")}, UsageError, "std"),
