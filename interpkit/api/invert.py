@@ -33,6 +33,7 @@ def invert(
     target: Target | str | Path,
     plugins: Sequence[str | Path] = (),
     *,
+    presets: Sequence[str] = (),
     out: str | Path | None = None,
     resume: bool = False,
     force: bool = False,
@@ -44,8 +45,9 @@ def invert(
 
     Args:
         target: from `wrap` or `load_target`, or the path of a classifier's file.
-        plugins: presets to apply, left to right, over ``config``; and paths of plugins of one file, which are
-            loaded, and whose own preset is applied if they have one.
+        plugins: paths of plugins of one file, which are loaded, and whose own preset is applied if they have one;
+            names of presets may be given here too.
+        presets: names of presets to apply over ``config``, the later ones winning, before those of ``plugins``.
         out: a run folder to write; in memory alone if left out (`Inversion.save` writes it later).
         resume: go on from the checkpoint in ``out``, with the recipe there unless another is given.
         force: replace another run in ``out``.
@@ -66,13 +68,13 @@ def invert(
         >>> from interpkit import invert, wrap
         >>> net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 3))  # your trained classifier
         >>> target = wrap(net, input_shape=(1, 8, 8))
-        >>> inversion = invert(target, ["vecmat"], steps=10, batch_size=16, seed=0)
+        >>> inversion = invert(target, presets=["vecmat"], steps=10, batch_size=16, seed=0)
         >>> images, labels = inversion.sample(per_class=2)
         >>> images.shape, labels.tolist()
         (torch.Size([6, 1, 8, 8]), [0, 0, 1, 1, 2, 2])
     """
     folder = None if out is None else Path(out)
-    job = prepare(target, plugins, resume_from=folder if resume else None, **settings)
+    job = prepare(target, plugins, presets=presets, resume_from=folder if resume else None, **settings)
     return job.run(out=folder, resume=resume, force=force, on_step=on_step, on_record=on_record)
 
 
@@ -80,6 +82,7 @@ def prepare(
     target: Target | str | Path,
     plugins: Sequence[str | Path] = (),
     *,
+    presets: Sequence[str] = (),
     config: str | Path | None = None,
     conditioner: str | None = None,
     generator: str | None = None,
@@ -97,8 +100,9 @@ def prepare(
 
     Args:
         target: from `wrap` or `load_target`, or the path of a classifier's file.
-        plugins: presets to apply, left to right, and paths of plugins of one file. The preset of such a one is
+        plugins: paths of plugins of one file, and names of presets, applied left to right. The preset of a file is
             not applied again over a recipe that records the file.
+        presets: names of presets, applied before those of ``plugins``.
         config: a recipe in TOML.
         conditioner: its name, in place of the preset's; so are ``generator`` and ``inverter``.
         generator: likewise.
@@ -115,6 +119,7 @@ def prepare(
         ModelError: the classifier cannot be loaded.
         PluginError: a preset is unknown, or its plugin broken.
     """
+    plugins = _checked(presets, plugins)
     known_plugins = installed()
     files = {given: known_plugins.add_file(Path(given)) for given in plugins if is_file(given)}
     if len({plugin.name for plugin in files.values()}) < len(files):
@@ -138,16 +143,16 @@ def prepare(
     whole = inverter is not None and not known_plugins.component("inverter", inverter).needs
     if config is None and not plugins and inverter in known_plugins.registry.names("preset"):
         plugins = [inverter]  # a method that brings its own recipe needs naming once
-    presets: list[str] = []
+    applied: list[str] = []
     for given in plugins:
         if given not in files:
             layers.append(known_plugins.preset(str(given)).layer)
-            presets.append(str(given))
+            applied.append(str(given))
             continue
         preset = known_plugins.own_preset(files[given])
         if preset is not None and files[given].name not in [file.name for file in recorded]:
             layers.append(preset.layer)
-            presets.append(preset.name)
+            applied.append(preset.name)
     if not layers and not files and not whole:
         known = listed(known_plugins.registry.names("preset"))
         raise UsageError(
@@ -166,11 +171,28 @@ def prepare(
     recipe = compose(layers, list((options or {}).items()))
     if not isinstance(target, Target):
         target = loading.load(Path(target), recipe.target)
-    job = Job(recipe, target, presets)
+    job = Job(recipe, target, applied)
     if config is not None and resume_from is None:
         with suppress(RunError):  # the file is not in a run folder
             Run(Path(config).parent).changed_since(job.recipe, target)
     return job
+
+
+def _checked(presets: Sequence[str], plugins: Sequence[str | Path]) -> list[str | Path]:
+    """Return what to apply, in order.
+
+    Raises:
+        UsageError: a preset is a file, or both arguments name presets.
+    """
+    for name in filter(is_file, presets):
+        raise UsageError(f"{setting('preset', name)} names a file, not a preset. Load it: {setting('plugin', name)}")
+    named = [str(given) for given in plugins if not is_file(given)]
+    if presets and named:
+        raise UsageError(
+            f"presets are named in two ways, which leaves their order open: {listed([*presets, *named])}. Name each "
+            f"by {setting('preset', 'NAME')}."
+        )
+    return [*presets, *plugins]
 
 
 def _without_code(layer: Layer, typed: Mapping[str, Any], config: str | Path) -> Layer:

@@ -186,7 +186,7 @@ def _add_commands() -> None:
         pack.pack,
     ):
         about_target = command in (invert.invert, attribute.attribute, inspect.inspect, pack.pack)
-        app.command(command.__name__, cls=options.TargetCommand if about_target else None)(
+        app.command(command.__name__, cls=options.TargetCommand if about_target else options.Command)(
             console.alone_on_stdout(command)
         )
     app.add_typer(plugins.app, name="plugins")
