@@ -12,7 +12,8 @@ import tomllib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
+from traceback import walk_tb
+from types import FrameType
 
 DISTRIBUTION = "network-inversion"
 """The name that pip installs interpkit by; the project that PyPI calls ``interpkit`` is a different one."""
@@ -66,37 +67,30 @@ def first_line(error: BaseException) -> str:
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
-def told(error: BaseException, module: str) -> str:
-    """Return an error in one line, with the file and line of the innermost frame of the code that is to blame.
+def with_place(error: BaseException, module: str) -> str:
+    """Return an error's type and message, with the file and line of the innermost frame in the code of a module.
 
     Args:
-        error: what was raised.
-        module: the name that the code to blame is imported by; the modules inside it count as well.
+        error: any exception.
+        module: the name that the responsible code is imported by; the modules inside it count as well.
     """
-    place = ""
-    for frame in _frames(error):
-        if _is_of(frame, module):
-            place = f" ({frame.tb_frame.f_code.co_filename}, line {frame.tb_lineno})"
-    if isinstance(error, SyntaxError) and error.filename:  # its own words have the file's last name alone
+    if isinstance(error, SyntaxError) and error.filename:  # its message names the file without its folder
         return f"{type(error).__name__}: {error.msg} ({error.filename}, line {error.lineno})"
+    place = ""
+    for frame, line in walk_tb(error.__traceback__):
+        if _is_of(frame, module):
+            place = f" ({frame.f_code.co_filename}, line {line})"
     return f"{type(error).__name__}: {error}{place}"
 
 
 def raised_in(error: BaseException, module: str) -> bool:
-    """Say whether it was code of ``module`` itself that raised an error, rather than what it called."""
-    frames = list(_frames(error))
+    """Return whether code of ``module`` itself raised an error, rather than what it called."""
+    frames = [frame for frame, _ in walk_tb(error.__traceback__)]
     return bool(frames) and _is_of(frames[-1], module)
 
 
-def _frames(error: BaseException) -> Iterator[TracebackType]:
-    frame = error.__traceback__
-    while frame is not None:
-        yield frame
-        frame = frame.tb_next
-
-
-def _is_of(frame: TracebackType, module: str) -> bool:
-    name = str(frame.tb_frame.f_globals.get("__name__"))
+def _is_of(frame: FrameType, module: str) -> bool:
+    name = str(frame.f_globals.get("__name__"))
     return bool(module) and (name == module or name.startswith(f"{module}."))
 
 

@@ -12,7 +12,7 @@ import torch
 
 from interpkit.api.finish import finish
 from interpkit.config.recipe import Layer, PluginFile, Recipe, compose, read_toml, validated
-from interpkit.errors import InterpkitError, PluginError, RunError, UsageError, listed, setting, told
+from interpkit.errors import InterpkitError, PluginError, RunError, UsageError, listed, setting
 from interpkit.interfaces import contracts
 from interpkit.interfaces.inversions import Inversion
 from interpkit.interfaces.targets import Target
@@ -362,28 +362,25 @@ class Job:
             if run is not None:
                 with suppress(OSError, RunError, MemoryError):  # the first error is the one to tell
                     run.note(status="failed")
-            plugin = self.plugins.culprit(error)
             if isinstance(error, InterpkitError) and not isinstance(error, PluginError):
                 raise
+            fault = error if isinstance(error, PluginError) else self.plugins.blame(error)
             again = f" Once that is mended, resume with {setting('resume')}." if run is not None else ""
             if isinstance(error, OSError):
                 place = str(error.filename or (run and run.folder) or "a file")
                 # Who writes the run is the recorder, whichever plugin has called it.
-                if plugin is None or (run is not None and Path(place).parent == run.folder):
+                if fault is None or (run is not None and Path(place).parent == run.folder):
                     raise RunError(f"{place}: {error.strerror or error}.{self.recorder.kept()}{again}") from error
             if is_out_of_memory(error):
                 smaller = f"{setting('batch_size', None)}, {setting('generators', None)}"
                 words = f"out of memory: end what else runs here, or make the run smaller ({smaller})."
                 raise RunError(f"{words}{self.recorder.kept()}{again}") from error
-            if not isinstance(error, PluginError) and plugin is None:
+            if fault is None:
                 raise
             self.recorder.flush()  # a value that is not finite is then the cause, and is told instead
-            words = str(error)
-            if plugin is not None and not isinstance(error, PluginError):
-                words = f"the plugin {plugin.name!r} failed: {told(error, plugin.module)}"
             step = self.recorder.next_step
             place = f"at step {step}" if step <= self.recipe.steps else "after the last step"
-            raise PluginError(f"{place}, {words}{self.recorder.kept()}") from error
+            raise PluginError(f"{place}, {fault}{self.recorder.kept()}") from error
 
     def _open(self, out: Path, *, resume: bool, force: bool) -> Run:
         run = Run(out)

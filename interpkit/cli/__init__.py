@@ -10,18 +10,15 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from interpkit import _version
 from interpkit.cli import console, options
 from interpkit.cli.signals import INTERRUPTED, on_stop
-from interpkit.errors import InterpkitError, PluginError, RunError, in_shell, told
+from interpkit.errors import InterpkitError, PluginError, RunError, in_shell
 from interpkit.runtime import torchrun
-
-if TYPE_CHECKING:
-    from interpkit.plugins.discovery import Plugin
 
 PLUGIN_COMMANDS = "interpkit.commands"
 
@@ -90,14 +87,12 @@ class Commands(options.Group):
             if _is_out_of_memory(error):
                 console.error("out of memory. End what else runs here, ask for fewer images, or take another --device.")
                 raise typer.Exit(1) from error
-            plugin = _culprit(error)
-            if plugin is not None:
-                console.error(
-                    f"the plugin {plugin.name!r} failed: {told(error, plugin.module)}. --debug shows the traceback."
-                )
+            fault = _plugin_fault(error)
+            if fault is not None:
+                console.error(f"{fault}. --debug shows the traceback.")
                 raise typer.Exit(PluginError.exit_code) from error
             console.error(
-                f"{type(error).__name__}: {error}. This is a fault of interpkit or of a plugin; --debug shows where."
+                f"{type(error).__name__}: {error}. This is a bug in interpkit or in a plugin; --debug shows where."
             )
             raise typer.Exit(1) from error
 
@@ -117,17 +112,17 @@ def _processes() -> Iterator[None]:
 
 
 def _hint(error: InterpkitError) -> str:
-    """Return where to look further, if what is told is a fault in a plugin's code."""
+    """Return where to look further, if the error comes from a plugin's code."""
     cause: BaseException | None = error
     while isinstance(cause, InterpkitError):
         cause = cause.__cause__
     return " --debug shows the traceback." if cause is not None and isinstance(error, PluginError) else ""
 
 
-def _culprit(error: Exception) -> Plugin | None:
-    """Return the plugin that an error was raised in, if plugins were loaded at all."""
+def _plugin_fault(error: Exception) -> PluginError | None:
+    """Return an error that names the plugin whose code raised this one, if plugins were loaded at all."""
     plugins = sys.modules.get("interpkit.plugins.discovery")
-    return plugins.installed().culprit(error) if plugins and plugins.installed.cache_info().currsize else None
+    return plugins.installed().blame(error) if plugins and plugins.installed.cache_info().currsize else None
 
 
 def _is_out_of_memory(error: Exception) -> bool:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from interpkit.config.recipe import validated
-from interpkit.errors import InterpkitError, UsageError, command, did_you_mean, listed, setting, told
+from interpkit.errors import InterpkitError, UsageError, command, did_you_mean, listed, setting, with_place
 from interpkit.evaluation import scoring
 from interpkit.interfaces.components import Options
 from interpkit.interfaces.contracts import described, module_of
@@ -56,7 +56,7 @@ def _made(cls: type[Metric], options: Options | None = None) -> Metric | None:
 
 def _tell(metric: Metric | type[Metric], error: BaseException) -> None:
     """Warn that a metric failed, with its plugin and the place."""
-    words = told(error, module_of(metric))
+    words = with_place(error, module_of(metric))
     log.warning("%s failed and is left out: %s", described(metric), words, exc_info=log.isEnabledFor(10))
 
 

@@ -260,7 +260,7 @@ def test_a_component_is_set_by_its_name_or_by_its_slot() -> None:
         ({"losses": {"cosin": 1.0}}, "no loss 'cosin'.*Did you mean 'cosine'"),
         ({"labels": [0, 3]}, "0 to 2"),
         ({"labels": [-1]}, "0 to 2"),
-        ({"device": "gpu"}, "--device gpu"),
+        ({"device": "gpu"}, "device='gpu'"),
         ({"stepz": 4}, "Did you mean 'steps'"),
     ],
 )

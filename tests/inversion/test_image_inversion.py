@@ -108,7 +108,7 @@ def test_left_to_itself_it_gives_what_there_is_of_every_class_and_no_more_than_t
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({"per_class": 3}, r"class 0 has 2 images, not 3: .*--set inverter\.per_class=3"),
+        ({"per_class": 3}, r"class 0 has 2 images, not 3: .*'inverter\.per_class': 3"),
         ({"count": 7}, "class 0 has 2 images, not 3"),
         ({"per_class": 4, "labels": [1, 2]}, "class 2 has 3 images, not 4"),
         ({"count": 9, "labels": [1, 2]}, "class 1 has 4 images, not 5"),
@@ -207,7 +207,7 @@ def spoil(path: Path, **changes: Tensor | None) -> None:
 @pytest.mark.parametrize(
     ("fault", "words"),
     [
-        (lambda path: path.unlink(), r"samples.safetensors: the run was not finished. Go on by --resume"),
+        (lambda path: path.unlink(), r"samples.safetensors: the run was not finished. Resume it with resume=True"),
         (lambda path: path.write_bytes(path.read_bytes()[:200]), "not a whole safetensors file"),
         (lambda path: spoil(path, labels=None), "holds .*; samples of tiny are images, labels and generator"),
         (lambda path: spoil(path, images=None), "samples of tiny are images, labels and generator"),

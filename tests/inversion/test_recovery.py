@@ -125,7 +125,7 @@ def test_what_turns_non_finite_in_fp32_as_well_stops(
     add_plugin: Add, tiny_target: interpkit.Target, quick: Quick, caplog: pytest.LogCaptureFixture
 ) -> None:
     add_plugin(Hopeless)
-    with pytest.raises(RunError, match=r"the term 'hopeless' turned non-finite at step 12 .*optimizer\.lr=0\.0002"):
+    with pytest.raises(RunError, match=r"the term 'hopeless' turned non-finite at step 12 .*'optimizer\.lr': 0\.0002"):
         interpkit.invert(tiny_target, **quick(steps=20, losses={"hopeless": 1.0}, precision="auto"))
     assert [message.rpartition(", ")[2] for message in caplog.messages] == [
         "and on from there in fp32",
@@ -355,7 +355,7 @@ def test_a_second_time_says_what_to_set_and_what_is_kept(
         interpkit.invert(tiny_target, out=tmp_path / "run", **settings)
     assert str(caught.value) == (
         "out of memory at step 4, with 8 images at a time: "
-        "set --micro-batch 4, --batch-size 8, or a narrower generator (--set generator.width=4). "
+        "set micro_batch=4, batch_size=8, or a narrower generator (options={'generator.width': 4}). "
         f"The last good checkpoint, of step 2, is in {tmp_path / 'run'}."
     )
 

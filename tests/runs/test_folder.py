@@ -286,7 +286,7 @@ def test_a_target_that_is_not_the_runs_is_refused(finished_run: Path) -> None:
         ("manifest.json", b'{"schema": "x"}', r"schema 'x'; this interpkit reads 1\.$"),
         ("manifest.json", b'{"schema": 1}', "does not say which classifier"),
         ("manifest.json", b'{"schema": 1, "model": {"name": "a", "path": 1, "sha256": null}}', "which classifier"),
-        ("generator.safetensors", None, "has no generator.safetensors: go on with the run by --resume"),
+        ("generator.safetensors", None, "has no generator.safetensors: resume the run with resume=True"),
         ("generator.safetensors", b"\x08\0\0\0\0\0\0\0{}", "is not a whole safetensors file"),
         ("generator.safetensors", b"", "is not a whole safetensors file"),
         ("generator.safetensors", safetensors.torch.save({"generator.x": torch.ones(1)}), "does not fit the recipe"),

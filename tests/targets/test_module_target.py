@@ -327,7 +327,7 @@ def test_a_target_is_told_and_describes_itself() -> None:
         ((1, 12, 12), {"mean": float("inf")}, UsageError, "mean"),
         ((1, 12, 12), {"mean": [0.5, 0.5]}, UsageError, "mean takes 1 or 1 values|mean takes 1 value"),
         ((1, 12, 12), {"input_range": (1.0, 1.0)}, UsageError, "LO < HI"),
-        ((1, 12, 12), {"num_classes": 4}, ModelError, "gives 3 logits, but 4 classes.*--num-classes 3"),
+        ((1, 12, 12), {"num_classes": 4}, ModelError, "gives 3 logits, but 4 classes.*num_classes=3"),
         ((1, 12, 12), {"class_names": ["a", "b"]}, UsageError, "has 3 classes, but 2 names"),
     ],
 )
