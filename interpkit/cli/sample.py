@@ -15,6 +15,7 @@ from interpkit.errors import UsageError
 if TYPE_CHECKING:
     from interpkit.runs.shards import ShardJob
 
+Format = Literal["safetensors", "webdataset", "parquet"]
 _SCALE = "Large numbers of images, as shards"
 
 
@@ -48,7 +49,7 @@ def sample(
         ),
     ] = False,
     format_: Annotated[
-        Literal["safetensors", "webdataset", "parquet"] | None,
+        Format | None,
         typer.Option("--format", help="Format of the shards (default: safetensors).", rich_help_panel=_SCALE),
     ] = None,
     device: Annotated[str, typer.Option(metavar="NAME", help="Device: auto, cpu, cuda, mps, ...")] = "cpu",

@@ -252,22 +252,6 @@ def outcomes(component: Any, waive: Mapping[str, str] | None = None) -> Iterator
             yield outcome
 
 
-def check_all(component: Any, kind: str, waive: Mapping[str, str] | None = None) -> None:
-    """Check all promises of a component of a kind.
-
-    Raises:
-        CheckFailed: some are broken; lists them all.
-        UsageError: it is of another kind, or a waiver is wrong.
-    """
-    if kind_of(component) != kind:
-        raise UsageError(
-            f"{label_of(component)!r} is a {kind_of(component)}, not a {kind}: check_{kind_of(component)}."
-        )
-    broken = [outcome for outcome in outcomes(component, waive) if outcome.status == "broken"]
-    if broken:
-        raise CheckFailed(component, broken)
-
-
 def class_of(component: Any) -> type:
     """Return the class of a component that may be an instance, as a loader is in the registry."""
     return component if inspect.isclass(component) else type(component)

@@ -7,7 +7,7 @@ import os
 import re
 import signal
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import safetensors.torch
@@ -15,7 +15,7 @@ from typer.testing import CliRunner, Result
 
 import interpkit
 from interpkit.cli import app
-from interpkit.cli.sample import FormatName
+from interpkit.cli.sample import Format
 from interpkit.runs.shard_formats import FORMATS
 from interpkit.runs.shards import ShardJob
 
@@ -112,4 +112,4 @@ def test_other_samples_in_the_folder_are_told_and_end_with_1(finished_run: Path,
 
 
 def test_the_formats_are_those_of_python() -> None:
-    assert [name.value for name in FormatName] == list(FORMATS)
+    assert list(get_args(Format)) == list(FORMATS)
