@@ -166,13 +166,14 @@ class ProgressDisplay:
 
     def __init__(self, total: int, unit: str = "steps") -> None:
         from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+        from rich.table import Column
 
         count = TextColumn("{task.completed}/{task.total} {task.description}", markup=False)
-        figures = TextColumn("{task.fields[figures]}", markup=False)
-        self._bar = Progress(
-            count, BarColumn(20), TimeRemainingColumn(), figures, console=err, disable=not err.is_terminal
-        )
-        self._task = self._bar.tasks[self._bar.add_task(unit, total=total, figures="")]
+        figures = TextColumn("{task.fields[figures]}", markup=False, table_column=Column())  # a column that wraps
+        columns = (count, BarColumn(10), TimeRemainingColumn(compact=True), figures)
+        self._bar = Progress(*columns, console=err, disable=not err.is_terminal, transient=True)
+        self._bar.add_task(unit, total=total, figures="")
+        self._task = self._bar.tasks[0]
         self._printed_at = 0.0
 
     def __enter__(self) -> ProgressDisplay:
@@ -181,6 +182,8 @@ class ProgressDisplay:
 
     def __exit__(self, *exception: object) -> None:
         self._bar.stop()
+        if err.is_terminal and self._task.fields["figures"]:
+            note(self._task.fields["figures"])
 
     def step(self, done: int) -> None:
         """Show that so many are done."""

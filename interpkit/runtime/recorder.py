@@ -291,7 +291,7 @@ class Recorder:
             some = f"{len(classes)} of {len(names)} classes ({listed(names[label] for label in classes)})"
             if what == ONE_PICTURE:
                 rate = "a lower rate, " if 2 * len(classes) > len(names) else ""
-                preset = f", or the preset {self._variety_preset!r} over the recipe" if self._variety_preset else ""
+                preset = f", or {setting('preset', self._variety_preset)} over the recipe" if self._variety_preset else ""
                 log.warning(
                     "at step %d the images of %s are one picture each: try %smore weight on a term for variety%s",
                     step,
