@@ -291,7 +291,8 @@ class Recorder:
             some = f"{len(classes)} of {len(names)} classes ({listed(names[label] for label in classes)})"
             if what == ONE_PICTURE:
                 rate = "a lower rate, " if 2 * len(classes) > len(names) else ""
-                preset = f", or {setting('preset', self._variety_preset)} over the recipe" if self._variety_preset else ""
+                name = self._variety_preset
+                preset = f", or {setting('preset', name)} over the recipe" if name else ""
                 log.warning(
                     "at step %d the images of %s are one picture each: try %smore weight on a term for variety%s",
                     step,
