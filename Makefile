@@ -5,7 +5,7 @@ BIN := .venv/bin
 .PHONY: demo test coverage torture setup browser lint docs bench clean
 
 demo: .venv/installed ## invert a shipped MNIST classifier; ends with the path of report.html
-	$(BIN)/interpkit invert examples/models/mnist_bn.safetensors --plugin vecmat --plugin training-like
+	$(BIN)/interpkit invert examples/models/mnist_bn.safetensors --preset vecmat --preset training-like
 
 test: .venv/installed-dev ## run the tests
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile

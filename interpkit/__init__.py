@@ -2,7 +2,7 @@
 
     import interpkit
     target = interpkit.load_target("model.safetensors")
-    inversion = interpkit.invert(target, plugins=["vecmat"], steps=300, seed=0)
+    inversion = interpkit.invert(target, presets=["vecmat"], steps=300, seed=0)
     images, labels = inversion.sample(per_class=10)
 
 The public names stand in ``__init__.pyi``. Each is imported when it is first used, so that ``import interpkit`` does

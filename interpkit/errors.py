@@ -10,8 +10,10 @@ import os
 import shlex
 import tomllib
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
+from traceback import walk_tb
+from types import FrameType
 
 DISTRIBUTION = "network-inversion"
 """The name that pip installs interpkit by; the project that PyPI calls ``interpkit`` is a different one."""
@@ -65,37 +67,30 @@ def first_line(error: BaseException) -> str:
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
-def told(error: BaseException, module: str) -> str:
-    """Return an error in one line, with the file and line of the innermost frame of the code that is to blame.
+def with_place(error: BaseException, module: str) -> str:
+    """Return an error's type and message, with the file and line of the innermost frame in the code of a module.
 
     Args:
-        error: what was raised.
-        module: the name that the code to blame is imported by; the modules inside it count as well.
+        error: any exception.
+        module: the name that the responsible code is imported by; the modules inside it count as well.
     """
-    place = ""
-    for frame in _frames(error):
-        if _is_of(frame, module):
-            place = f" ({frame.tb_frame.f_code.co_filename}, line {frame.tb_lineno})"
-    if isinstance(error, SyntaxError) and error.filename:  # its own words have the file's last name alone
+    if isinstance(error, SyntaxError) and error.filename:  # its message names the file without its folder
         return f"{type(error).__name__}: {error.msg} ({error.filename}, line {error.lineno})"
+    place = ""
+    for frame, line in walk_tb(error.__traceback__):
+        if _is_of(frame, module):
+            place = f" ({frame.f_code.co_filename}, line {line})"
     return f"{type(error).__name__}: {error}{place}"
 
 
 def raised_in(error: BaseException, module: str) -> bool:
-    """Say whether it was code of ``module`` itself that raised an error, rather than what it called."""
-    frames = list(_frames(error))
+    """Return whether code of ``module`` itself raised an error, rather than what it called."""
+    frames = [frame for frame, _ in walk_tb(error.__traceback__)]
     return bool(frames) and _is_of(frames[-1], module)
 
 
-def _frames(error: BaseException) -> Iterator[TracebackType]:
-    frame = error.__traceback__
-    while frame is not None:
-        yield frame
-        frame = frame.tb_next
-
-
-def _is_of(frame: TracebackType, module: str) -> bool:
-    name = str(frame.tb_frame.f_globals.get("__name__"))
+def _is_of(frame: FrameType, module: str) -> bool:
+    name = str(frame.f_globals.get("__name__"))
     return bool(module) and (name == module or name.startswith(f"{module}."))
 
 
@@ -149,3 +144,58 @@ def listed(names: Iterable[str], limit: int = 12) -> str:
     if len(names) <= limit:
         return ", ".join(names) or "none"
     return f"{', '.join(names[:limit])}, ... ({len(names)} in all)"
+
+
+# ----------------------------------------------------------------- settings in messages
+
+_in_shell = False
+_IN_PYTHON = {
+    "evaluator": "evaluators=[{}]",
+    "loss": "losses={{{}: 1.0}}",
+    "metric": "metrics=[{}]",
+    "no_plugin": "leaving_out([{}])",
+    "plugin": "plugins=[{}]",
+    "preset": "presets=[{}]",
+}
+"""Settings that are spelled differently there, ``{}`` standing for the value."""
+_FUNCTIONS = {"pack": "pack_target", "report": "write_report"}
+
+
+@contextmanager
+def in_shell() -> Iterator[None]:
+    """Make `setting` and `command` write what one types in a shell, for the length of the block."""
+    global _in_shell
+    before, _in_shell = _in_shell, True
+    try:
+        yield
+    finally:
+        _in_shell = before
+
+
+def setting(name: str, value: object = True) -> str:
+    """Return a setting as the reader of a message writes it: a flag in the shell, an argument in Python.
+
+    ``setting("batch_size", 140)`` is ``--batch-size 140`` or ``batch_size=140``, and ``setting("optimizer.lr", 0.001)``
+    is ``--set optimizer.lr=0.001`` or ``options={'optimizer.lr': 0.001}``.
+
+    Args:
+        name: the flag's name with underscores, or ``COMPONENT.OPTION``.
+        value: a string in capitals is a placeholder and is not quoted; None names the setting without a value.
+    """
+    if _in_shell:
+        text = ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+        if "." in name:
+            return f"--set {name}" if value is None else f"--set {name}={text}"
+        flag = f"--{name.replace('_', '-')}"
+        return flag if value is None or value is True else f"{flag} {shlex.quote(text)}"
+    if value is None:
+        return f"options[{name!r}]" if "." in name else name
+    text = value if isinstance(value, str) and value.isupper() else repr(value)
+    return f"options={{{name!r}: {text}}}" if "." in name else _IN_PYTHON.get(name, f"{name}={{}}").format(text)
+
+
+def command(name: str, argument: str) -> str:
+    """Return a call that a message advises: ``interpkit evaluate RUN``, or ``interpkit.evaluate(RUN)`` in Python."""
+    if _in_shell:
+        return f"interpkit {name} {shlex.quote(argument)}"
+    return f"interpkit.{_FUNCTIONS.get(name, name)}({argument if argument.isupper() else repr(argument)})"

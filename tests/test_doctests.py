@@ -31,15 +31,17 @@ FUNCTIONS = {
     for name in module.__all__
     if inspect.isfunction(getattr(module, name))
 }
-LIKE_TARGETS = "it is called as check_target is, and takes longer"
+LIKE_CHECK = "it is called as testing.check is"
 WITHOUT = {
     "loader hub-mixin": "it loads a class from a module of the user's own",
-    "interpkit.testing.check_attribution": LIKE_TARGETS,
-    "interpkit.testing.check_conditioner": LIKE_TARGETS,
-    "interpkit.testing.check_generator": LIKE_TARGETS,
-    "interpkit.testing.check_inverter": LIKE_TARGETS,
-    "interpkit.testing.check_loss": LIKE_TARGETS,
-    "interpkit.testing.check_metric": LIKE_TARGETS,
+    "interpkit.testing.check_attribution": LIKE_CHECK,
+    "interpkit.testing.check_conditioner": LIKE_CHECK,
+    "interpkit.testing.check_generator": LIKE_CHECK,
+    "interpkit.testing.check_inverter": LIKE_CHECK,
+    "interpkit.testing.check_loader": LIKE_CHECK,
+    "interpkit.testing.check_loss": LIKE_CHECK,
+    "interpkit.testing.check_metric": LIKE_CHECK,
+    "interpkit.testing.check_target": LIKE_CHECK,
 }
 """What needs no example, each with the reason."""
 EXTRAS = {

@@ -1,7 +1,9 @@
-"""The commands that errors tell the user to type, which depend on where interpkit is imported from."""
+"""What errors tell the user to type: it depends on where interpkit is imported from, and on who reads the message."""
 
 from __future__ import annotations
 
+import ast
+import re
 import tomllib
 from pathlib import Path
 
@@ -9,6 +11,7 @@ import pytest
 
 import interpkit
 from interpkit import errors
+from interpkit.errors import command, in_shell, setting
 
 ROOT = Path(__file__).parent.parent
 
@@ -64,3 +67,56 @@ def test_these_tests_run_from_a_clone(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_the_first_line_of_an_error_says_something(error: Exception, line: str) -> None:
     assert errors.first_line(error) == line
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "flag", "argument"),
+    [
+        ("batch_size", 140, "--batch-size 140", "batch_size=140"),
+        ("resume", True, "--resume", "resume=True"),
+        ("out", None, "--out", "out"),
+        ("labels", [3, 5], "--labels 3,5", "labels=[3, 5]"),
+        ("model", "PATH", "--model PATH", "model=PATH"),
+        ("arch", "py:my net.py:Net", "--arch 'py:my net.py:Net'", "arch='py:my net.py:Net'"),
+        ("preset", "vecmat", "--preset vecmat", "presets=['vecmat']"),
+        ("loss", "NAME", "--loss NAME", "losses={NAME: 1.0}"),
+        ("evaluator", "MODEL", "--evaluator MODEL", "evaluators=[MODEL]"),
+        ("optimizer.lr", 0.001, "--set optimizer.lr=0.001", "options={'optimizer.lr': 0.001}"),
+        ("optimizer.lr", None, "--set optimizer.lr", "options['optimizer.lr']"),
+    ],
+)
+def test_setting_is_a_flag_in_the_shell_and_an_argument_in_python(
+    name: str, value: object, flag: str, argument: str
+) -> None:
+    assert setting(name, value) == argument
+    with in_shell():
+        assert setting(name, value) == flag
+    assert setting(name, value) == argument
+
+
+def test_command_is_a_function_in_python() -> None:
+    assert command("evaluate", "runs/1") == "interpkit.evaluate('runs/1')"
+    assert command("report", "RUN") == "interpkit.write_report(RUN)"
+    with in_shell():
+        assert command("report", "my runs/1") == "interpkit report 'my runs/1'"
+
+
+def test_the_shell_is_left_when_a_block_raises() -> None:
+    with pytest.raises(KeyError), in_shell():
+        raise KeyError
+    assert setting("resume") == "resume=True"
+
+
+FLAG = re.compile(r"(?<![\w-])--[a-z][a-z-]*")
+SOURCES = [
+    path
+    for path in sorted((ROOT / "interpkit").rglob("*.py"))
+    if path.relative_to(ROOT / "interpkit").parts[0] not in ("cli", "scaffold", "errors.py")
+]
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_the_core_names_no_flag_of_the_command_line(path: Path) -> None:
+    strings = [node.value for node in ast.walk(ast.parse(path.read_text("utf-8"))) if isinstance(node, ast.Constant)]
+    flags = {flag for text in strings if isinstance(text, str) for flag in FLAG.findall(text)}
+    assert flags <= {"--upgrade", "--arch-arg"}, "write errors.setting(...)"  # pip's, and a declaration

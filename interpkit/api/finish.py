@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from interpkit.errors import RunError
+from interpkit.errors import RunError, command
 from interpkit.evaluation import scoring
 from interpkit.evaluation.metrics import every_run
 from interpkit.interfaces.inversions import Inversion
@@ -73,6 +73,6 @@ def finish(run: Run, inversion: Inversion) -> dict[str, Any]:
     try:
         report.render_report(run, inversion, samples, metrics)
     except Exception as error:  # the run is finished, and a fault here must not lose it
-        log.warning("report.html could not be written: %r. Try again by interpkit report %s", error, run.folder)
-    run.note(status="finished" if done else "interrupted")  # all of it is there, or --resume goes on
+        log.warning("report.html could not be written: %r. Try again: %s", error, command("report", str(run.folder)))
+    run.note(status="finished" if done else "interrupted")  # all of it is there, or the run can be resumed
     return metrics

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from functools import cached_property
@@ -13,7 +12,7 @@ import torch
 
 from interpkit.api.finish import finish
 from interpkit.config.recipe import Layer, PluginFile, Recipe, compose, read_toml, validated
-from interpkit.errors import InterpkitError, PluginError, RunError, UsageError, listed, told
+from interpkit.errors import InterpkitError, PluginError, RunError, UsageError, listed, setting
 from interpkit.interfaces import contracts
 from interpkit.interfaces.inversions import Inversion
 from interpkit.interfaces.targets import Target
@@ -34,6 +33,7 @@ def invert(
     target: Target | str | Path,
     plugins: Sequence[str | Path] = (),
     *,
+    presets: Sequence[str] = (),
     out: str | Path | None = None,
     resume: bool = False,
     force: bool = False,
@@ -45,8 +45,9 @@ def invert(
 
     Args:
         target: from `wrap` or `load_target`, or the path of a classifier's file.
-        plugins: presets to apply, left to right, over ``config``; and paths of plugins of one file, which are
-            loaded, and whose own preset is applied if they have one.
+        plugins: paths of plugins of one file, which are loaded, and whose own preset is applied if they have one;
+            names of presets may be given here too.
+        presets: names of presets to apply over ``config``, the later ones winning, before those of ``plugins``.
         out: a run folder to write; in memory alone if left out (`Inversion.save` writes it later).
         resume: go on from the checkpoint in ``out``, with the recipe there unless another is given.
         force: replace another run in ``out``.
@@ -67,13 +68,13 @@ def invert(
         >>> from interpkit import invert, wrap
         >>> net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 3))  # your trained classifier
         >>> target = wrap(net, input_shape=(1, 8, 8))
-        >>> inversion = invert(target, ["vecmat"], steps=10, batch_size=16, seed=0)
+        >>> inversion = invert(target, presets=["vecmat"], steps=10, batch_size=16, seed=0)
         >>> images, labels = inversion.sample(per_class=2)
         >>> images.shape, labels.tolist()
         (torch.Size([6, 1, 8, 8]), [0, 0, 1, 1, 2, 2])
     """
     folder = None if out is None else Path(out)
-    job = prepare(target, plugins, resume_from=folder if resume else None, **settings)
+    job = prepare(target, plugins, presets=presets, resume_from=folder if resume else None, **settings)
     return job.run(out=folder, resume=resume, force=force, on_step=on_step, on_record=on_record)
 
 
@@ -81,6 +82,7 @@ def prepare(
     target: Target | str | Path,
     plugins: Sequence[str | Path] = (),
     *,
+    presets: Sequence[str] = (),
     config: str | Path | None = None,
     conditioner: str | None = None,
     generator: str | None = None,
@@ -98,8 +100,9 @@ def prepare(
 
     Args:
         target: from `wrap` or `load_target`, or the path of a classifier's file.
-        plugins: presets to apply, left to right, and paths of plugins of one file. The preset of such a one is
+        plugins: paths of plugins of one file, and names of presets, applied left to right. The preset of a file is
             not applied again over a recipe that records the file.
+        presets: names of presets, applied before those of ``plugins``.
         config: a recipe in TOML.
         conditioner: its name, in place of the preset's; so are ``generator`` and ``inverter``.
         generator: likewise.
@@ -116,6 +119,7 @@ def prepare(
         ModelError: the classifier cannot be loaded.
         PluginError: a preset is unknown, or its plugin broken.
     """
+    plugins = _checked(presets, plugins)
     known_plugins = installed()
     files = {given: known_plugins.add_file(Path(given)) for given in plugins if is_file(given)}
     if len({plugin.name for plugin in files.values()}) < len(files):
@@ -139,19 +143,22 @@ def prepare(
     whole = inverter is not None and not known_plugins.component("inverter", inverter).needs
     if config is None and not plugins and inverter in known_plugins.registry.names("preset"):
         plugins = [inverter]  # a method that brings its own recipe needs naming once
-    presets: list[str] = []
+    applied: list[str] = []
     for given in plugins:
         if given not in files:
             layers.append(known_plugins.preset(str(given)).layer)
-            presets.append(str(given))
+            applied.append(str(given))
             continue
         preset = known_plugins.own_preset(files[given])
         if preset is not None and files[given].name not in [file.name for file in recorded]:
             layers.append(preset.layer)
-            presets.append(preset.name)
+            applied.append(preset.name)
     if not layers and not files and not whole:
         known = listed(known_plugins.registry.names("preset"))
-        raise UsageError(f"name a preset by --plugin NAME (there are: {known}), or a recipe by --config FILE.")
+        raise UsageError(
+            f"name a preset by {setting('preset', 'NAME')} (there are: {known}), or a recipe by "
+            f"{setting('config', 'FILE')}."
+        )
     components = {"conditioner": conditioner, "generator": generator, "inverter": inverter}
     layers.append({kind: {"name": name} for kind, name in components.items() if name is not None})
     layers.append({"losses": {name: {"weight": weight} for name, weight in (losses or {}).items()}})
@@ -164,11 +171,28 @@ def prepare(
     recipe = compose(layers, list((options or {}).items()))
     if not isinstance(target, Target):
         target = loading.load(Path(target), recipe.target)
-    job = Job(recipe, target, presets)
+    job = Job(recipe, target, applied)
     if config is not None and resume_from is None:
         with suppress(RunError):  # the file is not in a run folder
             Run(Path(config).parent).changed_since(job.recipe, target)
     return job
+
+
+def _checked(presets: Sequence[str], plugins: Sequence[str | Path]) -> list[str | Path]:
+    """Return what to apply, in order.
+
+    Raises:
+        UsageError: a preset is a file, or both arguments name presets.
+    """
+    for name in filter(is_file, presets):
+        raise UsageError(f"{setting('preset', name)} names a file, not a preset. Load it: {setting('plugin', name)}")
+    named = [str(given) for given in plugins if not is_file(given)]
+    if presets and named:
+        raise UsageError(
+            f"presets are named in two ways, which leaves their order open: {listed([*presets, *named])}. Name each "
+            f"by {setting('preset', 'NAME')}."
+        )
+    return [*presets, *plugins]
 
 
 def _without_code(layer: Layer, typed: Mapping[str, Any], config: str | Path) -> Layer:
@@ -183,11 +207,11 @@ def _without_code(layer: Layer, typed: Mapping[str, Any], config: str | Path) ->
     arch = str(recorded.get("arch", ""))
     if arch.startswith("py:") and not typed.get("arch"):
         raise UsageError(
-            f"{config} records --arch {shlex.quote(arch)}, which is code; a file cannot have it run. Type it again."
+            f"{config} records {setting('arch', arch)}, which is code; a file cannot have it run. Type it again."
         )
     if recorded.get("trust") and not typed.get("trust"):
         raise UsageError(
-            f"{config} records --trust; a file cannot grant it. Type it again if you trust the classifier."
+            f"{config} records {setting('trust')}; a file cannot grant it. Type it again if you trust the classifier."
         )
     return {**layer, "target": {key: value for key, value in recorded.items() if key != "trust"}}
 
@@ -196,7 +220,7 @@ def _preset_names(value: Any, config: str | Path) -> list[str]:
     if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
         raise UsageError(f'{config}: presets is a list of names, e.g. presets = ["NAME"], not {value!r}.')
     for name in filter(is_file, value):
-        typed = f"--plugin {shlex.quote(name)}"
+        typed = setting("plugin", name)
         raise UsageError(f"{config} names {name}, which is code; a file cannot have it run. Type it: {typed}")
     return value
 
@@ -338,27 +362,25 @@ class Job:
             if run is not None:
                 with suppress(OSError, RunError, MemoryError):  # the first error is the one to tell
                     run.note(status="failed")
-            plugin = self.plugins.culprit(error)
             if isinstance(error, InterpkitError) and not isinstance(error, PluginError):
                 raise
-            again = " Once that is mended, go on by --resume." if run is not None else ""
+            fault = error if isinstance(error, PluginError) else self.plugins.blame(error)
+            again = f" Once that is mended, resume with {setting('resume')}." if run is not None else ""
             if isinstance(error, OSError):
                 place = str(error.filename or (run and run.folder) or "a file")
                 # Who writes the run is the recorder, whichever plugin has called it.
-                if plugin is None or (run is not None and Path(place).parent == run.folder):
+                if fault is None or (run is not None and Path(place).parent == run.folder):
                     raise RunError(f"{place}: {error.strerror or error}.{self.recorder.kept()}{again}") from error
             if is_out_of_memory(error):
-                words = "out of memory: end what else runs here, or make the run smaller (--batch-size, --generators)."
+                smaller = f"{setting('batch_size', None)}, {setting('generators', None)}"
+                words = f"out of memory: end what else runs here, or make the run smaller ({smaller})."
                 raise RunError(f"{words}{self.recorder.kept()}{again}") from error
-            if not isinstance(error, PluginError) and plugin is None:
+            if fault is None:
                 raise
             self.recorder.flush()  # a value that is not finite is then the cause, and is told instead
-            words = str(error)
-            if plugin is not None and not isinstance(error, PluginError):
-                words = f"the plugin {plugin.name!r} failed: {told(error, plugin.module)}"
             step = self.recorder.next_step
             place = f"at step {step}" if step <= self.recipe.steps else "after the last step"
-            raise PluginError(f"{place}, {words}{self.recorder.kept()}") from error
+            raise PluginError(f"{place}, {fault}{self.recorder.kept()}") from error
 
     def _open(self, out: Path, *, resume: bool, force: bool) -> Run:
         run = Run(out)

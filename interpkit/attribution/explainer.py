@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from interpkit.config.recipe import validated
-from interpkit.errors import PluginError, RunError, UsageError, did_you_mean, listed, raised_in
+from interpkit.errors import PluginError, RunError, UsageError, did_you_mean, first_line, listed, raised_in
 from interpkit.interfaces import contracts
 from interpkit.interfaces.attributions import Attribution, AttributionContext, Contrast
 from interpkit.interfaces.targets import Target
@@ -252,7 +252,7 @@ def _reason(error: BaseException) -> str:
             "it needs gradients, and none reach the image (a rounding or a detach() is in the way). Take a method "
             "without gradients, such as occlusion."
         )
-    return said.splitlines()[0] if said else type(error).__name__
+    return first_line(error)
 
 
 def checked_images(target: Target, images: Tensor) -> Tensor:

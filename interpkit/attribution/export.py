@@ -15,7 +15,7 @@ from torch import Tensor
 from interpkit.attribution import faithfulness
 from interpkit.attribution.evidence import ClassEvidence, class_evidence, evidence_agreement
 from interpkit.attribution.explainer import ROWS, Explainer, TargetClass, checked_images, choose_classes, default_method
-from interpkit.errors import InterpkitError, PluginError, UsageError, did_you_mean, listed
+from interpkit.errors import InterpkitError, PluginError, UsageError, did_you_mean, listed, setting
 from interpkit.evaluation import scoring
 from interpkit.interfaces import samples
 from interpkit.interfaces.targets import Target
@@ -27,16 +27,16 @@ from interpkit.plugins.discovery import installed
 
 SCHEMA = 1
 MOST_IMAGES = 100
-"""Images that are explained unless more a class are asked for."""
+"""Images that are explained if no number per class is given."""
 PER_CLASS = 10
 BASELINES = 8
 """Samples of a class that serve as a baseline distribution."""
 CHECKED = 8
-"""Images on which the costly checks are made."""
+"""Images on which the expensive checks are made."""
 PAIRS = 5
-"""Images of a class in a panel, each beside its map."""
+"""Images per class in a panel, each next to its map."""
 
-Images = tuple[Tensor, Tensor | None]
+ImagesAndLabels = tuple[Tensor, Tensor | None]
 """(N, *input_shape) in [0, 1], and labels (N,) or None where they are not known."""
 
 
@@ -44,8 +44,8 @@ def explain(
     target: Target,
     out: Path,
     *,
-    images: Images | None = None,
-    inverted: Images | None = None,
+    images: ImagesAndLabels | None = None,
+    inverted: ImagesAndLabels | None = None,
     methods: Sequence[str] = (),
     target_class: TargetClass = "asked",
     baseline: str = "black",
@@ -90,11 +90,11 @@ def explain(
     """
     given = inverted if images is None else images
     if given is None:
-        raise UsageError("name the images to explain by --images, or a run, whose samples are explained.")
-    names, settings = _chosen(methods, options or {})
-    ask = partial(_ask, target, target_class=target_class, per_class=per_class, rows=rows, device=device)
-    shown = ask(given)
-    others = None if inverted is None or images is None else ask(inverted)
+        raise UsageError(f"name the images to explain by {setting('images', 'FILE')}, or a run to explain its samples.")
+    names, settings = _options_by_method(methods, options or {})
+    select = partial(_select, target, target_class=target_class, per_class=per_class, rows=rows, device=device)
+    shown = select(given)
+    others = None if inverted is None or images is None else select(inverted)
     base = _baseline(target, baseline, inverted, device)
     set_up = partial(
         Explainer,
@@ -121,7 +121,7 @@ def explain(
             if on_method is not None:
                 on_method(name)
             try:
-                found[name] = _one(explainer, out, shown, others, checks)
+                found[name] = _explain_by(explainer, out, shown, others, checks)
             except InterpkitError as error:
                 left_out[name] = error
         if not found:
@@ -140,7 +140,7 @@ def explain(
     return summary
 
 
-def load_images(spec: str, target: Target) -> Images:
+def load_images(spec: str, target: Target) -> ImagesAndLabels:
     """Load images to explain: one picture, samples.safetensors, or labelled data (see `interpkit.load_data`).
 
     Raises:
@@ -159,14 +159,14 @@ def load_images(spec: str, target: Target) -> Images:
 
 
 @dataclass(frozen=True)
-class Asked:
-    """Images, and what is asked of each.
+class ExplainedImages:
+    """Images, and the class to explain for each.
 
     Attributes:
         images: (N, *input_shape) float32 in [0, 1].
         labels: (N,) the images' own; None if they have none.
         classes: (N,) the class to explain.
-        against: the class whose logit is taken off.
+        against: the class whose logit is subtracted.
     """
 
     images: Tensor
@@ -176,13 +176,13 @@ class Asked:
 
     @property
     def groups(self) -> Tensor:
-        """(N,), by which maps are put together: the label, or where there is none the class explained."""
+        """(N,) what maps are grouped by: the label, or the explained class of images without labels."""
         return self.classes if self.labels is None else self.labels
 
 
-def _ask(
-    target: Target, given: Images, *, target_class: TargetClass, per_class: int | None, rows: int, device: str
-) -> Asked:
+def _select(
+    target: Target, given: ImagesAndLabels, *, target_class: TargetClass, per_class: int | None, rows: int, device: str
+) -> ExplainedImages:
     """Take the first images of each class, sorted by class (of unlabelled ones the first), and what to explain."""
     images, labels = given
     if labels is None:
@@ -196,10 +196,10 @@ def _ask(
         images, labels = images[kept], labels[kept]
     images = checked_images(target, images)
     classes, against = choose_classes(target, images, labels, target_class, rows=rows, device=device)
-    return Asked(images, labels, classes, against)
+    return ExplainedImages(images, labels, classes, against)
 
 
-def _baseline(target: Target, baseline: str, inverted: Images | None, device: str) -> str | Tensor:
+def _baseline(target: Target, baseline: str, inverted: ImagesAndLabels | None, device: str) -> str | Tensor:
     kind, colon, number = baseline.partition(":")
     if kind != "class" or not colon:
         return baseline
@@ -215,29 +215,33 @@ def _baseline(target: Target, baseline: str, inverted: Images | None, device: st
     return kept
 
 
-def _chosen(methods: Sequence[str], options: Mapping[str, Any]) -> tuple[list[str], dict[str, dict[str, Any]]]:
+def _options_by_method(
+    methods: Sequence[str], options: Mapping[str, Any]
+) -> tuple[list[str], dict[str, dict[str, Any]]]:
     known = installed().registry.names("attribution")
     names = [each for name in methods or [default_method()] for each in (known if name == "all" else [name])]
     names = list(dict.fromkeys(names))
     settings: dict[str, dict[str, Any]] = {name: {} for name in names}
     for name in names:
         installed().component("attribution", name)
-    for setting, value in options.items():
-        name, dot, option = setting.rpartition(".")
+    for key, value in options.items():
+        name, dot, option = key.rpartition(".")
         if not dot:
             raise UsageError(
-                f"--set takes METHOD.OPTION=VALUE, not {setting!r}; e.g. --set {default_method()}.OPTION=VALUE"
+                f"options are named METHOD.OPTION, not {key!r}; e.g. {setting(f'{default_method()}.OPTION', 'VALUE')}"
             )
         if name not in settings:
             raise UsageError(
-                f"--set {setting}: no method {name!r} is asked for.{did_you_mean(name, names)} "
-                f"Asked for: {listed(names)}; there are: {listed(known)}."
+                f"{setting(key, None)}: no method {name!r} is asked for.{did_you_mean(name, names)} "
+                f"ExplainedImages for: {listed(names)}; there are: {listed(known)}."
             )
         settings[name][option] = value
     return names, settings
 
 
-def _one(explainer: Explainer, out: Path, shown: Asked, inverted: Asked | None, checks: bool) -> dict[str, Any]:
+def _explain_by(
+    explainer: Explainer, out: Path, shown: ExplainedImages, inverted: ExplainedImages | None, checks: bool
+) -> dict[str, Any]:
     """Run one method, write its files, and return its figures."""
     target, method = explainer.target, explainer.method
     maps = explainer.maps(shown.images, shown.classes)
@@ -288,7 +292,7 @@ def _one(explainer: Explainer, out: Path, shown: Asked, inverted: Asked | None, 
     return figures
 
 
-def _deletion(explainer: Explainer, shown: Asked, maps: Tensor, evidence: ClassEvidence) -> dict[str, float]:
+def _deletion(explainer: Explainer, shown: ExplainedImages, maps: Tensor, evidence: ClassEvidence) -> dict[str, float]:
     """Return the mean areas under the deletion curve of the maps, of the class evidence, and of random pixels."""
     of_class, known = maps.clone(), torch.isin(shown.groups, evidence.labels)
     for label, mean in zip(evidence.labels.tolist(), evidence.mean, strict=True):
@@ -307,7 +311,7 @@ def _deletion(explainer: Explainer, shown: Asked, maps: Tensor, evidence: ClassE
     }
 
 
-def _draw(path: Path, shown: Asked, maps: Tensor, names: Sequence[str]) -> None:
+def _draw(path: Path, shown: ExplainedImages, maps: Tensor, names: Sequence[str]) -> None:
     scale = colour_scale(maps)
     panel = []
     for label in shown.groups.unique().tolist()[:MAX_ROWS]:
@@ -317,7 +321,7 @@ def _draw(path: Path, shown: Asked, maps: Tensor, names: Sequence[str]) -> None:
     save_panel(panel, f"red speaks for the class, blue against; full colour = {scale:.3g}", path)
 
 
-def _draw_classes(path: Path, source: Asked, evidence: ClassEvidence, names: Sequence[str]) -> None:
+def _draw_classes(path: Path, source: ExplainedImages, evidence: ClassEvidence, names: Sequence[str]) -> None:
     scale = colour_scale(evidence.mean)
     panel = []
     for row, label in enumerate(evidence.labels.tolist()[:MAX_ROWS]):

@@ -10,19 +10,15 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
 
 from interpkit import _version
 from interpkit.cli import console, options
 from interpkit.cli.signals import INTERRUPTED, on_stop
-from interpkit.errors import InterpkitError, PluginError, RunError, told
+from interpkit.errors import InterpkitError, PluginError, RunError, in_shell
 from interpkit.runtime import torchrun
-
-if TYPE_CHECKING:
-    from interpkit.plugins.discovery import Plugin
 
 PLUGIN_COMMANDS = "interpkit.commands"
 
@@ -31,7 +27,7 @@ def _plugin_commands() -> dict[str, importlib.metadata.EntryPoint]:
     return {point.name: point for point in importlib.metadata.entry_points(group=PLUGIN_COMMANDS)}
 
 
-class Commands(TyperGroup):
+class Commands(options.Group):
     """Turns errors into messages and exit codes, and finds the commands of plugins when one is asked for."""
 
     debug = False
@@ -64,7 +60,7 @@ class Commands(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         """Run the command; an error is one message, a traceback only with ``--debug``."""
         try:
-            with on_stop(signal.default_int_handler), _processes():
+            with on_stop(signal.default_int_handler), in_shell(), _processes():
                 return super().invoke(ctx)
         except KeyboardInterrupt as error:
             if self.debug:
@@ -91,14 +87,12 @@ class Commands(TyperGroup):
             if _is_out_of_memory(error):
                 console.error("out of memory. End what else runs here, ask for fewer images, or take another --device.")
                 raise typer.Exit(1) from error
-            plugin = _culprit(error)
-            if plugin is not None:
-                console.error(
-                    f"the plugin {plugin.name!r} failed: {told(error, plugin.module)}. --debug shows the traceback."
-                )
+            fault = _plugin_fault(error)
+            if fault is not None:
+                console.error(f"{fault}. --debug shows the traceback.")
                 raise typer.Exit(PluginError.exit_code) from error
             console.error(
-                f"{type(error).__name__}: {error}. This is a fault of interpkit or of a plugin; --debug shows where."
+                f"{type(error).__name__}: {error}. This is a bug in interpkit or in a plugin; --debug shows where."
             )
             raise typer.Exit(1) from error
 
@@ -118,17 +112,17 @@ def _processes() -> Iterator[None]:
 
 
 def _hint(error: InterpkitError) -> str:
-    """Return where to look further, if what is told is a fault in a plugin's code."""
+    """Return where to look further, if the error comes from a plugin's code."""
     cause: BaseException | None = error
     while isinstance(cause, InterpkitError):
         cause = cause.__cause__
     return " --debug shows the traceback." if cause is not None and isinstance(error, PluginError) else ""
 
 
-def _culprit(error: Exception) -> Plugin | None:
-    """Return the plugin that an error was raised in, if plugins were loaded at all."""
+def _plugin_fault(error: Exception) -> PluginError | None:
+    """Return an error that names the plugin whose code raised this one, if plugins were loaded at all."""
     plugins = sys.modules.get("interpkit.plugins.discovery")
-    return plugins.installed().culprit(error) if plugins and plugins.installed.cache_info().currsize else None
+    return plugins.installed().blame(error) if plugins and plugins.installed.cache_info().currsize else None
 
 
 def _is_out_of_memory(error: Exception) -> bool:
@@ -144,7 +138,7 @@ app = typer.Typer(
     name="interpkit",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    help="What does your classifier think a class looks like, and how varied is what it accepts?",
+    help="Show what your classifier has learned a class looks like, and how varied the images are that it accepts.",
 )
 
 
@@ -158,12 +152,12 @@ def _show_version(wanted: bool) -> None:
 def _main(
     ctx: typer.Context,
     version: Annotated[
-        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and exit.")
     ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
     no_plugin: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME", help="Do not load this plugin; repeatable, and it may stand anywhere."),
+        typer.Option(metavar="NAME", help="Plugin that is not loaded; repeatable, anywhere on the line."),
     ] = None,
 ) -> None:
     logging.basicConfig(handlers=[console.LogHandler()], format="%(message)s", level=logging.WARNING)
@@ -187,7 +181,7 @@ def _add_commands() -> None:
         pack.pack,
     ):
         about_target = command in (invert.invert, attribute.attribute, inspect.inspect, pack.pack)
-        app.command(command.__name__, cls=options.TargetCommand if about_target else None)(
+        app.command(command.__name__, cls=options.TargetCommand if about_target else options.Command)(
             console.alone_on_stdout(command)
         )
     app.add_typer(plugins.app, name="plugins")

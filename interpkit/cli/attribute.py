@@ -1,4 +1,4 @@
-"""``interpkit attribute``: which pixels made the classifier say so."""
+"""``interpkit attribute``: which pixels led the classifier to its prediction."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from interpkit.cli import console, options
 from interpkit.errors import UsageError
 
 OF_A_RUN = ("arch", "trust")
-"""Target flags that are typed again for a run; the rest are in its recipe."""
+"""Target flags that must be given again for a run; its recipe holds the others."""
 COLUMNS = (
     "The nearer to 0, the better: sum, the error of completeness; del., class, rand., the area under the deletion "
     "curve by the maps, by class evidence and by chance; infidelity; sensitivity; weights, the rank correlation with "
@@ -21,58 +21,62 @@ COLUMNS = (
 
 def attribute(
     source: Annotated[
-        Path, typer.Argument(metavar="RUN|MODEL", help="A run folder, or a classifier.", show_default=False)
+        Path, typer.Argument(metavar="RUN|MODEL", help="Run folder, or classifier file.", show_default=False)
     ],
     ctx: typer.Context,
     images: Annotated[
         str | None,
         typer.Option(
             metavar="FILE|DATA",
-            help="What to explain: a picture, samples.safetensors, FILE.npz[:train], a folder of folders, or "
-            "torchvision:NAME; the run's samples by default.",
+            help="Images to explain: a picture, samples.safetensors, FILE.npz[:train], a folder with one subfolder per "
+            "class, or torchvision:NAME (default: the run's samples).",
         ),
     ] = None,
     method: Annotated[
         list[str] | None,
-        typer.Option(
-            metavar="NAME",
-            help="Method to explain with, or all; repeatable (chosen automatically if omitted).",
-        ),
+        typer.Option(metavar="NAME", help="Attribution method, or all; repeatable (chosen automatically if omitted)."),
     ] = None,
     target_class: Annotated[
         str,
-        typer.Option(metavar="asked|predicted|N|A-B", help="The class to explain; A-B: why A rather than B."),
+        typer.Option(
+            metavar="asked|predicted|N|A-B",
+            help="Class to explain: each image's label, the prediction, class N, or A against B.",
+        ),
     ] = "asked",
     baseline: Annotated[
         str,
         typer.Option(
             metavar="black|mean|class:N",
-            help="What to hold the image against; class:N: the run's samples of class N, as a distribution.",
+            help="Baseline that images are compared with; class:N is the run's samples of class N.",
         ),
     ] = "black",
     per_class: Annotated[
-        int | None, typer.Option(min=1, help="Images of each class; 10, but 100 in all, by default.")
+        int | None, typer.Option(min=1, metavar="N", help="Images per class (default: 10, and at most 100 in total).")
     ] = None,
-    layer: Annotated[str | None, typer.Option(metavar="NAME", help="Of Grad-CAM; found by default.")] = None,
+    layer: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Layer for Grad-CAM (chosen automatically if omitted).")
+    ] = None,
     set_: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="METHOD.OPTION=VALUE", help="Set an option; repeatable."),
+        typer.Option("--set", metavar="METHOD.OPTION=VALUE", help="Set an option of a method; repeatable."),
     ] = None,
     checks: Annotated[
-        bool, typer.Option(help="Measure infidelity, sensitivity and the effect of randomised weights.")
+        bool, typer.Option(help="Measure infidelity, sensitivity and the effect of randomized weights.")
     ] = True,
-    rows: Annotated[int, typer.Option(min=1, help="The most images that pass the classifier at once.")] = 64,
-    seed: Annotated[int, typer.Option(help="Of all that is drawn.")] = 0,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = "auto",
+    rows: Annotated[int, typer.Option(min=1, metavar="N", help="Largest number of images in one forward pass.")] = 64,
+    seed: Annotated[int, typer.Option(metavar="N", help="Random seed.")] = 0,
+    device: Annotated[str, typer.Option(metavar="NAME", help="Device: auto, cpu, cuda, mps, ...")] = "auto",
     out: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Where to; RUN/attributions or attributions/MODEL by default."),
+        typer.Option(metavar="DIR", help="Folder to write (default: RUN/attributions or attributions/MODEL)."),
     ] = None,
-    model: Annotated[Path | None, typer.Option(metavar="FILE", help="A run's classifier, if it has moved.")] = None,
+    model: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Path of the run's classifier, if it has moved.")
+    ] = None,
     plugin: options.PluginFile = None,
     json_: options.Json = False,
 ) -> None:
-    """Explain images by Captum: which pixels speak for a class, and can the maps be believed?
+    """Explain images with Captum: show which pixels speak for a class, and test whether the maps can be trusted.
 
     Writes METHOD.safetensors, METHOD.png, METHOD-classes.png and summary.json.
     Example: interpkit attribute runs/mnist-vecmat-1 --images mnist.npz --method integrated-gradients --method grad-cam
@@ -96,14 +100,14 @@ def attribute(
         inverted = (samples.to_unit(stored, target), labels)
     else:
         if model is not None:
-            raise UsageError(f"--model goes with a run, and {source} is none: name the classifier alone.")
+            raise UsageError(f"--model belongs to a run, and {source} is a classifier: leave it out.")
         if images is None:
-            raise UsageError("a classifier has no images of its own: name some by --images, or name a run.")
+            raise UsageError("a classifier alone has no images to explain: name some by --images, or name a run.")
         target = loading.load_target(source, **ctx.obj)
     place = out or (inner_folder(source / "attributions") if inverted else Path("attributions") / source.stem)
     given = None if images is None else export.load_images(images, target)
     if given is not None and given[1] is None and target_class == "asked":
-        console.note("the picture has no label: the predicted class is explained.")
+        console.note("the picture has no label, so the predicted class is explained.")
     summary = export.explain(
         target,
         place,

@@ -15,15 +15,17 @@ from interpkit.evaluation.flatten import flattened
 
 
 def compare(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN RUN...", help="Run folders.", show_default=False)],
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUN RUN...", help="Two or more run folders.", show_default=False)
+    ],
     html: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write a page with the samples side by side too.")
+        Path | None, typer.Option(metavar="FILE", help="Also write a page with the samples side by side.")
     ] = None,
     json_: options.Json = False,
 ) -> None:
-    """Lay the figures of runs side by side: a row for each, a column for each run.
+    """Show the metrics of several runs side by side, one column per run.
 
-    Figures that only ``interpkit evaluate`` measures are there once it has measured the run.
+    Metrics that only interpkit evaluate measures appear once it has measured the run.
     """
     from interpkit.runs.folder import Run
 

@@ -1,4 +1,4 @@
-"""The two streams: results to stdout, all else to stderr; and the progress of an inversion."""
+"""Results go to stdout, everything else to stderr; and how far a command is."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout, suppress
+from datetime import timedelta
 from typing import IO, TYPE_CHECKING, Any, cast
 
 from rich.console import Console
@@ -78,7 +79,7 @@ out = Plain()
 err = Plain(file=STDERR)
 
 PLAIN_SECONDS = 5.0
-"""Where stderr is no terminal, a line at most so often."""
+"""Seconds between two lines of progress where stderr is not a terminal."""
 
 
 def error(message: str) -> None:
@@ -156,94 +157,55 @@ def print_json(value: Any) -> None:
 
 
 class ProgressDisplay:
-    """Shows an inversion as it goes: step, loss and terms, inversion accuracy, time left.
+    """Shows how far a command is, and the time left: as a bar in a terminal, else as a line every few seconds.
 
     Args:
-        steps: of the run.
+        total: how many steps or things there are.
+        unit: what they are.
     """
 
-    def __init__(self, steps: int) -> None:
-        self._steps = steps
-        self._plain = not err.is_terminal
-        self._shown_at = 0.0
-        self._first: tuple[int, float] | None = None
-        self._figures = ""
-        self._status = None if self._plain else err.status("starting")
+    def __init__(self, total: int, unit: str = "steps") -> None:
+        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+        from rich.table import Column
+
+        count = TextColumn("{task.completed}/{task.total} {task.description}", markup=False)
+        figures = TextColumn("{task.fields[figures]}", markup=False, table_column=Column())  # a column that wraps
+        columns = (count, BarColumn(10), TimeRemainingColumn(compact=True), figures)
+        self._bar = Progress(*columns, console=err, disable=not err.is_terminal, transient=True)
+        self._bar.add_task(unit, total=total, figures="")
+        self._task = self._bar.tasks[0]
+        self._printed_at = 0.0
 
     def __enter__(self) -> ProgressDisplay:
-        if self._status is not None:
-            self._status.start()
+        self._bar.start()
         return self
 
     def __exit__(self, *exception: object) -> None:
-        if self._status is not None:
-            self._status.stop()
-            if self._figures:
-                err.print(self._figures, highlight=False)
+        self._bar.stop()
+        if err.is_terminal and self._task.fields["figures"]:
+            note(self._task.fields["figures"])
 
-    def step(self, step: int) -> None:
-        """Show that a step is done."""
-        now = time.monotonic()
-        if self._first is None:
-            self._first = (step, now)
-        elif self._status is not None:
-            first_step, first_time = self._first
-            left = (self._steps - step) * (now - first_time) / (step - first_step)
-            self._status.update(f"step {step}/{self._steps}  {_clock(left)} left  {self._figures}")
+    def step(self, done: int) -> None:
+        """Show that so many are done."""
+        self._bar.update(self._task.id, completed=done)
 
     def record(self, record: StepRecord) -> None:
-        """Show the figures of a record."""
+        """Show the loss, its terms and the inversion accuracy of a step."""
         terms = "  ".join(f"{name} {value:.3f}" for name, value in record.terms.items())
         accuracy = f"inversion accuracy {record.inversion_accuracy:.1%}"
-        self._figures = f"loss {record.loss:.3f}  {terms}  {accuracy}"
+        self._bar.update(self._task.id, figures=f"loss {record.loss:.3f}  {terms}  {accuracy}")
+        self._print(f"step {record.step}/{self._task.total}", record.step)
+
+    def count(self, done: int) -> None:
+        """Show that so many are done, where there is no record of each."""
+        self.step(done)
+        self._print(f"{done}/{self._task.total} {self._task.description}", done)
+
+    def _print(self, progress: str, done: int) -> None:
+        """Print a line, if this is not a terminal and the last line is a while ago or nothing is left to do."""
         now = time.monotonic()
-        if self._plain and (now - self._shown_at > PLAIN_SECONDS or record.step == self._steps):
-            self._shown_at = now
-            first_step, first_time = self._first or (record.step, now)
-            rate = (now - first_time) / max(1, record.step - first_step)
-            left = f"  {_clock((self._steps - record.step) * rate)} left" if record.step > first_step else ""
-            note(f"step {record.step}/{self._steps}  {self._figures}{left}")
-
-
-class CountDisplay:
-    """Shows how many of a number of things are done, how many a second, and the time left.
-
-    Args:
-        total: of them.
-        things: what they are.
-    """
-
-    def __init__(self, total: int, things: str) -> None:
-        self._total = total
-        self._things = things
-        self._begun = self._shown_at = time.monotonic()
-        self._status = err.status("starting") if err.is_terminal else None
-
-    def __enter__(self) -> CountDisplay:
-        if self._status is not None:
-            self._status.start()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        if self._status is not None:
-            self._status.stop()
-
-    def show(self, done: int) -> None:
-        """Show that so many are done."""
-        now = time.monotonic()
-        if self._status is None and now - self._shown_at < PLAIN_SECONDS and done < self._total:
-            return
-        self._shown_at = now
-        rate = done / max(now - self._begun, 1e-9)
-        left = _clock((self._total - done) / rate) if done else "?"
-        text = f"{done}/{self._total} {self._things}  {rate:.0f} a second  {left} left"
-        if self._status is not None:
-            self._status.update(text)
-        else:
-            note(text)
-
-
-def _clock(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
+        if self._bar.disable and (now - self._printed_at > PLAIN_SECONDS or done == self._task.total):
+            self._printed_at = now
+            seconds = self._task.time_remaining
+            left = "" if seconds is None else f"{timedelta(seconds=round(seconds))} left"
+            note("  ".join(filter(None, (progress, self._task.fields["figures"], left))))

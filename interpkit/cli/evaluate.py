@@ -1,4 +1,4 @@
-"""``interpkit evaluate``: how true the samples of a run are."""
+"""``interpkit evaluate``: the metrics of a run's samples."""
 
 from __future__ import annotations
 
@@ -14,35 +14,35 @@ def evaluate(
     run: options.RunFolder,
     evaluator: Annotated[
         list[Path] | None,
-        typer.Option(metavar="MODEL", help="Another classifier of the same classes, as a judge; repeatable."),
+        typer.Option(metavar="MODEL", help="Independent classifier of the same classes; repeatable."),
     ] = None,
     reference: Annotated[
         str | None,
         typer.Option(
             metavar="DATA",
-            help="Held-out real images: FILE.npz[:train], a folder of folders, or torchvision:NAME.",
+            help="Held-out real images: FILE.npz[:train], a folder with one subfolder per class, or torchvision:NAME.",
         ),
     ] = None,
     training: Annotated[
-        str | None, typer.Option(metavar="DATA", help="Images that the classifier was trained on, likewise.")
+        str | None, typer.Option(metavar="DATA", help="Images that the classifier was trained on, in the same forms.")
     ] = None,
     metric: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME", help="Measure this one only; repeatable. By default all that can be."),
+        typer.Option(metavar="NAME", help="Metric to measure; repeatable (default: all that the given data allow)."),
     ] = None,
     set_: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="METRIC.OPTION=VALUE", help="Set an option; repeatable."),
+        typer.Option("--set", metavar="METRIC.OPTION=VALUE", help="Set an option of a metric; repeatable."),
     ] = None,
-    model: Annotated[Path | None, typer.Option(metavar="FILE", help="The classifier, if it has moved.")] = None,
+    model: Annotated[Path | None, typer.Option(metavar="FILE", help="Path of the classifier, if it has moved.")] = None,
     arch: options.Arch = None,
     trust: options.Trust = False,
     plugin: options.PluginFile = None,
     json_: options.Json = False,
 ) -> None:
-    """Measure the stored samples of a run: variety, robustness, other classifiers' agreement, nearness to real images.
+    """Measure a run's samples: diversity, robustness, agreement of other classifiers, closeness to real images.
 
-    The figures go into the run's metrics.json. An evaluator's file must say itself what it is: interpkit pack.
+    The results go into the run's metrics.json. Evaluator files must be self-describing; create one with interpkit pack.
     Example: interpkit evaluate runs/mnist-vecmat-1 --evaluator other.safetensors --reference mnist.npz
     """
     from interpkit.api import evaluate
@@ -71,5 +71,5 @@ def evaluate(
         console.out.print(classes)
     console.out.print(figures.table_of_all(metrics))
     if (run / "report.html").exists():
-        console.note(f"report.html is from before: interpkit report {run} writes it anew")
+        console.note(f"report.html is older than these results; rewrite it: interpkit report {run}")
     console.out.out(str(run / "metrics.json"))

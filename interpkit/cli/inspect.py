@@ -1,4 +1,4 @@
-"""``interpkit inspect``: what was understood of a classifier, and its layers."""
+"""``interpkit inspect``: a classifier's facts and layers."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ def inspect(
         str | None,
         typer.Option(
             metavar="DATA",
-            help="Labelled data to show the accuracy on: FILE.npz[:train], a folder of folders, or torchvision:NAME.",
+            help="Labelled images to measure the accuracy on: FILE.npz[:train], a folder with one subfolder per class, "
+            "or torchvision:NAME.",
         ),
     ] = None,
     plugin: options.PluginFile = None,
     json_: options.Json = False,
 ) -> None:
-    """Show what was understood of a classifier, where each fact came from, and its layers."""
+    """Show how interpkit reads a classifier: its input, its output and its layers, and where each fact came from."""
     from interpkit.evaluation import scoring
     from interpkit.plugins import loading
     from interpkit.targets.layers import list_layers

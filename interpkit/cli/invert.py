@@ -1,13 +1,12 @@
-"""``interpkit invert``: the main job."""
+"""``interpkit invert``: train an inversion of a classifier into a run folder."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
 from contextlib import suppress
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -23,43 +22,42 @@ _METHOD = "The method"
 _TRAINING = "The training"
 
 
-class _Precision(StrEnum):
-    AUTO = "auto"
-    FP32 = "fp32"
-    BF16 = "bf16"
-
-
-class _Compile(StrEnum):
-    AUTO = "auto"
-    ON = "on"
-    OFF = "off"
-
-
 def invert(
     model: options.Model,
     ctx: typer.Context,
+    preset: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="Preset to apply over the recipe; repeatable, later ones override earlier ones.",
+            rich_help_panel=_METHOD,
+        ),
+    ] = None,
     plugin: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="NAME|FILE.py",
-            help="Preset to apply, or plugin of one file to load; repeatable, later ones win.",
+            metavar="FILE.py|NAME",
+            help="Plugin file to load, whose own preset is applied after --preset; repeatable. The name of a preset "
+            "works too.",
             rich_help_panel=_METHOD,
         ),
     ] = None,
     config: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="A recipe in TOML.", rich_help_panel=_METHOD)
+        Path | None, typer.Option(metavar="FILE", help="Recipe in TOML to start from.", rich_help_panel=_METHOD)
     ] = None,
     conditioner: Annotated[
-        str | None, typer.Option(metavar="NAME", help="In place of the preset's.", rich_help_panel=_METHOD)
+        str | None,
+        typer.Option(metavar="NAME", help="Conditioner to use instead of the preset's.", rich_help_panel=_METHOD),
     ] = None,
     generator: Annotated[
-        str | None, typer.Option(metavar="NAME", help="In place of the preset's.", rich_help_panel=_METHOD)
+        str | None,
+        typer.Option(metavar="NAME", help="Generator to use instead of the preset's.", rich_help_panel=_METHOD),
     ] = None,
     loss: Annotated[
         list[str] | None,
         typer.Option(
             metavar="NAME[=WEIGHT]",
-            help="Add or reweight a term; weight 0 removes it.",
+            help="Loss term to add or reweight; weight 0 removes it. Repeatable.",
             rich_help_panel=_METHOD,
         ),
     ] = None,
@@ -68,67 +66,87 @@ def invert(
         typer.Option(
             "--set",
             metavar="COMPONENT.OPTION=VALUE",
-            help="Set an option; repeatable.",
+            help="Set an option of a component; repeatable.",
             rich_help_panel=_METHOD,
         ),
     ] = None,
     inverter: Annotated[
         str | None,
         typer.Option(
-            metavar="NAME", help="By default generator; others may do without --plugin.", rich_help_panel=_METHOD
+            metavar="NAME",
+            help="Inverter to use (default: generator, which trains one). Others may need no preset.",
+            rich_help_panel=_METHOD,
         ),
     ] = None,
     generators: Annotated[
-        int | None, typer.Option(metavar="K", help="Generators that share each batch.", rich_help_panel=_METHOD)
+        int | None,
+        typer.Option(metavar="K", help="Number of generators that share each batch.", rich_help_panel=_METHOD),
     ] = None,
     labels: Annotated[
-        str | None, typer.Option(metavar="3,5", help="Invert these classes only.", rich_help_panel=_METHOD)
+        str | None, typer.Option(metavar="3,5", help="Invert only these classes.", rich_help_panel=_METHOD)
     ] = None,
     steps: Annotated[
         int | None,
-        typer.Option(help="Length of the training; 300 unless a preset says more.", rich_help_panel=_TRAINING),
+        typer.Option(
+            metavar="N", help="Number of training steps (default: the preset's, or 300).", rich_help_panel=_TRAINING
+        ),
     ] = None,
     batch_size: Annotated[
-        int | None, typer.Option(help="Images a step; 128 unless a preset says otherwise.", rich_help_panel=_TRAINING)
+        int | None,
+        typer.Option(metavar="N", help="Images per step (default: the preset's, or 128).", rich_help_panel=_TRAINING),
     ] = None,
     micro_batch: Annotated[
         int | None,
         typer.Option(
             metavar="N",
-            help="Images of a batch in memory at a time: less memory, more time, the same terms.",
+            help="Compute each batch N images at a time: slower, but with less memory and the same result.",
             rich_help_panel=_TRAINING,
         ),
     ] = None,
     seed: Annotated[
-        int | None, typer.Option(help="Of all that is drawn; 0 by default.", rich_help_panel=_TRAINING)
+        int | None, typer.Option(metavar="N", help="Random seed (default: 0).", rich_help_panel=_TRAINING)
     ] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, mps, ...", rich_help_panel=_TRAINING)] = None,
+    device: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Device: auto, cpu, cuda, mps, ...", rich_help_panel=_TRAINING),
+    ] = None,
     precision: Annotated[
-        _Precision | None,
-        typer.Option(help="Of the networks; auto is bf16 where the hardware has it.", rich_help_panel=_TRAINING),
+        Literal["auto", "fp32", "bf16"] | None,
+        typer.Option(
+            help="Precision of the networks; auto uses bf16 where the hardware supports it.", rich_help_panel=_TRAINING
+        ),
     ] = None,
     compile_: Annotated[
-        _Compile | None,
-        typer.Option("--compile", help="The generator; auto does for long runs on CUDA.", rich_help_panel=_TRAINING),
+        Literal["auto", "on", "off"] | None,
+        typer.Option(
+            "--compile",
+            help="Compile the generator; auto does so for long runs on CUDA.",
+            rich_help_panel=_TRAINING,
+        ),
     ] = None,
     checkpoint_every: Annotated[
-        int | None, typer.Option(metavar="STEPS", help="Beside one a minute.", rich_help_panel=_TRAINING)
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="Save a checkpoint every N steps, in addition to once a minute.",
+            rich_help_panel=_TRAINING,
+        ),
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Run folder; by default runs/MODEL-PRESET-N.", show_default=False),
+        typer.Option(metavar="DIR", help="Run folder to write (default: runs/MODEL-PRESET-N).", show_default=False),
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Resume the run in --out from its checkpoint.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace the run in --out.")] = False,
     profile: Annotated[
-        bool, typer.Option("--profile", help="Say where the time of a step goes; also in RUN/profile.json.")
+        bool, typer.Option("--profile", help="Report where the time of a step goes, also in RUN/profile.json.")
     ] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved recipe, and stop.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved recipe and exit.")] = False,
     json_: options.Json = False,
 ) -> None:
-    """Train a generator of everything that a classifier takes for each class.
+    """Train a generator of the images that a classifier assigns to each class.
 
-    Example: interpkit invert model.safetensors --plugin vecmat
+    Example: interpkit invert model.safetensors --preset vecmat
     """
     from rich.filesize import decimal
 
@@ -140,10 +158,11 @@ def invert(
     if world.size > 1 and out is None:
         raise UsageError(f"{world.size} processes write one run: name its folder by --out DIR.")
     if resume and out is None:
-        raise UsageError("--resume goes on with the run in --out DIR: name it.")
+        raise UsageError("--resume continues the run in a folder: name it by --out DIR.")
     job = invert.prepare(
         model,
         plugin or [],
+        presets=preset or [],
         config=config,
         conditioner=conditioner,
         generator=generator,
@@ -158,8 +177,8 @@ def invert(
         labels=options.numbers("--labels", labels, int),
         seed=seed,
         device=device,
-        precision=None if precision is None else precision.value,
-        compile=None if compile_ is None else compile_.value,
+        precision=precision,
+        compile=compile_,
         checkpoint_every=checkpoint_every,
         target_options=ctx.obj,
     )
@@ -192,7 +211,7 @@ def invert(
         )
     if inversion.steps_done < recipe.steps:
         console.note(
-            f"interrupted after step {inversion.steps_done}; what there is, is in {folder}. Go on by:\n"
+            f"interrupted after step {inversion.steps_done}; everything so far is saved in {folder}. Resume with:\n"
             f"    interpkit invert {model} --out {folder} --resume"
         )
         raise typer.Exit(INTERRUPTED)
@@ -221,7 +240,7 @@ def _stopping(job: Job) -> Callable[[int, Any], None]:
         if job.stop_requested:
             raise KeyboardInterrupt
         job.request_stop()
-        console.note("stopping after this step, then saving; once more to stop at once")
+        console.note("stopping after this step, then saving; press Ctrl-C again to stop at once")
 
     return stop
 
@@ -239,7 +258,7 @@ def _print_profile(profile: dict[str, Any]) -> None:
     from interpkit.runtime.profiler import WARM_UP
 
     if not profile["phases"]:
-        console.note(f"nothing to profile: the first {WARM_UP} steps are left out, and there were no more.")
+        console.note(f"nothing to profile: the first {WARM_UP} steps are left out, and the run had no more.")
         return
     table = Table("of a step", "ms", "share")
     for column in table.columns[1:]:

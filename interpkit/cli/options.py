@@ -10,21 +10,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from typer.core import TyperCommand
+from typer.core import TyperCommand, TyperGroup
 
 from interpkit.errors import UsageError
 
 if TYPE_CHECKING:
     from interpkit.config.recipe import Fact
 
-_FILE = "Where the file does not say"
+_FILE = "About the classifier, if its file does not say"
 
-Model = Annotated[Path, typer.Argument(metavar="MODEL", help="The classifier's file or folder.", show_default=False)]
+
+Model = Annotated[Path, typer.Argument(metavar="MODEL", help="File or folder of the classifier.", show_default=False)]
 PluginFile = Annotated[
     list[Path] | None,
-    typer.Option("--plugin", metavar="FILE.py", help="Load a plugin of one file, such as the run's; repeatable."),
+    typer.Option("--plugin", metavar="FILE.py", help="Plugin file to load, such as one that the run used; repeatable."),
 ]
-RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.", show_default=False)]
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.", show_default=False)]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Arch = Annotated[
     str | None, typer.Option(help="Architecture as FAMILY:NAME, e.g. torchvision:resnet18.", rich_help_panel=_FILE)
@@ -33,6 +34,26 @@ Trust = Annotated[
     bool, typer.Option("--trust", help="Load a file that can run code (.pt2, TorchScript).", rich_help_panel=_FILE)
 ]
 """For commands on a run, where the rest is known: code runs only if it is named again."""
+
+
+class _PlainFlags:
+    """Shows no type beside a flag that takes no value."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        """Return the parameters, with an empty type for such flags."""
+        params: list[Any] = super().get_params(ctx)  # type: ignore[misc]  # of the class that this is mixed into
+        for param in params:
+            if getattr(param, "is_flag", False):
+                param.metavar = ""
+        return params
+
+
+class Command(_PlainFlags, TyperCommand):
+    """A command."""
+
+
+class Group(_PlainFlags, TyperGroup):
+    """A group of commands."""
 
 
 def load_plugin_files(paths: list[Path] | None) -> None:
@@ -52,7 +73,7 @@ def load_plugin_files(paths: list[Path] | None) -> None:
         installed().add_file(path)
 
 
-class TargetCommand(TyperCommand):
+class TargetCommand(Command):
     """A command with a flag for each fact of `interpkit.TargetOptions`; what was typed is its context's ``obj``.
 
     The flags are made when they are first needed, because importing their declaration takes a while.

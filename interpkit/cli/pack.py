@@ -13,13 +13,13 @@ from interpkit.cli import console, options
 def pack(
     model: options.Model,
     ctx: typer.Context,
-    out: Annotated[Path, typer.Option(metavar="FILE.safetensors", help="The file to write.", show_default=False)],
+    out: Annotated[Path, typer.Option(metavar="FILE.safetensors", help="File to write.", show_default=False)],
     force: Annotated[bool, typer.Option("--force", help="Replace the file.")] = False,
     plugin: options.PluginFile = None,
 ) -> None:
-    """Write a classifier as one self-describing safetensors file, which the other commands take with no flags.
+    """Write a classifier as one self-describing safetensors file, which the other commands read without flags.
 
-    A registered architecture is named in the file; anything else is written as an ONNX graph (the extra onnx).
+    The file names a registered architecture; any other classifier is written as an ONNX graph (needs the extra onnx).
     """
     from interpkit.errors import UsageError
     from interpkit.plugins import loading, packing

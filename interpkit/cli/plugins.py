@@ -1,4 +1,4 @@
-"""``interpkit plugins``: what is installed, and what it offers."""
+"""``interpkit plugins``: the installed plugins, and new ones."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ import typer
 from interpkit.cli import console, describing, options, plugins_check
 from interpkit.scaffold.kinds import KINDS, Kind
 
-app = typer.Typer(no_args_is_help=True, help="The installed plugins.")
-app.command("check")(plugins_check.check)
+app = typer.Typer(cls=options.Group, no_args_is_help=True, help="List, show, check and create plugins.")
+app.command("check", cls=options.Command)(plugins_check.check)
 
 
-@app.command("list")
+@app.command("list", cls=options.Command)
 def list_(json_: options.Json = False) -> None:
-    """List the plugins that were found, what each provides, and whether it works.
+    """List the installed plugins, what each provides, and whether it works.
 
-    --no-plugin NAME leaves a plugin out, and so does INTERPKIT_LOAD_PLUGINS, a list of those to load.
+    --no-plugin NAME skips a plugin; INTERPKIT_LOAD_PLUGINS=NAME,NAME loads only those.
     """
     from rich.table import Table
 
@@ -47,14 +47,17 @@ def list_(json_: options.Json = False) -> None:
     console.out.print(table)
 
 
-@app.command()
+@app.command(cls=options.Command)
 def show(
     name: Annotated[
-        str, typer.Argument(help="Of a plugin, or of a component; or a plugin's file.", show_default=False)
+        str,
+        typer.Argument(
+            metavar="NAME", help="Name of a plugin or of a component, or a plugin file.", show_default=False
+        ),
     ],
     json_: options.Json = False,
 ) -> None:
-    """Show a plugin, or a component with its options: type, default, limits and help."""
+    """Show a plugin, or a component with the type, default, limits and meaning of each option."""
     plugin, entries = describing.named(name)
     components = [describing.component(entry) for entry in entries]
     if json_:
@@ -67,18 +70,20 @@ def show(
         describing.print_component(component)
 
 
-@app.command()
+@app.command(cls=options.Command)
 def new(
     name: Annotated[
         str,
-        typer.Argument(metavar="NAME", help="Of the plugin and of its component, e.g. my-loss.", show_default=False),
+        typer.Argument(
+            metavar="NAME", help="Name of the plugin and of its component, e.g. my-loss.", show_default=False
+        ),
     ],
-    kind: Annotated[Kind, typer.Option(help="What it provides.", show_default=False)],
+    kind: Annotated[Kind, typer.Option(help="Kind of component that the plugin provides.", show_default=False)],
     out: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="The folder to write; ./NAME by default.", show_default=False)
+        Path | None, typer.Option(metavar="DIR", help="Folder to write (default: ./NAME).", show_default=False)
     ] = None,
 ) -> None:
-    """Write the package of a new plugin: a component that works, with its tests, ready to be changed."""
+    """Create the package of a new plugin: a working component with its tests, ready to change."""
     import shlex
 
     from interpkit.plugins.discovery import installed

@@ -1,4 +1,4 @@
-"""``interpkit plugins check``: whether what a plugin provides keeps the promises of its interfaces."""
+"""``interpkit plugins check``: whether a plugin's components satisfy the contracts of their interfaces."""
 
 from __future__ import annotations
 
@@ -17,15 +17,18 @@ if TYPE_CHECKING:
 
 def check(
     name: Annotated[
-        str, typer.Argument(help="Of a plugin, or of a component; or a plugin's file.", show_default=False)
+        str,
+        typer.Argument(
+            metavar="NAME", help="Name of a plugin or of a component, or a plugin file.", show_default=False
+        ),
     ],
     waive: Annotated[
         list[str] | None,
-        typer.Option(metavar="CHECK=REASON", help="Leave a check out, and say why; may be given again."),
+        typer.Option(metavar="CHECK=REASON", help="Skip a check, for a stated reason; repeatable."),
     ] = None,
     json_: options.Json = False,
 ) -> None:
-    """Check that what a plugin provides keeps the promises of its interfaces; exit code 1 if some are broken."""
+    """Check that a plugin's components satisfy the contracts of their interfaces; exit with code 1 if one does not."""
     from interpkit.testing.checks import checks_of_kind, outcomes
 
     _, entries = describing.named(name)

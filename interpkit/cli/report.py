@@ -1,4 +1,4 @@
-"""``interpkit report``: a run as one page to look at and to send."""
+"""``interpkit report``: a run as one self-contained page."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ def report(
         str | None,
         typer.Option(
             metavar="DATA",
-            help="Real images, to show beside each sample its nearest: FILE.npz[:train], a folder of folders, or "
-            "torchvision:NAME.",
+            help="Real images, of which each sample's nearest is shown: FILE.npz[:train], a folder with one subfolder "
+            "per class, or torchvision:NAME.",
         ),
     ] = None,
-    open_: Annotated[bool, typer.Option("--open", help="Open it in the browser.")] = False,
-    model: Annotated[Path | None, typer.Option(metavar="FILE", help="The classifier, if it has moved.")] = None,
+    open_: Annotated[bool, typer.Option("--open", help="Open the page in the browser.")] = False,
+    model: Annotated[Path | None, typer.Option(metavar="FILE", help="Path of the classifier, if it has moved.")] = None,
     arch: options.Arch = None,
     trust: options.Trust = False,
     plugin: options.PluginFile = None,
 ) -> None:
-    """Write report.html anew, with what evaluate and attribute have found since the run ended.
+    """Rewrite report.html with the results of evaluate and attribute since the run ended.
 
-    One self-contained file: it opens from disk and needs no network.
+    The page is one self-contained file: it opens from disk and needs no network.
     Example: interpkit report runs/mnist-vecmat-1 --reference mnist.npz --open
     """
     from interpkit.report import write_report
@@ -37,4 +37,4 @@ def report(
     path = write_report(run, reference=reference, model=model, arch=arch, trust=trust)
     console.out.out(str(path))
     if open_ and typer.launch(path.absolute().as_uri()) != 0:
-        console.warning(f"no browser could be started: open {path.absolute()} yourself.")
+        console.warning(f"no browser could be started: open {path.absolute()} by hand.")

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import signal
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -16,53 +15,54 @@ from interpkit.errors import UsageError
 if TYPE_CHECKING:
     from interpkit.runs.shards import ShardJob
 
-_SCALE = "Any number, as shards"
-
-
-class FormatName(StrEnum):
-    """Formats of shards."""
-
-    SAFETENSORS = "safetensors"
-    WEBDATASET = "webdataset"
-    PARQUET = "parquet"
+Format = Literal["safetensors", "webdataset", "parquet"]
+_SCALE = "Large numbers of images, as shards"
 
 
 def sample(
     run: options.RunFolder,
-    per_class: Annotated[int | None, typer.Option(min=1, help="Images of each class; 10 by default.")] = None,
-    count: Annotated[int | None, typer.Option(min=1, help="Images in all, the classes taking turns.")] = None,
-    labels: Annotated[str | None, typer.Option(metavar="3,5", help="These classes only.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Of the samples; the run's by default.")] = None,
+    per_class: Annotated[int | None, typer.Option(min=1, metavar="N", help="Images per class (default: 10).")] = None,
+    count: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Total number of images, spread evenly over the classes.")
+    ] = None,
+    labels: Annotated[str | None, typer.Option(metavar="3,5", help="Draw only these classes.")] = None,
+    seed: Annotated[int | None, typer.Option(metavar="N", help="Random seed (default: the run's).")] = None,
     out: Annotated[
         Path | None,
-        typer.Option(metavar="FILE.safetensors|FOLDER", help="Where to; by default samples-N.safetensors in RUN."),
+        typer.Option(
+            metavar="FILE.safetensors|FOLDER", help="File or folder to write (default: samples-N.safetensors in RUN)."
+        ),
     ] = None,
-    png: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a grid too.")] = None,
+    png: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write a grid of the images.")] = None,
     shard_size: Annotated[
         int | None,
-        typer.Option(min=1, metavar="N", help="Write files of N images into --out FOLDER.", rich_help_panel=_SCALE),
+        typer.Option(
+            min=1, metavar="N", help="Write shards of N images each into --out FOLDER.", rich_help_panel=_SCALE
+        ),
     ] = None,
     accepted: Annotated[
         bool,
         typer.Option(
-            "--accepted", help="Only images that the classifier puts in the class asked for.", rich_help_panel=_SCALE
+            "--accepted",
+            help="Keep only images that the classifier assigns to the requested class.",
+            rich_help_panel=_SCALE,
         ),
     ] = False,
     format_: Annotated[
-        FormatName | None,
-        typer.Option("--format", help="Of the shards; safetensors by default.", rich_help_panel=_SCALE),
+        Format | None,
+        typer.Option("--format", help="Format of the shards (default: safetensors).", rich_help_panel=_SCALE),
     ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, mps, ...")] = "cpu",
-    model: Annotated[Path | None, typer.Option(metavar="FILE", help="The classifier, if it has moved.")] = None,
+    device: Annotated[str, typer.Option(metavar="NAME", help="Device: auto, cpu, cuda, mps, ...")] = "cpu",
+    model: Annotated[Path | None, typer.Option(metavar="FILE", help="Path of the classifier, if it has moved.")] = None,
     arch: options.Arch = None,
     trust: options.Trust = False,
     plugin: options.PluginFile = None,
     json_: options.Json = False,
 ) -> None:
-    """Draw images from a run, with the classifier's judgement of them.
+    """Draw images from a run, with the classifier's predictions.
 
-    A FOLDER gets one PNG an image, in a folder a class. The same arguments give the same images. With --shard-size,
-    any number of images in the memory of one shard; the same command goes on with what was interrupted.
+    A FOLDER gets one PNG per image, in one folder per class. The same arguments give the same images. --shard-size
+    writes any number of images and holds only one shard in memory; the same command resumes after an interruption.
     Example: interpkit sample runs/mnist-vecmat-1 --count 1000000 --shard-size 10000 --out samples
     """
     from interpkit.evaluation import scoring
@@ -72,11 +72,11 @@ def sample(
     from interpkit.runtime.distributed import World
 
     if per_class is not None and count is not None:
-        raise UsageError("give --per-class or --count, not both.")
+        raise UsageError("--per-class and --count exclude each other: give one of them.")
     if shard_size is None and (accepted or format_ is not None or World.current().size > 1):
-        raise UsageError("--accepted, --format and several processes take shards: add --shard-size 10000.")
+        raise UsageError("--accepted, --format and several processes need shards: add --shard-size 10000.")
     if shard_size is not None and (count is None or out is None or png is not None):
-        raise UsageError("--shard-size takes --count N and --out FOLDER, and neither --per-class nor --png.")
+        raise UsageError("--shard-size needs --count N and --out FOLDER, and excludes --per-class and --png.")
     for place in filter(None, (out, png)):
         folder.refuse_run_files(place)
     options.load_plugin_files(plugin)
@@ -90,7 +90,7 @@ def sample(
             accepted=accepted,
             labels=options.numbers("--labels", labels, int),
             seed=seed,
-            format=(format_ or FormatName.SAFETENSORS).value,
+            format=format_ or "safetensors",
         )
         _write_shards(job, json_)
         return
@@ -103,7 +103,7 @@ def sample(
     )
     names = inversion.target.class_names
     if samples.images.dim() == 2 and (png is not None or (out is not None and not out.suffix)):
-        raise UsageError("vectors have no pictures: leave --png out, and name a .safetensors file by --out.")
+        raise UsageError("vectors cannot be drawn as pictures: leave --png out, and name a .safetensors file by --out.")
     place = out or _next_file(run)
     if place.suffix == ".safetensors":
         folder.write_samples(samples, place)
@@ -117,7 +117,7 @@ def sample(
     if json_:
         console.print_json({"out": str(place), "png": None if png is None else str(png), "metrics": metrics})
         return
-    console.note(f"{len(samples.labels)} images, {metrics['inversion_accuracy']:.1%} in the class asked for")
+    console.note(f"{len(samples.labels)} images, {metrics['inversion_accuracy']:.1%} in the requested class")
     console.out.out(str(place))
     if png is not None:
         console.out.out(str(png))
@@ -133,16 +133,16 @@ def _write_shards(job: ShardJob, as_json: bool) -> None:
     own = sum(map(job.images_in, job.todo))
     part = f" by process 0 of {job.world.size}" if job.world.size > 1 else ""
     try:
-        with console.CountDisplay(own, f"images{part}") as display, on_stop(signal.default_int_handler):
-            index = job.run(display.show)
+        with console.ProgressDisplay(own, f"images{part}") as display, on_stop(signal.default_int_handler):
+            index = job.run(display.count)
     except KeyboardInterrupt as error:
-        console.note(f"interrupted; finished shards stay in {job.folder}, and the same command makes the others")
+        console.note(f"interrupted; the finished shards stay in {job.folder}, and the same command writes the others")
         raise typer.Exit(INTERRUPTED) from error
     if as_json:
         console.print_json({"out": str(job.folder), "index": index})
         return
     console.note(
-        f"{job.count} images; the classifier takes {index['rate']:.1%} of {index['tries']} for the class asked for"
+        f"{job.count} images; the classifier assigns {index['rate']:.1%} of {index['tries']} to the requested class"
     )
     console.out.out(str(job.folder))
 

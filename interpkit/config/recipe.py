@@ -21,7 +21,7 @@ import pydantic
 import tomli_w
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
-from interpkit.errors import UsageError, did_you_mean
+from interpkit.errors import UsageError, did_you_mean, setting
 from interpkit.io.strict_json import MAX_DEPTH, is_too_deep, read_text
 
 M = TypeVar("M", bound=BaseModel)
@@ -206,7 +206,7 @@ class TargetOptions(_Model):
 
     @property
     def runs_code(self) -> bool:
-        """Whether loading requires code that only the user may name: a ``py:`` architecture, or ``--trust``."""
+        """Whether loading requires code that only the user may name: a ``py:`` architecture, or ``trust``."""
         return self.trust or (self.arch or "").startswith("py:")
 
 
@@ -348,7 +348,7 @@ def _without_none(value: Any) -> Any:
 
 
 class Preset:
-    """A recipe fragment under a name; ``--preset NAME`` applies it.
+    """A recipe fragment under a name, which a run applies by that name.
 
     Args:
         name: what the user types, by default the name of the plugin.
@@ -427,7 +427,7 @@ def compose(layers: Iterable[Layer], settings: Sequence[tuple[str, Any]] = ()) -
 def _set(recipe: dict[str, Any], name: str, value: Any) -> None:
     component, dot, option = name.rpartition(".")
     if not dot or not component or not option:
-        raise UsageError(f"--set takes COMPONENT.OPTION=VALUE, not {name!r}; e.g. --set optimizer.lr=0.001")
+        raise UsageError(f"options are named COMPONENT.OPTION, not {name!r}; e.g. {setting('optimizer.lr', 0.001)}")
     tables: dict[str, dict[str, Any]] = {}
     for slot in ("optimizer", "sampling"):
         tables[slot] = recipe.setdefault(slot, {})
@@ -442,7 +442,7 @@ def _set(recipe: dict[str, Any], name: str, value: Any) -> None:
     if component not in tables:
         known = sorted(tables)
         raise UsageError(
-            f"--set {name}: this recipe has no component {component!r}.{did_you_mean(component, known)} "
+            f"{setting(name, None)}: this recipe has no component {component!r}.{did_you_mean(component, known)} "
             f"It has: {', '.join(known)}."
         )
     tables[component][option] = value

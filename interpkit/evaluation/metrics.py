@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from interpkit.config.recipe import validated
-from interpkit.errors import InterpkitError, UsageError, did_you_mean, listed, told
+from interpkit.errors import InterpkitError, UsageError, command, did_you_mean, listed, setting, with_place
 from interpkit.evaluation import scoring
 from interpkit.interfaces.components import Options
 from interpkit.interfaces.contracts import described, module_of
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("interpkit")
 
-FLAGS = {"reference": "--reference DATA", "training": "--training DATA", "evaluator": "--evaluator MODEL"}
-"""What gives a metric what it needs, for messages."""
+SOURCES = {"reference": "DATA", "training": "DATA", "evaluator": "MODEL"}
+"""The settings that provide what a metric needs, each with a placeholder for its value."""
 PER_CLASS = 100
 """Samples of each class of an inversion that is in memory."""
 
@@ -56,7 +56,7 @@ def _made(cls: type[Metric], options: Options | None = None) -> Metric | None:
 
 def _tell(metric: Metric | type[Metric], error: BaseException) -> None:
     """Warn that a metric failed, with its plugin and the place."""
-    words = told(error, module_of(metric))
+    words = with_place(error, module_of(metric))
     log.warning("%s failed and is left out: %s", described(metric), words, exc_info=log.isEnabledFor(10))
 
 
@@ -107,25 +107,25 @@ def _chosen(names: Sequence[str], given: Sequence[str], options: Mapping[str, An
         for name, cls in classes.items():
             missing = [need for need in cls.needs if need not in given]
             if missing:
-                flags = " and ".join(FLAGS[need] for need in missing)
-                raise UsageError(f"the metric {name!r} needs {' and '.join(missing)}: add {flags}.")
+                added = " and ".join(setting(need, SOURCES[need]) for need in missing)
+                raise UsageError(f"the metric {name!r} needs {' and '.join(missing)}: add {added}.")
     else:
         entries = plugins.registry.entries("metric")
         classes = {entry.name: entry.item for entry in entries if set(entry.item.needs) <= set(given)}
         if "training" in given and "reference" not in given:
-            raise UsageError("training images are held against held-out ones: add --reference DATA.")
+            raise UsageError(f"training images are held against held-out ones: add {setting('reference', 'DATA')}.")
     values: dict[str, dict[str, Any]] = {name: {} for name in classes}
-    for setting, value in options.items():
-        name, dot, option = setting.rpartition(".")
+    for key, value in options.items():
+        name, dot, option = key.rpartition(".")
         if not dot:
-            raise UsageError(f"--set takes METRIC.OPTION=VALUE, not {setting!r}; e.g. --set reference.k=5")
+            raise UsageError(f"options are named METRIC.OPTION, not {key!r}; e.g. {setting('reference.k', 5)}")
         if name not in values and name in plugins.registry.names("metric"):
-            missing = [FLAGS[need] for need in plugins.component("metric", name).needs if need not in given]
-            words = " and ".join(missing) or f"--metric {name}"
-            raise UsageError(f"--set {setting}: the metric {name!r} is not measured here: add {words}.")
+            missing = [need for need in plugins.component("metric", name).needs if need not in given]
+            added = " and ".join(setting(need, SOURCES[need]) for need in missing) or setting("metric", name)
+            raise UsageError(f"{setting(key, None)}: the metric {name!r} is not measured here: add {added}.")
         if name not in values:
             raise UsageError(
-                f"--set {setting}: no metric {name!r} is measured here.{did_you_mean(name, values)} "
+                f"{setting(key, None)}: no metric {name!r} is measured here.{did_you_mean(name, values)} "
                 f"Measured are: {listed(values)}."
             )
         values[name][option] = value
@@ -152,7 +152,7 @@ def _judges(evaluators: Sequence[Target | str | Path], target: Target) -> dict[s
             raise UsageError(
                 f"the evaluator {judge.name} takes images of {judge.input_shape}; {target.name} takes "
                 f"{target.input_shape}. Name one of that size, or put the resizing into its module and pack it "
-                f"again: interpkit pack."
+                f"again: {command('pack', 'MODEL')}."
             )
         ours, theirs = target.class_names, judge.class_names
         if (
@@ -163,7 +163,7 @@ def _judges(evaluators: Sequence[Target | str | Path], target: Target) -> dict[s
             raise UsageError(
                 f"the evaluator {judge.name} has the classes {listed(theirs, 4)}; {target.name} has "
                 f"{listed(ours, 4)}. They must be the same in the same order; if only the names differ, pack the "
-                f"evaluator with --class-names FILE."
+                f"evaluator with {setting('class_names', 'FILE')}."
             )
         name, number = judge.name, 2
         while name in judges:

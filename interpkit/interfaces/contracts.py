@@ -18,7 +18,7 @@ from torch import Tensor
 
 from interpkit.config.recipe import Preset
 from interpkit.config.schemas import FILE_NAME
-from interpkit.errors import InterpkitError, PluginError, told
+from interpkit.errors import InterpkitError, PluginError, with_place
 from interpkit.interfaces.attributions import Attribution, AttributionContext
 from interpkit.interfaces.components import owner_of
 from interpkit.interfaces.generation import Condition, Conditioner, ConditionSpec, Generator
@@ -89,7 +89,7 @@ def blamed(component: object) -> Iterator[None]:
     except (Exception, SystemExit) as error:
         if is_out_of_memory(error):
             raise
-        raise PluginError(f"{described(component)} failed: {told(error, module_of(component))}.") from error
+        raise PluginError(f"{described(component)} failed: {with_place(error, module_of(component))}.") from error
 
 
 def _broken(component: object, promise: str, seen: str) -> PluginError:

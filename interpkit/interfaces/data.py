@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pydantic import Field, field_validator
 
-from interpkit.errors import UsageError
+from interpkit.errors import UsageError, setting
 from interpkit.interfaces.components import Options
 from interpkit.interfaces.samples import to_unit
 from interpkit.interfaces.targets import Target
@@ -14,10 +14,10 @@ from interpkit.io.datasets import TORCHVISION, LabelledImages, load_data
 
 
 class DataOptions(Options):
-    """Base of the ``Options`` of a component that reads labelled images: ``--set NAME.data=DATA``.
+    """Base of the ``Options`` of a component that reads labelled images: its option ``data`` names them.
 
     The manifest of a run records the sha256 of what was read. A run is resumed with the same images only, and one
-    that is repeated by ``--config`` says in a line if they have changed.
+    that is repeated from a recipe says in a line if they have changed.
 
     Example:
         >>> import numpy, torch
@@ -60,5 +60,7 @@ class DataOptions(Options):
 
     def _read(self, target: Target) -> LabelledImages:
         if self.data is None:
-            raise UsageError("the option 'data' is not set: name labelled images by --set COMPONENT.data=DATA.")
+            raise UsageError(
+                f"the option 'data' is not set: name labelled images by {setting('COMPONENT.data', 'DATA')}."
+            )
         return load_data(self.data, target.input_shape, target.class_names)

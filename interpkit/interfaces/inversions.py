@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from interpkit.config.recipe import Recipe
-from interpkit.errors import UsageError
+from interpkit.errors import UsageError, setting
 from interpkit.interfaces.sections import Section
 from interpkit.interfaces.targets import Target
 from interpkit.runtime.random import derive_seed
@@ -221,7 +221,9 @@ class Inversion(ABC):
             wanted, available = len(range(place, total, len(classes))), self.available(label)
             if available is not None and wanted > available:
                 method = self.recipe.inverter
-                more = f", or invert again with --set inverter.per_class={wanted}" * ("per_class" in method.options)
+                more = f", or invert again with {setting('inverter.per_class', wanted)}" * (
+                    "per_class" in method.options
+                )
                 raise UsageError(
                     f"class {label} has {available} images, not {wanted}: {method.name} made a fixed number of them. "
                     f"Ask for fewer{more}."

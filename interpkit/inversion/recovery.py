@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from interpkit.config.recipe import Recipe
-from interpkit.errors import DivergedError, RunError
+from interpkit.errors import DivergedError, RunError, setting
 from interpkit.interfaces.generation import Generator
 from interpkit.inversion.checkpoint import TrainingState, get_randomness, set_randomness
 from interpkit.inversion.ensemble import sync_buffers
@@ -132,7 +132,10 @@ class RecoverableTraining(TrainingState):
             self._halved, self.objective.micro_batch = True, min(size, self.objective.micro_batch or size)
         for state in (good := state_dict.get("good"), newest := state_dict.get("newest")):
             if state is not None and not (isinstance(state, dict) and isinstance(state.get("step"), int)):
-                raise RunError("the checkpoint does not fit its recipe: no good state is in it. Start anew by --force.")
+                raise RunError(
+                    f"the checkpoint does not fit its recipe: no good state is in it. Start again with "
+                    f"{setting('force')}."
+                )
         self._good, self._newest = good, newest
 
     @phase("checkpoints")
@@ -201,8 +204,8 @@ class RecoverableTraining(TrainingState):
         self.lr_scale = LOWER
         lower = self.recipe.optimizer.lr * LOWER / 3
         self.recorder.advice = (
-            f"It was tried at {LOWER} times the rate as well. Try a still lower one (--set optimizer.lr={lower:.1g}), "
-            f"or less weight on what diverged."
+            f"It was tried at {LOWER} times the rate as well. Try a still lower one "
+            f"({setting('optimizer.lr', float(f'{lower:.1g}'))}), or less weight on what diverged."
         )
 
     # -------------------------------------------------------------------------------------- memory
@@ -222,16 +225,17 @@ class RecoverableTraining(TrainingState):
                 f"{self.recorder.kept()}"
             ) from error
         self._halved, self.objective.micro_batch = True, max(2, -(-now // 2))
-        log.warning("out of memory at step %d: from here on with --micro-batch %d", step, self.objective.micro_batch)
+        size = setting("micro_batch", self.objective.micro_batch)
+        log.warning("out of memory at step %d: from here on with %s", step, size)
         self.recorder.note(micro_batch=self.objective.micro_batch)
         stop_compiling(self.generator)
         set_randomness(drawn, self.rng)  # running statistics may have seen the batch already
 
     def _what_helps(self, now: int) -> str:
         recipe = self.recipe
-        ways = [f"--micro-batch {now // 2}"] if now >= 4 else []
+        ways = [setting("micro_batch", now // 2)] if now >= 4 else []
         if recipe.batch_size // 2 >= 2 * recipe.generators:
-            ways.append(f"--batch-size {recipe.batch_size // 2}")
+            ways.append(setting("batch_size", recipe.batch_size // 2))
         width = recipe.generator.options.get("width") if recipe.generator is not None else None
-        example = f" (--set generator.width={width // 2})" if isinstance(width, int) else ""
+        example = f" ({setting('generator.width', width // 2)})" if isinstance(width, int) else ""
         return ", ".join([*ways, "or a narrower generator" + example])

@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from interpkit.errors import RunError
+from interpkit.errors import RunError, setting
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -94,7 +94,7 @@ def read_tensors(path: Path, missing: str = "", torn: str = "") -> dict[str, Ten
     import safetensors.torch
 
     if not path.is_file():  # or a pipe, say, which would never end
-        raise RunError(missing or f"there is no {path}: the run was not finished. Go on by --resume.")
+        raise RunError(missing or f"there is no {path}: the run was not finished. Resume it with {setting('resume')}.")
     try:
         return safetensors.torch.load_file(path)
     except Exception as error:  # of safetensors, and of types that this torch has not

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from interpkit.errors import RunError
+from interpkit.errors import RunError, setting
 from interpkit.io.atomic import to_json, write_atomically
 
 log = logging.getLogger("interpkit")
@@ -48,7 +48,7 @@ def only_writer(folder: Path, files: Iterable[str] = ()) -> Iterator[None]:
     except Timeout as error:
         raise RunError(
             f"{folder} is being written by {_holder(folder)}. Wait until that has ended, stop it, or name another "
-            f"folder by --out."
+            f"folder by {setting('out', None)}."
         ) from error
     except NotImplementedError:
         log.warning("%s lies on a disk without locks: see that one process alone writes there", folder)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from interpkit.errors import InterpkitError, ModelError, UsageError, did_you_mean, first_line, listed
+from interpkit.errors import InterpkitError, ModelError, UsageError, did_you_mean, first_line, listed, setting
 from interpkit.interfaces.loaders import Architectures
 from interpkit.io.safe_load import tensors_in
 from interpkit.plugins.discovery import installed
@@ -233,7 +233,9 @@ def check_shape(spec: str, skeleton: nn.Module, shape: tuple[int, ...]) -> None:
     if len(faults) < 3 and max(sizes) > MAX_NUMBERS:
         raise ModelError(f"for one image of {shape} a layer outputs {max(sizes):,} numbers, out of all proportion.")
     if len(faults) == 3 and "meta" not in faults[0]:  # else it computes with its numbers, which it does not have here
-        raise ModelError(f"{spec} fails on an input of shape {shape}: {faults[0][:300]} Is --input-shape right?")
+        raise ModelError(
+            f"{spec} fails on an input of shape {shape}: {faults[0][:300]} Is {setting('input_shape', None)} right?"
+        )
 
 
 def without_prefix(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -282,7 +284,7 @@ def _misfit(
 ) -> str:
     built = f" with {_short(arguments)}" if arguments else ""
     fitting = nearest_fit(spec, tensors) if registered else None
-    hint = f" {fitting} would fit: --arch {fitting}." if fitting else ""
+    hint = f" {fitting} would fit: {setting('arch', fitting)}." if fitting else ""
     return f"the weights do not fit {spec}{built}: {difference}.{hint}"
 
 

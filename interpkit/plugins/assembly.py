@@ -7,7 +7,7 @@ from typing import Any
 
 from interpkit.config.recipe import Component as Named
 from interpkit.config.recipe import Recipe, Term, validated
-from interpkit.errors import UsageError, listed
+from interpkit.errors import UsageError, listed, setting
 from interpkit.interfaces import contracts
 from interpkit.interfaces.components import Component, Options
 from interpkit.interfaces.data import DataOptions
@@ -29,13 +29,17 @@ def resolve(recipe: Recipe, target: Target, plugins: Plugins) -> Recipe:
     """
     labels = recipe.labels
     if labels is not None and not all(0 <= label < target.num_classes for label in labels):
-        raise UsageError(f"--labels {labels}: the classes of {target.name} are 0 to {target.num_classes - 1}.")
+        raise UsageError(
+            f"{setting('labels', labels)}: the classes of {target.name} are 0 to {target.num_classes - 1}."
+        )
     if recipe.generators > 1 and "generator" not in plugins.component("inverter", recipe.inverter.name).needs:
-        raise UsageError(f"the inverter {recipe.inverter.name!r} trains no generator: leave --generators out.")
+        raise UsageError(
+            f"the inverter {recipe.inverter.name!r} trains no generator: leave {setting('generators', None)} out."
+        )
     if recipe.batch_size < 2 * recipe.generators:
         raise UsageError(
             f"{recipe.generators} generators share a batch of {recipe.batch_size}; each needs two images, for batch "
-            f"norm: --batch-size {2 * recipe.generators} or more."
+            f"norm: {setting('batch_size', 2 * recipe.generators)} or more."
         )
     device = choose_device(recipe.device)
     precision = choose_precision(recipe.precision, device)
@@ -80,8 +84,8 @@ def build(recipe: Recipe, target: Target, plugins: Plugins) -> tuple[Inverter, P
     for kind in built.needs:
         if parts[kind] is None:
             raise UsageError(
-                f"the recipe names no {kind}: add --{kind} NAME ({listed(plugins.registry.names(kind))}), "
-                f"or --plugin NAME ({listed(plugins.registry.names('preset'))})."
+                f"the recipe names no {kind}: add {setting(kind, 'NAME')} ({listed(plugins.registry.names(kind))}), "
+                f"or {setting('preset', 'NAME')} ({listed(plugins.registry.names('preset'))})."
             )
     return built, Parts(conditioner, generator, losses)
 

@@ -1,7 +1,7 @@
 """Discovery: plugins are found through the entry-point group ``interpkit``, each isolated from the others.
 
-Which of the installed plugins are loaded is the user's choice: ``--no-plugin NAME`` leaves one out, and
-``INTERPKIT_LOAD_PLUGINS=NAME,NAME`` loads these alone (empty: none). A plugin of one file is loaded where the user
+The user chooses which of the installed plugins are loaded: `leaving_out` skips some, and
+``INTERPKIT_LOAD_PLUGINS=NAME,NAME`` loads only those (empty: none). A plugin of one file is loaded where the user
 names the file. ``INTERPKIT_TRACE_PLUGINS=1`` writes each call of a hook, and what it returned, to stderr.
 """
 
@@ -23,11 +23,12 @@ from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
+from traceback import walk_tb
 from typing import TYPE_CHECKING, Any
 
 import pluggy
 
-from interpkit.errors import DISTRIBUTION, PluginError, UsageError, did_you_mean, listed, told, upgrade
+from interpkit.errors import DISTRIBUTION, PluginError, UsageError, did_you_mean, listed, setting, upgrade, with_place
 from interpkit.io.atomic import sha256
 from interpkit.plugins import hookspecs
 
@@ -41,7 +42,6 @@ TRACE = "INTERPKIT_TRACE_PLUGINS"
 DECLARED_INTERFACE = "INTERPKIT_INTERFACE"
 """The name by which a plugin's module may say which version of the interfaces it is made for."""
 SLOW_IMPORT_SECONDS = 10.0
-VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 log = logging.getLogger("interpkit")
 
@@ -206,7 +206,7 @@ class Plugins:
             if plugin is None or plugin.file is None:
                 raise UsageError(
                     f"{where} records the plugin file {file.path}, which is code; a file cannot have it run. "
-                    f"Type it again: --plugin {file.path}"
+                    f"Type it again: {setting('plugin', str(file.path))}"
                 )
             if plugin.sha256 != file.sha256:
                 log.warning("%s is not what it was when %s was made (its sha256 differs)", plugin.file, where)
@@ -219,7 +219,7 @@ class Plugins:
                 self._register(plugin, load())
         except (Exception, SystemExit) as error:
             self._forget(plugin.name)
-            plugin.error = told(error, plugin.module)
+            plugin.error = with_place(error, plugin.module)
         for entry in self.registry.entries(owner=plugin.name):
             plugin.provides.setdefault(entry.kind, []).append(entry.name)
         return plugin
@@ -232,10 +232,7 @@ class Plugins:
         from interpkit.plugins.registry import Registration
 
         _check_interface(plugin, module)
-        _check_hooks(self._manager, module)
-        if self._manager.register(module, plugin.name) is None:
-            raise PluginError("it is blocked")
-        plugin.hooks = sorted(caller.name for caller in self._manager.get_hookcallers(module) or ())
+        plugin.hooks = _add_hooks(self._manager, plugin.name, module)
         others = [other for other in self._manager.get_plugins() if other is not module]
         only_this = self._manager.subset_hook_caller("register", others)
         only_this(registry=Registration(self.registry, plugin.name, plugin.package))
@@ -249,12 +246,12 @@ class Plugins:
             except (Exception, SystemExit) as error:
                 self._manager.unregister(name=name)
                 plugin = self.found[name]
-                words = told(error, plugin.module)
+                words = with_place(error, plugin.module)
                 plugin.error = f"{hook}: {words}"
                 log.warning("plugin %r failed in %s and is left out from here: %s", name, hook, words)
 
     def preset(self, name: str) -> Preset:
-        """Return the preset that ``--plugin NAME`` applies.
+        """Return the preset of this name.
 
         Raises:
             PluginError: no such preset, or the plugin of that name is broken or left out.
@@ -268,7 +265,7 @@ class Plugins:
                 raise  # more than one has
             if name in self.found:
                 raise PluginError(
-                    f"the plugin {name!r} has no preset, so there is nothing for --plugin to apply. "
+                    f"the plugin {name!r} has no preset, so {setting('preset', name)} has nothing to apply. "
                     f"Presets: {listed(known)}."
                 ) from error
             raise PluginError(
@@ -363,15 +360,14 @@ class Plugins:
         except UsageError as error:
             raise UsageError(f"{error}{self.left_out_words()}") from error
 
-    def culprit(self, error: BaseException) -> Plugin | None:
-        """Return the plugin whose code an error was raised in, the innermost one; None if it was in no plugin's."""
+    def blame(self, error: BaseException) -> PluginError | None:
+        """Return an error that names the plugin whose code raised ``error``, the innermost one; None if none did."""
         modules = {plugin.module: plugin for plugin in self.found.values() if plugin.module}
-        found, frame = None, error.__traceback__
-        while frame is not None:
-            module = str(frame.tb_frame.f_globals.get("__name__")).partition(".")[0]
-            found = modules.get(module, found)
-            frame = frame.tb_next
-        return found
+        frames = (str(frame.f_globals.get("__name__")).partition(".")[0] for frame, _ in walk_tb(error.__traceback__))
+        plugins = [modules[module] for module in frames if module in modules]
+        if not plugins:
+            return None
+        return PluginError(f"the plugin {plugins[-1].name!r} failed: {with_place(error, plugins[-1].module)}")
 
 
 # ------------------------------------------------------------------------------------ which to load
@@ -407,7 +403,7 @@ def _choice(
     names = {point.name, _full_name(point)}
     for name in leave_out:
         if name in names:
-            return f"--no-plugin {name}"
+            return setting("no_plugin", name)
     return f"{LOAD}={','.join(only)}" if only is not None and not names & set(only) else None
 
 
@@ -456,44 +452,54 @@ def _check_interface(plugin: Plugin, module: object) -> None:
     )
 
 
-def _check_hooks(manager: pluggy.PluginManager, module: object) -> None:
-    """See that what a plugin marks is a hook and takes a hook's arguments, and that its hooks are marked."""
-    known = [name for name, value in vars(hookspecs).items() if manager.parse_hookspec_opts(hookspecs, name)]
-    for attribute in dir(module):
-        code = getattr(getattr(module, attribute, None), "__code__", None)
-        place = f" ({code.co_filename}, line {code.co_firstlineno})" if code else ""
-        marked = manager.parse_hookimpl_opts(module, attribute)
-        if not marked:
-            if code and attribute in known:
-                raise PluginError(
-                    f"{attribute}{place} is not marked as a hook, and so is never called: write @interpkit.hookimpl "
-                    f"above it, or name it otherwise"
-                )
-            continue
-        name = marked.get("specname") or attribute
-        if name not in known:
-            raise PluginError(f"there is no hook {name!r}{place}.{did_you_mean(name, known)} Hooks: {listed(known)}")
-        given = inspect.signature(getattr(hookspecs, name)).parameters
-        taken = inspect.signature(getattr(module, attribute)).parameters.values()
-        wrong = [p.name for p in taken if p.name not in given and p.default is p.empty and p.kind not in VARIADIC]
-        if wrong:
+def _add_hooks(manager: pluggy.PluginManager, name: str, module: object) -> list[str]:
+    """Register a plugin's hooks with pluggy, and return their names.
+
+    Raises:
+        PluginError: a hook is unknown, not marked, or has an argument that hooks of its name do not have.
+    """
+    known = [hook for hook, value in vars(hookspecs).items() if manager.parse_hookspec_opts(hookspecs, hook)]
+    for hook in known:
+        function = getattr(module, hook, None)
+        if hasattr(function, "__code__") and not manager.parse_hookimpl_opts(module, hook):
             raise PluginError(
-                f"the hook {name!r}{place} takes {listed(wrong)}, which it is not given. It is given: {listed(given)}"
+                f"{hook}{_place(function)} is not marked as a hook, so it is never called: write @interpkit.hookimpl "
+                f"above it, or rename it"
             )
+    try:
+        manager.register(module, name)
+    except pluggy.PluginValidationError as error:
+        hook = next(hook for hook in known if f"hook {hook!r}" in str(error))
+        arguments = listed(inspect.signature(getattr(hookspecs, hook)).parameters)
+        place = _place(getattr(module, hook, None))
+        raise PluginError(f"{' '.join(str(error).split())}{place}. Its arguments: {arguments}") from error
+    hooks = manager.get_hookcallers(module) or []
+    for caller in hooks:
+        if not caller.has_spec():
+            place = _place(caller.get_hookimpls()[-1].function)
+            raise PluginError(
+                f"there is no hook {caller.name!r}{place}.{did_you_mean(caller.name, known)} Hooks: {listed(known)}"
+            )
+    return sorted(caller.name for caller in hooks)
+
+
+def _place(function: object) -> str:
+    code = getattr(function, "__code__", None)
+    return f" ({code.co_filename}, line {code.co_firstlineno})" if code else ""
 
 
 @contextmanager
 def _watched(plugin: Plugin) -> Iterator[None]:
     """Name a plugin that hangs as it is loaded, as nobody would guess at it."""
-    advice = f"stop, and leave it out by --no-plugin {plugin.name}" if plugin.file is None else "stop, and mend it"
+    remedy = "fix it" if plugin.file else f"leave it out by {setting('no_plugin', plugin.name)}"
     watch = threading.Timer(
         SLOW_IMPORT_SECONDS,
         lambda: log.warning(
-            "still loading the plugin %r (%s) after %g s: wait, or %s",
+            "still loading the plugin %r (%s) after %g s: wait, or stop and %s",
             plugin.name,
             plugin.source,
             SLOW_IMPORT_SECONDS,
-            advice,
+            remedy,
         ),
     )
     watch.daemon = True

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from interpkit.errors import DISTRIBUTION, PluginError, UsageError, did_you_mean, listed
+from interpkit.errors import DISTRIBUTION, PluginError, UsageError, did_you_mean, listed, setting
 from interpkit.interfaces.components import register_owner
 from interpkit.interfaces.contracts import KINDS, kind_of
 from interpkit.interfaces.loaders import Architectures, Loader
@@ -112,7 +112,8 @@ class Registry:
         if found:
             choices = " or ".join(entry.full_name for entry in found)
             raise UsageError(
-                f"several plugins have a {kind} {name!r}: say {choices}, or leave a plugin out by --no-plugin NAME."
+                f"several plugins have a {kind} {name!r}: say {choices}, or leave a plugin out by "
+                f"{setting('no_plugin', 'NAME')}."
             )
         known = self.names(kind)
         raise UsageError(f"there is no {kind} {name!r}.{did_you_mean(name, known)} There are: {listed(known)}.")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import shlex
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -15,7 +14,7 @@ from torch import Tensor
 
 from interpkit.config.recipe import TargetOptions
 from interpkit.config.schemas import Manifest
-from interpkit.errors import RunError
+from interpkit.errors import RunError, command, in_shell, setting
 from interpkit.evaluation import scoring, warnings
 from interpkit.interfaces import contracts
 from interpkit.interfaces.inversions import Inversion
@@ -332,7 +331,8 @@ def _command(run: Run, options: TargetOptions, manifest: Manifest) -> str:
     config = (run / "recipe.toml").absolute()
     if path is None:
         return f"interpkit.invert(target, config={str(config)!r})"
-    words = ["interpkit", "invert", path, "--config", str(config)]
-    words += ["--arch", options.arch] if options.arch and options.arch.startswith("py:") else []
-    words += ["--trust"] if options.trust else []
-    return shlex.join(words)
+    with in_shell():
+        words = [command("invert", path), setting("config", str(config))]
+        words += [setting("arch", options.arch)] if options.arch and options.arch.startswith("py:") else []
+        words += [setting("trust")] if options.trust else []
+    return " ".join(words)

@@ -10,7 +10,7 @@ from rich.filesize import decimal
 from torch import Tensor, nn
 
 from interpkit.config.recipe import Recipe
-from interpkit.errors import RunError
+from interpkit.errors import RunError, setting
 from interpkit.interfaces.targets import Target
 from interpkit.runtime.recorder import MOST_RECORDS, RECORD_EVERY
 
@@ -58,5 +58,5 @@ def check(folder: Path, needed: int) -> None:
     if free + replaced < needed:
         raise RunError(
             f"{folder} may take {decimal(needed)}, and {decimal(free)} are free there: make room, name a folder on "
-            f"another disk by --out, or make the generator narrower."
+            f"another disk by {setting('out', None)}, or make the generator narrower."
         )

@@ -6,7 +6,6 @@ import functools
 import hashlib
 import logging
 import math
-import shlex
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -18,7 +17,17 @@ from interpkit._version import __version__
 from interpkit.config import schemas
 from interpkit.config.recipe import Recipe, read_toml, validated
 from interpkit.config.schemas import Manifest
-from interpkit.errors import DISTRIBUTION, ModelError, PluginError, RunError, UsageError, listed, upgrade
+from interpkit.errors import (
+    DISTRIBUTION,
+    ModelError,
+    PluginError,
+    RunError,
+    UsageError,
+    command,
+    listed,
+    setting,
+    upgrade,
+)
 from interpkit.evaluation.warnings import invalid
 from interpkit.interfaces import contracts
 from interpkit.interfaces.inversions import Inversion
@@ -62,19 +71,20 @@ class Run:
         if present and "manifest.json" not in present:
             raise RunError(
                 f"{folder} is no run, and holds {listed(present)}, which a run would overwrite: name another folder by "
-                f"--out."
+                f"{setting('out', None)}."
             )
         if present and not force and run.has_started():
             raise RunError(
-                f"{folder} holds another run: go on with it by --resume, replace it by --force, or name "
-                f"another folder by --out."
+                f"{folder} holds another run: resume it with {setting('resume')}, replace it with "
+                f"{setting('force')}, or name another folder by {setting('out', None)}."
             )
         if present:
             try:
                 present += run._own_files()
             except RunError as error:
                 raise RunError(
-                    f"{error} It may be no run, so --force removes nothing there: use another --out."
+                    f"{error} It may be no run, so {setting('force')} removes nothing there: name another folder by "
+                    f"{setting('out', None)}."
                 ) from error
         for name in sorted(present, key="manifest.json".__eq__):  # that comes last: until then the folder is a run
             (run / name).unlink()
@@ -137,7 +147,7 @@ class Run:
         if fault is not None:
             raise RunError(
                 f"{self / 'metrics.json'} is not as interpkit writes it ({fault}). Write "
-                f'{{"schema": {SCHEMA}}} into it, and measure again by interpkit evaluate.'
+                f'{{"schema": {SCHEMA}}} into it, and measure again: {command("evaluate", str(self.folder))}.'
             )
         return metrics
 
@@ -145,7 +155,9 @@ class Run:
         try:
             value = strict_json.parse(strict_json.read_text(self / name))
         except FileNotFoundError as error:
-            raise RunError(f"{self.folder} has no {name}: the run was not finished. Go on by --resume.") from error
+            raise RunError(
+                f"{self.folder} has no {name}: the run was not finished. Resume it with {setting('resume')}."
+            ) from error
         except (OSError, ValueError) as error:
             raise RunError(f"{self / name} cannot be read: {error}.") from error
         if not isinstance(value, dict):
@@ -220,7 +232,7 @@ class Run:
                 raise ValueError("it holds no state of a run")
         except Exception as error:  # torch.load has many kinds
             reason = (str(error) or type(error).__name__).splitlines()[0]
-            raise RunError(f"{path} cannot be read: {reason:.200}. Start anew by --force.") from error
+            raise RunError(f"{path} cannot be read: {reason:.200}. Start again with {setting('force')}.") from error
         return state
 
     def check_plugins(self) -> None:
@@ -267,22 +279,22 @@ class Run:
         if path is None:
             raise RunError(
                 f"{self.folder} inverted a classifier that was wrapped in memory: pass it as "
-                f"load_inversion(..., target=...), or its file by --model."
+                f"load_inversion(..., target=...), or its file by {setting('model', None)}."
             )
         options = self.recipe().target
         if options.trust and not trust:
-            raise ModelError(f"{path} may run code when it is loaded. If you trust it, add --trust.")
+            raise ModelError(f"{path} may run code when it is loaded. If you trust it, add {setting('trust')}.")
         if options.runs_code and not options.trust and arch is None:
             raise ModelError(
-                f"{path} takes code of yours, which never runs because a file names it: add --arch "
-                f"{shlex.quote(str(options.arch))}"
+                f"{path} takes code of yours, which never runs because a file names it: add "
+                f"{setting('arch', options.arch)}"
             )
         options = options.model_copy(update={"trust": trust, "arch": arch or options.arch})
         # Not hashed before a loader knows it: a manifest may name a folder such as the root of all.
         if model is None and path.exists() and loading.loader_of(path) and sha256(path) != recorded.sha256:
             raise ModelError(
                 f"{path} is not what it was when {self.folder} was made (its sha256 differs). "
-                f"Name the right file by --model PATH."
+                f"Name the right file by {setting('model', 'PATH')}."
             )
         return loading.load(path, options)
 
@@ -328,19 +340,23 @@ class Run:
         if differing:
             raise RunError(
                 f"{self.folder} was begun with another recipe: {', '.join(differing)}. To go on with its own, "
-                f"give --resume without --plugin and settings; for a new run, another --out."
+                f"give {setting('resume')} without presets and settings; for a new run, name another folder by "
+                f"{setting('out', None)}."
             )
         if target.origin is not None and manifest.model.sha256 != sha256(target.origin):
-            raise RunError(f"{self.folder} inverts another classifier ({manifest.model.path}). Use another --out.")
+            raise RunError(
+                f"{self.folder} inverts another classifier ({manifest.model.path}). Name another folder by "
+                f"{setting('out', None)}."
+            )
         for place, now in data.items():
             if place in manifest.data and manifest.data[place].sha256 != now["sha256"]:
                 raise RunError(
                     f"{now['path']}, the data of {place}, has changed since {self.folder} was begun: the sha256 of its "
-                    f"images and labels differs. Restore it, name it by --set {place}=DATA if it has moved, or begin "
-                    f"another run by another --out."
+                    f"images and labels differs. Restore it, name it by {setting(f'{place}', 'DATA')} if it has moved, "
+                    f"or name another folder by {setting('out', None)}."
                 )
         if recipe.steps < here.steps:
-            raise RunError(f"{self.folder} has {here.steps} steps; --steps {recipe.steps} cannot shorten it.")
+            raise RunError(f"{self.folder} has {here.steps} steps; {setting('steps', recipe.steps)} cannot shorten it.")
 
     def resume(self, recipe: Recipe, target: Target) -> None:
         """Take the run up again, under a recipe that `check_same` has passed.
@@ -393,7 +409,10 @@ class Run:
         before = self._own_files()
         for name in files:
             if name not in (*FILES, *self.manifest().files) and (self / name).exists():
-                raise RunError(f"{self / name} is not of this run, which would overwrite it: move it, and --resume.")
+                raise RunError(
+                    f"{self / name} does not belong to this run, which would overwrite it: move it, then resume with "
+                    f"{setting('resume')}."
+                )
         # Listed first: a run that is killed in between knows the files as its own.
         self.note(files={name: hashlib.sha256(content).hexdigest() for name, content in files.items()})
         for name, content in files.items():

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from interpkit.config.recipe import Recipe
-from interpkit.errors import RunError
+from interpkit.errors import RunError, setting
 from interpkit.evaluation import scoring
 from interpkit.interfaces.generation import Conditioner, Generator
 from interpkit.interfaces.inversions import Inversion
@@ -56,12 +56,12 @@ class StoredRun(StoredInversion):
         """Return a file of the inversion's own; see `StoredInversion.read`."""
         path = self.folder / name
         if not path.is_file():  # or a pipe, say, which would never end
-            raise RunError(f"{self.folder} has no {name}: go on with the run by --resume.")
+            raise RunError(f"{self.folder} has no {name}: resume the run with {setting('resume')}.")
         content = path.read_bytes()
         if name in self._files and hashlib.sha256(content).hexdigest() != self._files[name]:
             raise RunError(
                 f"{path} is not the file that the run wrote: its sha256 is not the one in manifest.json. If the run "
-                f"was stopped while it was written, --resume writes it again; else restore the file."
+                f"was stopped while it was written, resume it with {setting('resume')}; else restore the file."
             )
         return content
 

@@ -11,6 +11,8 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from interpkit.errors import setting
+
 log = logging.getLogger("interpkit")
 
 
@@ -49,7 +51,8 @@ def compiled(generator: nn.Module, wanted: bool, **options: Any) -> Iterator[Non
         except TorchDynamoException as error:
             stop_compiling(generator)
             reason = " ".join((str(error) or type(error).__name__).split("\n")[:2])
-            log.warning("the generator cannot be compiled, so it runs as it is (--compile off): %s", reason)
+            off = setting("compile", "off")
+            log.warning("the generator cannot be compiled, so it runs as it is (%s): %s", off, reason)
             return generator.forward(*inputs)
 
     generator.forward = attempt  # of this object, not of its class

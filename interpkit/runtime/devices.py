@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import nn
 
-from interpkit.errors import UsageError
+from interpkit.errors import UsageError, first_line, setting
 
 log = logging.getLogger("interpkit")
 
@@ -33,8 +33,7 @@ def choose_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(0, device=device)
     except Exception as error:  # torch raises many kinds here
-        reason = str(error).splitlines()[0]
-        raise UsageError(f"--device {name}: {reason} Use auto or cpu.") from error
+        raise UsageError(f"{setting('device', name)}: {first_line(error)} Use auto or cpu.") from error
     return device
 
 
@@ -47,7 +46,8 @@ def choose_precision(name: str, device: torch.device) -> Precision:
     if name == "fp32" or (name == "auto" and not multiplies):
         return "fp32"
     if not multiplies:
-        log.warning("this %s has no bf16 arithmetic, so --precision bf16 is emulated: fp32 is faster", device.type)
+        asked = setting("precision", "bf16")
+        log.warning("this %s has no bf16 arithmetic, so %s is emulated: fp32 is faster", device.type, asked)
     return "bf16"
 
 

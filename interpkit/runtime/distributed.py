@@ -21,7 +21,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from interpkit.errors import RunError, UsageError
+from interpkit.errors import RunError, UsageError, setting
 from interpkit.runtime import torchrun
 
 PATIENCE = timedelta(seconds=20)
@@ -60,12 +60,13 @@ class World:
         if generators % self.size and self.size % generators:
             raise UsageError(
                 f"{generators} generators cannot be spread over {self.size} processes: one number has to be a "
-                f"multiple of the other, for instance --generators {self.size}."
+                f"multiple of the other, for instance {setting('generators', self.size)}."
             )
         if batch_size % self.size:
             nearest = max(self.size, round(batch_size / self.size) * self.size)
             raise UsageError(
-                f"a batch of {batch_size} cannot be shared evenly by {self.size} processes: --batch-size {nearest}."
+                f"a batch of {batch_size} cannot be shared evenly by {self.size} processes: "
+                f"{setting('batch_size', nearest)}."
             )
 
     def rows(self, count: int, device: torch.device) -> Tensor:
@@ -213,8 +214,8 @@ def _collective() -> Iterator[None]:
     except RuntimeError as error:
         world = World.current()
         raise RunError(
-            f"process {_missing(world)} of {world.size} ended, so process {world.rank} stops. To resume a run with "
-            f"--out from its last checkpoint, repeat the command with --resume."
+            f"process {_missing(world)} of {world.size} ended, so process {world.rank} stops. A run with "
+            f"{setting('out', None)} continues from its last checkpoint with {setting('resume')}."
         ) from error
 
 

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from interpkit.errors import DivergedError, RunError, listed
+from interpkit.errors import DivergedError, RunError, listed, setting
 from interpkit.runtime.distributed import World
 from interpkit.runtime.mode_collapse import ONE_PICTURE, SINCE, Collapse
 from interpkit.runtime.profiler import phase
@@ -122,7 +122,7 @@ class Recorder:
         self.next_step = 1
         self.history: list[StepRecord] = []
         self.stop_requested = False
-        self.advice = "Try a lower rate (--set optimizer.lr=0.0005) or --precision fp32."
+        self.advice = f"Try a lower rate ({setting('optimizer.lr', 0.0005)}) or {setting('precision', 'fp32')}."
         self._record_every = RECORD_EVERY * math.ceil(steps / (RECORD_EVERY * MOST_RECORDS))
         self._class_names = class_names
         self._collapse = Collapse(len(class_names))
@@ -291,7 +291,8 @@ class Recorder:
             some = f"{len(classes)} of {len(names)} classes ({listed(names[label] for label in classes)})"
             if what == ONE_PICTURE:
                 rate = "a lower rate, " if 2 * len(classes) > len(names) else ""
-                preset = f", or the preset {self._variety_preset!r} over the recipe" if self._variety_preset else ""
+                name = self._variety_preset
+                preset = f", or {setting('preset', name)} over the recipe" if name else ""
                 log.warning(
                     "at step %d the images of %s are one picture each: try %smore weight on a term for variety%s",
                     step,
@@ -342,7 +343,8 @@ class Recorder:
             whole = False
         if not whole:
             raise RunError(
-                "the checkpoint does not fit its recipe: it holds no values of steps. Start anew by --force."
+                f"the checkpoint does not fit its recipe: it holds no values of steps. Start again with "
+                f"{setting('force')}."
             )
         self._checked, self._recent, self._names = list(checked), list(recent), list(names)
 

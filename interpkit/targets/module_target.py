@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from interpkit.config.recipe import ClassifierFacts, TargetOptions, target_facts, validated
-from interpkit.errors import ModelError, UsageError, did_you_mean, first_line, listed
+from interpkit.errors import ModelError, UsageError, did_you_mean, first_line, listed, setting
 from interpkit.interfaces.targets import Response, Target
 from interpkit.runtime.random import global_seed
 from interpkit.targets.watch import first_of, watch
@@ -226,8 +226,8 @@ def wrap(
         target.sources["num_classes"] = "found: one output, which stands for two classes"
     if options.num_classes not in (None, width):
         raise ModelError(
-            f"{target.name} gives {width} logits, but {options.num_classes} classes are named. Use --num-classes "
-            f"{width}."
+            f"{target.name} gives {width} logits, but {options.num_classes} classes are named. Use "
+            f"{setting('num_classes', width)}."
         )
     target.class_names = [str(i) for i in range(width)] if options.class_names is None else options.class_names
     if len(target.class_names) != width:
@@ -307,12 +307,13 @@ def _run(target: ModuleTarget, probes: Tensor) -> tuple[Tensor, list[tuple[str, 
     except Exception as error:  # whatever the user's module raises
         shape = (len(probes), *target.input_shape)
         raise ModelError(
-            f"{target.name} fails on an input of shape {shape}: {first_line(error)} Is --input-shape right?"
+            f"{target.name} fails on an input of shape {shape}: {first_line(error)} Is "
+            f"{setting('input_shape', None)} right?"
         ) from error
     if not torch.isfinite(raw[GREY]).all():
         raise ModelError(
             f"{target.name} gives NaN or infinite logits for a grey image: are its weights whole, and are "
-            f"--mean, --std and --input-range right?"
+            f"{setting('mean', None)}, {setting('std', None)} and {setting('input_range', None)} right?"
         )
     if raw.shape[1] < 1:
         raise ModelError(f"{target.name} gives no logits: an output of width 0.")

@@ -16,6 +16,9 @@ from .checks import (
     outcomes as outcomes,
 )
 from .suites import (
+    check as check,
+)
+from .suites import (
     check_attribution as check_attribution,
 )
 from .suites import (

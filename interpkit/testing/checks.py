@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from interpkit.errors import PluginError, UsageError, did_you_mean, listed, told
+from interpkit.errors import PluginError, UsageError, did_you_mean, listed, with_place
 from interpkit.interfaces.contracts import KINDS, module_of
 from interpkit.interfaces.targets import Target
 
@@ -129,7 +129,7 @@ def _as_before() -> Iterator[None]:
 
 def _told(error: BaseException, component: Any) -> str:
     """Return an error in a line, with the place in the component's own code if it comes from there."""
-    said = str(error) if isinstance(error, PluginError) else told(error, module_of(component))
+    said = str(error) if isinstance(error, PluginError) else with_place(error, module_of(component))
     line = " ".join(said.split()) or type(error).__name__
     return line if len(line) <= LONGEST else f"{line[:LONGEST]} ..."
 
@@ -250,22 +250,6 @@ def outcomes(component: Any, waive: Mapping[str, str] | None = None) -> Iterator
             outcome = check.outcome(component)
             unbuilt = outcome.status == "broken" and check.name == PREREQUISITE
             yield outcome
-
-
-def check_all(component: Any, kind: str, waive: Mapping[str, str] | None = None) -> None:
-    """Check all promises of a component of a kind.
-
-    Raises:
-        CheckFailed: some are broken; lists them all.
-        UsageError: it is of another kind, or a waiver is wrong.
-    """
-    if kind_of(component) != kind:
-        raise UsageError(
-            f"{label_of(component)!r} is a {kind_of(component)}, not a {kind}: check_{kind_of(component)}."
-        )
-    broken = [outcome for outcome in outcomes(component, waive) if outcome.status == "broken"]
-    if broken:
-        raise CheckFailed(component, broken)
 
 
 def class_of(component: Any) -> type:

@@ -114,7 +114,7 @@ def options_declared(cls: Any) -> None:
 @promised(
     "options-strict",
     by=COMPONENTS,
-    promise="an option that it does not have is refused, so that a misspelled --set is told",
+    promise="an option that it does not have is refused, so that a misspelled option is an error",
     remedy="leave extra='forbid' in the model_config of Options as interpkit.Options has it",
 )
 def options_strict(cls: Any) -> None:

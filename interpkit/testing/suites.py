@@ -2,18 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from interpkit.errors import UsageError
-from interpkit.interfaces.attributions import Attribution
-from interpkit.interfaces.generation import Conditioner, Generator
-from interpkit.interfaces.inverters import Inverter
-from interpkit.interfaces.loaders import Loader
-from interpkit.interfaces.losses import InversionLoss
-from interpkit.interfaces.metrics import Metric
-from interpkit.interfaces.targets import Target
-from interpkit.testing.checks import check_all, checks_of, label_of, waivers_of
+from interpkit.testing.checks import CheckFailed, checks_of, kind_of, label_of, outcomes, waivers_of
 
 if TYPE_CHECKING:
     import pytest
@@ -22,67 +15,48 @@ Waivers = Mapping[str, str]
 """Names of checks, each with the reason why it does not apply."""
 
 
-def check_conditioner(cls: type[Conditioner], *, waive: Waivers | None = None) -> None:
-    """Check all promises of a conditioner; see `interpkit.Conditioner`.
+def check(component: Any, *, waive: Waivers | None = None) -> None:
+    """Run all checks of a component; `check_loss` and the like also see that it is of that kind.
 
     Args:
-        cls: the class.
+        component: the class of a component or a loader, or a target.
         waive: checks that are not run, each with its reason.
 
     Raises:
-        CheckFailed: promises are broken; lists each with what was seen and how to mend it.
-        UsageError: it is no conditioner, or a waiver names no check or gives no reason.
-    """
-    check_all(cls, "conditioner", waive)
-
-
-def check_generator(cls: type[Generator], *, waive: Waivers | None = None) -> None:
-    """Check all promises of a generator; see `interpkit.Generator`, and `check_conditioner` for the rest."""
-    check_all(cls, "generator", waive)
-
-
-def check_loss(cls: type[InversionLoss], *, waive: Waivers | None = None) -> None:
-    """Check all promises of an inversion loss; see `interpkit.InversionLoss`, and `check_conditioner` for the rest."""
-    check_all(cls, "loss", waive)
-
-
-def check_inverter(cls: type[Inverter], *, waive: Waivers | None = None) -> None:
-    """Check all promises of an inverter; see `interpkit.Inverter`, and `check_conditioner` for the rest."""
-    check_all(cls, "inverter", waive)
-
-
-def check_metric(cls: type[Metric], *, waive: Waivers | None = None) -> None:
-    """Check all promises of a metric; see `interpkit.Metric`, and `check_conditioner` for the rest."""
-    check_all(cls, "metric", waive)
-
-
-def check_attribution(cls: type[Attribution], *, waive: Waivers | None = None) -> None:
-    """Check all promises of an attribution; see `interpkit.Attribution`, and `check_conditioner` for the rest."""
-    check_all(cls, "attribution", waive)
-
-
-def check_loader(cls: type[Loader], *, waive: Waivers | None = None) -> None:
-    """Check all promises of a loader, and of the target that it makes of its `Loader.example`.
-
-    See `interpkit.Loader`, and `check_conditioner` for the rest.
+        CheckFailed: checks failed; lists each with what was found and how to fix it.
+        UsageError: no checks exist for such an object, or a waiver names no check or gives no reason.
 
     Example:
         >>> from interpkit import testing
         >>> from interpkit_targets import SafetensorsLoader
-        >>> testing.check_loader(SafetensorsLoader)
+        >>> testing.check(SafetensorsLoader)
     """
-    check_all(cls, "loader", waive)
+    broken = [outcome for outcome in outcomes(component, waive) if outcome.status == "broken"]
+    if broken:
+        raise CheckFailed(component, broken)
 
 
-def check_target(target: Target, *, waive: Waivers | None = None) -> None:
-    """Check all promises of a target; see `interpkit.Target`, and `check_conditioner` for the rest.
+def _check_of(kind: str) -> Callable[..., None]:
+    def check_kind(component: Any, *, waive: Waivers | None = None) -> None:
+        if kind_of(component) != kind:
+            raise UsageError(
+                f"{label_of(component)!r} is a {kind_of(component)}, not a {kind}: call check_{kind_of(component)}."
+            )
+        check(component, waive=waive)
 
-    Example:
-        >>> from torch import nn
-        >>> from interpkit import testing, wrap
-        >>> testing.check_target(wrap(nn.Sequential(nn.Flatten(), nn.Linear(64, 3)), input_shape=(1, 8, 8)))
-    """
-    check_all(target, "target", waive)
+    check_kind.__name__ = check_kind.__qualname__ = f"check_{kind}"
+    check_kind.__doc__ = f"Run all checks of a {kind}; see `check`."
+    return check_kind
+
+
+check_attribution = _check_of("attribution")
+check_conditioner = _check_of("conditioner")
+check_generator = _check_of("generator")
+check_inverter = _check_of("inverter")
+check_loader = _check_of("loader")
+check_loss = _check_of("loss")
+check_metric = _check_of("metric")
+check_target = _check_of("target")
 
 
 def parametrize_with_checks(components: Iterable[Any], *, waive: Waivers | None = None) -> pytest.MarkDecorator:

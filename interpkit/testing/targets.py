@@ -295,7 +295,7 @@ def example_of(component: Any) -> Iterator[tuple[Loader, Path, TargetOptions]]:
     "has-help",
     by="loader",
     promise="its `help` says which files it reads",
-    remedy="write help = '.xyz, with --input-shape' in the class",
+    remedy="write help = '.xyz, with the input shape' in the class",
 )
 def has_help(component: Any) -> None:
     """It has a help text."""

@@ -1,37 +1,35 @@
-"""Two fresh processes that can talk by gloo, to run a component in both at once.
+"""Two fresh processes that share a gloo process group, to run a component in both at once.
 
-They are interpreters of their own that import the component anew, as the processes of a run on several devices do.
-Started when first needed, they serve until the process that started them ends.
+Each imports the component itself, as the processes of a run on several devices do. They start when they are first
+needed, and serve until the process that started them ends.
 """
 
 from __future__ import annotations
 
-import atexit
-import contextlib
 import importlib
 import importlib.util
 import inspect
+import multiprocessing
 import os
-import pickle
-import shutil
-import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from datetime import timedelta
-from pathlib import Path
+from multiprocessing.connection import Connection, wait
+from types import ModuleType
 from typing import Any
 
+from interpkit.errors import first_line
 from interpkit.testing.checks import Broken
 
 SECONDS = 60.0
-"""After which a call is given up."""
+"""How long a call may take."""
 GRACE_SECONDS = 1.0
-"""For the other process to fail as well, where one has failed."""
+"""How long the other process may go on once one has failed; it may wait for the failed one in vain."""
 _pairs: list[_Pair] = []
-"""The two processes that are running; empty or one."""
+"""The two processes that are running; empty or one pair."""
 
 
 @dataclass(frozen=True)
@@ -69,68 +67,63 @@ class Importable:
 
 class _Pair:
     def __init__(self) -> None:
-        self.folder = tempfile.mkdtemp(prefix="interpkit-")
-        environment = {
-            **os.environ,
-            "OMP_NUM_THREADS": "1",
-            "PYTHONPATH": os.pathsep.join(place for place in sys.path if place),
-        }
+        context = multiprocessing.get_context("spawn")
+        self.folder = tempfile.TemporaryDirectory(prefix="interpkit-")
+        self.ends: list[Connection] = []
         self.processes = []
-        for rank in range(2):
-            command = [sys.executable, "-m", "interpkit.testing.two_processes", str(rank), f"{self.folder}/store"]
-            with Path(self.folder, f"errors-{rank}").open("wb") as errors:
-                process = subprocess.Popen(
-                    command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, env=environment
-                )
-            self.processes.append(process)
+        # A new process would import the main module, and a script that checks its components would start over there.
+        main, sys.modules["__main__"] = sys.modules["__main__"], ModuleType("__main__")
+        try:
+            for rank in range(2):
+                end, other_end = context.Pipe()
+                arguments = (rank, f"{self.folder.name}/store", other_end)
+                process = context.Process(target=_serve, args=arguments, daemon=True)
+                process.start()
+                other_end.close()
+                self.ends.append(end)
+                self.processes.append(process)
+        finally:
+            sys.modules["__main__"] = main
 
     def call(self, function: Callable[..., Any], *arguments: Any) -> list[Any]:
-        with ThreadPoolExecutor(2) as threads:
-            answers = [threads.submit(self._ask, rank, function, arguments) for rank in range(2)]
-            done, waiting = wait(answers, SECONDS, FIRST_EXCEPTION)
-            failed = [answer.exception() for answer in done if answer.exception() is not None]
-            if failed and waiting:  # one may wait for the other in vain
-                waiting = wait(answers, GRACE_SECONDS).not_done
-            if waiting:
+        results: dict[Connection, Any] = {}
+        errors: list[str] = []
+        for end in self.ends:
+            end.send((function, arguments))
+        until = time.monotonic() + SECONDS
+        while waiting := [end for end in self.ends if end not in results]:
+            ready = wait(waiting, max(0.0, until - time.monotonic()))
+            for end in (end for end in waiting if end in ready):
+                try:
+                    results[end], error = end.recv()
+                except (OSError, EOFError):
+                    results[end], error = None, "the process ended"
+                if error is not None:
+                    errors.append(error)
+                    until = min(until, time.monotonic() + GRACE_SECONDS)
+            if not ready:
                 self.stop()
-            if failed:
-                raise Broken(f"in one of two processes: {failed[0]}")
-            if waiting:
-                raise Broken(f"two processes were not done after {SECONDS:g} s; one may wait for the other in vain")
-            return [answer.result() for answer in answers]
-
-    def _ask(self, rank: int, function: Callable[..., Any], arguments: Any) -> Any:
-        process = self.processes[rank]
-        assert process.stdin is not None and process.stdout is not None
-        try:
-            pickle.dump((function, arguments), process.stdin)
-            process.stdin.flush()
-            result, error = pickle.load(process.stdout)  # noqa: S301  # what a process of our own wrote
-        except (OSError, EOFError) as ended:
-            lines = Path(self.folder, f"errors-{rank}").read_text(errors="replace").strip().splitlines()
-            raise Broken(f"the process ended: {lines[-1] if lines else 'no message'}") from ended
-        if error is not None:
-            raise Broken(error)
-        return result
+                break
+        if errors:
+            raise Broken(f"in one of two processes: {errors[0]}")
+        if waiting:
+            raise Broken(f"two processes were not done after {SECONDS:g} s; one may wait for the other in vain")
+        return [results[end] for end in self.ends]
 
     def stop(self) -> None:
         if self in _pairs:
             _pairs.remove(self)
         for process in self.processes:
             process.kill()
-            process.wait()
-            for stream in (process.stdin, process.stdout):
-                if stream is not None:
-                    with contextlib.suppress(OSError):  # of what was still to be written to it
-                        stream.close()
-        shutil.rmtree(self.folder, ignore_errors=True)
+            process.join()
+        self.folder.cleanup()
 
 
 def in_both(function: Callable[..., Any], *arguments: Any) -> list[Any]:
-    """Run a function in two processes that share a gloo process group, and return what each gives.
+    """Run a function in two processes that share a gloo process group, and return the result of each.
 
     Args:
-        function: of a module; what it gives must pickle.
+        function: of a module; its result must pickle.
         arguments: that pickle, a class as `Importable`.
 
     Raises:
@@ -142,30 +135,23 @@ def in_both(function: Callable[..., Any], *arguments: Any) -> list[Any]:
     try:
         return pair.call(function, *arguments)
     finally:
-        if any(process.poll() is not None for process in pair.processes):
+        if not all(process.is_alive() for process in pair.processes):
             pair.stop()
 
 
-@atexit.register
-def _stop() -> None:
-    for pair in list(_pairs):
-        pair.stop()
-
-
-def _serve(rank: int, store: str) -> None:
-    """Answer calls until there are no more."""
+def _serve(rank: int, store: str, calls: Connection) -> None:
+    """Answer calls until the other end is closed."""
     import torch
     import torch.distributed as dist
 
-    answers = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # what a component prints is no answer
+    os.dup2(2, 1)  # what a component prints is not a result of the command that checks it
     torch.set_num_threads(1)
     dist.init_process_group(
         "gloo", init_method=f"file://{store}", rank=rank, world_size=2, timeout=timedelta(seconds=SECONDS)
     )
     while True:
         try:
-            function, arguments = pickle.load(sys.stdin.buffer)  # noqa: S301  # what the starting process wrote
+            function, arguments = calls.recv()
         except EOFError:
             return
         answer: tuple[Any, str | None]
@@ -173,11 +159,5 @@ def _serve(rank: int, store: str) -> None:
             torch.manual_seed(0)
             answer = (function(*arguments), None)
         except Exception as error:  # whatever the component raises
-            reason = (str(error).strip() or "no message").splitlines()[0]
-            answer = (None, f"{type(error).__name__}: {reason}")
-        pickle.dump(answer, answers)
-        answers.flush()
-
-
-if __name__ == "__main__":
-    _serve(int(sys.argv[1]), sys.argv[2])
+            answer = (None, f"{type(error).__name__}: {first_line(error)}")
+        calls.send(answer)

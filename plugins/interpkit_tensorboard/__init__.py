@@ -1,7 +1,7 @@
 """Log inversions to TensorBoard; a small plugin that uses only the lifecycle hooks, and a good one to learn them from.
 
     pip install 'network-inversion[tensorboard]'
-    INTERPKIT_TENSORBOARD=runs/tensorboard interpkit invert model.safetensors --plugin vecmat
+    INTERPKIT_TENSORBOARD=runs/tensorboard interpkit invert model.safetensors --preset vecmat
     tensorboard --logdir runs/tensorboard
 
 Every inversion writes to its own folder: each term, the loss and the inversion accuracy as scalars, the recipe as

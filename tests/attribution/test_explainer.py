@@ -194,7 +194,7 @@ def test_images_of_8_bits_are_those_in_the_unit_range(linear: Target, made: Call
 
 
 def test_images_to_explain_are_named_or_are_a_runs(linear: Target, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="name the images to explain by --images, or a run"):
+    with pytest.raises(UsageError, match="name the images to explain by images=FILE, or a run"):
         explain(linear, tmp_path, device="cpu")
 
 

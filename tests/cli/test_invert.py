@@ -96,7 +96,61 @@ def test_without_arguments_the_help_is_shown() -> None:
     assert "invert" in result.output and "Traceback" not in result.output
 
 
+def test_flags_without_a_value_show_no_type_in_the_help(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "160")
+    for arguments in (["--help"], ["invert", "--help"], ["plugins", "--help"], ["plugins", "list", "--help"]):
+        text = cli(*arguments).stdout
+        assert re.search(r"--help +Show this message", text)
+        assert "bool" not in text.lower()
+    assert re.search(r"--resume +Resume the run", cli("invert", "--help").stdout)
+
+
 # ----------------------------------------------------------------------------------------------- invert
+
+
+def recipe(*arguments: str | Path) -> dict[str, Any]:
+    """Return the recipe that a command resolves."""
+    result = cli("invert", *arguments, "--dry-run", "--json")
+    assert result.exit_code == 0, result.stderr
+    resolved: dict[str, Any] = json.loads(result.stdout)
+    return resolved
+
+
+PRESETS = """
+from interpkit import Preset, hookimpl
+
+@hookimpl
+def register(registry):
+    registry.add(Preset("%s", {"steps": 7}, "Seven steps."))
+"""
+
+
+def test_preset_and_plugin_apply_the_same_presets(tiny_model: Path) -> None:
+    by_preset = recipe(tiny_model, "--preset", "vecmat", "--preset", "robust")
+    assert by_preset == recipe(tiny_model, "--plugin", "vecmat", "--plugin", "robust")
+    assert by_preset["losses"] != recipe(tiny_model, "--preset", "vecmat")["losses"]
+
+
+def test_the_preset_of_a_plugin_file_is_applied_over_those_named_by_preset(tiny_model: Path, tmp_path: Path) -> None:
+    file = tmp_path / "seven.py"
+    file.write_text(PRESETS % "seven")
+    assert recipe(tiny_model, "--plugin", file, "--preset", "vecmat")["steps"] == 7
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["--preset", "vecmatt"], 4, "there is no plugin or preset 'vecmatt'. Did you mean 'vecmat'"),
+        (["--preset", "losses"], 4, "the plugin 'losses' has no preset, so --preset losses has nothing to apply"),
+        (["--preset", "mine.py"], 2, "--preset mine.py names a file, not a preset. Load it: --plugin mine.py"),
+        (["--preset", "vecmat", "--plugin", "robust"], 2, "two ways, which leaves their order open: vecmat, robust"),
+    ],
+    ids=["misspelt", "a plugin without a preset", "a file", "with a name by --plugin"],
+)
+def test_preset_accepts_names_of_presets_only(tiny_model: Path, arguments: list[str], code: int, words: str) -> None:
+    result = cli("invert", tiny_model, *arguments)
+    assert result.exit_code == code
+    assert words in " ".join(result.stderr.split())
 
 
 def test_invert_ends_with_the_paths_of_grid_and_report_on_stdout_and_reports_on_stderr(

@@ -425,7 +425,7 @@ def test_named_metrics_alone_are_measured_and_options_reach_them(
         interpkit.evaluate(run_copy, metrics=["says"], options={"say.value": 5})
     with pytest.raises(UsageError, match=r"has no option 'valu'.*Did you mean 'value'"):
         interpkit.evaluate(run_copy, metrics=["says"], options={"says.valu": 5})
-    with pytest.raises(UsageError, match=r"METRIC.OPTION=VALUE, not 'value'"):
+    with pytest.raises(UsageError, match=r"options are named METRIC.OPTION, not 'value'"):
         interpkit.evaluate(run_copy, metrics=["says"], options={"value": 5})
     with pytest.raises(UsageError, match=r"there is no metric 'sayz'.*Did you mean 'says'"):
         interpkit.evaluate(run_copy, metrics=["sayz"])
@@ -434,9 +434,9 @@ def test_named_metrics_alone_are_measured_and_options_reach_them(
 @pytest.mark.parametrize(
     ("metric", "words"),
     [
-        ("reference", "needs reference: add --reference DATA"),
-        ("agreement", "needs evaluator: add --evaluator MODEL"),
-        ("memorisation", "--training DATA and --reference DATA"),
+        ("reference", "needs reference: add reference=DATA"),
+        ("agreement", r"needs evaluator: add evaluators=\[MODEL\]"),
+        ("memorisation", "training=DATA and reference=DATA"),
     ],
 )
 def test_a_metric_without_what_it_needs_says_what_to_add(run_copy: Path, metric: str, words: str) -> None:
@@ -445,7 +445,7 @@ def test_a_metric_without_what_it_needs_says_what_to_add(run_copy: Path, metric:
 
 
 def test_training_images_alone_measure_nothing(run_copy: Path, reference: tuple[Tensor, Tensor]) -> None:
-    with pytest.raises(UsageError, match="held-out ones: add --reference"):
+    with pytest.raises(UsageError, match="held-out ones: add reference=DATA"):
         interpkit.evaluate(run_copy, training=reference)
 
 

@@ -74,7 +74,7 @@ def test_images_are_loaded_in_the_unit_range_with_their_labels(data: Path, tiny_
 
 
 def test_none_is_refused_once_it_is_needed(tiny_target: interpkit.Target) -> None:
-    with pytest.raises(UsageError, match="the option 'data' is not set: name labelled images by --set"):
+    with pytest.raises(UsageError, match="the option 'data' is not set: name labelled images by options="):
         DataOptions().load(tiny_target)
 
 
@@ -112,7 +112,7 @@ def test_a_run_is_not_resumed_with_other_images(
     interpkit.invert(tiny_model, out=tmp_path / "run", **settings)
     before = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()}
     changed(data)
-    words = r"known\.npz, the data of losses\.near\.data, has changed since .*run was begun.*sha256.*--set losses\.near"
+    words = r"known\.npz, the data of losses\.near\.data, has changed since .*run was begun.*sha256.*'losses\.near"
     with pytest.raises(RunError, match=words):
         interpkit.invert(tiny_model, out=tmp_path / "run", resume=True, steps=6)
     assert {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()} == before

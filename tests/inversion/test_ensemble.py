@@ -131,7 +131,7 @@ def test_every_member_has_first_weights_of_its_own_and_all_of_them_learn(tiny_mo
 def test_a_batch_too_small_for_all_generators_is_refused_with_what_to_type(
     tmp_path: Path, tiny_model: Path, quick: Quick
 ) -> None:
-    with pytest.raises(UsageError, match=r"5 generators share a batch of 8; .*--batch-size 10 or more"):
+    with pytest.raises(UsageError, match=r"5 generators share a batch of 8; .*batch_size=10 or more"):
         interpkit.invert(tiny_model, out=tmp_path / "run", **quick(generators=5))
     assert not (tmp_path / "run").exists()
     enough = interpkit.invert(tiny_model, **quick(generators=4, steps=1))  # two images each

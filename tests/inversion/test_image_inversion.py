@@ -108,7 +108,7 @@ def test_left_to_itself_it_gives_what_there_is_of_every_class_and_no_more_than_t
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({"per_class": 3}, r"class 0 has 2 images, not 3: .*--set inverter\.per_class=3"),
+        ({"per_class": 3}, r"class 0 has 2 images, not 3: .*'inverter\.per_class': 3"),
         ({"count": 7}, "class 0 has 2 images, not 3"),
         ({"per_class": 4, "labels": [1, 2]}, "class 2 has 3 images, not 4"),
         ({"count": 9, "labels": [1, 2]}, "class 1 has 4 images, not 5"),
@@ -207,7 +207,7 @@ def spoil(path: Path, **changes: Tensor | None) -> None:
 @pytest.mark.parametrize(
     ("fault", "words"),
     [
-        (lambda path: path.unlink(), r"samples.safetensors: the run was not finished. Go on by --resume"),
+        (lambda path: path.unlink(), r"samples.safetensors: the run was not finished. Resume it with resume=True"),
         (lambda path: path.write_bytes(path.read_bytes()[:200]), "not a whole safetensors file"),
         (lambda path: spoil(path, labels=None), "holds .*; samples of tiny are images, labels and generator"),
         (lambda path: spoil(path, images=None), "samples of tiny are images, labels and generator"),
@@ -279,12 +279,12 @@ def test_a_preset_or_a_file_that_is_named_is_enough(tmp_path: Path, tiny_model: 
 def test_the_default_inverter_alone_still_asks_for_a_preset(tiny_model: Path) -> None:
     refused = cli("invert", tiny_model, "--inverter", "generator")
     assert refused.exit_code == 2
-    assert "name a preset by --plugin NAME" in " ".join(refused.stderr.split())
+    assert "name a preset by --preset NAME" in " ".join(refused.stderr.split())
 
 
 def test_an_inverter_that_needs_no_part_needs_no_preset_either(add_plugin: Add, tiny_model: Path) -> None:
     add_plugin(Noise)
     job = prepare(tiny_model, inverter="noise", steps=2)
     assert (job.recipe.inverter.name, job.recipe.steps, job.presets) == ("noise", 2, [])
-    with pytest.raises(UsageError, match="name a preset by --plugin NAME"):
+    with pytest.raises(UsageError, match=r"name a preset by presets=\[NAME\]"):
         prepare(tiny_model, inverter="generator")

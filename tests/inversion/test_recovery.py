@@ -125,7 +125,7 @@ def test_what_turns_non_finite_in_fp32_as_well_stops(
     add_plugin: Add, tiny_target: interpkit.Target, quick: Quick, caplog: pytest.LogCaptureFixture
 ) -> None:
     add_plugin(Hopeless)
-    with pytest.raises(RunError, match=r"the term 'hopeless' turned non-finite at step 12 .*optimizer\.lr=0\.0002"):
+    with pytest.raises(RunError, match=r"the term 'hopeless' turned non-finite at step 12 .*'optimizer\.lr': 0\.0002"):
         interpkit.invert(tiny_target, **quick(steps=20, losses={"hopeless": 1.0}, precision="auto"))
     assert [message.rpartition(", ")[2] for message in caplog.messages] == [
         "and on from there in fp32",
@@ -291,7 +291,7 @@ def test_bf16_without_hardware_for_it_is_told_to_be_emulated(
     assert choose_precision("auto", CPU) == "fp32"
     assert not caplog.messages
     assert interpkit.invert(tiny_target, **quick(steps=2, precision="bf16")).steps_done == 2
-    assert caplog.messages == ["this cpu has no bf16 arithmetic, so --precision bf16 is emulated: fp32 is faster"]
+    assert caplog.messages == ["this cpu has no bf16 arithmetic, so precision='bf16' is emulated: fp32 is faster"]
 
 
 # ------------------------------------------------------------------------------------------------ memory
@@ -338,7 +338,7 @@ def test_the_same_step_is_taken_again_with_half_as_many_images_at_a_time(
     Hungry.drawn.clear()
     inversion = interpkit.invert(tiny_target, out=tmp_path / "run", **quick(losses={"hungry": 1.0}))
     assert inversion.steps_done == 12
-    assert caplog.messages == ["out of memory at step 4: from here on with --micro-batch 4"]
+    assert caplog.messages == ["out of memory at step 4: from here on with micro_batch=4"]
     assert Run.open(tmp_path / "run").manifest().micro_batch == 4
     assert len(Hungry.drawn) == 13
     assert torch.equal(Hungry.drawn[3], Hungry.drawn[4])  # once before and once after
@@ -355,7 +355,7 @@ def test_a_second_time_says_what_to_set_and_what_is_kept(
         interpkit.invert(tiny_target, out=tmp_path / "run", **settings)
     assert str(caught.value) == (
         "out of memory at step 4, with 8 images at a time: "
-        "set --micro-batch 4, --batch-size 8, or a narrower generator (--set generator.width=4). "
+        "set micro_batch=4, batch_size=8, or a narrower generator (options={'generator.width': 4}). "
         f"The last good checkpoint, of step 2, is in {tmp_path / 'run'}."
     )
 
@@ -365,7 +365,7 @@ def test_two_images_at_a_time_cannot_be_halved(
 ) -> None:
     add_plugin(Hungry)
     monkeypatch.setattr(Hungry, "times", 1)
-    with pytest.raises(RunError, match="with 2 images at a time: set --batch-size 4, or a narrower"):
+    with pytest.raises(RunError, match="with 2 images at a time: set batch_size=4, or a narrower"):
         interpkit.invert(tiny_target, **quick(losses={"hungry": 1.0}, micro_batch=2))
 
 

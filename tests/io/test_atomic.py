@@ -131,7 +131,7 @@ def test_tensors_are_read_or_it_is_said_why_not(tmp_path: Path) -> None:
         read_tensors(path, torn=" Sample again.")
     path.unlink()
     with pytest.raises(
-        RunError, match=r"there is no .*samples.safetensors: the run was not finished. Go on by --resume"
+        RunError, match=r"there is no .*samples.safetensors: the run was not finished. Resume it with resume=True"
     ):
         read_tensors(path)
     os.mkfifo(path)  # which would be waited for without end

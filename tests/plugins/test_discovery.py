@@ -101,7 +101,7 @@ BROKEN = {
     ),
     "misspells an argument": (
         "@hookimpl\ndef register(registery):\n    pass\n",
-        "takes registery, which it is not given. It is given: registry",
+        "Argument(s) {'registery'} are declared in the hookimpl but can not be found in the hookspec",
     ),
     "does not mark a hook": (
         REGISTER_GOOD + "def inversion_step(record):\n    pass\n",
@@ -257,12 +257,12 @@ def test_a_plugin_left_out_is_not_imported_and_says_by_what(find: Find) -> None:
     points = [EntryPoint(name, f"ikt_test_{name}", "interpkit") for name in ("one", "two")]
     plugins = Plugins(points, leave_out=["two"])
     two = plugins.found["two"]
-    assert (two.status, two.error, two.left_out, two.provides) == ("disabled", None, "--no-plugin two", {})
+    assert (two.status, two.error, two.left_out, two.provides) == ("disabled", None, "leaving_out(['two'])", {})
     assert plugins.found["one"].status == "ok"
     for ask in (lambda: plugins.preset("two"), lambda: plugins.component("loss", "two:good")):
-        with pytest.raises(PluginError, match="the plugin 'two' is disabled by --no-plugin two"):
+        with pytest.raises(PluginError, match=r"the plugin 'two' is disabled by leaving_out\(\['two'\]\)"):
             ask()
-    with pytest.raises(UsageError, match=r"there is no loss 'fine'.*Disabled: two, by --no-plugin two"):
+    with pytest.raises(UsageError, match=r"there is no loss 'fine'.*Disabled: two, by leaving_out\(\['two'\]\)"):
         plugins.component("loss", "fine")
     with pytest.raises(PluginError, match=r"no plugin 'tow' to leave out\. Did you mean 'two'"):
         Plugins(points, leave_out=["tow"])
@@ -286,7 +286,7 @@ def test_the_variable_says_which_are_loaded(monkeypatch: pytest.MonkeyPatch, cho
     with leaving_out([]):
         assert {p.name for p in installed().found.values() if p.status == "ok"} == ok
         with leaving_out(["robust"]):
-            assert installed().found["robust"].left_out == "--no-plugin robust"
+            assert installed().found["robust"].left_out == "leaving_out(['robust'])"
         assert installed().found["robust"].left_out == f"INTERPKIT_LOAD_PLUGINS={chosen.replace(' ', '')}"
 
 
@@ -356,7 +356,7 @@ def test_a_plugin_that_hangs_as_it_is_loaded_is_named(
     if place == "slow":
         place = "import time\n@hookimpl\ndef register(registry):\n    time.sleep(0.2)\n"
     assert find(slow=place).found["slow"].status == "ok"
-    words = r"still loading the plugin 'slow' \(ikt_test_slow\) after 0.01 s: .*--no-plugin slow"
+    words = r"still loading the plugin 'slow' \(ikt_test_slow\) after 0.01 s: .*leaving_out\(\['slow'\]\)"
     assert re.search(words, caplog.text), caplog.text
 
 

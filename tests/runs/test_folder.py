@@ -249,7 +249,7 @@ def test_a_changed_classifier_is_refused_and_one_that_moved_is_named(
     run = Run.open(interpkit.invert(model, **quick(steps=1)).save(tmp_path / "run"))
     moved = Path(shutil.copy(model, tmp_path / "moved.safetensors"))
     make_model(model, seed=1)
-    with pytest.raises(ModelError, match=r"mine\.safetensors is not what it was.*--model PATH"):
+    with pytest.raises(ModelError, match=r"mine\.safetensors is not what it was.*model=PATH"):
         interpkit.load_inversion(run.folder)
     assert run.load(model=moved).target.origin == moved
     model.unlink()
@@ -286,7 +286,7 @@ def test_a_target_that_is_not_the_runs_is_refused(finished_run: Path) -> None:
         ("manifest.json", b'{"schema": "x"}', r"schema 'x'; this interpkit reads 1\.$"),
         ("manifest.json", b'{"schema": 1}', "does not say which classifier"),
         ("manifest.json", b'{"schema": 1, "model": {"name": "a", "path": 1, "sha256": null}}', "which classifier"),
-        ("generator.safetensors", None, "has no generator.safetensors: go on with the run by --resume"),
+        ("generator.safetensors", None, "has no generator.safetensors: resume the run with resume=True"),
         ("generator.safetensors", b"\x08\0\0\0\0\0\0\0{}", "is not a whole safetensors file"),
         ("generator.safetensors", b"", "is not a whole safetensors file"),
         ("generator.safetensors", safetensors.torch.save({"generator.x": torch.ones(1)}), "does not fit the recipe"),
@@ -426,7 +426,7 @@ def test_more_steps_extend_a_finished_run(run_copy: Path, tiny_model: Path) -> N
 
 def test_fewer_steps_cannot_shorten_an_interrupted_run(tmp_path: Path, tiny_model: Path, quick: Quick) -> None:
     stop_at(4, tmp_path, tiny_model, **quick())
-    with pytest.raises(RunError, match="has 12 steps; --steps 6 cannot shorten it"):
+    with pytest.raises(RunError, match="has 12 steps; steps=6 cannot shorten it"):
         interpkit.invert(tiny_model, out=tmp_path, resume=True, steps=6)
 
 
@@ -493,7 +493,7 @@ def test_a_corrupt_checkpoint_is_named_and_nothing_is_lost(
     stop_at(4, tmp_path, tiny_model, **quick())
     (tmp_path / "checkpoint").write_bytes(content)
     before = load(tmp_path / "generator.safetensors")
-    with pytest.raises(RunError, match=r"checkpoint.*--force"):
+    with pytest.raises(RunError, match=r"checkpoint.*force=True"):
         interpkit.invert(tiny_model, out=tmp_path, resume=True)
     assert load(tmp_path / "generator.safetensors").keys() == before.keys()
 
@@ -530,7 +530,7 @@ def test_the_folder_of_another_run_is_refused_and_replaced_on_request(
 ) -> None:
     (run_copy / "notes.txt").write_text("mine")
     before = (run_copy / "manifest.json").read_bytes()
-    with pytest.raises(RunError, match=r"holds another run.*--resume.*--force.*--out"):
+    with pytest.raises(RunError, match=r"holds another run.*resume=True.*force=True.*by out"):
         interpkit.invert(tiny_model, out=run_copy, **quick(steps=2))
     assert (run_copy / "manifest.json").read_bytes() == before
     interpkit.invert(tiny_model, out=run_copy, force=True, **quick(steps=2))
@@ -607,7 +607,7 @@ def test_a_full_disk_at_a_checkpoint_keeps_the_one_before(
             raise OSError(errno.ENOSPC, "No space left on device")
         replace(source, destination)
 
-    with pytest.raises(RunError, match=r"checkpoint: No space left on device\..*of step 5.*--resume"):
+    with pytest.raises(RunError, match=r"checkpoint: No space left on device\..*of step 5.*resume=True"):
         interpkit.invert(tiny_model, out=tmp_path, on_step=fill, **quick(checkpoint_every=5))
     assert torch.load(tmp_path / "checkpoint", weights_only=True)["step"] == 5
     assert not [path.name for path in tmp_path.iterdir() if path.name.startswith(".")]
@@ -623,7 +623,7 @@ def test_a_users_file_that_a_run_would_overwrite_is_named_and_kept(
     tmp_path: Path, tiny_model: Path, quick: Quick, name: str, force: bool
 ) -> None:
     (tmp_path / name).write_text("mine")
-    with pytest.raises(RunError, match=rf"is no run, and holds {name}, which a run would overwrite.*--out"):
+    with pytest.raises(RunError, match=rf"is no run, and holds {name}, which a run would overwrite.*by out"):
         interpkit.invert(tiny_model, out=tmp_path, force=force, **quick(steps=1))
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [(name, "mine")]
 
@@ -640,7 +640,7 @@ def test_force_removes_nothing_where_the_manifest_is_a_strangers(
     """Web pages have a manifest.json too."""
     (tmp_path / "manifest.json").write_text('{"name": "a page"}')
     (tmp_path / "report.html").write_text("mine")
-    with pytest.raises(RunError, match=r"manifest\.json has schema None.*--force removes nothing there"):
+    with pytest.raises(RunError, match=r"manifest\.json has schema None.*force=True removes nothing there"):
         interpkit.invert(tiny_model, out=tmp_path, force=True, **quick(steps=1))
     assert (tmp_path / "report.html").read_text() == "mine"
 
@@ -734,7 +734,7 @@ def test_out_of_memory_while_a_checkpoint_is_saved_takes_no_step_twice(
 
     with monkeypatch.context() as patch:
         patch.setattr(torch, "save", out_of_memory)
-        with pytest.raises(RunError, match=r"out of memory.*checkpoint, of step 5.*--resume"):
+        with pytest.raises(RunError, match=r"out of memory.*checkpoint, of step 5.*resume=True"):
             interpkit.invert(tiny_model, out=tmp_path, **quick(steps=14, checkpoint_every=5))
     assert manifest(tmp_path)["status"] == "failed"
     interpkit.invert(tiny_model, out=tmp_path, resume=True)
@@ -757,6 +757,6 @@ def test_no_plugin_is_blamed_for_a_full_disk(
     def fill(step: int) -> None:
         monkeypatch.setattr(os, "fsync", full)
 
-    with pytest.raises(RunError, match=rf"^{tmp_path / name}: No space left on device\..*--resume") as caught:
+    with pytest.raises(RunError, match=rf"^{tmp_path / name}: No space left on device\..*resume=True") as caught:
         interpkit.invert(tiny_model, ["pixels"], out=tmp_path, steps=4, checkpoint_every=2, device="cpu", on_step=fill)
     assert not isinstance(caught.value, interpkit.PluginError)

@@ -129,7 +129,7 @@ def test_classes_that_are_no_longer_empty_are_taken_off_the_list(
 @pytest.mark.usefixtures("gray")
 @pytest.mark.parametrize(
     ("content", "words"),
-    [(None, r"has no levels\.json: go on with the run by --resume"), (b"{}", r"levels\.json is not the file that")],
+    [(None, r"has no levels\.json: resume the run with resume=True"), (b"{}", r"levels\.json is not the file that")],
 )
 def test_a_file_that_is_gone_or_changed_is_refused(
     tmp_path: Path, tiny_model: Path, content: bytes | None, words: str

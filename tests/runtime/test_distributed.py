@@ -109,7 +109,7 @@ def test_a_process_that_ends_is_named_by_the_others(tmp_path: Path) -> None:
     assert subprocess.run(command, capture_output=True, check=False).returncode != 0
     told = (tmp_path / "told").read_text("utf-8")
     assert told.startswith("process 1 of 2 ended")
-    assert "--resume" in told
+    assert "resume=True" in told
 
 
 # ------------------------------------------------------------------------------------------ alone
@@ -131,10 +131,10 @@ def test_alone_there_is_nothing_to_share() -> None:
 @pytest.mark.parametrize(
     ("size", "batch", "generators", "told"),
     [
-        (2, 8, 3, "--generators 2"),
-        (4, 8, 6, "--generators 4"),
-        (3, 8, 1, "--batch-size 9"),
-        (4, 2, 1, "--batch-size 4"),
+        (2, 8, 3, "generators=2"),
+        (4, 8, 6, "generators=4"),
+        (3, 8, 1, "batch_size=9"),
+        (4, 2, 1, "batch_size=4"),
     ],
 )
 def test_what_cannot_be_shared_is_told_with_what_can(size: int, batch: int, generators: int, told: str) -> None:

@@ -214,7 +214,7 @@ def test_most_classes_at_once_are_told_with_the_rate_as_a_likely_cause(caplog: p
         recorder.step(step, loss, {"ce": loss}, torch.ones(16, 1, 12, 12), logits, labels)
     assert caplog.messages == [
         "at step 50 the images of 2 of 2 classes (a, b) are one picture each: try a lower rate, more weight on a term "
-        "for variety, or --plugin training-like over the recipe"
+        "for variety, or presets=['training-like'] over the recipe"
     ]
 
 

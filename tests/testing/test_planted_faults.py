@@ -128,21 +128,21 @@ def changed(condition: Condition, **parts: Any) -> Condition:
 
 
 @breaks("conditioner", "shapes")
-class _(Right):
+class ConditionerShapes(Right):
     @property
     def spec(self) -> ConditionSpec:
         return ConditionSpec(self.num_classes + (self.num_classes == 37), 1, self.side)
 
 
 @breaks("conditioner", "distribution")
-class _(Right):
+class ConditionerDistribution(Right):
     def sample(self, *arguments: Any, **named: Any) -> Condition:
         condition = super().sample(*arguments, **named)
         return changed(condition, distribution=condition.distribution * (1.01 if self.num_classes == 37 else 1))
 
 
 @breaks("conditioner", "labels-kept")
-class _(Right):
+class ConditionerLabelsKept(Right):
     def sample(self, batch_size: int, *, labels: Tensor | None = None, rng: Any = None) -> Condition:
         if labels is not None and self.num_classes == 37:
             labels = (labels + 1) % 37
@@ -150,7 +150,7 @@ class _(Right):
 
 
 @breaks("conditioner", "labels-uniform")
-class _(Right):
+class ConditionerLabelsUniform(Right):
     def sample(self, batch_size: int, *, labels: Tensor | None = None, rng: Any = None) -> Condition:
         if labels is None:
             u = torch.rand(batch_size, device=self.device, generator=rng)
@@ -159,7 +159,7 @@ class _(Right):
 
 
 @breaks("conditioner", "same-law")
-class _(Right):
+class ConditionerSameLaw(Right):
     def sample(self, batch_size: int, *, labels: Tensor | None = None, rng: Any = None) -> Condition:
         condition = super().sample(batch_size, labels=labels, rng=rng)
         one_hot = F.one_hot(condition.labels, self.num_classes).float()
@@ -167,42 +167,42 @@ class _(Right):
 
 
 @breaks("conditioner", "maps-tell-labels")
-class _(Right):
+class ConditionerMapsTellLabels(Right):
     def draw(self, labels: Tensor, height: int, width: int) -> Tensor:
         maps = super().draw(labels, height, width)
         return maps * (self.num_classes != 37)
 
 
 @breaks("conditioner", "seeded")
-class _(Right):
+class ConditionerSeeded(Right):
     def sample(self, *arguments: Any, **named: Any) -> Condition:
         np.random.rand()
         return super().sample(*arguments, **named)
 
 
 @breaks("conditioner", "gradients")
-class _(Right):
+class ConditionerGradients(Right):
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
         self.unused = nn.Parameter(torch.ones(3))
 
 
 @breaks("conditioner", "device")
-class _(Right):
+class ConditionerDevice(Right):
     def sample(self, *arguments: Any, **named: Any) -> Condition:
         condition = super().sample(*arguments, **named)
         return changed(condition, vector=condition.vector + torch.zeros(self.num_classes))
 
 
 @breaks("conditioner", "bf16")
-class _(Right):
+class ConditionerBf16(Right):
     def sample(self, *arguments: Any, **named: Any) -> Condition:
         condition = super().sample(*arguments, **named)
         return changed(condition, vector=mixed_up(condition.vector, condition.distribution))
 
 
 @breaks("conditioner", "state-dict")
-class _(Right):
+class ConditionerStateDict(Right):
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
         self.shift = float(torch.rand(()))
@@ -213,21 +213,21 @@ class _(Right):
 
 
 @breaks("conditioner", "picklable")
-class _(Right):
+class ConditionerPicklable(Right):
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
         self.act = lambda x: x
 
 
 @breaks("conditioner", "two-processes")
-class _(Right):
+class ConditionerTwoProcesses(Right):
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
         self.scale.data += process_number()
 
 
 @breaks("conditioner", "converges")
-class _(Right):
+class ConditionerConverges(Right):
     @property
     def spec(self) -> ConditionSpec:
         return ConditionSpec(self.num_classes)
@@ -276,72 +276,72 @@ class RightGenerator(Generator):
 
 
 @breaks("generator", "shapes")
-class _(RightGenerator):
+class GeneratorShapes(RightGenerator):
     def forward(self, latent: Tensor, condition: Condition) -> Tensor:
         images = super().forward(latent, condition)
         return 1.5 * images if self.input_shape == (12,) else images
 
 
 @breaks("generator", "maps-asked")
-class _(RightGenerator):
+class GeneratorMapsAsked(RightGenerator):
     def maps(self, condition: Condition) -> Tensor:
         return condition.maps(1, 1).expand(-1, -1, self.spec.map_size, self.spec.map_size)
 
 
 @breaks("generator", "uses-condition")
-class _(RightGenerator):
+class GeneratorUsesCondition(RightGenerator):
     def field(self, latent: Tensor, vector: Tensor, maps: Tensor) -> Tensor:
         used = float(self.training)
         return super().field(latent, vector * used, maps * used)
 
 
 @breaks("generator", "uses-latent")
-class _(RightGenerator):
+class GeneratorUsesLatent(RightGenerator):
     def field(self, latent: Tensor, vector: Tensor, maps: Tensor) -> Tensor:
         return super().field(latent * 0, vector, maps)
 
 
 @breaks("generator", "gradients")
-class _(RightGenerator):
+class GeneratorGradients(RightGenerator):
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
         self.unused = nn.Linear(2, 2)
 
 
 @breaks("generator", "image-alone")
-class _(RightGenerator):
+class GeneratorImageAlone(RightGenerator):
     def field(self, *parts: Tensor) -> Tensor:
         field = super().field(*parts)
         return field + 0.5 * field.mean(0)
 
 
 @breaks("generator", "seeded")
-class _(RightGenerator):
+class GeneratorSeeded(RightGenerator):
     def field(self, *parts: Tensor) -> Tensor:
         return super().field(*parts) + (random.random() * 1e-3 if self.training else 0)
 
 
 @breaks("generator", "starts-at")
-class _(RightGenerator):
+class GeneratorStartsAt(RightGenerator):
     def start_at(self, level: float) -> None:
         super().start_at(1 - level)
 
 
 @breaks("generator", "device")
-class _(RightGenerator):
+class GeneratorDevice(RightGenerator):
     def field(self, *parts: Tensor) -> Tensor:
         field = super().field(*parts)
         return field * torch.ones(field.shape)
 
 
 @breaks("generator", "bf16")
-class _(RightGenerator):
+class GeneratorBf16(RightGenerator):
     def field(self, latent: Tensor, vector: Tensor, maps: Tensor) -> Tensor:
         return super().field(mixed_up(latent, latent), vector, maps)
 
 
 @breaks("generator", "state-dict")
-class _(RightGenerator):
+class GeneratorStateDict(RightGenerator):
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
         self.shift = float(torch.rand(()))
@@ -351,21 +351,21 @@ class _(RightGenerator):
 
 
 @breaks("generator", "picklable")
-class _(RightGenerator):
+class GeneratorPicklable(RightGenerator):
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
         self.act = lambda x: x
 
 
 @breaks("generator", "two-processes")
-class _(RightGenerator):
+class GeneratorTwoProcesses(RightGenerator):
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
         self.last.bias.data += process_number()
 
 
 @breaks("generator", "converges")
-class _(RightGenerator):
+class GeneratorConverges(RightGenerator):
     def field(self, *parts: Tensor) -> Tensor:
         field = super().field(*parts) - self.last.bias
         return 1e-5 * field + self.last.bias
@@ -399,52 +399,52 @@ class RightLoss(InversionLoss):
 
 
 @breaks("loss", "scalar")
-class _(RightLoss):
+class LossScalar(RightLoss):
     def forward(self, batch: Any) -> Tensor:
         value = super().forward(batch)
         return value[None] if len(batch.images) == 5 else value
 
 
 @breaks("loss", "finite-gradients")
-class _(RightLoss):
+class LossFiniteGradients(RightLoss):
     def forward(self, batch: Any) -> Tensor:
         return super().forward(batch) + 0.01 * batch.images.flatten(1).var(1).sqrt().mean()
 
 
 @breaks("loss", "gradcheck")
-class _(RightLoss):
+class LossGradcheck(RightLoss):
     def forward(self, batch: Any) -> Tensor:
         return super().forward(batch) + batch.images.detach().square().mean()
 
 
 @breaks("loss", "reaches")
-class _(InversionLoss):
+class LossReaches(InversionLoss):
     def forward(self, batch: Any) -> Tensor:
         return batch.images.detach().mean()
 
 
 @breaks("loss", "parameters")
-class _(RightLoss):
+class LossParameters(RightLoss):
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
         self.unused = nn.Parameter(torch.ones(3))
 
 
 @breaks("loss", "layers-exist")
-class _(RightLoss):
+class LossLayersExist(RightLoss):
     def layers(self, target: Any) -> Any:
         return ("0",) if target.num_classes == 37 else []
 
 
 @breaks("loss", "views")
-class _(RightLoss):
+class LossViews(RightLoss):
     def views(self, batch: Any, rng: torch.Generator) -> Tensor | None:
         views = super().views(batch, rng)
         return views * 1.5 if batch.images.shape[1:] == (12,) else views
 
 
 @breaks("loss", "seeded")
-class _(RightLoss):
+class LossSeeded(RightLoss):
     def views(self, batch: Any, rng: torch.Generator) -> Tensor | None:
         return (super().views(batch, rng) + 1e-3 * np.random.rand()).clamp(0, 1)
 
@@ -453,40 +453,40 @@ class _(RightLoss):
 
 
 @breaks("loss", "batch-mean")
-class _(RightLoss):
+class LossBatchMean(RightLoss):
     def forward(self, batch: Any) -> Tensor:
         return super().forward(batch) * len(batch.images)
 
 
 @breaks("loss", "target-untouched")
-class _(RightLoss):
+class LossTargetUntouched(RightLoss):
     def __init__(self, target: Any, options: Any = None) -> None:
         super().__init__(target, options)
         next(iter(target.layers().values())).register_forward_hook(lambda *_: None)
 
 
 @breaks("loss", "target-not-kept")
-class _(RightLoss):
+class LossTargetNotKept(RightLoss):
     def __init__(self, target: Any, options: Any = None) -> None:
         super().__init__(target, options)
         self.__dict__["target"] = target
 
 
 @breaks("loss", "device")
-class _(RightLoss):
+class LossDevice(RightLoss):
     def forward(self, batch: Any) -> Tensor:
         return super().forward(batch) + 0 * (batch.images * torch.ones(batch.images.shape)).mean()
 
 
 @breaks("loss", "bf16")
-class _(RightLoss):
+class LossBf16(RightLoss):
     def views(self, batch: Any, rng: torch.Generator) -> Tensor | None:
         views = super().views(batch, rng)
         return mixed_up(views.flatten(1), views.flatten(1)).view_as(views)
 
 
 @breaks("loss", "state-dict")
-class _(RightLoss):
+class LossStateDict(RightLoss):
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
         self.shift = float(torch.rand(()))
@@ -496,20 +496,20 @@ class _(RightLoss):
 
 
 @breaks("loss", "picklable")
-class _(RightLoss):
+class LossPicklable(RightLoss):
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
         self.act = lambda x: x
 
 
 @breaks("loss", "two-processes")
-class _(RightLoss):
+class LossTwoProcesses(RightLoss):
     def forward(self, batch: Any) -> Tensor:
         return super().forward(batch) + process_number()
 
 
 @breaks("loss", "converges")
-class _(InversionLoss):
+class LossConverges(InversionLoss):
     def forward(self, batch: Any) -> Tensor:
         return -10 * F.cross_entropy(batch.response.logits, batch.condition.labels)
 
@@ -536,12 +536,12 @@ class Proxy:
 
 
 @breaks("inverter", "needs")
-class _(RightInverter):
+class InverterNeeds(RightInverter):
     needs = ("conditioner", "generator", "loss", "luck")
 
 
 @breaks("inverter", "shapes")
-class _(RightInverter):
+class InverterShapes(RightInverter):
     def invert(self, target: Any, recipe: Any, parts: Any, recorder: Any) -> Any:
         inversion = super().invert(target, recipe, parts, recorder)
         if target.input_shape != (12,):
@@ -551,7 +551,7 @@ class _(RightInverter):
 
 
 @breaks("inverter", "labels")
-class _(RightInverter):
+class InverterLabels(RightInverter):
     def invert(self, target: Any, recipe: Any, parts: Any, recorder: Any) -> Any:
         if recipe.labels == [2, 0]:
             recipe = recipe.model_copy(update={"labels": None})
@@ -619,7 +619,7 @@ def test_an_inversion_that_cannot_be_saved_or_loaded_is_told(result: Any, words:
 
 
 @breaks("inverter", "recorded")
-class _(RightInverter):
+class InverterRecorded(RightInverter):
     def invert(self, target: Any, recipe: Any, parts: Any, recorder: Any) -> Any:
         inversion = super().invert(target, recipe, parts, recorder)
         if not recorder.stop_requested:
@@ -628,40 +628,40 @@ class _(RightInverter):
 
 
 @breaks("inverter", "stops")
-class _(RightInverter):
+class InverterStops(RightInverter):
     def invert(self, target: Any, recipe: Any, parts: Any, recorder: Any) -> Any:
         return super().invert(target, recipe, parts, Proxy(recorder, stop_requested=False))
 
 
 @breaks("inverter", "resumes")
-class _(RightInverter):
+class InverterResumes(RightInverter):
     def invert(self, target: Any, recipe: Any, parts: Any, recorder: Any) -> Any:
         return super().invert(target, recipe, parts, Proxy(recorder, start=lambda: None))
 
 
 @breaks("inverter", "seeded")
-class _(RightInverter):
+class InverterSeeded(RightInverter):
     def invert(self, *arguments: Any) -> Any:
         np.random.rand()
         return super().invert(*arguments)
 
 
 @breaks("inverter", "target-untouched")
-class _(RightInverter):
+class InverterTargetUntouched(RightInverter):
     def invert(self, target: Any, recipe: Any, parts: Any, recorder: Any) -> Any:
         target.register_forward_hook(lambda *_: None)
         return super().invert(target, recipe, parts, recorder)
 
 
 @breaks("inverter", "device")
-class _(RightInverter):
+class InverterDevice(RightInverter):
     def invert(self, target: Any, recipe: Any, parts: Any, recorder: Any) -> Any:
         target(torch.zeros(2, *target.input_shape))
         return super().invert(target, recipe, parts, recorder)
 
 
 @breaks("inverter", "converges")
-class _(RightInverter):
+class InverterConverges(RightInverter):
     def invert(self, target: Any, recipe: Any, parts: Any, recorder: Any) -> Any:
         still = recipe.optimizer.model_copy(update={"lr": 1e-9})
         return super().invert(target, recipe.model_copy(update={"optimizer": still}), parts, recorder)
@@ -689,56 +689,56 @@ class RightMetric(Metric):
 
 
 @breaks("metric", "fragment")
-class _(RightMetric):
+class MetricFragment(RightMetric):
     def measure(self, study: Any) -> Any:
         found = super().measure(study)
         return {**found, self.name: torch.ones(2) if study.target.num_classes == 10 else 1}
 
 
 @breaks("metric", "entry")
-class _(RightMetric):
+class MetricEntry(RightMetric):
     key = "something-else"
 
 
 @breaks("metric", "per-class")
-class _(RightMetric):
+class MetricPerClass(RightMetric):
     def measure(self, study: Any) -> Any:
         return {**super().measure(study), self.name: 1, "per_class": {9999: {}}}
 
 
 @breaks("metric", "intervals")
-class _(RightMetric):
+class MetricIntervals(RightMetric):
     def measure(self, study: Any) -> Any:
         return {self.name: [{"share": 0.5, "share_interval": [0.6, 0.7]}]}
 
 
 @breaks("metric", "needs")
-class _(RightMetric):
+class MetricNeeds(RightMetric):
     def measure(self, study: Any) -> Any:
         return {**super().measure(study), self.name: len(study.training.labels)}
 
 
 @breaks("metric", "too-few")
-class _(RightMetric):
+class MetricTooFew(RightMetric):
     def measure(self, study: Any) -> Any:
         return {**super().measure(study), self.name: 1 / (len(study.rows("samples", 0)) - 2)}
 
 
 @breaks("metric", "seeded")
-class _(RightMetric):
+class MetricSeeded(RightMetric):
     def measure(self, study: Any) -> Any:
         return {**super().measure(study), self.name: random.random()}
 
 
 @breaks("metric", "study-untouched")
-class _(RightMetric):
+class MetricStudyUntouched(RightMetric):
     def measure(self, study: Any) -> Any:
         study.reference.images.mul_(0.5)
         return {**super().measure(study), self.name: 1}
 
 
 @breaks("metric", "device")
-class _(RightMetric):
+class MetricDevice(RightMetric):
     def measure(self, study: Any) -> Any:
         with study.target.frozen(study.device), torch.no_grad():
             logits = study.target(study.images)
@@ -771,26 +771,26 @@ class Incomplete(RightAttribution):
 
 
 @breaks("attribution", "shapes")
-class _(RightAttribution):
+class AttributionShapes(RightAttribution):
     def attribute(self, target: Any, images: Tensor, *others: Any) -> Tensor:
         maps = super().attribute(target, images, *others)
         return maps.mean(1, keepdim=True) if images.shape[1] == 3 else maps
 
 
 @breaks("attribution", "signs")
-class _(Incomplete):
+class AttributionSigns(Incomplete):
     def attribute(self, *arguments: Any) -> Tensor:
         return -super().attribute(*arguments)
 
 
 @breaks("attribution", "complete")
-class _(RightAttribution):
+class AttributionComplete(RightAttribution):
     def attribute(self, *arguments: Any) -> Tensor:
         return 1.5 * super().attribute(*arguments)
 
 
 @breaks("attribution", "local")
-class _(Incomplete):
+class AttributionLocal(Incomplete):
     local = True
 
     def attribute(self, target: Any, images: Tensor, classes: Tensor, context: Any) -> Tensor:
@@ -798,48 +798,48 @@ class _(Incomplete):
 
 
 @breaks("attribution", "explains-class")
-class _(RightAttribution):
+class AttributionExplainsClass(RightAttribution):
     def attribute(self, target: Any, images: Tensor, classes: Tensor, context: Any) -> Tensor:
         asked = classes if isinstance(target, toy_models.LinearTarget) else classes * 0
         return super().attribute(target, images, asked, context)
 
 
 @breaks("attribution", "explains-scores")
-class _(RightAttribution):
+class AttributionExplainsScores(RightAttribution):
     def attribute(self, target: Any, images: Tensor, classes: Tensor, context: Any) -> Tensor:
         return images * self.slope(images, classes, target)
 
 
 @breaks("attribution", "image-alone")
-class _(Incomplete):
+class AttributionImageAlone(Incomplete):
     def attribute(self, *arguments: Any) -> Tensor:
         maps = super().attribute(*arguments)
         return maps / maps.abs().sum()
 
 
 @breaks("attribution", "rows")
-class _(RightAttribution):
+class AttributionRows(RightAttribution):
     def attribute(self, target: Any, images: Tensor, *others: Any) -> Tensor:
         target(images.repeat(5, *(1,) * (images.dim() - 1)))
         return super().attribute(target, images, *others)
 
 
 @breaks("attribution", "seeded")
-class _(RightAttribution):
+class AttributionSeeded(RightAttribution):
     def attribute(self, *arguments: Any) -> Tensor:
         np.random.rand()
         return super().attribute(*arguments)
 
 
 @breaks("attribution", "target-untouched")
-class _(RightAttribution):
+class AttributionTargetUntouched(RightAttribution):
     def attribute(self, target: Any, *others: Any) -> Tensor:
         target.register_forward_hook(lambda *_: None)
         return super().attribute(target, *others)
 
 
 @breaks("attribution", "device")
-class _(RightAttribution):
+class AttributionDevice(RightAttribution):
     def attribute(self, *arguments: Any) -> Tensor:
         maps = super().attribute(*arguments)
         return maps * torch.ones(maps.shape)
@@ -886,40 +886,40 @@ class RightLoader(Loader):
 
 
 @breaks("loader", "named")
-class _(RightLoader):
+class LoaderNamed(RightLoader):
     pass
 
 
-_.name = "Right Loader"
+LoaderNamed.name = "Right Loader"
 
 
 @breaks("loader", "documented")
-class _(RightLoader):
+class LoaderDocumented(RightLoader):
     pass
 
 
-_.__doc__ = None
+LoaderDocumented.__doc__ = None
 
 
 @breaks("loader", "has-help")
-class _(RightLoader):
+class LoaderHasHelp(RightLoader):
     help = ""
 
 
 @breaks("loader", "accepts")
-class _(RightLoader):
+class LoaderAccepts(RightLoader):
     def accepts(self, path: Path) -> bool:
         return path.is_file()
 
 
 @breaks("loader", "loads")
-class _(RightLoader):
+class LoaderLoads(RightLoader):
     def changed(self, weight: Tensor) -> Tensor:
         return weight + 0.1 * torch.rand(weight.shape)
 
 
 @breaks("loader", "target-kept")
-class _(RightLoader):
+class LoaderTargetKept(RightLoader):
     def load(self, path: Path, options: TargetOptions) -> Any:
         target = super().load(path, options)
         target.description = target.description.model_copy(update={"num_classes": 4})
@@ -927,13 +927,13 @@ class _(RightLoader):
 
 
 @breaks("loader", "user-wins")
-class _(RightLoader):
+class LoaderUserWins(RightLoader):
     def said(self, options: TargetOptions) -> dict[str, Any]:
         return {}
 
 
 @breaks("loader", "refuses-torn")
-class _(RightLoader):
+class LoaderRefusesTorn(RightLoader):
     def read(self, path: Path) -> Any:
         return json.loads(path.read_text())
 
@@ -947,72 +947,72 @@ class RightTarget(ModuleTarget):
 
 
 @breaks("target", "documented")
-class _(RightTarget):
+class TargetDocumented(RightTarget):
     pass
 
 
-_.__doc__ = None
+TargetDocumented.__doc__ = None
 
 
 @breaks("target", "facts")
-class _(RightTarget):
+class TargetFacts(RightTarget):
     class_names = property(lambda self: ["only one"], lambda self, names: None)
 
 
 @breaks("target", "logits")
-class _(RightTarget):
+class TargetLogits(RightTarget):
     def forward(self, images: Tensor) -> Tensor:
         logits = super().forward(images)
         return logits if torch.is_autocast_enabled("cpu") else logits.double()
 
 
 @breaks("target", "responds")
-class _(RightTarget):
+class TargetResponds(RightTarget):
     def respond(self, images: Tensor, layers: Any = ()) -> Any:
         response = super().respond(images, layers)
         return interpkit.Response(response.logits + 1, response.features, response.feature_layer)
 
 
 @breaks("target", "unknown-layer")
-class _(RightTarget):
+class TargetUnknownLayer(RightTarget):
     def respond(self, images: Tensor, layers: Any = ()) -> Any:
         return super().respond(images, [layer for layer in layers if not layer.startswith("no.")])
 
 
 @breaks("target", "gradients")
-class _(RightTarget):
+class TargetGradients(RightTarget):
     def forward(self, images: Tensor) -> Tensor:
         return super().forward(images.sqrt())  # its slope at black is infinite
 
 
 @breaks("target", "image-alone")
-class _(RightTarget):
+class TargetImageAlone(RightTarget):
     def forward(self, images: Tensor) -> Tensor:
         return super().forward(images) + images.mean() * torch.arange(3, device=images.device)
 
 
 @breaks("target", "frozen")
-class _(RightTarget):
+class TargetFrozen(RightTarget):
     @contextmanager
     def frozen(self, *arguments: Any) -> Iterator[None]:
         yield
 
 
 @breaks("target", "untouched")
-class _(RightTarget):
+class TargetUntouched(RightTarget):
     def forward(self, images: Tensor) -> Tensor:
         torch.rand(1)
         return super().forward(images)
 
 
 @breaks("target", "device")
-class _(RightTarget):
+class TargetDevice(RightTarget):
     def forward(self, images: Tensor) -> Tensor:
         return super().forward(images) + torch.zeros(3)
 
 
 @breaks("target", "bf16")
-class _(RightTarget):
+class TargetBf16(RightTarget):
     def forward(self, images: Tensor) -> Tensor:
         return self.raw(images)
 
@@ -1028,7 +1028,7 @@ class _Uphill(torch.autograd.Function):
 
 
 @breaks("target", "converges")
-class _(RightTarget):
+class TargetConverges(RightTarget):
     def forward(self, images: Tensor) -> Tensor:
         return super().forward(_Uphill.apply(images))
 
