@@ -142,6 +142,9 @@ from .inversion.checkpoint import (
 from .inversion.checkpoint import (
     snapshot as snapshot,
 )
+from .inversion.loop import (
+    GeneratorInverter as GeneratorInverter,
+)
 from .inversion.objective import (
     Objective as Objective,
 )

@@ -42,6 +42,8 @@ TRACE = "INTERPKIT_TRACE_PLUGINS"
 DECLARED_INTERFACE = "INTERPKIT_INTERFACE"
 """The name by which a plugin's module may say which version of the interfaces it is made for."""
 SLOW_IMPORT_SECONDS = 10.0
+DEFAULT_INVERTER = "generator"
+"""The inverter of a recipe that names none, and its plugin."""
 
 log = logging.getLogger("interpkit")
 
@@ -104,7 +106,6 @@ class Plugins:
         leave_out: Collection[str] = (),
         only: Collection[str] | None = None,
     ) -> None:
-        from interpkit.inversion.loop import GeneratorInverter
         from interpkit.plugins.registry import Registry
 
         self.registry: Registry = Registry()
@@ -113,7 +114,6 @@ class Plugins:
         self._manager.add_hookspecs(hookspecs)
         if os.environ.get(TRACE, "0") not in ("", "0"):
             self._manager.add_hookcall_monitoring(_trace_call, _trace_result)
-        self.registry.add(GeneratorInverter, "interpkit", DISTRIBUTION)
         if entry_points is None:
             _warn_of_namesake()
             entry_points = importlib.metadata.entry_points(group=ENTRY_POINTS)
@@ -404,7 +404,10 @@ def _choice(
     for name in leave_out:
         if name in names:
             return setting("no_plugin", name)
-    return f"{LOAD}={','.join(only)}" if only is not None and not names & set(only) else None
+    # Recipes name the default inverter where the user names none, so its plugin is loaded in any case.
+    if only is None or names & {*only, DEFAULT_INVERTER}:
+        return None
+    return f"{LOAD}={','.join(only)}"
 
 
 _left_out: tuple[str, ...] = ()
