@@ -105,7 +105,7 @@ BROKEN = {
     ),
     "does not mark a hook": (
         REGISTER_GOOD + "def inversion_step(record):\n    pass\n",
-        "is not marked as a hook, and so is never called: write @interpkit.hookimpl above it",
+        "is not marked as a hook, so it is never called: write @interpkit.hookimpl above it",
     ),
     "registers an abstract class": (
         """
@@ -277,14 +277,15 @@ def test_only_the_plugins_that_are_named_are_loaded(find: Find, caplog: pytest.L
     assert "INTERPKIT_LOAD_PLUGINS names 'tree', which is no installed plugin" in caplog.text
     none = Plugins(points, only=[])
     assert [p.status for p in none.found.values()] == ["disabled", "disabled"]
-    assert none.registry.names("inverter") == ["generator"] and none.registry.names("loss") == []
+    assert none.registry.names("loss") == []
 
 
 @pytest.mark.parametrize(("chosen", "ok"), [("vecmat , losses", {"vecmat", "losses"}), ("", set())])
 def test_the_variable_says_which_are_loaded(monkeypatch: pytest.MonkeyPatch, chosen: str, ok: set[str]) -> None:
     monkeypatch.setenv("INTERPKIT_LOAD_PLUGINS", chosen)
     with leaving_out([]):
-        assert {p.name for p in installed().found.values() if p.status == "ok"} == ok
+        default = {"generator"}  # the plugin of the default inverter, which a recipe names where the user names none
+        assert {p.name for p in installed().found.values() if p.status == "ok"} == ok | default
         with leaving_out(["robust"]):
             assert installed().found["robust"].left_out == "leaving_out(['robust'])"
         assert installed().found["robust"].left_out == f"INTERPKIT_LOAD_PLUGINS={chosen.replace(' ', '')}"
