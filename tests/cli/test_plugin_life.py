@@ -417,7 +417,7 @@ def test_a_loader_that_fails_is_named_and_takes_no_other_with_it(
 
 def test_a_run_means_by_a_name_what_it_meant_when_it_was_made(add_plugin: Any, run_copy: Path) -> None:
     add_plugin(type("Twin", (UpConvGenerator,), {}))
-    with pytest.raises(UsageError, match=r"say vecmat:upconv or mine:upconv, or leave a plugin out by --no-plugin"):
+    with pytest.raises(UsageError, match=r"say vecmat:upconv or mine:upconv, or leave a plugin out by leaving_out"):
         interpkit.plugins.discovery.installed().component("generator", "upconv")
     for command in (["sample", run_copy, "--count", "1"], ["evaluate", run_copy, "--metric", "diversity"]):
         result = cli(*command)

@@ -70,7 +70,7 @@ def test_an_interrupt_ends_with_130_and_the_same_command_resumes(
         pressed.setattr(ShardJob, "_make", interrupted)
         result = in_shards(finished_run, tmp_path / "out")
         assert result.exit_code == 130
-        assert "finished shards stay" in result.stderr and "the same command makes the others" in result.stderr
+        assert "finished shards stay" in result.stderr and "the same command writes the others" in result.stderr
     assert [path.name for path in (tmp_path / "out").glob("samples-*")] == ["samples-000000.safetensors"]
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     result = in_shards(finished_run, tmp_path / "out")
@@ -86,10 +86,10 @@ def test_an_interrupt_ends_with_130_and_the_same_command_resumes(
     [
         (["--accepted"], "add --shard-size 10000"),
         (["--format", "parquet"], "add --shard-size 10000"),
-        (["--shard-size", "5", "--count", "9"], "takes --count N and --out FOLDER"),
-        (["--shard-size", "5", "--out", "x"], "takes --count N and --out FOLDER"),
-        (["--shard-size", "5", "--count", "9", "--out", "x", "--png", "y.png"], "neither --per-class nor --png"),
-        (["--shard-size", "5", "--per-class", "9", "--out", "x"], "takes --count N"),
+        (["--shard-size", "5", "--count", "9"], "needs --count N and --out FOLDER"),
+        (["--shard-size", "5", "--out", "x"], "needs --count N and --out FOLDER"),
+        (["--shard-size", "5", "--count", "9", "--out", "x", "--png", "y.png"], "excludes --per-class and --png"),
+        (["--shard-size", "5", "--per-class", "9", "--out", "x"], "needs --count N"),
         (["--shard-size", "5", "--count", "9", "--out", "x", "--format", "zip"], "'zip' is not one of"),
         (["--device", "none"], "--device none: .* Use auto or cpu"),
     ],

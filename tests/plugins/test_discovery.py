@@ -105,7 +105,7 @@ BROKEN = {
     ),
     "does not mark a hook": (
         REGISTER_GOOD + "def inversion_step(record):\n    pass\n",
-        "is not marked as a hook, and so is never called: write @interpkit.hookimpl above it",
+        "is not marked as a hook, so it is never called: write @interpkit.hookimpl above it",
     ),
     "registers an abstract class": (
         """

@@ -38,7 +38,7 @@ def test_a_function_takes_its_own_kind_alone(kind: str, tiny_target: interpkit.T
     own = one_of(kind, tiny_target)
     for other, function in FUNCTIONS.items():
         if other != kind:
-            with pytest.raises(interpkit.UsageError, match=rf"is a {kind}, not a {other}: check_{kind}\."):
+            with pytest.raises(interpkit.UsageError, match=rf"is a {kind}, not a {other}: call check_{kind}\."):
                 function(own)
 
 
