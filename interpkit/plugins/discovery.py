@@ -127,7 +127,7 @@ class Plugins:
                 )
         for name in only or ():
             if name not in names:
-                log.warning("%s names %r, which is no installed plugin.%s", LOAD, name, did_you_mean(name, names))
+                log.warning("%s names %r, which is not an installed plugin.%s", LOAD, name, did_you_mean(name, names))
         for name, sharing in itertools.groupby(points, lambda point: point.name):
             self._load(name, [(point, _choice(point, leave_out, only)) for point in sharing])
 
@@ -415,7 +415,7 @@ _left_out: tuple[str, ...] = ()
 
 @contextmanager
 def leaving_out(names: Collection[str]) -> Iterator[None]:
-    """Load no plugin of these names in this block: `installed` is made anew for it, and again after it."""
+    """Load no plugin of these names in this block: `installed` loads the plugins again for it, and again after it."""
     global _left_out
     before, _left_out = _left_out, tuple(names)
     installed.cache_clear()

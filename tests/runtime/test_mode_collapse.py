@@ -206,7 +206,7 @@ def test_a_resumed_run_does_not_tell_it_again(
 
 
 def test_most_classes_at_once_are_told_with_the_rate_as_a_likely_cause(caplog: pytest.LogCaptureFixture) -> None:
-    recorder = Recorder(100, class_names=["a", "b"])
+    recorder = Recorder(100, class_names=["a", "b"], variety_preset="varied")
     labels = torch.arange(16) % 2
     for step in range(1, 101):
         logits = torch.eye(2)[labels] if step < 70 else torch.eye(2)[torch.zeros(16, dtype=torch.long)]
@@ -214,7 +214,7 @@ def test_most_classes_at_once_are_told_with_the_rate_as_a_likely_cause(caplog: p
         recorder.step(step, loss, {"ce": loss}, torch.ones(16, 1, 12, 12), logits, labels)
     assert caplog.messages == [
         "at step 50 the images of 2 of 2 classes (a, b) are one picture each: try a lower rate, more weight on a term "
-        "for variety, or presets=['training-like'] over the recipe"
+        "for variety, or presets=['varied'] over the recipe"
     ]
 
 
