@@ -140,7 +140,7 @@ class RecoverableTraining(TrainingState):
 
     @phase("checkpoints")
     def keep_good_state(self) -> None:
-        """Copy the current state from time to time, if the run may still have to return to it and its weights are finite.
+        """Copy the current state from time to time, if its weights are finite and the run may have to return to it.
 
         The values of all steps so far have been checked.
         """

@@ -204,7 +204,7 @@ def test_a_generator_without_a_latent_dim_is_told_before_the_first_step(
             del self.latent_dim
 
     add_plugin(Forgetful)
-    with pytest.raises(PluginError, match=r"generator 'faulty' of the plugin 'mine' broke a promise.*latent_dim"):
+    with pytest.raises(PluginError, match=r"generator 'faulty' of the plugin 'mine' violates its interface contract.*latent_dim"):
         interpkit.invert(tiny_target, **quick(generator="faulty", options=None) | {"options": {}})
 
 
@@ -325,7 +325,7 @@ def test_an_inverter_that_raises_is_named_by_the_place_of_its_code(
         (
             lambda x: x[:, :, 1:],
             PluginError,
-            r"'faulty' broke a promise.*\(N, 1, 12, 12\).*not \(3, 1, 11, 12\) and \(3,",
+            r"'faulty' violates its interface contract.*\(N, 1, 12, 12\).*not \(3, 1, 11, 12\) and \(3,",
         ),
         (lambda x: x[1:], PluginError, r"labels \(N,\), not \(2, 1, 12, 12\) and \(3,\)"),
         (lambda x: x / 0, RunError, r"^the images turned non-finite at step 1 \(plugin 'mine'\)"),

@@ -78,7 +78,7 @@ def test_auto_goes_back_to_the_last_good_state_and_on_in_fp32(
     assert [json.loads(line)["step"] for line in lines] == [1, 10, 20, 30]
     assert caplog.messages == [
         "in bf16 the term 'narrow' turned non-finite at step 26 (plugin 'mine'): "
-        "going back to step 10, and on from there in fp32"
+        "the run returns to step 10 and continues in fp32"
     ]
     manifest = Run.open(tmp_path / "run").manifest().to_dict()
     assert manifest["precision"] == "fp32"
@@ -110,7 +110,7 @@ def test_a_resumed_run_falls_back_where_the_whole_one_does(
 
 def test_bf16_that_was_typed_stops_with_advice(add_plugin: Add, tiny_target: interpkit.Target, quick: Quick) -> None:
     add_plugin(Narrow)
-    with pytest.raises(RunError, match=r"turned non-finite at step 26 .*tried at 0.3 times the rate"):
+    with pytest.raises(RunError, match=r"turned non-finite at step 26 .*diverged at 0.3 times the rate"):
         interpkit.invert(tiny_target, **quick(steps=30, losses={"narrow": 1.0}, precision="bf16"))
 
 
@@ -127,9 +127,9 @@ def test_what_turns_non_finite_in_fp32_as_well_stops(
     add_plugin(Hopeless)
     with pytest.raises(RunError, match=r"the term 'hopeless' turned non-finite at step 12 .*'optimizer\.lr': 0\.0002"):
         interpkit.invert(tiny_target, **quick(steps=20, losses={"hopeless": 1.0}, precision="auto"))
-    assert [message.rpartition(", ")[2] for message in caplog.messages] == [
-        "and on from there in fp32",
-        "and on from there at 0.3 times the rate",
+    assert [message.rpartition(" and ")[2] for message in caplog.messages] == [
+        "continues in fp32",
+        "continues at 0.3 times the rate",
     ]
 
 
@@ -203,7 +203,7 @@ def test_a_run_that_diverges_goes_back_and_on_at_a_lower_rate(
     settings = quick(steps=30, losses={"steep": 1.0}, options=RATE)
     inversion = interpkit.invert(tiny_target, out=tmp_path / "run", **settings)
     assert caplog.messages == [
-        f"the term 'steep' {told}: going back to step 10, and on from there at 0.3 times the rate"
+        f"the term 'steep' {told}: the run returns to step 10 and continues at 0.3 times the rate"
     ]
     assert [record.step for record in inversion.history] == [1, 10, 20, 30]
     places = [record.terms["steep"] for record in inversion.history]
@@ -338,7 +338,7 @@ def test_the_same_step_is_taken_again_with_half_as_many_images_at_a_time(
     Hungry.drawn.clear()
     inversion = interpkit.invert(tiny_target, out=tmp_path / "run", **quick(losses={"hungry": 1.0}))
     assert inversion.steps_done == 12
-    assert caplog.messages == ["out of memory at step 4: from here on with micro_batch=4"]
+    assert caplog.messages == ["out of memory at step 4: the run continues with micro_batch=4"]
     assert Run.open(tmp_path / "run").manifest().micro_batch == 4
     assert len(Hungry.drawn) == 13
     assert torch.equal(Hungry.drawn[3], Hungry.drawn[4])  # once before and once after

@@ -85,7 +85,7 @@ def test_where_compiling_fails_it_is_said_once_and_the_run_goes_on(
     slow = interpkit.invert(tiny_target, **quick(steps=3, compile="on"))
     assert [r.loss for r in slow.history] == [r.loss for r in plain.history]
     (message,) = [record.getMessage() for record in caplog.records if record.name == "interpkit"]
-    assert "cannot be compiled, so it runs as it is (compile='off')" in message
+    assert "cannot be compiled, so it runs uncompiled (compile='off')" in message
     assert "no C++ compiler" in message
 
 

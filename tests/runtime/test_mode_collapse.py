@@ -178,7 +178,7 @@ def test_a_generator_that_ignores_its_latent_for_a_class_is_told_while_it_trains
     pictures = [message for message in caplog.messages if "one picture" in message]
     assert len(pictures) == 1
     assert pictures[0].startswith(
-        "at step 50 the images of 1 of 3 classes (class 1) are one picture each: try more weight"
+        "at step 50 the images of 1 of 3 classes (class 1) have collapsed to one picture per class: try more weight"
     )
     assert told_at[0] == 51
     collapsed = Run.open(tmp_path).manifest().collapsed
@@ -213,8 +213,8 @@ def test_most_classes_at_once_are_told_with_the_rate_as_a_likely_cause(caplog: p
         loss = torch.tensor(1.0)
         recorder.step(step, loss, {"ce": loss}, torch.ones(16, 1, 12, 12), logits, labels)
     assert caplog.messages == [
-        "at step 50 the images of 2 of 2 classes (a, b) are one picture each: try a lower rate, more weight on a term "
-        "for variety, or presets=['training-like'] over the recipe"
+        "at step 50 the images of 2 of 2 classes (a, b) have collapsed to one picture per class: try a lower rate, "
+        "more weight on a term for variety, or presets=['training-like'] over the recipe"
     ]
 
 

@@ -81,7 +81,7 @@ def test_tied_and_strided_weights_are_written_whole(tmp_path: Path) -> None:
         ),
         ({"arch_args": ARGUMENTS | {"widths": [4, 4]}}, r"is not what the module is: .*missing"),
         ({"arch_args": None}, r"interpkit:cnn"),
-        ({"path": "net.pt"}, r"net.pt: a classifier's file ends in .safetensors"),
+        ({"path": "net.pt"}, r"net.pt: the name of a classifier's file must end in .safetensors"),
     ],
     ids=["architecture", "family", "shape", "missing", "no arguments", "ending"],
 )

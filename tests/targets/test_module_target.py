@@ -293,7 +293,7 @@ def test_a_layer_that_takes_no_part_is_named() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return self.used(x)
 
-    with pytest.raises(UsageError, match="'unused' takes no part"):
+    with pytest.raises(UsageError, match="'unused' does not run"):
         plain(Lazy(), (4,)).respond(torch.rand(2, 4), ["unused"])
 
 
@@ -327,7 +327,7 @@ def test_a_target_is_told_and_describes_itself() -> None:
         ((1, 12, 12), {"mean": float("inf")}, UsageError, "mean"),
         ((1, 12, 12), {"mean": [0.5, 0.5]}, UsageError, "mean takes 1 or 1 values|mean takes 1 value"),
         ((1, 12, 12), {"input_range": (1.0, 1.0)}, UsageError, "LO < HI"),
-        ((1, 12, 12), {"num_classes": 4}, ModelError, "gives 3 logits, but 4 classes.*num_classes=3"),
+        ((1, 12, 12), {"num_classes": 4}, ModelError, "returns 3 logits, but 4 classes.*num_classes=3"),
         ((1, 12, 12), {"class_names": ["a", "b"]}, UsageError, "has 3 classes, but 2 names"),
     ],
 )
@@ -354,9 +354,9 @@ class NoLogits(nn.Module):
 @pytest.mark.parametrize(
     ("net", "words"),
     [
-        (nn.Conv2d(1, 3, 1), r"gives \(6, 3, 12, 12\) for 6 images"),
+        (nn.Conv2d(1, 3, 1), r"returns \(6, 3, 12, 12\) for 6 images"),
         (nn.Sequential(nn.Flatten(0), nn.Linear(288, 3)), r"fails on an input of shape \(6, 1, 12, 12\)"),
-        (NoLogits(), r"it gives \(6, 0\) for 6 images; logits are \(6, n\)"),
+        (NoLogits(), r"it returns \(6, 0\) for 6 images; logits have the shape \(6, n\)"),
     ],
 )
 def test_a_module_that_gives_no_logits_is_refused(net: nn.Module, words: str) -> None:
