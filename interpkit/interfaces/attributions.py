@@ -1,4 +1,4 @@
-"""The interface of an attribution method, and what it is asked: which pixels speak for a class, and against what."""
+"""The interface of an attribution method, which explains which pixels support a class, compared with what."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from interpkit.interfaces.targets import Target
 
 
 class Contrast(nn.Module):
-    """Images -> logits less the logit of one class: column a is "why a rather than that class?".
+    """Images -> logits minus the logit of one class: column a answers "why a rather than that class?".
 
     Args:
         target: the classifier.
-        against: the class whose logit is taken off.
+        against: the class whose logit is subtracted.
     """
 
     def __init__(self, target: Target, against: int) -> None:
@@ -34,16 +34,16 @@ class Contrast(nn.Module):
 
 @dataclass(frozen=True)
 class AttributionContext:
-    """What a method is given beside the images.
+    """The arguments of an attribution method besides the images.
 
     Attributes:
-        scores: images (B, *input_shape) -> scores (B, n), of which the column of an image's class is explained: the
-            target itself, or logit differences (`Contrast`). Any method of Captum takes it, with ``target=classes``.
+        scores: images (B, *input_shape) -> scores (B, n); the method explains the column of each image's class. It is
+            the target itself, or logit differences (`Contrast`). Any Captum method accepts it with ``target=classes``.
         baselines: (M, *input_shape) in [0, 1], images without evidence, on the images' device; M > 1 is a
-            distribution, whose mean is taken.
-        layer: the layer that the user named, one of ``target.layers()``; None leaves the choice to the method.
-        rows: the most images that may pass the target at once; at least as many as are given.
-        note: tells the user something once, in a sentence.
+            distribution, over which the method averages.
+        layer: the layer that the user specified, one of ``target.layers()``; None leaves the choice to the method.
+        rows: the maximum number of images per forward pass of the target; at least the number of images.
+        note: shows the user a one-sentence message, once.
     """
 
     scores: nn.Module
@@ -54,7 +54,7 @@ class AttributionContext:
 
 
 class Attribution(Component, ABC):
-    """Says what each pixel contributes to the score of a class.
+    """Computes how much each pixel contributes to the score of a class.
 
     Args:
         options: an instance of the class's ``Options``; defaults if left out.
@@ -62,10 +62,10 @@ class Attribution(Component, ABC):
 
     options: Options
     default: ClassVar[bool] = False
-    """Whether it explains where the user names no method; of several, the one that was registered first."""
+    """Whether this method is used if the user does not specify one; of several, the first registered wins."""
     complete: ClassVar[bool] = False
-    """Whether a map adds up to the image's score less the baselines' mean score (completeness, Sundararajan et al.
-    2017, section 3); how far it misses is then reported."""
+    """Whether a map sums to the image's score minus the baselines' mean score (completeness, Sundararajan et al.
+    2017, section 3). If so, interpkit reports the completeness error."""
     local: ClassVar[bool] = False
     """Whether a map is a gradient, score per unit of a pixel, rather than contributions to the score."""
 
@@ -74,16 +74,16 @@ class Attribution(Component, ABC):
 
     @abstractmethod
     def attribute(self, target: Target, images: Tensor, classes: Tensor, context: AttributionContext) -> Tensor:
-        """Return maps, (B, *input_shape): positive speaks for the class, negative against it.
+        """Return maps, (B, *input_shape): positive values support the class, negative values oppose it.
 
-        The target is frozen and torch's global generators are seeded; gradients are on.
+        The target is frozen, torch's global generators are seeded, and gradients are enabled.
 
         Args:
             target: the classifier, for its layers.
             images: (B, *input_shape) in [0, 1], on the target's device.
-            classes: (B,) int64, the column of ``context.scores`` that is explained for each.
-            context: all else.
+            classes: (B,) int64, the column of ``context.scores`` to explain for each image.
+            context: all other arguments.
 
         Raises:
-            UsageError: the method cannot serve this target; says why.
+            UsageError: the method does not support this target; the message explains why.
         """

@@ -11,7 +11,7 @@ INTERFACE_VERSION = 1
 
 
 class Options(pydantic.BaseModel):
-    """Base of every component's ``Options``: one declaration gives validation, defaults, help and TOML.
+    """Base class of every component's ``Options``: one declaration provides validation, defaults, help and TOML.
 
     Example:
         >>> import interpkit
@@ -26,22 +26,22 @@ class Options(pydantic.BaseModel):
 
 
 class Component:
-    """What the core builds by name from a recipe: it has a ``name`` and ``Options``."""
+    """Base class of everything that the core builds by name from a recipe: it has a ``name`` and ``Options``."""
 
     name: ClassVar[str]
-    """What the user types; lower case letters, digits, ``-`` and ``_``."""
+    """The name that the user types: lower case letters, digits, ``-`` and ``_``."""
 
     Options: ClassVar[type[Options]] = Options
 
     waivers: ClassVar[Mapping[str, str]] = {}
-    """Checks of `interpkit.testing` that it does not keep on purpose, each with the reason."""
+    """Checks of `interpkit.testing` that the component fails on purpose, each with the reason."""
 
 
 def register_owner(cls: type, kind: str, name: str, plugin: str) -> None:
-    """Note on a class who registered it and as what, so that messages can name them."""
+    """Record on a class which plugin registered it, and as what, so that messages can name both."""
     cls._interpkit_owner = (kind, name, plugin)  # type: ignore[attr-defined]
 
 
 def owner_of(cls: type) -> tuple[str, str, str] | None:
-    """Return kind, name and plugin of a registered class; None if that very class was not registered."""
+    """Return the kind, name and plugin of a registered class; None if that exact class was not registered."""
     return vars(cls).get("_interpkit_owner")

@@ -1,8 +1,8 @@
-"""Calls of plugins' components: a fault is told with its maker, and what comes back is held to the interfaces.
+"""Call plugins' components: errors name the component and its plugin, and results are checked against the interfaces.
 
-Types, shapes and devices are looked at on each call, which waits for no device; values are where that waits for none
-either, on the CPU. Whether images and terms are finite and in range is looked at where they are read anyway, by
-`interpkit.runtime.recorder`.
+Types, shapes and devices are checked on each call, as this never synchronizes with the device; values are checked on
+the CPU only, for the same reason. `interpkit.runtime.recorder` checks that images and terms are finite and in range,
+because it reads them anyway.
 """
 
 from __future__ import annotations
@@ -48,16 +48,16 @@ KINDS: dict[str, type] = {
     "architectures": Architectures,
     "preset": Preset,
 }
-"""What a plugin can register; the base class tells the kind."""
+"""The kinds of components that a plugin can register, each with its base class."""
 
 
 def kind_of(cls: type) -> str | None:
-    """Return the kind of a class by its base; None if it has none."""
+    """Return the kind of a class, determined by its base class; None if it does not have one."""
     return next((kind for kind, base in KINDS.items() if issubclass(cls, base)), None)
 
 
 def described(component: object) -> str:
-    """Return what a component, or its class, is and whose: ``the loss 'tv' of the plugin 'losses'``."""
+    """Describe a component or its class, with its plugin: ``the loss 'tv' of the plugin 'losses'``."""
     component = getattr(component, "responsible", component)
     cls = component if inspect.isclass(component) else type(component)
     owner = owner_of(cls)
@@ -68,19 +68,19 @@ def described(component: object) -> str:
 
 
 def module_of(component: object) -> str:
-    """Return the top-level name that the code of a component, or of its class, is imported by."""
+    """Return the top-level package or module that defines a component or its class."""
     cls = component if inspect.isclass(component) else type(component)
     return cls.__module__.partition(".")[0]
 
 
 @contextmanager
 def blamed(component: object) -> Iterator[None]:
-    """Turn whatever is raised in this block into an error that names the component, its plugin and the place.
+    """Turn any exception in this block into an error that names the component, its plugin and the line of code.
 
-    Errors of interpkit's own pass, and so does a device's being out of memory: that is nobody's fault.
+    interpkit's own errors pass unchanged, and so do out-of-memory errors, which are not the component's fault.
 
     Raises:
-        PluginError: something else was raised.
+        PluginError: the block raised anything else.
     """
     try:
         yield
@@ -92,8 +92,8 @@ def blamed(component: object) -> Iterator[None]:
         raise PluginError(f"{described(component)} failed: {with_place(error, module_of(component))}.") from error
 
 
-def _broken(component: object, promise: str, seen: str) -> PluginError:
-    return PluginError(f"{described(component)} broke a promise of its interface: {promise}, not {seen}.")
+def _breach(component: object, rule: str, actual: str) -> PluginError:
+    return PluginError(f"{described(component)} violates its interface contract: {rule}, not {actual}.")
 
 
 def _check(
@@ -104,31 +104,31 @@ def _check(
     device: torch.device | None,
     dtypes: str = "floating point",
 ) -> None:
-    """See that a value is a tensor of the shape, the device and the kind of numbers that the interface promises.
+    """Check that a value is a tensor of the shape, on the device and of the kind of dtype that the interface requires.
 
     Raises:
-        PluginError: it is not.
+        PluginError: the value is not such a tensor.
     """
     if not isinstance(value, Tensor):
-        raise _broken(component, f"{what} is a tensor", type(value).__name__)
+        raise _breach(component, f"{what} is a tensor", type(value).__name__)
     if value.shape != shape:
-        raise _broken(component, f"{what} has the shape {shape}", str(tuple(value.shape)))
+        raise _breach(component, f"{what} has the shape {shape}", str(tuple(value.shape)))
     if device is not None and value.device != device:
-        raise _broken(component, f"{what} is on the device {device}", str(value.device))
+        raise _breach(component, f"{what} is on the device {device}", str(value.device))
     if not (value.dtype == torch.int64 if dtypes == "int64" else value.is_floating_point()):
-        raise _broken(component, f"{what} is {dtypes}", str(value.dtype))
+        raise _breach(component, f"{what} is {dtypes}", str(value.dtype))
 
 
 def spec(conditioner: Conditioner) -> ConditionSpec:
     """Return a conditioner's `ConditionSpec`.
 
     Raises:
-        PluginError: it has none.
+        PluginError: ``spec`` is not a `ConditionSpec`.
     """
     with blamed(conditioner):
         value = conditioner.spec
     if not isinstance(value, ConditionSpec):
-        raise _broken(conditioner, "spec is a ConditionSpec", type(value).__name__)
+        raise _breach(conditioner, "spec is a ConditionSpec", type(value).__name__)
     return value
 
 
@@ -136,11 +136,11 @@ def latent_dim(generator: Generator) -> int:
     """Return a generator's ``latent_dim``.
 
     Raises:
-        PluginError: it has none.
+        PluginError: ``latent_dim`` is missing or not valid.
     """
     value = getattr(generator, "latent_dim", None)
     if not isinstance(value, int) or value < 0:
-        raise _broken(generator, "latent_dim is a number, which __init__ sets", repr(value))
+        raise _breach(generator, "latent_dim is a number, which __init__ sets", repr(value))
     return value
 
 
@@ -148,12 +148,12 @@ def layers(loss: InversionLoss, target: Target) -> list[str]:
     """Return the layers that a loss reads.
 
     Raises:
-        PluginError: it fails, or what it returns is no list of names.
+        PluginError: the method fails, or does not return a list of names.
     """
     with blamed(loss):
         names = loss.layers(target)
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise _broken(loss, "layers(target) returns a list of names", repr(names))
+        raise _breach(loss, "layers(target) returns a list of names", repr(names))
     return names
 
 
@@ -169,20 +169,20 @@ def condition(
     """Draw ``count`` conditions; see `Conditioner.sample`.
 
     Args:
-        conditioner: draws them.
+        conditioner: draws the conditions.
         count: the number of images.
-        labels: (count,), the classes to ask for.
+        labels: (count,), the requested classes.
         rng: source of the randomness.
-        check_values: also check, on a CPU, that labels are in range and the rest is finite; the loop does in its first
-            step only.
+        check_values: also check, on a CPU, that labels are in range and the rest is finite; the loop does so in its
+            first step only.
 
     Raises:
-        PluginError: it fails, or what it returns is no condition for so many images.
+        PluginError: the method fails, or does not return a valid condition for ``count`` images.
     """
     with blamed(conditioner):
         drawn = conditioner.sample(count, labels=labels, rng=rng)
     if not isinstance(drawn, Condition):
-        raise _broken(conditioner, "sample returns a Condition", type(drawn).__name__)
+        raise _breach(conditioner, "sample returns a Condition", type(drawn).__name__)
     device = conditioner.device
     _check(conditioner, "Condition.labels", drawn.labels, (count,), device, "int64")
     _check(conditioner, "Condition.distribution", drawn.distribution, (count, conditioner.num_classes), device)
@@ -190,11 +190,11 @@ def condition(
     if check_values and count and device.type == "cpu":
         low, high = drawn.labels.aminmax()
         if low < 0 or high >= conditioner.num_classes:
-            promise = f"Condition.labels are classes, 0 to {conditioner.num_classes - 1}"
-            raise _broken(conditioner, promise, str(int(low if low < 0 else high)))
+            rule = f"Condition.labels are classes, 0 to {conditioner.num_classes - 1}"
+            raise _breach(conditioner, rule, str(int(low if low < 0 else high)))
         for what, values in (("distribution", drawn.distribution), ("vector", drawn.vector)):
             if not values.isfinite().all():
-                raise _broken(conditioner, f"Condition.{what} is finite", "NaN or infinite")
+                raise _breach(conditioner, f"Condition.{what} is finite", "NaN or infinite")
     return drawn
 
 
@@ -202,13 +202,13 @@ def images(generator: Generator, latent: Tensor, condition: Condition, member: T
     """Generate images, (B, *input_shape) float32; see `Generator.forward`.
 
     Args:
-        generator: one, or an ensemble.
+        generator: a single generator or an ensemble.
         latent: (B, latent_dim).
-        condition: for the same B images.
-        member: (B,) int64, which member of an ensemble generates each image; they take turns if left out.
+        condition: the condition of the same B images.
+        member: (B,) int64, which member of an ensemble generates each image; they take turns if omitted.
 
     Raises:
-        PluginError: it fails, or what it returns are not so many images.
+        PluginError: the generator fails, or does not return B images of that shape.
     """
     which = () if member is None or generator.num_members == 1 else (member,)
     with blamed(generator):
@@ -218,41 +218,41 @@ def images(generator: Generator, latent: Tensor, condition: Condition, member: T
 
 
 def views(loss: InversionLoss, batch: GeneratedBatch, rng: torch.Generator) -> Tensor | None:
-    """Return the extra images that a loss asks for; see `InversionLoss.views`.
+    """Return the extra images that a loss requests; see `InversionLoss.views`.
 
     Raises:
-        PluginError: it fails, or what it returns are no images.
+        PluginError: the method fails, or does not return images.
     """
     with blamed(loss):
-        asked = loss.views(batch, rng)
-    if asked is not None:
-        count = len(asked) if isinstance(asked, Tensor) and asked.dim() else 0
-        _check(loss, "views's images", asked, (count, *batch.images.shape[1:]), batch.images.device)
-    return asked
+        extra = loss.views(batch, rng)
+    if extra is not None:
+        count = len(extra) if isinstance(extra, Tensor) and extra.dim() else 0
+        _check(loss, "views's images", extra, (count, *batch.images.shape[1:]), batch.images.device)
+    return extra
 
 
 def maps(method: Attribution, target: Target, images: Tensor, classes: Tensor, context: AttributionContext) -> Tensor:
-    """Return maps of images, of their shape; see `Attribution.attribute`.
+    """Return attribution maps, of the images' shape; see `Attribution.attribute`.
 
     Raises:
-        PluginError: it fails, or what it returns are no such maps.
+        PluginError: the method fails, or does not return such maps.
     """
     with blamed(method):
-        found = method.attribute(target, images, classes, context)
-    _check(method, "attribute's maps", found, tuple(images.shape), images.device)
-    return found
+        result = method.attribute(target, images, classes, context)
+    _check(method, "attribute's maps", result, tuple(images.shape), images.device)
+    return result
 
 
 def loaded(loader: Loader, path: Path, options: TargetOptions) -> Target:
-    """Return the target that a loader makes of a file; see `Loader.load`.
+    """Return the target that a loader reads from a file; see `Loader.load`.
 
     Raises:
-        PluginError: it fails, or what it returns is no target.
+        PluginError: the loader fails, or does not return a target.
     """
     with blamed(loader):
         target = loader.load(path, options)
     if not isinstance(target, Target):
-        raise _broken(loader, "load returns a Target", type(target).__name__)
+        raise _breach(loader, "load returns a Target", type(target).__name__)
     return target
 
 
@@ -260,7 +260,7 @@ def term(loss: InversionLoss, batch: InversionBatch) -> Tensor:
     """Return a term of the objective, a scalar; see `InversionLoss.forward`.
 
     Raises:
-        PluginError: it fails, or what it returns is no scalar.
+        PluginError: the loss fails, or does not return a scalar.
     """
     with blamed(loss):
         value: Tensor = loss(batch)
@@ -272,11 +272,11 @@ def inversion(inverter: Inverter, target: Target, recipe: Recipe, parts: Parts, 
     """Invert a target; see `Inverter.invert`.
 
     Raises:
-        PluginError: what it returns is no inversion.
+        PluginError: the inverter does not return an inversion.
     """
     made = inverter.invert(target, recipe, parts, recorder)
     if not isinstance(made, Inversion):
-        raise _broken(inverter, "invert returns an Inversion", type(made).__name__)
+        raise _breach(inverter, "invert returns an Inversion", type(made).__name__)
     return made
 
 
@@ -284,45 +284,45 @@ def loaded_inversion(inverter: Inverter, stored: StoredInversion) -> Inversion:
     """Return the inversion that a run folder holds; see `Inverter.load`.
 
     Raises:
-        PluginError: it fails, or what it returns is no inversion.
+        PluginError: the inverter fails, or does not return an inversion.
     """
     with blamed(inverter):
         loaded = inverter.load(stored)
     if not isinstance(loaded, Inversion):
-        raise _broken(inverter, "load returns an Inversion", type(loaded).__name__)
+        raise _breach(inverter, "load returns an Inversion", type(loaded).__name__)
     return loaded
 
 
 def files(inversion: Inversion, reserved: Collection[str]) -> dict[str, bytes]:
-    """Return the files of an inversion's own by name; see `Inversion.files`.
+    """Return an inversion's own files by name; see `Inversion.files`.
 
     Raises:
-        PluginError: it fails, or a name or content is not one of a file.
+        PluginError: the method fails, or a file's name or content is not valid.
     """
     with blamed(inversion):
         made = dict(inversion.files())
     for name, content in made.items():
         if not isinstance(name, str) or not FILE_NAME.fullmatch(name) or name.lower() in reserved:
-            raise _broken(inversion, "files() names files of its own, of letters, digits, '.', '_' and '-'", repr(name))
+            raise _breach(inversion, "files() names files of its own, of letters, digits, '.', '_' and '-'", repr(name))
         if not isinstance(content, bytes):
-            raise _broken(inversion, f"files() gives the content of {name} as bytes", type(content).__name__)
+            raise _breach(inversion, f"files() returns the content of {name} as bytes", type(content).__name__)
     return made
 
 
 def sections(inversion: Inversion) -> list[Section]:
-    """Return what the report shows of an inversion beside its samples; see `Inversion.sections`.
+    """Return the sections that an inversion adds to the report; see `Inversion.sections`.
 
     Raises:
-        PluginError: it fails, or a section is none that a page can show.
+        PluginError: the method fails, or the report cannot show a section.
     """
     with blamed(inversion):
         made = list(inversion.sections())
     for section in made:
         if not isinstance(section, Section):
-            raise _broken(inversion, "sections() returns Sections", type(section).__name__)
+            raise _breach(inversion, "sections() returns Sections", type(section).__name__)
         for row in section.rows:
             if len(row) != len(section.columns):
-                raise _broken(inversion, f"a row of {section.title!r} has {len(section.columns)} cells", str(len(row)))
+                raise _breach(inversion, f"a row of {section.title!r} has {len(section.columns)} cells", str(len(row)))
         for strip in section.strips:
             count = min(len(strip.images), MOST_IN_STRIP) or 1
             _check(inversion, f"the strip {strip.title!r}", strip.images, (count, *inversion.target.input_shape), None)

@@ -1,4 +1,4 @@
-"""`DataOptions`: how an inverter, a loss or a metric is given labelled images, so that a run can be repeated."""
+"""`DataOptions`: how an inverter, a loss or a metric receives labeled images, so that a run can be repeated."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from interpkit.io.datasets import TORCHVISION, LabelledImages, load_data
 
 
 class DataOptions(Options):
-    """Base of the ``Options`` of a component that reads labelled images: its option ``data`` names them.
+    """Base class of the ``Options`` of a component that reads labeled images: its option ``data`` names them.
 
-    The manifest of a run records the sha256 of what was read. A run is resumed with the same images only, and one
-    that is repeated from a recipe says in a line if they have changed.
+    The manifest of a run records their sha256. A run can only be resumed with the same images; if a run is repeated
+    from a recipe and they have changed, interpkit logs a warning.
 
     Example:
         >>> import numpy, torch
@@ -38,20 +38,20 @@ class DataOptions(Options):
     @field_validator("data")
     @classmethod
     def _absolute(cls, data: str | None) -> str | None:
-        """Record where the images are, whatever folder the run is repeated from."""
+        """Record an absolute path, so that the run can be repeated from any folder."""
         return data if data is None or data.startswith(TORCHVISION) else str(Path(data).absolute())
 
     def load(self, target: Target) -> LabelledImages:
         """Return the images, (N, *input_shape) float32 in [0, 1], and their labels.
 
         Raises:
-            UsageError: none are named, they cannot be read, or they do not fit the target.
+            UsageError: the option is not set, or the images cannot be read or do not fit the target.
         """
         known = self._read(target)
         return LabelledImages(to_unit(known.images, target), known.labels)
 
     def record(self, target: Target) -> dict[str, str]:
-        """Return what a manifest says of the images: their ``path``, and the ``sha256`` of them and their labels.
+        """Return the manifest's entry for the images: their ``path``, and the ``sha256`` of images and labels.
 
         Raises:
             UsageError: as for `load`.

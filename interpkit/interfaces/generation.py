@@ -1,19 +1,15 @@
-"""`Conditioner` and `Generator`: what is asked for, and what makes the images."""
+"""`Conditioner`, which draws conditions, and `Generator`, which turns them into images."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from interpkit.interfaces.components import Component, Options
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True)
@@ -23,8 +19,8 @@ class ConditionSpec:
     Attributes:
         vector_dim: length of `Condition.vector`; 0 if there is none.
         map_channels: channels M of `Condition.maps`; 0 if there are none.
-        map_size: the smallest side at which the maps still tell the labels apart; a generator asks for maps
-            at least this high and wide.
+        map_size: the smallest side at which the maps still distinguish the labels; a generator requests maps at
+            least this high and wide.
     """
 
     vector_dim: int
@@ -34,12 +30,12 @@ class ConditionSpec:
 
 @dataclass(frozen=True)
 class Condition:
-    """What the generator is asked for, for a batch of B images.
+    """The images that the generator should make: the condition of a batch of B images.
 
     Attributes:
-        labels: (B,) int64, the class asked for.
+        labels: (B,) int64, the requested classes.
         distribution: (B, n) float, the soft distribution P over the classes; rows sum to 1, argmax = labels.
-        vector: (B, vector_dim) float, what the generator is shown.
+        vector: (B, vector_dim) float, the generator's input.
         draw_maps: (height, width) -> (B, M, height, width); None if the condition has no maps.
 
     Example:
@@ -47,7 +43,7 @@ class Condition:
         >>> from interpkit import Condition
         >>> soft = torch.tensor([[0.7, 0.2, 0.1], [0.1, 0.1, 0.8]])
         >>> condition = Condition(labels=soft.argmax(1), distribution=soft, vector=soft)
-        >>> condition.labels, condition.maps(4, 4).shape  # it has no maps
+        >>> condition.labels, condition.maps(4, 4).shape  # without maps
         (tensor([0, 2]), torch.Size([2, 0, 4, 4]))
     """
 
@@ -57,7 +53,7 @@ class Condition:
     draw_maps: Callable[[int, int], Tensor] | None = None
 
     def maps(self, height: int, width: int) -> Tensor:
-        """Return the spatial maps, (B, M, height, width) float; M = 0 where the condition has none."""
+        """Return the spatial maps, (B, M, height, width) float; M = 0 if the condition has none."""
         if self.draw_maps is None:
             return self.vector.new_zeros(len(self.labels), 0, height, width)
         return self.draw_maps(height, width)
@@ -74,12 +70,12 @@ class Conditioner(Component, nn.Module, ABC):
     Args:
         num_classes: n, at least 2.
         input_shape: (C, H, W) or (D,), the shape of one image.
-        options: an instance of the class's ``Options``; defaults if left out.
+        options: an instance of the class's ``Options``; defaults if omitted.
     """
 
     options: Options
     progress: float = 0.0
-    """Share of the training that is done, in [0, 1]; the loop sets it before each step, sampling at 1."""
+    """Completed share of the training, in [0, 1]; the loop sets it before each step, and it is 1 for sampling."""
     anchor: Tensor
 
     def __init__(self, num_classes: int, input_shape: tuple[int, ...], options: Options | None = None) -> None:
@@ -91,7 +87,7 @@ class Conditioner(Component, nn.Module, ABC):
 
     @property
     def device(self) -> torch.device:
-        """The device that conditions are drawn on; the module's own."""
+        """The module's device, on which conditions are drawn."""
         return self.anchor.device
 
     @property
@@ -105,8 +101,8 @@ class Conditioner(Component, nn.Module, ABC):
 
         Args:
             batch_size: B.
-            labels: (B,) int64, the classes to ask for; drawn uniformly if left out.
-            rng: source of the randomness, on `device`; the global one if left out.
+            labels: (B,) int64, the requested classes; drawn uniformly if omitted.
+            rng: source of the randomness, on `device`; the global one if omitted.
         """
 
 
@@ -116,14 +112,14 @@ class Generator(Component, nn.Module, ABC):
     Args:
         spec: the sizes of the conditions.
         input_shape: (C, H, W) or (D,), the shape of one image.
-        options: an instance of the class's ``Options``; defaults if left out.
+        options: an instance of the class's ``Options``; defaults if omitted.
     """
 
     options: Options
     latent_dim: int
     num_members: int = 1
-    """How many generators this one holds, in its submodule ``members``. Where they are several, `forward` accepts a
-    third argument ``member``, (B,) int64: which of them generates each image."""
+    """The number of generators in the submodule ``members``. If there are several, `forward` accepts a third argument
+    ``member``, (B,) int64: which of them generates each image."""
 
     def __init__(self, spec: ConditionSpec, input_shape: tuple[int, ...], options: Options | None = None) -> None:
         super().__init__()
@@ -132,9 +128,9 @@ class Generator(Component, nn.Module, ABC):
         self.options = self.Options() if options is None else options
 
     def start_at(self, level: float) -> None:
-        """Make fresh images come out near ``level``, in (0, 1), all over; a generator that cannot, need not.
+        """Make the first images uniformly close to ``level``, in (0, 1); overriding this is optional.
 
-        The loop asks for it where the target is dead to grey images, the usual start: see
+        The loop calls this if the target has no gradient at gray images, the usual start: see
         `interpkit.inversion.warm_start.warm_start`.
         """
 
@@ -144,5 +140,5 @@ class Generator(Component, nn.Module, ABC):
 
         Args:
             latent: (B, latent_dim), standard normal.
-            condition: for the same B images.
+            condition: the condition of the same B images.
         """

@@ -1,4 +1,4 @@
-"""`Inversion`, the result of every method, and the `Draw` that sampling one returns."""
+"""`Inversion`, the result of every method, and `Draw`, the images drawn from it."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ if TYPE_CHECKING:
     from interpkit.runtime.recorder import StepRecord
 
 SHOWN_CLASSES = 20
-"""A notebook shows the first ones of more classes than these."""
+"""The maximum number of classes that a notebook shows."""
 
 
 @dataclass(frozen=True)
 class Draw:
-    """Images drawn from an inversion, and what was asked for; all on the CPU.
+    """Images drawn from an inversion, and the conditions that they were made for; all on the CPU.
 
     Attributes:
         images: (N, *input_shape) float32 in [0, 1].
-        labels: (N,) int64, the classes asked for.
-        distribution: (N, n) float32, the conditions' distributions P; one-hot where the method asks for labels alone.
+        labels: (N,) int64, the requested classes.
+        distribution: (N, n) float32, the conditions' distributions P; one-hot if the method uses labels alone.
         generator: (N,) int64, which of the generators made each image.
     """
 
@@ -48,22 +48,22 @@ class Draw:
 
     @classmethod
     def join(cls, parts: Sequence[Draw]) -> Draw:
-        """Return the parts one after another."""
+        """Return the parts concatenated."""
         columns = zip(*((p.images, p.labels, p.distribution, p.generator) for p in parts), strict=True)
         return cls(*(torch.cat(column) for column in columns))
 
 
 class Inversion(ABC):
-    """What an inversion method has learned of a target.
+    """The result of an inversion method: what it has learned about a target.
 
-    A method whose result is neither a generator nor a fixed set of images derives a class of its own: `chunk` draws
-    images, `files` are what a run folder keeps of it, and `Inverter.load` makes it from them again.
+    A method whose result is neither a generator nor a fixed set of images derives its own class: `chunk` draws images,
+    `files` returns what a run folder stores, and `Inverter.load` restores the inversion from it.
 
     Attributes:
         target: the classifier.
         recipe: the resolved recipe.
-        history: one record at least every ten steps, of over 100,000 steps 10,000 in all.
-        empty: the classes of which the method has found no image, each with the reason, a phrase.
+        history: a record at least every ten steps; 10,000 records in total for runs of over 100,000 steps.
+        empty: the classes for which the method found no image, each with the reason, a phrase.
 
     Example:
         >>> import torch
@@ -85,7 +85,7 @@ class Inversion(ABC):
 
     @property
     def device(self) -> torch.device:
-        """Where images are made and judged."""
+        """The device on which images are generated and classified."""
         return torch.device("cpu")
 
     def available(self, label: int) -> int | None:
@@ -100,7 +100,7 @@ class Inversion(ABC):
 
     @property
     def steps_done(self) -> int:
-        """The last step that was done."""
+        """The last completed step."""
         return self.history[-1].step if self.history else 0
 
     @property
@@ -110,19 +110,19 @@ class Inversion(ABC):
         return [label for label in labels if label not in self.empty]
 
     def files(self) -> Mapping[str, bytes]:
-        """Return the files of its own, by name: all that `Inverter.load` needs to make the same inversion again.
+        """Return the inversion's own files by name: all that `Inverter.load` needs to restore the same inversion.
 
-        A run folder keeps each as a whole, and lists its sha256 in the manifest. A name is of letters, digits, ``.``,
-        ``_`` and ``-``, begins with a letter or digit, and is none of the run's own, such as ``manifest.json``.
+        A run folder stores each unchanged and lists its sha256 in the manifest. A name consists of letters, digits,
+        ``.``, ``_`` and ``-``, begins with a letter or digit, and is not one of the run's files like ``manifest.json``.
         """
         return {}
 
     def sections(self) -> Sequence[Section]:
-        """Return what the report shows of it beside its samples and figures."""
+        """Return the sections of the report that this inversion adds to its samples and figures."""
         return ()
 
     def fingerprint(self) -> str:
-        """Return a sha256 of what its images are made from; two that draw the same images may share one."""
+        """Return a sha256 of what the images are made from; inversions that draw the same images may share one."""
         digest = hashlib.sha256(self.recipe.inverter.model_dump_json().encode())
         for name, content in sorted(self.files().items()):
             digest.update(f"{name}\0{len(content)}\n".encode() + content)
@@ -140,7 +140,7 @@ class Inversion(ABC):
         """Draw images; see `draw`.
 
         Returns:
-            images, (N, *input_shape) float32 in [0, 1], and the labels asked for, (N,) int64; on the CPU.
+            images, (N, *input_shape) float32 in [0, 1], and the requested labels, (N,) int64; on the CPU.
         """
         drawn = self.draw(per_class, count=count, labels=labels, seed=seed, dropout=dropout)
         return drawn.images, drawn.labels
@@ -156,16 +156,16 @@ class Inversion(ABC):
     ) -> Draw:
         """Draw images, with the conditions they were made for.
 
-        The same arguments give the same images on the same machine, and a larger ``per_class`` or ``count``
-        only adds to those of a smaller one.
+        The same arguments return the same images on the same machine, and a larger ``per_class`` or ``count``
+        only adds images to those of a smaller one.
 
         Args:
-            per_class: images of each class, sorted by class; give this or ``count``, or get 10 per class (or all, if
-                there are fewer).
-            count: images in all, the classes taking turns.
-            labels: the classes; all that have images if left out.
-            seed: of the samples; the recipe's if left out.
-            dropout: keep the generator's dropout on; as the recipe says if left out.
+            per_class: number of images of each class, sorted by class; specify either this or ``count``, or get 10 per
+                class (or all, if there are fewer).
+            count: total number of images; the classes take turns.
+            labels: the classes; all that have images if omitted.
+            seed: random seed of the samples; the recipe's if omitted.
+            dropout: keep the generator's dropout on; the recipe's setting if omitted.
 
         Raises:
             UsageError: an argument is out of range, a label was not inverted or is empty, or there are too few images.
@@ -194,10 +194,10 @@ class Inversion(ABC):
         return drawn
 
     def choose(self, labels: Sequence[int] | None) -> list[int]:
-        """Return the classes that are asked for; all that have images if None.
+        """Return the requested classes; all that have images if None.
 
         Raises:
-            UsageError: one was not inverted or is empty, or there is none.
+            UsageError: a class was not inverted or is empty, or there are no classes.
         """
         classes = self.classes if labels is None else list(labels)
         for label in classes:
@@ -212,10 +212,10 @@ class Inversion(ABC):
         return classes
 
     def check_count(self, classes: Sequence[int], total: int) -> None:
-        """See that ``total`` images can be drawn, the classes taking turns.
+        """Check that ``total`` images can be drawn if the classes take turns.
 
         Raises:
-            UsageError: a class has fewer.
+            UsageError: a class has too few images.
         """
         for place, label in enumerate(classes):
             wanted, available = len(range(place, total, len(classes))), self.available(label)
@@ -231,24 +231,24 @@ class Inversion(ABC):
 
     @abstractmethod
     def chunk(self, labels: Tensor, turns: Tensor, seed: int, dropout: bool) -> Draw:
-        """Make an image for each label, all at once; they depend on nothing but the arguments.
+        """Make an image for each label, all at once; the images depend on the arguments only.
 
         Args:
             labels: (N,) int64, on the CPU.
-            turns: (N,) int64, the number of each image within its class, from 0.
-            seed: of this chunk.
+            turns: (N,) int64, the index of each image within its class, from 0.
+            seed: random seed of this chunk.
             dropout: keep the generator's dropout on.
         """
 
     def to(self, device: torch.device | str) -> Self:
-        """Make and judge images on a device from now on; its random numbers are not those of another kind of device."""
+        """Generate and classify images on a device from now on; each type of device has its own random numbers."""
         return self
 
     def figure(self, per_class: int = 8) -> Figure:
         """Return a matplotlib figure of samples, one row per class, of at most 20 classes.
 
         Raises:
-            UsageError: a class has fewer samples.
+            UsageError: a class has too few samples.
         """
         from interpkit.io.plots import sample_figure
 
@@ -256,7 +256,7 @@ class Inversion(ABC):
         return sample_figure(images, labels, self.target.class_names)
 
     def curves(self) -> Figure:
-        """Return a matplotlib figure of the training: each term and the inversion accuracy, by step."""
+        """Return a matplotlib figure of the training: each term and the inversion accuracy at each step."""
         from interpkit.io.plots import history_figure
 
         records = self.history
@@ -274,10 +274,10 @@ class Inversion(ABC):
             images = (images * 255).round().to(torch.uint8)
         with self.target.frozen(self.device), torch.no_grad():
             batch = images.to(self.device)
-            right = self.target(batch / 255 if batch.dtype == torch.uint8 else batch).argmax(1).cpu() == labels
+            hits = self.target(batch / 255 if batch.dtype == torch.uint8 else batch).argmax(1).cpu() == labels
         sentence = (
             f"Inversion of {self.target.name} by {self.recipe.inverter.name}, {self.steps_done} of "
-            f"{self.recipe.steps} steps, seed {self.recipe.seed}: the target classifies {right.double().mean():.1%} of "
+            f"{self.recipe.steps} steps, seed {self.recipe.seed}: the target classifies {hits.double().mean():.1%} of "
             f"{len(labels)} samples as the class asked for."
         )
         return to_html(sentence, images, labels, self.target.class_names)

@@ -1,4 +1,4 @@
-"""`Inverter`, a whole inversion method; the `Parts` it may be built of, and the `StoredInversion` that it loads."""
+"""`Inverter`, a complete inversion method; the `Parts` that it may use, and the `StoredInversion` that it loads."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 
 
 class Inverter(Component, ABC):
-    """Target + recipe -> inversion: a whole inversion method. The conditioned generator is the default one."""
+    """Target + recipe -> inversion: a complete inversion method. The default is the conditioned generator."""
 
     options: Options
     needs: ClassVar[tuple[str, ...]] = ()
-    """The parts that a recipe must name: of ``conditioner``, ``generator``, ``loss``."""
+    """The parts that a recipe must specify, from ``conditioner``, ``generator`` and ``loss``."""
 
     def __init__(self, options: Options | None = None) -> None:
         self.options = self.Options() if options is None else options
@@ -36,27 +36,27 @@ class Inverter(Component, ABC):
 
         Args:
             target: the classifier.
-            recipe: resolved: every option is filled in.
+            recipe: the resolved recipe, with a value for every option.
             parts: the components that the recipe names.
-            recorder: takes each step's values, and holds the checkpoint to resume from.
+            recorder: receives each step's values, and holds the checkpoint to resume from.
         """
 
     def load(self, stored: StoredInversion) -> Inversion:
         """Return the inversion that a run folder holds, as `invert` returned it.
 
-        An inverter whose `Inversion` is a class of its own overrides this. By default it is one of interpkit's: a
-        `GeneratorInversion` where the run has a generator, else an `ImageInversion` of the run's samples.
+        Override this if `invert` returns an `Inversion` class of your own. By default, the result is a
+        `GeneratorInversion` if the run has a generator, else an `ImageInversion` of the run's samples.
         """
         return stored.default()
 
 
 class StoredInversion(ABC):
-    """What a run folder holds of an inversion.
+    """The inversion that a run folder holds.
 
     Attributes:
         target: the classifier.
         recipe: the resolved recipe.
-        history: of the run.
+        history: the history of the run.
         empty: the classes without an image, each with the reason; see `Inversion.empty`.
     """
 
@@ -70,10 +70,10 @@ class StoredInversion(ABC):
 
     @abstractmethod
     def read(self, name: str) -> bytes:
-        """Return a file of the inversion's own, one that `Inversion.files` gave.
+        """Return one of the inversion's own files, which `Inversion.files` returned.
 
         Raises:
-            RunError: it is missing, or not what the run wrote.
+            RunError: the file is missing, or has changed since the run wrote it.
         """
 
     @abstractmethod
@@ -81,7 +81,7 @@ class StoredInversion(ABC):
         """Return the tensors of such a file in the safetensors format.
 
         Raises:
-            RunError: as for `read`, or it is in another format.
+            RunError: as for `read`, or the file has another format.
         """
 
     @abstractmethod
@@ -97,7 +97,7 @@ class StoredInversion(ABC):
         """Return the trained generator and conditioner of a run that keeps them, as a `GeneratorInversion` does.
 
         Raises:
-            RunError: the run has none, or its weights do not fit its recipe.
+            RunError: the run does not have them, or its weights do not fit its recipe.
         """
 
     @abstractmethod
@@ -107,12 +107,12 @@ class StoredInversion(ABC):
 
 @dataclass(frozen=True)
 class Parts:
-    """The components of a recipe, built for one target; what an inverter needs none of is None or empty.
+    """The components of a recipe, built for one target; those that the recipe does not name are None or empty.
 
     Attributes:
         conditioner: draws the conditions.
         generator: makes the images.
-        losses: by name, each with its weight.
+        losses: the loss terms by name, each with its weight.
     """
 
     conditioner: Conditioner | None = None

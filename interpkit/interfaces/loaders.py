@@ -1,4 +1,4 @@
-"""`Loader` and `Architectures`: how classifiers' files become targets."""
+"""`Loader` and `Architectures`: how classifier files become targets."""
 
 from __future__ import annotations
 
@@ -23,29 +23,29 @@ class Loader(ABC):
 
     @abstractmethod
     def accepts(self, path: Path) -> bool:
-        """Say whether the file or folder looks like this loader's format; cheap, and runs nothing of it."""
+        """Return whether the file or folder appears to have this format; cheap, and must not run code from it."""
 
     @abstractmethod
     def load(self, path: Path, options: TargetOptions) -> Target:
         """Load a target.
 
         Args:
-            path: accepted by `accepts`.
-            options: what the user says of the classifier, each winning over what the file says.
+            path: a file or folder for which `accepts` returned True.
+            options: what the user specified about the classifier, which overrides what the file says.
 
         Raises:
-            ModelError: with what was seen and what to type instead.
+            ModelError: with what was found and what to type instead.
         """
 
     @staticmethod
     def example(folder: Path) -> Path | tuple[Path, TargetOptions]:
-        """Write a small classifier of this format, for `interpkit.testing`, which loads it; optional otherwise.
+        """Write a small classifier in this format; only `interpkit.testing` requires this, to load it.
 
         Args:
-            folder: an empty one.
+            folder: an empty folder.
 
         Returns:
-            the file or folder; and where it does not say all by itself, what a user would have to say.
+            the file or folder and, if it is not self-contained, the options that a user would have to specify.
         """
         raise NotImplementedError
 
@@ -53,7 +53,7 @@ class Loader(ABC):
 class Architectures(ABC):
     """A family of network architectures that a classifier's file may name, as ``FAMILY:NAME``.
 
-    Building one must run nothing but the plugin's own code, whatever the arguments say: they come from files.
+    Building one must run only the plugin's own code, whatever the arguments are: they come from files.
     """
 
     name: ClassVar[str]
@@ -69,5 +69,5 @@ class Architectures(ABC):
         """Build a network with fresh weights; ``arguments`` are JSON values.
 
         Raises:
-            ModelError: the name or an argument is not known.
+            ModelError: the name or an argument is unknown.
         """

@@ -15,14 +15,14 @@ from interpkit.interfaces.targets import Response, Target
 
 @dataclass(frozen=True)
 class GeneratedBatch:
-    """B generated images, before the target has looked at them.
+    """B generated images, before the target's forward pass.
 
     Attributes:
         target: the frozen target.
-        condition: what was asked for.
+        condition: the condition that they were generated for.
         latent: (B, latent_dim).
         images: (B, *input_shape) float32 in [0, 1], with gradient.
-        progress: share of the training that is done, in [0, 1).
+        progress: completed share of the training, in [0, 1).
     """
 
     target: Target
@@ -34,12 +34,12 @@ class GeneratedBatch:
 
 @dataclass(frozen=True)
 class InversionBatch(GeneratedBatch):
-    """A generated batch and the target's response: what a loss is given.
+    """A generated batch and the target's response: the input of a loss.
 
     Attributes:
-        response: to ``images``.
-        views: (V, *input_shape), the extra images that this loss asked for; None if it asked for none.
-        view_response: to ``views``.
+        response: the target's response to ``images``.
+        views: (V, *input_shape), the extra images that this loss requested; None if it did not request any.
+        view_response: the target's response to ``views``.
     """
 
     response: Response
@@ -48,14 +48,14 @@ class InversionBatch(GeneratedBatch):
 
 
 class InversionLoss(Component, nn.Module, ABC):
-    """One term of the training objective: a scalar from one batch. Its parameters are trained along.
+    """One term of the training objective: a scalar from one batch. Its parameters are trained with the generator's.
 
     Args:
-        target: the target that will be inverted; not to be kept.
-        options: an instance of the class's ``Options``; defaults if left out.
+        target: the target to invert; do not keep a reference to it.
+        options: an instance of the class's ``Options``; defaults if omitted.
 
     Raises:
-        UsageError: the term means nothing for this target.
+        UsageError: the term does not apply to this target.
 
     Example:
         >>> import torch
@@ -79,19 +79,19 @@ class InversionLoss(Component, nn.Module, ABC):
 
     @abstractmethod
     def forward(self, batch: InversionBatch) -> Tensor:
-        """Return the term, a scalar with gradient; the weight is applied by the loop.
+        """Return the term, a scalar with gradient; the loop applies the weight.
 
-        It is a mean over the batch, so that a weight means the same for any batch size.
+        Average over the batch, so that a weight has the same effect for any batch size.
         """
 
     def layers(self, target: Target) -> list[str]:
-        """Return the layers whose features the term reads, beyond the target's default."""
+        """Return the layers whose features the term reads, in addition to the target's default."""
         return []
 
     def views(self, batch: GeneratedBatch, rng: torch.Generator) -> Tensor | None:
-        """Return extra images for the target to look at, (V, *input_shape) in [0, 1], or None.
+        """Return extra images for the target to classify, (V, *input_shape) in [0, 1], or None.
 
-        The loop makes one ``target.respond`` of the images and one of all terms' views, and hands each term its
-        slice. Only an inner search calls ``batch.target`` itself.
+        The loop calls ``target.respond`` once on the images and once on the views of all terms, and passes each term
+        its slice. Only an inner search calls ``batch.target`` itself.
         """
         return None

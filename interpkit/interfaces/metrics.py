@@ -1,4 +1,4 @@
-"""The interface of a metric, and the study that it is given: samples, reference data, and classifiers that judge."""
+"""The interface of a metric, and the study that it measures: samples, reference data and evaluators."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ if TYPE_CHECKING:
 Which = Literal["samples", "reference", "training"]
 
 
-class TooFew(InterpkitError):  # noqa: N818  # reads as what it says: raise TooFew("...")
-    """A metric cannot be measured on so few images; says how many it takes. It is left out, with this reason."""
+class TooFew(InterpkitError):  # noqa: N818  # reads well in code: raise TooFew("...")
+    """There are too few images for a metric, which is then left out. The message says how many it requires."""
 
 
 @dataclass(frozen=True)
 class Judgement:
-    """What a classifier says of N images, on the CPU.
+    """A classifier's output for N images, on the CPU.
 
     Attributes:
         logits: (N, n) float32.
@@ -41,20 +41,20 @@ class Judgement:
 
 
 class Study:
-    """What a metric measures: the samples of an inversion, and all that there is to hold them against.
+    """The input of a metric: the samples of an inversion, and all data and classifiers to compare them with.
 
     Args:
         target: the classifier that was inverted.
-        samples: images, labels asked for, and the target's judgement.
-        reference: held-out real images, in the form of `LabelledImages`; None if there are none.
+        samples: the images, the requested labels and the target's predictions.
+        reference: held-out real images as `LabelledImages`; None if there are none.
         training: images that the target was trained on, likewise.
-        evaluators: other classifiers of the same classes, by name.
-        seed: of all that a metric draws by `rng`.
-        device: where the classifiers compute.
+        evaluators: independent classifiers for the same classes, by name.
+        seed: random seed of `rng`.
+        device: the device that the classifiers run on.
 
     Attributes:
         rng: a source of randomness on the CPU.
-        left_out: by name, why a metric or a part of one was not measured.
+        left_out: metrics, or parts of them, that were not measured, by name, each with the reason.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class Study:
 
     @property
     def judges(self) -> dict[str, Target]:
-        """The evaluators by name; the target itself, where there are none."""
+        """The evaluators by name; the target itself if there are none."""
         return self.evaluators or {self.target.name: self.target}
 
     @property
@@ -97,7 +97,7 @@ class Study:
         return sorted(set(self.samples.labels.tolist()))
 
     def labels(self, which: Which) -> Tensor:
-        """Return the labels (N,): those asked for of ``samples``, those given of ``reference`` and ``training``."""
+        """Return the labels (N,): requested labels of ``samples``, true labels of ``reference`` and ``training``."""
         return self.samples.labels if which == "samples" else self._data(which).labels
 
     def unit_images(self, which: Which) -> Tensor:
@@ -107,11 +107,11 @@ class Study:
         return self.images if which == "samples" else to_unit(self._data(which).images, self.target)
 
     def rows(self, which: Which, label: int, most: int | None = None) -> Tensor:
-        """Return the rows of a class (int64), the first ``most`` of them."""
+        """Return the indices (int64) of the images of a class; only the first ``most`` if specified."""
         return (self.labels(which) == label).nonzero()[:most, 0]
 
     def response(self, judge: Target, which: Which) -> Judgement:
-        """Return a classifier's judgement of all images of a kind; computed once."""
+        """Return a classifier's output for all images of a kind; computed once."""
         key = (id(judge), which)
         if key not in self._judgements:
             self._judgements[key] = self.look(judge, self.unit_images(which))
@@ -119,7 +119,7 @@ class Study:
 
     @torch.no_grad()
     def look(self, judge: Target, images: Tensor, batch_size: int = 256) -> Judgement:
-        """Return a frozen classifier's judgement of images in [0, 1]; vectors are put into its own input range."""
+        """Return a frozen classifier's output for images in [0, 1]; vectors are converted to its own input range."""
         if images.dim() == 2:
             units = self.target.low + (self.target.high - self.target.low) * images
             images = (units - judge.low) / (judge.high - judge.low)
@@ -132,16 +132,16 @@ class Study:
         return Judgement(torch.cat(logits), torch.cat(features))
 
     def leave_out(self, name: str, reason: str) -> None:
-        """Note why a metric, or a part of one (``METRIC.PART``), is not measured: say how many images it takes."""
+        """Record why a metric, or a part of one (``METRIC.PART``), is not measured, and how many images it requires."""
         self.left_out[name] = reason
 
     def restart(self) -> None:
-        """Seed `rng` anew, so that no metric's figures depend on which others were measured before it."""
+        """Reset `rng` to its seed, so that a metric's figures do not depend on those measured before it."""
         self.rng.manual_seed(self._seed)
 
     def _data(self, which: Which) -> LabelledImages:
         data = self.reference if which == "reference" else self.training
-        assert data is not None, f"a metric that reads {which} images says so in `needs`"
+        assert data is not None, f"a metric that reads {which} images must list them in `needs`"
         return data
 
 
@@ -149,41 +149,41 @@ class Metric(Component, ABC):
     """Measures samples: one or more numbers for metrics.json.
 
     Args:
-        options: an instance of the class's ``Options``; defaults if left out.
+        options: an instance of the class's ``Options``; defaults if omitted.
     """
 
     options: Options
     needs: ClassVar[tuple[str, ...]] = ()
-    """What it cannot be measured without: of ``reference``, ``training``, ``evaluator``."""
+    """The data that the metric requires, from ``reference``, ``training`` and ``evaluator``."""
     key: ClassVar[str] = ""
-    """Its entry in metrics.json; the metric's name if empty."""
+    """The metric's entry in metrics.json; its name if empty."""
     every_run: ClassVar[bool] = False
-    """Whether it is measured at the end of every inversion; it must be quick and need nothing."""
+    """Whether the metric is measured at the end of every inversion; it must then be fast and have no `needs`."""
     describe: ClassVar[Mapping[str, str]] = {}
-    """What each of its figures means, one sentence each, by a regular expression for the whole dotted name of the
+    """The meaning of each figure, one sentence each, keyed by a regular expression for the whole dotted name of the
     figure in metrics.json (``evaluators\\..*\\.agreement``). The report shows it; a figure without a description
     gets the first line of the metric's docstring."""
     columns: ClassVar[Mapping[str, str]] = {}
-    """The columns that it adds to the table of classes: by title, a regular expression for the dotted name of a
-    figure in a class's row. ``{}`` in the title stands for what the expression's first group matches."""
+    """The columns that the metric adds to the table of classes: by title, a regular expression for the dotted name of
+    a figure in a class's row. ``{}`` in the title stands for what the expression's first group matches."""
     schema: ClassVar[type[pydantic.BaseModel] | None] = None
-    """What its entry in metrics.json looks like, overall and per class, to check a file that is read; JSON if None."""
+    """The schema of its entry in metrics.json, overall and per class, for validation on reading; any JSON if None."""
 
     def __init__(self, options: Options | None = None) -> None:
         self.options = self.Options() if options is None else options
 
     @classmethod
     def warnings(cls, metrics: Mapping[str, Any]) -> list[str]:
-        """Return what a reader of metrics.json should not miss, one sentence or two each; nothing where all is well.
+        """Return what a reader of metrics.json should not miss, one or two sentences each; empty if all is well.
 
         Args:
-            metrics: the content of metrics.json; what was not measured is missing there.
+            metrics: the content of metrics.json, without what was not measured.
         """
         return []
 
     @classmethod
     def summary(cls, metrics: Mapping[str, Any]) -> str:
-        """Return a sentence for the paragraph that opens the report; empty if there is nothing to say.
+        """Return a sentence for the first paragraph of the report, or an empty string.
 
         Args:
             metrics: the content of metrics.json.
@@ -192,12 +192,12 @@ class Metric(Component, ABC):
 
     @abstractmethod
     def measure(self, study: Study) -> Mapping[str, Any]:
-        """Return a fragment of metrics.json, of JSON values, finite.
+        """Return a fragment of metrics.json: finite JSON values.
 
-        Its keys replace those of metrics.json, but ``per_class``: a mapping from a label to a fragment, merged into
-        the class's row of the list ``per_class``. A share ``NAME`` may stand beside its interval ``NAME_interval``.
+        Its keys replace those of metrics.json, except ``per_class``: a mapping from a label to a fragment, merged into
+        the class's row of the list ``per_class``. A share ``NAME`` may come with its interval ``NAME_interval``.
 
         Raises:
-            TooFew: there are too few images for it to mean anything; part of a metric is left out by
+            TooFew: there are too few images for a meaningful result; to leave out only a part of the metric, call
                 `Study.leave_out` instead.
         """

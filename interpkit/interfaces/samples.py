@@ -1,4 +1,4 @@
-"""`Samples`: images with what the target predicts for them."""
+"""`Samples`: images with the target's predictions for them."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from torch import Tensor
 from interpkit.interfaces.targets import Target
 
 MAX_PROBABILITIES = 100
-"""Up to this many classes the whole distribution of each sample is kept."""
+"""The maximum number of classes for which the whole distribution of each sample is kept."""
 
 
 @dataclass(frozen=True)
 class Samples:
-    """Samples and the target's judgement of them.
+    """Samples and the target's predictions for them.
 
     Attributes:
         images: (N, C, H, W) uint8; of a classifier of vectors (N, D) float32, in the units of its input range.
-        labels: (N,) int64, the classes asked for.
-        predicted: (N,) int64, the classes that the target gives.
-        confidence: (N,) float32, the probability that the target gives the class asked for.
+        labels: (N,) int64, the requested classes.
+        predicted: (N,) int64, the classes that the target predicts.
+        confidence: (N,) float32, the target's probability of the requested class.
         divergence: (N,) float32, KL(P || Q) in nats of the condition's distribution P and the target's
-            softmax Q; not kept on disk, so None for samples that were read.
+            softmax Q; not stored on disk, so None for samples that were read from a file.
         generator: (N,) int64, which generator made each.
-        probabilities: (N, n) float32, up to 100 classes; else None.
-        distribution: (N, n) float32, the conditions' distributions P, up to 100 classes; not kept on disk either.
+        probabilities: (N, n) float32, for up to 100 classes; else None.
+        distribution: (N, n) float32, the conditions' distributions P, for up to 100 classes; not stored on disk.
     """
 
     images: Tensor
@@ -38,7 +38,7 @@ class Samples:
     distribution: Tensor | None = None
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return what is written to samples.safetensors."""
+        """Return the tensors that samples.safetensors stores."""
         name = "images" if self.images.dim() == 4 else "inputs"
         tensors = {
             name: self.images,

@@ -1,4 +1,4 @@
-"""`Section`: a part of the report that an inversion adds, as data that the page lays out and escapes."""
+"""`Section`: a part of the report that an inversion adds, as data that the report lays out and escapes."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ MOST_IN_STRIP = 12
 
 @dataclass(frozen=True)
 class Strip:
-    """A row of images, side by side; below each the report writes the target's class for it, and how sure it is.
+    """A row of images; below each image, the report shows the class that the target predicts and its confidence.
 
     Attributes:
-        title: its heading.
+        title: the heading of the row.
         images: (K, *input_shape) float in [0, 1], K from 1 to 12.
     """
 
@@ -29,11 +29,11 @@ class Section:
 
     Attributes:
         title: the heading.
-        text: what the reader sees here.
-        columns: the headings of the table.
-        rows: its rows, each with a cell for every column.
+        text: an explanation of what the section shows.
+        columns: the column headings of the table.
+        rows: the rows of the table, each with one cell per column.
         strips: rows of images.
-        one_at_a_time: show one strip, chosen by its title from a list, in place of all of them.
+        one_at_a_time: show a single strip, which the reader selects by title from a list, instead of all of them.
 
     Example:
         >>> from interpkit import Section

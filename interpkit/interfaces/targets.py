@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Response:
-    """What a target says of B images.
+    """A target's output for B images.
 
     Attributes:
         logits: (B, n) float32.
-        features: by layer, each (B, ...), float32.
+        features: features by layer, each (B, ...), float32.
         feature_layer: the target's default layer, always among ``features``.
     """
 
@@ -43,21 +43,21 @@ class Response:
 
 
 class Target(nn.Module, ABC):
-    """The trained, frozen classifier under study, with its preprocessing inside.
+    """The trained, frozen classifier under study, including its preprocessing.
 
-    A target is an ordinary module from images in [0, 1] to logits, so that whatever takes the user's module
-    (Captum, say) takes a target. Layers are named by their dotted name in the user's module; ``NAME`` stands
-    for the layer's output and ``NAME:in`` for its input.
+    A target is an ordinary module from images in [0, 1] to logits, so any tool that accepts the user's module (Captum,
+    for instance) accepts a target. Layers have their dotted names in the user's module; ``NAME`` stands for the
+    layer's output and ``NAME:in`` for its input.
 
     Attributes:
-        name: for headings and folders.
+        name: the name used in headings and folder names.
         input_shape: (C, H, W), or (D,) for vectors.
         num_classes: n.
         class_names: n names, in the order of the logits.
         feature_layer: the default features, usually the input of the last linear layer.
-        description: all that was resolved about the classifier, in the words of a recipe's ``[target]``.
-        origin: the file or folder it was loaded from; None if it was wrapped in memory.
-        sources: where each entry of ``description`` came from, in a few words.
+        description: everything that was resolved about the classifier, as in a recipe's ``[target]``.
+        origin: the file or folder that the classifier was loaded from; None if it was wrapped in memory.
+        sources: the origin of each entry of ``description``, in a few words.
 
     Example:
         >>> import torch
@@ -88,7 +88,7 @@ class Target(nn.Module, ABC):
         """Return logits and the features of `feature_layer` and of ``layers``.
 
         Raises:
-            UsageError: no such layer; the message lists near ones.
+            UsageError: a layer does not exist; the message lists similar names.
         """
 
     @property
@@ -102,7 +102,7 @@ class Target(nn.Module, ABC):
         return torch.tensor(self.description.input_range or (0.0, 1.0))[..., 1]
 
     def to_unit(self, images: Tensor) -> Tensor:
-        """Return inputs as people keep them in [0, 1].
+        """Return inputs, in the form in which datasets store them, in [0, 1].
 
         Args:
             images: (N, C, H, W), uint8 or float in [0, 1]; or vectors (N, D) in the units of the input range.
@@ -112,7 +112,7 @@ class Target(nn.Module, ABC):
         return images / 255 if images.dtype == torch.uint8 else images
 
     def from_unit(self, images: Tensor) -> Tensor:
-        """Return vectors (N, D) in [0, 1] in the units of the input range, and images as they are."""
+        """Convert vectors (N, D) in [0, 1] to the units of the input range; return images unchanged."""
         return self.low + (self.high - self.low) * images if images.dim() == 2 else images
 
     @abstractmethod
@@ -123,21 +123,21 @@ class Target(nn.Module, ABC):
     def frozen(
         self, device: torch.device | str | None = None, layout: torch.memory_format = torch.preserve_format
     ) -> Iterator[None]:
-        """Freeze the target in eval mode, on ``device``; leave it as found, also after an exception.
+        """Freeze the target in eval mode, on ``device``, and restore it at the end, even after an exception.
 
-        Restored are each submodule's mode, each parameter's ``requires_grad``, device and layout, and each buffer.
+        This restores each submodule's mode, each parameter's ``requires_grad``, device and layout, and each buffer.
 
         Args:
-            device: where to; left where it is if None.
-            layout: of kernels of images, (O, I, H, W). ``torch.channels_last`` is faster, pooling many times, and
-                rounds differently.
+            device: the device to move to; unchanged if None.
+            layout: memory layout of image kernels, (O, I, H, W). ``torch.channels_last`` is faster (pooling by far)
+                and rounds differently.
         """
         modes = [(module, module.training) for module in self.modules()]
         gradients = [(parameter, parameter.requires_grad) for parameter in self.parameters()]
         places = [(tensor, tensor.data) for tensor in (*self.parameters(), *self.buffers())]
         contents = [(buffer.data, buffer.data.clone()) for buffer in self.buffers()]
         try:
-            for module, _ in modes:  # not self.eval(): exported programs refuse it
+            for module, _ in modes:  # not self.eval(), which exported programs do not support
                 module.training = False
             for parameter, _ in gradients:
                 parameter.requires_grad_(False)

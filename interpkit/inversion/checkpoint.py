@@ -1,4 +1,4 @@
-"""All that the rest of a run depends on: saved, and restored bit for bit."""
+"""Save everything that the rest of a run depends on, and restore it bit for bit."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from interpkit.runtime.distributed import World
 
 
 class TrainingState:
-    """The networks that a run trains, their optimizer, the run's randomness, and the last step that is done.
+    """The networks that a run trains, their optimizer, the run's randomness, and the last completed step.
 
-    `Recorder.resume` and `Recorder.training_steps` save and load it; see there.
+    `Recorder.resume` loads it and `Recorder.training_steps` saves it.
 
     Args:
         trained: all networks that are trained.
@@ -23,7 +23,7 @@ class TrainingState:
         rng: the run's own randomness.
 
     Attributes:
-        step: the last step that is done, 0 at first.
+        step: the last completed step; initially 0.
 
     Example:
         >>> import torch
@@ -57,7 +57,7 @@ class TrainingState:
         return snapshot(self.step, self.trained, self.optimizer, self.rng, self.world)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go back to a state; see `restore`."""
+        """Restore a state; see `restore`."""
         self.step = restore(state_dict, self.trained, self.optimizer, self.rng, self.world)
 
 
@@ -68,14 +68,14 @@ def snapshot(
     rng: torch.Generator,
     share: World | None = None,
 ) -> dict[str, Any]:
-    """Return all that the rest of the run depends on, as tensors and plain values.
+    """Return everything that the rest of the run depends on, as tensors and plain values.
 
     Args:
-        step: the last step that is done.
+        step: the last completed step.
         trained: all networks that are trained.
         optimizer: the optimizer of their parameters.
         rng: the run's own randomness.
-        share: the processes, where several run; each calls this, and its own randomness is kept.
+        share: the processes, if there are several; all of them call this, and each one's own randomness is saved.
 
     Example:
         >>> import torch
@@ -102,12 +102,12 @@ def restore(
     rng: torch.Generator,
     share: World | None = None,
 ) -> int:
-    """Go back to a snapshot; return the number of steps that are done.
+    """Restore a snapshot; return its last completed step.
 
-    With as many processes as then, each gets its own randomness back; with more or fewer, dropout draws other numbers.
+    If the number of processes is the same, each gets its own randomness back; otherwise dropout draws other numbers.
 
     Raises:
-        RunError: it is a snapshot of other networks.
+        RunError: the snapshot is of other networks.
 
     Example:
         >>> import torch
@@ -129,14 +129,14 @@ def restore(
         if len(state["processes"]) == world.size:
             set_randomness(state["processes"][world.rank], rng)
         return int(state["step"])
-    except Exception as error:  # whatever torch raises on values that are not its own
+    except Exception as error:  # whatever torch raises for unexpected values
         raise RunError(
             f"the checkpoint does not fit its recipe: {first_line(error)}. Start again with {setting('force')}."
         ) from error
 
 
 def get_randomness(rng: torch.Generator) -> dict[str, Tensor]:
-    """Return the state of the run's randomness and of this process's own, which dropout draws from."""
+    """Return the state of the run's randomness and of this process's own, which dropout uses."""
     drawn = {"rng": rng.get_state(), "global_rng": torch.get_rng_state()}
     if rng.device.type == "cuda":
         drawn["cuda_rng"] = torch.cuda.get_rng_state(rng.device)
@@ -144,7 +144,7 @@ def get_randomness(rng: torch.Generator) -> dict[str, Tensor]:
 
 
 def set_randomness(drawn: Mapping[str, Tensor], rng: torch.Generator) -> None:
-    """Go back to a state of randomness, or to those parts of it that are given."""
+    """Restore a state of randomness, or those parts of it that are present."""
     if "rng" in drawn:
         rng.set_state(drawn["rng"].cpu())
     if "global_rng" in drawn:

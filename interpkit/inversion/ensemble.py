@@ -12,10 +12,10 @@ from interpkit.runtime.distributed import World
 
 
 class Ensemble(Generator):
-    """K generators of one kind, from different initial weights, that share each batch.
+    """K generators of one kind, with different initial weights, that share each batch.
 
-    A step costs what it costs with one generator, and the terms that push a batch's images apart push the
-    generators apart as well. Source: the paper's Figure 2 shows several generators, one column each.
+    A step costs as much as with one generator, and the terms that push a batch's images apart also push the
+    generators apart. Source: the paper's Figure 2 shows several generators, one column each.
 
     Args:
         members: the generators.
@@ -31,11 +31,11 @@ class Ensemble(Generator):
 
     @property
     def responsible(self) -> nn.Module:
-        """The component that messages name: a fault of the ensemble is its members'."""
+        """The component that error messages name, because an ensemble only fails if a member does."""
         return self.members[0]
 
     def start_at(self, level: float) -> None:
-        """Start every member there; see `Generator.start_at`."""
+        """Start every member at this brightness; see `Generator.start_at`."""
         for member in self.members:
             assert isinstance(member, Generator)
             member.start_at(level)
@@ -45,8 +45,8 @@ class Ensemble(Generator):
 
         Args:
             latent: (B, latent_dim).
-            condition: for the same B images.
-            member: (B,) int64, the member that generates each image; they take turns if left out.
+            condition: the condition of the same B images.
+            member: (B,) int64, the member that generates each image; they take turns if omitted.
         """
         if member is None:
             member = torch.arange(len(latent), device=latent.device) % self.num_members
@@ -56,7 +56,7 @@ class Ensemble(Generator):
 
 
 def sync_buffers(generator: Generator, world: World) -> None:
-    """Give every process the buffers of the members that others run; the weights are equal on all as it is."""
+    """Send every process the buffers of the members that other processes run; the weights are already equal."""
     if generator.num_members > 1:
         for number, member in enumerate(generator.get_submodule("members").children()):
             for buffer in member.buffers():

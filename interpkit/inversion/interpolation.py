@@ -1,4 +1,4 @@
-"""What lies between two samples of a generator: a latent walk within a class, and a morph between two classes."""
+"""Interpolate between two samples of a generator: latent walks within a class, and morphs between two classes."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ def walks(generator: Generator, conditioner: Conditioner, classes: Sequence[int]
     Source: Shoemake 1985, "Animating rotation with quaternion curves"; White 2016, "Sampling generative networks".
 
     Args:
-        generator: in eval mode, so that neighbours differ by their latent alone.
+        generator: a generator in eval mode, so that neighbors differ only in their latent.
         conditioner: likewise.
         classes: the K classes.
-        seed: of the latents and conditions.
+        seed: random seed of the latents and conditions.
     """
     device = conditioner.device
     rng = random_generator(device, derive_seed(seed, "walks"))
@@ -49,14 +49,14 @@ def morphs(
     pairs: Sequence[tuple[int, int]],
     seed: int,
 ) -> Tensor:
-    """Return morphs between two classes, (P, FRAMES, *input_shape): one latent, and the conditions mixed linearly.
+    """Return morphs between two classes, (P, FRAMES, *input_shape): one latent, and linearly mixed conditions.
 
     Args:
-        generator: in eval mode.
+        generator: a generator in eval mode.
         conditioner: likewise.
-        classes: the classes that the pairs are of.
-        pairs: P pairs of places among the classes, from the first to the second.
-        seed: of the latent and the conditions.
+        classes: the classes that the pairs refer to.
+        pairs: P pairs of indices into ``classes``; each morph goes from the first to the second.
+        seed: random seed of the latent and the conditions.
     """
     device = conditioner.device
     if not pairs:
@@ -81,7 +81,7 @@ def morphs(
 
 
 def _images(generator: Generator, latents: Tensor, condition: Callable[[Tensor], Condition]) -> Tensor:
-    """Return the images of all rows on the CPU, a batch at a time; of several generators the first makes them."""
+    """Generate the images of all rows batch by batch, on the CPU; in an ensemble, the first member makes them."""
     images = []
     for some in torch.arange(len(latents), device=latents.device).split(BATCH):
         images.append(contracts.images(generator, latents[some], condition(some), torch.zeros_like(some)).cpu())

@@ -32,7 +32,7 @@ from interpkit.runtime.sync_batchnorm import sync_batch_norms
 
 
 class GeneratorInverter(Inverter):
-    """Trains a conditioned generator of all inputs that the target assigns to each class.
+    """Trains a conditioned generator of inputs that the target assigns to each class.
 
     Example:
         >>> import torch
@@ -61,7 +61,7 @@ class GeneratorInverter(Inverter):
         world = objective.world
         if world.size > 1:
             sync_batch_norms(generator, world.subgroup(recipe.generators))
-            torch.manual_seed(derive_seed(recipe.seed, f"process {world.rank}"))  # each draws its own dropout
+            torch.manual_seed(derive_seed(recipe.seed, f"process {world.rank}"))  # each process draws its own dropout
         optimizer = torch.optim.Adam(
             trained.parameters(),
             lr=recipe.optimizer.lr,
@@ -90,10 +90,10 @@ class GeneratorInverter(Inverter):
 def train(
     run: RecoverableTraining, conditioner: Conditioner, generator: Generator, objective: Objective, recipe: Recipe
 ) -> None:
-    """Take the steps of the run that are still to do.
+    """Run the remaining steps.
 
-    Where several processes share the batch (`interpkit.runtime.distributed`), all of them draw all of it, each
-    generates and classifies its rows, and all take the same step; the first one records.
+    If several processes share the batch (`interpkit.runtime.distributed`), each draws the whole batch and generates and
+    classifies its own rows; all take the same step, and the first process records it.
     """
     device, rng, optimizer = torch.device(recipe.device), run.rng, run.optimizer
     classes = None if recipe.labels is None else torch.tensor(recipe.labels, device=device)

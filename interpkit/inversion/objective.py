@@ -35,22 +35,22 @@ class ObjectiveValue:
 
 
 class Objective:
-    r"""What an inversion minimizes.
+    r"""The objective that an inversion minimizes.
 
     .. math:: L = \sum_t w_t \, L_t(\text{batch})
 
-    The target runs once on the images of a batch, and once on all the views that the terms ask for; each term is
-    handed the response to the images and to its own views.
+    The target runs once on the images of a batch, and once on all views that the terms request; each term receives
+    the responses to the images and to its own views.
 
     Args:
         target: the frozen classifier.
         losses: the terms by name, each with its weight.
         autocast: the precision of the networks; the terms themselves are always computed in fp32.
-        micro_batch: how many images are in memory at a time; all of them if None.
-        layers: the layers that the terms read beyond the target's default; those that the terms name if left out.
+        micro_batch: the number of images in memory at a time; all of them if None.
+        layers: the layers that the terms read in addition to the target's default; collected from the terms if omitted.
 
     Attributes:
-        autocast: as above; it may change from one step to the next, as ``micro_batch`` may.
+        autocast: as above; like ``micro_batch``, it may change between steps.
         world: the processes that share a batch.
 
     Example:
@@ -87,23 +87,23 @@ class Objective:
         self.layers = layers
         self.world = World.current()
         self._running = target
-        """What runs in place of the target: with the same responses, and maybe faster."""
+        """The classifier that runs instead of the target, with the same responses but possibly faster."""
         self._generated: tuple[Tensor, Tensor] | None = None
-        """The last batch of images, and the rows of it that this process generated."""
+        """The last batch of images, and those of its rows that this process generated."""
 
     def fuse_batchnorm(self) -> int:
-        """Run a copy of the target whose batch norms are fused from here on; return how many of them could be."""
+        """From now on, run a copy of the target with fused batch norms; return how many were fused."""
         self._running, count = fuse(self.target, self.layers)
         return count
 
     @phase("generator")
     def generate(self, generator: Generator, latent: Tensor, condition: Condition) -> Tensor:
-        """Return the images of a whole batch, on every process; each generates its rows, a micro-batch at a time.
+        """Return the images of a whole batch; each process generates its own rows, one micro-batch at a time.
 
         Args:
-            generator: makes the images.
+            generator: generates the images.
             latent: (B, latent_dim).
-            condition: for the same B images.
+            condition: the condition of the same B images.
         """
         if self.world.size == 1 and self.micro_batch is None:
             return contracts.images(generator, latent, condition)
@@ -121,7 +121,7 @@ class Objective:
         """Return the objective of a batch.
 
         Args:
-            batch: the images and what they were generated from.
+            batch: the images, with the latents and conditions that they were generated from.
             rng: source of the randomness of the terms' views.
         """
         views, view_responses = {}, {}
@@ -131,15 +131,15 @@ class Objective:
                     views[name] = contracts.views(loss, batch, rng)
             with phase("look at images"):
                 response = self._respond(batch.images)
-            asked = {name: images for name, images in views.items() if images is not None}
-            if asked:
-                # Not in one batch with the images: a slice of a common response would cost a gradient of zeros for all
-                # the other rows, layer by layer.
+            requests = {name: images for name, images in views.items() if images is not None}
+            if requests:
+                # Not in one batch with the images: the backward pass of a slice of a joint response would fill the
+                # gradient of all other rows with zeros, layer by layer.
                 with phase("look at views"):
-                    joint = self._respond(torch.cat(list(asked.values())))
+                    joint = self._respond(torch.cat(list(requests.values())))
                 start = 0
-                for name, images in asked.items():
-                    view_responses[name] = joint[start : start + len(images)] if len(asked) > 1 else joint
+                for name, images in requests.items():
+                    view_responses[name] = joint[start : start + len(images)] if len(requests) > 1 else joint
                     start += len(images)
         total = batch.images.new_zeros(())
         terms = {}
@@ -153,11 +153,11 @@ class Objective:
         return ObjectiveValue(total, terms, response)
 
     def _respond(self, images: Tensor) -> Response:
-        """Return the response to all images; each process computes it for its rows, a micro-batch at a time."""
+        """Return the response to all images; each process computes it for its own rows, one micro-batch at a time."""
         if self.world.size == 1 and self.micro_batch is None:
             return self._running.respond(images, self.layers)
         generated, self._generated = self._generated, None
-        if generated is not None and generated[0] is images:  # spares an exchange of their gradient
+        if generated is not None and generated[0] is images:  # this avoids exchanging their gradient
             local = generated[1]
         else:
             local = images[self.world.rows(len(images), images.device)]
@@ -182,18 +182,18 @@ def objective(
     looking: Target | None = None,
     own: Tensor | None = None,
 ) -> tuple[Tensor, dict[str, Tensor], Response]:
-    """Return the objective of one batch; an `Objective`, made once for a run, is the shorter way.
+    """Return the objective of one batch; for a whole run, an `Objective` is simpler.
 
     Args:
         generated: the batch.
         losses: the terms by name, each with its weight.
-        layers: all layers that the losses read beyond the target's default.
+        layers: all layers that the losses read in addition to the target's default.
         rng: source of the randomness of the losses' views.
         autocast: the precision in which the target runs.
-        share: the processes that share the batch; one if left out.
-        micro_batch: how many images are in memory at a time; all of them if left out.
-        looking: runs in place of the batch's target; that itself if left out.
-        own: the rows of the images that this process generated, which spares an exchange of their gradient.
+        share: the processes that share the batch; a single process if omitted.
+        micro_batch: the number of images in memory at a time; all of them if omitted.
+        looking: a classifier to run instead of the batch's target, if specified.
+        own: the rows of the images that this process generated, which avoids exchanging their gradient.
 
     Returns:
         the sum of the weighted terms; the terms by name, without their weights; the response to the images.
@@ -219,7 +219,7 @@ def objective(
 
 
 def falling(progress: float, decay: float) -> float:
-    """Return the factor of the learning rate: 1, then falling linearly to 0 over the last ``decay``.
+    """Return the factor of the learning rate: 1, then falling linearly to 0 over the last share ``decay`` of the run.
 
     Example:
         >>> from interpkit import falling
@@ -233,10 +233,10 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, recipe: Recipe, progress
     """Set the learning rate of a step: the recipe's, falling linearly to 0 over the last part of a run.
 
     Args:
-        optimizer: whose rate is set.
-        recipe: its ``optimizer.lr``, and ``optimizer.decay``, the last share of the run, in which the rate falls.
-        progress: the share of the run that is done, in [0, 1).
-        scale: a factor of the rate.
+        optimizer: the optimizer to change.
+        recipe: provides ``optimizer.lr`` and ``optimizer.decay``, the last share of the run, in which the rate falls.
+        progress: completed share of the run, in [0, 1).
+        scale: an additional factor of the rate.
 
     Example:
         >>> import torch

@@ -1,6 +1,6 @@
-"""What a run does where it cannot go on: fp32 in place of bf16, a lower rate, half as many images at a time.
+"""Recover from divergence or lack of memory: by fp32 instead of bf16, a lower learning rate, or smaller micro-batches.
 
-`RecoverableTraining.drive` calls the loop, and calls it again after it has set the run back.
+`RecoverableTraining.drive` calls the loop, and calls it again after it has rolled the run back.
 """
 
 from __future__ import annotations
@@ -28,28 +28,28 @@ log = logging.getLogger("interpkit")
 P = ParamSpec("P")
 
 KEEP_EVERY = 50
-"""Steps from one state that is kept to the next, so that copying costs next to nothing."""
+"""The number of steps between states that are kept, large enough that copying costs almost nothing."""
 LOWER = 0.3
-"""The factor of the learning rate after a run diverged."""
+"""The factor of the learning rate after a run has diverged."""
 
 
 class RecoverableTraining(TrainingState):
-    """A training that changes how its steps are computed, once in each respect, rather than fail.
+    """A training that changes how its steps are computed instead of failing; it makes each change at most once.
 
-    - Out of memory: the step is repeated, with what it drew, on micro-batches of half the size.
-    - Divergence: the run goes back to its last good state, and on from there in fp32 if it was in bf16 (unless the user
-      asked for bf16), else at a lower rate. A state is good once the values of the steps after it have been checked, as
-      it takes some steps to diverge.
+    - Out of memory: the step is repeated, with the same random numbers, on micro-batches of half the size.
+    - Divergence: the run returns to its last good state and continues in fp32 if it was in bf16 (unless the user
+      requested bf16), else at a lower rate. A state counts as good once the values of the steps after it have been
+      checked, because diverging takes some steps.
 
-    The changes depend on the numbers and on memory alone, so a resumed run recovers where an uninterrupted one does.
+    The changes depend only on the numbers and on memory, so a resumed run recovers where an uninterrupted one does.
 
     Args:
         trained: all networks that are trained, the generator among them.
         optimizer: the optimizer of their parameters.
         rng: the run's own randomness.
-        objective: whose precision and micro-batch change.
-        recipe: the precision, batch size and rate that the user asked for.
-        recorder: detects divergence, and notes what changed.
+        objective: the objective, whose precision and micro-batch may change.
+        recipe: the precision, batch size and rate that the user requested.
+        recorder: detects divergence, and records the changes.
 
     Attributes:
         lr_scale: the factor of the learning rate.
@@ -71,16 +71,16 @@ class RecoverableTraining(TrainingState):
         self.lr_scale = 1.0
         self._halved = False
         self._attempt: tuple[int, dict[str, Tensor]] = (0, {})
-        """The step that was begun last, and the randomness before it."""
+        """The last step that was started, and the state of the randomness before it."""
         self._good: dict[str, Any] | None = None
         self._newest: dict[str, Any] | None = None
-        """A newer state, not known to be good yet."""
+        """A newer state that is not yet known to be good."""
 
     def drive(self, loop: Callable[P, None], *args: P.args, **kwargs: P.kwargs) -> None:
-        """Call a loop over `steps` until it returns, and recover when it runs out of memory or diverges.
+        """Call a loop over `steps` until it returns, and recover if it runs out of memory or diverges.
 
         Raises:
-            RunError: the run cannot recover, or not another time.
+            RunError: the run cannot recover, or has already used that way to recover.
         """
         while True:
             try:
@@ -88,13 +88,13 @@ class RecoverableTraining(TrainingState):
             except DivergedError as error:
                 self.roll_back(error)
             except Exception as error:
-                # A step that the recorder has, has changed the weights and cannot be repeated.
+                # Once the recorder has a step, it has changed the weights and cannot be repeated.
                 if not is_out_of_memory(error) or self.recorder.next_step != self._attempt[0]:
                     raise
                 self.halve_micro_batch(error)
 
     def steps(self) -> Iterator[int]:
-        """Yield the number of each step that is still to do; see `Recorder.training_steps`."""
+        """Yield the number of each remaining step; see `Recorder.training_steps`."""
         for step in self.recorder.training_steps(self):
             self._attempt = step, get_randomness(self.rng)
             yield step
@@ -105,7 +105,7 @@ class RecoverableTraining(TrainingState):
     # --------------------------------------------------------------------------------- checkpoints
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state, and how steps are computed, for a checkpoint."""
+        """Return the state, including how steps are computed, for a checkpoint."""
         sync_buffers(self.generator, self.world)
         newest = self._newest if self._newest is not None and self._newest["step"] < self.step else None
         return super().state_dict() | {
@@ -117,7 +117,7 @@ class RecoverableTraining(TrainingState):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on as the run was when a checkpoint was saved.
+        """Restore the run as it was when a checkpoint was saved.
 
         Raises:
             RunError: the checkpoint does not fit.
@@ -133,14 +133,14 @@ class RecoverableTraining(TrainingState):
         for state in (good := state_dict.get("good"), newest := state_dict.get("newest")):
             if state is not None and not (isinstance(state, dict) and isinstance(state.get("step"), int)):
                 raise RunError(
-                    f"the checkpoint does not fit its recipe: no good state is in it. Start again with "
+                    f"the checkpoint does not fit its recipe: it does not contain a good state. Start again with "
                     f"{setting('force')}."
                 )
         self._good, self._newest = good, newest
 
     @phase("checkpoints")
     def keep_good_state(self) -> None:
-        """Copy the present state now and then, if the run may yet have to go back to it and its weights are finite.
+        """Copy the current state from time to time, if its weights are finite and the run may have to return to it.
 
         The values of all steps so far have been checked.
         """
@@ -170,10 +170,10 @@ class RecoverableTraining(TrainingState):
         return self._may_give_up_bf16 or self.lr_scale == 1.0
 
     def roll_back(self, error: DivergedError) -> None:
-        """Go back to the last good state, and give up bf16 or else lower the rate.
+        """Return to the last good state, and switch from bf16 to fp32 or else lower the rate.
 
         Raises:
-            DivergedError: this one, if all was tried, or would make no difference, or no good state is known.
+            DivergedError: the given error, if both were tried or would make no difference, or no good state is known.
         """
         good, in_bf16 = self._good, self._may_give_up_bf16
         # A step that fails right after that state would fail again at any rate.
@@ -189,11 +189,11 @@ class RecoverableTraining(TrainingState):
             self.recorder.note(lowered_rate={"factor": LOWER, **fell_back})
             place, way = "", f"at {LOWER} times the rate"
         if self.world.rank == 0:
-            log.warning("%s%s: going back to step %d, and on from there %s", place, error.what, good["step"], way)
+            log.warning("%s%s: the run returns to step %d and continues %s", place, error.what, good["step"], way)
         self._newest = None
         if not self._may_roll_back:
             self._good = None
-        super().load_state_dict(copy.deepcopy(good))  # the optimizer takes its tensors for its own
+        super().load_state_dict(copy.deepcopy(good))  # the optimizer keeps the tensors and changes them
         self.recorder.go_back(self.step)
 
     def _use_fp32(self) -> None:
@@ -204,21 +204,21 @@ class RecoverableTraining(TrainingState):
         self.lr_scale = LOWER
         lower = self.recipe.optimizer.lr * LOWER / 3
         self.recorder.advice = (
-            f"It was tried at {LOWER} times the rate as well. Try a still lower one "
-            f"({setting('optimizer.lr', float(f'{lower:.1g}'))}), or less weight on what diverged."
+            f"The run also diverged at {LOWER} times the rate. Try an even lower rate "
+            f"({setting('optimizer.lr', float(f'{lower:.1g}'))}), or a smaller weight for the term that diverged."
         )
 
     # -------------------------------------------------------------------------------------- memory
 
     def halve_micro_batch(self, error: Exception) -> None:
-        """Hold half as many images in memory at a time from here on, and go back to before the step that failed.
+        """From now on, hold half as many images in memory at a time, and restore the state before the failed step.
 
         Raises:
-            RunError: that was done before, or cannot be.
+            RunError: the size was already halved, or cannot be.
         """
         step, drawn = self._attempt
         now = self.objective.micro_batch or self.recipe.batch_size // self.world.size
-        # The other processes already wait for the rows of this one, so alone it cannot repeat the step.
+        # The other processes are already waiting for this one's rows, so it cannot repeat the step alone.
         if self._halved or now <= 2 or self.world.size > 1:
             raise RunError(
                 f"out of memory at step {step}, with {now} images at a time: set {self._what_helps(now)}."
@@ -226,10 +226,10 @@ class RecoverableTraining(TrainingState):
             ) from error
         self._halved, self.objective.micro_batch = True, max(2, -(-now // 2))
         size = setting("micro_batch", self.objective.micro_batch)
-        log.warning("out of memory at step %d: from here on with %s", step, size)
+        log.warning("out of memory at step %d: the run continues with %s", step, size)
         self.recorder.note(micro_batch=self.objective.micro_batch)
         stop_compiling(self.generator)
-        set_randomness(drawn, self.rng)  # running statistics may have seen the batch already
+        set_randomness(drawn, self.rng)  # running statistics may already include the batch
 
     def _what_helps(self, now: int) -> str:
         recipe = self.recipe

@@ -1,4 +1,4 @@
-"""The two results that come with interpkit: a trained generator, and a fixed set of images."""
+"""The two kinds of results that interpkit provides: a trained generator, and a fixed set of images."""
 
 from __future__ import annotations
 
@@ -30,32 +30,32 @@ if TYPE_CHECKING:
 GENERATOR_FILE = "generator.safetensors"
 MOST_CLASSES = 10
 LARGE = 20_000
-"""Numbers in an image above which a class is morphed into the next one only, not into every other."""
+"""The number of values in an image above which a class is morphed into the next class only, not into every other."""
 MORPHS = (
-    "One latent, and a condition that goes from one class to the other. Below the pictures: how sure the target is, "
-    "and of what."
+    "The latent is fixed, and the condition moves from one class to the other. Below each image: the class that the "
+    "target predicts, and its confidence."
 )
-WALKS = "One condition, and a latent that goes from one point to another: what varies while the class stays."
+WALKS = "The condition is fixed, and the latent moves from one point to another: what varies within the class."
 
 
 class ImageInversion(Inversion):
-    """A fixed set of finished images, from a method that makes them one by one and learns no generator.
+    """A fixed set of images, from a method that makes them one by one instead of learning a generator.
 
-    Drawing returns these images, each class's in the order given; the seed of a draw changes nothing. A run on disk
-    keeps those that it writes to samples.safetensors, in 8 bits. An inverter that makes as many images of each class
-    as one asks for has the option ``per_class``.
+    Drawing returns these images, in their order within each class; the seed of a draw has no effect. A run on disk
+    keeps those that it writes to samples.safetensors, in 8 bits. If the user can choose the number of images per class,
+    the inverter has the option ``per_class``.
 
     Args:
         target: the classifier.
         recipe: the resolved recipe.
-        history: of the run.
+        history: the history of the run.
         images: (N, *input_shape) in [0, 1].
         labels: (N,) int64, the class that each was made for.
         empty: the classes without an image, each with the reason.
 
     Raises:
         PluginError: the images do not have that shape.
-        RunError: a class that the recipe asks for has neither an image nor a reason.
+        RunError: a class that the recipe requests has neither an image nor a reason.
 
     Example:
         >>> import torch
@@ -80,7 +80,7 @@ class ImageInversion(Inversion):
         super().__init__(target, recipe, history, empty=empty)
         if images.shape[1:] != target.input_shape or labels.shape != images.shape[:1]:
             raise PluginError(
-                f"the inverter {recipe.inverter.name!r} broke a promise of its interface: its images have the shape "
+                f"the inverter {recipe.inverter.name!r} violates its interface contract: its images have the shape "
                 f"(N, {', '.join(map(str, target.input_shape))}) and its labels (N,), not {tuple(images.shape)} and "
                 f"{tuple(labels.shape)}."
             )
@@ -90,12 +90,12 @@ class ImageInversion(Inversion):
         missing = [label for label, rows in self._rows.items() if not len(rows)]
         if missing:
             raise RunError(
-                f"{recipe.inverter.name} made no image of the classes {missing}, and gave no reason. An inverter names "
-                f"the reason in ImageInversion(..., empty={{{missing[0]}: '...'}})."
+                f"{recipe.inverter.name} made no image of the classes {missing}, and gave no reason. An inverter must "
+                f"give the reason in ImageInversion(..., empty={{{missing[0]}: '...'}})."
             )
 
     def available(self, label: int) -> int:
-        """Return how many images of a class there are."""
+        """Return the number of images of a class."""
         return len(self._rows[label])
 
     def fingerprint(self) -> str:
@@ -103,7 +103,7 @@ class ImageInversion(Inversion):
         return digest({"images": self.images, "labels": self.labels})
 
     def chunk(self, labels: Tensor, turns: Tensor, seed: int, dropout: bool) -> Draw:
-        """Return finished images; after a class's last comes its first."""
+        """Return the images of each class in turn, starting over after its last."""
         own = [self._rows[label] for label in labels.tolist()]
         rows = torch.stack([own[turn % len(own)] for own, turn in zip(own, turns.tolist(), strict=True)])
         one_hot = F.one_hot(labels, self.target.num_classes).float()
@@ -129,13 +129,13 @@ class GeneratorInversion(Inversion):
         empty: Mapping[int, str] | None = None,
     ) -> None:
         super().__init__(target, recipe, history, empty=empty)
-        # As in the loop: another memory layout takes other kernels, and so other roundings.
+        # As in the loop: another memory layout uses other kernels, which round differently.
         self.generator = generator.to(memory_format=torch.channels_last)
         self.conditioner = conditioner.to(memory_format=torch.channels_last)
 
     @property
     def device(self) -> torch.device:
-        """Where images are made and judged: the device of the networks."""
+        """The device on which images are generated and classified: that of the networks."""
         return self.conditioner.device
 
     def to(self, device: torch.device | str) -> Self:
@@ -169,9 +169,9 @@ class GeneratorInversion(Inversion):
 
     @torch.no_grad()
     def sections(self) -> list[Section]:
-        """Return morphs between classes and walks within each, of the first ten classes.
+        """Return morphs between the first ten classes, and walks within each of them.
 
-        Every two classes have a morph; where images are large, each class and the next.
+        Every pair of classes has a morph; if images are large, only each class and the next.
         """
         classes, names, seed = self.classes[:MOST_CLASSES], self.target.class_names, self.recipe.seed
         places = range(len(classes))
@@ -190,7 +190,7 @@ class GeneratorInversion(Inversion):
 
     @torch.no_grad()
     def chunk(self, labels: Tensor, turns: Tensor, seed: int, dropout: bool) -> Draw:
-        """Let the generators make images, each class's by each generator in turn."""
+        """Generate images; within each class, the generators take turns."""
         device = self.device
         made_by = turns.to(device) % self.recipe.generators
         rng = random_generator(device, seed)
@@ -207,7 +207,7 @@ class GeneratorInversion(Inversion):
 
 @contextmanager
 def sampling_mode(module: nn.Module, dropout: bool) -> Iterator[None]:
-    """Put the module in eval mode but, if asked, its dropout; restore each submodule's mode after."""
+    """Put the module in eval mode, except dropout if requested; restore each submodule's mode at the end."""
     modes = [(part, part.training) for part in module.modules()]
     module.eval()
     for part in module.modules():

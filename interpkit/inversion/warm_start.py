@@ -1,4 +1,4 @@
-"""Start the generator at a brightness at which the target has a gradient."""
+"""Start the generator at a brightness where the target has a gradient."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ LEVELS = (0.5, 0.25, 0.1, 0.02, 0.005, 0.001, 0.75, 0.9, 0.98)
 def warm_start(target: Target, generator: Generator) -> None:
     """Start the generator where the target's logits have a gradient with respect to the image.
 
-    All units of a classifier of ReLUs may be off for a gray image, and then nothing is ever learned. The generator
-    starts at the first of `LEVELS` that has a gradient; nothing is done where that is gray.
+    All ReLUs of a classifier may be off for a gray image, and then the generator never learns anything. It starts at
+    the first of `LEVELS` that has a gradient; if that is gray, nothing changes.
     """
     device = device_of(target)
     for level in LEVELS:

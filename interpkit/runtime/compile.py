@@ -1,4 +1,4 @@
-"""The generator through `torch.compile`: fewer, larger kernels, and on CUDA one graph of them, replayed each step."""
+"""Run the generator through `torch.compile`: fewer, larger kernels, and on CUDA one graph, replayed each step."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ log = logging.getLogger("interpkit")
 
 
 WORTH_IT = 2000
-"""Steps of a run from which on compiling, which takes up to a minute, is earned back."""
+"""The number of steps from which compiling, which takes up to a minute, pays off."""
 
 
 def choose_compile(name: str, device: torch.device, steps: int) -> Literal["on", "off"]:
-    """Return whether to compile; ``auto`` does for long runs on CUDA where Triton is installed, which it takes."""
+    """Return whether to compile; ``auto`` does for long runs on CUDA if Triton, which this requires, is installed."""
     if name == "auto":
-        there = device.type == "cuda" and importlib.util.find_spec("triton") is not None
-        return "on" if there and steps >= WORTH_IT else "off"
+        supported = device.type == "cuda" and importlib.util.find_spec("triton") is not None
+        return "on" if supported and steps >= WORTH_IT else "off"
     return "on" if name == "on" else "off"
 
 
 @contextmanager
 def compiled(generator: nn.Module, wanted: bool, **options: Any) -> Iterator[None]:
-    """Compile a generator for a block; where that fails it runs as it is, and one warning says so.
+    """Compile a generator for a block; if that fails, it runs uncompiled after one warning.
 
     Args:
-        generator: names and weights stay as they are.
-        wanted: nothing is done otherwise.
-        options: of `torch.compile`.
+        generator: the generator; its names and weights do not change.
+        wanted: whether to compile at all.
+        options: options of `torch.compile`.
     """
     if not wanted:
         yield
@@ -52,10 +52,10 @@ def compiled(generator: nn.Module, wanted: bool, **options: Any) -> Iterator[Non
             stop_compiling(generator)
             reason = " ".join((str(error) or type(error).__name__).split("\n")[:2])
             off = setting("compile", "off")
-            log.warning("the generator cannot be compiled, so it runs as it is (%s): %s", off, reason)
+            log.warning("the generator cannot be compiled, so it runs uncompiled (%s): %s", off, reason)
             return generator.forward(*inputs)
 
-    generator.forward = attempt  # of this object, not of its class
+    generator.forward = attempt  # on this object, not on its class
     try:
         yield
     finally:
@@ -63,5 +63,5 @@ def compiled(generator: nn.Module, wanted: bool, **options: Any) -> Iterator[Non
 
 
 def stop_compiling(generator: nn.Module) -> None:
-    """Let a generator run as it is from here on."""
+    """Run a generator uncompiled from now on."""
     vars(generator).pop("forward", None)

@@ -1,4 +1,4 @@
-"""Where a run computes and in what precision, decided by hardware features and never by timing."""
+"""Choose a run's device and precision, from hardware features and never by timing."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ Precision = Literal["fp32", "bf16"]
 
 
 def choose_device(name: str) -> torch.device:
-    """Return the device; ``auto`` takes CUDA, then Apple's MPS, then the CPU.
+    """Return the device; ``auto`` prefers CUDA, then Apple's MPS, then the CPU.
 
     Raises:
-        UsageError: the name is no device's, or this machine has none such.
+        UsageError: the name is not that of a device, or this machine does not have the device.
     """
     if name == "auto":
         if torch.cuda.is_available():
@@ -38,16 +38,16 @@ def choose_device(name: str) -> torch.device:
 
 
 def choose_precision(name: str, device: torch.device) -> Precision:
-    """Return the precision of the networks' arithmetic; ``auto`` takes bf16 where the hardware multiplies it.
+    """Return the precision of the networks' arithmetic; ``auto`` chooses bf16 if the hardware supports it.
 
-    That is CUDA from compute capability 8.0, and CPUs with AVX512-BF16 or AMX. Losses are always computed in fp32.
+    CUDA from compute capability 8.0 and CPUs with AVX512-BF16 or AMX do. Losses are always computed in fp32.
     """
     multiplies = _multiplies_bf16(device)
     if name == "fp32" or (name == "auto" and not multiplies):
         return "fp32"
     if not multiplies:
-        asked = setting("precision", "bf16")
-        log.warning("this %s has no bf16 arithmetic, so %s is emulated: fp32 is faster", device.type, asked)
+        bf16 = setting("precision", "bf16")
+        log.warning("this %s has no bf16 arithmetic, so %s is emulated: fp32 is faster", device.type, bf16)
     return "bf16"
 
 
@@ -67,14 +67,14 @@ def _multiplies_bf16(device: torch.device) -> bool:
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 LARGEST_BLOCK = 32 << 20
-"""Bytes; larger blocks are the system's in any case: see ``mallopt(3)``."""
+"""In bytes; larger blocks always go back to the system: see ``mallopt(3)``."""
 
 
 def keep_freed_memory(device: torch.device) -> bool:
-    """On a CPU, let this process keep what its tensors free, for the next step's tensors; return whether it does.
+    """On a CPU, let this process keep the memory of freed tensors for the next step; return whether it does.
 
-    By default glibc gives what is free at the end of a step back to the system, which has to fill it with zeros, page
-    by page, for the next one. Elsewhere, and where an environment variable ``MALLOC_...`` has a say, nothing is done.
+    By default, glibc returns free memory to the system at the end of a step, and the system has to fill it with zeros,
+    page by page, for the next one. Without glibc, or if an environment variable ``MALLOC_...`` is set, nothing changes.
     """
     decided = any(name.startswith("MALLOC_") for name in os.environ)
     if device.type != "cpu" or decided or platform.libc_ver()[0] != "glibc":
@@ -84,10 +84,10 @@ def keep_freed_memory(device: torch.device) -> bool:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Say whether an error is a device's being out of memory; that of a CPU or MPS is a plain ``RuntimeError``."""
-    told = ("DefaultCPUAllocator", "not enough memory", "out of memory")
+    """Return whether an error means that a device is out of memory; CPUs and MPS raise a plain ``RuntimeError``."""
+    phrases = ("DefaultCPUAllocator", "not enough memory", "out of memory")
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
-        isinstance(error, RuntimeError) and any(words in str(error) for words in told)
+        isinstance(error, RuntimeError) and any(phrase in str(error) for phrase in phrases)
     )
 
 

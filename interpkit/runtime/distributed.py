@@ -1,13 +1,13 @@
-"""One batch shared by several processes: each generates and classifies its rows, and every loss term sees all of them.
+"""Share one batch among several processes: each generates and classifies its rows, and every loss term sees all rows.
 
     local  = generator(latent[rows], condition[rows])      # the rows of this process
     images = world.all_gather(B, local)                    # all rows, on every process, with gradient
     terms of all rows, the same on every process; backward; world.average_gradients(parameters)
 
-So a term needs to know nothing of processes, and is exact over the global batch: cosines, log-determinants and batch
-statistics alike, which `DistributedDataParallel` is not. Gradients are those of the sum of the processes' (equal)
-losses, so their mean is the gradient of one. ``torchrun`` starts the processes; without it there is one process, and
-nothing here costs anything.
+So a term does not need to know about processes, and is exact over the global batch, including cosines, log-determinants
+and batch statistics; `DistributedDataParallel` is not. Gradients are those of the sum of the processes' (equal) losses,
+so their mean is the gradient of one. ``torchrun`` starts the processes; without it there is a single process, without
+any overhead.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from interpkit.errors import RunError, UsageError, setting
 from interpkit.runtime import torchrun
 
 PATIENCE = timedelta(seconds=20)
-"""How long the other processes wait for a sign of life once one seems to have ended."""
+"""How long the other processes wait for a sign of life once a process seems to have ended."""
 
 
 class World:
     """The processes that share a batch, as one of them sees it: its rows are ``rank``, ``rank + size``, ...
 
-    With several generators, generator ``i mod K`` generates row i, so where one of K and the number of processes
-    divides the other, each process runs its own generators only.
+    With K generators, generator ``i mod K`` generates row i. So if K divides the number of processes or the reverse,
+    each process runs only its own generators.
 
     Args:
         rank: the number of this process.
@@ -54,7 +54,7 @@ class World:
         """Check that the processes can share a batch evenly.
 
         Raises:
-            UsageError: neither of the numbers of processes and of generators is a multiple of the other, or the batch
+            UsageError: neither the number of processes nor that of generators is a multiple of the other, or the batch
                 size is not a multiple of the number of processes.
         """
         if generators % self.size and self.size % generators:
@@ -70,7 +70,7 @@ class World:
             )
 
     def rows(self, count: int, device: torch.device) -> Tensor:
-        """Return which of ``count`` rows are this process's, (ceil(count / size),) int64; the last may be repeated."""
+        """Return this process's rows of ``count``, (ceil(count / size),) int64; the last row may be repeated."""
         own = torch.arange(self.rank, count + self.rank, self.size, device=device)
         return own[: -(-count // self.size)].clamp(max=count - 1)
 
@@ -81,7 +81,7 @@ class World:
 
         Args:
             count: the number of rows of each result.
-            parts: each (ceil(count / size), ...).
+            parts: tensors, each (ceil(count / size), ...).
         """
         if self.size == 1:
             return list(parts)
@@ -96,7 +96,7 @@ class World:
             return
         trained = [p for p in parameters if p.requires_grad]
         for parameter in trained:
-            if parameter.grad is None:  # of a generator that another process runs
+            if parameter.grad is None:  # belongs to a generator that another process runs
                 parameter.grad = torch.zeros_like(parameter)
         gradients = [cast(Tensor, p.grad) for p in trained]
         flat = torch.cat([gradient.flatten() for gradient in gradients])
@@ -120,7 +120,7 @@ class World:
         if generators == 1:
             return None
         number = min(generators, self.size)
-        # Every process has to make every group.
+        # Every process must create every group.
         groups = [dist.new_group(list(range(first, self.size, generators))) for first in range(number)]
         return cast(dist.ProcessGroup, groups[self.rank % number])
 
@@ -134,7 +134,7 @@ class World:
         return box[0]
 
     def broadcast_tensor(self, tensor: Tensor, source: int) -> None:
-        """Overwrite a tensor by its value on the process ``source``."""
+        """Overwrite a tensor with its value on the process ``source``."""
         if self.size > 1:
             with _collective():
                 dist.broadcast(tensor, src=source)
@@ -155,10 +155,10 @@ def all_gather(part: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
 
 
 class _AllGather(torch.autograd.Function):
-    """Gather tensors; the gradient of one is the sum of the gradients that all processes have for it.
+    """Gather tensors; the gradient of each is the sum of its gradients on all processes.
 
-    `torch.distributed.nn.functional.all_gather` does the same, but when a process ends during the backward pass its
-    error does not tell which one.
+    `torch.distributed.nn.functional.all_gather` does the same, but if a process ends during the backward pass, its
+    error does not name the process.
     """
 
     @staticmethod
@@ -185,12 +185,12 @@ def _device() -> torch.device:
 
 @contextmanager
 def processes() -> Iterator[World]:
-    """Join the processes that ``torchrun`` started, for a block; one process without it."""
+    """Join the processes that ``torchrun`` started, for a block; without ``torchrun`` there is one process."""
     if torchrun.WORLD_SIZE == 1 or dist.is_initialized():
         yield World.current()
         return
-    # Its default arguments are the group of the moment: imported later, they would keep the group and its threads, and
-    # now and then one of those aborts the process while it ends.
+    # Its default arguments hold the current group. Imported later, they would keep the group and its threads alive,
+    # and occasionally such a thread aborts the process at exit.
     import torch.distributed.nn.functional
 
     if torch.cuda.is_available():
@@ -204,10 +204,10 @@ def processes() -> Iterator[World]:
 
 @contextmanager
 def _collective() -> Iterator[None]:
-    """Turn the failure of an exchange into an error that names the processes that ended.
+    """Turn the failure of a collective operation into an error that names the processes that ended.
 
     Raises:
-        RunError: the exchange failed.
+        RunError: the operation failed.
     """
     try:
         yield
@@ -220,9 +220,9 @@ def _collective() -> Iterator[None]:
 
 
 def _missing(world: World) -> str:
-    """Return the ranks that give no sign of life, for a message.
+    """Return the ranks that do not respond, for a message.
 
-    `torch.distributed.monitored_barrier` knows them on gloo's first process only.
+    `torch.distributed.monitored_barrier` reports them only on gloo's first process.
     """
     store = dist.distributed_c10d._get_default_store()
     store.set(f"interpkit/alive/{world.rank}", "yes")

@@ -1,4 +1,4 @@
-"""What decides a run's numbers beside its recipe and classifier: versions, threads, hardware, flags, environment."""
+"""What determines a run's numbers besides recipe and classifier: versions, threads, hardware, flags, environment."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from interpkit._version import __version__
 from interpkit.runtime.distributed import World
 
 COMPUTE = ("torch", "torchvision", "numpy", "scipy", "cma")
-"""The packages whose arithmetic a run takes."""
+"""The packages whose arithmetic a run uses."""
 OTHERS = ("safetensors", "pluggy", "pydantic", "captum", "torchmetrics")
 LIBRARIES = ("mkl", "onednn", "cuda", "cudnn")
 ENVIRONMENT = (
     *("OMP_NUM_THREADS", "MKL_", "ONEDNN_", "DNNL_", "OPENBLAS_", "ATEN_CPU_CAPABILITY"),
     *("CUBLAS", "NVIDIA_TF32_OVERRIDE", "TORCH_ALLOW_TF32"),
 )
-"""How the names of the environment variables begin that decide which kernels run, and in how many threads."""
+"""Prefixes of the environment variables that determine which kernels run, and in how many threads."""
 
 
 def facts(device: torch.device) -> dict[str, Any]:
-    """Return what decides the numbers on this machine, for a manifest."""
+    """Return what determines the numbers on this machine, for a manifest."""
     on_cuda = device.type == "cuda"
     return {
         "interpkit": __version__,
@@ -50,31 +50,31 @@ def facts(device: torch.device) -> dict[str, Any]:
 
 
 def changed(recorded: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Return by name what decides the numbers and differs, as it was and as it is; what a manifest lacks is left out.
+    """Return by name what determines the numbers and differs, before and now; facts missing in a manifest are omitted.
 
     Args:
-        recorded: a manifest, maybe an older or a stranger's.
-        now: a manifest of here.
+        recorded: a manifest, possibly of an older version or another machine.
+        now: the manifest of this machine.
     """
     old, new = _deciding(recorded), _deciding(now)
-    said = "environment" in recorded  # there, a variable that was not set is said by its absence
-    names = [name for name in {**old, **new} if (name in old and name in new) or (said and name.startswith("$"))]
+    complete = "environment" in recorded  # a variable that is missing there was not set
+    names = [name for name in {**old, **new} if (name in old and name in new) or (complete and name.startswith("$"))]
     return {name: (old.get(name), new.get(name)) for name in names if old.get(name) != new.get(name)}
 
 
 def _deciding(manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """Return by name what of a manifest decides the numbers."""
-    found = {name: manifest[name] for name in ("interpkit", "device", "threads", "processes") if name in manifest}
+    """Return by name the facts of a manifest that determine the numbers."""
+    numbers = {name: manifest[name] for name in ("interpkit", "device", "threads", "processes") if name in manifest}
     versions, machine = _table(manifest, "versions"), _table(manifest, "machine")
-    found |= {name: versions[name] for name in (*COMPUTE, *LIBRARIES) if name in versions}
-    found |= {name: machine[name] for name in ("processor", "cpu", "vectors", "gpu") if name in machine}
-    found |= _table(manifest, "flags")
+    numbers |= {name: versions[name] for name in (*COMPUTE, *LIBRARIES) if name in versions}
+    numbers |= {name: machine[name] for name in ("processor", "cpu", "vectors", "gpu") if name in machine}
+    numbers |= _table(manifest, "flags")
     plugins = _table(manifest, "plugins")
     used = {name: _table(plugins, name) for name in plugins if _table(plugins, name).get("used")}
-    found |= {f"plugin {name}": plugin.get("version") for name, plugin in used.items()}
+    numbers |= {f"plugin {name}": plugin.get("version") for name, plugin in used.items()}
     environment = _table(manifest, "environment")
     names = [name for name in environment if name.isidentifier() and not name.endswith("_NUM_THREADS")]
-    return found | {f"${name}": environment[name] for name in names}
+    return numbers | {f"${name}": environment[name] for name in names}
 
 
 def _table(manifest: Mapping[str, Any], name: str) -> dict[str, Any]:
@@ -99,12 +99,12 @@ def _versions(on_cuda: bool) -> dict[str, str]:
 
 
 def _cpu() -> str:
-    """Return the processor's name; torch asks for it only on some systems, and only of late."""
+    """Return the processor's name, which torch reports only on some systems and only in recent versions."""
     try:
-        told = re.search(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text("utf-8"), re.MULTILINE)
+        match = re.search(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text("utf-8"), re.MULTILINE)
     except OSError:
-        told = None
-    return told[1] if told else platform.processor()
+        match = None
+    return match[1] if match else platform.processor()
 
 
 def _flags(on_cuda: bool) -> dict[str, Any]:
@@ -125,6 +125,6 @@ def _flags(on_cuda: bool) -> dict[str, Any]:
 
 
 def _fp32_precision(backend: Any, operation: str) -> str | None:
-    """Return how a backend multiplies float32, as torch says it since 2.9: it refuses to be asked in two ways."""
-    said: str | None = getattr(getattr(backend, operation, None), "fp32_precision", None)
-    return said
+    """Return how a backend multiplies float32, by torch's API since 2.9, which cannot be mixed with the old."""
+    precision: str | None = getattr(getattr(backend, operation, None), "fp32_precision", None)
+    return precision

@@ -1,12 +1,12 @@
-"""Attention of a frozen classifier, laid out so that each of its projections is one matrix product.
+"""Lay out the inputs of a frozen classifier's attention so that each projection is one matrix product.
 
-`torch.nn.MultiheadAttention` projects x (L, N, E) by one product if x is contiguous there, or if the weights take
-gradients. That of a frozen classifier is strided where ``batch_first`` or the classifier's own code transposed it, and
-is projected by L products of N rows, each with a copy of the weights: a ViT-B/16 then takes 16 times as long in bf16
+`torch.nn.MultiheadAttention` projects x (L, N, E) by one product if x is contiguous, or if the weights require
+gradients. In a frozen classifier, x is strided if ``batch_first`` or the classifier's own code transposed it, and torch
+then projects it by L products of N rows, each with a copy of the weights: a ViT-B/16 takes 16 times as long in bf16
 (``python -m benchmarks large``).
 
-This works around `torch.nn.functional.multi_head_attention_forward` handing a strided x to `linear`, where `addmm`
-cannot merge its two leading axes; needed as of torch 2.14. It can go once torch lays x out itself: then the last
+This works around `torch.nn.functional.multi_head_attention_forward` passing a strided x to `linear`, where `addmm`
+cannot merge its two leading axes; needed as of torch 2.14. Remove it once torch lays x out itself: then the last
 comparison in ``test_frozen_attention_is_projected_by_one_product`` fails.
 """
 
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 @contextmanager
 def contiguous_attention(network: nn.Module) -> Iterator[None]:
-    """Hand each attention layer its inputs contiguous as (L, N, E), for a block; shapes and values stay."""
+    """Make the inputs of each attention layer contiguous as (L, N, E), for a block; shapes and values do not change."""
     with ExitStack() as stack:
         for module in network.modules():
             if isinstance(module, nn.MultiheadAttention):
@@ -34,7 +34,7 @@ def _laid_out(
     module: nn.MultiheadAttention, args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     names = ("query", "key", "value")
-    # One tensor is often all three, and has to stay so: the projections are then made at once.
+    # Often all three are one tensor, and must remain so: torch then computes the projections together.
     done = {id(x): _contiguous(x, module.batch_first) for x in (*args[:3], *map(kwargs.get, names))}
     changed = {name: done[id(x)] if name in names else x for name, x in kwargs.items()}
     return (*(done[id(x)] for x in args[:3]), *args[3:]), changed

@@ -1,4 +1,4 @@
-"""Compute a batch in micro-batches, as if it were one."""
+"""Compute a batch in micro-batches, with the result of a single batch."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
 
 def in_micro_batches(make: Callable[[Tensor], Any], rows: Tensor, size: int | None, networks: nn.Module) -> list[Any]:
-    """Apply ``make`` to some rows at a time, and keep of each piece what it returns and not what led there.
+    """Apply ``make`` to some rows at a time, and keep each piece's result but not its activations.
 
     The backward pass computes each piece once more (activation checkpointing; Chen et al. 2016, arXiv:1604.06174) with
-    the same dropout, so memory is that of one piece, at the price of a second forward pass.
+    the same dropout, so it needs only the memory of one piece, at the cost of a second forward pass.
 
     Args:
-        make: from row numbers to tensors, with gradient.
+        make: computes tensors, with gradient, from row numbers.
         rows: (B,) int64.
-        size: rows at a time; all of them, without computing anything twice, if None.
-        networks: what ``make`` runs; its batch norms take each piece into their running statistics once.
+        size: the number of rows at a time; if None, all of them, and nothing is computed twice.
+        networks: the networks that ``make`` runs; their batch norms count each piece once in the running statistics.
     """
     if size is None or size >= len(rows):
         return [make(rows)]
     contexts = lambda: (nullcontext(), _no_running_statistics(networks))  # noqa: E731
-    with set_checkpoint_early_stop(False):  # it stops by an exception, which would be taken for a fault of `make`
+    with set_checkpoint_early_stop(False):  # it stops by an exception, which would look like an error in `make`
         return [checkpoint(make, piece, use_reentrant=False, context_fn=contexts) for piece in rows.split(size)]
 
 

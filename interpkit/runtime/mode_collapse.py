@@ -1,4 +1,4 @@
-"""Classes that have collapsed, noticed while the run goes: all images one picture, or none that the target accepts."""
+"""Detect collapsed classes during a run: all images are one picture, or the target recognizes none of them."""
 
 from __future__ import annotations
 
@@ -10,102 +10,102 @@ import torch.nn.functional as F
 from torch import Tensor
 
 SINCE = 0.4
-"""The share of the run before which nothing is said: at first all images are the same grey, and no class is hit."""
+"""The share of the run before which nothing is reported: at first all images are the same gray."""
 MOST_IMAGES = 512
-"""Of a batch, that are held against each other."""
+"""The maximum number of images of a batch that are compared with each other."""
 ENOUGH_IMAGES = 50
-"""Before a class is said to be never hit."""
+"""The number of images required to report a class as never hit."""
 ENOUGH_PAIRS = 20
-"""Before a class is said to be one picture."""
+"""The number of pairs required to report a class as one picture."""
 ALIKE = 0.98
-"""The mean cosine from which on it is one. Real images of a class have 0.87 at most (MNIST, FashionMNIST, CIFAR-10,
-SVHN), the textures that fool a classifier, which vary little, 0.97.
+"""The mean cosine above which images count as one picture. Real images of a class reach at most 0.87 (MNIST,
+FashionMNIST, CIFAR-10, SVHN); textures that fool a classifier, which vary little, reach 0.97.
 """
 FLAT = 0.02
-"""A contrast, of images in [0, 1], that nobody sees."""
+"""An invisible contrast, for images in [0, 1]."""
 SIDE = 16
-"""To which images are pooled at most; a quarter of theirs, if that is less."""
+"""The maximum side that images are pooled to; a quarter of their own side if that is less."""
 NEVER_HIT, ONE_PICTURE = "never hit", "one picture"
-"""What is told of a class."""
+"""The two kinds of collapse, as the manifest names them."""
 
 
 class Collapse:
-    """What is known of each class since it was last judged.
+    """Statistics of each class since it was last judged.
 
-    The images of a class are held against each other within a step, as any two steps are of two generators. Nothing is
-    read from the device but in `judge`.
+    The images of a class are compared within a step only, because the generator changes from step to step. Only `judge`
+    reads from the device.
 
     Args:
-        classes: how many there are.
+        classes: the number of classes.
     """
 
     def __init__(self, classes: int) -> None:
-        self.told: dict[int, dict[str, Any]] = {}
-        """What was told of which class, and at which step."""
-        self._seen = torch.zeros(4, classes)
-        """By class: images, those that the target takes for it, pairs of images, and the sum of their cosines."""
+        self.reported: dict[int, dict[str, Any]] = {}
+        """The collapse that was reported for each class, with its step."""
+        self._counts = torch.zeros(4, classes)
+        """By class: images, correctly classified images, pairs of images, and the sum of their cosines."""
 
     def look(self, images: Tensor, labels: Tensor, right: Tensor) -> None:
-        """Look at the images of a step.
+        """Add the images of a step.
 
         Args:
             images: (B, *input_shape) in [0, 1].
-            labels: (B,), the classes asked for.
-            right: (B,) bool, whether the target takes each for it.
+            labels: (B,), the requested classes.
+            right: (B,) bool, whether the target assigns each image to its class.
         """
         device = images.device
         labels, right = labels.to(device), right.to(device)
-        self._seen = self._seen.to(device)
-        self._seen[:2].index_add_(1, labels, torch.stack([torch.ones_like(right), right]).float())
-        if images.dim() == 4:  # of vectors of few numbers, those of a class are alike by nature
+        self._counts = self._counts.to(device)
+        self._counts[:2].index_add_(1, labels, torch.stack([torch.ones_like(right), right]).float())
+        if images.dim() == 4:  # short vectors of one class are always similar
             labels = labels[:MOST_IMAGES]
             units = directions(images[:MOST_IMAGES])
             same = (labels[:, None] == labels).float().fill_diagonal_(0)
             pairs = torch.stack([same.sum(1), (same * (units @ units.T)).sum(1)])
-            self._seen[2:].index_add_(1, labels, pairs)
+            self._counts[2:].index_add_(1, labels, pairs)
 
     def judge(self, step: int) -> dict[str, list[int]]:
-        """Return the classes that have collapsed and were not told of yet, by what is to be told."""
-        images, hits, pairs, cosines = self._seen.cpu()
+        """Return the collapsed classes that were not reported yet, by kind of collapse."""
+        images, hits, pairs, cosines = self._counts.cpu()
         known = {NEVER_HIT: images >= ENOUGH_IMAGES, ONE_PICTURE: pairs >= ENOUGH_PAIRS}
         fallen = {NEVER_HIT: hits == 0, ONE_PICTURE: cosines >= ALIKE * pairs}
-        found = {}
+        collapsed = {}
         for what, enough in known.items():
-            classes = [c for c in (enough & fallen[what]).nonzero()[:, 0].tolist() if c not in self.told]
+            classes = [c for c in (enough & fallen[what]).nonzero()[:, 0].tolist() if c not in self.reported]
             if classes:
-                found[what] = classes
-                self.told |= {label: {"what": what, "step": step} for label in classes}
+                collapsed[what] = classes
+                self.reported |= {label: {"what": what, "step": step} for label in classes}
         judged = torch.stack([known[NEVER_HIT]] * 2 + [known[ONE_PICTURE]] * 2)
-        self._seen.masked_fill_(judged.to(self._seen.device), 0)
-        return found
+        self._counts.masked_fill_(judged.to(self._counts.device), 0)
+        return collapsed
 
     def forget(self) -> None:
-        """Forget what was seen, but not what was told."""
-        self._seen.zero_()
+        """Reset the statistics, but not what was reported."""
+        self._counts.zero_()
 
     def state(self) -> dict[str, Any]:
-        """Return all of it, for a checkpoint."""
-        return {"told": self.told, "seen": self._seen.cpu()}
+        """Return the state for a checkpoint."""
+        return {"told": self.reported, "seen": self._counts.cpu()}
 
     def take_up(self, state: Mapping[str, Any] | None) -> None:
-        """Go on as at a checkpoint; where that has nothing of this, anew.
+        """Restore the state of a checkpoint, if it has one.
 
         Raises:
-            ValueError: it is of other classes.
+            ValueError: the state is of other classes.
         """
         if state is None:
             return
-        told, seen = state["told"], state["seen"]
-        if seen.shape != self._seen.shape or not all(isinstance(facts, dict) for facts in told.values()):
+        reported, counts = state["told"], state["seen"]
+        if counts.shape != self._counts.shape or not all(isinstance(facts, dict) for facts in reported.values()):
             raise ValueError
-        self.told, self._seen = dict(told), seen.float()
+        self.reported, self._counts = dict(reported), counts.float()
 
 
 def directions(images: Tensor) -> Tensor:
-    """Return unit vectors (B, D) of images (B, C, H, W), whose inner products say how much they are one picture.
+    """Return unit vectors (B, D) of images (B, C, H, W), whose inner products measure how similar the images are.
 
-    Pooled, so that noise makes no difference, and each without its own mean brightness: of two textures that are grey
-    from afar, the cosine would be near 1 otherwise, and so it would of any two drawings on one ground.
+    Images are pooled, so that noise has no effect, and each one's mean brightness is subtracted: otherwise the cosine
+    of two textures that look gray from a distance, or of two drawings on the same background, would be close to 1.
     """
     height, width = (side if side < 12 else min(SIDE, -(-side // 4)) for side in images.shape[2:])
     flat = F.adaptive_avg_pool2d(images.detach().float(), (height, width)).flatten(1)

@@ -1,7 +1,7 @@
-"""Where the time of a step goes: a clock around its phases, for some steps after the first few; nothing when off.
+"""Measure where the time of a step goes: a clock around its phases, for some steps after the first few.
 
-A range of `torch.profiler` does not work for CUDA: another thread launches the kernels of the backward pass, so they
-are not counted in the range around the call. Here the clock waits for the device at both ends of a phase.
+A range of `torch.profiler` does not work for CUDA: another thread launches the kernels of the backward pass, so the
+range around the call does not include them. Here the clock waits for the device at both ends of a phase.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 WARM_UP = 5
-"""Steps that are not measured: memory is fetched and kernels are chosen in them."""
+"""The number of initial steps that are not measured, in which memory is allocated and kernels are chosen."""
 MEASURED = 20
 OTHER = "other"
 
@@ -23,7 +23,7 @@ OTHER = "other"
 class Profile:
     """The time of each phase of a step; see `profiled`.
 
-    A profiled step takes a little longer, as the device is waited for.
+    A profiled step takes a little longer, because the clock waits for the device.
 
     Args:
         device: the device that computes.
@@ -41,11 +41,11 @@ class Profile:
 
     @property
     def measuring(self) -> bool:
-        """Whether the step that is running is measured."""
+        """Whether the current step is measured."""
         return self._begun is not None
 
     def step_done(self) -> None:
-        """Note that a step is done, and the next begins."""
+        """End a step and begin the next."""
         self._seen += 1
         if self._begun is not None:
             self.steps += 1
@@ -56,7 +56,7 @@ class Profile:
         self._begun = self._now() if WARM_UP <= self._seen < WARM_UP + MEASURED else None
 
     def lap(self, name: str | None = None) -> None:
-        """Count the time since the last lap to a phase; without a name, to none."""
+        """Add the time since the last lap to a phase; without a name, to no phase."""
         if self.measuring:
             before, self._last = self._last, self._now()
             if name is not None:
@@ -65,7 +65,7 @@ class Profile:
     def to_json(self) -> dict[str, Any]:
         """Return the table: by phase, the milliseconds per step and the share of the whole step, in [0, 1].
 
-        ``other`` is the time in no phase. A run of no more than `WARM_UP` steps has no phases.
+        ``other`` is the time outside all phases. A run of at most `WARM_UP` steps has no phases.
         """
         phases = self.seconds | {OTHER: max(0.0, self._total - sum(self.seconds.values()))}
         return {
@@ -92,10 +92,9 @@ _running: Profile | None = None
 
 @contextmanager
 def profiled(device: torch.device, wanted: bool = True) -> Iterator[Profile | None]:
-    """Profile the run in a block, if that is wanted; its every step has to end with `Profile.step_done`.
+    """Profile the run in a block, if wanted; every step must end with `Profile.step_done`.
 
-    The backward pass counts as what lies between the last phase and the optimizer's step, so a loop needs no lines for
-    either.
+    The time between the last phase and the optimizer's step counts as the backward pass, so a loop needs no extra code.
     """
     global _running
     if not wanted:
@@ -116,7 +115,7 @@ def profiled(device: torch.device, wanted: bool = True) -> Iterator[Profile | No
 
 @contextmanager
 def phase(name: str) -> Iterator[None]:
-    """Name what a block, or as a decorator a function, does, for the profile of the run if one is made."""
+    """Name the phase of a block, or of a function as a decorator, for the profile of the run if there is one."""
     if _running is not None:
         _running.lap()
     yield

@@ -1,4 +1,4 @@
-"""Random streams: each purpose has its own seed, and the caller's global generators are left alone."""
+"""Random streams: each purpose has its own seed, and the caller's global generators do not change."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def random_generator(device: torch.device, seed: int) -> torch.Generator:
 
 @contextmanager
 def global_seed(seed: int, device: torch.device) -> Iterator[None]:
-    """Seed torch's global generators (weight initialisation and dropout use them); restore them after."""
+    """Seed torch's global generators (weight initialization and dropout use them), and restore them at the end."""
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices):
         torch.manual_seed(seed)

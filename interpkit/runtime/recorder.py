@@ -1,4 +1,4 @@
-"""What happens as an inversion goes: the history, a watch for divergence and collapse, and when to checkpoint."""
+"""Record an inversion while it runs: keep the history, detect divergence and collapse, and save checkpoints."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ log = logging.getLogger("interpkit")
 
 RECORD_EVERY = 10
 MOST_RECORDS = 10_000
-"""Longer runs than these last at ten steps a record are recorded more rarely; values are looked at as often as ever."""
+"""Runs that would have more records are recorded less often than every ten steps; values are checked equally often."""
 JUDGE_EVERY = 50
-"""Steps from one question whether classes have collapsed to the next."""
+"""The number of steps between checks whether classes have collapsed."""
 EXPLODED = 1000.0
-"""A loss explodes where it is so many times what it was, at the first step or in the middle of the `RECENT` records."""
+"""A loss explodes if it is this many times its value at the first step and the median of the `RECENT` records."""
 RECENT = 20
 CHECKPOINT_SECONDS = 60.0
 ROUNDING = 1e-3
-"""By how much an image may leave [0, 1]."""
+"""The tolerance by which image values may leave [0, 1]."""
 RESERVED = ("step", "seconds", "loss", "inversion_accuracy")
-"""Names in a line of the history that no term may take."""
+"""Names in a line of the history that terms must not use."""
 
 
 @dataclass(frozen=True)
@@ -41,12 +41,12 @@ class StepRecord:
 
     Attributes:
         step: counted from 1.
-        steps: of the whole run.
+        steps: the number of steps of the whole run.
         seconds: wall time since the first step began, without interruptions.
         loss: the weighted sum at this step.
         terms: each term's value at this step, without its weight.
-        inversion_accuracy: share of the images since the last record that the target puts in the class asked
-            for, as the generator trains (dropout and batch statistics on).
+        inversion_accuracy: share of the images since the last record that the target assigns to the requested class,
+            with the generator in training mode (dropout and batch statistics on).
     """
 
     step: int
@@ -72,7 +72,7 @@ class StepRecord:
 
         Raises:
             KeyError: something is missing.
-            TypeError: something is no number.
+            TypeError: something is not a number.
         """
         if not isinstance(row, Mapping) or type(row["step"]) is not int or not all(map(_is_number, row.values())):
             raise TypeError("not numbers by name")
@@ -85,27 +85,27 @@ def _is_number(value: Any) -> bool:
 
 
 class Resumable(Protocol):
-    """What a run has trained, and how far: torch's protocol for what is saved and loaded, and the last step."""
+    """The state of a run: torch's protocol to save and load a state, and the last completed step."""
 
     step: int
 
     def state_dict(self) -> dict[str, Any]:
-        """Return all that the rest of the run depends on, as tensors and plain values."""
+        """Return everything that the rest of the run depends on, as tensors and plain values."""
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> Any:
-        """Go back to such a state, its step included."""
+        """Restore such a state, including its step."""
 
 
 class Recorder:
-    """Takes each step's values without waiting for the device; looks at them every ten steps.
+    """Receives each step's values without waiting for the device; checks them every ten steps.
 
     Args:
-        steps: of the whole run.
-        class_names: of the target; with them, classes that have collapsed are told as the run goes.
-        on_step: called after each step with its number; costs no synchronisation.
+        steps: the number of steps of the whole run.
+        class_names: the target's class names; if specified, the recorder warns about classes that have collapsed.
+        on_step: called after each step with its number, without synchronizing with the device.
         on_record: called with each record.
-        owners: which plugin each component of the recipe is of, by kind and name; for messages.
-        variety_preset: the name of a preset to suggest where classes have collapsed.
+        owners: the plugin of each component of the recipe, by kind and name; for messages.
+        variety_preset: the name of a preset to suggest if classes have collapsed.
     """
 
     def __init__(
@@ -130,14 +130,14 @@ class Recorder:
         self._on_record = on_record
         self._owners = owners or {}
         self._variety_preset = variety_preset
-        # whose the images are: an inverter makes them itself where no generator does
+        # the component that makes the images: the inverter itself if there is no generator
         self._painter = sorted(key for key in self._owners if key[0] in ("generator", "inverter"))[:1]
         self._names: list[str] = []
         self._pending: list[tuple[int, Tensor]] = []
         self._checked: list[tuple[int, list[float]]] = []
-        """Values since the last record that were looked at."""
+        """The values since the last record that have been checked."""
         self._recent: list[list[float]] = []
-        """Those of the first record, and of the last ones."""
+        """The values of the first record and of the latest ones."""
         self._clock_start: float | None = None
         self._seconds_before = 0.0
 
@@ -148,31 +148,31 @@ class Recorder:
         return self._seconds_before + now
 
     def start(self) -> dict[str, Any] | None:
-        """Start the clock; return the state to go on from, or None for a fresh start."""
+        """Start the clock; return the state to resume from, or None for a fresh start."""
         self._clock_start = time.monotonic()
         return None
 
     def resume(self, state: Resumable) -> bool:
-        """Start the clock, and load the checkpoint into ``state`` if there is one; return whether there was one."""
+        """Start the clock, and load the checkpoint, if there is one, into ``state``; return whether there was one."""
         world = World.current()
         checkpoint = world.broadcast(self.start())
         if checkpoint is not None:
             state.load_state_dict(checkpoint)
             if world.rank > 0:
-                self.take_up(checkpoint)  # all processes have to agree on what an explosion is
+                self.take_up(checkpoint)  # all processes must agree on what counts as an explosion
         return checkpoint is not None
 
     def training_steps(self, state: Resumable) -> Iterator[int]:
-        """Yield the number of each step that is still to do, for the caller to do it and to report it by `step`.
+        """Yield the number of each remaining step; the caller runs the step and reports it by calling `step`.
 
-        After each a checkpoint is saved if one is due, and the last is the one at which the run is asked to stop.
+        After each step, this saves a checkpoint if one is due, and stops if a stop was requested.
         """
         world = World.current()
         for step in range(state.step + 1, self.steps + 1):
             yield step
             state.step = step
             due, stop = self.due(step), self.stop_requested
-            if world.size > 1:  # the processes agree now and then, as the answer waits for the device
+            if world.size > 1:  # only every few steps, as this waits for the device
                 agree = step % RECORD_EVERY == 0 or step == self.steps
                 due, stop = world.any_rank(due, stop) if agree else (False, False)
             if due:
@@ -191,19 +191,19 @@ class Recorder:
         logits: Tensor,
         labels: Tensor,
     ) -> None:
-        """Take the values of one step.
+        """Receive the values of one step.
 
         Args:
-            step: its number, from 1.
-            loss: the weighted sum, scalar.
-            terms: by name, scalars.
+            step: the number of the step, from 1.
+            loss: the weighted sum, a scalar.
+            terms: the terms by name, scalars.
             images: (B, ...).
-            logits: (B, n), the target's.
-            labels: (B,), the classes asked for.
+            logits: (B, n), the target's logits.
+            labels: (B,), the requested classes.
 
         Raises:
-            RunError: a value since the last look is not finite, or the loss explodes; says which, and where.
-            RunError: an image left [0, 1].
+            RunError: a value since the last check is not finite, the loss explodes, or an image left [0, 1]; the
+                message names the value and the step.
         """
         self.next_step = step + 1
         self._names = list(terms)
@@ -222,10 +222,10 @@ class Recorder:
             if step % RECORD_EVERY == 0 and step >= SINCE * self.steps and self._class_names:
                 self._collapse.look(images, labels, right)
                 if step % JUDGE_EVERY == 0:
-                    self._tell_collapsed(step)
+                    self._report_collapsed(step)
 
     def flush(self) -> None:
-        """Look at the values that were taken since the last record, and record the last of them."""
+        """Check the values received since the last record, and record the last of them."""
         rows = self.checked()
         if not rows:
             return
@@ -247,11 +247,10 @@ class Recorder:
             self._on_record(record)
 
     def checked(self) -> list[tuple[int, list[float]]]:
-        """Return the values that were taken since the last record, by step, once none of them has diverged.
+        """Check the values received since the last record, and return them by step.
 
         Raises:
-            RunError: one is not finite, or the loss explodes.
-            RunError: an image left [0, 1].
+            RunError: a value is not finite, the loss explodes, or an image left [0, 1].
         """
         if self._pending:
             steps, values = zip(*self._pending, strict=True)
@@ -281,20 +280,21 @@ class Recorder:
             raise DivergedError(f"{what}. {self.advice}{self.kept()}", what, step)
 
     def _usual(self, column: int) -> float:
-        """Return how large a watched value has been, and at least 1: what is small may well grow."""
+        """Return the usual size of a watched value, at least 1, because small values may well grow."""
         sizes = [abs(row[column]) for row in self._recent]
         return max(1.0, sizes[0], statistics.median(sizes))
 
-    def _tell_collapsed(self, step: int) -> None:
-        names, found = self._class_names, self._collapse.judge(step)
-        for what, classes in found.items():
+    def _report_collapsed(self, step: int) -> None:
+        names, collapsed = self._class_names, self._collapse.judge(step)
+        for what, classes in collapsed.items():
             some = f"{len(classes)} of {len(names)} classes ({listed(names[label] for label in classes)})"
             if what == ONE_PICTURE:
                 rate = "a lower rate, " if 2 * len(classes) > len(names) else ""
                 name = self._variety_preset
                 preset = f", or {setting('preset', name)} over the recipe" if name else ""
                 log.warning(
-                    "at step %d the images of %s are one picture each: try %smore weight on a term for variety%s",
+                    "at step %d the images of %s have collapsed to one picture per class: try %smore weight on a term "
+                    "for variety%s",
                     step,
                     some,
                     rate,
@@ -302,17 +302,17 @@ class Recorder:
                 )
             else:
                 log.warning(
-                    "at step %d the target takes no image of %s for its class: give the terms that ask for the class "
-                    "more weight, or the run more steps",
+                    "at step %d the target classifies no image of %s as its class: increase the weight of the terms "
+                    "that ask for the class, or the number of steps",
                     step,
                     some,
                 )
-        if found:
-            told = self._collapse.told.items()
-            self.note(collapsed=[{"label": label, "name": names[label], **facts} for label, facts in told])
+        if collapsed:
+            reported = self._collapse.reported.items()
+            self.note(collapsed=[{"label": label, "name": names[label], **facts} for label, facts in reported])
 
     def state(self) -> dict[str, Any]:
-        """Return what is yet to come depends on, as tensors and plain values, for a checkpoint."""
+        """Return what the rest of the recording depends on, as tensors and plain values, for a checkpoint."""
         return {
             "recorded": self.history[-1].step if self.history else 0,
             "checked": list(self._checked),
@@ -322,13 +322,13 @@ class Recorder:
         }
 
     def take_up(self, state: Mapping[str, Any]) -> None:
-        """Go on as the recorder was at a checkpoint; what was recorded after it is forgotten.
+        """Restore the recorder's state at a checkpoint, and forget later records.
 
         Raises:
-            RunError: the checkpoint is of something else.
+            RunError: the checkpoint does not fit the recipe.
         """
         self.next_step = state["step"] + 1
-        # A run that is stopped records its last step as well, and then goes on as if it had not.
+        # A run that is stopped also records its last step, and is resumed as if it had not.
         recorded = state.get("recorded", state["step"])
         checked, recent, names = (state.get(name, []) for name in ("checked", "recent", "names"))
         try:
@@ -343,30 +343,30 @@ class Recorder:
             whole = False
         if not whole:
             raise RunError(
-                f"the checkpoint does not fit its recipe: it holds no values of steps. Start again with "
+                f"the checkpoint does not fit its recipe: it does not contain valid values of steps. Start again with "
                 f"{setting('force')}."
             )
         self._checked, self._recent, self._names = list(checked), list(recent), list(names)
 
     def _owner(self, column: int, *, by_a_gradient: bool = False) -> str:
-        """Return whose a watched value is, the images or a term, for a message; nothing where that is no plugin's."""
+        """Return the plugin responsible for a watched value, for a message; empty if it is not a plugin's."""
         terms = [("loss", name) for name in self._names]
         makers = self._painter if column == 0 else terms[column - 2 : column - 1]
-        said = [f"plugin {self._owners[key]!r}" for key in makers if key in self._owners]
+        sources = [f"plugin {self._owners[key]!r}" for key in makers if key in self._owners]
         losses = sorted({repr(owner) for (kind, _), owner in self._owners.items() if kind == "loss"})
-        if said and column == 0 and by_a_gradient and losses:
-            said.append(f"or the gradient of a loss of {', '.join(losses)}")
-        return f" ({', '.join(said)})" if said else ""
+        if sources and column == 0 and by_a_gradient and losses:
+            sources.append(f"or the gradient of a loss of {', '.join(losses)}")
+        return f" ({', '.join(sources)})" if sources else ""
 
     def kept(self) -> str:
-        """Return where the last good state of a failed run is; in memory there is none."""
+        """Return where the last good state of a failed run is, for a message; empty for runs in memory."""
         return ""
 
     def write(self, record: StepRecord) -> None:
-        """Keep a record; in memory there is nothing more to do."""
+        """Write a record; runs in memory do not write it."""
 
     def go_back(self, step: int) -> None:
-        """Forget what was recorded after a step: the run is taken up again from there."""
+        """Forget what was recorded after a step, from which the run will continue."""
         self._pending.clear()
         self._checked = [row for row in self._checked if row[0] <= step]
         self._collapse.forget()
@@ -374,10 +374,10 @@ class Recorder:
         self.history = [record for record in self.history if record.step <= step]
 
     def note(self, **facts: Any) -> None:
-        """Note how the run is computed, for its manifest; in memory there is none."""
+        """Note in the manifest how the run is computed; runs in memory do not have one."""
 
     def due(self, step: int) -> bool:
-        """Say whether a checkpoint should be saved after this step; in memory none is."""
+        """Return whether to save a checkpoint after this step; runs in memory save none."""
         return False
 
     def save(self, step: int, state: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""Batch norm over the batch of all processes, on any device; `torch.nn.SyncBatchNorm` refuses a CPU."""
+"""Batch norm over the batch of all processes, on any device; `torch.nn.SyncBatchNorm` does not support CPUs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from interpkit.runtime.distributed import all_gather
 
 
 class _Moments(torch.autograd.Function):
-    """Mean and variance of each channel, by the kernel of batch norm: torch's reductions take many times as long."""
+    """Mean and variance of each channel, by the batch norm kernel: torch's reductions take many times as long."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -34,9 +34,9 @@ class _Moments(torch.autograd.Function):
 
 
 class SyncBatchNorm(_BatchNorm):
-    """Batch norm by the mean and variance of the rows of all processes of a group.
+    """Batch norm with the mean and variance of the rows of all processes of a group.
 
-    With m_i and v_i of the n values that a channel has on each of P processes:
+    If a channel has n values on each of P processes, with means m_i and variances v_i:
 
         mean = mean(m_i),        var = mean(v_i + (m_i - mean)^2)
 
@@ -62,20 +62,20 @@ class SyncBatchNorm(_BatchNorm):
         scale = (variance + self.eps).rsqrt()
         if self.weight is not None:
             scale = scale * self.weight
-        # Torch's kernel takes the statistics for constants. Their gradient passes through the weight and bias, which
-        # have the values of this layer's own.
+        # Torch's kernel treats the statistics as constants. Their gradient passes through this weight and bias, whose
+        # values equal the layer's own.
         weight, bias = scale * (fixed_variance + self.eps).sqrt(), (fixed_mean - mean) * scale
         if self.bias is not None:
             bias = bias + self.bias
         return F.batch_norm(input, fixed_mean, fixed_variance, weight, bias, eps=self.eps)
 
     def _check_input_dim(self, input: Tensor) -> None:
-        """Accept any number of dimensions: the layer was made for its input."""
+        """Accept any number of dimensions: the original layer was made for its input."""
 
 
 def sync_batch_norms(network: nn.Module, group: dist.ProcessGroup | None = None) -> None:
-    """Turn every batch norm of a network into a `SyncBatchNorm` of the group; parameters, buffers and names stay."""
+    """Turn every batch norm of a network into a `SyncBatchNorm` of the group, with the same parameters and buffers."""
     for module in network.modules():
         if isinstance(module, _BatchNorm):
-            module.__class__ = SyncBatchNorm  # as torch's lazy modules become what they stand for
+            module.__class__ = SyncBatchNorm  # like torch's lazy modules
             module.group = group  # type: ignore[assignment]

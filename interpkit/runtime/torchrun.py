@@ -1,4 +1,4 @@
-"""What ``torchrun`` (or a scheduler like it) says in the environment; readable without importing torch."""
+"""The environment variables of ``torchrun`` (or a similar scheduler), readable without importing torch."""
 
 from __future__ import annotations
 
@@ -8,4 +8,4 @@ RANK = int(os.environ.get("RANK", "0"))
 WORLD_SIZE = int(os.environ.get("WORLD_SIZE", "1")) if "RANK" in os.environ else 1
 LOCAL_RANK = int(os.environ.get("LOCAL_RANK", "0"))
 RESTARTED = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
-"""Whether this process was started again after another had ended."""
+"""Whether this process was restarted after another one had ended."""

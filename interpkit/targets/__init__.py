@@ -1,1 +1,1 @@
-"""A classifier in memory and in a file."""
+"""Classifiers as targets, in memory and in files."""

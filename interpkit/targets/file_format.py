@@ -1,9 +1,8 @@
-"""A classifier's safetensors file: its weights, and metadata with everything that is needed to run it.
+"""A classifier's safetensors file: its weights, and metadata with everything needed to run it.
 
 Metadata keys: ``format`` = "pt", ``interpkit.schema`` = "1", and ``interpkit.KEY`` for each fact of `TargetOptions`
-that has a key (`interpkit.config.recipe.target_facts`). Words stand as they are and anything else as JSON, because
-safetensors holds strings only. The architecture is looked up among the registered ones; nothing is imported or run
-because a file says so.
+that has a key (`interpkit.config.recipe.target_facts`). Words are stored unchanged and anything else as JSON, because
+safetensors supports only strings. The architecture must be a registered one; a file cannot cause imports or run code.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from interpkit.io.atomic import write_tensors
 SCHEMA = 1
 PREFIX = "interpkit."
 ONNX_GRAPH = "onnx:graph"
-"""The architecture of a file whose one tensor, `ONNX_TENSOR`, is the bytes of an ONNX graph."""
+"""The architecture of a file whose only tensor, `ONNX_TENSOR`, contains the bytes of an ONNX graph."""
 ONNX_TENSOR = "onnx"
 
 
@@ -34,14 +33,14 @@ def write_target_file(path: Path, tensors: Mapping[str, Tensor], facts: TargetOp
         UsageError: the file's name does not end in .safetensors.
     """
     if path.suffix != ".safetensors":
-        raise UsageError(f"{path}: a classifier's file ends in .safetensors.")
+        raise UsageError(f"{path}: the name of a classifier's file must end in .safetensors.")
     metadata = {"format": "pt", f"{PREFIX}schema": str(SCHEMA)}
     values = facts.model_dump(mode="json", exclude_none=True)
     for fact in target_facts():
         if fact.key is not None and fact.name in values:
             value = values[fact.name]
             metadata[PREFIX + fact.key] = value if fact.is_word else json.dumps(value)
-    # Tied weights are stored once under each name: safetensors refuses shared memory.
+    # Tied weights are stored once under each name, as safetensors does not support shared memory.
     whole = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     write_tensors(path, whole, metadata)
@@ -49,10 +48,10 @@ def write_target_file(path: Path, tensors: Mapping[str, Tensor], facts: TargetOp
 
 
 def read_target_file(path: Path) -> tuple[dict[str, Tensor], TargetOptions]:
-    """Read a safetensors file: its tensors, and what its metadata says of the classifier (maybe nothing).
+    """Read a safetensors file: its tensors, and the facts about the classifier in its metadata (possibly none).
 
     Raises:
-        ModelError: it is missing, truncated, not safetensors, or its metadata is not of the form above.
+        ModelError: the file is missing, truncated or not safetensors, or its metadata does not have the form above.
 
     Example:
         >>> from pathlib import Path
@@ -70,7 +69,7 @@ def read_target_file(path: Path) -> tuple[dict[str, Tensor], TargetOptions]:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, not a dict
     except FileNotFoundError as error:
         raise ModelError(f"there is no file {path}.") from error
-    except Exception as error:  # of safetensors, and of types that this torch has not
+    except Exception as error:  # from safetensors, or for dtypes that this torch does not have
         raise ModelError(f"{path} is not a whole safetensors file: {first_line(error)}.") from error
     return tensors, _parse(path, metadata)
 

@@ -1,8 +1,8 @@
-"""Batch norm of the frozen target, fused with the layer before it: the same logits for less work.
+"""Fuse the batch norms of the frozen target with the layers before them: the same logits for less work.
 
     BN(W * x + b) = (g W) * x + g (b - mean) + beta,        g = gamma / sqrt(var + eps)        per channel,
 
-as a frozen batch norm is a fixed scale and shift. The fusion happens in a copy, so the user's module stays as it is.
+because a frozen batch norm is a fixed scale and shift. This changes a copy, so the user's module stays as it is.
 """
 
 from __future__ import annotations
@@ -27,29 +27,29 @@ log = logging.getLogger("interpkit")
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 LINEAR = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, *TRANSPOSED)
-"""Compared by their exact type: a subclass may compute something else."""
+"""Layers are compared by their exact type, because a subclass may compute something else."""
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 ROUNDING = 1e-2
-"""By how much the logits may differ, relative to the largest: a wrong fusion is off by far more, in any precision."""
+"""The tolerance of the logits relative to the largest; a wrong fusion is off by far more, in any precision."""
 
 
 def fuse(target: Target, layers: Sequence[str] = ()) -> tuple[Target, int]:
-    """Return a target with the same logits and layers but fused batch norms, and how many were fused.
+    """Return a target with the same logits and layers but fused batch norms, and the number of fused batch norms.
 
-    A batch norm is fused where it alone reads the output of a convolution or linear layer, where each of the two runs
-    once, and where no requested layer lies between them. A symbolic trace decides what follows what, so that it holds
-    for every image; a classifier that cannot be traced is returned as it is.
+    A batch norm is fused if it alone reads the output of a convolution or linear layer, each of the two runs once, and
+    no requested layer lies between them. A symbolic trace determines the order of layers, so that it holds for every
+    image; a classifier that cannot be traced is returned unchanged.
 
     Args:
-        target: frozen. It is not changed; the copy shares what is not fused.
-        layers: that will be requested beyond the default features; none of them is fused away.
+        target: the frozen target. It is not changed; the copy shares what is not fused.
+        layers: the layers that will be requested in addition to the default features; none of them is fused away.
     """
     if not isinstance(target, ModuleTarget) or not any(type(module) in NORMS for module in target.modules()):
         return target, 0
     try:
         with warnings.catch_warnings(), torch.no_grad():
-            warnings.simplefilter("ignore")  # of the tracer, about the classifier's code
-            pairs = _consecutive(_copy(target).module)  # a copy for this alone: tracing may leave traces in it
+            warnings.simplefilter("ignore")  # by the tracer, about the classifier's code
+            pairs = _consecutive(_copy(target).module)  # a separate copy, because tracing may change it
             twin = _copy(target)
             probe = _probe(target)
             pairs = _unread(twin, pairs, [target.feature_layer, *layers], probe)
@@ -60,7 +60,7 @@ def fuse(target: Target, layers: Sequence[str] = ()) -> tuple[Target, int]:
             logits = target(probe)
             if not pairs or not (twin(probe) - logits).abs().max() <= ROUNDING * logits.abs().max():
                 return target, 0
-    except Exception as error:  # whatever a foreign classifier raises when it is copied or traced
+    except Exception as error:  # whatever the user's classifier raises when it is copied or traced
         log.debug("the batch norms of %s are not fused: %s", target.name, error)
         return target, 0
     return twin, len(pairs)
@@ -72,15 +72,15 @@ def _copy(target: ModuleTarget) -> ModuleTarget:
 
 
 def _probe(target: ModuleTarget) -> Tensor:
-    """Return two images, a grey and a noisy one."""
+    """Return two images, a gray one and a noisy one."""
     noise = torch.rand(1, *target.input_shape, generator=torch.Generator().manual_seed(0))
     return torch.cat([torch.full_like(noise, 0.5), noise]).to(device_of(target))
 
 
 def _consecutive(module: nn.Module) -> list[tuple[str, str]]:
-    """Return the names of the layers that can be fused, each with its batch norm, from a symbolic trace."""
+    """Return the names of the layers that can be fused, each with its batch norm, according to a symbolic trace."""
     graph = fx.Tracer().trace(module)
-    # As text, for a weight that is used by itself (`get_attr`) belongs to the module before its last dot.
+    # A weight that is used directly (`get_attr`) belongs to the module before its last dot.
     runs = [str(node.target).rpartition(".")[0] if node.op == "get_attr" else node.target for node in graph.nodes]
     names: dict[int, int] = {}
     for _, part in module.named_modules(remove_duplicate=False):
@@ -91,7 +91,7 @@ def _consecutive(module: nn.Module) -> list[tuple[str, str]]:
             return False
         part = module.get_submodule(str(node.target))
         if isinstance(part, TRANSPOSED) and part.groups > 1:
-            return False  # torch.nn.utils.fusion does not know them
+            return False  # torch.nn.utils.fusion does not support them
         return type(part) in types and names[id(part)] == 1 and not any(getattr(part, hooks) for hooks in HOOKS)
 
     pairs = []
@@ -107,7 +107,7 @@ def _consecutive(module: nn.Module) -> list[tuple[str, str]]:
 def _unread(
     target: ModuleTarget, pairs: Sequence[tuple[str, str]], layers: Sequence[str], probe: Tensor
 ) -> list[tuple[str, str]]:
-    """Return the pairs between which none of the layers reads, and whose channels are those of the batch norm."""
+    """Return the pairs whose intermediate output no requested layer reads, and whose channel axes match."""
     outputs: dict[str, Tensor] = {}
     read: list[Tensor] = []
     module = target.module
@@ -119,14 +119,14 @@ def _unread(
     return [
         (layer, norm)
         for layer, norm in pairs
-        # A linear layer's channels are the last axis, a batch norm's the second.
+        # The channels of a linear layer are the last axis, those of a batch norm the second.
         if outputs[layer].dim() == cast(Tensor, module.get_submodule(layer).weight).dim()
         and not any(tensor is outputs[layer] for tensor in read)
     ]
 
 
 def _fused(layer: nn.Module, norm: nn.Module) -> nn.Module:
-    """Return the layer with the batch norm in it, computed in float64."""
+    """Return the layer fused with the batch norm, computed in float64."""
     weight = cast(Tensor, layer.weight)
     exact, scale = (copy.deepcopy(part).cpu().double() for part in (layer, norm))
     if isinstance(exact, nn.Linear):

@@ -1,4 +1,4 @@
-"""A target's layers, with the shapes that pass them."""
+"""List a target's layers with their output shapes."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from interpkit.targets.watch import watch
 
 @dataclass(frozen=True)
 class Layer:
-    """One layer.
+    """One layer of a target.
 
     Attributes:
-        name: dotted, as `Target.respond` takes it.
-        kind: the class's name.
-        shape: of its output for one image; None if it gives no tensor or does not run.
-        parameters: its own and those of the layers in it.
+        name: the dotted name, as `Target.respond` accepts it.
+        kind: the name of the layer's class.
+        shape: the shape of its output for one image; None if it does not run or does not return a tensor.
+        parameters: the number of parameters, including those of the layers inside it.
     """
 
     name: str
@@ -29,14 +29,14 @@ class Layer:
     parameters: int
 
     def to_row(self) -> dict[str, Any]:
-        """Return the layer for JSON."""
+        """Return the layer as JSON values."""
         shape = None if self.shape is None else list(self.shape)
         return {"name": self.name, "type": self.kind, "output": shape, "parameters": self.parameters}
 
 
 @torch.no_grad()
 def list_layers(target: Target) -> list[Layer]:
-    """Run the target once on a grey image, and return its layers in order of definition."""
+    """Run the target once on a gray image, and return its layers in order of definition."""
     shapes: dict[str, tuple[int, ...]] = {}
 
     def note(name: str, output: Any) -> None:

@@ -1,7 +1,7 @@
-"""`wrap`: any classifier in memory as a target; loaders of files end here too.
+"""`wrap`: turn any classifier in memory into a target; loaders of files use it too.
 
-What a classifier expects (its layout, its batch) and what it outputs is stated by the caller or else detected by
-running it, and noted in `Target.sources` either way.
+What a classifier expects (its layout, its batch) and what it outputs is specified by the caller or else detected by
+running it, and recorded in `Target.sources` either way.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ Layout = Literal["nchw", "nhwc", "flat"]
 Output = Literal["logits", "log_probs", "probs"]
 
 OUTPUT = "output"
-"""Stands for the classifier's own output where it has no layer that can be watched."""
+"""Stands for the classifier's own output if it does not have a layer that can be watched."""
 TINY = 1e-12
 LARGE = 1_000_000
-"""Numbers in an image, of which two are tried in place of six."""
+"""The number of values in an image above which two probes are tried instead of six."""
 GREY = 0
-"""The row of the grey image among the probes; the rest are black, white and noise."""
+"""The row of the gray image among the probes; the others are black, white and noise."""
 
 
 class ModuleTarget(Target):
-    """A target around a PyTorch module; made by `wrap`.
+    """A target that wraps a PyTorch module; created by `wrap`.
 
-    Images x in [0, 1] reach the module as ``(lo + (hi - lo) * x - mean) / std``, in its own layout, channel order and
-    dtype; its output becomes logits:
+    The module receives images x in [0, 1] as ``(lo + (hi - lo) * x - mean) / std``, in its own layout, channel order
+    and dtype; its output is converted to logits:
 
-    - log-probabilities serve as logits as they are, probabilities by their logarithm;
-    - a single logit z of a binary classifier becomes (0, z), a single probability p (log(1 - p), log p).
+    - log-probabilities are used as logits unchanged, and so are the logarithms of probabilities;
+    - a single logit z of a binary classifier becomes (0, z), a single probability p becomes (log(1 - p), log p).
     """
 
     scale: Tensor
@@ -91,7 +91,7 @@ class ModuleTarget(Target):
         def keep(layer: str, value: Any) -> None:
             value = first_of(value)
             if isinstance(value, Tensor):
-                # What follows may change an output in place, and a layer of that kind its own input.
+                # Later layers may change an output in place, and an in-place layer changes its own input.
                 safe = layer.endswith(":in") and not getattr(modules[layer], "inplace", False)
                 passed[layer].append(in_single(value if safe else value.clone()))
 
@@ -100,8 +100,8 @@ class ModuleTarget(Target):
             logits = self(images)
         missing = [layer for layer in wanted if not passed[layer]]
         if missing:
-            raise UsageError(f"{self.name}: the layer {missing[0]!r} takes no part in the forward pass.")
-        # Of a layer that runs more than once, the last use counts.
+            raise UsageError(f"{self.name}: the layer {missing[0]!r} does not run in the forward pass.")
+        # If a layer runs more than once, the last use counts.
         features = {layer: torch.cat(parts) if self.one_by_one else parts[-1] for layer, parts in passed.items()}
         if OUTPUT in (self.feature_layer, *layers):
             features[OUTPUT] = logits
@@ -116,12 +116,12 @@ class ModuleTarget(Target):
         """Return the module of a layer, NAME or NAME:in.
 
         Raises:
-            UsageError: there is none of this name; lists near ones.
+            UsageError: there is no such layer; the message lists similar names.
         """
         name = layer.removesuffix(":in")
         try:
             return self.module.get_submodule(name)
-        except (AttributeError, RuntimeError) as error:  # RuntimeError: of TorchScript, which has none to be had
+        except (AttributeError, RuntimeError) as error:  # TorchScript raises RuntimeError
             known = list(self.layers())
             raise UsageError(
                 f"{self.name} has no layer {name!r}.{did_you_mean(name, known)} Layers: {listed(known)}."
@@ -129,17 +129,17 @@ class ModuleTarget(Target):
 
 
 def in_single(tensor: Tensor) -> Tensor:
-    """Return numbers of another precision as float32, and others as they are."""
+    """Return floating-point numbers of any precision as float32, and others unchanged."""
     return tensor.float() if tensor.is_floating_point() else tensor
 
 
 def first_tensor(output: Any, count: int) -> Tensor:
-    """Return the logits in a module's output: a tensor, an object or dict with ``logits``, a tuple's first.
+    """Return the logits in a module's output: a tensor, an object or dict with ``logits``, or a tuple's first element.
 
     A binary classifier's (B,) becomes (B, 1).
 
     Raises:
-        ModelError: there are none, or not one row for each of ``count`` images.
+        ModelError: there are no logits, or not one row for each of ``count`` images.
     """
     logits = output
     if isinstance(logits, Mapping):
@@ -148,13 +148,13 @@ def first_tensor(output: Any, count: int) -> Tensor:
         logits = logits.logits
     logits = first_of(logits)
     if not isinstance(logits, Tensor):
-        raise ModelError(f"it gives {type(output).__name__}, with no tensor of logits in it.")
-    if logits.dim() == 1:  # (B,) of a binary classifier; (n,) of a graph that takes one image
+        raise ModelError(f"it returns {type(output).__name__}, which does not contain a tensor of logits.")
+    if logits.dim() == 1:  # (B,) of a binary classifier; (n,) of a graph that accepts one image
         logits = logits[None] if count == 1 and len(logits) != 1 else logits[:, None]
     elif logits.dim() > 2 and sum(size != 1 for size in logits.shape[1:]) <= 1:
         logits = logits.flatten(1)
     if logits.dim() != 2 or len(logits) != count or logits.shape[1] == 0:
-        raise ModelError(f"it gives {tuple(logits.shape)} for {count} images; logits are ({count}, n).")
+        raise ModelError(f"it returns {tuple(logits.shape)} for {count} images; logits have the shape ({count}, n).")
     return logits
 
 
@@ -174,19 +174,19 @@ def as_logits(values: Tensor, output: Output) -> Tensor:
 def wrap(
     module: nn.Module, input_shape: Sequence[int], *, name: str | None = None, **facts: Unpack[ClassifierFacts]
 ) -> Target:
-    """Make any classifier a target. The module is used as it is, and left as it was.
+    """Turn any classifier into a target. The module is used as it is and not changed.
 
     Args:
-        module: a classifier of images or vectors. It may give a tensor, a tuple, a dict or an object with
-            ``logits``; one logit stands for two classes; a batch of more than one need not be to its taste.
+        module: a classifier of images or vectors. It may return a tensor, a tuple, a dict or an object with
+            ``logits``; a single logit stands for two classes; it does not need to support batches.
         input_shape: (C, H, W), or (D,) for a classifier of vectors, whatever its layout.
-        name: for headings and folders; the class's name if left out.
-        facts: what is known of the module, each a field of `TargetOptions`; what is left out is detected or a default.
+        name: the name used in headings and folder names; the class's name if omitted.
+        facts: facts about the module, each a field of `TargetOptions`; those omitted are detected or have a default.
 
-            - ``mean``, ``std``: per channel (in the module's own order) or one for all, in the units of
+            - ``mean``, ``std``: per channel (in the module's own order) or one value for all, in the units of
               ``input_range``; 0 and 1 by default.
             - ``input_range``: (lo, hi), the values of black and white before mean and std; (0, 1) by default. For
-              vectors optionally one pair per feature.
+              vectors, optionally one pair per feature.
             - ``num_classes``: n; checked against the module's output.
             - ``class_names``: n names; ``"0"``, ``"1"``, ... by default.
             - ``layout``: ``nchw``, ``nhwc`` or ``flat``; detected by default.
@@ -197,7 +197,7 @@ def wrap(
 
     Raises:
         UsageError: an argument is out of range.
-        ModelError: the module fails on such an input, or gives no such logits.
+        ModelError: the module fails on such an input, or does not return such logits.
 
     Example:
         >>> from torch import nn
@@ -216,7 +216,7 @@ def wrap(
     options = validated(TargetOptions, values, name or "wrap")
     target = ModuleTarget(module, options, name or type(module).__name__)
     shape, order = target.input_shape, options.channel_order
-    # What `_try` and the others detect replaces this.
+    # `_try` and the other functions replace the entries that they detect.
     target.sources = {key: "default" if getattr(options, key) is None else "given" for key in accepted}
     raw, heads = _try(target, options.layout)
     _find_output(target, raw, options.output)
@@ -226,12 +226,12 @@ def wrap(
         target.sources["num_classes"] = "found: one output, which stands for two classes"
     if options.num_classes not in (None, width):
         raise ModelError(
-            f"{target.name} gives {width} logits, but {options.num_classes} classes are named. Use "
+            f"{target.name} returns {width} logits, but {options.num_classes} classes are specified. Use "
             f"{setting('num_classes', width)}."
         )
     target.class_names = [str(i) for i in range(width)] if options.class_names is None else options.class_names
     if len(target.class_names) != width:
-        raise UsageError(f"{target.name} has {width} classes, but {len(target.class_names)} names are given.")
+        raise UsageError(f"{target.name} has {width} classes, but {len(target.class_names)} names are specified.")
     _find_features(target, heads, options.feature_layer)
     resolved = {
         "num_classes": width,
@@ -253,10 +253,10 @@ def _per_channel(values: list[float], channels: int) -> list[float]:
 
 
 def _try(target: ModuleTarget, layout: Layout | None) -> tuple[Tensor, list[tuple[str, bool]]]:
-    """Run the module in each layout that it might take, the usual one first, until one serves.
+    """Run the module in each layout that it might expect, the usual one first, until one works.
 
     Returns:
-        what it gives for a few images, (B, n), and its linear and convolution layers as they ran (name, linear).
+        its output for a few images, (B, n), and its linear and convolution layers in the order they ran (name, linear).
     """
     layouts: list[Layout] = [layout] if layout else ["nchw"]
     if layout is None and len(target.input_shape) == 3:
@@ -300,10 +300,10 @@ def _run(target: ModuleTarget, probes: Tensor) -> tuple[Tensor, list[tuple[str, 
         with target.frozen(), torch.no_grad(), global_seed(0, probes.device), watch(heads, note):
             raw = target.raw(probes)
             if not target.one_by_one:
-                # Some graphs have a batch of one built in, and give wrong rows rather than fail.
+                # Some graphs have a fixed batch size of one, and return wrong rows instead of failing.
                 alone = torch.cat([target.raw(probe) for probe in probes[:2].split(1)])
                 if not torch.allclose(raw[:2].float(), alone.float(), rtol=1e-2, atol=1e-2, equal_nan=True):
-                    raise ModelError(f"{target.name} gives other logits for an image in a batch than alone.")
+                    raise ModelError(f"{target.name} returns other logits for an image in a batch than alone.")
     except Exception as error:  # whatever the user's module raises
         shape = (len(probes), *target.input_shape)
         raise ModelError(
@@ -312,23 +312,22 @@ def _run(target: ModuleTarget, probes: Tensor) -> tuple[Tensor, list[tuple[str, 
         ) from error
     if not torch.isfinite(raw[GREY]).all():
         raise ModelError(
-            f"{target.name} gives NaN or infinite logits for a grey image: are its weights whole, and are "
+            f"{target.name} returns NaN or infinite logits for a gray image: are its weights intact, and are "
             f"{setting('mean', None)}, {setting('std', None)} and {setting('input_range', None)} right?"
         )
     if raw.shape[1] < 1:
-        raise ModelError(f"{target.name} gives no logits: an output of width 0.")
+        raise ModelError(f"{target.name} returns no logits: its output has width 0.")
     return raw, ran
 
 
 def _find_output(target: ModuleTarget, raw: Tensor, output: Output | None) -> None:
-    """Note what kind of output it is: probabilities sum to 1, log-probabilities do after exp, all else is logits."""
+    """Detect the kind of output: probabilities sum to 1, log-probabilities do so after exp, all else is logits."""
     target.sources["output"] = "given"
     if output is None:
         output, target.sources["output"] = "logits", "found: it is neither probabilities nor their logarithms"
         values = raw[raw.isfinite().all(1)].double()
         if raw.shape[1] == 1:
-            inside = bool(((values >= 0) & (values <= 1)).all())
-            if inside:
+            if ((values >= 0) & (values <= 1)).all():
                 output, target.sources["output"] = "probs", "found: a single output between 0 and 1"
         elif (values >= 0).all() and (values.sum(1) - 1).abs().max() < 1e-2:
             output, target.sources["output"] = "probs", "found: it sums to 1"

@@ -1,4 +1,4 @@
-"""`watch`: see what passes layers of a network."""
+"""`watch`: observe the inputs and outputs of a network's layers."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ from torch import nn
 
 @contextmanager
 def watch(layers: Mapping[str, nn.Module], note: Callable[[str, Any], None]) -> Iterator[None]:
-    """Call ``note(layer, value)`` whenever a layer runs within the block; the hooks are removed after it.
+    """Call ``note(layer, value)`` whenever a layer runs within the block; the hooks are removed at its end.
 
     Args:
-        layers: the modules by name. The value is a module's output, or, where the name ends in ``:in``, its input
-            before it runs.
-        note: accepts the name and the value; an input is the tuple of positional arguments, else the list of others.
+        layers: the modules by name. The value is a module's output or, if the name ends in ``:in``, its input before
+            it runs.
+        note: accepts the name and the value; an input is the tuple of positional arguments or, if there are none, the
+            list of keyword arguments.
     """
     with ExitStack() as stack:
         for name, module in layers.items():
@@ -31,7 +32,7 @@ def watch(layers: Mapping[str, nn.Module], note: Callable[[str, Any], None]) -> 
 
 
 def first_of(value: Any) -> Any:
-    """Return what stands first in lists and tuples within each other; anything else as it is."""
+    """Return the first element of (nested) lists and tuples; any other value unchanged."""
     while isinstance(value, tuple | list) and value:
         value = value[0]
     return value

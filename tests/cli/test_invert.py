@@ -394,7 +394,7 @@ def test_a_file_without_metadata_ends_with_3_and_names_the_flags(
         ({"input_shape": "[3, 12, 12]"}, "fails on an input of shape"),
         ({"input_shape": '"wide"'}, "input_shape"),
         ({"schema": "2"}, "schema '2'; this interpkit reads 1"),
-        ({"num_classes": "4"}, "gives 3 logits, but 4 classes"),
+        ({"num_classes": "4"}, "returns 3 logits, but 4 classes"),
     ],
 )
 def test_metadata_that_does_not_hold_ends_with_3(
@@ -422,7 +422,7 @@ def test_tensors_that_do_not_fit_or_are_not_finite_end_with_3(
 
 
 def test_another_number_of_classes_than_the_models_ends_with_3(tiny_model: Path) -> None:
-    words = "gives 3 logits, but 5 classes are named. Use --num-classes 3"
+    words = "returns 3 logits, but 5 classes are specified. Use --num-classes 3"
     fails(3, words, "invert", tiny_model, "--plugin", "vecmat", "--num-classes", "5")
 
 

@@ -28,7 +28,7 @@ def mixed_module() -> nn.Sequential:
     return net
 
 
-def test_frozen_puts_all_in_eval_mode_without_gradients_and_gives_both_back(module_state: State) -> None:
+def test_frozen_sets_eval_mode_without_gradients_and_restores_both(module_state: State) -> None:
     net = mixed_module()
     target = interpkit.wrap(net, (1, 6, 6))
     before = module_state(net)
@@ -39,7 +39,7 @@ def test_frozen_puts_all_in_eval_mode_without_gradients_and_gives_both_back(modu
     assert [part.training for part in net] == [True, False, True, True, True, True]
 
 
-def test_frozen_gives_back_what_it_changed_after_an_exception_inside(module_state: State) -> None:
+def test_frozen_restores_the_target_after_an_exception(module_state: State) -> None:
     net = mixed_module()
     target = interpkit.wrap(net, (1, 6, 6))
     before = module_state(net)
@@ -60,13 +60,13 @@ def test_frozen_within_frozen_restores_the_outermost_state(module_state: State) 
     assert module_state(net) == before
 
 
-def test_a_condition_without_maps_gives_maps_of_no_channels() -> None:
+def test_a_condition_without_maps_returns_maps_with_zero_channels() -> None:
     condition = Condition(torch.tensor([1, 0]), torch.eye(2), torch.eye(2))
     assert condition.maps(5, 7).shape == (2, 0, 5, 7)
 
 
 @pytest.mark.parametrize("rows", [[2, 0], [1, 1, 1], [], [True, False, True]], ids=str)
-def test_some_rows_of_a_condition_are_those_of_all_its_parts(rows: list[Any]) -> None:
+def test_indexing_a_condition_selects_rows_of_all_its_parts(rows: list[Any]) -> None:
     labels, distribution, vector = torch.tensor([2, 0, 1]), torch.rand(3, 3), torch.rand(3, 4)
     whole = torch.rand(3, 2, 5, 7)
     chosen = torch.tensor(rows, dtype=torch.bool if True in rows else torch.int64)
@@ -80,12 +80,12 @@ def test_some_rows_of_a_condition_are_those_of_all_its_parts(rows: list[Any]) ->
         assert some.maps(*size).tolist() == [whole[row, :, : size[0], : size[1]].tolist() for row in kept]
 
 
-def test_some_rows_of_a_condition_without_maps_have_none_either() -> None:
+def test_indexing_a_condition_without_maps_returns_one_without_maps() -> None:
     some = Condition(torch.tensor([1, 0, 1]), torch.eye(3), torch.eye(3))[torch.tensor([2, 0])]
     assert some.draw_maps is None and some.maps(4, 5).shape == (2, 0, 4, 5)
 
 
-def test_rows_of_rows_of_a_condition_are_counted_from_the_first_choice() -> None:
+def test_indexing_a_condition_twice_refers_to_the_first_selection() -> None:
     whole = torch.arange(4.0).view(4, 1, 1, 1)
     condition = Condition(torch.arange(4), torch.eye(4), torch.eye(4), lambda height, width: whole)
     some = condition[torch.tensor([3, 1, 0])][torch.tensor([1, 2])]
@@ -115,7 +115,7 @@ class Minimal(Conditioner):
         raise NotImplementedError
 
 
-def test_a_component_without_options_takes_its_defaults() -> None:
+def test_a_component_without_options_uses_its_defaults() -> None:
     assert Minimal(3, (4,)).options == Minimal.Options(strength=1.0)
 
 

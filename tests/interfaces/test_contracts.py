@@ -61,7 +61,7 @@ LOSSES = {
 
 
 @pytest.mark.parametrize(("fault", "words"), LOSSES.values(), ids=LOSSES.keys())
-def test_a_loss_that_breaks_its_promise_ends_the_run_by_name(
+def test_a_loss_that_violates_its_contract_stops_the_run_by_name(
     add_plugin: Add, tiny_target: interpkit.Target, quick: Quick, fault: Callable[[Any], Any], words: str
 ) -> None:
     add_plugin(faulty(fault))
@@ -79,7 +79,7 @@ def test_a_loss_that_turns_nan_names_its_plugin_and_the_step(
         interpkit.invert(tiny_target, **quick(losses={"faulty": 1.0}, steps=12))
 
 
-def test_a_gradient_that_is_not_finite_is_not_laid_to_the_generator_alone(
+def test_a_non_finite_gradient_is_not_blamed_on_the_generator_alone(
     add_plugin: Add, tiny_target: interpkit.Target, quick: Quick
 ) -> None:
     add_plugin(faulty(lambda batch: (batch.images - batch.images.detach()).square().sum().sqrt()))
@@ -88,7 +88,7 @@ def test_a_gradient_that_is_not_finite_is_not_laid_to_the_generator_alone(
         interpkit.invert(tiny_target, **quick(losses={"faulty": 1.0}))
 
 
-def test_a_value_that_is_not_finite_is_told_rather_than_the_failure_it_led_to(
+def test_a_non_finite_value_is_reported_instead_of_the_failure_it_causes(
     add_plugin: Add, tiny_target: interpkit.Target, quick: Quick
 ) -> None:
     calls = iter(range(1, 1000))
@@ -104,7 +104,7 @@ def test_a_value_that_is_not_finite_is_told_rather_than_the_failure_it_led_to(
         interpkit.invert(tiny_target, **quick(losses={"faulty": 1.0}))
 
 
-def test_the_checkpoint_of_a_run_that_a_plugin_ends_is_kept_and_gone_on_from(
+def test_a_run_that_a_plugin_stopped_keeps_its_checkpoint_and_can_be_resumed(
     add_plugin: Add, tiny_model: Path, quick: Quick, tmp_path: Path
 ) -> None:
     add_plugin(faulty(failing_at(9)))
@@ -137,7 +137,7 @@ LOSS_METHODS: dict[str, tuple[dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize(("methods", "words"), LOSS_METHODS.values(), ids=LOSS_METHODS.keys())
-def test_a_loss_whose_other_methods_break_their_promise_ends_the_run_by_name(
+def test_a_loss_whose_other_methods_violate_the_contract_stops_the_run_by_name(
     add_plugin: Add, tiny_target: interpkit.Target, quick: Quick, methods: dict[str, Any], words: str
 ) -> None:
     add_plugin(type("Faulty", (faulty(lambda batch: batch.images.mean()),), methods | {"__module__": __name__}))
@@ -146,7 +146,7 @@ def test_a_loss_whose_other_methods_break_their_promise_ends_the_run_by_name(
     assert "the loss 'faulty' of the plugin 'mine'" in str(caught.value)
 
 
-def test_what_a_component_refuses_on_purpose_is_told_in_its_own_words(
+def test_a_usage_error_of_a_component_keeps_its_message(
     add_plugin: Add, tiny_target: interpkit.Target, quick: Quick
 ) -> None:
     def refuse(self: Any, target: Any, options: Any = None) -> None:
@@ -170,7 +170,7 @@ GENERATORS: dict[str, tuple[Callable[[Tensor], Any], type[Exception], str]] = {
 
 @pytest.mark.parametrize(("fault", "error", "words"), GENERATORS.values(), ids=GENERATORS.keys())
 @pytest.mark.parametrize("generators", [1, 2])
-def test_a_generator_that_breaks_its_promise_ends_the_run_by_name(
+def test_a_generator_that_violates_its_contract_stops_the_run_by_name(
     add_plugin: Add,
     tiny_target: interpkit.Target,
     quick: Quick,
@@ -193,7 +193,7 @@ def test_a_generator_that_breaks_its_promise_ends_the_run_by_name(
     assert "plugin 'mine'" in str(caught.value)
 
 
-def test_a_generator_without_a_latent_dim_is_told_before_the_first_step(
+def test_a_generator_without_latent_dim_is_reported_before_the_first_step(
     add_plugin: Add, tiny_target: interpkit.Target, quick: Quick
 ) -> None:
     class Forgetful(UpConvGenerator):
@@ -204,7 +204,7 @@ def test_a_generator_without_a_latent_dim_is_told_before_the_first_step(
             del self.latent_dim
 
     add_plugin(Forgetful)
-    with pytest.raises(PluginError, match=r"generator 'faulty' of the plugin 'mine' broke a promise.*latent_dim"):
+    with pytest.raises(PluginError, match=r"generator 'faulty' of the plugin 'mine' violates its.*latent_dim"):
         interpkit.invert(tiny_target, **quick(generator="faulty", options=None) | {"options": {}})
 
 
@@ -232,7 +232,7 @@ CONDITIONERS: dict[str, tuple[Callable[[Condition], Any], str]] = {
 
 
 @pytest.mark.parametrize(("fault", "words"), CONDITIONERS.values(), ids=CONDITIONERS.keys())
-def test_a_conditioner_that_breaks_its_promise_ends_the_run_by_name(
+def test_a_conditioner_that_violates_its_contract_stops_the_run_by_name(
     add_plugin: Add, tiny_target: interpkit.Target, quick: Quick, fault: Callable[[Condition], Any], words: str
 ) -> None:
     class FaultyConditioner(VectorMatrixConditioner):
@@ -247,7 +247,7 @@ def test_a_conditioner_that_breaks_its_promise_ends_the_run_by_name(
     assert "at step 1, the conditioner 'faulty' of the plugin 'mine'" in str(caught.value)
 
 
-def test_the_values_of_a_condition_are_checked_in_the_first_step_and_shapes_in_all(
+def test_condition_values_are_checked_in_the_first_step_and_shapes_in_every_step(
     add_plugin: Add, tiny_target: interpkit.Target, quick: Quick
 ) -> None:
     class Fading(VectorMatrixConditioner):
@@ -270,7 +270,7 @@ def test_the_values_of_a_condition_are_checked_in_the_first_step_and_shapes_in_a
         interpkit.invert(tiny_target, **quick(conditioner="faulty"))
 
 
-def test_a_conditioner_without_a_spec_is_told_before_the_first_step(
+def test_a_conditioner_without_a_spec_is_reported_before_the_first_step(
     add_plugin: Add, tiny_target: interpkit.Target, quick: Quick
 ) -> None:
     class Vague(VectorMatrixConditioner):
@@ -287,7 +287,7 @@ def test_a_conditioner_without_a_spec_is_told_before_the_first_step(
         interpkit.invert(tiny_target, **quick(conditioner="faulty"))
 
 
-def test_a_generator_that_fails_as_the_run_is_written_leaves_the_weights_and_says_so(
+def test_a_generator_that_fails_while_the_run_is_written_is_named_and_the_weights_are_kept(
     add_plugin: Add, tiny_model: Path, quick: Quick, tmp_path: Path
 ) -> None:
     class FailsLater(UpConvGenerator):
@@ -325,14 +325,14 @@ def test_an_inverter_that_raises_is_named_by_the_place_of_its_code(
         (
             lambda x: x[:, :, 1:],
             PluginError,
-            r"'faulty' broke a promise.*\(N, 1, 12, 12\).*not \(3, 1, 11, 12\) and \(3,",
+            r"'faulty' violates its interface contract.*\(N, 1, 12, 12\).*not \(3, 1, 11, 12\) and \(3,",
         ),
         (lambda x: x[1:], PluginError, r"labels \(N,\), not \(2, 1, 12, 12\) and \(3,\)"),
         (lambda x: x / 0, RunError, r"^the images turned non-finite at step 1 \(plugin 'mine'\)"),
     ],
     ids=["another shape", "fewer images", "not finite"],
 )
-def test_an_inverter_that_makes_no_such_images_is_named(
+def test_an_inverter_that_returns_wrong_images_is_named(
     add_plugin: Add,
     tiny_target: interpkit.Target,
     fault: Callable[[Tensor], Tensor],
@@ -367,7 +367,7 @@ def test_an_inverter_that_returns_nothing_is_named(add_plugin: Add, tiny_target:
         interpkit.invert(tiny_target, inverter="faulty", steps=1, device="cpu")
 
 
-def test_running_out_of_memory_is_no_fault_of_a_plugin(
+def test_running_out_of_memory_is_not_blamed_on_a_plugin(
     add_plugin: Add, tiny_target: interpkit.Target, quick: Quick
 ) -> None:
     def fault(batch: Any) -> Tensor:
@@ -378,7 +378,7 @@ def test_running_out_of_memory_is_no_fault_of_a_plugin(
         interpkit.invert(tiny_target, **quick(losses={"faulty": 1.0}))
 
 
-def test_what_a_callback_of_the_user_raises_is_left_as_it_is(tiny_target: interpkit.Target, quick: Quick) -> None:
+def test_an_exception_in_a_user_callback_passes_unchanged(tiny_target: interpkit.Target, quick: Quick) -> None:
     def stop(step: int) -> None:
         raise KeyError("mine")
 

@@ -73,19 +73,19 @@ def test_images_are_loaded_in_the_unit_range_with_their_labels(data: Path, tiny_
     assert known.images.tolist() == [[0, 1], [0.5, 0.5]]
 
 
-def test_none_is_refused_once_it_is_needed(tiny_target: interpkit.Target) -> None:
+def test_missing_data_is_refused_when_it_is_needed(tiny_target: interpkit.Target) -> None:
     with pytest.raises(UsageError, match="the option 'data' is not set: name labelled images by options="):
         DataOptions().load(tiny_target)
 
 
-def test_the_digest_is_of_the_content_and_not_of_the_file(data: Path) -> None:
+def test_the_digest_depends_on_the_content_and_not_on_the_file(data: Path) -> None:
     packed = data.parent / "packed.npz"
     np.savez_compressed(packed, **dict(np.load(data)))
     one, other = (load_data(str(path), SHAPE).sha256() for path in (data, packed))
     assert one == other != load_data(str(changed(data)), SHAPE).sha256()
 
 
-def test_the_run_records_what_was_read_and_the_recipe_where(
+def test_the_run_records_the_images_that_it_read_and_the_recipe_their_path(
     tmp_path: Path, tiny_model: Path, settings: dict[str, Any], data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(data.parent)
@@ -97,7 +97,7 @@ def test_the_run_records_what_was_read_and_the_recipe_where(
     assert f"losses.near.data {data}" in (tmp_path / "run" / "report.html").read_text()
 
 
-def test_recipe_classifier_and_data_repeat_a_run(
+def test_a_run_is_reproduced_from_its_recipe_classifier_and_data(
     tmp_path: Path, tiny_model: Path, settings: dict[str, Any], caplog: pytest.LogCaptureFixture
 ) -> None:
     interpkit.invert(tiny_model, out=tmp_path / "run", **settings)
@@ -118,7 +118,7 @@ def test_a_run_is_not_resumed_with_other_images(
     assert {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()} == before
 
 
-def test_images_that_the_run_did_not_read_are_another_recipe(
+def test_images_that_the_run_did_not_read_count_as_another_recipe(
     tmp_path: Path, tiny_model: Path, settings: dict[str, Any]
 ) -> None:
     interpkit.invert(tiny_model, out=tmp_path / "run", **settings)
@@ -143,7 +143,7 @@ def test_a_run_is_resumed_with_its_images_in_another_place(
     assert manifest(tmp_path / "run")["data"]["losses.near.data"]["path"] == str(moved)
 
 
-def test_a_repeated_run_says_that_its_images_have_changed(
+def test_a_repeated_run_warns_that_its_images_have_changed(
     tmp_path: Path, tiny_model: Path, settings: dict[str, Any], data: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     interpkit.invert(tiny_model, out=tmp_path / "run", **settings)
@@ -153,7 +153,9 @@ def test_a_repeated_run_says_that_its_images_have_changed(
     assert "the numbers may differ: losses.near.data" in line and "\n" not in line
 
 
-def test_a_strangers_recipe_has_no_whole_disk_read(tiny_model: Path, settings: dict[str, Any], tmp_path: Path) -> None:
+def test_a_recipe_from_someone_else_cannot_make_interpkit_read_the_whole_disk(
+    tiny_model: Path, settings: dict[str, Any], tmp_path: Path
+) -> None:
     settings["options"]["near.data"] = "/"
     with pytest.raises(UsageError, match="no class is named so"):
         interpkit.invert(tiny_model, out=tmp_path / "run", **settings)
@@ -174,7 +176,7 @@ class Distance(interpkit.Metric):
         return {"distance": (study.images - known.images.mean(0)).square().mean().item()}
 
 
-def test_what_a_metric_reads_is_recorded_beside_its_figures(
+def test_the_data_that_a_metric_reads_is_recorded_with_its_figures(
     add_plugin: Callable[..., None], run_copy: Path, data: Path
 ) -> None:
     add_plugin(Distance)

@@ -8,7 +8,7 @@ from torch import nn
 import interpkit
 
 
-def test_vectors_go_to_their_units_and_back() -> None:
+def test_vectors_are_converted_to_their_units_and_back() -> None:
     target = interpkit.wrap(nn.Linear(2, 3), (2,), input_range=[(0.0, 10.0), (-1.0, 1.0)])
     unit, units = torch.tensor([[0.5, 0.25]]), torch.tensor([[5.0, -0.5]])
     assert torch.equal(target.from_unit(unit), units) and torch.equal(target.to_unit(units), unit)

@@ -59,7 +59,7 @@ def asked(count: int) -> tuple[Tensor, Condition]:
 
 
 @given(members=st.integers(1, 5), data=st.data())
-def test_each_image_is_made_by_the_member_that_is_named_from_its_own_latent_and_condition(
+def test_each_image_is_generated_by_the_named_member_from_its_own_latent_and_condition(
     members: int, data: st.DataObject
 ) -> None:
     made_by = data.draw(st.lists(st.integers(0, members - 1), min_size=1, max_size=12))
@@ -72,13 +72,13 @@ def test_each_image_is_made_by_the_member_that_is_named_from_its_own_latent_and_
 
 
 @pytest.mark.parametrize(("members", "count"), [(1, 3), (2, 4), (3, 7)])
-def test_left_to_themselves_the_members_take_turns(members: int, count: int) -> None:
+def test_ensemble_members_take_turns_by_default(members: int, count: int) -> None:
     images = Ensemble([Painter(number) for number in range(members)])(*asked(count))
     assert images[:, 0, 0, 0].tolist() == [i % members for i in range(count)]
     assert images[:, 0, 0, 1].tolist() == [100 + i for i in range(count)]
 
 
-def test_an_ensemble_is_of_its_members_kind_and_every_member_starts_where_it_is_told() -> None:
+def test_an_ensemble_has_the_sizes_of_its_members_and_starts_each_at_the_given_level() -> None:
     painters = [Painter(0), Painter(1)]
     ensemble = Ensemble(painters)
     assert (ensemble.spec, ensemble.input_shape, ensemble.latent_dim) == (ConditionSpec(1, 1, 1), (1, 1, 4), 1)
@@ -86,7 +86,7 @@ def test_an_ensemble_is_of_its_members_kind_and_every_member_starts_where_it_is_
     assert [painter.level for painter in painters] == [0.1, 0.1]
 
 
-def test_only_a_generator_of_several_members_is_told_which_of_them_generates_each_image() -> None:
+def test_only_a_generator_with_several_members_receives_the_member_of_each_image() -> None:
     member = torch.tensor([1, 1, 0])
     pair = contracts.images(Ensemble([Painter(0), Painter(1)]), *asked(3), member)
     alone = contracts.images(Painter(5), *asked(3), member)  # whose forward accepts no such argument
@@ -115,7 +115,7 @@ def loaded(folder: Path) -> GeneratorInversion:
     return inversion
 
 
-def test_every_member_has_first_weights_of_its_own_and_all_of_them_learn(tiny_model: Path, quick: Quick) -> None:
+def test_ensemble_members_have_different_initial_weights_and_all_of_them_learn(tiny_model: Path, quick: Quick) -> None:
     def weights(**changes: Any) -> list[dict[str, Tensor]]:
         inversion = interpkit.invert(tiny_model, **pair(quick, steps=1, generators=3, **changes))
         assert isinstance(inversion, GeneratorInversion) and isinstance(inversion.generator, Ensemble)
@@ -128,7 +128,7 @@ def test_every_member_has_first_weights_of_its_own_and_all_of_them_learn(tiny_mo
         assert all((after[name] - tensor).abs().max() > 1e-6 for name, tensor in before.items())
 
 
-def test_a_batch_too_small_for_all_generators_is_refused_with_what_to_type(
+def test_a_batch_too_small_for_all_generators_is_refused_with_a_fix(
     tmp_path: Path, tiny_model: Path, quick: Quick
 ) -> None:
     with pytest.raises(UsageError, match=r"5 generators share a batch of 8; .*batch_size=10 or more"):
@@ -139,12 +139,12 @@ def test_a_batch_too_small_for_all_generators_is_refused_with_what_to_type(
 
 
 @pytest.mark.parametrize("generators", [0, -1, 1001])
-def test_no_generators_and_a_thousand_and_one_are_refused(tiny_model: Path, quick: Quick, generators: int) -> None:
+def test_zero_generators_and_more_than_a_thousand_are_refused(tiny_model: Path, quick: Quick, generators: int) -> None:
     with pytest.raises(UsageError, match=f"generators = {generators} is not valid"):
         prepare(tiny_model, ["vecmat"], batch_size=5000, generators=generators)
 
 
-def test_one_generator_is_what_it_always_was(
+def test_a_run_with_one_generator_does_not_change(
     finished_run: Path, tmp_path: Path, tiny_model: Path, quick: Quick
 ) -> None:
     inversion = interpkit.invert(tiny_model, out=tmp_path, **quick(generators=1))
@@ -170,7 +170,7 @@ def test_each_class_is_drawn_by_every_generator_in_turn_also_across_chunks(pair_
     assert (drawn.labels.tolist(), drawn.generator.tolist()) == ([2, 2, 2], [0, 1, 0])
 
 
-def test_the_column_generator_names_the_member_that_did_make_the_image(pair_run: Path) -> None:
+def test_the_generator_column_names_the_member_that_made_the_image(pair_run: Path) -> None:
     inversion = loaded(pair_run)
     assert isinstance(inversion.generator, Ensemble)
     for number, member in enumerate(inversion.generator.members):  # from now on all that it paints is one grey
@@ -194,7 +194,7 @@ def test_a_larger_draw_only_adds_to_a_smaller_one_of_the_same_generators(pair_ru
 # ------------------------------------------------------------------------------------------------ on disk
 
 
-def test_a_run_of_two_generators_keeps_both_and_says_which_made_each_sample(pair_run: Path) -> None:
+def test_a_run_of_two_generators_keeps_both_and_records_which_made_each_sample(pair_run: Path) -> None:
     assert loaded(pair_run).recipe.generators == 2
     weights, samples = load(pair_run / "generator.safetensors"), load(pair_run / "samples.safetensors")
     assert {".".join(name.split(".")[:3]) for name in weights if name.startswith("generator.")} == {
@@ -219,7 +219,7 @@ def test_a_loaded_run_of_two_generators_samples_as_the_one_in_memory(
 
 
 @pytest.mark.parametrize("step", [1, 4])
-def test_a_run_of_two_generators_is_resumed_bit_by_bit(
+def test_a_run_of_two_generators_is_resumed_bit_for_bit(
     tmp_path: Path, tiny_model: Path, quick: Quick, pair_run: Path, step: int
 ) -> None:
     settings = pair(quick)

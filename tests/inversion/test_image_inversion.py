@@ -77,7 +77,7 @@ def numbers(images: Tensor) -> list[int]:
 # ---------------------------------------------------------------------------------------- what is drawn
 
 
-def test_each_class_gives_its_images_in_their_order_and_the_classes_take_turns(counted: ImageInversion) -> None:
+def test_images_are_drawn_in_their_order_and_the_classes_take_turns(counted: ImageInversion) -> None:
     images, labels = counted.sample(count=5)
     assert (numbers(images), labels.tolist()) == ([3, 0, 1, 7, 2], [0, 1, 2, 0, 1])
     images, labels = counted.sample(per_class=2)
@@ -90,15 +90,13 @@ def test_neither_seed_nor_dropout_changes_what_is_drawn(counted: ImageInversion)
     assert torch.equal(counted.sample(count=6, seed=5, dropout=True)[0], counted.sample(count=6)[0])
 
 
-def test_the_conditions_are_one_hot_and_no_generator_is_told_apart(counted: ImageInversion) -> None:
+def test_the_conditions_are_one_hot_and_all_images_have_the_same_generator(counted: ImageInversion) -> None:
     drawn = counted.draw(count=4)
     assert torch.equal(drawn.distribution, torch.eye(3)[[0, 1, 2, 0]])
     assert drawn.generator.tolist() == [0] * 4
 
 
-def test_left_to_itself_it_gives_what_there_is_of_every_class_and_no_more_than_ten(
-    counted: ImageInversion, tiny_target: Target
-) -> None:
+def test_by_default_all_images_of_every_class_are_drawn_up_to_ten(counted: ImageInversion, tiny_target: Target) -> None:
     assert counted.images_per_class == 2
     assert len(counted.sample()[0]) == 6
     labels = torch.arange(3).repeat(12)
@@ -114,14 +112,14 @@ def test_left_to_itself_it_gives_what_there_is_of_every_class_and_no_more_than_t
         ({"count": 9, "labels": [1, 2]}, "class 1 has 4 images, not 5"),
     ],
 )
-def test_asking_for_more_than_there_are_says_how_many_there_are(
+def test_requesting_too_many_images_reports_how_many_exist(
     counted: ImageInversion, arguments: dict[str, Any], words: str
 ) -> None:
     with pytest.raises(UsageError, match=words):
         counted.sample(**arguments)
 
 
-def test_no_option_is_named_that_the_inverter_does_not_have(tiny_target: Target) -> None:
+def test_the_message_names_only_options_that_the_inverter_has(tiny_target: Target) -> None:
     inversion = ImageInversion(tiny_target, Recipe(), [], torch.rand(3, 1, 12, 12), torch.arange(3))
     with pytest.raises(UsageError, match=r"class 0 has 1 images, not 2: .* Ask for fewer\.$"):
         inversion.sample(2)
@@ -183,7 +181,7 @@ def test_vectors_are_kept_as_they_are_in_their_own_units(tmp_path: Path) -> None
 
 @pytest.mark.usefixtures("noise")
 @pytest.mark.parametrize(("classes", "per_class", "kept"), [(3, 102, 300), (11, 92, 1000), (11, 2, 22)])
-def test_a_run_keeps_no_more_than_any_other_and_says_so(
+def test_a_run_keeps_a_limited_number_of_images_and_warns(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, classes: int, per_class: int, kept: int
 ) -> None:
     target = interpkit.wrap(nn.Sequential(nn.Flatten(), nn.Linear(16, classes)), (1, 4, 4))
@@ -229,7 +227,7 @@ def spoil(path: Path, **changes: Tensor | None) -> None:
         "floats",
     ],
 )
-def test_a_spoilt_file_of_images_is_told(
+def test_a_corrupt_file_of_images_is_reported(
     tmp_path: Path, tiny_model: Path, fault: Callable[[Path], Any], words: str
 ) -> None:
     made(tiny_model, out=tmp_path)
@@ -268,7 +266,7 @@ def test_an_inverter_alone_applies_the_preset_of_its_name(
 
 
 @pytest.mark.usefixtures("noise")
-def test_a_preset_or_a_file_that_is_named_is_enough(tmp_path: Path, tiny_model: Path) -> None:
+def test_a_specified_preset_or_file_is_enough(tmp_path: Path, tiny_model: Path) -> None:
     file = tmp_path / "recipe.toml"
     file.write_text("steps = 17\n")
     assert prepare(tiny_model, config=file, inverter="noise").recipe.steps == 17
@@ -276,7 +274,7 @@ def test_a_preset_or_a_file_that_is_named_is_enough(tmp_path: Path, tiny_model: 
     assert (job.presets, job.recipe.steps) == (["vecmat"], Recipe().steps)
 
 
-def test_the_default_inverter_alone_still_asks_for_a_preset(tiny_model: Path) -> None:
+def test_the_default_inverter_alone_still_requires_a_preset(tiny_model: Path) -> None:
     refused = cli("invert", tiny_model, "--inverter", "generator")
     assert refused.exit_code == 2
     assert "name a preset by --preset NAME" in " ".join(refused.stderr.split())

@@ -69,7 +69,7 @@ def test_a_morph_mixes_the_conditions_evenly_at_one_latent(shown: GeneratorInver
         assert torch.allclose(latent, latents[0][0].expand(7, -1))
 
 
-def test_where_images_are_large_a_class_is_morphed_into_the_next_one_only(
+def test_large_images_are_morphed_into_the_next_class_only(
     shown: GeneratorInversion, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(results, "LARGE", 5)

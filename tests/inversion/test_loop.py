@@ -63,7 +63,7 @@ def test_a_run_depends_on_nothing_but_its_seed(tiny_model: Path, quick: Quick) -
     assert torch.equal(one.sample(per_class=2)[0], two.sample(per_class=2)[0])
 
 
-def test_the_generators_first_weights_are_the_seeds_matter(tiny_model: Path, quick: Quick) -> None:
+def test_the_seed_determines_the_generators_initial_weights(tiny_model: Path, quick: Quick) -> None:
     def first_weights(seed: int) -> Tensor:
         inversion = interpkit.invert(tiny_model, **quick(steps=1, seed=seed, options={"optimizer.lr": 1e-12}))
         assert isinstance(inversion, interpkit.GeneratorInversion)
@@ -138,7 +138,7 @@ def look(
     return value.response, responses
 
 
-def test_the_target_looks_at_all_views_together_and_each_term_gets_its_own_slice() -> None:
+def test_the_target_runs_once_on_all_views_and_each_term_gets_its_own_slice() -> None:
     target = CountingTarget()
     images, a, c = torch.rand(4, 1, 2, 2), torch.rand(3, 1, 2, 2), torch.rand(8, 1, 2, 2)
     response, views = look(target, images, {"a": a, "b": None, "c": c}, ["1"])
@@ -152,7 +152,7 @@ def test_the_target_looks_at_all_views_together_and_each_term_gets_its_own_slice
             assert torch.allclose(part.features[layer], features, atol=1e-6)
 
 
-def test_a_term_that_alone_asks_for_views_gets_the_whole_look_at_them() -> None:
+def test_a_term_that_alone_requests_views_gets_the_whole_response() -> None:
     target = CountingTarget()
     a = torch.rand(3, 1, 2, 2)
     _, views = look(target, torch.rand(4, 1, 2, 2), {"b": None, "a": a}, ["1"])
@@ -161,7 +161,7 @@ def test_a_term_that_alone_asks_for_views_gets_the_whole_look_at_them() -> None:
     assert [len(features) for features in views["a"].features.values()] == [3, 3]
 
 
-def test_the_gradient_of_a_look_reaches_its_own_images_alone() -> None:
+def test_the_gradient_of_a_response_reaches_only_its_own_images() -> None:
     target = CountingTarget()
     shown = {name: torch.rand(2, 1, 2, 2, requires_grad=True) for name in ("images", "a", "c")}
     response, views = look(target, shown["images"], {"a": shown["a"], "c": shown["c"]}, [])
@@ -173,7 +173,7 @@ def test_the_gradient_of_a_look_reaches_its_own_images_alone() -> None:
         assert moved == {name}
 
 
-def test_without_views_the_target_looks_at_the_images_alone() -> None:
+def test_without_views_the_target_runs_on_the_images_alone() -> None:
     target = CountingTarget()
     response, views = look(target, torch.rand(4, 1, 2, 2), {"a": None}, [])
     assert (target.sizes, views, len(response.logits)) == ([4], {}, 4)
@@ -197,7 +197,7 @@ class Viewer(InversionLoss):
         return batch.view_response.logits.square().mean()
 
 
-def test_an_inversion_lets_the_target_look_at_images_and_views_each_step_with_what_each_term_asks_for(
+def test_each_step_runs_the_target_once_on_the_images_and_once_on_the_requested_views(
     add_plugin: Add, tiny_target: interpkit.Target, quick: Quick, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     add_plugin(Viewer)
@@ -223,7 +223,7 @@ def test_an_inversion_lets_the_target_look_at_images_and_views_each_step_with_wh
 # ------------------------------------------------------------------------------------- rate and weights
 
 
-def test_the_rate_is_whole_at_first_and_falls_linearly_to_zero_over_the_last_part() -> None:
+def test_the_rate_is_constant_at_first_and_falls_linearly_to_zero_over_the_last_part() -> None:
     assert [falling(p, 0.5) for p in (0.0, 0.25, 0.5, 0.75, 1.0)] == [1, 1, 1, 0.5, 0]
     assert [falling(p, 0.2) for p in (0.0, 0.8, 0.9, 0.95)] == pytest.approx([1, 1, 0.5, 0.25])
     assert [falling(p, 1.0) for p in (0.0, 0.3)] == pytest.approx([1, 0.7])
@@ -253,7 +253,7 @@ class Learner(InversionLoss):
         return (self.value - 2).square()
 
 
-def test_a_terms_own_parameters_are_trained_along(add_plugin: Add, tiny_target: interpkit.Target, quick: Quick) -> None:
+def test_a_terms_own_parameters_are_trained_too(add_plugin: Add, tiny_target: interpkit.Target, quick: Quick) -> None:
     add_plugin(Learner)
     Learner.made.clear()
     options = {"optimizer.lr": 0.1, "optimizer.decay": 0.0}
@@ -272,7 +272,7 @@ def test_the_loss_is_the_weighted_sum_of_the_terms(tiny_target: interpkit.Target
 
 
 @pytest.mark.parametrize("conditioner", ["vecmat", "label"])
-def test_only_the_classes_asked_for_are_trained(
+def test_only_the_requested_classes_are_trained(
     add_plugin: Add, tiny_target: interpkit.Target, quick: Quick, conditioner: str
 ) -> None:
     add_plugin(Viewer)
@@ -291,7 +291,7 @@ class Exploding(InversionLoss):
         return batch.images.mean() * (float("inf") if batch.progress > 0.5 else 1.0)
 
 
-def test_a_term_that_turns_infinite_ends_the_run_by_name(
+def test_a_term_that_turns_infinite_stops_the_run_by_name(
     add_plugin: Add, tiny_target: interpkit.Target, quick: Quick
 ) -> None:
     add_plugin(Exploding)
@@ -299,7 +299,7 @@ def test_a_term_that_turns_infinite_ends_the_run_by_name(
         interpkit.invert(tiny_target, **quick(losses={"exploding": 1.0}))
 
 
-def test_an_unknown_layer_that_a_term_asks_for_ends_the_run_with_the_known_ones(
+def test_an_unknown_layer_of_a_term_stops_the_run_and_lists_the_known_layers(
     tiny_target: interpkit.Target, quick: Quick
 ) -> None:
     with pytest.raises(UsageError, match="no layer 'nowhere'"):
@@ -313,7 +313,7 @@ def test_a_run_is_stopped_between_steps_on_request(tiny_target: interpkit.Target
     assert inversion.steps_done == 5
 
 
-def test_a_run_asked_to_stop_before_it_began_does_one_step(tiny_target: interpkit.Target, quick: Quick) -> None:
+def test_a_run_that_is_stopped_before_it_begins_runs_one_step(tiny_target: interpkit.Target, quick: Quick) -> None:
     settings = quick(steps=50)
     job = prepare(tiny_target, settings.pop("plugins"), **settings)
     job.request_stop()

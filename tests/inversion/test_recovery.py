@@ -61,7 +61,7 @@ def weights(inversion: interpkit.Inversion) -> dict[str, Tensor]:
 # --------------------------------------------------------------------------------------------- precision
 
 
-def test_auto_goes_back_to_the_last_good_state_and_on_in_fp32(
+def test_auto_precision_returns_to_the_last_good_state_and_continues_in_fp32(
     add_plugin: Add, tiny_target: interpkit.Target, quick: Quick, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     add_plugin(Narrow)
@@ -78,7 +78,7 @@ def test_auto_goes_back_to_the_last_good_state_and_on_in_fp32(
     assert [json.loads(line)["step"] for line in lines] == [1, 10, 20, 30]
     assert caplog.messages == [
         "in bf16 the term 'narrow' turned non-finite at step 26 (plugin 'mine'): "
-        "going back to step 10, and on from there in fp32"
+        "the run returns to step 10 and continues in fp32"
     ]
     manifest = Run.open(tmp_path / "run").manifest().to_dict()
     assert manifest["precision"] == "fp32"
@@ -108,9 +108,9 @@ def test_a_resumed_run_falls_back_where_the_whole_one_does(
     assert Run.open(tmp_path / "run").manifest().precision == "fp32"
 
 
-def test_bf16_that_was_typed_stops_with_advice(add_plugin: Add, tiny_target: interpkit.Target, quick: Quick) -> None:
+def test_requested_bf16_stops_with_advice(add_plugin: Add, tiny_target: interpkit.Target, quick: Quick) -> None:
     add_plugin(Narrow)
-    with pytest.raises(RunError, match=r"turned non-finite at step 26 .*tried at 0.3 times the rate"):
+    with pytest.raises(RunError, match=r"turned non-finite at step 26 .*diverged at 0.3 times the rate"):
         interpkit.invert(tiny_target, **quick(steps=30, losses={"narrow": 1.0}, precision="bf16"))
 
 
@@ -121,15 +121,15 @@ class Hopeless(InversionLoss):
         return batch.images.mean() * (float("inf") if batch.progress > 0.5 else 1.0)
 
 
-def test_what_turns_non_finite_in_fp32_as_well_stops(
+def test_a_run_that_turns_non_finite_in_fp32_too_stops(
     add_plugin: Add, tiny_target: interpkit.Target, quick: Quick, caplog: pytest.LogCaptureFixture
 ) -> None:
     add_plugin(Hopeless)
     with pytest.raises(RunError, match=r"the term 'hopeless' turned non-finite at step 12 .*'optimizer\.lr': 0\.0002"):
         interpkit.invert(tiny_target, **quick(steps=20, losses={"hopeless": 1.0}, precision="auto"))
-    assert [message.rpartition(", ")[2] for message in caplog.messages] == [
-        "and on from there in fp32",
-        "and on from there at 0.3 times the rate",
+    assert [message.rpartition(" and ")[2] for message in caplog.messages] == [
+        "continues in fp32",
+        "continues at 0.3 times the rate",
     ]
 
 
@@ -145,7 +145,7 @@ class BadGradient(InversionLoss):
         return spread.abs().sqrt() if rounded and 0.29 < batch.progress < 0.31 else spread * 0
 
 
-def test_a_state_with_weights_that_are_not_finite_is_not_gone_back_to(
+def test_a_run_does_not_return_to_a_state_with_non_finite_weights(
     add_plugin: Add, tiny_target: interpkit.Target, quick: Quick, caplog: pytest.LogCaptureFixture
 ) -> None:
     add_plugin(BadGradient)
@@ -188,7 +188,7 @@ RATE = {"optimizer.lr": 2e-3, "optimizer.decay": 0.0}
         (False, "exploded at step 26 (plugin 'mine'), from about 1 to 1e+06"),
     ],
 )
-def test_a_run_that_diverges_goes_back_and_on_at_a_lower_rate(
+def test_a_run_that_diverges_returns_and_continues_at_a_lower_rate(
     add_plugin: Add,
     tiny_target: interpkit.Target,
     quick: Quick,
@@ -203,7 +203,7 @@ def test_a_run_that_diverges_goes_back_and_on_at_a_lower_rate(
     settings = quick(steps=30, losses={"steep": 1.0}, options=RATE)
     inversion = interpkit.invert(tiny_target, out=tmp_path / "run", **settings)
     assert caplog.messages == [
-        f"the term 'steep' {told}: going back to step 10, and on from there at 0.3 times the rate"
+        f"the term 'steep' {told}: the run returns to step 10 and continues at 0.3 times the rate"
     ]
     assert [record.step for record in inversion.history] == [1, 10, 20, 30]
     places = [record.terms["steep"] for record in inversion.history]
@@ -238,7 +238,7 @@ def test_a_resumed_run_lowers_the_rate_where_the_whole_one_does(
     assert lowered is not None and lowered["after_step"] == 10
 
 
-def test_what_fails_at_the_first_step_is_not_tried_again(
+def test_a_failure_at_the_first_step_is_not_retried(
     tiny_target: interpkit.Target, quick: Quick, caplog: pytest.LogCaptureFixture
 ) -> None:
     with pytest.raises(RunError, match=r"the loss turned non-finite at step 1\. Try a lower rate"):
@@ -246,7 +246,7 @@ def test_what_fails_at_the_first_step_is_not_tried_again(
     assert not caplog.messages
 
 
-def test_what_was_kept_outlives_a_way_back(
+def test_a_kept_state_survives_a_rollback(
     tiny_target: interpkit.Target, quick: Quick, add_plugin: Add, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is gone back to twice, in bf16 and then in fp32: the first way there must not have changed it."""
@@ -267,7 +267,7 @@ def test_what_was_kept_outlives_a_way_back(
     torch.testing.assert_close(first, second, rtol=0, atol=0)
 
 
-def test_a_recipe_remembers_that_its_precision_was_chosen_and_who_names_one_means_it(
+def test_a_recipe_records_an_automatic_precision_and_a_requested_one_is_final(
     tiny_target: interpkit.Target, quick: Quick, tmp_path: Path
 ) -> None:
     def resolved(**settings: Any) -> interpkit.Recipe:
@@ -284,7 +284,7 @@ def test_a_recipe_remembers_that_its_precision_was_chosen_and_who_names_one_mean
     assert not resolved(config=file, precision="fp32").fall_back
 
 
-def test_bf16_without_hardware_for_it_is_told_to_be_emulated(
+def test_bf16_without_hardware_support_warns_that_it_is_emulated(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tiny_target: interpkit.Target, quick: Quick
 ) -> None:
     monkeypatch.setattr(devices, "_multiplies_bf16", lambda device: False)
@@ -323,7 +323,7 @@ ERRORS = [
 
 
 @pytest.mark.parametrize("error", ERRORS, ids=str)
-def test_the_same_step_is_taken_again_with_half_as_many_images_at_a_time(
+def test_the_same_step_is_repeated_with_half_as_many_images_at_a_time(
     add_plugin: Add,
     tiny_target: interpkit.Target,
     quick: Quick,
@@ -338,14 +338,14 @@ def test_the_same_step_is_taken_again_with_half_as_many_images_at_a_time(
     Hungry.drawn.clear()
     inversion = interpkit.invert(tiny_target, out=tmp_path / "run", **quick(losses={"hungry": 1.0}))
     assert inversion.steps_done == 12
-    assert caplog.messages == ["out of memory at step 4: from here on with micro_batch=4"]
+    assert caplog.messages == ["out of memory at step 4: the run continues with micro_batch=4"]
     assert Run.open(tmp_path / "run").manifest().micro_batch == 4
     assert len(Hungry.drawn) == 13
     assert torch.equal(Hungry.drawn[3], Hungry.drawn[4])  # once before and once after
     assert not torch.equal(Hungry.drawn[4], Hungry.drawn[5])
 
 
-def test_a_second_time_says_what_to_set_and_what_is_kept(
+def test_running_out_of_memory_again_names_the_settings_to_change_and_the_checkpoint(
     add_plugin: Add, tiny_target: interpkit.Target, quick: Quick, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     add_plugin(Hungry)
@@ -369,7 +369,7 @@ def test_two_images_at_a_time_cannot_be_halved(
         interpkit.invert(tiny_target, **quick(losses={"hungry": 1.0}, micro_batch=2))
 
 
-def test_a_resumed_run_keeps_the_smaller_pieces(
+def test_a_resumed_run_keeps_the_smaller_micro_batches(
     add_plugin: Add,
     tiny_target: interpkit.Target,
     quick: Quick,
@@ -391,7 +391,7 @@ def test_a_resumed_run_keeps_the_smaller_pieces(
     assert not same_tensors(weights(whole), weights(untroubled))  # batch norms see fewer images
 
 
-def test_of_several_processes_none_goes_on_alone(tiny_target: interpkit.Target) -> None:
+def test_one_of_several_processes_does_not_recover_alone(tiny_target: interpkit.Target) -> None:
     net, rng = torch.nn.ModuleDict({"generator": torch.nn.Linear(1, 1)}), torch.Generator()
     objective = Objective(tiny_target, {}, torch.autocast("cpu", enabled=False))
     recipe = interpkit.Recipe(device="cpu", precision="fp32", steps=3)
@@ -426,5 +426,5 @@ def test_a_step_that_changed_the_weights_is_not_repeated(tiny_target: interpkit.
 
 
 @pytest.mark.parametrize("error", [RuntimeError("shapes do not fit"), ValueError("out of memory"), KeyError("x")])
-def test_other_errors_are_not_taken_for_a_lack_of_memory(error: Exception) -> None:
+def test_other_errors_do_not_count_as_out_of_memory(error: Exception) -> None:
     assert not is_out_of_memory(error)

@@ -38,7 +38,7 @@ def test_per_class_is_sorted_by_class(inversion: GeneratorInversion) -> None:
     assert images.min() >= 0 and images.max() <= 1
 
 
-def test_ten_a_class_is_the_default(inversion: GeneratorInversion) -> None:
+def test_ten_images_per_class_are_the_default(inversion: GeneratorInversion) -> None:
     assert len(inversion.sample()[0]) == 30
 
 
@@ -72,7 +72,7 @@ def test_all_samples_differ_also_across_chunks(in_chunks: GeneratorInversion) ->
     assert len(images.unique(dim=0)) == 20
 
 
-def test_the_same_arguments_give_the_same_images_and_another_seed_others(inversion: GeneratorInversion) -> None:
+def test_the_same_arguments_return_the_same_images_and_another_seed_others(inversion: GeneratorInversion) -> None:
     one, two, other = (inversion.sample(per_class=2, seed=seed)[0] for seed in (5, 5, 6))
     assert torch.equal(one, two)
     assert not torch.equal(one, other)
@@ -141,7 +141,7 @@ def rows_of(draw: Draw) -> list[int]:
     return numbers
 
 
-def test_rows_of_a_draw_are_rows_of_all_it_holds() -> None:
+def test_indexing_a_draw_selects_rows_of_all_its_parts() -> None:
     draw = a_draw(0, 1, 2, 3)
     assert rows_of(draw[1:3]) == [1, 2]
     assert rows_of(draw[:0]) == []
@@ -229,7 +229,7 @@ def test_an_inversion_in_memory_is_saved_and_loaded_as_it_was(
     assert in_chunks.save(folder, force=True) == folder
 
 
-def test_what_an_inversion_knows_of_itself(inversion: GeneratorInversion) -> None:
+def test_an_inversion_has_its_classes_and_steps(inversion: GeneratorInversion) -> None:
     assert inversion.steps_done == 12
     assert inversion.classes == [0, 1, 2]
     assert inversion.device.type == "cpu"

@@ -48,7 +48,7 @@ def test_a_generator_starts_at_the_first_brightness_with_a_gradient(
     assert images.mean().item() == pytest.approx(starts_at, rel=0.35)
 
 
-def test_a_target_without_any_gradient_is_told(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_target_without_any_gradient_is_reported(caplog: pytest.LogCaptureFixture) -> None:
     target = interpkit.wrap(DeadAbove(-1.0), (1, 8, 8), layout="nchw")
     conditioner = installed().registry.get("conditioner", "vector")(3, (1, 8, 8))
     generator = installed().registry.get("generator", "dense")(conditioner.spec, (1, 8, 8))

@@ -27,14 +27,14 @@ Quick = Callable[..., dict[str, Any]]
         ("off", "cuda", True, 2000, "off"),
     ],
 )
-def test_auto_compiles_long_runs_on_cuda_where_triton_is(
+def test_auto_compiles_long_runs_on_cuda_if_triton_is_installed(
     monkeypatch: pytest.MonkeyPatch, asked: str, device: str, triton: bool, steps: int, chosen: str
 ) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object() if triton and name == "triton" else None)
     assert choose_compile(asked, torch.device(device), steps) == chosen
 
 
-def test_the_recipe_says_what_was_chosen(tiny_target: interpkit.Target, quick: Quick) -> None:
+def test_the_recipe_records_the_choice(tiny_target: interpkit.Target, quick: Quick) -> None:
     from interpkit.api.invert import prepare
 
     assert prepare(tiny_target, **quick()).recipe.compile == "off"
@@ -56,7 +56,7 @@ def backend(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     return graphs
 
 
-def test_a_compiled_run_goes_as_one_that_is_not(
+def test_a_compiled_run_equals_an_uncompiled_one(
     tiny_target: interpkit.Target, quick: Quick, backend: list[Any]
 ) -> None:
     plain = interpkit.invert(tiny_target, **quick(steps=3))
@@ -68,7 +68,7 @@ def test_a_compiled_run_goes_as_one_that_is_not(
     assert "forward" not in vars(fast.generator)
 
 
-def test_where_compiling_fails_it_is_said_once_and_the_run_goes_on(
+def test_a_failure_to_compile_warns_once_and_the_run_continues(
     tiny_target: interpkit.Target,
     quick: Quick,
     monkeypatch: pytest.MonkeyPatch,
@@ -85,11 +85,11 @@ def test_where_compiling_fails_it_is_said_once_and_the_run_goes_on(
     slow = interpkit.invert(tiny_target, **quick(steps=3, compile="on"))
     assert [r.loss for r in slow.history] == [r.loss for r in plain.history]
     (message,) = [record.getMessage() for record in caplog.records if record.name == "interpkit"]
-    assert "cannot be compiled, so it runs as it is (compile='off')" in message
+    assert "cannot be compiled, so it runs uncompiled (compile='off')" in message
     assert "no C++ compiler" in message
 
 
-def test_an_error_of_the_generators_own_is_not_taken_for_the_compilers(
+def test_an_error_of_the_generator_is_not_blamed_on_the_compiler(
     tiny_target: interpkit.Target, quick: Quick, backend: list[Any]
 ) -> None:
     from interpkit.api.invert import prepare

@@ -58,7 +58,7 @@ def assert_close(one: Any, two: Any, tolerance: float) -> None:
         "from first",
     ],
 )
-def test_two_processes_do_what_one_does(by_two: dict[str, Any], what: str) -> None:
+def test_two_processes_compute_the_same_as_one(by_two: dict[str, Any], what: str) -> None:
     assert_close(by_two["one"][what], by_two["two"][what], 1e-5)
 
 
@@ -80,7 +80,7 @@ def test_two_processes_write_the_shards_of_one(by_two: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("run", ["plain", "robust", "two generators", "four generators"])
-def test_a_run_of_two_processes_goes_as_that_of_one(by_two: dict[str, Any], run: str) -> None:
+def test_a_run_of_two_processes_equals_a_run_of_one(by_two: dict[str, Any], run: str) -> None:
     one, two = by_two["one"]["runs"][run], by_two["two"]["runs"][run]
     assert len(one["losses"]) == len(two["losses"]) == 2  # the first step and the last
     assert one["losses"] == pytest.approx(two["losses"], rel=1e-4)
@@ -91,12 +91,12 @@ def test_a_run_of_two_processes_goes_as_that_of_one(by_two: dict[str, Any], run:
         assert off.float().mean() < 0.02, name
 
 
-def test_a_run_of_two_processes_goes_on_where_it_was_stopped(by_two: dict[str, Any]) -> None:
+def test_a_run_of_two_processes_resumes_where_it_was_stopped(by_two: dict[str, Any]) -> None:
     found = by_two["two"]["resumed"]
     assert_close(found["whole"], found["in two parts"], 0.0)
 
 
-def test_two_processes_go_back_together_when_their_run_diverges(by_two: dict[str, Any]) -> None:
+def test_two_processes_return_to_a_good_state_together_when_their_run_diverges(by_two: dict[str, Any]) -> None:
     reason = "the term 'steep' exploded at step 26 (plugin 'mine'), from about 1 to 1e+06"
     for name in ("one", "two"):
         found = by_two[name]["diverging"]
@@ -137,7 +137,9 @@ def test_alone_there_is_nothing_to_share() -> None:
         (4, 2, 1, "batch_size=4"),
     ],
 )
-def test_what_cannot_be_shared_is_told_with_what_can(size: int, batch: int, generators: int, told: str) -> None:
+def test_a_batch_that_cannot_be_shared_is_reported_with_sizes_that_can(
+    size: int, batch: int, generators: int, told: str
+) -> None:
     with pytest.raises(UsageError, match=told):
         World(0, size).check(batch, generators)
 

@@ -36,7 +36,7 @@ def rewrite(run: Path, **changes: Any) -> None:
 # ------------------------------------------------------------------------------------------- recorded
 
 
-def test_the_manifest_of_a_run_says_what_decides_it(finished_run: Path) -> None:
+def test_the_manifest_records_what_determines_the_numbers(finished_run: Path) -> None:
     found = Run.open(finished_run).manifest().to_dict()
     assert (found["threads"], found["processes"], found["device"]) == (1, 1, "cpu")
     assert found["interop_threads"] == torch.get_num_interop_threads()
@@ -55,7 +55,7 @@ def test_the_libraries_that_torch_was_built_with_have_their_versions() -> None:
         assert name not in found or words + found[name] in built
 
 
-def test_the_variables_that_decide_are_recorded_and_no_others(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_relevant_environment_variables_are_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in list(os.environ):
         if name.startswith(environment.ENVIRONMENT):
             monkeypatch.delenv(name)
@@ -66,7 +66,7 @@ def test_the_variables_that_decide_are_recorded_and_no_others(monkeypatch: pytes
     assert environment.facts(CPU)["environment"] == {"CUBLAS_WORKSPACE_CONFIG": ":4096:8", "MKL_CBWR": "COMPATIBLE"}
 
 
-def test_the_threads_are_those_that_the_environment_gives(run_python: Callable[..., Any]) -> None:
+def test_the_recorded_threads_are_those_of_the_environment(run_python: Callable[..., Any]) -> None:
     code = (
         "import json, torch; from interpkit.runtime.environment import facts;"
         " print(json.dumps(facts(torch.device('cpu'))))"
@@ -118,7 +118,7 @@ def test_nothing_has_changed_here() -> None:
         ({"interop_threads": 99}, {}),
     ],
 )
-def test_what_decides_and_has_changed_is_told(
+def test_changed_facts_that_determine_the_numbers_are_returned(
     change: dict[str, Any], told: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "environ", {})
@@ -128,7 +128,7 @@ def test_what_decides_and_has_changed_is_told(
     assert environment.changed(recorded, here) == told
 
 
-def test_a_variable_that_is_set_since_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_newly_set_environment_variable_counts_as_a_change(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MKL_CBWR", raising=False)
     recorded = environment.facts(CPU)
     monkeypatch.setenv("MKL_CBWR", "AVX2")
@@ -138,14 +138,14 @@ def test_a_variable_that_is_set_since_is_told(monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.parametrize("recorded", [{}, {"versions": 3, "machine": [], "flags": None, "plugins": {"a": 1}}])
-def test_of_what_a_manifest_lacks_nothing_is_told(recorded: dict[str, Any]) -> None:
+def test_facts_missing_in_a_manifest_are_not_changes(recorded: dict[str, Any]) -> None:
     assert changed(recorded) == {}
 
 
 # ------------------------------------------------------------------------------------------- resumed
 
 
-def test_a_run_that_goes_on_elsewhere_says_so_and_keeps_both(
+def test_a_run_resumed_on_another_machine_warns_and_records_both(
     run_copy: Path, tiny_model: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     recorded = Run.open(run_copy).manifest().to_dict()
@@ -170,7 +170,7 @@ def test_each_move_of_a_run_is_kept(run_copy: Path, tiny_model: Path) -> None:
     assert [(move["after_step"], move["was"]) for move in moves] == [(12, {"threads": 20}), (13, {"threads": 30})]
 
 
-def test_a_run_that_goes_on_where_it_was_says_nothing(
+def test_a_run_resumed_on_the_same_machine_does_not_warn(
     run_copy: Path, tiny_model: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     interpkit.invert(tiny_model, out=run_copy, resume=True, steps=13)
@@ -178,7 +178,7 @@ def test_a_run_that_goes_on_where_it_was_says_nothing(
     assert "moves" not in Run.open(run_copy).manifest().to_dict()
 
 
-def test_a_rerun_elsewhere_is_told_and_one_from_a_plain_file_is_not(
+def test_a_rerun_on_another_machine_warns_but_one_from_a_plain_file_does_not(
     run_copy: Path, tiny_model: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     rewrite(run_copy, versions={"torch": "1.0\x1b[2J"})

@@ -36,13 +36,13 @@ def batch(count: int = 24) -> tuple[Tensor, Tensor]:
 # ----------------------------------------------------------------------------------------- one picture
 
 
-def test_a_class_whose_images_are_one_is_told() -> None:
+def test_a_class_with_identical_images_is_reported() -> None:
     images, labels = batch()
     images[labels == 1] = images[1].clone()
     assert looked(images, labels) == {ONE_PICTURE: [1]}
 
 
-def test_noise_and_brightness_make_no_other_picture() -> None:
+def test_noise_and_brightness_do_not_make_another_picture() -> None:
     images, labels = batch()
     picture = torch.zeros(1, 28, 28)
     picture[:, 6:20, 10:14] = 0.5
@@ -56,7 +56,7 @@ def test_flat_images_are_one_picture_whatever_noise_nobody_sees() -> None:
     assert looked(images, labels) == {ONE_PICTURE: [0]}
 
 
-def test_textures_that_are_grey_from_afar_are_several_pictures() -> None:
+def test_textures_that_look_gray_from_a_distance_are_several_pictures() -> None:
     """Their pooled pictures have a cosine of 0.99 and more, the measure of duplicates in metrics.json."""
     images, labels = batch()
     pooled = torch.nn.functional.avg_pool2d(images, 4).flatten(1)
@@ -64,14 +64,14 @@ def test_textures_that_are_grey_from_afar_are_several_pictures() -> None:
     assert looked(images, labels) == {}
 
 
-def test_drawings_on_one_ground_are_several_pictures() -> None:
+def test_drawings_on_the_same_background_are_several_pictures() -> None:
     images, labels = torch.zeros(24, 1, 28, 28), torch.arange(24) % 3
     for i, image in enumerate(images):
         image[:, 4:24, 8 + i // 3 : 11 + i // 3] = 1  # a stroke a pixel further right each time
     assert looked(images, labels) == {}
 
 
-def test_images_of_two_steps_are_not_held_against_each_other() -> None:
+def test_images_of_different_steps_are_not_compared() -> None:
     """An inverter may move one image a class: it is not one picture because it stands still."""
     assert looked(torch.rand(3, 1, 28, 28), torch.arange(3), times=50) == {}
 
@@ -88,7 +88,7 @@ def test_the_mean_cosine_is_that_of_all_pairs_of_a_class() -> None:
         assert cosines[label].item() == pytest.approx((gram.sum() - gram.trace()).item(), rel=1e-4)
 
 
-def test_vectors_of_few_numbers_are_alike_by_nature() -> None:
+def test_vectors_are_never_reported_as_one_picture() -> None:
     assert looked(torch.full((24, 4), 0.5), torch.arange(24) % 3) == {}
 
 
@@ -100,7 +100,7 @@ def test_large_images_are_pooled_to_few_numbers() -> None:
 # ------------------------------------------------------------------------------------------- never hit
 
 
-def test_a_class_that_the_target_never_gives_is_told_once_there_were_enough_images() -> None:
+def test_a_class_that_is_never_hit_is_reported_after_enough_images() -> None:
     images, labels = batch()
     assert looked(images, labels, labels != 2, times=6) == {}  # 48 images
     assert looked(images, labels, labels != 2, times=7) == {NEVER_HIT: [2]}
@@ -114,7 +114,7 @@ def test_one_hit_is_enough() -> None:
     assert collapse.judge(50) == {}
 
 
-def test_a_class_is_told_once_and_judged_anew_each_time() -> None:
+def test_a_class_is_reported_once_and_judged_again_each_time() -> None:
     images, labels = batch()
     collapse = Collapse(3)
     told = []
@@ -160,7 +160,7 @@ def settings(quick: Quick, **changes: Any) -> dict[str, Any]:
     return found | {"options": options}
 
 
-def test_a_generator_that_ignores_its_latent_for_a_class_is_told_while_it_trains(
+def test_a_generator_that_ignores_its_latent_for_a_class_is_reported_during_training(
     add_plugin: Callable[..., None],
     tiny_target: interpkit.Target,
     quick: Quick,
@@ -178,7 +178,7 @@ def test_a_generator_that_ignores_its_latent_for_a_class_is_told_while_it_trains
     pictures = [message for message in caplog.messages if "one picture" in message]
     assert len(pictures) == 1
     assert pictures[0].startswith(
-        "at step 50 the images of 1 of 3 classes (class 1) are one picture each: try more weight"
+        "at step 50 the images of 1 of 3 classes (class 1) have collapsed to one picture per class: try more weight"
     )
     assert told_at[0] == 51
     collapsed = Run.open(tmp_path).manifest().collapsed
@@ -186,7 +186,7 @@ def test_a_generator_that_ignores_its_latent_for_a_class_is_told_while_it_trains
     assert [row["label"] for row in collapsed if row["what"] == ONE_PICTURE] == [1]
 
 
-def test_a_resumed_run_does_not_tell_it_again(
+def test_a_resumed_run_does_not_report_a_collapse_again(
     add_plugin: Callable[..., None],
     tiny_target: interpkit.Target,
     quick: Quick,
@@ -205,20 +205,20 @@ def test_a_resumed_run_does_not_tell_it_again(
     assert Run.open(tmp_path).manifest().collapsed[: len(before)] == before
 
 
-def test_most_classes_at_once_are_told_with_the_rate_as_a_likely_cause(caplog: pytest.LogCaptureFixture) -> None:
-    recorder = Recorder(100, class_names=["a", "b"], variety_preset="varied")
+def test_a_collapse_of_most_classes_suggests_a_lower_rate(caplog: pytest.LogCaptureFixture) -> None:
+    recorder = Recorder(100, class_names=["a", "b"])
     labels = torch.arange(16) % 2
     for step in range(1, 101):
         logits = torch.eye(2)[labels] if step < 70 else torch.eye(2)[torch.zeros(16, dtype=torch.long)]
         loss = torch.tensor(1.0)
         recorder.step(step, loss, {"ce": loss}, torch.ones(16, 1, 12, 12), logits, labels)
     assert caplog.messages == [
-        "at step 50 the images of 2 of 2 classes (a, b) are one picture each: try a lower rate, more weight on a term "
-        "for variety, or presets=['varied'] over the recipe"
+        "at step 50 the images of 2 of 2 classes (a, b) have collapsed to one picture per class: try a lower rate, "
+        "more weight on a term for variety, or presets=['training-like'] over the recipe"
     ]
 
 
-def test_nothing_is_said_in_the_first_part_of_a_run(caplog: pytest.LogCaptureFixture) -> None:
+def test_collapse_is_not_reported_in_the_first_part_of_a_run(caplog: pytest.LogCaptureFixture) -> None:
     recorder = Recorder(1000, class_names=["a", "b"])
     labels = torch.arange(16) % 2
     for step in range(1, 400):

@@ -73,7 +73,7 @@ def test_what_precedes_a_step_of_the_optimizer_is_the_backward_pass(clock: list[
     assert rows == {"term": 4000, "backward": 2000, "optimizer": 3000, "other": 1000}
 
 
-def test_a_run_with_a_profile_is_the_run_without(tiny_target: interpkit.Target, quick: Quick, tmp_path: Path) -> None:
+def test_profiling_does_not_change_a_run(tiny_target: interpkit.Target, quick: Quick, tmp_path: Path) -> None:
     settings = quick(losses={"cosine": 1.0})
     plugins = settings.pop("plugins")
     job = prepare(tiny_target, plugins, **settings)
@@ -94,7 +94,7 @@ def test_a_run_with_a_profile_is_the_run_without(tiny_target: interpkit.Target, 
     assert sum(row["ms"] for row in table["phases"]) == pytest.approx(table["ms_per_step"], rel=0.01)
 
 
-def test_the_looks_and_views_of_terms_are_phases_of_their_own(tiny_target: interpkit.Target, quick: Quick) -> None:
+def test_forward_passes_and_views_of_terms_are_separate_phases(tiny_target: interpkit.Target, quick: Quick) -> None:
     settings = quick(steps=7, losses={"robust": 1.0})
     job = prepare(tiny_target, settings.pop("plugins"), **settings)
     job.run(profile=True)

@@ -60,7 +60,7 @@ def test_accuracy_is_averaged_over_the_steps_since_the_last_record() -> None:
     assert [record.inversion_accuracy for record in recorder.history] == pytest.approx(expected)
 
 
-def test_callbacks_are_told_of_every_step_and_every_record() -> None:
+def test_callbacks_receive_every_step_and_every_record() -> None:
     steps: list[int] = []
     records: list[StepRecord] = []
     recorder = Recorder(11, on_step=steps.append, on_record=records.append)
@@ -183,7 +183,7 @@ def test_a_loss_that_is_only_large_or_grows_slowly_does_not_explode(values: list
     assert losses(values).history[-1].loss == pytest.approx(values[-1])
 
 
-def test_a_term_that_is_always_large_is_not_taken_for_the_one_that_exploded() -> None:
+def test_a_term_that_is_always_large_is_not_named_as_the_one_that_exploded() -> None:
     recorder = Recorder(20)
     for step in range(1, 20):
         after = step >= 15
@@ -192,7 +192,7 @@ def test_a_term_that_is_always_large_is_not_taken_for_the_one_that_exploded() ->
         recorder.flush()
 
 
-def test_what_is_usual_survives_a_checkpoint() -> None:
+def test_the_usual_size_of_values_survives_a_checkpoint() -> None:
     """A recorder that goes on from a checkpoint, and one of another process that has no history, judge alike."""
     before = losses([5.0] * 33, steps=60)
     for recorder in (Recorder(60), Recorder(60)):
@@ -248,7 +248,7 @@ def test_accuracy_of_a_long_run_is_averaged_over_all_steps_since_the_last_record
     assert [record.inversion_accuracy for record in recorder.history] == pytest.approx([1.0, 50 / 99])
 
 
-def test_a_value_of_a_long_run_is_looked_at_as_soon_as_ever() -> None:
+def test_values_of_a_long_run_are_checked_as_often_as_ever() -> None:
     recorder = Recorder(1_000_000)
     for step in range(1, 40):
         feed(recorder, step, loss=NAN if step >= 33 else 1.0)

@@ -46,7 +46,7 @@ def metadata_of(path: Path) -> dict[str, str]:
         return dict(file.metadata())
 
 
-def test_all_that_is_said_of_a_classifier_comes_back(tmp_path: Path) -> None:
+def test_all_facts_about_a_classifier_survive_saving(tmp_path: Path) -> None:
     path = tmp_path / "new" / "folder" / "net.safetensors"
     assert saved(path, **FACTS) == path
     tensors, facts = read_target_file(path)
@@ -81,7 +81,7 @@ def test_tied_and_strided_weights_are_written_whole(tmp_path: Path) -> None:
         ),
         ({"arch_args": ARGUMENTS | {"widths": [4, 4]}}, r"is not what the module is: .*missing"),
         ({"arch_args": None}, r"interpkit:cnn"),
-        ({"path": "net.pt"}, r"net.pt: a classifier's file ends in .safetensors"),
+        ({"path": "net.pt"}, r"net.pt: the name of a classifier's file must end in .safetensors"),
     ],
     ids=["architecture", "family", "shape", "missing", "no arguments", "ending"],
 )
@@ -96,7 +96,7 @@ def write(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | Non
     return path
 
 
-def test_tensors_without_metadata_say_nothing_of_the_classifier(tmp_path: Path) -> None:
+def test_tensors_without_metadata_have_no_facts_about_the_classifier(tmp_path: Path) -> None:
     for metadata in (None, {"format": "pt"}, {"interpkit.mean": "[0.5]"}):
         tensors, facts = read_target_file(write(tmp_path / "a.safetensors", {"a": torch.ones(2)}, metadata))
         assert tensors["a"].tolist() == [1, 1] and facts == TargetOptions()
@@ -113,13 +113,13 @@ def test_tensors_without_metadata_say_nothing_of_the_classifier(tmp_path: Path) 
     ],
     ids=["schema", "torn", "deep", "word for a number", "unknown word"],
 )
-def test_metadata_of_another_form_are_refused_by_name(metadata: dict[str, str], words: str, tmp_path: Path) -> None:
+def test_metadata_of_another_form_is_refused_by_name(metadata: dict[str, str], words: str, tmp_path: Path) -> None:
     named = {f"interpkit.{name}": value for name, value in metadata.items()}
     with pytest.raises(ModelError, match=words):
         read_target_file(write(tmp_path / "a.safetensors", {"a": torch.ones(2)}, named))
 
 
-def test_a_file_that_is_not_there_or_not_whole_is_told_in_a_line(tmp_path: Path) -> None:
+def test_a_missing_or_truncated_file_is_reported_in_one_line(tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
     with pytest.raises(ModelError, match=r"there is no file .*a.safetensors"):
         read_target_file(path)
@@ -158,7 +158,7 @@ def test_anything_else_is_packed_as_a_graph_from_images_to_logits(tmp_path: Path
         torch.testing.assert_close(packed(images), target(images), rtol=1e-4, atol=1e-5)
 
 
-def test_a_graph_names_its_ends_and_takes_any_number_of_images() -> None:
+def test_a_graph_names_its_input_and_output_and_accepts_any_number_of_images() -> None:
     import onnx
 
     graph = onnx.load_from_string(export_graph(wrap(nn.Sequential(nn.Flatten(), nn.Linear(12, 2)), (3, 2, 2))))
@@ -177,7 +177,7 @@ class Unknown(nn.Module):
         return torch.special.i1(x.flatten(1)[:, :3])
 
 
-def test_what_has_no_operation_in_onnx_is_told_in_a_line(tmp_path: Path) -> None:
+def test_an_operation_that_onnx_does_not_have_is_reported_in_one_line(tmp_path: Path) -> None:
     target = wrap(Unknown(), (1, 2, 2), name="bessel")
     with pytest.raises(ModelError, match=r"bessel cannot be packed: ONNX cannot express it: .*special_i1") as caught:
         export_graph(target)

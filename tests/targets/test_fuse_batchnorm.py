@@ -180,7 +180,7 @@ def trained(make: Callable[[], nn.Module]) -> interpkit.Target:
 
 
 @pytest.mark.parametrize("name", NETS)
-def test_logits_stay_and_only_what_follows_directly_is_folded(
+def test_logits_do_not_change_and_only_adjacent_batch_norms_are_fused(
     name: str, module_state: Callable[[nn.Module], dict[str, Any]]
 ) -> None:
     make, expected = NETS[name]
@@ -199,7 +199,7 @@ def test_logits_stay_and_only_what_follows_directly_is_folded(
     assert module_state(target) == before
 
 
-def test_gradients_of_images_stay() -> None:
+def test_fusing_does_not_change_the_gradients_of_images() -> None:
     target = trained(Skip)
     images = torch.rand(5, *SHAPE, requires_grad=True)
     with target.frozen():
@@ -208,7 +208,7 @@ def test_gradients_of_images_stay() -> None:
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
 
 
-def test_what_is_not_folded_is_shared() -> None:
+def test_tensors_that_are_not_fused_are_shared() -> None:
     target = trained(Head)
     twin, _ = fuse(target)
     assert twin.get_parameter("module.head.weight") is target.get_parameter("module.head.weight")
@@ -219,7 +219,7 @@ def test_what_is_not_folded_is_shared() -> None:
     ("layer", "count"),
     [("conv", 0), ("norm:in", 0), ("norm", 1), ("conv:in", 1), ("head", 1)],
 )
-def test_a_layer_that_is_read_stays(layer: str, count: int) -> None:
+def test_a_requested_layer_is_not_fused_away(layer: str, count: int) -> None:
     target = trained(Head)
     images = torch.rand(2, *SHAPE)
     with target.frozen():
@@ -229,7 +229,7 @@ def test_a_layer_that_is_read_stays(layer: str, count: int) -> None:
 
 
 @pytest.mark.parametrize(("layer", "count"), [("0", 0), ("1:in", 0), ("0:in", 1), ("1", 1)])
-def test_a_block_whose_edge_is_inside_the_fold_stays(layer: str, count: int) -> None:
+def test_a_requested_block_that_ends_between_the_layers_is_not_fused(layer: str, count: int) -> None:
     target = trained(
         lambda: sequence(nn.Sequential(nn.Conv2d(3, 4, 3)), nn.Sequential(nn.BatchNorm2d(4), nn.ReLU(inplace=True)))
     )
@@ -241,7 +241,7 @@ def test_a_block_whose_edge_is_inside_the_fold_stays(layer: str, count: int) -> 
 
 
 @pytest.mark.parametrize("watched", ["conv", "norm"])
-def test_a_layer_with_a_hook_of_the_users_stays(watched: str) -> None:
+def test_a_layer_with_a_user_hook_is_not_fused(watched: str) -> None:
     target = trained(Head)
     target.get_submodule(f"module.{watched}").register_forward_hook(lambda module, inputs, output: output + 1)
     with target.frozen():
@@ -255,7 +255,7 @@ def test_a_target_without_batch_norms_is_not_copied(tiny_target: interpkit.Targe
 # ----------------------------------------------------------------------------------------- in the loop
 
 
-def test_five_steps_go_as_without_folding(
+def test_five_steps_have_the_same_result_without_fusing(
     quick: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     target = trained(Skip)
@@ -276,14 +276,16 @@ def test_five_steps_go_as_without_folding(
     assert ours.history[-1].loss != pytest.approx(ours.history[0].loss, rel=1e-3)
 
 
-def test_the_manifest_says_how_many(quick: Callable[..., dict[str, Any]], tmp_path: Any) -> None:
+def test_the_manifest_records_how_many_batch_norms_were_fused(
+    quick: Callable[..., dict[str, Any]], tmp_path: Any
+) -> None:
     from interpkit.runs.folder import Run
 
     interpkit.invert(trained(Head), out=tmp_path / "run", **quick(steps=1))
     assert Run.open(tmp_path / "run").manifest().folded == 1
 
 
-def test_terms_are_given_the_target_itself_while_a_copy_looks() -> None:
+def test_terms_receive_the_target_itself_while_a_copy_runs() -> None:
     target = trained(Head)
     with target.frozen():
         twin, _ = fuse(target)

@@ -284,7 +284,7 @@ def test_an_unknown_layer_is_named_with_the_nearest_and_the_known_ones() -> None
         plain(Net(), feature_layer="fc11:in")
 
 
-def test_a_layer_that_takes_no_part_is_named() -> None:
+def test_a_layer_that_does_not_run_is_named() -> None:
     class Lazy(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -293,7 +293,7 @@ def test_a_layer_that_takes_no_part_is_named() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return self.used(x)
 
-    with pytest.raises(UsageError, match="'unused' takes no part"):
+    with pytest.raises(UsageError, match="'unused' does not run"):
         plain(Lazy(), (4,)).respond(torch.rand(2, 4), ["unused"])
 
 
@@ -302,7 +302,7 @@ def test_a_named_feature_layer_is_the_default_features() -> None:
     assert target.respond(torch.rand(2, 1, 12, 12)).penultimate.shape == (2, 100)
 
 
-def test_a_target_is_told_and_describes_itself() -> None:
+def test_a_target_describes_itself() -> None:
     target = plain(Net(), class_names=["a", "b", "c"], num_classes=3, name="mine", mean=0.5)
     assert (target.name, target.num_classes, target.class_names) == ("mine", 3, ["a", "b", "c"])
     said = target.description
@@ -327,11 +327,11 @@ def test_a_target_is_told_and_describes_itself() -> None:
         ((1, 12, 12), {"mean": float("inf")}, UsageError, "mean"),
         ((1, 12, 12), {"mean": [0.5, 0.5]}, UsageError, "mean takes 1 or 1 values|mean takes 1 value"),
         ((1, 12, 12), {"input_range": (1.0, 1.0)}, UsageError, "LO < HI"),
-        ((1, 12, 12), {"num_classes": 4}, ModelError, "gives 3 logits, but 4 classes.*num_classes=3"),
+        ((1, 12, 12), {"num_classes": 4}, ModelError, "returns 3 logits, but 4 classes.*num_classes=3"),
         ((1, 12, 12), {"class_names": ["a", "b"]}, UsageError, "has 3 classes, but 2 names"),
     ],
 )
-def test_a_wrong_argument_is_refused_with_what_was_seen(
+def test_a_wrong_argument_is_refused_with_what_was_found(
     shape: tuple[int, ...], options: dict[str, Any], error: type[Exception], words: str
 ) -> None:
     with pytest.raises(error, match=words):
@@ -354,12 +354,12 @@ class NoLogits(nn.Module):
 @pytest.mark.parametrize(
     ("net", "words"),
     [
-        (nn.Conv2d(1, 3, 1), r"gives \(6, 3, 12, 12\) for 6 images"),
+        (nn.Conv2d(1, 3, 1), r"returns \(6, 3, 12, 12\) for 6 images"),
         (nn.Sequential(nn.Flatten(0), nn.Linear(288, 3)), r"fails on an input of shape \(6, 1, 12, 12\)"),
-        (NoLogits(), r"it gives \(6, 0\) for 6 images; logits are \(6, n\)"),
+        (NoLogits(), r"it returns \(6, 0\) for 6 images; logits have the shape \(6, n\)"),
     ],
 )
-def test_a_module_that_gives_no_logits_is_refused(net: nn.Module, words: str) -> None:
+def test_a_module_that_does_not_return_logits_is_refused(net: nn.Module, words: str) -> None:
     with pytest.raises(ModelError, match=words):
         plain(net)
 
@@ -386,7 +386,7 @@ class Gives(nn.Module):
         lambda z: z.half(),
     ],
 )
-def test_logits_are_found_in_what_a_module_gives(make: Callable[[Tensor], Any]) -> None:
+def test_logits_are_found_in_a_modules_output(make: Callable[[Tensor], Any]) -> None:
     net, images = Gives(make), torch.rand(5, 1, 12, 12)
     logits = wrap(net, (1, 12, 12))(images)
     assert logits.dtype == torch.float32
@@ -394,7 +394,7 @@ def test_logits_are_found_in_what_a_module_gives(make: Callable[[Tensor], Any]) 
 
 
 @pytest.mark.parametrize(("name", "make"), [("probs", torch.softmax), ("log_probs", torch.log_softmax)])
-def test_probabilities_and_their_logarithms_are_told_by_their_sums_and_become_logits(name: str, make: Any) -> None:
+def test_probabilities_and_their_logarithms_are_detected_by_their_sums_and_become_logits(name: str, make: Any) -> None:
     net, images = Gives(lambda z: make(z, 1)), torch.rand(5, 1, 12, 12)
     target = wrap(net, (1, 12, 12))
     assert target.description.output == name
@@ -412,14 +412,14 @@ def test_one_output_stands_for_two_classes(make: Callable[[Tensor], Tensor]) -> 
     torch.testing.assert_close(target(images).softmax(1), torch.stack([1 - yes, yes], 1))
 
 
-def test_an_output_without_a_tensor_is_no_classifier() -> None:
+def test_an_output_without_a_tensor_is_refused() -> None:
     with pytest.raises(ModelError, match="no tensor of logits"):
         wrap(Gives(lambda z: {"logits": "three"}), (1, 12, 12))
 
 
 @pytest.mark.parametrize("layout", ["nchw", "nhwc", "flat"])
 @pytest.mark.parametrize("typed", [True, False])
-def test_the_layout_is_taken_as_typed_or_found_by_trying(layout: Any, typed: bool) -> None:
+def test_the_layout_is_as_specified_or_detected_by_trying(layout: Any, typed: bool) -> None:
     class Takes(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -438,14 +438,14 @@ def test_the_layout_is_taken_as_typed_or_found_by_trying(layout: Any, typed: boo
     torch.testing.assert_close(target(images), net.fc(images.flatten(1)))
 
 
-def test_bgr_turns_the_channels_round() -> None:
+def test_bgr_reverses_the_channels() -> None:
     net, images = nn.Sequential(nn.Flatten(), nn.Linear(12, 3)), torch.rand(5, 3, 2, 2)
     torch.testing.assert_close(wrap(net, (3, 2, 2), channel_order="bgr")(images), net(images.flip(1)))
     with pytest.raises(UsageError, match="3 channels"):
         wrap(net, (1, 2, 6), channel_order="bgr")
 
 
-def test_mean_and_std_count_in_the_classifiers_own_channel_order() -> None:
+def test_mean_and_std_are_in_the_classifiers_own_channel_order() -> None:
     net, images = nn.Sequential(nn.Flatten(), nn.Linear(3, 3)), torch.rand(5, 3, 1, 1)
     mean = [0.1, 0.2, 0.3]
     target = wrap(net, (3, 1, 1), mean=mean, channel_order="bgr")

@@ -24,7 +24,7 @@ def test_outputs_and_inputs_are_noted_in_the_order_of_the_pass() -> None:
     assert not any(part._forward_hooks or part._forward_pre_hooks for part in net.modules())
 
 
-def test_inputs_by_name_are_noted() -> None:
+def test_keyword_inputs_are_noted() -> None:
     attention = nn.MultiheadAttention(4, 1)
     x = torch.rand(2, 1, 4)
     passed = []
