@@ -39,7 +39,7 @@ def evaluate(
         inversion: an inversion in memory, of which 100 images a class are drawn, or a run folder, whose stored
             samples are read and whose metrics.json is written.
         evaluators: independent classifiers of the same classes, or their self-describing files.
-        reference: held-out real images: an ``.npz``, a folder a class, ``torchvision:NAME``, or (images, labels).
+        reference: held-out real images: an ``.npz``, one folder per class, ``torchvision:NAME``, or (images, labels).
         training: images that the target was trained on, likewise.
         metrics: names of metrics; all that have what they need if left out.
         options: settings by ``METRIC.OPTION``.

@@ -49,7 +49,7 @@ def invert(
             names of presets may be given here too.
         presets: names of presets to apply over ``config``, the later ones winning, before those of ``plugins``.
         out: a run folder to write; in memory alone if left out (`Inversion.save` writes it later).
-        resume: go on from the checkpoint in ``out``, with the recipe there unless another is given.
+        resume: resume from the checkpoint in ``out``, with the recipe there unless another is given.
         force: replace another run in ``out``.
         on_step: called after each step with its number.
         on_record: called with each line of the history.
@@ -129,7 +129,7 @@ def prepare(
     if resume_from is not None:
         Run.open(resume_from).check_plugins()
         if config is None and len(files) == len(plugins) and (resume_from / "recipe.toml").exists():
-            Run(resume_from).recipe()  # what cannot be read is told with the release that wrote it
+            Run(resume_from).recipe()  # names the release that wrote a recipe that cannot be read
             config = resume_from / "recipe.toml"
     layers: list[Layer] = []
     recorded: list[PluginFile] = []
@@ -139,7 +139,7 @@ def prepare(
         known_plugins.check_files(recorded, str(config))
         layers += [known_plugins.preset(name).layer for name in _preset_names(layer.pop("presets", []), config)]
         layers.append(_without_code(layer, target_options or {}, config))
-    # looked up here, a misspelt name is told as such, not as a missing preset
+    # look the inverter up here, so that a misspelt name is not reported as a missing preset
     whole = inverter is not None and not known_plugins.component("inverter", inverter).needs
     if config is None and not plugins and inverter in known_plugins.registry.names("preset"):
         plugins = [inverter]  # a method that brings its own recipe needs naming once
@@ -365,7 +365,7 @@ class Job:
             if isinstance(error, InterpkitError) and not isinstance(error, PluginError):
                 raise
             fault = error if isinstance(error, PluginError) else self.plugins.blame(error)
-            again = f" Once that is mended, resume with {setting('resume')}." if run is not None else ""
+            again = f" Once that is fixed, resume with {setting('resume')}." if run is not None else ""
             if isinstance(error, OSError):
                 place = str(error.filename or (run and run.folder) or "a file")
                 # Who writes the run is the recorder, whichever plugin has called it.
@@ -377,7 +377,7 @@ class Job:
                 raise RunError(f"{words}{self.recorder.kept()}{again}") from error
             if fault is None:
                 raise
-            self.recorder.flush()  # a value that is not finite is then the cause, and is told instead
+            self.recorder.flush()  # a value that is not finite is then the cause, and this reports it instead
             step = self.recorder.next_step
             place = f"at step {step}" if step <= self.recipe.steps else "after the last step"
             raise PluginError(f"{place}, {fault}{self.recorder.kept()}") from error

@@ -20,7 +20,7 @@ def load_inversion(run: str | Path, *, target: Target | None = None, plugins: Se
         plugins: the plugins of one file that the run was made with; a file never has one loaded by itself.
 
     Raises:
-        RunError: it is no run folder, or not a finished one.
+        RunError: it is not a run folder, or the run is not finished.
         ModelError: the classifier's file is gone or is not what it was.
         PluginError: a plugin that it was made with is not installed, or broken.
         UsageError: it was made with a plugin of one file that is not named here.

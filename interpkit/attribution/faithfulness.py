@@ -130,7 +130,7 @@ def sensitivity(
 def weight_randomisation(
     explainer: Explainer, images: Tensor, classes: Tensor, maps: Tensor, *, stages: int = STAGES
 ) -> list[dict[str, Any]]:
-    """Compare the maps to those of the same network with more and more of its weights drawn anew.
+    """Compare the maps to those of the same network with more and more of its weights redrawn.
 
     A method whose maps stay alike does not explain what the network has learned (Adebayo et al. 2018, section 3,
     cascading randomisation). Layers are randomised from the last defined (the logits') to the first, on a private

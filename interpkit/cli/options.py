@@ -61,7 +61,7 @@ def load_plugin_files(paths: list[Path] | None) -> None:
 
     Raises:
         PluginError: one is missing or broken.
-        UsageError: one is no file of Python.
+        UsageError: one is not a file of Python.
     """
     from interpkit.plugins.discovery import installed
 

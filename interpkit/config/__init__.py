@@ -1,1 +1,1 @@
-"""What a run is told: the recipe, and the schemas of the files that a run consists of."""
+"""The recipe of a run, and the schemas of the files that a run consists of."""

@@ -44,7 +44,7 @@ def every_run(target: Target, samples: Samples, *, seed: int, device: torch.devi
 
 
 def _made(cls: type[Metric], options: Options | None = None) -> Metric | None:
-    """Return a metric; one that cannot be made is told by name, and left out, unless it refuses the options given."""
+    """Return a metric; warn of one that cannot be made and leave it out, unless it refuses the user's options."""
     try:
         return cls(options)
     except (Exception, SystemExit) as error:

@@ -76,7 +76,7 @@ def read_images(path: Path, target: Target) -> tuple[Tensor, Tensor, Tensor]:
     n = labels.numel()
     whole = images.dtype == (torch.uint8 if name == "images" else torch.float32) and bool(images.isfinite().all())
     if not whole or not n or labels.dtype != torch.int64 or labels.shape != (n,) or generator.shape != (n,):
-        raise RunError(f"{path} is no file of samples: {name} {images.dtype} {tuple(images.shape)}, {n} labels.")
+        raise RunError(f"{path} is not a file of samples: {name} {images.dtype} {tuple(images.shape)}, {n} labels.")
     if tuple(images.shape) != (n, *target.input_shape) or labels.min() < 0 or labels.max() >= target.num_classes:
         raise RunError(
             f"{path} holds samples of shape {tuple(images.shape[1:])} and labels {int(labels.min())} to "

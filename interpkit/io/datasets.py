@@ -1,4 +1,4 @@
-"""Reference data: an .npz, a folder with a folder a class, or a torchvision data set, as labelled images in [0, 1]."""
+"""Reference data as labelled images in [0, 1]: an .npz, one folder per class, or a torchvision data set."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def load_data(spec: str, input_shape: tuple[int, ...], class_names: Sequence[str
 
     Args:
         spec: an ``.npz`` with ``x_test, y_test`` (``FILE.npz:train`` for ``x_train, y_train``) or ``images, labels``;
-            a folder with a folder a class, by name or number; or ``torchvision:NAME``, which may download
+            a folder with one folder per class, by name or number; or ``torchvision:NAME``, which may download
             (``torchvision:NAME:train`` for the training split).
         input_shape: what the classifier takes; images of another size are refused.
         class_names: by which a folder's classes are known.
@@ -77,7 +77,7 @@ def load_data(spec: str, input_shape: tuple[int, ...], class_names: Sequence[str
         arrays = _folder(Path(path), class_names, input_shape)
     else:
         raise UsageError(
-            f"{spec!r} is no reference data: give an .npz, a folder with a folder a class, or torchvision:NAME."
+            f"{spec!r} is not reference data: give an .npz, a folder with one folder per class, or torchvision:NAME."
         )
     data = LabelledImages(_images(spec, arrays[0], input_shape), _labels(spec, arrays))
     return checked(data, spec, input_shape, class_names)
@@ -121,7 +121,8 @@ def checked(
 
 def _npz(path: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
     if path.exists() and not zipfile.is_zipfile(path):
-        raise UsageError(f"{path} is no whole .npz: write one by numpy.savez({path.name!r}, images=..., labels=...).")
+        example = f"numpy.savez({path.name!r}, images=..., labels=...)"
+        raise UsageError(f"{path} is not a complete .npz: write one by {example}.")
     try:
         with np.load(path, allow_pickle=False) as arrays:
             names = (f"x_{split}", f"y_{split}") if f"x_{split}" in arrays.files else ("images", "labels")
@@ -177,7 +178,7 @@ def _folder(folder: Path, class_names: Sequence[str], input_shape: tuple[int, ..
             if numbers > MAX_NUMBERS:
                 raise _too_many(folder)
     if not images:
-        raise UsageError(f"{folder} has no images in it: it needs a folder a class.")
+        raise UsageError(f"{folder} has no images in it: it needs one folder per class.")
     return np.stack(images), np.asarray(labels)
 
 
@@ -200,7 +201,7 @@ def read_picture(file: Path, input_shape: tuple[int, ...]) -> np.ndarray:
                     return np.array(picture.convert("L" if channels == 1 else "RGB"))
                 size = picture.size
     except Exception as error:  # decoders have many kinds
-        raise UsageError(f"{file} is no image that can be read: {error}.") from error
+        raise UsageError(f"{file} is not a readable image: {error}.") from error
     raise UsageError(
         f"{file} is {size[0]} x {size[1]} pixels; the classifier takes {width} x {height}, {channels} channels. "
         f"Resize it first."
@@ -239,7 +240,7 @@ def _images(spec: str, x: np.ndarray, input_shape: tuple[int, ...]) -> Tensor:
             f"{spec} has images of shape {x.shape[1:]}; the classifier takes {input_shape}. Resize them first."
         )
     if x.dtype.kind not in "uifb":
-        raise UsageError(f"{spec} has images of {x.dtype}, which are no numbers of an image.")
+        raise UsageError(f"{spec} has images of {x.dtype}, which cannot be pixel values.")
     if x.dtype == np.uint8 and len(input_shape) == 3:
         return torch.from_numpy(np.ascontiguousarray(x)) / 255
     with np.errstate(over="ignore"):  # what float32 cannot hold is refused as not finite

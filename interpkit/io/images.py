@@ -1,4 +1,4 @@
-"""Grids of samples as PNG, one row a class."""
+"""Grids of samples as PNG, one row per class."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def to_png(picture: Image.Image) -> bytes:
 
 
 def grid(images: Tensor, labels: Tensor, class_names: list[str]) -> Image.Image:
-    """Return a grid of the first samples of each class, a row a class, named at the left; at most 50 rows.
+    """Return a grid of the first samples of each class, one row per class, named at the left; at most 50 rows.
 
     Args:
         images: (N, C, H, W) uint8. One channel is drawn grey, three as RGB, any other number as the mean.
@@ -61,7 +61,7 @@ def grid(images: Tensor, labels: Tensor, class_names: list[str]) -> Image.Image:
 
 
 def save_images(images: Tensor, labels: Tensor, class_names: list[str], folder: Path) -> None:
-    """Write one PNG an image, (N, C, H, W) uint8, in a folder a class (``3/00017.png``), and classes.json."""
+    """Write one PNG per image, (N, C, H, W) uint8, in one folder per class (``3/00017.png``), and classes.json."""
     for label in labels.unique().tolist():
         inner_folder(folder / str(label))
     for number, (image, label) in enumerate(zip(images, labels.tolist(), strict=True)):

@@ -31,7 +31,7 @@ def read_text(path: Path, most: int = MAX_JSON_BYTES, errors: str = "strict") ->
         ValueError: it is something else, too large, or not UTF-8.
     """
     if path.exists() and not (path.is_file() or path.is_dir()):
-        raise ValueError("it is no file")
+        raise ValueError("it is not a file")
     if path.stat().st_size > most:
         raise ValueError(f"it is larger than {most:,} bytes")
     return path.read_text("utf-8", errors)

@@ -116,5 +116,5 @@ def _stored(path: Path) -> tuple[Tensor, Tensor, Tensor]:
     kinds = {4: torch.uint8, 2: torch.float32}
     drawable = images.numel() and kinds.get(images.dim()) == images.dtype and bool(images.isfinite().all())
     if not fits or not drawable:
-        raise RunError(f"{path} is no file of samples: images {images.dtype} {tuple(images.shape)}, {count} labels.")
+        raise RunError(f"{path} is not a file of samples: images {images.dtype} {tuple(images.shape)}, {count} labels.")
     return images, labels, confidence

@@ -138,7 +138,7 @@ def render_report(
     rows = {label: (samples.labels == label).nonzero()[:, 0].tolist() for label in classes}
     page = render(
         "report.html",
-        title=f"{target.name}: what it takes for each class",
+        title=f"{target.name}: what it accepts as each class",
         verdict=text.verdict(metrics, target.name, len(classes)),
         warnings=warnings.warnings(metrics),
         names=names,
@@ -238,7 +238,7 @@ def _attributions(run: Run, samples: Samples) -> list[_Beside]:
             continue  # of vectors, or something else
         numbers = maps.dtype == torch.float32 and images.dtype in (torch.float32, torch.uint8)
         if len(maps) != len(images) or not (numbers and maps.numel() and maps.isfinite().all()):
-            raise RunError(f"{path} is no file of maps: {maps.dtype} {tuple(maps.shape)}. Remove it.")
+            raise RunError(f"{path} is not a file of maps: {maps.dtype} {tuple(maps.shape)}. Remove it.")
         pixels = images if images.dtype == torch.uint8 else (images * 255).round().to(torch.uint8)
         places = {
             rows[key]: place

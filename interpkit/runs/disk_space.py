@@ -43,7 +43,7 @@ def at_most(recipe: Recipe, target: Target, *trained: nn.Module | None) -> int:
     samples = kept * (numbers * (1 if len(target.input_shape) == 3 else 4) + 4 * min(target.num_classes, 100) + 20)
     lines = min(recipe.steps // RECORD_EVERY + 2, MOST_RECORDS)
     history = lines * 30 * (len(recipe.losses) + 4)
-    return 2 * checkpoint + weights + 2 * samples + history + PAGES  # the grid is no larger than the samples
+    return 2 * checkpoint + weights + 2 * samples + history + PAGES  # the grid is not larger than the samples
 
 
 def check(folder: Path, needed: int) -> None:

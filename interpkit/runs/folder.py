@@ -70,8 +70,8 @@ class Run:
         present = [name for name in FILES if (run / name).exists()]
         if present and "manifest.json" not in present:
             raise RunError(
-                f"{folder} is no run, and holds {listed(present)}, which a run would overwrite: name another folder by "
-                f"{setting('out', None)}."
+                f"{folder} is not a run, and holds {listed(present)}, which a run would overwrite: name another folder "
+                f"by {setting('out', None)}."
             )
         if present and not force and run.has_started():
             raise RunError(
@@ -128,7 +128,7 @@ class Run:
             try:
                 self._manifest = Manifest.model_validate(value)
             except pydantic.ValidationError as error:
-                raise RunError(f"{self / 'manifest.json'} {_manifest_fault(error)}. Run it anew.") from error
+                raise RunError(f"{self / 'manifest.json'} {_manifest_fault(error)}. Run it again.") from error
         return self._manifest
 
     def metrics(self) -> dict[str, Any]:
@@ -339,7 +339,7 @@ class Run:
         differing = [f"{name} ({old[name]} there)" for name in old if old[name] != new[name]]
         if differing:
             raise RunError(
-                f"{self.folder} was begun with another recipe: {', '.join(differing)}. To go on with its own, "
+                f"{self.folder} was begun with another recipe: {', '.join(differing)}. To resume it with its own, "
                 f"give {setting('resume')} without presets and settings; for a new run, name another folder by "
                 f"{setting('out', None)}."
             )
@@ -468,7 +468,7 @@ RESERVED = {*FILES, "attributions"} - {GENERATOR_FILE}
 
 
 def refuse_run_files(path: Path) -> None:
-    """See that a path that the user names is not one of a run's own files.
+    """Check that a path that the user names is not a file of a run itself.
 
     Raises:
         UsageError: it is.

@@ -1,4 +1,4 @@
-"""Any number of samples as a folder of shards: one in memory at a time, shared by processes, gone on with when stopped.
+"""Any number of samples as a folder of shards: one in memory at a time, shared by processes, and resumable.
 
     FOLDER/index.json                   what the samples are, and once all are made, each shard and each class
     FOLDER/samples-000000.safetensors   the first ``shard_size`` samples, and so on; the last may have fewer
@@ -63,7 +63,7 @@ def write_shards(
     """Write any number of samples, the classes taking turns, as files of ``shard_size`` samples each.
 
     One shard is in memory at a time. The same arguments give the same shards, however many processes ``torchrun``
-    started to share them, and a larger ``count`` only adds to those of a smaller one. What was interrupted goes on by
+    started to share them, and a larger ``count`` only adds to those of a smaller one. An interrupted job is resumed by
     the same call: shards that are there are not made again.
 
     Args:
@@ -271,7 +271,7 @@ class ShardJob:
             index = strict_json.parse(strict_json.read_text(path))
             schemas.ShardIndex.model_validate(index)
         except ValueError as error:  # pydantic's is one
-            raise RunError(f"{path} is no index of shards: name another folder.") from error
+            raise RunError(f"{path} is not an index of shards: name another folder.") from error
         return dict(index)
 
     def _facts_of(self, number: int) -> dict[str, Any] | None:

@@ -343,7 +343,7 @@ def load_trusted(path: Path, options: TargetOptions, what: str, load: Any) -> Ta
     if options.input_shape is None:
         raise ModelError(f"{path} does not say its input shape. Add --input-shape C,H,W.")
     if not zipfile.is_zipfile(path):
-        raise ModelError(f"{path} cannot be loaded as {what}: it is no whole archive.")
+        raise ModelError(f"{path} cannot be loaded as {what}: it is not a complete archive.")
     importlib.import_module("torchvision")  # its operators, which such a file may use
     try:
         with warnings.catch_warnings():

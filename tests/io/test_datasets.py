@@ -100,7 +100,7 @@ def test_an_image_that_could_be_either_layout_is_taken_as_it_stands(tmp_path: Pa
         ({"images": numbers(2, 4, 6), "labels": [[0], [1]]}, r"not int64 \(2, 1\)"),
         ({"images": numbers(2, 4, 6), "labels": [0.0, 1.0]}, "not float64"),
         ({"images": numbers(0, 4, 6), "labels": np.zeros(0, int)}, "each of its 0 images"),
-        ({"images": numbers(2, 4, 6) * 1j, "labels": [0, 1]}, "complex128, which are no numbers of an image"),
+        ({"images": numbers(2, 4, 6) * 1j, "labels": [0, 1]}, "complex128, which cannot be pixel values"),
         ({"images": np.full((2, 4, 6), "a"), "labels": [0, 1]}, "are no numbers of an image"),
         ({"images": np.full((2, 4, 6), 1.5), "labels": [0, 1]}, r"images from 1.5 to 1.5: give them as uint8"),
         ({"images": np.full((2, 4, 6), -0.5), "labels": [0, 1]}, r"images from -0.5"),
@@ -140,10 +140,10 @@ def test_a_value_a_little_past_the_range_is_that_of_rounding(tmp_path: Path) -> 
 
 def test_what_is_no_reference_data_is_told_and_so_is_a_file_that_is_not_there(tmp_path: Path) -> None:
     for spec in ("", "nothing", "data.txt", tmp_path / "none"):
-        refused(spec, "is no reference data: give an .npz, a folder with a folder a class, or torchvision:NAME")
+        refused(spec, "is not reference data: give an .npz, a folder with one folder per class, or torchvision:NAME")
     refused(tmp_path / "none.npz", "there is no file .*none.npz")
     (tmp_path / "text.npz").write_text("text")
-    refused(tmp_path / "text.npz", r"text.npz is no whole .npz: write one by numpy.savez\('text.npz'")
+    refused(tmp_path / "text.npz", r"text.npz is not a complete .npz: write one by numpy.savez\('text.npz'")
 
 
 def test_an_array_whose_header_lies_is_refused_before_memory_is_taken_for_it(tmp_path: Path) -> None:
@@ -208,7 +208,7 @@ def test_folders_that_do_not_fit_are_refused_with_what_was_seen(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "empty").mkdir()
-    refused(tmp_path / "empty", "empty has no images in it: it needs a folder a class")
+    refused(tmp_path / "empty", "empty has no images in it: it needs one folder per class")
     picture(tmp_path / "unknown" / "bird" / "a.png", numbers(4, 6))
     refused(tmp_path / "unknown", "bird: no class is named so. Classes: cat, dog, 7", names=NAMES)
     picture(tmp_path / "wide" / "0" / "a.png", numbers(4, 7))
@@ -217,7 +217,7 @@ def test_folders_that_do_not_fit_are_refused_with_what_was_seen(
     refused(tmp_path / "wide", "is a picture, and the classifier takes", (2, 4, 7))
     (tmp_path / "text" / "0").mkdir(parents=True)
     (tmp_path / "text" / "0" / "a.png").write_text("text")
-    refused(tmp_path / "text", "a.png is no image that can be read")
+    refused(tmp_path / "text", "a.png is not a readable image")
     os.mkfifo(tmp_path / "empty" / "pipe.png")
     with pytest.raises(UsageError, match="there is no file"):
         read_picture(tmp_path / "empty" / "pipe.png", GREY)
@@ -233,7 +233,7 @@ def test_a_picture_in_a_format_that_its_name_does_not_say_is_read_only_if_it_is_
     Image.fromarray(numbers(4, 6)).save(tmp_path / "a.png", format="BMP")
     assert np.array_equal(read_picture(tmp_path / "a.png", GREY), numbers(4, 6))
     Image.fromarray(numbers(4, 6)).save(tmp_path / "b.png", format="PPM")
-    with pytest.raises(UsageError, match="is no image that can be read"):
+    with pytest.raises(UsageError, match="is not a readable image"):
         read_picture(tmp_path / "b.png", GREY)
 
 

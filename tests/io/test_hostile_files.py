@@ -92,7 +92,7 @@ def test_other_json_is_read_as_it_stands() -> None:
 
 def test_a_pipe_and_a_file_beyond_all_size_are_not_read(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(ValueError, match="it is no file"):
+    with pytest.raises(ValueError, match="it is not a file"):
         strict_json.read_text(tmp_path / "pipe")
     (tmp_path / "large").write_text("12345")
     with pytest.raises(ValueError, match="larger than 4 bytes"):
@@ -482,7 +482,7 @@ def test_a_picture_is_of_the_formats_that_its_name_may_have(
     monkeypatch.setattr("subprocess.check_call", lambda *a, **k: pytest.fail("a program was started"))
     path = picture(tmp_path / "0" / "a.png")
     path.write_bytes(content)
-    with pytest.raises(UsageError, match="is no image that can be read"):
+    with pytest.raises(UsageError, match="is not a readable image"):
         load_data(str(tmp_path), SHAPE)
 
 
@@ -511,7 +511,7 @@ def test_maps_that_cannot_be_drawn_are_named(maps: torch.Tensor, run_copy: Path)
     (run_copy / "attributions").mkdir()
     tensors = {"maps": maps, "images": torch.zeros(1, 1, 12, 12)}
     safetensors.torch.save_file(tensors, run_copy / "attributions" / "mine.safetensors")
-    refuses(1, "mine.safetensors is no file of maps", "report", run_copy)
+    refuses(1, "mine.safetensors is not a file of maps", "report", run_copy)
 
 
 @pytest.mark.parametrize(
@@ -529,7 +529,7 @@ def test_maps_that_cannot_be_drawn_are_named(maps: torch.Tensor, run_copy: Path)
 def test_samples_that_cannot_be_compared_are_named(changes: dict[str, Any], run_copy: Path, tmp_path: Path) -> None:
     path = run_copy / "samples.safetensors"
     safetensors.torch.save_file(safetensors.torch.load_file(path) | changes, path)
-    with pytest.raises(RunError, match="is no file of samples"):
+    with pytest.raises(RunError, match="is not a file of samples"):
         interpkit.write_comparison({"one": run_copy, "other": run_copy}, tmp_path / "page.html")
 
 

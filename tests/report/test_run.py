@@ -529,7 +529,7 @@ def test_runs_that_cannot_be_shown_say_why(run_copy: Path, finished_run: Path, t
     fails(1, "has schema 0; this interpkit reads 1", "report", run_copy)
     fails(1, "has schema 0; this interpkit reads 1", "compare", finished_run, run_copy, "--html", page)
     fails(1, "is not a run folder", "report", tmp_path)
-    fails(2, "is no reference data", "report", finished_run, "--reference", "nothing")
+    fails(2, "is not reference data", "report", finished_run, "--reference", "nothing")
     fails(2, "is named twice", "compare", finished_run, finished_run, "--html", page)
     other = shutil.copytree(finished_run, tmp_path / "other")
     nowhere = tmp_path / "a" / "b"

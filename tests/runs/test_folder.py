@@ -623,7 +623,7 @@ def test_a_users_file_that_a_run_would_overwrite_is_named_and_kept(
     tmp_path: Path, tiny_model: Path, quick: Quick, name: str, force: bool
 ) -> None:
     (tmp_path / name).write_text("mine")
-    with pytest.raises(RunError, match=rf"is no run, and holds {name}, which a run would overwrite.*by out"):
+    with pytest.raises(RunError, match=rf"is not a run, and holds {name}, which a run would overwrite.*by out"):
         interpkit.invert(tiny_model, out=tmp_path, force=force, **quick(steps=1))
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [(name, "mine")]
 

@@ -316,7 +316,7 @@ def test_a_folder_with_something_else_is_refused(inversion: GeneratorInversion, 
         write_shards(inversion, tmp_path, **asked())
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
     (tmp_path / "index.json").write_text("[]")
-    with pytest.raises(RunError, match="is no index of shards"):
+    with pytest.raises(RunError, match="is not an index of shards"):
         write_shards(inversion, tmp_path, **asked())
     with pytest.raises(RunError, match=r"cannot make the folder .*mine\.txt"):
         write_shards(inversion, tmp_path / "mine.txt", **asked())
