@@ -1,4 +1,4 @@
-"""`DataOptions`: labelled images that a component reads, recorded by their content and checked on resume."""
+"""`DataOptions`: labeled images that a component reads, recorded by their content and checked on resume."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Near(InversionLoss):
     mean: Tensor
 
     class Options(DataOptions):
-        """Which images."""
+        """The images to read."""
 
     options: Options
 
@@ -167,7 +167,7 @@ class Distance(interpkit.Metric):
     name = "distance"
 
     class Options(DataOptions):
-        """Which images."""
+        """The images to read."""
 
     options: Options
 

@@ -1,4 +1,4 @@
-"""Inversions that are a fixed set of images: what is drawn of them, and how a run on disk keeps them."""
+"""Inversions that are a fixed set of images: how images are drawn, and how a run on disk keeps them."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ Add = Callable[..., None]
 
 
 class Noise(Inverter):
-    """Makes images of noise, and does not look at the target but to tell the recorder."""
+    """Makes images of noise, and runs the target only for the recorder."""
 
     name = "noise"
 
     class Options(interpkit.Options):
-        """How many."""
+        """The number of images."""
 
         per_class: int = 4
 
@@ -56,9 +56,9 @@ def noise(add_plugin: Add) -> None:
 
 
 def made(target: Target | Path, per_class: int = 4, **settings: Any) -> ImageInversion:
-    found = interpkit.invert(target, inverter="noise", options={"noise.per_class": per_class}, **settings)
-    assert isinstance(found, ImageInversion)
-    return found
+    inversion = interpkit.invert(target, inverter="noise", options={"noise.per_class": per_class}, **settings)
+    assert isinstance(inversion, ImageInversion)
+    return inversion
 
 
 @pytest.fixture
@@ -74,7 +74,7 @@ def numbers(images: Tensor) -> list[int]:
     return [round(float(image.mean()) * 10) for image in images]
 
 
-# ---------------------------------------------------------------------------------------- what is drawn
+# ---------------------------------------------------------------------------------------- drawing
 
 
 def test_images_are_drawn_in_their_order_and_the_classes_take_turns(counted: ImageInversion) -> None:
@@ -187,8 +187,8 @@ def test_a_run_keeps_a_limited_number_of_images_and_warns(
     target = interpkit.wrap(nn.Sequential(nn.Flatten(), nn.Linear(16, classes)), (1, 4, 4))
     made(target, per_class, out=tmp_path)
     assert json.loads((tmp_path / "metrics.json").read_text())["count"] == kept
-    said = f"the run keeps {kept} of the {classes * per_class} images" in caplog.text
-    assert said is (kept < classes * per_class)
+    warned = f"the run keeps {kept} of the {classes * per_class} images" in caplog.text
+    assert warned is (kept < classes * per_class)
     assert len(interpkit.load_inversion(tmp_path, target=target).sample(count=kept)[0]) == kept
 
 

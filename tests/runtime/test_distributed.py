@@ -1,4 +1,4 @@
-"""A batch shared by two processes is the batch of one: the same terms, the same gradients, the same statistics."""
+"""A batch shared by two processes equals that of one process: the same terms, gradients and statistics."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ SCRIPT = Path(__file__).with_name("shared_by_two.py")
 
 @pytest.fixture(scope="module")
 def by_two(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """Return what shared_by_two.py found in two processes, and the same of one."""
+    """Return the results of shared_by_two.py in two processes and in one."""
     folder = tmp_path_factory.mktemp("shared")
-    found = {}
+    results = {}
     for name, start in (("one", [sys.executable]), ("two", TWO)):
         result = subprocess.run([*start, str(SCRIPT), str(folder / f"{name}.pt")], capture_output=True, text=True)
         assert result.returncode == 0, result.stderr
-        found[name] = torch.load(folder / f"{name}.pt", weights_only=True)
-    return found
+        results[name] = torch.load(folder / f"{name}.pt", weights_only=True)
+    return results
 
 
 def assert_close(one: Any, two: Any, tolerance: float) -> None:
@@ -85,7 +85,7 @@ def test_a_run_of_two_processes_equals_a_run_of_one(by_two: dict[str, Any], run:
     assert len(one["losses"]) == len(two["losses"]) == 2  # the first step and the last
     assert one["losses"] == pytest.approx(two["losses"], rel=1e-4)
     assert one["losses"][0] != pytest.approx(one["losses"][-1], rel=1e-2)  # something was learned
-    # Adam divides by a gradient's size, so where that is nearly 0 its rounding is seen whole: hence not every weight.
+    # Adam divides by a gradient's size, which amplifies the rounding of tiny gradients: hence not every weight.
     for name, value in one["weights"].items():
         off = (value - two["weights"][name]).abs() > 1e-3
         assert off.float().mean() < 0.02, name
@@ -150,7 +150,7 @@ def test_multiples_can_be_shared(size: int, generators: int) -> None:
     for share in shares:
         share.check(12, generators)
     rows = [share.rows(12, torch.device("cpu")).tolist() for share in shares]
-    assert {len(part) for part in rows} == {12 // size}  # and none is held twice
+    assert {len(part) for part in rows} == {12 // size}  # and no row is held twice
     assert sorted(row for part in rows for row in part) == list(range(12))
 
 
@@ -192,7 +192,7 @@ def test_a_piece_is_computed_twice_with_the_same_dropout() -> None:
 
     torch.cat(in_micro_batches(make, torch.arange(6), 2, network)).sum().backward()
     assert len(seen) == 6
-    first, again = seen[:3], seen[:2:-1]  # the backward pass begins at the end
+    first, again = seen[:3], seen[:2:-1]  # the backward pass starts with the last piece
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
 
 
@@ -212,7 +212,7 @@ def test_a_piece_enters_the_running_statistics_once() -> None:
 
 
 def test_a_run_in_micro_batches_has_the_terms_of_a_run_at_once(tiny_target: interpkit.Target) -> None:
-    """Without batch norm in the generator: a batch norm sees a piece at a time."""
+    """Without batch norm in the generator, because a batch norm sees one piece at a time."""
     runs = [
         interpkit.invert(
             tiny_target, ["vecmat"], steps=3, batch_size=8, generator="warp", micro_batch=size, precision="fp32",

@@ -1,4 +1,4 @@
-"""What decides a run's numbers beside its recipe: it is recorded, and told where it has changed."""
+"""What determines a run's numbers besides its recipe is recorded, and interpkit warns if it has changed."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ import torch; from interpkit.runtime.environment import facts
 for precision in ("highest", "medium"):
     torch.set_float32_matmul_precision(precision)
     print(facts(torch.device("cpu"))["flags"]["matmul_precision"])
-"""  # in a process of its own, as the way back to a default is not there
+"""  # in a separate process, because the default cannot be restored
     exact, rough = run_python("-c", code).stdout.split()
     assert exact in ("highest", "ieee") and rough not in (exact, "None")
 
@@ -106,7 +106,7 @@ def test_nothing_has_changed_here() -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "expected"),
     [
         ({"threads": 63}, {"threads": (63, 1)}),
         ({"processes": 4}, {"processes": (4, 1)}),
@@ -119,13 +119,13 @@ def test_nothing_has_changed_here() -> None:
     ],
 )
 def test_changed_facts_that_determine_the_numbers_are_returned(
-    change: dict[str, Any], told: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    change: dict[str, Any], expected: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "environ", {})
     here = environment.facts(CPU)
     recorded = {**here, **change}
     recorded |= {name: {**here[name], **table} for name, table in change.items() if isinstance(table, dict)}
-    assert environment.changed(recorded, here) == told
+    assert environment.changed(recorded, here) == expected
 
 
 def test_a_newly_set_environment_variable_counts_as_a_change(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -133,7 +133,7 @@ def test_a_newly_set_environment_variable_counts_as_a_change(monkeypatch: pytest
     recorded = environment.facts(CPU)
     monkeypatch.setenv("MKL_CBWR", "AVX2")
     assert changed(recorded) == {"$MKL_CBWR": (None, "AVX2")}
-    del recorded["environment"]  # as in a manifest from before it was recorded
+    del recorded["environment"]  # as in an old manifest that does not record it
     assert changed(recorded) == {}
 
 
@@ -154,7 +154,7 @@ def test_a_run_resumed_on_another_machine_warns_and_records_both(
     interpkit.invert(tiny_model, out=run_copy, resume=True, steps=14)
     (line,) = [record.getMessage() for record in caplog.records if "computed otherwise" in record.getMessage()]
     assert "threads 63 -> 1" in line and "\n" not in line
-    assert "plugin vecmat '0.0.1' ->" in line and "plugin captum" not in line  # of what is used alone
+    assert "plugin vecmat '0.0.1' ->" in line and "plugin captum" not in line  # only of plugins that are used
     found = Run.open(run_copy).manifest().to_dict()
     assert (found["threads"], found["status"], found["steps_done"]) == (1, "finished", 14)
     assert found["plugins"] == recorded["plugins"]
