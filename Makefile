@@ -27,10 +27,12 @@ browser: .venv/installed-dev ## a Chromium for the tests of the report: the syst
 	fi; \
 	$(BIN)/playwright install chromium
 
-lint: .venv/installed-dev ## ruff, import-linter and strict mypy
+lint: .venv/installed-dev ## ruff, import-linter, spelling, prose and strict mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports --no-logo
+	$(BIN)/codespell
+	$(BIN)/python tools/prose.py
 	$(BIN)/mypy
 
 docs: .venv/installed-dev ## the documentation, into build/docs; a warning is an error

@@ -42,6 +42,8 @@ TRACE = "INTERPKIT_TRACE_PLUGINS"
 DECLARED_INTERFACE = "INTERPKIT_INTERFACE"
 """The name by which a plugin's module may say which version of the interfaces it is made for."""
 SLOW_IMPORT_SECONDS = 10.0
+DEFAULT_INVERTER = "generator"
+"""The inverter of a recipe that names none, and its plugin."""
 
 log = logging.getLogger("interpkit")
 
@@ -104,7 +106,6 @@ class Plugins:
         leave_out: Collection[str] = (),
         only: Collection[str] | None = None,
     ) -> None:
-        from interpkit.inversion.loop import GeneratorInverter
         from interpkit.plugins.registry import Registry
 
         self.registry: Registry = Registry()
@@ -113,7 +114,6 @@ class Plugins:
         self._manager.add_hookspecs(hookspecs)
         if os.environ.get(TRACE, "0") not in ("", "0"):
             self._manager.add_hookcall_monitoring(_trace_call, _trace_result)
-        self.registry.add(GeneratorInverter, "interpkit", DISTRIBUTION)
         if entry_points is None:
             _warn_of_namesake()
             entry_points = importlib.metadata.entry_points(group=ENTRY_POINTS)
@@ -127,7 +127,7 @@ class Plugins:
                 )
         for name in only or ():
             if name not in names:
-                log.warning("%s names %r, which is no installed plugin.%s", LOAD, name, did_you_mean(name, names))
+                log.warning("%s names %r, which is not an installed plugin.%s", LOAD, name, did_you_mean(name, names))
         for name, sharing in itertools.groupby(points, lambda point: point.name):
             self._load(name, [(point, _choice(point, leave_out, only)) for point in sharing])
 
@@ -404,7 +404,10 @@ def _choice(
     for name in leave_out:
         if name in names:
             return setting("no_plugin", name)
-    return f"{LOAD}={','.join(only)}" if only is not None and not names & set(only) else None
+    # Recipes name the default inverter where the user names none, so its plugin is loaded in any case.
+    if only is None or names & {*only, DEFAULT_INVERTER}:
+        return None
+    return f"{LOAD}={','.join(only)}"
 
 
 _left_out: tuple[str, ...] = ()
@@ -412,7 +415,7 @@ _left_out: tuple[str, ...] = ()
 
 @contextmanager
 def leaving_out(names: Collection[str]) -> Iterator[None]:
-    """Load no plugin of these names in this block: `installed` is made anew for it, and again after it."""
+    """Load no plugin of these names in this block: `installed` loads the plugins again for it, and again after it."""
     global _left_out
     before, _left_out = _left_out, tuple(names)
     installed.cache_clear()

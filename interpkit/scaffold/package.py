@@ -23,7 +23,7 @@ def write(name: str, kind: Kind, folder: Path) -> Path:
         folder: where to; it must not exist yet.
 
     Raises:
-        UsageError: the name is no name or is taken, the folder is there already, or cannot be written.
+        UsageError: the name is invalid or taken, the folder exists, or cannot be written.
     """
     names.check(name)
     if folder.exists() or folder.is_symlink():

@@ -3,7 +3,7 @@
     from interpkit import testing
 
     @testing.parametrize_with_checks([MyLoss, MyConditioner], waive={"batch-mean": "it counts, on purpose"})
-    def test_keeps_its_promises(component, check):
+    def test_satisfies_its_contract(component, check):
         check(component)
 
 Outside pytest, ``testing.check_loss(MyLoss)`` runs all checks of a loss and raises one `CheckFailed` that lists what is

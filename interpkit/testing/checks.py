@@ -1,4 +1,4 @@
-"""What a check is, which checks a component has, and what came of them."""
+"""Checks of components, and their outcomes."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def expect(kept: object, seen: str) -> None:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of one check.
+    """The outcome of one check.
 
     Attributes:
         check: the check.
@@ -53,7 +53,7 @@ class Outcome:
 
 
 class CheckFailed(AssertionError):  # noqa: N818  # what pytest shows; reads as what it says
-    """A component breaks promises of its interface.
+    """A component violates the contract of its interface.
 
     Args:
         component: what was checked.
@@ -223,7 +223,7 @@ def waivers_of(component: Any, waive: Mapping[str, str] | None = None) -> dict[s
 
 
 def outcomes(component: Any, waive: Mapping[str, str] | None = None) -> Iterator[Outcome]:
-    """Check all promises of a component, and yield what comes of each as it is known.
+    """Run all checks of a component, and yield each outcome as soon as it is known.
 
     Args:
         component: as for `checks_of`.

@@ -137,7 +137,7 @@ def test_a_method_that_gives_other_shapes_or_fails_is_named(linear: Target, made
             attribute(linear, torch.rand(1, 1, 2, 2), [0], method="made", device="cpu")
 
 
-def test_what_a_classifier_raises_is_no_fault_of_the_method(made: Callable[..., None]) -> None:
+def test_what_a_classifier_raises_is_not_a_fault_of_the_method(made: Callable[..., None]) -> None:
     class Shy(torch.autograd.Function):
         @staticmethod
         def forward(context: Any, x: Tensor) -> Tensor:
@@ -298,7 +298,7 @@ def test_randomised_weights_tell_an_explanation_from_an_edge_detector(
     assert torch.equal(honest.maps(images, classes), maps)
 
 
-def test_a_classifier_that_cannot_be_randomised_is_told_and_the_other_checks_go_on(tmp_path: Path) -> None:
+def test_a_classifier_that_cannot_be_randomised_is_reported_and_the_other_checks_go_on(tmp_path: Path) -> None:
     class Lonely(nn.Flatten):
         def __deepcopy__(self, memo: Any) -> Any:
             raise TypeError("there is but one")

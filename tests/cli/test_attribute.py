@@ -134,9 +134,9 @@ def test_a_method_that_cannot_serve_is_named_and_others_go_on(tmp_path: Path, da
         both = ["--method", "grad-cam", "--method", "saliency"]
         result = cli(tmp_path / "net.pt", *flags, *both)
         assert result.exit_code == 0, result.output
-        assert re.search("grad-cam is left out: .*cannot be watched", " ".join(result.stderr.split()))
+        assert re.search("grad-cam is left out: .*do not accept hooks", " ".join(result.stderr.split()))
         assert list(json.loads((tmp_path / "summary.json").read_text())["methods"]) == ["saliency"]
-        fails(2, "cannot be watched", tmp_path / "net.pt", *flags, "--method", "grad-cam")
+        fails(2, "do not accept hooks", tmp_path / "net.pt", *flags, "--method", "grad-cam")
 
 
 def test_vectors_have_maps_but_no_pictures(tmp_path: Path, data: Path) -> None:
@@ -163,7 +163,7 @@ def test_vectors_have_maps_but_no_pictures(tmp_path: Path, data: Path) -> None:
         ("class:N, N from 0 to 2", ["--baseline", "class:9"]),
         ("black, mean", ["--baseline", "grey"]),
         ("no method 'saliency' is asked for", ["--set", "saliency.signed=true"]),
-        ("METHOD.OPTION=VALUE", ["--set", "steps=3"]),
+        ("options are named METHOD.OPTION", ["--set", "steps=3"]),
         ("greater than or equal to 2", ["--set", "integrated-gradients.steps=1"]),
         ("is no reference data", ["--images", "nowhere.zip"]),
         ("there is no file nowhere.png", ["--images", "nowhere.png"]),
@@ -176,7 +176,7 @@ def test_wrong_usage(run_copy: Path, words: str, flags: list[str]) -> None:
 
 
 def test_wrong_usage_of_a_model(tiny_model: Path, data: Path, tmp_path: Path) -> None:
-    fails(2, "no images of its own.*--images", tiny_model)
+    fails(2, "no images to explain: name some by --images", tiny_model)
     fails(2, "takes the samples of a run", tiny_model, "--images", data, "--baseline", "class:1")
     fails(2, "--model goes with a run", tiny_model, "--images", data, "--model", tiny_model)
     (tmp_path / "torn.png").write_bytes(b"no picture")

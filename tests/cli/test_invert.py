@@ -131,7 +131,9 @@ def test_preset_and_plugin_apply_the_same_presets(tiny_model: Path) -> None:
     assert by_preset["losses"] != recipe(tiny_model, "--preset", "vecmat")["losses"]
 
 
-def test_the_preset_of_a_plugin_file_is_applied_over_those_named_by_preset(tiny_model: Path, tmp_path: Path) -> None:
+def test_the_preset_of_a_plugin_file_is_applied_over_those_named_by_preset(
+    tiny_model: Path, tmp_path: Path, plugins: Plugins
+) -> None:
     file = tmp_path / "seven.py"
     file.write_text(PRESETS % "seven")
     assert recipe(tiny_model, "--plugin", file, "--preset", "vecmat")["steps"] == 7
@@ -250,7 +252,7 @@ def test_flags_say_what_a_file_does_not(tmp_path: Path, tiny_module: Callable[..
 # ----------------------------------------------------------------------------------------- wrong usage
 
 USAGE = [
-    (["--set", "upconv.width=8"], r"name a preset by --plugin NAME \(there are: .*vecmat\).*--config"),
+    (["--set", "upconv.width=8"], r"name a preset by --preset NAME \(there are: .*vecmat\).*--config"),
     (["--plugin", "vecmat", "--batch-size", "1"], "batch_size = 1"),
     (["--plugin", "vecmat", "--steps", "0"], "steps = 0"),
     (["--plugin", "vecmat", "--seed", "-1"], "seed = -1"),
@@ -264,7 +266,7 @@ USAGE = [
     (["--plugin", "vecmat", "--set", "vecmat.temperature=cold"], "temperature = 'cold'"),
     (["--plugin", "vecmat", "--set", "label.dim=3"], "this recipe has no component 'label'"),
     (["--plugin", "vecmat", "--set", "vecmat.temperature"], "--set takes NAME=VALUE"),
-    (["--plugin", "vecmat", "--set", "width=8"], r"COMPONENT\.OPTION=VALUE"),
+    (["--plugin", "vecmat", "--set", "width=8"], "options are named COMPONENT.OPTION"),
     (["--plugin", "vecmat", "--labels", "0,3"], "--labels .*0 to 2"),
     (["--plugin", "vecmat", "--labels", "0,0"], "name each label once"),
     (["--plugin", "vecmat", "--labels", "one"], "--labels takes comma-separated whole numbers, not 'one'"),
@@ -357,7 +359,7 @@ def test_a_missing_file_ends_with_3_and_the_nearest_name(tiny_model: Path, comma
         ("model.safetensors", -1, "not a whole safetensors file"),
     ],
 )
-def test_a_file_that_is_no_whole_safetensors_file_ends_with_3(
+def test_a_file_that_is_not_a_whole_safetensors_file_ends_with_3(
     tmp_path: Path, tiny_model: Path, name: str, cut: int | None, words: str
 ) -> None:
     (tmp_path / name).write_bytes(tiny_model.read_bytes()[:cut])
@@ -476,7 +478,7 @@ def test_a_fault_of_a_plugin_is_one_message_with_the_way_to_the_traceback(
 
 
 def test_a_folder_that_holds_another_run_ends_with_1(run_copy: Path, tiny_model: Path, quick_flags: list[str]) -> None:
-    words = "holds another run: go on with it by --resume, replace it by --force"
+    words = "holds another run: resume it with --resume, replace it with --force"
     fails(1, words, "invert", tiny_model, *quick_flags, "--out", run_copy)
     forced = cli("invert", tiny_model, *quick_flags, "--steps", "2", "--out", run_copy, "--force")
     assert forced.exit_code == 0
@@ -593,7 +595,7 @@ def test_sample_by_default_counts_on_in_the_run_folder(run_copy: Path) -> None:
 @pytest.mark.parametrize(
     ("code", "flags", "words"),
     [
-        (2, ["--per-class", "1", "--count", "1"], "not both"),
+        (2, ["--per-class", "1", "--count", "1"], "exclude each other"),
         (2, ["--labels", "3"], r"labels \[3\] were not inverted"),
         (2, ["--labels", "x"], "--labels takes"),
         (2, ["--out", "samples.jpg"], r"name a \.safetensors file or a folder"),
@@ -604,7 +606,7 @@ def test_sample_refuses_what_it_cannot_do(finished_run: Path, code: int, flags: 
     fails(code, words, "sample", finished_run, *flags)
 
 
-def test_sample_of_what_is_no_run_ends_with_1(tmp_path: Path) -> None:
+def test_sample_of_a_folder_that_is_not_a_run_ends_with_1(tmp_path: Path) -> None:
     fails(1, "is not a run folder", "sample", tmp_path)
 
 

@@ -132,7 +132,7 @@ def test_the_packages_own_tests_pass_untouched(python: Callable[..., Any], packa
     done = python("-m", "pytest", "-rA", "-W", "error", "-p", "no:cacheprovider", *packages.values())
     assert done.returncode == 0, done.stdout[-5000:]
     for kind in KINDS:
-        kept = re.findall(rf"PASSED .*test_made_{kind}.py::test_keeps_its_promises\[", done.stdout)
+        kept = re.findall(rf"PASSED .*test_made_{kind}.py::test_satisfies_its_contract\[", done.stdout)
         assert len(kept) >= 5, (kind, done.stdout)
     assert "SKIPPED" not in done.stdout
 
@@ -275,7 +275,7 @@ def test_the_class_is_named_after_the_plugin(name: str, class_name: str) -> None
         ("..\\my-loss", r"'my-loss'\. Name the folder by --out \.\./my-loss"),
     ],
 )
-def test_what_is_no_name_is_refused_with_one_that_is(tmp_path: Path, name: str, suggested: str) -> None:
+def test_an_invalid_plugin_name_is_refused_with_a_suggestion(tmp_path: Path, name: str, suggested: str) -> None:
     fails(
         f"is not a valid plugin name. Use at most .* e.g. {suggested}", name, "--kind", "loss", "--out", tmp_path / "a"
     )
@@ -294,7 +294,7 @@ def test_what_is_no_name_is_refused_with_one_that_is(tmp_path: Path, name: str, 
         ("step", "it is a word of interpkit's own"),
     ],
 )
-def test_a_name_that_is_taken_is_refused_with_one_that_is_not(tmp_path: Path, name: str, why: str) -> None:
+def test_a_taken_plugin_name_is_refused_with_a_suggestion(tmp_path: Path, name: str, why: str) -> None:
     fails(f"'{name}' is taken: {why}.*e.g. 'my-{name}'", name, "--kind", "loss", "--out", tmp_path / "a")
     assert not list(tmp_path.iterdir())
 

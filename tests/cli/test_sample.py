@@ -28,7 +28,7 @@ def in_shards(run: Path, out: Path, *more: str, count: int = 25, size: int = 10)
     return cli("sample", run, "--count", str(count), "--shard-size", str(size), "--out", out, *more)
 
 
-def test_shards_are_those_of_python_and_the_folder_alone_is_on_stdout(finished_run: Path, tmp_path: Path) -> None:
+def test_shards_match_the_python_api_and_stdout_has_only_the_folder(finished_run: Path, tmp_path: Path) -> None:
     result = in_shards(finished_run, tmp_path / "out", "--seed", "4", "--labels", "2,0")
     assert result.exit_code == 0
     assert result.stdout.splitlines() == [str(tmp_path / "out")]
@@ -56,7 +56,7 @@ def test_accepted_leaves_out_what_the_classifier_does_not_take(finished_run: Pat
     assert (shard["probabilities"].argmax(1) == shard["labels"]).all()
 
 
-def test_an_interrupt_ends_with_130_and_the_same_command_goes_on(
+def test_an_interrupt_ends_with_130_and_the_same_command_resumes(
     finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as pressed:
@@ -70,7 +70,7 @@ def test_an_interrupt_ends_with_130_and_the_same_command_goes_on(
         pressed.setattr(ShardJob, "_make", interrupted)
         result = in_shards(finished_run, tmp_path / "out")
         assert result.exit_code == 130
-        assert "finished shards stay" in result.stderr and "the same command makes the others" in result.stderr
+        assert "finished shards stay" in result.stderr and "the same command writes the others" in result.stderr
     assert [path.name for path in (tmp_path / "out").glob("samples-*")] == ["samples-000000.safetensors"]
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     result = in_shards(finished_run, tmp_path / "out")
@@ -86,10 +86,10 @@ def test_an_interrupt_ends_with_130_and_the_same_command_goes_on(
     [
         (["--accepted"], "add --shard-size 10000"),
         (["--format", "parquet"], "add --shard-size 10000"),
-        (["--shard-size", "5", "--count", "9"], "takes --count N and --out FOLDER"),
-        (["--shard-size", "5", "--out", "x"], "takes --count N and --out FOLDER"),
-        (["--shard-size", "5", "--count", "9", "--out", "x", "--png", "y.png"], "neither --per-class nor --png"),
-        (["--shard-size", "5", "--per-class", "9", "--out", "x"], "takes --count N"),
+        (["--shard-size", "5", "--count", "9"], "needs --count N and --out FOLDER"),
+        (["--shard-size", "5", "--out", "x"], "needs --count N and --out FOLDER"),
+        (["--shard-size", "5", "--count", "9", "--out", "x", "--png", "y.png"], "excludes --per-class and --png"),
+        (["--shard-size", "5", "--per-class", "9", "--out", "x"], "needs --count N"),
         (["--shard-size", "5", "--count", "9", "--out", "x", "--format", "zip"], "'zip' is not one of"),
         (["--device", "none"], "--device none: .* Use auto or cpu"),
     ],
@@ -104,12 +104,12 @@ def test_what_does_not_go_together_is_refused(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_other_samples_in_the_folder_are_told_and_end_with_1(finished_run: Path, tmp_path: Path) -> None:
+def test_other_samples_in_the_folder_are_reported_and_end_with_1(finished_run: Path, tmp_path: Path) -> None:
     assert in_shards(finished_run, tmp_path / "out").exit_code == 0
     result = in_shards(finished_run, tmp_path / "out", "--seed", "99")
     assert result.exit_code == 1 and result.stdout == ""
     assert "seed is 3 there and 99 here" in " ".join(result.stderr.split())
 
 
-def test_the_formats_are_those_of_python() -> None:
+def test_the_shard_formats_match_the_python_api() -> None:
     assert list(get_args(Format)) == list(FORMATS)

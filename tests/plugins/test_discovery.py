@@ -105,7 +105,7 @@ BROKEN = {
     ),
     "does not mark a hook": (
         REGISTER_GOOD + "def inversion_step(record):\n    pass\n",
-        "is not marked as a hook, and so is never called: write @interpkit.hookimpl above it",
+        "is not marked as a hook, so it is never called: write @interpkit.hookimpl above it",
     ),
     "registers an abstract class": (
         """
@@ -178,7 +178,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize(("source", "words"), BROKEN.values(), ids=BROKEN.keys())
-def test_a_broken_plugin_is_told_by_name_and_harms_no_other(
+def test_a_broken_plugin_is_reported_by_name_and_harms_no_other(
     find: Find, caplog: pytest.LogCaptureFixture, source: str, words: str
 ) -> None:
     plugins = find(after=REGISTER_GOOD, broken=source, zebra=REGISTER_GOOD)
@@ -201,7 +201,7 @@ def test_what_a_broken_plugin_is_asked_for_by_name_is_its_fault(find: Find) -> N
         assert caught.value.exit_code == 4
 
 
-def test_an_unknown_preset_is_told_with_the_nearest(find: Find) -> None:
+def test_an_unknown_preset_is_reported_with_the_nearest(find: Find) -> None:
     plugins = find(mine="@hookimpl\ndef register(registry):\n    registry.add(Preset('vector-art', {}, 'x'))\n")
     with pytest.raises(PluginError, match=r"no plugin or preset 'vectorart'\. Did you mean 'vector-art'") as caught:
         plugins.preset("vectorart")
@@ -274,17 +274,18 @@ def test_only_the_plugins_that_are_named_are_loaded(find: Find, caplog: pytest.L
     plugins = Plugins(points, only=["two", "tree"])
     assert {name: p.status for name, p in plugins.found.items()} == {"one": "disabled", "two": "ok"}
     assert plugins.found["one"].left_out == "INTERPKIT_LOAD_PLUGINS=two,tree"
-    assert "INTERPKIT_LOAD_PLUGINS names 'tree', which is no installed plugin" in caplog.text
+    assert "INTERPKIT_LOAD_PLUGINS names 'tree', which is not an installed plugin" in caplog.text
     none = Plugins(points, only=[])
     assert [p.status for p in none.found.values()] == ["disabled", "disabled"]
-    assert none.registry.names("inverter") == ["generator"] and none.registry.names("loss") == []
+    assert none.registry.names("loss") == []
 
 
 @pytest.mark.parametrize(("chosen", "ok"), [("vecmat , losses", {"vecmat", "losses"}), ("", set())])
 def test_the_variable_says_which_are_loaded(monkeypatch: pytest.MonkeyPatch, chosen: str, ok: set[str]) -> None:
     monkeypatch.setenv("INTERPKIT_LOAD_PLUGINS", chosen)
     with leaving_out([]):
-        assert {p.name for p in installed().found.values() if p.status == "ok"} == ok
+        default = {"generator"}  # the plugin of the default inverter, which a recipe names where the user names none
+        assert {p.name for p in installed().found.values() if p.status == "ok"} == ok | default
         with leaving_out(["robust"]):
             assert installed().found["robust"].left_out == "leaving_out(['robust'])"
         assert installed().found["robust"].left_out == f"INTERPKIT_LOAD_PLUGINS={chosen.replace(' ', '')}"
@@ -379,7 +380,7 @@ def test_an_error_names_the_file_and_line_of_the_plugins_own_code(find: Find, so
     assert f"/ikt_test_mine.py, line {line})" in error
 
 
-def test_a_name_that_two_plugins_use_is_told_apart_by_its_owner(find: Find) -> None:
+def test_a_component_name_of_two_plugins_needs_its_plugin(find: Find) -> None:
     plugins = find(one=REGISTER_GOOD, two=REGISTER_GOOD)
     with pytest.raises(UsageError, match="several plugins have a loss 'good': say one:good or two:good"):
         plugins.component("loss", "good")
@@ -454,7 +455,7 @@ def test_lifecycle_hooks_are_called_in_order_with_the_run(
 
 
 @pytest.mark.parametrize("hook", ["inversion_started", "inversion_step", "inversion_finished"])
-def test_a_lifecycle_hook_that_raises_is_named_once_and_the_inversion_goes_on(
+def test_a_lifecycle_hook_that_raises_is_named_once_and_the_inversion_continues(
     plugins: Plugins, tiny_target: interpkit.Target, quick: Quick, hook: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     class Faulty(Watcher):

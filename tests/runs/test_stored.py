@@ -162,7 +162,7 @@ def test_a_file_name_that_leads_elsewhere_or_clashes_is_refused(
 @pytest.mark.usefixtures("gray")
 def test_a_users_file_is_not_overwritten_by_one_of_the_inversion(tmp_path: Path, tiny_model: Path) -> None:
     (tmp_path / "levels.json").write_text("mine")
-    with pytest.raises(RunError, match=r"levels\.json is not of this run, which would overwrite it"):
+    with pytest.raises(RunError, match=r"levels\.json does not belong to this run, which would overwrite it"):
         invert(tiny_model, tmp_path)
     assert (tmp_path / "levels.json").read_text() == "mine"
     (tmp_path / "levels.json").rename(tmp_path / "kept.json")

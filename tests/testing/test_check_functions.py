@@ -38,12 +38,12 @@ def test_a_function_takes_its_own_kind_alone(kind: str, tiny_target: interpkit.T
     own = one_of(kind, tiny_target)
     for other, function in FUNCTIONS.items():
         if other != kind:
-            with pytest.raises(interpkit.UsageError, match=rf"is a {kind}, not a {other}: check_{kind}\."):
+            with pytest.raises(interpkit.UsageError, match=rf"is a {kind}, not a {other}: call check_{kind}\."):
                 function(own)
 
 
 @pytest.mark.parametrize("kind", FUNCTIONS)
-def test_checks_are_told_apart_by_name(kind: str, tiny_target: interpkit.Target) -> None:
+def test_check_names_are_unique(kind: str, tiny_target: interpkit.Target) -> None:
     checks = testing.checks_of(one_of(kind, tiny_target))
     assert checks and all(isinstance(check, testing.Check) for check in checks)
     assert len({check.name for check in checks}) == len(checks)

@@ -98,7 +98,7 @@ def test_one_check_can_be_called_by_itself() -> None:
         checks["batch-mean"](Sum)
 
 
-def test_what_cannot_be_built_is_told_once_and_the_rest_is_not_checked() -> None:
+def test_a_component_that_cannot_be_built_fails_once_and_is_not_checked_further() -> None:
     found = list(testing.outcomes(Outspoken))
     assert (found[0].check.name, found[0].status) == ("builds", "broken")
     assert re.search(r"ZeroDivisionError: at least it says so \(.*test_kit\.py, line \d+\)", found[0].detail)
@@ -131,12 +131,12 @@ def test_checks_leave_every_global_generator_as_it_was() -> None:
     [dict, interpkit.Preset("x", {}, "x"), Brightness(toy_models.tiny_target())],
     ids=["dict", "preset", "instance"],
 )
-def test_what_has_no_checks_is_told(thing: Any) -> None:
+def test_an_object_without_checks_is_refused(thing: Any) -> None:
     with pytest.raises(UsageError, match="cannot be checked: give a class of conditioner, generator, loss"):
         testing.checks_of(thing)
 
 
-def test_a_component_of_another_kind_is_told_which_check_it_takes() -> None:
+def test_a_component_of_another_kind_names_its_check_function() -> None:
     with pytest.raises(UsageError, match=r"'brightness' is a loss, not a metric: check_loss\."):
         testing.check_metric(Brightness)  # type: ignore[arg-type]
 
@@ -190,7 +190,7 @@ class Count(Metric):
         return {"count": len(study.images)}
 
 @testing.parametrize_with_checks([Sum, Count], waive=WAIVE)
-def test_keeps_its_promises(component, check):
+def test_satisfies_its_contract(component, check):
     check(component)
 """
 
@@ -202,7 +202,7 @@ def test_cases_are_named_after_component_and_check_and_waived_ones_are_skipped(p
     losses, metrics = (len(testing.checks.checks_of_kind(kind)) for kind in ("loss", "metric"))
     assert outcomes == {"passed": losses + metrics - 3, "skipped": 2, "failed": 1}
     result.stdout.fnmatch_lines(["*SKIPPED*we have one device*"])
-    result.stdout.fnmatch_lines(["*::test_keeps_its_promises?sum-batch-mean? FAILED*"])
+    result.stdout.fnmatch_lines(["*::test_satisfies_its_contract?sum-batch-mean? FAILED*"])
     result.stdout.fnmatch_lines(["*mend: take the mean over the batch, not the sum.*"])
 
 
@@ -321,7 +321,7 @@ class Unruly(toy_models.PlainConditioner):
         return super().sample(*arguments, **named)
 
 
-def test_a_process_that_fails_alone_is_told_and_both_are_replaced() -> None:
+def test_a_process_that_fails_alone_is_reported_and_both_processes_are_replaced() -> None:
     first = in_both(os.getpid)
     assert len({*first, os.getpid()}) == 3
     assert in_both(os.getpid) == first
@@ -331,7 +331,7 @@ def test_a_process_that_fails_alone_is_told_and_both_are_replaced() -> None:
     assert not set(again) & set(first)
 
 
-def test_a_class_in_a_function_is_told() -> None:
+def test_a_class_inside_a_function_cannot_be_checked_in_two_processes() -> None:
     class Hidden(Brightness):
         """It cannot be imported."""
 

@@ -603,7 +603,7 @@ class ClashingName(GeneratorInversion):
         (ClashingName, "files() names files of its own"),
     ],
 )
-def test_an_inversion_that_cannot_be_saved_or_loaded_is_told(result: Any, words: str) -> None:
+def test_an_inversion_that_cannot_be_saved_or_loaded_is_reported(result: Any, words: str) -> None:
     class Inverter(RightInverter):
         def invert(self, *arguments: Any) -> Any:
             return self.of(super().invert(*arguments))
