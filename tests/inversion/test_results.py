@@ -162,7 +162,7 @@ def test_dropout_is_on_as_the_recipe_says_and_off_on_request(inversion: Generato
     assert torch.equal(off, inversion.sample(count=6, dropout=False)[0])
 
 
-def test_batch_norm_is_in_eval_mode_so_a_sample_does_not_depend_on_its_neighbours(
+def test_batch_norm_is_in_eval_mode_so_a_sample_does_not_depend_on_its_neighbors(
     inversion: GeneratorInversion,
 ) -> None:
     """Requesting other classes in the other rows of a chunk does not change this row."""

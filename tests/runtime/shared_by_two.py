@@ -151,8 +151,8 @@ def diverging(world: World) -> dict[str, Any]:
     first.run(out=box / "parts", on_step=lambda step: first.request_stop() if step == 20 else None)
     parts = job().run(out=box / "parts", resume=True)
     manifests = [Run.open(box / name).manifest() for name in ("whole", "parts")] if world.rank == 0 else []
-    told = [manifest.lowered_rate for manifest in manifests]
-    return {"told": told, "whole": whole.generator.state_dict(), "in two parts": parts.generator.state_dict()}
+    rates = [manifest.lowered_rate for manifest in manifests]
+    return {"lowered_rate": rates, "whole": whole.generator.state_dict(), "in two parts": parts.generator.state_dict()}
 
 
 def shards(world: World) -> dict[str, str]:
@@ -190,7 +190,7 @@ def threads() -> list[str]:
 def main() -> None:
     torch.set_num_threads(1)
     with processes() as world:
-        found = {
+        results = {
             "rows": gathered(world, 6),
             "uneven rows": gathered(world, 5),
             "batch norm": batch_norm(world, nn.BatchNorm2d(3, momentum=0.3), 4, 5),
@@ -210,10 +210,10 @@ def main() -> None:
             },
         }
         if world.size > 1:
-            found["resumed"] = resumed(world)
+            results["resumed"] = resumed(world)
     if world.rank == 0:
-        found["threads left"] = [name for name in threads() if "gloo" in name]
-        torch.save(found, sys.argv[1])
+        results["threads left"] = [name for name in threads() if "gloo" in name]
+        torch.save(results, sys.argv[1])
 
 
 if __name__ == "__main__":

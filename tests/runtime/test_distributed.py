@@ -92,24 +92,24 @@ def test_a_run_of_two_processes_equals_a_run_of_one(by_two: dict[str, Any], run:
 
 
 def test_a_run_of_two_processes_resumes_where_it_was_stopped(by_two: dict[str, Any]) -> None:
-    found = by_two["two"]["resumed"]
-    assert_close(found["whole"], found["in two parts"], 0.0)
+    runs = by_two["two"]["resumed"]
+    assert_close(runs["whole"], runs["in two parts"], 0.0)
 
 
 def test_two_processes_return_to_a_good_state_together_when_their_run_diverges(by_two: dict[str, Any]) -> None:
     reason = "the term 'steep' exploded at step 26 (plugin 'mine'), from about 1 to 1e+06"
     for name in ("one", "two"):
-        found = by_two[name]["diverging"]
-        assert found["told"] == [{"factor": 0.3, "after_step": 10, "reason": reason}] * 2
-        assert_close(found["whole"], found["in two parts"], 0.0)
+        runs = by_two[name]["diverging"]
+        assert runs["lowered_rate"] == [{"factor": 0.3, "after_step": 10, "reason": reason}] * 2
+        assert_close(runs["whole"], runs["in two parts"], 0.0)
 
 
 def test_a_process_that_ends_is_named_by_the_others(tmp_path: Path) -> None:
-    command = [*TWO, str(SCRIPT), str(tmp_path / "told"), "lose"]
+    command = [*TWO, str(SCRIPT), str(tmp_path / "message"), "lose"]
     assert subprocess.run(command, capture_output=True, check=False).returncode != 0
-    told = (tmp_path / "told").read_text("utf-8")
-    assert told.startswith("process 1 of 2 ended")
-    assert "resume=True" in told
+    message = (tmp_path / "message").read_text("utf-8")
+    assert message.startswith("process 1 of 2 ended")
+    assert "resume=True" in message
 
 
 # ------------------------------------------------------------------------------------------ alone
@@ -129,7 +129,7 @@ def test_alone_there_is_nothing_to_share() -> None:
 
 
 @pytest.mark.parametrize(
-    ("size", "batch", "generators", "told"),
+    ("size", "batch", "generators", "words"),
     [
         (2, 8, 3, "generators=2"),
         (4, 8, 6, "generators=4"),
@@ -138,9 +138,9 @@ def test_alone_there_is_nothing_to_share() -> None:
     ],
 )
 def test_a_batch_that_cannot_be_shared_is_reported_with_sizes_that_can(
-    size: int, batch: int, generators: int, told: str
+    size: int, batch: int, generators: int, words: str
 ) -> None:
-    with pytest.raises(UsageError, match=told):
+    with pytest.raises(UsageError, match=words):
         World(0, size).check(batch, generators)
 
 

@@ -37,22 +37,22 @@ def rewrite(run: Path, **changes: Any) -> None:
 
 
 def test_the_manifest_records_what_determines_the_numbers(finished_run: Path) -> None:
-    found = Run.open(finished_run).manifest().to_dict()
-    assert (found["threads"], found["processes"], found["device"]) == (1, 1, "cpu")
-    assert found["interop_threads"] == torch.get_num_interop_threads()
-    assert found["versions"]["numpy"] == version("numpy") and found["versions"]["python"].count(".") == 2
-    assert found["machine"]["vectors"] == torch.backends.cpu.get_cpu_capability()
-    assert found["machine"]["cpu"] and found["machine"]["cores"] == os.cpu_count()
-    assert found["flags"]["deterministic_algorithms"] is False
-    assert "cudnn_benchmark" not in found["flags"] and found["machine"]["gpu"] is None
-    assert set(found["plugins"]["vecmat"]["used"]) == {"conditioner", "generator"}
+    facts = Run.open(finished_run).manifest().to_dict()
+    assert (facts["threads"], facts["processes"], facts["device"]) == (1, 1, "cpu")
+    assert facts["interop_threads"] == torch.get_num_interop_threads()
+    assert facts["versions"]["numpy"] == version("numpy") and facts["versions"]["python"].count(".") == 2
+    assert facts["machine"]["vectors"] == torch.backends.cpu.get_cpu_capability()
+    assert facts["machine"]["cpu"] and facts["machine"]["cores"] == os.cpu_count()
+    assert facts["flags"]["deterministic_algorithms"] is False
+    assert "cudnn_benchmark" not in facts["flags"] and facts["machine"]["gpu"] is None
+    assert set(facts["plugins"]["vecmat"]["used"]) == {"conditioner", "generator"}
 
 
 def test_the_libraries_that_torch_was_built_with_have_their_versions() -> None:
-    built, found = torch.__config__.show(), environment.facts(CPU)["versions"]
+    built, facts = torch.__config__.show(), environment.facts(CPU)["versions"]
     for name, words in (("mkl", "Math Kernel Library Version "), ("onednn", "MKL-DNN v")):
-        assert (name in found) is (words in built)
-        assert name not in found or words + found[name] in built
+        assert (name in facts) is (words in built)
+        assert name not in facts or words + facts[name] in built
 
 
 def test_only_relevant_environment_variables_are_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -72,8 +72,8 @@ def test_the_recorded_threads_are_those_of_the_environment(run_python: Callable[
         " print(json.dumps(facts(torch.device('cpu'))))"
     )
     result: subprocess.CompletedProcess[str] = run_python("-c", code, env={"OMP_NUM_THREADS": "2"})
-    found = json.loads(result.stdout)
-    assert (found["threads"], found["environment"]["OMP_NUM_THREADS"]) == (2, "2")
+    facts = json.loads(result.stdout)
+    assert (facts["threads"], facts["environment"]["OMP_NUM_THREADS"]) == (2, "2")
 
 
 def test_how_float32_is_multiplied_is_recorded(run_python: Callable[..., Any]) -> None:
@@ -91,11 +91,11 @@ def test_a_gpu_is_recorded_with_its_libraries_and_flags(monkeypatch: pytest.Monk
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "A Card")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     monkeypatch.setattr(torch.backends.cudnn, "version", lambda: 92400)
-    found = environment.facts(torch.device("cuda"))
-    assert (found["machine"]["gpu"], found["machine"]["compute_capability"]) == ("A Card", "9.0")
-    assert found["versions"]["cudnn"] == "92400" and "cuda" in found["versions"]
-    assert (found["flags"]["cudnn_deterministic"], found["flags"]["cudnn_benchmark"]) == (False, False)
-    assert found["flags"]["cudnn_precision"] == "tf32"
+    facts = environment.facts(torch.device("cuda"))
+    assert (facts["machine"]["gpu"], facts["machine"]["compute_capability"]) == ("A Card", "9.0")
+    assert facts["versions"]["cudnn"] == "92400" and "cuda" in facts["versions"]
+    assert (facts["flags"]["cudnn_deterministic"], facts["flags"]["cudnn_benchmark"]) == (False, False)
+    assert facts["flags"]["cudnn_precision"] == "tf32"
 
 
 # ------------------------------------------------------------------------------------------- compared
@@ -155,10 +155,10 @@ def test_a_run_resumed_on_another_machine_warns_and_records_both(
     (line,) = [record.getMessage() for record in caplog.records if "computed otherwise" in record.getMessage()]
     assert "threads 63 -> 1" in line and "\n" not in line
     assert "plugin vecmat '0.0.1' ->" in line and "plugin captum" not in line  # only of plugins that are used
-    found = Run.open(run_copy).manifest().to_dict()
-    assert (found["threads"], found["status"], found["steps_done"]) == (1, "finished", 14)
-    assert found["plugins"] == recorded["plugins"]
-    (move,) = found["moves"]
+    facts = Run.open(run_copy).manifest().to_dict()
+    assert (facts["threads"], facts["status"], facts["steps_done"]) == (1, "finished", 14)
+    assert facts["plugins"] == recorded["plugins"]
+    (move,) = facts["moves"]
     assert (move["after_step"], move["was"]["threads"], move["was"]["plugin vecmat"]) == (12, 63, "0.0.1")
 
 

@@ -305,8 +305,8 @@ def test_a_named_feature_layer_is_the_default_features() -> None:
 def test_a_target_describes_itself() -> None:
     target = plain(Net(), class_names=["a", "b", "c"], num_classes=3, name="mine", mean=0.5)
     assert (target.name, target.num_classes, target.class_names) == ("mine", 3, ["a", "b", "c"])
-    said = target.description
-    assert (said.input_shape, said.num_classes, said.mean, said.std) == ((1, 12, 12), 3, [0.5], [1.0])
+    facts = target.description
+    assert (facts.input_shape, facts.num_classes, facts.mean, facts.std) == ((1, 12, 12), 3, [0.5], [1.0])
     assert (target.sources["mean"], target.sources["std"]) == ("given", "default")
     assert target.origin is None
 
