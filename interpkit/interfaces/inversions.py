@@ -231,7 +231,7 @@ class Inversion(ABC):
 
     @abstractmethod
     def chunk(self, labels: Tensor, turns: Tensor, seed: int, dropout: bool) -> Draw:
-        """Make an image for each label, all at once; the images depend on the arguments only.
+        """Make an image for each label, all at once; the images depend only on the arguments.
 
         Args:
             labels: (N,) int64, on the CPU.

@@ -86,7 +86,7 @@ def test_images_are_drawn_in_their_order_and_the_classes_take_turns(counted: Ima
     assert (numbers(images), labels.tolist()) == ([1, 5, 6, 0, 2, 4], [2, 2, 2, 1, 1, 1])
 
 
-def test_neither_seed_nor_dropout_changes_what_is_drawn(counted: ImageInversion) -> None:
+def test_seed_and_dropout_do_not_change_the_drawn_images(counted: ImageInversion) -> None:
     assert torch.equal(counted.sample(count=6, seed=5, dropout=True)[0], counted.sample(count=6)[0])
 
 
@@ -146,7 +146,7 @@ def test_an_empty_class_has_a_reason_and_the_others_are_sampled(tiny_target: Tar
 
 
 @pytest.mark.usefixtures("noise")
-def test_a_run_keeps_the_images_in_8_bits_and_no_generator(tmp_path: Path, tiny_model: Path) -> None:
+def test_a_run_stores_the_images_in_8_bits_without_a_generator(tmp_path: Path, tiny_model: Path) -> None:
     fresh = made(tiny_model, out=tmp_path, labels=[2, 0], seed=7)
     assert not (tmp_path / "generator.safetensors").exists()
     with Image.open(tmp_path / "samples.png") as grid:
@@ -280,7 +280,7 @@ def test_the_default_inverter_alone_still_requires_a_preset(tiny_model: Path) ->
     assert "name a preset by --preset NAME" in " ".join(refused.stderr.split())
 
 
-def test_an_inverter_that_needs_no_part_needs_no_preset_either(add_plugin: Add, tiny_model: Path) -> None:
+def test_an_inverter_without_required_parts_does_not_require_a_preset(add_plugin: Add, tiny_model: Path) -> None:
     add_plugin(Noise)
     job = prepare(tiny_model, inverter="noise", steps=2)
     assert (job.recipe.inverter.name, job.recipe.steps, job.presets) == ("noise", 2, [])

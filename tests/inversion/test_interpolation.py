@@ -76,7 +76,7 @@ def test_large_images_are_morphed_into_the_next_class_only(
     assert list(strips(shown, "From one class to another")) == ["0 → 1", "1 → 2"]
 
 
-def test_one_class_has_a_walk_and_no_morph(tiny_model: Any, quick: Callable[..., dict[str, Any]]) -> None:
+def test_a_single_class_has_a_walk_but_not_a_morph(tiny_model: Any, quick: Callable[..., dict[str, Any]]) -> None:
     inversion = interpkit.invert(tiny_model, **quick(steps=1, labels=[2]))
     assert [(section.title, len(section.strips)) for section in inversion.sections()] == [("Within a class", 1)]
 

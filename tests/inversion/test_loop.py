@@ -47,7 +47,7 @@ def test_a_short_inversion_of_the_shipped_classifier_reaches_90_percent_on_fresh
 # ----------------------------------------------------------------------------------------------- seeds
 
 
-def test_the_same_seed_gives_the_same_run_and_another_seed_another(tiny_model: Path, quick: Quick) -> None:
+def test_a_run_depends_on_the_seed_and_is_reproducible(tiny_model: Path, quick: Quick) -> None:
     one, two = (interpkit.invert(tiny_model, **quick()) for _ in range(2))
     other = interpkit.invert(tiny_model, **quick(seed=4))
     assert torch.equal(one.sample(per_class=2)[0], two.sample(per_class=2)[0])

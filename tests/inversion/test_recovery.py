@@ -87,7 +87,7 @@ def test_auto_precision_returns_to_the_last_good_state_and_continues_in_fp32(
 
 
 @pytest.mark.parametrize("stop", [5, 10, 13, 20, 23, 28])
-def test_a_resumed_run_falls_back_where_the_whole_one_does(
+def test_a_resumed_run_falls_back_to_fp32_where_an_uninterrupted_one_does(
     add_plugin: Add,
     tiny_target: interpkit.Target,
     quick: Quick,
@@ -215,7 +215,7 @@ def test_a_run_that_diverges_returns_and_continues_at_a_lower_rate(
 
 
 @pytest.mark.parametrize("stop", [5, 13, 20, 24, 28])
-def test_a_resumed_run_lowers_the_rate_where_the_whole_one_does(
+def test_a_resumed_run_lowers_the_rate_where_an_uninterrupted_one_does(
     add_plugin: Add,
     tiny_target: interpkit.Target,
     quick: Quick,

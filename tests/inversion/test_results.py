@@ -187,7 +187,7 @@ def test_sampling_restores_the_mode_of_every_module(inversion: GeneratorInversio
     assert [part.training for part in parts] == before
 
 
-def test_sampling_changes_no_weight(inversion: GeneratorInversion) -> None:
+def test_sampling_does_not_change_the_weights(inversion: GeneratorInversion) -> None:
     before = {name: tensor.clone() for name, tensor in inversion.generator.state_dict().items()}
     inversion.sample(count=8)
     assert all(torch.equal(before[name], tensor) for name, tensor in inversion.generator.state_dict().items())

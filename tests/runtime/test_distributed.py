@@ -115,7 +115,7 @@ def test_a_process_that_ends_is_named_by_the_others(tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------------------ alone
 
 
-def test_alone_there_is_nothing_to_share() -> None:
+def test_a_single_process_shares_nothing() -> None:
     world, rows, buffer = World.current(), torch.arange(6.0), torch.ones(2)
     assert (world.rank, world.size) == (0, 1)
     assert world.rows(5, torch.device("cpu")).tolist() == [0, 1, 2, 3, 4]
@@ -170,7 +170,7 @@ class Layers(nn.Sequential):
         super().__init__(nn.Linear(3, 5), nn.Dropout(0.5), nn.ReLU(), nn.Linear(5, 2))
 
 
-def test_pieces_have_the_gradients_of_the_whole() -> None:
+def test_micro_batches_have_the_gradients_of_the_whole_batch() -> None:
     x = torch.randn(7, 3)
     gradients = []
     for size in (None, 3):
@@ -182,7 +182,7 @@ def test_pieces_have_the_gradients_of_the_whole() -> None:
     torch.testing.assert_close(gradients[0], gradients[1])
 
 
-def test_a_piece_is_computed_twice_with_the_same_dropout() -> None:
+def test_a_micro_batch_is_computed_twice_with_the_same_dropout() -> None:
     network, x, seen = Layers(), torch.randn(6, 3), []
 
     def make(rows: Tensor) -> Tensor:
@@ -196,7 +196,7 @@ def test_a_piece_is_computed_twice_with_the_same_dropout() -> None:
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
 
 
-def test_a_piece_enters_the_running_statistics_once() -> None:
+def test_a_micro_batch_enters_the_running_statistics_once() -> None:
     x = torch.randn(8, 3)
     norms = []
     for size in (None, 8, 4):

@@ -101,7 +101,7 @@ def test_a_gpu_is_recorded_with_its_libraries_and_flags(monkeypatch: pytest.Monk
 # ------------------------------------------------------------------------------------------- compared
 
 
-def test_nothing_has_changed_here() -> None:
+def test_an_unchanged_environment_has_no_changes() -> None:
     assert changed(json.loads(json.dumps(environment.facts(CPU)))) == {}
 
 

@@ -106,7 +106,7 @@ def test_a_class_that_is_never_hit_is_reported_after_enough_images() -> None:
     assert judged(images, labels, labels != 2, times=7) == {NEVER_HIT: [2]}
 
 
-def test_one_hit_is_enough() -> None:
+def test_a_single_hit_prevents_a_never_hit_report() -> None:
     images, labels = batch()
     collapse = Collapse(3)
     for step in range(20):

@@ -45,7 +45,7 @@ def test_shares_are_of_the_measured_steps_alone(clock: list[float]) -> None:
     ]
 
 
-def test_where_no_profile_is_made_phases_are_nothing(clock: list[float]) -> None:
+def test_phases_do_nothing_without_a_profile(clock: list[float]) -> None:
     clock.clear()  # a clock that is read now raises
     with profiler.profiled(torch.device("cpu"), wanted=False) as profile, profiler.phase("a"):
         assert profile is None

@@ -142,7 +142,7 @@ def test_half_precision_values_are_recorded_as_they_are() -> None:
     assert recorder.history[0].loss == recorder.history[0].terms["kl"] == 0.5
 
 
-def test_a_record_survives_its_row() -> None:
+def test_a_record_survives_conversion_to_a_row_and_back() -> None:
     record = StepRecord(10, 30, 1.25, 2.5, {"kl": 0.5, "my-term": 1.5}, 0.75)
     assert StepRecord.from_row(record.to_row(), 30) == record
     assert list(record.to_row()) == ["step", "seconds", "loss", "kl", "my-term", "inversion_accuracy"]
