@@ -57,7 +57,7 @@ class Attribution(Component, ABC):
     """Computes how much each pixel contributes to the score of a class.
 
     Args:
-        options: an instance of the class's ``Options``; defaults if left out.
+        options: an instance of the class's ``Options``; defaults if omitted.
     """
 
     options: Options

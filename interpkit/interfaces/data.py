@@ -32,7 +32,7 @@ class DataOptions(Options):
     """
 
     data: str | None = Field(
-        None, description="labelled images: FILE.npz, a folder with one folder per class, or torchvision:NAME"
+        None, description="labeled images: FILE.npz, a folder with one folder per class, or torchvision:NAME"
     )
 
     @field_validator("data")
@@ -61,6 +61,6 @@ class DataOptions(Options):
     def _read(self, target: Target) -> LabelledImages:
         if self.data is None:
             raise UsageError(
-                f"the option 'data' is not set: name labelled images by {setting('COMPONENT.data', 'DATA')}."
+                f"the option 'data' is not set: name labeled images by {setting('COMPONENT.data', 'DATA')}."
             )
         return load_data(self.data, target.input_shape, target.class_names)

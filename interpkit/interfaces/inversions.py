@@ -172,12 +172,12 @@ class Inversion(ABC):
         """
         classes = self.choose(labels)
         if per_class is not None and count is not None:
-            raise UsageError("give per_class or count, not both.")
+            raise UsageError("specify either per_class or count, not both.")
         if per_class is None:
             per_class = 10 if self.images_per_class is None else min(10, self.images_per_class)
         total = count if count is not None else per_class * len(classes)
         if total < 1:
-            raise UsageError("ask for at least one image.")
+            raise UsageError("specify at least one image.")
         self.check_count(classes, total)
         seed = self.recipe.seed if seed is None else seed
         dropout = self.recipe.sampling.dropout if dropout is None else dropout
@@ -231,7 +231,7 @@ class Inversion(ABC):
 
     @abstractmethod
     def chunk(self, labels: Tensor, turns: Tensor, seed: int, dropout: bool) -> Draw:
-        """Make an image for each label, all at once; the images depend on the arguments only.
+        """Make an image for each label, all at once; the images depend only on the arguments.
 
         Args:
             labels: (N,) int64, on the CPU.

@@ -28,7 +28,7 @@ class TooFew(InterpkitError):  # noqa: N818  # reads well in code: raise TooFew(
 
 
 @dataclass(frozen=True)
-class Judgement:
+class Judgment:
     """A classifier's output for N images, on the CPU.
 
     Attributes:
@@ -77,7 +77,7 @@ class Study:
         self.left_out: dict[str, str] = {}
         self._seed = seed
         self.rng = torch.Generator().manual_seed(seed)
-        self._judgements: dict[tuple[int, Which], Judgement] = {}
+        self._judgments: dict[tuple[int, Which], Judgment] = {}
 
     @cached_property
     def images(self) -> Tensor:
@@ -110,15 +110,15 @@ class Study:
         """Return the indices (int64) of the images of a class; only the first ``most`` if specified."""
         return (self.labels(which) == label).nonzero()[:most, 0]
 
-    def response(self, judge: Target, which: Which) -> Judgement:
+    def response(self, judge: Target, which: Which) -> Judgment:
         """Return a classifier's output for all images of a kind; computed once."""
         key = (id(judge), which)
-        if key not in self._judgements:
-            self._judgements[key] = self.look(judge, self.unit_images(which))
-        return self._judgements[key]
+        if key not in self._judgments:
+            self._judgments[key] = self.look(judge, self.unit_images(which))
+        return self._judgments[key]
 
     @torch.no_grad()
-    def look(self, judge: Target, images: Tensor, batch_size: int = 256) -> Judgement:
+    def look(self, judge: Target, images: Tensor, batch_size: int = 256) -> Judgment:
         """Return a frozen classifier's output for images in [0, 1]; vectors are converted to its own input range."""
         if images.dim() == 2:
             units = self.target.low + (self.target.high - self.target.low) * images
@@ -129,7 +129,7 @@ class Study:
                 response = judge.respond(batch.to(self.device))
                 logits.append(response.logits.cpu())
                 features.append(response.penultimate.cpu())
-        return Judgement(torch.cat(logits), torch.cat(features))
+        return Judgment(torch.cat(logits), torch.cat(features))
 
     def leave_out(self, name: str, reason: str) -> None:
         """Record why a metric, or a part of one (``METRIC.PART``), is not measured, and how many images it requires."""

@@ -93,12 +93,12 @@ class Target(nn.Module, ABC):
 
     @property
     def low(self) -> Tensor:
-        """The lower end of the input range, 0 in the classifier's own units: a scalar, or (D,) for vectors."""
+        """The lower end of the input range in the classifier's own units: a scalar, or (D,) for vectors."""
         return torch.tensor(self.description.input_range or (0.0, 1.0))[..., 0]
 
     @property
     def high(self) -> Tensor:
-        """The upper end of the input range, likewise."""
+        """The upper end of the input range, in the same form as `low`."""
         return torch.tensor(self.description.input_range or (0.0, 1.0))[..., 1]
 
     def to_unit(self, images: Tensor) -> Tensor:

@@ -25,7 +25,7 @@ def walks(generator: Generator, conditioner: Conditioner, classes: Sequence[int]
 
     Args:
         generator: a generator in eval mode, so that neighbors differ only in their latent.
-        conditioner: likewise.
+        conditioner: a conditioner in eval mode.
         classes: the K classes.
         seed: random seed of the latents and conditions.
     """
@@ -53,7 +53,7 @@ def morphs(
 
     Args:
         generator: a generator in eval mode.
-        conditioner: likewise.
+        conditioner: a conditioner in eval mode.
         classes: the classes that the pairs refer to.
         pairs: P pairs of indices into ``classes``; each morph goes from the first to the second.
         seed: random seed of the latent and the conditions.

@@ -26,7 +26,7 @@ OUTPUT = "output"
 TINY = 1e-12
 LARGE = 1_000_000
 """The number of values in an image above which two probes are tried instead of six."""
-GREY = 0
+GRAY = 0
 """The row of the gray image among the probes; the others are black, white and noise."""
 
 
@@ -265,7 +265,7 @@ def _try(target: ModuleTarget, layout: Layout | None) -> tuple[Tensor, list[tupl
     probes = torch.cat([torch.full((1, *target.input_shape), v) for v in (0.5, 0.0, 1.0)])
     probes = torch.cat([probes, torch.rand(3, *target.input_shape, generator=generator)])
     if probes[0].numel() > LARGE:
-        probes = probes[[GREY, -1]]
+        probes = probes[[GRAY, -1]]
     probes = probes.to(target.scale.device)
     first: ModelError | None = None
     for target.layout in layouts:
@@ -310,7 +310,7 @@ def _run(target: ModuleTarget, probes: Tensor) -> tuple[Tensor, list[tuple[str, 
             f"{target.name} fails on an input of shape {shape}: {first_line(error)} Is "
             f"{setting('input_shape', None)} right?"
         ) from error
-    if not torch.isfinite(raw[GREY]).all():
+    if not torch.isfinite(raw[GRAY]).all():
         raise ModelError(
             f"{target.name} returns NaN or infinite logits for a gray image: are its weights intact, and are "
             f"{setting('mean', None)}, {setting('std', None)} and {setting('input_range', None)} right?"

@@ -1,4 +1,4 @@
-"""`Target.frozen`, the parts of a condition and a response, and the base classes' defaults."""
+"""`Target.frozen`, indexing of conditions and responses, and the defaults of the base classes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ State = Callable[[nn.Module], dict[str, Any]]
 
 
 def mixed_module() -> nn.Sequential:
-    """Return a network whose modes and requires_grad are mixed, with batch norm, dropout and a hook of the user's."""
+    """Return a network with mixed modes and requires_grad, with batch norm, dropout and a user hook."""
     net = nn.Sequential(
         nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout2d(0.5), nn.Flatten(), nn.Linear(64, 3)
     )

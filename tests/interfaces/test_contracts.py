@@ -1,4 +1,4 @@
-"""A component that fails, or returns what its interface does not promise, is told by name, plugin, step and place."""
+"""A component that fails or violates its interface contract is reported with its name, plugin, step and code line."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Add = Callable[..., None]
 
 
 class FaultyLoss(InversionLoss):
-    """A loss that is right until its fault is called."""
+    """A loss whose value is computed by its fault."""
 
     name = "faulty"
     fault: Callable[[Any], Any]
@@ -33,7 +33,7 @@ class FaultyLoss(InversionLoss):
 
 
 def failing_at(step: int) -> Callable[[Any], Tensor]:
-    """Return a term that raises at a step."""
+    """Return a fault that raises an error at a step."""
     calls = iter(range(1, 1000))
 
     def fault(batch: Any) -> Tensor:
@@ -130,7 +130,7 @@ LOSS_METHODS: dict[str, tuple[dict[str, Any], str]] = {
         {"views": lambda self, batch, rng: batch.images[:, :, 1:]},
         r"views's images has the shape \(8, 1, 12, 12\), not \(8, 1, 11, 12\)",
     ),
-    "views are no tensor": ({"views": lambda self, batch, rng: [batch.images]}, "is a tensor, not list"),
+    "views are a list": ({"views": lambda self, batch, rng: [batch.images]}, "is a tensor, not list"),
     "views raises": ({"views": lambda self, batch, rng: 1 / 0}, "at step 1, .* failed: ZeroDivisionError"),
     "forward takes other arguments": ({"forward": lambda self: None}, "at step 1, .* failed: TypeError"),
 }

@@ -1,4 +1,4 @@
-"""`DataOptions`: labelled images that a component reads, recorded by their content and checked on resume."""
+"""`DataOptions`: labeled images that a component reads, recorded by their content and checked on resume."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Near(InversionLoss):
     mean: Tensor
 
     class Options(DataOptions):
-        """Which images."""
+        """The images to read."""
 
     options: Options
 
@@ -74,7 +74,7 @@ def test_images_are_loaded_in_the_unit_range_with_their_labels(data: Path, tiny_
 
 
 def test_missing_data_is_refused_when_it_is_needed(tiny_target: interpkit.Target) -> None:
-    with pytest.raises(UsageError, match="the option 'data' is not set: name labelled images by options="):
+    with pytest.raises(UsageError, match="the option 'data' is not set: name labeled images by options="):
         DataOptions().load(tiny_target)
 
 
@@ -167,7 +167,7 @@ class Distance(interpkit.Metric):
     name = "distance"
 
     class Options(DataOptions):
-        """Which images."""
+        """The images to read."""
 
     options: Options
 

@@ -1,4 +1,4 @@
-"""The units of a target's inputs."""
+"""Conversion between [0, 1] and the units of a target's inputs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Several generators in one run: who makes which image, in training, in sampling and on disk."""
+"""Several generators in one run: which makes which image, in training, in sampling and on disk."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ load = safetensors.torch.load_file
 
 
 class Painter(Generator):
-    """Paints into its four pixels: its number, the latent, the condition's vector, and its map."""
+    """Writes into its four pixels: its number, the latent, the condition's vector and the condition's map."""
 
     name = "painter"
     latent_dim = 1
@@ -55,7 +55,7 @@ def asked(count: int) -> tuple[Tensor, Condition]:
     return 100 + rows, condition
 
 
-# ------------------------------------------------------------------------------------ who makes which image
+# ------------------------------------------------------------------------------------ which member makes which image
 
 
 @given(members=st.integers(1, 5), data=st.data())
@@ -66,7 +66,7 @@ def test_each_image_is_generated_by_the_named_member_from_its_own_latent_and_con
     ensemble = Ensemble([Painter(number) for number in range(members)])
     images = ensemble(*asked(len(made_by)), torch.tensor(made_by))
     assert images.flatten(1).tolist() == [[who, 100 + i, 200 + i, 300 + i] for i, who in enumerate(made_by)]
-    # A member without an image is not asked: batch norm takes no empty batch.
+    # A member without an image does not run: batch norm does not support an empty batch.
     assert [sum(member.sizes) for member in ensemble.members] == [made_by.count(who) for who in range(members)]  # type: ignore[arg-type]
     assert all(len(member.sizes) == (number in made_by) for number, member in enumerate(ensemble.members))  # type: ignore[arg-type]
 
@@ -89,7 +89,7 @@ def test_an_ensemble_has_the_sizes_of_its_members_and_starts_each_at_the_given_l
 def test_only_a_generator_with_several_members_receives_the_member_of_each_image() -> None:
     member = torch.tensor([1, 1, 0])
     pair = contracts.images(Ensemble([Painter(0), Painter(1)]), *asked(3), member)
-    alone = contracts.images(Painter(5), *asked(3), member)  # whose forward accepts no such argument
+    alone = contracts.images(Painter(5), *asked(3), member)  # whose forward does not accept this argument
     assert pair[:, 0, 0, 0].tolist() == [1, 1, 0]
     assert alone[:, 0, 0, 0].tolist() == [5, 5, 5]
 
@@ -173,7 +173,7 @@ def test_each_class_is_drawn_by_every_generator_in_turn_also_across_chunks(pair_
 def test_the_generator_column_names_the_member_that_made_the_image(pair_run: Path) -> None:
     inversion = loaded(pair_run)
     assert isinstance(inversion.generator, Ensemble)
-    for number, member in enumerate(inversion.generator.members):  # from now on all that it paints is one grey
+    for number, member in enumerate(inversion.generator.members):  # from now on all its images have one gray
         assert isinstance(member, Generator)
         last: Any = member.to_image[-2]  # type: ignore[index]
         nn.init.zeros_(last.weight)

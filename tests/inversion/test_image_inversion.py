@@ -1,4 +1,4 @@
-"""Inversions that are a fixed set of images: what is drawn of them, and how a run on disk keeps them."""
+"""Inversions that are a fixed set of images: how images are drawn, and how a run on disk keeps them."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ Add = Callable[..., None]
 
 
 class Noise(Inverter):
-    """Makes images of noise, and does not look at the target but to tell the recorder."""
+    """Makes images of noise, and runs the target only for the recorder."""
 
     name = "noise"
 
     class Options(interpkit.Options):
-        """How many."""
+        """The number of images."""
 
         per_class: int = 4
 
@@ -56,9 +56,9 @@ def noise(add_plugin: Add) -> None:
 
 
 def made(target: Target | Path, per_class: int = 4, **settings: Any) -> ImageInversion:
-    found = interpkit.invert(target, inverter="noise", options={"noise.per_class": per_class}, **settings)
-    assert isinstance(found, ImageInversion)
-    return found
+    inversion = interpkit.invert(target, inverter="noise", options={"noise.per_class": per_class}, **settings)
+    assert isinstance(inversion, ImageInversion)
+    return inversion
 
 
 @pytest.fixture
@@ -74,7 +74,7 @@ def numbers(images: Tensor) -> list[int]:
     return [round(float(image.mean()) * 10) for image in images]
 
 
-# ---------------------------------------------------------------------------------------- what is drawn
+# ---------------------------------------------------------------------------------------- drawing
 
 
 def test_images_are_drawn_in_their_order_and_the_classes_take_turns(counted: ImageInversion) -> None:
@@ -86,7 +86,7 @@ def test_images_are_drawn_in_their_order_and_the_classes_take_turns(counted: Ima
     assert (numbers(images), labels.tolist()) == ([1, 5, 6, 0, 2, 4], [2, 2, 2, 1, 1, 1])
 
 
-def test_neither_seed_nor_dropout_changes_what_is_drawn(counted: ImageInversion) -> None:
+def test_seed_and_dropout_do_not_change_the_drawn_images(counted: ImageInversion) -> None:
     assert torch.equal(counted.sample(count=6, seed=5, dropout=True)[0], counted.sample(count=6)[0])
 
 
@@ -146,7 +146,7 @@ def test_an_empty_class_has_a_reason_and_the_others_are_sampled(tiny_target: Tar
 
 
 @pytest.mark.usefixtures("noise")
-def test_a_run_keeps_the_images_in_8_bits_and_no_generator(tmp_path: Path, tiny_model: Path) -> None:
+def test_a_run_stores_the_images_in_8_bits_without_a_generator(tmp_path: Path, tiny_model: Path) -> None:
     fresh = made(tiny_model, out=tmp_path, labels=[2, 0], seed=7)
     assert not (tmp_path / "generator.safetensors").exists()
     with Image.open(tmp_path / "samples.png") as grid:
@@ -187,8 +187,8 @@ def test_a_run_keeps_a_limited_number_of_images_and_warns(
     target = interpkit.wrap(nn.Sequential(nn.Flatten(), nn.Linear(16, classes)), (1, 4, 4))
     made(target, per_class, out=tmp_path)
     assert json.loads((tmp_path / "metrics.json").read_text())["count"] == kept
-    said = f"the run keeps {kept} of the {classes * per_class} images" in caplog.text
-    assert said is (kept < classes * per_class)
+    warned = f"the run keeps {kept} of the {classes * per_class} images" in caplog.text
+    assert warned is (kept < classes * per_class)
     assert len(interpkit.load_inversion(tmp_path, target=target).sample(count=kept)[0]) == kept
 
 
@@ -280,7 +280,7 @@ def test_the_default_inverter_alone_still_requires_a_preset(tiny_model: Path) ->
     assert "name a preset by --preset NAME" in " ".join(refused.stderr.split())
 
 
-def test_an_inverter_that_needs_no_part_needs_no_preset_either(add_plugin: Add, tiny_model: Path) -> None:
+def test_an_inverter_without_required_parts_does_not_require_a_preset(add_plugin: Add, tiny_model: Path) -> None:
     add_plugin(Noise)
     job = prepare(tiny_model, inverter="noise", steps=2)
     assert (job.recipe.inverter.name, job.recipe.steps, job.presets) == ("noise", 2, [])

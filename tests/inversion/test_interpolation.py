@@ -15,7 +15,7 @@ from interpkit.inversion import results
 
 
 class Shows(interpkit.Generator):
-    """Shows the condition's distribution at the left, and the latent's direction at the right."""
+    """Shows the condition's distribution on the left, and the latent's direction on the right."""
 
     name = "shows"
 
@@ -38,7 +38,7 @@ def shown(quick: Callable[..., dict[str, Any]]) -> GeneratorInversion:
 
 
 def strips(inversion: GeneratorInversion, title: str) -> dict[str, Tensor]:
-    """Return the strips of the section of that title, by their own titles."""
+    """Return the strips of the section with that title, by their own titles."""
     (section,) = [section for section in inversion.sections() if section.title == title]
     return {strip.title: strip.images for strip in section.strips}
 
@@ -53,7 +53,7 @@ def test_a_walk_keeps_the_condition_and_turns_the_latent(shown: GeneratorInversi
         unit = latent / latent.norm(dim=1, keepdim=True)
         steps = (latent[1:] - latent[:-1]).norm(dim=1)
         assert (steps > 0).all() and (unit[0] - unit[-1]).norm() > 0.1
-        both = torch.stack([latent[0], latent[-1]])  # what lies between two vectors lies in their plane
+        both = torch.stack([latent[0], latent[-1]])  # interpolations between two vectors lie in their plane
         assert torch.linalg.matrix_rank(torch.cat([both, latent]), atol=1e-3) <= 2
 
 
@@ -76,7 +76,7 @@ def test_large_images_are_morphed_into_the_next_class_only(
     assert list(strips(shown, "From one class to another")) == ["0 → 1", "1 → 2"]
 
 
-def test_one_class_has_a_walk_and_no_morph(tiny_model: Any, quick: Callable[..., dict[str, Any]]) -> None:
+def test_a_single_class_has_a_walk_but_not_a_morph(tiny_model: Any, quick: Callable[..., dict[str, Any]]) -> None:
     inversion = interpkit.invert(tiny_model, **quick(steps=1, labels=[2]))
     assert [(section.title, len(section.strips)) for section in inversion.sections()] == [("Within a class", 1)]
 

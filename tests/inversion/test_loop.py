@@ -1,4 +1,4 @@
-"""The loop: the same seed gives the same run, the target looks at images and views once, an inversion gets there."""
+"""The loop: a seed determines the run, the target runs once on images and once on views, and an inversion succeeds."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_a_short_inversion_of_the_shipped_classifier_reaches_90_percent_on_fresh
 # ----------------------------------------------------------------------------------------------- seeds
 
 
-def test_the_same_seed_gives_the_same_run_and_another_seed_another(tiny_model: Path, quick: Quick) -> None:
+def test_a_run_depends_on_the_seed_and_is_reproducible(tiny_model: Path, quick: Quick) -> None:
     one, two = (interpkit.invert(tiny_model, **quick()) for _ in range(2))
     other = interpkit.invert(tiny_model, **quick(seed=4))
     assert torch.equal(one.sample(per_class=2)[0], two.sample(per_class=2)[0])
@@ -103,7 +103,7 @@ class CountingTarget(nn.Module):
 
 
 class Showing(InversionLoss):
-    """Asks for the images that it was made with, and keeps the response to them."""
+    """Requests the images that it was created with as views, and keeps the response to them."""
 
     name = "showing"
 
@@ -123,10 +123,10 @@ class Showing(InversionLoss):
         return batch.images.mean()
 
 
-def look(
+def evaluate(
     target: CountingTarget, images: Tensor, views: dict[str, Tensor | None], layers: list[str]
 ) -> tuple[interpkit.Response, dict[str, interpkit.Response]]:
-    """Return the response to images, and each term's to the views that it asked for."""
+    """Return the response to images, and each term's response to the views that it requested."""
     losses = {name: (1.0, Showing(target.net, shown, layers)) for name, shown in views.items()}
     condition = interpkit.Condition(torch.zeros(len(images), dtype=torch.int64), torch.eye(3), torch.eye(3))
     objective = Objective(target, losses, torch.autocast("cpu", enabled=False))  # type: ignore[arg-type]
@@ -141,7 +141,7 @@ def look(
 def test_the_target_runs_once_on_all_views_and_each_term_gets_its_own_slice() -> None:
     target = CountingTarget()
     images, a, c = torch.rand(4, 1, 2, 2), torch.rand(3, 1, 2, 2), torch.rand(8, 1, 2, 2)
-    response, views = look(target, images, {"a": a, "b": None, "c": c}, ["1"])
+    response, views = evaluate(target, images, {"a": a, "b": None, "c": c}, ["1"])
     assert target.sizes == [4, 11]
     assert set(views) == {"a", "c"}
     for part, shown in ((response, images), (views["a"], a), (views["c"], c)):
@@ -155,7 +155,7 @@ def test_the_target_runs_once_on_all_views_and_each_term_gets_its_own_slice() ->
 def test_a_term_that_alone_requests_views_gets_the_whole_response() -> None:
     target = CountingTarget()
     a = torch.rand(3, 1, 2, 2)
-    _, views = look(target, torch.rand(4, 1, 2, 2), {"b": None, "a": a}, ["1"])
+    _, views = evaluate(target, torch.rand(4, 1, 2, 2), {"b": None, "a": a}, ["1"])
     assert target.sizes == [4, 3]
     assert torch.equal(views["a"].logits, target.net.respond(a).logits)
     assert [len(features) for features in views["a"].features.values()] == [3, 3]
@@ -164,7 +164,7 @@ def test_a_term_that_alone_requests_views_gets_the_whole_response() -> None:
 def test_the_gradient_of_a_response_reaches_only_its_own_images() -> None:
     target = CountingTarget()
     shown = {name: torch.rand(2, 1, 2, 2, requires_grad=True) for name in ("images", "a", "c")}
-    response, views = look(target, shown["images"], {"a": shown["a"], "c": shown["c"]}, [])
+    response, views = evaluate(target, shown["images"], {"a": shown["a"], "c": shown["c"]}, [])
     for name, part in {"images": response, **views}.items():
         gradients = torch.autograd.grad(part.logits.sum(), list(shown.values()), retain_graph=True, allow_unused=True)
         moved = {
@@ -175,12 +175,12 @@ def test_the_gradient_of_a_response_reaches_only_its_own_images() -> None:
 
 def test_without_views_the_target_runs_on_the_images_alone() -> None:
     target = CountingTarget()
-    response, views = look(target, torch.rand(4, 1, 2, 2), {"a": None}, [])
+    response, views = evaluate(target, torch.rand(4, 1, 2, 2), {"a": None}, [])
     assert (target.sizes, views, len(response.logits)) == ([4], {}, 4)
 
 
 class Viewer(InversionLoss):
-    """Asks for two views, one darker and one lighter, and notes what it is given."""
+    """Requests two views, one darker and one lighter, and records the batches that it receives."""
 
     name = "viewer"
     seen: list[InversionBatch] = []  # noqa: RUF012, emptied by the test
@@ -202,16 +202,16 @@ def test_each_step_runs_the_target_once_on_the_images_and_once_on_the_requested_
 ) -> None:
     add_plugin(Viewer)
     Viewer.seen.clear()
-    looks: list[int] = []
+    sizes: list[int] = []
     respond = tiny_target.respond
 
     def counting(images: Tensor, layers: Any = ()) -> interpkit.Response:
-        looks.append(len(images))
+        sizes.append(len(images))
         return respond(images, layers)
 
     monkeypatch.setattr(tiny_target, "respond", counting)
     interpkit.invert(tiny_target, **quick(steps=3, losses={"viewer": 0.5}))
-    assert looks == [8, 16] * 3
+    assert sizes == [8, 16] * 3
     assert [batch.progress for batch in Viewer.seen] == pytest.approx([0, 1 / 3, 2 / 3])
     for batch in Viewer.seen:
         assert batch.views is not None and batch.view_response is not None
@@ -239,7 +239,7 @@ def test_the_rate_of_an_optimizer_is_the_recipes_times_a_factor() -> None:
 
 
 class Learner(InversionLoss):
-    """A term with a parameter of its own, drawn to 2."""
+    """A term with its own parameter, which training moves to 2."""
 
     name = "learner"
     made: list[Learner] = []  # noqa: RUF012, emptied by the test

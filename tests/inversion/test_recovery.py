@@ -1,4 +1,4 @@
-"""A run that cannot go on as it is: for once bf16 is given up, the rate is lowered, and memory is made do with."""
+"""A run that diverges or runs out of memory recovers once: by fp32, a lower rate, or smaller micro-batches."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(autouse=True)
 def cpu_with_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have the same arithmetic everywhere: bf16, which torch emulates where the processor has none."""
+    """Use the same arithmetic everywhere: bf16, which torch emulates if the processor does not have it."""
     monkeypatch.setattr(devices, "_multiplies_bf16", lambda device: True)
 
 
@@ -41,7 +41,7 @@ def a_state_is_kept_often(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Narrow(InversionLoss):
-    """Overflows in bf16, past 80 % of the run: there alone are the features rounded to 8 bits."""
+    """Overflows in bf16, after 80 % of the run: only in bf16 are the features rounded to 8 bits."""
 
     name = "narrow"
     calls: list[bool] = []  # noqa: RUF012, emptied by the tests
@@ -68,9 +68,9 @@ def test_auto_precision_returns_to_the_last_good_state_and_continues_in_fp32(
     Narrow.calls.clear()
     settings = quick(steps=30, losses={"narrow": 1.0}, precision="auto")
     inversion = interpkit.invert(tiny_target, out=tmp_path / "run", **settings)
-    # It is past 80 % at step 26, which is seen at step 30, and taken up again after step 10: what is kept at 20, is not
-    # known to be good before 30.
-    assert Narrow.calls[:26] == [True] * 26  # and then NaN, which is no rounded number
+    # Step 26 is past 80 %, which the check at step 30 detects, and the run continues after step 10: the state kept at
+    # step 20 is not known to be good before step 30.
+    assert Narrow.calls[:26] == [True] * 26  # and then NaN, which is not a rounded number
     assert Narrow.calls[26:] == [False] * (4 + 20)
     assert inversion.recipe.fall_back and inversion.steps_done == 30
     assert [record.step for record in inversion.history] == [1, 10, 20, 30]
@@ -87,7 +87,7 @@ def test_auto_precision_returns_to_the_last_good_state_and_continues_in_fp32(
 
 
 @pytest.mark.parametrize("stop", [5, 10, 13, 20, 23, 28])
-def test_a_resumed_run_falls_back_where_the_whole_one_does(
+def test_a_resumed_run_falls_back_to_fp32_where_an_uninterrupted_one_does(
     add_plugin: Add,
     tiny_target: interpkit.Target,
     quick: Quick,
@@ -134,7 +134,7 @@ def test_a_run_that_turns_non_finite_in_fp32_too_stops(
 
 
 class BadGradient(InversionLoss):
-    """Is finite always, but its gradient is not at step 10 in bf16: the state is not worth going back to then."""
+    """Is always finite, but its gradient is not at step 10 in bf16, so the state at that step is useless."""
 
     name = "bad_gradient"
 
@@ -151,14 +151,14 @@ def test_a_run_does_not_return_to_a_state_with_non_finite_weights(
     add_plugin(BadGradient)
     inversion = interpkit.invert(tiny_target, **quick(steps=30, losses={"bad_gradient": 1.0}, precision="auto"))
     assert inversion.steps_done == 30
-    assert "going back to step 0" in caplog.messages[0]
+    assert "the run returns to step 0" in caplog.messages[0]
 
 
 # -------------------------------------------------------------------------------------------------- rate
 
 
 class Steep(InversionLoss):
-    """Leads away: while the rate is what the recipe says, its weights jump, from 80 % of the run on."""
+    """Diverges: from 80 % of the run on, its weights jump, while the rate is that of the recipe."""
 
     name = "steep"
     infinite = True
@@ -170,7 +170,7 @@ class Steep(InversionLoss):
         Steep.last = None
 
     def forward(self, batch: InversionBatch) -> Tensor:
-        """Adam's steps are of the size of the rate, so the place tells it."""
+        """Adam's steps have the size of the rate, so the position reveals the rate."""
         now = self.place.item()
         pace = 0.0 if Steep.last is None else abs(now - Steep.last)
         Steep.last = now
@@ -182,7 +182,7 @@ RATE = {"optimizer.lr": 2e-3, "optimizer.decay": 0.0}
 
 
 @pytest.mark.parametrize(
-    ("infinite", "told"),
+    ("infinite", "reason"),
     [
         (True, "turned non-finite at step 26 (plugin 'mine')"),
         (False, "exploded at step 26 (plugin 'mine'), from about 1 to 1e+06"),
@@ -196,26 +196,26 @@ def test_a_run_that_diverges_returns_and_continues_at_a_lower_rate(
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
     infinite: bool,
-    told: str,
+    reason: str,
 ) -> None:
     add_plugin(Steep)
     monkeypatch.setattr(Steep, "infinite", infinite)
     settings = quick(steps=30, losses={"steep": 1.0}, options=RATE)
     inversion = interpkit.invert(tiny_target, out=tmp_path / "run", **settings)
     assert caplog.messages == [
-        f"the term 'steep' {told}: the run returns to step 10 and continues at 0.3 times the rate"
+        f"the term 'steep' {reason}: the run returns to step 10 and continues at 0.3 times the rate"
     ]
     assert [record.step for record in inversion.history] == [1, 10, 20, 30]
     places = [record.terms["steep"] for record in inversion.history]
     assert places[1] - places[0] == pytest.approx(-9 * 2e-3, rel=0.05)
-    assert places[2] - places[1] == pytest.approx(-2e-3 - 9 * 0.6e-3, rel=0.05)  # step 10 itself was at the old one
+    assert places[2] - places[1] == pytest.approx(-2e-3 - 9 * 0.6e-3, rel=0.05)  # step 10 itself used the old rate
     manifest = Run.open(tmp_path / "run").manifest().to_dict()
-    assert manifest["lowered_rate"] == {"factor": 0.3, "after_step": 10, "reason": f"the term 'steep' {told}"}
+    assert manifest["lowered_rate"] == {"factor": 0.3, "after_step": 10, "reason": f"the term 'steep' {reason}"}
     assert "fell_back" not in manifest
 
 
 @pytest.mark.parametrize("stop", [5, 13, 20, 24, 28])
-def test_a_resumed_run_lowers_the_rate_where_the_whole_one_does(
+def test_a_resumed_run_lowers_the_rate_where_an_uninterrupted_one_does(
     add_plugin: Add,
     tiny_target: interpkit.Target,
     quick: Quick,
@@ -223,7 +223,7 @@ def test_a_resumed_run_lowers_the_rate_where_the_whole_one_does(
     same_tensors: Callable[..., bool],
     stop: int,
 ) -> None:
-    """A stop at step 28, which is not reached before the run has gone back, is one at the lower rate."""
+    """The run reaches step 28 only after it has returned to step 10, so a stop there is at the lower rate."""
     add_plugin(Steep)
     settings = quick(steps=30, losses={"steep": 1.0}, options=RATE, checkpoint_every=1000)
     whole = interpkit.invert(tiny_target, **settings)
@@ -249,7 +249,7 @@ def test_a_failure_at_the_first_step_is_not_retried(
 def test_a_kept_state_survives_a_rollback(
     tiny_target: interpkit.Target, quick: Quick, add_plugin: Add, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is gone back to twice, in bf16 and then in fp32: the first way there must not have changed it."""
+    """The run returns to the state twice, from bf16 and then from fp32: the first return must not change it."""
     add_plugin(Hopeless)
     kept: list[dict[str, Any]] = []
     roll_back = RecoverableTraining.roll_back
@@ -262,7 +262,7 @@ def test_a_kept_state_survives_a_rollback(
     with pytest.raises(RunError):
         interpkit.invert(tiny_target, **quick(steps=60, losses={"hopeless": 1.0}, precision="auto"))
     first, second, third = kept
-    assert first["step"] == second["step"] == 20 and not third  # nothing is kept once all was tried
+    assert first["step"] == second["step"] == 20 and not third  # nothing is kept once all remedies were tried
     assert first["optimizer"]["state"]
     torch.testing.assert_close(first, second, rtol=0, atol=0)
 
@@ -298,7 +298,7 @@ def test_bf16_without_hardware_support_warns_that_it_is_emulated(
 
 
 class Hungry(InversionLoss):
-    """Takes more memory than there is, the first ``times`` times past step 3."""
+    """Runs out of memory, the first ``times`` times after step 3."""
 
     name = "hungry"
     error: Exception = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
@@ -409,7 +409,7 @@ def test_one_of_several_processes_does_not_recover_alone(tiny_target: interpkit.
 
 
 class Full(interpkit.Recorder):
-    """Has no memory left once a step is recorded."""
+    """Runs out of memory once a step is recorded."""
 
     def step(self, step: int, *values: Any) -> None:
         super().step(step, *values)

@@ -1,4 +1,4 @@
-"""`Inversion.sample` and `draw`: which images come in which order, and that the same arguments give the same."""
+"""`Inversion.sample` and `draw`: the order of images, and that the same arguments return the same images."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ Quick = Callable[..., dict[str, Any]]
 
 @pytest.fixture
 def inversion(finished_run: Path) -> GeneratorInversion:
-    found = interpkit.load_inversion(finished_run)
-    assert isinstance(found, GeneratorInversion)
-    return found
+    loaded = interpkit.load_inversion(finished_run)
+    assert isinstance(loaded, GeneratorInversion)
+    return loaded
 
 
 @pytest.fixture(scope="module")
 def in_chunks(tiny_model: Path, quick: Quick) -> GeneratorInversion:
     """Return an inversion that draws its samples in chunks of 5."""
-    found = interpkit.invert(tiny_model, **quick(steps=2, options={"sampling.chunk": 5}))
-    assert isinstance(found, GeneratorInversion)
-    return found
+    result = interpkit.invert(tiny_model, **quick(steps=2, options={"sampling.chunk": 5}))
+    assert isinstance(result, GeneratorInversion)
+    return result
 
 
 def test_per_class_is_sorted_by_class(inversion: GeneratorInversion) -> None:
@@ -125,7 +125,7 @@ def test_the_distribution_of_a_label_that_is_embedded_is_one_hot(tiny_model: Pat
 
 
 def a_draw(*numbers: int) -> Draw:
-    """Return a draw whose rows all tell their number."""
+    """Return a draw in which all columns contain the row number."""
     rows = torch.tensor(numbers)
     return Draw(
         rows.float().view(-1, 1, 1, 1).expand(-1, 1, 2, 2), rows, rows.float()[:, None].expand(-1, 3), rows + 10
@@ -133,7 +133,7 @@ def a_draw(*numbers: int) -> Draw:
 
 
 def rows_of(draw: Draw) -> list[int]:
-    """Return the numbers of its rows; all columns must tell the same."""
+    """Return the row numbers of a draw; all columns must agree."""
     numbers = draw.labels.tolist()
     assert draw.images.shape == (len(numbers), 1, 2, 2) and draw.distribution.shape == (len(numbers), 3)
     assert draw.images[:, 0, 1, 1].tolist() == draw.distribution[:, 2].tolist() == numbers
@@ -162,10 +162,10 @@ def test_dropout_is_on_as_the_recipe_says_and_off_on_request(inversion: Generato
     assert torch.equal(off, inversion.sample(count=6, dropout=False)[0])
 
 
-def test_batch_norm_is_in_eval_mode_so_a_sample_does_not_depend_on_its_neighbours(
+def test_batch_norm_is_in_eval_mode_so_a_sample_does_not_depend_on_its_neighbors(
     inversion: GeneratorInversion,
 ) -> None:
-    """Of one chunk, asking for other classes in the other places changes nothing in this place."""
+    """Requesting other classes in the other rows of a chunk does not change this row."""
     inversion.generator.train()
     one, _ = inversion.sample(count=4, labels=[0, 1], dropout=False)
     two, _ = inversion.sample(count=4, labels=[0, 2], dropout=False)
@@ -187,7 +187,7 @@ def test_sampling_restores_the_mode_of_every_module(inversion: GeneratorInversio
     assert [part.training for part in parts] == before
 
 
-def test_sampling_changes_no_weight(inversion: GeneratorInversion) -> None:
+def test_sampling_does_not_change_the_weights(inversion: GeneratorInversion) -> None:
     before = {name: tensor.clone() for name, tensor in inversion.generator.state_dict().items()}
     inversion.sample(count=8)
     assert all(torch.equal(before[name], tensor) for name, tensor in inversion.generator.state_dict().items())

@@ -1,4 +1,4 @@
-"""The start of a generator on targets that are dead to grey images."""
+"""The start of a generator if the target has no gradient at gray images."""
 
 import logging
 

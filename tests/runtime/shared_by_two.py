@@ -1,4 +1,4 @@
-"""Run by test_sharing.py in one process and in two: writes what came out to the file that is named."""
+"""test_distributed.py runs this in one process and in two: it writes its results to the file that it is passed."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def classifier() -> interpkit.Target:
 
 
 def gathered(world: World, count: int) -> dict[str, Any]:
-    """Square and weigh rows that the processes made; return them and their gradients."""
+    """Square and weight rows that the processes made; return them and their gradients."""
     torch.manual_seed(1)
     source = torch.randn(count, 3, requires_grad=True)
     whole = world.all_gather(count, source[world.rows(count, CPU)] ** 2)[0]
@@ -90,7 +90,7 @@ def run(**settings: Any) -> dict[str, Any]:
 
 
 def resumed(world: World) -> dict[str, Any]:
-    """Stop a run after 10 of 20 steps and go on; dropout is on, so each process's own randomness counts."""
+    """Stop a run after 10 of 20 steps and resume it; dropout is on, so each process's own randomness matters."""
     box = world.broadcast(tempfile.mkdtemp())
     settings: dict[str, Any] = {"seed": 2, "batch_size": 8, "device": "cpu", "precision": "fp32"}
     settings["options"] = {"upconv.width": 8, "upconv.min_width": 4, "upconv.latent": 8, "upconv.hidden": 8}
@@ -106,7 +106,7 @@ def resumed(world: World) -> dict[str, Any]:
 
 
 class Steep(interpkit.InversionLoss):
-    """Explodes past 80 % of the run, while its parameter moves at the rate of the recipe."""
+    """Explodes after 80 % of the run, while its parameter moves at the rate of the recipe."""
 
     name = "steep"
 
@@ -128,7 +128,7 @@ class Made:
 
 
 def diverging(world: World) -> dict[str, Any]:
-    """Explode at step 26, in one go and in two parts; return the manifest's word of it, and the weights."""
+    """Explode at step 26, in one go and in two parts; return the manifest's entries and the weights."""
     recovery.KEEP_EVERY = 10
     if "mine" not in installed().found:
         installed().add("mine", Made)
@@ -151,12 +151,12 @@ def diverging(world: World) -> dict[str, Any]:
     first.run(out=box / "parts", on_step=lambda step: first.request_stop() if step == 20 else None)
     parts = job().run(out=box / "parts", resume=True)
     manifests = [Run.open(box / name).manifest() for name in ("whole", "parts")] if world.rank == 0 else []
-    told = [manifest.lowered_rate for manifest in manifests]
-    return {"told": told, "whole": whole.generator.state_dict(), "in two parts": parts.generator.state_dict()}
+    rates = [manifest.lowered_rate for manifest in manifests]
+    return {"lowered_rate": rates, "whole": whole.generator.state_dict(), "in two parts": parts.generator.state_dict()}
 
 
 def shards(world: World) -> dict[str, str]:
-    """Write samples of a generator with fixed weights as shards; return what each file is."""
+    """Write samples of a generator with fixed weights as shards; return the content of each file."""
     recipe = prepare(classifier(), ["vecmat"], device="cpu", options={"upconv.width": 8, "upconv.min_width": 4}).recipe
     with global_seed(4, CPU):
         conditioner, generator = build_generator(recipe, classifier(), installed())
@@ -169,8 +169,8 @@ def shards(world: World) -> dict[str, str]:
 
 
 def lose_the_second() -> None:
-    """End the second process without a word, and write what the first is told."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun asks it to end; the message comes first
+    """End the second process without a message, and write the error that the first one raises."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun asks it to end, but the message must be written first
     distributed.PATIENCE = timedelta(seconds=2)
     with processes() as world:
         world.any_rank(True)
@@ -190,7 +190,7 @@ def threads() -> list[str]:
 def main() -> None:
     torch.set_num_threads(1)
     with processes() as world:
-        found = {
+        results = {
             "rows": gathered(world, 6),
             "uneven rows": gathered(world, 5),
             "batch norm": batch_norm(world, nn.BatchNorm2d(3, momentum=0.3), 4, 5),
@@ -210,10 +210,10 @@ def main() -> None:
             },
         }
         if world.size > 1:
-            found["resumed"] = resumed(world)
+            results["resumed"] = resumed(world)
     if world.rank == 0:
-        found["threads left"] = [name for name in threads() if "gloo" in name]
-        torch.save(found, sys.argv[1])
+        results["threads left"] = [name for name in threads() if "gloo" in name]
+        torch.save(results, sys.argv[1])
 
 
 if __name__ == "__main__":

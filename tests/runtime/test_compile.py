@@ -1,4 +1,4 @@
-"""Whether a generator is compiled, that it does the same then, and that one that cannot be runs as it is."""
+"""When a generator is compiled, that this does not change its results, and that it runs uncompiled on failure."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_the_recipe_records_the_choice(tiny_target: interpkit.Target, quick: Qui
 
 @pytest.fixture
 def backend(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """Compile by a backend of the test's own, which takes its steps one by one; return the graphs that it is given."""
+    """Compile with the test's own backend, which runs operations one by one; return the graphs that it receives."""
     graphs: list[Any] = []
     compile_ = torch.compile
 

@@ -1,4 +1,4 @@
-"""What `interpkit.runtime.devices` decides by the machine alone."""
+"""The decisions of `interpkit.runtime.devices` that depend on the machine alone."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ assert taken() - before > 150 << 20
 
 
 def unset() -> dict[str, str]:
-    """Return the environment without what decides of memory."""
+    """Return the environment without the variables that affect memory."""
     return {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
 
 

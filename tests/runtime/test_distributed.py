@@ -1,4 +1,4 @@
-"""A batch shared by two processes is the batch of one: the same terms, the same gradients, the same statistics."""
+"""A batch shared by two processes equals that of one process: the same terms, gradients and statistics."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ SCRIPT = Path(__file__).with_name("shared_by_two.py")
 
 @pytest.fixture(scope="module")
 def by_two(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """Return what shared_by_two.py found in two processes, and the same of one."""
+    """Return the results of shared_by_two.py in two processes and in one."""
     folder = tmp_path_factory.mktemp("shared")
-    found = {}
+    results = {}
     for name, start in (("one", [sys.executable]), ("two", TWO)):
         result = subprocess.run([*start, str(SCRIPT), str(folder / f"{name}.pt")], capture_output=True, text=True)
         assert result.returncode == 0, result.stderr
-        found[name] = torch.load(folder / f"{name}.pt", weights_only=True)
-    return found
+        results[name] = torch.load(folder / f"{name}.pt", weights_only=True)
+    return results
 
 
 def assert_close(one: Any, two: Any, tolerance: float) -> None:
@@ -85,37 +85,37 @@ def test_a_run_of_two_processes_equals_a_run_of_one(by_two: dict[str, Any], run:
     assert len(one["losses"]) == len(two["losses"]) == 2  # the first step and the last
     assert one["losses"] == pytest.approx(two["losses"], rel=1e-4)
     assert one["losses"][0] != pytest.approx(one["losses"][-1], rel=1e-2)  # something was learned
-    # Adam divides by a gradient's size, so where that is nearly 0 its rounding is seen whole: hence not every weight.
+    # Adam divides by a gradient's size, which amplifies the rounding of tiny gradients: hence not every weight.
     for name, value in one["weights"].items():
         off = (value - two["weights"][name]).abs() > 1e-3
         assert off.float().mean() < 0.02, name
 
 
 def test_a_run_of_two_processes_resumes_where_it_was_stopped(by_two: dict[str, Any]) -> None:
-    found = by_two["two"]["resumed"]
-    assert_close(found["whole"], found["in two parts"], 0.0)
+    runs = by_two["two"]["resumed"]
+    assert_close(runs["whole"], runs["in two parts"], 0.0)
 
 
 def test_two_processes_return_to_a_good_state_together_when_their_run_diverges(by_two: dict[str, Any]) -> None:
     reason = "the term 'steep' exploded at step 26 (plugin 'mine'), from about 1 to 1e+06"
     for name in ("one", "two"):
-        found = by_two[name]["diverging"]
-        assert found["told"] == [{"factor": 0.3, "after_step": 10, "reason": reason}] * 2
-        assert_close(found["whole"], found["in two parts"], 0.0)
+        runs = by_two[name]["diverging"]
+        assert runs["lowered_rate"] == [{"factor": 0.3, "after_step": 10, "reason": reason}] * 2
+        assert_close(runs["whole"], runs["in two parts"], 0.0)
 
 
 def test_a_process_that_ends_is_named_by_the_others(tmp_path: Path) -> None:
-    command = [*TWO, str(SCRIPT), str(tmp_path / "told"), "lose"]
+    command = [*TWO, str(SCRIPT), str(tmp_path / "message"), "lose"]
     assert subprocess.run(command, capture_output=True, check=False).returncode != 0
-    told = (tmp_path / "told").read_text("utf-8")
-    assert told.startswith("process 1 of 2 ended")
-    assert "resume=True" in told
+    message = (tmp_path / "message").read_text("utf-8")
+    assert message.startswith("process 1 of 2 ended")
+    assert "resume=True" in message
 
 
 # ------------------------------------------------------------------------------------------ alone
 
 
-def test_alone_there_is_nothing_to_share() -> None:
+def test_a_single_process_shares_nothing() -> None:
     world, rows, buffer = World.current(), torch.arange(6.0), torch.ones(2)
     assert (world.rank, world.size) == (0, 1)
     assert world.rows(5, torch.device("cpu")).tolist() == [0, 1, 2, 3, 4]
@@ -129,7 +129,7 @@ def test_alone_there_is_nothing_to_share() -> None:
 
 
 @pytest.mark.parametrize(
-    ("size", "batch", "generators", "told"),
+    ("size", "batch", "generators", "words"),
     [
         (2, 8, 3, "generators=2"),
         (4, 8, 6, "generators=4"),
@@ -138,9 +138,9 @@ def test_alone_there_is_nothing_to_share() -> None:
     ],
 )
 def test_a_batch_that_cannot_be_shared_is_reported_with_sizes_that_can(
-    size: int, batch: int, generators: int, told: str
+    size: int, batch: int, generators: int, words: str
 ) -> None:
-    with pytest.raises(UsageError, match=told):
+    with pytest.raises(UsageError, match=words):
         World(0, size).check(batch, generators)
 
 
@@ -150,7 +150,7 @@ def test_multiples_can_be_shared(size: int, generators: int) -> None:
     for share in shares:
         share.check(12, generators)
     rows = [share.rows(12, torch.device("cpu")).tolist() for share in shares]
-    assert {len(part) for part in rows} == {12 // size}  # and none is held twice
+    assert {len(part) for part in rows} == {12 // size}  # and no row is held twice
     assert sorted(row for part in rows for row in part) == list(range(12))
 
 
@@ -170,7 +170,7 @@ class Layers(nn.Sequential):
         super().__init__(nn.Linear(3, 5), nn.Dropout(0.5), nn.ReLU(), nn.Linear(5, 2))
 
 
-def test_pieces_have_the_gradients_of_the_whole() -> None:
+def test_micro_batches_have_the_gradients_of_the_whole_batch() -> None:
     x = torch.randn(7, 3)
     gradients = []
     for size in (None, 3):
@@ -182,7 +182,7 @@ def test_pieces_have_the_gradients_of_the_whole() -> None:
     torch.testing.assert_close(gradients[0], gradients[1])
 
 
-def test_a_piece_is_computed_twice_with_the_same_dropout() -> None:
+def test_a_micro_batch_is_computed_twice_with_the_same_dropout() -> None:
     network, x, seen = Layers(), torch.randn(6, 3), []
 
     def make(rows: Tensor) -> Tensor:
@@ -192,11 +192,11 @@ def test_a_piece_is_computed_twice_with_the_same_dropout() -> None:
 
     torch.cat(in_micro_batches(make, torch.arange(6), 2, network)).sum().backward()
     assert len(seen) == 6
-    first, again = seen[:3], seen[:2:-1]  # the backward pass begins at the end
+    first, again = seen[:3], seen[:2:-1]  # the backward pass starts with the last piece
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
 
 
-def test_a_piece_enters_the_running_statistics_once() -> None:
+def test_a_micro_batch_enters_the_running_statistics_once() -> None:
     x = torch.randn(8, 3)
     norms = []
     for size in (None, 8, 4):
@@ -212,7 +212,7 @@ def test_a_piece_enters_the_running_statistics_once() -> None:
 
 
 def test_a_run_in_micro_batches_has_the_terms_of_a_run_at_once(tiny_target: interpkit.Target) -> None:
-    """Without batch norm in the generator: a batch norm sees a piece at a time."""
+    """Without batch norm in the generator, because a batch norm sees one piece at a time."""
     runs = [
         interpkit.invert(
             tiny_target, ["vecmat"], steps=3, batch_size=8, generator="warp", micro_batch=size, precision="fp32",

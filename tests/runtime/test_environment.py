@@ -1,4 +1,4 @@
-"""What decides a run's numbers beside its recipe: it is recorded, and told where it has changed."""
+"""What determines a run's numbers besides its recipe is recorded, and interpkit warns if it has changed."""
 
 from __future__ import annotations
 
@@ -37,22 +37,22 @@ def rewrite(run: Path, **changes: Any) -> None:
 
 
 def test_the_manifest_records_what_determines_the_numbers(finished_run: Path) -> None:
-    found = Run.open(finished_run).manifest().to_dict()
-    assert (found["threads"], found["processes"], found["device"]) == (1, 1, "cpu")
-    assert found["interop_threads"] == torch.get_num_interop_threads()
-    assert found["versions"]["numpy"] == version("numpy") and found["versions"]["python"].count(".") == 2
-    assert found["machine"]["vectors"] == torch.backends.cpu.get_cpu_capability()
-    assert found["machine"]["cpu"] and found["machine"]["cores"] == os.cpu_count()
-    assert found["flags"]["deterministic_algorithms"] is False
-    assert "cudnn_benchmark" not in found["flags"] and found["machine"]["gpu"] is None
-    assert set(found["plugins"]["vecmat"]["used"]) == {"conditioner", "generator"}
+    facts = Run.open(finished_run).manifest().to_dict()
+    assert (facts["threads"], facts["processes"], facts["device"]) == (1, 1, "cpu")
+    assert facts["interop_threads"] == torch.get_num_interop_threads()
+    assert facts["versions"]["numpy"] == version("numpy") and facts["versions"]["python"].count(".") == 2
+    assert facts["machine"]["vectors"] == torch.backends.cpu.get_cpu_capability()
+    assert facts["machine"]["cpu"] and facts["machine"]["cores"] == os.cpu_count()
+    assert facts["flags"]["deterministic_algorithms"] is False
+    assert "cudnn_benchmark" not in facts["flags"] and facts["machine"]["gpu"] is None
+    assert set(facts["plugins"]["vecmat"]["used"]) == {"conditioner", "generator"}
 
 
 def test_the_libraries_that_torch_was_built_with_have_their_versions() -> None:
-    built, found = torch.__config__.show(), environment.facts(CPU)["versions"]
+    built, facts = torch.__config__.show(), environment.facts(CPU)["versions"]
     for name, words in (("mkl", "Math Kernel Library Version "), ("onednn", "MKL-DNN v")):
-        assert (name in found) is (words in built)
-        assert name not in found or words + found[name] in built
+        assert (name in facts) is (words in built)
+        assert name not in facts or words + facts[name] in built
 
 
 def test_only_relevant_environment_variables_are_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -72,8 +72,8 @@ def test_the_recorded_threads_are_those_of_the_environment(run_python: Callable[
         " print(json.dumps(facts(torch.device('cpu'))))"
     )
     result: subprocess.CompletedProcess[str] = run_python("-c", code, env={"OMP_NUM_THREADS": "2"})
-    found = json.loads(result.stdout)
-    assert (found["threads"], found["environment"]["OMP_NUM_THREADS"]) == (2, "2")
+    facts = json.loads(result.stdout)
+    assert (facts["threads"], facts["environment"]["OMP_NUM_THREADS"]) == (2, "2")
 
 
 def test_how_float32_is_multiplied_is_recorded(run_python: Callable[..., Any]) -> None:
@@ -82,7 +82,7 @@ import torch; from interpkit.runtime.environment import facts
 for precision in ("highest", "medium"):
     torch.set_float32_matmul_precision(precision)
     print(facts(torch.device("cpu"))["flags"]["matmul_precision"])
-"""  # in a process of its own, as the way back to a default is not there
+"""  # in a separate process, because the default cannot be restored
     exact, rough = run_python("-c", code).stdout.split()
     assert exact in ("highest", "ieee") and rough not in (exact, "None")
 
@@ -91,22 +91,22 @@ def test_a_gpu_is_recorded_with_its_libraries_and_flags(monkeypatch: pytest.Monk
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "A Card")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     monkeypatch.setattr(torch.backends.cudnn, "version", lambda: 92400)
-    found = environment.facts(torch.device("cuda"))
-    assert (found["machine"]["gpu"], found["machine"]["compute_capability"]) == ("A Card", "9.0")
-    assert found["versions"]["cudnn"] == "92400" and "cuda" in found["versions"]
-    assert (found["flags"]["cudnn_deterministic"], found["flags"]["cudnn_benchmark"]) == (False, False)
-    assert found["flags"]["cudnn_precision"] == "tf32"
+    facts = environment.facts(torch.device("cuda"))
+    assert (facts["machine"]["gpu"], facts["machine"]["compute_capability"]) == ("A Card", "9.0")
+    assert facts["versions"]["cudnn"] == "92400" and "cuda" in facts["versions"]
+    assert (facts["flags"]["cudnn_deterministic"], facts["flags"]["cudnn_benchmark"]) == (False, False)
+    assert facts["flags"]["cudnn_precision"] == "tf32"
 
 
 # ------------------------------------------------------------------------------------------- compared
 
 
-def test_nothing_has_changed_here() -> None:
+def test_an_unchanged_environment_has_no_changes() -> None:
     assert changed(json.loads(json.dumps(environment.facts(CPU)))) == {}
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "expected"),
     [
         ({"threads": 63}, {"threads": (63, 1)}),
         ({"processes": 4}, {"processes": (4, 1)}),
@@ -119,13 +119,13 @@ def test_nothing_has_changed_here() -> None:
     ],
 )
 def test_changed_facts_that_determine_the_numbers_are_returned(
-    change: dict[str, Any], told: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    change: dict[str, Any], expected: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "environ", {})
     here = environment.facts(CPU)
     recorded = {**here, **change}
     recorded |= {name: {**here[name], **table} for name, table in change.items() if isinstance(table, dict)}
-    assert environment.changed(recorded, here) == told
+    assert environment.changed(recorded, here) == expected
 
 
 def test_a_newly_set_environment_variable_counts_as_a_change(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -133,7 +133,7 @@ def test_a_newly_set_environment_variable_counts_as_a_change(monkeypatch: pytest
     recorded = environment.facts(CPU)
     monkeypatch.setenv("MKL_CBWR", "AVX2")
     assert changed(recorded) == {"$MKL_CBWR": (None, "AVX2")}
-    del recorded["environment"]  # as in a manifest from before it was recorded
+    del recorded["environment"]  # as in an old manifest that does not record it
     assert changed(recorded) == {}
 
 
@@ -154,11 +154,11 @@ def test_a_run_resumed_on_another_machine_warns_and_records_both(
     interpkit.invert(tiny_model, out=run_copy, resume=True, steps=14)
     (line,) = [record.getMessage() for record in caplog.records if "computed otherwise" in record.getMessage()]
     assert "threads 63 -> 1" in line and "\n" not in line
-    assert "plugin vecmat '0.0.1' ->" in line and "plugin captum" not in line  # of what is used alone
-    found = Run.open(run_copy).manifest().to_dict()
-    assert (found["threads"], found["status"], found["steps_done"]) == (1, "finished", 14)
-    assert found["plugins"] == recorded["plugins"]
-    (move,) = found["moves"]
+    assert "plugin vecmat '0.0.1' ->" in line and "plugin captum" not in line  # only of plugins that are used
+    facts = Run.open(run_copy).manifest().to_dict()
+    assert (facts["threads"], facts["status"], facts["steps_done"]) == (1, "finished", 14)
+    assert facts["plugins"] == recorded["plugins"]
+    (move,) = facts["moves"]
     assert (move["after_step"], move["was"]["threads"], move["was"]["plugin vecmat"]) == (12, 63, "0.0.1")
 
 

@@ -1,4 +1,4 @@
-"""Attention of a frozen classifier: the same values, by one matrix product a projection."""
+"""Attention of a frozen classifier: the same values, by one matrix product per projection."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ TOKENS, WIDTH = 7, 8
 
 
 class Attending(nn.Module):
-    """Seven tokens of an image, one attention layer, and what it is called in."""
+    """One attention layer over seven tokens of an image, in either layout."""
 
     def __init__(self, batch_first: bool, named: bool) -> None:
         super().__init__()
@@ -30,7 +30,7 @@ class Attending(nn.Module):
 
 
 class Products(TorchDispatchMode):
-    """Counts products of batches of matrices, which are what the projections should not be."""
+    """Counts batched matrix products, which the projections should not use."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -60,7 +60,7 @@ def test_frozen_attention_is_projected_by_one_product(batch_first, named):
     torch.testing.assert_close(frozen_gradient, gradient)
     assert seen[0].shape == seen[1].shape
 
-    module.requires_grad_(False)  # as by hand: this is what is mended
+    module.requires_grad_(False)  # frozen by hand: this is the slow case that interpkit avoids
     with Products() as by_hand:
         target(images)
     assert by_hand.batches > frozen.batches

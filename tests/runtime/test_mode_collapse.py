@@ -1,4 +1,4 @@
-"""Classes that collapse are told of while the run goes, each once, and no other is."""
+"""The recorder reports each class that collapses once, during the run, and no other class."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from interpkit.runtime.mode_collapse import NEVER_HIT, ONE_PICTURE, Collapse, di
 Quick = Callable[..., dict[str, Any]]
 
 
-def looked(
+def judged(
     images: Tensor, labels: Tensor, right: Tensor | bool = True, times: int = 5, classes: int = 3
 ) -> dict[str, list[int]]:
-    """Return what is told after some looks at the same images."""
+    """Return the collapsed classes after several steps with the same images."""
     collapse = Collapse(classes)
     for _ in range(times):
         collapse.look(images, labels, torch.as_tensor(right).expand(len(labels)))
@@ -39,7 +39,7 @@ def batch(count: int = 24) -> tuple[Tensor, Tensor]:
 def test_a_class_with_identical_images_is_reported() -> None:
     images, labels = batch()
     images[labels == 1] = images[1].clone()
-    assert looked(images, labels) == {ONE_PICTURE: [1]}
+    assert judged(images, labels) == {ONE_PICTURE: [1]}
 
 
 def test_noise_and_brightness_do_not_make_another_picture() -> None:
@@ -47,41 +47,41 @@ def test_noise_and_brightness_do_not_make_another_picture() -> None:
     picture = torch.zeros(1, 28, 28)
     picture[:, 6:20, 10:14] = 0.5
     images[labels == 2] = picture + 0.1 * torch.rand(8, 1, 28, 28) + torch.linspace(0, 0.3, 8)[:, None, None, None]
-    assert looked(images, labels) == {ONE_PICTURE: [2]}
+    assert judged(images, labels) == {ONE_PICTURE: [2]}
 
 
 def test_flat_images_are_one_picture_whatever_noise_nobody_sees() -> None:
     images, labels = batch()
     images[labels == 0] = 1 - 0.001 * torch.rand(8, 1, 28, 28)
-    assert looked(images, labels) == {ONE_PICTURE: [0]}
+    assert judged(images, labels) == {ONE_PICTURE: [0]}
 
 
 def test_textures_that_look_gray_from_a_distance_are_several_pictures() -> None:
-    """Their pooled pictures have a cosine of 0.99 and more, the measure of duplicates in metrics.json."""
+    """Their pooled images have a cosine close to 1, the measure of duplicates in metrics.json."""
     images, labels = batch()
     pooled = torch.nn.functional.avg_pool2d(images, 4).flatten(1)
     assert torch.nn.functional.cosine_similarity(pooled[0], pooled[3], 0) > 0.95
-    assert looked(images, labels) == {}
+    assert judged(images, labels) == {}
 
 
 def test_drawings_on_the_same_background_are_several_pictures() -> None:
     images, labels = torch.zeros(24, 1, 28, 28), torch.arange(24) % 3
     for i, image in enumerate(images):
-        image[:, 4:24, 8 + i // 3 : 11 + i // 3] = 1  # a stroke a pixel further right each time
-    assert looked(images, labels) == {}
+        image[:, 4:24, 8 + i // 3 : 11 + i // 3] = 1  # a stroke, one pixel further right each time
+    assert judged(images, labels) == {}
 
 
 def test_images_of_different_steps_are_not_compared() -> None:
-    """An inverter may move one image a class: it is not one picture because it stands still."""
-    assert looked(torch.rand(3, 1, 28, 28), torch.arange(3), times=50) == {}
+    """An inverter may move one image per class, which is not a collapse even if the image hardly changes."""
+    assert judged(torch.rand(3, 1, 28, 28), torch.arange(3), times=50) == {}
 
 
 def test_the_mean_cosine_is_that_of_all_pairs_of_a_class() -> None:
     images, labels = batch(30)
     collapse = Collapse(3)
     collapse.look(images, labels, labels == 0)
-    asked, hits, pairs, cosines = collapse.state()["seen"]
-    assert asked.tolist() == [10, 10, 10] and hits.tolist() == [10, 0, 0] and pairs.tolist() == [90] * 3
+    counts, hits, pairs, cosines = collapse.state()["seen"]
+    assert counts.tolist() == [10, 10, 10] and hits.tolist() == [10, 0, 0] and pairs.tolist() == [90] * 3
     units = directions(images)
     for label in range(3):
         gram = units[labels == label] @ units[labels == label].T
@@ -89,7 +89,7 @@ def test_the_mean_cosine_is_that_of_all_pairs_of_a_class() -> None:
 
 
 def test_vectors_are_never_reported_as_one_picture() -> None:
-    assert looked(torch.full((24, 4), 0.5), torch.arange(24) % 3) == {}
+    assert judged(torch.full((24, 4), 0.5), torch.arange(24) % 3) == {}
 
 
 def test_large_images_are_pooled_to_few_numbers() -> None:
@@ -102,11 +102,11 @@ def test_large_images_are_pooled_to_few_numbers() -> None:
 
 def test_a_class_that_is_never_hit_is_reported_after_enough_images() -> None:
     images, labels = batch()
-    assert looked(images, labels, labels != 2, times=6) == {}  # 48 images
-    assert looked(images, labels, labels != 2, times=7) == {NEVER_HIT: [2]}
+    assert judged(images, labels, labels != 2, times=6) == {}  # 48 images
+    assert judged(images, labels, labels != 2, times=7) == {NEVER_HIT: [2]}
 
 
-def test_one_hit_is_enough() -> None:
+def test_a_single_hit_prevents_a_never_hit_report() -> None:
     images, labels = batch()
     collapse = Collapse(3)
     for step in range(20):
@@ -117,28 +117,28 @@ def test_one_hit_is_enough() -> None:
 def test_a_class_is_reported_once_and_judged_again_each_time() -> None:
     images, labels = batch()
     collapse = Collapse(3)
-    told = []
+    reports = []
     for never in (-1, 1, 1, 2):
         for _ in range(10):
             collapse.look(images, labels, labels != never)
-        told.append(collapse.judge(50))
-    assert told == [{}, {NEVER_HIT: [1]}, {}, {NEVER_HIT: [2]}]
+        reports.append(collapse.judge(50))
+    assert reports == [{}, {NEVER_HIT: [1]}, {}, {NEVER_HIT: [2]}]
 
 
 def test_classes_that_are_rare_are_judged_later() -> None:
-    """With more classes than images a step, what was seen adds up."""
-    collapse, told = Collapse(1000), []
+    """If a step has fewer images than there are classes, the counts of several steps add up."""
+    collapse, reports = Collapse(1000), []
     for step in range(1, 61):
         collapse.look(torch.rand(2, 1, 28, 28), torch.tensor([7, 7]), torch.tensor([False, False]))
-        told += [(step, what) for what in collapse.judge(step)]
-    assert told == [(25, NEVER_HIT)]
+        reports += [(step, what) for what in collapse.judge(step)]
+    assert reports == [(25, NEVER_HIT)]
 
 
 # --------------------------------------------------------------------------------------------- in a run
 
 
 class OnePicture(Generator):
-    """Draws class 1 without regard to its latent, and the others from theirs."""
+    """Ignores the latent for class 1, and uses it for the other classes."""
 
     name = "one_picture"
     latent_dim = 16
@@ -156,8 +156,7 @@ class OnePicture(Generator):
 
 def settings(quick: Quick, **changes: Any) -> dict[str, Any]:
     options = {"sampling.chunk": 100}
-    found = quick(steps=100, batch_size=24, generator="one_picture", **changes)
-    return found | {"options": options}
+    return quick(steps=100, batch_size=24, generator="one_picture", **changes) | {"options": options}
 
 
 def test_a_generator_that_ignores_its_latent_for_a_class_is_reported_during_training(
@@ -168,11 +167,11 @@ def test_a_generator_that_ignores_its_latent_for_a_class_is_reported_during_trai
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     add_plugin(OnePicture)
-    told_at: list[int] = []
+    reported_at: list[int] = []
     interpkit.invert(
         tiny_target,
         out=tmp_path,
-        on_step=lambda step: told_at.append(step) if "one picture" in caplog.text else None,
+        on_step=lambda step: reported_at.append(step) if "one picture" in caplog.text else None,
         **settings(quick),
     )
     pictures = [message for message in caplog.messages if "one picture" in message]
@@ -180,7 +179,7 @@ def test_a_generator_that_ignores_its_latent_for_a_class_is_reported_during_trai
     assert pictures[0].startswith(
         "at step 50 the images of 1 of 3 classes (class 1) have collapsed to one picture per class: try more weight"
     )
-    assert told_at[0] == 51
+    assert reported_at[0] == 51
     collapsed = Run.open(tmp_path).manifest().collapsed
     assert {"label": 1, "name": "class 1", "what": ONE_PICTURE, "step": 50} in collapsed
     assert [row["label"] for row in collapsed if row["what"] == ONE_PICTURE] == [1]
@@ -206,7 +205,7 @@ def test_a_resumed_run_does_not_report_a_collapse_again(
 
 
 def test_a_collapse_of_most_classes_suggests_a_lower_rate(caplog: pytest.LogCaptureFixture) -> None:
-    recorder = Recorder(100, class_names=["a", "b"])
+    recorder = Recorder(100, class_names=["a", "b"], variety_preset="training-like")
     labels = torch.arange(16) % 2
     for step in range(1, 101):
         logits = torch.eye(2)[labels] if step < 70 else torch.eye(2)[torch.zeros(16, dtype=torch.long)]

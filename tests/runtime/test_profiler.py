@@ -45,7 +45,7 @@ def test_shares_are_of_the_measured_steps_alone(clock: list[float]) -> None:
     ]
 
 
-def test_where_no_profile_is_made_phases_are_nothing(clock: list[float]) -> None:
+def test_phases_do_nothing_without_a_profile(clock: list[float]) -> None:
     clock.clear()  # a clock that is read now raises
     with profiler.profiled(torch.device("cpu"), wanted=False) as profile, profiler.phase("a"):
         assert profile is None
@@ -103,14 +103,14 @@ def test_forward_passes_and_views_of_terms_are_separate_phases(tiny_target: inte
     assert {"look at images", "look at views", "views of robust", "term robust"} < named
 
 
-@pytest.mark.parametrize(("steps", "told"), [("8", "look at images"), ("3", "nothing to profile")])
+@pytest.mark.parametrize(("steps", "words"), [("8", "look at images"), ("3", "nothing to profile")])
 def test_the_command_prints_the_table(
-    tiny_model: Path, quick_flags: list[str], tmp_path: Path, steps: str, told: str
+    tiny_model: Path, quick_flags: list[str], tmp_path: Path, steps: str, words: str
 ) -> None:
     from interpkit.cli import app
 
     command = ["invert", str(tiny_model), *quick_flags, "--steps", steps, "--out", str(tmp_path / "run"), "--profile"]
     result = CliRunner().invoke(app, command)
     assert result.exit_code == 0, result.output
-    assert told in result.output
+    assert words in result.output
     assert (tmp_path / "run/profile.json").is_file()

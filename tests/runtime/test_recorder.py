@@ -1,4 +1,4 @@
-"""The recorder: one record each ten steps, and the first value that is not finite is named with its step."""
+"""The recorder: one record every ten steps, and the first non-finite value is named with its step."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def feed(
     loss: float | None = None,
     right: int = 2,
 ) -> None:
-    """Give one step of four images, ``right`` of which the target puts in the class asked for."""
+    """Record one step of four images, ``right`` of which the target assigns to the requested class."""
     values = {name: torch.tensor(value) for name, value in (terms or {"kl": 1.0, "ce": 2.0}).items()}
     images = torch.full((4, 1, 2, 2), 0.5)
     images[1, 0, 0, 1] = image
@@ -142,7 +142,7 @@ def test_half_precision_values_are_recorded_as_they_are() -> None:
     assert recorder.history[0].loss == recorder.history[0].terms["kl"] == 0.5
 
 
-def test_a_record_survives_its_row() -> None:
+def test_a_record_survives_conversion_to_a_row_and_back() -> None:
     record = StepRecord(10, 30, 1.25, 2.5, {"kl": 0.5, "my-term": 1.5}, 0.75)
     assert StepRecord.from_row(record.to_row(), 30) == record
     assert list(record.to_row()) == ["step", "seconds", "loss", "kl", "my-term", "inversion_accuracy"]
@@ -152,7 +152,7 @@ def test_a_record_survives_its_row() -> None:
 
 
 def losses(values: list[float], steps: int | None = None) -> Recorder:
-    """Give one step after another, the term ``kl`` being the loss and ``ce`` constant."""
+    """Record steps with these losses, where the term ``kl`` equals the loss and ``ce`` is constant."""
     recorder = Recorder(steps or len(values))
     for step, value in enumerate(values, 1):
         feed(recorder, step, loss=value, terms={"kl": value, "ce": 2.0})
@@ -172,10 +172,10 @@ def test_a_loss_that_explodes_is_caught_at_its_step_and_the_term_that_grew_is_na
 @pytest.mark.parametrize(
     "values",
     [
-        [5.0] * 36 + [4900.0] * 4,  # a thousand times the usual is the line
-        [1e6] + [5.0] * 30 + [1e8] * 9,  # it began as high
+        [5.0] * 36 + [4900.0] * 4,  # the limit is a thousand times the usual size
+        [1e6] + [5.0] * 30 + [1e8] * 9,  # the first value was as high
         [1e-6] * 30 + [900.0] * 10,  # from nearly nothing
-        [10.0 ** (step // 100) for step in range(400)],  # slowly: the usual grows along
+        [10.0 ** (step // 100) for step in range(400)],  # slowly, so the usual size grows with it
         [0.0] * 20 + [-3.0] * 20,
     ],
 )
@@ -193,7 +193,7 @@ def test_a_term_that_is_always_large_is_not_named_as_the_one_that_exploded() -> 
 
 
 def test_the_usual_size_of_values_survives_a_checkpoint() -> None:
-    """A recorder that goes on from a checkpoint, and one of another process that has no history, judge alike."""
+    """A recorder resumed from a checkpoint, and one of another process without a history, decide alike."""
     before = losses([5.0] * 33, steps=60)
     for recorder in (Recorder(60), Recorder(60)):
         recorder.take_up({**before.state(), "step": 33})

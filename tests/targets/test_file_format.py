@@ -1,4 +1,4 @@
-"""The classifier's file: what is written comes back word for word, and what cannot be written or read is told."""
+"""The classifier's file: reading returns exactly what was written, and errors name what cannot be written or read."""
 
 from __future__ import annotations
 
@@ -149,7 +149,7 @@ def test_anything_else_is_packed_as_a_graph_from_images_to_logits(tmp_path: Path
     tensors, written = read_target_file(path)
     assert list(tensors) == ["onnx"] and tensors["onnx"].dtype == torch.uint8
     assert written.arch == "onnx:graph" and written.arch_args == {}
-    # The graph takes images as they are, whatever the module took.
+    # The graph accepts images in [0, 1], whatever the module expects.
     assert (written.mean, written.std, written.input_range) == ([0.0] * 3, [1.0] * 3, (0.0, 1.0))
     assert (written.layout, written.channel_order, written.feature_layer) == (None, None, None)
     assert (written.output, written.class_names) == ("logits", ["no", "yes"])
@@ -171,7 +171,7 @@ def test_a_graph_names_its_input_and_output_and_accepts_any_number_of_images() -
 
 
 class Unknown(nn.Module):
-    """Computes what ONNX has no operation for."""
+    """Uses an operation that ONNX does not have."""
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.special.i1(x.flatten(1)[:, :3])

@@ -1,4 +1,4 @@
-"""A batch norm folded into the layer before it gives the same logits, and is left where something looks between."""
+"""Fusing a batch norm with the layer before it keeps the logits; it is not fused if anything reads between the two."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SHAPE = (3, 8, 8)
 
 
 class Head(nn.Module):
-    """Pools four channels and gives three logits; a network inherits it and says what comes before."""
+    """Pools four channels and returns three logits; networks inherit it and define the layers before."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -104,7 +104,7 @@ class NormFirst(Head):
 
 
 class Branches(Head):
-    """Cannot be traced: what it does depends on the image."""
+    """Cannot be traced, because its computation depends on the image."""
 
     def features(self, x: Tensor) -> Tensor:
         y = self.conv(x)
@@ -112,7 +112,7 @@ class Branches(Head):
 
 
 class TypeDependent(Head):
-    """Deceives a tracer, which does not see that the convolution is read a second time."""
+    """Misleads a tracer, which does not see that the convolution's output is read twice."""
 
     def features(self, x: Tensor) -> Tensor:
         y = self.conv(x)
@@ -126,7 +126,7 @@ class BatchStatistics(Head):
 
 
 class OfPositions(nn.Module):
-    """A batch norm over the second axis of what a linear layer gives in the third, of the same size."""
+    """A batch norm over the second axis of a linear layer's output, whose third axis has the same size."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -167,7 +167,7 @@ NETS: dict[str, tuple[Callable[[], nn.Module], int]] = {
 
 
 def trained(make: Callable[[], nn.Module]) -> interpkit.Target:
-    """Return a target whose batch norms have seen something."""
+    """Return a target whose batch norms have non-trivial running statistics."""
     module = make()
     with torch.no_grad():
         module(torch.rand(2, *SHAPE).to(next(p.dtype for p in module.parameters() if p.dtype.is_floating_point)))
@@ -308,5 +308,5 @@ def test_terms_receive_the_target_itself_while_a_copy_runs() -> None:
     broken.get_parameter("module.head.bias").data += 1.0
     plain, _, _ = objective(batch, losses, [], torch.Generator(), off)
     moved, _, _ = objective(batch, losses, [], torch.Generator(), off, looking=broken)
-    assert moved.item() == pytest.approx(plain.item() + 1, rel=1e-4)  # so the copy is what looks
+    assert moved.item() == pytest.approx(plain.item() + 1, rel=1e-4)  # so the copy is what runs
     assert all(given is target for given in seen)

@@ -1,4 +1,4 @@
-"""`wrap`: the user's module is left as found, the preprocessing is right, and faults are named."""
+"""`wrap`: the user's module does not change, the preprocessing is right, and faults are named."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Quick = Callable[..., dict[str, Any]]
 
 
 class Net(nn.Module):
-    """A classifier of 12 x 12 images as users have them: batch norm, dropout, named layers, a buffer."""
+    """A typical user's classifier of 12 x 12 images: batch norm, dropout, named layers, a buffer."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -305,8 +305,8 @@ def test_a_named_feature_layer_is_the_default_features() -> None:
 def test_a_target_describes_itself() -> None:
     target = plain(Net(), class_names=["a", "b", "c"], num_classes=3, name="mine", mean=0.5)
     assert (target.name, target.num_classes, target.class_names) == ("mine", 3, ["a", "b", "c"])
-    said = target.description
-    assert (said.input_shape, said.num_classes, said.mean, said.std) == ((1, 12, 12), 3, [0.5], [1.0])
+    facts = target.description
+    assert (facts.input_shape, facts.num_classes, facts.mean, facts.std) == ((1, 12, 12), 3, [0.5], [1.0])
     assert (target.sources["mean"], target.sources["std"]) == ("given", "default")
     assert target.origin is None
 
@@ -365,7 +365,7 @@ def test_a_module_that_does_not_return_logits_is_refused(net: nn.Module, words: 
 
 
 class Gives(nn.Module):
-    """Gives whatever a function makes of the logits of three classes."""
+    """Returns the result of a function of the logits of three classes."""
 
     def __init__(self, make: Callable[[Tensor], Any]) -> None:
         super().__init__()
@@ -413,7 +413,7 @@ def test_one_output_stands_for_two_classes(make: Callable[[Tensor], Tensor]) -> 
 
 
 def test_an_output_without_a_tensor_is_refused() -> None:
-    with pytest.raises(ModelError, match="no tensor of logits"):
+    with pytest.raises(ModelError, match="does not contain a tensor of logits"):
         wrap(Gives(lambda z: {"logits": "three"}), (1, 12, 12))
 
 

@@ -1,4 +1,4 @@
-"""`watch` sees what passes layers, and leaves no hooks behind."""
+"""`watch` observes the inputs and outputs of layers, and leaves no hooks behind."""
 
 from __future__ import annotations
 
