@@ -178,7 +178,7 @@ def test_wrong_usage(run_copy: Path, words: str, flags: list[str]) -> None:
 def test_wrong_usage_of_a_model(tiny_model: Path, data: Path, tmp_path: Path) -> None:
     fails(2, "no images to explain: name some by --images", tiny_model)
     fails(2, "takes the samples of a run", tiny_model, "--images", data, "--baseline", "class:1")
-    fails(2, "--model goes with a run", tiny_model, "--images", data, "--model", tiny_model)
+    fails(2, "--model belongs to a run", tiny_model, "--images", data, "--model", tiny_model)
     (tmp_path / "torn.png").write_bytes(b"no picture")
     fails(2, "torn.png is no image", tiny_model, "--images", tmp_path / "torn.png")
     Image.new("L", (5, 7)).save(tmp_path / "small.png")

@@ -9,6 +9,7 @@ import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import MethodType
 from typing import Any
 
 import numpy as np
@@ -525,14 +526,15 @@ class RightInverter(GeneratorInverter):
 
 
 class Proxy:
-    """A recorder that hands on all but what it is given."""
+    """A recorder with some attributes replaced, also for the loop that it runs."""
 
     def __init__(self, recorder: Any, **others: Any) -> None:
         self.recorder = recorder
         self.__dict__.update(others)
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self.recorder, name)
+        value = getattr(self.recorder, name)
+        return MethodType(value.__func__, self) if name in ("resume", "training_steps") else value
 
 
 @breaks("inverter", "needs")
