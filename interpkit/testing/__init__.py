@@ -1,13 +1,13 @@
-"""The conformance kit: whether a component keeps what its interface promises, said in words that help to mend it.
+"""The conformance kit: checks that a component satisfies the contract of its interface, and says how to fix it.
 
     from interpkit import testing
 
-    @testing.parametrize_with_checks([MyLoss, MyConditioner], waive={"batch-mean": "it counts, on purpose"})
-    def test_keeps_its_promises(component, check):
+    @testing.parametrize_with_checks([MyLoss, MyConditioner], waive={"batch-mean": "it is a count on purpose"})
+    def test_satisfies_the_contract(component, check):
         check(component)
 
-Outside pytest, ``testing.check_loss(MyLoss)`` runs all checks of a loss and raises one `CheckFailed` that lists what is
-broken, and ``interpkit plugins check NAME`` does so for all that a plugin provides. The pytest fixtures ``tiny_target``
+Outside pytest, ``testing.check_loss(MyLoss)`` runs all checks of a loss and raises one `CheckFailed` that lists the
+failures, and ``interpkit plugins check NAME`` does so for everything that a plugin provides. The pytest fixtures ``tiny_target``
 and ``tiny_inversion`` come with interpkit.
 
 Names are imported when they are first used: pytest loads this package in every session, torch only where it is needed.

@@ -524,8 +524,8 @@ def test_an_absurd_transformers_config_is_refused(
     [
         ({"auto_map": {"AutoModelForImageClassification": "evil.Net"}}, "auto_map"),
         ({"quantization_config": {"quant_method": "gptq"}}, "quantization_config"),
-        ({"hidden_size": 10**9}, "hidden_size = 1000000000 is out of all proportion"),
-        ({"num_hidden_layers": 10**9}, "num_hidden_layers = 1000000000 is out of all proportion"),
+        ({"hidden_size": 10**9}, "hidden_size = 1000000000 is far too large"),
+        ({"num_hidden_layers": 10**9}, "num_hidden_layers = 1000000000 is far too large"),
         ({"image_size": 10**9}, "1000000000"),
         ({"hidden_size": 999_998}, "asks for .* weights, and the file holds"),
     ],

@@ -132,7 +132,7 @@ def test_the_packages_own_tests_pass_untouched(python: Callable[..., Any], packa
     done = python("-m", "pytest", "-rA", "-W", "error", "-p", "no:cacheprovider", *packages.values())
     assert done.returncode == 0, done.stdout[-5000:]
     for kind in KINDS:
-        kept = re.findall(rf"PASSED .*test_made_{kind}.py::test_keeps_its_promises\[", done.stdout)
+        kept = re.findall(rf"PASSED .*test_made_{kind}.py::test_satisfies_the_contract\[", done.stdout)
         assert len(kept) >= 5, (kind, done.stdout)
     assert "SKIPPED" not in done.stdout
 
@@ -286,12 +286,12 @@ def test_what_is_no_name_is_refused_with_one_that_is(tmp_path: Path, name: str, 
     ("name", "why"),
     [
         ("vecmat", "it is an installed plugin"),
-        ("ce", "the plugin 'losses' has something of that name"),
-        ("training-like", "the plugin 'robust' has something of that name"),
+        ("ce", "the plugin 'losses' has a component of that name"),
+        ("training-like", "the plugin 'robust' has a component of that name"),
         ("torch", "there is a Python package 'torch'"),
         ("json", "there is a Python package 'json'"),
-        ("loss", "it is a word of interpkit's own"),
-        ("step", "it is a word of interpkit's own"),
+        ("loss", "interpkit uses that word itself"),
+        ("step", "interpkit uses that word itself"),
     ],
 )
 def test_a_name_that_is_taken_is_refused_with_one_that_is_not(tmp_path: Path, name: str, why: str) -> None:

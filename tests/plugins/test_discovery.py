@@ -274,7 +274,7 @@ def test_only_the_plugins_that_are_named_are_loaded(find: Find, caplog: pytest.L
     plugins = Plugins(points, only=["two", "tree"])
     assert {name: p.status for name, p in plugins.found.items()} == {"one": "disabled", "two": "ok"}
     assert plugins.found["one"].left_out == "INTERPKIT_LOAD_PLUGINS=two,tree"
-    assert "INTERPKIT_LOAD_PLUGINS names 'tree', which is no installed plugin" in caplog.text
+    assert "INTERPKIT_LOAD_PLUGINS names 'tree', which is not an installed plugin" in caplog.text
     none = Plugins(points, only=[])
     assert [p.status for p in none.found.values()] == ["disabled", "disabled"]
     assert none.registry.names("inverter") == ["generator"] and none.registry.names("loss") == []

@@ -190,7 +190,7 @@ class Count(Metric):
         return {"count": len(study.images)}
 
 @testing.parametrize_with_checks([Sum, Count], waive=WAIVE)
-def test_keeps_its_promises(component, check):
+def test_satisfies_the_contract(component, check):
     check(component)
 """
 
@@ -202,7 +202,7 @@ def test_cases_are_named_after_component_and_check_and_waived_ones_are_skipped(p
     losses, metrics = (len(testing.checks.checks_of_kind(kind)) for kind in ("loss", "metric"))
     assert outcomes == {"passed": losses + metrics - 3, "skipped": 2, "failed": 1}
     result.stdout.fnmatch_lines(["*SKIPPED*we have one device*"])
-    result.stdout.fnmatch_lines(["*::test_keeps_its_promises?sum-batch-mean? FAILED*"])
+    result.stdout.fnmatch_lines(["*::test_satisfies_the_contract?sum-batch-mean? FAILED*"])
     result.stdout.fnmatch_lines(["*mend: take the mean over the batch, not the sum.*"])
 
 
