@@ -16,7 +16,7 @@ def report(
         str | None,
         typer.Option(
             metavar="DATA",
-            help="Real images, to show the nearest one to each sample: FILE.npz[:train], a folder with one subfolder per "
+            help="Real images, to show each sample's nearest one: FILE.npz[:train], a folder with one subfolder per "
             "class, or torchvision:NAME.",
         ),
     ] = None,

@@ -58,7 +58,7 @@ class Registry:
         """Add a class or an instance of one of the kinds, on behalf of the plugin ``owner``.
 
         Raises:
-            PluginError: its kind is unknown, it is abstract, its name is invalid, or its owner has already added that name.
+            PluginError: its kind is unknown, it is abstract, its name is invalid, or its owner already has that name.
         """
         base = item if inspect.isclass(item) else type(item)
         kind = kind_of(base)

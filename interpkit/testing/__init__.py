@@ -7,8 +7,8 @@
         check(component)
 
 Outside pytest, ``testing.check_loss(MyLoss)`` runs all checks of a loss and raises one `CheckFailed` that lists the
-failures, and ``interpkit plugins check NAME`` does so for everything that a plugin provides. The pytest fixtures ``tiny_target``
-and ``tiny_inversion`` come with interpkit.
+failures, and ``interpkit plugins check NAME`` does so for everything that a plugin provides. The
+pytest fixtures ``tiny_target`` and ``tiny_inversion`` come with interpkit.
 
 Names are imported when they are first used: pytest loads this package in every session, torch only where it is needed.
 """

@@ -284,7 +284,7 @@ def test_a_processor_that_does_not_normalise_says_no_mean_and_a_factor_is_a_numb
     config(tmp_path, {"do_normalize": False, "image_mean": [0.5]}, "preprocessor_config.json")
     assert set(loader._preprocessing(tmp_path, {})) == {"input_shape", "input_range"}
     config(tmp_path, {"rescale_factor": "a" * 100}, "preprocessor_config.json")
-    with pytest.raises(ModelError, match=r"preprocessor_config.json: rescale_factor is no number, but a{60}\.$"):
+    with pytest.raises(ModelError, match=r"preprocessor_config.json: rescale_factor is not a number, but a{60}\.$"):
         loader._preprocessing(tmp_path, {})
 
 

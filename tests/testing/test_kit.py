@@ -83,7 +83,7 @@ def test_a_failure_lists_each_broken_promise_with_what_was_seen_and_how_to_mend_
     with pytest.raises(testing.CheckFailed) as caught:
         testing.check_loss(Sum)
     message = str(caught.value)
-    assert message.startswith("the loss 'sum' breaks a promise of its interface:")
+    assert message.startswith("the loss 'sum' violates the contract of its interface:")
     assert "batch-mean: its size does not grow with the batch" in message
     assert re.search(r"seen: \d+\.?\d* for 8 random images, \d+\.?\d* for 64", message)
     assert "mend: take the mean over the batch, not the sum." in message
@@ -103,7 +103,7 @@ def test_what_cannot_be_built_is_told_once_and_the_rest_is_not_checked() -> None
     assert (found[0].check.name, found[0].status) == ("builds", "broken")
     assert re.search(r"ZeroDivisionError: at least it says so \(.*test_kit\.py, line \d+\)", found[0].detail)
     assert {outcome.status for outcome in found[1:]} == {"unchecked"}
-    with pytest.raises(testing.CheckFailed, match="breaks a promise"):
+    with pytest.raises(testing.CheckFailed, match="violates the contract"):
         testing.check_loss(Outspoken)
 
 
@@ -132,7 +132,7 @@ def test_checks_leave_every_global_generator_as_it_was() -> None:
     ids=["dict", "preset", "instance"],
 )
 def test_what_has_no_checks_is_told(thing: Any) -> None:
-    with pytest.raises(UsageError, match="cannot be checked: give a class of conditioner, generator, loss"):
+    with pytest.raises(UsageError, match="cannot be checked: pass a class of conditioner, generator, loss"):
         testing.checks_of(thing)
 
 

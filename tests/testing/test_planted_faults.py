@@ -598,8 +598,8 @@ class ClashingName(GeneratorInversion):
     ("result", "words"),
     [
         (OtherSections, "the sections"),
-        (OtherImages, "its images are others once it is loaded"),
-        (RandomBytes, "files() gives other bytes the second time"),
+        (OtherImages, "its images differ after loading"),
+        (RandomBytes, "files() returns other bytes the second time"),
         (ClashingName, "files() names files of its own"),
     ],
 )
