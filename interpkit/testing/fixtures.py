@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def tiny_target() -> Target:
-    """A small trained classifier of 1 x 12 x 12 images and 3 classes, the same in every test; each gets its own copy."""
+    """A small trained classifier of 1 x 12 x 12 images and 3 classes, the same in every test; a copy for each."""
     from interpkit.testing import toy_models
 
     return toy_models.tiny_target()

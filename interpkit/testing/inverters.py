@@ -204,7 +204,7 @@ def empty(cls: Any) -> None:
     by="inverter",
     promise="from `files()` and its samples, `load` returns the same inversion: its type, its classes and the "
     "same images; the report can show its `sections()`",
-    remedy="return all that drawing needs from files(), and read it in Inverter.load with stored.read or stored.tensors",
+    remedy="return what drawing needs from files(), and read it in Inverter.load with stored.read or stored.tensors",
 )
 def loads(cls: Any) -> None:
     """It survives saving and loading."""

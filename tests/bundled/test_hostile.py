@@ -210,7 +210,7 @@ def test_a_checkpoint_without_this_networks_weights_is_refused(
     refused(tmp_path / "net.pt", "no state dict|do not fit", *CNN_FLAGS)
 
 
-def test_weights_that_are_no_plain_tensors_are_refused(tmp_path: Path, refused: Callable[..., str]) -> None:
+def test_weights_other_than_plain_tensors_are_refused(tmp_path: Path, refused: Callable[..., str]) -> None:
     state = cnn().state_dict()
     for name, odd in (("sparse", state["0.weight"].to_sparse()), ("complex", state["0.weight"].to(torch.complex64))):
         torch.save(state | {"0.weight": odd}, tmp_path / f"{name}.pt")

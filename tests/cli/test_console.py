@@ -51,7 +51,7 @@ def test_progress_and_notes_are_lost_and_no_error_is_raised(
 
 
 @pytest.mark.parametrize("closed", [True, False], ids=["closed", "none"])
-def test_no_stream_at_all_is_no_error_either(monkeypatch: pytest.MonkeyPatch, closed: bool) -> None:
+def test_a_missing_stream_does_not_raise(monkeypatch: pytest.MonkeyPatch, closed: bool) -> None:
     stream = io.StringIO()
     stream.close()
     monkeypatch.setattr(sys, "stderr", stream if closed else None)

@@ -84,7 +84,7 @@ def test_json_alone_goes_to_stdout(run_copy: Path) -> None:
     assert "robustness" not in json.loads(result.stdout)
 
 
-def test_what_is_left_out_is_told(run_copy: Path, tmp_path: Path) -> None:
+def test_left_out_metrics_are_reported(run_copy: Path, tmp_path: Path) -> None:
     data = write_data(tmp_path / "data.npz", count=20, classes=2)
     result = cli("evaluate", run_copy, "--reference", data, "--metric", "reference")
     assert result.exit_code == 0
@@ -99,7 +99,7 @@ def test_what_is_left_out_is_told(run_copy: Path, tmp_path: Path) -> None:
     assert "reference" not in json.loads((run_copy / "metrics.json").read_text())  # nor the older figures
 
 
-def test_an_evaluator_that_disagrees_is_told_of(run_copy: Path, judge: Path) -> None:
+def test_an_evaluator_that_disagrees_is_reported(run_copy: Path, judge: Path) -> None:
     result = cli("evaluate", run_copy, "--evaluator", judge, "--metric", "agreement", "--json")
     agreement = json.loads(result.stdout)["evaluators"][0]["agreement"]
     assert ("The evaluator judge agrees on" in result.stderr) == (agreement < 0.5)
@@ -126,7 +126,7 @@ def test_reference_data_that_does_not_fit_is_refused(
     assert (run_copy / "metrics.json").read_bytes() == before
 
 
-def test_wrong_words_are_told(run_copy: Path, tmp_path: Path) -> None:
+def test_wrong_arguments_are_refused(run_copy: Path, tmp_path: Path) -> None:
     fails(2, "no metric 'diversty'.*Did you mean 'diversity'", "evaluate", run_copy, "--metric", "diversty")
     fails(2, "'reference' needs reference: add --reference DATA", "evaluate", run_copy, "--metric", "reference")
     fails(2, "has no option 'pol'.*Did you mean 'pool'", "evaluate", run_copy, "--set", "diversity.pol=2")
@@ -158,7 +158,7 @@ def test_vectors_of_8_bits_are_as_they_stand_in_the_file(tmp_path: Path) -> None
     assert load_data(str(tmp_path / "data.npz"), (2,)).images.tolist() == [[0, 3], [255, 4]]
 
 
-def test_a_file_that_is_no_reference_data_is_told(
+def test_a_file_without_reference_data_is_refused(
     run_copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refused(words: str, spec: str | Path) -> None:
@@ -201,7 +201,7 @@ def test_a_file_that_is_no_reference_data_is_told(
         ('{"schema": 1, "cou', "cannot be read"),
     ],
 )
-def test_spoilt_metrics_are_told_and_measured_anew_as_the_message_says(
+def test_damaged_metrics_are_reported_and_the_suggested_command_measures_them_again(
     run_copy: Path, content: str, words: str
 ) -> None:
     (run_copy / "metrics.json").write_text(content)
@@ -212,7 +212,7 @@ def test_spoilt_metrics_are_told_and_measured_anew_as_the_message_says(
     assert cli("compare", run_copy, run_copy).exit_code == 0
 
 
-def test_a_method_that_does_not_fit_is_told(tiny_model: Path, tmp_path: Path) -> None:
+def test_a_method_that_does_not_fit_is_refused(tiny_model: Path, tmp_path: Path) -> None:
     dry = ["invert", tiny_model, "--dry-run", "--inverter"]
     result = cli(*dry, "pixel")
     assert result.exit_code == 2 and "no inverter 'pixel'. Did you mean 'pixels'?" in result.stderr
@@ -220,7 +220,7 @@ def test_a_method_that_does_not_fit_is_told(tiny_model: Path, tmp_path: Path) ->
     assert result.exit_code == 2 and "'pixels' trains no generator: leave --generators out" in result.stderr
 
 
-def test_a_run_that_is_not_whole_is_told_of(run_copy: Path, tmp_path: Path) -> None:
+def test_an_incomplete_run_is_reported(run_copy: Path, tmp_path: Path) -> None:
     samples = run_copy / "samples.safetensors"
     samples.write_bytes(samples.read_bytes()[:-100])
     fails(1, "not a whole safetensors file", "evaluate", run_copy)
@@ -263,7 +263,7 @@ def test_runs_are_laid_side_by_side(run_copy: Path, finished_run: Path) -> None:
     assert "finished" in result.stdout and "run-copy" in result.stdout
 
 
-def test_runs_of_other_classifiers_are_told_of(
+def test_runs_of_different_classifiers_are_reported(
     run_copy: Path, tmp_path: Path, make_model: MakeModel, quick: Callable[..., dict[str, Any]]
 ) -> None:
     interpkit.invert(make_model(tmp_path / "other.safetensors", seed=4), out=tmp_path / "b", **quick(steps=2))
@@ -275,7 +275,7 @@ def test_runs_of_other_classifiers_are_told_of(
     assert "different classifiers" in result.stderr and "tiny" in result.stderr and "other" in result.stderr
 
 
-def test_runs_of_one_name_are_told_apart_by_their_paths(finished_run: Path, tmp_path: Path) -> None:
+def test_runs_of_one_name_are_distinguished_by_their_paths(finished_run: Path, tmp_path: Path) -> None:
     for place in ("a", "b"):
         shutil.copytree(finished_run, tmp_path / place / "r")
     result = CliRunner().invoke(app, ["compare", str(tmp_path / "a/r"), str(tmp_path / "b/r")], env={"COLUMNS": "400"})
@@ -336,7 +336,7 @@ def test_invert_tells_of_low_variety_on_stderr(tiny_model: Path, tmp_path: Path,
     assert "the target's own opinion" in result.stdout and "Low variety" not in result.stdout
 
 
-def test_runs_measured_on_different_data_are_told_apart(run_copy: Path, tmp_path: Path) -> None:
+def test_runs_measured_on_different_data_are_reported(run_copy: Path, tmp_path: Path) -> None:
     other = tmp_path / "other"
     shutil.copytree(run_copy, other)
     for folder, on in ((run_copy, "a.npz"), (other, "b.npz")):

@@ -357,7 +357,7 @@ def test_a_missing_file_ends_with_3_and_the_nearest_name(tiny_model: Path, comma
         ("model.safetensors", -1, "not a whole safetensors file"),
     ],
 )
-def test_a_file_that_is_no_whole_safetensors_file_ends_with_3(
+def test_a_torn_safetensors_file_exits_with_3(
     tmp_path: Path, tiny_model: Path, name: str, cut: int | None, words: str
 ) -> None:
     (tmp_path / name).write_bytes(tiny_model.read_bytes()[:cut])
@@ -604,7 +604,7 @@ def test_sample_refuses_what_it_cannot_do(finished_run: Path, code: int, flags: 
     fails(code, words, "sample", finished_run, *flags)
 
 
-def test_sample_of_what_is_no_run_ends_with_1(tmp_path: Path) -> None:
+def test_sampling_a_folder_that_is_not_a_run_exits_with_1(tmp_path: Path) -> None:
     fails(1, "is not a run folder", "sample", tmp_path)
 
 

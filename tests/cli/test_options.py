@@ -34,7 +34,7 @@ def test_names_stand_in_lines_or_in_a_json_list(text: str, names: list[str], tmp
     ],
     ids=["torn", "deep", "no text", "missing"],
 )
-def test_a_file_of_names_that_is_none_is_told(content: bytes | None, words: str, tmp_path: Path) -> None:
+def test_an_invalid_file_of_names_is_refused(content: bytes | None, words: str, tmp_path: Path) -> None:
     if content is not None:
         (tmp_path / "names.txt").write_bytes(content)
     with pytest.raises(UsageError, match=words):

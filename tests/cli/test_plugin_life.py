@@ -192,7 +192,7 @@ def test_no_plugin_may_stand_anywhere_and_lasts_for_one_command(flag: list[str],
     assert "disabled by --no-plugin robust" in cli("plugins", "list", *flag).stdout
 
 
-def test_what_a_plugin_left_out_provides_is_missed_in_so_many_words(tiny_model: Path, finished_run: Path) -> None:
+def test_a_missing_component_names_the_disabled_plugins(tiny_model: Path, finished_run: Path) -> None:
     out = "--no-plugin"
     fails(
         4,
@@ -335,7 +335,7 @@ def test_a_file_with_no_preset_is_only_registered(plugins: Plugins, tmp_path: Pa
     )
 
 
-def test_an_edited_file_is_loaded_anew(plugin_file: Path, plugins: Plugins) -> None:
+def test_an_edited_file_is_loaded_again(plugin_file: Path, plugins: Plugins) -> None:
     first = plugins.add_file(plugin_file)
     assert plugins.add_file(plugin_file) is first
     plugin_file.write_text(plugin_file.read_text().replace('name = "dark"', 'name = "dusk"'))  # as long as it was
@@ -376,7 +376,7 @@ def test_a_recipe_cannot_have_a_file_loaded(plugin_file: Path, plugins: Plugins,
 # -------------------------------------------------------------------------------------------- faults
 
 
-def test_a_fault_in_a_plugin_that_is_no_component_of_the_loop_ends_with_4_by_name(
+def test_an_error_in_a_plugin_outside_the_loop_exits_with_4_and_names_the_plugin(
     tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(path: Path) -> Any:

@@ -275,7 +275,7 @@ def test_the_class_is_named_after_the_plugin(name: str, class_name: str) -> None
         ("..\\my-loss", r"'my-loss'\. Name the folder by --out \.\./my-loss"),
     ],
 )
-def test_what_is_no_name_is_refused_with_one_that_is(tmp_path: Path, name: str, suggested: str) -> None:
+def test_an_invalid_name_is_refused_with_a_valid_suggestion(tmp_path: Path, name: str, suggested: str) -> None:
     fails(
         f"is not a valid plugin name. Use at most .* e.g. {suggested}", name, "--kind", "loss", "--out", tmp_path / "a"
     )

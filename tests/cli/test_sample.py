@@ -104,7 +104,7 @@ def test_what_does_not_go_together_is_refused(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_other_samples_in_the_folder_are_told_and_end_with_1(finished_run: Path, tmp_path: Path) -> None:
+def test_other_samples_in_the_folder_are_reported_and_exit_with_1(finished_run: Path, tmp_path: Path) -> None:
     assert in_shards(finished_run, tmp_path / "out").exit_code == 0
     result = in_shards(finished_run, tmp_path / "out", "--seed", "99")
     assert result.exit_code == 1 and result.stdout == ""

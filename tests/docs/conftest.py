@@ -75,7 +75,7 @@ def make_data(place: Path, needs: Callable[[str], Path]) -> None:
 
 
 def make_folders(place: Path, needs: Callable[[str], Path]) -> None:
-    """Write a folder of images with a folder a class."""
+    """Write a folder of images with one subfolder per class."""
     for number, (image, label) in enumerate(zip(*squares(12, 3), strict=True)):
         folder = place / str(label)
         folder.mkdir(parents=True, exist_ok=True)

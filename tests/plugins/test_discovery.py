@@ -1,4 +1,4 @@
-"""Plugins: a fault in one is told with its name and harms no other; an outside package is used as a bundled one is."""
+"""Plugins: a fault in one is reported by name and harms no other; an outside package is used as a bundled one is."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def same(tmp_path: Path, find: Find) -> Same:
 BROKEN = {
     "raises on import": ("raise ImportError('no such library')", "ImportError: no such library"),
     "exits on import": ("raise SystemExit(3)", "SystemExit: 3"),
-    "is no Python": ("def (", "SyntaxError"),
+    "is not Python": ("def (", "SyntaxError"),
     "raises in register": (
         """
         @hookimpl
@@ -178,7 +178,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize(("source", "words"), BROKEN.values(), ids=BROKEN.keys())
-def test_a_broken_plugin_is_told_by_name_and_harms_no_other(
+def test_a_broken_plugin_is_reported_by_name_and_harms_no_other(
     find: Find, caplog: pytest.LogCaptureFixture, source: str, words: str
 ) -> None:
     plugins = find(after=REGISTER_GOOD, broken=source, zebra=REGISTER_GOOD)
@@ -201,7 +201,7 @@ def test_what_a_broken_plugin_is_asked_for_by_name_is_its_fault(find: Find) -> N
         assert caught.value.exit_code == 4
 
 
-def test_an_unknown_preset_is_told_with_the_nearest(find: Find) -> None:
+def test_an_unknown_preset_is_refused_with_the_nearest_name(find: Find) -> None:
     plugins = find(mine="@hookimpl\ndef register(registry):\n    registry.add(Preset('vector-art', {}, 'x'))\n")
     with pytest.raises(PluginError, match=r"no plugin or preset 'vectorart'\. Did you mean 'vector-art'") as caught:
         plugins.preset("vectorart")
@@ -379,7 +379,7 @@ def test_an_error_names_the_file_and_line_of_the_plugins_own_code(find: Find, so
     assert f"/ikt_test_mine.py, line {line})" in error
 
 
-def test_a_name_that_two_plugins_use_is_told_apart_by_its_owner(find: Find) -> None:
+def test_a_name_that_two_plugins_use_is_distinguished_by_its_owner(find: Find) -> None:
     plugins = find(one=REGISTER_GOOD, two=REGISTER_GOOD)
     with pytest.raises(UsageError, match="several plugins have a loss 'good': say one:good or two:good"):
         plugins.component("loss", "good")

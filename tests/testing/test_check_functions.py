@@ -43,7 +43,7 @@ def test_a_function_takes_its_own_kind_alone(kind: str, tiny_target: interpkit.T
 
 
 @pytest.mark.parametrize("kind", FUNCTIONS)
-def test_checks_are_told_apart_by_name(kind: str, tiny_target: interpkit.Target) -> None:
+def test_check_names_are_unique(kind: str, tiny_target: interpkit.Target) -> None:
     checks = testing.checks_of(one_of(kind, tiny_target))
     assert checks and all(isinstance(check, testing.Check) for check in checks)
     assert len({check.name for check in checks}) == len(checks)

@@ -73,13 +73,13 @@ class Leaving(Brightness):
 # ---------------------------------------------------------------------------------------- what it says
 
 
-def test_a_component_that_ends_the_process_only_breaks_its_promises() -> None:
+def test_a_component_that_exits_the_process_only_fails_its_checks() -> None:
     scalar = next(check for check in testing.checks_of(Leaving) if check.name == "scalar")
     with pytest.raises(testing.CheckFailed, match=r"seen: SystemExit: 3 \(.*test_kit\.py, line \d+\)"):
         scalar(Leaving)
 
 
-def test_a_failure_lists_each_broken_promise_with_what_was_seen_and_how_to_mend_it() -> None:
+def test_a_failure_lists_each_failed_check_with_its_finding_and_remedy() -> None:
     with pytest.raises(testing.CheckFailed) as caught:
         testing.check_loss(Sum)
     message = str(caught.value)
@@ -98,7 +98,7 @@ def test_one_check_can_be_called_by_itself() -> None:
         checks["batch-mean"](Sum)
 
 
-def test_what_cannot_be_built_is_told_once_and_the_rest_is_not_checked() -> None:
+def test_a_component_that_cannot_be_built_fails_once_and_the_rest_is_not_checked() -> None:
     found = list(testing.outcomes(Outspoken))
     assert (found[0].check.name, found[0].status) == ("builds", "broken")
     assert re.search(r"ZeroDivisionError: at least it says so \(.*test_kit\.py, line \d+\)", found[0].detail)
@@ -131,12 +131,12 @@ def test_checks_leave_every_global_generator_as_it_was() -> None:
     [dict, interpkit.Preset("x", {}, "x"), Brightness(toy_models.tiny_target())],
     ids=["dict", "preset", "instance"],
 )
-def test_what_has_no_checks_is_told(thing: Any) -> None:
+def test_an_object_without_checks_is_refused(thing: Any) -> None:
     with pytest.raises(UsageError, match="cannot be checked: pass a class of conditioner, generator, loss"):
         testing.checks_of(thing)
 
 
-def test_a_component_of_another_kind_is_told_which_check_it_takes() -> None:
+def test_the_error_for_a_component_of_another_kind_names_its_check() -> None:
     with pytest.raises(UsageError, match=r"'brightness' is a loss, not a metric: check_loss\."):
         testing.check_metric(Brightness)  # type: ignore[arg-type]
 
@@ -315,13 +315,13 @@ class Unruly(toy_models.PlainConditioner):
     name = "unruly"
 
     def sample(self, *arguments: Any, **named: Any) -> Any:
-        print("what is printed is no answer")  # noqa: T201
+        print("printed text is not a result")  # noqa: T201
         if torch.distributed.is_initialized() and torch.distributed.get_rank() == 1:
             raise KeyError("not here")
         return super().sample(*arguments, **named)
 
 
-def test_a_process_that_fails_alone_is_told_and_both_are_replaced() -> None:
+def test_a_process_that_fails_alone_is_reported_and_both_are_replaced() -> None:
     first = in_both(os.getpid)
     assert len({*first, os.getpid()}) == 3
     assert in_both(os.getpid) == first
@@ -331,7 +331,7 @@ def test_a_process_that_fails_alone_is_told_and_both_are_replaced() -> None:
     assert not set(again) & set(first)
 
 
-def test_a_class_in_a_function_is_told() -> None:
+def test_a_class_in_a_function_is_refused() -> None:
     class Hidden(Brightness):
         """It cannot be imported."""
 

@@ -603,7 +603,7 @@ class ClashingName(GeneratorInversion):
         (ClashingName, "files() names files of its own"),
     ],
 )
-def test_an_inversion_that_cannot_be_saved_or_loaded_is_told(result: Any, words: str) -> None:
+def test_an_inversion_that_cannot_be_saved_or_loaded_fails(result: Any, words: str) -> None:
     class Inverter(RightInverter):
         def invert(self, *arguments: Any) -> Any:
             return self.of(super().invert(*arguments))
@@ -869,7 +869,7 @@ class RightLoader(Loader):
         try:
             return json.loads(path.read_text())
         except ValueError as error:
-            raise ModelError(f"{path} is no JSON: {error}. Save it again.") from error
+            raise ModelError(f"{path} is not JSON: {error}. Save it again.") from error
 
     def load(self, path: Path, options: TargetOptions) -> Any:
         content = self.read(path)
@@ -1093,7 +1093,7 @@ def broken(component: Any) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("kind", [*COMPONENTS, "loader", "target"])
-def test_a_right_component_keeps_all_promises(kind: str) -> None:
+def test_a_correct_component_passes_all_checks(kind: str) -> None:
     component = made(kind, RIGHT[kind])
     assert broken(component) == {}
     getattr(testing, f"check_{kind}")(component)
