@@ -166,13 +166,13 @@ def test_a_file_without_reference_data_is_refused(
 
     whole = write_data(tmp_path / "whole.npz")
     (tmp_path / "torn.npz").write_bytes(whole.read_bytes()[:5000])
-    refused("torn.npz is no whole .npz", tmp_path / "torn.npz")
+    refused("torn.npz is .*whole .npz", tmp_path / "torn.npz")
     np.save(tmp_path / "one.npy", np.zeros((4, 12, 12)))
-    refused("one.npz is no whole .npz", (tmp_path / "one.npy").rename(tmp_path / "one.npz"))
+    refused("one.npz is .*whole .npz", (tmp_path / "one.npy").rename(tmp_path / "one.npz"))
     np.savez(tmp_path / "huge.npz", images=np.full((3, 12, 12), 1e300), labels=np.arange(3))
     refused("from inf to inf", tmp_path / "huge.npz")
     refused(r"error: \S*whole.npz has x_test, .*; it needs x_valid and y_valid", f"{whole}:valid")
-    refused("'' is no reference data", "")
+    refused("'' is .*reference data", "")
     digits = tmp_path / "folder" / "²"
     digits.mkdir(parents=True)
     refused("no class is named so", digits.parent)

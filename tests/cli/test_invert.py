@@ -476,7 +476,7 @@ def test_a_fault_of_a_plugin_is_one_message_with_the_way_to_the_traceback(
 
 
 def test_a_folder_that_holds_another_run_ends_with_1(run_copy: Path, tiny_model: Path, quick_flags: list[str]) -> None:
-    words = "holds another run: go on with it by --resume, replace it by --force"
+    words = "holds another run: .*--resume.*--force"
     fails(1, words, "invert", tiny_model, *quick_flags, "--out", run_copy)
     forced = cli("invert", tiny_model, *quick_flags, "--steps", "2", "--out", run_copy, "--force")
     assert forced.exit_code == 0

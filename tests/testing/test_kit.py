@@ -137,7 +137,7 @@ def test_an_object_without_checks_is_refused(thing: Any) -> None:
 
 
 def test_the_error_for_a_component_of_another_kind_names_its_check() -> None:
-    with pytest.raises(UsageError, match=r"'brightness' is a loss, not a metric: check_loss\."):
+    with pytest.raises(UsageError, match=r"'brightness' is a loss, not a metric: call check_loss\."):
         testing.check_metric(Brightness)  # type: ignore[arg-type]
 
 
