@@ -1,6 +1,6 @@
 """Every error that interpkit raises on purpose, each with the exit code of the command line.
 
-An error is one readable message that says what was wrong, what was seen, and what to type instead.
+An error is one readable message: what is wrong, what was found, and what to do.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from traceback import walk_tb
 from types import FrameType
 
 DISTRIBUTION = "network-inversion"
-"""The name that pip installs interpkit by; the project that PyPI calls ``interpkit`` is a different one."""
+"""The name that pip installs interpkit by; PyPI's project ``interpkit`` is a different one."""
 
 
 class InterpkitError(Exception):
@@ -34,8 +34,8 @@ class DivergedError(RunError):
 
     Args:
         message: what happened, and what to do.
-        what: happened.
-        step: at which it did.
+        what: what happened, in short.
+        step: the step at which it happened.
     """
 
     def __init__(self, message: str, what: str, step: int) -> None:
@@ -84,7 +84,7 @@ def with_place(error: BaseException, module: str) -> str:
 
 
 def raised_in(error: BaseException, module: str) -> bool:
-    """Return whether code of ``module`` itself raised an error, rather than what it called."""
+    """Return whether code of ``module`` itself raised an error, rather than code that it called."""
     frames = [frame for frame, _ in walk_tb(error.__traceback__)]
     return bool(frames) and _is_of(frames[-1], module)
 
@@ -129,7 +129,7 @@ def _clone() -> Path | None:
         project = tomllib.loads((root / "pyproject.toml").read_text("utf-8")).get("project", {})
     except (OSError, ValueError):
         return None
-    return root if project.get("name") == DISTRIBUTION else None  # a wheel may lie in a folder of another project
+    return root if project.get("name") == DISTRIBUTION else None  # a wheel may be in another project's folder
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
@@ -157,13 +157,13 @@ _IN_PYTHON = {
     "plugin": "plugins=[{}]",
     "preset": "presets=[{}]",
 }
-"""Settings that are spelled differently there, ``{}`` standing for the value."""
+"""Settings that are spelled differently there; ``{}`` stands for the value."""
 _FUNCTIONS = {"pack": "pack_target", "report": "write_report"}
 
 
 @contextmanager
 def in_shell() -> Iterator[None]:
-    """Make `setting` and `command` write what one types in a shell, for the length of the block."""
+    """Make `setting` and `command` write shell flags and commands within the block."""
     global _in_shell
     before, _in_shell = _in_shell, True
     try:
@@ -173,7 +173,7 @@ def in_shell() -> Iterator[None]:
 
 
 def setting(name: str, value: object = True) -> str:
-    """Return a setting as the reader of a message writes it: a flag in the shell, an argument in Python.
+    """Return a setting as the user types it: a flag in the shell, an argument in Python.
 
     ``setting("batch_size", 140)`` is ``--batch-size 140`` or ``batch_size=140``, and ``setting("optimizer.lr", 0.001)``
     is ``--set optimizer.lr=0.001`` or ``options={'optimizer.lr': 0.001}``.
@@ -195,7 +195,7 @@ def setting(name: str, value: object = True) -> str:
 
 
 def command(name: str, argument: str) -> str:
-    """Return a call that a message advises: ``interpkit evaluate RUN``, or ``interpkit.evaluate(RUN)`` in Python."""
+    """Return a call for a message to suggest: ``interpkit evaluate RUN``, or ``interpkit.evaluate(RUN)`` in Python."""
     if _in_shell:
         return f"interpkit {name} {shlex.quote(argument)}"
     return f"interpkit.{_FUNCTIONS.get(name, name)}({argument if argument.isupper() else repr(argument)})"

@@ -28,12 +28,12 @@ def _plugin_commands() -> dict[str, importlib.metadata.EntryPoint]:
 
 
 class Commands(options.Group):
-    """Turns errors into messages and exit codes, and finds the commands of plugins when one is asked for."""
+    """Turns errors into messages and exit codes, and finds plugins' commands on demand."""
 
     debug = False
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Take ``--debug`` and ``--no-plugin NAME`` wherever they stand."""
+        """Accept ``--debug`` and ``--no-plugin NAME`` anywhere on the line."""
         self.debug = "--debug" in args
         words = iter([arg for arg in args if arg != "--debug"])
         first: list[str] = []
@@ -58,7 +58,7 @@ class Commands(options.Group):
         return typer.main.get_command(loaded) if isinstance(loaded, typer.Typer) else loaded
 
     def invoke(self, ctx: Any) -> Any:
-        """Run the command; an error is one message, a traceback only with ``--debug``."""
+        """Run the command; an error prints one message, and a traceback only with ``--debug``."""
         try:
             with on_stop(signal.default_int_handler), in_shell(), _processes():
                 return super().invoke(ctx)
@@ -78,14 +78,14 @@ class Commands(options.Group):
         except OSError as error:
             if self.debug:
                 raise
-            full = " Make room there, or name another place." if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
+            full = " Free some space, or choose another place." if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
             console.error(f"{error.filename or 'a file'}: {error.strerror or error}.{full}")
             raise typer.Exit(1) from error
         except Exception as error:
             if self.debug or type(error).__module__.startswith(("typer.", "click.")):
                 raise
             if _is_out_of_memory(error):
-                console.error("out of memory. End what else runs here, ask for fewer images, or take another --device.")
+                console.error("out of memory. Stop other programs here, ask for fewer images, or use another --device.")
                 raise typer.Exit(1) from error
             fault = _plugin_fault(error)
             if fault is not None:
@@ -99,7 +99,7 @@ class Commands(options.Group):
 
 @contextmanager
 def _processes() -> Iterator[None]:
-    """Join the processes that ``torchrun`` started, of which the first alone speaks but for errors."""
+    """Join the processes that ``torchrun`` started, of which only the first prints anything but errors."""
     if torchrun.WORLD_SIZE == 1:
         yield
         return
@@ -112,7 +112,7 @@ def _processes() -> Iterator[None]:
 
 
 def _hint(error: InterpkitError) -> str:
-    """Return where to look further, if the error comes from a plugin's code."""
+    """Return how to find out more, if the error comes from a plugin's code."""
     cause: BaseException | None = error
     while isinstance(cause, InterpkitError):
         cause = cause.__cause__
@@ -157,7 +157,7 @@ def _main(
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
     no_plugin: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME", help="Plugin that is not loaded; repeatable, anywhere on the line."),
+        typer.Option(metavar="NAME", help="Plugin not to load; repeatable, anywhere on the line."),
     ] = None,
 ) -> None:
     logging.basicConfig(handlers=[console.LogHandler()], format="%(message)s", level=logging.WARNING)

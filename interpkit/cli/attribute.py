@@ -11,9 +11,9 @@ from interpkit.cli import console, options
 from interpkit.errors import UsageError
 
 OF_A_RUN = ("arch", "trust")
-"""Target flags that must be given again for a run; its recipe holds the others."""
+"""Target flags that a run needs again; its recipe holds the others."""
 COLUMNS = (
-    "The nearer to 0, the better: sum, the error of completeness; del., class, rand., the area under the deletion "
+    "Values closer to 0 are better: sum, the error of completeness; del., class, rand., the area under the deletion "
     "curve by the maps, by class evidence and by chance; infidelity; sensitivity; weights, the rank correlation with "
     "the maps of random weights."
 )
@@ -76,7 +76,7 @@ def attribute(
     plugin: options.PluginFile = None,
     json_: options.Json = False,
 ) -> None:
-    """Explain images with Captum: show which pixels speak for a class, and test whether the maps can be trusted.
+    """Explain images with Captum: show which pixels support a class, and test whether the maps can be trusted.
 
     Writes METHOD.safetensors, METHOD.png, METHOD-classes.png and summary.json.
     Example: interpkit attribute runs/mnist-vecmat-1 --images mnist.npz --method integrated-gradients --method grad-cam
@@ -142,7 +142,7 @@ def attribute(
 
 
 def _table(summary: dict[str, Any]) -> Any:
-    """Return a table with a row a method."""
+    """Return a table with one row per method."""
     from rich import box
     from rich.table import Table
 

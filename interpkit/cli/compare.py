@@ -30,7 +30,7 @@ def compare(
     from interpkit.runs.folder import Run
 
     if len(runs) < 2:
-        raise UsageError("compare takes two runs or more: interpkit compare RUN RUN...")
+        raise UsageError("compare needs at least two runs: interpkit compare RUN RUN...")
     opened = [Run.open(folder) for folder in runs]
     models = [run.manifest().model for run in opened]
     metrics = [run.metrics() for run in opened]
@@ -47,7 +47,7 @@ def compare(
         from interpkit.report import write_comparison
 
         if len(set(runs)) < len(runs):
-            raise UsageError("a run is named twice: the page lays different runs side by side.")
+            raise UsageError("a run is named twice: the page compares different runs.")
         write_comparison(dict(zip(_headings(runs), opened, strict=True)), html)
     if json_:
         columns: list[dict[str, Any]] = [
@@ -70,6 +70,6 @@ def compare(
 
 
 def _headings(runs: list[Path]) -> list[str]:
-    """Return the folders' names; their paths, where two have one name."""
+    """Return the folders' names, or their paths where two have the same name."""
     names = [Path(os.path.abspath(folder)).name for folder in runs]
     return names if len(set(names)) == len(names) else [str(folder) for folder in runs]

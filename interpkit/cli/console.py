@@ -1,4 +1,4 @@
-"""Results go to stdout, everything else to stderr; and how far a command is."""
+"""Print results to stdout and everything else, such as progress, to stderr."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class _Stderr:
-    """Standard error, for as long as somebody reads it: no run ends because its terminal or its pipe is gone."""
+    """Standard error as long as somebody reads it: no run ends because its terminal or pipe has closed."""
 
     def write(self, text: str) -> int:
         """Write what can be written."""
@@ -40,12 +40,12 @@ class _Stderr:
 
     @property
     def _now(self) -> Any:
-        """What it is at the moment; under a line of progress rich puts a stand-in there, which prints here."""
+        """The current stderr; while rich shows progress, that is its stand-in, which prints here."""
         return getattr(sys.stderr, "rich_proxied_file", sys.stderr)
 
     @property
     def rich_proxied_file(self) -> _Stderr:
-        """What rich is to write to."""
+        """The stream that rich writes to."""
         return self
 
 
@@ -53,7 +53,7 @@ STDERR = cast(IO[str], _Stderr())
 
 
 class Plain(Console):
-    """A console that prints names out of files as they are: as no markup, and control characters as escapes.
+    """A console that prints names from files literally: without markup, and with control characters escaped.
 
     A class's name could otherwise set the title of the terminal, hide what is above it, or show text backwards.
     """
@@ -88,26 +88,26 @@ def error(message: str) -> None:
 
 
 def note(message: str) -> None:
-    """Print what a person may want to know."""
+    """Print a note."""
     err.print(message, highlight=False)
 
 
 def warning(message: str) -> None:
-    """Print what a person should not miss."""
+    """Print a warning."""
     err.print(Text("warning:", "bold yellow"), message, highlight=False)
 
 
 class LogHandler(logging.Handler):
-    """Prints what is logged as commands print it: also where a line of progress is shown."""
+    """Prints log records as commands print their messages, also while a progress line is shown."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Print a record, from `logging.ERROR` on as an error."""
+        """Print a record; from `logging.ERROR` on, as an error."""
         (error if record.levelno >= logging.ERROR else warning)(self.format(record))
 
 
 @contextmanager
 def silent(wanted: bool) -> Iterator[None]:
-    """Print nothing but errors in a block, if that is wanted."""
+    """Print only errors in a block, if requested."""
     before = out.quiet, err.quiet
     try:
         if wanted:
@@ -118,7 +118,7 @@ def silent(wanted: bool) -> Iterator[None]:
 
 
 def alone_on_stdout(command: Callable[..., None]) -> Callable[..., None]:
-    """Keep stdout for the results that the command prints here: what a plugin prints goes to stderr."""
+    """Reserve stdout for the results that the command prints; what a plugin prints goes to stderr."""
 
     @functools.wraps(command)
     def run(*arguments: Any, **options: Any) -> None:
@@ -157,11 +157,11 @@ def print_json(value: Any) -> None:
 
 
 class ProgressDisplay:
-    """Shows how far a command is, and the time left: as a bar in a terminal, else as a line every few seconds.
+    """Shows progress and the time left: as a bar in a terminal, otherwise as a line every few seconds.
 
     Args:
-        total: how many steps or things there are.
-        unit: what they are.
+        total: number of units.
+        unit: what is counted, such as steps.
     """
 
     def __init__(self, total: int, unit: str = "steps") -> None:
@@ -186,7 +186,7 @@ class ProgressDisplay:
             note(self._task.fields["figures"])
 
     def step(self, done: int) -> None:
-        """Show that so many are done."""
+        """Show how many are done."""
         self._bar.update(self._task.id, completed=done)
 
     def record(self, record: StepRecord) -> None:
@@ -197,12 +197,12 @@ class ProgressDisplay:
         self._print(f"step {record.step}/{self._task.total}", record.step)
 
     def count(self, done: int) -> None:
-        """Show that so many are done, where there is no record of each."""
+        """Show how many are done, where there are no step records."""
         self.step(done)
         self._print(f"{done}/{self._task.total} {self._task.description}", done)
 
     def _print(self, progress: str, done: int) -> None:
-        """Print a line, if this is not a terminal and the last line is a while ago or nothing is left to do."""
+        """Print a line, if this is not a terminal and the last one is old enough or nothing is left to do."""
         now = time.monotonic()
         if self._bar.disable and (now - self._printed_at > PLAIN_SECONDS or done == self._task.total):
             self._printed_at = now

@@ -1,4 +1,4 @@
-"""What ``interpkit plugins show`` says of a plugin and of a component: as plain values, and on the terminal."""
+"""The description of a plugin or component by ``interpkit plugins show``, as plain values and on the terminal."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ LIMITS = {"gt": ">", "ge": ">=", "lt": "<", "le": "<=", "multiple_of": "a multip
 
 
 def named(name: str) -> tuple[Plugin | None, list[Entry]]:
-    """Return the plugin that has a name, or None, and its components or else those that go by the name.
+    """Return the plugin of a name with its components, or None with the components of that name.
 
     Args:
-        name: of a plugin or a component; or a plugin's file, which is loaded.
+        name: of a plugin or component, or a plugin file, which is loaded.
 
     Raises:
-        PluginError: there is none, or the plugin is broken or was left out.
+        PluginError: neither exists, or the plugin is broken or disabled.
     """
     from interpkit.plugins.discovery import installed, is_file
 
@@ -45,7 +45,7 @@ def named(name: str) -> tuple[Plugin | None, list[Entry]]:
 
 
 def plugin(found: Plugin) -> dict[str, Any]:
-    """Return what is known of a plugin as a whole."""
+    """Return the description of a plugin."""
     return {
         "name": found.name,
         "version": found.version,
@@ -57,7 +57,7 @@ def plugin(found: Plugin) -> dict[str, Any]:
 
 
 def component(entry: Entry) -> dict[str, Any]:
-    """Return what is known of a component: what it is, its options, where it is from."""
+    """Return the description of a component: summary, options and origin."""
     cls = entry.item if inspect.isclass(entry.item) else type(entry.item)
     said: dict[str, Any] = {"kind": entry.kind, "name": entry.name, "plugin": entry.owner}
     if entry.kind == "preset":
@@ -72,7 +72,7 @@ def component(entry: Entry) -> dict[str, Any]:
 
 
 def option(name: str, info: FieldInfo) -> dict[str, Any]:
-    """Return what is known of an option."""
+    """Return the description of an option."""
     plain = None if hasattr(info.annotation, "__args__") else getattr(info.annotation, "__name__", None)
     limits = [
         f"{words} {getattr(constraint, limit)}"

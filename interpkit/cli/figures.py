@@ -12,11 +12,11 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 MOST_CLASSES = 20
-"""Past so many classes a table has no row for each."""
+"""Largest number of classes for which a table has one row per class."""
 
 
 def table_of_all(metrics: Mapping[str, Any]) -> Table:
-    """Return a table with a row for each figure."""
+    """Return a table with one row per figure."""
     from rich.table import Table
 
     table = Table("", "value", "95 % interval")
@@ -29,7 +29,7 @@ def table_of_all(metrics: Mapping[str, Any]) -> Table:
 
 
 def table_of_classes(metrics: Mapping[str, Any]) -> Table | None:
-    """Return a table with a row for each class, of the figures that tell most; None for many classes."""
+    """Return a table of the most telling figures with one row per class; None for many classes."""
     from rich.table import Table
 
     from interpkit.evaluation.warnings import metric_classes

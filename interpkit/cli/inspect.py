@@ -16,7 +16,7 @@ def inspect(
         str | None,
         typer.Option(
             metavar="DATA",
-            help="Labelled images to measure the accuracy on: FILE.npz[:train], a folder with one subfolder per class, "
+            help="Labeled images to measure the accuracy on: FILE.npz[:train], a folder with one subfolder per class, "
             "or torchvision:NAME.",
         ),
     ] = None,

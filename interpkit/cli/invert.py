@@ -156,7 +156,7 @@ def invert(
     world = World.current()
     resume = resume or torchrun.RESTARTED
     if world.size > 1 and out is None:
-        raise UsageError(f"{world.size} processes write one run: name its folder by --out DIR.")
+        raise UsageError(f"{world.size} processes write one run: name its folder with --out DIR.")
     if resume and out is None:
         raise UsageError("--resume continues the run in a folder: name it by --out DIR.")
     job = invert.prepare(
@@ -223,7 +223,7 @@ def invert(
 
 
 def _next_folder(model: Path, presets: list[str]) -> Path:
-    """Return a new folder, made here and now: another process that starts at this moment gets the next one."""
+    """Create and return a new folder at once, so that a process that starts at the same moment gets the next one."""
     name = f"{model.stem or model.name}-{'-'.join(presets)}"
     for number in itertools.count(1):
         folder = Path("runs") / f"{name}-{number}"
@@ -234,7 +234,7 @@ def _next_folder(model: Path, presets: list[str]) -> Path:
 
 
 def _stopping(job: Job) -> Callable[[int, Any], None]:
-    """Return a handler of signals: the first ends the run after the step that is running, the second at once."""
+    """Return a handler of signals: the first ends the run after the current step, the second at once."""
 
     def stop(number: int, frame: Any) -> None:
         if job.stop_requested:

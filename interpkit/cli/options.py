@@ -57,7 +57,7 @@ class Group(_PlainFlags, TyperGroup):
 
 
 def load_plugin_files(paths: list[Path] | None) -> None:
-    """Load the plugins of one file that were typed.
+    """Load the plugin files that the user named.
 
     Raises:
         PluginError: one is missing or broken.
@@ -68,13 +68,13 @@ def load_plugin_files(paths: list[Path] | None) -> None:
     for path in paths or []:
         if path.suffix != ".py":
             raise UsageError(
-                f"--plugin takes the file of a plugin here, FILE.py, not {path}: installed ones are loaded anyway."
+                f"--plugin requires a plugin file FILE.py here, not {path}: installed plugins are loaded anyway."
             )
         installed().add_file(path)
 
 
 class TargetCommand(Command):
-    """A command with a flag for each fact of `interpkit.TargetOptions`; what was typed is its context's ``obj``.
+    """A command with a flag for each fact of `interpkit.TargetOptions`; their values are its context's ``obj``.
 
     The flags are made when they are first needed, because importing their declaration takes a while.
     """
@@ -97,7 +97,7 @@ class TargetCommand(Command):
 
 @functools.cache
 def _target_flags() -> Any:
-    """Return a command with the flags alone, whose callback reads what was typed."""
+    """Return a command with only the flags, whose callback reads their values."""
     from interpkit.config.recipe import target_facts  # pydantic takes a while to import
 
     facts = [fact for fact in target_facts() if fact.flag]
@@ -126,7 +126,7 @@ def _parameter(fact: Fact) -> inspect.Parameter:
 
 
 def _ranges(flag: str, text: str) -> list[Any]:
-    """Read LO,HI, or LO,HI;LO,HI;... with a pair for each feature."""
+    """Read LO,HI, or LO,HI;LO,HI;... with one pair per feature."""
     pairs = [numbers(flag, part, float) or [] for part in text.split(";")]
     if any(len(pair) != 2 for pair in pairs):
         raise UsageError(f"{flag} takes LO,HI (or LO,HI;LO,HI;... for the features of vectors), not {text!r}.")
@@ -137,7 +137,7 @@ def numbers(flag: str, text: str | None, kind: Callable[[str], Any]) -> list[Any
     """Read comma-separated numbers.
 
     Raises:
-        UsageError: one is none.
+        UsageError: one is not a number.
     """
     if text is None:
         return None
@@ -171,7 +171,7 @@ def weight(text: str) -> tuple[str, float]:
     """Read NAME or NAME=WEIGHT.
 
     Raises:
-        UsageError: the weight is no number.
+        UsageError: the weight is not a number.
     """
     name, equals, value = text.partition("=")
     try:
@@ -181,7 +181,7 @@ def weight(text: str) -> tuple[str, float]:
 
 
 def lines(path: Path) -> list[str]:
-    """Read a file with a name a line (or a JSON list of names).
+    """Read a file with one name per line (or a JSON list of names).
 
     Raises:
         UsageError: it cannot be read.
@@ -207,4 +207,4 @@ READERS: dict[Any, Callable[..., Any]] = {
     tuple[float, float] | list[tuple[float, float]]: _ranges,
     list[str]: lambda flag, path: lines(path),
 }
-"""How a flag is read, by the type of its fact; typer itself reads other types."""
+"""How a flag is read, by the type of its fact; typer reads other types itself."""

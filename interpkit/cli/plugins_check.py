@@ -90,7 +90,7 @@ def _row(entry: Entry, found: list[Outcome]) -> dict[str, Any]:
 
 
 def _print(entry: Entry, found: list[Outcome]) -> None:
-    """Print a line of how many promises are kept, and what there is to say of the others."""
+    """Print how many checks of a component passed, and the details of the others."""
     counts: Mapping[str, int] = {
         status: len(_of(found, status)) for status in ("kept", "waived", "broken", "unchecked")
     }

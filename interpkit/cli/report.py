@@ -16,8 +16,8 @@ def report(
         str | None,
         typer.Option(
             metavar="DATA",
-            help="Real images, of which each sample's nearest is shown: FILE.npz[:train], a folder with one subfolder "
-            "per class, or torchvision:NAME.",
+            help="Real images, to show each sample's nearest one: FILE.npz[:train], a folder with one subfolder per "
+            "class, or torchvision:NAME.",
         ),
     ] = None,
     open_: Annotated[bool, typer.Option("--open", help="Open the page in the browser.")] = False,
@@ -37,4 +37,4 @@ def report(
     path = write_report(run, reference=reference, model=model, arch=arch, trust=trust)
     console.out.out(str(path))
     if open_ and typer.launch(path.absolute().as_uri()) != 0:
-        console.warning(f"no browser could be started: open {path.absolute()} by hand.")
+        console.warning(f"no browser could be started: open {path.absolute()} yourself.")

@@ -103,7 +103,7 @@ def sample(
     )
     names = inversion.target.class_names
     if samples.images.dim() == 2 and (png is not None or (out is not None and not out.suffix)):
-        raise UsageError("vectors cannot be drawn as pictures: leave --png out, and name a .safetensors file by --out.")
+        raise UsageError("vectors cannot be drawn as pictures: omit --png, and name a .safetensors file with --out.")
     place = out or _next_file(run)
     if place.suffix == ".safetensors":
         folder.write_samples(samples, place)

@@ -1,4 +1,4 @@
-"""What stops a command: Ctrl-C, SIGTERM (from torchrun and schedulers), and SIGHUP, when its terminal is gone."""
+"""The signals that stop a command: Ctrl-C, SIGTERM (torchrun, schedulers), and SIGHUP (its terminal has closed)."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ INTERRUPTED = 130
 
 @contextmanager
 def on_stop(handler: Callable[[int, Any], Any]) -> Iterator[None]:
-    """Have SIGINT, SIGTERM and SIGHUP call a handler in a block, in the background too.
+    """Let SIGINT, SIGTERM and SIGHUP call a handler in a block, also in the background.
 
-    Under ``nohup`` the end of the terminal stays without effect. Python takes signals in its main thread alone.
+    Under ``nohup``, closing the terminal has no effect. Python handles signals only in its main thread.
     """
     if threading.current_thread() is not threading.main_thread():
         yield

@@ -1,1 +1,1 @@
-"""From names to things: hooks, the registry, discovery, and building components, targets and architectures."""
+"""Hooks, the registry and discovery, and building components, targets and architectures by name."""

@@ -19,16 +19,16 @@ from interpkit.targets.watch import watch
 MAX_LAYERS = 1_000
 MAX_SIZE = 1_000_000
 MAX_REAL_CLASSES = 25_000
-"""Bounds of an architecture's arguments: of what counts layers, of any other number or length,
-and of the classes of a network whose shapes cannot be had without memory."""
+"""Bounds of an architecture's arguments: for counts of layers, for any other number or length,
+and for the classes of a network whose shapes cannot be computed without memory."""
 LARGE_INPUT = 100_000
-"""Numbers in an image from which on a network is tried without memory first."""
+"""Number of values in an image from which a network is first run without memory."""
 MAX_NUMBERS = 200_000_000
-"""That a layer may output for one image: 0.8 GB."""
+"""Most values that a layer may output for one image: 0.8 GB."""
 
 
 def build_architecture(spec: str, arguments: Mapping[str, Any], *, meta: bool = False) -> nn.Module:
-    """Build a registered architecture by FAMILY:NAME; with ``meta``, its shapes alone, without memory.
+    """Build a registered architecture by FAMILY:NAME; with ``meta``, only its shapes, without memory.
 
     Raises:
         ModelError: it is not registered, or the arguments do not fit it.
@@ -45,7 +45,7 @@ def build_architecture(spec: str, arguments: Mapping[str, Any], *, meta: bool = 
         family: Architectures = registry.get("architectures", family_name)
     except UsageError as error:
         if registry.has("architectures", family_name):
-            raise  # more than one is
+            raise  # several are
         known = listed(f"{f}:..." for f in registry.names("architectures"))
         raise ModelError(
             f"the architecture {spec!r} is not a registered one. Registered: {known}.{installed().left_out_words()}"
@@ -61,16 +61,16 @@ def build_architecture(spec: str, arguments: Mapping[str, Any], *, meta: bool = 
     if meta and modest:
         try:
             return _built(lambda: family.build(name, arguments), spec, arguments, "meta")
-        except ModelError:  # regnets, for one, compute their shapes by tensors; their default sizes are sensible
+        except ModelError:  # regnets, for one, compute their shapes with tensors; their default sizes are sensible
             meta = False
     return _built(lambda: family.build(name, arguments), spec, arguments, "meta" if meta else "cpu")
 
 
 def check_arguments(spec: str, arguments: Mapping[str, Any]) -> None:
-    """Refuse arguments out of a file that would build for ever: huge numbers, deep or long lists.
+    """Refuse arguments from a file that would take forever to build: huge numbers, deep or long lists.
 
     Raises:
-        ModelError: says which.
+        ModelError: an argument is too large; the message names it.
     """
 
     def largest(key: str) -> int:
@@ -85,11 +85,11 @@ def check_arguments(spec: str, arguments: Mapping[str, Any]) -> None:
                 check(key, item, depth + 1)
             numbers = [item for item in value if isinstance(item, int | float)]
             if largest(key) == MAX_LAYERS and sum(numbers) > MAX_LAYERS:
-                raise ModelError(f"{spec}: the argument {key} asks for {sum(numbers)} layers, out of all proportion.")
+                raise ModelError(f"{spec}: the argument {key} asks for {sum(numbers)} layers, which is far too many.")
         elif isinstance(value, Mapping | list | tuple) or (
             isinstance(value, int | float) and abs(value) > largest(key)
         ):
-            raise ModelError(f"{spec}: the argument {key} = {str(value)[:60]} is out of all proportion.")
+            raise ModelError(f"{spec}: the argument {key} = {str(value)[:60]} is far too large.")
 
     for key, value in arguments.items():
         check(key, value, 1)
@@ -101,7 +101,7 @@ def _built(build: Callable[[], nn.Module], spec: str, arguments: Mapping[str, An
             return build()
     except InterpkitError:
         raise
-    except Exception as error:  # whatever an architecture raises on arguments that are not its own
+    except Exception as error:  # architectures raise anything on wrong arguments
         raise ModelError(f"{spec} cannot be built with {_short(arguments)}: {first_line(error)}") from error
 
 
@@ -115,23 +115,23 @@ def fill_architecture(
 ) -> tuple[nn.Module, dict[str, Any]]:
     """Build an architecture with the given weights.
 
-    A registered architecture is built without memory and its shapes are compared before it is given any, so that no
-    argument in a file can ask for more than the file itself holds. A head of another width than the architecture's
-    default sets ``num_classes``; a first part that all names share and the architecture does not know (Lightning's
-    ``model.``) is removed; a 0-d tensor that was stored with one element fits.
+    A registered architecture is first built without memory and its shapes are compared, so that no argument in a file
+    can allocate more than the file itself holds. If the head's width differs from the architecture's default, it
+    sets ``num_classes``; a prefix that all names share and the architecture does not have (Lightning's ``model.``) is
+    removed; a 0-d tensor that was stored with one element fits.
 
     Args:
-        spec: FAMILY:NAME of a registered architecture, or what ``build`` builds.
+        spec: FAMILY:NAME of a registered architecture, or a description of what ``build`` builds.
         arguments: of the architecture.
         tensors: its state dict.
-        build: arguments -> module, for code that the user has typed the name of.
+        build: arguments -> module, for the user's own code.
         input_shape: of one image; a large one that makes a layer's output huge is refused.
 
     Returns:
         the module, and the arguments that it was built with.
 
     Raises:
-        ModelError: the tensors do not fit; says which, and names an architecture that would fit.
+        ModelError: the tensors do not fit; the message names them, and an architecture that would fit.
 
     Example:
         >>> from interpkit import build_architecture, fill_architecture
@@ -187,10 +187,10 @@ def fill_architecture(
 
 
 def _take_memory(module: nn.Module) -> bool:
-    """Replace a module's meta tensors in place by uninitialized ones, if its state dict holds all of them.
+    """Replace a module's meta tensors with uninitialized ones in place, if its state dict holds all of them.
 
     Returns:
-        whether it does: loading weights cannot fill other tensors, such as buffers that are not persistent.
+        whether it does: loading weights cannot fill other tensors, such as non-persistent buffers.
     """
     state = {id(tensor): tensor for tensor in module.state_dict(keep_vars=True).values()}
     if any(t.is_meta and id(t) not in state for part in module.modules() for t in tensors_in(vars(part))):
@@ -211,7 +211,7 @@ def check_shape(spec: str, skeleton: nn.Module, shape: tuple[int, ...]) -> None:
     """Check that a network without memory accepts a large image, in some layout, and no layer's output is huge.
 
     Raises:
-        ModelError: it does not, or one is.
+        ModelError: it does not, or an output is huge.
     """
     if math.prod(shape) < LARGE_INPUT or not all(tensor.is_meta for tensor in skeleton.state_dict().values()):
         return
@@ -227,19 +227,19 @@ def check_shape(spec: str, skeleton: nn.Module, shape: tuple[int, ...]) -> None:
             try:
                 skeleton.eval()(torch.empty(1, *layout, device="meta"))
                 break
-            except Exception as error:  # whatever a network raises on an image that is not its own
+            except Exception as error:  # networks raise anything on the wrong input
                 faults.append(first_line(error))
     skeleton.train(training)
     if len(faults) < 3 and max(sizes) > MAX_NUMBERS:
-        raise ModelError(f"for one image of {shape} a layer outputs {max(sizes):,} numbers, out of all proportion.")
-    if len(faults) == 3 and "meta" not in faults[0]:  # else it computes with its numbers, which it does not have here
+        raise ModelError(f"for one image of {shape} a layer outputs {max(sizes):,} numbers, which is far too many.")
+    if len(faults) == 3 and "meta" not in faults[0]:  # else it computes with values, which meta tensors lack
         raise ModelError(
             f"{spec} fails on an input of shape {shape}: {faults[0][:300]} Is {setting('input_shape', None)} right?"
         )
 
 
 def without_prefix(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Remove the first part that all names share, such as ``model.``, where only the rest is expected."""
+    """Remove a prefix that all names share, such as ``model.``, where only the rest is expected."""
     first = next(iter(tensors), "").partition(".")[0]
     rest = {name.removeprefix(f"{first}."): tensor for name, tensor in tensors.items() if name.startswith(f"{first}.")}
     fits = len(rest) == len(tensors) and expected.keys() & rest.keys() and not expected.keys() & tensors.keys()
@@ -266,7 +266,7 @@ def _dtype(tensors: Mapping[str, Tensor]) -> torch.dtype | None:
 
 
 def head_width(expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> int | None:
-    """Return the number of classes if two state dicts differ in nothing but the width of their heads, else None."""
+    """Return the number of classes if two state dicts differ only in the width of their heads, else None."""
     if expected.keys() != tensors.keys():
         return None
     widths = set()
@@ -289,7 +289,7 @@ def _misfit(
 
 
 def nearest_fit(spec: str, tensors: Mapping[str, Tensor], tries: int = 12) -> str | None:
-    """Return an architecture of the same family, similar in name first, that the tensors fit but for the head."""
+    """Return an architecture of the same family, similar in name first, that the tensors fit except for the head."""
     family, _, name = spec.partition(":")
     names = installed().registry.get("architectures", family).names()
     stem = name[:3]

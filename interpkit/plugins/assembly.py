@@ -71,7 +71,7 @@ def build(recipe: Recipe, target: Target, plugins: Plugins) -> tuple[Inverter, P
     """Build the parts of a resolved recipe, with weights from torch's global generator.
 
     Raises:
-        UsageError: the inverter lacks a part that it needs, or a part does not go with the target.
+        UsageError: the inverter lacks a part that it needs, or a part does not fit the target.
     """
     built = inverter(recipe, plugins)
     conditioner, generator = build_generator(recipe, target, plugins)
@@ -98,7 +98,7 @@ def inverter(recipe: Recipe, plugins: Plugins) -> Inverter:
 
 
 def data_options(recipe: Recipe, plugins: Plugins) -> dict[str, DataOptions]:
-    """Return the options of components that read labelled images, by where the recipe names these."""
+    """Return the options of components that read labelled images, by the recipe's entries for them."""
     named = [(kind, kind, getattr(recipe, kind)) for kind in ("inverter", "conditioner", "generator")]
     used = [(place, kind, part.name, part.options) for place, kind, part in named if part is not None]
     used += [(f"losses.{name}", "loss", name, term.options) for name, term in recipe.losses.items() if term.weight > 0]
@@ -107,7 +107,7 @@ def data_options(recipe: Recipe, plugins: Plugins) -> dict[str, DataOptions]:
 
 
 def build_generator(recipe: Recipe, target: Target, plugins: Plugins) -> tuple[Conditioner | None, Generator | None]:
-    """Build the conditioner and the generator that the recipe names, None for one that it does not."""
+    """Build the conditioner and the generator that the recipe names, or None for each that it does not."""
     if recipe.conditioner is None:
         return None, None
     cls, options = _options(plugins, "conditioner", recipe.conditioner.name, recipe.conditioner.options)
@@ -132,7 +132,7 @@ def owners(recipe: Recipe, plugins: Plugins) -> dict[tuple[str, str], str]:
 
 
 def _made(cls: type[Any], *arguments: Any) -> Any:
-    """Build a component; a fault in that is told with the component's name."""
+    """Build a component; an error in its code names the component."""
     with contracts.blamed(cls):
         return cls(*arguments)
 

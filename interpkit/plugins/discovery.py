@@ -1,4 +1,4 @@
-"""Discovery: plugins are found through the entry-point group ``interpkit``, each isolated from the others.
+"""Find plugins through the entry-point group ``interpkit`` and load each in isolation from the others.
 
 The user chooses which of the installed plugins are loaded: `leaving_out` skips some, and
 ``INTERPKIT_LOAD_PLUGINS=NAME,NAME`` loads only those (empty: none). A plugin of one file is loaded where the user
@@ -40,29 +40,29 @@ ENTRY_POINTS = "interpkit"
 LOAD = "INTERPKIT_LOAD_PLUGINS"
 TRACE = "INTERPKIT_TRACE_PLUGINS"
 DECLARED_INTERFACE = "INTERPKIT_INTERFACE"
-"""The name by which a plugin's module may say which version of the interfaces it is made for."""
+"""The name in a plugin's module that declares the version of the interfaces it is made for."""
 SLOW_IMPORT_SECONDS = 10.0
 DEFAULT_INVERTER = "generator"
-"""The inverter of a recipe that names none, and its plugin."""
+"""The inverter of a recipe that does not name one, and its plugin."""
 
 log = logging.getLogger("interpkit")
 
 
 @dataclass
 class Plugin:
-    """One plugin that was found, and what became of it.
+    """A plugin that was found, and its status.
 
     Attributes:
         name: what the user types; ``package:name`` where two packages have a plugin of one name.
         version: of its package.
-        package: the installed package (distribution) that it came in; empty if it came in none.
-        source: where its code is: what its entry point names, or its file.
+        package: the installed package (distribution) that it came in; empty if there is none.
+        source: the module that its entry point names, or its file.
         provides: names of what it registered, by kind.
         hooks: the hooks that it implements.
         error: why it is broken.
-        left_out: by what it was left out on purpose, as the user wrote it.
-        file: of a plugin of one file, the file.
-        sha256: of that file.
+        left_out: the setting by which the user disabled it, as typed.
+        file: the file, if it is a plugin file.
+        sha256: the digest of that file.
     """
 
     name: str
@@ -88,15 +88,15 @@ class Plugin:
 
 
 class Plugins:
-    """The plugins of one process: `registry` holds what they provide, `found` how each fared.
+    """The plugins of one process: `registry` holds what they provide, `found` the status of each.
 
     Args:
-        entry_points: where to look; those of the installed distributions if left out.
+        entry_points: of the plugins; those of the installed distributions if omitted.
         leave_out: names of plugins not to load, ``NAME`` or ``package:NAME``.
-        only: the names of those to load; all if left out.
+        only: names of the plugins to load; all if omitted.
 
     Raises:
-        PluginError: ``leave_out`` names none that is installed.
+        PluginError: ``leave_out`` names a plugin that is not installed.
     """
 
     def __init__(
@@ -132,11 +132,11 @@ class Plugins:
             self._load(name, [(point, _choice(point, leave_out, only)) for point in sharing])
 
     def _load(self, name: str, sharing: Sequence[tuple[importlib.metadata.EntryPoint, str | None]]) -> None:
-        """Load the plugins that share a name, but those with a reason to be left out."""
+        """Load the plugins that share a name, except disabled ones."""
         wanted = [_full_name(point) for point, left_out in sharing if left_out is None]
         if len(wanted) > 1:
             log.warning(
-                "%d packages have a plugin named %r: it takes the package's name to tell them apart: %s",
+                "%d packages have a plugin named %r; add the package's name to distinguish them: %s",
                 len(wanted),
                 name,
                 ", ".join(wanted),
@@ -155,14 +155,14 @@ class Plugins:
     def add(
         self, name: str, load: Callable[[], object], version: str = "", source: str = "", package: str = ""
     ) -> Plugin:
-        """Load one plugin and register what it provides; a fault in it is kept in its ``error``.
+        """Load one plugin and register what it provides; if that fails, ``error`` says why.
 
         Args:
             name: the plugin's name, the owner of what it registers.
             load: returns the plugin, any object (usually a module) that has hooks.
             version: of the package it comes from.
-            source: where its code is, ``package.module``.
-            package: the installed package that it comes in.
+            source: the module of its code, ``package.module``.
+            package: the installed package that provides it.
         """
         plugin = self._add(Plugin(name, version, package, source), load)
         if plugin.error:
@@ -170,9 +170,9 @@ class Plugins:
         return plugin
 
     def add_file(self, path: Path) -> Plugin:
-        """Load a plugin of one file, named as the file is; it takes the place of an earlier one of its name.
+        """Load a plugin file under the file's name; it replaces an earlier plugin file of that name.
 
-        Its code runs: call this only with what the user has typed, never with what a file says.
+        Its code runs: call this only with paths that the user typed, never with paths from a file.
 
         Raises:
             PluginError: there is no such file, an installed plugin has its name, or it is broken.
@@ -196,10 +196,10 @@ class Plugins:
         return plugin
 
     def check_files(self, recorded: Iterable[PluginFile], where: str) -> None:
-        """See that the plugins of one file that a recipe records were typed again; warn where one has changed.
+        """Check that the user named the plugin files that a recipe records; warn where one has changed.
 
         Raises:
-            UsageError: one was not.
+            UsageError: one is missing.
         """
         for file in recorded:
             plugin = self.found.get(file.name)
@@ -214,7 +214,7 @@ class Plugins:
     def _add(self, plugin: Plugin, load: Callable[[], object]) -> Plugin:
         self.found[plugin.name] = plugin
         try:
-            # What a plugin prints while it is loaded must not stand among a command's results.
+            # What a plugin prints while it is loaded must not mix with a command's results.
             with redirect_stdout(sys.stderr), _watched(plugin):
                 self._register(plugin, load())
         except (Exception, SystemExit) as error:
@@ -238,7 +238,7 @@ class Plugins:
         only_this(registry=Registration(self.registry, plugin.name, plugin.package))
 
     def call(self, hook: str, **arguments: Any) -> None:
-        """Call a lifecycle hook of every plugin; one that raises is named, and its hooks are not called again."""
+        """Call a lifecycle hook of every plugin; one that raises is reported, and its hooks are not called again."""
         for name, module in self._manager.list_name_plugin():
             others = [other for other in self._manager.get_plugins() if other is not module]
             try:
@@ -262,7 +262,7 @@ class Plugins:
         except UsageError as error:
             self.raise_if_broken(name)
             if self.registry.has("preset", name):
-                raise  # more than one has
+                raise  # several have
             if name in self.found:
                 raise PluginError(
                     f"the plugin {name!r} has no preset, so {setting('preset', name)} has nothing to apply. "
@@ -274,19 +274,19 @@ class Plugins:
             ) from error
 
     def complete_preset(self) -> str:
-        """Return a preset that names all that a run needs, first one that carries its plugin's name; PRESET if none."""
+        """Return a preset that names all that a run needs, preferably its plugin's own; PRESET if there is none."""
         whole = {"conditioner", "generator", "losses"}
         entries = [entry for entry in self.registry.entries("preset") if whole <= entry.item.layer.keys()]
         return min(entries, key=lambda entry: entry.name != entry.owner).name if entries else "PRESET"
 
     def own_preset(self, plugin: Plugin) -> Preset | None:
-        """Return the preset that a plugin registered under its own name, else its only one, else None."""
+        """Return the preset that a plugin registered under its own name, or its only one, or None."""
         presets = list(self.registry.entries("preset", plugin.name))
         named = [entry for entry in presets if entry.name == plugin.name]
         return self._meaning_its_own((named or presets)[0]) if named or len(presets) == 1 else None
 
     def _meaning_its_own(self, entry: Entry) -> Preset:
-        """Return a preset in which a name that several plugins use means what its own plugin has, or its package."""
+        """Return a preset in which ambiguous names mean the components of its own plugin or package."""
         from interpkit.config.recipe import Preset
 
         def own(other: Entry) -> bool:
@@ -298,11 +298,11 @@ class Plugins:
         return Preset(entry.name, self.told_apart(entry.item.layer, own, near), entry.item.help)
 
     def told_apart(self, layer: Layer, *meant: Callable[[Entry], bool]) -> dict[str, Any]:
-        """Return a fragment of a recipe in which a name that several plugins use is made the full name of one.
+        """Return a fragment of a recipe in which names that several plugins use are replaced by full names.
 
         Args:
             layer: the fragment.
-            meant: which one that is: the first of these that fits a single one decides; if none does, it stays.
+            meant: conditions in order of priority: the first that fits exactly one entry decides; otherwise, it stays.
         """
 
         def full(kind: str, name: str) -> str:
@@ -323,10 +323,10 @@ class Plugins:
         return layer
 
     def raise_if_broken(self, name: str) -> None:
-        """Raise the error of the plugin ``name``, or of the one that ``plugin:component`` names, if it has one.
+        """Raise the error of the plugin ``name``, or of the one in ``plugin:component``, if it has one.
 
         Raises:
-            PluginError: it is broken, or was left out on purpose.
+            PluginError: it is broken or disabled.
         """
         owner, colon, _ = name.partition(":")
         for plugin in self.found.values():
@@ -338,7 +338,7 @@ class Plugins:
                 raise PluginError(f"the plugin {plugin.name!r} is disabled by {plugin.left_out}.")
 
     def left_out_words(self) -> str:
-        """Return a sentence on the plugins that were left out on purpose, with a space before it, or nothing."""
+        """Return a sentence on the disabled plugins with a leading space, or an empty string."""
         left_out = [plugin for plugin in self.found.values() if plugin.left_out]
         if not left_out:
             return ""
@@ -349,8 +349,8 @@ class Plugins:
         """Return a component's class by kind and name.
 
         Raises:
-            PluginError: the plugin of that name is broken or left out.
-            UsageError: there is none.
+            PluginError: the plugin of that name is broken or disabled.
+            UsageError: the component does not exist.
         """
         if self.registry.has(kind, name):
             return self.registry.get(kind, name)
@@ -361,7 +361,7 @@ class Plugins:
             raise UsageError(f"{error}{self.left_out_words()}") from error
 
     def blame(self, error: BaseException) -> PluginError | None:
-        """Return an error that names the plugin whose code raised ``error``, the innermost one; None if none did."""
+        """Return an error that names the plugin whose code raised ``error``, the innermost one, or None."""
         modules = {plugin.module: plugin for plugin in self.found.values() if plugin.module}
         frames = (str(frame.f_globals.get("__name__")).partition(".")[0] for frame, _ in walk_tb(error.__traceback__))
         plugins = [modules[module] for module in frames if module in modules]
@@ -374,7 +374,7 @@ class Plugins:
 
 
 def _warn_of_namesake() -> None:
-    """Warn where another distribution owns the same files: PyPI's interpkit, or this one under its earlier name."""
+    """Warn where another distribution owns the same files: PyPI's interpkit, or interpkit under its earlier name."""
     try:
         for name in (DISTRIBUTION, "interpkit"):
             importlib.metadata.distribution(name)
@@ -388,7 +388,7 @@ def _warn_of_namesake() -> None:
 
 
 def _package(point: importlib.metadata.EntryPoint) -> str:
-    """Return the name of an entry point's package as an index spells it, or else the module it is in."""
+    """Return the normalized name of an entry point's package, or else its module."""
     return re.sub(r"[-_.]+", "-", point.dist.name).lower() if point.dist else point.module
 
 
@@ -399,7 +399,7 @@ def _full_name(point: importlib.metadata.EntryPoint) -> str:
 def _choice(
     point: importlib.metadata.EntryPoint, leave_out: Collection[str], only: Collection[str] | None
 ) -> str | None:
-    """Return by what a plugin is left out on purpose, in the user's words; None if it is to be loaded."""
+    """Return the setting that disables a plugin, as the user typed it; None if it is to be loaded."""
     names = {point.name, _full_name(point)}
     for name in leave_out:
         if name in names:
@@ -428,10 +428,10 @@ def leaving_out(names: Collection[str]) -> Iterator[None]:
 
 @cache
 def installed() -> Plugins:
-    """Return the installed plugins that the user has not left out, loaded once a process.
+    """Return the installed plugins that the user has not disabled, loaded once per process.
 
     Raises:
-        PluginError: one that is to be left out is not installed.
+        PluginError: one that is to be disabled is not installed.
     """
     chosen = os.environ.get(LOAD)
     only = None if chosen is None else [name for name in map(str.strip, chosen.split(",")) if name]
@@ -493,7 +493,7 @@ def _place(function: object) -> str:
 
 @contextmanager
 def _watched(plugin: Plugin) -> Iterator[None]:
-    """Name a plugin that hangs as it is loaded, as nobody would guess at it."""
+    """Report a plugin that hangs while it is loaded, since nobody would guess the cause."""
     remedy = "fix it" if plugin.file else f"leave it out by {setting('no_plugin', plugin.name)}"
     watch = threading.Timer(
         SLOW_IMPORT_SECONDS,
@@ -517,12 +517,12 @@ def _watched(plugin: Plugin) -> Iterator[None]:
 
 
 def is_file(given: str | Path) -> bool:
-    """Say whether what stands for a plugin is the path of a plugin of one file, rather than a name."""
+    """Return whether a value of ``--plugin`` is the path of a plugin file rather than a name."""
     return isinstance(given, Path) or given.endswith(".py")
 
 
 class _Uncached(importlib.machinery.SourceFileLoader):
-    """Compiles the file each time: what was edited within a second counts, and no cache is left beside it."""
+    """Compiles the file each time, so that edits within a second count and no cache is left beside it."""
 
     def get_code(self, fullname: str) -> Any:
         return self.source_to_code(self.get_data(self.path), self.path)
@@ -538,7 +538,7 @@ def _import_file(path: Path) -> object:
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
-    sys.path.append(str(path.parent))  # for what stands beside it
+    sys.path.append(str(path.parent))  # for modules beside it
     try:
         spec.loader.exec_module(module)
     except BaseException:

@@ -35,4 +35,4 @@ def inversion_step(record: StepRecord) -> None:
 
 @hookspec
 def inversion_finished(inversion: Inversion) -> None:
-    """Called once after the last step, also of an interrupted run, with the inversion."""
+    """Called once after the last step, also if the run was interrupted, with the inversion."""

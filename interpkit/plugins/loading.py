@@ -27,8 +27,8 @@ def load_target(path: str | Path, **options: Unpack[LoadOptions]) -> Target:
     """Load a classifier from a file or folder.
 
     Args:
-        path: in a format that one of the loaders takes (``interpkit plugins list`` names them).
-        options: what the file does not say itself, or says wrongly: ``arch``, ``arch_args``, ``input_shape``,
+        path: in a format that one of the loaders accepts (``interpkit plugins list`` names them).
+        options: facts that the file lacks or has wrong: ``arch``, ``arch_args``, ``input_shape``,
             ``num_classes``, ``mean``, ``std``, ``input_range``, ``class_names``, ``layout``, ``channel_order``,
             ``output``, ``feature_layer``; and ``trust=True`` for a file that may run code (.pt2, TorchScript).
 
@@ -51,14 +51,14 @@ def load_target(path: str | Path, **options: Unpack[LoadOptions]) -> Target:
 
 
 def loader_of(path: Path) -> Entry | None:
-    """Return the first of the registered loaders that accepts the file or folder; one that fails is left out."""
+    """Return the first of the registered loaders that accepts the file or folder; a loader that fails is skipped."""
     for entry in installed().registry.entries("loader"):
         try:
             with contracts.blamed(entry.item):
                 if entry.item.accepts(path):
                     return entry
         except PluginError as error:
-            log.warning("%s It is left out.", error)
+            log.warning("%s It is skipped.", error)
     return None
 
 
@@ -75,7 +75,7 @@ def load(path: Path, options: TargetOptions) -> Target:
             f"{path} is in no format that interpkit reads. It reads: {known or 'none'}.{installed().left_out_words()}"
         )
     loader: Loader = entry.item
-    with global_seed(0, cpu):  # fresh weights are drawn and overwritten; the caller's generator is left alone
+    with global_seed(0, cpu):  # building draws weights, which are overwritten; the caller's generator stays as it is
         try:
             target = contracts.loaded(loader, path, options)
         except ModelError as error:
@@ -90,17 +90,17 @@ def load(path: Path, options: TargetOptions) -> Target:
 def make_target(
     module: nn.Module, name: str, facts: TargetOptions, sources: Mapping[str, str], **recorded: Any
 ) -> Target:
-    """Wrap a loaded module by what is known of the classifier; the end of every loader.
+    """Wrap a loaded module with the known facts of the classifier; the last step of every loader.
 
     Args:
         module: the classifier.
         name: for headings and folders.
-        facts: all that is known; ``input_shape`` is.
-        sources: where each fact came from; what is not in it was found by running the module.
-        recorded: what to keep in the target's description beside, such as ``arch``.
+        facts: all that are known; ``input_shape`` is required.
+        sources: where each fact came from; facts that are missing here were found by running the module.
+        recorded: further entries of the target's description, such as ``arch``.
 
     Raises:
-        ModelError: the module is no classifier of such inputs.
+        ModelError: the module does not classify such inputs.
 
     Example:
         >>> from torch import nn
@@ -117,7 +117,7 @@ def make_target(
     except UsageError as error:
         if "given" in sources.values():
             raise
-        raise ModelError(str(error)) from error  # a file says it, not the user
+        raise ModelError(str(error)) from error  # the fact is from a file, not from the user
     target.sources |= {key: source for key, source in sources.items() if key in TargetOptions.model_fields}
     target.description = target.description.model_copy(update=recorded)
     return target

@@ -27,10 +27,10 @@ def save_target(
     arch_args: Mapping[str, Any] | None = None,
     **facts: Unpack[ClassifierFacts],
 ) -> Path:
-    """Write a classifier as one self-describing file that ``interpkit invert`` takes with no flags.
+    """Write a classifier as one self-describing file that ``interpkit invert`` reads without flags.
 
     Args:
-        module: the trained classifier, built as ``architecture`` with ``arch_args`` says.
+        module: the trained classifier, built from ``architecture`` with ``arch_args``.
         path: ends in .safetensors.
         architecture: FAMILY:NAME of a registered architecture, e.g. ``torchvision:resnet18``.
         input_shape: as in `wrap`.
@@ -38,8 +38,8 @@ def save_target(
         facts: any others that `wrap` accepts: ``mean``, ``std``, ``input_range``, ``class_names``, ``layout``, ...
 
     Raises:
-        UsageError: the architecture is not registered, or builds other tensors than the module's.
-        ModelError: the module is no classifier of such images.
+        UsageError: the architecture is not registered, or its tensors differ from the module's.
+        ModelError: the module does not classify such images.
 
     Example:
         >>> from interpkit import build_architecture, save_target
@@ -61,7 +61,7 @@ def save_target(
         raise UsageError(str(error)) from error
     difference = mismatch(expected, module.state_dict())
     if difference:
-        raise UsageError(f"{architecture} with {arguments} is not what the module is: {difference}")
+        raise UsageError(f"{architecture} with {arguments} does not match the module: {difference}")
     named = {"arch": architecture, "arch_args": arguments}
     return write_target_file(Path(path), dict(module.state_dict()), target.description.model_copy(update=named))
 
@@ -69,9 +69,9 @@ def save_target(
 def pack_target(target: Target, path: str | Path) -> Path:
     """Write a loaded target as one self-describing file, whatever it was loaded from.
 
-    One of a registered architecture is written as such. Anything else (ONNX, the user's own code, TorchScript, an
-    exported program) is written as an ONNX graph from images in [0, 1] to logits, which takes the extra ``onnx``:
-    a graph is data, so that whoever loads the file runs no code of it.
+    A target of a registered architecture is written as its weights. Anything else (ONNX, the user's own code,
+    TorchScript, an exported program) is written as an ONNX graph from images in [0, 1] to logits, which requires the
+    extra ``onnx``. A graph is data, so loading the file runs no code from it.
 
     Args:
         target: from `load_target`.
@@ -94,10 +94,10 @@ def pack_target(target: Target, path: str | Path) -> Path:
     if facts.arch is not None and not facts.runs_code and facts.arch != ONNX_GRAPH:
         return write_target_file(Path(path), _weights(target), facts)
     if importlib.util.find_spec("onnx") is None:
-        raise ModelError(f"packing this classifier takes the package onnx: {install_extra('onnx')}.")
+        raise ModelError(f"packing this classifier requires the package onnx: {install_extra('onnx')}.")
     channels = target.input_shape[0]
     graph = torch.frombuffer(bytearray(export_graph(target)), dtype=torch.uint8)
-    outside = TargetOptions(  # the graph itself does all else
+    outside = TargetOptions(  # the graph does everything else
         arch=ONNX_GRAPH,
         input_shape=target.input_shape,
         num_classes=target.num_classes,
@@ -131,14 +131,14 @@ def export_graph(target: Target) -> bytes:
     """Return a target as an ONNX graph from images (B, *input_shape) in [0, 1] to logits (B, n).
 
     Raises:
-        ModelError: it holds something that ONNX has no operation for.
+        ModelError: ONNX has no operation for a part of it.
     """
     buffer = io.BytesIO()
     one_by_one = "batch" in target.sources
     example = torch.rand(1 if one_by_one else 2, *target.input_shape)
     try:
         with warnings.catch_warnings(), target.frozen(), torch.no_grad():
-            warnings.simplefilter("ignore")  # the exporter warns of itself; the newer one takes one more package
+            warnings.simplefilter("ignore")  # it is deprecated, but the newer one requires another package
             scripted = any(isinstance(module, torch.jit.ScriptModule) for module in target.modules())
             torch.onnx.export(
                 torch.jit.trace(target, example, check_trace=False) if scripted else _Opaque(target),

@@ -16,19 +16,19 @@ from interpkit.runtime.recorder import RESERVED
 
 T = TypeVar("T")
 NAME = re.compile(r"[a-z][a-z0-9_-]*")
-"""What a component may be called."""
+"""The pattern of a component's name."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One registered thing: a component's class, or an instance of a loader, family or preset.
+    """A registered class of a component, or an instance of a loader, family or preset.
 
     Attributes:
         kind: of `KINDS`.
         name: its own.
         owner: the plugin that registered it.
         item: the class or instance.
-        package: the installed package that the plugin came in; empty if it came in none.
+        package: the installed package that provides the plugin; empty if there is none.
     """
 
     kind: str
@@ -38,13 +38,13 @@ class Entry:
     package: str = ""
 
     def is_called(self, name: str) -> bool:
-        """Say whether ``name`` is its own, or that with its plugin's or its package's before a colon."""
-        packages = (DISTRIBUTION, "interpkit") if self.package == DISTRIBUTION else (self.package,)  # as early runs say
+        """Return whether ``name`` is its own name, alone or as ``plugin:name`` or ``package:name``."""
+        packages = (DISTRIBUTION, "interpkit") if self.package == DISTRIBUTION else (self.package,)  # as in early runs
         return name in (self.name, *(f"{prefix}:{self.name}" for prefix in (self.owner, *packages)))
 
     @property
     def full_name(self) -> str:
-        """The name that tells it from others of its name: with its plugin's, or where two share that, its package's."""
+        """Its unambiguous name: with its plugin's name in front, or its package's where two plugins share a name."""
         return f"{self.package if ':' in self.owner else self.owner}:{self.name}"
 
 
@@ -58,12 +58,12 @@ class Registry:
         """Add a class or an instance of one of the kinds, on behalf of the plugin ``owner``.
 
         Raises:
-            PluginError: it is of no kind, abstract, without a proper name, or its owner has added that name.
+            PluginError: its kind is unknown, it is abstract, its name is invalid, or its owner already has that name.
         """
         base = item if inspect.isclass(item) else type(item)
         kind = kind_of(base)
         if kind is None:
-            raise PluginError(f"{item!r} is of no kind that interpkit knows: {', '.join(KINDS)}.")
+            raise PluginError(f"{item!r} is not of a kind that interpkit knows: {', '.join(KINDS)}.")
         if inspect.isabstract(base):
             missing = ", ".join(sorted(getattr(base, "__abstractmethods__", ())))
             raise PluginError(f"{kind} {base.__name__} does not define: {missing}.")
@@ -93,18 +93,18 @@ class Registry:
         return sorted({entry.name for entry in self.entries(kind)})
 
     def has(self, kind: str, name: str) -> bool:
-        """Say whether anything of a kind goes by ``name``."""
+        """Return whether anything of a kind has the name ``name``."""
         return any(entry.is_called(name) for entry in self.entries(kind))
 
     def get(self, kind: str, name: str) -> Any:
-        """Return the thing of a kind by its name; see `entry`."""
+        """Return the item of a kind by its name; see `entry`."""
         return self.entry(kind, name).item
 
     def entry(self, kind: str, name: str) -> Entry:
-        """Return what is registered of a kind by ``name``, or by ``plugin:name`` or ``package:name``.
+        """Return the entry of a kind by ``name``, ``plugin:name`` or ``package:name``.
 
         Raises:
-            UsageError: there is none, or more than one.
+            UsageError: no entry matches, or several do.
         """
         found = [entry for entry in self.entries(kind) if entry.is_called(name)]
         if len(found) == 1:
@@ -120,7 +120,7 @@ class Registry:
 
 
 class Registration:
-    """What a plugin's ``register`` hook is given: it adds under the plugin's own name.
+    """The argument of a plugin's ``register`` hook, which adds components under the plugin's name.
 
     Example:
         >>> from interpkit import Preset, Registration, hookimpl

@@ -1,4 +1,4 @@
-"""What a new plugin may provide; light, as the command line reads it to show its help."""
+"""The kinds of component that a new plugin may provide. Imports nothing heavy, as the command line's help reads it."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True)
 class Facts:
-    """What the shared templates say differently for each kind.
+    """The parts of the shared templates that differ between kinds.
 
     Attributes:
         base: the interface, and the end of the class's name.
-        summary: of the component that the template holds, a sentence.
+        summary: a sentence about the component in the template.
         use: the command that uses it; ``{name}`` stands for its name, ``{preset}`` for a
             preset that names all that a run needs.
     """
@@ -37,8 +37,8 @@ class Facts:
 OVER_A_METHOD = "interpkit invert MODEL --preset {preset} --preset {name}"
 KINDS = {
     Kind.CONDITIONER: Facts("Conditioner", "Soft labels: one-hot, mixed with a random distribution.", OVER_A_METHOD),
-    Kind.GENERATOR: Facts("Generator", "Paints a picture pixel by pixel, from the pixel's place.", OVER_A_METHOD),
-    Kind.LOSS: Facts("Loss", "Asks for a margin between the logit asked for and all others.", OVER_A_METHOD),
+    Kind.GENERATOR: Facts("Generator", "Paints a picture pixel by pixel, from the coordinates of each.", OVER_A_METHOD),
+    Kind.LOSS: Facts("Loss", "Requires a margin between the requested class's logit and all others.", OVER_A_METHOD),
     Kind.TARGET: Facts(
         "Loader",
         "Reads fully connected classifiers from a JSON file, scikit-learn's among them.",
@@ -51,12 +51,12 @@ KINDS = {
     ),
     Kind.ATTRIBUTION: Facts(
         "Attribution",
-        "What each pixel is worth, by random masks and without gradients.",
+        "Estimates what each pixel contributes, by random masks and without gradients.",
         "interpkit attribute RUN --method {name}",
     ),
     Kind.INVERTER: Facts(
         "Inverter",
-        "Noisy gradient ascent on the pixels, the noise dying away.",
+        "Noisy gradient ascent on the pixels; the noise decays to zero.",
         "interpkit invert MODEL --inverter {name}",
     ),
 }

@@ -1,4 +1,4 @@
-"""What a new plugin may be called."""
+"""The names that a new plugin may have."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ WORDS = (
     *("step", "seconds", "inversion_accuracy"),  # of a run's history
     *("schema", "count", "confidence", "per_class", "evaluators", "left_out", "measured_on"),  # of its metrics.json
 )
-"""What a component of that name would be mistaken for, beside the fields of a recipe."""
+"""Names that a component would be confused with, besides the fields of a recipe."""
 
 _NAME = re.compile(r"[a-z][a-z0-9]*([-_][a-z0-9]+)*")
 
@@ -24,7 +24,7 @@ def check(name: str) -> None:
     """Check that a name is well formed and free.
 
     Raises:
-        UsageError: it is not; suggests one that is.
+        UsageError: it is not; the message suggests one that is.
     """
     if not _NAME.fullmatch(name) or len(name) > LONGEST:
         place, _, _ = name.replace("\\", "/").rstrip("/").rpartition("/")
@@ -42,16 +42,16 @@ def taken(name: str) -> str | None:
     """Return why a well-formed name cannot be used; None if it can."""
     words = {*WORDS, *Recipe.model_fields}
     if name in words or f"{name}s" in words:
-        return "it is a word of interpkit's own"
+        return "interpkit uses that word itself"
     plugins = installed()
     if name in plugins.found:
         return f"it is an installed plugin ({plugins.found[name].package})"
     for entry in plugins.registry.entries():
         if entry.name == name:
-            return f"the plugin {entry.owner!r} has something of that name"
+            return f"the plugin {entry.owner!r} has a component of that name"
     for module in (package_of(name), name.replace("-", "_")):
         spec = importlib.util.find_spec(module)
-        if spec is not None and spec.origin is not None:  # without an origin it is just a folder
+        if spec is not None and spec.origin is not None:  # without an origin it is only a folder
             return f"there is a Python package {module!r}"
     return None
 

@@ -1,4 +1,4 @@
-"""Name and kind -> the files of a package, from the templates beside."""
+"""Write the files of a plugin's package by its name and kind, from the templates here."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ TEMPLATES = Path(__file__).parent / "templates"
 
 
 def write(name: str, kind: Kind, folder: Path) -> Path:
-    """Write a package; nothing that is there already is touched.
+    """Write a package; existing files are never changed.
 
     Args:
         name: of the plugin and of its component, e.g. ``my-loss``.
         kind: of the component.
-        folder: where to; it must not exist yet.
+        folder: to write; it must not exist yet.
 
     Raises:
         UsageError: the name is invalid or taken, the folder exists, or cannot be written.
@@ -28,7 +28,7 @@ def write(name: str, kind: Kind, folder: Path) -> Path:
     names.check(name)
     if folder.exists() or folder.is_symlink():
         inside = f"--out {folder / name}" if folder.is_dir() and not (folder / name).exists() else "--out FOLDER"
-        raise UsageError(f"{folder} is there already, and nothing is overwritten. Name a new folder, e.g. {inside}.")
+        raise UsageError(f"{folder} exists, and nothing is overwritten. Name a new folder, e.g. {inside}.")
     files = render(name, kind)
     try:
         folder.mkdir(parents=True)
@@ -47,7 +47,7 @@ def write(name: str, kind: Kind, folder: Path) -> Path:
 
 
 def _unwritable(folder: Path, error: OSError) -> UsageError:
-    return UsageError(f"cannot write {folder}: {error.strerror}. Name another place by --out FOLDER.")
+    return UsageError(f"cannot write {folder}: {error.strerror}. Name another place with --out FOLDER.")
 
 
 def render(name: str, kind: Kind) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""The conformance kit: whether a component keeps what its interface promises, said in words that help to mend it.
+"""The conformance kit: checks that a component satisfies the contract of its interface, and says how to fix it.
 
     from interpkit import testing
 
@@ -6,9 +6,9 @@
     def test_satisfies_its_contract(component, check):
         check(component)
 
-Outside pytest, ``testing.check_loss(MyLoss)`` runs all checks of a loss and raises one `CheckFailed` that lists what is
-broken, and ``interpkit plugins check NAME`` does so for all that a plugin provides. The pytest fixtures ``tiny_target``
-and ``tiny_inversion`` come with interpkit.
+Outside pytest, ``testing.check_loss(MyLoss)`` runs all checks of a loss and raises one `CheckFailed` that lists the
+failures, and ``interpkit plugins check NAME`` does so for everything that a plugin provides. The
+pytest fixtures ``tiny_target`` and ``tiny_inversion`` come with interpkit.
 
 Names are imported when they are first used: pytest loads this package in every session, torch only where it is needed.
 """

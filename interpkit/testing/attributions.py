@@ -1,4 +1,4 @@
-"""What an attribution promises."""
+"""The checks of attributions."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ SETTINGS: tuple[tuple[toy_models.Shape, int], ...] = (
     ((12,), 10),
 )
 FLAT: tuple[toy_models.Shape, ...] = ((1, 6, 6), (7,))
-"""Shapes for linear targets, of which every attribution is known."""
+"""Shapes for linear targets, whose attributions are all known."""
 BATCH = 3
 ROWS = 64
-"""Images that may pass at once."""
+"""Largest number of images in one forward pass."""
 
 
 def attributed(
@@ -61,7 +61,7 @@ def case(shape: toy_models.Shape, num_classes: int, count: int = BATCH) -> tuple
 
 
 def home(cls: Any) -> tuple[Target, Tensor, Tensor]:
-    """Return the first target that the method serves, with images and classes."""
+    """Return the first target that the method supports, with images and classes."""
     refusal = ""
     for shape, num_classes in SETTINGS:
         found = case(shape, num_classes)
@@ -71,12 +71,12 @@ def home(cls: Any) -> tuple[Target, Tensor, Tensor]:
             refusal = refusal or str(error)
         else:
             return found
-    expect(False, f"it refuses every target tried; of the first it says: {refusal}")
+    expect(False, f"it refuses every target tried; the first with: {refusal}")
     raise AssertionError
 
 
 def linear(cls: Any) -> Iterator[tuple[toy_models.LinearTarget, Tensor, Tensor, Tensor]]:
-    """Yield the linear targets that the method serves, with images, classes and maps."""
+    """Yield the linear targets that the method supports, with images, classes and maps."""
     for shape in FLAT:
         target = toy_models.LinearTarget(shape, 3)
         images, classes = toy_models.images_of(shape, BATCH), torch.arange(BATCH)
@@ -90,8 +90,8 @@ def linear(cls: Any) -> Iterator[tuple[toy_models.LinearTarget, Tensor, Tensor, 
     "shapes",
     by="attribution",
     promise="for any image size, number of classes and batch, maps are finite floats of the images' shape; a "
-    "target that it cannot serve is refused by a UsageError",
-    remedy="enlarge a layer's map to the image, one for each channel; raise interpkit.UsageError with what to "
+    "target that it does not support is refused with a UsageError",
+    remedy="enlarge a layer's map to the image, one map per channel; raise interpkit.UsageError with what to "
     "do instead",
 )
 def shapes(cls: Any) -> None:
@@ -105,7 +105,7 @@ def shapes(cls: Any) -> None:
                 maps = attributed(cls, target, images, classes)
             except UsageError:
                 continue
-            expect(isinstance(maps, Tensor), f"{type(maps).__name__} in place of a tensor, {where}")
+            expect(isinstance(maps, Tensor), f"{type(maps).__name__} instead of a tensor, {where}")
             expect(maps.shape == images.shape, f"shape {tuple(maps.shape)} {where}")
             expect(
                 maps.is_floating_point() and maps.isfinite().all(), f"maps of {maps.dtype} that are not finite {where}"
@@ -115,43 +115,45 @@ def shapes(cls: Any) -> None:
 @promised(
     "signs",
     by="attribution",
-    promise="positive speaks for the class and negative against it: on a linear classifier the maps go with "
-    "what each pixel adds to the score",
-    remedy="turn the sign round: how far the score falls without a pixel is positive where the pixel speaks "
-    "for the class",
+    promise="positive values support the class and negative ones oppose it: on a linear classifier the maps "
+    "correlate with what each pixel adds to the score",
+    remedy="reverse the sign: the drop of the score without a pixel is positive where the pixel supports the class",
 )
 def signs(cls: Any) -> None:
-    """Positive speaks for the class."""
+    """Positive values support the class."""
     if cls.local:
         return
     for target, images, classes, maps in linear(cls):
         agree = (maps * target.weights(classes) * images).flatten(1).sum(1)
-        expect((agree > 0).all(), f"on a linear classifier of {target.input_shape} they go against it")
+        expect((agree > 0).all(), f"on a linear classifier of {target.input_shape} they have the opposite sign")
 
 
 @promised(
     "complete",
     by="attribution",
-    promise="if it says that it is complete, a map adds up to the image's score less the baselines' mean "
-    "score: exactly so on a linear classifier",
-    remedy="mend the sum, or leave out complete = True",
+    promise="if it declares complete = True, a map sums to the image's score minus the baselines' mean "
+    "score, exactly so on a linear classifier",
+    remedy="fix the sum, or remove complete = True",
 )
 def complete(cls: Any) -> None:
-    """Maps add up."""
+    """Maps sum to the score."""
     if not cls.complete:
         return
     for target, images, classes, maps in linear(cls):
         scores = target(images).gather(1, classes[:, None])[:, 0]
         apart = (maps.flatten(1).sum(1) - scores).abs().max().item()
-        expect(apart <= 1e-3 * (1 + scores.abs().max().item()), f"a map misses its image's score by {apart:.3g}")
+        expect(
+            apart <= 1e-3 * (1 + scores.abs().max().item()),
+            f"a map's sum differs from its image's score by {apart:.3g}",
+        )
 
 
 @promised(
     "local",
     by="attribution",
-    promise="if it says that it is local, a map is the score's gradient, up to its sign: on a linear "
-    "classifier the weights",
-    remedy="mend the scale, or leave out local = True",
+    promise="if it declares local = True, a map is the score's gradient, up to its sign: on a linear "
+    "classifier, the weights",
+    remedy="fix the scale, or remove local = True",
 )
 def local(cls: Any) -> None:
     """Maps are gradients."""
@@ -165,8 +167,8 @@ def local(cls: Any) -> None:
 @promised(
     "explains-class",
     by="attribution",
-    promise="it explains the class that is asked for, of each image its own",
-    remedy="take the column of `classes`: Captum's target=classes",
+    promise="it explains the requested class of each image",
+    remedy="select the column of `classes`: Captum's target=classes",
 )
 def explains_class(cls: Any) -> None:
     """Classes matter."""
@@ -180,7 +182,7 @@ def explains_class(cls: Any) -> None:
     "explains-scores",
     by="attribution",
     promise="it explains context.scores, which may be a difference of logits, and not the target's own logits",
-    remedy="give context.scores, not target, to the method; the target is there for its layers",
+    remedy="pass context.scores, not target, to the method; use the target only for its layers",
 )
 def explains_scores(cls: Any) -> None:
     """Scores matter."""
@@ -194,26 +196,28 @@ def explains_scores(cls: Any) -> None:
     "image-alone",
     by="attribution",
     promise="an image's map does not depend on the other images of the batch",
-    remedy="normalise over nothing but the image's own pixels",
+    remedy="normalize only over the image's own pixels",
 )
 def image_alone(cls: Any) -> None:
-    """Batch mates do not matter."""
+    """Other images of the batch do not matter."""
     target, images, classes = home(cls)
     others = torch.cat([images[:1], 1 - images[1:]])
     one, other = (attributed(cls, target, batch, classes)[0].detach() for batch in (images, others))
     scale = one.abs().max().item()
     apart = (one - other).abs().max().item()
-    expect(apart <= 1e-4 * scale + 1e-7, f"with other images beside it a pixel differs by {apart:.3g} of {scale:.3g}")
+    expect(
+        apart <= 1e-4 * scale + 1e-7, f"with other images in the batch a pixel differs by {apart:.3g} of {scale:.3g}"
+    )
 
 
 @promised(
     "rows",
     by="attribution",
-    promise="no more than context.rows images pass the target at once",
+    promise="a forward pass of the target has at most context.rows images",
     remedy="pass context.rows on: Captum's internal_batch_size, perturbations_per_eval or nt_samples_batch_size",
 )
 def rows(cls: Any) -> None:
-    """Few images pass at once."""
+    """Few images per forward pass."""
     target, images, classes = home(cls)
     passed: list[int] = []
     handle = target.register_forward_pre_hook(lambda _, inputs: passed.append(len(inputs[0])))
@@ -222,21 +226,21 @@ def rows(cls: Any) -> None:
     finally:
         handle.remove()
     most = max(passed, default=0)
-    expect(most <= BATCH, f"{most} where context.rows is {BATCH}")
+    expect(most <= BATCH, f"{most} images where context.rows is {BATCH}")
 
 
 @promised(
     "seeded",
     by="attribution",
-    promise="torch's global generator decides what it draws; numpy's and Python's global generators are left alone",
-    remedy="draw by torch alone; give numpy's state back where a library draws from it",
+    promise="all randomness is from torch's global generator; numpy's and Python's global generators are unchanged",
+    remedy="draw only with torch; restore numpy's state where a library draws from it",
 )
 def seeded(cls: Any) -> None:
-    """A seed decides."""
+    """The seed determines the maps."""
     found = home(cls)
     before = random_states()
     one, other = (attributed(cls, *found).detach() for _ in range(2))
-    expect(same(one, other), "one seed gives two maps")
+    expect(same(one, other), "two calls with one seed return different maps")
     after = random_states()
     moved = [name for name in ("numpy", "Python") if before[name] != after[name]]
     expect(not moved, f"the global random state of {' and '.join(moved)} was changed")
@@ -245,28 +249,28 @@ def seeded(cls: Any) -> None:
 @promised(
     "target-untouched",
     by="attribution",
-    promise="target and images are left as they were: parameters, buffers, modes, hooks, requires_grad, gradients",
-    remedy="remove hooks in a finally, give back what you change, and work on images.detach().clone()",
+    promise="target and images are unchanged: parameters, buffers, modes, hooks, requires_grad, gradients",
+    remedy="remove hooks in a finally, restore what you change, and work on images.detach().clone()",
 )
 def target_untouched(cls: Any) -> None:
-    """The target is as before."""
+    """The target is unchanged."""
     target, images, classes = home(cls)
     kept, before = images.clone(), toy_models.state_of(target)
     attributed(cls, target, images, classes)
     changed = toy_models.changes(before, toy_models.state_of(target))
     expect(not changed, f"changed: {changed}")
     expect(torch.equal(kept, images), "the images were changed")
-    expect(not images.requires_grad and images.grad is None, "the images take a gradient afterwards")
+    expect(not images.requires_grad and images.grad is None, "the images require a gradient afterwards")
 
 
 @promised(
     "device",
     by="attribution",
-    promise="it computes on the device of the images, where the target is",
+    promise="it computes on the device of the images and the target",
     remedy="make new tensors with device=images.device",
 )
 def device(cls: Any) -> None:
-    """It computes where the images are."""
+    """It computes on the images' device."""
     target, images, classes = home(cls)
     for place in other_devices():
         with place as other:

@@ -20,19 +20,19 @@ from interpkit.interfaces.targets import Target
 COMPONENTS = ("conditioner", "generator", "loss", "inverter", "metric", "attribution")
 """The kinds that have `Options`."""
 MODULES = ("components", "conditioners", "generators", "losses", "inverters", "metrics", "attributions", "targets")
-"""Where the checks are, in the order in which they are run."""
+"""The modules of the checks, in the order in which they are run."""
 LONGEST = 1000
-"""Letters of an error that are shown."""
+"""Characters of an error that are shown."""
 PREREQUISITE = "builds"
-"""The check without which the others of a component say nothing."""
+"""The check that must pass for the others to run."""
 
 
-class Broken(Exception):  # noqa: N818  # reads as what it says: raise Broken("...")
-    """A promise is broken; says what was seen."""
+class Broken(Exception):  # noqa: N818  # for raise Broken("...")
+    """A component violates the contract; the message says what was found."""
 
 
 def expect(kept: object, seen: str) -> None:
-    """Raise `Broken` with what was seen, unless the promise is kept."""
+    """Raise `Broken` with what was found, unless the contract is satisfied."""
     if not kept:
         raise Broken(seen)
 
@@ -44,7 +44,7 @@ class Outcome:
     Attributes:
         check: the check.
         status: ``kept``, ``broken``, ``waived``, or ``unchecked`` where the component cannot be built at all.
-        detail: what was seen if it is broken, the reason if it is waived.
+        detail: what was found if it is broken, the reason if it is waived.
     """
 
     check: Check
@@ -56,17 +56,16 @@ class CheckFailed(AssertionError):  # noqa: N818  # what pytest shows; reads as 
     """A component violates the contract of its interface.
 
     Args:
-        component: what was checked.
+        component: the component that was checked.
         broken: the checks that failed.
 
     Attributes:
-        broken: likewise.
+        broken: the checks that failed.
     """
 
     def __init__(self, component: Any, broken: Sequence[Outcome]) -> None:
         self.broken = list(broken)
-        count = "a promise" if len(broken) == 1 else f"{len(broken)} promises"
-        lines = [f"the {kind_of(component)} {label_of(component)!r} breaks {count} of its interface:"]
+        lines = [f"the {kind_of(component)} {label_of(component)!r} violates the contract of its interface:"]
         for outcome in broken:
             lines += [
                 f"  {outcome.check.name}: {outcome.check.promise}.",
@@ -78,13 +77,13 @@ class CheckFailed(AssertionError):  # noqa: N818  # what pytest shows; reads as 
 
 @dataclass(frozen=True)
 class Check:
-    """One promise of an interface, and how it is checked: ``check(component)``.
+    """The check of one promise of an interface: ``check(component)``.
 
     Attributes:
-        name: by which it is waived.
-        promise: what the interface promises, a sentence without its full stop.
-        remedy: how to mend a component that breaks it, likewise.
-        verify: takes the component; raises where the promise is broken.
+        name: to waive it by.
+        promise: what the interface promises, a sentence without its period.
+        remedy: how to fix a component that fails, likewise.
+        verify: function of the component; raises if the check fails.
     """
 
     name: str
@@ -96,14 +95,14 @@ class Check:
         """Check a component.
 
         Raises:
-            CheckFailed: the promise is broken.
+            CheckFailed: the check failed.
         """
         outcome = self.outcome(component)
         if outcome.status == "broken":
             raise CheckFailed(component, [outcome])
 
     def outcome(self, component: Any) -> Outcome:
-        """Return whether the promise is kept, and if not, what was seen; no random state of the process is changed."""
+        """Return whether the check passes, and if not, what was found; the process's random states are unchanged."""
         try:
             with _as_before():
                 self.verify(component)
@@ -116,7 +115,7 @@ class Check:
 
 @contextmanager
 def _as_before() -> Iterator[None]:
-    """Seed the global generators of torch, numpy and Python; give them back as they were."""
+    """Seed the global generators of torch, numpy and Python, and restore them afterwards."""
     of_python, of_numpy = random.getstate(), np.random.get_state()
     try:
         with torch.random.fork_rng([]), torch.enable_grad():
@@ -128,7 +127,7 @@ def _as_before() -> Iterator[None]:
 
 
 def _told(error: BaseException, component: Any) -> str:
-    """Return an error in a line, with the place in the component's own code if it comes from there."""
+    """Return an error as one line, with the place in the component's own code if it comes from there."""
     said = str(error) if isinstance(error, PluginError) else with_place(error, module_of(component))
     line = " ".join(said.split()) or type(error).__name__
     return line if len(line) <= LONGEST else f"{line[:LONGEST]} ..."
@@ -138,13 +137,13 @@ _CHECKS: dict[str, list[Check]] = {}
 
 
 def promised(name: str, *, by: str | Sequence[str], promise: str, remedy: str) -> Callable[[Any], Any]:
-    """Return a decorator that makes a function the check of a promise.
+    """Return a decorator that registers a function as the check of a promise.
 
     Args:
         name: of the check.
         by: the kinds of component that promise it.
-        promise: what is promised, a sentence without its full stop.
-        remedy: how to mend a component that breaks it, likewise.
+        promise: what the interface promises, a sentence without its period.
+        remedy: how to fix a component that fails, likewise.
     """
 
     def add(verify: Callable[[Any], None]) -> Callable[[Any], None]:
@@ -167,14 +166,14 @@ def kind_of(component: Any) -> str:
     kind = next((kind for kind in (*COMPONENTS, "loader") if issubclass(cls, KINDS[kind])), None)
     if kind is None or not (inspect.isclass(component) or kind == "loader"):
         raise UsageError(
-            f"{component!r} cannot be checked: give a class of {listed([*COMPONENTS, 'loader'])}, or a target that is "
+            f"{component!r} cannot be checked: pass a class of {listed([*COMPONENTS, 'loader'])}, or a target that is "
             f"made."
         )
     return kind
 
 
 def label_of(component: Any) -> str:
-    """Return what to call a component: its name, or else its class's."""
+    """Return the label of a component: its name, or else its class's."""
     return str(getattr(component, "name", class_of(component).__name__))
 
 
@@ -227,10 +226,10 @@ def outcomes(component: Any, waive: Mapping[str, str] | None = None) -> Iterator
 
     Args:
         component: as for `checks_of`.
-        waive: checks that are not run, each with its reason; besides those that the component's ``waivers`` name.
+        waive: checks to skip, each with its reason, in addition to the component's ``waivers``.
 
     Raises:
-        UsageError: it is of no kind that has checks, or a waiver is of none of them or without a reason.
+        UsageError: its kind has no checks, or a waiver names no check or has no reason.
 
     Example:
         >>> from torch import nn

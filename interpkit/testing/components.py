@@ -1,4 +1,4 @@
-"""What every component promises: a name, documentation, options."""
+"""The checks that all components share: a name, documentation, options."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Build = Callable[[toy_models.Shape, int], Any]
 
 
 def builder(cls: Any, options: Options | None = None) -> Build:
-    """Return what builds a component for a shape of images and a number of classes."""
+    """Return the function that builds a component for a shape of images and a number of classes."""
     if issubclass(cls, Conditioner):
         return lambda shape, count: cls(count, shape, options)
     if issubclass(cls, Generator):
@@ -38,7 +38,7 @@ def builder(cls: Any, options: Options | None = None) -> Build:
 
 
 def one_of(cls: Any) -> Any:
-    """Return a component, built for the first shape and number of classes that it takes."""
+    """Return a component, built for the first shape and number of classes that it accepts."""
     build = builder(cls)
     return build(*toy_models.home_of(build))
 
@@ -46,10 +46,10 @@ def one_of(cls: Any) -> Any:
 @promised(
     "builds",
     by=COMPONENTS,
-    promise="it can be built with its default options, for one of the classifiers tried at least, and refuses "
-    "the others by a UsageError",
-    remedy="take the arguments of the base class and pass them on by super().__init__(...); raise "
-    "interpkit.UsageError, with what to do instead, for what it cannot serve; give every option a "
+    promise="it can be built with its default options for at least one of the classifiers tried, and refuses "
+    "the others with a UsageError",
+    remedy="accept the arguments of the base class and pass them to super().__init__(...); raise "
+    "interpkit.UsageError, with what to do instead, for what it does not support; give every option a "
     "default",
 )
 def builds(cls: Any) -> None:
@@ -65,7 +65,7 @@ def builds(cls: Any) -> None:
 @promised(
     "named",
     by=(*COMPONENTS, "loader"),
-    promise="it has a name of its own that can be typed: lower case letters, digits, - and _",
+    promise="it has a name of its own that is easy to type: lower case letters, digits, - and _",
     remedy="write name = 'my-name' in the class",
 )
 def named(component: Any) -> None:
@@ -81,7 +81,7 @@ def named(component: Any) -> None:
     "documented",
     by=(*COMPONENTS, "loader", "target"),
     promise="its class has a docstring of its own, which `interpkit plugins show` prints",
-    remedy="write what it does under the class's line, with the formula, ranges and source",
+    remedy="describe what it does in the class's docstring, with the formula, ranges and source",
 )
 def documented(component: Any) -> None:
     """It has a docstring."""
@@ -93,14 +93,14 @@ def documented(component: Any) -> None:
     "options-declared",
     by=COMPONENTS,
     promise="its Options are a subclass of interpkit.Options, and every default passes the option's own validation",
-    remedy="write class Options(interpkit.Options): in the class, each option with a default that is in its own bounds",
+    remedy="write class Options(interpkit.Options): in the class, each option with a default within its bounds",
 )
 def options_declared(cls: Any) -> None:
     """Options are declared."""
     options = cls.Options
     expect(
         inspect.isclass(options) and issubclass(options, Options),
-        f"Options is {options!r}, which is no subclass of interpkit.Options",
+        f"Options is {options!r}, not a subclass of interpkit.Options",
     )
     for name, field in options.model_fields.items():
         expect(not field.is_required(), f"the option {name!r} has no default")
@@ -108,30 +108,30 @@ def options_declared(cls: Any) -> None:
     try:
         options.model_validate(defaults)
     except pydantic.ValidationError as error:
-        raise Broken(f"the defaults do not pass: {_first(error)}") from error
+        raise Broken(f"the defaults are invalid: {_first(error)}") from error
 
 
 @promised(
     "options-strict",
     by=COMPONENTS,
     promise="an option that it does not have is refused, so that a misspelled option is an error",
-    remedy="leave extra='forbid' in the model_config of Options as interpkit.Options has it",
+    remedy="keep extra='forbid' in the model_config of Options, as in interpkit.Options",
 )
 def options_strict(cls: Any) -> None:
     """Unknown options are refused."""
     if not _declared(cls):
-        return  # told by options-declared
+        return  # the check options-declared reports it
     try:
         validated(cls.Options, {"no_such_option": 1}, "it")
     except UsageError:
         return
-    raise Broken("no_such_option = 1 is taken")
+    raise Broken("no_such_option = 1 is accepted")
 
 
 @promised(
     "options-documented",
     by=COMPONENTS,
-    promise="every option says what it is, for `interpkit plugins show`",
+    promise="every option has a description, for `interpkit plugins show`",
     remedy="write Field(default, description='...') for each option, with the unit or range where it has one",
 )
 def options_documented(cls: Any) -> None:
@@ -145,9 +145,9 @@ def options_documented(cls: Any) -> None:
 @promised(
     "options-in-recipe",
     by=COMPONENTS,
-    promise="its options can stand in a recipe: written as TOML and read again they are the same",
-    remedy="make options of numbers, words, lists and tables of them; give an option that may be None no "
-    "default but None, as TOML has no word for it",
+    promise="its options survive in a recipe: written as TOML and read again, they are the same",
+    remedy="use numbers, strings, and lists and tables of them; an option that may be None must default to "
+    "None, which TOML cannot write",
 )
 def options_in_recipe(cls: Any) -> None:
     """Options survive TOML."""
@@ -158,23 +158,23 @@ def options_in_recipe(cls: Any) -> None:
     try:
         again = cls.Options.model_validate(tomllib.loads(tomli_w.dumps(values)))
     except pydantic.ValidationError as error:
-        raise Broken(f"what was written is not taken again: {_first(error)}") from error
+        raise Broken(f"the TOML that was written is refused: {_first(error)}") from error
     expect(again == options, f"{options!r} comes back as {again!r}")
 
 
 @promised(
     "options-kept",
     by=COMPONENTS,
-    promise="it has the options that it was built with in `options`, and the defaults if it was given none",
-    remedy="pass options on by super().__init__(..., options), and read self.options",
+    promise="`options` holds the options that it was built with, or the defaults if there were none",
+    remedy="pass options to super().__init__(..., options), and read self.options",
 )
 def options_kept(cls: Any) -> None:
     """Options are kept."""
     if not _declared(cls):
         return
     given = cls.Options()
-    expect(one_of_with(cls, given).options is given, "`options` is not what was given")
-    expect(one_of(cls).options == cls.Options(), "`options` are not the defaults where none were given")
+    expect(one_of_with(cls, given).options is given, "`options` is not the object that was passed")
+    expect(one_of(cls).options == cls.Options(), "`options` are not the defaults if none were passed")
 
 
 def one_of_with(cls: Any, options: Options) -> Any:
@@ -192,7 +192,7 @@ def _first(error: pydantic.ValidationError) -> str:
     return f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}, not {fault['input']!r}"
 
 
-# ------------------------------------------------------------------------------------ helps of the checks
+# ------------------------------------------------------------------------------- helpers of the checks
 
 
 def random_states() -> dict[str, Any]:
@@ -206,14 +206,14 @@ def random_states() -> dict[str, Any]:
 
 
 def expect_untouched(before: Mapping[str, Any]) -> None:
-    """Raise `Broken` if a global generator is not in the state it was in."""
+    """Raise `Broken` if the state of a global generator has changed."""
     after = random_states()
     moved = [name for name in before if before[name] != after[name]]
     expect(not moved, f"the global random state of {' and '.join(moved)} was changed")
 
 
 def with_seed(seed: int, act: Callable[[], Any]) -> Any:
-    """Return what comes of an act under a seed of torch's global generator; those of others are seeded otherwise."""
+    """Return a call's result under a seed of torch's global generator; the other generators get random seeds."""
     others = torch.randint(2**31, ()).item()
     with torch.random.fork_rng([]):
         torch.manual_seed(seed)
@@ -223,7 +223,7 @@ def with_seed(seed: int, act: Callable[[], Any]) -> Any:
 
 
 def same(one: Any, other: Any, *, tolerance: float = 0.0) -> bool:
-    """Say whether two tensors, or collections of them, are the same."""
+    """Return whether two tensors, or collections of them, are the same."""
     if isinstance(one, Tensor):
         if not isinstance(other, Tensor) or one.shape != other.shape or one.dtype != other.dtype:
             return False
@@ -246,8 +246,8 @@ def expect_gradients(module: nn.Module, what: str) -> None:
 
 def expect_images(images: Any, shape: toy_models.Shape, count: int, where: str) -> None:
     """Raise `Broken` unless these are (count, *shape) floats in [0, 1]."""
-    expect(isinstance(images, Tensor), f"{type(images).__name__} in place of a tensor, {where}")
-    expect(images.shape == (count, *shape), f"shape {tuple(images.shape)} in place of {(count, *shape)}, {where}")
+    expect(isinstance(images, Tensor), f"{type(images).__name__} instead of a tensor, {where}")
+    expect(images.shape == (count, *shape), f"shape {tuple(images.shape)} instead of {(count, *shape)}, {where}")
     expect(images.is_floating_point(), f"images of {images.dtype}, {where}")
 
 
@@ -262,4 +262,4 @@ def expect_on(device: torch.device, **tensors: Tensor | None) -> None:
     """Raise `Broken` unless all tensors are on the device."""
     for name, tensor in tensors.items():
         if tensor is not None:
-            expect(tensor.device == device, f"{name} is on {tensor.device}, where everything else is on {device}")
+            expect(tensor.device == device, f"{name} is on {tensor.device}, but everything else is on {device}")

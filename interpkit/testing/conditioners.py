@@ -1,4 +1,4 @@
-"""What a conditioner promises."""
+"""The checks of conditioners."""
 
 from __future__ import annotations
 
@@ -51,10 +51,10 @@ def drawn(conditioner: Conditioner, count: int = BATCH, seed: int = 0, labels: T
     promise="for any image size and number of classes, at any progress, labels are (B,) int64, distribution "
     "(B, n), vector (B, vector_dim) and maps (B, map_channels, height, width), all but the labels "
     "floats, as its `spec` says",
-    remedy="derive `spec` and what `sample` draws from the same numbers, and draw maps at the size that is asked for",
+    remedy="derive `spec` and the tensors of `sample` from the same numbers, and draw maps at the requested size",
 )
 def shapes(cls: Any) -> None:
-    """Shapes are as the spec says."""
+    """Shapes match the spec."""
     for shape, count, conditioner in toy_models.settings_of(cls, builder(cls))[0]:
         where = f"for {count} classes and images of {shape}"
         for batch, progress in ((1, 0.0), (BATCH, 0.5), (2, 1.0)):
@@ -69,7 +69,7 @@ def shapes(cls: Any) -> None:
                 "larger maps": (condition.maps(side + 3, side + 8), (batch, spec.map_channels, side + 3, side + 8)),
             }
             for name, (tensor, wanted) in found.items():
-                expect(tensor.shape == wanted, f"{name} {tuple(tensor.shape)} in place of {wanted}, {where}")
+                expect(tensor.shape == wanted, f"{name} {tuple(tensor.shape)} instead of {wanted}, {where}")
                 kind = tensor.dtype == torch.int64 if name == "labels" else tensor.is_floating_point()
                 expect(kind, f"{name} of {tensor.dtype}, {where}")
 
@@ -78,7 +78,7 @@ def shapes(cls: Any) -> None:
     "distribution",
     by="conditioner",
     promise="each row of the distribution sums to 1 and is largest at the label",
-    remedy="end in softmax(1), and take the labels from its argmax, or swap the largest entry into the label's place",
+    remedy="end with softmax(1), and use its argmax as labels, or swap the largest entry into the label's place",
 )
 def distribution(cls: Any) -> None:
     """It is a distribution with the label on top."""
@@ -91,7 +91,7 @@ def distribution(cls: Any) -> None:
                 expect(p.isfinite().all(), f"an entry that is not finite, {where}")
                 expect((p >= 0).all(), f"a negative entry, {where}")
                 worst = (p.double().sum(1) - 1).abs().max().item()
-                expect(worst < 1e-4, f"a row sums to 1 but for {worst:.3g}, {where}")
+                expect(worst < 1e-4, f"the sum of a row differs from 1 by {worst:.3g}, {where}")
                 least = (p.amax(1) - p.gather(1, found.labels[:, None])[:, 0]).max().item()
                 expect(least <= 0, f"a row is larger by {least:.3g} elsewhere than at its label, {where}")
 
@@ -99,23 +99,23 @@ def distribution(cls: Any) -> None:
 @promised(
     "labels-kept",
     by="conditioner",
-    promise="labels that are given are those of the condition",
+    promise="the condition has the labels that are passed",
     remedy="use `labels` as they are where they are not None",
 )
 def labels_kept(cls: Any) -> None:
-    """Given labels are kept."""
+    """Labels that are passed are used."""
     for _, count, conditioner in toy_models.settings_of(cls, builder(cls))[0]:
         asked = torch.tensor([count - 1, 0, 1, count - 1])
         found = drawn(conditioner, 4, labels=asked.clone()).labels
-        expect(found.tolist() == asked.tolist(), f"{asked.tolist()} asked for, {found.tolist()} drawn")
+        expect(found.tolist() == asked.tolist(), f"{asked.tolist()} requested, {found.tolist()} drawn")
 
 
 @promised(
     "labels-uniform",
     by="conditioner",
-    promise="labels that are left out are drawn uniformly from all classes",
-    remedy="draw them by torch.randint(self.num_classes, (batch_size,), device=self.device, generator=rng), or "
-    "take the argmax of entries that are all alike",
+    promise="if labels are omitted, they are drawn uniformly from all classes",
+    remedy="draw them with torch.randint(self.num_classes, (batch_size,), device=self.device, generator=rng), or "
+    "take the argmax of identically distributed entries",
 )
 def labels_uniform(cls: Any) -> None:
     """Labels are uniform."""
@@ -134,11 +134,11 @@ def labels_uniform(cls: Any) -> None:
 @promised(
     "same-law",
     by="conditioner",
-    promise="distributions drawn for given labels are as soft as those whose labels are drawn",
+    promise="distributions are as soft for labels that are passed as for labels that are drawn",
     remedy="draw in the same way, and swap the largest entry into the place of the label",
 )
 def same_law(cls: Any) -> None:
-    """Given labels change nothing of the law."""
+    """Passing labels does not change the distribution of the rest."""
     shape, count = toy_models.home_of(builder(cls))
     conditioner, draws = builder(cls)(shape, count), 2000
     free, given = (drawn(conditioner, draws, labels=asked) for asked in (None, torch.arange(draws) % count))
@@ -146,17 +146,17 @@ def same_law(cls: Any) -> None:
     apart = (tops[0].mean() - tops[1].mean()).abs().item()
     slack = 6 * max(top.std().item() for top in tops) * (2 / draws) ** 0.5 + 1e-6
     means = ", ".join(f"{top.mean().item():.3f}" for top in tops)
-    expect(apart < slack, f"the largest entry is on average (labels left out, labels given): {means}")
+    expect(apart < slack, f"the largest entry is on average (labels omitted, labels passed): {means}")
 
 
 @promised(
     "maps-tell-labels",
     by="conditioner",
-    promise="maps of map_size a side tell all labels apart",
+    promise="maps with sides of map_size differ between all labels",
     remedy="raise map_size in the spec, or spread the label over more map_channels",
 )
 def maps_tell_labels(cls: Any) -> None:
-    """Maps tell the labels."""
+    """Maps distinguish the labels."""
     for shape, count, conditioner in toy_models.settings_of(cls, builder(cls))[0]:
         if conditioner.spec.map_channels:
             maps = parts_of(drawn(conditioner, count, labels=torch.arange(count)), conditioner)["maps"]
@@ -167,9 +167,9 @@ def maps_tell_labels(cls: Any) -> None:
 @promised(
     "seeded",
     by="conditioner",
-    promise="what is drawn depends on `rng` alone where it is given, leaving every global generator alone, and "
-    "on torch's global one where it is not",
-    remedy="pass generator=rng to every torch.rand, randn and randint, and draw by no other library",
+    promise="draws depend only on `rng` if it is passed, without changing a global generator, and otherwise "
+    "on torch's global one",
+    remedy="pass generator=rng to every torch.rand, randn and randint, and draw with no other library",
 )
 def seeded(cls: Any) -> None:
     """Draws are seeded."""
@@ -178,19 +178,19 @@ def seeded(cls: Any) -> None:
     one = parts_of(drawn(conditioner, 64), conditioner)
     expect_untouched(before)
     other = with_seed(1, lambda: parts_of(drawn(conditioner, 64), conditioner))
-    expect(same(one, other), "one seed of `rng` gives two draws")
+    expect(same(one, other), "one seed of `rng` leads to different draws")
     third = parts_of(drawn(conditioner, 64, seed=1), conditioner)
-    expect(not same(one["labels"], third["labels"]), "another seed of `rng` gives the same labels")
+    expect(not same(one["labels"], third["labels"]), "another seed of `rng` leads to the same labels")
     free = [with_seed(2, lambda: parts_of(conditioner.sample(8), conditioner)) for _ in range(2)]
-    expect(same(*free), "one seed of torch's global generator gives two draws where rng is left out")
+    expect(same(*free), "one seed of torch's global generator leads to different draws if rng is omitted")
 
 
 @promised(
     "gradients",
     by="conditioner",
-    promise="its parameters, if it has any, are trained along: every one gets a finite gradient through the "
+    promise="its parameters, if it has any, can be trained: each gets a finite gradient through the "
     "vector, the maps or the distribution",
-    remedy="drop the parameters that nothing depends on, or register them as buffers",
+    remedy="remove parameters that nothing depends on, or register them as buffers",
 )
 def gradients(cls: Any) -> None:
     """Parameters get gradients."""
@@ -198,7 +198,7 @@ def gradients(cls: Any) -> None:
     if not list(conditioner.parameters()):
         return
     _surrogate(conditioner, drawn(conditioner)).backward()
-    expect_gradients(conditioner, "from what is drawn")
+    expect_gradients(conditioner, "from its draws")
 
 
 def _surrogate(conditioner: Conditioner, condition: Condition) -> Tensor:
@@ -220,8 +220,8 @@ def _surrogate(conditioner: Conditioner, condition: Condition) -> Tensor:
 @promised(
     "device",
     by="conditioner",
-    promise="all is drawn on the device of the module, `self.device`, also where labels are given there",
-    remedy="pass device=self.device wherever a tensor is made, and register tensors of its own by register_buffer",
+    promise="it draws everything on the module's device, `self.device`, also if labels on it are passed",
+    remedy="pass device=self.device wherever a tensor is made, and register its own tensors with register_buffer",
 )
 def device(cls: Any) -> None:
     """Draws are on the module's device."""
@@ -237,7 +237,7 @@ def device(cls: Any) -> None:
     "bf16",
     by="conditioner",
     promise="it draws under bf16 autocast as well",
-    remedy="cast before operations that want one dtype: x.float(), or other.to(x.dtype)",
+    remedy="cast before operations that need equal dtypes: x.float(), or other.to(x.dtype)",
 )
 def bf16(cls: Any) -> None:
     """It runs under autocast."""
@@ -251,17 +251,17 @@ def bf16(cls: Any) -> None:
 @promised(
     "state-dict",
     by="conditioner",
-    promise="its state dict holds all that it draws by: loaded into another one it draws the same",
-    remedy="keep learned and random tensors as nn.Parameter or by register_buffer, not as plain attributes",
+    promise="its state dict holds everything that its draws depend on: another one that loads it draws the same",
+    remedy="keep learned and random tensors as nn.Parameter or with register_buffer, not as plain attributes",
 )
 def state_dict(cls: Any) -> None:
-    """The state dict is all."""
+    """The state dict is complete."""
     build = builder(cls)
     home = toy_models.home_of(build)
     one, other = (with_seed(seed, lambda: build(*home)) for seed in (0, 1))
     other.load_state_dict(one.state_dict())
     found = [parts_of(drawn(conditioner), conditioner) for conditioner in (one, other)]
-    expect(same(*found), "one that was built under another seed draws otherwise with the same state dict")
+    expect(same(*found), "one built under another seed draws differently with the same state dict")
 
 
 @promised(
@@ -275,26 +275,26 @@ def picklable(cls: Any) -> None:
     conditioner = one_of(cls)
     again = pickle.loads(pickle.dumps(conditioner))  # noqa: S301  # our own
     found = [parts_of(drawn(c), c) for c in (conditioner, again)]
-    expect(same(*found), "it draws otherwise after it was pickled")
+    expect(same(*found), "it draws differently after it was pickled")
 
 
 @promised(
     "two-processes",
     by="conditioner",
-    promise="in two processes it is built alike and draws alike under one seed, and stays alike after a step "
-    "with averaged gradients",
-    remedy="let nothing depend on the process, the host or the time; draw by `rng`",
+    promise="in two processes with one seed it has the same weights and draws, and the same weights after a "
+    "step with averaged gradients",
+    remedy="let nothing depend on the process, the host or the time; draw with `rng`",
 )
 def two_processes(cls: Any) -> None:
     """Two processes agree."""
     shape, count = toy_models.home_of(builder(cls))
     one, other = in_both(step_in_process, Importable.of(cls), shape, count)
-    expect(same(one["drawn"], other["drawn"]), "the two draw otherwise under one seed")
+    expect(same(one["drawn"], other["drawn"]), "the two draw differently under one seed")
     expect(same(one["stepped"], other["stepped"]), "their parameters differ after a step with averaged gradients")
 
 
 def step_in_process(cls: Importable, shape: toy_models.Shape, count: int) -> dict[str, Any]:
-    """Draw, and step by gradients that are averaged over the processes."""
+    """Draw, and take a step with gradients that are averaged over the processes."""
     with global_seed(0, toy_models.CPU):
         conditioner: Conditioner = builder(cls.load())(shape, count)
     first = parts_of(drawn(conditioner), conditioner)
@@ -320,9 +320,9 @@ def average_step(parameters: list[torch.nn.Parameter]) -> None:
 @promised(
     "converges",
     by="conditioner",
-    promise=f"an inversion conditioned by it learns: in {toy_models.STEPS} steps the loss falls, and the target puts "
-    "most images in the class asked for",
-    remedy="see that vector or maps tell the labels apart, and that labels and distribution belong to them",
+    promise=f"an inversion conditioned by it learns: in {toy_models.STEPS} steps the loss falls, and the target "
+    "assigns most images to the requested class",
+    remedy="make vector or maps differ between labels, and match the labels and the distribution",
 )
 def converges(cls: Any) -> None:
     """An inversion converges."""
@@ -332,7 +332,7 @@ def converges(cls: Any) -> None:
 
 
 def expect_converged(history: Any, num_classes: int, accuracy: float = 0.6) -> None:
-    """Raise `Broken` unless the loss fell and the target puts most images where they were asked for."""
+    """Raise `Broken` unless the loss fell and the target assigns most images to the requested class."""
     first, last = history[0], history[-1]
     expect(last.loss < first.loss, f"the loss went from {first.loss:.4g} to {last.loss:.4g}")
     expect(

@@ -1,4 +1,4 @@
-"""The pytest plugin: a tiny trained classifier and a finished inversion of it. Nothing heavy is imported before use."""
+"""The pytest plugin: a tiny trained classifier and a finished inversion of it. Heavy imports wait until then."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def tiny_target() -> Target:
-    """A small trained classifier of 1 x 12 x 12 images and 3 classes, the same in every test; a copy of the test's."""
+    """A small trained classifier of 1 x 12 x 12 images and 3 classes, the same in every test; a copy for each."""
     from interpkit.testing import toy_models
 
     return toy_models.tiny_target()
@@ -21,7 +21,7 @@ def tiny_target() -> Target:
 
 @pytest.fixture
 def tiny_inversion() -> Inversion:
-    """A short finished inversion of it, by vector-matrix conditioning; a copy of the test's."""
+    """A short finished inversion of it, by vector-matrix conditioning; each test gets its own copy."""
     from interpkit.testing import toy_models
 
     return toy_models.tiny_inversion()

@@ -1,4 +1,4 @@
-"""What a generator promises."""
+"""The checks of generators."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ BATCH = 4
 
 
 def asked(generator: Generator, count: int = BATCH, seed: int = 0) -> tuple[Tensor, Condition]:
-    """Return a latent and a condition for a generator, the labels taking turns."""
+    """Return a latent and a condition for a generator, cycling through the labels."""
     latent = torch.randn(count, generator.latent_dim, generator=random_generator(toy_models.CPU, seed))
     return latent, toy_models.condition_of(generator.spec, torch.arange(count) % 3, 3)
 
 
 def home(cls: Any, seed: int = 0) -> Generator:
-    """Return a generator for the first shape that it takes, built under a seed."""
+    """Return a generator for the first shape that it accepts, built under a seed."""
     build = builder(cls)
     shape = toy_models.home_of(build)
     made: Generator = with_seed(seed, lambda: build(*shape))
@@ -51,7 +51,7 @@ def home(cls: Any, seed: int = 0) -> Generator:
 
 
 def all_of(cls: Any) -> Iterator[tuple[Generator, str]]:
-    """Yield a generator for every shape of images and of conditions that it takes, with words for both."""
+    """Yield a generator for every shape of images and conditions that it accepts, with a description of both."""
     for shape in toy_models.SHAPES:
         for spec in SPECS:
             try:
@@ -64,8 +64,8 @@ def all_of(cls: Any) -> Iterator[tuple[Generator, str]]:
     "shapes",
     by="generator",
     promise="for any image size and sizes of the condition, images are floats (B, *input_shape), and in [0, 1] "
-    "also for latents that are far out; it has a latent_dim of at least 1",
-    remedy="build the last layer from input_shape, end in a sigmoid (or clamp), and set self.latent_dim in __init__",
+    "also for extreme latents; latent_dim is at least 1",
+    remedy="build the last layer from input_shape, end with a sigmoid (or clamp), and set self.latent_dim in __init__",
 )
 def shapes(cls: Any) -> None:
     """Images have the shape and range."""
@@ -78,13 +78,13 @@ def shapes(cls: Any) -> None:
                 images = generator.train(mode)(latent, condition)
                 expect_images(images, generator.input_shape, 2, where)
                 expect_unit(images, where)
-            expect_unit(generator(30 * latent, condition), f"{where}, for latents thirty times as long as usual")
+            expect_unit(generator(30 * latent, condition), f"{where}, for latents thirty times as large as usual")
 
 
 @promised(
     "maps-asked",
     by="generator",
-    promise="it asks for maps of at least map_size a side, at which they still tell the labels apart",
+    promise="it requests maps with sides of at least map_size, where they still differ between labels",
     remedy="call condition.maps(height, width) with both at least self.spec.map_size",
 )
 def maps_asked(cls: Any) -> None:
@@ -95,13 +95,13 @@ def maps_asked(cls: Any) -> None:
         with torch.no_grad():
             generator.eval()(torch.zeros(2, generator.latent_dim), condition)
         small = [size for size in sizes if min(size) < generator.spec.map_size]
-        expect(not small, f"maps of {small[:1]} asked for, {where}")
+        expect(not small, f"maps of {small[:1]} requested, {where}")
 
 
 @promised(
     "uses-condition",
     by="generator",
-    promise="what it makes depends on the condition: on its vector or its maps",
+    promise="its images depend on the condition: on its vector or its maps",
     remedy="feed condition.vector and condition.maps(...) into the layers",
 )
 def uses_condition(cls: Any) -> None:
@@ -113,13 +113,13 @@ def uses_condition(cls: Any) -> None:
             generator(latent, toy_models.condition_of(generator.spec, torch.full((BATCH,), label), 3))
             for label in (1, 2)
         ]
-    expect(not same(*ones, tolerance=1e-7), "two labels give the same images")
+    expect(not same(*ones, tolerance=1e-7), "two labels lead to the same images")
 
 
 @promised(
     "uses-latent",
     by="generator",
-    promise="what it makes depends on the latent, so that a class has more than one image",
+    promise="its images depend on the latent, so that a class has more than one image",
     remedy="feed latent into the layers",
 )
 def uses_latent(cls: Any) -> None:
@@ -129,7 +129,7 @@ def uses_latent(cls: Any) -> None:
     with torch.no_grad():
         expect(
             not same(generator(latent, condition), generator(-latent, condition), tolerance=1e-7),
-            "two latents give the same images",
+            "two latents lead to the same images",
         )
 
 
@@ -137,7 +137,7 @@ def uses_latent(cls: Any) -> None:
     "gradients",
     by="generator",
     promise="every parameter gets a finite gradient from the images",
-    remedy="drop layers that nothing depends on; use no argmax, round, detach() or .data on the way to the images",
+    remedy="remove layers that nothing depends on; use no argmax, round, detach() or .data before the images",
 )
 def gradients(cls: Any) -> None:
     """Gradients reach the parameters."""
@@ -149,18 +149,18 @@ def gradients(cls: Any) -> None:
 
 
 def images_like(images: Tensor) -> Tensor:
-    """Return random images of the shape of some."""
+    """Return random images of the same shape."""
     return toy_models.images_of(tuple(images.shape[1:]), len(images), 5).to(images)
 
 
 @promised(
     "image-alone",
     by="generator",
-    promise="in eval mode an image does not depend on the others of its batch, and a batch may be a single one",
-    remedy="compare nothing over the batch in eval mode; use batch norm as it is, with its running statistics",
+    promise="in eval mode an image does not depend on the others of its batch; a batch of one works",
+    remedy="compute no statistics over the batch in eval mode; let batch norm use its running statistics",
 )
 def image_alone(cls: Any) -> None:
-    """Batch mates do not matter."""
+    """Other images of the batch do not matter."""
     generator = home(cls)
     with torch.no_grad():
         generator.train()(*asked(generator, 8))
@@ -176,29 +176,29 @@ def image_alone(cls: Any) -> None:
 @promised(
     "seeded",
     by="generator",
-    promise="weights and images depend on torch's global generator alone, so that a seed decides them",
-    remedy="draw by torch alone, and seed nothing yourself",
+    promise="weights and images depend only on torch's global generator, so that a seed determines them",
+    remedy="draw only with torch, and seed nothing yourself",
 )
 def seeded(cls: Any) -> None:
-    """A seed decides."""
+    """The seed determines weights and images."""
     weights = [home(cls, seed).state_dict() for seed in (0, 0)]
-    expect(same(*weights), "one seed gives two different sets of weights")
+    expect(same(*weights), "one seed leads to different weights")
     generator = home(cls).train()
     with torch.no_grad():
         images = [with_seed(1, lambda: generator(*asked(generator))) for _ in range(2)]
-        expect(same(*images), "one seed gives different images in two passes")
+        expect(same(*images), "two forward passes with one seed return different images")
         before = random_states()
         generator.eval()(*asked(generator))
     after = random_states()
     moved = [name for name in ("numpy", "Python") if before[name] != after[name]]
-    expect(not moved, f"a pass changes the global random state of {' and '.join(moved)}")
+    expect(not moved, f"a forward pass changes the global random state of {' and '.join(moved)}")
 
 
 @promised(
     "starts-at",
     by="generator",
-    promise="where it has a `start_at` of its own, fresh images come out near the level that is asked for",
-    remedy="set the bias of the last layer to log(level / (1 - level)) before a sigmoid, or leave start_at out",
+    promise="if it overrides `start_at`, the mean of the images is then near the requested level",
+    remedy="set the bias of the last layer to log(level / (1 - level)) before a sigmoid, or remove start_at",
 )
 def starts_at(cls: Any) -> None:
     """`start_at` works."""
@@ -216,10 +216,10 @@ def starts_at(cls: Any) -> None:
     "device",
     by="generator",
     promise="it computes on the device it was moved to",
-    remedy="make new tensors with device=latent.device, and register tensors of its own by register_buffer",
+    remedy="make new tensors with device=latent.device, and register its own tensors with register_buffer",
 )
 def device(cls: Any) -> None:
-    """It computes where it is."""
+    """It computes on its device."""
     for place in other_devices():
         with place as other:
             generator = home(cls).to(other).to(memory_format=torch.channels_last).train()
@@ -234,7 +234,7 @@ def device(cls: Any) -> None:
     "bf16",
     by="generator",
     promise="it works under bf16 autocast as well, its images still in [0, 1]",
-    remedy="cast before operations that want one dtype: x.float(), or other.to(x.dtype)",
+    remedy="cast before operations that need equal dtypes: x.float(), or other.to(x.dtype)",
 )
 def bf16(cls: Any) -> None:
     """It runs under autocast."""
@@ -248,17 +248,17 @@ def bf16(cls: Any) -> None:
 @promised(
     "state-dict",
     by="generator",
-    promise="its state dict holds all that its images depend on: loaded into another one it makes the same",
-    remedy="keep learned and random tensors as nn.Parameter or by register_buffer, not as plain attributes",
+    promise="its state dict holds everything that its images depend on: another one that loads it makes the same",
+    remedy="keep learned and random tensors as nn.Parameter or with register_buffer, not as plain attributes",
 )
 def state_dict(cls: Any) -> None:
-    """The state dict is all."""
+    """The state dict is complete."""
     one, other = home(cls, 0), home(cls, 1)
     with torch.no_grad():
-        one.train()(*asked(one, 8))  # so that running statistics are no longer what they start as
+        one.train()(*asked(one, 8))  # moves running statistics off their initial values
         other.load_state_dict(one.state_dict())
         found = [generator.eval()(*asked(generator)) for generator in (one, other)]
-    expect(same(*found, tolerance=1e-6), "one that was built under another seed makes others with the same state dict")
+    expect(same(*found, tolerance=1e-6), "one built under another seed makes other images with the same state dict")
 
 
 @promised(
@@ -279,7 +279,7 @@ def picklable(cls: Any) -> None:
 @promised(
     "two-processes",
     by="generator",
-    promise="in two processes it is built alike under one seed, and two steps of DistributedDataParallel leave "
+    promise="in two processes it has the same weights under one seed, and two steps of DistributedDataParallel leave "
     "both alike",
     remedy="let nothing depend on the process, the host or the time",
 )
@@ -287,7 +287,7 @@ def two_processes(cls: Any) -> None:
     """Two processes agree."""
     shape, count = toy_models.home_of(builder(cls))
     one, other = in_both(step_in_process, Importable.of(cls), shape, count)
-    expect(one["built"] == other["built"], "the two have different weights from one seed")
+    expect(one["built"] == other["built"], "the two have different weights under one seed")
     expect(one["stepped"] == other["stepped"], "their weights differ after two steps of DistributedDataParallel")
 
 
@@ -296,7 +296,7 @@ def step_in_process(cls: Importable, shape: toy_models.Shape, count: int) -> dic
     with global_seed(0, toy_models.CPU):
         generator: Generator = builder(cls.load())(shape, count)
     built = fingerprint(generator)
-    # What gets no gradient is told by another check, and does not end the run here.
+    # Another check reports parameters without a gradient; they do not end the run here.
     shared = DistributedDataParallel(generator.train(), find_unused_parameters=True)
     optimizer = torch.optim.SGD(generator.parameters(), lr=0.01)
     for step in range(2):
@@ -316,9 +316,9 @@ def fingerprint(module: nn.Module) -> str:
 @promised(
     "converges",
     by="generator",
-    promise=f"it can be trained: in {toy_models.STEPS} steps of an inversion the loss falls, and the target puts "
-    "most images in the class asked for",
-    remedy="see that the condition reaches the images strongly, and that fresh images are not all black or white",
+    promise=f"it can be trained: in {toy_models.STEPS} steps of an inversion the loss falls, and the target "
+    "assigns most images to the requested class",
+    remedy="give the condition a strong effect on the images, and avoid initial images that are all black or white",
 )
 def converges(cls: Any) -> None:
     """An inversion converges."""

@@ -1,4 +1,4 @@
-"""What an inverter promises, and the inversion that it returns."""
+"""The checks of inverters, and of the inversions that they return."""
 
 from __future__ import annotations
 
@@ -28,23 +28,23 @@ from interpkit.testing.second_device import other_devices
 
 PARTS = ("conditioner", "generator", "loss")
 PER_CLASS = 2
-"""Images of each class, where the method makes a fixed number of them by an option of that name."""
+"""Images per class, for methods with an option of that name."""
 SHORT = 6
-"""Steps where nothing has to be learned."""
+"""Steps of a run that need not learn anything."""
 STOP, SAVE = 3, 3
-"""Steps after which a run is stopped, or saved."""
+"""The steps after which a run is stopped, and saved."""
 HALF_A_LEVEL = 0.51 / 255
-"""By how much an image that is kept in 8 bits may differ."""
+"""Largest error of an image that is stored in 8 bits."""
 
 
 class Kept(Recorder):
-    """A recorder that stops a run, keeps its checkpoint, or goes on from one.
+    """A recorder that stops a run, keeps its checkpoint, or resumes from one.
 
     Args:
-        steps: of the run.
+        steps: the number of steps of the run.
         stop: the step after which to stop.
         save: the step at which a checkpoint is due.
-        checkpoint: to go on from.
+        checkpoint: to resume from.
     """
 
     def __init__(self, steps: int, *, stop: int | None = None, save: int | None = None, checkpoint: Any = None) -> None:
@@ -65,11 +65,11 @@ class Kept(Recorder):
         return self._checkpoint  # type: ignore[no-any-return]
 
     def due(self, step: int) -> bool:
-        """Say whether a checkpoint is due."""
+        """Return whether a checkpoint is due."""
         return step == self._save
 
     def save(self, step: int, state: dict[str, Any]) -> None:
-        """Keep a checkpoint as a file would: plain values and tensors alone."""
+        """Keep a checkpoint as a file would: only plain values and tensors."""
         file = io.BytesIO()
         torch.save(state, file)
         file.seek(0)
@@ -109,7 +109,7 @@ class PlainRun(StoredRun):
 
 
 def reloaded(cls: Any, inversion: Inversion) -> Inversion:
-    """Return an inversion as the inverter loads it from the files that a run folder keeps of it."""
+    """Return an inversion as the inverter loads it from its files in a run folder."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         for file, content in contracts.files(inversion, RESERVED).items():
@@ -129,8 +129,8 @@ def pictures(inversion: Inversion) -> Any:
 @promised(
     "needs",
     by="inverter",
-    promise="`needs` names the parts that it takes of a recipe, of conditioner, generator and loss; it works "
-    "with those alone",
+    promise="`needs` names the parts of a recipe that it uses, among conditioner, generator and loss; it works "
+    "with only those",
     remedy="write needs = ('loss',), say, in the class, and use no other part",
 )
 def needs(cls: Any) -> None:
@@ -143,10 +143,10 @@ def needs(cls: Any) -> None:
 @promised(
     "shapes",
     by="inverter",
-    promise="it inverts targets of any image size and number of classes, or says by a UsageError why not; "
-    "samples are (N, *input_shape) float32 in [0, 1] on the CPU, with the labels that were asked for",
-    remedy="take sizes from target.input_shape and target.num_classes, and keep images in [0, 1], by a sigmoid "
-    "or a clamp",
+    promise="it inverts targets of any image size and number of classes, or raises a UsageError with the reason; "
+    "samples are (N, *input_shape) float32 in [0, 1] on the CPU, with the requested labels",
+    remedy="take sizes from target.input_shape and target.num_classes, and keep images in [0, 1] with a "
+    "sigmoid or a clamp",
 )
 def shapes(cls: Any) -> None:
     """Samples are images."""
@@ -168,57 +168,55 @@ def shapes(cls: Any) -> None:
         expect_unit(images, where)
         wanted = {0, count - 1} - inversion.empty.keys()
         expect(set(labels.tolist()) == wanted, f"images of the classes {set(labels.tolist())}, {where}")
-    expect(taken, f"it refuses every target tried; of the first it says: {refusal}")
+    expect(taken, f"it refuses every target tried; the first with: {refusal}")
 
 
 @promised(
     "labels",
     by="inverter",
-    promise="it inverts the classes that the recipe names, and no others",
-    remedy="take recipe.labels where it is not None",
+    promise="it inverts only the classes that the recipe names",
+    remedy="use recipe.labels if it is not None",
 )
 def labels(cls: Any) -> None:
     """The recipe's labels are inverted."""
     inversion = run(cls, toy_models.tiny_target(), Recorder(2), labels=[2, 0])
     asked = pictures(inversion)[1].tolist()
-    expect(set(asked) == {0, 2} - inversion.empty.keys(), f"of classes 0 and 2, images of {sorted(set(asked))}")
+    expect(set(asked) == {0, 2} - inversion.empty.keys(), f"classes 0 and 2 requested, images of {sorted(set(asked))}")
 
 
 @promised(
     "empty",
     by="inverter",
-    promise="a class of which it found no image is named in `empty`, with a reason in words, and only classes that the "
-    "recipe asks for are",
-    remedy="hand empty={label: 'why there is none'} to the inversion",
+    promise="a class without an image is in `empty`, with a reason in words, and only classes that the recipe "
+    "requests are",
+    remedy="pass empty={label: 'why there is none'} to the inversion",
 )
 def empty(cls: Any) -> None:
     """Empty classes have a reason."""
     inversion = run(cls, toy_models.tiny_target(), Recorder(2))
     for label, reason in inversion.empty.items():
-        expect(type(label) is int and 0 <= label < 3, f"empty names {label!r}, which was not asked for")
+        expect(type(label) is int and 0 <= label < 3, f"empty names {label!r}, which was not requested")
         expect(isinstance(reason, str) and reason.strip(), f"class {label} is empty, and the reason is {reason!r}")
 
 
 @promised(
     "loads",
     by="inverter",
-    promise="from `files()` and its samples, `load` makes the same inversion again: its class, its classes and the "
+    promise="from `files()` and its samples, `load` returns the same inversion: its type, its classes and the "
     "same images; the report can show its `sections()`",
-    remedy="give all that drawing needs in files(), and read it in Inverter.load by stored.read or stored.tensors",
+    remedy="return what drawing needs from files(), and read it in Inverter.load with stored.read or stored.tensors",
 )
 def loads(cls: Any) -> None:
-    """It is loaded as it was."""
+    """It survives saving and loading."""
     inversion = run(cls, toy_models.tiny_target(), Recorder(SHORT))
     again = reloaded(cls, inversion)
     expect(type(again) is type(inversion), f"a {type(inversion).__name__} is loaded as a {type(again).__name__}")
     expect(again.classes == inversion.classes, f"the classes {inversion.classes} are loaded as {again.classes}")
-    expect(
-        same(pictures(inversion), pictures(again), tolerance=HALF_A_LEVEL), "its images are others once it is loaded"
-    )
+    expect(same(pictures(inversion), pictures(again), tolerance=HALF_A_LEVEL), "its images differ after loading")
     one, other = (contracts.files(again, RESERVED) for _ in range(2))
-    expect(one == other, "files() gives other bytes the second time")
+    expect(one == other, "files() returns other bytes the second time")
     shown = [[section.title for section in contracts.sections(each)] for each in (inversion, again)]
-    expect(shown[0] == shown[1], f"the sections {shown[0]} are {shown[1]} once it is loaded")
+    expect(shown[0] == shown[1], f"the sections {shown[0]} are {shown[1]} after loading")
 
 
 @promised(
@@ -240,28 +238,28 @@ def recorded(cls: Any) -> None:
 @promised(
     "stops",
     by="inverter",
-    promise="it stops after the step at which recorder.stop_requested is set, and returns what it has",
-    remedy="take the steps of recorder.training_steps(state), or end each step by: if recorder.stop_requested: break; "
+    promise="it stops after the step in which recorder.stop_requested is set, and returns the inversion so far",
+    remedy="iterate over recorder.training_steps(state), or end each step with: if recorder.stop_requested: break; "
     "then flush and return the inversion",
 )
 def stops(cls: Any) -> None:
     """It stops when asked."""
     recorder = Kept(SHORT, stop=STOP)
     inversion = run(cls, toy_models.tiny_target(), recorder)
-    expect(recorder.seen == list(range(1, STOP + 1)), f"asked to stop at step {STOP}, it went to {recorder.seen[-1:]}")
+    expect(recorder.seen == list(range(1, STOP + 1)), f"told to stop at step {STOP}, it ran to {recorder.seen[-1:]}")
     expect(inversion.steps_done == STOP, f"the history ends at step {inversion.steps_done}, not {STOP}")
 
 
 @promised(
     "resumes",
     by="inverter",
-    promise="it saves a checkpoint of tensors and plain values when recorder.due(step), and from one that "
-    "recorder.start() gives it goes on to the same end as without the interruption",
-    remedy="give recorder.resume and recorder.training_steps an interpkit.TrainingState, or save all that the rest "
-    "depends on, random states included",
+    promise="it saves a checkpoint of tensors and plain values when recorder.due(step), and resuming from the "
+    "one that recorder.start() returns leads to the same result as without the interruption",
+    remedy="pass an interpkit.TrainingState to recorder.resume and recorder.training_steps, or save everything that "
+    "the remaining steps depend on, including random states",
 )
 def resumes(cls: Any) -> None:
-    """It goes on where it was."""
+    """It resumes from a checkpoint."""
     target = toy_models.tiny_target()
     whole = Kept(SHORT, save=SAVE)
     wanted = pictures(run(cls, target, whole))
@@ -269,23 +267,23 @@ def resumes(cls: Any) -> None:
     rest = Kept(SHORT, checkpoint=whole.saved)
     found = pictures(run(cls, target, rest))
     expect(
-        rest.seen == list(range(SAVE + 1, SHORT + 1)), f"from a checkpoint of step {SAVE} it did the steps {rest.seen}"
+        rest.seen == list(range(SAVE + 1, SHORT + 1)), f"from a checkpoint of step {SAVE} it ran the steps {rest.seen}"
     )
-    expect(same(wanted, found, tolerance=1e-6), "the images are others than without the interruption")
+    expect(same(wanted, found, tolerance=1e-6), "the images differ from those without the interruption")
 
 
 @promised(
     "seeded",
     by="inverter",
-    promise="recipe.seed and torch's global generator decide the result; numpy's and Python's global "
-    "generators are left alone",
-    remedy="draw by interpkit.random_generator(device, interpkit.derive_seed(recipe.seed, 'a purpose'))",
+    promise="recipe.seed and torch's global generator determine the result; numpy's and Python's global "
+    "generators are unchanged",
+    remedy="draw with interpkit.random_generator(device, interpkit.derive_seed(recipe.seed, 'a purpose'))",
 )
 def seeded(cls: Any) -> None:
-    """A seed decides."""
+    """The seed determines the result."""
     target, before = toy_models.tiny_target(), random_states()
     one, other = (pictures(run(cls, target, Recorder(SHORT))) for _ in range(2))
-    expect(same(one, other), "one seed gives two results")
+    expect(same(one, other), "two runs with one seed differ")
     after = random_states()
     moved = [name for name in ("numpy", "Python") if before[name] != after[name]]
     expect(not moved, f"the global random state of {' and '.join(moved)} was changed")
@@ -294,11 +292,11 @@ def seeded(cls: Any) -> None:
 @promised(
     "target-untouched",
     by="inverter",
-    promise="the user's classifier is left as it was: parameters, buffers, modes, hooks, requires_grad",
+    promise="the user's classifier is unchanged: parameters, buffers, modes, hooks, requires_grad",
     remedy="change nothing of the target, and remove hooks in a finally",
 )
 def target_untouched(cls: Any) -> None:
-    """The target is as before."""
+    """The target is unchanged."""
     target = toy_models.tiny_target()
     with target.frozen():
         before = toy_models.state_of(target)
@@ -310,11 +308,11 @@ def target_untouched(cls: Any) -> None:
 @promised(
     "device",
     by="inverter",
-    promise="it computes on recipe.device, where the target is",
+    promise="it computes on recipe.device, the target's device",
     remedy="make tensors with device=torch.device(recipe.device), and move modules there",
 )
 def device(cls: Any) -> None:
-    """It computes where the recipe says."""
+    """It computes on the recipe's device."""
     target = toy_models.tiny_target()
     for place in other_devices():
         with place as other:
@@ -325,9 +323,9 @@ def device(cls: Any) -> None:
 @promised(
     "converges",
     by="inverter",
-    promise=f"it inverts: in {toy_models.STEPS} steps the loss falls, and the target puts most images in the class "
+    promise=f"in {toy_models.STEPS} steps the loss falls, and the target assigns most images to the class that was "
     "asked for",
-    remedy="see that what is optimised is the class asked for, and that steps go down",
+    remedy="optimize the requested class, and make steps descend the loss",
 )
 def converges(cls: Any) -> None:
     """It converges."""
@@ -337,4 +335,4 @@ def converges(cls: Any) -> None:
     images, asked = pictures(inversion)
     with target.frozen(), torch.no_grad():
         right = (target(images).argmax(1) == asked).float().mean().item()
-    expect(right >= 0.6, f"the target puts {right:.0%} of the samples in the class asked for")
+    expect(right >= 0.6, f"the target assigns {right:.0%} of the samples to the requested class")

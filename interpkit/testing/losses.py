@@ -1,4 +1,4 @@
-"""What an inversion loss promises."""
+"""The checks of inversion losses."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def scalar(cls: Any) -> None:
         for size in (2, 5):
             where = f"for {size} images of {shape} and {count} classes"
             value = toy_models.value_of(loss, toy_models.target_of(shape, count), toy_models.images_of(shape, size))
-            expect(isinstance(value, Tensor), f"{type(value).__name__} in place of a tensor, {where}")
+            expect(isinstance(value, Tensor), f"{type(value).__name__} instead of a tensor, {where}")
             expect(value.shape == (), f"shape {tuple(value.shape)}, {where}")
             expect(value.is_floating_point() and value.isfinite(), f"{value.item()} of {value.dtype}, {where}")
 
@@ -239,7 +239,7 @@ def views(cls: Any) -> None:
     remedy="pass generator=rng to every draw in `views`, and draw by no other library than torch",
 )
 def seeded(cls: Any) -> None:
-    """A seed decides."""
+    """The seed determines views and value."""
     loss, target = home(cls)
     images = toy_models.images_of(target.input_shape, 4)
     batch = toy_models.generated(target, images)
@@ -272,11 +272,11 @@ def batch_mean(cls: Any) -> None:
 @promised(
     "target-untouched",
     by="loss",
-    promise="the user's classifier is left as it was: parameters, buffers, modes, hooks, requires_grad",
+    promise="the user's classifier is unchanged: parameters, buffers, modes, hooks, requires_grad",
     remedy="read the target through batch.response; change nothing of it, and remove hooks in a finally",
 )
 def target_untouched(cls: Any) -> None:
-    """The target is as before."""
+    """The target is unchanged."""
     _, target = home(cls)
     before = toy_models.state_of(target)
     loss = cls(target)
@@ -316,7 +316,7 @@ def target_not_kept(cls: Any) -> None:
     "register_buffer, or move them by .to(batch.images)",
 )
 def device(cls: Any) -> None:
-    """It computes where the batch is."""
+    """It computes on the batch's device."""
     _, target = home(cls)
     images = toy_models.images_of(target.input_shape, 4)
     for place in other_devices():
@@ -332,7 +332,7 @@ def device(cls: Any) -> None:
     "bf16",
     by="loss",
     promise="it works where the target and the views are computed under bf16 autocast",
-    remedy="cast before operations that want one dtype: x.float(), or other.to(x.dtype)",
+    remedy="cast before operations that need equal dtypes: x.float(), or other.to(x.dtype)",
 )
 def bf16(cls: Any) -> None:
     """It runs where the target answers in bf16."""
@@ -353,7 +353,7 @@ def bf16(cls: Any) -> None:
     remedy="keep learned and random tensors as nn.Parameter or by register_buffer, not as plain attributes",
 )
 def state_dict(cls: Any) -> None:
-    """The state dict is all."""
+    """The state dict is complete."""
     _, target = home(cls)
     one, other = (with_seed(seed, lambda: cls(target)) for seed in (0, 1))
     other.load_state_dict(one.state_dict())
@@ -415,7 +415,7 @@ def step_in_process(cls: Importable, shape: toy_models.Shape, count: int) -> dic
     "converges",
     by="loss",
     promise="beside cross-entropy, and no larger than it at the start, it lets an inversion converge: in "
-    f"{toy_models.STEPS} steps the loss falls, and the target puts most images in the class asked for",
+    f"{toy_models.STEPS} steps the loss falls, and the target assigns most images to the requested class",
     remedy="see that the term falls as images get better: its sign, and that it does not drown the others",
 )
 def converges(cls: Any) -> None:

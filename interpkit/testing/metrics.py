@@ -1,4 +1,4 @@
-"""What a metric promises."""
+"""The checks of metrics."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def study_of(
     Args:
         shape: of an image.
         num_classes: n.
-        given: of reference, training and evaluator, what there is beside the samples.
+        given: of reference, training and evaluator, the data besides the samples.
         per_class: images of each class, of each kind.
         target: the classifier; a small one of that shape if left out.
         device: where classifiers compute.
@@ -110,7 +110,7 @@ def all_found(cls: Any) -> list[Found]:
             refusal = refusal or str(error)
         else:
             found.append(Found(fragment, study.classes, f"for images of {shape} and {count} classes"))
-    expect(found, f"it measures nothing; of {PER_CLASS} images a class it says: {refusal}")
+    expect(found, f"it measures nothing; with {PER_CLASS} images per class, it raises: {refusal}")
     return found
 
 
@@ -216,7 +216,7 @@ def needs(cls: Any) -> None:
     remedy="raise interpkit.TooFew with how many it takes, before dividing by counts or looking for neighbours",
 )
 def too_few(cls: Any) -> None:
-    """Few images are no fault."""
+    """Too few images raise no other error."""
     for few in (1, 2):
         try:
             found = one_of(cls).measure(study_of(toy_models.TINY, 3, per_class=few))
@@ -224,7 +224,7 @@ def too_few(cls: Any) -> None:
         except (UsageError, TooFew):
             continue
         except Exception as error:
-            raise Broken(f"of {few} a class: {type(error).__name__}: {error}") from error
+            raise Broken(f"with {few} per class: {type(error).__name__}: {error}") from error
 
 
 @promised(
@@ -235,7 +235,7 @@ def too_few(cls: Any) -> None:
     remedy="pass generator=study.rng to every draw",
 )
 def seeded(cls: Any) -> None:
-    """A seed decides."""
+    """The seed determines the figures."""
     shape, count = SETTINGS[0]
     before = random_states()
     one = _measured(cls, study_of(shape, count))
@@ -260,7 +260,7 @@ def _measured(cls: Any, study: Study) -> str:
     remedy="clone what you change in place, and look through study.response or within study.target.frozen(...)",
 )
 def study_untouched(cls: Any) -> None:
-    """The study is as before."""
+    """The study is unchanged."""
     study = study_of(*SETTINGS[0])
     before, tensors = toy_models.state_of(study.target), _tensors(study)
     _measured(cls, study)

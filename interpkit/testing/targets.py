@@ -1,4 +1,4 @@
-"""What a target promises, and the loader that makes one of a file."""
+"""The checks of targets, and of loaders, which make targets from files."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def responds(target: Target) -> None:
     remedy="raise interpkit.UsageError, with the names that there are",
 )
 def unknown_layer(target: Target) -> None:
-    """Unknown layers are told."""
+    """Unknown layers are refused."""
     with looking(target):
         try:
             target.respond(images_for(target), ["no.such.layer"])
@@ -145,7 +145,7 @@ def gradients(target: Target) -> None:
     remedy="use running statistics, no batch's own; leave dropout and other noise off in eval mode",
 )
 def image_alone(target: Target) -> None:
-    """Batch mates do not matter."""
+    """Other images of the batch do not matter."""
     images = images_for(target)
     with looking(target):
         together, again = target(images), target(images)
@@ -199,12 +199,12 @@ def _odd(target: Target) -> Iterator[None]:
 @promised(
     "untouched",
     by="target",
-    promise="looking leaves the classifier as it was: parameters, buffers, modes, hooks, requires_grad; and "
+    promise="a forward pass leaves the classifier unchanged: parameters, buffers, modes, hooks, requires_grad; and "
     "every global generator of random numbers",
     remedy="remove hooks in a finally, and keep nothing of a pass",
 )
 def untouched(target: Target) -> None:
-    """Looking changes nothing."""
+    """A forward pass changes nothing."""
     images = images_for(target)
     with looking(target):
         before, random = toy_models.state_of(target), random_states()
@@ -224,7 +224,7 @@ def untouched(target: Target) -> None:
     remedy="make new tensors with device=images.device, and register tensors of its own by register_buffer",
 )
 def device(target: Target) -> None:
-    """It computes where it is."""
+    """It computes on its device."""
     if any(isinstance(part, torch.jit.ScriptModule) for part in target.modules()):
         return  # it knows the devices of PyTorch alone, and is moved by PyTorch
     images = images_for(target).cpu()
@@ -338,15 +338,15 @@ def loads(component: Any) -> None:
 @promised(
     "target-kept",
     by="loader",
-    promise="the target that it makes keeps all promises of a target",
+    promise="the target that it makes satisfies the contract of a target",
     remedy="let interpkit.make_target or interpkit.wrap make the target; else see check_target",
 )
 def target_kept(component: Any) -> None:
-    """The target keeps its promises."""
+    """The target satisfies its contract."""
     with example_of(component) as (loader, path, options):
         target = loader.load(path, options)
         if not isinstance(target, Target):
-            return  # told by loads
+            return  # the check loads reports it
         for check in checks_of_kind("target"):
             outcome = check.outcome(target)
             expect(outcome.status == "kept", f"{check.name}: {check.promise}; seen: {outcome.detail}")
@@ -376,7 +376,7 @@ def user_wins(component: Any) -> None:
     "do instead",
 )
 def refuses_torn(component: Any) -> None:
-    """Torn files are told."""
+    """Torn files are refused."""
     with example_of(component) as (loader, path, options):
         file = max(path.rglob("*") if path.is_dir() else [path], key=lambda part: part.stat().st_size)
         content = file.read_bytes()

@@ -45,7 +45,7 @@ PRESETS = (
     Preset(
         "evolution",
         {"inverter": {"name": "evolution"}, "steps": 100, "batch_size": 512},
-        "Evolution of several points a class at once, without gradients (Jensen, Reed, Marks et al. 1999).",
+        "Evolution of several points per class at once, without gradients (Jensen, Reed, Marks et al. 1999).",
     ),
 )
 

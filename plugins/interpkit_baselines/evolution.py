@@ -21,7 +21,7 @@ WORST = 1e30
 
 
 class Evolution(Inverter):
-    r"""Multi-element evolutionary inversion: one evolution strategy an image, those of a class repelling each other.
+    r"""Multi-element evolutionary inversion: one evolution strategy per image; those of a class repel each other.
 
     .. math:: \min_{z_i} \; -\log Q(y_i \mid x(z_i)) + r \, \overline{\cos(z_i, m_j)}_{\, j \ne i,\; y_j = y_i}
 
@@ -74,7 +74,7 @@ class Evolution(Inverter):
         checkpoint = recorder.start()
         if checkpoint is not None:
             told = _worths(checkpoint, like=told)
-        # A strategy is no plain value, which a checkpoint holds; but what it was told leads to the same state again.
+        # Checkpoints hold only plain values, so the strategy is rebuilt by replaying its evaluations.
         for generation in told.numpy():
             for search, worths in zip(searches, generation, strict=True):
                 search.tell(search.ask(), worths)
@@ -181,8 +181,8 @@ def _middles(searches: list[Any]) -> Tensor:
 
 
 def _worths(checkpoint: Mapping[str, Any], like: Tensor) -> Tensor:
-    """Return what the strategies were told before, (generations, N, P) float64, from a checkpoint."""
+    """Return the values of all evaluated points, (generations, N, P) float64, from a checkpoint."""
     told = checkpoint.get("told")
     if not isinstance(told, Tensor) or told.dtype != like.dtype or told.shape[1:] != like.shape[1:]:
-        raise RunError("the checkpoint does not fit its recipe: it is of other strategies. Start anew by --force.")
+        raise RunError("the checkpoint does not fit its recipe: it has other strategies. Restart with --force.")
     return told

@@ -19,10 +19,10 @@ class FreeImages(nn.Module):
     .. math:: x = \mathrm{sigmoid}(u), \qquad u = \theta \ (\text{pixel}) \quad \text{or} \quad
               u = F^{-1}\left(\theta_f / \max(f, f_{min})\right) \ (\text{fourier})
 
-    f is a frequency in cycles a pixel, f_min = 1 / max(H, W), F the orthonormal Fourier transform. The factors
+    f is a frequency in cycles per pixel, f_min = 1 / max(H, W), F the orthonormal Fourier transform. The factors
     1 / f are scaled to a root mean square of 1. Under one learning rate for all, coarse structure moves first, as
     in photographs, whose spectrum falls as 1 / f. Source: Olah, Mordvintsev & Schubert, "Feature Visualization"
-    (2017), "Preconditioning and Parameterization"; their decorrelation of colours is left out.
+    (2017), "Preconditioning and Parameterization"; their decorrelation of colors is omitted.
 
     Args:
         count: B.

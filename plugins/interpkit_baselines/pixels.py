@@ -34,7 +34,7 @@ class Pixels(Inverter):
     .. math:: \min_{x \in [0, 1]^D} \sum_t w_t L_t(x, y)
 
     with the recipe's own terms t, usually the cross-entropy of the label asked for and priors, and Adam as the
-    recipe's ``optimizer`` says. Before the target looks, the images are shifted by a random number of pixels. Terms
+    recipe's ``optimizer`` says. Before each forward pass, the images are shifted by a random number of pixels. Terms
     that compare the images of a batch, or take statistics over it, see up to ``batch_size`` images, the classes in
     equal shares. Every step moves all images.
 

@@ -1,4 +1,4 @@
-"""What independent classifiers say of the samples."""
+"""Whether independent classifiers agree on the samples."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Evaluators(pydantic.BaseModel):
 
 
 class Agreement(Metric):
-    r"""Share of samples that an evaluator, never seen in training, puts in the class asked for.
+    r"""Share of samples that an evaluator, never seen in training, assigns to the requested class.
 
     .. math:: \frac{1}{N} \sum_i [\arg\max_c e_c(x_i) = y_i], \qquad e \text{ the evaluator's logits}
 

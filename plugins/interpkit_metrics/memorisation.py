@@ -84,7 +84,7 @@ class Memorisation(Metric):
 
         pictures = [pooled(part, self.options.pool) for part in images]
         features = {
-            # not `Study.response`: of a large training set only the chosen images are worth a look
+            # not `Study.response`: a large training set's other images need no forward pass
             name: compared(*(study.look(judge, part).features for part in images))
             for name, judge in study.judges.items()
         }
@@ -92,7 +92,7 @@ class Memorisation(Metric):
 
 
 def _figures(samples: Sequence[Tensor], training: Sequence[Tensor], held_out: Sequence[Tensor]) -> dict[str, Any]:
-    """Compare, within each class; one tensor of vectors a class."""
+    """Compare, within each class; one tensor of vectors per class."""
     columns: list[tuple[Tensor, Tensor]] = []
     squares = 0
     for x, seen, unseen in zip(samples, training, held_out, strict=True):

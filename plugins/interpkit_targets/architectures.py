@@ -217,4 +217,4 @@ def need(package: str, extra: str) -> Any:
     try:
         return importlib.import_module(package)
     except ImportError as error:
-        raise ModelError(f"this takes the package {package}: {interpkit.install_extra(extra)}.") from error
+        raise ModelError(f"this requires the package {package}: {interpkit.install_extra(extra)}.") from error

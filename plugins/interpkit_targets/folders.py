@@ -22,7 +22,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object of a sensible size.
 
     Raises:
-        ModelError: it is none.
+        ModelError: it is not one.
     """
     try:
         if path.stat().st_size > MAX_CONFIG_BYTES:
@@ -110,7 +110,7 @@ class TimmFolderLoader(FolderLoader):
         both = {**(pretrained if isinstance(pretrained, dict) else {}), **config}
         arguments = config.get("model_args") or {}
         if not isinstance(arguments, dict):
-            raise ModelError(f"{path / 'config.json'}: model_args is no object, but {str(arguments)[:60]}.")
+            raise ModelError(f"{path / 'config.json'}: model_args is not an object, but {str(arguments)[:60]}.")
         arguments = dict(arguments)
         if isinstance(both.get("num_classes"), int):
             arguments.setdefault("num_classes", both["num_classes"])
@@ -155,10 +155,10 @@ class TransformersFolderLoader(FolderLoader):
         config = read_json(path / "config.json")
         named = config.get("architectures") or []
         if not isinstance(named, list):
-            raise ModelError(f"{path / 'config.json'}: architectures is no list, but {str(named)[:60]}.")
+            raise ModelError(f"{path / 'config.json'}: architectures is not a list, but {str(named)[:60]}.")
         classes = [name for name in named if isinstance(name, str)]
         if classes and not any("ForImageClassification" in name for name in classes):
-            raise ModelError(f"{path} holds {', '.join(classes)}, which is no image classifier.")
+            raise ModelError(f"{path} holds {', '.join(classes)}, which is not an image classifier.")
         if "auto_map" in config:
             raise ModelError(
                 f"{path}: its config.json has an auto_map, which names code to run; interpkit runs no code from a file."
@@ -193,7 +193,7 @@ class TransformersFolderLoader(FolderLoader):
         if processor:
             factor = processor.get("rescale_factor", 1 / 255) if processor.get("do_rescale", True) else 1.0
             if not isinstance(factor, int | float):
-                raise ModelError(f"{file}: rescale_factor is no number, but {str(factor)[:60]}.")
+                raise ModelError(f"{file}: rescale_factor is not a number, but {str(factor)[:60]}.")
             # 255 / 255 is 1 but for rounding, and 0..1 is what people expect to read.
             facts["input_range"] = [0.0, round(255.0 * factor, 9)]
             if processor.get("do_normalize", True):

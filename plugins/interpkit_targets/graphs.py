@@ -80,7 +80,7 @@ def load_graph(path: Path, content: bytes, facts: TargetOptions, sources: dict[s
     """Convert a graph, compare both numerically, see that gradients flow.
 
     Raises:
-        ModelError: it is no valid graph, an operation has no converter, or the two give different numbers.
+        ModelError: the graph is invalid, an operation has no converter, or the two outputs differ.
     """
     graph = read_graph(path, content)
     taken = input_shape(graph, path)
@@ -95,7 +95,7 @@ def load_graph(path: Path, content: bytes, facts: TargetOptions, sources: dict[s
     assert shape is not None
     if math.prod(shape) != math.prod(taken):
         raise ModelError(
-            f"{path} takes {list(taken)}, {math.prod(taken)} numbers an image; --input-shape "
+            f"{path} takes {list(taken)}, {math.prod(taken)} numbers per image; --input-shape "
             f"{','.join(map(str, shape))} has {math.prod(shape)}."
         )
     nhwc = len(shape) == 3 and taken == (*shape[1:], shape[0])
@@ -173,7 +173,7 @@ def disarm_names(graph: Any) -> None:
 
 
 def graph_inputs(graph: Any) -> list[Any]:
-    """Return the inputs that are no weights."""
+    """Return the inputs that are not weights."""
     weights = {tensor.name for tensor in graph.graph.initializer}
     return [value for value in graph.graph.input if value.name not in weights]
 

@@ -67,7 +67,7 @@ def build(spec: str, factory: Callable[..., nn.Module], arguments: Mapping[str, 
     """Call the factory that ``spec`` names.
 
     Raises:
-        ModelError: it fails, or what it returns is no module.
+        ModelError: it fails, or its result is not a module.
     """
     try:
         module = factory(**arguments)

@@ -144,7 +144,7 @@ class Fussy(nn.Module):
 
 
 @pytest.mark.parametrize("inverter", QUICK)
-def test_a_target_that_answers_nonsense_is_told(inverter: str) -> None:
+def test_a_target_with_nonsense_logits_is_refused(inverter: str) -> None:
     target = interpkit.wrap(Fussy(), (1, 4, 4))
     with pytest.raises(RunError, match="the target's logits turned non-finite at step 1"):
         invert(target, inverter, {"per_class": 1}, steps=2)
@@ -174,7 +174,7 @@ def test_pixels_without_a_loss_are_refused(tiny_model: Path) -> None:
         invert(tiny_model, "pixels", losses={"ce": 0.0, "tv": 0.0})
 
 
-def test_the_target_looks_at_no_more_than_a_batch_and_the_batches_are_even(
+def test_the_target_runs_on_at_most_one_batch_and_the_batches_are_even(
     watch: list[InversionBatch], tiny_model: Path
 ) -> None:
     invert(tiny_model, "pixels", {"per_class": 3}, steps=2, batch_size=4, losses={"watch": 1.0})

@@ -175,7 +175,7 @@ def test_a_reused_layer_is_not_read_and_the_others_serve(images: Tensor, labels:
     assert quick(target, images, labels, "grad-cam").shape == images.shape  # it finds `first`
 
 
-def test_a_layer_that_does_not_exist_is_told_with_the_near_ones(images: Tensor, labels: Tensor) -> None:
+def test_an_unknown_layer_is_refused_with_similar_names(images: Tensor, labels: Tensor) -> None:
     target = wrap(Net(), (1, 12, 12))
     with pytest.raises(UsageError, match=r"no layer 'secnd'.*Did you mean 'second'"):
         quick(target, images, labels, "grad-cam", layer="secnd")
@@ -195,7 +195,7 @@ def test_activations_in_place_serve_every_method_and_stay_in_place(
     assert inplace.relu.inplace and module_state(inplace) == before
 
 
-def test_an_output_changed_in_place_is_told_and_grad_cam_goes_on(
+def test_an_output_changed_in_place_is_reported_and_grad_cam_continues(
     images: Tensor, labels: Tensor, module_state: Callable[[nn.Module], dict[str, Any]]
 ) -> None:
     net = Net(inplace=True, adds_in_place=True)
@@ -208,7 +208,7 @@ def test_an_output_changed_in_place_is_told_and_grad_cam_goes_on(
     assert quick(target, images, labels, "occlusion").any()
 
 
-def test_a_score_without_a_gradient_is_told_and_occlusion_goes_on(images: Tensor, labels: Tensor) -> None:
+def test_a_score_without_a_gradient_is_reported_and_occlusion_continues(images: Tensor, labels: Tensor) -> None:
     class Rounded(Net):
         def forward(self, x: Tensor) -> Tensor:
             return super().forward((x * 255).round().detach() / 255)
@@ -308,7 +308,7 @@ def test_no_more_rows_pass_than_allowed(method: str, images: Tensor, labels: Ten
 
 @pytest.fixture(scope="module")
 def believed() -> tuple[Target, Tensor, Tensor]:
-    """Return the shipped MNIST classifier and smooth images that it takes for each class, ten of each."""
+    """Return the shipped MNIST classifier and ten smooth images that it classifies as each class."""
     target = interpkit.load_target(MNIST)
     labels = torch.arange(10).repeat_interleave(10)
     rng = torch.Generator().manual_seed(0)

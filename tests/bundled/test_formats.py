@@ -143,7 +143,7 @@ def logits_of(target: Target, images: Tensor) -> Tensor:
 
 
 def assert_like(target: Target, module: Callable[[Tensor], Tensor], atol: float = 1e-5) -> None:
-    """See that a target gives the logits of a module, and that these are no constant."""
+    """See that a target gives the logits of a module, and that these are not constant."""
     images = torch.rand(4, *target.input_shape, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         theirs = module(images)
@@ -570,7 +570,7 @@ def test_weights_of_another_precision_load_and_give_single_precision_logits(dtyp
     assert torch.allclose(logits, module(images.to(dtype)).float(), atol=1e-2)
 
 
-def test_a_checkpoint_without_an_architecture_is_told_what_to_type(tmp_path: Path) -> None:
+def test_the_error_for_a_checkpoint_without_an_architecture_names_the_flags(tmp_path: Path) -> None:
     torch.save(cnn().state_dict(), tmp_path / "net.pt")
     message = refusal(tmp_path / "net.pt")
     assert "--arch" in message and "--input-shape" in message
@@ -1004,7 +1004,7 @@ def test_an_accuracy_no_better_than_chance_is_remarked_upon(
 
 
 @pytest.mark.parametrize("by", ["name", "number"])
-def test_a_folder_of_a_folder_a_class_is_reference_data(
+def test_a_folder_with_one_subfolder_per_class_is_reference_data(
     by: str, tmp_path: Path, tiny_model: Path, tiny_target: Target
 ) -> None:
     images, labels = judged(tiny_target)

@@ -210,7 +210,7 @@ def test_a_checkpoint_without_this_networks_weights_is_refused(
     refused(tmp_path / "net.pt", "no state dict|do not fit", *CNN_FLAGS)
 
 
-def test_weights_that_are_no_plain_tensors_are_refused(tmp_path: Path, refused: Callable[..., str]) -> None:
+def test_weights_other_than_plain_tensors_are_refused(tmp_path: Path, refused: Callable[..., str]) -> None:
     state = cnn().state_dict()
     for name, odd in (("sparse", state["0.weight"].to_sparse()), ("complex", state["0.weight"].to(torch.complex64))):
         torch.save(state | {"0.weight": odd}, tmp_path / f"{name}.pt")
@@ -524,8 +524,8 @@ def test_an_absurd_transformers_config_is_refused(
     [
         ({"auto_map": {"AutoModelForImageClassification": "evil.Net"}}, "auto_map"),
         ({"quantization_config": {"quant_method": "gptq"}}, "quantization_config"),
-        ({"hidden_size": 10**9}, "hidden_size = 1000000000 is out of all proportion"),
-        ({"num_hidden_layers": 10**9}, "num_hidden_layers = 1000000000 is out of all proportion"),
+        ({"hidden_size": 10**9}, "hidden_size = 1000000000 is far too large"),
+        ({"num_hidden_layers": 10**9}, "num_hidden_layers = 1000000000 is far too large"),
         ({"image_size": 10**9}, "1000000000"),
         ({"hidden_size": 999_998}, "asks for .* weights, and the file holds"),
     ],

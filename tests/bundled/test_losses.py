@@ -331,7 +331,9 @@ def test_total_variation_of_vectors_is_refused(linear_target: Callable[..., Targ
     ],
     ids=["dot", "step", "free-rim", "one-pixel"],
 )
-def test_total_variation_weighs_the_rim_as_it_is_told(edge: float, image: Any, expected: float, value: Any) -> None:
+def test_total_variation_weights_the_rim_by_its_edge_option(
+    edge: float, image: Any, expected: float, value: Any
+) -> None:
     loss = TotalVariation(normed_target(), TotalVariation.Options(edge=edge))
     images = torch.tensor(image).float().expand(2, 3, -1, -1)
     assert value(loss, images=images) == pytest.approx(expected, abs=1e-6)
@@ -465,7 +467,7 @@ NORMALISATIONS = {
 @pytest.mark.parametrize(
     ("shape", "normalised", "mean", "variance"), NORMALISATIONS.values(), ids=NORMALISATIONS.keys()
 )
-def test_the_normalisation_is_told_in_units_of_the_images(
+def test_the_normalization_is_reported_in_units_of_the_images(
     shape: tuple[int, ...], normalised: dict[str, Any], mean: list[float], variance: list[float]
 ) -> None:
     found = normalisation(plain_target(shape, **normalised))
@@ -484,7 +486,7 @@ def test_the_normalisation_is_told_in_units_of_the_images(
         ((3, 2, 2), {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.5]}, False),
         ((3, 2, 2), {"mean": [123.7, 116.3, 103.5], "std": [58.4, 57.1, 57.4], "input_range": (0, 255)}, True),
         ((3, 2, 2), {"mean": 127.5, "std": 127.5, "input_range": (0, 255)}, False),
-        # Only the mean is subtracted: a std of 1 of 255 is no spread that images have.
+        # Only the mean is subtracted: no images have a std of 1 of 255.
         ((3, 2, 2), {"mean": [103.9, 116.8, 123.7], "input_range": (0, 255), "channel_order": "bgr"}, False),
         ((2,), {"mean": 0.5, "std": 0.25}, False),
     ],
@@ -510,7 +512,7 @@ def test_where_the_target_remembers_nothing_statistics_is_zero(shape: tuple[int,
 @pytest.mark.parametrize(
     ("pixels", "expected"),
     [
-        ([[0.25, 0.75], [0.75, 0.25]], 0.0),  # of the mean and the spread that are told
+        ([[0.25, 0.75], [0.75, 0.25]], 0.0),  # matching the given mean and spread
         ([[0.75, 0.75], [0.75, 0.75]], 2.0),  # (0.75 - 0.5)^2 / 0.0625 = 1, and a variance of 0: 1
         ([[0.5, 0.5], [0.0, 1.0]], 1.0),  # the right mean, and a variance of 0.125: twice as much
         ([[0.5]], 1.0),  # one pixel of one image

@@ -64,7 +64,7 @@ def test_wrappings_may_be_four_deep_and_lists_of_one_count_as_one() -> None:
     ],
     ids=str,
 )
-def test_what_holds_no_tensors_is_told_by_its_kind(content: Any, kind: str) -> None:
+def test_the_error_for_a_file_without_tensors_names_its_content(content: Any, kind: str) -> None:
     with pytest.raises(ModelError, match=f"holds no state dict, but {kind}. Save it by torch.save"):
         checkpoints.unwrap(content, PATH)
 
@@ -151,7 +151,7 @@ def test_a_json_object_of_a_sensible_size_is_read(tmp_path: Path, monkeypatch: p
     ],
     ids=["list", "torn", "no text", "deep", "missing"],
 )
-def test_what_is_no_json_object_is_refused(content: bytes | None, words: str, tmp_path: Path) -> None:
+def test_a_file_without_a_json_object_is_refused(content: bytes | None, words: str, tmp_path: Path) -> None:
     if content is not None:
         (tmp_path / "config.json").write_bytes(content)
     with pytest.raises(ModelError, match=words):
@@ -284,7 +284,7 @@ def test_a_processor_that_does_not_normalise_says_no_mean_and_a_factor_is_a_numb
     config(tmp_path, {"do_normalize": False, "image_mean": [0.5]}, "preprocessor_config.json")
     assert set(loader._preprocessing(tmp_path, {})) == {"input_shape", "input_range"}
     config(tmp_path, {"rescale_factor": "a" * 100}, "preprocessor_config.json")
-    with pytest.raises(ModelError, match=r"preprocessor_config.json: rescale_factor is no number, but a{60}\.$"):
+    with pytest.raises(ModelError, match=r"preprocessor_config.json: rescale_factor is not a number, but a{60}\.$"):
         loader._preprocessing(tmp_path, {})
 
 
@@ -321,7 +321,7 @@ NOTHING: dict[str, list[str]] = {"missing_keys": [], "mismatched_keys": [], "une
     ],
     ids=["error", "wordless error", "long error", "missing", "shape", "unexpected", "both", "too few"],
 )
-def test_weights_that_do_not_fit_a_config_are_told(
+def test_weights_that_do_not_fit_a_config_are_refused(
     told: Any, held: int, words: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(folders, "build_architecture", lambda *_, **__: Skeleton())
@@ -421,7 +421,7 @@ def test_the_users_words_win_over_the_files_and_each_fact_knows_its_source() -> 
     ],
     ids=["both", "architecture", "shape"],
 )
-def test_what_is_missing_is_told_as_the_words_to_type(written: dict[str, Any], words: str) -> None:
+def test_the_error_for_missing_facts_names_the_flags(written: dict[str, Any], words: str) -> None:
     with pytest.raises(ModelError, match=words):
         assembled(written, {})
 

@@ -323,7 +323,7 @@ def test_absurd_arguments_of_a_torchvision_model_are_refused_before_any_memory_i
 ) -> None:
     path = spoiled.with_facts(architecture="torchvision:squeezenet1_1", arch_args={"num_classes": 10**9})
     with modest():
-        assert "num_classes = 1000000000 is out of all proportion" in refusal(path)
+        assert "num_classes = 1000000000 is far too large" in refusal(path)
     path = spoiled.with_facts(architecture="torchvision:squeezenet1_1", arch_args={"num_classes": 900_000})
     with modest():
         assert "missing" in refusal(path)

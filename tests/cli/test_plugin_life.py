@@ -360,7 +360,7 @@ def test_a_file_that_cannot_be_a_plugin_ends_with_4_and_the_reason(
     (tmp_path / "other").mkdir()
     twin = Path(shutil.copy(plugin_file, tmp_path / "other" / "night.py"))
     fails(2, "told apart by their names", *invert, plugin_file, "--plugin", twin)
-    fails(2, "--plugin takes the file of a plugin here", "sample", finished_run, "--plugin", "vecmat")
+    fails(2, "--plugin requires a plugin file FILE.py here", "sample", finished_run, "--plugin", "vecmat")
 
 
 @pytest.mark.parametrize(
@@ -486,7 +486,7 @@ def test_a_file_is_found_broken_before_anything_else_is_lost(plugins: Plugins, t
     (tmp_path / "bad.py").write_text(
         "import interpkit\n@interpkit.hookimpl\ndef register(registry):\n    registry.add(1)\n"
     )
-    with pytest.raises(PluginError, match=r"plugin 'bad' .* is broken: PluginError: 1 is of no kind"):
+    with pytest.raises(PluginError, match=r"plugin 'bad' .* is broken: PluginError: 1 is not of a kind"):
         plugins.add_file(tmp_path / "bad.py")
     assert {name: plugins.found[name] for name in before} == before
     assert all(plugin.status == "ok" for plugin in before.values())

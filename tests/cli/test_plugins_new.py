@@ -286,12 +286,12 @@ def test_an_invalid_plugin_name_is_refused_with_a_suggestion(tmp_path: Path, nam
     ("name", "why"),
     [
         ("vecmat", "it is an installed plugin"),
-        ("ce", "the plugin 'losses' has something of that name"),
-        ("training-like", "the plugin 'robust' has something of that name"),
+        ("ce", "the plugin 'losses' has a component of that name"),
+        ("training-like", "the plugin 'robust' has a component of that name"),
         ("torch", "there is a Python package 'torch'"),
         ("json", "there is a Python package 'json'"),
-        ("loss", "it is a word of interpkit's own"),
-        ("step", "it is a word of interpkit's own"),
+        ("loss", "interpkit uses that word itself"),
+        ("step", "interpkit uses that word itself"),
     ],
 )
 def test_a_taken_plugin_name_is_refused_with_a_suggestion(tmp_path: Path, name: str, why: str) -> None:

@@ -124,7 +124,7 @@ def test_a_command_that_runs_out_of_memory_says_so(run_copy: Path, monkeypatch: 
     monkeypatch.setattr(interpkit.api.evaluate, "measured", measure)
     result = CliRunner().invoke(app, ["evaluate", str(run_copy)])
     assert result.exit_code == 1
-    assert "error: out of memory. End what else runs here" in result.stderr
+    assert "error: out of memory. Stop other programs here" in result.stderr
 
 
 def test_two_runs_without_a_name_get_folders_of_their_own(

@@ -230,7 +230,7 @@ COMPONENTS = [
 
 
 @pytest.mark.parametrize("source", COMPONENTS, ids=[text.split()[1] for text in COMPONENTS])
-def test_each_component_of_the_how_to_keeps_its_promises(source: str, plugins: Plugins, tmp_path: Path) -> None:
+def test_each_component_of_the_how_to_satisfies_its_contract(source: str, plugins: Plugins, tmp_path: Path) -> None:
     path = tmp_path / source.split()[1]
     path.write_text(source, "utf-8")
     result = CliRunner().invoke(app, ["plugins", "check", str(path)])

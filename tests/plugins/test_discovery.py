@@ -1,4 +1,4 @@
-"""Plugins: a fault in one is told with its name and harms no other; an outside package is used as a bundled one is."""
+"""Plugins: a fault in one is reported by name and harms no other; an outside package is used as a bundled one is."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def same(tmp_path: Path, find: Find) -> Same:
 BROKEN = {
     "raises on import": ("raise ImportError('no such library')", "ImportError: no such library"),
     "exits on import": ("raise SystemExit(3)", "SystemExit: 3"),
-    "is no Python": ("def (", "SyntaxError"),
+    "is not Python": ("def (", "SyntaxError"),
     "raises in register": (
         """
         @hookimpl

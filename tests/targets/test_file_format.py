@@ -77,9 +77,9 @@ def test_tied_and_strided_weights_are_written_whole(tmp_path: Path) -> None:
         ({"architecture": "nothing:cnn"}, "nothing"),
         (
             {"arch_args": ARGUMENTS | {"hidden": 9}},
-            r"interpkit:cnn with .*'hidden': 9.* is not what the module is: .*shape",
+            r"interpkit:cnn with .*'hidden': 9.* does not match the module: .*shape",
         ),
-        ({"arch_args": ARGUMENTS | {"widths": [4, 4]}}, r"is not what the module is: .*missing"),
+        ({"arch_args": ARGUMENTS | {"widths": [4, 4]}}, r"does not match the module: .*missing"),
         ({"arch_args": None}, r"interpkit:cnn"),
         ({"path": "net.pt"}, r"net.pt: the name of a classifier's file must end in .safetensors"),
     ],

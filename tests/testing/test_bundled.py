@@ -1,4 +1,4 @@
-"""Every bundled component keeps the promises of its interface."""
+"""Every bundled component satisfies the contract of its interface."""
 
 from __future__ import annotations
 

@@ -73,17 +73,17 @@ class Leaving(Brightness):
 # ---------------------------------------------------------------------------------------- what it says
 
 
-def test_a_component_that_ends_the_process_only_breaks_its_promises() -> None:
+def test_a_component_that_exits_the_process_only_fails_its_checks() -> None:
     scalar = next(check for check in testing.checks_of(Leaving) if check.name == "scalar")
     with pytest.raises(testing.CheckFailed, match=r"seen: SystemExit: 3 \(.*test_kit\.py, line \d+\)"):
         scalar(Leaving)
 
 
-def test_a_failure_lists_each_broken_promise_with_what_was_seen_and_how_to_mend_it() -> None:
+def test_a_failure_lists_each_failed_check_with_its_finding_and_remedy() -> None:
     with pytest.raises(testing.CheckFailed) as caught:
         testing.check_loss(Sum)
     message = str(caught.value)
-    assert message.startswith("the loss 'sum' breaks a promise of its interface:")
+    assert message.startswith("the loss 'sum' violates the contract of its interface:")
     assert "batch-mean: its size does not grow with the batch" in message
     assert re.search(r"seen: \d+\.?\d* for 8 random images, \d+\.?\d* for 64", message)
     assert "mend: take the mean over the batch, not the sum." in message
@@ -103,7 +103,7 @@ def test_a_component_that_cannot_be_built_fails_once_and_is_not_checked_further(
     assert (found[0].check.name, found[0].status) == ("builds", "broken")
     assert re.search(r"ZeroDivisionError: at least it says so \(.*test_kit\.py, line \d+\)", found[0].detail)
     assert {outcome.status for outcome in found[1:]} == {"unchecked"}
-    with pytest.raises(testing.CheckFailed, match="breaks a promise"):
+    with pytest.raises(testing.CheckFailed, match="violates the contract"):
         testing.check_loss(Outspoken)
 
 
@@ -315,7 +315,7 @@ class Unruly(toy_models.PlainConditioner):
     name = "unruly"
 
     def sample(self, *arguments: Any, **named: Any) -> Any:
-        print("what is printed is no answer")  # noqa: T201
+        print("printed text is not a result")  # noqa: T201
         if torch.distributed.is_initialized() and torch.distributed.get_rank() == 1:
             raise KeyError("not here")
         return super().sample(*arguments, **named)

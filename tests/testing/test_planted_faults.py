@@ -600,8 +600,8 @@ class ClashingName(GeneratorInversion):
     ("result", "words"),
     [
         (OtherSections, "the sections"),
-        (OtherImages, "its images are others once it is loaded"),
-        (RandomBytes, "files() gives other bytes the second time"),
+        (OtherImages, "its images differ after loading"),
+        (RandomBytes, "files() returns other bytes the second time"),
         (ClashingName, "files() names files of its own"),
     ],
 )
@@ -871,7 +871,7 @@ class RightLoader(Loader):
         try:
             return json.loads(path.read_text())
         except ValueError as error:
-            raise ModelError(f"{path} is no JSON: {error}. Save it again.") from error
+            raise ModelError(f"{path} is not JSON: {error}. Save it again.") from error
 
     def load(self, path: Path, options: TargetOptions) -> Any:
         content = self.read(path)
@@ -1095,7 +1095,7 @@ def broken(component: Any) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("kind", [*COMPONENTS, "loader", "target"])
-def test_a_right_component_keeps_all_promises(kind: str) -> None:
+def test_a_correct_component_passes_all_checks(kind: str) -> None:
     component = made(kind, RIGHT[kind])
     assert broken(component) == {}
     getattr(testing, f"check_{kind}")(component)

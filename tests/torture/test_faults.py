@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 if sys.platform != "linux":
-    pytest.skip("files are told by /proc", allow_module_level=True)
+    pytest.skip("/proc lists open files", allow_module_level=True)
 
 from torture.faults import FAULTS, Injector, litter, torn
 
@@ -34,7 +34,7 @@ def test_no_fault_loses_or_tears_a_file(tmp_path: Path, run_python: Callable[...
     assert len({fault for row in result.values() for fault in row["by kind"]} & set(FAULTS)) >= 6
 
 
-# Operations one after the other, in a fork for each case, so that what is found of them can be told.
+# Operations one after the other, in a fork for each case, so that the result of each is known.
 CARELESS = """
 import json, os, signal, sys
 from pathlib import Path

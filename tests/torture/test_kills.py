@@ -58,7 +58,7 @@ def test_what_is_not_the_same_is_found(
     assert differences(finished_run, run_copy) == [name]
 
 
-def test_when_it_was_interrupted_is_no_difference(finished_run: Path, run_copy: Path) -> None:
+def test_the_time_of_the_interruption_makes_no_difference(finished_run: Path, run_copy: Path) -> None:
     manifest = json.loads((run_copy / "manifest.json").read_text())
     (run_copy / "manifest.json").write_text(json.dumps(manifest | {"resumed_from": 5, "timings": {}}))
     assert differences(finished_run, run_copy) == []

@@ -50,7 +50,7 @@ def test_a_bit_of_a_tensor_and_a_missing_file_are_found(finished_run: Path, run_
     assert differing(finished_run, run_copy) == ["samples.png", "generator.safetensors"]
 
 
-def test_the_time_of_day_is_no_difference(finished_run: Path, tiny_model: Path, tmp_path: Path) -> None:
+def test_the_time_of_day_makes_no_difference(finished_run: Path, tiny_model: Path, tmp_path: Path) -> None:
     interpkit.invert(tiny_model, config=finished_run / "recipe.toml", out=tmp_path / "again")
     torch.manual_seed(5)
     assert differing(finished_run, tmp_path / "again") == ["manifest.json"]  # the presets that were typed
