@@ -212,8 +212,8 @@ def spoil(path: Path, **changes: Tensor | None) -> None:
         (lambda path: spoil(path, images=torch.zeros(12, 1, 4, 4, dtype=torch.uint8)), r"shape \(1, 4, 4\)"),
         (lambda path: spoil(path, labels=torch.arange(12)), "labels 0 to 11; tiny .* has 3 classes"),
         (lambda path: spoil(path, labels=torch.zeros(12, dtype=torch.int64)), r"no image of the classes \[1, 2\]"),
-        (lambda path: spoil(path, labels=torch.tensor(0)), "no file of samples"),
-        (lambda path: spoil(path, images=torch.zeros(12, 1, 12, 12)), "no file of samples: images torch.float32"),
+        (lambda path: spoil(path, labels=torch.tensor(0)), "not a file of samples"),
+        (lambda path: spoil(path, images=torch.zeros(12, 1, 12, 12)), "not a file of samples: images torch.float32"),
     ],
     ids=[
         "missing",

@@ -101,7 +101,7 @@ def test_an_image_that_could_be_either_layout_is_taken_as_it_stands(tmp_path: Pa
         ({"images": numbers(2, 4, 6), "labels": [0.0, 1.0]}, "not float64"),
         ({"images": numbers(0, 4, 6), "labels": np.zeros(0, int)}, "each of its 0 images"),
         ({"images": numbers(2, 4, 6) * 1j, "labels": [0, 1]}, "complex128, which cannot be pixel values"),
-        ({"images": np.full((2, 4, 6), "a"), "labels": [0, 1]}, "are no numbers of an image"),
+        ({"images": np.full((2, 4, 6), "a"), "labels": [0, 1]}, "cannot be pixel values"),
         ({"images": np.full((2, 4, 6), 1.5), "labels": [0, 1]}, r"images from 1.5 to 1.5: give them as uint8"),
         ({"images": np.full((2, 4, 6), -0.5), "labels": [0, 1]}, r"images from -0.5"),
         ({"images": np.full((2, 4, 6), np.nan), "labels": [0, 1]}, "from nan to nan"),
