@@ -108,7 +108,7 @@ def quick_flags() -> list[str]:
 
 @pytest.fixture(scope="session")
 def tiny_module() -> Callable[..., nn.Module]:
-    """Return a maker of tiny CNNs with fixed weights, for 12 x 12 grey images and 3 classes."""
+    """Return a maker of tiny CNNs with fixed weights, for 12 x 12 gray images and 3 classes."""
 
     def make(seed: int = 0, **arguments: Any) -> nn.Module:
         from interpkit.plugins.architectures import build_architecture

@@ -59,7 +59,7 @@ def attribute(
         labels: (N,) the classes asked for; those that the target predicts if left out.
         method: a name that ``interpkit plugins list`` shows; the default one if left out.
         target_class: ``asked`` (the label), ``predicted``, a class for all images, or two for the difference.
-        baseline: ``black``, ``mean`` (the target's mean colour), or images (M, *input_shape) as a distribution:
+        baseline: ``black``, ``mean`` (the target's mean color), or images (M, *input_shape) as a distribution:
             samples of class 5, say, ask "why rather than what this classifier takes for class 5?".
         layer: for Grad-CAM; found if left out.
         options: of the method.
@@ -333,7 +333,7 @@ def _baselines(target: Target, baseline: str | Tensor) -> Tensor:
     if baseline == "mean":
         facts = target.description
         if facts.mean is None or target.sources.get("mean") == "default":
-            raise UsageError(f"the mean colour of {target.name} is not known: give its mean and std, or take black.")
+            raise UsageError(f"the mean color of {target.name} is not known: give its mean and std, or take black.")
         mean = torch.tensor(facts.mean)
         if facts.channel_order == "bgr":
             mean = mean.flip(0)

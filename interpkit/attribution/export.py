@@ -75,7 +75,7 @@ def explain(
         per_class: the most images of each class; 10, but about 100 in all, if left out.
         layer: for Grad-CAM.
         options: settings by ``METHOD.OPTION``.
-        checks: measure infidelity, sensitivity and the effect of randomised weights on a few images.
+        checks: measure infidelity, sensitivity and the effect of randomized weights on a few images.
         seed: of all draws.
         rows: the most images that pass the target at once.
         device: where to compute.
@@ -141,7 +141,7 @@ def explain(
 
 
 def load_images(spec: str, target: Target) -> ImagesAndLabels:
-    """Load images to explain: one picture, samples.safetensors, or labelled data (see `interpkit.load_data`).
+    """Load images to explain: one picture, samples.safetensors, or labeled data (see `interpkit.load_data`).
 
     Raises:
         UsageError: they cannot be read, or do not fit the target.
@@ -318,7 +318,7 @@ def _draw(path: Path, shown: ExplainedImages, maps: Tensor, names: Sequence[str]
         own = (shown.groups == label).nonzero()[:PAIRS, 0].tolist()
         tiles = [tile for i in own for tile in (_pixels(shown.images[i]), to_heat(maps[i], scale))]
         panel.append((names[label], tiles))
-    save_panel(panel, f"red speaks for the class, blue against; full colour = {scale:.3g}", path)
+    save_panel(panel, f"red speaks for the class, blue against; full color = {scale:.3g}", path)
 
 
 def _draw_classes(path: Path, source: ExplainedImages, evidence: ClassEvidence, names: Sequence[str]) -> None:
@@ -327,7 +327,7 @@ def _draw_classes(path: Path, source: ExplainedImages, evidence: ClassEvidence, 
     for row, label in enumerate(evidence.labels.tolist()[:MAX_ROWS]):
         heats = [to_heat(kind[row], scale) for kind in (evidence.mean, evidence.spread)]
         panel.append((names[label], [_pixels(source.images[source.groups == label].mean(0)), *heats]))
-    save_panel(panel, f"mean image, mean map, spread of the maps; full colour = {scale:.3g}", path)
+    save_panel(panel, f"mean image, mean map, spread of the maps; full color = {scale:.3g}", path)
 
 
 def _pixels(image: Tensor) -> Image.Image:

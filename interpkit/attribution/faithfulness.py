@@ -1,4 +1,4 @@
-"""Whether to believe a map: completeness, infidelity, sensitivity, randomised weights, and the deletion test.
+"""Whether to believe a map: completeness, infidelity, sensitivity, randomized weights, and the deletion test.
 
 Each takes an `Explainer`, the images, the classes explained, and the maps that the explainer gave.
 """
@@ -133,11 +133,11 @@ def weight_randomisation(
     """Compare the maps to those of the same network with more and more of its weights redrawn.
 
     A method whose maps stay alike does not explain what the network has learned (Adebayo et al. 2018, section 3,
-    cascading randomisation). Layers are randomised from the last defined (the logits') to the first, on a private
+    cascading randomisation). Layers are randomized from the last defined (the logits') to the first, on a private
     copy: each weight becomes a normal number of its tensor's mean and standard deviation.
 
     Returns:
-        a row a stage: ``randomised``, the layers so far, ``layers``, of how many; ``rank_correlation`` of the maps and
+        a row a stage: ``randomized``, the layers so far, ``layers``, of how many; ``rank_correlation`` of the maps and
         ``rank_correlation_absolute`` of their absolute values, both Spearman's, in [-1, 1], over the pixels where
         either is not zero, the mean over images, None where all maps are flat. 0 is what one hopes for in the end.
 
@@ -149,11 +149,11 @@ def weight_randomisation(
             target = copy.deepcopy(explainer.target)
     except Exception as error:  # whatever the user's module raises
         raise UsageError(
-            f"{explainer.target.name} cannot be copied, so its weights are not randomised: {error}"
+            f"{explainer.target.name} cannot be copied, so its weights are not randomized: {error}"
         ) from error
     layers = [layer for layer in target.modules() if any(True for _ in layer.parameters(recurse=False))][::-1]
     if not layers:
-        raise UsageError(f"{explainer.target.name} has no weights that can be changed, so they are not randomised.")
+        raise UsageError(f"{explainer.target.name} has no weights that can be changed, so they are not randomized.")
     other = explainer.on(target)
     rng = random_generator(torch.device("cpu"), derive_seed(explainer.seed, "randomisation"))
     rows: list[dict[str, Any]] = []
@@ -164,13 +164,13 @@ def weight_randomisation(
                 if weight.is_floating_point():
                     _draw_anew(weight, rng)
         done = until
-        randomised = other.maps(images, classes)
+        randomized = other.maps(images, classes)
         rows.append(
             {
                 "randomised": done,
                 "layers": len(layers),
-                "rank_correlation": _alike(maps, randomised),
-                "rank_correlation_absolute": _alike(maps.abs(), randomised.abs()),
+                "rank_correlation": _alike(maps, randomized),
+                "rank_correlation_absolute": _alike(maps.abs(), randomized.abs()),
             }
         )
     return rows

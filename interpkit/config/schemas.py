@@ -45,7 +45,7 @@ class UsedPlugin(_Stored):
 
 
 class UsedData(_Stored):
-    """Labelled images that a component of the run reads; see `interpkit.DataOptions`."""
+    """Labeled images that a component of the run reads; see `interpkit.DataOptions`."""
 
     path: str
     sha256: str

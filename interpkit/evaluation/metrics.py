@@ -34,7 +34,7 @@ PER_CLASS = 100
 """Samples of each class of an inversion that is in memory."""
 
 Data = str | Path | LabelledImages | tuple[Tensor, Tensor]
-"""Labelled images: a spec as the command line takes it, or the images and labels themselves."""
+"""Labeled images: a spec as the command line takes it, or the images and labels themselves."""
 
 
 def every_run(target: Target, samples: Samples, *, seed: int, device: torch.device) -> dict[str, Any]:
@@ -191,7 +191,7 @@ def _alike(one: Target, other: Target) -> bool:
 
 
 def _images(given: Data | None, what: str, target: Target) -> LabelledImages | None:
-    """Load labelled images that fit the target; uint8 ones are put into [0, 1], but vectors stay as they are."""
+    """Load labeled images that fit the target; uint8 ones are put into [0, 1], but vectors stay as they are."""
     if given is None:
         return None
     if isinstance(given, str | Path):

@@ -1,4 +1,4 @@
-"""Reference data as labelled images in [0, 1]: an .npz, one folder per class, or a torchvision data set."""
+"""Reference data as labeled images in [0, 1]: an .npz, one folder per class, or a torchvision data set."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ def grid(images: Tensor, labels: Tensor, class_names: list[str]) -> Image.Image:
     """Return a grid of the first samples of each class, one row per class, named at the left; at most 50 rows.
 
     Args:
-        images: (N, C, H, W) uint8. One channel is drawn grey, three as RGB, any other number as the mean.
+        images: (N, C, H, W) uint8. One channel is drawn gray, three as RGB, any other number as the mean.
         labels: (N,).
         class_names: by label.
     """
@@ -72,7 +72,7 @@ def save_images(images: Tensor, labels: Tensor, class_names: list[str], folder: 
 
 
 def colour_scale(maps: Tensor) -> float:
-    """Return what full colour stands for in a panel: the 99.5 % quantile of the absolute maps, summed over channels.
+    """Return what full color stands for in a panel: the 99.5 % quantile of the absolute maps, summed over channels.
 
     Args:
         maps: (N, C, H, W). Of maps that are zero all over, 1.
@@ -86,8 +86,8 @@ def to_heat(evidence: Tensor, scale: float) -> Image.Image:
     """Return a map, (C, H, W) summed over C, as a picture: white is 0, red ``scale``, blue ``-scale``."""
     value = (evidence.sum(0) / scale).clamp(-1, 1).numpy()[..., None]
     red, blue = np.array([178, 24, 43]), np.array([33, 102, 172])
-    colour = 255 + np.abs(value) * (np.where(value > 0, red, blue) - 255)
-    return Image.fromarray(colour.round().astype(np.uint8), "RGB")
+    color = 255 + np.abs(value) * (np.where(value > 0, red, blue) - 255)
+    return Image.fromarray(color.round().astype(np.uint8), "RGB")
 
 
 def save_panel(rows: Sequence[tuple[str, Sequence[Image.Image]]], caption: str, path: Path) -> None:
@@ -117,8 +117,8 @@ def to_picture(image: Tensor) -> Image.Image:
     """Return one image, (C, H, W) uint8, as a picture."""
     if image.shape[0] == 3:
         return Image.fromarray(np.ascontiguousarray(image.permute(1, 2, 0).numpy()), "RGB")
-    grey = image.float().mean(0).round().to(torch.uint8)
-    return Image.fromarray(grey.numpy(), "L")
+    gray = image.float().mean(0).round().to(torch.uint8)
+    return Image.fromarray(gray.numpy(), "L")
 
 
 def short(name: str, limit: int = 18) -> str:

@@ -98,7 +98,7 @@ def inverter(recipe: Recipe, plugins: Plugins) -> Inverter:
 
 
 def data_options(recipe: Recipe, plugins: Plugins) -> dict[str, DataOptions]:
-    """Return the options of components that read labelled images, by the recipe's entries for them."""
+    """Return the options of components that read labeled images, by the recipe's entries for them."""
     named = [(kind, kind, getattr(recipe, kind)) for kind in ("inverter", "conditioner", "generator")]
     used = [(place, kind, part.name, part.options) for place, kind, part in named if part is not None]
     used += [(f"losses.{name}", "loss", name, term.options) for name, term in recipe.losses.items() if term.weight > 0]

@@ -74,11 +74,11 @@ def strip(images: Tensor) -> Tensor:
 def heat(maps: Tensor) -> Tensor:
     """Return attribution maps (N, C, H, W), summed over channels, as pictures (N, 3, H, W) uint8 on one scale.
 
-    Red speaks for the class, blue against it, and white is nothing; the colours are those of ``interpkit attribute``.
+    Red speaks for the class, blue against it, and white is nothing; the colors are those of ``interpkit attribute``.
     """
     scale = colour_scale(maps)
-    coloured = [torch.from_numpy(np.array(to_heat(one, scale))) for one in maps]
-    return torch.stack(coloured).permute(0, 3, 1, 2)
+    colored = [torch.from_numpy(np.array(to_heat(one, scale))) for one in maps]
+    return torch.stack(colored).permute(0, 3, 1, 2)
 
 
 def _uri(picture: Image.Image, scale: float, quality: int | None) -> str:

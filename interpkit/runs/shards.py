@@ -327,8 +327,8 @@ class ShardJob:
                     tensors[name] = values.new_empty((wanted, *values.shape[1:]))
                 tensors[name][filled] = values[rows_kept]
             counted = torch.arange(size) if self.accepted else rows_kept
-            for column, labelled in enumerate((rows_kept, counted, counted[right[counted]])):
-                tally[:, column] += samples.labels[labelled].bincount(minlength=len(tally))
+            for column, labeled in enumerate((rows_kept, counted, counted[right[counted]])):
+                tally[:, column] += samples.labels[labeled].bincount(minlength=len(tally))
             made(len(filled))
             if not is_open[:wanted].any():
                 return Shard(tensors, int(rows[0]), inversion.target.class_names), tally

@@ -213,7 +213,7 @@ def needs(cls: Any) -> None:
     "too-few",
     by="metric",
     promise="of too few images it gives finite numbers all the same, or raises TooFew, and nothing else",
-    remedy="raise interpkit.TooFew with how many it takes, before dividing by counts or looking for neighbours",
+    remedy="raise interpkit.TooFew with how many it takes, before dividing by counts or looking for neighbors",
 )
 def too_few(cls: Any) -> None:
     """Too few images raise no other error."""

@@ -10,11 +10,11 @@ import interpkit
 from interpkit import InversionBatch, InversionLoss, Target, UsageError
 
 PLAUSIBLE = 0.95
-"""Fraction of the largest possible variance above which a normalisation is a convention, not a measurement."""
+"""Fraction of the largest possible variance above which a normalization is a convention, not a measurement."""
 
 
 class TotalVariation(InversionLoss):
-    r"""Total variation: the mean absolute difference of neighbouring pixels, down and across.
+    r"""Total variation: the mean absolute difference of neighboring pixels, down and across.
 
     .. math:: L_{TV} = \mathrm{mean}\,w_{i,j} |x_{i+1,j} - x_{i,j}| + \mathrm{mean}\,w_{i,j} |x_{i,j+1} - x_{i,j}|
 
@@ -37,7 +37,7 @@ class TotalVariation(InversionLoss):
     name = "tv"
 
     class Options(interpkit.Options):
-        """Where variation is penalised most."""
+        """Where variation is penalized most."""
 
         edge: float = Field(1.0, ge=0, le=1000, description="weight at the rim of the image; it is 1 in the middle")
 
@@ -60,7 +60,7 @@ class TotalVariation(InversionLoss):
 
 
 class Chroma(InversionLoss):
-    r"""Penalise colour: the variance of the channels of a pixel, mean over the pixels.
+    r"""Penalize color: the variance of the channels of a pixel, mean over the pixels.
 
     .. math:: L = \mathrm{mean}_{i,j} \, \frac{1}{C} \sum_c (x_{c,i,j} - \bar x_{i,j})^2
 
@@ -88,13 +88,13 @@ class Chroma(InversionLoss):
 
 
 class SquaredNorm(InversionLoss):
-    r"""Mean squared distance of the images from the mean of the target's normalisation.
+    r"""Mean squared distance of the images from the mean of the target's normalization.
 
     .. math:: L_2 = \mathrm{mean}\,(x - m)^2
 
     x are the images, (B, *input_shape) in [0, 1], and m the normalisation's mean, channel by channel, in the same
     units; between 0 and 1 if m is. Source: the R_l2 of Mordvintsev et al. 2015 and DeepInversion (Yin et al. 2020,
-    eq. 3), whose images are normalised.
+    eq. 3), whose images are normalized.
 
     Example:
         >>> import torch
@@ -108,16 +108,16 @@ class SquaredNorm(InversionLoss):
 
     name = "l2"
 
-    centre: Tensor
+    center: Tensor
 
     def __init__(self, target: Target, options: interpkit.Options | None = None) -> None:
         super().__init__(target, options)
-        centre = normalisation(target)[0]
-        self.register_buffer("centre", centre.view(-1, *(1,) * (len(target.input_shape) - 1)), persistent=False)
+        center = normalization(target)[0]
+        self.register_buffer("center", center.view(-1, *(1,) * (len(target.input_shape) - 1)), persistent=False)
 
     def forward(self, batch: InversionBatch) -> Tensor:
         """Return the mean square, a scalar."""
-        return (batch.images - self.centre).square().mean()
+        return (batch.images - self.center).square().mean()
 
 
 class BatchNormStatistics(InversionLoss):
@@ -187,7 +187,7 @@ def running_statistics(target: Target) -> list[tuple[str, Tensor, Tensor]]:
 def distance(features: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
     """Return the squared distances of a batch's mean and variance, in units of the variance, mean over channels."""
     mean, variance = mean.to(features), variance.to(features)
-    # Centred on the requested mean, to avoid cancellation; norms and sums, because their gradients cost one pass each.
+    # Centered on the requested mean, to avoid cancellation; norms and sums, because their gradients cost one pass each.
     rows = features.movedim(1, -1).flatten(0, -2) - mean
     shift = rows.sum(0) / len(rows)
     spread = torch.linalg.vector_norm(rows, dim=0).square() / len(rows) - shift.square()
@@ -196,15 +196,15 @@ def distance(features: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
 
 
 class Statistics(InversionLoss):
-    r"""Match everything that the target recorded about its training images: batch norms and input normalisation.
+    r"""Match everything that the target recorded about its training images: batch norms and input normalization.
 
     .. math:: L = \frac{1}{|S|} \sum_{s \in S} \overline{(\mu_s(x) - m_s)^2 / v_s}
               + \overline{(\sigma_s^2(x) / v_s - 1)^2}
 
     S are the inputs of the batch norms, with their running statistics, as in `BatchNormStatistics`, and the pixels.
-    The normalisation that a classifier applies to its input, (x - mean) / std, usually holds the mean and standard
+    The normalization that a classifier applies to its input, (x - mean) / std, usually holds the mean and standard
     deviation of its training images, channel by channel: in effect a batch norm before the first layer, which nearly
-    every classifier has. A normalisation that only pure black and white images could produce (such as mean 0.5 and
+    every classifier has. A normalization that only pure black and white images could produce (such as mean 0.5 and
     std 0.5, a convention) carries no information about the data and is ignored, and so is one without a std. If
     nothing remains, the term is 0.
 
@@ -214,8 +214,8 @@ class Statistics(InversionLoss):
         >>> from interpkit_losses import Statistics
         >>> net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 3))
         >>> target = wrap(net, input_shape=(1, 4, 4), mean=0.5, std=0.25)
-        >>> grey = torch.full((2, 1, 4, 4), 0.5)  # the right mean, but no variance
-        >>> testing.evaluate_loss(Statistics(target), target, grey, labels=[0, 1])
+        >>> gray = torch.full((2, 1, 4, 4), 0.5)  # the right mean, but no variance
+        >>> testing.evaluate_loss(Statistics(target), target, gray, labels=[0, 1])
         tensor(1.)
     """
 
@@ -240,7 +240,7 @@ class Statistics(InversionLoss):
 
 
 def pixel_statistics(target: Target) -> tuple[Tensor, Tensor] | None:
-    """Return the mean and variance of the training images' pixels, (C,) each in [0, 1], from the normalisation.
+    """Return the mean and variance of the training images' pixels, (C,) each in [0, 1], from the normalization.
 
     Pixels in [0, 1] with mean m have a variance of at most m (1 - m), reached by pure black and white.
     """
@@ -248,13 +248,13 @@ def pixel_statistics(target: Target) -> tuple[Tensor, Tensor] | None:
         return None
     if set(target.description.std or [1.0]) == {1.0}:
         return None  # only the mean is subtracted, so the variance is unknown
-    mean, variance = normalisation(target)
+    mean, variance = normalization(target)
     plausible = (mean > 0) & (mean < 1) & (variance < PLAUSIBLE * mean * (1 - mean))
     return (mean, variance) if bool(plausible.all()) else None
 
 
-def normalisation(target: Target) -> tuple[Tensor, Tensor]:
-    """Return the mean and variance of the target's normalisation, (C,) or (D,) each, in units of images in [0, 1]."""
+def normalization(target: Target) -> tuple[Tensor, Tensor]:
+    """Return the mean and variance of the target's normalization, (C,) or (D,) each, in units of images in [0, 1]."""
     facts, features = target.description, target.input_shape[0]
     mean = target.to_unit(torch.tensor([facts.mean or [0.0]]))[0].expand(features)
     variance = (torch.tensor(facts.std or [1.0]) / (target.high - target.low)).square().expand(features)

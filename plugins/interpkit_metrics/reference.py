@@ -119,7 +119,7 @@ class Reference(Metric):
     class Options(interpkit.Options):
         """How many images are compared: figures are comparable only at equal numbers."""
 
-        k: int = Field(5, ge=1, le=1000, description="neighbours that the radius of a ball reaches to")
+        k: int = Field(5, ge=1, le=1000, description="neighbors that the radius of a ball reaches to")
         samples: int = Field(100, ge=2, description="samples of a class in feature space, the first ones")
         references: int = Field(200, ge=2, description="real images of a class in feature space, the first ones")
         matched: int = Field(40, ge=LEAST, description="of both, for excess_vendi and ssim, the first ones")
@@ -132,7 +132,7 @@ class Reference(Metric):
         few = min(self.options.samples, self.options.references)
         if few <= self.options.k:
             raise UsageError(
-                f"the metric 'reference' takes more images than neighbours: k = {self.options.k} of {few} images; set "
+                f"the metric 'reference' takes more images than neighbors: k = {self.options.k} of {few} images; set "
                 f"k to {few - 1} or less, or samples and references to {self.options.k + 1} or more."
             )
 
@@ -206,7 +206,7 @@ def manifold(samples: Tensor, real: Tensor, k: int) -> dict[str, float]:
     Args:
         samples: (M, F), M > k.
         real: (N, F), N > k.
-        k: the neighbour that the radius of a ball reaches to, the image itself not counted.
+        k: the neighbor that the radius of a ball reaches to, the image itself not counted.
     """
     apart = distances(real, samples)
     reach_real, reach_samples = (distances(x, x).kthvalue(k + 1, dim=1).values for x in (real, samples))

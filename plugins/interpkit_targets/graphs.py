@@ -257,7 +257,7 @@ def check_against_runtime(target: Target, module: nn.Module, graph: Any, taken: 
 
 
 def check_gradient(target: Target, path: Path) -> None:
-    """See that the logits have a gradient with respect to some image: black, nearly black, grey, white or noise.
+    """See that the logits have a gradient with respect to some image: black, nearly black, gray, white or noise.
 
     Raises:
         ModelError: they have none.

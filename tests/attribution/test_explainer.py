@@ -85,7 +85,7 @@ def test_baselines(linear: Target) -> None:
     torch.testing.assert_close(mean, weights * (0.75 - 0.25))
     assert not attribute(linear, image, [0], baseline=image, device="cpu").any()
     unknown = wrap(nn.Sequential(nn.Flatten(), nn.Linear(4, 2)), (1, 2, 2))
-    with pytest.raises(UsageError, match="mean colour of Sequential is not known"):
+    with pytest.raises(UsageError, match="mean color of Sequential is not known"):
         attribute(unknown, image, [0], baseline="mean", device="cpu")
 
 
@@ -343,5 +343,5 @@ def test_maps_of_zeros_are_drawn_and_noted(tmp_path: Path) -> None:
     assert figures["agreement"][0]["cosine"] is None
     assert set(summary["left_out"]) == {"grad-cam", "guided-grad-cam"}  # a linear layer has no grid
     with Image.open(tmp_path / "integrated-gradients.png") as picture:
-        colours = {picture.convert("RGB").getpixel((picture.width - 10, 20))}
-    assert colours == {(255, 255, 255)}
+        colors = {picture.convert("RGB").getpixel((picture.width - 10, 20))}
+    assert colors == {(255, 255, 255)}

@@ -20,7 +20,7 @@ from interpkit_losses.priors import (
     SquaredNorm,
     Statistics,
     TotalVariation,
-    normalisation,
+    normalization,
     pixel_statistics,
 )
 from interpkit_losses.variety import Cosine, Orthogonality, Spread
@@ -269,10 +269,10 @@ def test_spread_takes_pictures_that_differ_within_the_squares_alone_for_one(batc
 
 
 def test_spread_tells_colours_apart_even_of_one_pixel(batch_of: BatchOf) -> None:
-    colours = torch.eye(3).view(3, 3, 1, 1)
-    assert spread_of(colours, [0, 0, 0], batch_of) == pytest.approx(0, abs=1e-6)
-    grey = torch.tensor([0.2, 0.9]).view(2, 1, 1, 1)
-    assert spread_of(grey, [0, 0], batch_of) == pytest.approx(1.1877369, abs=1e-5)
+    colors = torch.eye(3).view(3, 3, 1, 1)
+    assert spread_of(colors, [0, 0, 0], batch_of) == pytest.approx(0, abs=1e-6)
+    gray = torch.tensor([0.2, 0.9]).view(2, 1, 1, 1)
+    assert spread_of(gray, [0, 0], batch_of) == pytest.approx(1.1877369, abs=1e-5)
 
 
 def test_black_and_equal_pictures_have_a_finite_gradient_of_spread(batch_of: BatchOf) -> None:
@@ -439,12 +439,12 @@ def test_a_target_without_running_statistics_is_refused_with_the_word_to_type(
 # -------------------------------------------------------------------------------------- priors: statistics
 
 
-def plain_target(shape: tuple[int, ...], **normalised: Any) -> Target:
-    """Return a linear target of this normalisation, without batch norm."""
-    return wrap(nn.Sequential(nn.Flatten(), nn.Linear(math.prod(shape), 2)), shape, **normalised)
+def plain_target(shape: tuple[int, ...], **normalized: Any) -> Target:
+    """Return a linear target of this normalization, without batch norm."""
+    return wrap(nn.Sequential(nn.Flatten(), nn.Linear(math.prod(shape), 2)), shape, **normalized)
 
 
-NORMALISATIONS = {
+NORMALIZATIONS = {
     "none": ((1, 2, 2), {}, [0.0], [1.0]),
     "half": ((1, 2, 2), {"mean": 0.5, "std": 0.25}, [0.5], [0.0625]),
     "signed": ((1, 2, 2), {"input_range": (-1, 1), "mean": 0.0, "std": 0.5}, [0.5], [0.0625]),
@@ -465,17 +465,17 @@ NORMALISATIONS = {
 
 
 @pytest.mark.parametrize(
-    ("shape", "normalised", "mean", "variance"), NORMALISATIONS.values(), ids=NORMALISATIONS.keys()
+    ("shape", "normalized", "mean", "variance"), NORMALIZATIONS.values(), ids=NORMALIZATIONS.keys()
 )
 def test_the_normalization_is_reported_in_units_of_the_images(
-    shape: tuple[int, ...], normalised: dict[str, Any], mean: list[float], variance: list[float]
+    shape: tuple[int, ...], normalized: dict[str, Any], mean: list[float], variance: list[float]
 ) -> None:
-    found = normalisation(plain_target(shape, **normalised))
+    found = normalization(plain_target(shape, **normalized))
     assert [numbers.tolist() for numbers in found] == [pytest.approx(mean), pytest.approx(variance)]
 
 
 @pytest.mark.parametrize(
-    ("shape", "normalised", "told"),
+    ("shape", "normalized", "told"),
     [
         ((1, 2, 2), {}, False),
         ((1, 2, 2), {"mean": 0.5, "std": 0.5}, False),
@@ -493,13 +493,13 @@ def test_the_normalization_is_reported_in_units_of_the_images(
     ids=str,
 )
 def test_a_normalisation_that_is_a_convention_tells_nothing_of_the_pixels(
-    shape: tuple[int, ...], normalised: dict[str, Any], told: bool
+    shape: tuple[int, ...], normalized: dict[str, Any], told: bool
 ) -> None:
-    target = plain_target(shape, **normalised)
+    target = plain_target(shape, **normalized)
     found = pixel_statistics(target)
     assert (found is not None) is told
     if found is not None:
-        assert all(torch.equal(ours, theirs) for ours, theirs in zip(found, normalisation(target), strict=True))
+        assert all(torch.equal(ours, theirs) for ours, theirs in zip(found, normalization(target), strict=True))
 
 
 @pytest.mark.parametrize("shape", [(1, 2, 2), (3,)], ids=str)
@@ -538,8 +538,8 @@ def test_statistics_are_of_the_images_own_channels_whatever_the_targets_order(va
 
 def test_statistics_are_the_mean_over_the_pixels_and_the_batch_norms(value: Any) -> None:
     net = nn.Sequential(nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2, eps=0.0), nn.Flatten(), nn.Linear(4, 2))
-    for normalised, expected in (({"mean": 0.5, "std": 0.25}, (5.0 + 2.0) / 2), ({}, 5.0)):
-        target = wrap(net, (1, 1, 2), **normalised)
+    for normalized, expected in (({"mean": 0.5, "std": 0.25}, (5.0 + 2.0) / 2), ({}, 5.0)):
+        target = wrap(net, (1, 1, 2), **normalized)
         loss = Statistics(target)
         assert loss.layers(target) == ["1:in"]
         # Channel 0: mean 1, variance 1 -> 1 + 0; channel 1: mean 3, variance 4 -> 0 + 9; means 0.5 + 4.5.

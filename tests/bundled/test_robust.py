@@ -166,17 +166,17 @@ def test_the_search_leaves_the_target_without_gradients_and_runs_without_grad_mo
 # --------------------------------------------------------------------------------------------- geometric
 
 HEIGHT, WIDTH = 40, 80
-ROWS = torch.arange(HEIGHT).float()[:, None] - (HEIGHT - 1) / 2  # pixels from the centre
+ROWS = torch.arange(HEIGHT).float()[:, None] - (HEIGHT - 1) / 2  # pixels from the center
 COLUMNS = torch.arange(WIDTH).float()[None, :] - (WIDTH - 1) / 2
 
 
 def spots(row: float, column: float, count: int = 300) -> Tensor:
-    """Return images of one soft spot, so many pixels down and to the right of the centre."""
+    """Return images of one soft spot, so many pixels down and to the right of the center."""
     return (-((ROWS - row).square() + (COLUMNS - column).square()) / 4).exp().expand(count, 1, -1, -1)
 
 
 def places(images: Tensor) -> tuple[Tensor, Tensor]:
-    """Return where the spots are: rows and columns of their centres of mass, from the image's centre."""
+    """Return where the spots are: rows and columns of their centers of mass, from the image's center."""
     mass = images[:, 0] / images[:, 0].sum((1, 2), keepdim=True)
     return (mass * ROWS).sum((1, 2)), (mass * COLUMNS).sum((1, 2))
 

@@ -113,8 +113,8 @@ def test_why_one_class_rather_than_another(run_copy: Path, tmp_path: Path) -> No
 
 
 def test_one_picture_of_a_model(tiny_model: Path, tmp_path: Path) -> None:
-    Image.fromarray(np.full((12, 12), 90, dtype=np.uint8)).save(tmp_path / "grey.png")
-    result = cli(tiny_model, "--images", tmp_path / "grey.png", *QUICK, "--out", tmp_path / "out")
+    Image.fromarray(np.full((12, 12), 90, dtype=np.uint8)).save(tmp_path / "gray.png")
+    result = cli(tiny_model, "--images", tmp_path / "gray.png", *QUICK, "--out", tmp_path / "out")
     assert result.exit_code == 0, result.output
     assert "the predicted class is explained" in result.stderr
     tensors = safetensors.torch.load_file(tmp_path / "out" / "integrated-gradients.safetensors")
@@ -161,7 +161,7 @@ def test_vectors_have_maps_but_no_pictures(tmp_path: Path, data: Path) -> None:
         ("no layer 'x'", ["--layer", "x"]),
         ("no class 3", ["--target-class", "3"]),
         ("class:N, N from 0 to 2", ["--baseline", "class:9"]),
-        ("black, mean", ["--baseline", "grey"]),
+        ("black, mean", ["--baseline", "gray"]),
         ("no method 'saliency' is asked for", ["--set", "saliency.signed=true"]),
         ("options are named METHOD.OPTION", ["--set", "steps=3"]),
         ("greater than or equal to 2", ["--set", "integrated-gradients.steps=1"]),

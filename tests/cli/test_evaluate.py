@@ -38,7 +38,7 @@ def fails(code: int, words: str, *arguments: str | Path) -> None:
 
 
 def write_data(path: Path, count: int = 60, side: int = 12, classes: int = 3, seed: int = 0) -> Path:
-    """Write random grey images as test and training split."""
+    """Write random gray images as test and training split."""
     rng = np.random.default_rng(seed)
     splits = {
         f"{letter}_{split}": array

@@ -429,7 +429,7 @@ def test_another_number_of_classes_than_the_models_ends_with_3(tiny_model: Path)
 def test_a_target_whose_logits_turn_infinite_ends_with_1_and_names_step_and_culprit(
     tmp_path: Path, tiny_module: Callable[..., nn.Module], quick_flags: list[str]
 ) -> None:
-    """The classifier overflows on any image but a grey one, which ``wrap`` tries."""
+    """The classifier overflows on any image but a gray one, which ``wrap`` tries."""
     module = tiny_module()
     with torch.no_grad():
         for name, parameter in module.named_parameters():

@@ -215,7 +215,7 @@ def test_a_fault_is_named_with_where_it_stands_and_what_was_seen(layer: dict[str
         compose([layer])
 
 
-def test_several_faults_are_told_at_once() -> None:
+def test_several_faults_are_reported_at_once() -> None:
     with pytest.raises(UsageError) as caught:
         compose([{"steps": 0, "batch_size": 0, "sed": 1}])
     assert len(str(caught.value).splitlines()) == 3
@@ -229,7 +229,7 @@ def test_several_faults_are_told_at_once() -> None:
         ("vecmat.", "options are named COMPONENT.OPTION"),
         ("label.dim", "no component 'label'"),
         ("vecmatt.temperature", "Did you mean 'vecmat'"),
-        ("optimiser.lr", "Did you mean 'optimizer'"),
+        ("optimizer.lr", "Did you mean 'optimizer'"),
     ],
 )
 def test_a_setting_of_no_component_in_use_is_refused(setting: str, words: str) -> None:

@@ -81,7 +81,7 @@ def test_what_is_not_typed_is_not_read() -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--mean", "grey"], "--mean takes comma-separated numbers, not 'grey'"),
+        (["--mean", "gray"], "--mean takes comma-separated numbers, not 'gray'"),
         (["--mean", ""], "--mean takes comma-separated numbers, not ''"),
         (["--input-shape", "1,2.5"], "--input-shape takes comma-separated whole numbers"),
         (["--input-range", "0"], "--input-range takes LO,HI"),

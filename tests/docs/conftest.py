@@ -1,6 +1,6 @@
 """What the pages tell the reader to have: a page names it in ``<!-- needs: ... -->``, and here it is made, tiny.
 
-The classifier is a small CNN of 28 x 28 grey images and ten classes, trained on made-up data: a bright square for each
+The classifier is a small CNN of 28 x 28 gray images and ten classes, trained on made-up data: a bright square for each
 class, in a place of its own.
 """
 
@@ -69,7 +69,7 @@ def make_model(place: Path, needs: Callable[[str], Path]) -> None:
 
 
 def make_data(place: Path, needs: Callable[[str], Path]) -> None:
-    """Write labelled images, in two splits."""
+    """Write labeled images, in two splits."""
     (x_train, y_train), (x_test, y_test) = squares(20, 1), squares(20, 2)
     np.savez(place, x_train=x_train, y_train=y_train, x_test=x_test, y_test=y_test)
 

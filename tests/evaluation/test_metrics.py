@@ -199,7 +199,7 @@ def test_a_file_of_other_samples_is_refused(
 # ------------------------------------------------------------------------------------------- the study
 
 
-def test_a_study_asks_each_judge_once_and_leaves_it_as_it_was(
+def test_a_study_runs_each_evaluator_once_and_leaves_it_as_it_was(
     tiny_module: Callable[..., nn.Module], reference: tuple[Tensor, Tensor], module_state: Callable[..., Any]
 ) -> None:
     module = tiny_module(1)
@@ -225,7 +225,7 @@ def test_a_study_asks_each_judge_once_and_leaves_it_as_it_was(
     assert list(Study(target, study.samples).judges) == [target.name]
 
 
-def test_vectors_are_put_into_each_judges_own_range() -> None:
+def test_vectors_are_converted_into_each_evaluators_own_range() -> None:
     linear = nn.Linear(2, 2)
     target = wrap(linear, (2,), input_range=[(0.0, 10.0), (-1.0, 1.0)])
     judge = wrap(linear, (2,), input_range=[(0.0, 1.0), (0.0, 4.0)])
@@ -566,7 +566,7 @@ def test_variety_against_real_images_counts_for_more_than_variety_alone() -> Non
     assert "1 of 2" in told and "(b)" in told and "0.30" in told
 
 
-def test_low_agreement_is_told_and_more_so_where_the_target_is_sure() -> None:
+def test_low_agreement_is_warned_of_and_more_strongly_where_the_target_is_sure() -> None:
     judge = {"name": "judge", "agreement": 0.3, "reference_accuracy": 0.97}
     (unsure,) = warnings({"inversion_accuracy": 0.4, "evaluators": [judge]})
     (fooled,) = warnings({"inversion_accuracy": 0.98, "evaluators": [judge]})

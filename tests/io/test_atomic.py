@@ -89,7 +89,7 @@ def test_an_error_of_the_disk_names_the_place_and_not_the_temporary_file(tmp_pat
     assert missing.value.filename == str(tmp_path / "none" / "file")
 
 
-def test_a_folder_that_cannot_be_flushed_and_a_leftover_that_cannot_be_removed_are_no_errors(
+def test_a_folder_that_cannot_be_flushed_and_a_leftover_that_cannot_be_removed_cause_no_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     closed: list[int] = []

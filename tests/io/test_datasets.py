@@ -18,7 +18,7 @@ from torch import Tensor
 from interpkit import LabelledImages, UsageError
 from interpkit.io.datasets import checked, load_data, read_picture
 
-GREY, COLOUR, VECTOR = (1, 4, 6), (3, 4, 6), (5,)
+GRAY, COLOR, VECTOR = (1, 4, 6), (3, 4, 6), (5,)
 NAMES = ("cat", "dog", "7")
 
 
@@ -32,7 +32,7 @@ def saved(path: Path, **arrays: Any) -> str:
     return str(path)
 
 
-def refused(spec: str | Path, words: str, shape: tuple[int, ...] = GREY, names: tuple[str, ...] = ()) -> None:
+def refused(spec: str | Path, words: str, shape: tuple[int, ...] = GRAY, names: tuple[str, ...] = ()) -> None:
     with pytest.raises(UsageError, match=words):
         load_data(str(spec), shape, names)
 
@@ -47,10 +47,10 @@ def picture(path: Path, pixels: np.ndarray) -> Path:
 
 
 def test_the_split_that_is_named_is_read_and_the_test_split_if_none_is(tmp_path: Path) -> None:
-    test, train = np.zeros((2, *GREY), np.uint8), np.full((3, *GREY), 255, np.uint8)
+    test, train = np.zeros((2, *GRAY), np.uint8), np.full((3, *GRAY), 255, np.uint8)
     spec = saved(tmp_path / "both.npz", x_test=test, y_test=[0, 1], x_train=train, y_train=[2, 1, 0])
-    assert load_data(spec, GREY).labels.tolist() == load_data(f"{spec}:test", GREY).labels.tolist() == [0, 1]
-    found = load_data(f"{spec}:train", GREY)
+    assert load_data(spec, GRAY).labels.tolist() == load_data(f"{spec}:test", GRAY).labels.tolist() == [0, 1]
+    found = load_data(f"{spec}:train", GRAY)
     assert found.labels.tolist() == [2, 1, 0] and (found.images == 1).all()
     refused(
         f"{spec}:valid", r"has x_test, y_test, x_train, y_train; it needs x_valid and y_valid, or images and labels"
@@ -58,22 +58,22 @@ def test_the_split_that_is_named_is_read_and_the_test_split_if_none_is(tmp_path:
 
 
 def test_images_and_labels_are_read_where_there_is_no_split(tmp_path: Path) -> None:
-    spec = saved(tmp_path / "data.npz", images=numbers(2, *GREY), labels=[1, 0])
-    assert load_data(spec, GREY).labels.tolist() == load_data(f"{spec}:train", GREY).labels.tolist() == [1, 0]
+    spec = saved(tmp_path / "data.npz", images=numbers(2, *GRAY), labels=[1, 0])
+    assert load_data(spec, GRAY).labels.tolist() == load_data(f"{spec}:train", GRAY).labels.tolist() == [1, 0]
 
 
 @pytest.mark.parametrize(
     ("stored", "shape"),
     [
-        (lambda x: x, COLOUR),
-        (lambda x: x.transpose(0, 2, 3, 1), COLOUR),
-        (lambda x: x, GREY),
-        (lambda x: x.transpose(0, 2, 3, 1), GREY),
-        (lambda x: x[:, 0], GREY),
-        (lambda x: np.asfortranarray(x), COLOUR),
+        (lambda x: x, COLOR),
+        (lambda x: x.transpose(0, 2, 3, 1), COLOR),
+        (lambda x: x, GRAY),
+        (lambda x: x.transpose(0, 2, 3, 1), GRAY),
+        (lambda x: x[:, 0], GRAY),
+        (lambda x: np.asfortranarray(x), COLOR),
         (lambda x: x, VECTOR),
     ],
-    ids=["CHW", "HWC", "grey", "grey HWC", "grey HW", "column by column", "vectors"],
+    ids=["CHW", "HWC", "gray", "gray HWC", "gray HW", "column by column", "vectors"],
 )
 def test_each_layout_is_read_as_the_classifier_takes_it(
     stored: Callable[[np.ndarray], np.ndarray], shape: tuple[int, ...], tmp_path: Path
@@ -133,12 +133,12 @@ def test_a_value_a_little_past_the_range_is_that_of_rounding(tmp_path: Path) -> 
     for value, fits in ((1.0009, True), (-0.0009, True), (1.002, False), (-0.002, False)):
         spec = saved(tmp_path / "data.npz", images=np.full((1, 4, 6), value), labels=[0])
         if fits:
-            assert load_data(spec, GREY).images.max().item() == pytest.approx(value)
+            assert load_data(spec, GRAY).images.max().item() == pytest.approx(value)
         else:
             refused(spec, "as float in")
 
 
-def test_what_is_no_reference_data_is_told_and_so_is_a_file_that_is_not_there(tmp_path: Path) -> None:
+def test_invalid_reference_data_and_a_missing_file_are_refused(tmp_path: Path) -> None:
     for spec in ("", "nothing", "data.txt", tmp_path / "none"):
         refused(spec, "is not reference data: give an .npz, a folder with one folder per class, or torchvision:NAME")
     refused(tmp_path / "none.npz", "there is no file .*none.npz")
@@ -159,14 +159,14 @@ def test_an_array_whose_header_lies_is_refused_before_memory_is_taken_for_it(tmp
 def test_a_decompression_bomb_is_not_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     np.savez_compressed(tmp_path / "bomb.npz", images=np.zeros((500, 4, 6), np.uint8), labels=np.zeros(500, int))
     spec = str(tmp_path / "bomb.npz")
-    assert len(load_data(spec, GREY).images) == 500  # as small as it is, no harm is done
+    assert len(load_data(spec, GRAY).images) == 500  # as small as it is, no harm is done
     monkeypatch.setattr("interpkit.io.datasets.BOMB_RATIO", 20)
     monkeypatch.setattr("interpkit.io.datasets.BOMB_BYTES", 12_128)
-    assert len(load_data(spec, GREY).images) == 500
+    assert len(load_data(spec, GRAY).images) == 500
     monkeypatch.setattr("interpkit.io.datasets.BOMB_BYTES", 12_127)
     refused(spec, r"unpacks \d+ bytes to 12,128, as a decompression bomb does")
     monkeypatch.setattr("interpkit.io.datasets.BOMB_RATIO", 1000)
-    assert len(load_data(spec, GREY).images) == 500
+    assert len(load_data(spec, GRAY).images) == 500
 
 
 @pytest.mark.parametrize(("limit", "most"), [("MAX_BYTES", 128 + 48), ("MAX_NUMBERS", 48)])
@@ -175,7 +175,7 @@ def test_more_than_fits_into_memory_is_refused(
 ) -> None:
     spec = saved(tmp_path / "data.npz", images=numbers(2, 4, 6), labels=np.zeros(2, np.uint8))
     monkeypatch.setattr(f"interpkit.io.datasets.{limit}", most)
-    assert len(load_data(spec, GREY).images) == 2
+    assert len(load_data(spec, GRAY).images) == 2
     monkeypatch.setattr(f"interpkit.io.datasets.{limit}", most - 1)
     refused(spec, "more images than are read into memory")
 
@@ -189,7 +189,7 @@ def test_a_folder_of_classes_is_read_in_order_by_name_and_by_number(tmp_path: Pa
         picture(tmp_path / name, np.full((4, 6), value * 20, np.uint8))
     (tmp_path / "cat" / "notes.txt").write_text("not a picture")
     (tmp_path / "labels.csv").write_text("nor a class")
-    data = load_data(str(tmp_path), GREY, NAMES)
+    data = load_data(str(tmp_path), GRAY, NAMES)
     # A folder named 7 is that of the class of this name, the third; one named 1 is the second.
     assert data.labels.tolist() == [1, 2, 0, 1, 1]
     assert torch.equal(data.images[:, 0, 0, 0] * 255, torch.tensor([100.0, 180, 0, 40, 60]))
@@ -199,9 +199,9 @@ def test_pictures_are_made_grey_or_coloured_as_the_classifier_takes_them(tmp_pat
     red = np.zeros((4, 6, 3), np.uint8)
     red[..., 0] = 200
     path = picture(tmp_path / "0" / "red.png", red)
-    assert np.array_equal(read_picture(path, COLOUR), red)
-    assert read_picture(path, GREY).shape == (4, 6) and set(read_picture(path, GREY).flat) == {60}  # 0.299 x 200
-    assert load_data(str(tmp_path), COLOUR).images[0, :, 0, 0].tolist() == pytest.approx([200 / 255, 0, 0])
+    assert np.array_equal(read_picture(path, COLOR), red)
+    assert read_picture(path, GRAY).shape == (4, 6) and set(read_picture(path, GRAY).flat) == {60}  # 0.299 x 200
+    assert load_data(str(tmp_path), COLOR).images[0, :, 0, 0].tolist() == pytest.approx([200 / 255, 0, 0])
 
 
 def test_folders_that_do_not_fit_are_refused_with_what_was_seen(
@@ -220,21 +220,21 @@ def test_folders_that_do_not_fit_are_refused_with_what_was_seen(
     refused(tmp_path / "text", "a.png is not a readable image")
     os.mkfifo(tmp_path / "empty" / "pipe.png")
     with pytest.raises(UsageError, match="there is no file"):
-        read_picture(tmp_path / "empty" / "pipe.png", GREY)
+        read_picture(tmp_path / "empty" / "pipe.png", GRAY)
     for number in range(2):
         picture(tmp_path / "many" / str(number) / "a.png", numbers(4, 6))
     monkeypatch.setattr("interpkit.io.datasets.MAX_NUMBERS", 48)
-    assert len(load_data(str(tmp_path / "many"), GREY).images) == 2
+    assert len(load_data(str(tmp_path / "many"), GRAY).images) == 2
     monkeypatch.setattr("interpkit.io.datasets.MAX_NUMBERS", 47)
     refused(tmp_path / "many", "many has more images than are read into memory")
 
 
 def test_a_picture_in_a_format_that_its_name_does_not_say_is_read_only_if_it_is_a_usual_one(tmp_path: Path) -> None:
     Image.fromarray(numbers(4, 6)).save(tmp_path / "a.png", format="BMP")
-    assert np.array_equal(read_picture(tmp_path / "a.png", GREY), numbers(4, 6))
+    assert np.array_equal(read_picture(tmp_path / "a.png", GRAY), numbers(4, 6))
     Image.fromarray(numbers(4, 6)).save(tmp_path / "b.png", format="PPM")
     with pytest.raises(UsageError, match="is not a readable image"):
-        read_picture(tmp_path / "b.png", GREY)
+        read_picture(tmp_path / "b.png", GRAY)
 
 
 # ------------------------------------------------------------------------------------------------ torchvision
@@ -267,12 +267,12 @@ def downloads(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
 @pytest.mark.parametrize(
     ("spec", "asked", "shape"),
     [
-        ("MNIST", ("MNIST", "data", False, True), GREY),
-        ("mnist:test", ("MNIST", "data", False, True), GREY),
-        ("mnist:train", ("MNIST", "data", True, True), GREY),
-        ("Cifar10", ("CIFAR10", "data", False, True), COLOUR),
-        ("svhn", ("SVHN", "data", "test", True), COLOUR),
-        ("SVHN:train", ("SVHN", "data", "train", True), COLOUR),
+        ("MNIST", ("MNIST", "data", False, True), GRAY),
+        ("mnist:test", ("MNIST", "data", False, True), GRAY),
+        ("mnist:train", ("MNIST", "data", True, True), GRAY),
+        ("Cifar10", ("CIFAR10", "data", False, True), COLOR),
+        ("svhn", ("SVHN", "data", "test", True), COLOR),
+        ("SVHN:train", ("SVHN", "data", "train", True), COLOR),
     ],
     ids=str,
 )
@@ -294,14 +294,14 @@ def test_a_data_set_that_is_not_known_or_a_split_is_refused(downloads: list[tupl
 
 @pytest.mark.parametrize("name", ["MNIST", "SVHN"])
 @pytest.mark.parametrize("error", [OSError("no network"), RuntimeError("File not found or corrupted")], ids=str)
-def test_a_download_that_fails_is_told(name: str, error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_download_is_reported(name: str, error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
     import torchvision
 
     def fail(*_: Any, **__: Any) -> None:
         raise error
 
     monkeypatch.setattr(torchvision.datasets, name, fail)
-    refused(f"torchvision:{name}", f"torchvision:{name} cannot be downloaded: {error}", COLOUR)
+    refused(f"torchvision:{name}", f"torchvision:{name} cannot be downloaded: {error}", COLOR)
 
 
 # ------------------------------------------------------------------------------------------------ in memory
@@ -322,11 +322,11 @@ def test_a_download_that_fails_is_told(name: str, error: Exception, monkeypatch:
 )
 def test_images_in_memory_that_do_not_fit_are_refused(images: Tensor, labels: Tensor, words: str) -> None:
     with pytest.raises(UsageError, match=words):
-        checked(LabelledImages(images, labels), "mine", GREY, NAMES)
+        checked(LabelledImages(images, labels), "mine", GRAY, NAMES)
 
 
 def test_images_in_memory_that_fit_come_back_as_they_are() -> None:
-    data = LabelledImages(torch.rand(2, *GREY), torch.tensor([2, 0]))
-    assert checked(data, "mine", GREY, NAMES) is data
+    data = LabelledImages(torch.rand(2, *GRAY), torch.tensor([2, 0]))
+    assert checked(data, "mine", GRAY, NAMES) is data
     unnamed = LabelledImages(data.images, torch.tensor([-5, 99]))
-    assert checked(unnamed, "mine", GREY) is unnamed  # whose classes nobody knows
+    assert checked(unnamed, "mine", GRAY) is unnamed  # whose classes nobody knows

@@ -109,7 +109,7 @@ def test_a_pipe_in_a_run_folder_holds_nobody_up(name: str, run_copy: Path) -> No
     assert cli("compare", run_copy, run_copy, "--html", run_copy.parent / "page.html").exit_code in (1, 2)
 
 
-def test_a_recipe_of_a_run_that_cannot_be_read_is_no_fault_of_what_was_typed(run_copy: Path) -> None:
+def test_an_unreadable_recipe_of_a_run_is_not_blamed_on_the_command(run_copy: Path) -> None:
     (run_copy / "recipe.toml").unlink()
     (run_copy / "recipe.toml").mkdir()
     assert cli("report", run_copy).exit_code == 1
@@ -197,14 +197,14 @@ def test_a_manifest_that_names_a_whole_disk_is_not_hashed(run_copy: Path, monkey
 
 
 @pytest.mark.parametrize("word", ["evil; rm -rf ~", "evil && true", "$(true)", "evil\nnext", "--index-url=x y"])
-def test_nothing_out_of_a_manifest_is_told_to_be_typed_that_does_more_than_install(word: str, run_copy: Path) -> None:
+def test_no_message_suggests_a_command_from_a_manifest_that_does_more_than_install(word: str, run_copy: Path) -> None:
     used = {"package": word, "version": "1.0", "used": {"loss": ["unheard-of"]}}
     change(run_copy / "manifest.json", plugins={"other": used})
     result = cli("sample", run_copy)
     assert result.exit_code == 1 and "pip install" not in result.output
 
 
-def test_code_that_a_recipe_names_is_quoted_where_the_user_is_told_to_type_it(
+def test_code_that_a_recipe_names_is_quoted_in_the_command_to_type(
     run_copy: Path, tiny_model: Path, tmp_path: Path
 ) -> None:
     arch = "py:net.py:Net; touch marker"
@@ -222,7 +222,7 @@ def test_code_that_a_recipe_names_is_quoted_where_the_user_is_told_to_type_it(
      '{"step": 1, "seconds": 0, "loss": 1, "inversion_accuracy": 1, "term": "x"}', "[" * 100_000],
     ids=lambda row: row[:60],
 )  # fmt: skip
-def test_a_line_of_the_history_that_is_no_record_is_refused(row: str, run_copy: Path) -> None:
+def test_a_history_line_that_is_not_a_record_is_refused(row: str, run_copy: Path) -> None:
     path = run_copy / "history.jsonl"
     path.write_text(f"{row}\n{path.read_text('utf-8')}", "utf-8")
     with pytest.raises(RunError, match=r"history\.jsonl, line 1: not a record"):
@@ -244,7 +244,7 @@ def test_a_record_is_read_as_it_was_written() -> None:
     ],
     ids=["digits", "dots", "brackets", "braces"],
 )
-def test_a_recipe_that_is_no_recipe_is_refused(text: str, words: str, tmp_path: Path) -> None:
+def test_an_invalid_recipe_is_refused(text: str, words: str, tmp_path: Path) -> None:
     (tmp_path / "recipe.toml").write_text(text, "utf-8")
     with pytest.raises(UsageError, match=words):
         read_toml(tmp_path / "recipe.toml")
@@ -256,7 +256,7 @@ def test_a_value_on_the_command_line_that_is_none_stays_a_text(text: str) -> Non
 
 
 @pytest.mark.parametrize("text", ["[" * 100_000, '["a"', r'["\ud800"]', f"[{'9' * 5000}]"], ids=lambda t: t[:10])
-def test_class_names_that_are_no_list_are_refused(text: str, tmp_path: Path) -> None:
+def test_class_names_that_are_not_a_list_are_refused(text: str, tmp_path: Path) -> None:
     (tmp_path / "names").write_text(text, "utf-8")
     with pytest.raises(UsageError, match="is not a JSON list"):
         lines(tmp_path / "names")

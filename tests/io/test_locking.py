@@ -1,4 +1,4 @@
-"""One writer of a folder at a time: who is refused and what is told, and that a lock never outlives its process."""
+"""One writer of a folder at a time: who is refused, with which message, and that a lock never outlives its process."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_the_second_writer_is_refused_and_told_who_the_first_is(tmp_path: Path) 
         assert "Wait until that has ended, stop it, or name another folder by out" in str(caught.value)
 
 
-def test_it_is_told_without_the_name_of_a_writer_who_has_not_yet_said_it(tmp_path: Path) -> None:
+def test_the_message_does_without_the_name_of_a_writer_that_has_not_written_it_yet(tmp_path: Path) -> None:
     with another_writer(tmp_path):
         (tmp_path / ".lock.json").write_text("{")
         with pytest.raises(RunError, match="is being written by another process"), only_writer(tmp_path):

@@ -345,7 +345,7 @@ def test_attributions_are_shown_with_the_samples_that_they_are_of(run_copy: Path
     assert sum(negative) > sum(positive)  # one scale: the weaker map is the paler one
 
 
-def test_torn_attributions_are_told_by_name(run_copy: Path) -> None:
+def test_torn_attributions_are_named(run_copy: Path) -> None:
     (run_copy / "attributions").mkdir()
     (run_copy / "attributions" / "saliency.safetensors").write_bytes(b"torn")
     fails(1, "saliency.safetensors is not a whole safetensors file", "report", run_copy)

@@ -548,7 +548,7 @@ def test_a_run_that_failed_keeps_its_last_good_checkpoint_and_says_so(
     tmp_path: Path, quick: Quick, tiny_module: Callable[..., nn.Module]
 ) -> None:
     class Fading(nn.Module):
-        """A classifier that gives NaN at step 8, and again at the lower rate; one look comes before the first step."""
+        """A classifier that gives NaN at step 8, and again at the lower rate; one forward pass comes before the first step."""
 
         def __init__(self) -> None:
             super().__init__()
@@ -628,7 +628,7 @@ def test_a_users_file_that_a_run_would_overwrite_is_named_and_kept(
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [(name, "mine")]
 
 
-def test_other_files_of_the_users_are_no_hindrance(tmp_path: Path, tiny_model: Path, quick: Quick) -> None:
+def test_other_files_of_the_user_do_not_matter(tmp_path: Path, tiny_model: Path, quick: Quick) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     interpkit.invert(tiny_model, out=tmp_path, **quick(steps=1))
     assert (tmp_path / "notes.txt").read_text() == "mine"
@@ -663,7 +663,7 @@ def test_a_run_is_known_as_one_until_force_has_removed_it_all(
     assert set(kept) >= CONTRACT and kept[-1] == "manifest.json"
 
 
-def test_a_run_that_was_killed_before_its_recipe_was_written_is_begun_anew(
+def test_a_run_that_was_killed_before_its_recipe_was_written_starts_again(
     run_copy: Path, tmp_path: Path, tiny_model: Path, quick: Quick
 ) -> None:
     barely = tmp_path / "barely"
@@ -683,7 +683,7 @@ def test_resuming_with_another_preprocessing_is_refused_by_name(tmp_path: Path, 
 def test_a_run_is_finished_once_its_report_is_there(
     tmp_path: Path, tiny_model: Path, quick: Quick, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A run that is killed while it writes the report goes on by --resume, and writes it."""
+    """A run that is killed while it writes the report can be resumed, and then writes it."""
     import interpkit.report.run
 
     def killed(*arguments: object) -> None:

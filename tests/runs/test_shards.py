@@ -255,7 +255,7 @@ def test_a_larger_count_extends_the_folder(inversion: GeneratorInversion, tmp_pa
         write_shards(inversion, tmp_path / "grown", **asked(count=30))
 
 
-def test_torn_files_are_made_anew_and_what_a_killed_process_left_is_removed(
+def test_torn_files_are_rewritten_and_leftovers_of_a_killed_process_are_removed(
     inversion: GeneratorInversion, tmp_path: Path
 ) -> None:
     write_shards(inversion, tmp_path, **asked())
@@ -292,7 +292,7 @@ def test_a_folder_of_other_samples_is_refused_with_what_differs(
     assert contents(tmp_path) == before
 
 
-def test_another_generator_and_another_target_are_told(
+def test_another_generator_or_another_target_is_refused(
     inversion: GeneratorInversion, tmp_path: Path, tiny_target: interpkit.Target
 ) -> None:
     write_shards(inversion, tmp_path, **asked())
@@ -332,7 +332,7 @@ def test_a_class_that_is_never_accepted_is_named_and_finished_shards_stay(
     with pytest.raises(RunError, match=r"class 3 \(never\): 0 of \d+ tries .*\(0\.00%\).*Leave the class out"):
         write_shards(inversion, tmp_path, **asked(accepted=True, count=6, shard_size=3, labels=[0, 1, 2, 3]))
     assert [path.name for path in tmp_path.glob("samples-*")] == ["samples-000000.safetensors"]
-    monkeypatch.setattr(shards, "ENOUGH_TRIES", 12)  # one in three is no reason to give up
+    monkeypatch.setattr(shards, "ENOUGH_TRIES", 12)  # one in three does not suffice to give up
     write_shards(inversion, tmp_path / "others", **asked(accepted=True))
 
 
@@ -360,7 +360,7 @@ def test_a_full_disk_names_the_shard_and_leaves_no_half_of_it(
     assert write_shards(inversion, tmp_path, **asked(format=format))["finished"] is True
 
 
-def test_too_little_disk_is_told_before_the_start(
+def test_too_little_disk_space_is_reported_before_the_start(
     inversion: GeneratorInversion, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(9, 8, 1000))
@@ -438,7 +438,7 @@ def tar_files(folder: Path) -> dict[str, bytes]:
     return files
 
 
-def test_webdataset_holds_a_png_a_class_and_the_facts_of_each(inversion: GeneratorInversion, tmp_path: Path) -> None:
+def test_webdataset_holds_png_class_and_facts_of_each_image(inversion: GeneratorInversion, tmp_path: Path) -> None:
     expected = pictures(inversion, tmp_path / "plain")
     write_shards(inversion, tmp_path / "tar", **asked(count=25, format="webdataset"))
     files = tar_files(tmp_path / "tar")
@@ -471,7 +471,7 @@ def test_parquet_holds_a_row_a_sample(inversion: GeneratorInversion, tmp_path: P
 
 
 @pytest.mark.parametrize("shape", [(5, 4, 4), (7,)])
-def test_what_is_no_picture_is_kept_as_numbers(tmp_path: Path, shape: tuple[int, ...]) -> None:
+def test_inputs_that_are_not_pictures_are_kept_as_numbers(tmp_path: Path, shape: tuple[int, ...]) -> None:
     pq = pytest.importorskip("pyarrow.parquet")
     width = torch.Size(shape).numel()
     target = interpkit.wrap(nn.Sequential(nn.Flatten(), nn.Linear(width, 3)), shape)
