@@ -548,7 +548,7 @@ def test_a_run_that_failed_keeps_its_last_good_checkpoint_and_says_so(
     tmp_path: Path, quick: Quick, tiny_module: Callable[..., nn.Module]
 ) -> None:
     class Fading(nn.Module):
-        """A classifier that gives NaN at step 8 and again at the lower rate; it also runs once before the first step."""
+        """A classifier that gives NaN at step 8 and again at the lower rate; it runs once before step 1."""
 
         def __init__(self) -> None:
             super().__init__()
