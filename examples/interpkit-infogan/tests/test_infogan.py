@@ -144,7 +144,7 @@ def test_any_shape_is_averaged_into_at_most_eight_by_eight_fields(shape: tuple[i
 
 @pytest.mark.parametrize("generators", [1, 2])
 def test_the_preset_combines_with_vecmat(tiny_target: interpkit.Target, generators: int) -> None:
-    """``--plugin vecmat --plugin infogan``, with one generator and with two."""
+    """``--preset vecmat --preset infogan``, with one generator and with two."""
     inversion = interpkit.invert(
         tiny_target, plugins=["vecmat", "infogan"], steps=3, batch_size=6, generators=generators, device="cpu"
     )
