@@ -517,7 +517,7 @@ def _watched(plugin: Plugin) -> Iterator[None]:
 
 
 def is_file(given: str | Path) -> bool:
-    """Return whether a value of ``--plugin`` is the path of a plugin file rather than a name."""
+    """Return whether a value of the plugin option is the path of a plugin file rather than a name."""
     return isinstance(given, Path) or given.endswith(".py")
 
 

@@ -534,7 +534,7 @@ def test_a_misfit_is_listed_and_the_nearest_architecture_is_named(tmp_path: Path
     torch.save(torchvision.models.resnet18(num_classes=7).state_dict(), path)
     message = refusal(path, arch="torchvision:resnet34", input_shape=(3, 32, 32))
     assert "missing: layer1.2." in message and "in all)" in message
-    assert "--arch torchvision:resnet18" in message
+    assert "arch='torchvision:resnet18'" in message
     assert load_target(path, arch="torchvision:resnet18", input_shape=(3, 32, 32)).num_classes == 7
     fails(3, "--arch torchvision:resnet18", "inspect", path, "--arch", "torchvision:resnet34", "--input-shape", "3,8,8")
 
@@ -1050,7 +1050,7 @@ def test_reference_data_that_do_not_fit_end_with_2(
             lambda folder: (_picture(folder / "0" / "a.png", (12, 12)), _picture(folder / "1" / "a.png", (9, 9))),
             "9 x 9 pixels; the classifier takes 12 x 12",
         ),
-        (lambda folder: _text(folder / "0" / "a.png"), "no image that can be read"),
+        (lambda folder: _text(folder / "0" / "a.png"), "not a readable image"),
     ],
     ids=["empty", "unknown name", "unknown number", "wrong size", "several sizes", "no picture"],
 )
@@ -1112,7 +1112,7 @@ def test_a_run_of_the_users_own_code_is_sampled_only_when_its_name_is_typed_agai
     with monkeypatch.context() as patch:
         patch.setattr("interpkit_targets.user_code.find_factory", found)
         fails(3, "--arch py:", "sample", out, "--per-class", "1")
-        with pytest.raises(ModelError, match="--arch py:"):
+        with pytest.raises(ModelError, match="arch='py:"):
             interpkit.load_inversion(out)
     assert sorted(out.iterdir()) == before
     succeeds("sample", out, "--arch", kind.options["arch"], "--per-class", "1")

@@ -282,7 +282,7 @@ def test_runs_with_the_same_name_are_told_apart_by_their_paths(finished_run: Pat
 
 
 def test_compare_takes_two_runs(run_copy: Path, tmp_path: Path) -> None:
-    fails(2, "two runs or more", "compare", run_copy)
+    fails(2, "at least two runs", "compare", run_copy)
     fails(1, "is not a run folder", "compare", run_copy, tmp_path)
 
 

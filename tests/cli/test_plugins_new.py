@@ -319,9 +319,9 @@ def test_nothing_is_overwritten(tmp_path: Path) -> None:
     file, link = tmp_path / "file", tmp_path / "link"
     file.write_text("mine")
     link.symlink_to(tmp_path / "nowhere")
-    fails(f"{tmp_path} is there already.* --out {tmp_path / 'mine'}", "mine", "--kind", "loss", "--out", tmp_path)
+    fails(f"{tmp_path} exists.* --out {tmp_path / 'mine'}", "mine", "--kind", "loss", "--out", tmp_path)
     for place in (file, link):
-        fails(f"{place} is there already", "mine", "--kind", "loss", "--out", place)
+        fails(f"{place} exists", "mine", "--kind", "loss", "--out", place)
     assert file.read_text() == "mine" and link.is_symlink()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "link"]
 

@@ -229,7 +229,7 @@ def test_several_faults_are_reported_at_once() -> None:
         ("vecmat.", "options are named COMPONENT.OPTION"),
         ("label.dim", "no component 'label'"),
         ("vecmatt.temperature", "Did you mean 'vecmat'"),
-        ("optimizer.lr", "Did you mean 'optimizer'"),
+        ("optimiser.lr", "Did you mean 'optimizer'"),
     ],
 )
 def test_a_setting_of_no_component_in_use_is_refused(setting: str, words: str) -> None:

@@ -171,11 +171,11 @@ def test_stored_samples_are_read_as_they_were_judged(finished_run: Path, tiny_ta
     [
         ({"labels": torch.tensor([0, 3])}, "labels 0 to 3.*has 3 classes"),
         ({"labels": torch.tensor([-1, 0])}, "labels -1 to 0"),
-        ({"labels": torch.tensor([0])}, "no file of samples"),
-        ({"labels": torch.tensor(0)}, "no file of samples"),
-        ({"labels": torch.tensor([0.0, 1.0])}, "no file of samples"),
+        ({"labels": torch.tensor([0])}, "not a file of samples"),
+        ({"labels": torch.tensor(0)}, "not a file of samples"),
+        ({"labels": torch.tensor([0.0, 1.0])}, "not a file of samples"),
         ({"images": torch.zeros(2, 1, 8, 8, dtype=torch.uint8)}, r"samples of shape \(1, 8, 8\).*takes \(1, 12, 12\)"),
-        ({"images": torch.zeros(2, *SHAPE)}, "no file of samples: images torch.float32"),
+        ({"images": torch.zeros(2, *SHAPE)}, "not a file of samples: images torch.float32"),
         ({"images": None}, "holds generator, labels"),
     ],
 )

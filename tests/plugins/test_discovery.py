@@ -172,7 +172,7 @@ BROKEN = {
             registry.add(Good)
             registry.add(dict)
         """,
-        "of no kind that interpkit knows",
+        "not of a kind that interpkit knows",
     ),
 }
 

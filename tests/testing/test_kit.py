@@ -132,7 +132,7 @@ def test_checks_leave_every_global_generator_as_it_was() -> None:
     ids=["dict", "preset", "instance"],
 )
 def test_an_object_without_checks_is_refused(thing: Any) -> None:
-    with pytest.raises(UsageError, match="cannot be checked: give a class of conditioner, generator, loss"):
+    with pytest.raises(UsageError, match="cannot be checked: pass a class of conditioner, generator, loss"):
         testing.checks_of(thing)
 
 

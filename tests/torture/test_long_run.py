@@ -18,7 +18,8 @@ def test_what_python_holds_does_not_grow_with_the_steps(tmp_path: Path) -> None:
     assert list(found) == [100, 200, 300, 400, 500, 600]
     assert found[600]["tensors"] == found[200]["tensors"]
     records = 400 // 10
-    assert found[600]["objects"] - found[200]["objects"] <= 6 * records  # a record and its terms, and some slack
+    # A record with its terms, some slack, and what rich keeps of each step to estimate speed: at most 1,000 samples.
+    assert found[600]["objects"] - found[200]["objects"] <= 6 * records + 400
 
 
 def test_a_history_and_its_curves_are_bounded(tmp_path: Path) -> None:
