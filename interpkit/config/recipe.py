@@ -134,6 +134,15 @@ class TargetOptions(_Model):
     output: Literal["logits", "log_probs", "probs"] | None = Field(
         None, description="What the model outputs: logits, log_probs or probs (detected if omitted)."
     )
+    output_name: str | None = Field(
+        None,
+        description="Name of the logits where the model returns several outputs, e.g. logits or heads.age (detected if "
+        "omitted).",
+        json_schema_extra={"metavar": "NAME"},
+    )
+    output_index: int | None = Field(
+        None, ge=0, description="Position of the logits among several outputs, from 0 (detected if omitted)."
+    )
     feature_layer: str | None = Field(
         None,
         description="Layer of the default features, NAME for its output or NAME:in for its input (default: the input "
@@ -221,6 +230,8 @@ class ClassifierFacts(TypedDict, total=False):
     layout: Literal["nchw", "nhwc", "flat"] | None
     channel_order: Literal["rgb", "bgr"] | None
     output: Literal["logits", "log_probs", "probs"] | None
+    output_name: str | None
+    output_index: int | None
     feature_layer: str | None
 
 

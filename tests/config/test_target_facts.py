@@ -35,6 +35,8 @@ TYPED: dict[str, tuple[str, Any]] = {
     "layout": ("nchw", "nchw"),
     "channel_order": ("bgr", "bgr"),
     "output": ("logits", "logits"),
+    "output_name": ("logits", "logits"),
+    "output_index": ("1", 1),
     "feature_layer": ("1:in", "1:in"),
     "trust": ("", True),
 }
