@@ -16,14 +16,13 @@ from interpkit.config.recipe import ClassifierFacts, TargetOptions, target_facts
 from interpkit.errors import ModelError, UsageError, did_you_mean, first_line, listed, setting
 from interpkit.interfaces.targets import Response, Target
 from interpkit.runtime.random import global_seed
+from interpkit.targets.scores import Output, as_logits, find_output, in_single
 from interpkit.targets.watch import first_of, watch
 
 Layout = Literal["nchw", "nhwc", "flat"]
-Output = Literal["logits", "log_probs", "probs"]
 
 OUTPUT = "output"
 """Stands for the classifier's own output if it does not have a layer that can be watched."""
-TINY = 1e-12
 LARGE = 1_000_000
 """The number of values in an image above which two probes are tried instead of six."""
 GRAY = 0
@@ -128,11 +127,6 @@ class ModuleTarget(Target):
             ) from error
 
 
-def in_single(tensor: Tensor) -> Tensor:
-    """Return floating-point numbers of any precision as float32, and others unchanged."""
-    return tensor.float() if tensor.is_floating_point() else tensor
-
-
 def first_tensor(output: Any, count: int) -> Tensor:
     """Return the logits in a module's output: a tensor, an object or dict with ``logits``, or a tuple's first element.
 
@@ -156,19 +150,6 @@ def first_tensor(output: Any, count: int) -> Tensor:
     if logits.dim() != 2 or len(logits) != count or logits.shape[1] == 0:
         raise ModelError(f"it returns {tuple(logits.shape)} for {count} images; logits have the shape ({count}, n).")
     return logits
-
-
-def as_logits(values: Tensor, output: Output) -> Tensor:
-    """Return a module's output, (B, n) or (B, 1), as logits of at least two classes, (B, n) float32."""
-    values = in_single(values)
-    if output == "probs":
-        if values.shape[1] == 1:
-            values = torch.cat([1 - values, values], 1)
-        return (values + TINY).log()
-    if values.shape[1] == 1:
-        no = torch.zeros_like(values) if output == "logits" else (1 - values.exp() + TINY).log()
-        values = torch.cat([no, values], 1)
-    return values
 
 
 def wrap(
@@ -219,7 +200,7 @@ def wrap(
     # `_try` and the other functions replace the entries that they detect.
     target.sources = {key: "default" if getattr(options, key) is None else "given" for key in accepted}
     raw, heads = _try(target, options.layout)
-    _find_output(target, raw, options.output)
+    target.output, target.sources["output"] = find_output(raw, options.output)
     target.num_classes = width = max(2, raw.shape[1])
     target.sources["num_classes"] = "found: width of the output"
     if raw.shape[1] == 1:
@@ -318,22 +299,6 @@ def _run(target: ModuleTarget, probes: Tensor) -> tuple[Tensor, list[tuple[str, 
     if raw.shape[1] < 1:
         raise ModelError(f"{target.name} returns no logits: its output has width 0.")
     return raw, ran
-
-
-def _find_output(target: ModuleTarget, raw: Tensor, output: Output | None) -> None:
-    """Detect the kind of output: probabilities sum to 1, log-probabilities do so after exp, all else is logits."""
-    target.sources["output"] = "given"
-    if output is None:
-        output, target.sources["output"] = "logits", "found: it is neither probabilities nor their logarithms"
-        values = raw[raw.isfinite().all(1)].double()
-        if raw.shape[1] == 1:
-            if ((values >= 0) & (values <= 1)).all():
-                output, target.sources["output"] = "probs", "found: a single output between 0 and 1"
-        elif (values >= 0).all() and (values.sum(1) - 1).abs().max() < 1e-2:
-            output, target.sources["output"] = "probs", "found: it sums to 1"
-        elif values.logsumexp(1).abs().max() < 1e-2:
-            output, target.sources["output"] = "log_probs", "found: its exponentials sum to 1"
-    target.output = output
 
 
 def _find_features(target: ModuleTarget, ran: list[tuple[str, bool]], layer: str | None) -> None:
