@@ -14,12 +14,14 @@ from interpkit.interfaces.inversions import Inversion
 from interpkit.interfaces.metrics import Study
 from interpkit.interfaces.targets import Target
 from interpkit.io.atomic import to_json, write_atomically
+from interpkit.runtime.autograd import with_autograd
 from interpkit.runtime.devices import choose_device
 
 if TYPE_CHECKING:
     from interpkit.runs.folder import Run
 
 
+@with_autograd
 def evaluate(
     inversion: Inversion | Run | str | Path,
     *,

@@ -12,7 +12,7 @@ import torch
 
 from interpkit.api.finish import finish
 from interpkit.config.recipe import Layer, PluginFile, Recipe, compose, read_toml, validated
-from interpkit.errors import InterpkitError, PluginError, RunError, UsageError, listed, setting
+from interpkit.errors import InterpkitError, ModelError, PluginError, RunError, UsageError, listed, setting
 from interpkit.interfaces import contracts
 from interpkit.interfaces.inversions import Inversion
 from interpkit.interfaces.targets import Target
@@ -23,6 +23,7 @@ from interpkit.runs import disk_space
 from interpkit.runs.folder import Run
 from interpkit.runs.recorder import RunRecorder
 from interpkit.runtime import profiler
+from interpkit.runtime.autograd import with_autograd
 from interpkit.runtime.devices import is_out_of_memory, keep_freed_memory
 from interpkit.runtime.distributed import World
 from interpkit.runtime.random import derive_seed, global_seed
@@ -78,6 +79,7 @@ def invert(
     return job.run(out=folder, resume=resume, force=force, on_step=on_step, on_record=on_record)
 
 
+@with_autograd
 def prepare(
     target: Target | str | Path,
     plugins: Sequence[str | Path] = (),
@@ -245,10 +247,19 @@ class Job:
         self.target = target
         self.presets = presets
         self.recipe = assembly.resolve(recipe, target, self.plugins)
+        self._check_gradient()
         self.recorder: Recorder | None = None
         self.profile: profiler.Profile | None = None
         self.metrics: dict[str, Any] | None = None
         self.stop_requested = False
+
+    def _check_gradient(self) -> None:
+        name = self.recipe.inverter.name
+        if self.target.no_gradient and self.plugins.component("inverter", name).needs_gradient:
+            raise ModelError(
+                f"no gradient passes from the logits of {self.target.name} to its images: {self.target.no_gradient}. "
+                f"The inverter {name!r} needs one. Without gradients: {assembly.without_gradient(self.plugins)}."
+            )
 
     def request_stop(self) -> None:
         """Stop after the step that is running."""
@@ -285,6 +296,7 @@ class Job:
         run.check_same(self.recipe.model_copy(update={"steps": manifest.steps_done}), self.target)
         return True
 
+    @with_autograd
     def run(
         self,
         *,

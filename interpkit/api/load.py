@@ -9,8 +9,10 @@ from interpkit.interfaces.inversions import Inversion
 from interpkit.interfaces.targets import Target
 from interpkit.plugins.discovery import installed
 from interpkit.runs.folder import Run
+from interpkit.runtime.autograd import with_autograd
 
 
+@with_autograd
 def load_inversion(run: str | Path, *, target: Target | None = None, plugins: Sequence[str | Path] = ()) -> Inversion:
     """Load an inversion from a run folder.
 

@@ -15,6 +15,7 @@ from interpkit.interfaces import contracts
 from interpkit.interfaces.attributions import Attribution, AttributionContext, Contrast
 from interpkit.interfaces.targets import Target
 from interpkit.plugins.discovery import installed
+from interpkit.runtime.autograd import with_autograd
 from interpkit.runtime.devices import choose_device, is_out_of_memory
 from interpkit.runtime.random import derive_seed, global_seed
 
@@ -37,6 +38,7 @@ def default_method() -> str:
     return next((entry for entry in entries if entry.item.default), entries[0]).name
 
 
+@with_autograd
 def attribute(
     target: Target,
     images: Tensor,
@@ -170,6 +172,7 @@ class Explainer:
         other.target, other.notes = target, []
         return other
 
+    @with_autograd
     def maps(self, images: Tensor, classes: Tensor) -> Tensor:
         """Return maps, (N, *input_shape) float32 on the CPU, of images in [0, 1] for classes (N,) int64.
 
@@ -185,7 +188,7 @@ class Explainer:
             )
             for start in range(0, len(images), self.rows):
                 part = slice(start, start + self.rows)
-                batch, wanted = images[part].detach().to(self.device), classes[part].to(self.device)
+                batch, wanted = images[part].detach().clone().to(self.device), classes[part].to(self.device)
                 with global_seed(derive_seed(self.seed, "attribution", start), self.device):
                     found.append(self._attribute(batch, wanted, context).detach().float().cpu())
         maps = torch.cat(found)

@@ -148,7 +148,9 @@ def note_facts(target: Target) -> None:
             text = str(value) if len(str(value)) <= 60 else f"{str(value)[:57]}..."
             note(f"  {key} = {text}  ({source})")
     if "batch" in target.sources:
-        note(f"  batch = 1  ({target.sources['batch']})")
+        note(f"  batch  ({target.sources['batch']})")
+    if target.no_gradient:
+        note(f"  no gradient passes from its logits to its images: {target.no_gradient}")
 
 
 def print_json(value: Any) -> None:

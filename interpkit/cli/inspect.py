@@ -26,6 +26,8 @@ def inspect(
     """Show how interpkit reads a classifier: its input, its output and its layers, and where each fact came from."""
     from interpkit.evaluation import scoring
     from interpkit.plugins import loading
+    from interpkit.plugins.assembly import without_gradient
+    from interpkit.plugins.discovery import installed
     from interpkit.targets.layers import list_layers
 
     options.load_plugin_files(plugin)
@@ -42,6 +44,9 @@ def inspect(
         return
     _print_facts(facts, target.sources)
     _print_layers(layers, target.feature_layer)
+    if target.no_gradient:
+        usable = without_gradient(installed())
+        console.note(f"No gradient passes from its logits to its images: {target.no_gradient}. Invert it by {usable}.")
     if accuracy is not None:
         console.out.out(f"accuracy on {reference}: {accuracy:.2%}")
         if accuracy < 2 / target.num_classes:

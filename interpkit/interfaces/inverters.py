@@ -26,6 +26,8 @@ class Inverter(Component, ABC):
     options: Options
     needs: ClassVar[tuple[str, ...]] = ()
     """The parts that a recipe must specify, from ``conditioner``, ``generator`` and ``loss``."""
+    needs_gradient: ClassVar[bool] = True
+    """Whether it uses gradients of the target's logits with respect to images; see `Target.no_gradient`."""
 
     def __init__(self, options: Options | None = None) -> None:
         self.options = self.Options() if options is None else options

@@ -58,6 +58,7 @@ class Target(nn.Module, ABC):
         description: everything that was resolved about the classifier, as in a recipe's ``[target]``.
         origin: the file or folder that the classifier was loaded from; None if it was wrapped in memory.
         sources: the origin of each entry of ``description``, in a few words.
+        no_gradient: why no gradient passes from the logits to the images; empty if one does.
 
     Example:
         >>> import torch
@@ -78,6 +79,7 @@ class Target(nn.Module, ABC):
     description: TargetOptions
     origin: Path | None = None
     sources: dict[str, str]
+    no_gradient: str = ""
 
     @abstractmethod
     def forward(self, images: Tensor) -> Tensor:

@@ -121,6 +121,12 @@ def build_generator(recipe: Recipe, target: Target, plugins: Plugins) -> tuple[C
     return conditioner, members[0] if len(members) == 1 else Ensemble(members)
 
 
+def without_gradient(plugins: Plugins) -> str:
+    """Return the settings that choose an inverter which needs no gradient of the target."""
+    entries = plugins.registry.entries("inverter")
+    return listed(setting("inverter", entry.name) for entry in entries if not entry.item.needs_gradient)
+
+
 def owners(recipe: Recipe, plugins: Plugins) -> dict[tuple[str, str], str]:
     """Return the plugin of each component that the recipe names, by kind and name, and of its architecture."""
     named = [(kind, getattr(recipe, kind)) for kind in ("inverter", "conditioner", "generator")]

@@ -17,8 +17,9 @@ from interpkit.interfaces.loaders import Loader
 from interpkit.interfaces.targets import Target
 from interpkit.plugins.discovery import installed
 from interpkit.plugins.registry import Entry
+from interpkit.runtime.autograd import with_autograd
 from interpkit.runtime.random import global_seed
-from interpkit.targets.module_target import wrap
+from interpkit.targets.wrapping import wrap
 
 log = logging.getLogger("interpkit")
 
@@ -62,6 +63,7 @@ def loader_of(path: Path) -> Entry | None:
     return None
 
 
+@with_autograd
 def load(path: Path, options: TargetOptions) -> Target:
     """Load a classifier with validated options; see `load_target`."""
     cpu = torch.device("cpu")

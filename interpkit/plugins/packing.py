@@ -51,7 +51,7 @@ def save_target(
         'net.safetensors'
     """
     from interpkit.plugins.architectures import build_architecture, mismatch
-    from interpkit.targets.module_target import wrap
+    from interpkit.targets.wrapping import wrap
 
     target = wrap(module, input_shape, **facts)
     arguments = dict(arch_args or {})
@@ -134,7 +134,7 @@ def export_graph(target: Target) -> bytes:
         ModelError: ONNX has no operation for a part of it.
     """
     buffer = io.BytesIO()
-    one_by_one = "batch" in target.sources
+    one_by_one = getattr(target, "one_by_one", False)
     example = torch.rand(1 if one_by_one else 2, *target.input_shape)
     try:
         with warnings.catch_warnings(), target.frozen(), torch.no_grad():

@@ -1,32 +1,25 @@
-"""`wrap`: turn any classifier in memory into a target; loaders of files use it too.
-
-What a classifier expects (its layout, its batch) and what it outputs is specified by the caller or else detected by
-running it, and recorded in `Target.sources` either way.
-"""
+"""`ModuleTarget`: a PyTorch module as a target, with its preprocessing, in eval mode."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal, Unpack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from interpkit.config.recipe import ClassifierFacts, TargetOptions, target_facts, validated
-from interpkit.errors import ModelError, UsageError, did_you_mean, first_line, listed, setting
+from interpkit.config.recipe import TargetOptions
+from interpkit.errors import UsageError, did_you_mean, listed
 from interpkit.interfaces.targets import Response, Target
-from interpkit.runtime.random import global_seed
-from interpkit.targets.scores import Output, as_logits, find_output, in_single
+from interpkit.targets.outputs import select
+from interpkit.targets.scores import Output, as_logits, in_single
 from interpkit.targets.watch import first_of, watch
 
 Layout = Literal["nchw", "nhwc", "flat"]
 
 OUTPUT = "output"
 """Stands for the classifier's own output if it does not have a layer that can be watched."""
-LARGE = 1_000_000
-"""The number of values in an image above which two probes are tried instead of six."""
-GRAY = 0
-"""The row of the gray image among the probes; the others are black, white and noise."""
 
 
 class ModuleTarget(Target):
@@ -37,6 +30,16 @@ class ModuleTarget(Target):
 
     - log-probabilities are used as logits unchanged, and so are the logarithms of probabilities;
     - a single logit z of a binary classifier becomes (0, z), a single probability p becomes (log(1 - p), log p).
+
+    It always runs in eval mode, also if its owner has put it in training mode, which is restored after each call.
+
+    Attributes:
+        module: the user's module.
+        layout: of the images that it expects.
+        output_name: which of several outputs are the logits; see `interpkit.targets.outputs.named_tensors`.
+        one_by_one: whether it takes one image at a time.
+        channels_last: whether it gives the same logits for images and kernels in that memory layout.
+        keeps_input: whether it leaves its input as it is, not changed in place.
     """
 
     scale: Tensor
@@ -51,7 +54,11 @@ class ModuleTarget(Target):
         self.sources = {}
         self.layout: Layout = "nchw"
         self.output: Output = "logits"
+        self.output_name = ""
         self.one_by_one = False
+        self.channels_last = False
+        self.keeps_input = True
+        self._recurrent = any(isinstance(layer, nn.RNNBase) for layer in module.modules())
         self._flip = facts.channel_order == "bgr"
         per_channel = (1, -1, *(1,) * (len(self.input_shape) - 1))
         lo, hi, mean_, std_ = (
@@ -69,6 +76,11 @@ class ModuleTarget(Target):
 
     def raw(self, images: Tensor) -> Tensor:
         """Return the module's output for images, (B, n) or (B, 1)."""
+        parts = [select(output, self.output_name, count) for output, count in self.outputs(images)]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def outputs(self, images: Tensor) -> Iterator[tuple[Any, int]]:
+        """Yield what the module returns, and for how many images: for all of them, or one at a time."""
         x = images.flip(1) if self._flip else images
         if not self._as_is:
             x = x * self.scale + self.shift
@@ -78,9 +90,27 @@ class ModuleTarget(Target):
             x = x.flatten(1)
         dtype = next((p.dtype for p in self.module.parameters() if p.is_floating_point()), x.dtype)
         x = x.to(dtype)
-        if not self.one_by_one or len(x) == 1:
-            return first_tensor(self.module(x), len(x))
-        return torch.cat([first_tensor(self.module(row), 1) for row in x.split(1)])
+        if not self.channels_last:
+            x = x.contiguous()
+        if not self.keeps_input:
+            x = x.clone()
+        for part in x.split(1) if self.one_by_one else [x]:
+            with _in_eval_mode(self.module), self._without_cudnn(x):
+                output = self.module(part)
+            yield output, len(part)
+
+    def _without_cudnn(self, x: Tensor) -> AbstractContextManager[None]:
+        """CuDNN refuses the backward pass of recurrent layers in eval mode; torch's own kernels do it."""
+        off = self._recurrent and x.is_cuda and torch.is_grad_enabled()
+        return torch.backends.cudnn.flags(enabled=False) if off else nullcontext()
+
+    @contextmanager
+    def frozen(
+        self, device: torch.device | str | None = None, layout: torch.memory_format = torch.preserve_format
+    ) -> Iterator[None]:
+        """Freeze the target; see `Target.frozen`. A layout that the module does not support is ignored."""
+        with super().frozen(device, layout if self.channels_last else torch.preserve_format):
+            yield
 
     def respond(self, images: Tensor, layers: Sequence[str] = ()) -> Response:
         """Return logits and features; see `Target.respond`."""
@@ -127,191 +157,13 @@ class ModuleTarget(Target):
             ) from error
 
 
-def first_tensor(output: Any, count: int) -> Tensor:
-    """Return the logits in a module's output: a tensor, an object or dict with ``logits``, or a tuple's first element.
-
-    A binary classifier's (B,) becomes (B, 1).
-
-    Raises:
-        ModelError: there are no logits, or not one row for each of ``count`` images.
-    """
-    logits = output
-    if isinstance(logits, Mapping):
-        logits = logits.get("logits", next(iter(logits.values()), None))
-    elif hasattr(logits, "logits"):
-        logits = logits.logits
-    logits = first_of(logits)
-    if not isinstance(logits, Tensor):
-        raise ModelError(f"it returns {type(output).__name__}, which does not contain a tensor of logits.")
-    if logits.dim() == 1:  # (B,) of a binary classifier; (n,) of a graph that accepts one image
-        logits = logits[None] if count == 1 and len(logits) != 1 else logits[:, None]
-    elif logits.dim() > 2 and sum(size != 1 for size in logits.shape[1:]) <= 1:
-        logits = logits.flatten(1)
-    if logits.dim() != 2 or len(logits) != count or logits.shape[1] == 0:
-        raise ModelError(f"it returns {tuple(logits.shape)} for {count} images; logits have the shape ({count}, n).")
-    return logits
-
-
-def wrap(
-    module: nn.Module, input_shape: Sequence[int], *, name: str | None = None, **facts: Unpack[ClassifierFacts]
-) -> Target:
-    """Turn any classifier into a target. The module is used as it is and not changed.
-
-    Args:
-        module: a classifier of images or vectors. It may return a tensor, a tuple, a dict or an object with
-            ``logits``; a single logit stands for two classes; it does not need to support batches.
-        input_shape: (C, H, W), or (D,) for a classifier of vectors, whatever its layout.
-        name: the name used in headings and folder names; the class's name if omitted.
-        facts: facts about the module, each a field of `TargetOptions`; those omitted are detected or have a default.
-
-            - ``mean``, ``std``: per channel (in the module's own order) or one value for all, in the units of
-              ``input_range``; 0 and 1 by default.
-            - ``input_range``: (lo, hi), the values of black and white before mean and std; (0, 1) by default. For
-              vectors, optionally one pair per feature.
-            - ``num_classes``: n; checked against the module's output.
-            - ``class_names``: n names; ``"0"``, ``"1"``, ... by default.
-            - ``layout``: ``nchw``, ``nhwc`` or ``flat``; detected by default.
-            - ``channel_order``: ``rgb`` (default) or ``bgr``.
-            - ``output``: ``logits``, ``log_probs`` or ``probs``; detected by default.
-            - ``feature_layer``: the default features, NAME for a layer's output or NAME:in for its input; the input
-              of the last linear layer to run (else of the last convolution) by default.
-
-    Raises:
-        UsageError: an argument is out of range.
-        ModelError: the module fails on such an input, or does not return such logits.
-
-    Example:
-        >>> from torch import nn
-        >>> from interpkit import wrap
-        >>> net = nn.Sequential(nn.Flatten(), nn.Linear(784, 10))
-        >>> target = wrap(net, input_shape=(1, 28, 28), mean=[0.13], std=[0.31])
-        >>> target.num_classes, target.feature_layer
-        (10, '1:in')
-    """
-    accepted = [fact.name for fact in target_facts() if not fact.of_file]
-    for key in facts:
-        if key not in accepted:
-            raise TypeError(f"wrap does not accept the argument {key!r}.{did_you_mean(key, accepted)}")
-    names = facts.get("class_names")
-    values = {**facts, "input_shape": tuple(input_shape), "class_names": None if names is None else [*map(str, names)]}
-    options = validated(TargetOptions, values, name or "wrap")
-    target = ModuleTarget(module, options, name or type(module).__name__)
-    shape, order = target.input_shape, options.channel_order
-    # `_try` and the other functions replace the entries that they detect.
-    target.sources = {key: "default" if getattr(options, key) is None else "given" for key in accepted}
-    raw, heads = _try(target, options.layout)
-    target.output, target.sources["output"] = find_output(raw, options.output)
-    target.num_classes = width = max(2, raw.shape[1])
-    target.sources["num_classes"] = "found: width of the output"
-    if raw.shape[1] == 1:
-        target.sources["num_classes"] = "found: one output, which stands for two classes"
-    if options.num_classes not in (None, width):
-        raise ModelError(
-            f"{target.name} returns {width} logits, but {options.num_classes} classes are specified. Use "
-            f"{setting('num_classes', width)}."
-        )
-    target.class_names = [str(i) for i in range(width)] if options.class_names is None else options.class_names
-    if len(target.class_names) != width:
-        raise UsageError(f"{target.name} has {width} classes, but {len(target.class_names)} names are specified.")
-    _find_features(target, heads, options.feature_layer)
-    resolved = {
-        "num_classes": width,
-        "mean": _per_channel(options.mean or [0.0], shape[0]),
-        "std": _per_channel(options.std or [1.0], shape[0]),
-        "input_range": options.ranges[0] if len(options.ranges) == 1 else options.ranges,
-        "class_names": target.class_names,
-        "layout": target.layout if len(shape) == 3 else None,
-        "channel_order": order or ("rgb" if shape[0] == 3 and len(shape) == 3 else None),
-        "output": target.output,
-        "feature_layer": target.feature_layer,
-    }
-    target.description = options.model_copy(update=resolved)
-    return target
-
-
-def _per_channel(values: list[float], channels: int) -> list[float]:
-    return values if len(values) == channels else values * channels
-
-
-def _try(target: ModuleTarget, layout: Layout | None) -> tuple[Tensor, list[tuple[str, bool]]]:
-    """Run the module in each layout that it might expect, the usual one first, until one works.
-
-    Returns:
-        its output for a few images, (B, n), and its linear and convolution layers in the order they ran (name, linear).
-    """
-    layouts: list[Layout] = [layout] if layout else ["nchw"]
-    if layout is None and len(target.input_shape) == 3:
-        layouts += ["flat", "nhwc"]
-    generator = torch.Generator().manual_seed(0)
-    probes = torch.cat([torch.full((1, *target.input_shape), v) for v in (0.5, 0.0, 1.0)])
-    probes = torch.cat([probes, torch.rand(3, *target.input_shape, generator=generator)])
-    if probes[0].numel() > LARGE:
-        probes = probes[[GRAY, -1]]
-    probes = probes.to(target.scale.device)
-    first: ModelError | None = None
-    for target.layout in layouts:
-        for target.one_by_one in (False, True):
-            try:
-                raw, heads = _run(target, probes)
-            except ModelError as error:
-                first = first or error
-                continue
-            sources = {"layout": "given" if layout else "found: it fails as nchw" if len(layouts) > 1 else "default"}
-            if len(target.input_shape) == 3:
-                target.sources |= sources if target.layout != "nchw" or layout else {"layout": "default"}
-            if target.one_by_one:
-                target.sources["batch"] = "found: it takes one image at a time"
-            return raw, heads
-    assert first is not None
-    raise first
-
-
-def _run(target: ModuleTarget, probes: Tensor) -> tuple[Tensor, list[tuple[str, bool]]]:
-    ran: list[tuple[str, bool]] = []
-    heads = {
-        f"{name}:in": layer
-        for name, layer in target.module.named_modules()
-        if isinstance(layer, nn.Linear | nn.modules.conv._ConvNd)
-    }
-
-    def note(layer: str, inputs: Any) -> None:
-        ran.append((layer.removesuffix(":in"), isinstance(heads[layer], nn.Linear)))
-
+@contextmanager
+def _in_eval_mode(module: nn.Module) -> Iterator[None]:
+    training = [part for part in module.modules() if part.training]
     try:
-        with target.frozen(), torch.no_grad(), global_seed(0, probes.device), watch(heads, note):
-            raw = target.raw(probes)
-            if not target.one_by_one:
-                # Some graphs have a fixed batch size of one, and return wrong rows instead of failing.
-                alone = torch.cat([target.raw(probe) for probe in probes[:2].split(1)])
-                if not torch.allclose(raw[:2].float(), alone.float(), rtol=1e-2, atol=1e-2, equal_nan=True):
-                    raise ModelError(f"{target.name} returns other logits for an image in a batch than alone.")
-    except Exception as error:  # whatever the user's module raises
-        shape = (len(probes), *target.input_shape)
-        raise ModelError(
-            f"{target.name} fails on an input of shape {shape}: {first_line(error)} Is "
-            f"{setting('input_shape', None)} right?"
-        ) from error
-    if not torch.isfinite(raw[GRAY]).all():
-        raise ModelError(
-            f"{target.name} returns NaN or infinite logits for a gray image: are its weights intact, and are "
-            f"{setting('mean', None)}, {setting('std', None)} and {setting('input_range', None)} right?"
-        )
-    if raw.shape[1] < 1:
-        raise ModelError(f"{target.name} returns no logits: its output has width 0.")
-    return raw, ran
-
-
-def _find_features(target: ModuleTarget, ran: list[tuple[str, bool]], layer: str | None) -> None:
-    if layer is not None:
-        if layer != OUTPUT:
-            target.layer(layer)
-        target.feature_layer, target.sources["feature_layer"] = layer, "given"
-        return
-    linear = [name for name, is_linear in ran if is_linear]
-    if linear:
-        target.feature_layer, source = f"{linear[-1]}:in", "found: input of the last linear layer to run"
-    elif ran:
-        target.feature_layer, source = f"{ran[-1][0]}:in", "found: input of the last convolution to run"
-    else:
-        target.feature_layer, source = OUTPUT, "found: no linear layer can be watched, so the logits themselves"
-    target.sources["feature_layer"] = source
+        for part in training:
+            part.training = False  # not module.eval(), which exported programs do not support
+        yield
+    finally:
+        for part in training:
+            part.training = True

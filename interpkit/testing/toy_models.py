@@ -34,7 +34,7 @@ from interpkit.inversion.results import GeneratorInversion
 from interpkit.plugins.discovery import installed
 from interpkit.runtime.random import global_seed, random_generator
 from interpkit.runtime.recorder import Recorder
-from interpkit.targets.module_target import wrap
+from interpkit.targets.wrapping import wrap
 from interpkit.testing.checks import Broken
 
 CPU = torch.device("cpu")

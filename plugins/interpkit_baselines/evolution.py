@@ -46,6 +46,7 @@ class Evolution(Inverter):
     """
 
     name = "evolution"
+    needs_gradient = False
 
     class Options(interpkit.Options):
         """How many images, and how they are sought."""

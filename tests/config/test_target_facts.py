@@ -20,7 +20,7 @@ from interpkit import TargetOptions
 from interpkit.cli import app, options
 from interpkit.config import recipe
 from interpkit.config.recipe import ClassifierFacts, Fact, LoadOptions, target_facts
-from interpkit.targets import file_format, module_target
+from interpkit.targets import file_format, wrapping
 
 SHAPE = (3, 4, 4)
 TYPED: dict[str, tuple[str, Any]] = {
@@ -148,7 +148,7 @@ def more(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[TargetOptions]]:
         temperature: float | None = Field(None, gt=0, description="Divides the logits.")
         label: str | None = Field(None, description="What it is called.", json_schema_extra={"metavar": "WORD"})
 
-    for module in (recipe, file_format, module_target):
+    for module in (recipe, file_format, wrapping):
         monkeypatch.setattr(module, "TargetOptions", More)
     options._target_flags.cache_clear()
     yield More

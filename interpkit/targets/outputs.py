@@ -1,0 +1,204 @@
+"""The logits among what a classifier returns: named tensors, and the choice of one by evidence."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from interpkit.errors import ModelError, listed, setting
+
+DEPTH = 4
+"""How deeply containers may be nested in an output."""
+SCORES = ("logits", "probs", "probabilities", "prob", "scores", "predictions", "preds")
+"""Names that people give to the output that is wanted, the surest first; any name that ends in one counts."""
+
+Named = Mapping[str, Tensor]
+"""The tensors of an output by name, in their order."""
+
+
+def named_tensors(output: Any) -> dict[str, Tensor]:
+    """Return the tensors in an output by name, in order.
+
+    The name of a tensor is its key, field or position, with dots between those of nested containers: ``logits``,
+    ``1``, ``heads.age``. That of a bare tensor is empty. Whatever is neither a tensor nor a container is left out.
+    """
+    return dict(_walk(output, (), DEPTH))
+
+
+def _walk(value: Any, path: tuple[str, ...], depth: int) -> Iterator[tuple[str, Tensor]]:
+    if isinstance(value, Tensor):
+        yield ".".join(path), value
+        return
+    inside: Any = ()
+    if depth and isinstance(value, Mapping):
+        inside = value.items()
+    elif depth and isinstance(value, tuple) and hasattr(value, "_fields"):
+        inside = zip(value._fields, value, strict=True)
+    elif depth and isinstance(value, tuple | list):
+        inside = enumerate(value)
+    elif depth and dataclasses.is_dataclass(value):
+        inside = [(field.name, getattr(value, field.name, None)) for field in dataclasses.fields(value)]
+    elif depth and hasattr(value, "__dict__") and not isinstance(value, type | torch.nn.Module):
+        inside = vars(value).items()
+    for key, item in inside:
+        yield from _walk(item, (*path, str(key)), depth - 1)
+
+
+def rows(tensor: Tensor, count: int) -> Tensor | None:
+    """Return an output as one row per image, (B, n), or None if it does not have that form.
+
+    A binary classifier's (B,) becomes (B, 1), as does the (n,) of a graph that accepts one image (1, n). Sides of
+    length 1 are dropped: (B, n, 1, 1), and (1, B, n).
+    """
+    if tensor.dim() == 1:
+        tensor = tensor[None] if count == 1 and len(tensor) != 1 else tensor[:, None]
+    elif tensor.dim() > 2 and tensor.shape[:2] == (1, count):
+        tensor = tensor[0]
+    if tensor.dim() > 2 and sum(size != 1 for size in tensor.shape[1:]) <= 1:
+        tensor = tensor.flatten(1)
+    return tensor if tensor.dim() == 2 and len(tensor) == count and tensor.shape[1] else None
+
+
+def select(output: Any, name: str, count: int) -> Tensor:
+    """Return the output of a name as one row per image, (B, n).
+
+    Raises:
+        ModelError: it is missing or does not have that form.
+    """
+    tensor = output if isinstance(output, Tensor) else named_tensors(output).get(name)
+    if tensor is None:
+        raise ModelError(f"it returns no tensor {name!r} this time, but {_shapes(named_tensors(output))}.")
+    found = rows(tensor, count)
+    if found is None:
+        raise ModelError(_no_logits({name: tensor}, count))
+    return found
+
+
+def choose(
+    output: Any, count: int, heads: Sequence[Tensor], width: int | None, name: str | None, index: int | None
+) -> tuple[str, str]:
+    """Find the logits among several outputs.
+
+    In this order: what the user chose; the only one with a row per image; the one named ``logits``; the only one of
+    the stated width; the only one that no other output is computed from, so that features give way to what is computed
+    from them, but logits do not give way to their own softmax; the only one with another name such as ``probs``.
+
+    Args:
+        output: what the module returned for ``count`` images, with a graph of gradients if there is one.
+        count: B.
+        heads: the outputs of the linear layers and convolutions that ran and can be watched, in order.
+        width: the number of classes, if the user or the file states it.
+        name: what the user chose by name.
+        index: what the user chose by position.
+
+    Returns:
+        the name, and how it was found (empty if there is no other output).
+
+    Raises:
+        ModelError: there is none, or several that might be; the message lists them with their shapes.
+    """
+    tensors = named_tensors(output)
+    if name is not None or index is not None:
+        return _chosen(tensors, name, index), "given"
+    found = {key: row for key, tensor in tensors.items() if (row := rows(tensor, count)) is not None}
+    if not found:
+        raise ModelError(_no_logits(tensors, count) if tensors else _no_tensors(output))
+    others = f", out of {_shapes(tensors)}" if len(tensors) > 1 else ""
+    if len(found) == 1:
+        return next(iter(found)), f"found: the only one with a row per image{others}" if others else ""
+    if sure := _of_name(found, SCORES[:1]):
+        return sure, f"found: by its name{others}"
+    fitting = [key for key, row in found.items() if width is not None and row.shape[1] == width]
+    if len(fitting) == 1:
+        return fitting[0], f"found: the only one with {width} columns{others}"
+    ends = {key: found[key] for key in fitting or found}
+    ends = {key: tensors[key] for key in _not_read_by_others({key: tensors[key] for key in ends}, heads)}
+    if len(ends) == 1:
+        return next(iter(ends)), f"found: no other output is computed from it{others}"
+    if likely := _of_name(ends, SCORES[1:]):
+        return likely, f"found: by its name{others}"
+    raise ModelError(
+        f"it returns {_shapes(tensors)}, and any of {listed(map(repr, ends))} might be the logits. Choose one by "
+        f"{setting('output_name', None)} or {setting('output_index', None)} (positions count from 0)."
+    )
+
+
+def _chosen(tensors: Named, name: str | None, index: int | None) -> str:
+    if name is not None and name in tensors:
+        return name
+    if name is None and index is not None and index < len(tensors):
+        return list(tensors)[index]
+    asked = setting("output_name", name) if name is not None else setting("output_index", index)
+    raise ModelError(f"it does not return what {asked} asks for, but {_shapes(tensors)}.")
+
+
+def _of_name(tensors: Named, words: Sequence[str]) -> str | None:
+    """Return the only name that ends in the first of the words that fits any."""
+    for word in words:
+        fitting = [name for name in tensors if name.rpartition(".")[2].lower().endswith(word)]
+        exact = [name for name in fitting if name.rpartition(".")[2].lower() == word]
+        for names in (exact, fitting):
+            if len(names) == 1:
+                return names[0]
+    return None
+
+
+def _not_read_by_others(tensors: Named, heads: Sequence[Tensor]) -> list[str]:
+    """Return the names of the outputs from which no other is computed.
+
+    Where one is computed from the output of the last layer and has its shape and its largest entries (its softmax),
+    that output stays instead. Without gradients, the output of the last layer stays if it alone is that of a layer.
+    """
+
+    def is_output(tensor: Tensor, of: Sequence[Tensor]) -> bool:
+        return tensor.untyped_storage().data_ptr() in {head.untyped_storage().data_ptr() for head in of}
+
+    if not all(tensor.requires_grad for tensor in tensors.values()):
+        direct = [name for name, tensor in tensors.items() if is_output(tensor, heads)]
+        return direct if len(direct) == 1 and is_output(tensors[direct[0]], heads[-1:]) else list(tensors)
+    dropped = set()
+    for name, tensor in tensors.items():
+        for other, later in tensors.items():
+            if other == name or not _is_computed_from(later, tensor):
+                continue
+            same = tensor.shape == later.shape and bool((tensor.argmax(-1) == later.argmax(-1)).all())
+            dropped.add(other if same and is_output(tensor, heads[-1:]) else name)
+    return [name for name in tensors if name not in dropped]
+
+
+def _is_computed_from(later: Tensor, earlier: Tensor) -> bool:
+    if later is earlier:
+        return False
+    (gradient,) = torch.autograd.grad(later.sum(), earlier, retain_graph=True, allow_unused=True)
+    return gradient is not None
+
+
+def _shapes(tensors: Named) -> str:
+    if list(tensors) == [""]:
+        return str(tuple(tensors[""].shape))
+    return listed([f"{name} {tuple(tensor.shape)}" for name, tensor in tensors.items()], 12)
+
+
+def _no_tensors(output: Any) -> str:
+    return (
+        f"it returns {type(output).__name__}, which does not contain a tensor of logits. Wrap it in a module whose "
+        f"forward returns them."
+    )
+
+
+def _no_logits(tensors: Named, count: int) -> str:
+    """Explain that no output has a row per image, and what would."""
+    shapes = [tuple(tensor.shape) for tensor in tensors.values()]
+    words = f"it returns {_shapes(tensors)} for {count} images; logits have the shape ({count}, n)."
+    wrapper = " Wrap the model in a module whose forward returns {}."
+    if any(len(shape) == 3 and shape[1] == count != shape[0] for shape in shapes):
+        return f"{words} The first axis seems to be time." + wrapper.format("model(x).mean(0), or its last step")
+    if any(len(shape) == 3 and shape[0] == count for shape in shapes):
+        return f"{words} It seems to predict several things per image." + wrapper.format("one of them, model(x)[:, 0]")
+    if any(len(shape) == 4 and shape[0] == count for shape in shapes):
+        return f"{words} It seems to predict each pixel." + wrapper.format("one row per image, model(x).mean((2, 3))")
+    return words

@@ -1,0 +1,305 @@
+"""`wrap`: turn any classifier in memory into a target; loaders of files use it too.
+
+What a classifier expects (its layout, its batch) and what it outputs is specified by the caller or else detected by
+running it, and recorded in `Target.sources` either way.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any, NamedTuple, Unpack
+
+import torch
+from torch import Tensor, nn
+
+from interpkit.config.recipe import ClassifierFacts, TargetOptions, target_facts, validated
+from interpkit.errors import ModelError, UsageError, did_you_mean, first_line, setting
+from interpkit.interfaces.targets import Target
+from interpkit.runtime.autograd import with_autograd
+from interpkit.runtime.random import global_seed
+from interpkit.targets.module_target import OUTPUT, Layout, ModuleTarget
+from interpkit.targets.outputs import choose, select
+from interpkit.targets.scores import find_output
+from interpkit.targets.watch import watch
+
+log = logging.getLogger("interpkit")
+
+LARGE = 1_000_000
+"""The number of values in an image above which two probes are tried instead of six."""
+GRAY = 0
+"""The row of the gray image among the probes; the others are black, white and noise."""
+SHAPE = re.compile(r"shape|size|dimension|channel|broadcast|expected|axis|view|rank", re.IGNORECASE)
+"""Words in an error about the shape of an image."""
+DEVICE = re.compile(r"NVIDIA|CUDA|same device|\bMPS\b")
+MISSING = re.compile(r"missing \d+ required (?:positional|keyword-only) arguments?: (.*)")
+
+
+@with_autograd
+def wrap(
+    module: nn.Module, input_shape: Sequence[int], *, name: str | None = None, **facts: Unpack[ClassifierFacts]
+) -> Target:
+    """Turn any classifier into a target. The module is used as it is and not changed.
+
+    Args:
+        module: a classifier of images or vectors. It may return a tensor, or a tuple, list, dict or object that
+            contains one; a single logit stands for two classes; it does not need to support batches.
+        input_shape: (C, H, W), or (D,) for a classifier of vectors, whatever its layout.
+        name: the name used in headings and folder names; the class's name if omitted.
+        facts: facts about the module, each a field of `TargetOptions`; those omitted are detected or have a default.
+
+            - ``mean``, ``std``: per channel (in the module's own order) or one value for all, in the units of
+              ``input_range``; 0 and 1 by default.
+            - ``input_range``: (lo, hi), the values of black and white before mean and std; (0, 1) by default. For
+              vectors, optionally one pair per feature.
+            - ``num_classes``: n; checked against the module's output.
+            - ``class_names``: n names; ``"0"``, ``"1"``, ... by default.
+            - ``layout``: ``nchw``, ``nhwc`` or ``flat``; detected by default.
+            - ``channel_order``: ``rgb`` (default) or ``bgr``.
+            - ``output``: ``logits``, ``log_probs`` or ``probs``; detected by default.
+            - ``output_name``, ``output_index``: which of several outputs are the logits, by name (key, field or
+              position, such as ``heads.age`` or ``1``) or by position among all tensors; detected by default.
+            - ``feature_layer``: the default features, NAME for a layer's output or NAME:in for its input; the input
+              of the last linear layer to run (else of the last convolution) by default.
+
+    Raises:
+        UsageError: an argument is out of range.
+        ModelError: the module fails on such an input, or does not return such logits.
+
+    Example:
+        >>> from torch import nn
+        >>> from interpkit import wrap
+        >>> net = nn.Sequential(nn.Flatten(), nn.Linear(784, 10))
+        >>> target = wrap(net, input_shape=(1, 28, 28), mean=[0.13], std=[0.31])
+        >>> target.num_classes, target.feature_layer
+        (10, '1:in')
+    """
+    accepted = [fact.name for fact in target_facts() if not fact.of_file]
+    for key in facts:
+        if key not in accepted:
+            raise TypeError(f"wrap does not accept the argument {key!r}.{did_you_mean(key, accepted)}")
+    names = facts.get("class_names")
+    values = {**facts, "input_shape": tuple(input_shape), "class_names": None if names is None else [*map(str, names)]}
+    options = validated(TargetOptions, values, name or "wrap")
+    target = ModuleTarget(module, options, name or type(module).__name__)
+    shape, order = target.input_shape, options.channel_order
+    # `_try` and the other functions replace the entries that they detect.
+    target.sources = {key: "default" if getattr(options, key) is None else "given" for key in accepted}
+    raw, heads = _try(target, options)
+    target.output, target.sources["output"] = find_output(raw, options.output)
+    target.num_classes = width = max(2, raw.shape[1])
+    target.sources["num_classes"] = "found: width of the output"
+    if raw.shape[1] == 1:
+        target.sources["num_classes"] = "found: one output, which stands for two classes"
+    if options.num_classes not in (None, width):
+        raise ModelError(
+            f"{target.name} returns {width} logits, but {options.num_classes} classes are specified. Use "
+            f"{setting('num_classes', width)}."
+        )
+    target.class_names = [str(i) for i in range(width)] if options.class_names is None else options.class_names
+    if len(target.class_names) != width:
+        raise UsageError(f"{target.name} has {width} classes, but {len(target.class_names)} names are specified.")
+    _find_features(target, heads, options.feature_layer)
+    resolved = {
+        "num_classes": width,
+        "mean": _per_channel(options.mean or [0.0], shape[0]),
+        "std": _per_channel(options.std or [1.0], shape[0]),
+        "input_range": options.ranges[0] if len(options.ranges) == 1 else options.ranges,
+        "class_names": target.class_names,
+        "layout": target.layout if len(shape) == 3 else None,
+        "channel_order": order or ("rgb" if shape[0] == 3 and len(shape) == 3 else None),
+        "output": target.output,
+        "output_name": target.output_name or None,
+        "output_index": None,
+        "feature_layer": target.feature_layer,
+    }
+    target.description = options.model_copy(update=resolved)
+    return target
+
+
+def _per_channel(values: list[float], channels: int) -> list[float]:
+    return values if len(values) == channels else values * channels
+
+
+class _Ran(NamedTuple):
+    """A linear layer or convolution that ran."""
+
+    name: str
+    is_linear: bool
+    output: Tensor
+
+
+def _try(target: ModuleTarget, options: TargetOptions) -> tuple[Tensor, list[_Ran]]:
+    """Run the module in each layout that it might expect, the usual one first, until one works.
+
+    Returns:
+        its output for a few images, (B, n), and the layers that ran, in that order.
+    """
+    layouts: list[Layout] = [options.layout] if options.layout else ["nchw"]
+    if options.layout is None and len(target.input_shape) == 3:
+        layouts += ["flat", "nhwc"]
+    generator = torch.Generator().manual_seed(0)
+    probes = torch.cat([torch.full((1, *target.input_shape), v) for v in (0.5, 0.0, 1.0)])
+    probes = torch.cat([probes, torch.rand(3, *target.input_shape, generator=generator)])
+    if probes[0].numel() > LARGE:
+        probes = probes[[GRAY, -1]]
+    probes = probes.to(target.scale.device)
+    first: ModelError | None = None
+    for target.layout in layouts:
+        for target.one_by_one in (False, True):
+            try:
+                raw, ran = _run(target, probes, options)
+            except ModelError as error:
+                first = first or error
+                continue
+            if len(target.input_shape) == 3:
+                found = "default" if target.layout == "nchw" else "found: it fails as nchw"
+                target.sources["layout"] = "given" if options.layout else found
+            if target.one_by_one:
+                target.sources["batch"] = "found: it takes one image at a time"
+            return raw, ran
+    assert first is not None
+    raise first
+
+
+def _run(target: ModuleTarget, probes: Tensor, options: TargetOptions) -> tuple[Tensor, list[_Ran]]:
+    """Run the module on the probes, and find out all that depends on how it answers.
+
+    Raises:
+        ModelError: it fails, or does not return logits that one can rely on.
+    """
+    ran: list[_Ran] = []
+    layers = {
+        name: layer
+        for name, layer in target.module.named_modules()
+        if isinstance(layer, nn.Linear | nn.modules.conv._ConvNd)
+    }
+
+    def note(name: str, output: Any) -> None:
+        if isinstance(output, Tensor):
+            ran.append(_Ran(name, isinstance(layers[name], nn.Linear), output))
+
+    try:
+        with target.frozen():
+            with watch(layers, note), global_seed(0, probes.device):
+                raw = _with_gradient(target, probes, options, ran)
+            with torch.no_grad():
+                _check_repeats(target, probes, raw)
+    except Exception as error:  # whatever the user's module raises
+        raise ModelError(_words(target, error, probes)) from error
+    if not torch.isfinite(raw[GRAY]).all():
+        raise ModelError(
+            f"{target.name} returns NaN or infinite logits for a gray image: are its weights intact, and are "
+            f"{setting('mean', None)}, {setting('std', None)} and {setting('input_range', None)} right?"
+        )
+    return raw, ran
+
+
+def _with_gradient(target: ModuleTarget, probes: Tensor, options: TargetOptions, ran: list[_Ran]) -> Tensor:
+    """Return the output for the probes; choose it if there are several, and see whether a gradient passes."""
+    target.no_gradient, target.keeps_input = "", True
+    images = probes.clone().requires_grad_()
+    given = images * 1  # like a generated image, not a leaf
+    version = given._version
+    try:
+        outputs = list(target.outputs(given))
+    except Exception as error:
+        with torch.no_grad():
+            outputs = list(target.outputs(probes.clone()))
+        target.no_gradient = first_line(error)
+    target.keeps_input = given._version == version
+    width = options.num_classes or (len(options.class_names) if options.class_names else None)
+    heads = [layer.output for layer in ran]
+    output, count = outputs[0]
+    name, source = choose(output, count, heads, width, options.output_name, options.output_index)
+    target.output_name = name
+    if source:
+        target.sources["output_name"] = source
+        if source != "given":
+            log.warning("%s returns several outputs; %r is taken as the logits (%s).", target.name, name, source)
+    raw = torch.cat([select(output, name, count) for output, count in outputs])
+    if raw.requires_grad:
+        with suppress(RuntimeError):  # the reason follows
+            (raw * torch.randn_like(raw)).sum().backward()
+    if any(weight.is_inference() for weight in target.module.parameters()):
+        target.no_gradient = "its weights were created in torch.inference_mode(); create or load it outside"
+    elif not target.no_gradient and (images.grad is None or not images.grad.any()):
+        target.no_gradient = "its forward has no_grad, a detach, a rounding or integers in the way"
+    return raw.detach()
+
+
+def _check_repeats(target: ModuleTarget, probes: Tensor, raw: Tensor) -> None:
+    """Find out whether the output depends on chance, on earlier calls, on the batch or on the memory layout.
+
+    Raises:
+        ModelError: it depends on earlier calls, or is wrong for several images at once.
+    """
+
+    def run(images: Tensor, seed: int = 0) -> Tensor:
+        with global_seed(seed, probes.device):
+            return target.raw(images)
+
+    target.channels_last = False
+    if not _close(raw, run(probes, seed=1), 1e-4):
+        if not _close(raw, run(probes), 1e-4):
+            raise ModelError(
+                "it returns other logits for the same images when it is called again, so it keeps something from call "
+                "to call. Wrap it in a module that resets it before each call."
+            )
+        target.sources["batch"] = "found: it draws at random in eval mode, so the same images get other logits"
+    elif not target.one_by_one:
+        # Some graphs have a fixed batch size of one, and return wrong rows instead of failing.
+        alone = torch.cat([target.raw(probe) for probe in probes[:2].split(1)])
+        if not _close(raw[:2], alone, 1e-2):
+            if not _close(raw, run(probes.flip(0)).flip(0), 1e-2):
+                raise ModelError("it returns other logits for an image in a batch than alone.")
+            target.sources["batch"] = (
+                "found: an image's logits depend on the other images of its batch (such as batch norm without running "
+                "statistics), so they hold for the batches that interpkit forms"
+            )
+    if len(target.input_shape) == 3 and target.layout == "nchw":
+        target.channels_last = True
+        with suppress(Exception), target.frozen(layout=torch.channels_last):
+            if _close(raw, run(probes.to(memory_format=torch.channels_last)), 1e-2):
+                return
+        target.channels_last = False
+
+
+def _close(a: Tensor, b: Tensor, tolerance: float) -> bool:
+    return torch.allclose(a.float(), b.float(), rtol=tolerance, atol=tolerance, equal_nan=True)
+
+
+def _words(target: ModuleTarget, error: Exception, probes: Tensor) -> str:
+    """Explain why the module cannot be used; ask about the shape only where the shape may be the reason."""
+    if isinstance(error, ModelError):
+        return f"{target.name} cannot be used: {error}"
+    reason = first_line(error)
+    words = f"{target.name} fails on an input of shape {(len(probes), *target.input_shape)}: {reason}"
+    if missing := MISSING.search(reason):
+        return (
+            f"{words} interpkit passes only images. Wrap it in a module whose forward(x) passes a fixed value for "
+            f"{missing[1]}."
+        )
+    if DEVICE.search(reason):
+        return f"{words} Its forward seems to name a device; write .to(x.device) there instead."
+    if SHAPE.search(reason):
+        return f"{words} Is {setting('input_shape', None)} right?"
+    return f"{words} That error comes from the model's own code."
+
+
+def _find_features(target: ModuleTarget, ran: list[_Ran], layer: str | None) -> None:
+    if layer is not None:
+        if layer != OUTPUT:
+            target.layer(layer)
+        target.feature_layer, target.sources["feature_layer"] = layer, "given"
+        return
+    linear = [one.name for one in ran if one.is_linear]
+    if linear:
+        target.feature_layer, source = f"{linear[-1]}:in", "found: input of the last linear layer to run"
+    elif ran:
+        target.feature_layer, source = f"{ran[-1].name}:in", "found: input of the last convolution to run"
+    else:
+        target.feature_layer, source = OUTPUT, "found: no linear layer can be watched, so the logits themselves"
+    target.sources["feature_layer"] = source
