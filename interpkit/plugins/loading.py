@@ -84,6 +84,8 @@ def load(path: Path, options: TargetOptions) -> Target:
             if path.name in str(error):
                 raise
             raise ModelError(f"{path}: {error}") from error
+    for module in target.modules():
+        module.training = False  # not target.eval(), which exported programs do not support
     target.origin = path.resolve()
     target.description = target.description.model_copy(update={"path": str(target.origin)})
     return target

@@ -215,9 +215,9 @@ def _with_gradient(target: ModuleTarget, probes: Tensor, options: TargetOptions,
     output, count = outputs[0]
     name, source = choose(output, count, heads, width, options.output_name, options.output_index)
     target.output_name = name
-    if source:
-        target.sources["output_name"] = source
-        if source != "given":
+    if name:
+        target.sources["output_name"] = source or "found: the only tensor"
+        if source not in ("", "given"):
             log.warning("%s returns several outputs; %r is taken as the logits (%s).", target.name, name, source)
     raw = torch.cat([select(output, name, count) for output, count in outputs])
     if raw.requires_grad:

@@ -1,0 +1,280 @@
+"""What `wrap` finds out by running a module: modes, chance, batches, gradients, layouts; what it says of failures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import interpkit
+from interpkit import ModelError, wrap
+
+Quick = Callable[..., dict[str, Any]]
+SHAPE = (3, 8, 8)
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.norm, self.fc = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Linear(144, 3)
+
+    def features(self, x: Tensor) -> Tensor:
+        maps: Tensor = self.norm(self.conv(x)).relu()
+        return maps.flatten(1)
+
+    def forward(self, x: Tensor, *_: Any) -> Tensor:
+        logits: Tensor = self.fc(self.features(x))
+        return logits
+
+
+# ------------------------------------------------------------------------------------------------- modes
+
+
+class Dropping(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.drop = nn.Dropout(0.5)
+
+    def forward(self, x: Tensor, *_: Any) -> Tensor:
+        logits: Tensor = self.fc(self.drop(self.features(x)))
+        return logits
+
+
+def test_a_target_is_in_eval_mode_while_its_module_stays_in_training_mode() -> None:
+    net, images = Dropping().train(), torch.rand(5, *SHAPE)
+    target = wrap(net, SHAPE)
+    statistics = net.norm.running_mean.clone()
+    logits = target(images)
+    assert torch.equal(target(images), logits)
+    assert torch.equal(target.respond(images, ["norm"]).logits, logits)
+    assert torch.equal(net.norm.running_mean, statistics)
+    assert net.training and net.drop.training
+    torch.testing.assert_close(net.eval()(images), logits)
+
+
+def test_a_file_is_loaded_in_eval_mode(tmp_path: Any) -> None:
+    path = tmp_path / "net.safetensors"
+    saved = interpkit.build_architecture("interpkit:cnn", {"batch_norm": True}).eval()
+    arguments = {"batch_norm": True}
+    interpkit.save_target(saved, path, architecture="interpkit:cnn", arch_args=arguments, input_shape=(1, 28, 28))
+    target = interpkit.load_target(path)
+    images = torch.rand(4, 1, 28, 28)
+    assert not any(module.training for module in target.modules())
+    torch.testing.assert_close(target(images), saved(images))
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_everything_works_where_the_caller_has_switched_gradients_off(mode: Any, quick: Quick) -> None:
+    net = Net()
+    with mode():
+        target = wrap(net, SHAPE)
+        inversion = interpkit.invert(target, **quick(steps=2))
+        images = torch.rand(2, *SHAPE)
+        maps = interpkit.attribute(target, images, method="saliency")
+    assert target.no_gradient == ""
+    assert inversion.history[-1].step == 2
+    assert maps.abs().sum() > 0
+
+
+def test_weights_of_inference_mode_are_named_as_the_reason_for_having_no_gradient() -> None:
+    with torch.inference_mode():
+        net = Net()
+    assert "torch.inference_mode()" in wrap(net, SHAPE).no_gradient
+
+
+def test_recurrent_layers_run_without_cudnn_on_cuda_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Rows(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lstm, self.fc = nn.LSTM(8, 6, batch_first=True), nn.Linear(6, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            logits: Tensor = self.fc(self.lstm(x[:, 0])[0][:, -1])
+            return logits
+
+    target = wrap(Rows(), (1, 8, 8))
+    images = torch.rand(2, 1, 8, 8, requires_grad=True)
+    target(images).sum().backward()
+    assert images.grad is not None and images.grad.abs().sum() > 0
+
+    class OnCuda:
+        is_cuda = True
+
+    with target._without_cudnn(OnCuda()):  # type: ignore[operator]
+        assert not torch.backends.cudnn.enabled
+    with torch.no_grad(), target._without_cudnn(OnCuda()):  # type: ignore[operator]
+        assert torch.backends.cudnn.enabled
+
+
+# ----------------------------------------------------------------------------------- chance, batch, state
+
+
+class Drawing(Net):
+    def forward(self, x: Tensor, *_: Any) -> Tensor:
+        logits: Tensor = self.fc(F.dropout(self.features(x), 0.5))  # training=True is the default
+        return logits
+
+
+class Batched(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(4, track_running_stats=False)
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [(Drawing, "draws at random in eval mode"), (Batched, "depend on the other images of its batch")],
+)
+def test_chance_and_dependence_on_the_batch_are_told_apart_from_one_image_at_a_time(
+    make: type[Net], words: str, quick: Quick
+) -> None:
+    target = wrap(make(), SHAPE)
+    assert words in target.sources["batch"]
+    assert not target.one_by_one  # type: ignore[attr-defined]
+    assert interpkit.invert(target, **quick(steps=2)).history[-1].step == 2
+
+
+def test_an_ordinary_classifier_has_nothing_to_say_of_its_batch() -> None:
+    assert "batch" not in wrap(Net(), SHAPE).sources
+
+
+def test_a_module_that_keeps_something_from_call_to_call_is_refused() -> None:
+    class Leaky(Net):
+        past: Any = 0.0
+
+        def forward(self, x: Tensor, *_: Any) -> Tensor:
+            self.past = 0.5 * self.past + super().forward(x).detach().mean()
+            return super().forward(x) + self.past
+
+    with pytest.raises(ModelError, match=r"keeps something from call to call.*resets it"):
+        wrap(Leaky(), SHAPE)
+
+
+# --------------------------------------------------------------------------------------------- gradients
+
+
+class Silent(Net):
+    @torch.no_grad()
+    def forward(self, x: Tensor, *_: Any) -> Tensor:
+        return super().forward(x)
+
+
+class Detached(Net):
+    def forward(self, x: Tensor, *_: Any) -> Tensor:
+        return super().forward(x.detach())
+
+
+class Bytes(Net):
+    def forward(self, x: Tensor, *_: Any) -> Tensor:
+        return super().forward((x * 255).byte() / 255)
+
+
+class Rounded(Net):
+    def forward(self, x: Tensor, *_: Any) -> Tensor:
+        return super().forward((x * 255).round() / 255)
+
+
+@pytest.mark.parametrize("make", [Silent, Detached, Bytes, Rounded])
+def test_a_network_that_no_gradient_passes_is_refused_with_the_inverters_that_need_none(
+    make: type[Net], quick: Quick
+) -> None:
+    target = wrap(make(), SHAPE)
+    assert "no_grad, a detach, a rounding" in target.no_gradient
+    with pytest.raises(ModelError, match=r"no gradient passes from the logits .*inverter='evolution'"):
+        interpkit.invert(target, **quick(steps=2))
+    inversion = interpkit.invert(target, inverter="evolution", steps=2, options={"evolution.per_class": 1})
+    assert inversion.sample(per_class=1)[0].shape == (3, *SHAPE)
+
+
+def test_a_saturated_network_has_a_gradient() -> None:
+    net = Net()
+    with torch.no_grad():
+        net.fc.weight.mul_(1e4)
+    assert wrap(net, SHAPE).no_gradient == ""
+
+
+# ------------------------------------------------------------------------------------ layouts, changed inputs
+
+
+class Viewing(Net):
+    def forward(self, x: Tensor, *_: Any) -> Tensor:
+        logits: Tensor = self.fc(F.relu(self.norm(self.conv(x))).view(-1, 144))
+        return logits
+
+
+class Flat(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(192, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.fc(x.view(-1, 192))
+        return logits
+
+
+@pytest.mark.parametrize("make", [Viewing, Flat])
+def test_view_in_forward_works_for_images_in_any_memory_layout(make: type[nn.Module], quick: Quick) -> None:
+    target = wrap(make(), SHAPE)
+    images = torch.rand(4, *SHAPE)
+    strided = images.to(memory_format=torch.channels_last)
+    with target.frozen(layout=torch.channels_last):
+        torch.testing.assert_close(target(strided), target(images))
+    assert interpkit.invert(target, **quick(steps=2)).history[-1].step == 2
+
+
+def test_a_plain_convolution_network_keeps_the_faster_layout() -> None:
+    target = wrap(Net(), SHAPE)
+    with target.frozen(layout=torch.channels_last):
+        assert target.layer("conv").weight.is_contiguous(memory_format=torch.channels_last)  # type: ignore[attr-defined]
+    assert target.layer("conv").weight.is_contiguous()  # type: ignore[attr-defined]
+
+
+def test_a_module_that_changes_its_input_in_place_does_not_change_the_callers_images() -> None:
+    class InPlace(Net):
+        def forward(self, x: Tensor, *_: Any) -> Tensor:
+            return super().forward(x.sub_(0.5))
+
+    net, images = InPlace(), torch.rand(4, *SHAPE)
+    target = wrap(net, SHAPE)
+    before = images.clone()
+    target(images)
+    assert torch.equal(images, before)
+    assert target.no_gradient == ""
+
+
+# ---------------------------------------------------------------------------------------------- failures
+
+
+class TwoInputs(Net):
+    def forward(self, x: Tensor, age: Tensor, *_: Any) -> Tensor:
+        return super().forward(x) + age
+
+
+class Placed(Net):
+    def forward(self, x: Tensor, *_: Any) -> Tensor:
+        raise RuntimeError("Found no NVIDIA driver on your system.")
+
+
+class Broken(Net):
+    def forward(self, x: Tensor, *_: Any) -> Tensor:
+        raise KeyError("vocabulary")
+
+
+@pytest.mark.parametrize(
+    ("make", "words", "asks"),
+    [
+        (TwoInputs, r"passes a fixed value for 'age'", False),
+        (Placed, r"\.to\(x\.device\)", False),
+        (Broken, "vocabulary.*comes from the model's own code", False),
+        (lambda: nn.Sequential(nn.Flatten(), nn.Linear(7, 3)), "Is input_shape right", True),
+    ],
+)
+def test_the_shape_is_asked_about_only_where_it_may_be_the_reason(make: Any, words: str, asks: bool) -> None:
+    with pytest.raises(ModelError, match=words) as error:
+        wrap(make(), SHAPE)
+    assert ("input_shape" in str(error.value)) is asks
