@@ -284,7 +284,11 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--inputs", type=int, help=f"Number of inputs over all readers (default: {INPUTS:,}).")
     parser.add_argument("--reader", action="append", choices=sorted(READERS), help="Test only this one; repeatable.")
     parser.add_argument("--number", type=int, help="Read only this input, in this process, with a traceback.")
+    parser.add_argument(
+        "--seconds", type=int, default=SECONDS, help="How long an input may take (default: %(default)s)."
+    )
     options = parser.parse_args(arguments)
+    globals()["SECONDS"] = options.seconds
     if options.number is not None:
         reader = READERS[options.reader[0]]
         with tempfile.TemporaryDirectory() as folder:
