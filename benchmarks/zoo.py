@@ -4,8 +4,8 @@
 
 Each has random weights and ten classes, and runs in a process of its own: it is wrapped, inverted for one step,
 explained by Grad-CAM and integrated gradients, and packed twice, as weights of its architecture and as a graph, as the
-user's own network would be. The packed files must give the same logits. What is done already, by docs/zoo.json, is not repeated,
-so that a run can be stopped and go on. The table in docs/results.md comes from that file.
+user's own network would be. The packed files must give the same logits. What docs/zoo.json has already is not repeated,
+so that a run can be stopped and go on.
 """
 
 from __future__ import annotations
