@@ -115,6 +115,18 @@ class Net(nn.Sequential):
         super().__init__(nn.Conv2d(3, width, 5, 4), nn.ReLU(), nn.Flatten(), nn.Linear(49 * width, 4))
 
 
+class TwoHeads(Net):
+    def forward(self, x):
+        features = self[2](self[1](self[0](x)))
+        return {"kind": self[3](features), "age": self[3](features.flip(1))}
+
+
+class Silent(Net):
+    @torch.no_grad()
+    def forward(self, x):
+        return super().forward(x)
+
+
 class Vectors(nn.Sequential):
     def __init__(self):
         super().__init__(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
