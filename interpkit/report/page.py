@@ -25,12 +25,7 @@ def _templates() -> jinja2.Environment:
 
 
 def render(template: str, **content: Any) -> str:
-    """Return the HTML of a page.
-
-    Args:
-        template: the name of a file in ``templates``.
-        content: what the template names.
-    """
+    """Return the HTML of a page, a file in ``templates`` filled with the content."""
     style, script = (_source(name) for name in ("style.css", "page.js"))
     policy = f"default-src 'none'; img-src data:; style-src {_hash(style)}; script-src {_hash(script)}"
     policy += "; base-uri 'none'; form-action 'none'"

@@ -6,6 +6,7 @@ import os
 import platform
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -52,9 +53,7 @@ def facts(device: torch.device) -> dict[str, Any]:
 def changed(recorded: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     """Return by name what determines the numbers and differs, before and now; facts missing in a manifest are omitted.
 
-    Args:
-        recorded: a manifest, possibly of an older version or another machine.
-        now: the manifest of this machine.
+    Both are manifests; the recorded one may be of an older version or another machine.
     """
     old, new = _deciding(recorded), _deciding(now)
     complete = "environment" in recorded  # a variable that is missing there was not set
@@ -85,10 +84,8 @@ def _table(manifest: Mapping[str, Any], name: str) -> dict[str, Any]:
 def _versions(on_cuda: bool) -> dict[str, str]:
     found = {"python": platform.python_version()}
     for name in (*COMPUTE, *OTHERS):
-        try:
+        with suppress(PackageNotFoundError):  # an extra
             found[name] = version(name)
-        except PackageNotFoundError:  # an extra
-            continue
     built = torch.__config__.show()
     for name, pattern in (("mkl", r"Math Kernel Library Version ([\d.]+)"), ("onednn", r"MKL-DNN v([\d.]+)")):
         match = re.search(pattern, built)
