@@ -407,10 +407,8 @@ def read_toml(path: Path) -> dict[str, Any]:
 def compose(layers: Iterable[Layer], settings: Sequence[tuple[str, Any]] = ()) -> Recipe:
     """Merge the layers, the later ones winning, apply ``COMPONENT.OPTION`` settings and validate.
 
-    Args:
-        layers: fragments in the recipe's TOML shape.
-        settings: pairs such as ``("vecmat.temperature", 0.5)``; COMPONENT is a component's name, or the slot
-            it stands in (``conditioner``, ``generator``, ``inverter``, ``optimizer``, ``sampling``).
+    COMPONENT is a component's name, or the slot it stands in (``conditioner``, ``generator``, ``inverter``,
+    ``optimizer``, ``sampling``).
 
     Raises:
         UsageError: a key is unknown, a value is out of range, or a setting names no component in use.

@@ -63,10 +63,7 @@ def resolve(recipe: Recipe, target: Target, plugins: Plugins) -> Recipe:
 
 
 def build(recipe: Recipe, target: Target, plugins: Plugins) -> tuple[Inverter, Parts]:
-    """Build the parts of a resolved recipe, with weights from torch's global generator.
-
-    An inverter that lacks a part that it needs, or a part that does not fit the target, is a `UsageError`.
-    """
+    """Build the parts of a resolved recipe, with weights from torch's global generator; a misfit is a `UsageError`."""
     built = inverter(recipe, plugins)
     conditioner, generator = build_generator(recipe, target, plugins)
     losses = {}

@@ -50,8 +50,7 @@ class Registry:
     def add(self, item: Any, owner: str, package: str = "") -> None:
         """Add a class or an instance of one of the kinds, on behalf of the plugin ``owner``.
 
-        Raises:
-            PluginError: its kind is unknown, it is abstract, its name is invalid, or its owner already has that name.
+        An unknown kind, an abstract class, an invalid name, and one that the owner already has, are a `PluginError`.
         """
         base = item if inspect.isclass(item) else type(item)
         kind = kind_of(base)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import functools
 import hashlib
+from pathlib import Path
 from typing import Any
 
 import jinja2
@@ -36,9 +37,7 @@ def render(template: str, **content: Any) -> str:
 
 @functools.cache
 def _source(name: str) -> str:
-    environment = _templates()
-    assert environment.loader is not None
-    return environment.loader.get_source(environment, name)[0]
+    return (Path(__file__).parent / "templates" / name).read_text("utf-8")
 
 
 def _hash(text: str) -> str:

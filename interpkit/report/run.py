@@ -241,10 +241,7 @@ def _sections(inversion: Inversion, samples: Samples) -> list[dict[str, Any]]:
 
 
 def _confusion(samples: Samples, names: list[str]) -> dict[str, Any]:
-    """Return shares of the class asked for (rows) by the class that the target gives (columns).
-
-    Of many classes it is no matrix, but a list of what is confused most.
-    """
+    """Return shares of the class asked for (rows) by the one that the target gives (columns); of many, the largest."""
     pairs = Counter(zip(samples.labels.tolist(), samples.predicted.tolist(), strict=True))
     counts = Counter(samples.labels.tolist())
     asked = sorted(counts)

@@ -37,7 +37,7 @@ def rows(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def verdict(metrics: Mapping[str, Any], target: str, classes: int) -> str:
-    """Return one paragraph: what the target of that name answers for samples of so many classes, and the metrics."""
+    """Return one paragraph: what the target answers for the samples, and what the metrics found."""
     figures = flattened(metrics)
     asked = f"each of {classes:,} classes" if classes > 1 else "one class"
     count = f" {figures['count']}" if "count" in figures else ""

@@ -219,11 +219,9 @@ class Run:
         return state
 
     def check_plugins(self) -> None:
-        """See that the plugins that the run was made with are here.
+        """See that the plugins that the run was made with are here, and have what the run takes of them.
 
-        Raises:
-            UsageError: it records a plugin of one file, and the user has not typed that again.
-            PluginError: one is not installed, was left out, is broken, or no longer has what the run takes of it.
+        If not, that is a `PluginError`; a plugin of one file that the user has not typed again is a `UsageError`.
         """
         plugins = installed()
         plugins.check_files(self.recipe().plugin_files or [], str(self.folder))
@@ -376,9 +374,7 @@ class Run:
     def write_files(self, inversion: Inversion) -> None:
         """Write the files of the inversion's own, each as a whole, and list them in the manifest with their sha256.
 
-        Raises:
-            PluginError: a name is not a file name, or is the run's own.
-            RunError: a file of that name is the user's.
+        A name that is not of a file, or is the run's own, is a `PluginError`; one of the user's files is a `RunError`.
         """
         files = contracts.files(inversion, RESERVED)
         before = self._own_files()

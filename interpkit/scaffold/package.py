@@ -13,10 +13,9 @@ from interpkit.scaffold.kinds import KINDS, Kind
 
 
 def write(name: str, kind: Kind, folder: Path) -> Path:
-    """Write the package of a plugin and its component, both named ``my-loss``, say; existing files are never changed.
+    """Write the package of a plugin and its component, both named ``my-loss``, say.
 
-    Raises:
-        UsageError: the name is invalid or taken, or the folder exists or cannot be written.
+    A name that is invalid or taken, and a folder that exists or cannot be written, are a `UsageError`.
     """
     names.check(name)
     if folder.exists() or folder.is_symlink():
