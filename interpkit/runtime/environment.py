@@ -64,21 +64,14 @@ def changed(recorded: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tu
 def _deciding(manifest: Mapping[str, Any]) -> dict[str, Any]:
     """Return by name the facts of a manifest that determine the numbers."""
     numbers = {name: manifest[name] for name in ("interpkit", "device", "threads", "processes") if name in manifest}
-    versions, machine = _table(manifest, "versions"), _table(manifest, "machine")
+    tables = ("versions", "machine", "flags", "plugins", "environment")
+    versions, machine, flags, plugins, environment = (manifest.get(name) or {} for name in tables)
     numbers |= {name: versions[name] for name in (*COMPUTE, *LIBRARIES) if name in versions}
     numbers |= {name: machine[name] for name in ("processor", "cpu", "vectors", "gpu") if name in machine}
-    numbers |= _table(manifest, "flags")
-    plugins = _table(manifest, "plugins")
-    used = {name: _table(plugins, name) for name in plugins if _table(plugins, name).get("used")}
-    numbers |= {f"plugin {name}": plugin.get("version") for name, plugin in used.items()}
-    environment = _table(manifest, "environment")
+    numbers |= flags
+    numbers |= {f"plugin {name}": plugin.get("version") for name, plugin in plugins.items() if plugin.get("used")}
     names = [name for name in environment if name.isidentifier() and not name.endswith("_NUM_THREADS")]
     return numbers | {f"${name}": environment[name] for name in names}
-
-
-def _table(manifest: Mapping[str, Any], name: str) -> dict[str, Any]:
-    value = manifest.get(name)
-    return value if isinstance(value, dict) else {}
 
 
 def _versions(on_cuda: bool) -> dict[str, str]:

@@ -51,8 +51,7 @@ class HotMatrix:
 
     The matrix is a cross, of rank 2, and is drawn at the size that the generator requests. With more classes than the
     largest ``side`` g allows (16, or the image's side), each digit of the label in base g has a cross on a map of its
-    own: 1,000 classes need 3 maps of 16 x 16 instead of one of 1,000 x 1,000, and the label can still be recovered
-    from the maps (`decode`).
+    own: 1,000 classes need 3 maps of 16 x 16 instead of one of 1,000 x 1,000, and still tell the label.
     """
 
     def __init__(self, num_classes: int, side: int) -> None:
@@ -66,12 +65,6 @@ class HotMatrix:
         rows = torch.arange(height, device=labels.device) * self.side // height == digits
         columns = torch.arange(width, device=labels.device) * self.side // width == digits
         return (rows[:, :, :, None] | columns[:, :, None, :]).float()
-
-    def decode(self, maps: Tensor) -> Tensor:
-        """Return the labels (B,) that the maps were drawn for."""
-        height = maps.shape[2]
-        brightest = maps.sum(3).argmax(2) * self.side // height
-        return (brightest * self.side ** torch.arange(self.digits, device=maps.device)).sum(1)
 
 
 def _labels(conditioner: Conditioner, batch_size: int, labels: Tensor | None, rng: torch.Generator | None) -> Tensor:
