@@ -15,7 +15,8 @@ from torch import Tensor
 from interpkit.attribution import faithfulness
 from interpkit.attribution.evidence import ClassEvidence, class_evidence, evidence_agreement
 from interpkit.attribution.explainer import ROWS, Explainer, TargetClass, checked_images, choose_classes, default_method
-from interpkit.errors import InterpkitError, PluginError, UsageError, did_you_mean, listed, setting
+from interpkit.config.recipe import set_option
+from interpkit.errors import InterpkitError, PluginError, UsageError, setting
 from interpkit.evaluation import scoring
 from interpkit.interfaces import samples
 from interpkit.interfaces.targets import Target
@@ -97,14 +98,7 @@ def explain(
     others = None if inverted is None or images is None else select(inverted)
     base = _baseline(target, baseline, inverted, device)
     set_up = partial(
-        Explainer,
-        target,
-        against=shown.against,
-        baseline=base,
-        layer=layer,
-        seed=seed,
-        rows=rows,
-        device=device,
+        Explainer, target, against=shown.against, baseline=base, layer=layer, seed=seed, rows=rows, device=device
     )
     left_out: dict[str, InterpkitError] = {}
     explainers: dict[str, Explainer] = {}
@@ -225,17 +219,8 @@ def _options_by_method(
     for name in names:
         installed().component("attribution", name)
     for key, value in options.items():
-        name, dot, option = key.rpartition(".")
-        if not dot:
-            raise UsageError(
-                f"options are named METHOD.OPTION, not {key!r}; e.g. {setting(f'{default_method()}.OPTION', 'VALUE')}"
-            )
-        if name not in settings:
-            raise UsageError(
-                f"{setting(key, None)}: no method {name!r} is asked for.{did_you_mean(name, names)} "
-                f"ExplainedImages for: {listed(names)}; there are: {listed(known)}."
-            )
-        settings[name][option] = value
+        example = setting(f"{default_method()}.OPTION", "VALUE")
+        set_option(settings, key, value, "METHOD", example, "no method {!r} is asked for")
     return names, settings
 
 

@@ -13,7 +13,7 @@ import math
 import operator
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypedDict, TypeVar, get_args, get_origin
 
@@ -38,28 +38,25 @@ class _Model(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class Component(_Model):
+class _WithOptions(_Model):
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The component's own settings, all but the declared fields."""
+        return dict(self.model_extra or {})
+
+
+class Component(_WithOptions):
     """A named component and its options: ``{name = "vecmat", temperature = 1.0}`` in TOML."""
 
-    model_config = ConfigDict(extra="allow", frozen=True)
     name: str
 
-    @property
-    def options(self) -> dict[str, Any]:
-        """The component's own settings, all but its name."""
-        return dict(self.model_extra or {})
 
-
-class Term(_Model):
+class Term(_WithOptions):
     """One term of the objective: its weight, and the options of the loss it is named after."""
 
-    model_config = ConfigDict(extra="allow", frozen=True)
     weight: float = Field(1.0, ge=0.0, allow_inf_nan=False)
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """The loss's own settings, all but its weight."""
-        return dict(self.model_extra or {})
 
 
 class Optimizer(_Model):
@@ -248,15 +245,9 @@ class LoadOptions(ClassifierFacts, total=False):
 class Fact:
     """How a field of `TargetOptions` appears outside the recipe.
 
-    Attributes:
-        name: the field's name, and the keyword argument's.
-        type: the field's type, without None.
-        help: what it means.
-        minimum: of a number, or None.
-        flag: on the command line; None if it has none.
-        metavar: of the flag; None for the type's own.
-        key: in a file's metadata, after ``interpkit.``; None if it is not stored there.
-        of_file: it is about the file, so `interpkit.wrap` does not accept it.
+    ``name`` is the field's and the keyword argument's, ``type`` the field's without None. ``flag`` is None if it has
+    none, and so is ``key``, in a file's metadata after ``interpkit.``; a ``metavar`` of None is the type's own. A fact
+    ``of_file`` is about the file, so `interpkit.wrap` does not accept it.
     """
 
     name: str
@@ -358,6 +349,7 @@ def _without_none(value: Any) -> Any:
     return value
 
 
+@dataclass(eq=False)
 class Preset:
     """A recipe fragment under a name, which a run applies by that name.
 
@@ -372,11 +364,11 @@ class Preset:
         >>> preset = Preset("quick", {"steps": 50, "batch_size": 32}, "A short run, to try things out.")
     """
 
-    def __init__(self, name: str, layer: Layer, help: str, *, adds_variety: bool = False) -> None:
-        self.name = name
-        self.layer = layer
-        self.help = help
-        self.adds_variety = adds_variety
+    name: str
+    layer: Layer
+    help: str
+    _: KW_ONLY
+    adds_variety: bool = False
 
 
 def merge(base: Layer, over: Layer) -> dict[str, Any]:
@@ -396,11 +388,7 @@ def merge(base: Layer, over: Layer) -> dict[str, Any]:
 
 
 def read_toml(path: Path) -> dict[str, Any]:
-    """Read a recipe file.
-
-    Raises:
-        UsageError: it is missing, too large to be a recipe, or not TOML.
-    """
+    """Read a recipe file; one that is missing, too large to be a recipe, or not TOML, is a `UsageError`."""
     try:
         if path.stat().st_size > MAX_RECIPE_BYTES:
             raise UsageError(f"{path} is larger than {MAX_RECIPE_BYTES:,} bytes: no recipe is.")
@@ -419,10 +407,8 @@ def read_toml(path: Path) -> dict[str, Any]:
 def compose(layers: Iterable[Layer], settings: Sequence[tuple[str, Any]] = ()) -> Recipe:
     """Merge the layers, the later ones winning, apply ``COMPONENT.OPTION`` settings and validate.
 
-    Args:
-        layers: fragments in the recipe's TOML shape.
-        settings: pairs such as ``("vecmat.temperature", 0.5)``; COMPONENT is a component's name, or the slot
-            it stands in (``conditioner``, ``generator``, ``inverter``, ``optimizer``, ``sampling``).
+    COMPONENT is a component's name, or the slot it stands in (``conditioner``, ``generator``, ``inverter``,
+    ``optimizer``, ``sampling``).
 
     Raises:
         UsageError: a key is unknown, a value is out of range, or a setting names no component in use.
@@ -430,41 +416,42 @@ def compose(layers: Iterable[Layer], settings: Sequence[tuple[str, Any]] = ()) -
     merged: dict[str, Any] = {}
     for layer in layers:
         merged = merge(merged, layer)
-    for name, value in settings:
-        _set(merged, name, value)
+    for key, value in settings:
+        example = setting("optimizer.lr", 0.001)
+        set_option(_tables(merged), key, value, "COMPONENT", example, "this recipe has no component {!r}")
     return validated(Recipe, merged, "the recipe")
 
 
-def _set(recipe: dict[str, Any], name: str, value: Any) -> None:
-    component, dot, option = name.rpartition(".")
-    if not dot or not component or not option:
-        raise UsageError(f"options are named COMPONENT.OPTION, not {name!r}; e.g. {setting('optimizer.lr', 0.001)}")
-    tables: dict[str, dict[str, Any]] = {}
-    for slot in ("optimizer", "sampling"):
-        tables[slot] = recipe.setdefault(slot, {})
-    for slot in ("inverter", "conditioner", "generator"):
-        table = recipe.setdefault(slot, {"name": "generator"}) if slot == "inverter" else recipe.get(slot)
-        if isinstance(table, dict) and "name" in table:
-            tables[table["name"]] = table
-    for slot in ("conditioner", "generator", "inverter"):  # a slot's word wins over a component of that name
-        if isinstance(recipe.get(slot), dict):
-            tables[slot] = recipe[slot]
-    tables.update(recipe.get("losses", {}))
-    if component not in tables:
+def _tables(recipe: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return the tables of a recipe's components, by name and by slot; a slot's word wins over a component's name."""
+    recipe.setdefault("inverter", {"name": "generator"})
+    slots = ("inverter", "conditioner", "generator")
+    used = {slot: recipe[slot] for slot in slots if isinstance(recipe.get(slot), dict)}
+    named = {table["name"]: table for table in used.values() if "name" in table}
+    settings = {slot: recipe.setdefault(slot, {}) for slot in ("optimizer", "sampling")}
+    tables: dict[str, dict[str, Any]] = settings | named | used | recipe.get("losses", {})
+    return tables
+
+
+def set_option(
+    tables: Mapping[str, dict[str, Any]], key: str, value: Any, kind: str, example: str, unknown: str
+) -> None:
+    """Put the value of a setting ``NAME.OPTION`` into the table of NAME; other forms and names are a `UsageError`.
+
+    ``kind`` (such as NAME), ``example`` and ``unknown`` are words for its message; ``{!r}`` stands for the name.
+    """
+    name, _, option = key.rpartition(".")
+    if not name or not option:
+        raise UsageError(f"options are named {kind}.OPTION, not {key!r}; e.g. {example}")
+    if name not in tables:
         known = sorted(tables)
-        raise UsageError(
-            f"{setting(name, None)}: this recipe has no component {component!r}.{did_you_mean(component, known)} "
-            f"It has: {', '.join(known)}."
-        )
-    tables[component][option] = value
+        fault = f"{setting(key, None)}: {unknown.format(name)}.{did_you_mean(name, known)}"
+        raise UsageError(f"{fault} There are: {', '.join(known)}.")
+    tables[name][option] = value
 
 
 def validated(model: type[M], values: Layer, where: str) -> M:
-    """Validate ``values`` as ``model``; the error names the option, what was seen and the nearest name.
-
-    Raises:
-        UsageError: with one line for each fault.
-    """
+    """Validate ``values`` as ``model``; a `UsageError` has a line for each fault, with the nearest name."""
     try:
         return model.model_validate(dict(values))
     except pydantic.ValidationError as error:
@@ -480,8 +467,7 @@ def _explain(model: type[BaseModel], where: str, fault: Any) -> str:
     if fault["type"] == "value_error":
         said = f"{where}: {path}: " if path else f"{where}: "
         return f"{said}{fault['ctx']['error']}" + (f", not {fault['input']!r}." if path else ".")
-    seen = fault["input"]
-    return f"{where}: {path} = {seen!r} is not valid: {fault['msg'][:1].lower()}{fault['msg'][1:]}."
+    return f"{where}: {path} = {fault['input']!r} is not valid: {fault['msg'][:1].lower()}{fault['msg'][1:]}."
 
 
 def _fields_at(model: type[BaseModel], path: Sequence[Any]) -> Iterable[str]:

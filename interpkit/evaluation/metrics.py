@@ -6,13 +6,13 @@ import json
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from interpkit.config.recipe import validated
-from interpkit.errors import InterpkitError, UsageError, command, did_you_mean, listed, setting, with_place
+from interpkit.config.recipe import set_option, validated
+from interpkit.errors import InterpkitError, UsageError, command, listed, setting, with_place
 from interpkit.evaluation import scoring
 from interpkit.interfaces.components import Options
 from interpkit.interfaces.contracts import described, module_of
@@ -22,9 +22,6 @@ from interpkit.interfaces.targets import Target
 from interpkit.io.datasets import LabelledImages, checked, load_data
 from interpkit.plugins.discovery import installed
 from interpkit.plugins.loading import load_target
-
-if TYPE_CHECKING:
-    pass
 
 log = logging.getLogger("interpkit")
 
@@ -116,19 +113,12 @@ def _chosen(names: Sequence[str], given: Sequence[str], options: Mapping[str, An
             raise UsageError(f"training images are held against held-out ones: add {setting('reference', 'DATA')}.")
     values: dict[str, dict[str, Any]] = {name: {} for name in classes}
     for key, value in options.items():
-        name, dot, option = key.rpartition(".")
-        if not dot:
-            raise UsageError(f"options are named METRIC.OPTION, not {key!r}; e.g. {setting('reference.k', 5)}")
+        name = key.rpartition(".")[0]
         if name not in values and name in plugins.registry.names("metric"):
             missing = [need for need in plugins.component("metric", name).needs if need not in given]
             added = " and ".join(setting(need, SOURCES[need]) for need in missing) or setting("metric", name)
             raise UsageError(f"{setting(key, None)}: the metric {name!r} is not measured here: add {added}.")
-        if name not in values:
-            raise UsageError(
-                f"{setting(key, None)}: no metric {name!r} is measured here.{did_you_mean(name, values)} "
-                f"Measured are: {listed(values)}."
-            )
-        values[name][option] = value
+        set_option(values, key, value, "METRIC", setting("reference.k", 5), "no metric {!r} is measured here")
     settled = {name: validated(cls.Options, values[name], f"the metric {name!r}") for name, cls in classes.items()}
     return list(filter(None, (_made(cls, settled[name]) for name, cls in classes.items())))
 

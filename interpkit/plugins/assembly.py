@@ -49,30 +49,21 @@ def resolve(recipe: Recipe, target: Target, plugins: Plugins) -> Recipe:
         "fall_back": precision == "bf16" and (recipe.precision == "auto" or recipe.fall_back),
         "compile": choose_compile(recipe.compile, device, recipe.steps),
         "target": target.description,
-        "losses": {
-            name: Term(
-                weight=term.weight,
-                **_options(plugins, "loss", name, term.options)[1].model_dump(mode="json", exclude_none=True),
-            )
-            for name, term in recipe.losses.items()
-        },
     }
-    for kind in ("inverter", "conditioner", "generator"):
-        named: Named | None = getattr(recipe, kind)
-        if named is not None:
-            update[kind] = Named(
-                name=named.name,
-                **_options(plugins, kind, named.name, named.options)[1].model_dump(mode="json", exclude_none=True),
-            )
+
+    def settled(kind: str, name: str, values: Mapping[str, Any]) -> dict[str, Any]:
+        return _options(plugins, kind, name, values)[1].model_dump(mode="json", exclude_none=True)
+
+    update["losses"] = {
+        name: Term(weight=term.weight, **settled("loss", name, term.options)) for name, term in recipe.losses.items()
+    }
+    for kind, part in _parts(recipe):
+        update[kind] = Named(name=part.name, **settled(kind, part.name, part.options))
     return recipe.model_copy(update=update)
 
 
 def build(recipe: Recipe, target: Target, plugins: Plugins) -> tuple[Inverter, Parts]:
-    """Build the parts of a resolved recipe, with weights from torch's global generator.
-
-    Raises:
-        UsageError: the inverter lacks a part that it needs, or a part does not fit the target.
-    """
+    """Build the parts of a resolved recipe, with weights from torch's global generator; a misfit is a `UsageError`."""
     built = inverter(recipe, plugins)
     conditioner, generator = build_generator(recipe, target, plugins)
     losses = {}
@@ -99,8 +90,7 @@ def inverter(recipe: Recipe, plugins: Plugins) -> Inverter:
 
 def data_options(recipe: Recipe, plugins: Plugins) -> dict[str, DataOptions]:
     """Return the options of components that read labeled images, by the recipe's entries for them."""
-    named = [(kind, kind, getattr(recipe, kind)) for kind in ("inverter", "conditioner", "generator")]
-    used = [(place, kind, part.name, part.options) for place, kind, part in named if part is not None]
+    used = [(kind, kind, part.name, part.options) for kind, part in _parts(recipe)]
     used += [(f"losses.{name}", "loss", name, term.options) for name, term in recipe.losses.items() if term.weight > 0]
     options = {place: _options(plugins, kind, name, values)[1] for place, kind, name, values in used}
     return {f"{place}.data": chosen for place, chosen in options.items() if isinstance(chosen, DataOptions)}
@@ -129,12 +119,17 @@ def without_gradient(plugins: Plugins) -> str:
 
 def owners(recipe: Recipe, plugins: Plugins) -> dict[tuple[str, str], str]:
     """Return the plugin of each component that the recipe names, by kind and name, and of its architecture."""
-    named = [(kind, getattr(recipe, kind)) for kind in ("inverter", "conditioner", "generator")]
-    used = [(kind, component.name) for kind, component in named if component is not None]
+    used = [(kind, part.name) for kind, part in _parts(recipe)]
     used += [("loss", name) for name, term in recipe.losses.items() if term.weight > 0]
     used += [("architectures", recipe.target.arch.partition(":")[0])] if recipe.target.arch else []
     there = [key for key in used if plugins.registry.has(*key)]
     return {key: plugins.registry.entry(*key).owner for key in there}
+
+
+def _parts(recipe: Recipe) -> list[tuple[str, Named]]:
+    """Return the components that the recipe names, beside the losses, by kind."""
+    named = [(kind, getattr(recipe, kind)) for kind in ("inverter", "conditioner", "generator")]
+    return [(kind, part) for kind, part in named if part is not None]
 
 
 def _made(cls: type[Any], *arguments: Any) -> Any:

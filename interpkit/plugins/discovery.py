@@ -19,7 +19,7 @@ import reprlib
 import sys
 import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -36,14 +36,11 @@ if TYPE_CHECKING:
     from interpkit.config.recipe import Layer, PluginFile, Preset
     from interpkit.plugins.registry import Entry, Registry
 
-ENTRY_POINTS = "interpkit"
 LOAD = "INTERPKIT_LOAD_PLUGINS"
 TRACE = "INTERPKIT_TRACE_PLUGINS"
 DECLARED_INTERFACE = "INTERPKIT_INTERFACE"
 """The name in a plugin's module that declares the version of the interfaces it is made for."""
 SLOW_IMPORT_SECONDS = 10.0
-DEFAULT_INVERTER = "generator"
-"""The inverter of a recipe that does not name one, and its plugin."""
 
 log = logging.getLogger("interpkit")
 
@@ -52,17 +49,10 @@ log = logging.getLogger("interpkit")
 class Plugin:
     """A plugin that was found, and its status.
 
-    Attributes:
-        name: what the user types; ``package:name`` where two packages have a plugin of one name.
-        version: of its package.
-        package: the installed package (distribution) that it came in; empty if there is none.
-        source: the module that its entry point names, or its file.
-        provides: names of what it registered, by kind.
-        hooks: the hooks that it implements.
-        error: why it is broken.
-        left_out: the setting by which the user disabled it, as typed.
-        file: the file, if it is a plugin file.
-        sha256: the digest of that file.
+    ``name`` is what the user types, ``package:name`` where two packages have a plugin of one name; ``package`` the
+    installed distribution, or empty; ``source`` the module that its entry point names, or its file. ``provides`` has
+    the names of what it registered, by kind. ``error`` says why it is broken, and ``left_out`` is the setting by which
+    the user disabled it, as typed. ``file`` and ``sha256`` are those of a plugin file.
     """
 
     name: str
@@ -116,7 +106,7 @@ class Plugins:
             self._manager.add_hookcall_monitoring(_trace_call, _trace_result)
         if entry_points is None:
             _warn_of_namesake()
-            entry_points = importlib.metadata.entry_points(group=ENTRY_POINTS)
+            entry_points = importlib.metadata.entry_points(group="interpkit")
         points = sorted(entry_points, key=lambda point: (point.name, _package(point)))
         names = {name for point in points for name in (point.name, _full_name(point))}
         for name in leave_out:
@@ -135,12 +125,8 @@ class Plugins:
         """Load the plugins that share a name, except disabled ones."""
         wanted = [_full_name(point) for point, left_out in sharing if left_out is None]
         if len(wanted) > 1:
-            log.warning(
-                "%d packages have a plugin named %r; add the package's name to distinguish them: %s",
-                len(wanted),
-                name,
-                ", ".join(wanted),
-            )
+            words = "%d packages have a plugin named %r; add the package's name to distinguish them: %s"
+            log.warning(words, len(wanted), name, ", ".join(wanted))
         for point, left_out in sharing:
             alone = len(sharing) == 1 or (left_out is None and len(wanted) == 1)
             key = name if alone else _full_name(point)
@@ -157,12 +143,7 @@ class Plugins:
     ) -> Plugin:
         """Load one plugin and register what it provides; if that fails, ``error`` says why.
 
-        Args:
-            name: the plugin's name, the owner of what it registers.
-            load: returns the plugin, any object (usually a module) that has hooks.
-            version: of the package it comes from.
-            source: the module of its code, ``package.module``.
-            package: the installed package that provides it.
+        ``load`` returns the plugin, any object (usually a module) that has hooks; for the rest, see `Plugin`.
         """
         plugin = self._add(Plugin(name, version, package, source), load)
         if plugin.error:
@@ -196,11 +177,7 @@ class Plugins:
         return plugin
 
     def check_files(self, recorded: Iterable[PluginFile], where: str) -> None:
-        """Check that the user named the plugin files that a recipe records; warn where one has changed.
-
-        Raises:
-            UsageError: one is missing.
-        """
+        """Raise a `UsageError` unless the user named the files that a recipe records; warn where one has changed."""
         for file in recorded:
             plugin = self.found.get(file.name)
             if plugin is None or plugin.file is None:
@@ -212,11 +189,16 @@ class Plugins:
                 log.warning("%s is not what it was when %s was made (its sha256 differs)", plugin.file, where)
 
     def _add(self, plugin: Plugin, load: Callable[[], object]) -> Plugin:
+        from interpkit.plugins.registry import Registration
+
         self.found[plugin.name] = plugin
         try:
             # What a plugin prints while it is loaded must not mix with a command's results.
             with redirect_stdout(sys.stderr), _watched(plugin):
-                self._register(plugin, load())
+                module = load()
+                _check_interface(plugin, module)
+                plugin.hooks = _add_hooks(self._manager, plugin.name, module)
+                self._only(module, "register")(registry=Registration(self.registry, plugin.name, plugin.package))
         except (Exception, SystemExit) as error:
             self._forget(plugin.name)
             plugin.error = with_place(error, plugin.module)
@@ -228,21 +210,16 @@ class Plugins:
         self._manager.unregister(name=name)
         self.registry.remove(name)
 
-    def _register(self, plugin: Plugin, module: object) -> None:
-        from interpkit.plugins.registry import Registration
-
-        _check_interface(plugin, module)
-        plugin.hooks = _add_hooks(self._manager, plugin.name, module)
+    def _only(self, module: object, hook: str) -> pluggy.HookCaller:
+        """Return the caller of a hook of one plugin."""
         others = [other for other in self._manager.get_plugins() if other is not module]
-        only_this = self._manager.subset_hook_caller("register", others)
-        only_this(registry=Registration(self.registry, plugin.name, plugin.package))
+        return self._manager.subset_hook_caller(hook, others)
 
     def call(self, hook: str, **arguments: Any) -> None:
         """Call a lifecycle hook of every plugin; one that raises is reported, and its hooks are not called again."""
         for name, module in self._manager.list_name_plugin():
-            others = [other for other in self._manager.get_plugins() if other is not module]
             try:
-                self._manager.subset_hook_caller(hook, others)(**arguments)
+                self._only(module, hook)(**arguments)
             except (Exception, SystemExit) as error:
                 self._manager.unregister(name=name)
                 plugin = self.found[name]
@@ -251,27 +228,19 @@ class Plugins:
                 log.warning("plugin %r failed in %s and is left out from here: %s", name, hook, words)
 
     def preset(self, name: str) -> Preset:
-        """Return the preset of this name.
-
-        Raises:
-            PluginError: no such preset, or the plugin of that name is broken or left out.
-        """
-        known = self.registry.names("preset")
+        """Return the preset of this name; `PluginError` if there is none, or its plugin is broken or left out."""
         try:
             return self._meaning_its_own(self.registry.entry("preset", name))
         except UsageError as error:
             self.raise_if_broken(name)
             if self.registry.has("preset", name):
                 raise  # several have
+            known = self.registry.names("preset")
             if name in self.found:
-                raise PluginError(
-                    f"the plugin {name!r} has no preset, so {setting('preset', name)} has nothing to apply. "
-                    f"Presets: {listed(known)}."
-                ) from error
-            raise PluginError(
-                f"there is no plugin or preset {name!r}.{did_you_mean(name, known)} Presets: {listed(known)}."
-                f"{self.left_out_words()}"
-            ) from error
+                fault = f"the plugin {name!r} has no preset, so {setting('preset', name)} has nothing to apply."
+            else:
+                fault = f"there is no plugin or preset {name!r}.{did_you_mean(name, known)}"
+            raise PluginError(f"{fault} Presets: {listed(known)}.{self.left_out_words()}") from error
 
     def complete_preset(self) -> str:
         """Return a preset that names all that a run needs, preferably its plugin's own; PRESET if there is none."""
@@ -289,20 +258,17 @@ class Plugins:
         """Return a preset in which ambiguous names mean the components of its own plugin or package."""
         from interpkit.config.recipe import Preset
 
-        def own(other: Entry) -> bool:
-            return other.owner == entry.owner
-
-        def near(other: Entry) -> bool:
-            return bool(entry.package) and other.package == entry.package
-
-        return Preset(entry.name, self.told_apart(entry.item.layer, own, near), entry.item.help)
+        layer = self.told_apart(
+            entry.item.layer,
+            lambda other: other.owner == entry.owner,
+            lambda other: bool(entry.package) and other.package == entry.package,
+        )
+        return Preset(entry.name, layer, entry.item.help)
 
     def told_apart(self, layer: Layer, *meant: Callable[[Entry], bool]) -> dict[str, Any]:
         """Return a fragment of a recipe in which names that several plugins use are replaced by full names.
 
-        Args:
-            layer: the fragment.
-            meant: conditions in order of priority: the first that fits exactly one entry decides; otherwise, it stays.
+        Of the conditions in ``meant``, the first that fits exactly one entry decides; if none does, a name stays.
         """
 
         def full(kind: str, name: str) -> str:
@@ -323,11 +289,7 @@ class Plugins:
         return layer
 
     def raise_if_broken(self, name: str) -> None:
-        """Raise the error of the plugin ``name``, or of the one in ``plugin:component``, if it has one.
-
-        Raises:
-            PluginError: it is broken or disabled.
-        """
+        """Raise a `PluginError` if the plugin ``name``, or the one in ``plugin:component``, is broken or disabled."""
         owner, colon, _ = name.partition(":")
         for plugin in self.found.values():
             if plugin.name not in (name, owner) and not (colon and plugin.package == owner):
@@ -346,15 +308,9 @@ class Plugins:
         return f" Disabled: {listed(plugin.name for plugin in left_out)}, by {reasons}."
 
     def component(self, kind: str, name: str) -> Any:
-        """Return a component's class by kind and name.
-
-        Raises:
-            PluginError: the plugin of that name is broken or disabled.
-            UsageError: the component does not exist.
-        """
-        if self.registry.has(kind, name):
-            return self.registry.get(kind, name)
-        self.raise_if_broken(name)
+        """Return a component's class; `UsageError` if there is none, `PluginError` if its plugin is broken."""
+        if not self.registry.has(kind, name):
+            self.raise_if_broken(name)
         try:
             return self.registry.get(kind, name)
         except UsageError as error:
@@ -375,16 +331,13 @@ class Plugins:
 
 def _warn_of_namesake() -> None:
     """Warn where another distribution owns the same files: PyPI's interpkit, or interpkit under its earlier name."""
-    try:
+    with suppress(importlib.metadata.PackageNotFoundError):
         for name in (DISTRIBUTION, "interpkit"):
             importlib.metadata.distribution(name)
-    except importlib.metadata.PackageNotFoundError:
-        return
-    log.warning(
-        "the distributions %s and interpkit are both installed, and overwrite each other's files: "
-        "pip uninstall interpkit %s, then install %s again",
-        *[DISTRIBUTION] * 3,
-    )
+        log.warning(
+            f"the distributions {DISTRIBUTION} and interpkit are both installed, and overwrite each other's files: "
+            f"pip uninstall interpkit {DISTRIBUTION}, then install {DISTRIBUTION} again"
+        )
 
 
 def _package(point: importlib.metadata.EntryPoint) -> str:
@@ -404,8 +357,8 @@ def _choice(
     for name in leave_out:
         if name in names:
             return setting("no_plugin", name)
-    # Recipes name the default inverter where the user names none, so its plugin is loaded in any case.
-    if only is None or names & {*only, DEFAULT_INVERTER}:
+    # The plugin `generator` has the inverter of a recipe that names none, and is loaded in any case.
+    if only is None or names & {*only, "generator"}:
         return None
     return f"{LOAD}={','.join(only)}"
 
@@ -428,11 +381,7 @@ def leaving_out(names: Collection[str]) -> Iterator[None]:
 
 @cache
 def installed() -> Plugins:
-    """Return the installed plugins that the user has not disabled, loaded once per process.
-
-    Raises:
-        PluginError: one that is to be disabled is not installed.
-    """
+    """Return the installed plugins that the user has not disabled, loaded once per process; see `Plugins`."""
     chosen = os.environ.get(LOAD)
     only = None if chosen is None else [name for name in map(str.strip, chosen.split(",")) if name]
     return Plugins(leave_out=_left_out, only=only)
@@ -458,8 +407,7 @@ def _check_interface(plugin: Plugin, module: object) -> None:
 def _add_hooks(manager: pluggy.PluginManager, name: str, module: object) -> list[str]:
     """Register a plugin's hooks with pluggy, and return their names.
 
-    Raises:
-        PluginError: a hook is unknown, not marked, or has an argument that hooks of its name do not have.
+    A hook that is unknown, not marked, or has an argument that hooks of its name do not have, is a `PluginError`.
     """
     known = [hook for hook, value in vars(hookspecs).items() if manager.parse_hookspec_opts(hookspecs, hook)]
     for hook in known:
@@ -495,16 +443,9 @@ def _place(function: object) -> str:
 def _watched(plugin: Plugin) -> Iterator[None]:
     """Report a plugin that hangs while it is loaded, since nobody would guess the cause."""
     remedy = "fix it" if plugin.file else f"leave it out by {setting('no_plugin', plugin.name)}"
-    watch = threading.Timer(
-        SLOW_IMPORT_SECONDS,
-        lambda: log.warning(
-            "still loading the plugin %r (%s) after %g s: wait, or stop and %s",
-            plugin.name,
-            plugin.source,
-            SLOW_IMPORT_SECONDS,
-            remedy,
-        ),
-    )
+    words = "still loading the plugin %r (%s) after %g s: wait, or stop and %s"
+    facts = (words, plugin.name, plugin.source, SLOW_IMPORT_SECONDS, remedy)
+    watch = threading.Timer(SLOW_IMPORT_SECONDS, log.warning, facts)
     watch.daemon = True
     watch.start()
     try:

@@ -6,7 +6,7 @@ import inspect
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 from interpkit.errors import DISTRIBUTION, PluginError, UsageError, did_you_mean, listed, setting
 from interpkit.interfaces.components import register_owner
@@ -14,21 +14,14 @@ from interpkit.interfaces.contracts import KINDS, kind_of
 from interpkit.interfaces.loaders import Architectures, Loader
 from interpkit.runtime.recorder import RESERVED
 
-T = TypeVar("T")
 NAME = re.compile(r"[a-z][a-z0-9_-]*")
-"""The pattern of a component's name."""
 
 
 @dataclass(frozen=True)
 class Entry:
     """A registered class of a component, or an instance of a loader, family or preset.
 
-    Attributes:
-        kind: of `KINDS`.
-        name: its own.
-        owner: the plugin that registered it.
-        item: the class or instance.
-        package: the installed package that provides the plugin; empty if there is none.
+    ``owner`` is the plugin that registered it, and ``package`` that plugin's installed package, or empty.
     """
 
     kind: str
@@ -57,8 +50,7 @@ class Registry:
     def add(self, item: Any, owner: str, package: str = "") -> None:
         """Add a class or an instance of one of the kinds, on behalf of the plugin ``owner``.
 
-        Raises:
-            PluginError: its kind is unknown, it is abstract, its name is invalid, or its owner already has that name.
+        An unknown kind, an abstract class, an invalid name, and one that the owner already has, are a `PluginError`.
         """
         base = item if inspect.isclass(item) else type(item)
         kind = kind_of(base)
@@ -101,11 +93,7 @@ class Registry:
         return self.entry(kind, name).item
 
     def entry(self, kind: str, name: str) -> Entry:
-        """Return the entry of a kind by ``name``, ``plugin:name`` or ``package:name``.
-
-        Raises:
-            UsageError: no entry matches, or several do.
-        """
+        """Return the one entry of a kind called ``name``, alone or with its plugin or package; else a `UsageError`."""
         found = [entry for entry in self.entries(kind) if entry.is_called(name)]
         if len(found) == 1:
             return found[0]

@@ -17,8 +17,6 @@ from interpkit.report import encode, text
 from interpkit.report.page import render
 from interpkit.runs.folder import Run, refuse_run_files
 
-BUDGET = 4_000_000
-"""Characters for all pictures."""
 SHOWN = 10
 """Samples of each class and run."""
 MOST_CLASSES = 100
@@ -55,7 +53,8 @@ def write_comparison(runs: Mapping[str, Run | str | Path], path: str | Path) -> 
         raise UsageError(f"{path} cannot be written: name a file in a folder that exists.")
     refuse_run_files(path)
     opened = {name: run if isinstance(run, Run) else Run.open(Path(run)) for name, run in runs.items()}
-    columns = [_column(name, run, BUDGET / len(runs)) for name, run in opened.items()]
+    budget = 4_000_000 / len(runs)  # characters for the pictures of one
+    columns = [_column(name, run, budget) for name, run in opened.items()]
     figures = [flattened(column["metrics"]) for column in columns]
     labels = sorted({label for column in columns for label in column["cells"]})
     names = {row["label"]: str(row["name"]) for column in columns for row in column["metrics"].get("per_class", [])}
@@ -101,11 +100,7 @@ def _column(heading: str, run: Run, budget: float) -> dict[str, Any]:
 
 
 def _stored(path: Path) -> tuple[Tensor, Tensor, Tensor]:
-    """Read images or vectors, labels and confidence, as they are stored.
-
-    Raises:
-        RunError: there are none, or they do not fit each other.
-    """
+    """Read images or vectors, labels and confidence, as they are stored."""
     tensors = read_tensors(path)
     images = tensors.get("images", tensors.get("inputs"))
     labels, confidence = tensors.get("labels"), tensors.get("confidence")

@@ -16,14 +16,8 @@ MOST_POINTS = 300
 class Curve:
     """One value over the steps of a run.
 
-    Attributes:
-        name: of the value.
-        points: for an SVG ``polyline`` in a box of WIDTH x HEIGHT.
-        low: the value at the bottom of the box.
-        high: the value at its top.
-        first: the value at the first step.
-        last: the value at the last step.
-        steps: the last step.
+    ``points`` are those of an SVG ``polyline`` in a box of WIDTH x HEIGHT; ``low`` and ``high`` are the values at the
+    bottom and the top of the box, ``first`` and ``last`` those at the first step and at the last, which is ``steps``.
     """
 
     name: str

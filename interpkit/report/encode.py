@@ -13,20 +13,8 @@ from torch import Tensor
 
 from interpkit.io.images import colour_scale, to_heat, to_picture
 
-LADDER: tuple[tuple[float, int | None], ...] = (
-    (1, None),
-    (1, 85),
-    (1, 60),
-    (1, 35),
-    (0.7, 50),
-    (0.5, 50),
-    (0.35, 50),
-    (0.25, 40),
-    (0.15, 40),
-)
+LADDER = ((1, None), (1, 85), (1, 60), (1, 35), (0.7, 50), (0.5, 50), (0.35, 50), (0.25, 40), (0.15, 40))
 """Scale and quality (None: PNG, without loss), from the best to the smallest."""
-TRIED = 24
-"""Images that are encoded to choose from the ladder."""
 BAR_HEIGHT, BAR_WIDTH = 32, 4
 
 
@@ -49,21 +37,17 @@ def drawable(images: Tensor, among: Tensor | None = None) -> Tensor:
 
 
 def encode(images: Tensor | Sequence[Tensor], budget: float) -> list[str]:
-    """Return images as ``data:`` URIs, the best that fit.
+    """Return images, N of (C, H, W) uint8, as ``data:`` URIs, the best that fit into a budget of characters.
 
-    Args:
-        images: N of (C, H, W), uint8.
-        budget: characters for all of them together; the smallest step of the ladder may still be over it.
+    The smallest step of the ladder may still be over it.
     """
     pictures = [to_picture(image) for image in images]
-    tried = pictures[:: max(1, len(pictures) // TRIED)]
-    scale, quality = LADDER[-1]
+    tried = pictures[:: max(1, len(pictures) // 24)]  # about so many are encoded to choose from the ladder
     for step in LADDER:
         size = sum(len(_uri(picture, *step)) for picture in tried) / max(1, len(tried))
         if size * len(pictures) <= budget:
-            scale, quality = step
             break
-    return [_uri(picture, scale, quality) for picture in pictures]
+    return [_uri(picture, *step) for picture in pictures]
 
 
 def strip(images: Tensor) -> Tensor:
@@ -85,10 +69,6 @@ def _uri(picture: Image.Image, scale: float, quality: int | None) -> str:
     if scale < 1:
         width, height = (max(1, round(scale * side)) for side in picture.size)
         picture = picture.resize((width, height), Image.Resampling.BOX)
-    buffer = io.BytesIO()
-    if quality is None:
-        picture.save(buffer, "PNG")
-    else:
-        picture.save(buffer, "WEBP", quality=quality)
-    kind = "png" if quality is None else "webp"
+    buffer, kind = io.BytesIO(), "png" if quality is None else "webp"
+    picture.save(buffer, kind, quality=quality)
     return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"

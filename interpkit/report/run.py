@@ -26,31 +26,14 @@ from interpkit.report import curves, encode, text
 from interpkit.report.page import render
 from interpkit.runs.folder import Run
 
-FEW_CLASSES = 10
-BUDGETS = (3_200_000, 12_000_000)
-"""Characters for the pictures of samples, nearest images and attributions together: to ten classes, and for more."""
-STRIP_BUDGET = 900_000
-"""Characters for the strips of all sections of an inversion's own."""
-STRIP_BATCH = 64
-SHOWN_SHARES = 5
-"""Classes whose probabilities a sample lists, the largest first; so many of its condition too."""
-MATRIX_CLASSES = 30
-"""Up to so many classes the confusion is a matrix; above, a list of what is confused most."""
-MOST_CONFUSED = 20
 NEAREST_SIDE = 32
-NEAREST_MOST = 20_000
-NEAREST_CHUNK = 256
 
 
 @dataclass(frozen=True)
 class _Beside:
-    """Pictures that are shown beside samples, when one is opened.
+    """Pictures (M, C, H, W) uint8 that are shown beside samples, when one is opened.
 
-    Attributes:
-        title: what they are.
-        images: (M, C, H, W) uint8.
-        places: by row of the samples that have one, its place among ``images``.
-        notes: by row, a few words more.
+    ``places`` and ``notes`` have the place among the images, and a few words, by the row of a sample that has one.
     """
 
     title: str
@@ -117,24 +100,14 @@ def render_report(
     metrics: Mapping[str, Any],
     reference: LabelledImages | None = None,
 ) -> Path:
-    """Write report.html of a run whose inversion, judged samples and metrics are in memory.
-
-    Args:
-        run: with its manifest.
-        inversion: what the run has learned.
-        samples: its stored samples.
-        metrics: the content of metrics.json.
-        reference: real images in the form of `interpkit.io.datasets.load_data`.
-
-    Returns:
-        the file.
-    """
+    """Write report.html of a run whose inversion, judged samples and metrics are in memory, and return its path."""
     target, manifest = inversion.target, run.manifest()
     classes = samples.labels.unique().tolist()
     names = target.class_names
     beside = ([] if reference is None else [_nearest(samples, reference, target)]) + _attributions(run, samples)
-    budget = BUDGETS[len(classes) > FEW_CLASSES] / (1 + len(beside))
-    uris = encode.encode(encode.drawable(samples.images), budget)
+    characters = 3_200_000 if len(classes) <= 10 else 12_000_000  # for all pictures but the strips
+    budget = characters / (1 + len(beside))
+    drawn = encode.drawable(samples.images)
     rows = {label: (samples.labels == label).nonzero()[:, 0].tolist() for label in classes}
     page = render(
         "report.html",
@@ -143,10 +116,10 @@ def render_report(
         warnings=warnings.warnings(metrics),
         names=names,
         groups=[{"label": label, "name": names[label], "rows": rows[label]} for label in classes],
-        uris=uris,
+        uris=encode.encode(drawn, budget),
         predicted=samples.predicted.tolist(),
         confidence=samples.confidence.tolist(),
-        size=_size(samples.images),
+        size=drawn.shape[:1:-1],
         data=_data(samples, beside, budget),
         figures=text.rows(metrics),
         left_out=metrics.get("left_out", {}),
@@ -164,38 +137,30 @@ def render_report(
     return path
 
 
-def _size(images: Tensor) -> tuple[int, int]:
-    """Return width and height of what is drawn of the samples."""
-    height, width = encode.drawable(images[:1]).shape[2:]
-    return width, height
-
-
 def _data(samples: Samples, beside: list[_Beside], budget: float) -> dict[str, Any]:
     """Return what the page's script shows of a sample that is opened.
 
     ``shares`` and ``asked`` are, by sample, the largest probabilities as [class, share], and the same of the
     condition; ``beside`` are lists of pictures with the sample's place in each.
     """
-    return {
-        "shares": _largest(samples.probabilities),
-        "asked": _largest(samples.distribution),
-        "beside": [
-            {
-                "title": kind.title,
-                "uris": encode.encode(kind.images, budget),
-                "places": [kind.places.get(row, -1) for row in range(len(samples.labels))],
-                "notes": [kind.notes.get(row, "") for row in range(len(samples.labels))],
-            }
-            for kind in beside
-            if len(kind.images)
-        ],
-    }
+    rows = range(len(samples.labels))
+    pictures = [
+        {
+            "title": kind.title,
+            "uris": encode.encode(kind.images, budget),
+            "places": [kind.places.get(row, -1) for row in rows],
+            "notes": [kind.notes.get(row, "") for row in rows],
+        }
+        for kind in beside
+        if len(kind.images)
+    ]
+    return {"shares": _largest(samples.probabilities), "asked": _largest(samples.distribution), "beside": pictures}
 
 
 def _largest(distribution: Tensor | None) -> list[list[tuple[int, float]]]:
     if distribution is None:
         return []
-    shares, classes = distribution.topk(min(SHOWN_SHARES, distribution.shape[1]), dim=1)
+    shares, classes = distribution.topk(min(5, distribution.shape[1]), dim=1)
     return [
         [(label, round(share, 4)) for label, share in zip(*row, strict=True)]
         for row in zip(classes.tolist(), shares.tolist(), strict=True)
@@ -204,30 +169,24 @@ def _largest(distribution: Tensor | None) -> list[list[tuple[int, float]]]:
 
 def _nearest(samples: Samples, reference: LabelledImages, target: Target) -> _Beside:
     """Find the real image nearest to each sample, by Euclidean distance of pixels, large images averaged to 32 x 32."""
-    real = to_unit(reference.images[:NEAREST_MOST], target)
+    real = small = to_unit(reference.images[:20_000], target)
     made = to_unit(samples.images, target)
     if made.dim() == 4 and max(made.shape[2:]) > NEAREST_SIDE:
         made, small = (torch.nn.functional.adaptive_avg_pool2d(images, NEAREST_SIDE) for images in (made, real))
-    else:
-        small = real
-    places = [torch.cdist(part.flatten(1), small.flatten(1)).argmin(1) for part in made.split(NEAREST_CHUNK)]
+    places = [torch.cdist(part.flatten(1), small.flatten(1)).argmin(1) for part in made.split(256)]
     nearest, place = torch.cat(places).unique(return_inverse=True)
     labels = reference.labels[nearest][place].tolist()
     images = (real[nearest] * 255).round().clamp(0, 255).to(torch.uint8) if real.dim() == 4 else real[nearest]
     notes = {row: f"of the class {target.class_names[label]}" for row, label in enumerate(labels)}
-    return _Beside(
-        "Nearest reference image", encode.drawable(images, among=made), dict(enumerate(place.tolist())), notes
-    )
+    drawn = encode.drawable(images, among=made)
+    return _Beside("Nearest reference image", drawn, dict(enumerate(place.tolist())), notes)
 
 
 def _attributions(run: Run, samples: Samples) -> list[_Beside]:
     """Read the maps in ``attributions/METHOD.safetensors`` of the run, and find the samples that they are of.
 
     A file holds ``maps`` (N, C, H, W), and ``images`` (N, C, H, W), uint8 or in [0, 1], of which they are; a sample
-    is known by its pixels.
-
-    Raises:
-        RunError: a file is torn, or holds something else.
+    is known by its pixels. A file that is torn, or holds something else, is a `RunError`.
     """
     rows = {image.numpy().tobytes(): row for row, image in enumerate(samples.images)}
     kinds = []
@@ -253,11 +212,7 @@ def _attributions(run: Run, samples: Samples) -> list[_Beside]:
 
 @torch.no_grad()
 def _sections(inversion: Inversion, samples: Samples) -> list[dict[str, Any]]:
-    """Return the sections of the inversion's own, each strip as one picture with what the target says of its images.
-
-    Raises:
-        PluginError: a section does not hold together.
-    """
+    """Return the sections of the inversion's own, each strip as one picture with what the target says of its images."""
     target = inversion.target
     sections = contracts.sections(inversion)
     strips = [strip for section in sections for strip in section.strips]
@@ -265,14 +220,14 @@ def _sections(inversion: Inversion, samples: Samples) -> list[dict[str, Any]]:
         return [{"section": section, "strips": []} for section in sections]
     images = torch.cat([strip.images.float().cpu() for strip in strips])
     with target.frozen(inversion.device):
-        probabilities = [target(part.to(inversion.device)).softmax(1).cpu() for part in images.split(STRIP_BATCH)]
+        probabilities = [target(part.to(inversion.device)).softmax(1).cpu() for part in images.split(64)]
     confidence, predicted = (column.tolist() for column in torch.cat(probabilities).max(1))
     if images.dim() == 4:
         images = (images * 255).round().to(torch.uint8)
     drawn = encode.drawable(images, among=to_unit(samples.images, target))
     ends = [0, *itertools.accumulate(len(strip.images) for strip in strips)]
     rows = [slice(*pair) for pair in itertools.pairwise(ends)]
-    uris = encode.encode([encode.strip(drawn[row]) for row in rows], STRIP_BUDGET)
+    uris = encode.encode([encode.strip(drawn[row]) for row in rows], budget=900_000)
     shown = iter(
         {
             "title": strip.title,
@@ -286,15 +241,15 @@ def _sections(inversion: Inversion, samples: Samples) -> list[dict[str, Any]]:
 
 
 def _confusion(samples: Samples, names: list[str]) -> dict[str, Any]:
-    """Return shares of the class asked for (rows) by the class that the target gives (columns), or the largest."""
+    """Return shares of the class asked for (rows) by the one that the target gives (columns); of many, the largest."""
     pairs = Counter(zip(samples.labels.tolist(), samples.predicted.tolist(), strict=True))
     counts = Counter(samples.labels.tolist())
     asked = sorted(counts)
-    if len(names) <= MATRIX_CLASSES:
+    if len(names) <= 30:
         shares = [[pairs[a, p] / counts[a] for p in range(len(names))] for a in asked]
         return {"asked": asked, "shares": shares, "most": []}
     wrong = [(a, p, count, counts[a]) for (a, p), count in pairs.items() if a != p]
-    return {"asked": asked, "shares": [], "most": sorted(wrong, key=lambda row: -row[2] / row[3])[:MOST_CONFUSED]}
+    return {"asked": asked, "shares": [], "most": sorted(wrong, key=lambda row: -row[2] / row[3])[:20]}
 
 
 def _facts(inversion: Inversion, manifest: Manifest) -> dict[str, str]:

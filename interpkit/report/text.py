@@ -37,13 +37,7 @@ def rows(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def verdict(metrics: Mapping[str, Any], target: str, classes: int) -> str:
-    """Return one paragraph: what the target answers for the samples, and what the metrics found.
-
-    Args:
-        metrics: the content of metrics.json.
-        target: the target's name.
-        classes: how many were inverted.
-    """
+    """Return one paragraph: what the target answers for the samples, and what the metrics found."""
     figures = flattened(metrics)
     asked = f"each of {classes:,} classes" if classes > 1 else "one class"
     count = f" {figures['count']}" if "count" in figures else ""

@@ -14,21 +14,14 @@ from interpkit.errors import RunError, setting
 from interpkit.interfaces.targets import Target
 from interpkit.runtime.recorder import MOST_RECORDS, RECORD_EVERY
 
-STATES = 3
-"""Of the run in a checkpoint: as it is, the last good one, and the one that may become it."""
-MOMENTS = 2
-"""Numbers that Adam keeps of each weight."""
 PAGES = 8_000_000
 """Bytes of the report, which has a budget, and of the small files."""
 
 
 def at_most(recipe: Recipe, target: Target, *trained: nn.Module | None) -> int:
-    """Return how many bytes a run's folder takes at most, while a checkpoint replaces the one before.
+    """Return how many bytes the folder of a run takes at most, while a checkpoint replaces the one before.
 
-    Args:
-        recipe: resolved.
-        target: the classifier.
-        trained: the networks that the run trains, if any; else it is taken to move the images themselves.
+    A run that trains no networks is taken to move the images themselves.
     """
     classes = target.num_classes if recipe.labels is None else len(recipe.labels)
     numbers = math.prod(target.input_shape)
@@ -39,7 +32,8 @@ def at_most(recipe: Recipe, target: Target, *trained: nn.Module | None) -> int:
     else:
         per_class = recipe.inverter.options.get("per_class")
         weights = 4 * numbers * classes * (per_class if isinstance(per_class, int) else 1)
-    checkpoint = STATES * (1 + MOMENTS) * weights
+    # Three states (as it is, the last good one, and the one that may become it) of the weights and Adam's two moments.
+    checkpoint = 3 * 3 * weights
     samples = kept * (numbers * (1 if len(target.input_shape) == 3 else 4) + 4 * min(target.num_classes, 100) + 20)
     lines = min(recipe.steps // RECORD_EVERY + 2, MOST_RECORDS)
     history = lines * 30 * (len(recipe.losses) + 4)
@@ -47,11 +41,7 @@ def at_most(recipe: Recipe, target: Target, *trained: nn.Module | None) -> int:
 
 
 def check(folder: Path, needed: int) -> None:
-    """See that there is room for a run.
-
-    Raises:
-        RunError: there is not.
-    """
+    """Raise a `RunError` unless there is room for a run."""
     place = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     free = shutil.disk_usage(place).free
     replaced = sum(path.stat().st_size for path in folder.glob("*") if path.is_file())

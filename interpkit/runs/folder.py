@@ -105,11 +105,7 @@ class Run:
 
     @classmethod
     def open(cls, folder: Path) -> Run:
-        """Open an existing run.
-
-        Raises:
-            RunError: it is not one.
-        """
+        """Open an existing run; a folder that holds none is a `RunError`."""
         run = cls(folder)
         if not (run / "manifest.json").is_file():
             raise RunError(f"{folder} is not a run folder: it has no manifest.json.")
@@ -118,27 +114,21 @@ class Run:
     # ------------------------------------------------------------------------------------- reading
 
     def manifest(self) -> Manifest:
-        """Return manifest.json, which is read once.
-
-        Raises:
-            RunError: it is torn, or of a newer schema.
-        """
+        """Return manifest.json, which is read once; a torn one, or one of a newer schema, is a `RunError`."""
         if self._manifest is None:
             value = self._read_json("manifest.json")
             try:
                 self._manifest = Manifest.model_validate(value)
             except pydantic.ValidationError as error:
-                raise RunError(f"{self / 'manifest.json'} {_manifest_fault(error)}. Run it again.") from error
+                missing = {"model": "which classifier was inverted", "plugins": "which plugins the run was made with"}
+                what = missing.get(str(error.errors()[0]["loc"][0]))
+                words = "is not as interpkit writes it" if what is None else f"does not say {what}"
+                raise RunError(f"{self / 'manifest.json'} {words} ({_fault(error)}). Run it again.") from error
         return self._manifest
 
     def metrics(self) -> dict[str, Any]:
-        """Read metrics.json.
-
-        Raises:
-            RunError: it is torn, or of a newer schema.
-        """
+        """Read metrics.json; a torn one, or one of a newer schema, is a `RunError`."""
         metrics = self._read_json("metrics.json")
-        fault = None
         try:
             schemas.Metrics.model_validate(metrics)
             fault = invalid(metrics)
@@ -175,10 +165,8 @@ class Run:
         made_with = self.manifest().plugins.values()
 
         def meant(entry: Entry) -> bool:
-            return any(
-                entry.package == plugin.distribution and entry.name in plugin.used.get(entry.kind, ())
-                for plugin in made_with
-            )
+            used = (p.used.get(entry.kind, ()) for p in made_with if p.distribution == entry.package)
+            return any(entry.name in names for names in used)
 
         try:
             layer = installed().told_apart(read_toml(self / "recipe.toml"), meant)
@@ -199,8 +187,7 @@ class Run:
 
     def history(self, recipe: Recipe) -> list[StepRecord]:
         """Read history.jsonl; a torn last line is ignored."""
-        records = []
-        path = self / "history.jsonl"
+        records, path = [], self / "history.jsonl"
         if not path.exists():
             return []
         try:
@@ -217,11 +204,7 @@ class Run:
         return records
 
     def checkpoint(self) -> dict[str, Any] | None:
-        """Read the checkpoint; None if there is none. Holds tensors and plain values only, no code is run.
-
-        Raises:
-            RunError: it cannot be read.
-        """
+        """Read the checkpoint, or None; one that holds more than tensors and plain values is a `RunError`."""
         path = self / "checkpoint"
         if not path.exists():
             return None
@@ -236,11 +219,9 @@ class Run:
         return state
 
     def check_plugins(self) -> None:
-        """See that the plugins that the run was made with are here.
+        """See that the plugins that the run was made with are here, and have what the run takes of them.
 
-        Raises:
-            UsageError: it records a plugin of one file, and the user has not typed that again.
-            PluginError: one is not installed, was left out, is broken, or no longer has what the run takes of it.
+        If not, that is a `PluginError`; a plugin of one file that the user has not typed again is a `UsageError`.
         """
         plugins = installed()
         plugins.check_files(self.recipe().plugin_files or [], str(self.folder))
@@ -252,13 +233,10 @@ class Run:
                 plugins.raise_if_broken(name)
                 here = plugins.found.get(name)
                 state = f"is of version {here.version} here and has none" if here else "is not installed here"
+                known = plugin.package and plugin.version
+                remedy = f": pip install {plugin.package}=={plugin.version}" if known else "."
                 raise PluginError(
-                    f"{self.folder} takes the {kind} {missing!r} of the plugin {name!r}, which {state}"
-                    + (
-                        f": pip install {plugin.package}=={plugin.version}"
-                        if plugin.package and plugin.version
-                        else "."
-                    )
+                    f"{self.folder} takes the {kind} {missing!r} of the plugin {name!r}, which {state}{remedy}"
                 )
 
     def load_target(self, model: Path | None = None, *, arch: str | None = None, trust: bool = False) -> Target:
@@ -322,11 +300,7 @@ class Run:
         write_atomically(self / "recipe.toml", recipe.to_toml())
 
     def check_same(self, recipe: Recipe, target: Target) -> None:
-        """See that a recipe differs from the run's own in nothing but its length.
-
-        Raises:
-            RunError: the recipe, the classifier, or data that a component reads is another.
-        """
+        """Raise a `RunError` if the recipe, the classifier, or data is another than the run's; it may be longer."""
         here, manifest, data = self.recipe(), self.manifest(), used_data(recipe, target)
         free = {"steps", "checkpoint_every", "micro_batch", "compile", "fall_back", "plugin_files"}
         old, new = (r.model_dump(exclude=free, mode="json") for r in (here, recipe))
@@ -366,8 +340,7 @@ class Run:
         checkpoint = self.checkpoint()
         step = checkpoint["step"] if checkpoint else None
         changes: dict[str, Any] = {}
-        changed = self.changed_since(recipe, target)
-        if changed:
+        if changed := self.changed_since(recipe, target):
             move = {"after_step": step, "was": {name: was for name, (was, _) in changed.items()}}
             changes = {**conditions(recipe, target), "moves": [*self.manifest().moves, move]}
         if self.manifest().data:  # the same images, maybe in another place
@@ -401,9 +374,7 @@ class Run:
     def write_files(self, inversion: Inversion) -> None:
         """Write the files of the inversion's own, each as a whole, and list them in the manifest with their sha256.
 
-        Raises:
-            PluginError: a name is not a file name, or is the run's own.
-            RunError: a file of that name is the user's.
+        A name that is not of a file, or is the run's own, is a `PluginError`; one of the user's files is a `RunError`.
         """
         files = contracts.files(inversion, RESERVED)
         before = self._own_files()
@@ -428,14 +399,6 @@ class Run:
     def _write_manifest(self, facts: Mapping[str, Any]) -> None:
         self._manifest = Manifest.model_validate(facts)
         write_atomically(self / "manifest.json", to_json(facts))
-
-
-def _manifest_fault(error: pydantic.ValidationError) -> str:
-    """Return what is wrong with a manifest, as the end of a sentence."""
-    fault = _fault(error)
-    missing = {"model": "which classifier was inverted", "plugins": "which plugins the run was made with"}
-    what = missing.get(str(error.errors()[0]["loc"][0]))
-    return f"is not as interpkit writes it ({fault})" if what is None else f"does not say {what} ({fault})"
 
 
 def _fault(error: pydantic.ValidationError) -> str:
@@ -468,10 +431,6 @@ RESERVED = {*FILES, "attributions"} - {GENERATOR_FILE}
 
 
 def refuse_run_files(path: Path) -> None:
-    """Check that a path that the user names is not a file of a run itself.
-
-    Raises:
-        UsageError: it is.
-    """
+    """Raise a `UsageError` if a path that the user names is a file of a run itself."""
     if path.name in FILES and (path.parent / "manifest.json").exists():
         raise UsageError(f"{path} is a file of the run in {path.parent}: name another.")

@@ -38,11 +38,7 @@ def used_plugins(recipe: Recipe, target: Target) -> dict[str, Any]:
 
 
 def used_data(recipe: Recipe, target: Target) -> dict[str, dict[str, str]]:
-    """Return for a manifest what images the components of a resolved recipe read, by where the recipe names them.
-
-    Raises:
-        UsageError: they cannot be read.
-    """
+    """Return for a manifest what images the components of a resolved recipe read, by where the recipe names them."""
     data = assembly.data_options(recipe, installed())
     return {place: options.record(target) for place, options in data.items() if options.data is not None}
 
@@ -53,11 +49,7 @@ def describe(recipe: Recipe, target: Target) -> dict[str, Any]:
     return {
         "schema": SCHEMA,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "model": {
-            "name": target.name,
-            "path": str(path) if path else None,
-            "sha256": sha256(path) if path else None,
-        },
+        "model": {"name": target.name, "path": str(path) if path else None, "sha256": sha256(path) if path else None},
         **conditions(recipe, target),
         **({"data": data} if data else {}),
         "precision": recipe.precision,

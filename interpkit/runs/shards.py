@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 import safetensors
 import torch
+from rich.filesize import decimal
 from torch import Tensor
 
 from interpkit._version import __version__
@@ -115,11 +116,8 @@ def write_shards(
 class ShardJob:
     """What `write_shards` does, ready to run; the arguments are its.
 
-    Attributes:
-        shards: how many there are in all.
-        done: how many are written.
-        todo: the numbers of those that this process has still to make.
-        bytes_needed: what the missing ones take on the disk, of all processes, at most about.
+    ``shards`` are how many there are in all, ``done`` how many are written, and ``todo`` the numbers of those that this
+    process has still to make; ``bytes_needed`` is about the most that the missing ones of all processes take.
     """
 
     def __init__(
@@ -226,20 +224,21 @@ class ShardJob:
         return index
 
     def _see_that_it_fits(self) -> None:
-        """See that the folder is a new one, or has an index of the same job, maybe of fewer samples.
-
-        Raises:
-            RunError: it holds something else.
-        """
+        """Raise a `RunError` unless the folder is new, or has an index of the same job, maybe of fewer samples."""
         visible = self.folder.glob("[!.]*")
         names = sorted(path.name for path in itertools.islice(visible, 4))
-        if not (self.folder / "index.json").exists():
+        path = self.folder / "index.json"
+        if not path.exists():
             if names:
                 raise RunError(
                     f"{self.folder} holds {listed(names, 3)} and no index.json of shards: name a new folder."
                 )
             return
-        index = self._read_index()
+        try:
+            index = strict_json.parse(strict_json.read_text(path))
+            schemas.ShardIndex.model_validate(index)
+        except ValueError as error:  # pydantic's is one
+            raise RunError(f"{path} is not an index of shards: name another folder.") from error
         free = {"interpkit", "target", "count"}
         differing = [
             f"{name} is {index.get(name)!r:.40} there and {value!r:.40} here"
@@ -262,17 +261,8 @@ class ShardJob:
             torn.unlink(missing_ok=True)
         left, needed = shutil.disk_usage(self.folder).free, self.bytes_needed
         if left < needed:
-            log.warning("%s has %s free, and the samples may take %s", self.folder, in_bytes(left), in_bytes(needed))
+            log.warning("%s has %s free, and the samples may take %s", self.folder, decimal(left), decimal(needed))
         write_atomically(self.folder / "index.json", to_json({**self.facts, "finished": False}))
-
-    def _read_index(self) -> dict[str, Any]:
-        path = self.folder / "index.json"
-        try:
-            index = strict_json.parse(strict_json.read_text(path))
-            schemas.ShardIndex.model_validate(index)
-        except ValueError as error:  # pydantic's is one
-            raise RunError(f"{path} is not an index of shards: name another folder.") from error
-        return dict(index)
 
     def _facts_of(self, number: int) -> dict[str, Any] | None:
         """Return what is known of a shard that is there, whole, and of the right length; else None."""
@@ -298,9 +288,6 @@ class ShardJob:
 
         Returns:
             the shard, and of each class its images, tries, and accepted tries, (n, 3) int64.
-
-        Raises:
-            RunError: the target accepts next to nothing of a class.
         """
         inversion, size, turn = self.inversion, self.inversion.recipe.sampling.chunk, len(self.classes)
         wanted = self.images_in(number)
@@ -337,24 +324,18 @@ class ShardJob:
 
     def _see_that_it_ends(self, number: int, tally: Tensor, labels: Tensor) -> None:
         _, tries, accepted = tally.unbind(1)
-        hopeless = ((tries >= ENOUGH_TRIES) & (accepted < LOWEST_RATE * tries)).nonzero()[:, 0].tolist()
-        still = set(labels.tolist())
-        for label in hopeless:
-            if label in still:
-                done, of = int(accepted[label]), int(tries[label])
-                name = self.inversion.target.class_names[label]
-                raise RunError(
-                    f"the target accepts next to no samples of class {label} ({name}): {done} of {of} tries for "
-                    f"{self.path(number).name} ({done / of:.2%}). Leave the class out (labels), or take what is not "
-                    f"accepted as well. Finished shards stay in {self.folder}."
-                )
+        hopeless = (tries >= ENOUGH_TRIES) & (accepted < LOWEST_RATE * tries)
+        still_open = labels.unique()
+        for label in still_open[hopeless[still_open]].tolist():
+            done, of, name = int(accepted[label]), int(tries[label]), self.inversion.target.class_names[label]
+            raise RunError(
+                f"the target accepts next to no samples of class {label} ({name}): {done} of {of} tries for "
+                f"{self.path(number).name} ({done / of:.2%}). Leave the class out (labels), or take what is not "
+                f"accepted as well. Finished shards stay in {self.folder}."
+            )
 
     def _write(self, number: int, shard: Shard, tally: Tensor) -> None:
-        """Write a shard, and what is known of it just before it is renamed into its place.
-
-        Raises:
-            RunError: it cannot be written.
-        """
+        """Write a shard, and what is known of it just before it is renamed into its place."""
         path = self.path(number)
         try:
             with replacing(path) as temporary:
@@ -374,11 +355,7 @@ class ShardJob:
             ) from error
 
     def _finish(self) -> dict[str, Any]:
-        """Write the index of all shards.
-
-        Raises:
-            RunError: one is missing.
-        """
+        """Write the index of all shards."""
         shards, tally = [], torch.zeros(self.inversion.target.num_classes, 3, dtype=torch.int64)
         for number in range(self.shards):
             facts = self._facts_of(number)
@@ -389,15 +366,8 @@ class ShardJob:
             shards.append(facts)
         names = self.inversion.target.class_names
         per_class = [
-            {
-                "label": i,
-                "name": names[i],
-                "count": count,
-                "tries": tries,
-                "accepted": accepted,
-                "rate": accepted / tries,
-            }
-            for i, (count, tries, accepted) in enumerate(tally.tolist())
+            {"label": i, "name": names[i], "count": n, "tries": tries, "accepted": accepted, "rate": accepted / tries}
+            for i, (n, tries, accepted) in enumerate(tally.tolist())
             if tries
         ]
         _, tries, accepted = tally.sum(0).tolist()
@@ -411,9 +381,3 @@ class ShardJob:
         pixels = math.prod(shape) * (1 if len(shape) == 3 else 4)
         each, a_probability = self.format.overhead
         return pixels + each + a_probability * (classes if classes <= MAX_PROBABILITIES else 0)
-
-
-def in_bytes(number: int) -> str:
-    """Return a number of bytes as people write it, e.g. ``1.5 GB``."""
-    power = min(4, max(0, len(str(number)) - 1) // 3)
-    return f"{number / 1000**power:.{min(1, power)}f} {('bytes', 'kB', 'MB', 'GB', 'TB')[power]}"

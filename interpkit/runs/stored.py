@@ -28,16 +28,7 @@ log = logging.getLogger("interpkit")
 
 
 class StoredRun(StoredInversion):
-    """The inversion of a run folder; see `StoredInversion`.
-
-    Args:
-        folder: of the run.
-        target: the classifier.
-        recipe: of the run.
-        history: of the run.
-        files: the sha256 of each file of the inversion's own, as the manifest lists them.
-        empty: the classes without an image, each with the reason.
-    """
+    """The inversion of a run folder; ``files`` are the sha256 of its own files, as the manifest lists them."""
 
     def __init__(
         self,
@@ -107,11 +98,7 @@ class StoredRun(StoredInversion):
         return assembly.build_generator(self.recipe, self.target, installed())
 
     def _build(self, weights: Mapping[str, Tensor]) -> tuple[Generator, Conditioner]:
-        """Build the generator and the conditioner.
-
-        Raises:
-            RunError: the recipe names none, or the weights are of others.
-        """
+        """Build the generator and the conditioner, if the recipe names them and the weights fit them."""
         conditioner, generator = self.parts()
         if generator is None or conditioner is None:
             raise RunError(f"{self.folder / 'recipe.toml'} names no generator for the weights in {GENERATOR_FILE}.")

@@ -16,26 +16,19 @@ from interpkit.errors import setting
 log = logging.getLogger("interpkit")
 
 
-WORTH_IT = 2000
-"""The number of steps from which compiling, which takes up to a minute, pays off."""
-
-
 def choose_compile(name: str, device: torch.device, steps: int) -> Literal["on", "off"]:
     """Return whether to compile; ``auto`` does for long runs on CUDA if Triton, which this requires, is installed."""
     if name == "auto":
         supported = device.type == "cuda" and importlib.util.find_spec("triton") is not None
-        return "on" if supported and steps >= WORTH_IT else "off"
+        return "on" if supported and steps >= 2000 else "off"  # from there on, up to a minute of compiling pays off
     return "on" if name == "on" else "off"
 
 
 @contextmanager
 def compiled(generator: nn.Module, wanted: bool, **options: Any) -> Iterator[None]:
-    """Compile a generator for a block; if that fails, it runs uncompiled after one warning.
+    """Compile a generator for a block, if wanted; if that fails, it runs uncompiled after one warning.
 
-    Args:
-        generator: the generator; its names and weights do not change.
-        wanted: whether to compile at all.
-        options: options of `torch.compile`.
+    Its names and weights do not change. The options are those of `torch.compile`.
     """
     if not wanted:
         yield

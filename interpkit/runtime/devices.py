@@ -22,8 +22,7 @@ Precision = Literal["fp32", "bf16"]
 def choose_device(name: str) -> torch.device:
     """Return the device; ``auto`` prefers CUDA, then Apple's MPS, then the CPU.
 
-    Raises:
-        UsageError: the name is not that of a device, or this machine does not have the device.
+    A name that is not of a device, or of one that this machine does not have, is a `UsageError`.
     """
     if name == "auto":
         if torch.cuda.is_available():
@@ -66,8 +65,6 @@ def _multiplies_bf16(device: torch.device) -> bool:
 
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-LARGEST_BLOCK = 32 << 20
-"""In bytes; larger blocks always go back to the system: see ``mallopt(3)``."""
 
 
 def keep_freed_memory(device: torch.device) -> bool:
@@ -79,8 +76,8 @@ def keep_freed_memory(device: torch.device) -> bool:
     decided = any(name.startswith("MALLOC_") for name in os.environ)
     if device.type != "cpu" or decided or platform.libc_ver()[0] != "glibc":
         return False
-    mallopt = ctypes.CDLL(None).mallopt
-    return bool(mallopt(M_MMAP_THRESHOLD, LARGEST_BLOCK) and mallopt(M_TRIM_THRESHOLD, 2**31 - 1))
+    mallopt = ctypes.CDLL(None).mallopt  # blocks over 32 MiB always go back to the system: see ``mallopt(3)``
+    return bool(mallopt(M_MMAP_THRESHOLD, 32 << 20) and mallopt(M_TRIM_THRESHOLD, 2**31 - 1))
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, cast
 
@@ -28,20 +29,16 @@ PATIENCE = timedelta(seconds=20)
 """How long the other processes wait for a sign of life once a process seems to have ended."""
 
 
+@dataclass
 class World:
     """The processes that share a batch, as one of them sees it: its rows are ``rank``, ``rank + size``, ...
 
     With K generators, generator ``i mod K`` generates row i. So if K divides the number of processes or the reverse,
-    each process runs only its own generators.
-
-    Args:
-        rank: the number of this process.
-        size: the number of processes.
+    each process runs only its own generators. ``rank`` is the number of this process, ``size`` that of all processes.
     """
 
-    def __init__(self, rank: int = 0, size: int = 1) -> None:
-        self.rank = rank
-        self.size = size
+    rank: int = 0
+    size: int = 1
 
     @classmethod
     def current(cls) -> World:
@@ -51,12 +48,7 @@ class World:
         return cls()
 
     def check(self, batch_size: int, generators: int) -> None:
-        """Check that the processes can share a batch evenly.
-
-        Raises:
-            UsageError: neither the number of processes nor that of generators is a multiple of the other, or the batch
-                size is not a multiple of the number of processes.
-        """
+        """Raise a `UsageError` unless the processes can share a batch, and the generators, evenly."""
         if generators % self.size and self.size % generators:
             raise UsageError(
                 f"{generators} generators cannot be spread over {self.size} processes: one number has to be a "
@@ -77,11 +69,7 @@ class World:
     def all_gather(self, count: int, *parts: Tensor) -> list[Tensor]:
         """Return, for each tensor of this process's `rows`, all processes' rows in order, with gradient.
 
-        All tensors are exchanged at once.
-
-        Args:
-            count: the number of rows of each result.
-            parts: tensors, each (ceil(count / size), ...).
+        All tensors, each (ceil(count / size), ...), are exchanged at once; each result is (count, ...).
         """
         if self.size == 1:
             return list(parts)
@@ -204,11 +192,7 @@ def processes() -> Iterator[World]:
 
 @contextmanager
 def _collective() -> Iterator[None]:
-    """Turn the failure of a collective operation into an error that names the processes that ended.
-
-    Raises:
-        RunError: the operation failed.
-    """
+    """Turn the failure of a collective operation into a `RunError` that names the processes that ended."""
     try:
         yield
     except RuntimeError as error:

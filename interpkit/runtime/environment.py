@@ -6,6 +6,7 @@ import os
 import platform
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -52,9 +53,7 @@ def facts(device: torch.device) -> dict[str, Any]:
 def changed(recorded: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     """Return by name what determines the numbers and differs, before and now; facts missing in a manifest are omitted.
 
-    Args:
-        recorded: a manifest, possibly of an older version or another machine.
-        now: the manifest of this machine.
+    Both are manifests; the recorded one may be of an older version or another machine.
     """
     old, new = _deciding(recorded), _deciding(now)
     complete = "environment" in recorded  # a variable that is missing there was not set
@@ -65,30 +64,21 @@ def changed(recorded: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tu
 def _deciding(manifest: Mapping[str, Any]) -> dict[str, Any]:
     """Return by name the facts of a manifest that determine the numbers."""
     numbers = {name: manifest[name] for name in ("interpkit", "device", "threads", "processes") if name in manifest}
-    versions, machine = _table(manifest, "versions"), _table(manifest, "machine")
+    tables = ("versions", "machine", "flags", "plugins", "environment")
+    versions, machine, flags, plugins, environment = (manifest.get(name) or {} for name in tables)
     numbers |= {name: versions[name] for name in (*COMPUTE, *LIBRARIES) if name in versions}
     numbers |= {name: machine[name] for name in ("processor", "cpu", "vectors", "gpu") if name in machine}
-    numbers |= _table(manifest, "flags")
-    plugins = _table(manifest, "plugins")
-    used = {name: _table(plugins, name) for name in plugins if _table(plugins, name).get("used")}
-    numbers |= {f"plugin {name}": plugin.get("version") for name, plugin in used.items()}
-    environment = _table(manifest, "environment")
+    numbers |= flags
+    numbers |= {f"plugin {name}": plugin.get("version") for name, plugin in plugins.items() if plugin.get("used")}
     names = [name for name in environment if name.isidentifier() and not name.endswith("_NUM_THREADS")]
     return numbers | {f"${name}": environment[name] for name in names}
-
-
-def _table(manifest: Mapping[str, Any], name: str) -> dict[str, Any]:
-    value = manifest.get(name)
-    return value if isinstance(value, dict) else {}
 
 
 def _versions(on_cuda: bool) -> dict[str, str]:
     found = {"python": platform.python_version()}
     for name in (*COMPUTE, *OTHERS):
-        try:
+        with suppress(PackageNotFoundError):  # an extra
             found[name] = version(name)
-        except PackageNotFoundError:  # an extra
-            continue
     built = torch.__config__.show()
     for name, pattern in (("mkl", r"Math Kernel Library Version ([\d.]+)"), ("onednn", r"MKL-DNN v([\d.]+)")):
         match = re.search(pattern, built)

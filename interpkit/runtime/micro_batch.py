@@ -32,15 +32,13 @@ def in_micro_batches(make: Callable[[Tensor], Any], rows: Tensor, size: int | No
 
 @contextmanager
 def _no_running_statistics(network: nn.Module) -> Iterator[None]:
-    norms = [m for m in network.modules() if isinstance(m, _BatchNorm) and m.training]
-    before = [norm.momentum for norm in norms]
-    counts = [norm.num_batches_tracked for norm in norms]
+    norms = [(m, m.momentum) for m in network.modules() if isinstance(m, _BatchNorm) and m.training]
     try:
-        for norm in norms:
+        for norm, _ in norms:
             norm.momentum = 0.0
         yield
     finally:
-        for norm, momentum, count in zip(norms, before, counts, strict=True):
+        for norm, momentum in norms:
             norm.momentum = momentum
-            if count is not None:
-                count -= 1
+            if norm.num_batches_tracked is not None:
+                norm.num_batches_tracked -= 1

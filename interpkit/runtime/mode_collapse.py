@@ -13,30 +13,21 @@ SINCE = 0.4
 """The share of the run before which nothing is reported: at first all images are the same gray."""
 MOST_IMAGES = 512
 """The maximum number of images of a batch that are compared with each other."""
-ENOUGH_IMAGES = 50
-"""The number of images required to report a class as never hit."""
-ENOUGH_PAIRS = 20
-"""The number of pairs required to report a class as one picture."""
 ALIKE = 0.98
 """The mean cosine above which images count as one picture. Real images of a class reach at most 0.87 (MNIST,
 FashionMNIST, CIFAR-10, SVHN); textures that fool a classifier, which vary little, reach 0.97.
 """
 FLAT = 0.02
 """An invisible contrast, for images in [0, 1]."""
-SIDE = 16
-"""The maximum side that images are pooled to; a quarter of their own side if that is less."""
 NEVER_HIT, ONE_PICTURE = "never hit", "one picture"
 """The two kinds of collapse, as the manifest names them."""
 
 
 class Collapse:
-    """Statistics of each class since it was last judged.
+    """Statistics of each of a number of classes since it was last judged.
 
     The images of a class are compared within a step only, because the generator changes from step to step. Only `judge`
     reads from the device.
-
-    Args:
-        classes: the number of classes.
     """
 
     def __init__(self, classes: int) -> None:
@@ -46,12 +37,9 @@ class Collapse:
         """By class: images, correctly classified images, pairs of images, and the sum of their cosines."""
 
     def look(self, images: Tensor, labels: Tensor, right: Tensor) -> None:
-        """Add the images of a step.
+        """Add the images of a step, (B, *input_shape) in [0, 1], with the requested classes (B,).
 
-        Args:
-            images: (B, *input_shape) in [0, 1].
-            labels: (B,), the requested classes.
-            right: (B,) bool, whether the target assigns each image to its class.
+        ``right`` (B,) says whether the target assigns each image to its class.
         """
         device = images.device
         labels, right = labels.to(device), right.to(device)
@@ -67,7 +55,7 @@ class Collapse:
     def judge(self, step: int) -> dict[str, list[int]]:
         """Return the collapsed classes that were not reported yet, by kind of collapse."""
         images, hits, pairs, cosines = self._counts.cpu()
-        known = {NEVER_HIT: images >= ENOUGH_IMAGES, ONE_PICTURE: pairs >= ENOUGH_PAIRS}
+        known = {NEVER_HIT: images >= 50, ONE_PICTURE: pairs >= 20}  # from so many on, a class may be reported
         fallen = {NEVER_HIT: hits == 0, ONE_PICTURE: cosines >= ALIKE * pairs}
         collapsed = {}
         for what, enough in known.items():
@@ -88,11 +76,7 @@ class Collapse:
         return {"told": self.reported, "seen": self._counts.cpu()}
 
     def take_up(self, state: Mapping[str, Any] | None) -> None:
-        """Restore the state of a checkpoint, if it has one.
-
-        Raises:
-            ValueError: the state is of other classes.
-        """
+        """Restore the state of a checkpoint, if it has one; a state of other classes is a ``ValueError``."""
         if state is None:
             return
         reported, counts = state["told"], state["seen"]
@@ -104,10 +88,11 @@ class Collapse:
 def directions(images: Tensor) -> Tensor:
     """Return unit vectors (B, D) of images (B, C, H, W), whose inner products measure how similar the images are.
 
-    Images are pooled, so that noise has no effect, and each one's mean brightness is subtracted: otherwise the cosine
-    of two textures that look gray from a distance, or of two drawings on the same background, would be close to 1.
+    Images are pooled, to at most 16 x 16, so that noise has no effect, and each one's mean brightness is subtracted:
+    otherwise the cosine of two textures that look gray from a distance, or of two drawings on the same background,
+    would be close to 1.
     """
-    height, width = (side if side < 12 else min(SIDE, -(-side // 4)) for side in images.shape[2:])
+    height, width = (side if side < 12 else min(16, -(-side // 4)) for side in images.shape[2:])
     flat = F.adaptive_avg_pool2d(images.detach().float(), (height, width)).flatten(1)
     contrast = flat - flat.mean(1, keepdim=True)
     ground = contrast.new_full((len(flat), 1), FLAT * flat.shape[1] ** 0.5)  # so all flat images are one picture

@@ -17,16 +17,12 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 WARM_UP = 5
 """The number of initial steps that are not measured, in which memory is allocated and kernels are chosen."""
 MEASURED = 20
-OTHER = "other"
 
 
 class Profile:
-    """The time of each phase of a step; see `profiled`.
+    """The time of each phase of a step on a device; see `profiled`.
 
     A profiled step takes a little longer, because the clock waits for the device.
-
-    Args:
-        device: the device that computes.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -67,7 +63,7 @@ class Profile:
 
         ``other`` is the time outside all phases. A run of at most `WARM_UP` steps has no phases.
         """
-        phases = self.seconds | {OTHER: max(0.0, self._total - sum(self.seconds.values()))}
+        phases = self.seconds | {"other": max(0.0, self._total - sum(self.seconds.values()))}
         return {
             "device": str(self.device),
             "steps": self.steps,

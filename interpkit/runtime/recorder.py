@@ -23,8 +23,6 @@ log = logging.getLogger("interpkit")
 RECORD_EVERY = 10
 MOST_RECORDS = 10_000
 """Runs that would have more records are recorded less often than every ten steps; values are checked equally often."""
-JUDGE_EVERY = 50
-"""The number of steps between checks whether classes have collapsed."""
 EXPLODED = 1000.0
 """A loss explodes if it is this many times its value at the first step and the median of the `RECENT` records."""
 RECENT = 20
@@ -68,20 +66,12 @@ class StepRecord:
 
     @classmethod
     def from_row(cls, row: Mapping[str, Any], steps: int) -> StepRecord:
-        """Return the record of a line of history.jsonl.
-
-        Raises:
-            KeyError: something is missing.
-            TypeError: something is not a number.
-        """
-        if not isinstance(row, Mapping) or type(row["step"]) is not int or not all(map(_is_number, row.values())):
+        """Return the record of a line of history.jsonl; one that is not whole is a ``KeyError`` or ``TypeError``."""
+        numbers = isinstance(row, Mapping) and all(type(value) in (int, float) for value in row.values())
+        if not numbers or type(row["step"]) is not int:
             raise TypeError("not numbers by name")
         terms = {name: value for name, value in row.items() if name not in RESERVED}
         return cls(row["step"], steps, row["seconds"], row["loss"], terms, row["inversion_accuracy"])
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 class Resumable(Protocol):
@@ -183,13 +173,7 @@ class Recorder:
         self.flush()
 
     def step(
-        self,
-        step: int,
-        loss: Tensor,
-        terms: Mapping[str, Tensor],
-        images: Tensor,
-        logits: Tensor,
-        labels: Tensor,
+        self, step: int, loss: Tensor, terms: Mapping[str, Tensor], images: Tensor, logits: Tensor, labels: Tensor
     ) -> None:
         """Receive the values of one step.
 
@@ -221,7 +205,7 @@ class Recorder:
                 self.checked()
             if step % RECORD_EVERY == 0 and step >= SINCE * self.steps and self._class_names:
                 self._collapse.look(images, labels, right)
-                if step % JUDGE_EVERY == 0:
+                if step % 50 == 0:
                     self._report_collapsed(step)
 
     def flush(self) -> None:
@@ -233,25 +217,15 @@ class Recorder:
         step, last = rows[-1]
         accuracy = sum(row[-1] for _, row in rows) / len(rows)
         self._recent = [*self._recent[:1], *self._recent[1:][1 - RECENT :], last]
-        record = StepRecord(
-            step,
-            self.steps,
-            self.seconds,
-            last[-2],
-            dict(zip(self._names, last[2:-2], strict=True)),
-            accuracy,
-        )
+        terms = dict(zip(self._names, last[2:-2], strict=True))
+        record = StepRecord(step, self.steps, self.seconds, last[-2], terms, accuracy)
         self.history.append(record)
         self.write(record)
         if self._on_record is not None:
             self._on_record(record)
 
     def checked(self) -> list[tuple[int, list[float]]]:
-        """Check the values received since the last record, and return them by step.
-
-        Raises:
-            RunError: a value is not finite, the loss explodes, or an image left [0, 1].
-        """
+        """Check the values received since the last record (see `step`), and return them by step."""
         if self._pending:
             steps, values = zip(*self._pending, strict=True)
             self._pending.clear()
@@ -292,21 +266,16 @@ class Recorder:
                 rate = "a lower rate, " if 2 * len(classes) > len(names) else ""
                 name = self._variety_preset
                 preset = f", or {setting('preset', name)} over the recipe" if name else ""
-                log.warning(
-                    "at step %d the images of %s have collapsed to one picture per class: try %smore weight on a term "
-                    "for variety%s",
-                    step,
-                    some,
-                    rate,
-                    preset,
+                words = (
+                    f"the images of {some} have collapsed to one picture per class: try {rate}more weight on a term "
+                    f"for variety{preset}"
                 )
             else:
-                log.warning(
-                    "at step %d the target classifies no image of %s as its class: increase the weight of the terms "
-                    "that ask for the class, or the number of steps",
-                    step,
-                    some,
+                words = (
+                    f"the target classifies no image of {some} as its class: increase the weight of the terms that ask "
+                    f"for the class, or the number of steps"
                 )
+            log.warning("at step %d %s", step, words)
         if collapsed:
             reported = self._collapse.reported.items()
             self.note(collapsed=[{"label": label, "name": names[label], **facts} for label, facts in reported])
@@ -322,11 +291,7 @@ class Recorder:
         }
 
     def take_up(self, state: Mapping[str, Any]) -> None:
-        """Restore the recorder's state at a checkpoint, and forget later records.
-
-        Raises:
-            RunError: the checkpoint does not fit the recipe.
-        """
+        """Restore the recorder's state at a checkpoint, and forget later records; `RunError` if it does not fit."""
         self.next_step = state["step"] + 1
         # A run that is stopped also records its last step, and is resumed as if it had not.
         recorded = state.get("recorded", state["step"])
@@ -335,8 +300,7 @@ class Recorder:
             self.history = [record for record in self.history if record.step <= recorded]
             rows = torch.tensor([row for _, row in checked] + recent, dtype=torch.float64)
             whole = not len(rows) or rows.shape[1:] == (len(names) + 4,)
-            whole = whole and all(isinstance(name, str) for name in names)
-            whole = whole and all(isinstance(step, int) for step, _ in checked)
+            whole &= all(isinstance(name, str) for name in names) and all(isinstance(step, int) for step, _ in checked)
             if self._class_names:
                 self._collapse.take_up(state.get("collapse"))
         except (TypeError, ValueError, AttributeError, KeyError, RuntimeError):

@@ -22,11 +22,8 @@ class Kind(StrEnum):
 class Facts:
     """The parts of the shared templates that differ between kinds.
 
-    Attributes:
-        base: the interface, and the end of the class's name.
-        summary: a sentence about the component in the template.
-        use: the command that uses it; ``{name}`` stands for its name, ``{preset}`` for a
-            preset that names all that a run needs.
+    ``base`` is the interface, and the end of the class's name; ``use`` the command, in which ``{name}`` stands for the
+    component's name, and ``{preset}`` for a preset that names all that a run needs.
     """
 
     base: str

@@ -21,11 +21,7 @@ _NAME = re.compile(r"[a-z][a-z0-9]*([-_][a-z0-9]+)*")
 
 
 def check(name: str) -> None:
-    """Check that a name is well formed and free.
-
-    Raises:
-        UsageError: it is not; the message suggests one that is.
-    """
+    """Check that a name is well formed and free; else a `UsageError` suggests one that is."""
     if not _NAME.fullmatch(name) or len(name) > LONGEST:
         place, _, _ = name.replace("\\", "/").rstrip("/").rpartition("/")
         where = f" Name the folder by --out {place}/{suggestion(name)}." if place else ""

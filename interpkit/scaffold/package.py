@@ -11,19 +11,11 @@ from interpkit.plugins.discovery import installed
 from interpkit.scaffold import names
 from interpkit.scaffold.kinds import KINDS, Kind
 
-TEMPLATES = Path(__file__).parent / "templates"
-
 
 def write(name: str, kind: Kind, folder: Path) -> Path:
-    """Write a package; existing files are never changed.
+    """Write the package of a plugin and its component, both named ``my-loss``, say.
 
-    Args:
-        name: of the plugin and of its component, e.g. ``my-loss``.
-        kind: of the component.
-        folder: to write; it must not exist yet.
-
-    Raises:
-        UsageError: the name is invalid or taken, the folder exists, or cannot be written.
+    A name that is invalid or taken, and a folder that exists or cannot be written, are a `UsageError`.
     """
     names.check(name)
     if folder.exists() or folder.is_symlink():
@@ -55,7 +47,7 @@ def render(name: str, kind: Kind) -> dict[str, str]:
     import jinja2
 
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES),
+        loader=jinja2.PackageLoader("interpkit.scaffold"),
         undefined=jinja2.StrictUndefined,
         keep_trailing_newline=True,
         trim_blocks=True,

@@ -53,7 +53,5 @@ PRESETS = (
 @hookimpl
 def register(registry: Registration) -> None:
     """Add the inverters and their presets."""
-    for inverter in (Pixels, DeepInversion, Evolution):
-        registry.add(inverter)
-    for preset in PRESETS:
-        registry.add(preset)
+    for item in (Pixels, DeepInversion, Evolution, *PRESETS):
+        registry.add(item)

@@ -117,11 +117,8 @@ class Evolution(Inverter):
 class Landscape:
     """What a point is worth: how surprised the target is by it, and how near it lies to the others of its class.
 
-    Args:
-        target: the classifier.
-        recipe: of the run.
-        labels: (N,), the class of each strategy.
-        grid: numbers along a side of the coarse field, where the image has as many.
+    ``labels`` (N,) are the classes of the strategies; the coarse field has ``grid`` numbers along a side, or as many as
+    the image.
     """
 
     def __init__(self, target: Target, recipe: Recipe, labels: Tensor, grid: int) -> None:
@@ -144,11 +141,7 @@ class Landscape:
         return fields.sigmoid()
 
     def judge(self, points: Tensor, middles: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Judge P points of each of N strategies.
-
-        Args:
-            points: (N, P, numbers) float64.
-            middles: (N, numbers) float64, of the strategies.
+        """Judge P points of each of N strategies, (N, P, numbers), with the middles (N, numbers), both float64.
 
         Returns:
             the cross-entropy of the class asked for, (N, P); the mean cosine to the middles of the other strategies of

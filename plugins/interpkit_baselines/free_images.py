@@ -24,15 +24,8 @@ class FreeImages(nn.Module):
     in photographs, whose spectrum falls as 1 / f. Source: Olah, Mordvintsev & Schubert, "Feature Visualization"
     (2017), "Preconditioning and Parameterization"; their decorrelation of colors is omitted.
 
-    Args:
-        count: B.
-        shape: (C, H, W), or (D,) for vectors.
-        parametrisation: of the field.
-        spread: theta begins as white noise of this standard deviation.
-        rng: source of the noise; the parameters lie on its device.
-
-    Raises:
-        UsageError: ``fourier`` is asked for, and the classifier takes vectors.
+    The shape is (C, H, W), or (D,) for vectors, for which ``fourier`` is a `UsageError`. Theta begins as white noise of
+    standard deviation ``spread``, drawn from ``rng``, on whose device it lies.
     """
 
     def __init__(
@@ -65,9 +58,8 @@ class FreeImages(nn.Module):
     def blur(self, sigma: float) -> None:
         """Blur the field by a Gaussian of standard deviation ``sigma`` pixels; what leaves on one side comes in again.
 
-        Vectors are left alone.
-
-        Source: Yosinski et al., "Understanding Neural Networks Through Deep Visualization" (2015), section 3.
+        Vectors are left alone. Source: Yosinski et al., "Understanding Neural Networks Through Deep Visualization"
+        (2015), section 3.
         """
         if not self.size:
             return

@@ -80,12 +80,8 @@ class Pixels(Inverter):
             one_hot = F.one_hot(part, target.num_classes).float()
             free = FreeImages(len(part), target.input_shape, opt.parametrisation, opt.spread, rng)
             batches.append((Condition(part, one_hot, one_hot), free))
-        trained = nn.ModuleDict(
-            {
-                "images": nn.ModuleList(free for _, free in batches),
-                "terms": nn.ModuleDict({name: loss for name, (_, loss) in losses.items()}),
-            }
-        )
+        modules = nn.ModuleDict({name: loss for name, (_, loss) in losses.items()})
+        trained = nn.ModuleDict({"images": nn.ModuleList(free for _, free in batches), "terms": modules})
         trained.to(device).train()
         betas = (recipe.optimizer.beta1, recipe.optimizer.beta2)
         optimizer = torch.optim.Adam(trained.parameters(), lr=recipe.optimizer.lr, betas=betas)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,13 +17,16 @@ from torch import Tensor
 import interpkit
 from interpkit import Attribution, AttributionContext, Target
 
-LEAST_STEPS = 12
-"""Fewest steps of the path from each baseline, if there are several."""
-
 
 def with_gradient(images: Tensor) -> Tensor:
     """Return a copy of the images that requires a gradient; Captum would warn if it had to set that itself."""
     return images.detach().clone().requires_grad_()
+
+
+def explained(method: Any, images: Tensor, classes: Tensor, **settings: Any) -> Tensor:
+    """Return the maps by one of Captum's methods."""
+    maps: Tensor = method.attribute(with_gradient(images), target=classes, **settings)
+    return maps
 
 
 class IntegratedGradients(Attribution):
@@ -59,16 +63,11 @@ class IntegratedGradients(Attribution):
         from captum.attr import IntegratedGradients as Captum
 
         method, count = Captum(context.scores), len(context.baselines)
-        steps = self.options.steps if count == 1 else max(LEAST_STEPS, self.options.steps // count)
+        steps = self.options.steps if count == 1 else max(12, self.options.steps // count)
         total = torch.zeros_like(images)
         for baseline in context.baselines.split(1):
-            total += method.attribute(
-                with_gradient(images),
-                baselines=baseline,
-                target=classes,
-                n_steps=steps,
-                internal_batch_size=context.rows,
-            ).detach()
+            settings = {"baselines": baseline, "n_steps": steps, "internal_batch_size": context.rows}
+            total += explained(method, images, classes, **settings).detach()
         return total / count
 
 
@@ -103,10 +102,7 @@ class Saliency(Attribution):
         """Return maps; see `Attribution.attribute`."""
         from captum.attr import Saliency as Captum
 
-        maps: Tensor = Captum(context.scores).attribute(
-            with_gradient(images), target=classes, abs=not self.options.signed
-        )
-        return maps
+        return explained(Captum(context.scores), images, classes, abs=not self.options.signed)
 
 
 class InputTimesGradient(Attribution):
@@ -130,8 +126,7 @@ class InputTimesGradient(Attribution):
         """Return maps; see `Attribution.attribute`."""
         from captum.attr import InputXGradient as Captum
 
-        maps: Tensor = Captum(context.scores).attribute(with_gradient(images), target=classes)
-        return maps
+        return explained(Captum(context.scores), images, classes)
 
 
 class SmoothGrad(Attribution):
@@ -166,13 +161,14 @@ class SmoothGrad(Attribution):
         from captum.attr import NoiseTunnel
         from captum.attr import Saliency as Captum
 
-        maps: Tensor = NoiseTunnel(Captum(context.scores)).attribute(
-            with_gradient(images),
+        maps = explained(
+            NoiseTunnel(Captum(context.scores)),
+            images,
+            classes,
             nt_type="smoothgrad",
             nt_samples=self.options.samples,
             nt_samples_batch_size=max(1, min(self.options.samples, context.rows // len(images))),
             stdevs=self.options.sigma,
-            target=classes,
             abs=False,
         )
         return maps if self.options.signed else maps.abs()
@@ -216,14 +212,8 @@ class GradientShap(Attribution):
                 left = self.options.samples
                 while left:  # Captum processes all samples of an image at once
                     samples = min(left, context.rows)
-                    found = method.attribute(
-                        with_gradient(images[part]),
-                        baselines=context.baselines,
-                        n_samples=samples,
-                        stdevs=self.options.sigma,
-                        target=classes[part],
-                    )
-                    total[part] += found.detach() * samples
+                    settings = {"baselines": context.baselines, "n_samples": samples, "stdevs": self.options.sigma}
+                    total[part] += explained(method, images[part], classes[part], **settings).detach() * samples
                     left -= samples
         return total / self.options.samples
 

@@ -9,9 +9,6 @@ from torch import Tensor, nn
 import interpkit
 from interpkit import InversionBatch, InversionLoss, Target, UsageError
 
-PLAUSIBLE = 0.95
-"""Fraction of the largest possible variance above which a normalization is a convention, not a measurement."""
-
 
 class TotalVariation(InversionLoss):
     r"""Total variation: the mean absolute difference of neighboring pixels, down and across.
@@ -242,14 +239,15 @@ class Statistics(InversionLoss):
 def pixel_statistics(target: Target) -> tuple[Tensor, Tensor] | None:
     """Return the mean and variance of the training images' pixels, (C,) each in [0, 1], from the normalization.
 
-    Pixels in [0, 1] with mean m have a variance of at most m (1 - m), reached by pure black and white.
+    Pixels in [0, 1] with mean m have a variance of at most m (1 - m), reached by pure black and white; above 95 % of
+    that, a normalization is a convention, not a measurement.
     """
     if len(target.input_shape) != 3:
         return None
     if set(target.description.std or [1.0]) == {1.0}:
         return None  # only the mean is subtracted, so the variance is unknown
     mean, variance = normalization(target)
-    plausible = (mean > 0) & (mean < 1) & (variance < PLAUSIBLE * mean * (1 - mean))
+    plausible = (mean > 0) & (mean < 1) & (variance < 0.95 * mean * (1 - mean))
     return (mean, variance) if bool(plausible.all()) else None
 
 

@@ -23,10 +23,6 @@ PAIRS_AT_ONCE = 4_000_000
 """Numbers in the images of one batch of pairs."""
 
 
-LOW_EXCESS_VENDI = 0.3
-"""Below it the variety is warned of."""
-
-
 class Figures(pydantic.BaseModel):
     """What other code reads of the entry in metrics.json."""
 
@@ -97,7 +93,7 @@ class Reference(Metric):
         per_class = metrics.get("per_class", [])
         excess = {row["name"]: row.get("reference", {}).get("excess_vendi") for row in per_class}
         known = {name: value for name, value in excess.items() if value is not None}
-        low = [name for name, value in known.items() if value < LOW_EXCESS_VENDI]
+        low = [name for name, value in known.items() if value < 0.3]
         if not low:
             return []
         average = sum(known.values()) / len(known)
@@ -201,12 +197,9 @@ def _accuracy(study: Study, judge: Target, rows: Tensor) -> float:
 
 
 def manifold(samples: Tensor, real: Tensor, k: int) -> dict[str, float]:
-    """Return precision, recall, density and coverage; see `Reference`.
+    """Return precision, recall, density and coverage of (M, F) samples and (N, F) real images, M and N > k.
 
-    Args:
-        samples: (M, F), M > k.
-        real: (N, F), N > k.
-        k: the neighbor that the radius of a ball reaches to, the image itself not counted.
+    The ball about an image reaches to its k-th neighbor, itself not counted; see `Reference`.
     """
     apart = distances(real, samples)
     reach_real, reach_samples = (distances(x, x).kthvalue(k + 1, dim=1).values for x in (real, samples))
@@ -221,12 +214,7 @@ def manifold(samples: Tensor, real: Tensor, k: int) -> dict[str, float]:
 
 
 def matched_ssim(samples: Tensor, real: Tensor) -> Tensor:
-    """Return the SSIM (N,) of each sample and its real image under the matching of the largest sum.
-
-    Args:
-        samples: (N, C, H, W) in [0, 1].
-        real: (N, C, H, W) in [0, 1].
-    """
+    """Return the SSIM (N,) of each sample and its real image, (N, C, H, W) in [0, 1], matched for the largest sum."""
     from scipy.optimize import linear_sum_assignment
     from torchmetrics.functional.image import structural_similarity_index_measure
 

@@ -46,8 +46,5 @@ TRAINING_LIKE = Preset(
 @hookimpl
 def register(registry: Registration) -> None:
     """Add the losses, the metric and the presets."""
-    registry.add(Robustness)
-    registry.add(Ghosts)
-    registry.add(KeptLabels)
-    registry.add(PRESET)
-    registry.add(TRAINING_LIKE)
+    for item in (Robustness, Ghosts, KeptLabels, PRESET, TRAINING_LIKE):
+        registry.add(item)

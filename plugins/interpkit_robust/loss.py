@@ -69,9 +69,8 @@ class Robustness(InversionLoss):
     def __init__(self, target: Target, options: Options | None = None) -> None:
         super().__init__(target, options)
         images = len(target.input_shape) == 3
-        self.kinds: list[Kind] = self.options.kinds or (
-            ["gaussian", "pgd", "affine"] if images else ["gaussian", "pgd"]
-        )
+        usual: list[Kind] = ["gaussian", "pgd", "affine"] if images else ["gaussian", "pgd"]
+        self.kinds = self.options.kinds or usual
         geometric = {"affine", "jitter"} & set(self.kinds)
         if geometric and not images:
             raise UsageError(

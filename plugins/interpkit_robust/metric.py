@@ -67,7 +67,7 @@ class KeptLabels(Metric):
         rng = torch.Generator(study.device).manual_seed(study.rng.initial_seed())
 
         def noise(x: Tensor, y: Tensor, sigma: float) -> Tensor:
-            return (x + sigma * _normal(x, rng)).clamp(0, 1)
+            return (x + sigma * perturbations.noise(x, rng)).clamp(0, 1)
 
         def pgd(x: Tensor, y: Tensor, radius: float) -> Tensor:
             return perturbations.pgd(study.target, x, y, radius, "l2", opt.steps, rng)
@@ -96,7 +96,3 @@ class KeptLabels(Metric):
 
 def _share(hits: int, count: int) -> dict[str, Any]:
     return {"kept": hits / count, "kept_interval": wilson(hits, count)}
-
-
-def _normal(like: Tensor, rng: torch.Generator) -> Tensor:
-    return torch.randn(like.shape, device=like.device, generator=rng)

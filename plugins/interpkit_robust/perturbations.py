@@ -23,13 +23,14 @@ def _per_image(values: Tensor, images: Tensor) -> Tensor:
     return values.view(-1, *(1,) * (images.dim() - 1))
 
 
-def _noise(images: Tensor, rng: torch.Generator) -> Tensor:
+def noise(images: Tensor, rng: torch.Generator) -> Tensor:
+    """Return standard normal numbers of the images' shape."""
     return torch.randn(images.shape, device=images.device, generator=rng)
 
 
 def gaussian(images: Tensor, sigma: float, rng: torch.Generator) -> Tensor:
     """Add Gaussian noise; its standard deviation is drawn per image, uniformly from [0, sigma]."""
-    return (images + _per_image(_uniform(images, rng, 0, sigma), images) * _noise(images, rng)).clamp(0, 1)
+    return (images + _per_image(_uniform(images, rng, 0, sigma), images) * noise(images, rng)).clamp(0, 1)
 
 
 def in_ball(images: Tensor, radius: float, norm: Norm, rng: torch.Generator) -> Tensor:
@@ -44,7 +45,7 @@ def random_delta(images: Tensor, radius: float, norm: Norm, rng: torch.Generator
     """
     if norm == "linf":
         return torch.empty_like(images).uniform_(-radius, radius, generator=rng)
-    direction = _to_unit(_noise(images, rng))
+    direction = _to_unit(noise(images, rng))
     return direction * _per_image(radius * _uniform(images, rng) ** (1 / images[0].numel()), images)
 
 
@@ -61,13 +62,7 @@ def project(delta: Tensor, radius: float, norm: Norm) -> Tensor:
 
 
 def pgd(
-    target: Target,
-    images: Tensor,
-    labels: Tensor,
-    radius: float,
-    norm: Norm,
-    steps: int,
-    rng: torch.Generator,
+    target: Target, images: Tensor, labels: Tensor, radius: float, norm: Norm, steps: int, rng: torch.Generator
 ) -> Tensor:
     """Search the ball for the perturbation with the highest cross-entropy: projected gradient descent.
 
@@ -110,14 +105,10 @@ def affine(images: Tensor, degrees: float, shift: float, scale: float, rng: torc
 
 
 def occlude(images: Tensor, largest: float, rng: torch.Generator) -> Tensor:
-    """Cover a rectangle of each image with that of another image in the batch (CutMix, Yun et al. 2019).
+    """Cover a rectangle of each image (B, C, H, W) with that of another in the batch (CutMix, Yun et al. 2019).
 
-    Unlike in CutMix, the labels stay as they are.
-
-    Args:
-        images: (B, C, H, W).
-        largest: each side of the rectangle is uniform in [0, largest], as a fraction of the image's.
-        rng: source of randomness.
+    Each side of the rectangle is uniform in [0, largest], as a fraction of the image's. Unlike in CutMix, the labels
+    stay as they are.
     """
 
     def inside(side: int) -> Tensor:

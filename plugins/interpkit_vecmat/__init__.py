@@ -68,11 +68,6 @@ PRESET = Preset(
 @hookimpl
 def register(registry: Registration) -> None:
     """Add the conditioners, the generators and the preset."""
-    registry.add(VectorMatrixConditioner)
-    registry.add(VectorConditioner)
-    registry.add(MatrixConditioner)
-    registry.add(LabelConditioner)
-    registry.add(UpConvGenerator)
-    registry.add(WarpGenerator)
-    registry.add(DenseGenerator)
-    registry.add(PRESET)
+    conditioners = (VectorMatrixConditioner, VectorConditioner, MatrixConditioner, LabelConditioner)
+    for item in (*conditioners, UpConvGenerator, WarpGenerator, DenseGenerator, PRESET):
+        registry.add(item)

@@ -12,9 +12,6 @@ from torch import Tensor, nn
 import interpkit
 from interpkit import Condition, Conditioner, ConditionSpec, UsageError
 
-MAX_SIDE = 16
-MAX_SIDE_HELP = "side of the largest hot matrix; with more classes than that, one cross per digit of the label"
-
 
 class SoftVector:
     """Draws soft distributions over n classes: softmax(z / T) of n standard normal numbers z.
@@ -22,12 +19,7 @@ class SoftVector:
     At T = 1 and n = 10, the paper's case, the largest entry is 0.32 on average. At a fixed temperature the vectors
     flatten as n grows (0.017 at n = 1,000), so the default temperature keeps that average: with 1 / T^2 = 1 + 2.1
     ln(n / 10), a fit to simulations, the expected largest entry stays within 0.03 of 0.32 for n = 10 to 21,841. Below
-    10 classes the default is T = 1.
-
-    Args:
-        num_classes: n.
-        start: T at the start of training; the default above if None.
-        end: T at the end of training, approached geometrically; ``start`` if None.
+    10 classes the default is T = 1. T goes from ``start``, or that default, geometrically to ``end``, or stays.
     """
 
     def __init__(self, num_classes: int, start: float | None, end: float | None) -> None:
@@ -40,12 +32,7 @@ class SoftVector:
         return float(self.start ** (1 - progress) * self.end**progress)
 
     def draw(
-        self,
-        labels: Tensor | None,
-        count: int,
-        progress: float,
-        device: torch.device,
-        rng: torch.Generator | None,
+        self, labels: Tensor | None, count: int, progress: float, device: torch.device, rng: torch.Generator | None
     ) -> Tensor:
         """Return (count, n) distributions; if labels are given, the largest entry is swapped to the label's place.
 
@@ -63,13 +50,8 @@ class HotMatrix:
     """The paper's n x n matrix that is 1 in the row and the column of the label, and 0 elsewhere.
 
     The matrix is a cross, of rank 2, and is drawn at the size that the generator requests. With more classes than the
-    largest side g allows (16, or the image's side), each digit of the label in base g has a cross on a map of its
-    own: 1,000 classes need 3 maps of 16 x 16 instead of one of 1,000 x 1,000, and the label can still be recovered
-    from the maps (`decode`).
-
-    Args:
-        num_classes: n.
-        side: g, at most n.
+    largest ``side`` g allows (16, or the image's side), each digit of the label in base g has a cross on a map of its
+    own: 1,000 classes need 3 maps of 16 x 16 instead of one of 1,000 x 1,000, and still tell the label.
     """
 
     def __init__(self, num_classes: int, side: int) -> None:
@@ -84,27 +66,11 @@ class HotMatrix:
         columns = torch.arange(width, device=labels.device) * self.side // width == digits
         return (rows[:, :, :, None] | columns[:, :, None, :]).float()
 
-    def decode(self, maps: Tensor) -> Tensor:
-        """Return the labels (B,) that the maps were drawn for."""
-        height = maps.shape[2]
-        brightest = maps.sum(3).argmax(2) * self.side // height
-        return (brightest * self.side ** torch.arange(self.digits, device=maps.device)).sum(1)
-
 
 def _labels(conditioner: Conditioner, batch_size: int, labels: Tensor | None, rng: torch.Generator | None) -> Tensor:
     if labels is not None:
         return labels
     return torch.randint(conditioner.num_classes, (batch_size,), device=conditioner.device, generator=rng)
-
-
-def _side(num_classes: int, input_shape: tuple[int, ...], max_side: int) -> int:
-    side = min(num_classes, max_side, *(input_shape[1:] or (max_side,)))
-    if side < 2:
-        raise UsageError(
-            f"a hot matrix needs images of at least 2 x 2 pixels; the classifier's are {input_shape}. Use the "
-            f"conditioner 'vector'."
-        )
-    return side
 
 
 class VectorConditioner(Conditioner):
@@ -161,47 +127,6 @@ class VectorConditioner(Conditioner):
         return Condition(distribution.argmax(1) if labels is None else labels, distribution, distribution)
 
 
-class VectorMatrixConditioner(VectorConditioner):
-    """The paper's conditioning: a soft vector, and a hot matrix of its argmax.
-
-    Source: section 2, "Vector-Matrix Conditioning".
-
-    Example:
-        >>> import torch
-        >>> from interpkit_vecmat import VectorMatrixConditioner
-        >>> conditioner = VectorMatrixConditioner(num_classes=4, input_shape=(1, 28, 28))
-        >>> condition = conditioner.sample(1, labels=torch.tensor([2]))
-        >>> condition.vector.argmax(1), condition.maps(4, 4)[0, 0]
-        (tensor([2]), tensor([[0., 0., 1., 0.],
-                [0., 0., 1., 0.],
-                [1., 1., 1., 1.],
-                [0., 0., 1., 0.]]))
-    """
-
-    name = "vecmat"
-
-    class Options(VectorConditioner.Options):
-        """How soft the vectors are, and how large the matrix may be."""
-
-        max_side: int = Field(MAX_SIDE, ge=2, le=64, description=MAX_SIDE_HELP)
-
-    options: Options
-
-    def __init__(self, num_classes: int, input_shape: tuple[int, ...], options: Options | None = None) -> None:
-        super().__init__(num_classes, input_shape, options)
-        self.matrix = HotMatrix(num_classes, _side(num_classes, input_shape, self.options.max_side))
-
-    @property
-    def spec(self) -> ConditionSpec:
-        """A vector of length n, and one map per digit of the label."""
-        return ConditionSpec(self.num_classes, self.matrix.digits, self.matrix.side)
-
-    def sample(self, batch_size: int, *, labels: Tensor | None = None, rng: torch.Generator | None = None) -> Condition:
-        """Draw soft vectors and their matrices; see `Conditioner.sample`."""
-        soft = super().sample(batch_size, labels=labels, rng=rng)
-        return Condition(soft.labels, soft.distribution, soft.vector, lambda h, w: self.matrix.draw(soft.labels, h, w))
-
-
 class MatrixConditioner(Conditioner):
     """Hot matrices alone, the second half of the paper's conditioning; without a vector, P is one-hot.
 
@@ -220,13 +145,24 @@ class MatrixConditioner(Conditioner):
     class Options(interpkit.Options):
         """How large the matrix may be."""
 
-        max_side: int = Field(MAX_SIDE, ge=2, le=64, description=MAX_SIDE_HELP)
+        max_side: int = Field(
+            16,
+            ge=2,
+            le=64,
+            description="side of the largest hot matrix; with more classes than that, one cross per digit of the label",
+        )
 
     options: Options
 
     def __init__(self, num_classes: int, input_shape: tuple[int, ...], options: Options | None = None) -> None:
         super().__init__(num_classes, input_shape, options)
-        self.matrix = HotMatrix(num_classes, _side(num_classes, input_shape, self.options.max_side))
+        side = min(num_classes, self.options.max_side, *input_shape[1:])
+        if side < 2:
+            raise UsageError(
+                f"a hot matrix needs images of at least 2 x 2 pixels; the classifier's are {input_shape}. Use the "
+                f"conditioner 'vector'."
+            )
+        self.matrix = HotMatrix(num_classes, side)
 
     @property
     def spec(self) -> ConditionSpec:
@@ -238,6 +174,41 @@ class MatrixConditioner(Conditioner):
         chosen = _labels(self, batch_size, labels, rng)
         one_hot = F.one_hot(chosen, self.num_classes).float()
         return Condition(chosen, one_hot, one_hot[:, :0], lambda h, w: self.matrix.draw(chosen, h, w))
+
+
+class VectorMatrixConditioner(VectorConditioner, MatrixConditioner):
+    """The paper's conditioning: a soft vector, and a hot matrix of its argmax.
+
+    Source: section 2, "Vector-Matrix Conditioning".
+
+    Example:
+        >>> import torch
+        >>> from interpkit_vecmat import VectorMatrixConditioner
+        >>> conditioner = VectorMatrixConditioner(num_classes=4, input_shape=(1, 28, 28))
+        >>> condition = conditioner.sample(1, labels=torch.tensor([2]))
+        >>> condition.vector.argmax(1), condition.maps(4, 4)[0, 0]
+        (tensor([2]), tensor([[0., 0., 1., 0.],
+                [0., 0., 1., 0.],
+                [1., 1., 1., 1.],
+                [0., 0., 1., 0.]]))
+    """
+
+    name = "vecmat"
+
+    class Options(MatrixConditioner.Options, VectorConditioner.Options):
+        """How soft the vectors are, and how large the matrix may be."""
+
+    options: Options
+
+    @property
+    def spec(self) -> ConditionSpec:
+        """A vector of length n, and one map per digit of the label."""
+        return ConditionSpec(self.num_classes, self.matrix.digits, self.matrix.side)
+
+    def sample(self, batch_size: int, *, labels: Tensor | None = None, rng: torch.Generator | None = None) -> Condition:
+        """Draw soft vectors and their matrices; see `Conditioner.sample`."""
+        soft = super().sample(batch_size, labels=labels, rng=rng)
+        return Condition(soft.labels, soft.distribution, soft.vector, lambda h, w: self.matrix.draw(soft.labels, h, w))
 
 
 class LabelConditioner(Conditioner):

@@ -148,20 +148,14 @@ class UpConvGenerator(Generator):
             # A padded 3x3 convolution of the doubled image yields 2t pixels; an unpadded 2x2 one yields 2t - 1.
             sizes = [(2, 0) if axis.stride == 2 and axis.kernel == 3 else (3, 1) for axis in step]
             (height, down), (width, across) = sizes
-            grow = [
-                nn.Upsample(scale_factor=stride, mode="bilinear"),
-                nn.Conv2d(before, after, (height, width), padding=(down, across), bias=False),
-            ]
+            smooth = nn.Conv2d(before, after, (height, width), padding=(down, across), bias=False)
+            grow = [nn.Upsample(scale_factor=stride, mode="bilinear"), smooth]
         else:
             padding = (rows.padding, columns.padding)
             kernel = (rows.kernel, columns.kernel)
             grow = [nn.ConvTranspose2d(before, after, kernel, stride, padding, bias=False)]  # batch norm adds one
-        return nn.Sequential(
-            *grow,
-            nn.BatchNorm2d(after),
-            nn.LeakyReLU(self.options.slope),
-            nn.Dropout2d(self.options.dropout),
-        )
+        rest = (nn.BatchNorm2d(after), nn.LeakyReLU(self.options.slope), nn.Dropout2d(self.options.dropout))
+        return nn.Sequential(*grow, *rest)
 
     def forward(self, latent: Tensor, condition: Condition) -> Tensor:
         """Return images; see `Generator.forward`."""

@@ -25,7 +25,7 @@ import interpkit
 from interpkit import GeneratorInversion, ImageInversion, Inversion, Recipe, RunError, UsageError, write_shards
 from interpkit.evaluation.scoring import read_images
 from interpkit.runs import shards
-from interpkit.runs.shards import ShardJob, in_bytes
+from interpkit.runs.shards import ShardJob
 from interpkit.runtime.distributed import World
 
 SHAPE = (1, 6, 6)
@@ -521,11 +521,3 @@ def test_progress_counts_the_samples_that_are_kept(inversion: GeneratorInversion
     seen: list[int] = []
     write_shards(inversion, tmp_path, **asked(accepted=True), on_images=seen.append)
     assert seen == sorted(seen) and seen[-1] == 50 and len(seen) > 7
-
-
-@pytest.mark.parametrize(
-    ("number", "words"),
-    [(0, "0 bytes"), (999, "999 bytes"), (1000, "1.0 kB"), (8_120_000_000, "8.1 GB"), (5 * 10**16, "50000.0 TB")],
-)
-def test_bytes_are_written_as_people_do(number: int, words: str) -> None:
-    assert in_bytes(number) == words

@@ -137,9 +137,8 @@ def test_a_newly_set_environment_variable_counts_as_a_change(monkeypatch: pytest
     assert changed(recorded) == {}
 
 
-@pytest.mark.parametrize("recorded", [{}, {"versions": 3, "machine": [], "flags": None, "plugins": {"a": 1}}])
-def test_facts_missing_in_a_manifest_are_not_changes(recorded: dict[str, Any]) -> None:
-    assert changed(recorded) == {}
+def test_facts_missing_in_a_manifest_are_not_changes() -> None:
+    assert changed({}) == {}
 
 
 # ------------------------------------------------------------------------------------------- resumed
