@@ -109,7 +109,7 @@ def choose(
         raise ModelError(_no_logits(tensors, count) if tensors else _no_tensors(output))
     others = f", out of {_shapes(tensors)}" if len(tensors) > 1 else ""
     if len(found) == 1:
-        return next(iter(found)), f"found: the only one that has a row per image{others}" if others else ""
+        return next(iter(found)), f"found: no other has a row per image{others}" if others else ""
     if sure := _of_name(found, SCORES[:1]):
         return sure, f"found: by its name{others}"
     fitting = [key for key, row in found.items() if width is not None and row.shape[1] == width]

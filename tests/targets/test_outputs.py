@@ -124,7 +124,7 @@ def test_the_chosen_output_is_that_of_a_resumed_run() -> None:
         (lambda net, h, z: {"loss": None}, "does not contain a tensor of logits"),
     ],
 )
-def test_what_is_no_row_per_image_is_refused_with_a_wrapper_and_not_with_the_shape(make: Any, words: str) -> None:
+def test_other_shapes_are_refused_with_a_wrapper_and_not_with_the_shape(make: Any, words: str) -> None:
     with pytest.raises(ModelError, match=words) as error:
         wrap(Net(make), (3, 2, 2))
     assert "input_shape" not in str(error.value)
