@@ -19,8 +19,18 @@ from interpkit.interfaces.targets import Target
 
 COMPONENTS = ("conditioner", "generator", "loss", "inverter", "metric", "attribution")
 """The kinds that have `Options`."""
-MODULES = ("components", "conditioners", "generators", "losses", "inverters", "metrics", "attributions", "targets")
-"""The modules of the checks, in the order in which they are run."""
+MODULES = (
+    "components",
+    "conditioners",
+    "generators",
+    "losses",
+    "parts",
+    "inverters",
+    "metrics",
+    "attributions",
+    "targets",
+)
+"""The modules of the checks."""
 LONGEST = 1000
 """Characters of an error that are shown."""
 PREREQUISITE = "builds"
@@ -136,19 +146,19 @@ def _told(error: BaseException, component: Any) -> str:
 _CHECKS: dict[str, list[Check]] = {}
 
 
-def promised(name: str, *, by: str | Sequence[str], promise: str, remedy: str) -> Callable[[Any], Any]:
-    """Return a decorator that registers a function as the check of a promise.
+def promised(by: str | Sequence[str], remedy: str) -> Callable[[Any], Any]:
+    """Return a decorator that registers a function as a check of its own name, whose docstring is the promise.
 
     Args:
-        name: of the check.
         by: the kinds of component that promise it.
-        promise: what the interface promises, a sentence without its period.
-        remedy: how to fix a component that fails, likewise.
+        remedy: how to fix a component that fails, a sentence without its period.
     """
 
     def add(verify: Callable[[Any], None]) -> Callable[[Any], None]:
+        said = " ".join((verify.__doc__ or "").split()).removesuffix(".")
+        check = Check(verify.__name__.replace("_", "-"), said[:1].lower() + said[1:], remedy, verify)
         for kind in (by,) if isinstance(by, str) else by:
-            _CHECKS.setdefault(kind, []).append(Check(name, promise, remedy, verify))
+            _CHECKS.setdefault(kind, []).append(check)
         return verify
 
     return add

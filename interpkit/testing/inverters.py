@@ -22,38 +22,35 @@ from interpkit.runtime.random import global_seed
 from interpkit.runtime.recorder import Recorder
 from interpkit.testing import toy_models
 from interpkit.testing.checks import expect, promised
-from interpkit.testing.components import expect_images, expect_unit, random_states, same
-from interpkit.testing.conditioners import expect_converged
+from interpkit.testing.components import (
+    expect_converged,
+    expect_on,
+    expect_unchanged,
+    expect_unit,
+    expect_untouched,
+    same,
+)
+from interpkit.testing.parts import PARTS
 from interpkit.testing.second_device import other_devices
 
-PARTS = ("conditioner", "generator", "loss")
 PER_CLASS = 2
 """Images per class, for methods with an option of that name."""
 SHORT = 6
 """Steps of a run that need not learn anything."""
-STOP, SAVE = 3, 3
-"""The steps after which a run is stopped, and saved."""
+HALFWAY = 3
+"""The step after which a run is stopped, or saved."""
 HALF_A_LEVEL = 0.51 / 255
 """Largest error of an image that is stored in 8 bits."""
 
 
 class Kept(Recorder):
-    """A recorder that stops a run, keeps its checkpoint, or resumes from one.
+    """A recorder that stops after a step, keeps the checkpoint of a step, or resumes from one."""
 
-    Args:
-        steps: the number of steps of the run.
-        stop: the step after which to stop.
-        save: the step at which a checkpoint is due.
-        checkpoint: to resume from.
-    """
-
-    def __init__(self, steps: int, *, stop: int | None = None, save: int | None = None, checkpoint: Any = None) -> None:
-        super().__init__(steps, on_step=self._note)
+    def __init__(self, *, stop: int | None = None, save: int | None = None, checkpoint: Any = None) -> None:
+        super().__init__(SHORT, on_step=self._note)
         self.seen: list[int] = []
         self.saved: dict[str, Any] | None = None
-        self._stop = stop
-        self._save = save
-        self._checkpoint = checkpoint
+        self._stop, self._save, self._checkpoint = stop, save, checkpoint
 
     def _note(self, step: int) -> None:
         self.seen.append(step)
@@ -126,32 +123,25 @@ def pictures(inversion: Inversion) -> Any:
     return inversion.sample(2 if inversion.images_per_class is None else min(2, inversion.images_per_class))
 
 
-@promised(
-    "needs",
-    by="inverter",
-    promise="`needs` names the parts of a recipe that it uses, among conditioner, generator and loss; it works "
-    "with only those",
-    remedy="write needs = ('loss',), say, in the class, and use no other part",
-)
+@promised("inverter", "write needs = ('loss',), say, in the class, and use no other part")
 def needs(cls: Any) -> None:
-    """`needs` is true."""
+    """`needs` names the parts of a recipe that it uses, of conditioner, generator and loss; those are enough."""
     unknown = [part for part in cls.needs if part not in PARTS]
     expect(isinstance(cls.needs, tuple) and not unknown, f"needs is {cls.needs!r}")
     run(cls, toy_models.tiny_target(), Recorder(1))
 
 
 @promised(
-    "shapes",
-    by="inverter",
-    promise="it inverts targets of any image size and number of classes, or raises a UsageError with the reason; "
-    "samples are (N, *input_shape) float32 in [0, 1] on the CPU, with the requested labels",
-    remedy="take sizes from target.input_shape and target.num_classes, and keep images in [0, 1] with a "
-    "sigmoid or a clamp",
+    "inverter",
+    "take sizes from target.input_shape and target.num_classes, and keep images in [0, 1] with a sigmoid or a clamp",
 )
 def shapes(cls: Any) -> None:
-    """Samples are images."""
+    """It inverts targets of any image size and number of classes, or raises a UsageError with the reason.
+
+    Samples are (N, *input_shape) float32 in [0, 1] on the CPU, with the requested labels.
+    """
     taken, refusal = 0, ""
-    for shape, count in ((toy_models.TINY, 3), ((3, 32, 32), 2), ((5, 17, 40), 10), ((12,), 37)):
+    for shape, count in toy_models.VARIED:
         target, where = toy_models.target_of(shape, count), f"for images of {shape} and {count} classes"
         try:
             inversion = run(cls, target, Recorder(2), labels=[0, count - 1])
@@ -160,39 +150,26 @@ def shapes(cls: Any) -> None:
             refusal = refusal or str(error)
             continue
         taken += 1
-        expect_images(images, shape, len(labels), where)
-        expect(
-            images.dtype == torch.float32 and images.device == toy_models.CPU,
-            f"{images.dtype}, {images.device}, {where}",
-        )
+        found, wanted = (tuple(images.shape), images.dtype), ((len(labels), *shape), torch.float32)
+        expect(found == wanted, f"{found} instead of {wanted}, {where}")
+        expect_on(toy_models.CPU, images=images)
         expect_unit(images, where)
-        wanted = {0, count - 1} - inversion.empty.keys()
-        expect(set(labels.tolist()) == wanted, f"images of the classes {set(labels.tolist())}, {where}")
+        classes = set(labels.tolist())
+        expect(classes == {0, count - 1} - inversion.empty.keys(), f"images of the classes {classes}, {where}")
     expect(taken, f"it refuses every target tried; the first with: {refusal}")
 
 
-@promised(
-    "labels",
-    by="inverter",
-    promise="it inverts only the classes that the recipe names",
-    remedy="use recipe.labels if it is not None",
-)
+@promised("inverter", "use recipe.labels if it is not None")
 def labels(cls: Any) -> None:
-    """The recipe's labels are inverted."""
+    """It inverts only the classes that the recipe names."""
     inversion = run(cls, toy_models.tiny_target(), Recorder(2), labels=[2, 0])
-    asked = pictures(inversion)[1].tolist()
-    expect(set(asked) == {0, 2} - inversion.empty.keys(), f"classes 0 and 2 requested, images of {sorted(set(asked))}")
+    found = set(pictures(inversion)[1].tolist())
+    expect(found == {0, 2} - inversion.empty.keys(), f"classes 0 and 2 requested, images of {sorted(found)}")
 
 
-@promised(
-    "empty",
-    by="inverter",
-    promise="a class without an image is in `empty`, with a reason in words, and only classes that the recipe "
-    "requests are",
-    remedy="pass empty={label: 'why there is none'} to the inversion",
-)
+@promised("inverter", "pass empty={label: 'why there is none'} to the inversion")
 def empty(cls: Any) -> None:
-    """Empty classes have a reason."""
+    """A class without an image is in `empty`, with a reason in words, and only classes that were requested are."""
     inversion = run(cls, toy_models.tiny_target(), Recorder(2))
     for label, reason in inversion.empty.items():
         expect(type(label) is int and 0 <= label < 3, f"empty names {label!r}, which was not requested")
@@ -200,14 +177,11 @@ def empty(cls: Any) -> None:
 
 
 @promised(
-    "loads",
-    by="inverter",
-    promise="from `files()` and its samples, `load` returns the same inversion: its type, its classes and the "
-    "same images; the report can show its `sections()`",
-    remedy="return what drawing needs from files(), and read it in Inverter.load with stored.read or stored.tensors",
+    "inverter",
+    "return what drawing needs from files(), and read it in Inverter.load with stored.read or stored.tensors",
 )
 def loads(cls: Any) -> None:
-    """It survives saving and loading."""
+    """From `files()` and its samples, `load` returns the same inversion: its type, classes, images and sections."""
     inversion = run(cls, toy_models.tiny_target(), Recorder(SHORT))
     again = reloaded(cls, inversion)
     expect(type(again) is type(inversion), f"a {type(inversion).__name__} is loaded as a {type(again).__name__}")
@@ -215,123 +189,93 @@ def loads(cls: Any) -> None:
     expect(same(pictures(inversion), pictures(again), tolerance=HALF_A_LEVEL), "its images differ after loading")
     one, other = (contracts.files(again, RESERVED) for _ in range(2))
     expect(one == other, "files() returns other bytes the second time")
-    shown = [[section.title for section in contracts.sections(each)] for each in (inversion, again)]
-    expect(shown[0] == shown[1], f"the sections {shown[0]} are {shown[1]} after loading")
+    before, after = ([section.title for section in contracts.sections(each)] for each in (inversion, again))
+    expect(before == after, f"the sections {before} are {after} after loading")
 
 
 @promised(
-    "recorded",
-    by="inverter",
-    promise="it calls recorder.start() once, recorder.step(...) with each step from 1 to recipe.steps, and "
-    "recorder.flush() at the end; the inversion has the recorder's history",
-    remedy="write recorder.resume(state), then for step in recorder.training_steps(state): one step and "
-    "recorder.step(...)",
+    "inverter",
+    "write recorder.resume(state), then for step in recorder.training_steps(state): one step and recorder.step(...)",
 )
 def recorded(cls: Any) -> None:
-    """Steps are recorded."""
-    recorder = Kept(SHORT)
-    inversion = run(cls, toy_models.tiny_target(), recorder)
-    expect(recorder.seen == list(range(1, SHORT + 1)), f"steps {recorder.seen} of {SHORT}")
-    expect(inversion.steps_done == SHORT, f"the history ends at step {inversion.steps_done} of {SHORT}")
+    """It calls recorder.start() once, recorder.step(...) with each step from 1 to recipe.steps, and recorder.flush().
+
+    The inversion has the recorder's history.
+    """
+    expect_steps(cls, Kept(), SHORT)
 
 
 @promised(
-    "stops",
-    by="inverter",
-    promise="it stops after the step in which recorder.stop_requested is set, and returns the inversion so far",
-    remedy="iterate over recorder.training_steps(state), or end each step with: if recorder.stop_requested: break; "
-    "then flush and return the inversion",
+    "inverter",
+    "iterate over recorder.training_steps(state), or end each step with: if recorder.stop_requested: break; then flush "
+    "and return the inversion",
 )
 def stops(cls: Any) -> None:
-    """It stops when asked."""
-    recorder = Kept(SHORT, stop=STOP)
+    """It stops after the step in which recorder.stop_requested is set, and returns the inversion so far."""
+    expect_steps(cls, Kept(stop=HALFWAY), HALFWAY)
+
+
+def expect_steps(cls: Any, recorder: Kept, last: int) -> None:
+    """Raise `Broken` unless a run takes and records the steps from 1 to ``last``."""
     inversion = run(cls, toy_models.tiny_target(), recorder)
-    expect(recorder.seen == list(range(1, STOP + 1)), f"told to stop at step {STOP}, it ran to {recorder.seen[-1:]}")
-    expect(inversion.steps_done == STOP, f"the history ends at step {inversion.steps_done}, not {STOP}")
+    expect(recorder.seen == list(range(1, last + 1)), f"it ran the steps {recorder.seen} instead of 1 to {last}")
+    expect(inversion.steps_done == last, f"the history ends at step {inversion.steps_done} instead of {last}")
 
 
 @promised(
-    "resumes",
-    by="inverter",
-    promise="it saves a checkpoint of tensors and plain values when recorder.due(step), and resuming from the "
-    "one that recorder.start() returns leads to the same result as without the interruption",
-    remedy="pass an interpkit.TrainingState to recorder.resume and recorder.training_steps, or save everything that "
-    "the remaining steps depend on, including random states",
+    "inverter",
+    "pass an interpkit.TrainingState to recorder.resume and recorder.training_steps, or save everything that the "
+    "remaining steps depend on, including random states",
 )
 def resumes(cls: Any) -> None:
-    """It resumes from a checkpoint."""
+    """It saves a checkpoint of tensors and plain values when recorder.due(step), and resumes from it.
+
+    Resuming from the one that recorder.start() returns leads to the same result as without the interruption.
+    """
     target = toy_models.tiny_target()
-    whole = Kept(SHORT, save=SAVE)
+    whole = Kept(save=HALFWAY)
     wanted = pictures(run(cls, target, whole))
-    expect(whole.saved is not None, f"no checkpoint was saved, though one was due at step {SAVE}")
-    rest = Kept(SHORT, checkpoint=whole.saved)
+    expect(whole.saved is not None, f"no checkpoint was saved, though one was due at step {HALFWAY}")
+    rest = Kept(checkpoint=whole.saved)
     found = pictures(run(cls, target, rest))
-    expect(
-        rest.seen == list(range(SAVE + 1, SHORT + 1)), f"from a checkpoint of step {SAVE} it ran the steps {rest.seen}"
-    )
+    remaining = list(range(HALFWAY + 1, SHORT + 1))
+    expect(rest.seen == remaining, f"from a checkpoint of step {HALFWAY} it ran the steps {rest.seen}")
     expect(same(wanted, found, tolerance=1e-6), "the images differ from those without the interruption")
 
 
-@promised(
-    "seeded",
-    by="inverter",
-    promise="recipe.seed and torch's global generator determine the result; numpy's and Python's global "
-    "generators are unchanged",
-    remedy="draw with interpkit.random_generator(device, interpkit.derive_seed(recipe.seed, 'a purpose'))",
-)
+@promised("inverter", "draw with interpkit.random_generator(device, interpkit.derive_seed(recipe.seed, 'a purpose'))")
 def seeded(cls: Any) -> None:
-    """The seed determines the result."""
-    target, before = toy_models.tiny_target(), random_states()
-    one, other = (pictures(run(cls, target, Recorder(SHORT))) for _ in range(2))
-    expect(same(one, other), "two runs with one seed differ")
-    after = random_states()
-    moved = [name for name in ("numpy", "Python") if before[name] != after[name]]
-    expect(not moved, f"the global random state of {' and '.join(moved)} was changed")
-
-
-@promised(
-    "target-untouched",
-    by="inverter",
-    promise="the user's classifier is unchanged: parameters, buffers, modes, hooks, requires_grad",
-    remedy="change nothing of the target, and remove hooks in a finally",
-)
-def target_untouched(cls: Any) -> None:
-    """The target is unchanged."""
+    """recipe.seed and torch's global generator determine the result; those of numpy and Python are unchanged."""
     target = toy_models.tiny_target()
-    with target.frozen():
-        before = toy_models.state_of(target)
+    with expect_untouched("numpy", "Python"):
+        one, other = (pictures(run(cls, target, Recorder(SHORT))) for _ in range(2))
+    expect(same(one, other), "two runs with one seed differ")
+
+
+@promised("inverter", "change nothing of the target, and remove hooks in a finally")
+def target_untouched(cls: Any) -> None:
+    """The user's classifier is unchanged: parameters, buffers, modes, hooks, requires_grad."""
+    target = toy_models.tiny_target()
+    with target.frozen(), expect_unchanged(target):
         run(cls, target, Recorder(SHORT))
-        changed = toy_models.changes(before, toy_models.state_of(target))
-    expect(not changed, f"changed: {changed}")
 
 
-@promised(
-    "device",
-    by="inverter",
-    promise="it computes on recipe.device, the target's device",
-    remedy="make tensors with device=torch.device(recipe.device), and move modules there",
-)
+@promised("inverter", "make tensors with device=torch.device(recipe.device), and move modules there")
 def device(cls: Any) -> None:
-    """It computes on the recipe's device."""
+    """It computes on recipe.device, the target's device."""
     target = toy_models.tiny_target()
     for place in other_devices():
         with place as other:
             images, _ = pictures(run(cls, toy_models.moved(target, other), Recorder(2), device=other))
-        expect(images.device == toy_models.CPU, f"samples are on {images.device}, not on the CPU")
+        expect_on(toy_models.CPU, samples=images)
 
 
-@promised(
-    "converges",
-    by="inverter",
-    promise=f"in {toy_models.STEPS} steps the loss falls, and the target assigns most images to the class that was "
-    "asked for",
-    remedy="optimize the requested class, and make steps descend the loss",
-)
+@promised("inverter", "optimize the requested class, and make steps descend the loss")
 def converges(cls: Any) -> None:
-    """It converges."""
+    """In a short run the loss falls, and the target assigns most images to the class that was asked for."""
     target = toy_models.tiny_target()
     inversion = run(cls, target, Recorder(toy_models.STEPS), optimizer={"lr": 0.05})
-    expect_converged(inversion.history, target.num_classes)
+    expect_converged(inversion)
     images, asked = pictures(inversion)
     with target.frozen(), torch.no_grad():
         right = (target(images).argmax(1) == asked).float().mean().item()

@@ -14,12 +14,13 @@ from torch import Tensor
 
 from interpkit.config.recipe import TargetOptions
 from interpkit.errors import ModelError, UsageError
+from interpkit.interfaces import contracts
 from interpkit.interfaces.loaders import Loader
 from interpkit.interfaces.targets import Target
 from interpkit.runtime.devices import device_of
 from interpkit.testing import toy_models
 from interpkit.testing.checks import Broken, checks_of_kind, expect, promised
-from interpkit.testing.components import expect_on, expect_untouched, random_states
+from interpkit.testing.components import expect_on, expect_refusal, expect_unchanged, expect_untouched
 from interpkit.testing.second_device import other_devices
 
 BATCH = 3
@@ -38,15 +39,12 @@ def looking(target: Target) -> Iterator[None]:
         yield
 
 
-@promised(
-    "facts",
-    by="target",
-    promise="it says what it is: name, input_shape (C, H, W) or (D,), num_classes of 2 or more, as many "
-    "class_names, and a description with the same input_shape and num_classes",
-    remedy="set them in __init__; interpkit.wrap and interpkit.make_target do",
-)
+@promised("target", "set them in __init__; interpkit.wrap and interpkit.make_target do")
 def facts(target: Target) -> None:
-    """It states its facts."""
+    """It says what it is: name, input_shape (C, H, W) or (D,), num_classes of 2 or more, and as many class_names.
+
+    Its description has the same input_shape and num_classes.
+    """
     for fact in ("name", "input_shape", "num_classes", "class_names", "feature_layer", "description", "sources"):
         expect(hasattr(target, fact), f"it has no {fact}")
     shape = target.input_shape
@@ -59,36 +57,25 @@ def facts(target: Target) -> None:
     expect(said == (shape, target.num_classes), f"its description says {said}, and it {(shape, target.num_classes)}")
 
 
-@promised(
-    "logits",
-    by="target",
-    promise="forward gives finite logits (B, n) float32 of images in [0, 1], black and white ones among them",
-    remedy="put the preprocessing inside, and turn what the classifier gives into logits: see interpkit.wrap",
-)
+@promised("target", "put the preprocessing inside, and turn what the classifier gives into logits: see interpkit.wrap")
 def logits(target: Target) -> None:
-    """It gives logits."""
+    """It gives finite logits (B, n) float32 of images in [0, 1], black and white ones among them."""
     images = images_for(target)
     with looking(target):
         found = target(images)
+    expect(isinstance(found, Tensor), f"a {type(found).__name__} instead of logits")
     wanted = (len(images), target.num_classes)
-    expect(isinstance(found, Tensor) and found.shape == wanted, f"{_shape(found)} in place of {wanted}")
+    expect(found.shape == wanted, f"{tuple(found.shape)} in place of {wanted}")
     expect(found.dtype == torch.float32, f"logits of {found.dtype}")
     expect(found.isfinite().all(), "logits that are not finite")
 
 
-def _shape(value: Any) -> str:
-    return str(tuple(value.shape)) if isinstance(value, Tensor) else type(value).__name__
-
-
-@promised(
-    "responds",
-    by="target",
-    promise="respond gives the logits of forward, and float features (B, ...) of the default layer and of "
-    "those named, NAME and NAME:in, as `layers` lists them",
-    remedy="hook the layers, remove the hooks in a finally, and name the default one feature_layer",
-)
+@promised("target", "hook the layers, remove the hooks in a finally, and name the default one feature_layer")
 def responds(target: Target) -> None:
-    """It responds."""
+    """It responds with the logits of forward, and with features (B, ...) of the default layer and of those named.
+
+    Layers are named as `layers` lists them, NAME and NAME:in.
+    """
     images = images_for(target)
     with looking(target):
         plain, response = target(images), target.respond(images)
@@ -97,55 +84,34 @@ def responds(target: Target) -> None:
         expect(len(response.penultimate) == len(images), f"features {tuple(response.penultimate.shape)}")
         for layer in list(target.layers())[-6:]:
             for name in (layer, f"{layer}:in"):
-                try:
+                with contextlib.suppress(UsageError):  # it takes no part in the pass
                     features = target.respond(images, [name]).features
-                except UsageError:  # it takes no part in the pass
-                    continue
-                expect(name in features, f"no features of {name!r}, which was asked for")
+                    expect(name in features, f"no features of {name!r}, which was asked for")
 
 
-@promised(
-    "unknown-layer",
-    by="target",
-    promise="a layer that it does not have is refused by a UsageError",
-    remedy="raise interpkit.UsageError, with the names that there are",
-)
+@promised("target", "raise interpkit.UsageError, with the names that there are")
 def unknown_layer(target: Target) -> None:
-    """Unknown layers are refused."""
-    with looking(target):
-        try:
-            target.respond(images_for(target), ["no.such.layer"])
-        except UsageError:
-            return
-    raise Broken("'no.such.layer' is taken")
+    """A layer that it does not have is refused by a UsageError."""
+    with looking(target), expect_refusal(UsageError, "'no.such.layer' is taken"):
+        target.respond(images_for(target), ["no.such.layer"])
 
 
-@promised(
-    "gradients",
-    by="target",
-    promise="the logits have a finite gradient on the images, and not zero for all of them",
-    remedy="use no rounding, argmax, numpy or detach() between image and logits",
-)
+@promised("target", "use no rounding, argmax, numpy or detach() between image and logits")
 def gradients(target: Target) -> None:
-    """Gradients reach the images."""
+    """The logits have a finite gradient on the images, and not zero for all of them."""
     images = images_for(target).requires_grad_()
     with target.frozen():
         found = target(images)
         expect(found.requires_grad, "the logits have no gradient")
         (found * torch.linspace(-1, 1, found.shape[1], device=found.device)).sum().backward()
-    expect(images.grad is not None and images.grad.isfinite().all(), "a gradient is missing or not finite")
-    assert images.grad is not None
-    expect(images.grad.any(), "the gradient is zero for random images, black and white")
+    slope = images.grad
+    expect(slope is not None and slope.isfinite().all(), "a gradient is missing or not finite")
+    expect(slope is not None and slope.any(), "the gradient is zero for random images, black and white")
 
 
-@promised(
-    "image-alone",
-    by="target",
-    promise="frozen, it gives an image the same logits alone as in a batch, and time after time",
-    remedy="use running statistics, no batch's own; leave dropout and other noise off in eval mode",
-)
+@promised("target", "use running statistics, no batch's own; leave dropout and other noise off in eval mode")
 def image_alone(target: Target) -> None:
-    """Other images of the batch do not matter."""
+    """Frozen, it gives an image the same logits alone as in a batch, and time after time."""
     images = images_for(target)
     with looking(target):
         together, again = target(images), target(images)
@@ -156,25 +122,18 @@ def image_alone(target: Target) -> None:
         expect(apart < 1e-3 * scale, f"a logit differs by {apart:.3g} {what}")
 
 
-@promised(
-    "frozen",
-    by="target",
-    promise="within target.frozen() all is in eval mode and nothing takes a gradient; after it, also after an "
-    "exception, all is as it was",
-    remedy="leave `frozen` as interpkit.Target has it, and keep the module as a submodule",
-)
+@promised("target", "leave `frozen` as interpkit.Target has it, and keep the module as a submodule")
 def frozen(target: Target) -> None:
-    """It can be frozen."""
-    with _odd(target):
-        before = toy_models.state_of(target)
-        with contextlib.suppress(KeyError), target.frozen():
-            modes = [name for name, part in target.named_modules() if part.training]
-            expect(not modes, f"in train mode within: {', '.join(modes[:3]) or 'the target'}")
-            taking = [name for name, p in target.named_parameters() if p.requires_grad]
-            expect(not taking, f"taking a gradient within: {', '.join(taking[:3])}")
-            raise KeyError
-        changed = toy_models.changes(before, toy_models.state_of(target))
-        expect(not changed, f"changed after it: {changed}")
+    """Within target.frozen() all is in eval mode and nothing takes a gradient; after it all is as it was.
+
+    So it is after an exception as well.
+    """
+    with _odd(target), expect_unchanged(target, "after it"), contextlib.suppress(KeyError), target.frozen():
+        modes = [name for name, part in target.named_modules() if part.training]
+        expect(not modes, f"in train mode within: {', '.join(modes[:3]) or 'the target'}")
+        taking = [name for name, p in target.named_parameters() if p.requires_grad]
+        expect(not taking, f"taking a gradient within: {', '.join(taking[:3])}")
+        raise KeyError
 
 
 @contextlib.contextmanager
@@ -196,35 +155,23 @@ def _odd(target: Target) -> Iterator[None]:
             parameter.requires_grad_(requires_grad)
 
 
-@promised(
-    "untouched",
-    by="target",
-    promise="a forward pass leaves the classifier unchanged: parameters, buffers, modes, hooks, requires_grad; and "
-    "every global generator of random numbers",
-    remedy="remove hooks in a finally, and keep nothing of a pass",
-)
+@promised("target", "remove hooks in a finally, and keep nothing of a pass")
 def untouched(target: Target) -> None:
-    """A forward pass changes nothing."""
+    """A forward pass leaves the classifier unchanged, and every global generator of random numbers.
+
+    Unchanged are parameters, buffers, modes, hooks and requires_grad.
+    """
     images = images_for(target)
-    with looking(target):
-        before, random = toy_models.state_of(target), random_states()
+    with looking(target), expect_unchanged(target), expect_untouched():
         target(images)
         target.respond(images)
         with contextlib.suppress(UsageError):
             target.respond(images, ["no.such.layer"])
-        changed = toy_models.changes(before, toy_models.state_of(target))
-        expect(not changed, f"changed: {changed}")
-        expect_untouched(random)
 
 
-@promised(
-    "device",
-    by="target",
-    promise="it computes on the device that its parameters and buffers are on",
-    remedy="make new tensors with device=images.device, and register tensors of its own by register_buffer",
-)
+@promised("target", "make new tensors with device=images.device, and register tensors of its own by register_buffer")
 def device(target: Target) -> None:
-    """It computes on its device."""
+    """It computes on the device that its parameters and buffers are on."""
     if any(isinstance(part, torch.jit.ScriptModule) for part in target.modules()):
         return  # it knows the devices of PyTorch alone, and is moved by PyTorch
     images = images_for(target).cpu()
@@ -233,17 +180,12 @@ def device(target: Target) -> None:
             there = copy.deepcopy(target).cpu().to(other)
             for part in there.modules():
                 part.training = False
-            expect_on(other, **{"what forward gives": there(images.to(other))})
+            expect_on(other, logits=there(images.to(other)))
 
 
-@promised(
-    "bf16",
-    by="target",
-    promise="under bf16 autocast its logits and features are float32 all the same, near those without it",
-    remedy="turn what the classifier gives into float32: .float()",
-)
+@promised("target", "turn what the classifier gives into float32: .float()")
 def bf16(target: Target) -> None:
-    """It runs under autocast."""
+    """Under bf16 autocast its logits and features are float32 all the same, near those without it."""
     images = images_for(target)
     with looking(target):
         usual = target(images)
@@ -256,15 +198,9 @@ def bf16(target: Target) -> None:
     expect(apart <= 0.1 * (1 + usual.abs().max().item()), f"a logit differs by {apart:.3g} under bf16 autocast")
 
 
-@promised(
-    "converges",
-    by="target",
-    promise=f"it can be inverted: in {toy_models.STEPS} steps of an inversion the cross-entropy of the class asked "
-    "for falls",
-    remedy="see that its gradient points the right way: compare it with finite differences",
-)
+@promised("target", "see that its gradient points the right way: compare it with finite differences")
 def converges(target: Target) -> None:
-    """An inversion of it converges."""
+    """It can be inverted: in a short inversion the cross-entropy of the class asked for falls."""
     history = toy_models.invert(target).history
     first, last = history[0].loss, history[-1].loss
     expect(last < first, f"cross-entropy went from {first:.4g} to {last:.4g}")
@@ -291,25 +227,15 @@ def example_of(component: Any) -> Iterator[tuple[Loader, Path, TargetOptions]]:
         yield loader, path, options
 
 
-@promised(
-    "has-help",
-    by="loader",
-    promise="its `help` says which files it reads",
-    remedy="write help = '.xyz, with the input shape' in the class",
-)
+@promised("loader", "write help = '.xyz, with the input shape' in the class")
 def has_help(component: Any) -> None:
-    """It has a help text."""
+    """Its `help` says which files it reads."""
     expect(component.help.strip(), "it is empty")
 
 
-@promised(
-    "accepts",
-    by="loader",
-    promise="it accepts a file or folder of its own format, and nothing else; it never raises",
-    remedy="look at the ending and at the first bytes; return False for what is missing or of another kind",
-)
+@promised("loader", "look at the ending and at the first bytes; return False for what is missing or of another kind")
 def accepts(component: Any) -> None:
-    """It accepts its own alone."""
+    """It accepts a file or folder of its own format, and nothing else; it never raises."""
     with example_of(component) as (loader, path, _):
         expect(loader.accepts(path) is True, f"accepts({path.name!r}) is {loader.accepts(path)!r}")
         with tempfile.TemporaryDirectory(prefix="interpkit-") as other:
@@ -319,30 +245,19 @@ def accepts(component: Any) -> None:
                 expect(loader.accepts(Path(other) / wrong) is False, f"it accepts {wrong!r}")
 
 
-@promised(
-    "loads",
-    by="loader",
-    promise="it makes a target of a file that it accepts, and the same one each time",
-    remedy="return interpkit.make_target(module, ...), its weights read from the file and its buffers too",
-)
+@promised("loader", "return interpkit.make_target(module, ...), its weights read from the file and its buffers too")
 def loads(component: Any) -> None:
-    """It loads."""
+    """It makes a target of a file that it accepts, and the same one each time."""
     with example_of(component) as (loader, path, options):
-        one, other = loader.load(path, options), loader.load(path, options)
-        expect(isinstance(one, Target), f"load gives {type(one).__name__}")
+        one, other = (contracts.loaded(loader, path, options) for _ in range(2))
         images = images_for(one)
         with looking(one), looking(other):
             expect(torch.allclose(one(images), other(images)), "two loads of one file give other logits")
 
 
-@promised(
-    "target-kept",
-    by="loader",
-    promise="the target that it makes satisfies the contract of a target",
-    remedy="let interpkit.make_target or interpkit.wrap make the target; else see check_target",
-)
+@promised("loader", "let interpkit.make_target or interpkit.wrap make the target; else see check_target")
 def target_kept(component: Any) -> None:
-    """The target satisfies its contract."""
+    """The target that it makes satisfies the contract of a target."""
     with example_of(component) as (loader, path, options):
         target = loader.load(path, options)
         if not isinstance(target, Target):
@@ -352,14 +267,9 @@ def target_kept(component: Any) -> None:
             expect(outcome.status == "kept", f"{check.name}: {check.promise}; seen: {outcome.detail}")
 
 
-@promised(
-    "user-wins",
-    by="loader",
-    promise="what the user says of a classifier wins over what its file says",
-    remedy="lay options.said() over the file's own facts before the target is made",
-)
+@promised("loader", "lay options.said() over the file's own facts before the target is made")
 def user_wins(component: Any) -> None:
-    """The user wins."""
+    """What the user says of a classifier wins over what its file says."""
     with example_of(component) as (loader, path, options):
         count = loader.load(path, options).num_classes
         names = [f"class number {label}" for label in range(count)]
@@ -369,27 +279,15 @@ def user_wins(component: Any) -> None:
 
 
 @promised(
-    "refuses-torn",
-    by="loader",
-    promise="a file that is torn or empty is refused by a ModelError",
-    remedy="catch what the format's own library raises, and raise interpkit.ModelError from it, with what to "
-    "do instead",
+    "loader",
+    "catch what the format's own library raises, and raise interpkit.ModelError from it, with what to do instead",
 )
 def refuses_torn(component: Any) -> None:
-    """Torn files are refused."""
+    """A file that is torn or empty is refused by a ModelError."""
     with example_of(component) as (loader, path, options):
         file = max(path.rglob("*") if path.is_dir() else [path], key=lambda part: part.stat().st_size)
         content = file.read_bytes()
         for what, left in (("torn", content[: len(content) // 2]), ("empty", b"")):
             file.write_bytes(left)
-            _refused(loader, path, options, what)
-
-
-def _refused(loader: Loader, path: Path, options: TargetOptions, what: str) -> None:
-    try:
-        loader.load(path, options)
-    except ModelError:
-        return
-    except Exception as error:
-        raise Broken(f"a file that is {what}: {type(error).__name__}: {error}") from error
-    raise Broken(f"a file that is {what} is loaded")
+            with expect_refusal(ModelError, f"a file that is {what} is loaded"):
+                loader.load(path, options)

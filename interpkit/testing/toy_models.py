@@ -9,7 +9,7 @@ import copy
 import math
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,8 @@ CLASSES = (2, 10, 37, 1000)
 TINY: Shape = (1, 12, 12)
 HOMES: tuple[tuple[Shape, int], ...] = ((TINY, 3), ((6,), 3), ((3, 32, 32), 10), ((1, 28, 28), 10), ((5, 17, 40), 10))
 """Shapes and numbers of classes for whatever needs only one; the first that a component takes is its own."""
+VARIED: tuple[tuple[Shape, int], ...] = ((TINY, 3), ((3, 32, 32), 2), ((5, 17, 40), 10), ((12,), 37))
+"""Shapes and numbers of classes of targets for whatever uses a whole one."""
 LARGE = 10_000
 """Numbers in an image above which a batch is kept small."""
 STEPS = 30
@@ -147,29 +149,35 @@ def _tiny_inversion() -> Inversion:
 
 
 class SmoothTarget(Target):
-    """A classifier without kinks, and in the precision of its images: for derivatives in float64.
+    """A classifier without kinks, in the precision of its weights: for derivatives in float64.
 
     Args:
         shape: of an image.
         num_classes: n.
     """
 
+    mean, std = 0.4, 0.3
+
     def __init__(self, shape: Shape, num_classes: int) -> None:
         super().__init__()
         with global_seed(0, CPU):
-            first = [nn.Linear(shape[0], 5)] if len(shape) == 1 else [nn.Conv2d(shape[0], 3, 3), nn.BatchNorm2d(3)]
-            flat = 5 if len(shape) == 1 else 3 * math.prod(side - 2 for side in shape[1:])
-            self.module = nn.Sequential(*first, nn.Tanh(), nn.Flatten(), nn.Linear(flat, num_classes))
+            self.module = self.network(shape, num_classes)
         self.name = "smooth"
         self.input_shape = shape
         self.num_classes = num_classes
         self.class_names = [str(label) for label in range(num_classes)]
         self.feature_layer = f"{len(self.module) - 1}:in"
         self.description = interpkit.TargetOptions(
-            input_shape=shape, num_classes=num_classes, mean=[0.4] * shape[0], std=[0.3] * shape[0]
+            input_shape=shape, num_classes=num_classes, mean=[self.mean] * shape[0], std=[self.std] * shape[0]
         )
         self.sources = {}
-        self.double().eval().requires_grad_(False)
+        self.eval().requires_grad_(False)
+
+    def network(self, shape: Shape, num_classes: int) -> nn.Sequential:
+        """Return the layers."""
+        first = [nn.Linear(shape[0], 5)] if len(shape) == 1 else [nn.Conv2d(shape[0], 3, 3), nn.BatchNorm2d(3)]
+        flat = 5 if len(shape) == 1 else 3 * math.prod(side - 2 for side in shape[1:])
+        return nn.Sequential(*first, nn.Tanh(), nn.Flatten(), nn.Linear(flat, num_classes)).double()
 
     def forward(self, images: Tensor) -> Tensor:
         """Return logits, (B, n)."""
@@ -178,14 +186,13 @@ class SmoothTarget(Target):
     def respond(self, images: Tensor, layers: Sequence[str] = ()) -> Response:
         """Return logits and features; see `Target.respond`."""
         features: dict[str, Tensor] = {}
-        passing = (images.double() - 0.4) / 0.3
+        passing = (images.to(next(self.parameters()).dtype) - self.mean) / self.std
         for place, layer in enumerate(self.module):
             features[f"{place}:in"] = passing
             passing = features[str(place)] = layer(passing)
         wanted = {self.feature_layer, *layers}
-        unknown = wanted - features.keys()
-        if unknown:
-            raise UsageError(f"there is no layer {sorted(unknown)[0]!r}.")
+        if unknown := wanted - features.keys():
+            raise UsageError(f"there is no layer {min(unknown)!r}.")
         return Response(passing, {layer: features[layer] for layer in wanted}, self.feature_layer)
 
     def layers(self) -> Mapping[str, nn.Module]:
@@ -196,21 +203,11 @@ class SmoothTarget(Target):
 class LinearTarget(SmoothTarget):
     """A linear classifier, of which every attribution is known: the logits are W x, the gradients W."""
 
-    def __init__(self, shape: Shape, num_classes: int) -> None:
-        super().__init__(shape, num_classes)
-        with global_seed(3, CPU):
-            self.module = nn.Sequential(nn.Flatten(), nn.Linear(math.prod(shape), num_classes, bias=False))
-        self.feature_layer = "1:in"
-        self.float().eval().requires_grad_(False)
+    mean, std = 0.0, 1.0
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Return logits, (B, n)."""
-        logits: Tensor = self.module(images)
-        return logits
-
-    def respond(self, images: Tensor, layers: Sequence[str] = ()) -> Response:
-        """Return logits and the images themselves as features; see `Target.respond`."""
-        return Response(self(images), {self.feature_layer: images.flatten(1)}, self.feature_layer)
+    def network(self, shape: Shape, num_classes: int) -> nn.Sequential:
+        """Return the one layer."""
+        return nn.Sequential(nn.Flatten(), nn.Linear(math.prod(shape), num_classes, bias=False))
 
     def weights(self, classes: Tensor) -> Tensor:
         """Return the gradients of the logits of classes, (B, *input_shape)."""
@@ -219,63 +216,11 @@ class LinearTarget(SmoothTarget):
         return weight[classes].view(-1, *self.input_shape)
 
 
-class Elsewhere(Target):
-    """A target that stays where it is: one that was moved to the second device cannot be moved by its data alone.
-
-    Args:
-        target: on the second device, frozen.
-    """
-
-    def __init__(self, target: Target) -> None:
-        super().__init__()
-        self.inner = target
-        for fact in ("name", "input_shape", "num_classes", "class_names", "feature_layer", "description", "sources"):
-            setattr(self, fact, getattr(target, fact))
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Return logits; see `Target.forward`."""
-        logits: Tensor = self.inner(images)
-        return logits
-
-    def respond(self, images: Tensor, layers: Sequence[str] = ()) -> Response:
-        """Return the response; see `Target.respond`."""
-        return self.inner.respond(images, layers)
-
-    def layers(self) -> Mapping[str, nn.Module]:
-        """Return the layers; see `Target.layers`."""
-        return self.inner.layers()
-
-    @contextmanager
-    def frozen(
-        self, device: torch.device | str | None = None, layout: torch.memory_format = torch.preserve_format
-    ) -> Iterator[None]:
-        """Do nothing: it is frozen."""
-        yield
-
-
 def moved(target: Target, device: torch.device) -> Target:
-    """Return a frozen copy of a target on another device; see `second_device`."""
-    return Elsewhere(copy.deepcopy(target).eval().requires_grad_(False).to(device))
-
-
-def state_of(target: Target) -> dict[str, Any]:
-    """Return all of a target that nothing may change, for comparison by ``==``."""
-    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-    tensors = [*target.named_parameters(), *target.named_buffers()]
-    return {
-        "mode (train or eval) of a layer": [part.training for part in target.modules()],
-        "requires_grad of a parameter": [p.requires_grad for p in target.parameters()],
-        "gradient of a parameter": [p.grad is None for p in target.parameters()],
-        "identity of a parameter or buffer": [(name, id(tensor)) for name, tensor in tensors],
-        "value of a parameter or buffer": [tensor.detach().cpu().numpy().tobytes() for _, tensor in tensors],
-        "hooks of a layer": [list(getattr(part, hook).values()) for part in target.modules() for hook in hooks],
-        "attributes of a layer": [sorted(vars(part)) for part in target.modules()],
-    }
-
-
-def changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
-    """Return what differs between two states of a target, in words; empty if nothing does."""
-    return ", ".join(what for what in before if before[what] != after[what])
+    """Return a frozen copy of a target on another device, where it stays; see `second_device`."""
+    there = copy.deepcopy(target).eval().requires_grad_(False).to(device)
+    there.__dict__["frozen"] = lambda *_: nullcontext()  # data alone cannot go to the second device
+    return there
 
 
 # --------------------------------------------------------------------------------------- plain parts
@@ -354,18 +299,13 @@ def invert(
 # ----------------------------------------------------------------------------- conditions and batches
 
 
-def vectors(count: int, dim: int, seed: int = 0) -> Tensor:
+def vectors(count: int, dim: int) -> Tensor:
     """Return (count, dim) distributions, as a condition's vector often is."""
-    return torch.randn(count, dim, generator=random_generator(CPU, seed)).softmax(1)
+    return torch.randn(count, dim, generator=random_generator(CPU, 0)).softmax(1)
 
 
 def condition_of(
-    spec: ConditionSpec,
-    labels: Tensor,
-    num_classes: int,
-    *,
-    seed: int = 0,
-    asked: list[tuple[int, int]] | None = None,
+    spec: ConditionSpec, labels: Tensor, num_classes: int, *, asked: list[tuple[int, int]] | None = None
 ) -> Condition:
     """Return a condition of any sizes for labels (B,), on their device: its vector and maps differ between labels.
 
@@ -373,24 +313,23 @@ def condition_of(
     """
     count = int(labels.max()) + 1
     distribution = F.one_hot(labels, num_classes).float() * 0.5 + 0.5 / num_classes
-    vector = vectors(count, spec.vector_dim, seed).to(labels.device)[labels]
+    vector = vectors(count, spec.vector_dim).to(labels.device)[labels]
 
     def draw(height: int, width: int) -> Tensor:
         if asked is not None:
             asked.append((height, width))
-        rng = random_generator(CPU, seed + 1)
-        maps = torch.rand(count, spec.map_channels, spec.map_size, spec.map_size, generator=rng)
+        maps = images_of((spec.map_channels, spec.map_size, spec.map_size), count, 1)
         return F.interpolate(maps.round(), (height, width)).to(labels.device)[labels]
 
     return Condition(labels, distribution, vector, draw if spec.map_channels else None)
 
 
-def generated(target: Target, images: Tensor, *, seed: int = 0) -> GeneratedBatch:
+def generated(target: Target, images: Tensor) -> GeneratedBatch:
     """Return a batch as the loop hands it on, with soft conditions; the classes take turns."""
     labels = (torch.arange(len(images)) % target.num_classes).to(images.device)
     one_hot = F.one_hot(labels, target.num_classes)
-    soft = 0.6 * one_hot + 0.4 * vectors(len(images), target.num_classes, seed).to(images)
-    latent = torch.randn(len(images), 8, generator=random_generator(CPU, seed)).to(images)
+    soft = 0.6 * one_hot + 0.4 * vectors(len(images), target.num_classes).to(images)
+    latent = torch.randn(len(images), 8, generator=random_generator(CPU, 0)).to(images)
     return GeneratedBatch(target, Condition(labels, soft, soft), latent, images, 0.5)
 
 
@@ -399,9 +338,20 @@ def images_of(shape: Shape, count: int, seed: int = 0) -> Tensor:
     return torch.rand(count, *shape, generator=random_generator(CPU, seed))
 
 
-def value_of(loss: InversionLoss, target: Target, images: Tensor, *, seed: int = 0, bf16: bool = False) -> Tensor:
+def value_of(loss: InversionLoss, target: Target, images: Tensor, *, bf16: bool = False) -> Tensor:
     """Return a loss's value on images as the loop computes it."""
-    return _value(loss, generated(target, images), seed, bf16)
+    value: Tensor = loss(answered(loss, generated(target, images), bf16=bf16))
+    return value
+
+
+def answered(loss: InversionLoss, batch: GeneratedBatch, *, seed: int = 0, bf16: bool = False) -> InversionBatch:
+    """Return a batch with the loss's views, and the target's responses to both."""
+    target, images, layers = batch.target, batch.images, loss.layers(batch.target)
+    with torch.autocast(images.device.type, torch.bfloat16, enabled=bf16):
+        views = loss.views(batch, random_generator(images.device, seed))
+        response = target.respond(images, layers)
+        of_views = None if views is None else target.respond(views, layers)
+    return InversionBatch(target, batch.condition, batch.latent, images, batch.progress, response, views, of_views)
 
 
 def evaluate_loss(
@@ -441,38 +391,20 @@ def evaluate_loss(
     soft = one_hot if distribution is None else distribution
     latent = torch.zeros(len(images), 1, device=images.device)
     with target.frozen():
-        return _value(loss, GeneratedBatch(target, Condition(labels, soft, soft), latent, images, 0.0), seed)
-
-
-def _value(loss: InversionLoss, batch: GeneratedBatch, seed: int, bf16: bool = False) -> Tensor:
-    target, images = batch.target, batch.images
-    layers = loss.layers(target)
-    with torch.autocast(images.device.type, torch.bfloat16, enabled=bf16):
-        views = loss.views(batch, random_generator(images.device, seed))
-        response = target.respond(images, layers)
-        of_views = None if views is None else target.respond(views, layers)
-    return loss(  # type: ignore[no-any-return]
-        InversionBatch(target, batch.condition, batch.latent, images, batch.progress, response, views, of_views)
-    )
+        batch = GeneratedBatch(target, Condition(labels, soft, soft), latent, images, 0.0)
+        value: Tensor = loss(answered(loss, batch, seed=seed))
+    return value
 
 
 # ------------------------------------------------------------------------------------------ building
 
 
-def settings_of(cls: Any, build: Callable[[Shape, int], Any]) -> tuple[list[tuple[Shape, int, Any]], str]:
-    """Build a component for all shapes and numbers of classes.
-
-    Returns:
-        those that it takes, each with the component; and why it refused the first that it did.
-    """
-    taken, refusal = [], ""
+def settings_of(build: Callable[[Shape, int], Any]) -> Iterator[tuple[Shape, int, Any]]:
+    """Build a component for all shapes and numbers of classes; yield those that it takes, each with the component."""
     for shape in SHAPES:
         for count in CLASSES:
-            try:
-                taken.append((shape, count, build(shape, count)))
-            except UsageError as error:
-                refusal = refusal or str(error)
-    return taken, refusal
+            with suppress(UsageError):
+                yield shape, count, build(shape, count)
 
 
 def home_of(build: Callable[[Shape, int], Any]) -> tuple[Shape, int]:
