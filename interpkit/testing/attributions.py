@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
-from contextlib import suppress
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from interpkit.errors import UsageError
 from interpkit.interfaces import contracts
 from interpkit.interfaces.attributions import AttributionContext, Contrast
 from interpkit.interfaces.targets import Target
 from interpkit.runtime.random import global_seed
 from interpkit.testing import toy_models
-from interpkit.testing.checks import Broken, expect, promised
-from interpkit.testing.components import expect_unchanged, expect_untouched, one_of, same
+from interpkit.testing.checks import expect, promised
+from interpkit.testing.components import expect_no_draws, expect_unchanged, one_of, same
 from interpkit.testing.second_device import other_devices
 
 FLAT: tuple[toy_models.Shape, ...] = ((1, 6, 6), (7,))
@@ -51,50 +50,33 @@ def case(shape: toy_models.Shape, num_classes: int, count: int = BATCH) -> tuple
 
 def home(cls: Any) -> tuple[Target, Tensor, Tensor]:
     """Return the first target that the method supports, with images and classes."""
-    refusal = ""
-    for shape, num_classes in toy_models.VARIED:
-        found = case(shape, num_classes)
-        try:
-            attributed(cls, *found)
-        except UsageError as error:
-            refusal = refusal or str(error)
-        else:
-            return found
-    raise Broken(f"it refuses every target tried; the first with: {refusal}")
+    shape, num_classes, _ = next(
+        toy_models.accepted(lambda *setting: attributed(cls, *case(*setting)), toy_models.VARIED)
+    )
+    return case(shape, num_classes)
 
 
 def linear(cls: Any) -> Iterator[tuple[toy_models.LinearTarget, Tensor, Tensor, Tensor]]:
     """Yield the linear targets that the method supports, with images, classes and maps."""
-    for shape in FLAT:
-        target = toy_models.LinearTarget(shape, 3)
-        images, classes = toy_models.images_of(shape, BATCH), torch.arange(BATCH)
-        try:
-            yield target, images, classes, attributed(cls, target, images, classes)
-        except UsageError:
-            continue
+    cases = [
+        (toy_models.LinearTarget(shape, 3), toy_models.images_of(shape, BATCH), torch.arange(BATCH)) for shape in FLAT
+    ]
+    return toy_models.accepted(functools.partial(attributed, cls), cases, needed=False)
 
 
-@promised(
-    "attribution",
-    "enlarge a layer's map to the image, one map per channel; raise interpkit.UsageError with what to do instead",
-)
+@promised("attribution", "enlarge a layer's map to the image, one per channel; or raise interpkit.UsageError")
 def shapes(cls: Any) -> None:
     """For any image size, number of classes and batch, maps are finite floats of the images' shape.
 
     A target that it does not support is refused with a UsageError.
     """
-    home(cls)
-    for shape, num_classes in toy_models.VARIED:
-        for count in (1, BATCH):
-            with suppress(UsageError):
-                maps = attributed(cls, *case(shape, num_classes, count))
-                expect(maps.isfinite().all(), f"maps that are not finite for {count} images of {shape}")
+    for count in (1, BATCH):
+        cases = [case(shape, num_classes, count) for shape, num_classes in toy_models.VARIED]
+        for target, _, _, maps in toy_models.accepted(functools.partial(attributed, cls), cases):
+            expect(maps.isfinite().all(), f"maps that are not finite for {count} images of {target.input_shape}")
 
 
-@promised(
-    "attribution",
-    "reverse the sign: the drop of the score without a pixel is positive where the pixel supports the class",
-)
+@promised("attribution", "reverse the sign: without a pixel that supports the class the score drops")
 def signs(cls: Any) -> None:
     """Positive values support the class and negative ones oppose it.
 
@@ -157,9 +139,7 @@ def image_alone(cls: Any) -> None:
     expect(apart <= most, f"with other images in the batch a pixel differs by {apart:.3g} of {scale:.3g}")
 
 
-@promised(
-    "attribution", "pass context.rows on: Captum's internal_batch_size, perturbations_per_eval or nt_samples_batch_size"
-)
+@promised("attribution", "pass context.rows on, as Captum's internal_batch_size or perturbations_per_eval, say")
 def rows(cls: Any) -> None:
     """A forward pass of the target has at most context.rows images."""
     target, images, classes = home(cls)
@@ -174,7 +154,7 @@ def rows(cls: Any) -> None:
 def seeded(cls: Any) -> None:
     """All randomness is from torch's global generator; those of numpy and Python are unchanged."""
     found = home(cls)
-    with expect_untouched("numpy", "Python"):
+    with expect_no_draws("numpy", "Python"):
         one, other = (attributed(cls, *found) for _ in range(2))
     expect(same(one, other), "two calls with one seed return different maps")
 

@@ -19,18 +19,8 @@ from interpkit.interfaces.targets import Target
 
 COMPONENTS = ("conditioner", "generator", "loss", "inverter", "metric", "attribution")
 """The kinds that have `Options`."""
-MODULES = (
-    "components",
-    "conditioners",
-    "generators",
-    "losses",
-    "parts",
-    "inverters",
-    "metrics",
-    "attributions",
-    "targets",
-)
-"""The modules of the checks."""
+MODULES = ("components", "conditioners", "generators", "losses", "inverters", "metrics", "attributions", "targets")
+"""The modules of the checks; some import `parts`, which has more."""
 LONGEST = 1000
 """Characters of an error that are shown."""
 PREREQUISITE = "builds"

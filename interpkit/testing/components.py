@@ -42,8 +42,7 @@ def builder(cls: Any, options: Options | None = None) -> Build:
 
 def one_of(cls: Any, options: Options | None = None) -> Any:
     """Return a component, built for the first shape and number of classes that it accepts."""
-    build = builder(cls, options)
-    return build(*toy_models.home_of(build))
+    return next(toy_models.accepted(builder(cls, options), toy_models.HOMES))[-1]
 
 
 @promised(
@@ -55,10 +54,9 @@ def builds(cls: Any) -> None:
     """It can be built with its default options for some classifier, and refuses the others with a UsageError."""
     missing = ", ".join(sorted(getattr(cls, "__abstractmethods__", ())))
     expect(not missing, f"{cls.__name__} does not define: {missing}")
-    build = builder(cls)
-    toy_models.home_of(build)
+    one_of(cls)
     if kind_of(cls) in ("conditioner", "generator", "loss"):
-        list(toy_models.settings_of(build))
+        list(toy_models.settings_of(builder(cls)))
 
 
 @promised((*COMPONENTS, "loader"), "write name = 'my-name' in the class")
@@ -71,19 +69,14 @@ def named(component: Any) -> None:
     expect(not theirs, f"it has the name {name!r} from {theirs[:1]}")
 
 
-@promised(
-    (*COMPONENTS, "loader", "target"),
-    "describe what it does in the class's docstring, with the formula, ranges and source",
-)
+@promised((*COMPONENTS, "loader", "target"), "describe it in the class's docstring, with formula, ranges and source")
 def documented(component: Any) -> None:
     """Its class has a docstring of its own, which `interpkit plugins show` prints."""
     cls = class_of(component)
     expect((cls.__dict__.get("__doc__") or "").strip(), f"{cls.__name__} has none")
 
 
-@promised(
-    COMPONENTS, "write class Options(interpkit.Options): in the class, each option with a default within its bounds"
-)
+@promised(COMPONENTS, "write class Options(interpkit.Options): in the class, and give each option a valid default")
 def options_declared(cls: Any) -> None:
     """Its Options are a subclass of interpkit.Options, and every default passes the option's own validation."""
     expect(_declared(cls), f"Options is {cls.Options!r}, not a subclass of interpkit.Options")
@@ -102,9 +95,7 @@ def options_strict(cls: Any) -> None:
             validated(cls.Options, {"no_such_option": 1}, "it")
 
 
-@promised(
-    COMPONENTS, "write Field(default, description='...') for each option, with the unit or range where it has one"
-)
+@promised(COMPONENTS, "write Field(default, description='...') for each option, with its unit or range")
 def options_documented(cls: Any) -> None:
     """Every option has a description, for `interpkit plugins show`."""
     if _declared(cls):
@@ -163,7 +154,7 @@ def expect_refusal(error: type[Exception], seen: str) -> Iterator[None]:
 
 
 @contextmanager
-def expect_untouched(*libraries: str) -> Iterator[None]:
+def expect_no_draws(*libraries: str) -> Iterator[None]:
     """Raise `Broken` if the block changes the global random state of these libraries, or of any if none is named."""
     before = _random_states()
     yield
@@ -182,13 +173,13 @@ def _random_states() -> dict[str, Any]:
 
 
 @contextmanager
-def expect_unchanged(target: Target, when: str = "") -> Iterator[None]:
+def expect_unchanged(target: Target, said: str = "changed") -> Iterator[None]:
     """Raise `Broken` if the block changes anything of a target: parameters, buffers, modes, hooks, requires_grad."""
     before = _state_of(target)
     yield
     after = _state_of(target)
     changed = [what for what in before if before[what] != after[what]]
-    expect(not changed, f"changed {when}: {', '.join(changed)}".replace(" :", ":"))
+    expect(not changed, f"{said}: {', '.join(changed)}")
 
 
 def _state_of(target: Target) -> dict[str, Any]:
@@ -237,7 +228,7 @@ def expect_on(device: torch.device, **tensors: Tensor) -> None:
         expect(tensor.device == device, f"{name} is on {tensor.device}, but everything else is on {device}")
 
 
-def expect_converged(inversion: Inversion) -> None:
+def expect_learned(inversion: Inversion) -> None:
     """Raise `Broken` unless the loss fell and the target assigns most images to the requested class."""
     first, last = inversion.history[0], inversion.history[-1]
     expect(last.loss < first.loss, f"the loss went from {first.loss:.4g} to {last.loss:.4g}")

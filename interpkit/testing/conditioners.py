@@ -13,7 +13,7 @@ from interpkit.interfaces.generation import Condition, Conditioner
 from interpkit.runtime.random import random_generator
 from interpkit.testing import toy_models
 from interpkit.testing.checks import expect, promised
-from interpkit.testing.components import builder, expect_untouched, one_of, same, with_seed
+from interpkit.testing.components import builder, expect_no_draws, one_of, same, with_seed
 from interpkit.testing.parts import tensors_of
 
 
@@ -28,10 +28,7 @@ def all_of(cls: Any) -> Iterator[tuple[Conditioner, str]]:
         yield conditioner, f"for {count} classes and images of {shape}"
 
 
-@promised(
-    "conditioner",
-    "derive `spec` and the tensors of `sample` from the same numbers, and draw maps at the requested size",
-)
+@promised("conditioner", "take the sizes in `spec` and in `sample` from the same numbers; draw maps as large as asked")
 def shapes(cls: Any) -> None:
     """For any image size, number of classes and progress, what it draws has the shapes that `spec` says.
 
@@ -48,9 +45,7 @@ def shapes(cls: Any) -> None:
                 expect(maps.is_floating_point(), f"maps of {maps.dtype}, {where}")
 
 
-@promised(
-    "conditioner", "end with softmax(1), and use its argmax as labels, or swap the largest entry into the label's place"
-)
+@promised("conditioner", "end with softmax(1); take its argmax as labels, or swap the largest entry to the label")
 def distribution(cls: Any) -> None:
     """Each row of the distribution sums to 1 and is largest at the label."""
     for conditioner, where in all_of(cls):
@@ -123,7 +118,7 @@ def seeded(cls: Any) -> None:
     def draw(seed: int) -> dict[str, Tensor]:
         return tensors_of(drawn(conditioner, 64, seed), conditioner)
 
-    with expect_untouched():
+    with expect_no_draws():
         one = draw(0)
     expect(same(one, with_seed(1, lambda: draw(0))), "one seed of `rng` leads to different draws")
     expect(not same(one["labels"], draw(1)["labels"]), "another seed of `rng` leads to the same labels")

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 
-from interpkit.errors import UsageError
 from interpkit.interfaces import contracts
 from interpkit.interfaces.generation import ConditionSpec, Generator
 from interpkit.testing import toy_models
 from interpkit.testing.checks import expect, promised
-from interpkit.testing.components import expect_unit, expect_untouched, same, with_seed
+from interpkit.testing.components import expect_no_draws, expect_unit, same, with_seed
 from interpkit.testing.parts import BATCH, GeneratorTrial, asked
 
 SPECS = (ConditionSpec(10), ConditionSpec(2, 2, 4), ConditionSpec(0, 1, 2), ConditionSpec(1000, 3, 16))
@@ -21,18 +21,12 @@ SPECS = (ConditionSpec(10), ConditionSpec(2, 2, 4), ConditionSpec(0, 1, 2), Cond
 
 def all_of(cls: Any) -> Iterator[tuple[Generator, str]]:
     """Yield a generator for every shape of images and conditions that it accepts, with a description of both."""
-    for shape in toy_models.SHAPES:
-        for spec in SPECS:
-            try:
-                yield cls(spec, shape), f"for images of {shape} and {spec}"
-            except UsageError:
-                continue
+    cases = itertools.product(SPECS, toy_models.SHAPES)
+    for spec, shape, generator in toy_models.accepted(cls, cases, needed=False):
+        yield generator, f"for images of {shape} and {spec}"
 
 
-@promised(
-    "generator",
-    "build the last layer from input_shape, end with a sigmoid (or clamp), and set self.latent_dim in __init__",
-)
+@promised("generator", "build the last layer from input_shape, end with a sigmoid, and set self.latent_dim")
 def shapes(cls: Any) -> None:
     """For any image size and sizes of the condition, images are floats (B, *input_shape) in [0, 1].
 
@@ -106,13 +100,11 @@ def seeded(cls: Any) -> None:
     with torch.no_grad():
         images = [with_seed(1, lambda: generator(*asked(generator))) for _ in range(2)]
         expect(same(*images), "two forward passes with one seed return different images")
-        with expect_untouched("numpy", "Python"):
+        with expect_no_draws("numpy", "Python"):
             generator.eval()(*asked(generator))
 
 
-@promised(
-    "generator", "set the bias of the last layer to log(level / (1 - level)) before a sigmoid, or remove start_at"
-)
+@promised("generator", "before a sigmoid, set the last bias to log(level / (1 - level)); or remove start_at")
 def starts_at(cls: Any) -> None:
     """If it overrides `start_at`, the mean of the images is then near the requested level."""
     if cls.start_at is Generator.start_at:

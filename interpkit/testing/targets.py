@@ -20,7 +20,7 @@ from interpkit.interfaces.targets import Target
 from interpkit.runtime.devices import device_of
 from interpkit.testing import toy_models
 from interpkit.testing.checks import Broken, checks_of_kind, expect, promised
-from interpkit.testing.components import expect_on, expect_refusal, expect_unchanged, expect_untouched
+from interpkit.testing.components import expect_no_draws, expect_on, expect_refusal, expect_unchanged
 from interpkit.testing.second_device import other_devices
 
 BATCH = 3
@@ -128,31 +128,18 @@ def frozen(target: Target) -> None:
 
     So it is after an exception as well.
     """
-    with _odd(target), expect_unchanged(target, "after it"), contextlib.suppress(KeyError), target.frozen():
-        modes = [name for name, part in target.named_modules() if part.training]
+    odd = copy.deepcopy(target)
+    for place, part in enumerate(odd.modules()):
+        part.training = place % 2 == 0
+    for place, parameter in enumerate(odd.parameters()):
+        if parameter.is_floating_point():
+            parameter.requires_grad_(place % 2 == 0)
+    with expect_unchanged(odd, "changed after it"), contextlib.suppress(KeyError), odd.frozen():
+        modes = [name for name, part in odd.named_modules() if part.training]
         expect(not modes, f"in train mode within: {', '.join(modes[:3]) or 'the target'}")
-        taking = [name for name, p in target.named_parameters() if p.requires_grad]
+        taking = [name for name, parameter in odd.named_parameters() if parameter.requires_grad]
         expect(not taking, f"taking a gradient within: {', '.join(taking[:3])}")
         raise KeyError
-
-
-@contextlib.contextmanager
-def _odd(target: Target) -> Iterator[None]:
-    """Have half the modules in train mode, and a parameter that takes no gradient."""
-    modes = [(part, part.training) for part in target.modules()]
-    taking = [(p, p.requires_grad) for p in target.parameters()]
-    try:
-        for place, (part, _) in enumerate(modes):
-            part.training = place % 2 == 0
-        for place, (parameter, _) in enumerate(taking):
-            if parameter.is_floating_point():
-                parameter.requires_grad_(place % 2 == 0)
-        yield
-    finally:
-        for part, training in modes:
-            part.training = training
-        for parameter, requires_grad in taking:
-            parameter.requires_grad_(requires_grad)
 
 
 @promised("target", "remove hooks in a finally, and keep nothing of a pass")
@@ -162,7 +149,7 @@ def untouched(target: Target) -> None:
     Unchanged are parameters, buffers, modes, hooks and requires_grad.
     """
     images = images_for(target)
-    with looking(target), expect_unchanged(target), expect_untouched():
+    with looking(target), expect_unchanged(target), expect_no_draws():
         target(images)
         target.respond(images)
         with contextlib.suppress(UsageError):
@@ -278,10 +265,7 @@ def user_wins(component: Any) -> None:
         expect(list(found) == names, f"class names {found[:2]} in place of {names[:2]}, as the user says")
 
 
-@promised(
-    "loader",
-    "catch what the format's own library raises, and raise interpkit.ModelError from it, with what to do instead",
-)
+@promised("loader", "catch what the format's library raises, and raise interpkit.ModelError with what to do")
 def refuses_torn(component: Any) -> None:
     """A file that is torn or empty is refused by a ModelError."""
     with example_of(component) as (loader, path, options):

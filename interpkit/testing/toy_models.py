@@ -6,10 +6,11 @@ Whatever is made here is the same in every process, and leaves torch's global ge
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from interpkit.interfaces.generation import Condition, Conditioner, ConditionSpe
 from interpkit.interfaces.inversions import Inversion
 from interpkit.interfaces.inverters import Parts
 from interpkit.interfaces.losses import GeneratedBatch, InversionBatch, InversionLoss
+from interpkit.interfaces.metrics import TooFew
 from interpkit.interfaces.targets import Response, Target
 from interpkit.inversion.loop import GeneratorInverter
 from interpkit.inversion.results import GeneratorInversion
@@ -219,7 +221,7 @@ class LinearTarget(SmoothTarget):
 def moved(target: Target, device: torch.device) -> Target:
     """Return a frozen copy of a target on another device, where it stays; see `second_device`."""
     there = copy.deepcopy(target).eval().requires_grad_(False).to(device)
-    there.__dict__["frozen"] = lambda *_: nullcontext()  # data alone cannot go to the second device
+    there.__dict__["frozen"] = lambda *_, **__: nullcontext()  # data alone cannot go to the second device
     return there
 
 
@@ -285,7 +287,6 @@ def invert(
     conditioner: Conditioner | None = None,
     generator: Callable[[ConditionSpec], Generator] | None = None,
     losses: Mapping[str, tuple[float, InversionLoss]] | None = None,
-    steps: int = STEPS,
 ) -> GeneratorInversion:
     """Invert a target by the usual loop, with plain parts for those that are not given."""
     with target.frozen(CPU), global_seed(0, CPU):
@@ -293,7 +294,7 @@ def invert(
         made = generator(conditioner.spec) if generator else PlainGenerator(conditioner.spec, target.input_shape)
         parts = Parts(conditioner, made, losses or {"plain": (1.0, PlainLoss(target))})
         batch_size = 24 if math.prod(target.input_shape) <= LARGE else 4
-        return GeneratorInverter().invert(target, recipe_of(steps, batch_size=batch_size), parts, Recorder(steps))
+        return GeneratorInverter().invert(target, recipe_of(batch_size=batch_size), parts, Recorder(STEPS))
 
 
 # ----------------------------------------------------------------------------- conditions and batches
@@ -399,26 +400,27 @@ def evaluate_loss(
 # ------------------------------------------------------------------------------------------ building
 
 
-def settings_of(build: Callable[[Shape, int], Any]) -> Iterator[tuple[Shape, int, Any]]:
-    """Build a component for all shapes and numbers of classes; yield those that it takes, each with the component."""
-    for shape in SHAPES:
-        for count in CLASSES:
-            with suppress(UsageError):
-                yield shape, count, build(shape, count)
-
-
-def home_of(build: Callable[[Shape, int], Any]) -> tuple[Shape, int]:
-    """Return the first shape and number of classes that a component takes.
+def accepted(
+    attempt: Callable[..., Any], cases: Iterable[tuple[Any, ...]], *, needed: bool = True
+) -> Iterator[tuple[Any, ...]]:
+    """Attempt something for each case; yield each case that is not refused, followed by the result.
 
     Raises:
-        Broken: it takes none.
+        Broken: all are refused, where one is needed.
     """
-    refusal = ""
-    for shape, count in HOMES:
+    refusal, taken = "", False
+    for case in cases:
         try:
-            build(shape, count)
-        except UsageError as error:
+            made = attempt(*case)
+        except (UsageError, TooFew) as error:
             refusal = refusal or str(error)
         else:
-            return shape, count
-    raise Broken(f"it refuses every classifier tried; of the first it says: {refusal}")
+            taken = True
+            yield (*case, made)
+    if needed and not taken:
+        raise Broken(f"it refuses every classifier tried; of the first it says: {refusal}")
+
+
+def settings_of(build: Callable[[Shape, int], Any]) -> Iterator[tuple[Any, ...]]:
+    """Yield the shapes and numbers of classes that a component takes, each with the component."""
+    return accepted(build, itertools.product(SHAPES, CLASSES), needed=False)

@@ -86,29 +86,28 @@ class _Pair:
             sys.modules["__main__"] = main
 
     def call(self, function: Callable[..., Any], *arguments: Any) -> list[Any]:
-        results: dict[Connection, Any] = {}
-        errors: list[str] = []
         for end in self.ends:
             end.send((function, arguments))
+        answers: dict[Connection, tuple[Any, str | None]] = {}
         until = time.monotonic() + SECONDS
-        while waiting := [end for end in self.ends if end not in results]:
-            ready = wait(waiting, max(0.0, until - time.monotonic()))
-            for end in (end for end in waiting if end in ready):
-                try:
-                    results[end], error = end.recv()
-                except (OSError, EOFError):
-                    results[end], error = None, "the process ended"
-                if error is not None:
-                    errors.append(error)
-                    until = min(until, time.monotonic() + GRACE_SECONDS)
+        while waiting := [end for end in self.ends if end not in answers]:
+            ready: list[Any] = wait(waiting, max(0.0, until - time.monotonic()))
             if not ready:
                 self.stop()
                 break
-        if errors:
-            raise Broken(f"in one of two processes: {errors[0]}")
+            for done in ready:
+                try:
+                    answers[done] = done.recv()
+                except (OSError, EOFError):
+                    answers[done] = None, "the process ended"
+                if answers[done][1] is not None:
+                    until = min(until, time.monotonic() + GRACE_SECONDS)
+        for _, error in answers.values():
+            if error is not None:
+                raise Broken(f"in one of two processes: {error}")
         if waiting:
             raise Broken(f"two processes were not done after {SECONDS:g} s; one may wait for the other in vain")
-        return [results[end] for end in self.ends]
+        return [answers[end][0] for end in self.ends]
 
     def stop(self) -> None:
         if self in _pairs:
