@@ -128,18 +128,24 @@ def frozen(target: Target) -> None:
 
     So it is after an exception as well.
     """
-    odd = copy.deepcopy(target)
-    for place, part in enumerate(odd.modules()):
-        part.training = place % 2 == 0
-    for place, parameter in enumerate(odd.parameters()):
-        if parameter.is_floating_point():
+    modes = [(part, part.training) for part in target.modules()]
+    taking = [(p, p.requires_grad) for p in target.parameters() if p.is_floating_point()]
+    try:
+        for place, (part, _) in enumerate(modes):
+            part.training = place % 2 == 0
+        for place, (parameter, _) in enumerate(taking):
             parameter.requires_grad_(place % 2 == 0)
-    with expect_unchanged(odd, "changed after it"), contextlib.suppress(KeyError), odd.frozen():
-        modes = [name for name, part in odd.named_modules() if part.training]
-        expect(not modes, f"in train mode within: {', '.join(modes[:3]) or 'the target'}")
-        taking = [name for name, parameter in odd.named_parameters() if parameter.requires_grad]
-        expect(not taking, f"taking a gradient within: {', '.join(taking[:3])}")
-        raise KeyError
+        with expect_unchanged(target, "changed after it"), contextlib.suppress(KeyError), target.frozen():
+            training = [name for name, part in target.named_modules() if part.training]
+            expect(not training, f"in train mode within: {', '.join(training[:3]) or 'the target'}")
+            named = [name for name, parameter in target.named_parameters() if parameter.requires_grad]
+            expect(not named, f"taking a gradient within: {', '.join(named[:3])}")
+            raise KeyError
+    finally:
+        for part, mode in modes:
+            part.training = mode
+        for parameter, requires_grad in taking:
+            parameter.requires_grad_(requires_grad)
 
 
 @promised("target", "remove hooks in a finally, and keep nothing of a pass")
