@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,10 +14,8 @@ from torch import Tensor, nn
 
 import interpkit
 from interpkit import Attribution, AttributionContext, Target, UsageError
+from interpkit_captum.axes import Reading, read_layers
 from interpkit_captum.pixels import with_gradient
-
-MOST_EXTRA_TOKENS = 8
-"""Class and register tokens that may stand before the patches of a vision transformer."""
 
 
 class GradCam(Attribution):
@@ -26,8 +24,9 @@ class GradCam(Attribution):
     :math:`A^k` is channel k of the layer's output, and :math:`\alpha_k` the mean gradient of the score on it. The map
     is enlarged to the image's size (bilinear), and is the same for every channel of the image. By default the layer is
     the last one that runs once, has a spatial grid and receives a gradient from the score at more than one position.
-    The tokens of a vision transformer are arranged as the grid of their patches. For convolutions the result equals
-    Captum's LayerGradCam, which does not support tokens. Source: Selvaraju et al. 2017, "Grad-CAM", eq. 1 and 2.
+    Which axes are the grid's is measured (`interpkit_captum.axes`): channels may come last, and the tokens of a vision
+    transformer are arranged as the grid of their patches. For convolutions the result equals Captum's LayerGradCam,
+    which reads (B, C, h, w) alone. Source: Selvaraju et al. 2017, "Grad-CAM", eq. 1 and 2.
 
     Example:
         >>> import torch
@@ -105,20 +104,29 @@ def grad_cam(
             f"method, such as integrated-gradients."
         )
     layers = target.layers()
-    size = (images.shape[2], images.shape[3])
     # Two images suffice to choose the layer; the maps come from a second pass that keeps only that layer.
-    passes = _passes(layers, [context.layer] if context.layer else layers, context.scores, images[:2], classes[:2])
-    layer = context.layer or _last_with_grid(target, layers, passes, size)
-    _check_layer(target, layer, passes.get(layer, []), size)
-    if context.layer is None:
-        context.note(f"Grad-CAM reads the layer {layer!r}, {tuple(passes[layer][0][0].shape[1:])}.")
+    kept = layers if context.layer is None else [context.layer]
+    passes = _passes(layers, kept, context.scores, images[:2], classes[:2])
+    readings = read_layers({name: layers[name] for name in kept}, context.scores, images, context.rows)
+    layer = context.layer
+    if layer is None:
+        layer = _last_with_grid(target, layers, passes, readings)
+    else:
+        _check_layer(target, layer, passes.get(layer, []), readings)
+    reading, shape = readings[layer], tuple(passes[layer][0][0].shape)
+    shown = shape[1:] if reading.batch == 0 else shape
+    doubt = "" if reading.is_found else "; no change of the image's halves confirms that"
+    if context.layer is None or doubt or reading.words(len(shape)) != "(C, h, w)":
+        context.note(f"Grad-CAM reads the layer {layer!r}, {shown}, as {reading.words(len(shape))}{doubt}.")
+    left_out = [] if context.layer else _left_out_after(layer, passes, readings)
+    if left_out:
+        context.note(f"Grad-CAM leaves out later layers, none of whose axes run along the image's: {left_out}.")
     ((output, gradient),) = _passes(layers, [layer], context.scores, images, classes)[layer]
     assert gradient is not None
-    activation, slope = (_as_grid(tensor, size) for tensor in (output, gradient))
-    assert activation is not None and slope is not None
+    activation, slope = reading.grid(output), reading.grid(gradient)
     cam = (slope.mean((2, 3), keepdim=True) * activation).sum(1, keepdim=True)
     cam = cam if signed else cam.relu()
-    return F.interpolate(cam.float(), size, mode="bilinear", align_corners=False).expand_as(images)
+    return F.interpolate(cam.float(), images.shape[2:], mode="bilinear", align_corners=False).expand_as(images)
 
 
 Pass = tuple[Tensor, Tensor | None]
@@ -161,11 +169,12 @@ def _passes(
 
 
 def _last_with_grid(
-    target: Target, layers: Mapping[str, nn.Module], passes: dict[str, list[Pass]], size: tuple[int, int]
+    target: Target, layers: Mapping[str, nn.Module], passes: dict[str, list[Pass]], readings: Mapping[str, Reading]
 ) -> str:
     """Return the last layer with a grid that the score depends on, or else the last layer with a grid.
 
     In a vision transformer the patches of the last block may not affect the score, because only the class token does.
+    Layers whose reading has evidence come before others, and whole tokens before those of an attention's heads.
     """
     if not passes:
         raise UsageError(
@@ -174,26 +183,31 @@ def _last_with_grid(
         )
     with_grid = []
     for name, of_layer in reversed(passes.items()):
-        if len(of_layer) != 1 or isinstance(layers[name], nn.modules.dropout._DropoutNd):
+        if len(of_layer) != 1 or isinstance(layers[name], nn.modules.dropout._DropoutNd) or name not in readings:
             continue
-        activation, gradient = of_layer[0]
-        if _as_grid(activation, size) is None or gradient is None:
-            continue
-        with_grid.append(name)
-        slope = _as_grid(gradient, size)
-        assert slope is not None
-        if int(slope.abs().sum((0, 1)).count_nonzero()) > 1:
-            return name
+        gradient = of_layer[0][1]
+        if gradient is not None:
+            reading = readings[name]
+            positions = int(reading.grid(gradient).abs().sum((0, 1)).count_nonzero())
+            with_grid.append((reading.is_found, positions > 1, not reading.has_heads(gradient.dim()), name))
     if not with_grid:
         raise UsageError(
-            f"Grad-CAM cannot explain {target.name}: no layer that runs once outputs a grid, (B, C, h, w) or the "
-            f"patches of a vision transformer, that the score depends on. If the classifier processes one image at a "
-            f"time, use rows=1 (--rows 1)."
+            f"Grad-CAM cannot explain {target.name}: no layer that runs once outputs a grid of positions in the image "
+            f"that the score depends on: (C, h, w), (h, w, C), or the patches of a vision transformer. If the "
+            f"classifier processes one image at a time, use rows=1 (--rows 1)."
         )
-    return with_grid[0]
+    return max(with_grid, key=lambda found: found[:-1])[-1]  # the first of equals, which is the last to run
 
 
-def _check_layer(target: Target, layer: str, passes: Sequence[Pass], size: tuple[int, int]) -> None:
+def _left_out_after(layer: str, passes: dict[str, list[Pass]], readings: Mapping[str, Reading]) -> str:
+    """Return the layers after one that look like a grid by their number of axes, but are not found to be one."""
+    later = list(passes)[list(passes).index(layer) + 1 :]
+    shapes = {name: passes[name][0][0].shape for name in later if name not in readings or not readings[name].is_found}
+    like_grids = [name for name, shape in shapes.items() if len(shape) > 2 and shape[2:].numel() > 1]
+    return ", ".join(f"{name!r} {tuple(shapes[name][1:])}" for name in like_grids[-3:])
+
+
+def _check_layer(target: Target, layer: str, passes: list[Pass], readings: Mapping[str, Reading]) -> None:
     if len(passes) > 1:
         raise UsageError(
             f"Grad-CAM cannot use the layer {layer!r} of {target.name}: it runs {len(passes)} times in one forward "
@@ -204,28 +218,12 @@ def _check_layer(target: Target, layer: str, passes: Sequence[Pass], size: tuple
         raise UsageError(
             f"{target.name}: the score does not depend on the layer {layer!r}. Choose another layer (--layer)."
         )
-    if _as_grid(passes[0][0], size) is None:
+    if layer not in readings:
         raise UsageError(
-            f"{target.name}: the layer {layer!r} outputs {tuple(passes[0][0].shape[1:])} for an image, which is not a "
-            f"grid: (C, h, w), or the patches of a vision transformer. Choose another layer (--layer)."
+            f"{target.name}: the layer {layer!r} outputs {tuple(passes[0][0].shape[1:])} for an image, which is "
+            f"not a grid: none of its axes run along the image's, as in (C, h, w), (h, w, C) or the patches of a "
+            f"vision transformer. Choose another layer (--layer)."
         )
-
-
-def _as_grid(tensor: Tensor, size: tuple[int, int]) -> Tensor | None:
-    """Return a layer's output as (B, C, h, w), unchanged or from the patches of (B, T, C) tokens; else None."""
-    if tensor.dim() == 4:
-        return tensor if tensor.shape[2] * tensor.shape[3] > 1 else None
-    if tensor.dim() != 3:
-        return None
-    height, width = size
-    sides = [p for p in range(1, min(size) + 1) if height % p == 0 and width % p == 0]
-    for extra in range(MOST_EXTRA_TOKENS + 1):
-        for patch in sides:
-            rows, columns = height // patch, width // patch
-            if rows * columns == tensor.shape[1] - extra and rows * columns > 1:
-                patches = tensor[:, extra:].transpose(1, 2)
-                return patches.reshape(*patches.shape[:2], rows, columns)
-    return None
 
 
 @contextmanager

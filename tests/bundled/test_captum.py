@@ -168,6 +168,85 @@ def test_patches_keep_their_places() -> None:
     assert cam[0, 11] > 0 and cam[0, 11] == cam.max() and not cam[6:, :6].any()
 
 
+class Arranged(nn.Module):
+    """Sixteen patches of 4 x 4, each of 5 channels, in some arrangement; the score is their mean by channel."""
+
+    def __init__(self, arrange: Callable[[Tensor], Tensor], restore: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.patches = nn.Conv2d(1, 10, 4, 4, bias=False)
+        self.arranged, self.head = nn.Identity(), nn.Linear(10, 3)
+        self.arrange, self.restore = arrange, restore
+
+    def forward(self, x: Tensor) -> Tensor:
+        arranged = self.arranged(self.arrange(self.patches(x)))
+        return self.head(self.restore(arranged).mean((2, 3)))
+
+
+def extended(tokens: Tensor) -> Tensor:
+    """Put two tokens that hold nothing of the image before others, (B, N, D)."""
+    return torch.cat([torch.ones_like(tokens[:, :2]), tokens], 1)
+
+
+def unfolded(tokens: Tensor) -> Tensor:
+    """Return the patches of (B, N, D) tokens as (B, D, 4, 4)."""
+    return tokens[:, -16:].transpose(1, 2).unflatten(2, (4, 4))
+
+
+ARRANGEMENTS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] = {
+    "(h, w, C)": (lambda x: x.permute(0, 2, 3, 1), lambda x: x.permute(0, 3, 1, 2)),
+    "(C, w, h)": (lambda x: x.transpose(2, 3), lambda x: x.transpose(2, 3)),
+    "(2 + 4 x 4 tokens, C)": (lambda x: extended(x.flatten(2).transpose(1, 2)), unfolded),
+    "(C, 4 x 4 tokens)": (lambda x: x.flatten(2), lambda x: x.unflatten(2, (4, 4))),
+    "(2 + 4 x 4 tokens, B, C)": (
+        lambda x: extended(x.flatten(2).transpose(1, 2)).transpose(0, 1),
+        lambda x: unfolded(x.transpose(0, 1)),
+    ),
+    "(C, 4 x 4 tokens, C)": (  # heads, tokens, features
+        lambda x: x.unflatten(1, (2, 5)).flatten(3).transpose(2, 3),
+        lambda x: x.transpose(2, 3).flatten(1, 2).unflatten(2, (4, 4)),
+    ),
+}
+
+
+@pytest.mark.parametrize("axes", ARRANGEMENTS)
+def test_the_axes_of_a_grid_are_found_in_any_order(axes: str) -> None:
+    plain = wrap(Arranged(lambda x: x, lambda x: x), (1, 16, 16))
+    target = wrap(Arranged(*ARRANGEMENTS[axes]), (1, 16, 16))
+    images, labels = torch.rand(5, 1, 16, 16), torch.tensor([0, 1, 2, 1, 0])
+    explainer = Explainer(target, "grad-cam", layer="arranged", options={"signed": True}, device="cpu")
+    usual = Explainer(plain, "grad-cam", layer="patches", options={"signed": True}, device="cpu")
+    torch.testing.assert_close(explainer.maps(images, labels), usual.maps(images, labels))
+    assert explainer.notes[0].endswith(f"as {axes}.")
+
+
+def test_a_layer_whose_axes_are_not_the_images_is_left_out_with_a_note() -> None:
+    def windows(x: Tensor) -> Tensor:
+        return x.unflatten(2, (2, 2)).unflatten(4, (2, 2)).permute(0, 2, 4, 1, 3, 5).flatten(0, 2)
+
+    def whole(x: Tensor) -> Tensor:
+        return x.unflatten(0, (-1, 2, 2)).permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3)
+
+    target = wrap(Arranged(windows, whole), (1, 16, 16))
+    images, labels = torch.rand(2, 1, 16, 16), torch.tensor([0, 1])
+    explainer = Explainer(target, "grad-cam", device="cpu")
+    explainer.maps(images, labels)
+    assert explainer.notes == [
+        "Grad-CAM reads the layer 'patches', (10, 4, 4), as (C, h, w).",
+        "Grad-CAM leaves out later layers, none of whose axes run along the image's: 'arranged' (10, 2, 2).",
+    ]
+    with pytest.raises(UsageError, match=r"'arranged' outputs \(10, 2, 2\) for an image, which is not a grid"):
+        quick(target, images, labels, "grad-cam", layer="arranged")
+
+
+def test_a_usual_layer_without_evidence_is_read_with_a_doubt() -> None:
+    mixed = torch.randn(16, 16, generator=torch.Generator().manual_seed(0))
+    target = wrap(Arranged(lambda x: (x.flatten(2) @ mixed).unflatten(2, (4, 4)), lambda x: x), (1, 16, 16))
+    explainer = Explainer(target, "grad-cam", layer="arranged", device="cpu")
+    explainer.maps(torch.rand(1, 1, 16, 16), torch.tensor([0]))
+    assert "as (C, h, w); no change of the image's halves confirms that." in explainer.notes[0]
+
+
 def test_a_reused_layer_is_not_read_and_the_others_serve(images: Tensor, labels: Tensor) -> None:
     target = wrap(Net(reuse=True), (1, 12, 12))
     with pytest.raises(UsageError, match=r"'second'.*runs 2 times.*reused.*--layer"):
