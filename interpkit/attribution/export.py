@@ -22,7 +22,7 @@ from interpkit.interfaces import samples
 from interpkit.interfaces.targets import Target
 from interpkit.io.atomic import to_json, write_atomically, write_tensors
 from interpkit.io.datasets import IMAGE_ENDINGS, load_data, read_picture
-from interpkit.io.images import MAX_ROWS, colour_scale, save_panel, to_heat, to_picture
+from interpkit.io.images import MAX_ROWS, colour_scale, save_panel, to_heat, to_overlay, to_picture
 from interpkit.io.locking import only_writer
 from interpkit.plugins.discovery import installed
 
@@ -34,8 +34,8 @@ BASELINES = 8
 """Samples of a class that serve as a baseline distribution."""
 CHECKED = 8
 """Images on which the expensive checks are made."""
-PAIRS = 5
-"""Images per class in a panel, each next to its map."""
+DRAWN = 5
+"""Images per class in a panel, each next to its map, and that laid over the image."""
 
 ImagesAndLabels = tuple[Tensor, Tensor | None]
 """(N, *input_shape) in [0, 1], and labels (N,) or None where they are not known."""
@@ -300,10 +300,10 @@ def _draw(path: Path, shown: ExplainedImages, maps: Tensor, names: Sequence[str]
     scale = colour_scale(maps)
     panel = []
     for label in shown.groups.unique().tolist()[:MAX_ROWS]:
-        own = (shown.groups == label).nonzero()[:PAIRS, 0].tolist()
-        tiles = [tile for i in own for tile in (_pixels(shown.images[i]), to_heat(maps[i], scale))]
+        own = (shown.groups == label).nonzero()[:DRAWN, 0].tolist()
+        tiles = [tile for i in own for tile in _beside_its_map(shown.images[i], maps[i], scale)]
         panel.append((names[label], tiles))
-    save_panel(panel, f"red speaks for the class, blue against; full color = {scale:.3g}", path)
+    save_panel(panel, f"image, map, both: red speaks for the class, blue against; full color = {scale:.3g}", path)
 
 
 def _draw_classes(path: Path, source: ExplainedImages, evidence: ClassEvidence, names: Sequence[str]) -> None:
@@ -315,6 +315,13 @@ def _draw_classes(path: Path, source: ExplainedImages, evidence: ClassEvidence, 
     save_panel(panel, f"mean image, mean map, spread of the maps; full color = {scale:.3g}", path)
 
 
+def _beside_its_map(image: Tensor, evidence: Tensor, scale: float) -> tuple[Image.Image, ...]:
+    return _pixels(image), to_heat(evidence, scale), to_overlay(_bytes(image), evidence, scale)
+
+
 def _pixels(image: Tensor) -> Image.Image:
-    picture = to_picture((image.clamp(0, 1) * 255).round().to(torch.uint8))
-    return picture.convert("RGB")
+    return to_picture(_bytes(image)).convert("RGB")
+
+
+def _bytes(image: Tensor) -> Tensor:
+    return (image.clamp(0, 1) * 255).round().to(torch.uint8)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -82,11 +83,25 @@ def colour_scale(maps: Tensor) -> float:
     return scale if scale > 0 else 1.0
 
 
+RED, BLUE = np.array([178, 24, 43]), np.array([33, 102, 172])
+OVERLAID = 0.8
+"""How much of a pixel full evidence hides in an overlay."""
+
+
 def to_heat(evidence: Tensor, scale: float) -> Image.Image:
     """Return a map, (C, H, W) summed over C, as a picture: white is 0, red ``scale``, blue ``-scale``."""
+    return _colored(evidence, scale, np.full(3, 255.0), 1)
+
+
+def to_overlay(image: Tensor, evidence: Tensor, scale: float) -> Image.Image:
+    """Return a map over its image, (C, H, W) uint8, drawn gray: the colors are those of `to_heat`."""
+    gray = np.array(to_picture(image).convert("L"), dtype=float)
+    return _colored(evidence, scale, gray[..., None], OVERLAID)
+
+
+def _colored(evidence: Tensor, scale: float, ground: Any, most: float) -> Image.Image:
     value = (evidence.sum(0) / scale).clamp(-1, 1).numpy()[..., None]
-    red, blue = np.array([178, 24, 43]), np.array([33, 102, 172])
-    color = 255 + np.abs(value) * (np.where(value > 0, red, blue) - 255)
+    color = ground + most * np.abs(value) * (np.where(value > 0, RED, BLUE) - ground)
     return Image.fromarray(color.round().astype(np.uint8), "RGB")
 
 

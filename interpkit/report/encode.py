@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from interpkit.io.images import colour_scale, to_heat, to_picture
+from interpkit.io.images import colour_scale, to_heat, to_overlay, to_picture
 
 LADDER = ((1, None), (1, 85), (1, 60), (1, 35), (0.7, 50), (0.5, 50), (0.35, 50), (0.25, 40), (0.15, 40))
 """Scale and quality (None: PNG, without loss), from the best to the smallest."""
@@ -55,14 +55,21 @@ def strip(images: Tensor) -> Tensor:
     return torch.cat(list(images), dim=2)
 
 
-def heat(maps: Tensor) -> Tensor:
+def heat(maps: Tensor, images: Tensor | None = None) -> Tensor:
     """Return attribution maps (N, C, H, W), summed over channels, as pictures (N, 3, H, W) uint8 on one scale.
 
     Red speaks for the class, blue against it, and white is nothing; the colors are those of ``interpkit attribute``.
+
+    Args:
+        maps: the maps.
+        images: (N, C, H, W) uint8, over which they are laid, drawn gray in place of white.
     """
     scale = colour_scale(maps)
-    colored = [torch.from_numpy(np.array(to_heat(one, scale))) for one in maps]
-    return torch.stack(colored).permute(0, 3, 1, 2)
+    if images is None:
+        pictures = [to_heat(one, scale) for one in maps]
+    else:
+        pictures = [to_overlay(image, one, scale) for image, one in zip(images, maps, strict=True)]
+    return torch.stack([torch.from_numpy(np.array(picture)) for picture in pictures]).permute(0, 3, 1, 2)
 
 
 def _uri(picture: Image.Image, scale: float, quality: int | None) -> str:

@@ -205,8 +205,9 @@ def _attributions(run: Run, samples: Samples) -> list[_Beside]:
             if (key := image.contiguous().numpy().tobytes()) in rows
         }
         if places:
-            note = "red speaks for the class, blue against it"
-            kinds.append(_Beside(path.stem, encode.heat(maps), places, dict.fromkeys(places, note)))
+            notes = dict.fromkeys(places, "red speaks for the class, blue against it")
+            kinds.append(_Beside(path.stem, encode.heat(maps), places, notes))
+            kinds.append(_Beside(f"{path.stem} over the image", encode.heat(maps, pixels), places, notes))
     return kinds
 
 

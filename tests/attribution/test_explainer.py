@@ -28,7 +28,7 @@ from interpkit import (
 from interpkit.attribution import faithfulness
 from interpkit.attribution.evidence import rank_correlation
 from interpkit.attribution.export import explain
-from interpkit.io.images import colour_scale, save_panel, to_heat
+from interpkit.io.images import colour_scale, save_panel, to_heat, to_overlay
 
 
 class Weights(Attribution):
@@ -326,6 +326,9 @@ def test_one_colour_scale_serves_a_panel(tmp_path: Path) -> None:
     assert reddest.getpixel((0, 0)) == (178, 24, 43) and reddest.getpixel((1, 1)) == (255, 255, 255)
     half = tuple(round(255 + 0.5 * (c - 255)) for c in (33, 102, 172))
     assert all(abs(a - b) <= 1 for a, b in zip(blue.getpixel((5, 5)), half, strict=True))
+    over = to_overlay(torch.full((1, 10, 10), 100, dtype=torch.uint8), maps[0], 3.0)
+    assert over.getpixel((1, 1)) == (100, 100, 100)  # the image, where nothing speaks
+    assert over.getpixel((0, 0)) == tuple(round(100 + 0.8 * (c - 100)) for c in (178, 24, 43))
     save_panel([("a", [reddest, blue]), ("b", [blue])], "words", tmp_path / "panel.png")
     with Image.open(tmp_path / "panel.png") as picture:
         assert picture.width > 2 * 48 and picture.height > 2 * 48

@@ -337,8 +337,11 @@ def test_attributions_are_shown_with_the_samples_that_they_are_of(run_copy: Path
     tensors = {"maps": maps, "images": stored[[40, 3, 200]] / 255}
     safetensors.torch.save_file(tensors, run_copy / "attributions" / "<em>.safetensors")
     page = read(interpkit.write_report(run_copy))
-    (shown,) = page.data["beside"]
+    shown, over = page.data["beside"]
     assert shown["title"] == "<em>" and not page.all("em")
+    assert over["title"] == "<em> over the image" and over["places"] == shown["places"]
+    gray = decode(over["uris"][2])  # where nothing speaks, the image itself
+    assert torch.equal(gray[..., 0] if gray.dim() == 3 else gray, stored[200, 0])
     assert {row: place for row, place in enumerate(shown["places"]) if place >= 0} == {40: 0, 3: 1, 200: 2}
     positive, negative, nothing = (decode(uri)[0, 0].tolist() for uri in shown["uris"])
     assert positive[0] > positive[2] and negative[2] > negative[0] and nothing == [255, 255, 255]
