@@ -11,13 +11,13 @@ from typing import Any
 import torch
 
 from interpkit.api.finish import finish
-from interpkit.config.recipe import Layer, PluginFile, Recipe, compose, read_toml, validated
+from interpkit.config.recipe import Layer, PluginFile, Recipe, TargetOptions, compose, read_toml, validated
 from interpkit.errors import InterpkitError, ModelError, PluginError, RunError, UsageError, listed, setting
 from interpkit.interfaces import contracts
 from interpkit.interfaces.inversions import Inversion
 from interpkit.interfaces.targets import Target
-from interpkit.io.atomic import to_json, write_atomically
-from interpkit.plugins import assembly, loading
+from interpkit.io.atomic import sha256, to_json, write_atomically
+from interpkit.plugins import assembly, loading, typed_code
 from interpkit.plugins.discovery import Plugins, installed, is_file
 from interpkit.runs import disk_space
 from interpkit.runs.folder import Run
@@ -140,7 +140,8 @@ def prepare(
         recorded = _recorded_files(layer.pop("plugin_files", []), config)
         known_plugins.check_files(recorded, str(config))
         layers += [known_plugins.preset(name).layer for name in _preset_names(layer.pop("presets", []), config)]
-        layers.append(_without_code(layer, target_options or {}, config))
+        named = isinstance(target, str | Path) and resume_from is not None and Path(target).exists()
+        layers.append(_without_code(layer, target_options or {}, config, sha256(Path(target)) if named else None))
     # look the inverter up here, so that a misspelt name is not reported as a missing preset
     whole = inverter is not None and not known_plugins.component("inverter", inverter).needs
     if config is None and not plugins and inverter in known_plugins.registry.names("preset"):
@@ -197,8 +198,14 @@ def _checked(presets: Sequence[str], plugins: Sequence[str | Path]) -> list[str 
     return [*presets, *plugins]
 
 
-def _without_code(layer: Layer, typed: Mapping[str, Any], config: str | Path) -> Layer:
+def _without_code(layer: Layer, typed: Mapping[str, Any], config: str | Path, resumed: str | None) -> Layer:
     """Return a file's layer without what only the user may say: code of the user's own, and trust.
+
+    Args:
+        layer: what the file says.
+        typed: what the user types about the classifier.
+        config: the file.
+        resumed: the sha256 of the classifier, if its run is resumed: the user may have typed the code before.
 
     Raises:
         UsageError: the file records some, and the user has not typed it again.
@@ -208,9 +215,10 @@ def _without_code(layer: Layer, typed: Mapping[str, Any], config: str | Path) ->
         return layer
     arch = str(recorded.get("arch", ""))
     if arch.startswith("py:") and not typed.get("arch"):
-        raise UsageError(
-            f"{config} records {setting('arch', arch)}, which is code; a file cannot have it run. Type it again."
-        )
+        facts = validated(TargetOptions, {**recorded, **typed}, str(config))
+        reason = typed_code.refusal(facts, resumed)
+        if reason is not None:
+            raise UsageError(f"{config} records {setting('arch', arch)}, which is code; {reason}. Type it again.")
     if recorded.get("trust") and not typed.get("trust"):
         raise UsageError(
             f"{config} records {setting('trust')}; a file cannot grant it. Type it again if you trust the classifier."

@@ -38,7 +38,7 @@ from interpkit.io import strict_json
 from interpkit.io.atomic import sha256, to_json, write_atomically, write_tensors
 from interpkit.io.locking import only_writer
 from interpkit.io.safe_load import load_plain
-from interpkit.plugins import assembly, loading
+from interpkit.plugins import assembly, loading, typed_code
 from interpkit.plugins.discovery import installed
 from interpkit.plugins.registry import Entry
 from interpkit.runs.manifest import SCHEMA, conditions, describe, used_data
@@ -244,7 +244,8 @@ class Run:
 
         Args:
             model: its file, if it has moved.
-            arch: what the user types where the recipe records code of the user's own; it is not run from a file.
+            arch: what the user types where the recipe records code of the user's own; it is not run from a file,
+                unless this user has typed the same before (see `interpkit.plugins.typed_code`).
             trust: likewise, for a file that may run code.
 
         Raises:
@@ -262,19 +263,25 @@ class Run:
         options = self.recipe().target
         if options.trust and not trust:
             raise ModelError(f"{path} may run code when it is loaded. If you trust it, add {setting('trust')}.")
-        if options.runs_code and not options.trust and arch is None:
-            raise ModelError(
-                f"{path} takes code of yours, which never runs because a file names it: add "
-                f"{setting('arch', options.arch)}"
-            )
-        options = options.model_copy(update={"trust": trust, "arch": arch or options.arch})
         # Not hashed before a loader knows it: a manifest may name a folder such as the root of all.
-        if model is None and path.exists() and loading.loader_of(path) and sha256(path) != recorded.sha256:
+        digest = sha256(path) if path.exists() and loading.loader_of(path) else None
+        if options.runs_code and not options.trust and arch is None:
+            reason = typed_code.refusal(options, digest)
+            if reason is not None:
+                raise ModelError(
+                    f"{path} takes code of yours, which never runs because a file names it ({reason}): add "
+                    f"{setting('arch', options.arch)}"
+                )
+        options = options.model_copy(update={"trust": trust, "arch": arch or options.arch})
+        if model is None and digest not in (None, recorded.sha256):
             raise ModelError(
                 f"{path} is not what it was when {self.folder} was made (its sha256 differs). "
                 f"Name the right file by {setting('model', 'PATH')}."
             )
-        return loading.load(path, options)
+        target = loading.load(path, options)
+        if arch is not None:
+            typed_code.remember(options, digest)
+        return target
 
     def load(self, target: Target | None = None, model: Path | None = None, **typed: Any) -> Inversion:
         """Load the inversion: target, history, and what the inverter makes of the files of its own.
@@ -298,6 +305,7 @@ class Run:
         """Write manifest.json and recipe.toml before the first step."""
         self._write_manifest(describe(recipe, target) | {"presets": presets, "status": "running"})
         write_atomically(self / "recipe.toml", recipe.to_toml())
+        typed_code.remember(recipe.target, self.manifest().model.sha256)
 
     def check_same(self, recipe: Recipe, target: Target) -> None:
         """Raise a `RunError` if the recipe, the classifier, or data is another than the run's; it may be longer."""
@@ -352,6 +360,7 @@ class Run:
             }
         write_atomically(self / "recipe.toml", recipe.to_toml())
         self.note(**changes, status="running", resumed_from=step)
+        typed_code.remember(recipe.target, self.manifest().model.sha256)
 
     def changed_since(self, recipe: Recipe, target: Target) -> dict[str, tuple[Any, Any]]:
         """Return what decides the numbers and is another here than the manifest says, and log it in one line."""

@@ -1098,13 +1098,23 @@ def test_each_kind_is_inverted_and_sampled_from_the_command_line(name: str, tmp_
     assert len(samples["images"]) == len(samples["labels"].unique()) == len(samples["labels"])
 
 
-def test_a_run_of_the_users_own_code_is_sampled_only_when_its_name_is_typed_again(
+def test_a_run_of_the_users_own_code_runs_it_where_this_user_has_typed_it(tmp_path: Path, nets: Any) -> None:
+    kind = make_user_code(tmp_path, nets)
+    out = tmp_path / "run"
+    succeeds("invert", kind.path, *TINY_RUN, *kind.flags, "--out", out)
+    succeeds("sample", out, "--per-class", "1")
+    assert interpkit.load_inversion(out).target.description.arch == kind.options["arch"]
+    succeeds("invert", kind.path, "--out", out, "--resume", "--steps", "3")
+
+
+def test_a_run_that_was_made_elsewhere_runs_code_only_when_its_name_is_typed(
     tmp_path: Path, nets: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kind = make_user_code(tmp_path, nets)
     out = tmp_path / "run"
     succeeds("invert", kind.path, *TINY_RUN, *kind.flags, "--out", out)
     before = sorted(out.iterdir())
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "of somebody else"))
 
     def found(spec: str) -> None:
         raise AssertionError(f"{spec} was looked up because a file names it")
@@ -1114,8 +1124,44 @@ def test_a_run_of_the_users_own_code_is_sampled_only_when_its_name_is_typed_agai
         fails(3, "--arch py:", "sample", out, "--per-class", "1")
         with pytest.raises(ModelError, match="arch='py:"):
             interpkit.load_inversion(out)
+        fails(2, "[Tt]ype it again", "invert", kind.path, "--out", out, "--resume", "--steps", "3")
     assert sorted(out.iterdir()) == before
     succeeds("sample", out, "--arch", kind.options["arch"], "--per-class", "1")
+    succeeds("sample", out, "--per-class", "1", "--out", tmp_path / "again.safetensors")  # now it is known
+
+
+@pytest.mark.parametrize("changed", ["code", "helper", "arguments", "classifier", "record"])
+def test_typed_code_is_forgotten_when_anything_about_it_changes(
+    changed: str, tmp_path: Path, nets: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = f"helper_of_{changed}"  # Python imports a name once
+    state, code, helper = (tmp_path / name for name in ("state", "own/net.py", f"own/{module}.py"))
+    monkeypatch.setenv("XDG_STATE_HOME", str(state))
+    kind = make_user_code(tmp_path, nets)
+    code.parent.mkdir()
+    helper.write_text("")
+    code.write_text(f"import {module}\n" + (tmp_path / "formats_nets.py").read_text("utf-8"), "utf-8")
+    out, arch = tmp_path / "run", f"py:{code}:Net"
+    flags = ["--arch", arch, "--input-shape", "3,8,8", "--std", "0.5"]
+    succeeds("invert", kind.path, *TINY_RUN, *flags, "--out", out)
+    again = ["sample", out, "--per-class", "1"]
+    succeeds(*again)
+    if changed in ("code", "helper"):
+        place = {"code": code, "helper": helper}[changed]
+        place.write_text(place.read_text("utf-8") + "\n# changed\n", "utf-8")
+        fails(3, f"{place} has changed since you typed it.*--arch py:", *again)
+        return
+    if changed == "arguments":
+        recipe = (out / "recipe.toml").read_text("utf-8")
+        changed_recipe = recipe.replace("[target.arch_args]", "[target.arch_args]\nother = 3")
+        (out / "recipe.toml").write_text(changed_recipe, "utf-8")
+    elif changed == "classifier":
+        torch.save({name: 2 * t for name, t in torch.load(kind.path).items()}, tmp_path / "other.pt")
+        again += ["--model", tmp_path / "other.pt"]
+    else:
+        (record,) = state.rglob("*.json")
+        record.write_text("{")
+    fails(3, "a file cannot have it run.*--arch py:", *again)
 
 
 @torch_warns
@@ -1141,12 +1187,3 @@ def test_a_recipe_that_records_code_runs_it_only_when_it_is_typed_again(name: st
     again = ["--arch", kind.options["arch"]] if name == "user code" else ["--trust"]
     succeeds("invert", kind.path, *flags, *again)
     assert (second / "samples.png").exists()
-
-
-def test_a_run_of_the_users_own_code_is_resumed_only_when_its_name_is_typed_again(tmp_path: Path, nets: Any) -> None:
-    kind = make_user_code(tmp_path, nets)
-    out = tmp_path / "run"
-    succeeds("invert", kind.path, *TINY_RUN, *kind.flags, "--out", out)
-    fails(2, "[Tt]ype it again", "invert", kind.path, "--out", out, "--resume", "--steps", "3")
-    arch = ["--arch", kind.options["arch"]]
-    succeeds("invert", kind.path, "--out", out, "--resume", "--steps", "3", *arch)

@@ -1,0 +1,202 @@
+"""Whether the stated preprocessing is right: a batch norm remembers what the layers before it returned in training.
+
+The running mean and variance of the first batch norm are compared with those of its input when plausible images pass
+with the stated preprocessing, and with the usual ones. Whatever the network does to its input itself is part of that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from interpkit.config.recipe import TargetOptions
+from interpkit.errors import setting
+from interpkit.interfaces.targets import Target
+from interpkit.runtime.devices import device_of
+from interpkit.targets.watch import first_of, watch
+
+IMAGES = 32
+"""Images of each kind that pass at once."""
+FITS = 0.05
+"""The largest distance at which a preprocessing fits a batch norm; on natural images right ones are at 0.005 to 0.03."""
+CLEARLY_WORSE = 0.05
+"""How much further away than the best the stated preprocessing must be for a warning."""
+USUAL: tuple[Mapping[str, Any], ...] = (
+    {},
+    {"mean": [0.5], "std": [0.5]},  # (x - 127) / 128 of 0..255 is almost the same
+    {"input_range": (0.0, 255.0)},
+)
+USUAL_COLOR: tuple[Mapping[str, Any], ...] = (
+    {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]},
+    {"mean": [103.939, 116.779, 123.68], "input_range": (0.0, 255.0), "channel_order": "bgr"},
+)
+USUAL_GRAY: tuple[Mapping[str, Any], ...] = ({"mean": [0.1307], "std": [0.3081]},)
+
+
+def notes(target: Target) -> list[str]:
+    """Return a note if nothing states the normalization of a classifier of images."""
+    if len(target.input_shape) != 3 or _is_stated(target):
+        return []
+    flags = ", ".join(setting(fact, None) for fact in ("mean", "std", "input_range"))
+    return [
+        f"nothing states the normalization that {target.name} was trained with, so it receives images in [0, 1] as "
+        f"they are. If it needs another one, add {flags}."
+    ]
+
+
+def doubts(target: Target, images: Tensor | None = None) -> list[str]:
+    """Return a warning if the first batch norm shows that another preprocessing fits clearly better.
+
+    A wrong range, mean or standard deviation shows. The order of the channels hardly does, because images look much
+    the same to a batch norm with red and blue exchanged.
+
+    Args:
+        target: the classifier.
+        images: (N, *input_shape) in [0, 1], of the kind that it was trained on; noise that resembles natural photos,
+            and drawings on black and on white, if None.
+    """
+    shape, stated = target.input_shape, target.description
+    if len(shape) != 3 or not _batch_norms(target):
+        return []
+    if images is None:
+        kinds = _plausible(shape)
+        natural, narrow, *drawings = kinds
+        # Where somebody states a normalization, or images are gray, they may well be no photos.
+        lenient = kinds if _is_stated(target) or shape[0] != 3 else [natural, narrow]
+        strict = [natural] if shape[0] == 3 else [natural, *drawings]
+    else:
+        lenient = strict = [images[:: max(1, len(images) // (8 * IMAGES))]]
+    distance = _nearest(target, stated, lenient)
+    if distance is None or distance < CLEARLY_WORSE:
+        return []
+    guesses = [(found, guess) for guess in _guesses(target) if (found := _nearest(target, guess, strict)) is not None]
+    best, guess = min(guesses, key=lambda pair: pair[0])
+    if best > FITS or distance - best < CLEARLY_WORSE:
+        return []
+    facts = {
+        "mean": guess.mean or [0.0],
+        "std": guess.std or [1.0],
+        "input_range": list(guess.ranges[0]),
+        "channel_order": guess.channel_order if guess.channel_order != stated.channel_order else None,
+    }
+    said = [setting(name, value) for name, value in facts.items() if value is not None]
+    what = "the given images" if images is not None else "plausible images"
+    return [
+        f"the preprocessing of {target.name} is probably wrong: with it, {what} do not give what the first batch norm "
+        f"received in training (distance {distance:.2f} of at most 1). With another one they do ({best:.2f}): "
+        f"{' '.join(said)}. Check it, or leave it as it is if you know that it is right."
+    ]
+
+
+def _is_stated(target: Target) -> bool:
+    return any(target.sources.get(fact, "default") != "default" for fact in ("mean", "std", "input_range"))
+
+
+def _guesses(target: Target) -> Iterator[TargetOptions]:
+    channels, stated = target.input_shape[0], target.description
+    usual = USUAL + (USUAL_COLOR if channels == 3 else USUAL_GRAY if channels == 1 else ())
+    for guess in usual:
+        yield TargetOptions(input_shape=target.input_shape, **guess)
+    if channels == 3:
+        yield stated.model_copy(update={"channel_order": "rgb" if stated.channel_order == "bgr" else "bgr"})
+
+
+def _batch_norms(target: Target) -> dict[str, Any]:
+    norms = {name: layer for name, layer in target.layers().items() if isinstance(layer, nn.BatchNorm2d)}
+    return {f"{name}:in": layer for name, layer in norms.items() if layer.running_mean is not None}
+
+
+class _Received(Exception):
+    """Ends a forward pass at the first batch norm."""
+
+
+def _nearest(target: Target, guess: TargetOptions, kinds: Sequence[Tensor]) -> float | None:
+    """Return the distance, in [0, 1], of the kind of images that is nearest; None if no batch norm runs."""
+    found = [_distance(target, _as_if(target, guess, images)) for images in kinds]
+    return min((distance for distance in found if distance is not None), default=None)
+
+
+def _as_if(target: Target, guess: TargetOptions, images: Tensor) -> Tensor:
+    """Return images, some beyond [0, 1], that reach the module as ``images`` would with another preprocessing."""
+
+    def scale_and_shift(facts: TargetOptions) -> tuple[Tensor, Tensor]:
+        (low, high) = facts.ranges[0]
+        mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (facts.mean or [0.0], facts.std or [1.0]))
+        return (high - low) / std, (low - mean) / std
+
+    stated = target.description
+    scale, shift = scale_and_shift(guess)
+    wanted = (images.flip(1) if guess.channel_order == "bgr" else images) * scale + shift
+    scale, shift = scale_and_shift(stated)
+    wanted = (wanted - shift) / scale
+    return wanted.flip(1) if stated.channel_order == "bgr" else wanted
+
+
+@torch.no_grad()
+def _distance(target: Target, images: Tensor) -> float | None:
+    r"""Return the mean squared Hellinger distance, over channels, of the first batch norm's input and its memory.
+
+    Both are taken for normal distributions: :math:`1 - \sqrt{2 s t / (s^2 + t^2)} \exp(-(m - n)^2 / 4 (s^2 + t^2))`.
+    """
+    norms = _batch_norms(target)
+    received: list[Tensor] = []
+    first = ""
+
+    def note(name: str, inputs: Any) -> None:
+        nonlocal first
+        first = name
+        received.append(first_of(inputs))
+        raise _Received
+
+    with target.frozen(), watch(norms, note):
+        for part in images.to(device_of(target)).split(1 if "batch" in target.sources else IMAGES):
+            with suppress(_Received):
+                target(part)
+    if not received:
+        return None
+    values, norm = torch.cat(received).double(), norms[first]
+    variance, mean = torch.var_mean(values, (0, 2, 3))
+    variances = [each.double() + norm.eps for each in (variance, norm.running_var)]
+    total = sum(variances)
+    overlap = (2 * (variances[0] * variances[1]).sqrt() / total).sqrt()
+    distances = 1 - overlap * (-((mean - norm.running_mean) ** 2) / (4 * total)).exp()
+    return float(distances.mean())
+
+
+def _plausible(shape: Sequence[int]) -> list[Tensor]:
+    """Return images (32, C, H, W) of four kinds: like natural photos, of half their contrast, drawings on black, on white.
+
+    The photos are noise with amplitudes 1/f (Field 1987) and the mean, the contrast and the colors of ImageNet.
+    """
+    rng = torch.Generator().manual_seed(0)
+    channels, height, width = shape
+
+    def noise(count: int, power: float = 1.0) -> Tensor:
+        spectrum = torch.fft.rfft2(torch.randn(IMAGES, count, height, width, generator=rng))
+        vertical, horizontal = torch.fft.fftfreq(height)[:, None], torch.fft.rfftfreq(width)[None]
+        frequency = (vertical**2 + horizontal**2).sqrt().clamp_min(1 / max(height, width))
+        drawn = torch.fft.irfft2(spectrum / frequency**power, s=(height, width))
+        drawn = drawn - drawn.mean((2, 3), keepdim=True)
+        return drawn / drawn.std((1, 2, 3), keepdim=True).clamp_min(1e-6)
+
+    def per_image(count: int) -> Tensor:
+        return torch.randn(IMAGES, count, 1, 1, generator=rng)
+
+    contrast = 0.8 + 0.4 * torch.rand(IMAGES, 1, 1, 1, generator=rng)
+    photos = 0.2 * contrast * noise(1) + 0.14 * per_image(1)
+    if channels == 3:
+        opponents = torch.tensor([[1.0, 0.0, -1.0], [0.5, -1.0, 0.5]]) / 1.2  # red to blue, magenta to green
+        tints = 0.05 * noise(2) + 0.07 * per_image(2)
+        photos = photos + torch.einsum("nkhw,kc->nchw", tints, opponents)
+        photos = photos + torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1)
+    else:
+        photos = (photos + 0.45).expand(-1, channels, -1, -1)
+    photos = photos.clamp(0, 1)
+    strokes = noise(1, power=1.3)
+    most = strokes.flatten(1).quantile(0.85, dim=1).view(-1, 1, 1, 1)
+    drawings = ((strokes - most) * 4).clamp(0, 1).expand(-1, channels, -1, -1)
+    return [photos, 0.45 + (photos - 0.45) / 2, drawings, 1 - drawings]
