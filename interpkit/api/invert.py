@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from functools import cached_property
@@ -28,6 +29,9 @@ from interpkit.runtime.devices import is_out_of_memory, keep_freed_memory
 from interpkit.runtime.distributed import World
 from interpkit.runtime.random import derive_seed, global_seed
 from interpkit.runtime.recorder import Recorder, StepRecord
+from interpkit.targets import preprocessing
+
+log = logging.getLogger("interpkit")
 
 
 def invert(
@@ -140,8 +144,10 @@ def prepare(
         recorded = _recorded_files(layer.pop("plugin_files", []), config)
         known_plugins.check_files(recorded, str(config))
         layers += [known_plugins.preset(name).layer for name in _preset_names(layer.pop("presets", []), config)]
-        named = isinstance(target, str | Path) and resume_from is not None and Path(target).exists()
-        layers.append(_without_code(layer, target_options or {}, config, sha256(Path(target)) if named else None))
+        resumed = None
+        if resume_from is not None and not isinstance(target, Target) and Path(target).exists():
+            resumed = sha256(Path(target))
+        layers.append(_without_code(layer, target_options or {}, config, resumed))
     # look the inverter up here, so that a misspelt name is not reported as a missing preset
     whole = inverter is not None and not known_plugins.component("inverter", inverter).needs
     if config is None and not plugins and inverter in known_plugins.registry.names("preset"):
@@ -175,6 +181,9 @@ def prepare(
     if not isinstance(target, Target):
         target = loading.load(Path(target), recipe.target)
     job = Job(recipe, target, applied)
+    if resume_from is None:
+        for doubt in preprocessing.doubts(target):
+            log.warning(doubt)
     if config is not None and resume_from is None:
         with suppress(RunError):  # the file is not in a run folder
             Run(Path(config).parent).changed_since(job.recipe, target)

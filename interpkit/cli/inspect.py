@@ -25,21 +25,33 @@ def inspect(
 ) -> None:
     """Show how interpkit reads a classifier: its input, its output and its layers, and where each fact came from."""
     from interpkit.evaluation import scoring
+    from interpkit.interfaces.samples import to_unit
+    from interpkit.io.datasets import load_data
     from interpkit.plugins import loading
     from interpkit.plugins.assembly import without_gradient
     from interpkit.plugins.discovery import installed
+    from interpkit.targets import preprocessing
     from interpkit.targets.layers import list_layers
 
     options.load_plugin_files(plugin)
     target = loading.load_target(model, **ctx.obj)
     layers = list_layers(target)
     accuracy = None if reference is None else scoring.accuracy(target, reference)
+    images = None
+    if reference is not None:
+        images = to_unit(load_data(reference, target.input_shape, target.class_names).images, target)
+    doubts = preprocessing.doubts(target, images)
+    for doubt in doubts:
+        console.warning(doubt)
+    for unstated in preprocessing.notes(target):
+        console.note(unstated)
     facts = target.description.model_dump(mode="json", exclude_none=True)
     if json_:
         resolved = {key: {"value": value, "source": target.sources.get(key)} for key, value in facts.items()}
         console.print_json(
             {"name": target.name, "resolved": resolved, "layers": [layer.to_row() for layer in layers]}
             | ({} if accuracy is None else {"accuracy": accuracy})
+            | ({"warnings": doubts} if doubts else {})
         )
         return
     _print_facts(facts, target.sources)

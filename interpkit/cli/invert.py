@@ -152,6 +152,7 @@ def invert(
 
     from interpkit.api import invert
     from interpkit.runtime.distributed import World
+    from interpkit.targets import preprocessing
 
     world = World.current()
     resume = resume or torchrun.RESTARTED
@@ -197,6 +198,8 @@ def invert(
         return
     recipe = job.recipe
     console.note_facts(job.target)
+    for unstated in preprocessing.notes(job.target):
+        console.note(unstated)
     processes = f", {world.size} processes" if world.size > 1 else ""
     console.note(f"{recipe.steps} steps of {recipe.batch_size} on {recipe.device} in {recipe.precision}{processes}")
     console.note(f"into {folder}, which takes up to {decimal(job.disk_bytes)} of the disk")
