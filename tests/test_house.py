@@ -12,6 +12,7 @@ PACKAGE = ROOT / "interpkit"
 MAP = (ROOT / "CONTRIBUTING.md").read_text("utf-8")
 
 TESTED_ELSEWHERE = {
+    "plugins/typed_code": "bundled/test_formats.py",
     "api/evaluate": "evaluation/test_metrics.py",
     "api/invert": "inversion/test_loop.py",
     "api/load": "runs/test_folder.py",

@@ -25,6 +25,8 @@ FITS = 0.05
 """The largest distance at which a preprocessing fits; right ones were at 0.002 to 0.03 on classifiers of photos."""
 CLEARLY_WORSE = 0.05
 """How much further away than the best the stated preprocessing must be for a warning."""
+LEAST_STD, MOST_STD = 0.02, 0.7
+"""Between these, as shares of the range, a stated standard deviation may be that of the images in training."""
 USUAL: tuple[Mapping[str, Any], ...] = (
     {},
     {"mean": [0.5], "std": [0.5]},  # (x - 127) / 128 of 0..255 is almost the same
@@ -68,7 +70,7 @@ def doubts(target: Target, images: Tensor | None = None) -> list[str]:
         # Where somebody states a normalization, or images are gray, they may well be no photos.
         lenient = kinds if _is_stated(target) or shape[0] != 3 else [natural, narrow]
         strict = [natural] if shape[0] == 3 else [natural, *drawings]
-        if target.sources.get("std", "default") != "default":  # maybe those of other images, which then have these
+        if LEAST_STD < 1 / _scale_and_shift(stated)[0].max() < MOST_STD:  # maybe those of other images than these
             whole = (0, 2, 3)
             standard = (natural - natural.mean(whole, keepdim=True)) / natural.std(whole, keepdim=True)
             lenient = [*lenient, _reaching(target, standard)]
@@ -77,15 +79,18 @@ def doubts(target: Target, images: Tensor | None = None) -> list[str]:
     distance = _nearest(target, stated, lenient)
     if distance is None or distance < CLEARLY_WORSE:
         return []
-    guesses = [(found, guess) for guess in _guesses(target) if (found := _nearest(target, guess, strict)) is not None]
+    guesses = [
+        (found, guess) for guess in _guesses(target, images) if (found := _nearest(target, guess, strict)) is not None
+    ]
     best, guess = min(guesses, key=lambda pair: pair[0])
     if best > max(FITS, distance / 3) or distance - best < CLEARLY_WORSE:
         return []
+    order, stated_order = (facts.channel_order or "rgb" for facts in (guess, stated))
     facts = {
         "mean": guess.mean or [0.0],
         "std": guess.std or [1.0],
         "input_range": list(guess.ranges[0]),
-        "channel_order": guess.channel_order if guess.channel_order != stated.channel_order else None,
+        "channel_order": None if order == stated_order else order,
     }
     said = [setting(name, value) for name, value in facts.items() if value is not None]
     what = "the given images" if images is not None else "plausible images"
@@ -100,18 +105,30 @@ def _is_stated(target: Target) -> bool:
     return any(target.sources.get(fact, "default") != "default" for fact in ("mean", "std", "input_range"))
 
 
-def _guesses(target: Target) -> Iterator[TargetOptions]:
+def _guesses(target: Target, images: Tensor | None) -> Iterator[TargetOptions]:
+    """Yield the usual ones, one by the statistics of the images, and the stated one with the channels reversed."""
     channels, stated = target.input_shape[0], target.description
     usual = USUAL + (USUAL_COLOR if channels == 3 else USUAL_GRAY if channels == 1 else ())
     for guess in usual:
         yield TargetOptions(input_shape=target.input_shape, **guess)
+    if images is not None:
+        std, mean = torch.std_mean(images, (0, 2, 3))
+        own = {"mean": mean.tolist(), "std": std.clamp_min(1e-3).tolist()}
+        yield TargetOptions(**{key: [round(value, 3) for value in values] for key, values in own.items()})
     if channels == 3:
         yield stated.model_copy(update={"channel_order": "rgb" if stated.channel_order == "bgr" else "bgr"})
 
 
 def _batch_norms(target: Target) -> dict[str, Any]:
-    norms = {name: layer for name, layer in target.layers().items() if isinstance(layer, nn.BatchNorm2d)}
-    return {f"{name}:in": layer for name, layer in norms.items() if layer.running_mean is not None}
+    """Return the batch norms with statistics, by the name of their input; none where the first is untrained."""
+    norms = {
+        f"{name}:in": layer
+        for name, layer in target.layers().items()
+        if isinstance(layer, nn.BatchNorm2d) and layer.running_mean is not None and layer.running_var is not None
+    }
+    first: Any = next(iter(norms.values()), None)
+    untrained = first is not None and not first.running_mean.any() and (first.running_var == 1).all()
+    return {} if untrained else norms
 
 
 class _ReceivedError(Exception):

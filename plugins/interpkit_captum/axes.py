@@ -48,7 +48,7 @@ class Reading:
         return self.evidence >= EVIDENCE
 
     def has_heads(self, dimensions: int) -> bool:
-        """Return whether tokens of so many dimensions have more than one axis of channels."""
+        """Return whether tokens in an output with this number of dimensions have more than one axis of channels."""
         return self.columns is None and dimensions > 3
 
     def grid(self, tensor: Tensor) -> Tensor:
@@ -61,7 +61,7 @@ class Reading:
         return tensor.reshape(len(tensor), -1, *self.size)
 
     def words(self, dimensions: int) -> str:
-        """Return the axes of an output of so many dimensions, such as ``(C, h, w)``."""
+        """Return the axes of an output with this number of dimensions, such as ``(C, h, w)``."""
         names = ["C"] * dimensions
         names[self.batch] = "B"
         if self.columns is None:
@@ -75,7 +75,7 @@ class Reading:
 def read_layers(
     layers: Mapping[str, nn.Module], scores: Callable[[Tensor], Tensor], images: Tensor, rows: int
 ) -> dict[str, Reading]:
-    """Return how each layer's output is read as a grid; those that run more than once, or are no grid, are absent.
+    """Return how each layer's output is read as a grid; those that run more than once, or lack a grid, are absent.
 
     Halves of images of noise are redrawn, and it is measured where that changes each output. Along an axis of rows the
     center of the change moves with the changed half, along one of channels it stays. If no reading has evidence, the
@@ -114,7 +114,7 @@ def read_layers(
 
 
 def _is_convolution(layer: nn.Module, channels: int) -> bool:
-    """Return whether a layer contains a convolution or batch norm of so many channels, whose axes are known."""
+    """Return whether a layer contains a convolution or batch norm with these channels, whose axes are known."""
     parts = [part for part in layer.modules() if isinstance(part, nn.Conv2d | nn.BatchNorm2d)]
     return any(getattr(part, "out_channels", getattr(part, "num_features", None)) == channels for part in parts)
 

@@ -78,15 +78,22 @@ def test_forgotten_caffe_preprocessing_is_guessed_with_its_channel_order() -> No
     assert "mean=[103.939, 116.779, 123.68]" in doubt and "channel_order='bgr'" in doubt
 
 
+def test_a_standard_deviation_that_no_images_have_is_not_taken_for_theirs() -> None:
+    (doubt,) = doubts(trained(photos(), IMAGENET), {**CAFFE, "std": [1.0]})
+    assert "mean=[0.485, 0.456, 0.406]" in doubt and "channel_order='rgb'" in doubt
+
+
 def test_the_statistics_of_unusual_images_are_not_doubted() -> None:
     """Of little contrast, dark, and drawn: who states the statistics of such images is right."""
     for images in (0.5 + 0.3 * (photos() - 0.5), 0.3 * photos(), drawings().expand(-1, 3, -1, -1), 1 - drawings()):
         channels = images.shape[1]
         own = {"mean": images.mean((0, 2, 3)).tolist(), "std": images.std((0, 2, 3)).tolist()}
         assert doubts(trained(images, own), own, channels=channels) == []
+        (doubt,) = doubts(trained(images, own), {}, images, channels)
+        assert f"mean=[{own['mean'][0]:.3g}" in doubt.replace("0.0,", "0,")
 
 
-def test_gray_drawings_as_they_are_are_not_doubted_and_their_normalization_is_missed() -> None:
+def test_gray_drawings_as_they_are_are_not_doubted_and_a_forgotten_normalization_is_guessed() -> None:
     assert doubts(trained(drawings(), {}), {}, channels=1) == []
     (doubt,) = doubts(trained(drawings(), {"mean": [0.1307], "std": [0.3081]}), {}, channels=1)
     assert "mean=[0.1307] std=[0.3081]" in doubt
