@@ -6,8 +6,8 @@ with the stated preprocessing, and with the usual ones. Whatever the network doe
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from typing import Any
 
 import torch
@@ -20,7 +20,8 @@ from interpkit.runtime.devices import device_of
 from interpkit.targets.watch import first_of, watch
 
 IMAGES = 32
-"""Images of each kind that pass at once."""
+"""The most images of each kind, which pass at once; fewer where they are large."""
+MOST_NUMBERS = 6_000_000
 FITS = 0.05
 """The largest distance at which a preprocessing fits; right ones were at 0.002 to 0.03 on classifiers of photos."""
 CLEARLY_WORSE = 0.05
@@ -178,8 +179,12 @@ def _distance(target: Target, images: Tensor) -> float | None:
 
     with target.frozen(), watch(norms, note):
         for part in images.to(device_of(target)).split(1 if "batch" in target.sources else IMAGES):
-            with suppress(_ReceivedError):
+            try:
                 target(part)
+            except _ReceivedError:
+                continue
+            except Exception:  # whatever the user's module raises, say of values that it does not expect
+                return None
     if not received:
         return None
     values, norm = torch.cat(received).double(), norms[first]
@@ -192,15 +197,16 @@ def _distance(target: Target, images: Tensor) -> float | None:
 
 
 def _plausible(shape: Sequence[int]) -> list[Tensor]:
-    """Return images (32, C, H, W) of four kinds: photos, photos of half the contrast, drawings on black and on white.
+    """Return images (N, C, H, W) of four kinds: photos, photos of half the contrast, drawings on black and on white.
 
     The photos are noise with amplitudes 1/f (Field 1987) and the mean, the contrast and the colors of ImageNet.
     """
     rng = torch.Generator().manual_seed(0)
     channels, height, width = shape
+    images = max(4, min(IMAGES, MOST_NUMBERS // math.prod(shape)))
 
     def noise(count: int, power: float = 1.0) -> Any:
-        spectrum = torch.fft.rfft2(torch.randn(IMAGES, count, height, width, generator=rng))
+        spectrum = torch.fft.rfft2(torch.randn(images, count, height, width, generator=rng))
         vertical, horizontal = torch.fft.fftfreq(height)[:, None], torch.fft.rfftfreq(width)[None]
         frequency = (vertical**2 + horizontal**2).sqrt().clamp_min(1 / max(height, width))
         drawn = torch.fft.irfft2(spectrum / frequency**power, s=(height, width))
@@ -208,9 +214,9 @@ def _plausible(shape: Sequence[int]) -> list[Tensor]:
         return drawn / drawn.std((1, 2, 3), keepdim=True).clamp_min(1e-6)
 
     def per_image(count: int) -> Tensor:
-        return torch.randn(IMAGES, count, 1, 1, generator=rng)
+        return torch.randn(images, count, 1, 1, generator=rng)
 
-    contrast = 0.8 + 0.4 * torch.rand(IMAGES, 1, 1, 1, generator=rng)
+    contrast = 0.8 + 0.4 * torch.rand(images, 1, 1, 1, generator=rng)
     photos = 0.2 * contrast * noise(1) + 0.14 * per_image(1)
     if channels == 3:
         opponents = torch.tensor([[1.0, 0.0, -1.0], [0.5, -1.0, 0.5]]) / 1.2  # red to blue, magenta to green

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from typer.testing import CliRunner
 
 import interpkit
 from interpkit import Target
+from interpkit.cli import app
 from interpkit.targets import preprocessing
 
 IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
@@ -128,3 +132,33 @@ def test_the_target_is_left_as_found(module_state: Any) -> None:
     before = module_state(target)
     assert preprocessing.doubts(target)
     assert module_state(target) == before
+
+
+def test_a_network_that_refuses_other_values_is_not_doubted() -> None:
+    class Strict(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            assert x.min() >= 0 and x.max() <= 1
+            return x
+
+    assert doubts(trained(photos(), {}, Strict()), {}) == []
+
+
+def test_a_run_and_a_look_at_a_classifier_say_what_is_doubted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    torch.save(trained(photos(), HALF).state_dict(), tmp_path / "net.pt")
+    (tmp_path / "own_net.py").write_text(
+        "from torch import nn\n"
+        "def net():\n"
+        "    stem = [nn.Conv2d(3, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16, momentum=None), nn.ReLU()]\n"
+        "    return nn.Sequential(*stem, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 3))\n"
+    )
+    facts = ["--arch", f"py:{tmp_path / 'own_net.py'}:net", "--input-shape", "3,32,32"]
+    command = [str(tmp_path / "net.pt"), *facts]
+    shown = CliRunner().invoke(app, ["inspect", *command])
+    assert shown.exit_code == 0
+    for words in ("nothing states the normalization", "probably wrong", "--mean 0.5 --std 0.5"):
+        assert words in " ".join(shown.stderr.split())
+    run = ["--inverter", "pixels", "--steps", "1", "--device", "cpu", "--out", str(tmp_path / "run")]
+    made = " ".join(CliRunner().invoke(app, ["invert", *command, *run]).stderr.split())
+    assert "nothing states the normalization" in made and "probably wrong" in made + caplog.text
+    right = CliRunner().invoke(app, ["inspect", *command, "--mean", "0.5", "--std", "0.5", "--json"])
+    assert "warnings" not in json.loads(right.stdout) and not right.stderr
