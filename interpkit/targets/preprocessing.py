@@ -178,7 +178,7 @@ def _distance(target: Target, images: Tensor) -> float | None:
         raise _ReceivedError
 
     with target.frozen(), watch(norms, note):
-        for part in images.to(device_of(target)).split(1 if "batch" in target.sources else IMAGES):
+        for part in images.to(device_of(target)).split(1 if getattr(target, "one_by_one", False) else IMAGES):
             try:
                 target(part)
             except _ReceivedError:
