@@ -106,7 +106,7 @@ class TargetOptions(_Model):
     input_shape: tuple[int, ...] | None = Field(
         None, description="Shape of one image, C,H,W, or D for vectors.", json_schema_extra={"metavar": "C,H,W"}
     )
-    num_classes: int | None = Field(None, ge=1, description="Number of classes (checked against the model's output).")
+    num_classes: int | None = Field(None, ge=2, description="Number of classes (checked against the model's output).")
     mean: Annotated[list[float] | None, BeforeValidator(_listed)] = Field(
         None, description="Mean per channel, in units of the input range (default: 0)."
     )

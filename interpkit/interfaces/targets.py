@@ -118,7 +118,7 @@ class Target(nn.Module, ABC):
         return torch.where(self.accepts(logits, labels), labels, others)
 
     def cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Return the cross-entropy of each image's class, -log p, (B,), in nats; other labels of `multi_label` are free.
+        """Return -log p of each image's class, (B,), in nats; the other labels of a `multi_label` target are free.
 
         Example:
             >>> import torch

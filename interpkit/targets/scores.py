@@ -31,8 +31,28 @@ FLAT, STEEP = 1e-3, 1e4
 """Differences between an image's logits that suggest a wrong scale."""
 
 RESHAPING = frozenset(
-    "View UnsafeView ReshapeAlias Squeeze Unsqueeze Select Slice Index IndexSelect Transpose T Permute Cat Stack Split "
-    "Unbind Expand Clone Alias ToCopy".split()
+    {
+        "View",
+        "UnsafeView",
+        "ReshapeAlias",
+        "Squeeze",
+        "Unsqueeze",
+        "Select",
+        "Slice",
+        "Index",
+        "IndexSelect",
+        "Transpose",
+        "T",
+        "Permute",
+        "Cat",
+        "Stack",
+        "Split",
+        "Unbind",
+        "Expand",
+        "Clone",
+        "Alias",
+        "ToCopy",
+    }
 )
 """Operations, as autograd names them, that move numbers but do not change them."""
 SIGMOIDS = frozenset({"Sigmoid", "Hardsigmoid"})
