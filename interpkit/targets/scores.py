@@ -141,7 +141,8 @@ def _detect(target: ModuleTarget, values: Tensor) -> tuple[Output, str]:
         return "probs", "found: a part of a softmax"
     if _leaves(target):
         return "logits", "found: it leaves 0..1 for inputs outside the image's range"
-    output: Output = "logits" if last & LINEAR else "probs" if single else "sigmoid"
+    alike = bool((values == values[0]).all())
+    output: Output = "logits" if alike or last & LINEAR else "probs" if single else "sigmoid"
     log.warning(
         "%s: its output is between 0 and 1 for all probes, which may be probabilities or logits; it is read as %s. "
         "Confirm it with %s, or pass another.",
