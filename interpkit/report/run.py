@@ -248,7 +248,9 @@ def _confusion(samples: Samples, target: Target) -> dict[str, Any]:
     """
     names, q, few = target.class_names, samples.probabilities, target.num_classes <= 30
     if target.multi_label:
-        asked = samples.labels.unique().tolist() if few and q is not None else []
+        if q is None or not few:
+            return {"shares": [], "most": []}
+        asked = samples.labels.unique().tolist()
         present = [(q[samples.labels == label] > 0.5).double().mean(0).tolist() for label in asked]
         return {"asked": asked, "shares": present, "most": []}
     pairs = Counter(zip(samples.labels.tolist(), samples.predicted.tolist(), strict=True))

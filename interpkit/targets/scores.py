@@ -24,6 +24,7 @@ log = logging.getLogger("interpkit")
 TINY = 1e-12
 CLOSE = 1e-2
 """How far sums of probabilities may be from 1."""
+ASSUMED = "assumed: it is between 0 and 1 for all probes"
 MULTI_LABEL: tuple[Output, ...] = ("sigmoid", "sigmoid_logits")
 LOUD = (10.0, 1000.0)
 """Amplitudes of noise that takes the output of a classifier without a final sigmoid out of 0..1."""
@@ -106,7 +107,7 @@ def find_output(target: ModuleTarget, raw: Tensor, options: TargetOptions) -> No
     output, source = options.output, "given"
     if output is None:
         output, source = _detect(target, values)
-        if single and output == "logits" and len(options.class_names or ()) < 2:
+        if single and source != ASSUMED and output == "logits" and len(options.class_names or ()) < 2:
             log.warning(
                 "%s returns one number per image, which is read as the logit of a yes or no. If it is a quantity, such "
                 "as an age, it has no classes: see the page about bringing your classifier. %s confirms the logit.",
@@ -148,7 +149,7 @@ def _detect(target: ModuleTarget, values: Tensor) -> tuple[Output, str]:
         "Confirm it with %s, or pass another.",
         target.name, output, setting("output", output),
     )  # fmt: skip
-    return output, "assumed: it is between 0 and 1 for all probes"
+    return output, ASSUMED
 
 
 def _last_operations(target: ModuleTarget) -> set[str]:
