@@ -105,7 +105,7 @@ def test_a_linear_layer_behind_a_normalization_stays_within_0_and_1_and_still_re
     assert "between 0 and 1 for all probes" in caplog.text
 
 
-def test_an_output_that_never_changes_is_no_probability() -> None:
+def test_an_output_that_never_changes_is_read_as_logits() -> None:
     assert wrap(answers(lambda z: 0 * z, 3), (1, 8, 8)).description.output == "logits"
 
 
