@@ -7,6 +7,7 @@ them, and whether they leave 0..1 for inputs far outside the image's range. What
 from __future__ import annotations
 
 import logging
+import re
 from typing import TYPE_CHECKING
 
 import torch
@@ -31,29 +32,9 @@ LOUD = (10.0, 1000.0)
 FLAT, STEEP = 1e-3, 1e4
 """Differences between an image's logits that suggest a wrong scale."""
 
-RESHAPING = frozenset(
-    {
-        "View",
-        "UnsafeView",
-        "ReshapeAlias",
-        "Squeeze",
-        "Unsqueeze",
-        "Select",
-        "Slice",
-        "Index",
-        "IndexSelect",
-        "Transpose",
-        "T",
-        "Permute",
-        "Cat",
-        "Stack",
-        "Split",
-        "Unbind",
-        "Expand",
-        "Clone",
-        "Alias",
-        "ToCopy",
-    }
+RESHAPING = re.compile(
+    "View|UnsafeView|ReshapeAlias|Squeeze|Unsqueeze|Select|Slice|Index|IndexSelect|Transpose|T|Permute|Cat|Stack|Split|"
+    "Unbind|Expand|Clone|Alias|ToCopy"
 )
 """Operations, as autograd names them, that move numbers but do not change them."""
 SIGMOIDS = frozenset({"Sigmoid", "Hardsigmoid"})
@@ -165,7 +146,7 @@ def _last_operations(target: ModuleTarget) -> set[str]:
     while ends:
         node = ends.pop()
         name = "" if node is None else node.name().split("Backward")[0]
-        if node is not None and name in RESHAPING:
+        if node is not None and RESHAPING.fullmatch(name):
             ends += [before for before, _ in node.next_functions if before is not None]
         else:
             names.add(name)
