@@ -28,6 +28,8 @@ M = TypeVar("M", bound=BaseModel)
 
 Layer = Mapping[str, Any]
 """A fragment of a recipe, in the shape of its TOML."""
+Output = Literal["logits", "log_probs", "neg_log_probs", "probs", "sigmoid", "sigmoid_logits"]
+"""What a classifier's numbers are; see `interpkit.targets.scores.as_logits`."""
 
 MAX_RECIPE_BYTES = 1_000_000
 MAX_INPUT = 10_000_000
@@ -128,8 +130,10 @@ class TargetOptions(_Model):
     channel_order: Literal["rgb", "bgr"] | None = Field(
         None, description="Order of three channels that the model expects (default: rgb)."
     )
-    output: Literal["logits", "log_probs", "probs"] | None = Field(
-        None, description="What the model outputs: logits, log_probs or probs (detected if omitted)."
+    output: Output | None = Field(
+        None,
+        description="What the model outputs: logits, log_probs, neg_log_probs or probs; of labels that do not exclude "
+        "each other, sigmoid (probabilities) or sigmoid_logits (detected if omitted, but for the last).",
     )
     output_name: str | None = Field(
         None,
@@ -226,7 +230,7 @@ class ClassifierFacts(TypedDict, total=False):
     class_names: Sequence[str] | None
     layout: Literal["nchw", "nhwc", "flat"] | None
     channel_order: Literal["rgb", "bgr"] | None
-    output: Literal["logits", "log_probs", "probs"] | None
+    output: Output | None
     output_name: str | None
     output_index: int | None
     feature_layer: str | None

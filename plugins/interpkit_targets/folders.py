@@ -172,6 +172,7 @@ class TransformersFolderLoader(FolderLoader):
             arch=f"transformers:{config['model_type']}",
             arch_args=arguments,
             class_names=names,
+            output=_output(path, config.get("problem_type")),
             **self._preprocessing(path, config),
         )
         facts, sources = written.overlaid(options, CONFIG)
@@ -228,6 +229,21 @@ def fill(path: Path, arch: str, arguments: Mapping[str, Any], tensors: Mapping[s
         raise ModelError(f"{path}: the weights do not fit its config.json: {difference}.")
     loaded: nn.Module = module
     return loaded
+
+
+def _output(path: Path, problem: Any) -> str | None:
+    """Return what a config's ``problem_type`` says about the output.
+
+    Raises:
+        ModelError: it is a regression.
+    """
+    if problem == "regression":
+        raise ModelError(
+            f"{path} is a regression (problem_type in its config.json), so it has no classes to invert. To invert "
+            f"ranges of its value, wrap it in a module that returns one logit per range, the largest for the nearest: "
+            f"-(value - centers) ** 2."
+        )
+    return "sigmoid_logits" if problem == "multi_label_classification" else None
 
 
 def _is_labels(labels: Any) -> bool:

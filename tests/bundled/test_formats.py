@@ -728,6 +728,38 @@ def test_a_transformers_folder_has_labels_and_preprocessing(tmp_path: Path) -> N
         assert target.sources["class_names"] == target.sources["std"] == "its config.json"
 
 
+def binary_vit(folder: Path, **facts: Any) -> Path:
+    """Save a ViT of one output, with further entries of its config."""
+    config = tiny_vit().config
+    sizes = {key: getattr(config, key) for key in ("hidden_size", "num_hidden_layers", "num_attention_heads")}
+    sizes |= {"intermediate_size": 16, "image_size": 16, "patch_size": 8, "num_labels": 1}
+    module = seeded_module(lambda: transformers.ViTForImageClassification(transformers.ViTConfig(**sizes)))
+    save_vit(module, folder)
+    write_config(folder, json.loads((folder / "config.json").read_text()) | facts)
+    return folder
+
+
+def test_one_output_of_transformers_is_its_label_and_the_absence_of_it(tmp_path: Path) -> None:
+    target = load_target(binary_vit(tmp_path / "binary"))
+    assert target.class_names == ["not LABEL_0", "LABEL_0"] and target.num_classes == 2
+    named = load_target(binary_vit(tmp_path / "named", id2label={"0": "tumor"}))
+    assert named.class_names == ["not tumor", "tumor"]
+
+
+def test_a_regression_is_refused_with_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"is a regression .*-\(value - centers\) \*\* 2"):
+        load_target(binary_vit(tmp_path / "age", problem_type="regression"))
+
+
+def test_a_config_says_that_labels_do_not_exclude_each_other(tmp_path: Path) -> None:
+    vit = tiny_vit()
+    vit.config.problem_type = "multi_label_classification"
+    target, images = load_target(save_vit(vit, tmp_path / "vit")), torch.rand(3, 3, 16, 16)
+    assert target.multi_label and target.sources["output"] == "its config.json"
+    torch.testing.assert_close(target.probabilities(target(images)), vit(images).logits.sigmoid())
+    assert not load_target(tmp_path / "vit", output="logits").multi_label  # the user's word wins
+
+
 @pytest.mark.parametrize(
     ("processor", "shown"),
     [
