@@ -5,12 +5,16 @@ from __future__ import annotations
 import io
 import os
 import pickletools
+import re
+import sys
 import warnings
 import zipfile
+from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,9 +26,14 @@ LONGEST_WORD = 20_000
 2.14 a file of 80 kB takes minutes, so pickles are scanned first."""
 OLD_PICKLES = 5
 """One after another at the beginning of a file of before torch 1.6."""
+HARMLESS = frozenset(
+    {"argparse", "pathlib", "datetime", "collections", "copyreg", "copy_reg", "decimal", "fractions", "types", "uuid"}
+    | {"enum", "logging", "random", "time", "typing", "zoneinfo", "__main__"}
+)
+"""Modules of the standard library whose objects stand in checkpoints."""
 
 
-def load_plain(path: Path) -> Any:
+def load_plain(path: Path, *, skip_objects: bool = False) -> Any:
     """Read a file of `torch.save` that holds tensors and plain values alone.
 
     Besides what ``weights_only`` refuses, an archive that unpacks to more than its size is not unpacked, and tensors
@@ -32,6 +41,10 @@ def load_plain(path: Path) -> Any:
 
     Args:
         path: in the format of today, an archive, or that of before torch 1.6.
+        skip_objects: whether the file may hold other objects too, such as the configuration of a training. Neither
+            their classes nor their code are imported or run: an empty dictionary stands for each, with the object's
+            attributes as its own, and NumPy's arrays and numbers become tensors. What would act when it is unpickled
+            (``os.system``) is refused all the same.
 
     Raises:
         Exception: it is none such; `torch.load` has many kinds.
@@ -54,14 +67,14 @@ def load_plain(path: Path) -> Any:
                 unpacked = sum(info.file_size for info in archive.infolist())
                 if unpacked > size:
                     raise ValueError(f"it unpacks to {unpacked:,} bytes, more than its {size:,}")
-                for name in archive.namelist():
-                    if name.endswith("data.pkl"):
-                        _check_words(archive.open(name))
+                pickles = [archive.open(name) for name in archive.namelist() if name.endswith("data.pkl")]
+                names = set().union(*map(_scan, pickles))
         else:
-            for _ in range(OLD_PICKLES):
-                _check_words(file)
+            names = set().union(*(_scan(file) for _ in range(OLD_PICKLES)))
             file.seek(0)
-        content = torch.load(path if packed else file, map_location="cpu", weights_only=True)
+        stand_ins = [_stand_in(name) for name in sorted(names) if _is_inert(name)] if skip_objects else []
+        with torch.serialization.safe_globals(stand_ins):
+            content = torch.load(path if packed else file, map_location="cpu", weights_only=True)
     tensors = tensors_in(content)
     if any(tensor.is_meta for tensor in tensors):
         raise ValueError("it has tensors without values")
@@ -83,12 +96,89 @@ class _Clipped(io.BufferedReader):
         return super().read(rest if size is None or size < 0 else min(size, rest))
 
 
-def _check_words(pickled: IO[bytes]) -> None:
-    for _, text, _ in pickletools.genops(pickled):
+def _scan(pickled: IO[bytes]) -> set[str]:
+    """Return the names that a pickle refers to, as ``module.name``, and refuse long words."""
+    names = set()
+    for code, text, _ in pickletools.genops(pickled):
         if isinstance(text, str | bytes) and len(text) > LONGEST_WORD:
             longest = max(map(len, text.split()), default=0)
             if longest > LONGEST_WORD:
                 raise ValueError(f"it has a word of {longest:,} characters")
+        if code.name == "GLOBAL" and isinstance(text, str):
+            names.add(text.replace(" ", ".", 1))
+    return names
+
+
+def _is_inert(name: str) -> bool:
+    """Say whether a name may be passed over. Nothing of the standard library is run either, but it is a bad sign."""
+    package = name.partition(".")[0]
+    return package in HARMLESS or (package not in sys.stdlib_module_names and package != "__builtin__")
+
+
+class _StandIn:
+    """In the place of a class or function that a pickle names: whatever it is called with, an empty dictionary.
+
+    The dictionary is of the one class that torch sets items and attributes of.
+    """
+
+    def __new__(cls, *_: Any, **__: Any) -> Any:
+        return OrderedDict()
+
+
+class _Kind:
+    """In the place of ``numpy.dtype``."""
+
+    def __init__(self, code: Any, *_: Any) -> None:
+        self.code, self.order = str(code), "="
+
+    def __setstate__(self, state: Any) -> None:
+        self.order = "=" if state[1] == "|" else state[1]
+
+    def tensor(self, data: Any, shape: Any = ()) -> Any:
+        """Return numbers as a tensor, and None for anything else."""
+        if not re.fullmatch("[biufc][0-9]+", self.code) or not isinstance(data, bytes):
+            return None
+        array = np.frombuffer(data, np.dtype(self.code).newbyteorder(self.order)).reshape(shape)
+        try:
+            return torch.from_numpy(array.astype(array.dtype.newbyteorder("=")))
+        except TypeError:  # torch does not have it
+            return None
+
+
+class _Array:
+    """In the place of ``numpy.ndarray``; its values are in `tensor` once its state is known."""
+
+    tensor: Tensor | None = None
+
+    def __init__(self, *_: Any) -> None: ...
+
+    def __setstate__(self, state: Any) -> None:
+        _, shape, kind, by_columns, data = state
+        tensor = kind.tensor(data, shape[::-1] if by_columns else shape)
+        self.tensor = tensor.permute(*range(tensor.dim())[::-1]) if by_columns and tensor is not None else tensor
+
+
+class _ArrayMaker:
+    """In the place of the function that makes an empty array for its state."""
+
+    def __new__(cls, kind: type[_Array], *_: Any) -> Any:
+        return kind()
+
+
+class _Scalar:
+    """In the place of the function that makes NumPy's numbers."""
+
+    def __new__(cls, kind: _Kind, data: Any = None) -> Any:
+        return kind.tensor(data)
+
+
+_OF_NUMPY = {"dtype": _Kind, "ndarray": _Array, "_reconstruct": _ArrayMaker, "scalar": _Scalar}
+
+
+def _stand_in(name: str) -> type:
+    module, _, last = name.rpartition(".")
+    base = _OF_NUMPY.get(last, _StandIn) if name.startswith("numpy.") else _StandIn
+    return type(last, (base,), {"__module__": module, "__qualname__": last})
 
 
 def tensors_in(value: Any) -> list[Tensor]:
