@@ -9,6 +9,7 @@ import re
 import sys
 import warnings
 import zipfile
+from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING  # pickles have the names of Python 2, as torch reads them
 from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
@@ -27,10 +28,12 @@ LONGEST_WORD = 20_000
 OLD_PICKLES = 5
 """One after another at the beginning of a file of before torch 1.6."""
 HARMLESS = frozenset(
-    {"argparse", "pathlib", "datetime", "collections", "copyreg", "copy_reg", "decimal", "fractions", "types", "uuid"}
+    {"argparse", "pathlib", "datetime", "collections", "copyreg", "decimal", "fractions", "types", "uuid"}
     | {"enum", "logging", "random", "time", "typing", "zoneinfo", "__main__"}
 )
 """Modules of the standard library whose objects stand in checkpoints."""
+PLAIN = frozenset(f"builtins.{kind.__name__}" for kind in (object, dict, list, tuple, int, float, bool, str, bytes))
+VALUES = frozenset({"pathlib", "datetime", "decimal", "fractions", "uuid", "zoneinfo"})
 
 
 def load_plain(path: Path, *, skip_objects: bool = False) -> Any:
@@ -58,23 +61,25 @@ def load_plain(path: Path, *, skip_objects: bool = False) -> Any:
         >>> content["epoch"], content["state_dict"]["weight"].shape
         (7, torch.Size([3, 4]))
     """
-    size = path.stat().st_size
+    size, names = path.stat().st_size, set[str]()
     with warnings.catch_warnings(), _Clipped(io.FileIO(path)) as file:
         warnings.simplefilter("ignore")  # of old pickle protocols
-        packed = file.peek(2).startswith(b"PK")
-        if packed:
+        if file.peek(2).startswith(b"PK"):
             with zipfile.ZipFile(path) as archive:
                 unpacked = sum(info.file_size for info in archive.infolist())
                 if unpacked > size:
                     raise ValueError(f"it unpacks to {unpacked:,} bytes, more than its {size:,}")
-                pickles = [archive.open(name) for name in archive.namelist() if name.endswith("data.pkl")]
-                names = set().union(*map(_scan, pickles))
+                for name in archive.namelist():
+                    if name.endswith("data.pkl"):
+                        with archive.open(name) as pickled:
+                            names |= _scan(pickled)
         else:
-            names = set().union(*(_scan(file) for _ in range(OLD_PICKLES)))
-            file.seek(0)
-        stand_ins = [_stand_in(name) for name in sorted(names) if _is_inert(name)] if skip_objects else []
+            for _ in range(OLD_PICKLES):
+                names |= _scan(file)
+        file.seek(0)
+        stand_ins: list[Any] = [_stand_in(name) for name in sorted(names) if _is_inert(name)] if skip_objects else []
         with torch.serialization.safe_globals(stand_ins):
-            content = torch.load(path if packed else file, map_location="cpu", weights_only=True)
+            content = torch.load(file, map_location="cpu", weights_only=True)
     tensors = tensors_in(content)
     if any(tensor.is_meta for tensor in tensors):
         raise ValueError("it has tensors without values")
@@ -105,14 +110,15 @@ def _scan(pickled: IO[bytes]) -> set[str]:
             if longest > LONGEST_WORD:
                 raise ValueError(f"it has a word of {longest:,} characters")
         if code.name == "GLOBAL" and isinstance(text, str):
-            names.add(text.replace(" ", ".", 1))
+            module, _, name = text.partition(" ")
+            names.add(".".join(NAME_MAPPING.get((module, name), (IMPORT_MAPPING.get(module, module), name))))
     return names
 
 
 def _is_inert(name: str) -> bool:
     """Say whether a name may be passed over. Nothing of the standard library is run either, but it is a bad sign."""
     package = name.partition(".")[0]
-    return package in HARMLESS or (package not in sys.stdlib_module_names and package != "__builtin__")
+    return name in PLAIN or package in HARMLESS or package not in sys.stdlib_module_names
 
 
 class _StandIn:
@@ -123,6 +129,19 @@ class _StandIn:
 
     def __new__(cls, *_: Any, **__: Any) -> Any:
         return OrderedDict()
+
+
+class _Sequence:
+    """In the place of a class of sequences."""
+
+    def __new__(cls, *_: Any) -> Any:
+        return []
+
+
+class _Value:
+    """In the place of a class whose objects may be keys."""
+
+    def __init__(self, *_: Any, **__: Any) -> None: ...
 
 
 class _Kind:
@@ -138,7 +157,7 @@ class _Kind:
         """Return numbers as a tensor, and None for anything else."""
         if not re.fullmatch("[biufc][0-9]+", self.code) or not isinstance(data, bytes):
             return None
-        array = np.frombuffer(data, np.dtype(self.code).newbyteorder(self.order)).reshape(shape)
+        array = np.frombuffer(data, np.dtype(f"{self.order}{self.code}")).reshape(shape)
         try:
             return torch.from_numpy(array.astype(array.dtype.newbyteorder("=")))
         except TypeError:  # torch does not have it
@@ -177,7 +196,9 @@ _OF_NUMPY = {"dtype": _Kind, "ndarray": _Array, "_reconstruct": _ArrayMaker, "sc
 
 def _stand_in(name: str) -> type:
     module, _, last = name.rpartition(".")
-    base = _OF_NUMPY.get(last, _StandIn) if name.startswith("numpy.") else _StandIn
+    base: type = _Sequence if last == "deque" else _Value if module.partition(".")[0] in VALUES else _StandIn
+    if name.startswith("numpy."):
+        base = _OF_NUMPY.get(last, base)
     return type(last, (base,), {"__module__": module, "__qualname__": last})
 
 

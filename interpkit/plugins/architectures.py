@@ -208,40 +208,34 @@ def _other_sizes(found: state_dicts.Match, arguments: Mapping[str, Any]) -> Iter
 
 
 def _report(spec: str, found: state_dicts.Match, notes: list[str] | None) -> None:
-    """Log what may be wrong about a match, and note the rest."""
-    told = [f"under {found.prefix.rstrip('.')}"] if found.prefix else []
-    filled = [name for name in found.filled if not name.endswith("num_batches_tracked")]
-    if found.filled:
-        told.append(f"not in the file, so computed: {listed(found.filled, 3)}")
-    if found.renamed:
-        told.append(f"renamed: {listed((f'{old} to {new}' for old, new in found.renamed.items()), 3)}")
-    if found.ignored:
-        told.append(f"left out: {listed(found.ignored, 4)}")
+    """Note what was assumed about the weights, and log what the user should check."""
+    parts = {
+        "under": [found.prefix.rstrip(".")] if found.prefix else [],
+        "beside": found.beside,
+        "left out": found.ignored,
+        "computed, as the file lacks": found.filled,
+        "renamed": [f"{old} to {new}" for old, new in found.renamed.items()],
+    }
     if notes is not None:
-        notes += told
+        notes += [f"{what} {listed(names, 4)}" for what, names in parts.items() if names]
     if found.others:
-        log.warning(
-            "the weights under %s are used, because averages usually classify better. Others fit as well: %s",
-            found.prefix.rstrip(".") or "the top level",
-            " or ".join(setting("weights_key", key.rstrip(".")) for key in found.others if key) or "the top level",
-        )
+        others = " or ".join(setting("weights_key", key.rstrip(".")) for key in found.others if key)
+        another = f" For another: {others}." if others else ""
+        log.warning("several networks in the file fit; the averaged one is used: %s.%s", found.prefix[:-1], another)
     if found.head is not None:
         log.warning(
-            "the file's layer %s is used as %s of %s. Right if only dropout stands beside it; write the network as code "
-            "of your own if an activation does.",
+            "the file's layer %s is used as %s of %s. That is right if only dropout stands beside it; if an activation "
+            "does, %s",
             *found.head,
             spec,
+            _own_code(),
         )
-    lost = [name for name in found.ignored if not state_dicts.COMPUTED.search(name)]
-    if lost or filled:
-        log.warning(
-            "%s",
-            "; ".join(
-                f"{what}: {listed(names, 4)}"
-                for what, names in ((f"left out, as {spec} does not have it", lost), ("computed anew", filled))
-                if names
-            ),
-        )
+    if found.layers:
+        log.warning("the file has layers beside %s that %s lacks: %s", found.prefix[:-1], spec, listed(found.layers, 4))
+
+
+def _own_code() -> str:
+    return f"write a function that builds the network, and pass {setting('arch', 'py:FILE.py:FUNCTION')}"
 
 
 def _take_memory(module: nn.Module) -> bool:
@@ -343,7 +337,7 @@ def _misfit(
 
 def _advice(spec: str, found: state_dicts.Match) -> str:
     """Return what to do about a head, a first layer or further layers that an architecture does not have."""
-    own = f"write a function that builds it, and pass {setting('arch', 'py:FILE.py:FUNCTION')}"
+    own = _own_code()
     first = {name.partition(".")[0] for name in found.missing}
     layers = sorted({name.rpartition(".")[0] for name in found.unexpected if name.partition(".")[0] in first})
     if len(first) == 1 and layers:

@@ -19,8 +19,8 @@ COMPUTED = re.compile(
     r"|total_ops|total_params)$"
 )
 """Names of buffers that a network computes when it is built, or that nothing reads."""
-BESIDE = re.compile(r"(^|_)(loss|criterion|metric|aux|ema|teacher)", re.IGNORECASE)
-"""Beginnings of the names of modules that train or measure a network, beside its layers."""
+BESIDE = re.compile(r"(^|_)(loss|criterion|metric|aux|ema|teacher|optim)", re.IGNORECASE)
+"""Beginnings of the names of what trains or measures a network, beside its layers."""
 AVERAGED = re.compile(r"(^|[._])(ema|swa|averaged?|shadow)([._]|$)", re.IGNORECASE)
 """Keys of averaged weights, which are preferred to the latest ones."""
 SPELLINGS = (
@@ -48,10 +48,13 @@ class Match:
         missing: names of weights that are not there.
         unexpected: names under the prefix that belong to a layer which the network does not have.
         filled: names of buffers that are not there and keep the values that the network computes.
-        ignored: names under the prefix that no layer needs, and names beside it.
+        ignored: names under the prefix that no layer needs.
+        beside: keys of what stands beside the prefix: an optimizer, a loss, another network.
         renamed: name in the file -> name in the network.
         head: (layer in the file, layer in the network) if the two differ in their depth alone.
         shapes: name -> (shape in the file, shape in the network), where they differ.
+        layers: those of ``beside`` that look like layers which the user's architecture lacks.
+        others: prefixes of other networks in the checkpoint that would fit.
     """
 
     prefix: str
@@ -61,9 +64,11 @@ class Match:
     unexpected: list[str] = field(default_factory=list)
     filled: list[str] = field(default_factory=list)
     ignored: list[str] = field(default_factory=list)
+    beside: list[str] = field(default_factory=list)
     renamed: dict[str, str] = field(default_factory=dict)
     head: tuple[str, str] | None = None
     shapes: dict[str, tuple[torch.Size, torch.Size]] = field(default_factory=dict)
+    layers: list[str] = field(default_factory=list)
     others: list[str] = field(default_factory=list)
 
     @property
@@ -120,7 +125,12 @@ def match(module: nn.Module, tensors: Mapping[str, Tensor]) -> Match:
             best.shapes = {shared + name: pair for name, pair in best.shapes.items()}
     best.others = [each.prefix for each in found if each.plausible() and each is not best]
     best.unexpected = [n for n in best.unexpected if not any((best.prefix + n).startswith(p) for p in best.others if p)]
-    best.ignored += sorted({_beside(name, best.prefix) for name in tensors if not name.startswith(best.prefix)})
+    beside = {name: _key(name, best.prefix) for name in tensors if not name.startswith(best.prefix)}
+    best.beside = list(dict.fromkeys(beside.values()))
+    for name, key in beside.items():
+        like_a_layer = tensors[name].dim() > 1 and key.count(".") == best.prefix.count(".") - 1
+        if like_a_layer and key not in best.layers and f"{key}." not in best.others:
+            best.layers += [] if BESIDE.search(key.rpartition(".")[2]) else [key]
     return best
 
 
@@ -167,9 +177,7 @@ def _prefixes(expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> 
     return [prefix for prefix, count in hits.most_common(MOST_PREFIXES) if 2 * count >= most] or [""]
 
 
-def _under(
-    prefix: str, expected: Mapping[str, Tensor], computed: set[str], tensors: Mapping[str, Tensor]
-) -> Match:
+def _under(prefix: str, expected: Mapping[str, Tensor], computed: set[str], tensors: Mapping[str, Tensor]) -> Match:
     given = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
     match = Match(prefix, given)
     own = {_bare(name): name for name in expected}
@@ -244,7 +252,7 @@ def _layer(name: str) -> str:
     return _bare(name.rpartition(".")[0])
 
 
-def _beside(name: str, prefix: str) -> str:
+def _key(name: str, prefix: str) -> str:
     """Return the shortest part of a name that is not the beginning of the prefix: the key of something else."""
     parts, inside = name.split("."), prefix.split(".")
     same = next((i for i, (one, other) in enumerate(zip(parts, inside, strict=False)) if one != other), len(parts) - 1)

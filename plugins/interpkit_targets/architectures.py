@@ -151,7 +151,7 @@ class TimmModels(Zoo):
         return list(need("timm", "timm").list_models())
 
     def resolve(self, name: str) -> str:
-        """Take off the tag of pretrained weights, and the hub's ``timm/``: ``timm/resnet18.a1_in1k`` is ``resnet18``."""
+        """Take off the tag of pretrained weights and the hub's prefix: ``timm/resnet18.a1_in1k`` is ``resnet18``."""
         return name.removeprefix("timm/").partition(".")[0]
 
     def build(self, name: str, arguments: Mapping[str, Any]) -> nn.Module:

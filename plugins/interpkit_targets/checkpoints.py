@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from interpkit import ModelError, load_plain
 
 PREFIXES = ("module.", "_orig_mod.")
 """Put before every name by DataParallel and torch.compile."""
+MAGIC = pickle.dumps(0x1950A86A20F9469CFC6C, protocol=2)
+"""The beginning of files of before torch 1.6."""
 DEPTH = 8
 """Of mappings within mappings that are searched."""
 LONGEST_KEY = 500
@@ -31,14 +34,15 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
     try:
         content = load_plain(path, skip_objects=True)
     except (pickle.UnpicklingError, TypeError, AttributeError) as error:
-        reason = next((line for line in str(error).splitlines() if "GLOBAL" in line or "Unsupported" in line), "")
+        name = re.search(r"GLOBAL (\S+)", str(error))
+        reason = f" (it refers to {name[1]})" if name else ""
         line = in_python(path, "torch.load({}, weights_only=False, map_location='cpu')")
         raise ModelError(
-            f"{path} holds more than weights, and interpkit runs no code from a file. {reason.strip()} If you trust "
+            f"{path} holds more than weights{reason}, and interpkit runs no code from a file. If you trust "
             f"it, save its weights alone: {line} and name the network by --arch."
         ) from error
     except Exception as error:  # torch.load has many kinds
-        if "Invalid magic number" in str(error):
+        if is_other_pickle(path):
             line = in_python(path, "pickle.load(open({}, 'rb'))")
             raise ModelError(
                 f"{path} is not a whole PyTorch checkpoint, but a pickle of another kind, and interpkit runs no code "
@@ -54,6 +58,13 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
             f"torch.save(model.state_dict(), ...)."
         )
     return tensors
+
+
+def is_other_pickle(path: Path) -> bool:
+    """Say whether a file is a pickle that torch.save did not write: it does not begin with torch's magic number."""
+    with path.open("rb") as file:
+        head = file.read(len(MAGIC))
+    return head[:1] == MAGIC[:1] and head != MAGIC
 
 
 def in_python(path: Path, load: str) -> str:
@@ -103,17 +114,20 @@ def named_tensors(content: Any) -> Iterator[tuple[str, Tensor]]:
         todo += reversed(further)
 
 
-def under(tensors: Mapping[str, Tensor], key: str, path: Path) -> dict[str, Tensor]:
-    """Return the tensors under a key that the user chose.
+def chosen(tensors: Mapping[str, Tensor], key: str | None, path: Path) -> Mapping[str, Tensor]:
+    """Return the tensors under the key that the user chose, or all.
 
     Raises:
         ModelError: there are none; names the keys that there are.
     """
-    chosen = {name.removeprefix(f"{key}."): t for name, t in tensors.items() if name.startswith(f"{key}.")}
-    if not chosen:
-        keys = list(dict.fromkeys(".".join(name.split(".")[:length]) for length in (1, 2) for name in tensors))
-        raise ModelError(f"{path} has no weights under {key!r}. It has: {', '.join(keys[:12])}.")
-    return chosen
+    if key is None:
+        return tensors
+    inside = {name.removeprefix(f"{key}."): t for name, t in tensors.items() if name.startswith(f"{key}.")}
+    if not inside:
+        keys = [name.split(".")[:-1] for name in tensors]
+        found = dict.fromkeys(".".join(parts[:length]) for length in (1, 2) for parts in keys if len(parts) >= length)
+        raise ModelError(f"{path} has no weights under {key!r}. It has: {', '.join(list(found)[:12])}.")
+    return inside
 
 
 def refuse_adapter(path: Path, tensors: Mapping[str, Tensor]) -> None:

@@ -72,8 +72,8 @@ def read_parts(index: Path) -> dict[str, Tensor]:
         ModelError: the index names a file elsewhere, or a tensor that is not where it says.
     """
     places = read_json(index).get("weight_map")
-    if not isinstance(places, dict) or not all(isinstance(name, str) for name in places.values()):
-        raise ModelError(f"{index} has no weight_map of names and files.")
+    if not isinstance(places, dict) or not places or not all(isinstance(name, str) for name in places.values()):
+        raise ModelError(f"{index} does not name the files that the weights are split into: it has no weight_map.")
     tensors: dict[str, Tensor] = {}
     for name in sorted(set(places.values())):
         path = index.parent / name
@@ -215,8 +215,10 @@ class TransformersFolderLoader(FolderLoader):
         if facts.input_shape is None:
             raise ModelError(f"{path} does not say its image size. Add --input-shape C,H,W.")
         assert facts.arch is not None
-        module = fill(path, facts.arch, facts.arch_args, read_weights(path))
-        return make_target(module, path.name, facts, sources, arch=facts.arch, arch_args=facts.arch_args)
+        tensors = checkpoints.chosen(read_weights(path), facts.weights_key, path)
+        module = fill(path, facts.arch, facts.arch_args, tensors)
+        recorded = {"arch": facts.arch, "arch_args": facts.arch_args, "weights_key": facts.weights_key}
+        return make_target(module, path.name, facts, sources, **recorded)
 
     def _preprocessing(self, path: Path, config: Mapping[str, Any]) -> dict[str, Any]:
         file = path / "preprocessor_config.json"

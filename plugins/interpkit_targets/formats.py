@@ -1,4 +1,4 @@
-"""What a file is, read off its content: people name files as they like. The ending decides where the content does not."""
+"""What a file is, by its content, because people name files as they like; by its ending where that does not tell."""
 
 from __future__ import annotations
 

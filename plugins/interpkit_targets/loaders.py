@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -91,7 +92,8 @@ class CheckpointLoader(Loader):
 def belongs_to_folder(path: Path, options: TargetOptions) -> bool:
     """Say whether a file is the weights of a folder whose config.json says the rest."""
     named = options.arch is not None and not options.arch.startswith(user_code.PREFIX)
-    return not named and path.name in WEIGHTS and (path.parent / "config.json").is_file()
+    whole = re.sub(r"-\d{5}-of-\d{5}", "", path.name)  # where it is a part
+    return not named and whole in WEIGHTS and (path.parent / "config.json").is_file()
 
 
 def assemble(
@@ -129,8 +131,7 @@ def assemble(
         )
     assert facts.arch is not None
     checkpoints.refuse_adapter(path, tensors)
-    if facts.weights_key is not None:
-        tensors = checkpoints.under(tensors, facts.weights_key, path)
+    tensors = checkpoints.chosen(tensors, facts.weights_key, path)
     arguments, build = facts.arch_args, None
     if facts.arch.startswith(user_code.PREFIX) and options.arch == facts.arch:
         build = functools.partial(user_code.build, facts.arch, user_code.find_factory(facts.arch))
