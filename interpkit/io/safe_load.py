@@ -155,6 +155,7 @@ class _Kind:
 
     def tensor(self, data: Any, shape: Any = ()) -> Any:
         """Return numbers as a tensor, and None for anything else."""
+        data = data or b""  # a stand-in, where there are none
         if not re.fullmatch("[biufc][0-9]+", self.code) or not isinstance(data, bytes):
             return None
         array = np.frombuffer(data, np.dtype(f"{self.order}{self.code}")).reshape(shape)

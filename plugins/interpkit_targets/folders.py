@@ -78,7 +78,9 @@ def read_parts(index: Path) -> dict[str, Tensor]:
     for name in sorted(set(places.values())):
         path = index.parent / name
         if Path(name).name != name or not path.is_file():
-            raise ModelError(f"{index} names the file {name!r:.80}, which is not in the same folder.")
+            raise ModelError(
+                f"{index}, the index of split weights, names {name!r:.80}, which is not in the same folder."
+            )
         tensors |= read_file(path)
     absent = [name for name in places if name not in tensors]
     if absent:

@@ -52,9 +52,9 @@ class SafetensorsLoader(Loader):
 
     def load(self, path: Path, options: TargetOptions) -> Target:
         """Read the file, build the architecture, fill in the weights; see `Loader.load`."""
-        if belongs_to_folder(path, options) and read_target_file(path)[1].arch is None:
-            return load_target(path.parent, **options.said(), trust=options.trust)
         tensors, written = read_target_file(path)
+        if written.arch is None and belongs_to_folder(path, options):
+            return load_target(path.parent, **options.said(), trust=options.trust)
         if written.arch == ONNX_GRAPH:
             return graphs.load_packed(path, tensors, written, options)
         return assemble(path, tensors, written, options)
@@ -117,6 +117,7 @@ def assemble(
     Raises:
         ModelError: something is missing or does not fit; says what to type.
     """
+    checkpoints.refuse_adapter(path, tensors)
     facts, sources = written.overlaid(options, source)
     missing = [
         flag
@@ -130,8 +131,8 @@ def assemble(
             f"some)."
         )
     assert facts.arch is not None
-    checkpoints.refuse_adapter(path, tensors)
-    tensors = checkpoints.chosen(tensors, facts.weights_key, path)
+    if written.arch is None:  # else it is one network, which may have been packed from a checkpoint that needs the key
+        tensors = checkpoints.chosen(tensors, facts.weights_key, path)
     arguments, build = facts.arch_args, None
     if facts.arch.startswith(user_code.PREFIX) and options.arch == facts.arch:
         build = functools.partial(user_code.build, facts.arch, user_code.find_factory(facts.arch))

@@ -211,10 +211,9 @@ def test_an_adapter_is_refused_with_the_way_to_merge_it(settings: dict[str, str]
     folder.mkdir(exist_ok=True)
     tensors = {"base_model.model.a.lora_A.weight": ONE, "base_model.model.a.lora_B.weight": ONE + 1}
     safetensors.torch.save_file(tensors, folder / "adapter_model.safetensors")
-    flags: dict[str, Any] = {"input_shape": (3, 8, 8)}
     for path in (folder, folder / "adapter_model.safetensors"):
         with pytest.raises(ModelError, match=r"is a PEFT adapter.*merge_and_unload.*adapter-merged"):
-            interpkit.load_target(path, **flags, **({} if path == folder else {"arch": "interpkit:cnn"}))
+            interpkit.load_target(path, input_shape=(3, 8, 8))
 
 
 def test_what_a_config_says_is_checked_and_what_it_leaves_out_is_left_out() -> None:
