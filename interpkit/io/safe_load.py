@@ -33,7 +33,8 @@ HARMLESS = frozenset(
 )
 """Modules of the standard library whose objects stand in checkpoints."""
 PLAIN = frozenset(f"builtins.{kind.__name__}" for kind in (object, dict, list, tuple, int, float, bool, str, bytes))
-VALUES = frozenset({"pathlib", "datetime", "decimal", "fractions", "uuid", "zoneinfo"})
+PLAIN |= {"functools.partial"}
+VALUES = frozenset({"pathlib", "datetime", "decimal", "fractions", "functools", "uuid", "zoneinfo"})
 
 
 def load_plain(path: Path, *, skip_objects: bool = False) -> Any:
@@ -139,9 +140,11 @@ class _Sequence:
 
 
 class _Value:
-    """In the place of a class whose objects may be keys."""
+    """In the place of a class whose objects may be keys, or have a state that is not a dictionary."""
 
     def __init__(self, *_: Any, **__: Any) -> None: ...
+
+    def __setstate__(self, state: Any) -> None: ...
 
 
 class _Kind:

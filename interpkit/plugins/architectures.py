@@ -230,6 +230,9 @@ def _report(spec: str, found: state_dicts.Match, notes: list[str] | None) -> Non
             spec,
             _own_code(),
         )
+    filled = [name for name in found.filled if not state_dicts.COMPUTED.search(name)]
+    if filled:
+        log.warning("the file lacks %s; %s computes them when it is built", listed(filled, 4), spec)
     if found.layers:
         log.warning("the file has layers beside %s that %s lacks: %s", found.prefix[:-1], spec, listed(found.layers, 4))
 
@@ -329,8 +332,10 @@ def _misfit(
         theirs = found.tensors | {name: found.given[name] for name in found.unexpected}
         built = f" with {_short(arguments)}" if arguments else ""
         fitting = nearest_fit(spec, found.given) if registered else None
+        quantized = f"whole numbers instead of weights: {listed(found.counts, 4)}" if found.counts else ""
+        difference = "; ".join(words for words in (quantized, mismatch(expected, theirs)) if words)
         hint = f" {fitting} would fit: {setting('arch', fitting)}." if fitting else _advice(spec, found)
-        return f"the weights do not fit {spec}{built}: {mismatch(expected, theirs)}.{hint}"
+        return f"the weights do not fit {spec}{built}: {difference}.{hint}"
 
     return refusal
 
@@ -344,8 +349,10 @@ def _advice(spec: str, found: state_dicts.Match) -> str:
         return f" The file has {listed(layers, 4)} in the place of {first.pop()}: {own}."
     if not found.missing and not found.unexpected and found.channels() is not None:
         return f" The file's first layer takes {found.channels()} channels, and {spec} has no argument for that: {own}."
+    if found.counts:
+        return " It is quantized: save the weights as they were before, or after they were turned back into floats."
     if not found.missing and not found.shapes:
-        return f" If they are no part of the classifier, save the file without them; otherwise {own}."
+        return f" If they do not belong to the classifier, save the file without them; otherwise {own}."
     return ""
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from interpkit.errors import ModelError, listed, setting
 
@@ -54,6 +55,7 @@ class Match:
         head: (layer in the file, layer in the network) if the two differ in their depth alone.
         shapes: name -> (shape in the file, shape in the network), where they differ.
         layers: those of ``beside`` that look like layers which the user's architecture lacks.
+        counts: names of tensors of whole numbers where the network has weights.
         others: prefixes of other networks in the checkpoint that would fit.
     """
 
@@ -69,12 +71,13 @@ class Match:
     head: tuple[str, str] | None = None
     shapes: dict[str, tuple[torch.Size, torch.Size]] = field(default_factory=dict)
     layers: list[str] = field(default_factory=list)
+    counts: list[str] = field(default_factory=list)
     others: list[str] = field(default_factory=list)
 
     @property
     def fits(self) -> bool:
         """Whether the network can be filled."""
-        return not (self.missing or self.unexpected or self.shapes)
+        return not (self.missing or self.unexpected or self.shapes or self.counts)
 
     def width(self) -> int | None:
         """Return the number of outputs of the file's head, if heads are all that differs in its first dimension."""
@@ -199,6 +202,10 @@ def _under(prefix: str, expected: Mapping[str, Tensor], computed: set[str], tens
         beside = first not in firsts and BESIDE.search(first)
         (match.ignored if harmless or beside else match.unexpected).append(name)
     for name, tensor in match.tensors.items():
+        if is_lazy(expected[name]):  # it has the shape of what is loaded
+            continue
+        if expected[name].is_floating_point() and not (tensor.is_floating_point() or tensor.is_complex()):
+            match.counts.append(name)
         if tensor.numel() == 1 == expected[name].numel():
             match.tensors[name] = tensor.reshape(expected[name].shape)
         elif tensor.shape != expected[name].shape:

@@ -6,6 +6,7 @@ import argparse
 import collections
 import dataclasses
 import datetime
+import functools
 import importlib
 import os
 import pickle
@@ -78,6 +79,7 @@ OBJECTS = {
     "dataclass": Config(),
     "dictionary of a class": Attributes(lr=0.1),
     "defaults": collections.defaultdict(int, {"a": 1}),
+    "function with arguments": functools.partial(torch.optim.SGD, lr=0.1),
     "queue": collections.deque([1, 2]),
     "classes and functions": [Config, dict, int, torch.optim.SGD, nn.functional.relu],
     "optimizer": torch.optim.Adam([nn.Parameter(torch.ones(1))]),

@@ -114,12 +114,24 @@ def test_buffers_that_are_computed_may_be_missing_and_statistics_may_not() -> No
         assert not found.fits and [name in missing for missing in found.missing] == [True]
 
 
-def test_a_buffer_that_the_file_lacks_keeps_the_value_that_the_network_computes() -> None:
+def test_a_buffer_that_the_file_lacks_keeps_the_value_that_the_network_computes(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     notes: list[str] = []
     lacking = without("index", state())
     module, _ = fill_architecture("py:net:Net", {}, lacking, lambda arguments: Net(**arguments), notes=notes)
     assert module.get_buffer("index").tolist() == [0, 1, 2, 3]
     assert notes == ["computed, as the file lacks index"]
+    assert "the file lacks index; py:net:Net computes them when it is built" in caplog.text
+
+
+def test_a_layer_whose_width_is_not_known_yet_takes_that_of_the_file() -> None:
+    def build(arguments: Mapping[str, Any]) -> nn.Module:
+        return nn.Sequential(nn.Flatten(), nn.LazyLinear(3))
+
+    weights = nn.Linear(4, 3).state_dict()
+    module, _ = fill_architecture("py:net:build", {}, prefixed("1.", weights), build)
+    assert torch.equal(module.get_parameter("1.weight"), weights["weight"])
 
 
 def test_weights_that_a_network_shares_between_layers_may_be_stored_once() -> None:
@@ -224,12 +236,16 @@ def only_plain(arguments: Mapping[str, Any]) -> nn.Module:
     ("tensors", "words"),
     [
         (state(in_chans=1), "first layer takes 1 channels, and py:net:Net has no argument for that: write a function"),
-        (state() | {"fc2.weight": torch.ones(2, 2)}, "unexpected: fc2.weight. If they are no part of the classifier"),
+        (state() | {"fc2.weight": torch.ones(2, 2)}, "unexpected: fc2.weight. If they do not belong to the classifier"),
+        (
+            state() | {"head.weight": torch.ones(3, 4, dtype=torch.int8)},
+            "whole numbers instead of weights: head.weight. It is quantized",
+        ),
         (without("running_mean", state()), "missing: features.1.running_mean."),
         ({"a": torch.ones(1)}, "missing: features.0.weight"),
         ({}, "missing: features.0.weight"),
     ],
-    ids=["stem", "stranger", "statistics", "nothing in common", "nothing"],
+    ids=["stem", "stranger", "quantized", "statistics", "nothing in common", "nothing"],
 )
 def test_weights_that_do_not_fit_are_refused_with_what_to_do(tensors: State, words: str) -> None:
     build: Callable[[Mapping[str, Any]], nn.Module] = only_plain
