@@ -5,19 +5,17 @@ from __future__ import annotations
 import io
 import os
 import pickletools
-import re
-import sys
 import warnings
 import zipfile
 from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING  # pickles have the names of Python 2, as torch reads them
-from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
-import numpy as np
 import torch
 from torch import Tensor
+
+from interpkit.io.stand_ins import is_inert, stand_in
 
 AS_LARGE = 4
 """How many times as large as the file its tensors may be together: tied weights are stored once."""
@@ -27,14 +25,6 @@ LONGEST_WORD = 20_000
 2.14 a file of 80 kB takes minutes, so pickles are scanned first."""
 OLD_PICKLES = 5
 """One after another at the beginning of a file of before torch 1.6."""
-HARMLESS = frozenset(
-    {"argparse", "pathlib", "datetime", "collections", "copyreg", "decimal", "fractions", "types", "uuid"}
-    | {"enum", "logging", "random", "time", "typing", "zoneinfo", "__main__"}
-)
-"""Modules of the standard library whose objects stand in checkpoints."""
-PLAIN = frozenset(f"builtins.{kind.__name__}" for kind in (object, dict, list, tuple, int, float, bool, str, bytes))
-PLAIN |= {"functools.partial"}
-VALUES = frozenset({"pathlib", "datetime", "decimal", "fractions", "functools", "uuid", "zoneinfo"})
 
 
 def load_plain(path: Path, *, skip_objects: bool = False) -> Any:
@@ -78,7 +68,7 @@ def load_plain(path: Path, *, skip_objects: bool = False) -> Any:
             for _ in range(OLD_PICKLES):
                 names |= _scan(file)
         file.seek(0)
-        stand_ins: list[Any] = [_stand_in(name) for name in sorted(names) if _is_inert(name)] if skip_objects else []
+        stand_ins: list[Any] = [stand_in(name) for name in sorted(names) if is_inert(name)] if skip_objects else []
         with torch.serialization.safe_globals(stand_ins):
             content = torch.load(file, map_location="cpu", weights_only=True)
     tensors = tensors_in(content)
@@ -114,96 +104,6 @@ def _scan(pickled: IO[bytes]) -> set[str]:
             module, _, name = text.partition(" ")
             names.add(".".join(NAME_MAPPING.get((module, name), (IMPORT_MAPPING.get(module, module), name))))
     return names
-
-
-def _is_inert(name: str) -> bool:
-    """Say whether a name may be passed over. Nothing of the standard library is run either, but it is a bad sign."""
-    package = name.partition(".")[0]
-    return name in PLAIN or package in HARMLESS or package not in sys.stdlib_module_names
-
-
-class _StandIn:
-    """In the place of a class or function that a pickle names: whatever it is called with, an empty dictionary.
-
-    The dictionary is of the one class that torch sets items and attributes of.
-    """
-
-    def __new__(cls, *_: Any, **__: Any) -> Any:
-        return OrderedDict()
-
-
-class _Sequence:
-    """In the place of a class of sequences."""
-
-    def __new__(cls, *_: Any) -> Any:
-        return []
-
-
-class _Value:
-    """In the place of a class whose objects may be keys, or have a state that is not a dictionary."""
-
-    def __init__(self, *_: Any, **__: Any) -> None: ...
-
-    def __setstate__(self, state: Any) -> None: ...
-
-
-class _Kind:
-    """In the place of ``numpy.dtype``."""
-
-    def __init__(self, code: Any, *_: Any) -> None:
-        self.code, self.order = str(code), "="
-
-    def __setstate__(self, state: Any) -> None:
-        self.order = "=" if state[1] == "|" else state[1]
-
-    def tensor(self, data: Any, shape: Any = ()) -> Any:
-        """Return numbers as a tensor, and None for anything else."""
-        data = data or b""  # a stand-in, where there are none
-        if not re.fullmatch("[biufc][0-9]+", self.code) or not isinstance(data, bytes):
-            return None
-        array = np.frombuffer(data, np.dtype(f"{self.order}{self.code}")).reshape(shape)
-        try:
-            return torch.from_numpy(array.astype(array.dtype.newbyteorder("=")))
-        except TypeError:  # torch does not have it
-            return None
-
-
-class _Array:
-    """In the place of ``numpy.ndarray``; its values are in `tensor` once its state is known."""
-
-    tensor: Tensor | None = None
-
-    def __init__(self, *_: Any) -> None: ...
-
-    def __setstate__(self, state: Any) -> None:
-        _, shape, kind, by_columns, data = state
-        tensor = kind.tensor(data, shape[::-1] if by_columns else shape)
-        self.tensor = tensor.permute(*range(tensor.dim())[::-1]) if by_columns and tensor is not None else tensor
-
-
-class _ArrayMaker:
-    """In the place of the function that makes an empty array for its state."""
-
-    def __new__(cls, kind: type[_Array], *_: Any) -> Any:
-        return kind()
-
-
-class _Scalar:
-    """In the place of the function that makes NumPy's numbers."""
-
-    def __new__(cls, kind: _Kind, data: Any = None) -> Any:
-        return kind.tensor(data)
-
-
-_OF_NUMPY = {"dtype": _Kind, "ndarray": _Array, "_reconstruct": _ArrayMaker, "scalar": _Scalar}
-
-
-def _stand_in(name: str) -> type:
-    module, _, last = name.rpartition(".")
-    base: type = _Sequence if last == "deque" else _Value if module.partition(".")[0] in VALUES else _StandIn
-    if name.startswith("numpy."):
-        base = _OF_NUMPY.get(last, base)
-    return type(last, (base,), {"__module__": module, "__qualname__": last})
 
 
 def tensors_in(value: Any) -> list[Tensor]:
