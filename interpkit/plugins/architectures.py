@@ -195,16 +195,20 @@ def fill_architecture(
 
 
 def _other_sizes(found: state_dicts.Match, arguments: Mapping[str, Any]) -> Iterator[dict[str, int]]:
-    """Yield arguments that may give the architecture the widths of the file's head and first layer."""
+    """Yield arguments that may give the architecture the widths of the file's head and first layer.
+
+    The file may also lack the heads that some architectures have for the training alone.
+    """
     width, channels = found.width(), found.channels()
-    if found.missing or (width is None and channels is None):
+    without = {"aux_logits": False} if found.missing else {}
+    if not all(name.lower().startswith("aux") for name in found.missing) or found.unexpected:
         return
     heads: list[dict[str, int]] = [{}] if width is None else [{key: width} for key in HEAD_WIDTH]
     stems: list[dict[str, int]] = [{}] if channels is None else [{key: channels} for key in STEM_WIDTH]
     for sizes, keys in ((width, HEAD_WIDTH), (channels, STEM_WIDTH)):
         if sizes is not None and arguments.keys() & set(keys):  # stated, so not to be overruled
             return
-    yield from (head | stem for head, stem in itertools.product(heads, stems))
+    yield from (head | stem | without for head, stem in itertools.product(heads, stems) if head or stem or without)
 
 
 def _report(spec: str, found: state_dicts.Match, notes: list[str] | None) -> None:

@@ -52,11 +52,11 @@ class Match:
         ignored: names under the prefix that no layer needs.
         beside: keys of what stands beside the prefix: an optimizer, a loss, another network.
         renamed: name in the file -> name in the network.
-        head: (layer in the file, layer in the network) if the two differ in their depth alone.
+        head: (layer in the file, layer in the network) if one of them stands in a sequence of layers.
         shapes: name -> (shape in the file, shape in the network), where they differ.
         layers: those of ``beside`` that look like layers which the user's architecture lacks.
         counts: names of tensors of whole numbers where the network has weights.
-        others: prefixes of other networks in the checkpoint that would fit.
+        others: prefixes of other networks in the checkpoint, which fit but are not averages.
     """
 
     prefix: str
@@ -114,37 +114,37 @@ def match(module: nn.Module, tensors: Mapping[str, Tensor]) -> Match:
     computed = {name for name, _ in module.named_buffers()} - expected.keys()
     found = [_under(prefix, expected, computed, tensors) for prefix in _prefixes(expected, tensors)]
     whole = [each for each in found if each.plausible()]
-    if len(whole) > 1:
-        whole = _one_of(whole)
-    best = whole[0] if whole else max(found, key=lambda each: len(each.tensors) - len(each.missing))
+    best = _one_of(whole) if whole else max(found, key=lambda each: len(each.tensors) - len(each.missing))
     if best.missing and (shared := _shared_part(expected)):  # the file has the inside of a wrapper
         inner = {name.removeprefix(shared): tensor for name, tensor in expected.items()}
         lifted = [_under(prefix, inner, computed, tensors) for prefix in _prefixes(inner, tensors)]
         whole = [each for each in lifted if each.plausible()]
         if whole:
-            best = whole[0] if len(whole) == 1 else _one_of(whole)[0]
+            best = _one_of(whole)
             best.tensors = {shared + name: tensor for name, tensor in best.tensors.items()}
             best.filled = [shared + name for name in best.filled]
             best.shapes = {shared + name: pair for name, pair in best.shapes.items()}
-    best.others = [each.prefix for each in found if each.plausible() and each is not best]
-    best.unexpected = [n for n in best.unexpected if not any((best.prefix + n).startswith(p) for p in best.others if p)]
+    networks = [each.prefix for each in found if each.plausible() and each is not best]
+    inside = tuple(p.removeprefix(best.prefix) for p in networks if p != best.prefix and p.startswith(best.prefix))
+    best.unexpected = [name for name in best.unexpected if not name.startswith(inside)]
     beside = {name: _key(name, best.prefix) for name in tensors if not name.startswith(best.prefix)}
     best.beside = list(dict.fromkeys(beside.values()))
     for name, key in beside.items():
         like_a_layer = tensors[name].dim() > 1 and key.count(".") == best.prefix.count(".") - 1
-        if like_a_layer and key not in best.layers and f"{key}." not in best.others:
+        if like_a_layer and key not in best.layers and f"{key}." not in networks:
             best.layers += [] if BESIDE.search(key.rpartition(".")[2]) else [key]
     return best
 
 
-def _one_of(whole: list[Match]) -> list[Match]:
+def _one_of(whole: list[Match]) -> Match:
     """Return the match to use, where several are whole: equal ones are one, and averaged weights come first."""
     first, rest = whole[0], whole[1:]
     if all(each.tensors.keys() == first.tensors.keys() and _equal(first.tensors, each.tensors) for each in rest):
-        return [first]
+        return first
     averaged = [each for each in whole if AVERAGED.search(each.prefix)]
     if len(averaged) == 1:
-        return averaged
+        averaged[0].others = [each.prefix for each in whole if each is not averaged[0]]
+        return averaged[0]
     keys = [each.prefix.rstrip(".") or "the top level" for each in whole]
     example = next(key for key in keys if key != "the top level")
     raise ModelError(
@@ -251,7 +251,10 @@ def _match_head(match: Match, expected: Mapping[str, Tensor], left: list[str]) -
     if any(match.given[one].shape[1:] != expected[other].shape[1:] for one, other in pairs.items()):
         return left
     match.tensors |= {other: match.given[one] for one, other in pairs.items()}
-    match.head, match.missing = (old, new), []
+    match.renamed |= pairs
+    match.missing = []
+    if any(part.isdecimal() for part in set(old.split(".")) ^ set(new.split("."))):
+        match.head = (old, new)
     return [name for name in left if name not in pairs]
 
 

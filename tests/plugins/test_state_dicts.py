@@ -198,7 +198,8 @@ def test_a_head_at_another_depth_is_used_with_a_warning(
     tensors = stem | prefixed(f"{theirs}.", nn.Linear(4, 3).state_dict())
     module, _ = fill_architecture("py:net:build", {}, tensors, build)
     assert torch.equal(module.get_parameter(f"{ours}.weight"), tensors[f"{theirs}.weight"])
-    assert f"the file's layer {theirs} is used as {ours} of py:net:build" in caplog.text
+    warned = f"the file's layer {theirs} is used as {ours} of py:net:build" in caplog.text
+    assert warned is ("head" not in ours)  # there is no place for another layer beside it
     other = stem | prefixed(f"{theirs}.", nn.Linear(5, 3).state_dict())
     assert not match(build({}), other).fits
     deep = tensors | prefixed(f"{ours.partition('.')[0]}.7.", nn.Linear(4, 3).state_dict())
@@ -224,6 +225,32 @@ def test_the_widths_of_head_and_first_layer_are_read_from_the_weights(head: str,
     assert arguments == {head: 7}
     with pytest.raises(ModelError, match=r"features.0.weight \(\[4, 1, 3, 3\], expected \[4, 2, 3, 3\]\)"):
         fill_architecture("py:net:Net", {stem: 2}, state(in_chans=1), refusing)
+
+
+def test_heads_for_the_training_alone_may_be_missing() -> None:
+    def build(arguments: Mapping[str, Any]) -> nn.Module:
+        assert arguments.keys() <= {"aux_logits", "num_classes"}
+        net = Net(arguments.get("num_classes", 3))
+        if arguments.get("aux_logits", True):
+            net.add_module("AuxLogits", nn.Linear(4, 3))
+        return net
+
+    module, arguments = fill_architecture("py:net:build", {}, state(num_classes=7), build)
+    assert arguments == {"aux_logits": False, "num_classes": 7} and not hasattr(module, "AuxLogits")
+    aux = prefixed("AuxLogits.", nn.Linear(4, 3).state_dict())
+    assert fill_architecture("py:net:build", {}, state() | aux, build)[1] == {}
+    assert fill_architecture("py:net:build", {"aux_logits": False}, state() | aux, build)[1] == {"aux_logits": False}
+
+
+def test_the_same_network_twice_is_one_and_another_one_inside_it_is_not_part_of_it() -> None:
+    twice = prefixed("model.", state()) | prefixed("hyper_parameters.net.", state())
+    found = match(Net(), twice)
+    assert found.fits and found.others == []
+    inside = prefixed("net.", state(0)) | prefixed("net.ema.", state(1))
+    found = match(Net(), inside)
+    assert found.fits and found.prefix == "net.ema." and found.others == ["net."]
+    stranger = prefixed("ema.", state(1) | {"head2.weight": torch.ones(2, 2)})
+    assert match(Net(), state(0) | stranger).unexpected == ["head2.weight"]
 
 
 def only_plain(arguments: Mapping[str, Any]) -> nn.Module:
