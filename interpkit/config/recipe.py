@@ -103,6 +103,11 @@ class TargetOptions(_Model):
         description="Arguments of the architecture (one per flag; repeatable).",
         json_schema_extra={"flag": "--arch-arg", "metavar": "KEY=VALUE", "of_file": True},
     )
+    weights_key: str | None = Field(
+        None,
+        description="Key of the weights in a checkpoint that holds several networks, e.g. teacher.",
+        json_schema_extra={"metavar": "KEY", "key": None, "of_file": True},
+    )
     input_shape: tuple[int, ...] | None = Field(
         None, description="Shape of one image, C,H,W, or D for vectors.", json_schema_extra={"metavar": "C,H,W"}
     )
@@ -241,6 +246,7 @@ class LoadOptions(ClassifierFacts, total=False):
 
     arch: str | None
     arch_args: dict[str, Any]
+    weights_key: str | None
     input_shape: Sequence[int] | None
     trust: bool
 

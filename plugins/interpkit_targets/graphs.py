@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from interpkit import ONNX_GRAPH, ONNX_TENSOR, Loader, ModelError, Target, TargetOptions, make_target
-from interpkit_targets import examples
+from interpkit_targets import examples, formats
 from interpkit_targets.architectures import need
 
 CHANNELS = (1, 3, 4)
@@ -59,8 +59,8 @@ class OnnxLoader(Loader):
     example = staticmethod(examples.onnx_file)
 
     def accepts(self, path: Path) -> bool:
-        """Say whether it is a file that ends in .onnx."""
-        return path.suffix == ".onnx" and path.is_file()
+        """Say whether it is a graph, whatever its name."""
+        return formats.kind_of(path) == "onnx"
 
     def load(self, path: Path, options: TargetOptions) -> Target:
         """Convert the graph, compare both numerically, see that gradients flow; see `Loader.load`."""
@@ -272,16 +272,6 @@ def check_gradient(target: Target, path: Path) -> None:
         raise ModelError(f"{path}: no gradient flows from its logits to the image, so it cannot be inverted.")
 
 
-def is_archive(path: Path) -> bool:
-    """Say whether a file is a TorchScript archive or an exported program rather than a checkpoint."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            names = [name.partition("/")[2] for name in archive.namelist()[:10_000]]
-    except (OSError, zipfile.BadZipFile, ValueError):
-        return False
-    return "constants.pkl" in names or any(name.startswith(("code/", "models/")) for name in names)
-
-
 class TorchScriptLoader(Loader):
     """A TorchScript archive; loading one can run code, so only with ``--trust``.
 
@@ -299,7 +289,7 @@ class TorchScriptLoader(Loader):
 
     def accepts(self, path: Path) -> bool:
         """Say whether it is such an archive."""
-        return path.suffix in (".pt", ".pth", ".ts", ".jit") and path.is_file() and is_archive(path)
+        return formats.kind_of(path) == "torchscript"
 
     def load(self, path: Path, options: TargetOptions) -> Target:
         """Load the archive; see `Loader.load`."""
@@ -324,8 +314,8 @@ class ExportedProgramLoader(Loader):
     example = staticmethod(examples.exported_program)
 
     def accepts(self, path: Path) -> bool:
-        """Say whether it is a file that ends in .pt2."""
-        return path.suffix == ".pt2" and path.is_file()
+        """Say whether it is such a program, whatever its name."""
+        return formats.kind_of(path) == "exported program"
 
     def load(self, path: Path, options: TargetOptions) -> Target:
         """Load the program; see `Loader.load`."""
