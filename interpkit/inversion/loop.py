@@ -23,6 +23,7 @@ from interpkit.interfaces.losses import GeneratedBatch
 from interpkit.interfaces.targets import Target
 from interpkit.inversion.batch_norms import estimate_batch_norms
 from interpkit.inversion.ensemble import sync_buffers
+from interpkit.inversion.fitted_start import fit_start
 from interpkit.inversion.objective import Objective, set_learning_rate
 from interpkit.inversion.recovery import RecoverableTraining
 from interpkit.inversion.results import GeneratorInversion
@@ -74,7 +75,9 @@ class GeneratorInverter(Inverter):
 
         run = RecoverableTraining(trained, optimizer, rng, objective, recipe, recorder)
         if not recorder.resume(run):
-            warm_start(target, generator)
+            level = warm_start(target, generator)
+            if level is not None:
+                fit_start(target, conditioner, generator, recipe, level)
         run.keep_good_state()
         recorder.note(folded=objective.fuse_batchnorm())
         # The images of a micro-batch, or of one process, have to outlive the next replay of a CUDA graph.
