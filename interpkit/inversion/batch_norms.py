@@ -8,8 +8,9 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import update_bn
 
-IMAGES = 1024
-"""The number of images that the statistics are estimated from, rounded up to whole batches."""
+IMAGES, BATCHES = 1024, 20
+"""The statistics are estimated from so many images, rounded up to whole batches, or from so many batches if those are
+fewer; the running averages of torch weigh about as many."""
 
 
 class _Drawing(nn.Module):
@@ -37,4 +38,4 @@ def estimate_batch_norms(networks: nn.Module, draw: Callable[[], object], batch_
         draw: draws a batch with them.
         batch_size: the size of that batch.
     """
-    update_bn(range(-(-IMAGES // batch_size)), _Drawing(networks, draw))
+    update_bn(range(min(BATCHES, -(-IMAGES // batch_size))), _Drawing(networks, draw))
