@@ -44,4 +44,4 @@ def _slope(target: Target, level: float) -> float:
     # Differences of logits mean the same for every kind of output; of log-probabilities logsumexp is always 0.
     contrast = logits @ torch.linspace(-1, 1, logits.shape[1], device=logits.device)
     (slope,) = torch.autograd.grad(contrast.sum(), image, allow_unused=True)
-    return 0.0 if slope is None else slope.norm().item()
+    return 0.0 if slope is None else float(slope.norm())

@@ -39,7 +39,7 @@ def accuracy(inversion: interpkit.Inversion) -> float:
     return inversion.history[0].inversion_accuracy
 
 
-def test_the_training_begins_with_images_that_the_target_accepts(bands: Target, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_training_begins_with_images_that_the_target_accepts(bands: Target, monkeypatch: pytest.MonkeyPatch) -> None:
     fitted = interpkit.invert(bands, **SETTINGS)
     monkeypatch.setattr(fitted_start, "IMAGES", 2)  # fewer than the classes
     unfitted = interpkit.invert(bands, **SETTINGS)
