@@ -68,7 +68,7 @@ def _optimize(target: Target, labels: Tensor, level: float) -> Tensor:
     pixels = (math.log(level / (1 - level)) + PIXEL_NOISE * noise).requires_grad_()
     adam = torch.optim.Adam([pixels], lr=PIXEL_RATE, betas=(0.5, 0.99))
     for _ in range(PIXEL_STEPS):
-        loss = F.cross_entropy(target(pixels.sigmoid()), labels, reduction="sum")
+        loss = target.cross_entropy(target(pixels.sigmoid()), labels).sum()
         adam.zero_grad()
         loss.backward()
         adam.step()
