@@ -80,12 +80,13 @@ def evaluate(
         old: dict[str, Any] = {}
         if isinstance(inversion, Inversion):
             target = inversion.target
-            device, seed = inversion.device, inversion.recipe.seed
+            device, recipe = inversion.device, inversion.recipe
         else:
             assert run is not None
             old = run.metrics()
             target = target or run.load_target(None if model is None else Path(model), arch=arch, trust=trust)
-            device, seed = choose_device("auto"), run.recipe().seed
+            device, recipe = choose_device("auto"), run.recipe()
+        most = scoring.at_once(recipe)
         judges = _judges(evaluators, target)
         reference_images = _images(reference, "the reference data", target)
         training_images = _images(training, "the training data", target)
@@ -95,8 +96,17 @@ def evaluate(
             samples = scoring.draw_samples(inversion, per_class=per_class)
         else:
             assert run is not None
-            samples = scoring.read_samples(run / "samples.safetensors", target, device)
-        study = Study(target, samples, reference_images, training_images, judges, seed=seed, device=device)
+            samples = scoring.read_samples(run / "samples.safetensors", target, device, most)
+        study = Study(
+            target,
+            samples,
+            reference_images,
+            training_images,
+            judges,
+            seed=recipe.seed,
+            device=device,
+            most=most,
+        )
         found = measured(study, chosen, old)
         data = {"reference": reference, "training": training}
         own_data = [(m, m.options) for m in chosen if isinstance(m.options, DataOptions) and m.options.data]

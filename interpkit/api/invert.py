@@ -269,6 +269,8 @@ class Job:
         self.profile: profiler.Profile | None = None
         self.metrics: dict[str, Any] | None = None
         self.stop_requested = False
+        self.trained = False
+        """Whether the training has ended, so that only samples and figures are left to do."""
 
     def _check_gradient(self) -> None:
         name = self.recipe.inverter.name
@@ -322,9 +324,10 @@ class Job:
         force: bool = False,
         on_step: Callable[[int], None] | None = None,
         on_record: Callable[[StepRecord], None] | None = None,
+        on_samples: Callable[[int, int], None] | None = None,
         profile: bool = False,
     ) -> Inversion:
-        """Train, and write the run folder if there is one; see `invert`.
+        """Train, and write the run folder if there is one; see `invert`, and `finish` for ``on_samples``.
 
         Where several processes share the batch, the first one alone calls hooks and writes. With ``profile`` the time
         of a step is taken apart: see `Job.profile` afterwards, and profile.json in the folder.
@@ -372,11 +375,12 @@ class Job:
                     self.plugins.call("inversion_started", target=target, recipe=recipe)
                 with self._failing(run), profiler.profiled(device, profile and first) as self.profile:
                     inversion = contracts.inversion(inverter, target, recipe, parts, self.recorder)
+            self.trained = True
             if run is not None:
                 with self._failing(run):
                     if self.profile is not None:
                         write_atomically(run / "profile.json", to_json(self.profile.to_json()))
-                    self.metrics = finish(run, inversion)
+                    self.metrics = finish(run, inversion, on_samples)
         if first:
             self.plugins.call("inversion_finished", inversion=inversion)
         return inversion

@@ -186,12 +186,16 @@ class ProgressDisplay:
 
     def __exit__(self, *exception: object) -> None:
         self._bar.stop()
-        if err.is_terminal and self._task.fields["figures"]:
-            note(self._task.fields["figures"])
+        self._note_figures()
 
     def step(self, done: int) -> None:
         """Show how many are done."""
         self._bar.update(self._task.id, completed=done)
+
+    def restart(self, total: int, unit: str) -> None:
+        """Show the progress of something else from now on."""
+        self._note_figures()
+        self._bar.reset(self._task.id, total=total, description=unit, figures="")
 
     def record(self, record: StepRecord) -> None:
         """Show the loss, its terms and the inversion accuracy of a step."""
@@ -204,6 +208,11 @@ class ProgressDisplay:
         """Show how many are done, where there are no step records."""
         self.step(done)
         self._print(f"{done}/{self._task.total} {self._task.description}", done)
+
+    def _note_figures(self) -> None:
+        """Keep the last figures in view, in a terminal, where they are in the line of the bar."""
+        if err.is_terminal and self._task.fields["figures"]:
+            note(self._task.fields["figures"])
 
     def _print(self, progress: str, done: int) -> None:
         """Print a line, if this is not a terminal and the last one is old enough or nothing is left to do."""

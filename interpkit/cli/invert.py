@@ -203,19 +203,38 @@ def invert(
     processes = f", {world.size} processes" if world.size > 1 else ""
     console.note(f"{recipe.steps} steps of {recipe.batch_size} on {recipe.device} in {recipe.precision}{processes}")
     console.note(f"into {folder}, which takes up to {decimal(job.disk_bytes)} of the disk")
-    with console.ProgressDisplay(recipe.steps) as display, on_stop(_stopping(job)):
-        inversion = job.run(
-            out=folder,
-            resume=resume,
-            force=force,
-            on_step=display.step,
-            on_record=display.record,
-            profile=profile,
+
+    def sampled(done: int, total: int) -> None:
+        if done:
+            display.count(done)
+            return
+        if job.stop_requested:
+            console.note(f"drawing {total} samples and measuring them; press Ctrl-C again to stop without them")
+        display.restart(total, "samples")
+
+    again = f"    interpkit invert {model} --out {folder} --resume"
+    try:
+        with console.ProgressDisplay(recipe.steps) as display, on_stop(_stopping(job)):
+            inversion = job.run(
+                out=folder,
+                resume=resume,
+                force=force,
+                on_step=display.step,
+                on_record=display.record,
+                on_samples=sampled,
+                profile=profile,
+            )
+    except KeyboardInterrupt as error:
+        if not job.trained:
+            raise
+        console.note(
+            f"interrupted before the samples were measured; the training is saved in {folder}. Resume with:\n{again}"
         )
+        raise typer.Exit(INTERRUPTED) from error
     if inversion.steps_done < recipe.steps:
         console.note(
             f"interrupted after step {inversion.steps_done}; everything so far is saved in {folder}. Resume with:\n"
-            f"    interpkit invert {model} --out {folder} --resume"
+            f"{again}"
         )
         raise typer.Exit(INTERRUPTED)
     if world.rank > 0:
@@ -237,10 +256,10 @@ def _next_folder(model: Path, presets: list[str]) -> Path:
 
 
 def _stopping(job: Job) -> Callable[[int, Any], None]:
-    """Return a handler of signals: the first ends the run after the current step, the second at once."""
+    """Return a handler of signals: the first ends the training after the current step, the next everything at once."""
 
     def stop(number: int, frame: Any) -> None:
-        if job.stop_requested:
+        if job.stop_requested or job.trained:
             raise KeyboardInterrupt
         job.request_stop()
         console.note("stopping after this step, then saving; press Ctrl-C again to stop at once")

@@ -34,10 +34,12 @@ Data = str | Path | LabelledImages | tuple[Tensor, Tensor]
 """Labeled images: a spec as the command line takes it, or the images and labels themselves."""
 
 
-def every_run(target: Target, samples: Samples, *, seed: int, device: torch.device) -> dict[str, Any]:
+def every_run(
+    target: Target, samples: Samples, *, seed: int, device: torch.device, most: int | None = None
+) -> dict[str, Any]:
     """Return the metrics.json of a run that has just ended: the target's own opinion, and the quick metrics."""
     quick = [_made(entry.item) for entry in installed().registry.entries("metric") if entry.item.every_run]
-    return measured(Study(target, samples, seed=seed, device=device), filter(None, quick))
+    return measured(Study(target, samples, seed=seed, device=device, most=most), filter(None, quick))
 
 
 def _made(cls: type[Metric], options: Options | None = None) -> Metric | None:

@@ -2,31 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from interpkit.config.recipe import Recipe
 from interpkit.errors import RunError, listed
 from interpkit.evaluation.statistics import wilson
 from interpkit.interfaces.inversions import Draw, Inversion
 from interpkit.interfaces.samples import MAX_PROBABILITIES, Samples, to_unit
 from interpkit.interfaces.targets import Target
 from interpkit.io.atomic import read_tensors
+from interpkit.runtime.at_once import in_batches
 
 SCHEMA = 1
 
 
-def draw_samples(inversion: Inversion, **sampling: Any) -> Samples:
+def draw_samples(inversion: Inversion, on_done: Callable[[int], None] | None = None, **sampling: Any) -> Samples:
     """Sample an inversion and let the target judge the images as they are stored, in 8 bits.
 
     Args:
         inversion: to be sampled.
+        on_done: called now and then with the number of images that the target has judged.
         sampling: arguments of `Inversion.sample`.
     """
-    return judge(inversion, inversion.draw(**sampling))
+    return judge(inversion, inversion.draw(**sampling), on_done)
+
+
+def at_once(recipe: Recipe) -> int:
+    """Return how many images the user let into memory at a time: those of a micro-batch, or else of a batch."""
+    return recipe.micro_batch or recipe.batch_size
 
 
 def sample_size(inversion: Inversion) -> dict[str, Any]:
@@ -38,14 +46,14 @@ def sample_size(inversion: Inversion) -> dict[str, Any]:
     return {"count": most if there is None else min(most, there * classes)}
 
 
-def judge(inversion: Inversion, draw: Draw) -> Samples:
+def judge(inversion: Inversion, draw: Draw, on_done: Callable[[int], None] | None = None) -> Samples:
     """Let the target judge images in [0, 1] after rounding them to 8 bits (vectors are not rounded)."""
     images = draw.images
     if images.dim() == 4:
         images = (images * 255).round().to(torch.uint8)
     target = inversion.target
     predicted, confidence, probabilities, divergence = _look(
-        target, images, draw.labels, draw.distribution, inversion.device
+        target, images, draw.labels, draw.distribution, inversion.device, at_once(inversion.recipe), on_done
     )
     if images.dim() == 2:
         images = target.low + (target.high - target.low) * images
@@ -53,11 +61,11 @@ def judge(inversion: Inversion, draw: Draw) -> Samples:
     return Samples(images, draw.labels, predicted, confidence, divergence, draw.generator, probabilities, distribution)
 
 
-def read_samples(path: Path, target: Target, device: torch.device) -> Samples:
-    """Read the samples of a run, and let the target judge them again; see `read_images`."""
+def read_samples(path: Path, target: Target, device: torch.device, most: int | None = None) -> Samples:
+    """Read the samples of a run, and let the target judge them again, ``most`` at a time; see `read_images`."""
     images, labels, generator = read_images(path, target)
     unit = images if images.dim() == 4 else to_unit(images, target)
-    predicted, confidence, probabilities, _ = _look(target, unit, labels, None, device)
+    predicted, confidence, probabilities, _ = _look(target, unit, labels, None, device, most)
     return Samples(images, labels, predicted, confidence, None, generator, probabilities)
 
 
@@ -91,20 +99,22 @@ def _look(
     labels: Tensor,
     distribution: Tensor | None,
     device: torch.device,
-    batch_size: int = 256,
+    most: int | None = None,
+    on_done: Callable[[int], None] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
     """Return predictions, confidence, probabilities (to 100 classes) and KL of images, uint8 or in [0, 1]."""
-    columns: list[tuple[Tensor, ...]] = []
+
+    def look(rows: slice) -> tuple[Tensor, ...]:
+        batch = images[rows].to(device)
+        logits = target(batch / 255 if batch.dtype == torch.uint8 else batch).cpu()
+        q, asked = target.probabilities(logits), labels[rows]
+        confidence = q.gather(1, asked[:, None])[:, 0]
+        divergence = target.divergence(logits, q if distribution is None else distribution[rows])
+        kept = q if target.num_classes <= MAX_PROBABILITIES else q[:, :0]
+        return target.predictions(logits, asked), confidence, kept, divergence
+
     with target.frozen(device):
-        for start in range(0, len(images), batch_size):
-            rows = slice(start, start + batch_size)
-            batch = images[rows].to(device)
-            logits = target(batch / 255 if batch.dtype == torch.uint8 else batch).cpu()
-            q, asked = target.probabilities(logits), labels[rows]
-            confidence = q.gather(1, asked[:, None])[:, 0]
-            divergence = target.divergence(logits, q if distribution is None else distribution[rows])
-            kept = q if target.num_classes <= MAX_PROBABILITIES else q[:, :0]
-            columns.append((target.predictions(logits, asked), confidence, kept, divergence))
+        columns = in_batches(target, images, look, most=most, on_done=on_done)
     predicted, confidence, probabilities, divergence = (torch.cat(c) for c in zip(*columns, strict=True))
     return (
         predicted,
@@ -115,7 +125,7 @@ def _look(
 
 
 @torch.no_grad()
-def accuracy(target: Target, reference: str, batch_size: int = 256) -> float:
+def accuracy(target: Target, reference: str) -> float:
     """Return the share of reference data, a spec as for `interpkit.io.datasets.load_data`, that the target accepts.
 
     Raises:
@@ -126,8 +136,7 @@ def accuracy(target: Target, reference: str, batch_size: int = 256) -> float:
     data = load_data(reference, target.input_shape, target.class_names)
     images = to_unit(data.images, target)
     with target.frozen():
-        pairs = zip(images.split(batch_size), data.labels.split(batch_size), strict=True)
-        right = [target.accepts(target(rows), labels) for rows, labels in pairs]
+        right = in_batches(target, images, lambda rows: target.accepts(target(images[rows]), data.labels[rows]))
     return torch.cat(right).double().mean().item()
 
 

@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from interpkit.runtime.recorder import StepRecord
 
 Z_95 = 1.959963984540054
 """The 97.5 % quantile of the normal law."""
@@ -31,3 +37,28 @@ def wilson(hits: float, count: float) -> list[float]:
     half = Z_95 * math.sqrt(share * (1 - share) / count + part / (4 * count))
     low, high = (middle - half) / (1 + part), (middle + half) / (1 + part)
     return [low if hits > 0 else 0.0, high if hits < count else 1.0]  # exactly so, but for rounding
+
+
+GOOD = 0.95
+"""An accuracy that needs no more steps, even if it still rises."""
+LEAST_GAIN = 0.02
+
+
+def still_rising(history: Sequence[StepRecord], batch_size: int) -> tuple[float, float] | None:
+    """Return the accuracies of the last two fifths of a training, if the last is below `GOOD` and clearly higher.
+
+    Clearly means by at least `LEAST_GAIN` and three standard errors: of a training that has converged, with images
+    that are right independently of each other, one in 700 is said to rise.
+
+    Args:
+        history: the records of the whole training.
+        batch_size: the number of images that each step adds to the accuracies.
+    """
+    steps = history[-1].steps if history else 0
+    ends = (0.6 * steps, 0.8 * steps, steps)
+    fifths = [[r.inversion_accuracy for r in history if low < r.step <= high] for low, high in pairwise(ends)]
+    if not all(fifths):
+        return None
+    before, last = (sum(fifth) / len(fifth) for fifth in fifths)
+    error = math.sqrt((before * (1 - before) + last * (1 - last)) / (batch_size * steps / 5))
+    return (before, last) if last < GOOD and last - before > max(LEAST_GAIN, 3 * error) else None

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
 import pydantic
 import torch
@@ -15,12 +15,14 @@ from torch import Tensor
 from interpkit.errors import InterpkitError
 from interpkit.interfaces.components import Component, Options
 from interpkit.interfaces.targets import Target
+from interpkit.runtime.at_once import in_batches
 
 if TYPE_CHECKING:
     from interpkit.interfaces.samples import Samples
     from interpkit.io.datasets import LabelledImages
 
 Which = Literal["samples", "reference", "training"]
+T = TypeVar("T")
 
 
 class TooFew(InterpkitError):  # noqa: N818  # reads well in code: raise TooFew("...")
@@ -51,6 +53,7 @@ class Study:
         evaluators: independent classifiers for the same classes, by name.
         seed: random seed of `rng`.
         device: the device that the classifiers run on.
+        most: the number of images that they run on at a time; as many as fit into memory if omitted.
 
     Attributes:
         rng: a source of randomness on the CPU.
@@ -67,6 +70,7 @@ class Study:
         *,
         seed: int = 0,
         device: torch.device | str = "cpu",
+        most: int | None = None,
     ) -> None:
         self.target = target
         self.samples = samples
@@ -76,6 +80,7 @@ class Study:
         self.device = torch.device(device)
         self.left_out: dict[str, str] = {}
         self._seed = seed
+        self._most = most
         self.rng = torch.Generator().manual_seed(seed)
         self._judgments: dict[tuple[int, Which], Judgment] = {}
 
@@ -118,18 +123,36 @@ class Study:
         return self._judgments[key]
 
     @torch.no_grad()
-    def look(self, judge: Target, images: Tensor, batch_size: int = 256) -> Judgment:
-        """Return a frozen classifier's output for images in [0, 1]; vectors are converted to its own input range."""
+    def look(self, judge: Target, images: Tensor, batch_size: int | None = None) -> Judgment:
+        """Return a frozen classifier's output for images in [0, 1]; vectors are converted to its own input range.
+
+        Args:
+            judge: the classifier.
+            images: (N, *input_shape).
+            batch_size: the most images that it runs on at a time; those of `in_batches` if omitted.
+        """
         if images.dim() == 2:
             units = self.target.low + (self.target.high - self.target.low) * images
             images = (units - judge.low) / (judge.high - judge.low)
-        logits, features = [], []
+
+        def answer(rows: slice) -> tuple[Tensor, Tensor]:
+            response = judge.respond(images[rows].to(self.device))
+            return response.logits.cpu(), response.penultimate.cpu()
+
         with judge.frozen(self.device):
-            for batch in images.split(batch_size):
-                response = judge.respond(batch.to(self.device))
-                logits.append(response.logits.cpu())
-                features.append(response.penultimate.cpu())
-        return Judgment(torch.cat(logits), torch.cat(features))
+            parts = in_batches(judge, images, answer, most=batch_size or self._most)
+        logits, features = (torch.cat(part) for part in zip(*parts, strict=True))
+        return Judgment(logits, features)
+
+    def in_batches(self, classifier: Target, images: Tensor, run: Callable[[slice], T]) -> list[T]:
+        """Call a function on slices of the images, as many at a time as fit into memory, and return its results.
+
+        Args:
+            classifier: runs on the images in ``run``, frozen and on the study's device.
+            images: (N, *input_shape) in [0, 1].
+            run: computes the results of some rows.
+        """
+        return in_batches(classifier, images, run, most=self._most)
 
     def leave_out(self, name: str, reason: str) -> None:
         """Record why a metric, or a part of one (``METRIC.PART``), is not measured, and how many images it requires."""

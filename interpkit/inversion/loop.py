@@ -10,23 +10,27 @@ the generator and the terms.
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from interpkit.config.recipe import Recipe
 from interpkit.interfaces import contracts
-from interpkit.interfaces.generation import Conditioner, Generator
+from interpkit.interfaces.generation import Condition, Conditioner, Generator
 from interpkit.interfaces.inverters import Inverter, Parts, StoredInversion
 from interpkit.interfaces.losses import GeneratedBatch
 from interpkit.interfaces.targets import Target
+from interpkit.inversion.batch_norms import estimate_batch_norms
 from interpkit.inversion.ensemble import sync_buffers
+from interpkit.inversion.fitted_start import fit_start
 from interpkit.inversion.objective import Objective, set_learning_rate
 from interpkit.inversion.recovery import RecoverableTraining
 from interpkit.inversion.results import GeneratorInversion
 from interpkit.inversion.warm_start import warm_start
 from interpkit.runtime.compile import compiled
 from interpkit.runtime.devices import autocast
-from interpkit.runtime.random import derive_seed, random_generator
+from interpkit.runtime.random import derive_seed, global_seed, random_generator
 from interpkit.runtime.recorder import Recorder
 from interpkit.runtime.sync_batchnorm import sync_batch_norms
 
@@ -71,15 +75,22 @@ class GeneratorInverter(Inverter):
 
         run = RecoverableTraining(trained, optimizer, rng, objective, recipe, recorder)
         if not recorder.resume(run):
-            warm_start(target, generator)
+            level = warm_start(target, generator)
+            if level is not None:
+                fit_start(target, conditioner, generator, recipe, level)
         run.keep_good_state()
         recorder.note(folded=objective.fuse_batchnorm())
         # The images of a micro-batch, or of one process, have to outlive the next replay of a CUDA graph.
         graphs = device.type == "cuda" and world.size == 1 and recipe.micro_batch is None
         with compiled(generator, recipe.compile == "on", mode="reduce-overhead" if graphs else "default"):
             run.drive(train, run, conditioner, generator, objective, recipe)
-        sync_buffers(generator, world)
         conditioner.progress = 1.0
+        seed = derive_seed(recipe.seed, "batch norms")
+        drawn = random_generator(device, seed)
+        with global_seed(derive_seed(seed, world.rank), device):  # the dropout
+            draw = partial(draw_batch, conditioner, generator, objective, recipe, drawn)
+            estimate_batch_norms(nn.ModuleList([conditioner, generator]), draw, recipe.batch_size)
+        sync_buffers(generator, world)
         return GeneratorInversion(target, recipe, recorder.history, generator, conditioner)
 
     def load(self, stored: StoredInversion) -> GeneratorInversion:
@@ -95,8 +106,7 @@ def train(
     If several processes share the batch (`interpkit.runtime.distributed`), each draws the whole batch and generates and
     classifies its own rows; all take the same step, and the first process records it.
     """
-    device, rng, optimizer = torch.device(recipe.device), run.rng, run.optimizer
-    classes = None if recipe.labels is None else torch.tensor(recipe.labels, device=device)
+    rng, optimizer = run.rng, run.optimizer
 
     for step in run.steps():  # resumes, saves checkpoints, and stops when asked
         progress = (step - 1) / recipe.steps
@@ -104,12 +114,7 @@ def train(
         set_learning_rate(optimizer, recipe, progress, scale=run.lr_scale)
 
         with objective.autocast:
-            labels = None
-            if classes is not None:
-                labels = classes[torch.randint(len(classes), (recipe.batch_size,), device=device, generator=rng)]
-            condition = contracts.condition(conditioner, recipe.batch_size, labels, rng, check_values=step == 1)
-            latent = torch.randn(recipe.batch_size, generator.latent_dim, device=device, generator=rng)
-            images = objective.generate(generator, latent, condition)
+            condition, latent, images = draw_batch(conditioner, generator, objective, recipe, rng, step == 1)
         value = objective(GeneratedBatch(objective.target, condition, latent, images, progress), rng)
 
         optimizer.zero_grad()
@@ -119,3 +124,26 @@ def train(
 
         run.recorder.step(step, value.total, value.terms, images, value.response.logits, condition.labels)
         del condition, latent, images, value  # frees their memory before the next step needs it
+
+
+def draw_batch(
+    conditioner: Conditioner,
+    generator: Generator,
+    objective: Objective,
+    recipe: Recipe,
+    rng: torch.Generator,
+    check_values: bool = False,
+) -> tuple[Condition, Tensor, Tensor]:
+    """Draw conditions and latents, and generate their images.
+
+    Returns:
+        the condition; the latents, (B, latent_dim); the images, (B, *input_shape).
+    """
+    device, size = torch.device(recipe.device), recipe.batch_size
+    labels = None
+    if recipe.labels is not None:
+        classes = torch.tensor(recipe.labels, device=device)
+        labels = classes[torch.randint(len(classes), (size,), device=device, generator=rng)]
+    condition = contracts.condition(conditioner, size, labels, rng, check_values=check_values)
+    latent = torch.randn(size, generator.latent_dim, device=device, generator=rng)
+    return condition, latent, objective.generate(generator, latent, condition)

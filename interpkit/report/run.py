@@ -25,6 +25,7 @@ from interpkit.io.datasets import LabelledImages, load_data
 from interpkit.report import curves, encode, text
 from interpkit.report.page import render
 from interpkit.runs.folder import Run
+from interpkit.runtime.at_once import in_batches
 
 NEAREST_SIDE = 32
 
@@ -81,7 +82,8 @@ def write_report(
     opened = Run.open(Path(run))
     metrics = opened.metrics()  # before the work, as the file may be torn
     inversion = opened.load(target, None if model is None else Path(model), arch=arch, trust=trust)
-    samples = scoring.read_samples(opened / "samples.safetensors", inversion.target, inversion.device)
+    path, most = opened / "samples.safetensors", scoring.at_once(inversion.recipe)
+    samples = scoring.read_samples(path, inversion.target, inversion.device, most)
     if samples.probabilities is not None:
         drawn = inversion.draw(**scoring.sample_size(inversion))  # as when the run ended: the same conditions
         if torch.equal(drawn.labels, samples.labels):
@@ -222,7 +224,12 @@ def _sections(inversion: Inversion, samples: Samples) -> list[dict[str, Any]]:
         return [{"section": section, "strips": []} for section in sections]
     images = torch.cat([strip.images.float().cpu() for strip in strips])
     with target.frozen(inversion.device):
-        probabilities = [target.probabilities(target(part.to(inversion.device))).cpu() for part in images.split(64)]
+        probabilities = in_batches(
+            target,
+            images,
+            lambda rows: target.probabilities(target(images[rows].to(inversion.device))).cpu(),
+            most=scoring.at_once(inversion.recipe),
+        )
     confidence, predicted = (column.tolist() for column in torch.cat(probabilities).max(1))
     if images.dim() == 4:
         images = (images * 255).round().to(torch.uint8)

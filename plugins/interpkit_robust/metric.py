@@ -13,8 +13,6 @@ import interpkit
 from interpkit import Metric, Study, wilson
 from interpkit_robust import perturbations
 
-BATCH = 256
-
 
 class KeptLabels(Metric):
     r"""Share of samples that the target puts in the class asked for after a perturbation, by its size.
@@ -74,13 +72,15 @@ class KeptLabels(Metric):
 
         def right(which: Tensor, perturb: Callable[[Tensor, Tensor, float], Tensor], size: float) -> Tensor:
             """Return those of some rows that keep their label."""
-            kept = [which[:0]]
-            for part in which.split(BATCH) if len(which) else ():
+
+            def kept(some: slice) -> Tensor:
+                part = which[some]
                 x, y = images[part].to(study.device), labels[part].to(study.device)
                 perturbed = perturb(x, y, size)
                 with torch.no_grad():
-                    kept.append(part[study.target.accepts(study.target(perturbed), y).cpu()])
-            return torch.cat(kept)
+                    return part[study.target.accepts(study.target(perturbed), y).cpu()]
+
+            return torch.cat([which[:0], *study.in_batches(study.target, images[which], kept)])
 
         everything = torch.arange(len(images))
         with study.target.frozen(study.device):

@@ -548,6 +548,40 @@ def test_ctrl_c_saves_what_there_is_and_resume_finishes(
     assert steps == sorted(set(steps)) and steps[-1] == 600
 
 
+def test_ctrl_c_while_samples_are_measured_keeps_the_training(
+    tmp_path: Path, tiny_model: Path, quick_flags: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = ["invert", tiny_model, *quick_flags, "--out", tmp_path / "run"]
+    with monkeypatch.context() as patch:
+        patch.setattr("interpkit.api.finish.every_run", lambda *_, **__: signal.raise_signal(signal.SIGINT))
+        result = cli(*run)
+    assert result.exit_code == 130 and result.stdout == ""
+    assert "300/300 samples" in result.stderr
+    assert f"--out {tmp_path / 'run'} --resume" in result.stderr and "Traceback" not in result.stderr
+    manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
+    assert (manifest["status"], manifest["steps_done"]) == ("interrupted", 12)
+    generator = (tmp_path / "run" / "generator.safetensors").read_bytes()
+    assert interpkit.load_inversion(tmp_path / "run").steps_done == 12
+
+    assert cli(*run, "--resume").exit_code == 0
+    assert json.loads((tmp_path / "run" / "manifest.json").read_text())["status"] == "finished"
+    assert (tmp_path / "run" / "generator.safetensors").read_bytes() == generator
+
+
+def test_a_run_that_ends_too_early_names_more_steps(
+    tmp_path: Path,
+    tiny_model: Path,
+    quick_flags: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr("interpkit.api.finish.still_rising", lambda history, batch_size: (0.505, 0.651))
+    result = cli("invert", tiny_model, *quick_flags, "--out", tmp_path / "run")
+    assert result.exit_code == 0
+    words = "the inversion accuracy was still rising when the training ended, from 50 % to 65 %: try --steps 24"
+    assert words in caplog.messages
+
+
 # ----------------------------------------------------------------------------------------------- sample
 
 

@@ -33,9 +33,10 @@ from interpkit import (
 )
 from interpkit.evaluation.metrics import every_run, measured
 from interpkit.evaluation.scoring import draw_samples, judge, measure, read_samples
-from interpkit.evaluation.statistics import wilson
+from interpkit.evaluation.statistics import still_rising, wilson
 from interpkit.evaluation.warnings import warnings
 from interpkit.interfaces.samples import to_unit
+from interpkit.runtime.recorder import StepRecord
 
 SHAPE = (1, 12, 12)
 CPU = torch.device("cpu")
@@ -212,9 +213,9 @@ def test_a_study_runs_each_evaluator_once_and_leaves_it_as_it_was(
     before = module_state(judge)
     said = study.response(judge, "samples")
     assert said is study.response(judge, "samples")
-    assert sum(calls) == 300 and max(calls) < 300
+    assert sum(calls) == 1 + 300 and max(calls) < 300  # its memory is observed with one image, once
     assert said is not study.response(judge, "reference")
-    assert sum(calls) == 360
+    assert sum(calls) == 1 + 360
     with judge.frozen(), torch.no_grad():
         whole = judge.respond(images / 255)
     torch.testing.assert_close(said.logits, whole.logits)
@@ -572,3 +573,41 @@ def test_low_agreement_is_warned_of_and_more_strongly_where_the_target_is_sure()
     (fooled,) = warnings({"inversion_accuracy": 0.98, "evaluators": [judge]})
     assert "judge agrees on only 30%" in unsure and "97%" in unsure and "fooled" not in unsure
     assert "98%" in fooled and "fooled" in fooled
+
+
+# ----------------------------------------------------------------------------------- more steps needed
+
+
+def history_of(accuracies: list[float]) -> list[StepRecord]:
+    steps = 10 * len(accuracies)
+    return [StepRecord(10 * n, steps, 1.0, 1.0, {}, accuracy) for n, accuracy in enumerate(accuracies, 1)]
+
+
+def test_an_accuracy_that_still_rises_is_seen() -> None:
+    before, last = still_rising(history_of([n / 40 for n in range(30)]), batch_size=128) or (0, 0)
+    assert before == pytest.approx(20.5 / 40) and last == pytest.approx(26.5 / 40)
+
+
+@pytest.mark.parametrize(
+    "accuracies",
+    [
+        [],
+        [0.1],
+        [0.1, 0.5],
+        [min(1.0, n / 20) for n in range(30)],
+        [0.9 + n / 300 for n in range(30)],
+        [min(0.7, n / 15) for n in range(30)],
+        [0.7 - n / 100 for n in range(30)],
+        [min(0.7, n / 15) + n / 2000 for n in range(30)],
+    ],
+    ids=["none", "one", "short", "perfect", "good", "level", "falling", "creeping"],
+)
+def test_one_that_has_converged_is_good_enough_or_too_short_is_not(accuracies: list[float]) -> None:
+    assert still_rising(history_of(accuracies), batch_size=128) is None
+
+
+def test_chance_alone_is_not_taken_for_a_rise() -> None:
+    rng = np.random.default_rng(0)
+    for batch_size in (8, 128):
+        runs = [history_of(list(rng.binomial(10 * batch_size, 0.6, 30) / (10 * batch_size))) for _ in range(1000)]
+        assert sum(still_rising(run, batch_size) is not None for run in runs) <= 5
