@@ -47,6 +47,7 @@ TESTED_ELSEWHERE = {
     "io/strict_json": "io/test_hostile_files.py",
     "plugins/assembly": "config/test_recipe.py",
     "plugins/hookspecs": "plugins/test_discovery.py",
+    "io/stand_ins": "io/test_safe_load.py",
     "plugins/loading": "bundled/test_targets.py",
     "plugins/packing": "targets/test_file_format.py",
     "plugins/registry": "plugins/test_discovery.py",
