@@ -1,0 +1,377 @@
+"""The loader of ONNX graphs: converts them to PyTorch and compares the result with onnxruntime."""
+
+from __future__ import annotations
+
+import importlib
+import math
+import re
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from interpkit import ONNX_GRAPH, ONNX_TENSOR, Loader, ModelError, Target, TargetOptions, make_target
+from interpkit_targets import examples, onnx_rewrites
+from interpkit_targets.architectures import need
+
+CHANNELS = (1, 3, 4)
+OLDER_OPSET = 17
+
+
+class Reshaped(nn.Module):
+    """A module that takes images in its own shape: reshapes (B, ...) to (B, *shape) before it."""
+
+    def __init__(self, module: nn.Module, shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.module = module
+        self.shape = shape
+
+    def forward(self, x: Tensor) -> Any:
+        """Reshape and run."""
+        return self.module(x.reshape(-1, *self.shape))
+
+
+class OnnxLoader(Loader):
+    """An ONNX graph, converted to PyTorch and checked against onnxruntime; the extra ``onnx``.
+
+    Example:
+        >>> import torch
+        >>> from interpkit import load_target
+        >>> net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 3))
+        >>> batch = {"images": {0: "batch"}}
+        >>> torch.onnx.export(
+        ...     net, (torch.zeros(2, 1, 8, 8),), "net.onnx", input_names=["images"], dynamic_axes=batch, dynamo=False
+        ... )
+        >>> load_target("net.onnx").input_shape
+        (1, 8, 8)
+    """
+
+    name = "onnx"
+    help = ".onnx, converted and checked against onnxruntime"
+    example = staticmethod(examples.onnx_file)
+
+    def accepts(self, path: Path) -> bool:
+        """Say whether it is a file that ends in .onnx."""
+        return path.suffix == ".onnx" and path.is_file()
+
+    def load(self, path: Path, options: TargetOptions) -> Target:
+        """Convert the graph, compare both numerically, see that gradients flow; see `Loader.load`."""
+        return load_graph(path, path.read_bytes(), options, dict.fromkeys(options.said(), "given"))
+
+
+def load_packed(path: Path, tensors: Mapping[str, Tensor], written: TargetOptions, options: TargetOptions) -> Target:
+    """Load an ONNX graph that `interpkit.pack_target` put into a safetensors file."""
+    tensor = tensors.get(ONNX_TENSOR)
+    if tensor is None or tensor.dtype != torch.uint8:
+        raise ModelError(f"{path} is said to hold an ONNX graph, and does not.")
+    facts, sources = written.overlaid(options, "the file's metadata")
+    return load_graph(path, tensor.numpy().tobytes(), facts, sources, arch=ONNX_GRAPH)
+
+
+def load_graph(path: Path, content: bytes, facts: TargetOptions, sources: dict[str, str], **recorded: Any) -> Target:
+    """Convert a graph, compare both numerically, see that gradients flow.
+
+    Raises:
+        ModelError: the graph is invalid, an operation has no converter, or the two outputs differ.
+    """
+    graph = read_graph(path, content)
+    taken = input_shape(graph, path, facts)
+    module = convert(graph, taken, path)
+    if facts.input_shape is None:
+        guessed, layout = guess_layout(taken, facts.layout)
+        facts = facts.model_copy(update={"input_shape": guessed, "layout": layout})
+        sources["input_shape"] = f"the graph's input {list(taken)}"
+        if layout is not None:
+            sources.setdefault("layout", f"found: the graph's input is {list(taken)}")
+    shape = facts.input_shape
+    assert shape is not None
+    if math.prod(shape) != math.prod(taken):
+        raise ModelError(
+            f"{path} takes {list(taken)}, {math.prod(taken)} numbers per image; --input-shape "
+            f"{','.join(map(str, shape))} has {math.prod(shape)}."
+        )
+    nhwc = len(shape) == 3 and taken == (*shape[1:], shape[0])
+    if nhwc and taken != shape:
+        facts = facts.model_copy(update={"layout": "nhwc"})
+        sources["layout"] = f"found: the graph's input is {list(taken)}"
+    elif taken != shape:
+        module = Reshaped(module, taken)
+        facts = facts.model_copy(update={"layout": "nchw"}) if len(shape) == 3 else facts
+        sources["layout"] = f"found: reshaped to the graph's input {list(taken)}"
+    if facts.input_range is None and input_kind(graph) == np.uint8:
+        facts = facts.model_copy(update={"input_range": (0.0, 255.0)})
+        sources["input_range"] = "found: the graph's input is bytes"
+    target = make_target(module, path.stem, facts, sources, **recorded)
+    check_against_runtime(target, module, graph, taken, path)
+    check_gradient(target, path)
+    return target
+
+
+def read_graph(path: Path, content: bytes) -> Any:
+    """Read and check an ONNX file, with weights that stand beside it under its own name.
+
+    Raises:
+        ModelError: it is torn, invalid, too large, refers to other files, or has windows that would fill the memory.
+    """
+    onnx = need("onnx", "onnx")
+    try:
+        graph = onnx.load_model_from_string(content)
+        read_weights_beside(graph, path)
+        onnx.checker.check_model(graph)
+    except ModelError:
+        raise
+    except Exception as error:  # protobuf and the checker have kinds of their own
+        raise ModelError(f"{path} is not a valid ONNX graph: {str(error).splitlines()[0][:200]}") from error
+    refuse_large_windows(graph, path)
+    onnx_rewrites.keep_scores(graph)
+    return graph
+
+
+def read_weights_beside(graph: Any, path: Path) -> None:
+    """Read the weights that the exporter put into a file of their own, in place.
+
+    Only NAME.onnx.data, NAME.onnx_data and the like beside NAME.onnx are read: a graph must not make us read any file.
+
+    Raises:
+        ModelError: the weights are in another file, or in none.
+    """
+    onnx = need("onnx", "onnx")
+    for tensor in onnx_rewrites.all_tensors(graph.graph):
+        if tensor.data_location != onnx.TensorProto.EXTERNAL:
+            continue
+        place = next((entry.value for entry in tensor.external_data if entry.key == "location"), "")
+        file = path.parent / place
+        beside = Path(place).name == place and place.startswith(path.stem) and path.suffix == ".onnx"
+        if not beside or file.is_symlink() or not file.is_file():
+            missing = beside and not file.exists()
+            raise ModelError(
+                f"{path} keeps weights in other files: {place!r}, {'which is missing' if missing else 'not its own'}. "
+                + (
+                    f"Put {place} beside it again, or export it"
+                    if missing
+                    else f"Only files beside it whose names begin with {path.stem!r} are read. Export it"
+                )
+                + " as one file: torch.onnx.export(..., external_data=False), or onnx.save(onnx.load(FILE), FILE)."
+            )
+        onnx.external_data_helper.load_external_data_for_tensor(tensor, str(path.parent))
+        tensor.data_location = onnx.TensorProto.DEFAULT
+        del tensor.external_data[:]
+
+
+def refuse_large_windows(graph: Any, path: Path) -> None:
+    """Refuse windows and paddings that would fill the memory.
+
+    Raises:
+        ModelError: there is one.
+    """
+    found = onnx_rewrites.too_large(graph)
+    if found:
+        operator, attribute, sizes = found
+        raise ModelError(
+            f"{path} has a {operator} with {attribute} {sizes}; up to {onnx_rewrites.LARGEST_WINDOW} pixels are taken."
+        )
+
+
+def fixed_batch(graph: Any) -> int:
+    """Return the batch size that a graph states, 0 if any will do."""
+    (value,) = onnx_rewrites.graph_inputs(graph)
+    return (onnx_rewrites.sizes_of(value) or [0])[0]
+
+
+def input_kind(graph: Any) -> np.dtype[Any]:
+    """Return the type of number that a graph accepts."""
+    onnx = need("onnx", "onnx")
+    (value,) = onnx_rewrites.graph_inputs(graph)
+    return np.dtype(onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type))
+
+
+def input_shape(graph: Any, path: Path, facts: TargetOptions) -> tuple[int, ...]:
+    """Return the shape that the graph takes, without the batch; the user states the sides that it leaves open.
+
+    Raises:
+        ModelError: it has several inputs, or a side that neither it nor the user states.
+    """
+    inputs = onnx_rewrites.graph_inputs(graph)
+    if len(inputs) != 1:
+        raise ModelError(f"{path} takes {len(inputs)} inputs; a classifier of images takes one.")
+    kind = inputs[0].type.tensor_type
+    stated = onnx_rewrites.sizes_of(inputs[0])[1:]
+    shown = [dim.dim_param or dim.dim_value or "?" for dim in kind.shape.dim]
+    shape = facts.input_shape
+    dims = tuple(stated)
+    if shape is not None and (not kind.HasField("shape") or (dims and 0 in dims)):
+        ways = {"nchw": shape, "nhwc": (*shape[1:], shape[0]), "flat": (math.prod(shape),)}
+        layouts = [facts.layout] if facts.layout else ["nchw", "nhwc", "flat"] if len(shape) == 3 else ["nchw"]
+        fitting = [ways[layout] for layout in layouts if not dims or fits(dims, ways[layout])]
+        if not fitting:
+            raise ModelError(
+                f"{path} takes {shown}, which --input-shape {','.join(map(str, shape))} does not fit. Change it to the "
+                "channels, height and width that the graph was made for."
+            )
+        dims = fitting[0]
+    if not dims or not all(1 <= dim <= 1_000_000 for dim in dims) or math.prod(dims) > 100_000_000:
+        raise ModelError(f"{path} does not state the shape of an image: its input is {shown}. Add --input-shape C,H,W.")
+    return dims
+
+
+def fits(dims: tuple[int, ...], shape: tuple[int, ...]) -> bool:
+    """Return whether a shape has the sides that are stated; 0 stands for any."""
+    return len(dims) == len(shape) and all(side in (0, size) for side, size in zip(dims, shape, strict=True))
+
+
+def guess_layout(taken: tuple[int, ...], layout: str | None) -> tuple[tuple[int, ...], str | None]:
+    """Return the shape of an image and the layout, by where the channels stand."""
+    if len(taken) != 3:
+        return (math.prod(taken),), None
+    last = layout == "nhwc" or (layout is None and taken[0] not in CHANNELS and taken[2] in CHANNELS)
+    return ((taken[2], *taken[:2]), "nhwc") if last else (taken, "nchw")
+
+
+def convert(graph: Any, taken: tuple[int, ...], path: Path) -> nn.Module:
+    """Convert an ONNX graph to a module, for any batch size if that is possible.
+
+    Raises:
+        ModelError: an operation has no converter.
+    """
+    batch = fixed_batch(graph)
+    if batch:
+        try:
+            module = to_torch(graph, taken, path, any_batch=True)
+            images = torch.rand(batch + 2, *taken, generator=torch.Generator().manual_seed(0))
+            with torch.no_grad():
+                pairs = zip(outputs_of(module(images)), outputs_of(module(images[2:])), strict=True)
+            if all(torch.allclose(among_more[2:], alone, rtol=1e-2, atol=1e-3) for among_more, alone in pairs):
+                return module
+        except Exception:  # whatever its operations raise for another batch size
+            pass
+    module = to_torch(graph, taken, path)
+    return module if batch <= 1 else InBatches(module, batch)
+
+
+def to_torch(graph: Any, taken: tuple[int, ...], path: Path, *, any_batch: bool = False) -> nn.Module:
+    """Convert a graph as it is, or as of an older opset if the converter knows only that.
+
+    Returns:
+        a module that returns the output, or several as a dict by name.
+
+    Raises:
+        ModelError: an operation has no converter.
+    """
+    onnx2torch = need("onnx2torch", "onnx")
+    importlib.import_module("interpkit_targets.onnx_ops")
+    rewritten = onnx_rewrites.rewrite(graph, taken, any_batch=any_batch)
+    refuse_large_windows(rewritten, path)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of torch.fx and numpy, about the converter's own code
+            try:
+                module = onnx2torch.convert(rewritten)
+            except NotImplementedError:
+                try:
+                    other = importlib.import_module("onnx.version_converter").convert_version(graph, OLDER_OPSET)
+                except Exception:  # an assertion in C++, or no adapter
+                    other = None
+                if other is None:
+                    raise
+                module = onnx2torch.convert(onnx_rewrites.rewrite(other, taken, any_batch=any_batch))
+    except Exception as error:  # the converter has many kinds
+        found = re.search(r"operation_type='(.*?)', version=(\d+)", str(error))
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200].rstrip(".")
+        if found:
+            reason = f"its operation {found[1]} (opset {found[2]}) has no converter"
+        raise ModelError(
+            f"{path} cannot be converted to PyTorch: {reason}. Use the network that it was exported from, or export it "
+            "without that operation (and before it is quantized)."
+        ) from error
+    adapt(module, [value.name for value in graph.graph.output], input_kind(graph))
+    return module.eval()
+
+
+def adapt(module: Any, names: list[str], kind: np.dtype[Any]) -> None:
+    """Let a converted graph name its outputs, if it has several, and accept images in any precision, in place."""
+    (image,) = (node for node in module.graph.nodes if node.op == "placeholder")
+    if kind != np.float32:  # bytes and other whole numbers too come in floating point, so that a gradient passes
+        dtype = torch.float16 if kind == np.float16 else torch.float64 if kind == np.float64 else torch.float32
+        with module.graph.inserting_after(image):
+            cast = module.graph.call_method("to", (image, dtype))
+        image.replace_all_uses_with(cast, lambda node: node is not cast)
+    (output,) = (node for node in module.graph.nodes if node.op == "output")
+    if len(names) > 1:
+        output.args = (dict(zip(names, output.args[0], strict=True)),)
+    module.recompile()
+
+
+def outputs_of(result: Any) -> list[Tensor]:
+    """Return what a converted graph returns as a list, in the graph's order."""
+    return list(result.values()) if isinstance(result, dict) else [result]
+
+
+class InBatches(nn.Module):
+    """Runs a module that accepts batches of one size alone: the last one is filled up with the first image."""
+
+    def __init__(self, module: nn.Module, size: int) -> None:
+        super().__init__()
+        self.module = module
+        self.size = size
+
+    def forward(self, x: Tensor) -> Any:
+        """Run batch by batch."""
+        filled = torch.cat([x, x[:1].expand(-len(x) % self.size, *x.shape[1:])])
+        parts = [self.module(batch) for batch in filled.split(self.size)]
+        if isinstance(parts[0], Tensor):
+            return torch.cat(parts)[: len(x)]
+        return {name: torch.cat([part[name] for part in parts])[: len(x)] for name in parts[0]}
+
+
+def check_against_runtime(target: Target, module: nn.Module, graph: Any, taken: tuple[int, ...], path: Path) -> None:
+    """Compare the converted module with onnxruntime on random inputs.
+
+    Raises:
+        ModelError: they differ.
+    """
+    runtime = need("onnxruntime", "onnx")
+    options = runtime.SessionOptions()
+    options.log_severity_level = 3
+    options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_DISABLE_ALL  # it rounds otherwise
+    kind, batch = input_kind(graph), fixed_batch(graph) or 1
+    random = np.random.default_rng(0)
+    shape = (max(4 // batch, 1), batch, *taken)
+    inputs = (random.integers(0, 128, shape) if kind.kind in "iu" else random.random(shape)).astype(kind)
+    try:
+        session = runtime.InferenceSession(graph.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        theirs = [session.run(None, {session.get_inputs()[0].name: images}) for images in inputs]
+    except Exception as error:  # onnxruntime's own
+        raise ModelError(f"onnxruntime cannot run {path}: {str(error).splitlines()[0][:200]}") from error
+    graph_module = module.module if isinstance(module, Reshaped) else module
+    with target.frozen(), torch.no_grad():
+        ours = [graph_module(torch.from_numpy(images.astype(np.float32))) for images in inputs]
+    for output, expected in zip(ours, theirs, strict=True):
+        for mine, other in zip(outputs_of(output), expected, strict=True):
+            numbers = mine.float().numpy()
+            if numbers.size != other.size or not np.allclose(numbers.ravel(), other.ravel(), rtol=1e-2, atol=1e-3):
+                apart = f"up to {np.abs(numbers.ravel() - other.ravel()).max():.3g} apart"
+                raise ModelError(
+                    f"{path}: the converted network gives other numbers than onnxruntime "
+                    f"({apart if numbers.size == other.size else f'{numbers.shape}, not {other.shape}'}), so it is not "
+                    "used."
+                )
+
+
+def check_gradient(target: Target, path: Path) -> None:
+    """See that the logits have a gradient with respect to some image: black, nearly black, gray, white or noise.
+
+    Raises:
+        ModelError: they have none.
+    """
+    levels = torch.tensor([0.0, 0.005, 0.1, 0.5, 1.0]).view(-1, *(1,) * len(target.input_shape))
+    images = torch.cat([levels.expand(-1, *target.input_shape), torch.rand(5, *target.input_shape)]).requires_grad_()
+    with target.frozen():
+        logits = target(images)
+        if logits.requires_grad:
+            (logits * torch.randn_like(logits)).sum().backward()
+    if images.grad is None or not images.grad.any():
+        raise ModelError(f"{path}: no gradient flows from its logits to the image, so it cannot be inverted.")
