@@ -3,9 +3,8 @@
 from interpkit import Registration, hookimpl
 from interpkit_targets.architectures import ReferenceNets, TimmModels, TorchvisionModels, TransformersModels
 from interpkit_targets.folders import HubMixinFolderLoader, TimmFolderLoader, TransformersFolderLoader
-from interpkit_targets.graphs import ExportedProgramLoader, TorchScriptLoader
+from interpkit_targets.graphs import ExportedProgramLoader, OnnxLoader, TorchScriptLoader
 from interpkit_targets.loaders import CheckpointLoader, SafetensorsLoader
-from interpkit_targets.onnx_graphs import OnnxLoader
 
 INTERPKIT_INTERFACE = 1
 

@@ -1,18 +1,66 @@
-"""Loaders of classifiers that may run code of their own: TorchScript and exported programs."""
+"""Loaders of classifiers that bring their own graph: ONNX (data), and TorchScript and .pt2 (which may run code)."""
 
 from __future__ import annotations
 
 import importlib
 import warnings
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from interpkit import Loader, ModelError, Target, TargetOptions, make_target
+from interpkit import ONNX_GRAPH, ONNX_TENSOR, Loader, ModelError, Target, TargetOptions, make_target
 from interpkit_targets import examples
+from interpkit_targets.architectures import need
+
+
+class OnnxLoader(Loader):
+    """An ONNX graph, converted to PyTorch and checked against onnxruntime; the extra ``onnx``.
+
+    Example:
+        >>> import torch
+        >>> from interpkit import load_target
+        >>> net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 3))
+        >>> batch = {"images": {0: "batch"}}
+        >>> torch.onnx.export(
+        ...     net, (torch.zeros(2, 1, 8, 8),), "net.onnx", input_names=["images"], dynamic_axes=batch, dynamo=False
+        ... )
+        >>> load_target("net.onnx").input_shape
+        (1, 8, 8)
+    """
+
+    name = "onnx"
+    help = ".onnx, converted and checked against onnxruntime"
+    example = staticmethod(examples.onnx_file)
+
+    def accepts(self, path: Path) -> bool:
+        """Say whether it is a file that ends in .onnx."""
+        return path.suffix == ".onnx" and path.is_file()
+
+    def load(self, path: Path, options: TargetOptions) -> Target:
+        """Convert the graph, compare both numerically, see that gradients flow; see `Loader.load`."""
+        return load_graph(path, path.read_bytes(), options, dict.fromkeys(options.said(), "given"))
+
+
+def load_packed(path: Path, tensors: Mapping[str, Tensor], written: TargetOptions, options: TargetOptions) -> Target:
+    """Load an ONNX graph that `interpkit.pack_target` put into a safetensors file."""
+    tensor = tensors.get(ONNX_TENSOR)
+    if tensor is None or tensor.dtype != torch.uint8:
+        raise ModelError(f"{path} is said to hold an ONNX graph, and does not.")
+    facts, sources = written.overlaid(options, "the file's metadata")
+    return load_graph(path, tensor.numpy().tobytes(), facts, sources, arch=ONNX_GRAPH)
+
+
+def load_graph(path: Path, content: bytes, facts: TargetOptions, sources: dict[str, str], **recorded: Any) -> Target:
+    """Load an ONNX graph by the packages of the extra ``onnx``; see `interpkit_targets.onnx_graphs.load_graph`."""
+    for package in ("onnx", "onnx2torch", "onnxruntime"):
+        need(package, "onnx")
+    onnx_graphs = importlib.import_module("interpkit_targets.onnx_graphs")
+    target: Target = onnx_graphs.load_graph(path, content, facts, sources, **recorded)
+    return target
 
 
 def is_archive(path: Path) -> bool:

@@ -21,7 +21,7 @@ from interpkit import (
     make_target,
     read_target_file,
 )
-from interpkit_targets import checkpoints, examples, graphs, onnx_graphs, user_code
+from interpkit_targets import checkpoints, examples, graphs, user_code
 
 METADATA = "the file's metadata"
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
@@ -55,7 +55,7 @@ class SafetensorsLoader(Loader):
         if written.arch is None and belongs_to_folder(path, options):
             return load_target(path.parent, **options.said(), trust=options.trust)
         if written.arch == ONNX_GRAPH:
-            return onnx_graphs.load_packed(path, tensors, written, options)
+            return graphs.load_packed(path, tensors, written, options)
         if written.arch is None:
             tensors = checkpoints.strip(tensors)
         return assemble(path, tensors, written, options)

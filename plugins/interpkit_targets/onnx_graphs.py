@@ -1,22 +1,24 @@
-"""The loader of ONNX graphs: converts them to PyTorch and compares the result with onnxruntime."""
+"""Convert ONNX graphs to PyTorch and compare the result with onnxruntime; needs the extra ``onnx``."""
 
 from __future__ import annotations
 
-import importlib
 import math
 import re
 import warnings
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
+import onnx.version_converter
+import onnx2torch
+import onnxruntime
 import torch
 from torch import Tensor, nn
 
-from interpkit import ONNX_GRAPH, ONNX_TENSOR, Loader, ModelError, Target, TargetOptions, make_target
-from interpkit_targets import examples, onnx_rewrites
-from interpkit_targets.architectures import need
+from interpkit import ModelError, Target, TargetOptions, make_target
+from interpkit_targets import onnx_ops as onnx_ops  # registers its converters
+from interpkit_targets import onnx_rewrites
 
 CHANNELS = (1, 3, 4)
 OLDER_OPSET = 17
@@ -33,43 +35,6 @@ class Reshaped(nn.Module):
     def forward(self, x: Tensor) -> Any:
         """Reshape and run."""
         return self.module(x.reshape(-1, *self.shape))
-
-
-class OnnxLoader(Loader):
-    """An ONNX graph, converted to PyTorch and checked against onnxruntime; the extra ``onnx``.
-
-    Example:
-        >>> import torch
-        >>> from interpkit import load_target
-        >>> net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 3))
-        >>> batch = {"images": {0: "batch"}}
-        >>> torch.onnx.export(
-        ...     net, (torch.zeros(2, 1, 8, 8),), "net.onnx", input_names=["images"], dynamic_axes=batch, dynamo=False
-        ... )
-        >>> load_target("net.onnx").input_shape
-        (1, 8, 8)
-    """
-
-    name = "onnx"
-    help = ".onnx, converted and checked against onnxruntime"
-    example = staticmethod(examples.onnx_file)
-
-    def accepts(self, path: Path) -> bool:
-        """Say whether it is a file that ends in .onnx."""
-        return path.suffix == ".onnx" and path.is_file()
-
-    def load(self, path: Path, options: TargetOptions) -> Target:
-        """Convert the graph, compare both numerically, see that gradients flow; see `Loader.load`."""
-        return load_graph(path, path.read_bytes(), options, dict.fromkeys(options.said(), "given"))
-
-
-def load_packed(path: Path, tensors: Mapping[str, Tensor], written: TargetOptions, options: TargetOptions) -> Target:
-    """Load an ONNX graph that `interpkit.pack_target` put into a safetensors file."""
-    tensor = tensors.get(ONNX_TENSOR)
-    if tensor is None or tensor.dtype != torch.uint8:
-        raise ModelError(f"{path} is said to hold an ONNX graph, and does not.")
-    facts, sources = written.overlaid(options, "the file's metadata")
-    return load_graph(path, tensor.numpy().tobytes(), facts, sources, arch=ONNX_GRAPH)
 
 
 def load_graph(path: Path, content: bytes, facts: TargetOptions, sources: dict[str, str], **recorded: Any) -> Target:
@@ -117,7 +82,6 @@ def read_graph(path: Path, content: bytes) -> Any:
     Raises:
         ModelError: it is torn, invalid, too large, refers to other files, or has windows that would fill the memory.
     """
-    onnx = need("onnx", "onnx")
     try:
         graph = onnx.load_model_from_string(content)
         read_weights_beside(graph, path)
@@ -139,7 +103,6 @@ def read_weights_beside(graph: Any, path: Path) -> None:
     Raises:
         ModelError: the weights are in another file, or in none.
     """
-    onnx = need("onnx", "onnx")
     for tensor in onnx_rewrites.all_tensors(graph.graph):
         if tensor.data_location != onnx.TensorProto.EXTERNAL:
             continue
@@ -184,7 +147,6 @@ def fixed_batch(graph: Any) -> int:
 
 def input_kind(graph: Any) -> np.dtype[Any]:
     """Return the type of number that a graph accepts."""
-    onnx = need("onnx", "onnx")
     (value,) = onnx_rewrites.graph_inputs(graph)
     return np.dtype(onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type))
 
@@ -261,8 +223,6 @@ def to_torch(graph: Any, taken: tuple[int, ...], path: Path, *, any_batch: bool 
     Raises:
         ModelError: an operation has no converter.
     """
-    onnx2torch = need("onnx2torch", "onnx")
-    importlib.import_module("interpkit_targets.onnx_ops")
     rewritten = onnx_rewrites.rewrite(graph, taken, any_batch=any_batch)
     refuse_large_windows(rewritten, path)
     try:
@@ -272,7 +232,7 @@ def to_torch(graph: Any, taken: tuple[int, ...], path: Path, *, any_batch: bool 
                 module = onnx2torch.convert(rewritten)
             except NotImplementedError:
                 try:
-                    other = importlib.import_module("onnx.version_converter").convert_version(graph, OLDER_OPSET)
+                    other = onnx.version_converter.convert_version(graph, OLDER_OPSET)
                 except Exception:  # an assertion in C++, or no adapter
                     other = None
                 if other is None:
@@ -333,16 +293,15 @@ def check_against_runtime(target: Target, module: nn.Module, graph: Any, taken: 
     Raises:
         ModelError: they differ.
     """
-    runtime = need("onnxruntime", "onnx")
-    options = runtime.SessionOptions()
+    options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
-    options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_DISABLE_ALL  # it rounds otherwise
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL  # it rounds otherwise
     kind, batch = input_kind(graph), fixed_batch(graph) or 1
     random = np.random.default_rng(0)
     shape = (max(4 // batch, 1), batch, *taken)
     inputs = (random.integers(0, 128, shape) if kind.kind in "iu" else random.random(shape)).astype(kind)
     try:
-        session = runtime.InferenceSession(graph.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(graph.SerializeToString(), options, providers=["CPUExecutionProvider"])
         theirs = [session.run(None, {session.get_inputs()[0].name: images}) for images in inputs]
     except Exception as error:  # onnxruntime's own
         raise ModelError(f"onnxruntime cannot run {path}: {str(error).splitlines()[0][:200]}") from error

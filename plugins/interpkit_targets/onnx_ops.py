@@ -286,6 +286,18 @@ def _normalize(node: OnnxNode, graph: OnnxGraph) -> OperationConverterResult:
     return layer(node, Function(F.normalize, p=node.attributes.get("p", 2), dim=node.attributes.get("axis", -1)))
 
 
+@converts("LayerNorm")
+def _layer_norm(node: OnnxNode, graph: OnnxGraph) -> OperationConverterResult:
+    """Convert LayerNormalization, which `interpkit_targets.onnx_rewrites` renamed."""
+    weight, bias = constant(node, graph, 1), constant(node, graph, 2)
+    assert weight is not None
+    module = nn.LayerNorm(weight.shape, node.attributes.get("epsilon", 1e-5), bias=bias is not None)
+    module.weight = nn.Parameter(weight)
+    if bias is not None:
+        module.bias = nn.Parameter(bias)
+    return layer(node, module, 1)
+
+
 @converts("GroupNormalization")
 def _group_norm(node: OnnxNode, graph: OnnxGraph) -> OperationConverterResult:
     """Convert it with a weight per channel, or per group as before opset 21."""
@@ -355,6 +367,16 @@ ELEMENTWISE: dict[str, Callable[[Tensor], Tensor]] = {
     "Acosh": torch.acosh,
     "Atanh": torch.atanh,
 }
-for _operator, _function in ELEMENTWISE.items():
-    converts(_operator)(lambda node, graph, function=_function: layer(node, Function(function)))  # type: ignore[misc]
+
+
+@converts("Mish")
+@converts("Sinh")
+@converts("Cosh")
+@converts("Asinh")
+@converts("Acosh")
+@converts("Atanh")
+def _elementwise(node: OnnxNode, graph: OnnxGraph) -> OperationConverterResult:
+    return layer(node, Function(ELEMENTWISE[node.operation_type]))
+
+
 newer_versions()

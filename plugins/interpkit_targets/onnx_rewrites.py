@@ -6,13 +6,16 @@ a mistake here ends in a refusal.
 
 from __future__ import annotations
 
-import importlib
 import math
 import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
+import onnx
+import onnx.inliner
+import onnx.reference
+import onnx.shape_inference
 
 LARGEST_WINDOW = 1024
 """The most pixels that a window of an ONNX operation may have, or move, or add at a side."""
@@ -33,7 +36,6 @@ def rewrite(graph: Any, image: Sequence[int], *, any_batch: bool = False) -> Any
         image: the shape of an image, without the batch.
         any_batch: let the graph accept any batch size, although it states one.
     """
-    onnx = importlib.import_module("onnx")
     model = onnx.ModelProto()
     model.CopyFrom(graph)
     if model.functions:
@@ -78,13 +80,11 @@ def all_tensors(graph: Any) -> Iterator[Any]:
 
 def attributes(node: Any) -> dict[str, Any]:
     """Return the attributes of a node by name."""
-    onnx = importlib.import_module("onnx")
     return {attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in node.attribute}
 
 
 def set_attributes(node: Any, **values: Any) -> None:
     """Replace attributes of a node; None removes one."""
-    onnx = importlib.import_module("onnx")
     kept = [attribute for attribute in node.attribute if attribute.name not in values]
     del node.attribute[:]
     node.attribute.extend(kept)
@@ -116,7 +116,6 @@ def keep_scores(model: Any) -> None:
 
     scikit-learn's ZipMap, which turns probabilities into dictionaries, becomes the identity.
     """
-    onnx = importlib.import_module("onnx")
     floats = {getattr(onnx.TensorProto, kind) for kind in ("FLOAT", "FLOAT16", "DOUBLE", "BFLOAT16")}
     zipped = set()
     for node in model.graph.node:
@@ -136,7 +135,6 @@ def keep_scores(model: Any) -> None:
 
 def give_outputs_their_own_nodes(graph: Any) -> None:
     """Add an identity for each output: of a node with several the converter would return all, and each node once."""
-    onnx = importlib.import_module("onnx")
     shared = any(len(node.output) > 1 and graph.output[0].name in node.output for node in graph.node)
     if shared or len(graph.output) > 1:
         for value in graph.output:
@@ -163,7 +161,6 @@ def drop_dead_nodes(graph: Any) -> None:
 
 def lift_constants(model: Any) -> None:
     """Make weights of the constant nodes: the converter looks for a layer's weights there alone."""
-    onnx = importlib.import_module("onnx")
     kept = []
     for node in model.graph.node:
         values = attributes(node) if node.op_type == "Constant" else {}
@@ -181,7 +178,6 @@ def lift_constants(model: Any) -> None:
 
 def fold_constants(model: Any) -> None:
     """Compute what can be computed without an image and stays small, such as weights kept as bytes, or shapes."""
-    onnx = importlib.import_module("onnx")
     weights = {tensor.name: tensor for tensor in model.graph.initializer}
     inputs = {value.name for value in model.graph.input}
     kept = []
@@ -238,7 +234,6 @@ def state_pads(node: Any, sizes: dict[str, list[int]]) -> None:
 
 def plain_reshape(graph: Any, node: Any, sizes: dict[str, list[int]]) -> None:
     """Drop ``allowzero`` where no side is zero; with sizes, leave the first side open, which holds the batch."""
-    onnx = importlib.import_module("onnx")
     shape = next((onnx.numpy_helper.to_array(t) for t in graph.initializer if t.name == node.input[1]), None)
     if shape is None or shape.all():
         set_attributes(node, allowzero=None)
@@ -261,14 +256,16 @@ def free_batch(model: Any) -> None:
 def own_operators(model: Any) -> None:
     """Rename the operators that `interpkit_targets.onnx_ops` converts otherwise than the converter does.
 
-    A product with a matrix of weights becomes a linear layer, which can be watched; pooling that pads only one side is
-    unknown to the converter.
+    A product with a matrix of weights becomes a linear layer, which can be watched; the converter does not know pooling
+    that pads only one side, nor a layer norm over a size that shape inference does not find.
     """
     weights = {tensor.name: len(tensor.dims) for tensor in model.graph.initializer}
     for node in model.graph.node:
         pads = attributes(node).get("pads", []) if node.op_type == "AveragePool" else []
         if pads[: len(pads) // 2] != pads[len(pads) // 2 :]:
             node.op_type = "PaddedAveragePool"
+        elif node.op_type == "LayerNormalization" and weights.get(node.input[1]) and len(node.output) == 1:
+            node.op_type = "LayerNorm"
         elif node.op_type == "MatMul" and weights.get(node.input[1]) == 2 and node.input[0] not in weights:
             node.op_type = "Linear"
 
