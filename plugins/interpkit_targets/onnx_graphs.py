@@ -91,6 +91,7 @@ def read_graph(path: Path, content: bytes) -> Any:
     except Exception as error:  # protobuf and the checker have kinds of their own
         raise ModelError(f"{path} is not a valid ONNX graph: {str(error).splitlines()[0][:200]}") from error
     refuse_large_windows(graph, path)
+    onnx_rewrites.make_single(graph)
     onnx_rewrites.keep_scores(graph)
     return graph
 
@@ -255,7 +256,7 @@ def adapt(module: Any, names: list[str], kind: np.dtype[Any]) -> None:
     """Let a converted graph name its outputs, if it has several, and accept images in any precision, in place."""
     (image,) = (node for node in module.graph.nodes if node.op == "placeholder")
     if kind != np.float32:  # bytes and other whole numbers too come in floating point, so that a gradient passes
-        dtype = torch.float16 if kind == np.float16 else torch.float64 if kind == np.float64 else torch.float32
+        dtype = torch.float16 if kind == np.float16 else torch.float32
         with module.graph.inserting_after(image):
             cast = module.graph.call_method("to", (image, dtype))
         image.replace_all_uses_with(cast, lambda node: node is not cast)

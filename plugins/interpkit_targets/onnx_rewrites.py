@@ -25,6 +25,8 @@ SAME_SIZE = ("Identity", "DequantizeLinear", "Cast", "Transpose", "Reshape", "Fl
 ARITHMETIC = ("Add", "Sub", "Mul", "Div", "Sqrt", "Concat", "Slice", "Gather", "Shape", "ConstantOfShape")
 """Likewise, but only for a few numbers, such as shapes."""
 FEW = 1024
+SAME_SHAPE = ("GroupNormalization", "RMSNormalization", "Gelu", "Mish", "Swish")
+"""Operators that keep the shape, but at which shape inference ends: onnx defines them as functions."""
 WINDOWED = ("Conv", "MaxPool", "AveragePool")
 
 
@@ -44,8 +46,7 @@ def rewrite(graph: Any, image: Sequence[int], *, any_batch: bool = False) -> Any
     lift_constants(model)
     fold_constants(model)
     state_input_shape(model, image)
-    del model.graph.value_info[:]
-    model = onnx.shape_inference.infer_shapes(model, data_prop=True)
+    infer_shapes(model)
     sizes = known_sizes(model.graph)
     for node in model.graph.node:
         if node.op_type in WINDOWED:
@@ -94,7 +95,8 @@ def set_attributes(node: Any, **values: Any) -> None:
 def known_sizes(graph: Any) -> dict[str, list[int]]:
     """Return the shapes of the values in a graph whose rank is known, by name; 0 stands for an unknown side."""
     values = [*graph.input, *graph.value_info, *graph.output]
-    return {v.name: sizes_of(v) for v in values if v.type.tensor_type.HasField("shape")}
+    weights = {tensor.name: list(tensor.dims) for tensor in graph.initializer}
+    return {v.name: sizes_of(v) for v in values if v.type.tensor_type.HasField("shape")} | weights
 
 
 def sizes_of(value: Any) -> list[int]:
@@ -131,6 +133,20 @@ def keep_scores(model: Any) -> None:
         del model.graph.output[:]
         model.graph.output.extend(kept)
     drop_dead_nodes(model.graph)
+
+
+def make_single(model: Any) -> None:
+    """Turn doubles into single precision, which suffices for a classifier and which every device computes."""
+    double, single = onnx.TensorProto.DOUBLE, onnx.TensorProto.FLOAT
+    for tensor in all_tensors(model.graph):
+        if tensor.data_type == double:
+            tensor.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(tensor).astype("f"), tensor.name))
+    for value in (*model.graph.input, *model.graph.output, *model.graph.value_info):
+        if value.type.tensor_type.elem_type == double:
+            value.type.tensor_type.elem_type = single
+    for node in model.graph.node:
+        if node.op_type == "Cast" and attributes(node)["to"] == double:
+            set_attributes(node, to=single)
 
 
 def give_outputs_their_own_nodes(graph: Any) -> None:
@@ -192,7 +208,8 @@ def fold_constants(model: Any) -> None:
             continue
         try:
             alone = onnx.helper.make_graph([node], "g", [], [onnx.ValueInfoProto(name=node.output[0])], tensors)
-            run = onnx.reference.ReferenceEvaluator(onnx.helper.make_model(alone, opset_imports=model.opset_import))
+            opsets = [onnx.helper.make_opsetid("", 21)] if node.op_type == "DequantizeLinear" else model.opset_import
+            run = onnx.reference.ReferenceEvaluator(onnx.helper.make_model(alone, opset_imports=opsets))
             tensor = onnx.numpy_helper.from_array(np.asarray(run.run(None, {})[0]), node.output[0])
         except Exception:  # the converter or onnxruntime reports what is wrong with it
             kept.append(node)
@@ -211,6 +228,21 @@ def state_input_shape(model: Any, image: Sequence[int]) -> None:
         dims.add()
     for dim, size in zip(dims[1:], image, strict=True):
         dim.dim_value = size
+
+
+def infer_shapes(model: Any) -> None:
+    """Write the shape of each value into the graph, as far as it can be inferred."""
+    simpler = onnx.ModelProto()
+    simpler.CopyFrom(model)
+    del simpler.graph.value_info[:]
+    for node in simpler.graph.node:
+        if node.op_type in SAME_SHAPE:
+            node.op_type = "Identity"
+            del node.input[1:], node.attribute[:]
+    known = onnx.shape_inference.infer_shapes(simpler, data_prop=True).graph
+    for field, inferred in ((model.graph.value_info, known.value_info), (model.graph.output, known.output)):
+        del field[:]
+        field.extend(inferred)
 
 
 def state_pads(node: Any, sizes: dict[str, list[int]]) -> None:
