@@ -114,7 +114,7 @@ def too_large(graph: Any) -> tuple[str, str, list[int]] | None:
 
 
 def keep_scores(model: Any) -> None:
-    """Drop outputs that are not floating-point tensors, such as a label, if others are left.
+    """Drop outputs that are not floating-point tensors, such as a label, and the nodes that lead only to them.
 
     scikit-learn's ZipMap, which turns probabilities into dictionaries, becomes the identity.
     """
@@ -129,9 +129,8 @@ def keep_scores(model: Any) -> None:
         if value.name in zipped:
             value.CopyFrom(onnx.helper.make_tensor_value_info(value.name, onnx.TensorProto.FLOAT, None))
     kept = [value for value in model.graph.output if value.type.tensor_type.elem_type in floats]
-    if kept:
-        del model.graph.output[:]
-        model.graph.output.extend(kept)
+    del model.graph.output[:]
+    model.graph.output.extend(kept)
     drop_dead_nodes(model.graph)
 
 
@@ -277,12 +276,43 @@ def plain_reshape(graph: Any, node: Any, sizes: dict[str, list[int]]) -> None:
 
 
 def free_batch(model: Any) -> None:
-    """Leave the first side of the input open, and forget what was derived from it."""
+    """Leave the first side of the input open, and repeat constants such as a class token for each image."""
     (value,) = graph_inputs(model)
+    batch = sizes_of(value)[0]
+    weights = {tensor.name: tensor for tensor in model.graph.initializer}
+    first = [onnx.helper.make_node("Shape", [value.name], ["(shape)"])]
+    first.append(onnx.helper.make_node("Gather", ["(shape)", "(zero)"], ["(batch)"], axis=0))
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.array([0]), "(zero)"))
+    for node in model.graph.node:
+        if node.op_type == "Expand" and node.input[1] in weights:
+            shape = onnx.numpy_helper.to_array(weights[node.input[1]]).tolist()
+            if len(shape) > 1 and shape[0] == batch:
+                node.input[1] = batch_and(shape[1:], model.graph, first)
+        elif node.op_type == "Concat" and attributes(node)["axis"] != 0:
+            for i, name in enumerate(node.input):
+                if name in weights and len(weights[name].dims) > 1 and weights[name].dims[0] == batch:
+                    rows = onnx.numpy_helper.to_array(weights[name])
+                    if (rows == rows[:1]).all():
+                        model.graph.initializer.append(onnx.numpy_helper.from_array(rows[:1], f"{name} (one)"))
+                        shape = batch_and(rows.shape[1:], model.graph, first)
+                        node.input[i] = f"{name} (each)"
+                        first.append(onnx.helper.make_node("Expand", [f"{name} (one)", shape], [node.input[i]]))
+    nodes = [*first, *model.graph.node]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
     value.type.tensor_type.shape.dim[0].dim_param = "batch"
     for known in (*model.graph.value_info, *model.graph.output):
         if known.type.tensor_type.shape.dim:
             known.type.tensor_type.shape.dim[0].dim_param = "batch"
+
+
+def batch_and(sides: Sequence[int], graph: Any, nodes: list[Any]) -> str:
+    """Add a node that computes a shape, the batch size and further sides; returns its output's name."""
+    name = f"(batch, {', '.join(map(str, sides))})"
+    if not any(name in node.output for node in nodes):
+        graph.initializer.append(onnx.numpy_helper.from_array(np.array(sides, np.int64), f"{name} (rest)"))
+        nodes.append(onnx.helper.make_node("Concat", ["(batch)", f"{name} (rest)"], [name], axis=0))
+    return name
 
 
 def own_operators(model: Any) -> None:
