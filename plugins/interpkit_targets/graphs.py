@@ -41,7 +41,7 @@ class OnnxLoader(Loader):
         return path.suffix == ".onnx" and path.is_file()
 
     def load(self, path: Path, options: TargetOptions) -> Target:
-        """Convert the graph, compare both numerically, see that gradients flow; see `Loader.load`."""
+        """Convert the graph and compare both numerically; see `Loader.load`."""
         return load_graph(path, path.read_bytes(), options, dict.fromkeys(options.said(), "given"))
 
 

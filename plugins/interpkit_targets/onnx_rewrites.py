@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -42,8 +43,9 @@ def rewrite(graph: Any, image: Sequence[int], *, any_batch: bool = False) -> Any
     model.CopyFrom(graph)
     if model.functions:
         model = onnx.inliner.inline_local_functions(model)
-    give_outputs_their_own_nodes(model.graph)
     lift_constants(model)
+    name_nodes(model.graph)
+    give_outputs_their_own_nodes(model.graph)
     fold_constants(model)
     state_input_shape(model, image)
     infer_shapes(model)
@@ -56,7 +58,6 @@ def rewrite(graph: Any, image: Sequence[int], *, any_batch: bool = False) -> Any
     if any_batch:
         free_batch(model)
     own_operators(model)
-    disarm_names(model.graph)
     return model
 
 
@@ -155,7 +156,7 @@ def give_outputs_their_own_nodes(graph: Any) -> None:
         for value in graph.output:
             name = value.name
             value.name = f"{name} (output)"
-            graph.node.append(onnx.helper.make_node("Identity", [name], [value.name]))
+            graph.node.append(onnx.helper.make_node("Identity", [name], [value.name], f"output {name}"))
 
 
 def drop_dead_nodes(graph: Any) -> None:
@@ -189,6 +190,18 @@ def lift_constants(model: Any) -> None:
         model.graph.initializer[-1].name = node.output[0]
     del model.graph.node[:]
     model.graph.node.extend(kept)
+
+
+def name_nodes(graph: Any) -> None:
+    """Give each node the name that its layer is to have, by itself or numbered, whatever is rewritten later.
+
+    torch.fx writes the names into code that it runs, so nothing that ends a string is left in them.
+    """
+    count: Counter[str] = Counter()
+    for node in graph.node:
+        name = re.sub(r"[^\w/:. -]", "_", node.name or node.op_type)
+        node.name = f"{name}_{count[name]}" if count[name] else name
+        count[name] += 1
 
 
 def fold_constants(model: Any) -> None:
@@ -280,24 +293,30 @@ def free_batch(model: Any) -> None:
     (value,) = graph_inputs(model)
     batch = sizes_of(value)[0]
     weights = {tensor.name: tensor for tensor in model.graph.initializer}
-    first = [onnx.helper.make_node("Shape", [value.name], ["(shape)"])]
-    first.append(onnx.helper.make_node("Gather", ["(shape)", "(zero)"], ["(batch)"], axis=0))
-    model.graph.initializer.append(onnx.numpy_helper.from_array(np.array([0]), "(zero)"))
+    added: list[Any] = []
     for node in model.graph.node:
         if node.op_type == "Expand" and node.input[1] in weights:
             shape = onnx.numpy_helper.to_array(weights[node.input[1]]).tolist()
             if len(shape) > 1 and shape[0] == batch:
-                node.input[1] = batch_and(shape[1:], model.graph, first)
+                node.input[1] = batch_and(shape[1:], model.graph, added)
         elif node.op_type == "Concat" and attributes(node)["axis"] != 0:
             for i, name in enumerate(node.input):
                 if name in weights and len(weights[name].dims) > 1 and weights[name].dims[0] == batch:
                     rows = onnx.numpy_helper.to_array(weights[name])
                     if (rows == rows[:1]).all():
-                        model.graph.initializer.append(onnx.numpy_helper.from_array(rows[:1], f"{name} (one)"))
-                        shape = batch_and(rows.shape[1:], model.graph, first)
-                        node.input[i] = f"{name} (each)"
-                        first.append(onnx.helper.make_node("Expand", [f"{name} (one)", shape], [node.input[i]]))
-    nodes = [*first, *model.graph.node]
+                        one = onnx.numpy_helper.from_array(rows[:1], f"{name} (one)")
+                        model.graph.initializer.append(one)
+                        shape = batch_and(rows.shape[1:], model.graph, added)
+                        node.input[i] = f"{node.name} {i} (each)"
+                        added.append(onnx.helper.make_node("Expand", [one.name, shape], [node.input[i]]))
+    if added:
+        zero = onnx.numpy_helper.from_array(np.array([0]), "(zero)")
+        model.graph.initializer.append(zero)
+        added.insert(0, onnx.helper.make_node("Gather", ["(shape)", zero.name], ["(batch)"]))
+        added.insert(0, onnx.helper.make_node("Shape", [value.name], ["(shape)"]))
+    for i, node in enumerate(added):
+        node.name = f"batch {i}"
+    nodes = [*added, *model.graph.node]
     del model.graph.node[:]
     model.graph.node.extend(nodes)
     value.type.tensor_type.shape.dim[0].dim_param = "batch"
@@ -330,9 +349,3 @@ def own_operators(model: Any) -> None:
             node.op_type = "LayerNorm"
         elif node.op_type == "MatMul" and weights.get(node.input[1]) == 2 and node.input[0] not in weights:
             node.op_type = "Linear"
-
-
-def disarm_names(graph: Any) -> None:
-    """Leave nothing in the nodes' names that ends a string: torch.fx writes them into code that it runs."""
-    for node in graph.node:
-        node.name = re.sub(r"[^\w/:. -]", "_", node.name)
