@@ -182,6 +182,55 @@ def _pad(node: OnnxNode, graph: OnnxGraph) -> OperationConverterResult:
     return layer(node, Pad(mode, 0.0 if value is None else value.item(), *listed), 2 if sizes is None else 1)
 
 
+@converts("Alias")
+def _alias(node: OnnxNode, graph: OnnxGraph) -> OperationConverterResult:
+    """Convert an identity without a copy, so that one sees which output is computed from which."""
+    return layer(node, nn.Identity())
+
+
+class Cut(nn.Module):
+    """Cuts a part out of a tensor, by constant bounds or by those that the graph computed."""
+
+    def __init__(self, bounds: list[list[int] | None]) -> None:
+        super().__init__()
+        self.bounds = bounds
+
+    def forward(
+        self,
+        x: Tensor,
+        starts: Tensor | None = None,
+        ends: Tensor | None = None,
+        axes: Tensor | None = None,
+        steps: Tensor | None = None,
+    ) -> Tensor:
+        """Cut along each axis; a step below zero goes from the end."""
+        computed = (None if bound is None else bound.tolist() for bound in (starts, ends, axes, steps))
+        first, last, along, by = (given or fixed for given, fixed in zip(computed, self.bounds, strict=True))
+        assert first is not None and last is not None
+        parts = [slice(None)] * x.dim()
+        back = []
+        for i, (start, end) in enumerate(zip(first, last, strict=True)):
+            axis, step = along[i] % x.dim() if along else i, by[i] if by else 1
+            if step < 0:
+                back.append(axis)
+                start, end, step = -start - 1, -end - 1, -step
+            parts[axis] = slice(start, end, step)
+        return (x.flip(back) if back else x)[tuple(parts)]
+
+
+@converts("Cut")
+def _cut(node: OnnxNode, graph: OnnxGraph) -> OperationConverterResult:
+    """Convert Slice, whose bounds are inputs, or attributes before opset 10."""
+    given = [node.attributes.get(name) for name in ("starts", "ends", "axes", "steps")]
+    if any(given):
+        return layer(node, Cut(given))
+    try:
+        inputs = (constant(node, graph, i) for i in range(1, 5))
+        return layer(node, Cut([None if bound is None else bound.tolist() for bound in inputs]), 1)
+    except NotImplementedError:
+        return layer(node, Cut([None] * 4))
+
+
 @converts("Linear")
 def _linear(node: OnnxNode, graph: OnnxGraph) -> OperationConverterResult:
     """Convert a product with a matrix of weights, which `interpkit_targets.onnx_rewrites` renamed."""

@@ -28,6 +28,8 @@ ARITHMETIC = ("Add", "Sub", "Mul", "Div", "Sqrt", "Concat", "Slice", "Gather", "
 FEW = 1024
 SAME_SHAPE = ("GroupNormalization", "RMSNormalization", "Gelu", "Mish", "Swish")
 """Operators that keep the shape, but at which shape inference ends: onnx defines them as functions."""
+OWN = {"Identity": "Alias", "Slice": "Cut"}
+"""Operators that are always converted by a converter of our own, and its name."""
 WINDOWED = ("Conv", "MaxPool", "AveragePool")
 
 
@@ -337,14 +339,18 @@ def batch_and(sides: Sequence[int], graph: Any, nodes: list[Any]) -> str:
 def own_operators(model: Any) -> None:
     """Rename the operators that `interpkit_targets.onnx_ops` converts otherwise than the converter does.
 
-    A product with a matrix of weights becomes a linear layer, which can be watched; the converter does not know pooling
-    that pads only one side, nor a layer norm over a size that shape inference does not find.
+    A product with a matrix of weights becomes a linear layer, which can be watched. The converter does not know pooling
+    that pads only one side, nor a layer norm over a size that shape inference does not find; it copies at an identity,
+    and slices in a way that torch is about to read otherwise.
     """
     weights = {tensor.name: len(tensor.dims) for tensor in model.graph.initializer}
     for node in model.graph.node:
-        pads = attributes(node).get("pads", []) if node.op_type == "AveragePool" else []
-        if pads[: len(pads) // 2] != pads[len(pads) // 2 :]:
-            node.op_type = "PaddedAveragePool"
+        if node.op_type in OWN:
+            node.op_type = OWN[node.op_type]
+        elif node.op_type == "AveragePool":
+            pads = attributes(node).get("pads", [])
+            if pads[: len(pads) // 2] != pads[len(pads) // 2 :]:
+                node.op_type = "PaddedAveragePool"
         elif node.op_type == "LayerNormalization" and weights.get(node.input[1]) and len(node.output) == 1:
             node.op_type = "LayerNorm"
         elif node.op_type == "MatMul" and weights.get(node.input[1]) == 2 and node.input[0] not in weights:
