@@ -170,15 +170,12 @@ def input_shape(graph: Any, path: Path, facts: TargetOptions) -> tuple[int, ...]
     inputs = onnx_rewrites.graph_inputs(graph)
     if len(inputs) != 1:
         raise ModelError(f"{path} takes {len(inputs)} inputs; a classifier of images takes one.")
-    kind = inputs[0].type.tensor_type
-    stated = onnx_rewrites.sizes_of(inputs[0])[1:]
-    shown = [dim.dim_param or dim.dim_value or "?" for dim in kind.shape.dim]
-    shape = facts.input_shape
-    dims = tuple(stated)
-    if shape is not None and (not kind.HasField("shape") or (dims and 0 in dims)):
+    shown = [dim.dim_param or dim.dim_value or "?" for dim in inputs[0].type.tensor_type.shape.dim]
+    dims, shape = tuple(onnx_rewrites.sizes_of(inputs[0])[1:]), facts.input_shape
+    if shape is not None and 0 in dims:
         ways = {"nchw": shape, "nhwc": (*shape[1:], shape[0]), "flat": (math.prod(shape),)}
-        layouts = [facts.layout] if facts.layout else ["nchw", "nhwc", "flat"] if len(shape) == 3 else ["nchw"]
-        fitting = [ways[layout] for layout in layouts if not dims or fits(dims, ways[layout])]
+        tried = [ways[facts.layout]] if facts.layout else ways.values()
+        fitting = [way for way in tried if fits(dims, way)]
         if not fitting:
             raise ModelError(
                 f"{path} takes {shown}, which --input-shape {','.join(map(str, shape))} does not fit. Change it to the "
@@ -265,7 +262,8 @@ def to_torch(graph: Any, taken: tuple[int, ...], path: Path, *, any_batch: bool 
             "without that operation (and before it is quantized)."
         ) from error
     adapt(module, [value.name for value in graph.graph.output], input_kind(graph))
-    return module.eval()
+    converted: nn.Module = module.eval()
+    return converted
 
 
 def adapt(module: Any, names: list[str], kind: np.dtype[Any]) -> None:

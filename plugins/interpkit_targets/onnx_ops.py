@@ -146,7 +146,7 @@ def like_older(older: Any, schema: Any, node: OnnxNode, graph: OnnxGraph) -> Ope
             plain = all(size == 1 for size in value) if attribute.name == "dilations" else None
             if not plain and (default.type == 0 or value != onnx.helper.get_attribute_value(default)):
                 raise NotImplementedError(f"{node.operation_type} with {attribute.name} is not implemented")
-    return get_converter(node.operation_type, older.since_version)(node, graph)  # type: ignore[no-any-return]
+    return get_converter(node.operation_type, older.since_version)(node, graph)
 
 
 class Pad(nn.Module):
@@ -236,7 +236,7 @@ def _linear(node: OnnxNode, graph: OnnxGraph) -> OperationConverterResult:
     """Convert a product with a matrix of weights, which `interpkit_targets.onnx_rewrites` renamed."""
     weight = constant(node, graph, 1)
     assert weight is not None
-    module = nn.Linear(*weight.shape, bias=False, device="meta")
+    module = nn.Linear(weight.shape[0], weight.shape[1], bias=False, device="meta")
     module.weight = nn.Parameter(weight.T.contiguous(), requires_grad=weight.is_floating_point())
     return layer(node, module, 1)
 
@@ -309,8 +309,9 @@ def _average_pool(node: OnnxNode, graph: OnnxGraph) -> OperationConverterResult:
     around = Pad("constant", 0.0, list(range(2, 2 + rank)), given["pads"])
 
     def pooled(x: Tensor) -> Tensor:
-        sums = mean(around(x))
-        return sums if given.get("count_include_pad", 0) else sums / mean(around(torch.ones_like(x[:1])))
+        sums: Tensor = mean(around(x))
+        counts: Tensor = mean(around(torch.ones_like(x[:1])))
+        return sums if given.get("count_include_pad", 0) else sums / counts
 
     return layer(node, Function(pooled))
 

@@ -1,7 +1,7 @@
 """Rewrite an ONNX graph, without changing what it computes, into operators that the converter to PyTorch knows.
 
-Every function changes the graph in place. What comes of it is compared with onnxruntime on the original graph, so that
-a mistake here ends in a refusal.
+Functions that return nothing change the graph in place. The converted graph is compared with onnxruntime on the
+original one, so that a mistake here ends in a refusal.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ LARGEST_WINDOW = 1024
 """The most pixels that a window of an ONNX operation may have, or move, or add at a side."""
 WINDOW = ("kernel_shape", "pads", "strides", "dilations", "output_padding", "output_shape")
 SAME_SIZE = ("Identity", "DequantizeLinear", "Cast", "Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze")
-"""Operators whose output is no larger than their inputs, computed beforehand where these are constants."""
+"""Operators whose output is at most as large as their inputs, computed beforehand where these are constants."""
 ARITHMETIC = ("Add", "Sub", "Mul", "Div", "Sqrt", "Concat", "Slice", "Gather", "Shape", "ConstantOfShape")
 """Likewise, but only for a few numbers, such as shapes."""
 FEW = 1024
@@ -208,30 +208,40 @@ def name_nodes(graph: Any) -> None:
 
 def fold_constants(model: Any) -> None:
     """Compute what can be computed without an image and stays small, such as weights kept as bytes, or shapes."""
-    weights = {tensor.name: tensor for tensor in model.graph.initializer}
     inputs = {value.name for value in model.graph.input}
+    weights = {tensor.name: tensor for tensor in model.graph.initializer if tensor.name not in inputs}
     kept = []
     for node in model.graph.node:
-        tensors = [weights.get(name) for name in node.input if name]
-        constant = all(tensor is not None and tensor.name not in inputs for tensor in tensors) and tensors
-        small = node.op_type in ARITHMETIC and constant and all(math.prod(t.dims) <= FEW for t in tensors)
-        if small and node.op_type == "ConstantOfShape":
-            small = 0 <= math.prod(map(int, onnx.numpy_helper.to_array(tensors[0]))) <= FEW
-        if node.domain or not (small or (constant and node.op_type in SAME_SIZE)):
+        tensors = [weights[name] for name in node.input if name in weights]
+        constant = bool(tensors) and len(tensors) == sum(map(bool, node.input)) and not node.domain
+        tensor = computed(node, tensors, model.opset_import) if constant and stays_small(node, tensors) else None
+        if tensor is None:
             kept.append(node)
-            continue
-        try:
-            alone = onnx.helper.make_graph([node], "g", [], [onnx.ValueInfoProto(name=node.output[0])], tensors)
-            opsets = [onnx.helper.make_opsetid("", 21)] if node.op_type == "DequantizeLinear" else model.opset_import
-            run = onnx.reference.ReferenceEvaluator(onnx.helper.make_model(alone, opset_imports=opsets))
-            tensor = onnx.numpy_helper.from_array(np.asarray(run.run(None, {})[0]), node.output[0])
-        except Exception:  # the converter or onnxruntime reports what is wrong with it
-            kept.append(node)
-            continue
-        weights[tensor.name] = tensor
-        model.graph.initializer.append(tensor)
+        else:
+            weights[tensor.name] = tensor
+            model.graph.initializer.append(tensor)
     del model.graph.node[:]
     model.graph.node.extend(kept)
+
+
+def stays_small(node: Any, tensors: Sequence[Any]) -> bool:
+    """Return whether a node computes no more numbers from constants than these have, or just a few."""
+    few = node.op_type in ARITHMETIC and all(math.prod(tensor.dims) <= FEW for tensor in tensors)
+    if few and node.op_type == "ConstantOfShape":
+        return bool(0 <= math.prod(onnx.numpy_helper.to_array(tensors[0]).tolist()) <= FEW)
+    return few or node.op_type in SAME_SIZE
+
+
+def computed(node: Any, tensors: Sequence[Any], opsets: Sequence[Any]) -> Any | None:
+    """Return what a node computes from constants; None if that is not possible, which the converter reports."""
+    if node.op_type == "DequantizeLinear":
+        opsets = [onnx.helper.make_opsetid("", 21)]  # the oldest that the evaluator knows with a scale per channel
+    alone = onnx.helper.make_graph([node], "g", [], [onnx.ValueInfoProto(name=node.output[0])], tensors)
+    try:
+        run = onnx.reference.ReferenceEvaluator(onnx.helper.make_model(alone, opset_imports=opsets))
+        return onnx.numpy_helper.from_array(np.asarray(run.run(None, {})[0]), node.output[0])  # type: ignore[index]
+    except Exception:  # the evaluator's own
+        return None
 
 
 def state_input_shape(model: Any, image: Sequence[int]) -> None:
