@@ -40,9 +40,19 @@ class OnnxLoader(Loader):
         """Say whether it is a file that ends in .onnx."""
         return path.suffix == ".onnx" and path.is_file()
 
+    def files(self, path: Path) -> list[Path]:
+        """Return the graph and the files beside it that hold its weights; see `Loader.files`."""
+        try:
+            beside = onnx_graphs().weights_beside(path)
+        except Exception:  # not a graph, or a package is missing, as `load` reports
+            return [path]
+        return [path, *(path.parent / name for name in beside)]
+
     def load(self, path: Path, options: TargetOptions) -> Target:
         """Convert the graph and compare both numerically; see `Loader.load`."""
-        return load_graph(path, path.read_bytes(), options, dict.fromkeys(options.said(), "given"))
+        given = dict.fromkeys(options.said(), "given")
+        target: Target = onnx_graphs().load_graph(path, path.read_bytes(), options, given)
+        return target
 
 
 def load_packed(path: Path, tensors: Mapping[str, Tensor], written: TargetOptions, options: TargetOptions) -> Target:
@@ -51,16 +61,16 @@ def load_packed(path: Path, tensors: Mapping[str, Tensor], written: TargetOption
     if tensor is None or tensor.dtype != torch.uint8:
         raise ModelError(f"{path} is said to hold an ONNX graph, and does not.")
     facts, sources = written.overlaid(options, "the file's metadata")
-    return load_graph(path, tensor.numpy().tobytes(), facts, sources, arch=ONNX_GRAPH)
+    content = tensor.numpy().tobytes()
+    target: Target = onnx_graphs().load_graph(path, content, facts, sources, arch=ONNX_GRAPH)
+    return target
 
 
-def load_graph(path: Path, content: bytes, facts: TargetOptions, sources: dict[str, str], **recorded: Any) -> Target:
-    """Load an ONNX graph by the packages of the extra ``onnx``; see `interpkit_targets.onnx_graphs.load_graph`."""
+def onnx_graphs() -> Any:
+    """Return the module that reads ONNX graphs, which imports the packages of the extra ``onnx``."""
     for package in ("onnx", "onnx2torch", "onnxruntime"):
         need(package, "onnx")
-    onnx_graphs = importlib.import_module("interpkit_targets.onnx_graphs")
-    target: Target = onnx_graphs.load_graph(path, content, facts, sources, **recorded)
-    return target
+    return importlib.import_module("interpkit_targets.onnx_graphs")
 
 
 def is_archive(path: Path) -> bool:

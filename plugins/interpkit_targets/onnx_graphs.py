@@ -113,26 +113,39 @@ def read_weights_beside(graph: Any, path: Path) -> None:
     Raises:
         ModelError: the weights are in another file, or in none.
     """
-    for tensor in onnx_rewrites.all_tensors(graph.graph):
-        if tensor.data_location != onnx.TensorProto.EXTERNAL:
-            continue
-        place = next((entry.value for entry in tensor.external_data if entry.key == "location"), "")
+    for tensor, place in external(graph):
         file = path.parent / place
-        beside = Path(place).name == place and place.startswith(path.stem) and path.suffix == ".onnx"
-        if not beside or file.is_symlink() or not file.is_file():
-            missing = beside and not file.exists()
-            raise ModelError(
-                f"{path} keeps weights in other files: {place!r}, {'which is missing' if missing else 'not its own'}. "
-                + (
-                    f"Put {place} beside it again, or export it"
-                    if missing
-                    else f"Only files beside it whose names begin with {path.stem!r} are read. Export it"
-                )
-                + " as one file: torch.onnx.export(..., external_data=False), or onnx.save(onnx.load(FILE), FILE)."
-            )
-        onnx.external_data_helper.load_external_data_for_tensor(tensor, str(path.parent))
-        tensor.data_location = onnx.TensorProto.DEFAULT
-        del tensor.external_data[:]
+        beside = may_read(path, place)
+        if beside and not file.exists():
+            found = f"which is missing. Put {place} beside it again, or export it"
+        elif not beside or file.is_symlink() or not file.is_file():
+            found = f"not its own. Only files beside it whose names begin with {path.stem!r} are read. Export it"
+        else:
+            onnx.external_data_helper.load_external_data_for_tensor(tensor, str(path.parent))
+            tensor.data_location = onnx.TensorProto.DEFAULT
+            del tensor.external_data[:]
+            continue
+        raise ModelError(
+            f"{path} keeps weights in other files: {place!r}, {found} as one file: torch.onnx.export(..., "
+            "external_data=False), or onnx.save(onnx.load(FILE), FILE)."
+        )
+
+
+def external(graph: Any) -> list[tuple[Any, str]]:
+    """Return the tensors whose values are in other files, each with the file's name."""
+    found = [t for t in onnx_rewrites.all_tensors(graph.graph) if t.data_location == onnx.TensorProto.EXTERNAL]
+    return [(t, next((entry.value for entry in t.external_data if entry.key == "location"), "")) for t in found]
+
+
+def may_read(path: Path, place: str) -> bool:
+    """Return whether a graph may name a file: only one of its own folder whose name begins with its own."""
+    return Path(place).name == place and place.startswith(path.stem) and path.suffix == ".onnx"
+
+
+def weights_beside(path: Path) -> list[str]:
+    """Return the names of the files in which a graph keeps weights."""
+    places = {place for _, place in external(onnx.load_model_from_string(path.read_bytes()))}
+    return sorted(place for place in places if may_read(path, place) and (path.parent / place).is_file())
 
 
 def refuse_large_windows(graph: Any, path: Path) -> None:

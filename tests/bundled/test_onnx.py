@@ -17,6 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+import interpkit
 from interpkit import ModelError, Target, load_target, pack_target, wrap
 
 Node = helper.make_node
@@ -111,6 +112,17 @@ def test_weights_in_another_file_or_a_missing_one_are_refused_with_the_line_that
     assert "in other files" in refusal(path)
     path.rename(tmp_path / "renamed.onnx")
     assert "begin with 'renamed'" in refusal(tmp_path / "renamed.onnx")
+
+
+def test_a_run_is_not_resumed_with_other_weights_beside_the_graph(tmp_path: Path) -> None:
+    path, run = write(tmp_path / "net.onnx", net()), tmp_path / "run"
+    onnx.save(onnx.load(path), path, save_as_external_data=True, size_threshold=0, location="net.onnx.data")
+    interpkit.invert(path, ["vecmat"], out=run, steps=1, batch_size=4)
+    data = tmp_path / "net.onnx.data"
+    assert interpkit.load_inversion(run).target.num_classes == 5
+    data.write_bytes(data.read_bytes()[::-1])
+    with pytest.raises(ModelError, match="is not what it was"):
+        interpkit.load_inversion(run)
 
 
 def test_a_reshape_that_allows_zeros_but_has_none_is_the_plain_one(tmp_path: Path) -> None:
