@@ -350,9 +350,9 @@ class Job:
             if on_step is not None:
                 on_step(step)
 
-        callbacks: dict[str, Any] = {}
+        callbacks: dict[str, Any] = {"accepts": target.accepts}
         if first:
-            callbacks = {"on_step": step_done, "on_record": record, "class_names": target.class_names}
+            callbacks |= {"on_step": step_done, "on_record": record, "class_names": target.class_names}
         run = None
         with ExitStack() as until_finished:
             with target.frozen(device, torch.channels_last), global_seed(derive_seed(recipe.seed, "weights"), device):

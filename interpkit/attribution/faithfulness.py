@@ -216,6 +216,6 @@ def deletion(explainer: Explainer, images: Tensor, classes: Tensor, maps: Tensor
             curve = []
             for step in range(steps + 1):
                 left = torch.where(ranked < round(pixels * step / steps), baseline, shown)
-                curve.append(target(left).softmax(1).gather(1, asked[:, None])[:, 0])
+                curve.append(target.probabilities(target(left)).gather(1, asked[:, None])[:, 0])
             areas.append(torch.trapezoid(torch.stack(curve, 1), dx=1 / steps).cpu())
     return torch.cat(areas)

@@ -147,6 +147,8 @@ def note_facts(target: Target) -> None:
         if source is not None:
             text = str(value) if len(str(value)) <= 60 else f"{str(value)[:57]}..."
             note(f"  {key} = {text}  ({source})")
+    if "weights" in target.sources:
+        note(f"  weights  ({target.sources['weights']})")
     if "batch" in target.sources:
         note(f"  batch  ({target.sources['batch']})")
     if target.no_gradient:

@@ -74,6 +74,8 @@ def _print_facts(facts: dict[str, Any], sources: dict[str, str]) -> None:
     for key, value in facts.items():
         text = str(value)
         table.add_row(key, text if len(text) <= 100 else f"{text[:97]}...", sources.get(key, ""))
+    if "weights" in sources:
+        table.add_row("weights", "", sources["weights"])
     console.out.print(table)
 
 

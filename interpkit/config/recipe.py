@@ -28,6 +28,8 @@ M = TypeVar("M", bound=BaseModel)
 
 Layer = Mapping[str, Any]
 """A fragment of a recipe, in the shape of its TOML."""
+Output = Literal["logits", "log_probs", "neg_log_probs", "probs", "sigmoid", "sigmoid_logits"]
+"""What a classifier's numbers are; see `interpkit.targets.scores.as_logits`."""
 
 MAX_RECIPE_BYTES = 1_000_000
 MAX_INPUT = 10_000_000
@@ -101,6 +103,11 @@ class TargetOptions(_Model):
         description="Arguments of the architecture (one per flag; repeatable).",
         json_schema_extra={"flag": "--arch-arg", "metavar": "KEY=VALUE", "of_file": True},
     )
+    weights_key: str | None = Field(
+        None,
+        description="Key of the weights in a checkpoint that holds several networks, e.g. teacher.",
+        json_schema_extra={"metavar": "KEY", "key": None, "of_file": True},
+    )
     input_shape: tuple[int, ...] | None = Field(
         None, description="Shape of one image, C,H,W, or D for vectors.", json_schema_extra={"metavar": "C,H,W"}
     )
@@ -128,8 +135,10 @@ class TargetOptions(_Model):
     channel_order: Literal["rgb", "bgr"] | None = Field(
         None, description="Order of three channels that the model expects (default: rgb)."
     )
-    output: Literal["logits", "log_probs", "probs"] | None = Field(
-        None, description="What the model outputs: logits, log_probs or probs (detected if omitted)."
+    output: Output | None = Field(
+        None,
+        description="What the model outputs: logits, log_probs, neg_log_probs or probs; of labels that do not exclude "
+        "each other, sigmoid (probabilities) or sigmoid_logits (detected if omitted, but for the last).",
     )
     output_name: str | None = Field(
         None,
@@ -226,7 +235,7 @@ class ClassifierFacts(TypedDict, total=False):
     class_names: Sequence[str] | None
     layout: Literal["nchw", "nhwc", "flat"] | None
     channel_order: Literal["rgb", "bgr"] | None
-    output: Literal["logits", "log_probs", "probs"] | None
+    output: Output | None
     output_name: str | None
     output_index: int | None
     feature_layer: str | None
@@ -237,6 +246,7 @@ class LoadOptions(ClassifierFacts, total=False):
 
     arch: str | None
     arch_args: dict[str, Any]
+    weights_key: str | None
     input_shape: Sequence[int] | None
     trust: bool
 

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from interpkit.errors import RunError, listed
@@ -101,12 +100,11 @@ def _look(
             rows = slice(start, start + batch_size)
             batch = images[rows].to(device)
             logits = target(batch / 255 if batch.dtype == torch.uint8 else batch).cpu()
-            softmax = logits.softmax(1)
-            confidence = softmax.gather(1, labels[rows][:, None])[:, 0]
-            asked = softmax if distribution is None else distribution[rows]
-            divergence = F.kl_div(logits.log_softmax(1), asked, reduction="none").sum(1)
-            kept = softmax if target.num_classes <= MAX_PROBABILITIES else softmax[:, :0]
-            columns.append((logits.argmax(1), confidence, kept, divergence))
+            q, asked = target.probabilities(logits), labels[rows]
+            confidence = q.gather(1, asked[:, None])[:, 0]
+            divergence = target.divergence(logits, q if distribution is None else distribution[rows])
+            kept = q if target.num_classes <= MAX_PROBABILITIES else q[:, :0]
+            columns.append((target.predictions(logits, asked), confidence, kept, divergence))
     predicted, confidence, probabilities, divergence = (torch.cat(c) for c in zip(*columns, strict=True))
     return (
         predicted,
@@ -118,7 +116,7 @@ def _look(
 
 @torch.no_grad()
 def accuracy(target: Target, reference: str, batch_size: int = 256) -> float:
-    """Return the target's accuracy on reference data, a spec as `interpkit.io.datasets.load_data` takes it.
+    """Return the share of reference data, a spec as for `interpkit.io.datasets.load_data`, that the target accepts.
 
     Raises:
         UsageError: the data cannot be read or does not fit.
@@ -129,16 +127,16 @@ def accuracy(target: Target, reference: str, batch_size: int = 256) -> float:
     images = to_unit(data.images, target)
     with target.frozen():
         pairs = zip(images.split(batch_size), data.labels.split(batch_size), strict=True)
-        right = [target(rows).argmax(1) == labels for rows, labels in pairs]
+        right = [target.accepts(target(rows), labels) for rows, labels in pairs]
     return torch.cat(right).double().mean().item()
 
 
 def measure(samples: Samples, class_names: Sequence[str]) -> dict[str, Any]:
     """Return what every metrics.json has: inversion accuracy, confidence and KL, in all and per class.
 
-    Inversion accuracy is the share of samples that the target itself puts in the class asked for (argmax), with
-    its 95 % interval (`wilson`); confidence is the mean probability that it gives that class; ``kl`` is the mean of
-    KL(P || Q) in nats of the condition's distribution P and the target's softmax Q, where P is known.
+    Inversion accuracy is the share of samples that the target itself puts in the class asked for (`Target.accepts`),
+    with its 95 % interval (`wilson`); confidence is the mean probability that it gives that class; ``kl`` is the mean
+    of KL(P || Q) in nats of the condition's distribution P and the target's Q (`Target.divergence`), where P is known.
     """
     right = samples.predicted == samples.labels
 

@@ -35,6 +35,7 @@ class Condition:
     Attributes:
         labels: (B,) int64, the requested classes.
         distribution: (B, n) float, the soft distribution P over the classes; rows sum to 1, argmax = labels.
+            For a `Target.multi_label` target, P_k is the requested probability that label k is present.
         vector: (B, vector_dim) float, the generator's input.
         draw_maps: (height, width) -> (B, M, height, width); None if the condition has no maps.
 

@@ -274,7 +274,8 @@ class Inversion(ABC):
             images = (images * 255).round().to(torch.uint8)
         with self.target.frozen(self.device), torch.no_grad():
             batch = images.to(self.device)
-            hits = self.target(batch / 255 if batch.dtype == torch.uint8 else batch).argmax(1).cpu() == labels
+            logits = self.target(batch / 255 if batch.dtype == torch.uint8 else batch).cpu()
+            hits = self.target.accepts(logits, labels)
         sentence = (
             f"Inversion of {self.target.name} by {self.recipe.inverter.name}, {self.steps_done} of "
             f"{self.recipe.steps} steps, seed {self.recipe.seed}: the target classifies {hits.double().mean():.1%} of "

@@ -75,6 +75,10 @@ class Architectures(ABC):
     def names(self) -> Sequence[str]:
         """Return the names in the family."""
 
+    def resolve(self, name: str) -> str:
+        """Return the name in `names` that another spelling stands for (a version, say); by default itself."""
+        return name
+
     @abstractmethod
     def build(self, name: str, arguments: Mapping[str, Any]) -> nn.Module:
         """Build a network with fresh weights; ``arguments`` are JSON values.

@@ -19,10 +19,10 @@ class Samples:
     Attributes:
         images: (N, C, H, W) uint8; of a classifier of vectors (N, D) float32, in the units of its input range.
         labels: (N,) int64, the requested classes.
-        predicted: (N,) int64, the classes that the target predicts.
+        predicted: (N,) int64, the classes that the target predicts; see `Target.predictions`.
         confidence: (N,) float32, the target's probability of the requested class.
         divergence: (N,) float32, KL(P || Q) in nats of the condition's distribution P and the target's
-            softmax Q; not stored on disk, so None for samples that were read from a file.
+            probabilities Q; not stored on disk, so None for samples that were read from a file.
         generator: (N,) int64, which generator made each.
         probabilities: (N, n) float32, for up to 100 classes; else None.
         distribution: (N, n) float32, the conditions' distributions P, for up to 100 classes; not stored on disk.

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from interpkit.runtime.mha_layout import contiguous_attention
@@ -54,6 +55,9 @@ class Target(nn.Module, ABC):
         input_shape: (C, H, W), or (D,) for vectors.
         num_classes: n.
         class_names: n names, in the order of the logits.
+        multi_label: whether each class is a yes or no of its own, with the probability sigmoid(z_k) of its logit z_k.
+            If not, the classes exclude each other, with the probabilities softmax(z). Read logits through
+            `probabilities`, `accepts`, `predictions`, `cross_entropy` and `divergence`, which know the difference.
         feature_layer: the default features, usually the input of the last linear layer.
         description: everything that was resolved about the classifier, as in a recipe's ``[target]``.
         origin: the file or folder that the classifier was loaded from; None if it was wrapped in memory.
@@ -75,6 +79,7 @@ class Target(nn.Module, ABC):
     input_shape: tuple[int, ...]
     num_classes: int
     class_names: list[str]
+    multi_label: bool = False
     feature_layer: str
     description: TargetOptions
     origin: Path | None = None
@@ -92,6 +97,51 @@ class Target(nn.Module, ABC):
         Raises:
             UsageError: a layer does not exist; the message lists similar names.
         """
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """Return the classes' probabilities, (B, n): each in [0, 1]; rows sum to 1 unless `multi_label`."""
+        return logits.sigmoid() if self.multi_label else logits.softmax(1)
+
+    def accepts(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Return whether the target assigns each image to its class of ``labels``, (B,) bool.
+
+        It does if the class is the most probable one; of a `multi_label` target, if its probability is above 1/2.
+        """
+        return logits.gather(1, labels[:, None])[:, 0] > 0 if self.multi_label else logits.argmax(1) == labels
+
+    def predictions(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Return the class that the target assigns to each image, (B,) int64: ``labels`` where it `accepts` them.
+
+        Elsewhere it is the most probable other class.
+        """
+        others = logits.scatter(1, labels[:, None], -torch.inf).argmax(1)
+        return torch.where(self.accepts(logits, labels), labels, others)
+
+    def cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Return -log p of each image's class, (B,), in nats; the other labels of a `multi_label` target are free.
+
+        Example:
+            >>> import torch
+            >>> from interpkit import wrap
+            >>> target = wrap(torch.nn.Identity(), input_shape=(3,), output="sigmoid_logits")
+            >>> target.cross_entropy(torch.tensor([[0.0, -9.0, 9.0]]), torch.tensor([0]))  # log 2
+            tensor([0.6931])
+        """
+        if self.multi_label:
+            return F.softplus(-logits.gather(1, labels[:, None])[:, 0])
+        return F.cross_entropy(logits, labels, reduction="none")
+
+    def divergence(self, logits: Tensor, distribution: Tensor) -> Tensor:
+        """Return KL(P || Q), (B,) in nats, of requested probabilities P, (B, n), and the target's Q.
+
+        Of a `multi_label` target it is the sum of the labels' own divergences, of (P_k, 1 - P_k) from (Q_k, 1 - Q_k).
+        """
+        if self.multi_label:
+            cross = F.binary_cross_entropy_with_logits(logits, distribution, reduction="none")
+            entropy = torch.special.entr(distribution) + torch.special.entr(1 - distribution)
+            apart: Tensor = (cross - entropy).sum(1)
+            return apart
+        return F.kl_div(logits.log_softmax(1), distribution, reduction="none").sum(1)
 
     @property
     def low(self) -> Tensor:

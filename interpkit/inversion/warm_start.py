@@ -27,7 +27,9 @@ def warm_start(target: Target, generator: Generator) -> None:
     for level in LEVELS:
         image = torch.full((1, *target.input_shape), level, device=device, requires_grad=True)
         logits = target(image)
-        (slope,) = torch.autograd.grad(logits.logsumexp(1).sum(), image, allow_unused=True)
+        # Differences of logits mean the same for every kind of output; of log-probabilities logsumexp is always 0.
+        contrast = logits @ torch.linspace(-1, 1, logits.shape[1], device=device)
+        (slope,) = torch.autograd.grad(contrast.sum(), image, allow_unused=True)
         if slope is not None and slope.any():
             if level != LEVELS[0]:
                 with contracts.blamed(generator):

@@ -7,12 +7,15 @@ import os
 import pickletools
 import warnings
 import zipfile
+from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING  # pickles have the names of Python 2, as torch reads them
 from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
 import torch
 from torch import Tensor
+
+from interpkit.io.stand_ins import is_inert, stand_in
 
 AS_LARGE = 4
 """How many times as large as the file its tensors may be together: tied weights are stored once."""
@@ -24,7 +27,7 @@ OLD_PICKLES = 5
 """One after another at the beginning of a file of before torch 1.6."""
 
 
-def load_plain(path: Path) -> Any:
+def load_plain(path: Path, *, skip_objects: bool = False) -> Any:
     """Read a file of `torch.save` that holds tensors and plain values alone.
 
     Besides what ``weights_only`` refuses, an archive that unpacks to more than its size is not unpacked, and tensors
@@ -32,6 +35,10 @@ def load_plain(path: Path) -> Any:
 
     Args:
         path: in the format of today, an archive, or that of before torch 1.6.
+        skip_objects: whether the file may hold other objects too, such as the configuration of a training. Neither
+            their classes nor their code are imported or run: an empty dictionary stands for each, with the object's
+            attributes as its own, and NumPy's arrays and numbers become tensors. What would act when it is unpickled
+            (``os.system``) is refused all the same.
 
     Raises:
         Exception: it is none such; `torch.load` has many kinds.
@@ -45,23 +52,25 @@ def load_plain(path: Path) -> Any:
         >>> content["epoch"], content["state_dict"]["weight"].shape
         (7, torch.Size([3, 4]))
     """
-    size = path.stat().st_size
+    size, names = path.stat().st_size, set[str]()
     with warnings.catch_warnings(), _Clipped(io.FileIO(path)) as file:
         warnings.simplefilter("ignore")  # of old pickle protocols
-        packed = file.peek(2).startswith(b"PK")
-        if packed:
+        if file.peek(2).startswith(b"PK"):
             with zipfile.ZipFile(path) as archive:
                 unpacked = sum(info.file_size for info in archive.infolist())
                 if unpacked > size:
                     raise ValueError(f"it unpacks to {unpacked:,} bytes, more than its {size:,}")
                 for name in archive.namelist():
                     if name.endswith("data.pkl"):
-                        _check_words(archive.open(name))
+                        with archive.open(name) as pickled:
+                            names |= _scan(pickled)
         else:
             for _ in range(OLD_PICKLES):
-                _check_words(file)
-            file.seek(0)
-        content = torch.load(path if packed else file, map_location="cpu", weights_only=True)
+                names |= _scan(file)
+        file.seek(0)
+        stand_ins: list[Any] = [stand_in(name) for name in sorted(names) if is_inert(name)] if skip_objects else []
+        with torch.serialization.safe_globals(stand_ins):
+            content = torch.load(file, map_location="cpu", weights_only=True)
     tensors = tensors_in(content)
     if any(tensor.is_meta for tensor in tensors):
         raise ValueError("it has tensors without values")
@@ -83,12 +92,18 @@ class _Clipped(io.BufferedReader):
         return super().read(rest if size is None or size < 0 else min(size, rest))
 
 
-def _check_words(pickled: IO[bytes]) -> None:
-    for _, text, _ in pickletools.genops(pickled):
+def _scan(pickled: IO[bytes]) -> set[str]:
+    """Return the names that a pickle refers to, as ``module.name``, and refuse long words."""
+    names = set()
+    for code, text, _ in pickletools.genops(pickled):
         if isinstance(text, str | bytes) and len(text) > LONGEST_WORD:
             longest = max(map(len, text.split()), default=0)
             if longest > LONGEST_WORD:
                 raise ValueError(f"it has a word of {longest:,} characters")
+        if code.name == "GLOBAL" and isinstance(text, str):
+            module, _, name = text.partition(" ")
+            names.add(".".join(NAME_MAPPING.get((module, name), (IMPORT_MAPPING.get(module, module), name))))
+    return names
 
 
 def tensors_in(value: Any) -> list[Tensor]:

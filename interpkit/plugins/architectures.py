@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import itertools
+import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -13,8 +15,11 @@ from torch import Tensor, nn
 from interpkit.errors import InterpkitError, ModelError, UsageError, did_you_mean, first_line, listed, setting
 from interpkit.interfaces.loaders import Architectures
 from interpkit.io.safe_load import tensors_in
+from interpkit.plugins import state_dicts
 from interpkit.plugins.discovery import installed
 from interpkit.targets.watch import watch
+
+log = logging.getLogger("interpkit")
 
 MAX_LAYERS = 1_000
 MAX_SIZE = 1_000_000
@@ -25,6 +30,9 @@ LARGE_INPUT = 100_000
 """Number of values in an image from which a network is first run without memory."""
 MAX_NUMBERS = 200_000_000
 """Most values that a layer may output for one image: 0.8 GB."""
+HEAD_WIDTH = ("num_classes", "n_classes", "num_labels", "classes")
+STEM_WIDTH = ("in_chans", "num_channels", "in_channels")
+"""Usual names of the arguments that set the widths of the head and of the first layer, tried in turn."""
 
 
 def build_architecture(spec: str, arguments: Mapping[str, Any], *, meta: bool = False) -> nn.Module:
@@ -50,6 +58,7 @@ def build_architecture(spec: str, arguments: Mapping[str, Any], *, meta: bool = 
         raise ModelError(
             f"the architecture {spec!r} is not a registered one. Registered: {known}.{installed().left_out_words()}"
         ) from error
+    name = family.resolve(name)
     if name not in family.names():
         raise ModelError(
             f"there is no architecture {spec!r}.{did_you_mean(name, family.names())} "
@@ -112,20 +121,22 @@ def fill_architecture(
     build: Callable[[Mapping[str, Any]], nn.Module] | None = None,
     *,
     input_shape: tuple[int, ...] | None = None,
+    notes: list[str] | None = None,
 ) -> tuple[nn.Module, dict[str, Any]]:
     """Build an architecture with the given weights.
 
     A registered architecture is first built without memory and its shapes are compared, so that no argument in a file
-    can allocate more than the file itself holds. If the head's width differs from the architecture's default, it
-    sets ``num_classes``; a prefix that all names share and the architecture does not have (Lightning's ``model.``) is
-    removed; a 0-d tensor that was stored with one element fits.
+    can allocate more than the file itself holds. The weights are found by the architecture's names, under whatever
+    prefix they stand (``state_dict.model.``); every weight has to be there. The widths of the head and of the first
+    layer set ``num_classes`` and the number of channels, where the architecture accepts them.
 
     Args:
         spec: FAMILY:NAME of a registered architecture, or a description of what ``build`` builds.
         arguments: of the architecture.
-        tensors: its state dict.
+        tensors: its state dict, or all tensors of a checkpoint, with names of nested mappings joined by dots.
         build: arguments -> module, for the user's own code.
         input_shape: of one image; a large one that makes a layer's output huge is refused.
+        notes: receives what was assumed: where the weights were found, and what was renamed, filled or left out.
 
     Returns:
         the module, and the arguments that it was built with.
@@ -146,31 +157,27 @@ def fill_architecture(
             return build_architecture(spec, args, meta=True)
         return _built(lambda: build(args), spec, args, "cpu")
 
-    def misfit(args: Mapping[str, Any]) -> ModelError:
-        return ModelError(_misfit(spec, args, tensors, difference, registered=build is None))
-
     module, arguments = skeleton(arguments), dict(arguments)
-    expected = module.state_dict()
-    tensors = without_prefix(tensors, expected)
-    tensors = {name: _shaped(tensor, expected.get(name)) for name, tensor in tensors.items()}
-    difference = mismatch(expected, tensors)
-    if difference:
-        width = head_width(expected, tensors)
-        if width is None or "num_classes" in arguments:
-            raise misfit(arguments)
-        arguments["num_classes"] = width
-        try:
-            module = skeleton(arguments)
-        except ModelError as error:
-            raise misfit({}) from error
-        difference = mismatch(module.state_dict(), tensors)
-        if difference:
-            raise misfit(arguments)
+    found = state_dicts.match(module, tensors)
+    if not found.fits:
+        refusal = _misfit(spec, arguments, module, found, registered=build is None)
+        for sizes in _other_sizes(found, arguments):
+            try:
+                module = skeleton(arguments | sizes)
+            except ModelError:  # it does not have such an argument
+                continue
+            found = state_dicts.match(module, tensors)
+            if found.fits:
+                arguments |= sizes
+                break
+        else:
+            raise ModelError(refusal())
     if build is None:
         if input_shape is not None:
             check_shape(spec, module, input_shape)
-        if not _take_memory(module):
+        if found.filled or not _take_memory(module):
             module = build_architecture(spec, arguments)
+    tensors = found.tensors
     dtype = _dtype(tensors)
     if dtype is not None:
         module.to(dtype)  # half-precision weights stay as they are
@@ -183,7 +190,59 @@ def fill_architecture(
     except (RuntimeError, TypeError, NotImplementedError) as error:  # sparse or quantized tensors
         reason = str(error).strip().splitlines()[-1].strip()
         raise ModelError(f"the weights do not fit {spec}: {reason[:200]}") from error
+    _report(spec, found, notes)
     return module, arguments
+
+
+def _other_sizes(found: state_dicts.Match, arguments: Mapping[str, Any]) -> Iterator[dict[str, int]]:
+    """Yield arguments that may give the architecture the widths of the file's head and first layer.
+
+    The file may also lack the heads that some architectures have for the training alone.
+    """
+    width, channels = found.width(), found.channels()
+    without = {"aux_logits": False} if found.missing else {}
+    if not all(name.lower().startswith("aux") for name in found.missing) or found.unexpected:
+        return
+    heads: list[dict[str, int]] = [{}] if width is None else [{key: width} for key in HEAD_WIDTH]
+    stems: list[dict[str, int]] = [{}] if channels is None else [{key: channels} for key in STEM_WIDTH]
+    for sizes, keys in ((width, HEAD_WIDTH), (channels, STEM_WIDTH)):
+        if sizes is not None and arguments.keys() & set(keys):  # stated, so not to be overruled
+            return
+    yield from (head | stem | without for head, stem in itertools.product(heads, stems) if head or stem or without)
+
+
+def _report(spec: str, found: state_dicts.Match, notes: list[str] | None) -> None:
+    """Note what was assumed about the weights, and log what the user should check."""
+    parts = {
+        "under": [found.prefix.rstrip(".")] if found.prefix else [],
+        "beside": found.beside,
+        "left out": found.ignored,
+        "computed, as the file lacks": found.filled,
+        "renamed": [f"{old} to {new}" for old, new in found.renamed.items()],
+    }
+    if notes is not None:
+        notes += [f"{what} {listed(names, 4)}" for what, names in parts.items() if names]
+    if found.others:
+        others = " or ".join(setting("weights_key", key.rstrip(".")) for key in found.others if key)
+        another = f" For another: {others}." if others else ""
+        log.warning("several networks in the file fit; the averaged one is used: %s.%s", found.prefix[:-1], another)
+    if found.head is not None:
+        log.warning(
+            "the file's layer %s is used as %s of %s. That is right if only dropout stands beside it; if an activation "
+            "does, %s",
+            *found.head,
+            spec,
+            _own_code(),
+        )
+    filled = [name for name in found.filled if not state_dicts.COMPUTED.search(name)]
+    if filled:
+        log.warning("the file lacks %s; %s computes them when it is built", listed(filled, 4), spec)
+    if found.layers:
+        log.warning("the file has layers beside %s that %s lacks: %s", found.prefix[:-1], spec, listed(found.layers, 4))
+
+
+def _own_code() -> str:
+    return f"write a function that builds the network, and pass {setting('arch', 'py:FILE.py:FUNCTION')}"
 
 
 def _take_memory(module: nn.Module) -> bool:
@@ -238,24 +297,12 @@ def check_shape(spec: str, skeleton: nn.Module, shape: tuple[int, ...]) -> None:
         )
 
 
-def without_prefix(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Remove a prefix that all names share, such as ``model.``, where only the rest is expected."""
-    first = next(iter(tensors), "").partition(".")[0]
-    rest = {name.removeprefix(f"{first}."): tensor for name, tensor in tensors.items() if name.startswith(f"{first}.")}
-    fits = len(rest) == len(tensors) and expected.keys() & rest.keys() and not expected.keys() & tensors.keys()
-    return rest if fits else dict(tensors)
-
-
 def _short(arguments: Mapping[str, Any], limit: int = 300) -> str:
     try:
         text = str(dict(arguments))
     except ValueError:  # a number of thousands of digits
         return "{...}"
     return text if len(text) <= limit else f"{text[:limit]}...}}"
-
-
-def _shaped(tensor: Tensor, expected: Tensor | None) -> Tensor:
-    return tensor.reshape(()) if expected is not None and expected.dim() == 0 and tensor.numel() == 1 else tensor
 
 
 def _dtype(tensors: Mapping[str, Tensor]) -> torch.dtype | None:
@@ -280,12 +327,37 @@ def head_width(expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) ->
 
 
 def _misfit(
-    spec: str, arguments: Mapping[str, Any], tensors: Mapping[str, Tensor], difference: str, *, registered: bool
-) -> str:
-    built = f" with {_short(arguments)}" if arguments else ""
-    fitting = nearest_fit(spec, tensors) if registered else None
-    hint = f" {fitting} would fit: {setting('arch', fitting)}." if fitting else ""
-    return f"the weights do not fit {spec}{built}: {difference}.{hint}"
+    spec: str, arguments: Mapping[str, Any], module: nn.Module, found: state_dicts.Match, *, registered: bool
+) -> Callable[[], str]:
+    """Return a function that says how the weights differ: it may take a while to look for an architecture that fits."""
+
+    def refusal() -> str:
+        expected = {name: tensor for name, tensor in module.state_dict().items() if name not in found.filled}
+        theirs = found.tensors | {name: found.given[name] for name in found.unexpected}
+        built = f" with {_short(arguments)}" if arguments else ""
+        fitting = nearest_fit(spec, found.given) if registered else None
+        quantized = f"whole numbers instead of weights: {listed(found.counts, 4)}" if found.counts else ""
+        difference = "; ".join(words for words in (quantized, mismatch(expected, theirs)) if words)
+        hint = f" {fitting} would fit: {setting('arch', fitting)}." if fitting else _advice(spec, found)
+        return f"the weights do not fit {spec}{built}: {difference}.{hint}"
+
+    return refusal
+
+
+def _advice(spec: str, found: state_dicts.Match) -> str:
+    """Return what to do about a head, a first layer or further layers that an architecture does not have."""
+    own = _own_code()
+    first = {name.partition(".")[0] for name in found.missing}
+    layers = sorted({name.rpartition(".")[0] for name in found.unexpected if name.partition(".")[0] in first})
+    if len(first) == 1 and layers:
+        return f" The file has {listed(layers, 4)} in the place of {first.pop()}: {own}."
+    if not found.missing and not found.unexpected and found.channels() is not None:
+        return f" The file's first layer takes {found.channels()} channels, and {spec} has no argument for that: {own}."
+    if found.counts:
+        return " It is quantized: save the weights as they were before, or after they were turned back into floats."
+    if not found.missing and not found.shapes:
+        return f" If they do not belong to the classifier, save the file without them; otherwise {own}."
+    return ""
 
 
 def nearest_fit(spec: str, tensors: Mapping[str, Tensor], tries: int = 12) -> str | None:

@@ -109,7 +109,7 @@ def pack_target(target: Target, path: str | Path) -> Path:
         mean=[0.0] * channels,
         std=[1.0] * channels,
         input_range=(0.0, 1.0),
-        output="logits",
+        output="sigmoid_logits" if target.multi_label else "logits",
     )
     return write_target_file(Path(path), {ONNX_TENSOR: graph}, outside)
 

@@ -120,10 +120,11 @@ def render_report(
         predicted=samples.predicted.tolist(),
         confidence=samples.confidence.tolist(),
         size=drawn.shape[:1:-1],
-        data=_data(samples, beside, budget),
+        data={"multi_label": target.multi_label, **_data(samples, beside, budget)},
         figures=text.rows(metrics),
         left_out=metrics.get("left_out", {}),
-        confusion=_confusion(samples, names),
+        confusion=_confusion(samples, target),
+        multi_label=target.multi_label,
         curves=curves.curves(inversion.history),
         curve_size=(curves.WIDTH, curves.HEIGHT),
         empty=[(names[label], reason) for label, reason in sorted(inversion.empty.items())],
@@ -221,7 +222,7 @@ def _sections(inversion: Inversion, samples: Samples) -> list[dict[str, Any]]:
         return [{"section": section, "strips": []} for section in sections]
     images = torch.cat([strip.images.float().cpu() for strip in strips])
     with target.frozen(inversion.device):
-        probabilities = [target(part.to(inversion.device)).softmax(1).cpu() for part in images.split(64)]
+        probabilities = [target.probabilities(target(part.to(inversion.device))).cpu() for part in images.split(64)]
     confidence, predicted = (column.tolist() for column in torch.cat(probabilities).max(1))
     if images.dim() == 4:
         images = (images * 255).round().to(torch.uint8)
@@ -241,12 +242,22 @@ def _sections(inversion: Inversion, samples: Samples) -> list[dict[str, Any]]:
     return [{"section": s, "strips": list(itertools.islice(shown, len(s.strips)))} for s in sections]
 
 
-def _confusion(samples: Samples, names: list[str]) -> dict[str, Any]:
-    """Return shares of the class asked for (rows) by the one that the target gives (columns); of many, the largest."""
+def _confusion(samples: Samples, target: Target) -> dict[str, Any]:
+    """Return shares of the class asked for (rows) by the one that the target gives (columns); of many, the largest.
+
+    Of a multi-label target, the columns are the shares of samples in which each label is present.
+    """
+    names, q, few = target.class_names, samples.probabilities, target.num_classes <= 30
+    if target.multi_label:
+        if q is None or not few:
+            return {"shares": [], "most": []}
+        asked = samples.labels.unique().tolist()
+        present = [(q[samples.labels == label] > 0.5).double().mean(0).tolist() for label in asked]
+        return {"asked": asked, "shares": present, "most": []}
     pairs = Counter(zip(samples.labels.tolist(), samples.predicted.tolist(), strict=True))
     counts = Counter(samples.labels.tolist())
     asked = sorted(counts)
-    if len(names) <= 30:
+    if few:
         shares = [[pairs[a, p] / counts[a] for p in range(len(names))] for a in asked]
         return {"asked": asked, "shares": shares, "most": []}
     wrong = [(a, p, count, counts[a]) for (a, p), count in pairs.items() if a != p]
@@ -263,7 +274,7 @@ def _facts(inversion: Inversion, manifest: Manifest) -> dict[str, str]:
         "Classifier": target.name,
         "Its file": model.path or "none: it was wrapped in memory",
         "Its sha256": model.sha256 or "",
-        "It takes": f"{shape}, {target.num_classes:,} classes",
+        "It takes": f"{shape}, {target.num_classes:,} {'labels, each on its own' if target.multi_label else 'classes'}",
         "Data": ", ".join(f"{place} {data.path} (sha256 {data.sha256})" for place, data in manifest.data.items()),
         "Presets": ", ".join(manifest.presets or []),
         "Method": recipe.inverter.name,

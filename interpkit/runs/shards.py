@@ -72,7 +72,7 @@ def write_shards(
         folder: where to; made if need be.
         count: samples in all.
         shard_size: samples a file.
-        accepted: only samples that the target puts in the class asked for (argmax); each is drawn again until it does.
+        accepted: only samples that the target puts in the class asked for; each is drawn again until it does.
         labels: the classes; all that have images if left out.
         seed: of the samples; the recipe's if left out.
         dropout: keep the generator's dropout on; as the recipe says if left out.

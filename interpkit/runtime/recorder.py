@@ -96,6 +96,7 @@ class Recorder:
         on_record: called with each record.
         owners: the plugin of each component of the recipe, by kind and name; for messages.
         variety_preset: the name of a preset to suggest if classes have collapsed.
+        accepts: (logits, labels) -> whether the target assigns each image to its class; the target's own method.
     """
 
     def __init__(
@@ -107,6 +108,7 @@ class Recorder:
         on_record: Callable[[StepRecord], None] | None = None,
         owners: Mapping[tuple[str, str], str] | None = None,
         variety_preset: str = "",
+        accepts: Callable[[Tensor, Tensor], Tensor] = lambda logits, labels: logits.argmax(1) == labels,
     ) -> None:
         self.steps = steps
         self.next_step = 1
@@ -120,6 +122,7 @@ class Recorder:
         self._on_record = on_record
         self._owners = owners or {}
         self._variety_preset = variety_preset
+        self._accepts = accepts
         # the component that makes the images: the inverter itself if there is no generator
         self._painter = sorted(key for key in self._owners if key[0] in ("generator", "inverter"))[:1]
         self._names: list[str] = []
@@ -192,7 +195,7 @@ class Recorder:
         self.next_step = step + 1
         self._names = list(terms)
         with phase("recorder"):
-            right = logits.argmax(1) == labels
+            right = self._accepts(logits, labels)
             watched = [images.detach().abs().amax(), logits.detach().abs().amax(), *terms.values(), loss]
             values = [value.detach().float() for value in (*watched, right.float().mean())]
             self._pending.append((step, torch.stack(values)))

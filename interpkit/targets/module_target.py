@@ -9,11 +9,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from interpkit.config.recipe import TargetOptions
+from interpkit.config.recipe import Output, TargetOptions
 from interpkit.errors import UsageError, did_you_mean, listed
 from interpkit.interfaces.targets import Response, Target
 from interpkit.targets.outputs import select
-from interpkit.targets.scores import Output, as_logits, in_single
+from interpkit.targets.scores import as_logits, in_single
 from interpkit.targets.watch import first_of, watch
 
 Layout = Literal["nchw", "nhwc", "flat"]
@@ -26,10 +26,7 @@ class ModuleTarget(Target):
     """A target that wraps a PyTorch module; created by `wrap`.
 
     The module receives images x in [0, 1] as ``(lo + (hi - lo) * x - mean) / std``, in its own layout, channel order
-    and dtype; its output is converted to logits:
-
-    - log-probabilities are used as logits unchanged, and so are the logarithms of probabilities;
-    - a single logit z of a binary classifier becomes (0, z), a single probability p becomes (log(1 - p), log p).
+    and dtype; its output is converted to logits (`as_logits`).
 
     It always runs in eval mode, also if its owner has put it in training mode, which is restored after each call.
 
@@ -94,7 +91,7 @@ class ModuleTarget(Target):
             x = x.contiguous()
         if not self.keeps_input:
             x = x.clone()
-        for part in x.split(1) if self.one_by_one else [x]:
+        for part in x.split(1) if self.one_by_one and len(x) > 1 else [x]:
             with _in_eval_mode(self.module), self._without_cudnn(x):
                 output = self.module(part)
             yield output, len(part)

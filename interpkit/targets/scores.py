@@ -1,15 +1,44 @@
-"""From a module's raw output to the logits of a target."""
+"""What a classifier's numbers are, and how they become the logits of a target.
+
+What the numbers are is decided by evidence: their range and sums for a few images, the last operation that computes
+them, and whether they leave 0..1 for inputs far outside the image's range. What remains in doubt is logged.
+"""
 
 from __future__ import annotations
 
-from typing import Literal
+import logging
+import re
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-Output = Literal["logits", "log_probs", "probs"]
+from interpkit.config.recipe import Output, TargetOptions
+from interpkit.errors import setting
+from interpkit.runtime.random import global_seed
+
+if TYPE_CHECKING:
+    from interpkit.targets.module_target import ModuleTarget
+
+log = logging.getLogger("interpkit")
 
 TINY = 1e-12
+CLOSE = 1e-2
+"""How far sums of probabilities may be from 1."""
+ASSUMED = "assumed: it is between 0 and 1 for all probes"
+MULTI_LABEL: tuple[Output, ...] = ("sigmoid", "sigmoid_logits")
+LOUD = (10.0, 1000.0)
+"""Amplitudes of noise that takes the output of a classifier without a final sigmoid out of 0..1."""
+FLAT, STEEP = 1e-3, 1e4
+"""Differences between an image's logits that suggest a wrong scale."""
+
+RESHAPING = re.compile(
+    "View|UnsafeView|ReshapeAlias|Squeeze|Unsqueeze|Select|Slice|Index|IndexSelect|Transpose|T|Permute|Cat|Stack|Split|"
+    "Unbind|Expand|Clone|Alias|ToCopy"
+)
+"""Operations, as autograd names them, that move numbers but do not change them."""
+SIGMOIDS = frozenset({"Sigmoid", "Hardsigmoid"})
+LINEAR = frozenset({"Addmm", "Mm", "Addmv", "Mv", "Linear", "Bmm", "Baddbmm", "Convolution"})
 
 
 def in_single(tensor: Tensor) -> Tensor:
@@ -18,32 +47,132 @@ def in_single(tensor: Tensor) -> Tensor:
 
 
 def as_logits(values: Tensor, output: Output) -> Tensor:
-    """Return a module's output, (B, n) or (B, 1), as logits of at least two classes, (B, n) float32."""
+    """Return a module's output, (B, n) or (B, 1), as logits of at least two classes, (B, n) float32.
+
+    - Log-probabilities are logits already, and so are the logarithms of probabilities.
+    - Probabilities p of independent labels become log p - log(1 - p), the logit of each.
+    - A single logit z becomes (-z/2, z/2), whose softmax is (1 - sigmoid(z), sigmoid(z)) and which explains both
+      classes; a single probability p becomes (log(1 - p), log p).
+    """
     values = in_single(values)
+    if output == "neg_log_probs":
+        values, output = -values, "log_probs"
+    if output == "sigmoid":
+        return (values + TINY).log() - (1 - values + TINY).log()
     if output == "probs":
         if values.shape[1] == 1:
             values = torch.cat([1 - values, values], 1)
         return (values + TINY).log()
     if values.shape[1] == 1:
-        no = torch.zeros_like(values) if output == "logits" else (1 - values.exp() + TINY).log()
-        values = torch.cat([no, values], 1)
+        both = (-values / 2, values / 2) if output == "logits" else ((1 - values.exp() + TINY).log(), values)
+        return torch.cat(both, 1)
     return values
 
 
-def find_output(raw: Tensor, output: Output | None) -> tuple[Output, str]:
-    """Detect the kind of output: probabilities sum to 1, log-probabilities do so after exp, all else is logits.
+def names_of(given: list[str] | None, width: int) -> list[str]:
+    """Return the names of the classes of an output, (B, width); one name for one output has a class ``not NAME``."""
+    if given is None:
+        return [str(i) for i in range(max(2, width))]
+    return [f"not {given[0]}", *given] if len(given) == width == 1 else given
 
-    Returns:
-        the kind, and what it was decided by.
+
+def find_output(target: ModuleTarget, raw: Tensor, options: TargetOptions) -> None:
+    """Detect what the numbers are if the options do not say so, and warn of what is doubtful about them.
+
+    Args:
+        target: runs the module; receives ``output``, its source, and ``multi_label``.
+        raw: the module's output for a few images, (B, n) or (B, 1).
+        options: may state ``output``.
     """
-    if output is not None:
-        return output, "given"
-    values = raw[raw.isfinite().all(1)].double()
-    if raw.shape[1] == 1:
-        if ((values >= 0) & (values <= 1)).all():
-            return "probs", "found: a single output between 0 and 1"
-    elif (values >= 0).all() and (values.sum(1) - 1).abs().max() < 1e-2:
-        return "probs", "found: it sums to 1"
-    elif values.logsumexp(1).abs().max() < 1e-2:
+    values, single = raw[raw.isfinite().all(1)].detach().double(), raw.shape[1] == 1
+    output, source = options.output, "given"
+    if output is None:
+        output, source = _detect(target, values)
+        if single and source != ASSUMED and output == "logits" and len(options.class_names or ()) < 2:
+            log.warning(
+                "%s returns one number per image, which is read as the logit of a yes or no. If it is a quantity, such "
+                "as an age, it has no classes: see the page about bringing your classifier. %s confirms the logit.",
+                target.name, setting("output", "logits"),
+            )  # fmt: skip
+    if single:  # one label and its absence are two classes that exclude each other
+        output = {"sigmoid": "probs", "sigmoid_logits": "logits"}.get(output, output)  # type: ignore[assignment]
+    target.output, target.sources["output"] = output, source
+    target.multi_label = output in MULTI_LABEL
+    _check_scale(target, values)
+
+
+def _detect(target: ModuleTarget, values: Tensor) -> tuple[Output, str]:
+    """Return the kind of output, and the evidence for it."""
+    single = values.shape[1] == 1
+    within, last = bool(((values >= 0) & (values <= 1)).all()), set()
+    if within or single:
+        last = _last_operations(target)
+    if within and last and last <= SIGMOIDS:
+        return ("probs", "found: a sigmoid") if single else ("sigmoid", "found: sigmoids, one for each label")
+    if not single and values.logsumexp(1).abs().max() < CLOSE:
         return "log_probs", "found: its exponentials sum to 1"
-    return "logits", "found: it is neither probabilities nor their logarithms"
+    if not single and (-values).logsumexp(1).abs().max() < CLOSE:
+        return "neg_log_probs", "found: the exponentials of its negative sum to 1"
+    if single and last == {"LogSigmoid"}:
+        return "log_probs", "found: the logarithm of a sigmoid"
+    if not within:
+        return "logits", "found: it is neither probabilities nor their logarithms"
+    if not single and (values.sum(1) - 1).abs().max() < CLOSE:
+        return "probs", "found: it sums to 1"
+    if last == {"Softmax"}:
+        return "probs", "found: a part of a softmax"
+    if _leaves(target):
+        return "logits", "found: it leaves 0..1 for inputs outside the image's range"
+    alike = bool((values == values[0]).all())
+    output: Output = "logits" if alike or last & LINEAR else "probs" if single else "sigmoid"
+    log.warning(
+        "%s: its output is between 0 and 1 for all probes, which may be probabilities or logits; it is read as %s. "
+        "Confirm it with %s, or pass another.",
+        target.name, output, setting("output", output),
+    )  # fmt: skip
+    return output, ASSUMED
+
+
+def _last_operations(target: ModuleTarget) -> set[str]:
+    """Return the autograd names of the operations that computed the output's numbers; empty if they are not known."""
+    device = target.scale.device
+    images = torch.full((2, *target.input_shape), 0.5, device=device, requires_grad=True)
+    try:
+        with target.frozen(), torch.enable_grad(), global_seed(0, device):
+            ends = [target.raw(images).grad_fn]
+    except Exception:  # whatever the user's module raises with gradients; it did not without
+        return set()
+    names = set()
+    while ends:
+        node = ends.pop()
+        name = "" if node is None else node.name().split("Backward")[0]
+        if node is not None and RESHAPING.fullmatch(name):
+            ends += [before for before, _ in node.next_functions if before is not None]
+        else:
+            names.add(name)
+    return names - {""}
+
+
+def _leaves(target: ModuleTarget) -> bool:
+    """Return whether the output leaves 0..1 for noise far outside the image's range."""
+    device, generator = target.scale.device, torch.Generator().manual_seed(0)
+    noise = torch.randn(4, *target.input_shape, generator=generator).to(device)
+    try:
+        with target.frozen(), torch.no_grad(), global_seed(0, device):
+            loud = torch.cat([target.raw(amplitude * noise) for amplitude in LOUD])
+    except Exception:  # whatever the user's module raises for such inputs
+        return False
+    return bool(((loud < 0) | (loud > 1)).any())
+
+
+def _check_scale(target: ModuleTarget, values: Tensor) -> None:
+    """Warn if the logits of all probes are so close together, or so far apart, that no gradient can use them."""
+    logits = as_logits(values.float(), target.output)
+    apart = (logits.amax(1) - logits.amin(1)).max().item()
+    if target.output in ("probs", "sigmoid") and bool(((values == 0) | (values == 1)).all()):
+        words = "its probabilities are exactly 0 or 1 for all probes, so they may have no gradient. Return the logits"
+    elif not FLAT <= apart <= STEEP:
+        words = f"its logits differ by at most {apart:.2g} between classes for all probes. Multiply them by a number"
+    else:
+        return
+    log.warning("%s: %s in a module around the classifier if the inversion does not start.", target.name, words)

@@ -22,7 +22,7 @@ from interpkit.runtime.autograd import with_autograd
 from interpkit.runtime.random import global_seed
 from interpkit.targets.module_target import OUTPUT, Layout, ModuleTarget
 from interpkit.targets.outputs import choose, select
-from interpkit.targets.scores import find_output
+from interpkit.targets.scores import find_output, names_of
 from interpkit.targets.watch import watch
 
 log = logging.getLogger("interpkit")
@@ -45,7 +45,7 @@ def wrap(
 
     Args:
         module: a classifier of images or vectors. It may return a tensor, or a tuple, list, dict or object that
-            contains one; a single logit stands for two classes; it does not need to support batches.
+            contains one; a single logit or probability stands for two classes; it does not need to support batches.
         input_shape: (C, H, W), or (D,) for a classifier of vectors, whatever its layout.
         name: the name used in headings and folder names; the class's name if omitted.
         facts: facts about the module, each a field of `TargetOptions`; those omitted are detected or have a default.
@@ -55,10 +55,12 @@ def wrap(
             - ``input_range``: (lo, hi), the values of black and white before mean and std; (0, 1) by default. For
               vectors, optionally one pair per feature.
             - ``num_classes``: n; checked against the module's output.
-            - ``class_names``: n names; ``"0"``, ``"1"``, ... by default.
+            - ``class_names``: n names; ``"0"``, ``"1"``, ... by default. One name for a single output makes the
+              classes ``not NAME`` and ``NAME``.
             - ``layout``: ``nchw``, ``nhwc`` or ``flat``; detected by default.
             - ``channel_order``: ``rgb`` (default) or ``bgr``.
-            - ``output``: ``logits``, ``log_probs`` or ``probs``; detected by default.
+            - ``output``: ``logits``, ``log_probs``, ``neg_log_probs`` or ``probs``; of labels that do not exclude each
+              other, ``sigmoid`` (probabilities) or ``sigmoid_logits``. All but the last are detected by default.
             - ``output_name``, ``output_index``: which of several outputs are the logits, by name (key, field or
               position, such as ``heads.age`` or ``1``) or by position among all tensors; detected by default.
             - ``feature_layer``: the default features, NAME for a layer's output or NAME:in for its input; the input
@@ -88,7 +90,7 @@ def wrap(
     # `_try` and the other functions replace the entries that they detect.
     target.sources = {key: "default" if getattr(options, key) is None else "given" for key in accepted}
     raw, heads = _try(target, options)
-    target.output, target.sources["output"] = find_output(raw, options.output)
+    find_output(target, raw, options)
     target.num_classes = width = max(2, raw.shape[1])
     target.sources["num_classes"] = "found: width of the output"
     if raw.shape[1] == 1:
@@ -98,7 +100,7 @@ def wrap(
             f"{target.name} returns {width} logits, but {options.num_classes} classes are specified. Use "
             f"{setting('num_classes', width)}."
         )
-    target.class_names = [str(i) for i in range(width)] if options.class_names is None else options.class_names
+    target.class_names = names_of(options.class_names, raw.shape[1])
     if len(target.class_names) != width:
         raise UsageError(f"{target.name} has {width} classes, but {len(target.class_names)} names are specified.")
     _find_features(target, heads, options.feature_layer)

@@ -272,7 +272,7 @@ class PlainLoss(InversionLoss):
 
     def forward(self, batch: InversionBatch) -> Tensor:
         """Return the mean cross-entropy, a scalar."""
-        return F.cross_entropy(batch.response.logits, batch.condition.labels)
+        return batch.target.cross_entropy(batch.response.logits, batch.condition.labels).mean()
 
 
 def recipe_of(steps: int = STEPS, *, device: torch.device = CPU, **settings: Any) -> Recipe:

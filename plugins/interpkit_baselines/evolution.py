@@ -152,7 +152,7 @@ class Landscape:
             logits = torch.cat([self.target(self.images(part)) for part in flat.split(self.batch_size)])
         logits = logits.double().cpu()
         labels = self.labels.repeat_interleave(points.shape[1])
-        surprise = F.cross_entropy(logits, labels, reduction="none").view(points.shape[:2])
+        surprise = self.target.cross_entropy(logits, labels).view(points.shape[:2])
         others = self.share @ F.normalize(middles, dim=1)
         nearness = (F.normalize(points, dim=2) * others[:, None]).sum(2)
         return surprise, nearness, logits

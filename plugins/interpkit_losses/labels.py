@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from interpkit import InversionBatch, InversionLoss
 
 
 class KLDivergence(InversionLoss):
-    r"""KL divergence of the target's softmax Q from the requested distribution P; the paper's L_KL, weighted by alpha.
+    r"""KL divergence of the target's probabilities Q from the requested P; the paper's L_KL, weighted by alpha.
 
     .. math:: L_{KL} = \frac{1}{B} \sum_b \sum_i P_b(i) \log \frac{P_b(i)}{Q_b(i)}
 
-    P is the condition's distribution, (B, n), and Q the softmax of the target's logits, (B, n); 0 log 0 = 0.
+    P is the condition's distribution, (B, n), and Q the softmax of the target's logits, (B, n); 0 log 0 = 0. Of a
+    multi-label target it is the sum over labels i of the divergence of (Q_i, 1 - Q_i) from (P_i, 1 - P_i), where Q_i is
+    the sigmoid of the label's logit, so that labels that were not requested become absent.
     In nats, at least 0. Together with a cross-entropy term, the minimiser over Q of a KL(P || Q) + b CE(y, Q)
     is (a P + b y) / (a + b). Source: section 2.
 
@@ -31,7 +32,7 @@ class KLDivergence(InversionLoss):
 
     def forward(self, batch: InversionBatch) -> Tensor:
         """Return the mean divergence, a scalar."""
-        return F.kl_div(batch.response.logits.log_softmax(1), batch.condition.distribution, reduction="batchmean")
+        return batch.target.divergence(batch.response.logits, batch.condition.distribution).mean()
 
 
 class CrossEntropy(InversionLoss):
@@ -39,7 +40,8 @@ class CrossEntropy(InversionLoss):
 
     .. math:: L_{CE} = -\frac{1}{B} \sum_b \log Q_b(y_b)
 
-    y is the condition's label, (B,), and Q the softmax of the target's logits, (B, n). In nats, at least 0.
+    y is the condition's label, (B,), and Q the softmax of the target's logits, (B, n), or for a multi-label target
+    their sigmoids, where the labels that were not requested are free. In nats, at least 0.
     Source: section 2.
 
     Example:
@@ -55,4 +57,4 @@ class CrossEntropy(InversionLoss):
 
     def forward(self, batch: InversionBatch) -> Tensor:
         """Return the mean cross-entropy, a scalar."""
-        return F.cross_entropy(batch.response.logits, batch.condition.labels)
+        return batch.target.cross_entropy(batch.response.logits, batch.condition.labels).mean()

@@ -31,7 +31,7 @@ class Evaluators(pydantic.BaseModel):
 
 
 class Agreement(Metric):
-    r"""Share of samples that an evaluator, never seen in training, assigns to the requested class.
+    r"""Share of samples that an evaluator, never seen in training, assigns to the requested class (`Target.accepts`).
 
     .. math:: \frac{1}{N} \sum_i [\arg\max_c e_c(x_i) = y_i], \qquad e \text{ the evaluator's logits}
 
@@ -115,7 +115,7 @@ class Agreement(Metric):
         return {"evaluators": evaluators, "per_class": per_class}
 
     def _right(self, study: Study, judge: Target, which: Any) -> Tensor:
-        return study.response(judge, which).logits.argmax(1) == study.labels(which)
+        return judge.accepts(study.response(judge, which).logits, study.labels(which))
 
 
 def _of_classes(labels: Tensor, classes: list[int]) -> Tensor:

@@ -192,7 +192,7 @@ class Reference(Metric):
 
 
 def _accuracy(study: Study, judge: Target, rows: Tensor) -> float:
-    right = study.response(judge, "reference").logits.argmax(1) == study.labels("reference")
+    right = judge.accepts(study.response(judge, "reference").logits, study.labels("reference"))
     return right[rows].double().mean().item()
 
 

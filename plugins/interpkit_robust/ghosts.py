@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
@@ -59,4 +58,4 @@ class Ghosts(InversionLoss):
             for name, spread in self.spreads.items()
         }
         logits = torch.func.functional_call(batch.target, perturbed, batch.images)
-        return F.cross_entropy(logits, batch.condition.labels)
+        return batch.target.cross_entropy(logits, batch.condition.labels).mean()

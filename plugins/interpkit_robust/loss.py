@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
@@ -102,4 +101,4 @@ class Robustness(InversionLoss):
         """Return the mean cross-entropy on the perturbed images, a scalar."""
         assert batch.view_response is not None  # because `views` returned some
         labels = batch.condition.labels.repeat(len(self.kinds))
-        return F.cross_entropy(batch.view_response.logits, labels)
+        return batch.target.cross_entropy(batch.view_response.logits, labels).mean()

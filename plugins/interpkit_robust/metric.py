@@ -79,7 +79,7 @@ class KeptLabels(Metric):
                 x, y = images[part].to(study.device), labels[part].to(study.device)
                 perturbed = perturb(x, y, size)
                 with torch.no_grad():
-                    kept.append(part[(study.target(perturbed).argmax(1) == y).cpu()])
+                    kept.append(part[study.target.accepts(study.target(perturbed), y).cpu()])
             return torch.cat(kept)
 
         everything = torch.arange(len(images))

@@ -75,7 +75,7 @@ def pgd(
     for _ in range(steps):
         delta.requires_grad_(True)
         with torch.enable_grad():
-            loss = F.cross_entropy(target((still + delta).clamp(0, 1)), labels, reduction="sum")
+            loss = target.cross_entropy(target((still + delta).clamp(0, 1)), labels).sum()
             (slope,) = torch.autograd.grad(loss, delta)
         direction = slope.sign() if norm == "linf" else _to_unit(slope)
         delta = project(delta.detach() + 2.5 * radius / steps * direction, radius, norm)

@@ -150,6 +150,10 @@ class TimmModels(Zoo):
         """Return the names of the models."""
         return list(need("timm", "timm").list_models())
 
+    def resolve(self, name: str) -> str:
+        """Take off the tag of pretrained weights and the hub's prefix: ``timm/resnet18.a1_in1k`` is ``resnet18``."""
+        return name.removeprefix("timm/").partition(".")[0]
+
     def build(self, name: str, arguments: Mapping[str, Any]) -> nn.Module:
         """Build the model."""
         self.check(name, arguments)

@@ -11,11 +11,13 @@ import pydantic
 from torch import Tensor, nn
 
 from interpkit import Loader, ModelError, Target, TargetOptions, build_architecture, make_target, read_target_file
-from interpkit_targets import checkpoints, examples
+from interpkit_targets import checkpoints, examples, formats
 from interpkit_targets.loaders import WEIGHTS, assemble
 
 MAX_CONFIG_BYTES = 16_000_000
 CONFIG = "its config.json"
+ADAPTERS = ("adapter_model.safetensors", "adapter_model.bin")
+"""The names of the weights of a PEFT adapter."""
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -36,17 +38,54 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:
-    """Read the weights of a folder.
+    """Read the weights of a folder, from one file or from those that an index names.
 
     Raises:
-        ModelError: there are none, or they are split or torn.
+        ModelError: there are none, or they are torn, or those of an adapter alone.
     """
+    if any((folder / name).is_file() for name in ADAPTERS):
+        raise ModelError(checkpoints.adapter_words(folder))
     for name in WEIGHTS:
-        path = folder / name
+        path, index = folder / name, folder / f"{name}.index.json"
         if path.is_file():
-            return read_target_file(path)[0] if path.suffix == ".safetensors" else checkpoints.read_checkpoint(path)
-    split = " (weights that are split into several files are not read)" if any(folder.glob("*.index.json")) else ""
-    raise ModelError(f"{folder} has no {' or '.join(WEIGHTS)}{split}.")
+            return read_file(path)
+        if index.is_file():
+            return read_parts(index)
+    raise ModelError(f"{folder} has no {' or '.join(WEIGHTS)}.")
+
+
+def read_file(path: Path) -> dict[str, Tensor]:
+    """Read one file of weights.
+
+    Raises:
+        ModelError: it is torn, or holds more than weights.
+    """
+    if formats.kind_of(path) == "safetensors":
+        return read_target_file(path)[0]
+    return checkpoints.strip(checkpoints.read_checkpoint(path))
+
+
+def read_parts(index: Path) -> dict[str, Tensor]:
+    """Read weights that are split into several files, which lie beside their index.
+
+    Raises:
+        ModelError: the index names a file elsewhere, or a tensor that is not where it says.
+    """
+    places = read_json(index).get("weight_map")
+    if not isinstance(places, dict) or not places or not all(isinstance(name, str) for name in places.values()):
+        raise ModelError(f"{index} does not name the files that the weights are split into: it has no weight_map.")
+    tensors: dict[str, Tensor] = {}
+    for name in sorted(set(places.values())):
+        path = index.parent / name
+        if Path(name).name != name or not path.is_file():
+            raise ModelError(
+                f"{index}, the index of split weights, names {name!r:.80}, which is not in the same folder."
+            )
+        tensors |= read_file(path)
+    absent = [name for name in places if name not in tensors]
+    if absent:
+        raise ModelError(f"{index} names tensors that its files do not hold: {', '.join(absent[:4])}.")
+    return tensors
 
 
 def as_options(folder: Path, **facts: Any) -> TargetOptions:
@@ -172,14 +211,17 @@ class TransformersFolderLoader(FolderLoader):
             arch=f"transformers:{config['model_type']}",
             arch_args=arguments,
             class_names=names,
+            output=_output(path, config.get("problem_type")),
             **self._preprocessing(path, config),
         )
         facts, sources = written.overlaid(options, CONFIG)
         if facts.input_shape is None:
             raise ModelError(f"{path} does not say its image size. Add --input-shape C,H,W.")
         assert facts.arch is not None
-        module = fill(path, facts.arch, facts.arch_args, read_weights(path))
-        return make_target(module, path.name, facts, sources, arch=facts.arch, arch_args=facts.arch_args)
+        tensors = checkpoints.chosen(read_weights(path), facts.weights_key, path)
+        module = fill(path, facts.arch, facts.arch_args, tensors)
+        recorded = {"arch": facts.arch, "arch_args": facts.arch_args, "weights_key": facts.weights_key}
+        return make_target(module, path.name, facts, sources, **recorded)
 
     def _preprocessing(self, path: Path, config: Mapping[str, Any]) -> dict[str, Any]:
         file = path / "preprocessor_config.json"
@@ -230,6 +272,21 @@ def fill(path: Path, arch: str, arguments: Mapping[str, Any], tensors: Mapping[s
     return loaded
 
 
+def _output(path: Path, problem: Any) -> str | None:
+    """Return what a config's ``problem_type`` says about the output.
+
+    Raises:
+        ModelError: it is a regression.
+    """
+    if problem == "regression":
+        raise ModelError(
+            f"{path} is a regression (problem_type in its config.json), so it has no classes to invert. To invert "
+            f"ranges of its value, wrap it in a module that returns one logit per range, the largest for the nearest: "
+            f"-(value - centers) ** 2."
+        )
+    return "sigmoid_logits" if problem == "multi_label_classification" else None
+
+
 def _is_labels(labels: Any) -> bool:
     return (
         isinstance(labels, dict) and bool(labels) and all(str(key).isdecimal() and len(str(key)) < 10 for key in labels)
@@ -259,7 +316,7 @@ class HubMixinFolderLoader(FolderLoader):
     def accepts(self, path: Path) -> bool:
         """Say whether it is of neither of the other kinds; one that cannot be read is refused by `load`, with why."""
         if not (path / "config.json").is_file():
-            return False
+            return any((path / name).is_file() for name in ADAPTERS)
         try:
             return self.knows(read_json(path / "config.json"))
         except ModelError:
@@ -271,6 +328,8 @@ class HubMixinFolderLoader(FolderLoader):
 
     def load(self, path: Path, options: TargetOptions) -> Target:
         """Build the user's class with the config's arguments, and fill in the weights; see `Loader.load`."""
+        if any((path / name).is_file() for name in ADAPTERS):
+            raise ModelError(checkpoints.adapter_words(path))
         config = read_json(path / "config.json")
         if options.arch is None:
             raise ModelError(

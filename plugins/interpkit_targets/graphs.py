@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from interpkit import ONNX_GRAPH, ONNX_TENSOR, Loader, ModelError, Target, TargetOptions, make_target
-from interpkit_targets import examples
+from interpkit_targets import examples, formats
 from interpkit_targets.architectures import need
 
 
@@ -37,8 +37,8 @@ class OnnxLoader(Loader):
     example = staticmethod(examples.onnx_file)
 
     def accepts(self, path: Path) -> bool:
-        """Say whether it is a file that ends in .onnx."""
-        return path.suffix == ".onnx" and path.is_file()
+        """Say whether it is a graph, whatever its name."""
+        return formats.kind_of(path) == "onnx"
 
     def files(self, path: Path) -> list[Path]:
         """Return the graph and the files beside it that hold its weights; see `Loader.files`."""
@@ -73,16 +73,6 @@ def onnx_graphs() -> Any:
     return importlib.import_module("interpkit_targets.onnx_graphs")
 
 
-def is_archive(path: Path) -> bool:
-    """Say whether a file is a TorchScript archive or an exported program rather than a checkpoint."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            names = [name.partition("/")[2] for name in archive.namelist()[:10_000]]
-    except (OSError, zipfile.BadZipFile, ValueError):
-        return False
-    return "constants.pkl" in names or any(name.startswith(("code/", "models/")) for name in names)
-
-
 class TorchScriptLoader(Loader):
     """A TorchScript archive; loading one can run code, so only with ``--trust``.
 
@@ -100,7 +90,7 @@ class TorchScriptLoader(Loader):
 
     def accepts(self, path: Path) -> bool:
         """Say whether it is such an archive."""
-        return path.suffix in (".pt", ".pth", ".ts", ".jit") and path.is_file() and is_archive(path)
+        return formats.kind_of(path) == "torchscript"
 
     def load(self, path: Path, options: TargetOptions) -> Target:
         """Load the archive; see `Loader.load`."""
@@ -125,8 +115,8 @@ class ExportedProgramLoader(Loader):
     example = staticmethod(examples.exported_program)
 
     def accepts(self, path: Path) -> bool:
-        """Say whether it is a file that ends in .pt2."""
-        return path.suffix == ".pt2" and path.is_file()
+        """Say whether it is such a program, whatever its name."""
+        return formats.kind_of(path) == "exported program"
 
     def load(self, path: Path, options: TargetOptions) -> Target:
         """Load the program; see `Loader.load`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,11 +22,11 @@ from interpkit import (
     make_target,
     read_target_file,
 )
-from interpkit_targets import checkpoints, examples, graphs, user_code
+from interpkit_targets import checkpoints, examples, formats, graphs, user_code
 
 METADATA = "the file's metadata"
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
-"""The names of a folder's weights."""
+"""The names of a folder's weights; split ones have an index beside them, of that name and ``.index.json``."""
 
 
 class SafetensorsLoader(Loader):
@@ -46,8 +47,8 @@ class SafetensorsLoader(Loader):
     example = staticmethod(examples.safetensors_file)
 
     def accepts(self, path: Path) -> bool:
-        """Say whether it is a file that ends in .safetensors."""
-        return path.suffix == ".safetensors" and path.is_file()
+        """Say whether it is such a file, whatever its name."""
+        return formats.kind_of(path) == "safetensors"
 
     def load(self, path: Path, options: TargetOptions) -> Target:
         """Read the file, build the architecture, fill in the weights; see `Loader.load`."""
@@ -56,8 +57,6 @@ class SafetensorsLoader(Loader):
             return load_target(path.parent, **options.said(), trust=options.trust)
         if written.arch == ONNX_GRAPH:
             return graphs.load_packed(path, tensors, written, options)
-        if written.arch is None:
-            tensors = checkpoints.strip(tensors)
         return assemble(path, tensors, written, options)
 
 
@@ -75,15 +74,15 @@ class CheckpointLoader(Loader):
     """
 
     name = "checkpoint"
-    help = ".pt, .pth, .th, .ckpt or .bin state dict with --arch and --input-shape"
+    help = "state dict in a file of torch.save (.pt, .pth, .ckpt, .bin, .pth.tar, ...) with --arch and --input-shape"
     example = staticmethod(examples.checkpoint)
 
     def accepts(self, path: Path) -> bool:
-        """Say whether it is a file with one of the usual endings, and no TorchScript archive."""
-        return path.suffix in (".pt", ".pth", ".th", ".ckpt", ".bin") and path.is_file() and not graphs.is_archive(path)
+        """Say whether it is such a file, whatever its name."""
+        return formats.kind_of(path) == "checkpoint"
 
     def load(self, path: Path, options: TargetOptions) -> Target:
-        """Read the weights alone, build the architecture, fill them in; see `Loader.load`."""
+        """Read the tensors alone, build the architecture, fill them in; see `Loader.load`."""
         if belongs_to_folder(path, options):
             return load_target(path.parent, **options.said(), trust=options.trust)
         tensors = checkpoints.read_checkpoint(path)
@@ -93,7 +92,8 @@ class CheckpointLoader(Loader):
 def belongs_to_folder(path: Path, options: TargetOptions) -> bool:
     """Say whether a file is the weights of a folder whose config.json says the rest."""
     named = options.arch is not None and not options.arch.startswith(user_code.PREFIX)
-    return not named and path.name in WEIGHTS and (path.parent / "config.json").is_file()
+    whole = re.sub(r"-\d{5}-of-\d{5}", "", path.name)  # where it is a part
+    return not named and whole in WEIGHTS and (path.parent / "config.json").is_file()
 
 
 def assemble(
@@ -117,6 +117,7 @@ def assemble(
     Raises:
         ModelError: something is missing or does not fit; says what to type.
     """
+    checkpoints.refuse_adapter(path, tensors)
     facts, sources = written.overlaid(options, source)
     missing = [
         flag
@@ -130,14 +131,28 @@ def assemble(
             f"some)."
         )
     assert facts.arch is not None
+    if written.arch is None:  # else it is one network, which may have been packed from a checkpoint that needs the key
+        tensors = checkpoints.chosen(tensors, facts.weights_key, path)
     arguments, build = facts.arch_args, None
     if facts.arch.startswith(user_code.PREFIX) and options.arch == facts.arch:
         build = functools.partial(user_code.build, facts.arch, user_code.find_factory(facts.arch))
         if known:
             arguments = {**known, **arguments}
             check_size(path, build, arguments, tensors)
-    module, arguments = fill_architecture(facts.arch, arguments, tensors, build, input_shape=facts.input_shape)
-    return make_target(module, path.stem, facts, sources, arch=facts.arch, arch_args=arguments)
+    notes: list[str] = []
+    module, arguments = fill_architecture(
+        facts.arch, arguments, tensors, build, input_shape=facts.input_shape, notes=notes
+    )
+    recorded = {"arch": facts.arch, "arch_args": arguments, "weights_key": facts.weights_key}
+    target = make_target(module, name_of(path), facts, sources, **recorded)
+    if notes:
+        target.sources["weights"] = f"found: {'; '.join(notes)}"
+    return target
+
+
+def name_of(path: Path) -> str:
+    """Return a file's name without its ending: of ``best.pth.tar``, ``best``."""
+    return path.name.removesuffix(".tar").removesuffix(".pth") if path.suffix == ".tar" else path.stem
 
 
 def check_size(

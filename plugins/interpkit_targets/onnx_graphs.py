@@ -138,8 +138,8 @@ def external(graph: Any) -> list[tuple[Any, str]]:
 
 
 def may_read(path: Path, place: str) -> bool:
-    """Return whether a graph may name a file: only one of its own folder whose name begins with its own."""
-    return Path(place).name == place and place.startswith(path.stem) and path.suffix == ".onnx"
+    """Return whether a graph may name a file: of its own folder, under its own name; a packed graph may name none."""
+    return Path(place).name == place and place.startswith(path.stem) and path.suffix != ".safetensors"
 
 
 def weights_beside(path: Path) -> list[str]:

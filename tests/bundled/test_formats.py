@@ -475,6 +475,43 @@ def test_prefixes_are_taken_off_in_safetensors_too(prefix: str, tmp_path: Path) 
     assert_like(load_target(tmp_path / "net.safetensors", **options), module)
 
 
+@pytest.mark.parametrize("key", ["student", "teacher"])
+def test_one_of_several_networks_is_chosen_by_its_key_and_remembered(key: str, tmp_path: Path) -> None:
+    networks = {"student": cnn(0), "teacher": cnn(1)}
+    path = tmp_path / "net.pth"
+    torch.save({"nets": {name: module.state_dict() for name, module in networks.items()}}, path)
+    options: dict[str, Any] = {"arch": "interpkit:cnn", "arch_args": ARGUMENTS, "input_shape": (1, 12, 12)}
+    assert "nets.student, nets.teacher" in refusal(path, **options)
+    target = load_target(path, weights_key=f"nets.{key}", **options)
+    assert_like(target, networks[key])
+    assert target.description.weights_key == f"nets.{key}"
+    assert_like(load_target(path, **target.description.said()), networks[key])
+    packed = interpkit.pack_target(target, tmp_path / "packed.safetensors")
+    assert_like(load_target(packed, weights_key=f"nets.{key}"), networks[key])  # as a run of the checkpoint would
+
+
+def test_inspect_says_where_the_weights_were_and_what_was_left_out(tmp_path: Path) -> None:
+    named = {f"model._orig_mod.{name}": tensor for name, tensor in cnn().state_dict().items()}
+    torch.save({"state_dict": {**named, "loss_fn.weight": torch.ones(3)}, "args": Mapping}, tmp_path / "best.pth.tar")
+    flags = ["--arch", "interpkit:cnn", "--input-shape", "1,12,12"]
+    flags += [word for name, value in ARGUMENTS.items() for word in ("--arch-arg", f"{name}={json.dumps(value)}")]
+    shown = " ".join(succeeds("inspect", tmp_path / "best.pth.tar", *flags).stdout.replace("\u2502", "").split())
+    assert "under state_dict.model._orig_mod" in shown and "beside state_dict.loss_fn" in shown
+    options: dict[str, Any] = {"arch": "interpkit:cnn", "arch_args": ARGUMENTS, "input_shape": (1, 12, 12)}
+    target = load_target(tmp_path / "best.pth.tar", **options)
+    assert target.name == "best"
+
+
+def test_weights_that_older_libraries_saved_are_read(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    dense = torchvision.models.densenet121(num_classes=3).eval()
+    state = {re.sub(r"(denselayer\d+\.(?:norm|conv))(\d)", r"\1.\2", k): t for k, t in dense.state_dict().items()}
+    torch.save({k: t for k, t in state.items() if "num_batches_tracked" not in k}, tmp_path / "dense.pth")
+    target = load_target(tmp_path / "dense.pth", arch="torchvision:densenet121", input_shape=(3, 32, 32))
+    assert_like(target, dense, atol=1e-4)
+    assert "renamed features.denseblock1.denselayer1.norm.1.weight" in target.sources["weights"]
+
+
 @pytest.mark.parametrize(("averaged", "plain"), [("state_dict_ema", "state_dict"), ("model_ema", "model")])
 def test_the_averaged_weights_win(averaged: str, plain: str, tmp_path: Path) -> None:
     module, other = cnn(0), cnn(1)
@@ -688,6 +725,26 @@ def test_a_timm_folder_of_either_layout_says_all(layout: str, weights: str, name
     assert target.sources["mean"] == target.sources["input_shape"] == "its config.json"
 
 
+def test_a_timm_name_may_have_its_tag_and_the_channels_are_read_from_the_weights(tmp_path: Path) -> None:
+    net = seeded_module(lambda: timm.create_model("test_resnet", num_classes=3, in_chans=1))
+    torch.save(net.state_dict(), tmp_path / "net.pth")
+    for name in ("test_resnet.r160_in1k", "timm/test_resnet.r160_in1k"):
+        target = load_target(tmp_path / "net.pth", arch=f"timm:{name}", input_shape=(1, 32, 32))
+        assert target.description.arch_args == {"num_classes": 3, "in_chans": 1}
+        assert_like(target, net, atol=1e-4)
+
+
+def test_a_timm_network_that_transformers_saved_is_read(tmp_path: Path) -> None:
+    net = seeded_module(lambda: timm.create_model("test_resnet", num_classes=3))
+    names = ["cat", "dog", "owl"]
+    settings = {"architecture": "test_resnet", "model_type": "timm_wrapper", "num_classes": 3, "label_names": names}
+    folder = write_config(tmp_path / "net", {**settings, "pretrained_cfg": {"input_size": [3, 32, 32]}})
+    safetensors.torch.save_file(prefixed("timm_model.")(net.state_dict()), folder / "model.safetensors")
+    target = load_target(folder)
+    assert target.class_names == names
+    assert_like(target, net, atol=1e-4)
+
+
 def test_a_timm_folders_tag_and_arguments_are_understood_and_the_user_wins(tmp_path: Path) -> None:
     module = seeded_module(lambda: timm.create_model("test_vit", num_classes=2, img_size=32, global_pool="avg"))
     config = {
@@ -726,6 +783,38 @@ def test_a_transformers_folder_has_labels_and_preprocessing(tmp_path: Path) -> N
         assert target.name == "vit"
         assert target.description.input_range == (0.0, 1.0)
         assert target.sources["class_names"] == target.sources["std"] == "its config.json"
+
+
+def binary_vit(folder: Path, **facts: Any) -> Path:
+    """Save a ViT of one output, with further entries of its config."""
+    config = tiny_vit().config
+    sizes = {key: getattr(config, key) for key in ("hidden_size", "num_hidden_layers", "num_attention_heads")}
+    sizes |= {"intermediate_size": 16, "image_size": 16, "patch_size": 8, "num_labels": 1}
+    module = seeded_module(lambda: transformers.ViTForImageClassification(transformers.ViTConfig(**sizes)))
+    save_vit(module, folder)
+    write_config(folder, json.loads((folder / "config.json").read_text()) | facts)
+    return folder
+
+
+def test_one_output_of_transformers_is_its_label_and_the_absence_of_it(tmp_path: Path) -> None:
+    target = load_target(binary_vit(tmp_path / "binary"))
+    assert target.class_names == ["not LABEL_0", "LABEL_0"] and target.num_classes == 2
+    named = load_target(binary_vit(tmp_path / "named", id2label={"0": "tumor"}))
+    assert named.class_names == ["not tumor", "tumor"]
+
+
+def test_a_regression_is_refused_with_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"is a regression .*-\(value - centers\) \*\* 2"):
+        load_target(binary_vit(tmp_path / "age", problem_type="regression"))
+
+
+def test_a_config_says_that_labels_do_not_exclude_each_other(tmp_path: Path) -> None:
+    vit = tiny_vit()
+    vit.config.problem_type = "multi_label_classification"
+    target, images = load_target(save_vit(vit, tmp_path / "vit")), torch.rand(3, 3, 16, 16)
+    assert target.multi_label and target.sources["output"] == "its config.json"
+    torch.testing.assert_close(target.probabilities(target(images)), vit(images).logits.sigmoid())
+    assert not load_target(tmp_path / "vit", output="logits").multi_label  # the user's word wins
 
 
 @pytest.mark.parametrize(
@@ -781,6 +870,17 @@ def test_a_convolutional_model_of_transformers_loads_too(tmp_path: Path) -> None
     target = load_target(tmp_path / "net")
     assert target.input_shape == (3, 20, 24)
     assert_like(target, lambda x: module(2 * x - 1).logits)
+
+
+def test_a_transformers_folder_may_have_split_weights(tmp_path: Path) -> None:
+    vit = tiny_vit()
+    folder = save_vit(vit, tmp_path / "vit")
+    whole = load_target(folder)
+    (folder / "model.safetensors").unlink()
+    vit.save_pretrained(folder, max_shard_size="2KB")
+    assert len(list(folder.glob("*.safetensors"))) > 1
+    assert_like(load_target(folder), lambda images: logits_of(whole, images))
+    assert_like(load_target(next(folder.glob("*.safetensors"))), lambda images: logits_of(whole, images))
 
 
 @pytest.mark.parametrize("name", ["DeiTForImageClassification", "DeiTForImageClassificationWithTeacher"])

@@ -156,12 +156,19 @@ def test_a_pickle_with_code_in_it_runs_nothing_under_the_name_of_a_graph(
     assert not marker.exists()
 
 
-def test_a_whole_module_is_refused_with_the_way_to_save_its_weights(
-    tmp_path: Path, refused: Callable[..., str]
+def test_a_whole_module_is_its_weights_and_nothing_of_it_is_run(
+    tmp_path: Path, marker: Path, refused: Callable[..., str]
 ) -> None:
-    torch.save(cnn(), tmp_path / "net.pt")
+    module = cnn()
+    torch.save(module, tmp_path / "net.pt")
+    target = load_target(tmp_path / "net.pt", arch="interpkit:cnn", arch_args=ARGUMENTS, input_shape=(1, 12, 12))
+    images = torch.rand(2, 1, 12, 12)
+    with target.frozen():
+        assert torch.equal(target(images), module(images))
+    module.callback = Runs(f"touch {marker}")
+    torch.save(module, tmp_path / "net.pt")
     message = refused(tmp_path / "net.pt", "more than weights", *CNN_FLAGS)
-    assert "torch.save(model.state_dict()" in message and "SmallCNN" in message
+    assert "system" in message and "weights_only=False" in message and not marker.exists()
 
 
 @pytest.mark.parametrize("suffix", [".pt", ".bin", ".ckpt", ".pt2", ".onnx", ".safetensors"])
@@ -997,7 +1004,7 @@ def test_no_metadata_have_memory_taken_beyond_what_the_file_holds(
 
 
 def test_an_api_call_refuses_as_the_command_line_does(tmp_path: Path) -> None:
-    torch.save(cnn(), tmp_path / "net.pt")
+    torch.save(Runs("true"), tmp_path / "net.pt")
     with pytest.raises(ModelError, match="more than weights") as caught:
         interpkit.invert(tmp_path / "net.pt", ["vecmat"], target_options={"arch": "interpkit:cnn"})
     assert caught.value.exit_code == 3

@@ -26,7 +26,7 @@ from interpkit_losses.priors import (
 from interpkit_losses.variety import Cosine, Orthogonality, Spread
 from torch import Tensor, nn
 
-from interpkit import Condition, InversionBatch, InversionLoss, Target, UsageError, wrap
+from interpkit import Condition, InversionBatch, InversionLoss, Target, UsageError, testing, wrap
 
 BatchOf = Callable[..., InversionBatch]
 
@@ -658,3 +658,21 @@ def test_a_term_holds_no_part_of_the_users_module(cls: Any) -> None:
 def test_options_out_of_range_are_refused(cls: Any, options: dict[str, Any]) -> None:
     with pytest.raises(pydantic.ValidationError, match=next(iter(options))):
         cls.Options(**options)
+
+
+@pytest.mark.parametrize(("loss", "value"), [(CrossEntropy, math.log(2)), (KLDivergence, 0.1308 + math.log(2))])
+def test_of_independent_labels_each_is_compared_by_itself(loss: Any, value: float) -> None:
+    """Sigmoids of zeros are 1/2: KL of (3/4, 1/4) from that is 0.1308, and of (0, 1) it is log 2."""
+    target, images = wrap(nn.Identity(), input_shape=(2,), output="sigmoid_logits"), torch.zeros(1, 2)
+    asked = torch.tensor([[0.75, 0.0]])
+    found = testing.evaluate_loss(loss(target), target, images, labels=[0], distribution=asked)
+    assert found.item() == pytest.approx(value, abs=1e-4)
+
+
+def test_cross_entropy_leaves_the_labels_that_were_not_requested_free() -> None:
+    target = wrap(nn.Identity(), input_shape=(2,), output="sigmoid_logits")
+    values = [
+        testing.evaluate_loss(CrossEntropy(target), target, torch.tensor([[0.5, other]]), labels=[0]).item()
+        for other in (0.0, 1.0)
+    ]
+    assert values[0] == values[1]

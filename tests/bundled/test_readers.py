@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import pickle
+import subprocess
+import sys
+import zipfile
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -11,15 +15,22 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
-from interpkit_targets import checkpoints, folders, loaders
+from interpkit_targets import checkpoints, folders, formats, loaders
 from torch import Tensor, nn
 
+import interpkit
 from interpkit import ModelError, Target, TargetOptions
-from interpkit.plugins.architectures import without_prefix
 
 ONE = torch.ones(1)
 PATH = Path("folder/net.pt")
 ARGUMENTS: dict[str, Any] = {"input_shape": [1, 12, 12], "num_classes": 3, "widths": [4], "hidden": 8}
+
+
+class Printed:
+    """Prints when it is unpickled."""
+
+    def __reduce__(self) -> Any:
+        return print, ("a file ran code",)
 
 
 def config(folder: Path, value: Any, name: str = "config.json") -> Path:
@@ -31,31 +42,42 @@ def config(folder: Path, value: Any, name: str = "config.json") -> Path:
 # ------------------------------------------------------------------------------------------------ checkpoints
 
 
-@pytest.mark.parametrize("key", checkpoints.WRAPPERS)
-def test_a_state_dict_is_found_under_each_usual_key(key: str) -> None:
-    assert checkpoints.unwrap({key: {"a": ONE}, "epoch": 3, "b": ONE + 1}, PATH) == {"a": ONE}
+def names_in(content: Any) -> list[str]:
+    return [name for name, _ in checkpoints.named_tensors(content)]
 
 
-def test_the_first_of_the_usual_keys_wins_and_one_that_holds_no_state_dict_is_passed_over() -> None:
-    content: dict[str, Any] = {key: {key: ONE} for key in reversed(checkpoints.WRAPPERS)}
-    for key in checkpoints.WRAPPERS:
-        assert list(checkpoints.unwrap(content, PATH)) == [key]
-        content[key] = 5
+def test_tensors_are_named_by_the_keys_that_lead_to_them() -> None:
+    state = {"a": ONE, "b": {"c": ONE + 1}}
+    assert names_in(state) == ["a", "b.c"]
+    assert names_in({"epoch": 3, "model": state, "net": [state]}) == ["model.a", "model.b.c"]  # one mapping, once
+    assert names_in([({"model": state},)]) == ["model.a", "model.b.c"]
+    assert names_in({7: ONE, "epoch": 3, ("b",): ONE, 10**9: ONE}) == ["7"]
+    assert names_in({"shadow": [ONE, ONE], "nets": [{"a": ONE}, {"b": ONE}]}) == ["nets.0.a", "nets.1.b"]
 
 
-def test_wrappings_may_be_four_deep_and_lists_of_one_count_as_one() -> None:
-    state: Any = {"a": ONE}
-    assert list(checkpoints.unwrap({"model": {"net": {"weights": {"state_dict": state}}}}, PATH)) == ["a"]
-    assert list(checkpoints.unwrap([({"model": state},)], PATH)) == ["a"]
-    with pytest.raises(ModelError, match=r"net.pt holds no state dict, but dict"):
-        checkpoints.unwrap({"model": {"net": {"weights": {"state_dict": {"model": state}}}}}, PATH)
+def test_the_search_ends_in_a_mapping_that_holds_itself_and_in_one_of_great_depth() -> None:
+    around: dict[str, Any] = {"a": ONE}
+    around["again"] = around
+    assert names_in(around) == ["a"]
+    deep: dict[str, Any] = {"a": ONE}
+    for _ in range(100):
+        deep = {"in": deep}
+    assert names_in(deep) == []
+
+
+def test_the_tensors_under_a_chosen_key_are_taken_and_a_wrong_key_is_refused_with_those_that_there_are() -> None:
+    tensors = {"teacher.a": ONE, "student.net.a": ONE + 1}
+    assert checkpoints.chosen(tensors, None, PATH) == tensors
+    assert checkpoints.chosen(tensors, "student.net", PATH) == {"a": ONE + 1}
+    with pytest.raises(ModelError, match=r"no weights under 'pupil'. It has: teacher, student, student.net\.$"):
+        checkpoints.chosen(tensors, "pupil", PATH)
 
 
 @pytest.mark.parametrize(
     ("content", "kind"),
     [
         ({}, "dict"),
-        ({"epoch": 1}, "dict"),
+        ({"epoch": 1}, r"dict with the keys \['epoch'\]"),
         ([], "list"),
         ([ONE, ONE], "list"),
         (ONE, "Tensor"),
@@ -64,13 +86,10 @@ def test_wrappings_may_be_four_deep_and_lists_of_one_count_as_one() -> None:
     ],
     ids=str,
 )
-def test_the_error_for_a_file_without_tensors_names_its_content(content: Any, kind: str) -> None:
+def test_the_error_for_a_file_without_tensors_names_its_content(content: Any, kind: str, tmp_path: Path) -> None:
+    torch.save(content, tmp_path / "net.pt")
     with pytest.raises(ModelError, match=f"holds no state dict, but {kind}. Save it by torch.save"):
-        checkpoints.unwrap(content, PATH)
-
-
-def test_of_a_state_dict_the_tensors_alone_are_taken_whatever_their_keys_are() -> None:
-    assert checkpoints.unwrap({7: ONE, "epoch": 3, "b": ONE + 1}, PATH) == {"7": ONE, "b": ONE + 1}
+        checkpoints.read_checkpoint(tmp_path / "net.pt")
 
 
 @pytest.mark.parametrize(
@@ -91,39 +110,34 @@ def test_what_wrappers_put_before_every_name_is_taken_off(names: list[str], stri
     assert list(found) == stripped and list(found.values()) == list(tensors.values())
 
 
-@pytest.mark.parametrize(
-    ("names", "expected", "left"),
-    [
-        (["model.a", "model.b"], ["a", "b"], ["a", "b"]),
-        (["net.a", "net.b"], ["a", "b"], ["a", "b"]),
-        (["model.a", "b"], ["a", "b"], ["model.a", "b"]),
-        (["model.a"], ["model.a"], ["model.a"]),
-        (["model.a", "model.b"], ["model.x", "y"], ["model.a", "model.b"]),
-        (["student.a", "student.b"], ["a", "c"], ["a", "b"]),
-        (["0.a"], ["1.a"], ["0.a"]),
-        ([], ["a"], []),
-    ],
-    ids=str,
-)
-def test_a_prefix_of_all_names_is_removed_unless_the_network_has_it(
-    names: list[str], expected: list[str], left: list[str]
-) -> None:
-    tensors = {name: ONE + number for number, name in enumerate(names)}
-    found = without_prefix(tensors, dict.fromkeys(expected, ONE))
-    assert list(found) == left and list(found.values()) == list(tensors.values())
-    assert found is not tensors
-
-
-def test_a_checkpoint_is_read_from_disk_and_one_that_is_none_says_why(tmp_path: Path) -> None:
+def test_a_checkpoint_is_read_from_disk_and_one_that_is_torn_says_why(tmp_path: Path) -> None:
     torch.save({"state_dict": {"module.a": ONE}}, tmp_path / "net.pt")
-    assert checkpoints.read_checkpoint(tmp_path / "net.pt") == {"a": ONE}
+    assert checkpoints.read_checkpoint(tmp_path / "net.pt") == {"state_dict.module.a": ONE}
     (tmp_path / "net.pt").write_bytes((tmp_path / "net.pt").read_bytes()[:300])
     with pytest.raises(ModelError, match=r"net.pt is not a whole PyTorch checkpoint: \S") as torn:
         checkpoints.read_checkpoint(tmp_path / "net.pt")
     assert "\n" not in str(torn.value) and len(str(torn.value)) < 200 + 60 + len(str(tmp_path))
-    torch.save(torch.nn.Linear(1, 1), tmp_path / "whole.pt")
-    with pytest.raises(ModelError, match=r"holds more than weights.* GLOBAL torch.nn.*Save its weights alone") as code:
-        checkpoints.read_checkpoint(tmp_path / "whole.pt")
+
+
+def test_a_whole_module_is_read_as_its_weights(tmp_path: Path) -> None:
+    module = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Sequential(nn.BatchNorm2d(2), nn.ReLU()))
+    torch.save({"model": nn.DataParallel(module)}, tmp_path / "whole.pt")
+    read = checkpoints.read_checkpoint(tmp_path / "whole.pt")
+    assert list(read) == [f"model.module.{name}" for name in module.state_dict()]
+    assert all(torch.equal(read[f"model.module.{name}"], tensor) for name, tensor in module.state_dict().items())
+
+
+def test_what_cannot_be_read_is_refused_with_the_line_that_turns_it_into_a_plain_file(tmp_path: Path) -> None:
+    path = tmp_path / "net.pkl"
+    state = {"a": ONE.numpy()}
+    path.write_bytes(pickle.dumps(state))
+    with pytest.raises(ModelError, match=r"a pickle of another kind.* save it as one: `import pickle.*`") as other:
+        checkpoints.read_checkpoint(path)
+    subprocess.run([sys.executable, "-c", str(other.value).split("`")[1]], check=True)  # by a user who trusts the file
+    assert checkpoints.read_checkpoint(tmp_path / "net-weights.pth") == {"a": ONE}
+    torch.save({"a": ONE, "printed": Printed()}, path)
+    with pytest.raises(ModelError, match=r"holds more than weights \(it refers to print\).*weights_only=False") as code:
+        checkpoints.read_checkpoint(path)
     assert "\n" not in str(code.value)
 
 
@@ -161,13 +175,45 @@ def test_a_file_without_a_json_object_is_refused(content: bytes | None, words: s
 def test_a_folders_weights_are_safetensors_where_there_are_both(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"has no model.safetensors or pytorch_model.bin\.$"):
         folders.read_weights(tmp_path)
-    (tmp_path / "model.safetensors.index.json").write_text("{}")
-    with pytest.raises(ModelError, match=r"weights that are split into several files are not read"):
-        folders.read_weights(tmp_path)
     torch.save({"module.a": ONE}, tmp_path / "pytorch_model.bin")
     assert folders.read_weights(tmp_path) == {"a": ONE}
     safetensors.torch.save_file({"b": ONE}, tmp_path / "model.safetensors")
     assert folders.read_weights(tmp_path) == {"b": ONE}
+
+
+@pytest.mark.parametrize("whole", ["model.safetensors", "pytorch_model.bin"])
+def test_split_weights_are_read_from_the_files_that_their_index_names(whole: str, tmp_path: Path) -> None:
+    parts = [{"a": ONE}, {"b": ONE + 1}]
+    for number, part in enumerate(parts):
+        save = torch.save if whole.endswith("bin") else safetensors.torch.save_file
+        save(part, tmp_path / f"part{number}")
+    index = f"{whole}.index.json"
+    config(tmp_path, {"weight_map": {"a": "part0", "b": "part1"}}, index)
+    assert folders.read_weights(tmp_path) == {"a": ONE, "b": ONE + 1}
+    config(tmp_path, {"weight_map": {"a": "part0", "b": "part0"}}, index)
+    with pytest.raises(ModelError, match=r"names tensors that its files do not hold: b\."):
+        folders.read_weights(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["../part", "sub/part", "/etc/passwd", "absent", "", "."])
+def test_an_index_that_names_a_file_elsewhere_is_refused(name: str, tmp_path: Path) -> None:
+    safetensors.torch.save_file({"a": ONE}, tmp_path / "part")
+    folder = config(tmp_path / "folder", {"weight_map": {"a": name}}, "model.safetensors.index.json")
+    (folder / "sub").mkdir()
+    safetensors.torch.save_file({"a": ONE}, folder / "sub" / "part")
+    with pytest.raises(ModelError, match=r"is not in the same folder"):
+        folders.read_weights(folder)
+
+
+@pytest.mark.parametrize("settings", [{}, {"architecture": "test_resnet"}, {"model_type": "vit"}, None], ids=str)
+def test_an_adapter_is_refused_with_the_way_to_merge_it(settings: dict[str, str] | None, tmp_path: Path) -> None:
+    folder = tmp_path / "adapter" if settings is None else config(tmp_path / "adapter", settings)
+    folder.mkdir(exist_ok=True)
+    tensors = {"base_model.model.a.lora_A.weight": ONE, "base_model.model.a.lora_B.weight": ONE + 1}
+    safetensors.torch.save_file(tensors, folder / "adapter_model.safetensors")
+    for path in (folder, folder / "adapter_model.safetensors"):
+        with pytest.raises(ModelError, match=r"is a PEFT adapter.*merge_and_unload.*adapter-merged"):
+            interpkit.load_target(path, input_shape=(3, 8, 8))
 
 
 def test_what_a_config_says_is_checked_and_what_it_leaves_out_is_left_out() -> None:
@@ -365,6 +411,7 @@ def test_a_folders_weights_are_loaded_as_the_folder_with_all_that_the_user_says(
     [
         ("model.safetensors", None, True),
         ("pytorch_model.bin", None, True),
+        ("model-00002-of-00003.safetensors", None, True),
         ("other.safetensors", None, False),
         ("model.safetensors", "interpkit:cnn", False),
         ("model.safetensors", "py:mine:Net", True),
@@ -379,14 +426,53 @@ def test_weights_belong_to_their_folder_unless_the_user_names_an_architecture(
     assert loaders.belongs_to_folder(tmp_path / name, options) is belongs
 
 
-@pytest.mark.parametrize("suffix", [".pt", ".pth", ".th", ".ckpt", ".bin", ".safetensors", ".onnx", ""])
-def test_a_loader_takes_files_of_its_endings(suffix: str, tmp_path: Path) -> None:
-    path = tmp_path / f"net{suffix}"
-    taken = [loaders.SafetensorsLoader(), loaders.CheckpointLoader()]
-    assert [loader.accepts(path) for loader in taken] == [False, False]
-    path.write_bytes(b"")
-    by_checkpoint = suffix in (".pt", ".pth", ".th", ".ckpt", ".bin")
-    assert [loader.accepts(path) for loader in taken] == [suffix == ".safetensors", by_checkpoint]
+def written(kind: str, path: Path) -> Path:
+    """Write a file of a kind that `formats.kind_of` knows."""
+    if kind == "checkpoint":
+        torch.save({"a": ONE}, path)
+    elif kind == "older checkpoint":
+        torch.save({"a": ONE}, path, _use_new_zipfile_serialization=False)
+    elif kind == "safetensors":
+        path.write_bytes(safetensors.torch.save({"a": ONE}))
+    elif kind == "onnx":
+        onnx = pytest.importorskip("onnx")
+        graph = onnx.helper.make_graph([], "empty", [], [])
+        path.write_bytes(onnx.helper.make_model(graph).SerializeToString())
+    else:
+        member = "constants.pkl" if kind == "torchscript" else "models/model.json"
+        with zipfile.ZipFile(path, "w") as archive:
+            for name in ("data.pkl", member):
+                archive.writestr(f"archive/{name}", b"")
+    return path
+
+
+KINDS_OF_FILES = ["checkpoint", "older checkpoint", "safetensors", "onnx", "torchscript", "exported program"]
+
+
+@pytest.mark.parametrize("kind", KINDS_OF_FILES)
+@pytest.mark.parametrize("name", ["best", "best.pth.tar", "best.PTH", "best.pkl", "best.bin", "best.safetensors"])
+def test_a_file_is_known_by_its_content_whatever_its_name(kind: str, name: str, tmp_path: Path) -> None:
+    assert formats.kind_of(written(kind, tmp_path / name)) == kind.removeprefix("older ")
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        *(("net" + ending, kind) for ending, kind in formats.ENDINGS.items()),
+        ("net.ONNX", "onnx"),
+        ("net.pth.tar", "checkpoint"),
+        ("net", None),
+        ("net.txt", None),
+    ],
+)
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 torn", b"<html>404</html>"], ids=["empty", "torn", "page"])
+def test_the_ending_decides_where_the_content_does_not(
+    name: str, kind: str | None, content: bytes, tmp_path: Path
+) -> None:
+    path = tmp_path / name
+    assert formats.kind_of(path) is None
+    path.write_bytes(content)
+    assert formats.kind_of(path) == kind
 
 
 def weights() -> dict[str, Tensor]:

@@ -352,8 +352,8 @@ def test_a_missing_file_ends_with_3_and_the_nearest_name(tiny_model: Path, comma
 @pytest.mark.parametrize(
     ("name", "cut", "words"),
     [
-        ("model.txt", None, "in no format that interpkit reads. It reads: .*safetensors"),
-        ("model.onnx", None, "not a valid ONNX graph"),
+        ("model.txt", 500, "in no format that interpkit reads. It reads: .*safetensors"),
+        ("model.onnx", 500, "not a valid ONNX graph"),
         ("model.safetensors", 0, "not a whole safetensors file"),
         ("model.safetensors", 500, "not a whole safetensors file"),
         ("model.safetensors", -1, "not a whole safetensors file"),

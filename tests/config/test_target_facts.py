@@ -26,6 +26,7 @@ SHAPE = (3, 4, 4)
 TYPED: dict[str, tuple[str, Any]] = {
     "arch": ("interpkit:cnn", "interpkit:cnn"),
     "arch_args": ("widths=[4]", {"widths": [4]}),
+    "weights_key": ("state_dict.teacher", "state_dict.teacher"),
     "input_shape": ("3, 4,4", [3, 4, 4]),
     "num_classes": ("2", 2),
     "mean": ("0.5,0.25,0", [0.5, 0.25, 0.0]),
@@ -42,7 +43,7 @@ TYPED: dict[str, tuple[str, Any]] = {
 }
 """By the name of a fact: what one types after its flag, and what that means."""
 FACTS = {fact.name: fact for fact in target_facts()}
-NOT_STORED = {"path", "trust"}
+NOT_STORED = {"path", "weights_key", "trust"}
 
 
 def net() -> nn.Module:

@@ -1,6 +1,7 @@
 """The start of a generator if the target has no gradient at gray images."""
 
 import logging
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -55,3 +56,45 @@ def test_a_target_without_any_gradient_is_reported(caplog: pytest.LogCaptureFixt
     with target.frozen(), caplog.at_level(logging.WARNING, "interpkit"):
         warm_start(target, generator)
     assert "no gradient at any plain image" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "output",
+    [
+        lambda z: z.softmax(1),
+        lambda z: z.log_softmax(1),
+        lambda z: -z.log_softmax(1),
+        lambda z: z.sigmoid(),
+        lambda z: z[:, :1],
+        lambda z: z[:, :1].sigmoid(),
+    ],
+    ids=["probs", "log_probs", "neg_log_probs", "sigmoids", "one logit", "one probability"],
+)
+def test_a_start_at_gray_is_kept_whatever_the_target_outputs(
+    output: Callable[[Tensor], Tensor], caplog: pytest.LogCaptureFixture
+) -> None:
+    class Outputs(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(64, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return output(self.fc(x.flatten(1)))
+
+    torch.manual_seed(0)
+    target = interpkit.wrap(Outputs(), (1, 8, 8))
+    conditioner = installed().registry.get("conditioner", "vector")(target.num_classes, (1, 8, 8))
+    generator = installed().registry.get("generator", "dense")(conditioner.spec, (1, 8, 8))
+    caplog.clear()
+    with target.frozen(), caplog.at_level(logging.WARNING, "interpkit"):
+        warm_start(target, generator)
+    assert not caplog.records
+
+
+def test_a_dead_target_of_log_probabilities_is_found_to_be_dead(caplog: pytest.LogCaptureFixture) -> None:
+    target = interpkit.wrap(nn.Sequential(DeadAbove(0.3), nn.LogSoftmax(1)), (1, 8, 8), layout="nchw")
+    conditioner = installed().registry.get("conditioner", "vector")(3, (1, 8, 8))
+    generator = installed().registry.get("generator", "dense")(conditioner.spec, (1, 8, 8))
+    with target.frozen(), caplog.at_level(logging.WARNING, "interpkit"):
+        warm_start(target, generator)
+    assert "brightness 0.25" in caplog.text

@@ -2,11 +2,27 @@
 
 from __future__ import annotations
 
+import argparse
+import collections
+import dataclasses
+import datetime
+import functools
+import importlib
+import os
+import pickle
+import runpy
+import subprocess
+import sys
+import types
+import uuid
 import zipfile
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from interpkit import load_plain
 
@@ -32,3 +48,106 @@ def test_an_archive_that_unpacks_to_more_than_it_is_large_is_refused(tmp_path: P
         archive.writestr("archive/data/0", bytes(5_000_000))
     with pytest.raises(ValueError, match="it unpacks to 5,000,000 bytes"):
         load_plain(path)
+
+
+@dataclasses.dataclass
+class Config:
+    lr: float = 0.1
+
+
+class Attributes(dict[str, Any]):
+    """A dictionary with attributes, as configurations are."""
+
+
+class Calls:
+    """Calls a function when it is unpickled."""
+
+    def __init__(self, function: Any, *arguments: Any) -> None:
+        self.call = (function, arguments)
+
+    def __reduce__(self) -> Any:
+        return self.call
+
+
+OBJECTS = {
+    "namespace": argparse.Namespace(lr=0.1),
+    "simple namespace": types.SimpleNamespace(lr=0.1),
+    "path": PurePosixPath("x"),
+    "paths": {PurePosixPath("x"), PurePosixPath("y")},
+    "day": {datetime.date(2024, 1, 1): 0.9},
+    "uuid": uuid.UUID(int=3),
+    "dataclass": Config(),
+    "dictionary of a class": Attributes(lr=0.1),
+    "defaults": collections.defaultdict(int, {"a": 1}),
+    "function with arguments": functools.partial(torch.optim.SGD, lr=0.1),
+    "queue": collections.deque([1, 2]),
+    "classes and functions": [Config, dict, int, torch.optim.SGD, nn.functional.relu],
+    "optimizer": torch.optim.Adam([nn.Parameter(torch.ones(1))]),
+    "module": nn.Sequential(nn.Linear(2, 2)),
+}
+
+
+@pytest.mark.parametrize("archive", [True, False])
+@pytest.mark.parametrize("name", OBJECTS)
+@pytest.mark.filterwarnings("ignore:.*torch.nn.Module")
+def test_objects_beside_the_weights_can_be_skipped_and_are_refused_otherwise(
+    name: str, archive: bool, tmp_path: Path
+) -> None:
+    path = tmp_path / "net.pt"
+    torch.save({"w": torch.ones(2), "extra": OBJECTS[name]}, path, _use_new_zipfile_serialization=archive)
+    with pytest.raises(pickle.UnpicklingError):
+        load_plain(path)
+    if name == "module" and not archive:
+        return  # such a file refers to the module's source
+    allowed = set(torch.serialization.get_safe_globals())
+    content = load_plain(path, skip_objects=True)
+    assert content["w"].tolist() == [1, 1]
+    assert not isinstance(content["extra"], type(OBJECTS[name])) or name in ("paths", "day", "classes and functions")
+    assert set(torch.serialization.get_safe_globals()) == allowed
+
+
+def test_a_skipped_object_keeps_its_attributes_and_items(tmp_path: Path) -> None:
+    torch.save([Config(0.5), Attributes(lr=0.5)], tmp_path / "net.pt")
+    config, attributes = load_plain(tmp_path / "net.pt", skip_objects=True)
+    assert vars(config) == {"lr": 0.5} and attributes == {"lr": 0.5}
+    assert type(config) is type(attributes) is collections.OrderedDict
+
+
+@pytest.mark.parametrize("kind", ["f4", "f8", "f2", "i8", "u1", "b1", "c8", ">f4", ">i2"])
+def test_numpys_arrays_and_numbers_are_read_as_tensors(kind: str, tmp_path: Path) -> None:
+    array = np.arange(6).reshape(2, 3).astype(kind)
+    content = {"c": array, "f": np.asfortranarray(array), "number": array[1, 2], "none": array[:0]}
+    torch.save(content, tmp_path / "net.pt")
+    read = load_plain(tmp_path / "net.pt", skip_objects=True)
+    for name in ("c", "f", "none"):
+        assert np.array_equal(read[name].tensor.numpy(), content[name])
+    assert read["number"].item() == array[1, 2].item() and read["number"].shape == ()
+
+
+def test_numpys_arrays_of_anything_but_numbers_are_passed_over(tmp_path: Path) -> None:
+    torch.save({"text": np.array(["a"]), "objects": np.array([None, {}]), "day": np.datetime64("2024-01-01")},
+               tmp_path / "net.pt")  # fmt: skip
+    read = load_plain(tmp_path / "net.pt", skip_objects=True)
+    assert read["text"].tensor is None and read["objects"].tensor is None and read["day"] is None
+
+
+@pytest.mark.parametrize("function", [os.system, subprocess.call, print, eval, runpy.run_path, os.remove])
+def test_what_acts_when_it_is_unpickled_is_refused_and_not_run(function: Any, tmp_path: Path) -> None:
+    marker = tmp_path / "marker"
+    command = f"open({str(marker)!r}, 'w')" if function is eval else f"touch {marker}"
+    torch.save({"w": torch.ones(2), "extra": Calls(function, command)}, tmp_path / "net.pt")
+    with pytest.raises(pickle.UnpicklingError, match=r"GLOBAL"):
+        load_plain(tmp_path / "net.pt", skip_objects=True)
+    assert not marker.exists()
+
+
+def test_code_of_a_package_is_neither_imported_nor_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "evil_package.py").write_text("def act(path):\n    open(path, 'w')\n", "utf-8")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    evil = importlib.import_module("evil_package")
+    torch.save({"w": torch.ones(2), "extra": Calls(evil.act, str(tmp_path / "marker"))}, tmp_path / "net.pt")
+    (tmp_path / "evil_package.py").write_text("raise SystemExit('imported')", "utf-8")
+    monkeypatch.delitem(sys.modules, "evil_package")
+    content = load_plain(tmp_path / "net.pt", skip_objects=True)
+    assert content["w"].tolist() == [1, 1] and content["extra"] == {}
+    assert not (tmp_path / "marker").exists()

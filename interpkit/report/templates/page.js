@@ -105,7 +105,7 @@
     const img = sample.querySelector("img"), sure = (100 * number(sample, "sure")).toFixed(1);
     byId("sample-title").textContent = `Made for ${asked}`;
     byId("sample-said").textContent =
-      `Sample ${row + 1}. The target takes it for ${got}, and gives ${asked} a probability of ${sure}%.`;
+      `Sample ${row + 1}. The target ${data.multi_label ? "" : `takes it for ${got}, and `}gives ${asked} a probability of ${sure}%.`;
     const beside = byId("sample-beside"), list = byId("sample-shares");
     for (const part of [byId("sample-picture"), beside, list]) part.replaceChildren();
     picture(img.src, img.alt, "The sample", byId("sample-picture"));

@@ -136,7 +136,7 @@ class Edges(Inverter):
                 )
         for step in range(done + 1, recipe.steps + 1) if len(labels) else ():
             middle = (low + high) / 2
-            inside = self._logits(target, recipe, between(starts, ends, middle)).argmax(1) == labels
+            inside = target.accepts(self._logits(target, recipe, between(starts, ends, middle)), labels)
             low, high = torch.where(inside, low, middle), torch.where(inside, middle, high)
             images, width = between(starts, ends, high), (high - low).mean()
             recorder.step(step, width, {"width": width}, images, self._logits(target, recipe, images), labels)
@@ -157,13 +157,14 @@ class Edges(Inverter):
     def _pairs(self, target: Target, recipe: Recipe, known: LabelledImages) -> tuple[dict[str, Tensor], dict[int, str]]:
         """Return random pairs for each class, and the classes without pairs, each with the reason."""
         rng = random_generator(torch.device("cpu"), derive_seed(recipe.seed, self.name))
-        predicted = self._logits(target, recipe, known.images.to(recipe.device)).argmax(1).cpu()
+        logits = self._logits(target, recipe, known.images.to(recipe.device)).cpu()
         starts, ends, labels, empty = [], [], [], {}
         for label in range(target.num_classes) if recipe.labels is None else recipe.labels:
-            inside, outside = (predicted == label).nonzero()[:, 0], (predicted != label).nonzero()[:, 0]
+            accepted = target.accepts(logits, torch.full((len(logits),), label))
+            inside, outside = accepted.nonzero()[:, 0], (~accepted).nonzero()[:, 0]
             if not len(inside) or not len(outside):
                 count = "none" if not len(inside) else "all"
-                empty[label] = f"the target puts {count} of the {len(predicted)} images of the data in it"
+                empty[label] = f"the target puts {count} of the {len(logits)} images of the data in it"
                 continue
             for rows, chosen in ((outside, starts), (inside, ends)):
                 chosen.append(rows[torch.randint(len(rows), (self.options.pairs,), generator=rng)])

@@ -40,6 +40,9 @@ class Margin(Metric):
 
     def measure(self, study: Study) -> Mapping[str, Any]:
         """Return the mean margin of all samples, and of each class."""
+        if study.target.multi_label:
+            study.leave_out(self.name, "labels that do not exclude each other have no second-best class.")
+            return {}
         largest = study.response(study.target, "samples").logits.softmax(1).topk(2).values
         margins: Tensor = largest[:, 0] - largest[:, 1]
         per_class = {label: {"margin": margins[study.rows("samples", label)].mean().item()} for label in study.classes}

@@ -1,0 +1,202 @@
+"""What a classifier's numbers are: how that is found, what it becomes, and what remains in doubt."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import interpkit
+from interpkit import UsageError, wrap
+
+Make = Callable[[Tensor], Tensor]
+
+
+class Answers(nn.Module):
+    """Returns a function of n numbers that are linear in the image."""
+
+    def __init__(self, make: Make, n: int) -> None:
+        super().__init__()
+        self.fc, self.make = nn.Linear(64, n), make
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.make(self.fc(x.flatten(1)))
+
+
+def answers(make: Make, n: int) -> Answers:
+    torch.manual_seed(0)
+    return Answers(make, n)
+
+
+def both(p: Tensor) -> Tensor:
+    return torch.cat([1 - p, p], 1)
+
+
+EXCLUSIVE: list[tuple[str, Make, int, str, Make]] = [
+    ("logits", lambda z: z, 4, "logits", lambda z: z.softmax(1)),
+    ("logits between 0 and 1 for plain images", lambda z: 0.5 + z / 20, 4, "logits", lambda z: (z / 20).softmax(1)),
+    ("a softmax", lambda z: z.softmax(1), 4, "probs", lambda z: z.softmax(1)),
+    ("its logarithm", lambda z: z.log_softmax(1), 4, "log_probs", lambda z: z.softmax(1)),
+    ("minus its logarithm", lambda z: -z.log_softmax(1), 4, "neg_log_probs", lambda z: z.softmax(1)),
+    ("the same, all below 1", lambda z: -(z / 9).log_softmax(1), 2, "neg_log_probs", lambda z: (z / 9).softmax(1)),
+    ("a column of a softmax", lambda z: z.softmax(1)[:, 1], 2, "probs", lambda z: z.softmax(1)),
+    ("one logit", lambda z: z, 1, "logits", lambda z: both(z.sigmoid())),
+    ("one logit, likewise", lambda z: 0.5 + z / 20, 1, "logits", lambda z: both((0.5 + z / 20).sigmoid())),
+    ("one probability", lambda z: z.sigmoid()[:, 0], 1, "probs", lambda z: both(z.sigmoid())),
+    ("both of one sigmoid", lambda z: both(z.sigmoid()), 1, "probs", lambda z: both(z.sigmoid())),
+    ("the logarithm of a sigmoid", F.logsigmoid, 1, "log_probs", lambda z: both(z.sigmoid())),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("make", "n", "output", "true"), [row[1:] for row in EXCLUSIVE], ids=[r[0] for r in EXCLUSIVE])
+def test_classes_that_exclude_each_other_get_the_probabilities_that_the_classifier_means(
+    make: Make, n: int, output: str, true: Make
+) -> None:
+    net, images = answers(make, n), torch.rand(5, 1, 8, 8)
+    target = wrap(net, (1, 8, 8))
+    assert (target.description.output, target.multi_label) == (output, False)
+    assert target.sources["output"].startswith("found")
+    torch.testing.assert_close(target.probabilities(target(images)), true(net.fc(images.flatten(1))))
+
+
+@pytest.mark.parametrize(
+    ("make", "n"), [(torch.sigmoid, 5), (lambda z: torch.sigmoid(z / 1000), 2), (F.hardsigmoid, 3)]
+)
+def test_sigmoids_are_found_to_be_labels_of_their_own(make: Make, n: int) -> None:
+    net, images = answers(make, n), torch.rand(5, 1, 8, 8)
+    target = wrap(net, (1, 8, 8))
+    assert (target.description.output, target.multi_label, target.num_classes) == ("sigmoid", True, n)
+    torch.testing.assert_close(target.probabilities(target(images)), net(images), rtol=1e-4, atol=1e-5)
+
+
+def test_logits_of_labels_are_taken_as_such_where_that_is_said() -> None:
+    net, images = answers(lambda z: z, 4), torch.rand(5, 1, 8, 8)
+    target = wrap(net, (1, 8, 8), output="sigmoid_logits")
+    assert target.multi_label and target.sources["output"] == "given"
+    torch.testing.assert_close(target.probabilities(target(images)), net(images).sigmoid())
+
+
+@pytest.mark.parametrize(("said", "meant"), [("sigmoid", "probs"), ("sigmoid_logits", "logits")])
+def test_one_label_and_its_absence_exclude_each_other(said: interpkit.config.recipe.Output, meant: str) -> None:
+    target = wrap(answers(torch.sigmoid, 1), (1, 8, 8), output=said)
+    assert (target.description.output, target.multi_label, target.num_classes) == (meant, False, 2)
+
+
+@pytest.mark.parametrize(("n", "output"), [(1, "probs"), (5, "sigmoid")])
+def test_numbers_between_0_and_1_of_no_known_origin_are_doubted(
+    n: int, output: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    target = wrap(answers(lambda z: 0.5 + 0.5 * torch.tanh(z), n), (1, 8, 8), name="odd")
+    assert target.description.output == output and target.sources["output"].startswith("assumed")
+    assert "odd: its output is between 0 and 1 for all probes" in caplog.text and f"output='{output}'" in caplog.text
+
+
+def test_a_linear_layer_behind_a_normalization_stays_within_0_and_1_and_still_returns_logits(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    net = nn.Sequential(nn.Flatten(), nn.LayerNorm(64), nn.Linear(64, 3))
+    nn.init.constant_(net[2].weight, 0.001)
+    nn.init.constant_(net[2].bias, 0.5)
+    assert wrap(net, (1, 8, 8)).description.output == "logits"
+    assert "between 0 and 1 for all probes" in caplog.text
+
+
+def test_an_output_that_never_changes_is_read_as_logits() -> None:
+    assert wrap(answers(lambda z: 0 * z, 3), (1, 8, 8)).description.output == "logits"
+
+
+def test_both_classes_of_one_logit_have_a_gradient() -> None:
+    target, images = wrap(answers(lambda z: z, 1), (1, 8, 8)), torch.rand(1, 1, 8, 8, requires_grad=True)
+    no, yes = (torch.autograd.grad(target(images)[0, k], images)[0] for k in (0, 1))
+    torch.testing.assert_close(no, -yes)
+    assert yes.any()
+
+
+def test_one_number_may_be_a_quantity(caplog: pytest.LogCaptureFixture) -> None:
+    net = answers(lambda z: 30 + z, 1)
+    wrap(net, (1, 8, 8), name="age")
+    assert "age returns one number per image" in caplog.text and "output='logits'" in caplog.text
+    caplog.clear()
+    wrap(net, (1, 8, 8), output="logits")
+    wrap(net, (1, 8, 8), class_names=["cat", "dog"])
+    assert not caplog.records
+
+
+def test_one_name_for_one_output_also_names_its_absence() -> None:
+    assert wrap(answers(torch.sigmoid, 1), (1, 8, 8), class_names=["tumor"]).class_names == ["not tumor", "tumor"]
+    with pytest.raises(UsageError, match="3 classes, but 1 names"):
+        wrap(answers(lambda z: z, 3), (1, 8, 8), class_names=["tumor"])
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda z: (1e-6 * z).softmax(1), "its logits differ by at most"),
+        (lambda z: 1e6 * z, "its logits differ by at most"),
+        (lambda z: (1e6 * z).softmax(1), "its probabilities are exactly 0 or 1 for all probes"),
+    ],
+)
+def test_a_scale_that_leaves_no_gradient_is_noticed(make: Make, words: str, caplog: pytest.LogCaptureFixture) -> None:
+    wrap(answers(make, 4), (1, 8, 8), name="scaled")
+    assert f"scaled: {words}" in caplog.text
+
+
+# ------------------------------------------------------------------------------ what a target says of its logits
+
+
+@pytest.fixture
+def labels_target() -> interpkit.Target:
+    """Return a target of three labels whose logits are its inputs."""
+    return wrap(nn.Identity(), (3,), output="sigmoid_logits")
+
+
+def test_a_label_is_accepted_by_its_own_probability(labels_target: interpkit.Target) -> None:
+    logits, asked = torch.tensor([[1.0, 5.0, -1.0], [-1.0, -2.0, -3.0]]), torch.tensor([0, 0])
+    assert labels_target.accepts(logits, asked).tolist() == [True, False]
+    assert labels_target.predictions(logits, asked).tolist() == [0, 1]
+    exclusive = wrap(nn.Identity(), (3,))
+    assert exclusive.accepts(logits, asked).tolist() == [False, True]
+    assert exclusive.predictions(logits, asked).tolist() == [1, 0]
+
+
+def test_cross_entropy_and_divergence_of_labels_are_those_of_their_own_probabilities(
+    labels_target: interpkit.Target,
+) -> None:
+    q, p = torch.tensor([[0.2, 0.9, 0.5]]), torch.tensor([[0.7, 0.3, 0.0]])
+    logits = q.logit()
+    torch.testing.assert_close(labels_target.cross_entropy(logits, torch.tensor([1])), -q[:, 1].log())
+    pairs = [torch.distributions.Bernoulli(probs=probs) for probs in (p, q)]
+    expected = torch.distributions.kl_divergence(*pairs).sum(1)
+    torch.testing.assert_close(labels_target.divergence(logits, p), expected)
+
+
+def test_a_packed_classifier_of_labels_stays_one(tmp_path: Path) -> None:
+    pytest.importorskip("onnx2torch")
+    target, images = wrap(answers(torch.sigmoid, 3), (1, 8, 8)), torch.rand(4, 1, 8, 8)
+    packed = interpkit.load_target(interpkit.pack_target(target, tmp_path / "labels.safetensors"))
+    assert packed.multi_label
+    torch.testing.assert_close(packed.probabilities(packed(images)), target.probabilities(target(images)))
+
+
+def test_an_inversion_of_labels_is_judged_label_by_label(tmp_path: Path) -> None:
+    """Each label is present where its pixel is bright, so the target is certain of several labels at once."""
+    target = wrap(answers(lambda z: torch.sigmoid(z), 3), (1, 8, 8))
+    images, labels = torch.rand(6, 1, 8, 8), torch.tensor([0, 1, 2, 0, 1, 2])
+    images = (images * 255).round() / 255
+    inversion = interpkit.ImageInversion(target, interpkit.Recipe(), [], images, labels)
+    true = target.module(images)[torch.arange(6), labels]  # type: ignore[operator]
+    metrics = interpkit.evaluate(inversion, metrics=[])
+    assert metrics["confidence"] == pytest.approx(true.mean().item(), abs=1e-5)
+    assert metrics["inversion_accuracy"] == pytest.approx((true > 0.5).double().mean().item())
+
+
+def test_the_history_and_the_report_of_labels_speak_of_presence(tmp_path: Path) -> None:
+    target = wrap(answers(lambda z: torch.sigmoid(z + 9), 3), (1, 8, 8))  # all labels are present
+    inversion = interpkit.invert(target, ["pixels"], steps=2, out=tmp_path / "run")
+    assert inversion.history[-1].inversion_accuracy == 1.0
+    page = interpkit.write_report(tmp_path / "run", target=target).read_text("utf-8")
+    assert "Asked for, and present" in page and "labels, each on its own" in page and "taken for" not in page
