@@ -17,7 +17,7 @@ from interpkit.errors import InterpkitError, ModelError, PluginError, RunError, 
 from interpkit.interfaces import contracts
 from interpkit.interfaces.inversions import Inversion
 from interpkit.interfaces.targets import Target
-from interpkit.io.atomic import sha256, to_json, write_atomically
+from interpkit.io.atomic import to_json, write_atomically
 from interpkit.plugins import assembly, loading, typed_code
 from interpkit.plugins.discovery import Plugins, installed, is_file
 from interpkit.runs import disk_space
@@ -146,7 +146,7 @@ def prepare(
         layers += [known_plugins.preset(name).layer for name in _preset_names(layer.pop("presets", []), config)]
         resumed = None
         if resume_from is not None and not isinstance(target, Target) and Path(target).exists():
-            resumed = sha256(Path(target))
+            resumed = loading.digest(Path(target))
         layers.append(_without_code(layer, target_options or {}, config, resumed))
     # look the inverter up here, so that a misspelt name is not reported as a missing preset
     whole = inverter is not None and not known_plugins.component("inverter", inverter).needs

@@ -37,6 +37,17 @@ class Loader(ABC):
             ModelError: with what was found and what to type instead.
         """
 
+    def files(self, path: Path) -> Sequence[Path]:
+        """Return the files that `load` reads, so that a run notices when one of them changes.
+
+        Args:
+            path: a file or folder for which `accepts` returned True.
+
+        Returns:
+            ``path``, and any other files beside it; only ``path`` by default.
+        """
+        return [path]
+
     @staticmethod
     def example(folder: Path) -> Path | tuple[Path, TargetOptions]:
         """Write a small classifier in this format; only `interpkit.testing` requires this, to load it.

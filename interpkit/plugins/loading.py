@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +16,7 @@ from interpkit.errors import ModelError, PluginError, UsageError, did_you_mean
 from interpkit.interfaces import contracts
 from interpkit.interfaces.loaders import Loader
 from interpkit.interfaces.targets import Target
+from interpkit.io.atomic import sha256
 from interpkit.plugins.discovery import installed
 from interpkit.plugins.registry import Entry
 from interpkit.runtime.autograd import with_autograd
@@ -62,6 +64,18 @@ def loader_of(path: Path) -> Entry | None:
         except PluginError as error:
             log.warning("%s It is skipped.", error)
     return None
+
+
+def digest(path: Path) -> str:
+    """Return the sha256 of a classifier's file or folder, together with any other files that its loader reads."""
+    entry = loader_of(path)
+    files: list[Path] = [path]
+    if entry is not None:
+        with contracts.blamed(entry.item):
+            files = list(entry.item.files(path))
+    if files == [path]:
+        return sha256(path)
+    return hashlib.sha256("".join(f"{file.name}\0{sha256(file)}\n" for file in files).encode()).hexdigest()
 
 
 @with_autograd

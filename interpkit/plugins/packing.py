@@ -5,7 +5,8 @@ from __future__ import annotations
 import importlib.util
 import io
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -16,6 +17,9 @@ from interpkit.config.recipe import ClassifierFacts, TargetOptions
 from interpkit.errors import ModelError, UsageError, first_line, install_extra
 from interpkit.interfaces.targets import Target
 from interpkit.targets.file_format import ONNX_GRAPH, ONNX_TENSOR, write_target_file
+
+OPSET = 20
+"""The oldest with an operator for `torch.nn.functional.affine_grid`, and the newest of torch's older exporter."""
 
 
 def save_target(
@@ -127,6 +131,19 @@ class _Opaque(nn.Module):
         return self._target[0](images)  # type: ignore[no-any-return]
 
 
+@contextmanager
+def _exportable() -> Iterator[None]:
+    """For a block, compute attention by operators that ONNX has, and let the exporter not print a graph on failure."""
+    fast, log = torch.backends.mha.get_fastpath_enabled(), torch._C._jit_onnx_log
+    torch.backends.mha.set_fastpath_enabled(False)
+    torch._C._jit_onnx_log = lambda *_: None
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+        torch._C._jit_onnx_log = log
+
+
 def export_graph(target: Target) -> bytes:
     """Return a target as an ONNX graph from images (B, *input_shape) in [0, 1] to logits (B, n).
 
@@ -137,7 +154,7 @@ def export_graph(target: Target) -> bytes:
     one_by_one = getattr(target, "one_by_one", False)
     example = torch.rand(1 if one_by_one else 2, *target.input_shape)
     try:
-        with warnings.catch_warnings(), target.frozen(), torch.no_grad():
+        with warnings.catch_warnings(), _exportable(), target.frozen(), torch.no_grad():
             warnings.simplefilter("ignore")  # it is deprecated, but the newer one requires another package
             scripted = any(isinstance(module, torch.jit.ScriptModule) for module in target.modules())
             torch.onnx.export(
@@ -145,7 +162,9 @@ def export_graph(target: Target) -> bytes:
                 (example,),
                 buffer,  # type: ignore[arg-type]  # a legacy exporter writes to a file object as well
                 dynamo=False,
-                opset_version=13,
+                opset_version=OPSET,
+                training=torch.onnx.TrainingMode.PRESERVE,  # in eval mode it merges batch norms into convolutions
+                do_constant_folding=False,  # likewise
                 input_names=["images"],
                 output_names=["logits"],
                 dynamic_axes=None if one_by_one else {"images": {0: "batch"}, "logits": {0: "batch"}},

@@ -264,7 +264,7 @@ class Run:
         if options.trust and not trust:
             raise ModelError(f"{path} may run code when it is loaded. If you trust it, add {setting('trust')}.")
         # Not hashed before a loader knows it: a manifest may name a folder such as the root of all.
-        digest = sha256(path) if path.exists() and loading.loader_of(path) else None
+        digest = loading.digest(path) if path.exists() and loading.loader_of(path) else None
         if options.runs_code and not options.trust and arch is None:
             reason = typed_code.refusal(options, digest)
             if reason is not None:
@@ -325,7 +325,7 @@ class Run:
                 f"give {setting('resume')} without presets and settings; for a new run, name another folder by "
                 f"{setting('out', None)}."
             )
-        if target.origin is not None and manifest.model.sha256 != sha256(target.origin):
+        if target.origin is not None and manifest.model.sha256 != loading.digest(target.origin):
             raise RunError(
                 f"{self.folder} inverts another classifier ({manifest.model.path}). Name another folder by "
                 f"{setting('out', None)}."

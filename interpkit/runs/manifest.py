@@ -9,7 +9,6 @@ import torch
 
 from interpkit.config.recipe import Recipe
 from interpkit.interfaces.targets import Target
-from interpkit.io.atomic import sha256
 from interpkit.plugins import assembly, loading
 from interpkit.plugins.discovery import installed
 from interpkit.runtime import environment
@@ -49,7 +48,11 @@ def describe(recipe: Recipe, target: Target) -> dict[str, Any]:
     return {
         "schema": SCHEMA,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "model": {"name": target.name, "path": str(path) if path else None, "sha256": sha256(path) if path else None},
+        "model": {
+            "name": target.name,
+            "path": str(path) if path else None,
+            "sha256": loading.digest(path) if path else None,
+        },
         **conditions(recipe, target),
         **({"data": data} if data else {}),
         "precision": recipe.precision,

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import timm
 import torch
@@ -195,6 +196,43 @@ def make_onnx(*shape: int) -> Maker:
     return make
 
 
+def make_graph(
+    *added: tuple[str, str], shape: tuple[int | str, ...] = ("batch", 3, 8, 8), apart: bool = False
+) -> Maker:
+    """Return a maker of an ONNX graph: a constant is added to the image, then pooling, a product and what is added.
+
+    Args:
+        added: operators, each with the name of its output; the last one is the graph's.
+        shape: of the input; text stands for a side that is left open.
+        apart: the weights are in a file of their own, which the page does not get.
+    """
+
+    def make(place: Path, needs: Callable[[str], Path]) -> None:
+        steps = [("GlobalAveragePool", "pooled"), ("Flatten", "flat"), ("MatMul", "scores"), *added]
+        names = ["sum", *(name for _, name in steps)]
+        second = {"MatMul": ["weight"]}
+        nodes = [onnx.helper.make_node("Add", ["image", "constant"], ["sum"])] + [
+            onnx.helper.make_node(operator, [before, *second.get(operator, [])], [name])
+            for before, (operator, name) in zip(names, steps, strict=False)
+        ]
+        label = names[-1] == "label"
+        kind = onnx.TensorProto.INT64 if label else onnx.TensorProto.FLOAT
+        random = np.random.default_rng(0)
+        batch, *sides = (side if isinstance(side, int) else 1 for side in shape)
+        constants = {"constant": random.random((batch, *sides)), "weight": random.random((3, 4))}
+        graph = onnx.helper.make_graph(
+            nodes,
+            "graph",
+            [onnx.helper.make_tensor_value_info("image", onnx.TensorProto.FLOAT, shape)],
+            [onnx.helper.make_tensor_value_info(names[-1], kind, [None, 1 if label else 4])],
+            [onnx.numpy_helper.from_array(value.astype("f"), name) for name, value in constants.items()],
+        )
+        model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 13)], ir_version=8)
+        onnx.save(model, place, save_as_external_data=apart, size_threshold=0, location=f"{place.name}.data")
+
+    return make
+
+
 def make_exported(place: Path, needs: Callable[[str], Path]) -> None:
     """Write an exported program."""
     batch = {"input": {0: torch.export.Dim("batch")}}
@@ -221,6 +259,11 @@ MAKERS: dict[str, Maker] = {
     "hub-folder": make_hub_folder,
     "model.onnx": make_onnx(1, 8, 8),
     "flat.onnx": make_onnx(784),
+    "free.onnx": make_graph(shape=("batch", 3, "height", "width")),
+    "moved.onnx": make_graph(apart=True),
+    "label.onnx": make_graph(("ArgMax", "label")),
+    "rare.onnx": make_graph(("Hardmax", "chosen")),
+    "fixed.onnx": make_graph(shape=(2, 3, 8, 8)),
     "model.pt2": make_exported,
 }
 

@@ -1,0 +1,469 @@
+"""ONNX graphs as exporters write them today, and what `pack` writes: each loads with the numbers of onnxruntime."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from onnx import TensorProto, helper, numpy_helper
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import interpkit
+from interpkit import ModelError, Target, load_target, pack_target, wrap
+
+Node = helper.make_node
+Outputs = dict[str, tuple[int, Sequence[Any]]]
+RANDOM = np.random.default_rng(0)
+
+
+def weights(*shape: int) -> np.ndarray[Any, Any]:
+    return (RANDOM.standard_normal(shape) / np.sqrt(np.prod(shape[1:]))).astype(np.float32)
+
+
+KERNEL, HEAD = weights(8, 3, 3, 3), weights(8, 5)
+CONSTANTS: dict[str, Any] = {"k": KERNEL, "w": HEAD}
+AFTER = [
+    Node("Relu", ["c"], ["r"]),
+    Node("GlobalAveragePool", ["r"], ["p"]),
+    Node("Flatten", ["p"], ["f"]),
+    Node("MatMul", ["f", "w"], ["y"]),
+]
+
+
+def net(image: str = "x", **attributes: Any) -> list[Any]:
+    """Return the nodes of a classifier of (3, H, W) into 5 classes."""
+    return [Node("Conv", [image, "k"], ["c"], **attributes), *AFTER]
+
+
+def write(
+    path: Path,
+    nodes: list[Any],
+    constants: dict[str, Any] | None = None,
+    shape: Sequence[Any] = ("N", 3, 15, 15),
+    *,
+    kind: int = TensorProto.FLOAT,
+    outputs: Outputs | None = None,
+    opset: int = 13,
+) -> Path:
+    values = {**CONSTANTS, **(constants or {})}
+    used = {name for node in nodes for name in node.input} - {name for node in nodes for name in node.output}
+    returned = outputs or {"y": (TensorProto.FLOAT, ["N", 5])}
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("x", kind, shape)],
+        [helper.make_tensor_value_info(name, *value) for name, value in returned.items()],
+        [numpy_helper.from_array(np.asarray(value), name) for name, value in values.items() if name in used],
+    )
+    opsets = [helper.make_opsetid("", opset), helper.make_opsetid("ai.onnx.ml", 3)]
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=9), path)
+    return path
+
+
+def numbers_of(path: Path, images: np.ndarray[Any, Any], output: str = "y") -> np.ndarray[Any, Any]:
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    parts = [session.run([output], {"x": image[None]})[0] for image in images]
+    return np.concatenate(parts)
+
+
+def assert_like_onnxruntime(target: Target, path: Path, output: str = "y") -> None:
+    images = torch.rand(3, *target.input_shape, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        torch.testing.assert_close(target(images), torch.from_numpy(numbers_of(path, images.numpy(), output)))
+
+
+def refusal(path: Path, **options: Any) -> str:
+    with pytest.raises(ModelError) as caught:
+        load_target(path, **options)
+    return str(caught.value)
+
+
+def count(target: nn.Module, kind: type[nn.Module]) -> int:
+    return sum(isinstance(layer, kind) for layer in target.modules())
+
+
+# ------------------------------------------------------------------------------------- what the exporter writes now
+
+
+@pytest.mark.parametrize("location", ["net.onnx.data", "net.onnx_data"])
+def test_weights_beside_the_graph_under_its_name_are_read(location: str, tmp_path: Path) -> None:
+    graph = onnx.load(write(tmp_path / "one.onnx", net()))
+    onnx.save(graph, tmp_path / "net.onnx", save_as_external_data=True, size_threshold=0, location=location)
+    assert (tmp_path / location).is_file()
+    assert_like_onnxruntime(load_target(tmp_path / "net.onnx"), tmp_path / "one.onnx")
+
+
+def test_weights_in_another_file_or_a_missing_one_are_refused_with_the_line_that_helps(tmp_path: Path) -> None:
+    path = write(tmp_path / "net.onnx", net())
+    options = {"save_as_external_data": True, "size_threshold": 0}
+    onnx.save(onnx.load(path), path, location="net.onnx.data", **options)
+    data = (tmp_path / "net.onnx.data").rename(tmp_path / "secret")
+    assert "which is missing" in refusal(path) and "external_data=False" in refusal(path)
+    (tmp_path / "net.onnx.data").symlink_to(data)
+    assert "in other files" in refusal(path)
+    path.rename(tmp_path / "renamed.onnx")
+    assert "begin with 'renamed'" in refusal(tmp_path / "renamed.onnx")
+
+
+def test_a_run_is_not_resumed_with_other_weights_beside_the_graph(tmp_path: Path) -> None:
+    path, run = write(tmp_path / "net.onnx", net()), tmp_path / "run"
+    onnx.save(onnx.load(path), path, save_as_external_data=True, size_threshold=0, location="net.onnx.data")
+    interpkit.invert(path, ["vecmat"], out=run, steps=1, batch_size=4)
+    data = tmp_path / "net.onnx.data"
+    assert interpkit.load_inversion(run).target.num_classes == 5
+    data.write_bytes(data.read_bytes()[::-1])
+    with pytest.raises(ModelError, match="is not what it was"):
+        interpkit.load_inversion(run)
+
+
+def test_a_reshape_that_allows_zeros_but_has_none_is_the_plain_one(tmp_path: Path) -> None:
+    nodes = [
+        Node("Shape", ["x"], ["n"], start=0, end=1),
+        Node("Concat", ["n", "rest"], ["s"], axis=0),
+        Node("Reshape", ["x", "s"], ["f"], allowzero=1),
+        Node("Reshape", ["f", "constant"], ["g"], allowzero=1),
+        Node("Gemm", ["g", "v"], ["y"], transB=1),
+    ]
+    constants = {"rest": np.array([675]), "constant": np.array([-1, 675]), "v": weights(5, 675)}
+    path = write(tmp_path / "net.onnx", nodes, constants, opset=20)
+    assert_like_onnxruntime(load_target(path), path)
+
+
+def test_what_the_exporter_writes_by_default_loads(tmp_path: Path) -> None:
+    pytest.importorskip("onnxscript")
+    module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.GELU(), nn.Flatten(), nn.Linear(4 * 36, 5)).eval()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(module, (torch.rand(1, 3, 8, 8),), tmp_path / "net.onnx", verbose=False)
+    images = torch.rand(3, 3, 8, 8)
+    torch.testing.assert_close(load_target(tmp_path / "net.onnx")(images), module(images))
+
+
+# ------------------------------------------------------------------------------------------------ shapes and sizes
+
+
+@pytest.mark.parametrize("shape", [("N", 3, "h", "w"), ("N", "c", "h", "w"), ("N", "h", "w", 3)], ids=str)
+def test_sides_that_a_graph_leaves_open_are_stated_by_the_user(shape: Sequence[Any], tmp_path: Path) -> None:
+    last = shape[-1] == 3
+    nodes = [Node("Transpose", ["x"], ["z"], perm=[0, 3, 1, 2]), *net("z")] if last else net()
+    path = write(tmp_path / "net.onnx", nodes, shape=shape)
+    target = load_target(path, input_shape=(3, 9, 12))
+    images = torch.rand(2, 3, 9, 12)
+    given = images.permute(0, 2, 3, 1) if last else images
+    torch.testing.assert_close(target(images), torch.from_numpy(numbers_of(path, given.numpy())))
+    assert "Add --input-shape C,H,W" in refusal(path)
+
+
+def test_a_shape_that_does_not_fit_the_stated_sides_is_refused(tmp_path: Path) -> None:
+    path = write(tmp_path / "net.onnx", net(), shape=("N", 3, "h", "w"))
+    assert "takes ['N', 3, 'h', 'w'], which --input-shape 1,9,9 does not fit" in refusal(path, input_shape=(1, 9, 9))
+
+
+@pytest.mark.parametrize("strides", [[1, 1], [2, 2], [3, 2]], ids=str)
+@pytest.mark.parametrize("how", ["SAME_UPPER", "SAME_LOWER", "VALID"])
+def test_padding_that_is_named_becomes_sizes(how: str, strides: list[int], tmp_path: Path) -> None:
+    window = {"kernel_shape": [2, 3], "strides": strides, "auto_pad": how}
+    nodes = [
+        Node("Conv", ["x", "k"], ["c"], auto_pad=how, strides=strides),
+        Node("MaxPool", ["c"], ["m"], **window),
+        Node("AveragePool", ["m"], ["a"], **window | {"strides": [1, 1], "kernel_shape": [2, 2]}),
+        Node("GlobalAveragePool", ["a"], ["p"]),
+        *AFTER[2:],
+    ]
+    path = write(tmp_path / "net.onnx", nodes, shape=("N", 3, 19, 18))
+    assert_like_onnxruntime(load_target(path), path)
+
+
+def test_padding_of_a_huge_window_is_refused(tmp_path: Path) -> None:
+    window = {"kernel_shape": [1000, 1000], "strides": [1, 1], "dilations": [9, 9]}
+    nodes = [net()[0], Node("MaxPool", ["c"], ["r"], auto_pad="SAME_UPPER", **window), *AFTER[1:]]
+    assert "up to 1024 pixels" in refusal(write(tmp_path / "net.onnx", nodes))
+
+
+@pytest.mark.parametrize("batch", [1, 4])
+def test_a_graph_of_a_fixed_batch_size_accepts_any(batch: int, tmp_path: Path) -> None:
+    nodes = [
+        Node("Reshape", ["x", "s"], ["t"]),
+        Node("Concat", ["token", "t"], ["u"], axis=1),
+        Node("MatMul", ["u", "v"], ["z"]),
+        Node("Reshape", ["z", "flat"], ["y"]),
+    ]
+    token = np.repeat(weights(1, 1, 5), batch, 0)
+    constants = {"s": np.array([batch, 3, 5]), "token": token, "v": weights(5, 5), "flat": np.array([batch, 20])}
+    outputs: Outputs = {"y": (TensorProto.FLOAT, [batch, 20])}
+    path = write(tmp_path / "net.onnx", nodes, constants, (batch, 3, 1, 5), outputs=outputs)
+    target = load_target(path)
+    assert "batch" not in target.sources
+    images = torch.rand(batch, 3, 1, 5)
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    expected = torch.from_numpy(session.run(None, {"x": images.numpy()})[0])
+    torch.testing.assert_close(target(torch.cat([images, images[:1]])), torch.cat([expected, expected[:1]]))
+
+
+def test_a_fixed_batch_size_that_matters_is_refused_with_what_to_do(tmp_path: Path) -> None:
+    nodes = [Node("Add", ["x", "each"], ["z"]), *net("z")]
+    constants = {"each": RANDOM.random((2, 3, 15, 15)).astype("f")}
+    path = write(tmp_path / "net.onnx", nodes, constants, (2, 3, 15, 15))
+    assert "accepts 2 images at a time" in refusal(path) and "free batch size" in refusal(path)
+
+
+# --------------------------------------------------------------------------------------------------- types of numbers
+
+
+def test_an_input_of_bytes_has_their_range(tmp_path: Path) -> None:
+    nodes = [Node("Cast", ["x"], ["z"], to=TensorProto.FLOAT), *net("z")]
+    path = write(tmp_path / "net.onnx", nodes, kind=TensorProto.UINT8)
+    target = load_target(path)
+    assert target.description.input_range == (0, 255)
+    assert target.sources["input_range"] == "found: the graph's input is bytes"
+    pixels = RANDOM.integers(0, 256, (2, 3, 15, 15)).astype(np.uint8)
+    images = (torch.from_numpy(pixels) / 255).requires_grad_()
+    logits = target(images)
+    torch.testing.assert_close(logits, torch.from_numpy(numbers_of(path, pixels)), rtol=1e-4, atol=1e-4)
+    logits.sum().backward()
+    assert images.grad is not None and images.grad.any()
+    assert load_target(path, input_range=(0, 1)).description.input_range == (0, 1)
+
+
+@pytest.mark.parametrize("all_double", [False, True])
+def test_an_input_of_doubles_is_computed_in_single_precision(all_double: bool, tmp_path: Path) -> None:
+    images = torch.rand(2, 3, 15, 15)
+    expected = F.conv2d(images, torch.from_numpy(KERNEL)).relu().mean((2, 3)) @ torch.from_numpy(HEAD)
+    if all_double:
+        doubles = {"k": KERNEL.astype("d"), "w": HEAD.astype("d")}
+        outputs: Outputs = {"y": (TensorProto.DOUBLE, ["N", 5])}
+        path = write(tmp_path / "net.onnx", net(), doubles, kind=TensorProto.DOUBLE, outputs=outputs)
+    else:
+        nodes = [Node("Cast", ["x"], ["z"], to=TensorProto.FLOAT), *net("z")]
+        path = write(tmp_path / "net.onnx", nodes, kind=TensorProto.DOUBLE)
+    torch.testing.assert_close(load_target(path)(images), expected)
+
+
+def test_a_quantized_graph_has_gradients_through_its_roundings(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    nodes = [
+        Node("QuantizeLinear", ["x", "sx", "zx"], ["xq"]),
+        Node("DequantizeLinear", ["xq", "sx", "zx"], ["z"]),
+        Node("DequantizeLinear", ["kq", "sk"], ["k"], axis=0),
+        Node("Conv", ["z", "k"], ["c"]),
+        Node("Relu", ["c"], ["r"]),
+        Node("QuantizeLinear", ["r", "sr", "zr"], ["rq"]),
+        Node("MaxPool", ["rq"], ["m"], kernel_shape=[2, 2]),
+        Node("DequantizeLinear", ["m", "sr", "zr"], ["rd"]),
+        Node("GlobalAveragePool", ["rd"], ["p"]),
+        *AFTER[2:],
+    ]
+    constants = {
+        "sx": np.float32(1 / 255), "zx": np.uint8(3), "kq": (KERNEL * 100).astype(np.int8),
+        "sk": RANDOM.uniform(0.01, 0.02, 8).astype("f"), "sr": np.float32(0.02), "zr": np.uint8(0),
+    }  # fmt: skip
+    path = write(tmp_path / "net.onnx", nodes, constants)
+    with caplog.at_level(logging.WARNING, "interpkit"):
+        target = load_target(path)
+    assert "net.onnx is quantized: gradients pass its 2 roundings" in caplog.text
+    assert not target.no_gradient and count(target, nn.Conv2d) == 1
+    images = torch.rand(3, 3, 15, 15)
+    torch.testing.assert_close(target(images), torch.from_numpy(numbers_of(path, images.numpy())), rtol=0, atol=0.02)
+
+
+# ------------------------------------------------------------------------------------------------------- outputs
+
+FEATURES_FIRST: Outputs = {"f": (TensorProto.FLOAT, ["N", 8]), "y": (TensorProto.FLOAT, ["N", 5])}
+
+
+def test_features_are_not_taken_for_classes(tmp_path: Path) -> None:
+    path = write(tmp_path / "net.onnx", net(), outputs=FEATURES_FIRST)
+    target = load_target(path)
+    assert target.num_classes == 5 and "f (6, 8)" in target.sources["output_name"]
+    assert_like_onnxruntime(target, path)
+    assert load_target(path, output_name="f").num_classes == 8
+    assert load_target(path, output_index=0).num_classes == 8
+
+
+def test_of_a_label_and_its_probabilities_the_probabilities_are_taken(tmp_path: Path) -> None:
+    nodes = [
+        *net(),
+        Node("Softmax", ["y"], ["q"], axis=1),
+        Node("ArgMax", ["q"], ["label"], axis=1, keepdims=0),
+        Node("ZipMap", ["q"], ["scores"], domain="ai.onnx.ml", classlabels_int64s=[0, 1, 2, 3, 4]),
+    ]
+    path = write(tmp_path / "net.onnx", nodes, outputs={"label": (TensorProto.INT64, ["N"])})
+    graph = onnx.load(path)
+    one = helper.make_map_type_proto(TensorProto.INT64, helper.make_tensor_type_proto(TensorProto.FLOAT, []))
+    graph.graph.output.append(helper.make_value_info("scores", helper.make_sequence_type_proto(one)))
+    onnx.save(graph, tmp_path / "zipped.onnx")
+    target = load_target(tmp_path / "zipped.onnx")
+    assert target.num_classes == 5 and target.description.output == "probs"
+    assert "returns no scores, but label" in refusal(path)
+
+
+def test_the_second_output_of_an_operator_is_not_taken_for_its_first(tmp_path: Path) -> None:
+    nodes = [*net()[:-1], Node("MatMul", ["f", "v"], ["z"]), Node("Split", ["z", "sizes"], ["other", "y"], axis=1)]
+    path = write(tmp_path / "net.onnx", nodes, {"v": weights(8, 8), "sizes": np.array([3, 5])})
+    assert_like_onnxruntime(load_target(path), path)
+
+
+# ----------------------------------------------------------------------------------------------------- operators
+
+
+@pytest.mark.parametrize("mode", ["constant", "reflect", "edge", "wrap"])
+@pytest.mark.parametrize("axes", [None, [2, 3], [-1, -2]], ids=str)
+def test_padding_of_any_axes_is_converted(axes: list[int] | None, mode: str, tmp_path: Path) -> None:
+    sizes = [0, 0, 1, 2, 0, 0, 3, 1] if axes is None else [1, 2, 3, 1]
+    inputs = ["x", "sizes", *(["", "axes"] if axes else [])]
+    constants = {"sizes": np.array(sizes), "axes": np.array(axes or [])}
+    nodes = [Node("Pad", inputs, ["z"], mode=mode), *net("z")]
+    path = write(tmp_path / "net.onnx", nodes, constants, opset=18 if mode != "wrap" else 19)
+    assert_like_onnxruntime(load_target(path), path)
+
+
+OPERATORS: dict[str, tuple[int, list[Any], dict[str, Any]]] = {
+    "GroupNormalization": (21, [Node("GroupNormalization", ["c", "s", "b"], ["r"], num_groups=2)],
+                           {"s": weights(8), "b": weights(8)}),
+    "Gelu and Mish": (20, [Node("Gelu", ["c"], ["g"], approximate="tanh"), Node("Mish", ["g"], ["r"])], {}),
+    "LpNormalization": (22, [Node("LpNormalization", ["c"], ["r"], axis=1, p=2)], {}),
+    "reductions": (20, [
+        Node("ReduceMax", ["c", "a"], ["m"]), Node("ReduceMean", ["c", "a"], ["n"]), Node("Add", ["m", "n"], ["r"]),
+    ], {"a": np.array([-1, 2])}),
+    "Resize": (19, [Node("Resize", ["c", "", "s"], ["r"], mode="linear", antialias=0)],
+               {"s": np.array([1, 1, 2, 2], "f")}),
+    "Upsample": (9, [Node("Upsample", ["c", "s"], ["r"], mode="nearest")], {"s": np.array([1, 1, 2, 3], "f")}),
+    "old BatchNormalization": (7, [Node("BatchNormalization", ["c", "s", "s", "s", "s"], ["r"])],
+                               {"s": np.abs(weights(8)) + 1}),
+    "Slice": (13, [Node("Slice", ["c", "from", "to", "along", "by"], ["r"])],
+              {"from": np.array([-2, 9]), "to": np.array([-99, 2]), "along": np.array([-1, 2]),
+               "by": np.array([-1, -2])}),
+    "old Slice": (9, [Node("Slice", ["c"], ["r"], starts=[1, 0], ends=[-1, 9], axes=[2, 3])], {}),
+    "ThresholdedRelu": (10, [Node("ThresholdedRelu", ["c"], ["r"], alpha=0.3)], {}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+def test_operators_of_old_and_new_versions_are_converted(name: str, tmp_path: Path) -> None:
+    opset, nodes, constants = OPERATORS[name]
+    path = write(tmp_path / "net.onnx", [*net()[:1], *nodes, *AFTER[1:]], constants, opset=opset)
+    assert_like_onnxruntime(load_target(path), path)
+
+
+def test_an_operation_without_a_converter_is_named_and_no_assertion_of_a_library_is_shown(tmp_path: Path) -> None:
+    nodes = [Node("Pad", ["x", "sizes"], ["z"]), *net("z")[:-1], Node("Hardmax", ["f"], ["h"])]
+    nodes.append(Node("MatMul", ["h", "w"], ["y"]))
+    message = refusal(write(tmp_path / "net.onnx", nodes, {"sizes": np.array([0, 0, 1, 1, 0, 0, 1, 1])}, opset=18))
+    assert "its operation Hardmax (opset 13) has no converter" in message
+    assert "assert" not in message.lower() and "cpp" not in message and ".h:" not in message
+
+
+def test_layers_keep_the_names_of_their_nodes_whatever_is_folded(tmp_path: Path) -> None:
+    nodes = [
+        Node("Transpose", ["x"], ["a"], perm=[0, 1, 3, 2]),
+        Node("Transpose", ["kt"], ["k"], perm=[3, 2, 1, 0]),
+        Node("Transpose", ["a"], ["z"], perm=[0, 1, 3, 2]),
+        *net("z")[:-1],
+        Node("MatMul", ["f", "w"], ["y"], name="head.out"),
+    ]
+    path = write(tmp_path / "net.onnx", nodes, {"kt": KERNEL.T.copy()})
+    target = load_target(path)
+    layers = list(target.layers())
+    assert "Transpose" in layers and "Transpose_2" in layers and "Transpose_1" not in layers
+    assert target.feature_layer == "head/out:in"
+    assert_like_onnxruntime(target, path)
+
+
+# ---------------------------------------------------------------------------------------------------------- pack
+
+
+class Normed(nn.Module):
+    """Has what an exporter likes to merge or rewrite."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3))
+        self.norm = nn.BatchNorm2d(8)
+        self.tokens = nn.Linear(8, 16)
+        self.attention = nn.TransformerEncoderLayer(16, 2, 16, batch_first=True)
+        self.head = nn.Linear(16, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.tokens(self.norm(self.body(x)).flatten(2).transpose(1, 2))
+        return self.head(self.attention(tokens).mean(1))
+
+
+class Turned(nn.Module):
+    """Turns an image before it looks at it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.turn = nn.Linear(3 * 36, 6)
+        self.head = nn.Linear(3 * 36, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        grid = F.affine_grid(self.turn(x.flatten(1)).view(-1, 2, 3), list(x.shape), align_corners=False)
+        return self.head(F.grid_sample(x, grid, align_corners=False).flatten(1))
+
+
+def seeded(make: Callable[[], nn.Module]) -> nn.Module:
+    with torch.random.fork_rng([]):
+        torch.manual_seed(0)
+        module = make().eval()
+        for layer in module.modules():
+            if isinstance(layer, nn.BatchNorm2d):
+                nn.init.normal_(layer.running_mean)
+                nn.init.uniform_(layer.running_var, 0.5, 2.0)
+    return module
+
+
+def assert_packs(target: Target, folder: Path) -> Target:
+    packed = load_target(pack_target(target, folder / "packed.safetensors"))
+    images = torch.rand(3, *target.input_shape)
+    with torch.no_grad():
+        torch.testing.assert_close(packed(images), target(images), rtol=1e-4, atol=1e-5)
+    return packed
+
+
+def test_pack_keeps_the_norms_and_the_linear_layers_of_own_code(tmp_path: Path) -> None:
+    module = seeded(Normed)
+    target = wrap(module, (3, 8, 8), mean=0.5, std=0.25)
+    fast = torch.backends.mha.get_fastpath_enabled()
+    packed = assert_packs(target, tmp_path)
+    assert torch.backends.mha.get_fastpath_enabled() == fast
+    for kind, how_many in ((nn.BatchNorm2d, 2), (nn.Conv2d, 2), (nn.LayerNorm, 2)):
+        assert count(target, kind) == count(packed, kind) == how_many
+    assert count(packed, nn.Linear) >= 4  # tokens, two of the encoder, head; the projection may be another product
+    means = [layer.running_mean for layer in packed.modules() if isinstance(layer, nn.BatchNorm2d)]
+    torch.testing.assert_close(means, [module.body[1].running_mean, module.norm.running_mean])
+
+
+def test_pack_keeps_the_batch_norms_of_a_graph(tmp_path: Path) -> None:
+    constants = {name: np.abs(weights(8)) + 0.5 for name in ("a", "b", "m", "v")}
+    nodes = [net()[0], Node("BatchNormalization", ["c", "a", "b", "m", "v"], ["n"]), Node("Relu", ["n"], ["r"])]
+    target = load_target(write(tmp_path / "net.onnx", [*nodes, *AFTER[1:]], constants))
+    assert count(target, nn.BatchNorm2d) == count(assert_packs(target, tmp_path), nn.BatchNorm2d) == 1
+
+
+def test_a_network_that_samples_a_grid_is_packed(tmp_path: Path) -> None:
+    assert_packs(wrap(seeded(Turned), (3, 6, 6)), tmp_path)
+
+
+def test_one_of_several_outputs_is_packed(tmp_path: Path) -> None:
+    path = write(tmp_path / "net.onnx", net(), outputs=FEATURES_FIRST)
+    assert assert_packs(load_target(path, output_name="f"), tmp_path).num_classes == 8
+
+
+def test_a_network_that_cannot_be_packed_prints_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    class Rare(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(torch.special.i1(x))
+
+    with pytest.raises(ModelError, match="ONNX cannot express it"):
+        pack_target(wrap(Rare(4, 3), (4,)), tmp_path / "packed.safetensors")
+    assert capfd.readouterr().out == ""
