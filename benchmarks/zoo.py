@@ -28,10 +28,14 @@ QUICK = {"upconv.width": 16, "upconv.min_width": 8}
 
 
 def names() -> list[str]:
-    """Return the architectures to try."""
+    """Return the architectures to try, torchvision's from the smallest to the largest."""
     from torchvision import models
 
-    return [f"torchvision:{name}" for name in models.list_models(module=models)] + [f"timm:{name}" for name in TIMM]
+    def size(name: str) -> int:
+        return int(models.get_model_weights(name).DEFAULT.meta["num_params"])
+
+    classifiers = sorted(models.list_models(module=models), key=size)
+    return [f"timm:{name}" for name in TIMM] + [f"torchvision:{name}" for name in classifiers]
 
 
 def input_shape(name: str) -> tuple[int, int, int]:

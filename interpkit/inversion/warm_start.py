@@ -42,6 +42,6 @@ def _slope(target: Target, level: float) -> float:
     image = torch.full((1, *target.input_shape), level, device=device_of(target), requires_grad=True)
     logits = target(image)
     # Differences of logits mean the same for every kind of output; of log-probabilities logsumexp is always 0.
-    contrast = logits @ torch.linspace(-1, 1, logits.shape[1], device=logits.device)
+    contrast = logits @ torch.linspace(-1, 1, logits.shape[1], device=logits.device, dtype=logits.dtype)
     (slope,) = torch.autograd.grad(contrast.sum(), image, allow_unused=True)
     return 0.0 if slope is None else float(slope.norm())

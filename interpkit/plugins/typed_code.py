@@ -1,4 +1,4 @@
-"""Code of the user's own that this user has typed for a classifier, so that runs of it need no second ``--arch``.
+"""Code of the user's own that this user has typed for a classifier, so that runs of it need not have it typed again.
 
 A record is kept in the user's own state folder, never in a run: whoever makes a run folder cannot have code run by it.
 """

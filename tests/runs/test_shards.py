@@ -37,7 +37,7 @@ class Dice(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         faces = (x * 255).round().flatten(1).sum(1).detach().long() % 3
-        return 3 * nn.functional.one_hot(faces, 4).float() + 0 * x.flatten(1).sum(1, keepdim=True)
+        return 3 * nn.functional.one_hot(faces, 4).float() + 1e-3 * x.flatten(1)[:, :4]
 
 
 @pytest.fixture(scope="module")
