@@ -12,6 +12,7 @@ from typing import Any, Unpack
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from interpkit.config.recipe import ClassifierFacts, TargetOptions
 from interpkit.errors import ModelError, UsageError, first_line, install_extra
@@ -133,15 +134,35 @@ class _Opaque(nn.Module):
 
 @contextmanager
 def _exportable() -> Iterator[None]:
-    """For a block, compute attention by operators that ONNX has, and let the exporter not print a graph on failure."""
+    """For a block, compute by operators that ONNX has, and let the exporter not print a graph on failure."""
     fast, log = torch.backends.mha.get_fastpath_enabled(), torch._C._jit_onnx_log
+    pool = functional.adaptive_avg_pool2d
     torch.backends.mha.set_fastpath_enabled(False)
     torch._C._jit_onnx_log = lambda *_: None
+    functional.adaptive_avg_pool2d = _adaptive_pool  # type: ignore[assignment]
     try:
         yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
         torch._C._jit_onnx_log = log
+        functional.adaptive_avg_pool2d = pool
+
+
+def _adaptive_pool(images: Tensor, output_size: Any) -> Tensor:
+    """Return `torch.nn.functional.adaptive_avg_pool2d` as two matrix products, which ONNX has for every size."""
+    wanted = tuple(output_size) if isinstance(output_size, Sequence) else (output_size, output_size)
+    rows, columns = (
+        _means(int(have), int(have if size is None else size), images)
+        for have, size in zip(images.shape[-2:], wanted, strict=True)
+    )
+    return rows @ images @ columns.T
+
+
+def _means(have: int, wanted: int, like: Tensor) -> Tensor:
+    """Return the matrix (wanted, have) that averages the numbers from floor(i have / wanted) to ceil((i + 1) ...)."""
+    parts = [range(i * have // wanted, -(-(i + 1) * have // wanted)) for i in range(wanted)]
+    weights = [[1 / len(part) if j in part else 0.0 for j in range(have)] for part in parts]
+    return torch.tensor(weights, dtype=like.dtype, device=like.device)
 
 
 def export_graph(target: Target) -> bytes:

@@ -454,6 +454,17 @@ def test_a_network_that_samples_a_grid_is_packed(tmp_path: Path) -> None:
     assert_packs(wrap(seeded(Turned), (3, 6, 6)), tmp_path)
 
 
+@pytest.mark.parametrize("size", [1, 3, (2, 5), (None, 4)])
+def test_adaptive_pooling_to_any_size_is_packed(size: Any, tmp_path: Path) -> None:
+    pool = F.adaptive_avg_pool2d
+    module = seeded(
+        lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(size), nn.Flatten(), nn.LazyLinear(3))
+    )
+    module(torch.zeros(1, 3, 9, 7))
+    assert_packs(wrap(module, (3, 9, 7)), tmp_path)
+    assert F.adaptive_avg_pool2d is pool
+
+
 def test_one_of_several_outputs_is_packed(tmp_path: Path) -> None:
     path = write(tmp_path / "net.onnx", net(), outputs=FEATURES_FIRST)
     assert assert_packs(load_target(path, output_name="f"), tmp_path).num_classes == 8
