@@ -21,9 +21,10 @@ from interpkit.evaluation import scoring
 from interpkit.interfaces import samples
 from interpkit.interfaces.targets import Target
 from interpkit.io.atomic import to_json, write_atomically, write_tensors
-from interpkit.io.datasets import IMAGE_ENDINGS, load_data, read_picture
+from interpkit.io.datasets import read_picture
 from interpkit.io.images import MAX_ROWS, colour_scale, save_panel, to_heat, to_overlay, to_picture
 from interpkit.io.locking import only_writer
+from interpkit.io.picture_files import PICTURE_ENDINGS, channels_first
 from interpkit.plugins.discovery import installed
 
 SCHEMA = 1
@@ -144,11 +145,10 @@ def load_images(spec: str, target: Target) -> ImagesAndLabels:
     if path.suffix.lower() == ".safetensors":
         stored, labels, _ = scoring.read_images(path, target)
         return samples.to_unit(stored, target), labels
-    if path.suffix.lower() in IMAGE_ENDINGS and len(target.input_shape) == 3:
-        pixels = read_picture(path, target.input_shape)
-        pixels = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
+    if path.suffix.lower() in PICTURE_ENDINGS and len(target.input_shape) == 3:
+        pixels = channels_first(read_picture(path, target.input_shape))
         return torch.from_numpy(pixels)[None] / 255, None
-    data = load_data(spec, target.input_shape, target.class_names)
+    data = scoring.load_labelled(spec, target)
     return samples.to_unit(data.images, target), data.labels
 
 

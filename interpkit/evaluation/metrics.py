@@ -19,7 +19,7 @@ from interpkit.interfaces.contracts import described, module_of
 from interpkit.interfaces.metrics import Metric, Study, TooFew
 from interpkit.interfaces.samples import Samples
 from interpkit.interfaces.targets import Target
-from interpkit.io.datasets import LabelledImages, checked, load_data
+from interpkit.io.datasets import LabelledImages, checked
 from interpkit.plugins.discovery import installed
 from interpkit.plugins.loading import load_target
 
@@ -187,7 +187,7 @@ def _images(given: Data | None, what: str, target: Target) -> LabelledImages | N
     if given is None:
         return None
     if isinstance(given, str | Path):
-        return load_data(str(given), target.input_shape, target.class_names)
+        return scoring.load_labelled(str(given), target)
     images, labels = (given.images, given.labels) if isinstance(given, LabelledImages) else given
     images = images / 255 if images.dtype == torch.uint8 and images.dim() == 4 else images.float()
     return checked(LabelledImages(images, labels.long()), what, target.input_shape, target.class_names)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,13 +11,16 @@ import torch
 from torch import Tensor
 
 from interpkit.config.recipe import Recipe
-from interpkit.errors import RunError, listed
+from interpkit.errors import RunError, listed, setting
 from interpkit.evaluation.statistics import wilson
 from interpkit.interfaces.inversions import Draw, Inversion
 from interpkit.interfaces.samples import MAX_PROBABILITIES, Samples, to_unit
 from interpkit.interfaces.targets import Target
 from interpkit.io.atomic import read_tensors
+from interpkit.io.datasets import LabelledImages, load_data
 from interpkit.runtime.at_once import in_batches
+
+log = logging.getLogger("interpkit")
 
 SCHEMA = 1
 
@@ -124,6 +128,24 @@ def _look(
     )
 
 
+def load_labelled(spec: str, target: Target) -> LabelledImages:
+    """Load labeled data that fit a target; see `interpkit.load_data`. Warn of vectors far outside its input range.
+
+    Raises:
+        UsageError: they cannot be read, or do not fit.
+    """
+    data = load_data(spec, target.description.input_shape or target.input_shape, target.class_names)
+    unit = to_unit(data.images, target)
+    low, high = unit.min().item(), unit.max().item()
+    if low < -1 or high > 2:
+        log.warning(
+            "%s has values from %g to %g, far outside the input range %s of %s. Is %s right?",
+            *(spec, data.images.min().item(), data.images.max().item()),
+            *(target.description.input_range or (0, 1), target.name, setting("input_range", None)),
+        )
+    return data
+
+
 @torch.no_grad()
 def accuracy(target: Target, reference: str) -> float:
     """Return the share of reference data, a spec as for `interpkit.io.datasets.load_data`, that the target accepts.
@@ -131,9 +153,7 @@ def accuracy(target: Target, reference: str) -> float:
     Raises:
         UsageError: the data cannot be read or does not fit.
     """
-    from interpkit.io.datasets import load_data
-
-    data = load_data(reference, target.input_shape, target.class_names)
+    data = load_labelled(reference, target)
     images = to_unit(data.images, target)
     with target.frozen():
         right = in_batches(target, images, lambda rows: target.accepts(target(images[rows]), data.labels[rows]))

@@ -21,7 +21,7 @@ from interpkit.interfaces.inversions import Inversion
 from interpkit.interfaces.samples import Samples, to_unit
 from interpkit.interfaces.targets import Target
 from interpkit.io.atomic import read_tensors, write_atomically
-from interpkit.io.datasets import LabelledImages, load_data
+from interpkit.io.datasets import LabelledImages
 from interpkit.report import curves, encode, text
 from interpkit.report.page import render
 from interpkit.runs.folder import Run
@@ -90,7 +90,7 @@ def write_report(
             samples = replace(samples, distribution=drawn.distribution)
     real = None
     if reference is not None:
-        real = load_data(str(reference), inversion.target.input_shape, inversion.target.class_names)
+        real = scoring.load_labelled(str(reference), inversion.target)
     with opened.locked():
         return render_report(opened, inversion, samples, metrics, real)
 
