@@ -6,12 +6,14 @@ import base64
 import html
 import io
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from interpkit.io.images import grid, short, to_picture, to_png
+from interpkit.io.fonts import legible
+from interpkit.io.images import grid, to_picture, to_png
 
 
 class ShownFigure(Figure):
@@ -58,8 +60,9 @@ def sample_figure(images: Tensor, labels: Tensor, names: Sequence[str]) -> Figur
                 place.imshow(to_picture((image * 255).round().to(torch.uint8)), cmap="gray", vmin=0, vmax=255)
             else:
                 place.bar(range(len(image)), image.numpy())
-        name = short(names[label]).replace("$", r"\$")  # which would begin a formula
-        row[0].set_ylabel(name, rotation=0, ha="right", va="center")
+        name, font = legible(names[label], label)
+        name = name.replace("$", r"\$")  # which would begin a formula
+        row[0].set_ylabel(name, rotation=0, ha="right", va="center", font=Path(str(font.path)))
     return figure
 
 
