@@ -147,13 +147,8 @@ def load_labelled(spec: str, target: Target) -> LabelledImages:
 
 
 @torch.no_grad()
-def accuracy(target: Target, reference: str) -> float:
-    """Return the share of reference data, a spec as for `interpkit.io.datasets.load_data`, that the target accepts.
-
-    Raises:
-        UsageError: the data cannot be read or does not fit.
-    """
-    data = load_labelled(reference, target)
+def accuracy(target: Target, data: LabelledImages) -> float:
+    """Return the share of labeled images, which fit the target, that it accepts as their class."""
     images = to_unit(data.images, target)
     with target.frozen():
         right = in_batches(target, images, lambda rows: target.accepts(target(images[rows]), data.labels[rows]))

@@ -41,13 +41,14 @@ def to_html(sentence: str, images: Tensor, labels: Tensor, names: Sequence[str])
     return f'{text}<img alt="Samples, one row per class" src="data:image/png;base64,{png}">'
 
 
-def sample_figure(images: Tensor, labels: Tensor, names: Sequence[str]) -> Figure:
+def sample_figure(images: Tensor, labels: Tensor, names: Sequence[str], shape: Sequence[int] = ()) -> Figure:
     """Return a figure of samples, one row per class.
 
     Args:
         images: (N, *input_shape) in [0, 1], as many of each class.
         labels: (N,) int64, the class of each image.
         names: of all classes.
+        shape: of signals, (C, L), which are drawn as lines, or of volumes, (C, D, H, W): their middle slice.
     """
     classes = labels.unique().tolist()
     per_class = len(labels) // len(classes)
@@ -56,8 +57,12 @@ def sample_figure(images: Tensor, labels: Tensor, names: Sequence[str]) -> Figur
     for row, label in zip(axes, classes, strict=True):
         for place, image in zip(row, images[labels == label], strict=True):
             place.set(xticks=[], yticks=[])
+            if len(shape) == 4:
+                image = image.view(*shape)[:, shape[1] // 2]
             if image.dim() == 3:
                 place.imshow(to_picture((image * 255).round().to(torch.uint8)), cmap="gray", vmin=0, vmax=255)
+            elif len(shape) == 2:
+                place.plot(image.view(*shape).T.numpy())
             else:
                 place.bar(range(len(image)), image.numpy())
         name, font = legible(names[label], label)
