@@ -14,6 +14,7 @@ from torch import Tensor
 from interpkit.config.recipe import set_option, validated
 from interpkit.errors import InterpkitError, UsageError, command, listed, setting, with_place
 from interpkit.evaluation import scoring
+from interpkit.evaluation.resizing import ResizedTarget
 from interpkit.interfaces.components import Options
 from interpkit.interfaces.contracts import described, module_of
 from interpkit.interfaces.metrics import Metric, Study, TooFew
@@ -129,7 +130,7 @@ def _judges(evaluators: Sequence[Target | str | Path], target: Target) -> dict[s
     """Load the evaluators, and see that each judges the target's classes on the target's images."""
     judges: dict[str, Target] = {}
     for given in evaluators:
-        judge = given if isinstance(given, Target) else load_target(given)
+        judge = _resized(given if isinstance(given, Target) else load_target(given), target)
         if judge is target or (judge.origin is not None and judge.origin == target.origin) or _alike(judge, target):
             raise UsageError(f"{judge.name} is the target itself: an evaluator is another classifier of its classes.")
         twin = next((name for name, other in judges.items() if judge is other or _alike(judge, other)), None)
@@ -139,12 +140,6 @@ def _judges(evaluators: Sequence[Target | str | Path], target: Target) -> dict[s
             raise UsageError(
                 f"the evaluator {judge.name} has {judge.num_classes} classes; {target.name} has "
                 f"{target.num_classes}. Name a classifier of the same classes, in the same order."
-            )
-        if judge.input_shape != target.input_shape:
-            raise UsageError(
-                f"the evaluator {judge.name} takes images of {judge.input_shape}; {target.name} takes "
-                f"{target.input_shape}. Name one of that size, or put the resizing into its module and pack it "
-                f"again: {command('pack', 'MODEL')}."
             )
         ours, theirs = target.class_names, judge.class_names
         if (
@@ -162,6 +157,26 @@ def _judges(evaluators: Sequence[Target | str | Path], target: Target) -> dict[s
             name, number = f"{judge.name}-{number}", number + 1
         judges[name] = judge
     return judges
+
+
+def _resized(judge: Target, target: Target) -> Target:
+    """Return a classifier that accepts the target's images: resized, if its own have another size.
+
+    Raises:
+        UsageError: they differ in more than the size of images.
+    """
+    ours, own = target.input_shape, judge.input_shape
+    if own == ours:
+        return judge
+    if len(own) != 3 or len(ours) != 3 or own[0] != ours[0]:
+        raise UsageError(
+            f"the evaluator {judge.name} takes inputs of {own}; {target.name} takes {ours}. Images are resized for an "
+            f"evaluator, but not converted to other channels. Put that into its module and pack it again: "
+            f"{command('pack', 'MODEL')}."
+        )
+    resized = ResizedTarget(judge, ours[1:])
+    log.warning("images are resized for the evaluator %s %s.", judge.name, resized.resizing)
+    return resized
 
 
 def _alike(one: Target, other: Target) -> bool:

@@ -155,6 +155,23 @@ def accuracy(target: Target, data: LabelledImages) -> float:
     return torch.cat(right).double().mean().item()
 
 
+@torch.no_grad()
+def top_classes(
+    target: Target, images: Tensor, count: int, *, rows: int = 64, device: torch.device | str = "cpu"
+) -> list[list[dict[str, Any]]]:
+    """Return the ``count`` most probable classes of each image in [0, 1]: their label, name and probability."""
+    with target.frozen(device):
+        probabilities = torch.cat([target(part.to(device)).softmax(1).cpu() for part in images.split(rows)])
+    best = probabilities.topk(min(count, target.num_classes), dim=1)
+    return [
+        [
+            {"label": label, "name": target.class_names[label], "probability": probability}
+            for probability, label in zip(*row, strict=True)
+        ]
+        for row in zip(best.values.tolist(), best.indices.tolist(), strict=True)
+    ]
+
+
 def measure(samples: Samples, class_names: Sequence[str]) -> dict[str, Any]:
     """Return what every metrics.json has: inversion accuracy, confidence and KL, in all and per class.
 
