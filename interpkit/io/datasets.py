@@ -215,13 +215,12 @@ def _folder(folder: Path, class_names: Sequence[str], input_shape: tuple[int, ..
 
 def _csv(path: Path, class_names: Sequence[str], input_shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
     header, rows = read_table(path)
-    listed_pictures = pictures_of(path, header, rows)
-    if listed_pictures is None:
+    pictures = pictures_of(path, header, rows)
+    if pictures is None:
         images, names = numbers_of(path, header, rows, input_shape)
-    else:
-        images = _pictures(path, [file for file, _ in listed_pictures], input_shape)
-        names = [name for _, name in listed_pictures]
-    return images, labels_of(names, class_names, path)
+        return images, labels_of(names, class_names, path)
+    labels = labels_of([name for _, name in pictures], class_names, path)  # first, as it takes no time
+    return _pictures(path, [file for file, _ in pictures], input_shape), labels
 
 
 def _pictures(source: Path, files: Iterable[Path], input_shape: tuple[int, ...]) -> np.ndarray:

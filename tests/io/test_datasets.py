@@ -302,7 +302,7 @@ def test_a_table_holds_pixels_or_features_beside_labels(tmp_path: Path) -> None:
         ("image,label\n", "and no rows"),
         ("image,label\na.png,0,1\n", "has 2 columns .* and a row of 3: a.png,0,1"),
         ("image,label\nnone.png,0\n", "there is no file"),
-        ("image,label\nnone.png,bird\n", "there is no file"),
+        ("image,label\nnone.png,bird\n", "no class is named 'bird'"),
         ("a,b,label\n1,2,0\n", "it needs the columns image .* and label, or label and 24 numbers"),
         ("label," + ",".join("a" * 24) + "\n0" + ",x" * 24 + "\n", "a value that is not a number"),
     ],
