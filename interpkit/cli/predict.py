@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -21,12 +21,11 @@ def predict(
         list[str] | None,
         typer.Option(
             metavar="FILE|DATA",
-            help="A picture, samples.safetensors, FILE.npz[:train], a CSV table, a folder with one subfolder per class, "
-            "or torchvision:NAME; repeatable.",
+            help="A picture, samples.safetensors, FILE.npz[:train], a CSV table, a folder with one subfolder per "
+            "class, or torchvision:NAME; repeatable.",
         ),
     ] = None,
     top: Annotated[int, typer.Option(min=1, metavar="N", help="Number of classes to show for each image.")] = 5,
-    rows: Annotated[int, typer.Option(min=1, metavar="N", help="Largest number of images in one forward pass.")] = 64,
     device: Annotated[str, typer.Option(metavar="NAME", help="Device: auto, cpu, cuda, mps, ...")] = "auto",
     plugin: options.PluginFile = None,
     json_: options.Json = False,
@@ -46,10 +45,10 @@ def predict(
         raise UsageError("there are no images to classify: name some by --images FILE.")
     options.load_plugin_files(plugin)
     target = loading.load_target(model, **ctx.obj)
-    predictions = []
+    predictions: list[dict[str, Any]] = []
     for spec in specs:
         inputs, labels = load_images(spec, target)
-        found = scoring.top_classes(target, inputs, top, rows=rows, device=choose_device(device))
+        found = scoring.top_classes(target, inputs, top, choose_device(device))
         for number, classes in enumerate(found):
             one = {"image": spec if labels is None else f"{spec}[{number}]", "classes": classes}
             predictions.append(one if labels is None else one | {"label": int(labels[number])})

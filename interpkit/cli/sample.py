@@ -61,8 +61,9 @@ def sample(
 ) -> None:
     """Draw images from a run, with the classifier's predictions.
 
-    A FOLDER gets one PNG per image (.npy unless it has one or three channels), in one folder per class. The same arguments give the same images. --shard-size
-    writes any number of images and holds only one shard in memory; the same command resumes after an interruption.
+    A FOLDER gets one PNG per image (.npy if it has other than one or three channels), in one folder per class. The
+    same arguments give the same images. --shard-size writes any number of images and holds only one shard in memory;
+    the same command resumes after an interruption.
     Example: interpkit sample runs/mnist-vecmat-1 --count 1000000 --shard-size 10000 --out samples
     """
     from interpkit.evaluation import scoring

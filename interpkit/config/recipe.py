@@ -201,7 +201,11 @@ class TargetOptions(_Model):
             raise ValueError(
                 f"input_range takes one pair LO,HI, or for vectors one for each of D features, not {len(pairs)}"
             )
-        if self.channel_order == "bgr" and self.input_shape is not None and (len(self.input_shape) != 3 or channels != 3):
+        if (
+            self.channel_order == "bgr"
+            and self.input_shape is not None
+            and (len(self.input_shape) != 3 or channels != 3)
+        ):
             raise ValueError(f"the channel order bgr is for 3 channels; this classifier takes {self.input_shape}")
         return self
 

@@ -25,7 +25,11 @@ class ResizedTarget(Target):
         self.name = target.name
         self.input_shape = (target.input_shape[0], *size)
         self.num_classes, self.class_names = target.num_classes, target.class_names
-        self.feature_layer, self.no_gradient = target.feature_layer, target.no_gradient
+        self.feature_layer, self.no_gradient, self.multi_label = (
+            target.feature_layer,
+            target.no_gradient,
+            target.multi_label,
+        )
         self.description = target.description.model_copy(update={"input_shape": self.input_shape})
         self.origin, self.sources = target.origin, target.sources
 

@@ -157,12 +157,12 @@ def accuracy(target: Target, data: LabelledImages) -> float:
 
 @torch.no_grad()
 def top_classes(
-    target: Target, images: Tensor, count: int, *, rows: int = 64, device: torch.device | str = "cpu"
+    target: Target, images: Tensor, count: int, device: torch.device | str = "cpu"
 ) -> list[list[dict[str, Any]]]:
     """Return the ``count`` most probable classes of each image in [0, 1]: their label, name and probability."""
     with target.frozen(device):
-        probabilities = torch.cat([target(part.to(device)).softmax(1).cpu() for part in images.split(rows)])
-    best = probabilities.topk(min(count, target.num_classes), dim=1)
+        found = in_batches(target, images, lambda rows: target.probabilities(target(images[rows].to(device))).cpu())
+    best = torch.cat(found).topk(min(count, target.num_classes), dim=1)
     return [
         [
             {"label": label, "name": target.class_names[label], "probability": probability}

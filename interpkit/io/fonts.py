@@ -16,14 +16,16 @@ USUAL = Path(get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
 
 
 def legible(name: str, number: int | None = None, limit: int = 18) -> tuple[str, ImageFont.FreeTypeFont]:
-    """Return a name in one line, of at most ``limit`` characters, and a font that has them all.
+    r"""Return a name in one line, of at most ``limit`` characters, and a font that has them all.
 
     If no font here has them, code points follow the class's number: ``7: \\u732b``.
     """
     text = short(name, limit)
     path = font_for(text)
     if path is None:
-        text = short(("" if number is None else f"{number}: ") + name.encode("ascii", "backslashreplace").decode(), limit)
+        text = short(
+            ("" if number is None else f"{number}: ") + name.encode("ascii", "backslashreplace").decode(), limit
+        )
     return text, _opened(path or USUAL)
 
 

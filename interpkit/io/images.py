@@ -79,7 +79,7 @@ def is_picture(shape: tuple[int, ...]) -> bool:
 
 
 def composite(channels: int) -> str:
-    """Return how an image of so many channels is drawn, or an empty string where all of it is."""
+    """Return how an image of this number of channels is drawn; an empty string if the whole of it is."""
     if channels in (1, 3):
         return ""
     colors = "channels 1 and 2 of 2 as red and green" if channels == 2 else f"channels 1, 2, 3 of {channels} as RGB"
@@ -125,7 +125,7 @@ def save_panel(rows: Sequence[tuple[str, Sequence[Image.Image]]], caption: str, 
 
 
 def _rows(rows: Sequence[tuple[tuple[str, Font], Sequence[Image.Image]]], caption: str) -> Image.Image:
-    """Return rows of pictures of one size, each named at the left in a font of its own, over a caption if there is one."""
+    """Return rows of pictures of one size, each named at the left in a font of its own, over a caption if any."""
     width, height = rows[0][1][0].size
     zoom = max(1, -(-SHORTEST_SIDE // min(height, width)))
     width, height = width * zoom, height * zoom

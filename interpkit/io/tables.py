@@ -75,7 +75,7 @@ def numbers_of(
         values = np.array([[float(row[i]) for i in features] for row in rows])
     except ValueError as error:
         raise UsageError(f"{path} has a value that is not a number: {error}.") from error
-    if len(input_shape) == 3 and (values == values.round()).all() and 0 <= values.min() and 1 < values.max() <= 255:
+    if len(input_shape) == 3 and (values == values.round()).all() and values.min() >= 0 and 1 < values.max() <= 255:
         values = values.astype(np.uint8)
     return values.reshape(-1, *input_shape), [row[label] for row in rows]
 

@@ -234,9 +234,7 @@ def _sections(inversion: Inversion, samples: Samples) -> list[dict[str, Any]]:
     confidence, predicted = (column.tolist() for column in torch.cat(probabilities).max(1))
     if images.dim() == 4:
         images = (images * 255).round().to(torch.uint8)
-    drawn = encode.drawable(
-        images, among=to_unit(samples.images, target), shape=target.description.input_shape or ()
-    )
+    drawn = encode.drawable(images, among=to_unit(samples.images, target), shape=target.description.input_shape or ())
     ends = [0, *itertools.accumulate(len(strip.images) for strip in strips)]
     rows = [slice(*pair) for pair in itertools.pairwise(ends)]
     uris = encode.encode([encode.strip(drawn[row]) for row in rows], budget=900_000)

@@ -88,6 +88,11 @@ def wrap(
     options = validated(TargetOptions, values, name or "wrap")
     target = ModuleTarget(module, options, name or type(module).__name__)
     shape, order = target.module_shape, options.channel_order
+    if len(shape) == 2 and shape[0] == shape[1]:
+        log.warning(
+            "%s: the shape %s is taken for a signal of %d channels; for a gray image, use %s.",
+            *(target.name, shape, shape[0], setting("input_shape", [1, *shape])),
+        )
     # `_try` and the other functions replace the entries that they detect.
     target.sources = {key: "default" if getattr(options, key) is None else "given" for key in accepted}
     raw, heads = _try(target, options)

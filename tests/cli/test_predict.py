@@ -28,7 +28,7 @@ def photos(tmp_path: Path) -> list[Path]:
 
 
 def test_the_most_probable_classes_of_each_photo_are_shown(tiny_model: Path, photos: list[Path]) -> None:
-    result = cli(tiny_model, "--images", *photos, "--json", "--top", "2", "--device", "cpu", "--rows", "1")
+    result = cli(tiny_model, "--images", *photos, "--json", "--top", "2", "--device", "cpu")
     assert result.exit_code == 0, result.output
     told = json.loads(result.stdout)
     target = interpkit.load_target(tiny_model)

@@ -34,7 +34,7 @@ def saved(path: Path, pixels: np.ndarray | Image.Image, **options: Any) -> Path:
         ("palette.png", Image.fromarray(RAMP).convert("P")),
     ],
 )
-def test_every_depth_is_the_same_picture(name: str, pixels: Any, tmp_path: Path) -> None:
+def test_pictures_of_every_depth_are_identical(name: str, pixels: Any, tmp_path: Path) -> None:
     path = saved(tmp_path / name, pixels)
     found, notes = decode(path, GRAY)
     assert np.array_equal(found, RAMP) and notes == []
@@ -81,7 +81,7 @@ def test_a_drawing_in_the_transparency_alone_is_refused(tmp_path: Path) -> None:
     for mode in ("RGBA", "LA"):
         picture = Image.new(mode, (8, 6))
         picture.putalpha(Image.fromarray(RAMP))
-        with pytest.raises(UsageError, match="one color on a transparent ground.*alpha_composite"):
+        with pytest.raises(UsageError, match=r"one color on a transparent ground.*alpha_composite"):
             decode(saved(tmp_path / "a.png", picture), GRAY)
 
 
