@@ -50,7 +50,7 @@ def predict(
         inputs, labels = load_images(spec, target)
         found = scoring.top_classes(target, inputs, top, choose_device(device))
         for number, classes in enumerate(found):
-            one = {"image": spec if labels is None else f"{spec}[{number}]", "classes": classes}
+            one: dict[str, Any] = {"image": spec if labels is None else f"{spec}[{number}]", "classes": classes}
             predictions.append(one if labels is None else one | {"label": int(labels[number])})
     if json_:
         console.print_json({"name": target.name, "predictions": predictions})
@@ -58,8 +58,8 @@ def predict(
     from rich.table import Table
 
     table = Table("image", "class", "probability")
-    for one in predictions:
-        for place, row in enumerate(one["classes"]):
-            table.add_row("" if place else one["image"], row["name"], f"{row['probability']:.1%}")
+    for prediction in predictions:
+        for place, row in enumerate(prediction["classes"]):
+            table.add_row("" if place else prediction["image"], row["name"], f"{row['probability']:.1%}")
         table.add_section()
     console.out.print(table)

@@ -633,7 +633,7 @@ def test_images_are_resized_for_an_evaluator_of_another_size(
     metrics = interpkit.evaluate(run_copy, evaluators=[other], metrics=["agreement"])
     stored = safetensors.torch.load_file(run_copy / "samples.safetensors")["images"] / 255
     expected = nn.functional.interpolate(stored, size, mode="bilinear", antialias=True)
-    assert torch.equal(received[-1], expected)
+    assert torch.equal(torch.cat([x for x in received if len(x) > 1]), expected)  # one alone is for the memory it takes
     resizing = f"from 12 x 12 to {size[1]} x {size[0]} pixels, bilinear, antialiased"
     assert metrics["measured_on"]["resized_for"] == {"other": resizing}
     assert f"images are resized for the evaluator other {resizing}" in caplog.text
