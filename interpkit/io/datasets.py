@@ -28,6 +28,7 @@ MAX_BYTES = 4 * MAX_NUMBERS
 BOMB_BYTES, BOMB_RATIO = 100_000_000, 200
 """An array of more bytes than this is not unpacked if it is so many times as large as what it is packed in."""
 TORCHVISION = "torchvision:"
+DATA_ENDINGS = (".npz", ".csv", ".tsv")
 KEYS = (
     ("x_{}", "y_{}"),
     ("{}_images", "{}_labels"),
@@ -87,7 +88,7 @@ def load_data(spec: str, input_shape: tuple[int, ...], class_names: Sequence[str
         arrays = _torchvision(spec.removeprefix(TORCHVISION))
     elif ending == ".npz":
         arrays = _npz(path, split)
-    elif ending == ".csv":
+    elif ending in DATA_ENDINGS:
         arrays = _csv(path, class_names, input_shape)
     elif spec and path.is_dir():
         arrays = _folder(path, class_names, input_shape)
@@ -167,6 +168,8 @@ def _npz(path: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
             if names is None:
                 wanted = f"{' and '.join(pairs[0])}, or {' and '.join(pairs[1])}, or images and labels"
                 raise UsageError(f"{path} has {listed(arrays.files)}; it needs {wanted}.")
+            if split and not any(split in name for name in names):
+                log.warning("%s has no split %r: its %s and %s are read.", path, split, *names)
             for name in names:
                 _check_member(path, arrays.zip, f"{name}.npy")
             return arrays[names[0]], arrays[names[1]]

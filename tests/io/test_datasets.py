@@ -58,9 +58,11 @@ def test_the_split_that_is_named_is_read_and_the_test_split_if_none_is(tmp_path:
     )
 
 
-def test_images_and_labels_are_read_where_there_is_no_split(tmp_path: Path) -> None:
+def test_images_and_labels_are_read_where_there_is_no_split(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     spec = saved(tmp_path / "data.npz", images=numbers(2, *GRAY), labels=[1, 0])
-    assert load_data(spec, GRAY).labels.tolist() == load_data(f"{spec}:train", GRAY).labels.tolist() == [1, 0]
+    assert load_data(spec, GRAY).labels.tolist() == [1, 0] and caplog.text == ""
+    assert load_data(f"{spec}:train", GRAY).labels.tolist() == [1, 0]
+    assert "has no split 'train': its images and labels are read" in caplog.text
 
 
 @pytest.mark.parametrize(
