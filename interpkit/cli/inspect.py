@@ -16,8 +16,8 @@ def inspect(
         str | None,
         typer.Option(
             metavar="DATA",
-            help="Labeled images to measure the accuracy on: FILE.npz[:train], a folder with one subfolder per class, "
-            "or torchvision:NAME.",
+            help="Labeled images to measure the accuracy on: FILE.npz[:train], FILE.csv, a folder with one "
+            "subfolder per class, or torchvision:NAME.",
         ),
     ] = None,
     plugin: options.PluginFile = None,

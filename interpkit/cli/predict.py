@@ -21,7 +21,7 @@ def predict(
         list[str] | None,
         typer.Option(
             metavar="FILE|DATA",
-            help="A picture, samples.safetensors, FILE.npz[:train], a CSV table, a folder with one subfolder per "
+            help="A picture, samples.safetensors, FILE.npz[:train], FILE.csv, a folder with one subfolder per "
             "class, or torchvision:NAME; repeatable.",
         ),
     ] = None,
