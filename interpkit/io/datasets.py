@@ -299,7 +299,7 @@ def _labels(spec: str, arrays: tuple[np.ndarray, np.ndarray], class_names: Seque
         y = y.argmax(1)
     if y.dtype.kind == "U" and y.ndim == 1:
         y = labels_of(y.tolist(), class_names, spec)
-    whole = y.dtype.kind in "iub" or (y.dtype.kind == "f" and bool((y == y.round()).all()))
+    whole = y.dtype.kind in "iub" or (y.dtype.kind == "f" and bool((np.isfinite(y) & (y == y.round())).all()))
     if y.shape != (len(x),) or not whole or not len(y):
         raise UsageError(
             f"{spec} needs a whole number as label for each of its {len(x)} images, not {y.dtype} {y.shape}."

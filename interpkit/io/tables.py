@@ -12,7 +12,7 @@ import numpy as np
 
 from interpkit.errors import UsageError, listed
 
-MAX_TABLE_BYTES = 1_000_000_000
+MAX_TABLE_BYTES = 500_000_000
 PICTURE_COLUMNS = ("image", "image_path", "filename", "file_name", "file", "path", "filepath", "image_id")
 LABEL_COLUMNS = ("label", "class", "target", "category", "species", "y", "labels", "diagnosis")
 """How such columns are usually called, in any case; the first that is there counts."""
@@ -24,6 +24,8 @@ def read_table(path: Path) -> tuple[list[str], list[list[str]]]:
     Raises:
         UsageError: it is missing, too large, not text, or its rows differ in length.
     """
+    if not path.is_file():  # a pipe, say, which would never end
+        raise UsageError(f"there is no file {path}.")
     try:
         if path.stat().st_size > MAX_TABLE_BYTES:
             raise UsageError(f"{path} is larger than {MAX_TABLE_BYTES:,} bytes: give an .npz.")
@@ -90,7 +92,7 @@ def labels_of(names: Sequence[str], class_names: Sequence[str], where: str | Pat
     labels: dict[str, int] = {}
     for name in dict.fromkeys(names):
         whole = name.removesuffix(".0")
-        label = known.get(_normal(name), int(whole) if whole.isdecimal() else None)
+        label = known.get(_normal(name), int(whole) if whole.isdecimal() and len(whole) < 19 else None)
         if label is None:
             raise UsageError(
                 f"{where}: no class is named {name!r}. Classes: {listed(class_names)}. Rename it, or give its number."

@@ -103,6 +103,8 @@ def test_an_image_that_could_be_either_layout_is_taken_as_it_stands(tmp_path: Pa
         ({"images": numbers(2, 4, 6), "labels": [[0, 1], [1, 1]]}, r"not int64 \(2, 2\)"),
         ({"images": numbers(2, 4, 6), "labels": [0.5, 1.0]}, "not float64"),
         ({"images": numbers(2, 4, 6), "labels": [np.nan, 1.0]}, "not float64"),
+        ({"images": numbers(2, 4, 6), "labels": [np.inf, 1.0]}, "not float64"),
+        ({"images": numbers(2, 4, 6), "labels": ["9" * 30, "1"]}, "no class is named '999"),
         ({"images": numbers(2, 4, 6), "labels": ["cat", "bird"]}, "no class is named 'bird'. Classes: cat, dog, 7"),
         ({"images": numbers(0, 4, 6), "labels": np.zeros(0, int)}, "each of its 0 images"),
         ({"images": numbers(2, 4, 6) * 1j, "labels": [0, 1]}, "complex128, which cannot be pixel values"),
@@ -314,6 +316,8 @@ def test_tables_that_do_not_fit_are_refused(text: str, words: str, tmp_path: Pat
     refused(tmp_path / "a.csv", words, names=NAMES)
     (tmp_path / "a.csv").write_bytes(b"image,label\n\xff\xfe,0\n")
     refused(tmp_path / "a.csv", "is not a CSV table: .* Save it as CSV in UTF-8")
+    os.mkfifo(tmp_path / "pipe.csv")
+    refused(tmp_path / "pipe.csv", "there is no file")
 
 
 def test_a_folder_is_of_the_class_whose_name_is_the_same_text(tmp_path: Path) -> None:
