@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from interpkit.evaluation import scoring
 from interpkit.evaluation.metrics import PER_CLASS, Data, _chosen, _images, _judges, measured
+from interpkit.evaluation.resizing import ResizedTarget
 from interpkit.interfaces.data import DataOptions
 from interpkit.interfaces.inversions import Inversion
 from interpkit.interfaces.metrics import Study
@@ -40,7 +41,8 @@ def evaluate(
     Args:
         inversion: an inversion in memory, of which 100 images a class are drawn, or a run folder, whose stored
             samples are read and whose metrics.json is written.
-        evaluators: independent classifiers of the same classes, or their self-describing files.
+        evaluators: independent classifiers of the same classes, or their self-describing files; for one of another
+            size, images are resized (``measured_on.resized_for`` says how).
         reference: held-out real images: an ``.npz``, one folder per class, ``torchvision:NAME``, or (images, labels).
         training: images that the target was trained on, likewise.
         metrics: names of metrics; all that have what they need if left out.
@@ -109,10 +111,12 @@ def evaluate(
         )
         found = measured(study, chosen, old)
         data = {"reference": reference, "training": training}
+        resized = {name: judge.resizing for name, judge in judges.items() if isinstance(judge, ResizedTarget)}
         own_data = [(m, m.options) for m in chosen if isinstance(m.options, DataOptions) and m.options.data]
         found["measured_on"] = {
             **{name: str(d) if isinstance(d, str | Path) else "in memory" for name, d in data.items() if d},
             **({"options": dict(options)} if options else {}),
+            **({"resized_for": resized} if resized else {}),
             **{f"{metric.name}.data": read.record(target) for metric, read in own_data},
         }
         if run is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -259,11 +260,13 @@ def _reason(error: BaseException) -> str:
 
 
 def checked_images(target: Target, images: Tensor) -> Tensor:
-    """Return images as float32, if they are (N, *input_shape) in [0, 1].
+    """Return images as float32, if they are (N, *input_shape) in [0, 1]; signals and volumes become vectors.
 
     Raises:
         UsageError: they are not.
     """
+    if tuple(images.shape[1:]) == target.description.input_shape:
+        images = images.reshape(len(images), *target.input_shape)
     if images.dim() < 2 or tuple(images.shape[1:]) != target.input_shape or not len(images):
         raise UsageError(
             f"{target.name} takes images of {target.input_shape}; these are {tuple(images.shape)}. Give "
@@ -341,7 +344,7 @@ def _baselines(target: Target, baseline: str | Tensor) -> Tensor:
         if facts.channel_order == "bgr":
             mean = mean.flip(0)
         mean = target.to_unit(mean[None])[0].clamp(0, 1)  # a color is a vector in the same units
-        return mean.view(-1, *(1,) * (len(target.input_shape) - 1)).expand(target.input_shape)[None].clone()
+        return mean.repeat_interleave(math.prod(target.input_shape) // len(mean)).view(1, *target.input_shape)
     raise UsageError(f"a baseline is black, mean, or a tensor of images; not {baseline!r}.")
 
 

@@ -16,14 +16,15 @@ from interpkit.attribution import faithfulness
 from interpkit.attribution.evidence import ClassEvidence, class_evidence, evidence_agreement
 from interpkit.attribution.explainer import ROWS, Explainer, TargetClass, checked_images, choose_classes, default_method
 from interpkit.config.recipe import set_option
-from interpkit.errors import InterpkitError, PluginError, UsageError, setting
+from interpkit.errors import InterpkitError, PluginError, UsageError, listed, setting
 from interpkit.evaluation import scoring
 from interpkit.interfaces import samples
 from interpkit.interfaces.targets import Target
 from interpkit.io.atomic import to_json, write_atomically, write_tensors
-from interpkit.io.datasets import IMAGE_ENDINGS, load_data, read_picture
-from interpkit.io.images import MAX_ROWS, colour_scale, save_panel, to_heat, to_overlay, to_picture
+from interpkit.io.datasets import DATA_ENDINGS, read_picture
+from interpkit.io.images import MAX_ROWS, colour_scale, composite, save_panel, to_heat, to_overlay, to_picture
 from interpkit.io.locking import only_writer
+from interpkit.io.picture_files import IMAGE_ENDINGS, PICTURE_ENDINGS, channels_first
 from interpkit.plugins.discovery import installed
 
 SCHEMA = 1
@@ -144,11 +145,14 @@ def load_images(spec: str, target: Target) -> ImagesAndLabels:
     if path.suffix.lower() == ".safetensors":
         stored, labels, _ = scoring.read_images(path, target)
         return samples.to_unit(stored, target), labels
-    if path.suffix.lower() in IMAGE_ENDINGS and len(target.input_shape) == 3:
-        pixels = read_picture(path, target.input_shape)
-        pixels = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
+    if path.suffix.lower() in PICTURE_ENDINGS and len(target.input_shape) == 3:
+        pixels = channels_first(read_picture(path, target.input_shape))
         return torch.from_numpy(pixels)[None] / 255, None
-    data = load_data(spec, target.input_shape, target.class_names)
+    if path.is_file() and path.suffix.lower() not in DATA_ENDINGS:
+        raise UsageError(
+            f"{path} is not a picture that interpkit reads, which are {listed(IMAGE_ENDINGS)}. Convert it."
+        )
+    data = scoring.load_labelled(spec, target)
     return samples.to_unit(data.images, target), data.labels
 
 
@@ -303,7 +307,8 @@ def _draw(path: Path, shown: ExplainedImages, maps: Tensor, names: Sequence[str]
         own = (shown.groups == label).nonzero()[:DRAWN, 0].tolist()
         tiles = [tile for i in own for tile in _beside_its_map(shown.images[i], maps[i], scale)]
         panel.append((names[label], tiles))
-    save_panel(panel, f"image, map, both: red speaks for the class, blue against; full color = {scale:.3g}", path)
+    caption = f"image, map, both: red speaks for the class, blue against; full color = {scale:.3g}"
+    save_panel(panel, _captioned(caption, maps), path)
 
 
 def _draw_classes(path: Path, source: ExplainedImages, evidence: ClassEvidence, names: Sequence[str]) -> None:
@@ -312,7 +317,12 @@ def _draw_classes(path: Path, source: ExplainedImages, evidence: ClassEvidence, 
     for row, label in enumerate(evidence.labels.tolist()[:MAX_ROWS]):
         heats = [to_heat(kind[row], scale) for kind in (evidence.mean, evidence.spread)]
         panel.append((names[label], [_pixels(source.images[source.groups == label].mean(0)), *heats]))
-    save_panel(panel, f"mean image, mean map, spread of the maps; full color = {scale:.3g}", path)
+    caption = f"mean image, mean map, spread of the maps; full color = {scale:.3g}"
+    save_panel(panel, _captioned(caption, evidence.mean), path)
+
+
+def _captioned(caption: str, maps: Tensor) -> str:
+    return "; ".join(filter(None, (caption, composite(maps.shape[1]))))
 
 
 def _beside_its_map(image: Tensor, evidence: Tensor, scale: float) -> tuple[Image.Image, ...]:

@@ -20,7 +20,8 @@ def evaluate(
         str | None,
         typer.Option(
             metavar="DATA",
-            help="Held-out real images: FILE.npz[:train], a folder with one subfolder per class, or torchvision:NAME.",
+            help="Held-out real images: FILE.npz[:train], FILE.csv, a folder with one subfolder per class, or "
+            "torchvision:NAME.",
         ),
     ] = None,
     training: Annotated[

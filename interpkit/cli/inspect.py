@@ -16,8 +16,8 @@ def inspect(
         str | None,
         typer.Option(
             metavar="DATA",
-            help="Labeled images to measure the accuracy on: FILE.npz[:train], a folder with one subfolder per class, "
-            "or torchvision:NAME.",
+            help="Labeled images to measure the accuracy on: FILE.npz[:train], FILE.csv, a folder with one "
+            "subfolder per class, or torchvision:NAME.",
         ),
     ] = None,
     plugin: options.PluginFile = None,
@@ -26,7 +26,6 @@ def inspect(
     """Show how interpkit reads a classifier: its input, its output and its layers, and where each fact came from."""
     from interpkit.evaluation import scoring
     from interpkit.interfaces.samples import to_unit
-    from interpkit.io.datasets import load_data
     from interpkit.plugins import loading
     from interpkit.plugins.assembly import without_gradient
     from interpkit.plugins.discovery import installed
@@ -36,10 +35,10 @@ def inspect(
     options.load_plugin_files(plugin)
     target = loading.load_target(model, **ctx.obj)
     layers = list_layers(target)
-    accuracy = None if reference is None else scoring.accuracy(target, reference)
-    images = None
+    accuracy, images = None, None
     if reference is not None:
-        images = to_unit(load_data(reference, target.input_shape, target.class_names).images, target)
+        data = scoring.load_labelled(reference, target)
+        accuracy, images = scoring.accuracy(target, data), to_unit(data.images, target)
     doubts = preprocessing.doubts(target, images)
     for doubt in doubts:
         console.warning(doubt)

@@ -190,6 +190,8 @@ def lines(path: Path) -> list[str]:
 
     try:
         text = read_text(path)
+    except UnicodeDecodeError as error:
+        raise UsageError(f"cannot read {path}: {error}. Save it as UTF-8.") from error
     except (OSError, ValueError) as error:
         raise UsageError(f"cannot read {path}: {error}.") from error
     if text.lstrip().startswith("["):

@@ -16,8 +16,8 @@ def report(
         str | None,
         typer.Option(
             metavar="DATA",
-            help="Real images, to show each sample's nearest one: FILE.npz[:train], a folder with one subfolder per "
-            "class, or torchvision:NAME.",
+            help="Real images, to show each sample's nearest one: FILE.npz[:train], FILE.csv, a folder with one "
+            "subfolder per class, or torchvision:NAME.",
         ),
     ] = None,
     open_: Annotated[bool, typer.Option("--open", help="Open the page in the browser.")] = False,

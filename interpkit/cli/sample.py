@@ -61,8 +61,9 @@ def sample(
 ) -> None:
     """Draw images from a run, with the classifier's predictions.
 
-    A FOLDER gets one PNG per image, in one folder per class. The same arguments give the same images. --shard-size
-    writes any number of images and holds only one shard in memory; the same command resumes after an interruption.
+    A FOLDER gets one PNG per image (.npy if it has other than one or three channels), in one folder per class. The
+    same arguments give the same images. --shard-size writes any number of images and holds only one shard in memory;
+    the same command resumes after an interruption.
     Example: interpkit sample runs/mnist-vecmat-1 --count 1000000 --shard-size 10000 --out samples
     """
     from interpkit.evaluation import scoring
@@ -111,6 +112,9 @@ def sample(
         raise UsageError(f"--out {place}: name a .safetensors file or a folder.")
     else:
         images.save_images(samples.images, samples.labels, names, place)
+        channels = samples.images.shape[1]
+        if not images.is_picture(tuple(samples.images.shape[1:])):
+            console.note(f"images of {channels} channels are written as .npy, (C, H, W) uint8: no PNG holds them.")
     if png is not None:
         images.save_grid(samples.images, samples.labels, names, png)
     metrics = scoring.measure(samples, names)

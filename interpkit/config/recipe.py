@@ -109,7 +109,9 @@ class TargetOptions(_Model):
         json_schema_extra={"metavar": "KEY", "key": None, "of_file": True},
     )
     input_shape: tuple[int, ...] | None = Field(
-        None, description="Shape of one image, C,H,W, or D for vectors.", json_schema_extra={"metavar": "C,H,W"}
+        None,
+        description="Shape of one image, C,H,W; or D for vectors, C,L for signals, C,D,H,W for volumes.",
+        json_schema_extra={"metavar": "C,H,W"},
     )
     num_classes: int | None = Field(None, ge=2, description="Number of classes (checked against the model's output).")
     mean: Annotated[list[float] | None, BeforeValidator(_listed)] = Field(
@@ -164,8 +166,11 @@ class TargetOptions(_Model):
     @field_validator("input_shape")
     @classmethod
     def _sensible_shape(cls, shape: tuple[int, ...] | None) -> tuple[int, ...] | None:
-        if shape is not None and (len(shape) not in (1, 3) or min(shape) < 1 or math.prod(shape) > MAX_INPUT):
-            raise ValueError(f"input_shape is C,H,W (or D for vectors), each at least 1 and {MAX_INPUT:,} in all")
+        if shape is not None and (not 1 <= len(shape) <= 4 or min(shape) < 1 or math.prod(shape) > MAX_INPUT):
+            raise ValueError(
+                f"input_shape is C,H,W (or D for vectors, C,L for signals, C,D,H,W for volumes), each at least 1 and "
+                f"{MAX_INPUT:,} in all"
+            )
         return shape
 
     @field_validator("mean")
@@ -196,9 +201,19 @@ class TargetOptions(_Model):
             raise ValueError(
                 f"input_range takes one pair LO,HI, or for vectors one for each of D features, not {len(pairs)}"
             )
-        if self.channel_order == "bgr" and self.input_shape is not None and (vectors or channels != 3):
+        if (
+            self.channel_order == "bgr"
+            and self.input_shape is not None
+            and (len(self.input_shape) != 3 or channels != 3)
+        ):
             raise ValueError(f"the channel order bgr is for 3 channels; this classifier takes {self.input_shape}")
         return self
+
+    @property
+    def target_shape(self) -> tuple[int, ...] | None:
+        """The shape of a target's inputs: that of images and vectors; signals and volumes are vectors to all but it."""
+        shape = self.input_shape
+        return shape if shape is None or len(shape) in (1, 3) else (math.prod(shape),)
 
     @property
     def ranges(self) -> list[tuple[float, float]]:

@@ -14,12 +14,13 @@ from torch import Tensor
 from interpkit.config.recipe import set_option, validated
 from interpkit.errors import InterpkitError, UsageError, command, listed, setting, with_place
 from interpkit.evaluation import scoring
+from interpkit.evaluation.resizing import ResizedTarget
 from interpkit.interfaces.components import Options
 from interpkit.interfaces.contracts import described, module_of
 from interpkit.interfaces.metrics import Metric, Study, TooFew
 from interpkit.interfaces.samples import Samples
 from interpkit.interfaces.targets import Target
-from interpkit.io.datasets import LabelledImages, checked, load_data
+from interpkit.io.datasets import LabelledImages, checked
 from interpkit.plugins.discovery import installed
 from interpkit.plugins.loading import load_target
 
@@ -129,7 +130,7 @@ def _judges(evaluators: Sequence[Target | str | Path], target: Target) -> dict[s
     """Load the evaluators, and see that each judges the target's classes on the target's images."""
     judges: dict[str, Target] = {}
     for given in evaluators:
-        judge = given if isinstance(given, Target) else load_target(given)
+        judge = _resized(given if isinstance(given, Target) else load_target(given), target)
         if judge is target or (judge.origin is not None and judge.origin == target.origin) or _alike(judge, target):
             raise UsageError(f"{judge.name} is the target itself: an evaluator is another classifier of its classes.")
         twin = next((name for name, other in judges.items() if judge is other or _alike(judge, other)), None)
@@ -139,12 +140,6 @@ def _judges(evaluators: Sequence[Target | str | Path], target: Target) -> dict[s
             raise UsageError(
                 f"the evaluator {judge.name} has {judge.num_classes} classes; {target.name} has "
                 f"{target.num_classes}. Name a classifier of the same classes, in the same order."
-            )
-        if judge.input_shape != target.input_shape:
-            raise UsageError(
-                f"the evaluator {judge.name} takes images of {judge.input_shape}; {target.name} takes "
-                f"{target.input_shape}. Name one of that size, or put the resizing into its module and pack it "
-                f"again: {command('pack', 'MODEL')}."
             )
         ours, theirs = target.class_names, judge.class_names
         if (
@@ -162,6 +157,26 @@ def _judges(evaluators: Sequence[Target | str | Path], target: Target) -> dict[s
             name, number = f"{judge.name}-{number}", number + 1
         judges[name] = judge
     return judges
+
+
+def _resized(judge: Target, target: Target) -> Target:
+    """Return a classifier that accepts the target's images: resized, if its own have another size.
+
+    Raises:
+        UsageError: they differ in more than the size of images.
+    """
+    ours, own = target.input_shape, judge.input_shape
+    if own == ours:
+        return judge
+    if len(own) != 3 or len(ours) != 3 or own[0] != ours[0]:
+        raise UsageError(
+            f"the evaluator {judge.name} takes inputs of {own}; {target.name} takes {ours}. Images are resized for an "
+            f"evaluator, but not converted to other channels. Put that into its module and pack it again: "
+            f"{command('pack', 'MODEL')}."
+        )
+    resized = ResizedTarget(judge, ours[1:])
+    log.warning("images are resized for the evaluator %s %s.", judge.name, resized.resizing)
+    return resized
 
 
 def _alike(one: Target, other: Target) -> bool:
@@ -187,7 +202,7 @@ def _images(given: Data | None, what: str, target: Target) -> LabelledImages | N
     if given is None:
         return None
     if isinstance(given, str | Path):
-        return load_data(str(given), target.input_shape, target.class_names)
+        return scoring.load_labelled(str(given), target)
     images, labels = (given.images, given.labels) if isinstance(given, LabelledImages) else given
     images = images / 255 if images.dtype == torch.uint8 and images.dim() == 4 else images.float()
     return checked(LabelledImages(images, labels.long()), what, target.input_shape, target.class_names)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,13 +11,16 @@ import torch
 from torch import Tensor
 
 from interpkit.config.recipe import Recipe
-from interpkit.errors import RunError, listed
+from interpkit.errors import RunError, listed, setting
 from interpkit.evaluation.statistics import wilson
 from interpkit.interfaces.inversions import Draw, Inversion
 from interpkit.interfaces.samples import MAX_PROBABILITIES, Samples, to_unit
 from interpkit.interfaces.targets import Target
 from interpkit.io.atomic import read_tensors
+from interpkit.io.datasets import LabelledImages, load_data
 from interpkit.runtime.at_once import in_batches
+
+log = logging.getLogger("interpkit")
 
 SCHEMA = 1
 
@@ -124,20 +128,48 @@ def _look(
     )
 
 
-@torch.no_grad()
-def accuracy(target: Target, reference: str) -> float:
-    """Return the share of reference data, a spec as for `interpkit.io.datasets.load_data`, that the target accepts.
+def load_labelled(spec: str, target: Target) -> LabelledImages:
+    """Load labeled data that fit a target; see `interpkit.load_data`. Warn of vectors far outside its input range.
 
     Raises:
-        UsageError: the data cannot be read or does not fit.
+        UsageError: they cannot be read, or do not fit.
     """
-    from interpkit.io.datasets import load_data
+    data = load_data(spec, target.description.input_shape or target.input_shape, target.class_names)
+    unit = to_unit(data.images, target)
+    low, high = unit.min().item(), unit.max().item()
+    if low < -1 or high > 2:
+        log.warning(
+            "%s has values from %g to %g, far outside the input range %s of %s. Is %s right?",
+            *(spec, data.images.min().item(), data.images.max().item()),
+            *(target.description.input_range or (0, 1), target.name, setting("input_range", None)),
+        )
+    return data
 
-    data = load_data(reference, target.input_shape, target.class_names)
+
+@torch.no_grad()
+def accuracy(target: Target, data: LabelledImages) -> float:
+    """Return the share of labeled images, which fit the target, that it accepts as their class."""
     images = to_unit(data.images, target)
     with target.frozen():
         right = in_batches(target, images, lambda rows: target.accepts(target(images[rows]), data.labels[rows]))
     return torch.cat(right).double().mean().item()
+
+
+@torch.no_grad()
+def top_classes(
+    target: Target, images: Tensor, count: int, device: torch.device | str = "cpu"
+) -> list[list[dict[str, Any]]]:
+    """Return the ``count`` most probable classes of each image in [0, 1]: their label, name and probability."""
+    with target.frozen(device):
+        found = in_batches(target, images, lambda rows: target.probabilities(target(images[rows].to(device))).cpu())
+    best = torch.cat(found).topk(min(count, target.num_classes), dim=1)
+    return [
+        [
+            {"label": label, "name": target.class_names[label], "probability": probability}
+            for probability, label in zip(*row, strict=True)
+        ]
+        for row in zip(best.values.tolist(), best.indices.tolist(), strict=True)
+    ]
 
 
 def measure(samples: Samples, class_names: Sequence[str]) -> dict[str, Any]:

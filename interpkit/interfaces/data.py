@@ -63,4 +63,4 @@ class DataOptions(Options):
             raise UsageError(
                 f"the option 'data' is not set: name labeled images by {setting('COMPONENT.data', 'DATA')}."
             )
-        return load_data(self.data, target.input_shape, target.class_names)
+        return load_data(self.data, target.description.input_shape or target.input_shape, target.class_names)

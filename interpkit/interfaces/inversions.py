@@ -253,7 +253,7 @@ class Inversion(ABC):
         from interpkit.io.plots import sample_figure
 
         images, labels = self.sample(per_class, labels=self.classes[:SHOWN_CLASSES])
-        return sample_figure(images, labels, self.target.class_names)
+        return sample_figure(images, labels, self.target.class_names, self.target.description.input_shape or ())
 
     def curves(self) -> Figure:
         """Return a matplotlib figure of the training: each term and the inversion accuracy at each step."""

@@ -1,21 +1,25 @@
-"""Reference data as labeled images in [0, 1]: an .npz, one folder per class, or a torchvision data set."""
+"""Reference data as labeled images in [0, 1]: an .npz, a CSV, one folder per class, or a torchvision data set."""
 
 from __future__ import annotations
 
+import logging
 import math
-import warnings
 import zipfile
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from interpkit.errors import UsageError, listed
 from interpkit.io.atomic import digest
+from interpkit.io.picture_files import PICTURE_ENDINGS, channels_first, decode
+from interpkit.io.tables import labels_of, numbers_of, pictures_of, read_table
+
+log = logging.getLogger("interpkit")
 
 MAX_NUMBERS = 2_000_000_000
 """In all images together: 8 GB as float32."""
@@ -24,9 +28,17 @@ MAX_BYTES = 4 * MAX_NUMBERS
 BOMB_BYTES, BOMB_RATIO = 100_000_000, 200
 """An array of more bytes than this is not unpacked if it is so many times as large as what it is packed in."""
 TORCHVISION = "torchvision:"
-IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
-IMAGE_FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "TIFF")
-"""What may stand in such a file: Pillow knows formats that start other programs."""
+DATA_ENDINGS = (".npz", ".csv", ".tsv")
+KEYS = (
+    ("x_{}", "y_{}"),
+    ("{}_images", "{}_labels"),
+    ("images", "labels"),
+    ("X", "y"),
+    ("x", "y"),
+    ("data", "target"),
+    ("data", "labels"),
+)
+"""What images and labels are called in an .npz, with the split in place of {}; the first pair that is there counts."""
 
 
 @dataclass(frozen=True)
@@ -50,10 +62,12 @@ def load_data(spec: str, input_shape: tuple[int, ...], class_names: Sequence[str
     """Load reference data.
 
     Args:
-        spec: an ``.npz`` with ``x_test, y_test`` (``FILE.npz:train`` for ``x_train, y_train``) or ``images, labels``;
-            a folder with one folder per class, by name or number; or ``torchvision:NAME``, which may download
-            (``torchvision:NAME:train`` for the training split).
-        input_shape: what the classifier takes; images of another size are refused.
+        spec: an ``.npz`` with ``x_test, y_test`` or ``test_images, test_labels`` (``FILE.npz:train`` for another
+            split), ``images, labels`` or ``X, y``; a ``.csv`` with the columns image (a path) and label, or label and
+            one number for each of a classifier's inputs; a folder with one folder per class, by name or number; or
+            ``torchvision:NAME``, which may download (``torchvision:NAME:train`` for the training split).
+        input_shape: what the classifier takes. Arrays of another size are refused; pictures are resized, and a warning
+            says so. Signals (C, L) and volumes (C, D, H, W) become vectors.
         class_names: by which a folder's classes are known.
 
     Raises:
@@ -68,19 +82,43 @@ def load_data(spec: str, input_shape: tuple[int, ...], class_names: Sequence[str
         >>> data.images.shape, data.labels
         (torch.Size([5, 1, 28, 28]), tensor([0, 1, 2, 3, 4]))
     """
-    path, _, split = spec.partition(":")
+    path, split = _path_and_split(spec)
+    ending = path.suffix.lower()
     if spec.startswith(TORCHVISION):
-        arrays = _torchvision(split)
-    elif path.lower().endswith(".npz"):
-        arrays = _npz(Path(path), split or "test")
-    elif path and Path(path).is_dir():
-        arrays = _folder(Path(path), class_names, input_shape)
+        arrays = _torchvision(spec.removeprefix(TORCHVISION))
+    elif ending == ".npz":
+        arrays = _npz(path, split)
+    elif ending in DATA_ENDINGS:
+        arrays = _csv(path, class_names, input_shape)
+    elif spec and path.is_dir():
+        arrays = _folder(path, class_names, input_shape)
     else:
         raise UsageError(
-            f"{spec!r} is not reference data: give an .npz, a folder with one folder per class, or torchvision:NAME."
+            f"{spec!r} is not reference data: give an .npz, a .csv, a folder with one folder per class, or "
+            f"torchvision:NAME."
         )
-    data = LabelledImages(_images(spec, arrays[0], input_shape), _labels(spec, arrays))
-    return checked(data, spec, input_shape, class_names)
+    images, labels = _images(spec, arrays[0], input_shape), _labels(spec, arrays, class_names)
+    if len(input_shape) not in (1, 3):
+        images, input_shape = images.flatten(1), (math.prod(input_shape),)
+    return checked(LabelledImages(images, labels), spec, input_shape, class_names)
+
+
+def _path_and_split(spec: str) -> tuple[Path, str]:
+    """Split FILE.npz:SPLIT; a colon anywhere else belongs to the path."""
+    head, _, tail = spec.rpartition(":")
+    return (Path(head), tail) if head.lower().endswith(".npz") and not Path(spec).exists() else (Path(spec), "")
+
+
+def read_picture(file: Path, input_shape: tuple[int, ...]) -> np.ndarray:
+    """Return a picture's pixels, (H, W) or (H, W, C) uint8, and log what had to be done to it; see `decode`.
+
+    Raises:
+        UsageError: it cannot be read, or does not fit the classifier.
+    """
+    pixels, notes = decode(file, input_shape)
+    for note in notes:
+        log.warning("%s %s.", file, note)
+    return pixels
 
 
 def checked(
@@ -125,11 +163,13 @@ def _npz(path: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
         raise UsageError(f"{path} is not a complete .npz: write one by {example}.")
     try:
         with np.load(path, allow_pickle=False) as arrays:
-            names = (f"x_{split}", f"y_{split}") if f"x_{split}" in arrays.files else ("images", "labels")
-            if not set(names) <= set(arrays.files):
-                raise UsageError(
-                    f"{path} has {listed(arrays.files)}; it needs x_{split} and y_{split}, or images and labels."
-                )
+            pairs = [(x.format(split or "test"), y.format(split or "test")) for x, y in KEYS]
+            names = next((pair for pair in pairs if set(pair) <= set(arrays.files)), None)
+            if names is None:
+                wanted = f"{' and '.join(pairs[0])}, or {' and '.join(pairs[1])}, or images and labels"
+                raise UsageError(f"{path} has {listed(arrays.files)}; it needs {wanted}.")
+            if split and not any(split in name for name in names):
+                log.warning("%s has no split %r: its %s and %s are read.", path, split, *names)
             for name in names:
                 _check_member(path, arrays.zip, f"{name}.npy")
             return arrays[names[0]], arrays[names[1]]
@@ -165,47 +205,41 @@ def _check_member(path: Path, archive: zipfile.ZipFile, name: str) -> None:
 
 
 def _folder(folder: Path, class_names: Sequence[str], input_shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
-    known = {name: label for label, name in enumerate(class_names)}
-    images, labels, numbers = [], [], 0
+    files, labels = [], []
     for place in sorted(p for p in folder.iterdir() if p.is_dir()):
-        label = known.get(place.name, int(place.name) if place.name.isdecimal() else None)
-        if label is None:
-            raise UsageError(f"{place}: no class is named so. Classes: {listed(class_names)}.")
-        for file in sorted(p for p in place.iterdir() if p.suffix.lower() in IMAGE_ENDINGS):
-            images.append(read_picture(file, input_shape))
-            labels.append(label)
-            numbers += images[-1].size
-            if numbers > MAX_NUMBERS:
-                raise _too_many(folder)
-    if not images:
+        (label,) = labels_of([place.name], class_names, place)
+        own = sorted(p for p in place.iterdir() if p.suffix.lower() in PICTURE_ENDINGS)
+        files += own
+        labels += [label] * len(own)
+    if not files:
         raise UsageError(f"{folder} has no images in it: it needs one folder per class.")
-    return np.stack(images), np.asarray(labels)
+    return _pictures(folder, files, input_shape), np.asarray(labels)
 
 
-def read_picture(file: Path, input_shape: tuple[int, ...]) -> np.ndarray:
-    """Return a picture's pixels, (H, W) or (H, W, 3) uint8; of another size than the classifier's it is not decoded.
+def _csv(path: Path, class_names: Sequence[str], input_shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+    header, rows = read_table(path)
+    pictures = pictures_of(path, header, rows)
+    if pictures is None:
+        images, names = numbers_of(path, header, rows, input_shape)
+        return images, labels_of(names, class_names, path)
+    labels = labels_of([name for _, name in pictures], class_names, path)  # first, as it takes no time
+    return _pictures(path, [file for file, _ in pictures], input_shape), labels
 
-    Raises:
-        UsageError: it cannot be read, or does not fit the classifier.
-    """
-    if not file.is_file():  # a pipe, say, which would never end
-        raise UsageError(f"there is no file {file}.")
-    if len(input_shape) != 3 or input_shape[0] not in (1, 3):
-        raise UsageError(f"{file} is a picture, and the classifier takes {input_shape}: give an .npz.")
-    channels, height, width = input_shape
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of many pixels, which are not decoded, and of odd metadata
-            with Image.open(file, formats=IMAGE_FORMATS) as picture:
-                if picture.size == (width, height):
-                    return np.array(picture.convert("L" if channels == 1 else "RGB"))
-                size = picture.size
-    except Exception as error:  # decoders have many kinds
-        raise UsageError(f"{file} is not a readable image: {error}.") from error
-    raise UsageError(
-        f"{file} is {size[0]} x {size[1]} pixels; the classifier takes {width} x {height}, {channels} channels. "
-        f"Resize it first."
-    )
+
+def _pictures(source: Path, files: Iterable[Path], input_shape: tuple[int, ...]) -> np.ndarray:
+    """Read pictures, (N, C, H, W) uint8, and log once for all of them what had to be done to how many."""
+    images, numbers = [], 0
+    done: Counter[str] = Counter()
+    for file in files:
+        pixels, notes = decode(file, input_shape)
+        images.append(channels_first(pixels))
+        done.update(notes)
+        numbers += pixels.size
+        if numbers > MAX_NUMBERS:
+            raise _too_many(source)
+    for note, count in done.items():
+        log.warning("%s: of %d of its %d pictures: each %s.", source, count, len(images), note)
+    return np.stack(images)
 
 
 def _torchvision(name: str) -> tuple[np.ndarray, np.ndarray]:
@@ -231,6 +265,8 @@ def _torchvision(name: str) -> tuple[np.ndarray, np.ndarray]:
 def _images(spec: str, x: np.ndarray, input_shape: tuple[int, ...]) -> Tensor:
     if len(input_shape) == 3 and x.ndim == 3:
         x = x[..., None]
+    if len(input_shape) in (2, 4) and input_shape[0] == 1 and x.shape[1:] == input_shape[1:]:
+        x = x[:, None]
     if len(input_shape) == 3 and x.ndim == 4 and x.shape[1:] != input_shape:
         x = np.moveaxis(x, 3, 1)
     if x.size > MAX_NUMBERS:
@@ -254,9 +290,17 @@ def _too_many(spec: str | Path) -> UsageError:
     )
 
 
-def _labels(spec: str, arrays: tuple[np.ndarray, np.ndarray]) -> Tensor:
+def _labels(spec: str, arrays: tuple[np.ndarray, np.ndarray], class_names: Sequence[str]) -> Tensor:
+    """Return labels (N,) from whole numbers of any type, names, a column (N, 1), or one-hot rows (N, n)."""
     x, y = arrays
-    if y.shape != (len(x),) or not np.issubdtype(y.dtype, np.integer) or not len(y):
+    if y.ndim == 2 and y.shape[1] == 1:
+        y = y[:, 0]
+    if y.ndim == 2 and y.dtype.kind in "buif" and ((y == 1).sum(1) == 1).all() and ((y == 0) | (y == 1)).all():
+        y = y.argmax(1)
+    if y.dtype.kind == "U" and y.ndim == 1:
+        y = labels_of(y.tolist(), class_names, spec)
+    whole = y.dtype.kind in "iub" or (y.dtype.kind == "f" and bool((np.isfinite(y) & (y == y.round())).all()))
+    if y.shape != (len(x),) or not whole or not len(y):
         raise UsageError(
             f"{spec} needs a whole number as label for each of its {len(x)} images, not {y.dtype} {y.shape}."
         )

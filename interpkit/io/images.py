@@ -13,10 +13,12 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from interpkit.io.atomic import inner_folder, to_json, write_atomically
+from interpkit.io.fonts import legible, usual
 
 MAX_ROWS = 50
 COLUMNS = 10
 GAP = 2
+Font = ImageFont.FreeTypeFont
 SHORTEST_SIDE = 48
 """Smaller images are enlarged by whole factors, so that a person sees them on a screen."""
 
@@ -37,39 +39,51 @@ def grid(images: Tensor, labels: Tensor, class_names: list[str]) -> Image.Image:
     """Return a grid of the first samples of each class, one row per class, named at the left; at most 50 rows.
 
     Args:
-        images: (N, C, H, W) uint8. One channel is drawn gray, three as RGB, any other number as the mean.
+        images: (N, C, H, W) uint8; a caption says which channels are drawn if there are neither one nor three.
         labels: (N,).
         class_names: by label.
     """
-    rows = labels.unique().tolist()[:MAX_ROWS]
-    height, width = images.shape[2:]
-    zoom = max(1, -(-SHORTEST_SIDE // min(height, width)))
-    height, width = height * zoom, width * zoom
-    columns = max(int((labels == label).sum()) for label in rows)
-    columns = min(columns, COLUMNS)
-    font = ImageFont.load_default(size=14)
-    names = [short(class_names[label]) for label in rows]
-    margin = 12 + round(max(font.getlength(name) for name in names))
-    canvas = Image.new("RGB", (margin + columns * (width + GAP), len(rows) * (height + GAP) + GAP), "white")
-    draw = ImageDraw.Draw(canvas)
-    for row, label in enumerate(rows):
-        top = GAP + row * (height + GAP)
-        draw.text((margin - 6, top + height / 2), names[row], fill="black", font=font, anchor="rm")
-        for column, image in enumerate(images[labels == label][:columns]):
-            picture = to_picture(image).resize((width, height), Image.Resampling.NEAREST)
-            canvas.paste(picture, (margin + column * (width + GAP), top))
-    return canvas
+    rows = []
+    for label in labels.unique().tolist()[:MAX_ROWS]:
+        pictures = [to_picture(image) for image in images[labels == label][:COLUMNS]]
+        rows.append((legible(class_names[label], label), pictures))
+    return _rows(rows, composite(images.shape[1]))
 
 
 def save_images(images: Tensor, labels: Tensor, class_names: list[str], folder: Path) -> None:
-    """Write one PNG per image, (N, C, H, W) uint8, in one folder per class (``3/00017.png``), and classes.json."""
+    """Write one file per image, (N, C, H, W) uint8, in one folder per class (``3/00017.png``), and classes.json.
+
+    Images of one or three channels are PNGs; no PNG holds others, which are ``.npy`` of (C, H, W).
+    """
     for label in labels.unique().tolist():
         inner_folder(folder / str(label))
     for number, (image, label) in enumerate(zip(images, labels.tolist(), strict=True)):
-        buffer = io.BytesIO()
-        to_picture(image).save(buffer, "PNG")
-        write_atomically(folder / str(label) / f"{number:05d}.png", buffer.getvalue())
+        ending, content = encoded(image)
+        write_atomically(folder / str(label) / f"{number:05d}.{ending}", content)
     write_atomically(folder / "classes.json", to_json({str(i): class_names[i] for i in labels.unique().tolist()}))
+
+
+def encoded(values: Tensor) -> tuple[str, bytes]:
+    """Return the ending and the content of a file that holds a sample: a PNG, or npy where that would not hold it."""
+    buffer = io.BytesIO()
+    if is_picture(tuple(values.shape)):
+        to_picture(values).save(buffer, "PNG")
+        return "png", buffer.getvalue()
+    np.save(buffer, values.numpy(), allow_pickle=False)
+    return "npy", buffer.getvalue()
+
+
+def is_picture(shape: tuple[int, ...]) -> bool:
+    """Say whether a PNG holds all of one sample of this shape: an image of one or three channels."""
+    return len(shape) == 3 and shape[0] in (1, 3)
+
+
+def composite(channels: int) -> str:
+    """Return how an image of this number of channels is drawn; an empty string if the whole of it is."""
+    if channels in (1, 3):
+        return ""
+    colors = "channels 1 and 2 of 2 as red and green" if channels == 2 else f"channels 1, 2, 3 of {channels} as RGB"
+    return f"drawn: {colors}"
 
 
 def colour_scale(maps: Tensor) -> float:
@@ -107,36 +121,32 @@ def _colored(evidence: Tensor, scale: float, ground: Any, most: float) -> Image.
 
 def save_panel(rows: Sequence[tuple[str, Sequence[Image.Image]]], caption: str, path: Path) -> None:
     """Write rows of pictures of one size, each row named at the left, over a caption; at most 50 rows."""
-    rows = rows[:MAX_ROWS]
+    write_atomically(path, to_png(_rows([(legible(name), pictures) for name, pictures in rows[:MAX_ROWS]], caption)))
+
+
+def _rows(rows: Sequence[tuple[tuple[str, Font], Sequence[Image.Image]]], caption: str) -> Image.Image:
+    """Return rows of pictures of one size, each named at the left in a font of its own, over a caption if any."""
     width, height = rows[0][1][0].size
     zoom = max(1, -(-SHORTEST_SIDE // min(height, width)))
     width, height = width * zoom, height * zoom
-    font = ImageFont.load_default(size=14)
-    names = [short(name) for name, _ in rows]
-    margin = 12 + round(max(font.getlength(name) for name in names))
+    margin = 12 + round(max(font.getlength(name) for (name, font), _ in rows))
     columns = max(len(pictures) for _, pictures in rows)
-    across = max(margin + columns * (width + GAP), 12 + round(font.getlength(caption)))
-    canvas = Image.new("RGB", (across, len(rows) * (height + GAP) + GAP + 24), "white")
+    across = max(margin + columns * (width + GAP), 12 + round(usual().getlength(caption)) if caption else 0)
+    canvas = Image.new("RGB", (across, len(rows) * (height + GAP) + GAP + (24 if caption else 0)), "white")
     draw = ImageDraw.Draw(canvas)
-    for row, (_, pictures) in enumerate(rows):
+    for row, ((name, font), pictures) in enumerate(rows):
         top = GAP + row * (height + GAP)
-        draw.text((margin - 6, top + height / 2), names[row], fill="black", font=font, anchor="rm")
+        draw.text((margin - 6, top + height / 2), name, fill="black", font=font, anchor="rm")
         for column, picture in enumerate(pictures):
             enlarged = picture.resize((width, height), Image.Resampling.NEAREST)
             canvas.paste(enlarged, (margin + column * (width + GAP), top))
-    draw.text((6, canvas.height - 6), caption, fill="black", font=font, anchor="ls")
-    write_atomically(path, to_png(canvas))
+    draw.text((6, canvas.height - 6), caption, fill="black", font=usual(), anchor="ls")
+    return canvas
 
 
 def to_picture(image: Tensor) -> Image.Image:
-    """Return one image, (C, H, W) uint8, as a picture."""
-    if image.shape[0] == 3:
-        return Image.fromarray(np.ascontiguousarray(image.permute(1, 2, 0).numpy()), "RGB")
-    gray = image.float().mean(0).round().to(torch.uint8)
-    return Image.fromarray(gray.numpy(), "L")
-
-
-def short(name: str, limit: int = 18) -> str:
-    """Return a name in one line of characters that can be drawn, and with an end."""
-    name = " ".join("".join(sign if sign.isprintable() else " " for sign in name).split())
-    return name if len(name) <= limit else name[: limit - 1] + "…"
+    """Return one image, (C, H, W) uint8, as a picture: gray, or RGB of its first three channels (see `composite`)."""
+    if image.shape[0] == 1:
+        return Image.fromarray(image[0].numpy(), "L")
+    image = torch.cat([image[:3], image.new_zeros(max(0, 3 - len(image)), *image.shape[1:])])
+    return Image.fromarray(np.ascontiguousarray(image.permute(1, 2, 0).numpy()), "RGB")

@@ -6,12 +6,14 @@ import base64
 import html
 import io
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from interpkit.io.images import grid, short, to_picture, to_png
+from interpkit.io.fonts import legible
+from interpkit.io.images import grid, to_picture, to_png
 
 
 class ShownFigure(Figure):
@@ -39,13 +41,14 @@ def to_html(sentence: str, images: Tensor, labels: Tensor, names: Sequence[str])
     return f'{text}<img alt="Samples, one row per class" src="data:image/png;base64,{png}">'
 
 
-def sample_figure(images: Tensor, labels: Tensor, names: Sequence[str]) -> Figure:
+def sample_figure(images: Tensor, labels: Tensor, names: Sequence[str], shape: Sequence[int] = ()) -> Figure:
     """Return a figure of samples, one row per class.
 
     Args:
         images: (N, *input_shape) in [0, 1], as many of each class.
         labels: (N,) int64, the class of each image.
         names: of all classes.
+        shape: of signals, (C, L), which are drawn as lines, or of volumes, (C, D, H, W): their middle slice.
     """
     classes = labels.unique().tolist()
     per_class = len(labels) // len(classes)
@@ -54,12 +57,17 @@ def sample_figure(images: Tensor, labels: Tensor, names: Sequence[str]) -> Figur
     for row, label in zip(axes, classes, strict=True):
         for place, image in zip(row, images[labels == label], strict=True):
             place.set(xticks=[], yticks=[])
+            if len(shape) == 4:
+                image = image.view(*shape)[:, shape[1] // 2]
             if image.dim() == 3:
                 place.imshow(to_picture((image * 255).round().to(torch.uint8)), cmap="gray", vmin=0, vmax=255)
+            elif len(shape) == 2:
+                place.plot(image.view(*shape).T.numpy())
             else:
                 place.bar(range(len(image)), image.numpy())
-        name = short(names[label]).replace("$", r"\$")  # which would begin a formula
-        row[0].set_ylabel(name, rotation=0, ha="right", va="center")
+        name, font = legible(names[label], label)
+        name = name.replace("$", r"\$")  # which would begin a formula
+        row[0].set_ylabel(name, rotation=0, ha="right", va="center", font=Path(str(font.path)))
     return figure
 
 

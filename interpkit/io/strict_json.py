@@ -34,7 +34,7 @@ def read_text(path: Path, most: int = MAX_JSON_BYTES, errors: str = "strict") ->
         raise ValueError("it is not a file")
     if path.stat().st_size > most:
         raise ValueError(f"it is larger than {most:,} bytes")
-    return path.read_text("utf-8", errors)
+    return path.read_text("utf-8-sig", errors)
 
 
 def parse(text: str) -> Any:

@@ -100,15 +100,15 @@ def pack_target(target: Target, path: str | Path) -> Path:
         return write_target_file(Path(path), _weights(target), facts)
     if importlib.util.find_spec("onnx") is None:
         raise ModelError(f"packing this classifier requires the package onnx: {install_extra('onnx')}.")
-    channels = target.input_shape[0]
+    shape = facts.input_shape or target.input_shape
     graph = torch.frombuffer(bytearray(export_graph(target)), dtype=torch.uint8)
     outside = TargetOptions(  # the graph does everything else
         arch=ONNX_GRAPH,
-        input_shape=target.input_shape,
+        input_shape=shape,
         num_classes=target.num_classes,
         class_names=target.class_names,
-        mean=[0.0] * channels,
-        std=[1.0] * channels,
+        mean=[0.0] * shape[0],
+        std=[1.0] * shape[0],
         input_range=(0.0, 1.0),
         output="sigmoid_logits" if target.multi_label else "logits",
     )

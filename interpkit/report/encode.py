@@ -9,31 +9,48 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from interpkit.io.images import colour_scale, to_heat, to_overlay, to_picture
 
 LADDER = ((1, None), (1, 85), (1, 60), (1, 35), (0.7, 50), (0.5, 50), (0.35, 50), (0.25, 40), (0.15, 40))
 """Scale and quality (None: PNG, without loss), from the best to the smallest."""
 BAR_HEIGHT, BAR_WIDTH = 32, 4
+WIDE, WIDEST = 128, 512
+"""Above the first number of bars each is one pixel wide; above the second, neighbors are averaged."""
 
 
-def drawable(images: Tensor, among: Tensor | None = None) -> Tensor:
-    """Return images (N, C, H, W) uint8 as they are; vectors (N, D) as pictures of D bars, (N, 1, 32, 4 D) uint8.
+def drawable(images: Tensor, among: Tensor | None = None, shape: Sequence[int] = ()) -> Tensor:
+    """Return images (N, C, H, W) uint8 as they are, and vectors (N, D) as pictures.
 
-    A bar is as high as the value stands between the feature's lowest and highest ``among`` vectors (M, D); the N
-    themselves if left out.
+    A vector becomes D bars; a signal (C, L), one row of L bars per channel; a volume (C, D, H, W), its middle slice.
+    A value is drawn by where it stands between the lowest and the highest of its feature (its channel in a signal, or
+    all of a volume).
+
+    Args:
+        images: what to draw.
+        among: (M, D) vectors that have the lowest and the highest values; the N themselves if left out.
+        shape: (C, L) of signals, (C, D, H, W) of volumes.
     """
     if images.dim() == 4:
         return images
     among = images if among is None else among
-    low, high = among.amin(0), among.amax(0)
-    share = ((images - low) / (high - low).clamp_min(1e-12)).clamp(0, 1)
-    heights = (share * (BAR_HEIGHT - 1) + 1)[:, None, :, None]
-    levels = torch.arange(BAR_HEIGHT, 0, -1)[None, :, None, None]
-    bars = (heights >= levels).expand(-1, -1, -1, BAR_WIDTH).clone()
-    bars[..., -1] = False  # a gap between two bars
-    return bars.flatten(2)[:, None].to(torch.uint8) * 255
+    rows, across = shape if len(shape) == 2 else (1, images.shape[1])
+    low, high = among.amin(0).view(rows, across), among.amax(0).view(rows, across)
+    if len(shape) in (2, 4):
+        low, high = low.amin(1, keepdim=True), high.amax(1, keepdim=True)
+    share = ((images.view(-1, rows, across) - low) / (high - low).clamp_min(1e-12)).clamp(0, 1)
+    if len(shape) == 4:
+        return (share.view(-1, *shape)[:, :, shape[1] // 2] * 255).round().to(torch.uint8)
+    if across > WIDEST:
+        share = nn.functional.adaptive_avg_pool1d(share, WIDEST)
+    height, width = max(2, min(BAR_HEIGHT, 1024 // rows)), BAR_WIDTH if across <= WIDE else 1
+    heights = (share * (height - 1) + 1)[:, :, None, :, None]
+    levels = torch.arange(height, 0, -1)[:, None, None]
+    bars = (heights >= levels).expand(-1, -1, -1, -1, width).clone()
+    if width > 1:
+        bars[..., -1] = False  # a gap between two bars
+    return bars.flatten(3).flatten(1, 2)[:, None].to(torch.uint8) * 255
 
 
 def encode(images: Tensor | Sequence[Tensor], budget: float) -> list[str]:

@@ -21,7 +21,8 @@ from interpkit.interfaces.inversions import Inversion
 from interpkit.interfaces.samples import Samples, to_unit
 from interpkit.interfaces.targets import Target
 from interpkit.io.atomic import read_tensors, write_atomically
-from interpkit.io.datasets import LabelledImages, load_data
+from interpkit.io.datasets import LabelledImages
+from interpkit.io.images import composite
 from interpkit.report import curves, encode, text
 from interpkit.report.page import render
 from interpkit.runs.folder import Run
@@ -90,7 +91,7 @@ def write_report(
             samples = replace(samples, distribution=drawn.distribution)
     real = None
     if reference is not None:
-        real = load_data(str(reference), inversion.target.input_shape, inversion.target.class_names)
+        real = scoring.load_labelled(str(reference), inversion.target)
     with opened.locked():
         return render_report(opened, inversion, samples, metrics, real)
 
@@ -109,7 +110,7 @@ def render_report(
     beside = ([] if reference is None else [_nearest(samples, reference, target)]) + _attributions(run, samples)
     characters = 3_200_000 if len(classes) <= 10 else 12_000_000  # for all pictures but the strips
     budget = characters / (1 + len(beside))
-    drawn = encode.drawable(samples.images)
+    drawn = encode.drawable(samples.images, shape=inversion.target.description.input_shape or ())
     rows = {label: (samples.labels == label).nonzero()[:, 0].tolist() for label in classes}
     page = render(
         "report.html",
@@ -181,7 +182,7 @@ def _nearest(samples: Samples, reference: LabelledImages, target: Target) -> _Be
     labels = reference.labels[nearest][place].tolist()
     images = (real[nearest] * 255).round().clamp(0, 255).to(torch.uint8) if real.dim() == 4 else real[nearest]
     notes = {row: f"of the class {target.class_names[label]}" for row, label in enumerate(labels)}
-    drawn = encode.drawable(images, among=made)
+    drawn = encode.drawable(images, among=made, shape=target.description.input_shape or ())
     return _Beside("Nearest reference image", drawn, dict(enumerate(place.tolist())), notes)
 
 
@@ -233,7 +234,7 @@ def _sections(inversion: Inversion, samples: Samples) -> list[dict[str, Any]]:
     confidence, predicted = (column.tolist() for column in torch.cat(probabilities).max(1))
     if images.dim() == 4:
         images = (images * 255).round().to(torch.uint8)
-    drawn = encode.drawable(images, among=to_unit(samples.images, target))
+    drawn = encode.drawable(images, among=to_unit(samples.images, target), shape=target.description.input_shape or ())
     ends = [0, *itertools.accumulate(len(strip.images) for strip in strips)]
     rows = [slice(*pair) for pair in itertools.pairwise(ends)]
     uris = encode.encode([encode.strip(drawn[row]) for row in rows], budget=900_000)
@@ -274,7 +275,9 @@ def _confusion(samples: Samples, target: Target) -> dict[str, Any]:
 def _facts(inversion: Inversion, manifest: Manifest) -> dict[str, str]:
     """Return what was inverted, and how, by a few words each."""
     recipe, target, model = inversion.recipe, inversion.target, manifest.model
-    shape = " x ".join(map(str, target.input_shape))
+    shape = " x ".join(map(str, target.description.input_shape or target.input_shape))
+    if len(target.input_shape) == 3 and (drawn := composite(target.input_shape[0])):
+        shape += f" ({drawn})"
     terms = ", ".join(f"{name} (weight {term.weight:g})" for name, term in recipe.losses.items() if term.weight)
     versions = {"interpkit": manifest.interpkit or "?", **manifest.versions}
     facts = {

@@ -11,11 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from torch import Tensor
 
 from interpkit.io.atomic import save_tensors
-from interpkit.io.images import to_picture
+from interpkit.io.images import encoded, is_picture
 
 COLUMNS = {"labels": "label", "confidence": "confidence", "generator": "generator"}
 """What each sample has beside its pixels, and what it is called where each has a row."""
@@ -62,11 +61,6 @@ class ShardFormat:
         return not self.package or importlib.util.find_spec(self.package) is not None
 
 
-def is_picture(shape: tuple[int, ...]) -> bool:
-    """Say whether a PNG holds all of one sample of this shape: an image of one or three channels."""
-    return len(shape) == 3 and shape[0] in (1, 3)
-
-
 def _write_safetensors(path: Path, shard: Shard) -> None:
     save_tensors(path, shard.tensors, {"format": "pt"})
 
@@ -74,33 +68,28 @@ def _write_safetensors(path: Path, shard: Shard) -> None:
 def _write_webdataset(path: Path, shard: Shard) -> None:
     """Write a plain tar; each sample's files are named by its number among all: 000000012345.png, .cls, .json."""
     with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
-        for number, (content, facts) in enumerate(_rows(shard), shard.first):
+        for number, (ending, content, facts) in enumerate(_rows(shard), shard.first):
             files = {
-                "png" if content.startswith(b"\x89PNG") else "npy": content,
+                ending: content,
                 "cls": str(facts["label"]).encode(),
                 "json": json.dumps({**facts, "name": shard.class_names[facts["label"]]}).encode(),
             }
-            for ending, data in files.items():
-                entry = tarfile.TarInfo(f"{number:012d}.{ending}")  # of 1970: the same samples are the same file
+            for name, data in files.items():
+                entry = tarfile.TarInfo(f"{number:012d}.{name}")  # of 1970: the same samples are the same file
                 entry.size = len(data)
                 tar.addfile(entry, io.BytesIO(data))
 
 
-def _rows(shard: Shard) -> Iterator[tuple[bytes, dict[str, Any]]]:
-    """Yield each sample as a PNG, or as npy where that would not hold it, and the rest of its columns."""
+def _rows(shard: Shard) -> Iterator[tuple[str, bytes, dict[str, Any]]]:
+    """Yield each sample as `encoded`, its ending first, and the rest of its columns."""
     values = shard.tensors.get("images", shard.tensors.get("inputs"))
     assert values is not None
     columns = {single: shard.tensors[name].tolist() for name, single in COLUMNS.items()}
     for row, value in enumerate(values):
-        buffer = io.BytesIO()
-        if is_picture(tuple(value.shape)):
-            to_picture(value).save(buffer, "PNG")
-        else:
-            np.save(buffer, value.numpy(), allow_pickle=False)
         facts = {name: column[row] for name, column in columns.items()}
         if "probabilities" in shard.tensors:
             facts["probabilities"] = shard.tensors["probabilities"][row].tolist()
-        yield buffer.getvalue(), facts
+        yield *encoded(value), facts
 
 
 def _write_parquet(path: Path, shard: Shard) -> None:
@@ -120,7 +109,7 @@ def _write_parquet(path: Path, shard: Shard) -> None:
         for start in range(0, len(shard), ROW_GROUP):
             group = {key: tensor[start : start + ROW_GROUP] for key, tensor in shard.tensors.items()}
             if is_picture(shape):
-                pictures = [content for content, _ in _rows(Shard(group, start, shard.class_names))]
+                pictures = [content for _, content, _ in _rows(Shard(group, start, shard.class_names))]
                 columns = {"image": pa.array(pictures, pa.binary())}
             else:
                 columns = {name.removesuffix("s"): numbers(group[name])}

@@ -32,6 +32,7 @@ class ModuleTarget(Target):
 
     Attributes:
         module: the user's module.
+        module_shape: of one input of the module: ``input_shape``, but (C, L) for signals and (C, D, H, W) for volumes.
         layout: of the images that it expects.
         output_name: which of several outputs are the logits; see `interpkit.targets.outputs.named_tensors`.
         one_by_one: whether it takes one image at a time.
@@ -44,10 +45,11 @@ class ModuleTarget(Target):
 
     def __init__(self, module: nn.Module, facts: TargetOptions, name: str) -> None:
         super().__init__()
-        assert facts.input_shape is not None
+        assert facts.input_shape is not None and facts.target_shape is not None
         self.module = module
         self.name = name
-        self.input_shape = facts.input_shape
+        self.input_shape = facts.target_shape
+        self.module_shape = facts.input_shape
         self.sources = {}
         self.layout: Layout = "nchw"
         self.output: Output = "logits"
@@ -57,7 +59,7 @@ class ModuleTarget(Target):
         self.keeps_input = True
         self._recurrent = any(isinstance(layer, nn.RNNBase) for layer in module.modules())
         self._flip = facts.channel_order == "bgr"
-        per_channel = (1, -1, *(1,) * (len(self.input_shape) - 1))
+        per_channel = (1, -1, *(1,) * (len(self.module_shape) - 1))
         lo, hi, mean_, std_ = (
             torch.tensor(values, dtype=torch.float64).view(per_channel)
             for values in (*zip(*facts.ranges, strict=True), facts.mean or [0.0], facts.std or [1.0])
@@ -79,6 +81,8 @@ class ModuleTarget(Target):
     def outputs(self, images: Tensor) -> Iterator[tuple[Any, int]]:
         """Yield what the module returns, and for how many images: for all of them, or one at a time."""
         x = images.flip(1) if self._flip else images
+        if self.module_shape != self.input_shape:
+            x = x.reshape(-1, *self.module_shape)  # not len(x), which an exporter would fix
         if not self._as_is:
             x = x * self.scale + self.shift
         if self.layout == "nhwc":

@@ -41,12 +41,12 @@ USUAL_GRAY: tuple[Mapping[str, Any], ...] = ({"mean": [0.1307], "std": [0.3081]}
 
 
 def notes(target: Target) -> list[str]:
-    """Return a note if nothing states the normalization of a classifier of images."""
-    if len(target.input_shape) != 3 or _is_stated(target):
+    """Return a note if nothing states the normalization of a classifier of images, signals or volumes."""
+    if len(target.description.input_shape or target.input_shape) == 1 or _is_stated(target):
         return []
     flags = ", ".join(setting(fact, None) for fact in ("mean", "std", "input_range"))
     return [
-        f"nothing states the normalization that {target.name} was trained with, so it receives images in [0, 1] as "
+        f"nothing states the normalization that {target.name} was trained with, so it receives inputs in [0, 1] as "
         f"they are. If it needs another one, add {flags}."
     ]
 

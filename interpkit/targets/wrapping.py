@@ -46,7 +46,8 @@ def wrap(
     Args:
         module: a classifier of images or vectors. It may return a tensor, or a tuple, list, dict or object that
             contains one; a single logit or probability stands for two classes; it does not need to support batches.
-        input_shape: (C, H, W), or (D,) for a classifier of vectors, whatever its layout.
+        input_shape: (C, H, W), or (D,) for a classifier of vectors, whatever its layout. For one of signals, (C, L), or
+            volumes, (C, D, H, W), the target's inputs are vectors, which are reshaped for the module.
         name: the name used in headings and folder names; the class's name if omitted.
         facts: facts about the module, each a field of `TargetOptions`; those omitted are detected or have a default.
 
@@ -86,7 +87,12 @@ def wrap(
     values = {**facts, "input_shape": tuple(input_shape), "class_names": None if names is None else [*map(str, names)]}
     options = validated(TargetOptions, values, name or "wrap")
     target = ModuleTarget(module, options, name or type(module).__name__)
-    shape, order = target.input_shape, options.channel_order
+    shape, order = target.module_shape, options.channel_order
+    if len(shape) == 2 and shape[0] == shape[1]:
+        log.warning(
+            "%s: the shape %s is taken for a signal of %d channels; for a gray image, use %s.",
+            *(target.name, shape, shape[0], setting("input_shape", [1, *shape])),
+        )
     # `_try` and the other functions replace the entries that they detect.
     target.sources = {key: "default" if getattr(options, key) is None else "given" for key in accepted}
     raw, heads = _try(target, options)
@@ -278,7 +284,7 @@ def _words(target: ModuleTarget, error: Exception, probes: Tensor) -> str:
     if isinstance(error, ModelError):
         return f"{target.name} cannot be used: {error}"
     reason = first_line(error)
-    words = f"{target.name} fails on an input of shape {(len(probes), *target.input_shape)}: {reason}"
+    words = f"{target.name} fails on an input of shape {(len(probes), *target.module_shape)}: {reason}"
     if missing := MISSING.search(reason):
         return (
             f"{words} interpkit passes only images. Wrap it in a module whose forward(x) passes a fixed value for "

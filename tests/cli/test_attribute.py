@@ -181,6 +181,6 @@ def test_wrong_usage_of_a_model(tiny_model: Path, data: Path, tmp_path: Path) ->
     fails(2, "--model belongs to a run", tiny_model, "--images", data, "--model", tiny_model)
     (tmp_path / "torn.png").write_bytes(b"no picture")
     fails(2, "torn.png is not a readable image", tiny_model, "--images", tmp_path / "torn.png")
-    Image.new("L", (5, 7)).save(tmp_path / "small.png")
-    fails(2, "5 x 7 pixels; the classifier takes 12 x 12", tiny_model, "--images", tmp_path / "small.png")
+    (tmp_path / "photo.heic").write_bytes(b"a photo of a phone")
+    fails(2, "not a picture that interpkit reads, which are .png", tiny_model, "--images", tmp_path / "photo.heic")
     fails(3, "nowhere.pt", tmp_path / "nowhere.pt", "--images", data)

@@ -175,7 +175,7 @@ def test_a_file_that_is_not_reference_data_is_refused(
     refused("'' is not reference data", "")
     digits = tmp_path / "folder" / "²"
     digits.mkdir(parents=True)
-    refused("no class is named so", digits.parent)
+    refused("no class is named", digits.parent)
     monkeypatch.setattr("interpkit.io.datasets.MAX_BYTES", 60 * 144)
     refused("whole.npz has more images than are read into memory", whole)
     monkeypatch.undo()

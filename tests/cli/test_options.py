@@ -20,8 +20,9 @@ from interpkit.cli.options import lines
     ids=["lines", "JSON", "nothing"],
 )
 def test_names_stand_in_lines_or_in_a_json_list(text: str, names: list[str], tmp_path: Path) -> None:
-    (tmp_path / "names.txt").write_text(text, "utf-8")
-    assert lines(tmp_path / "names.txt") == names
+    for encoding in ("utf-8", "utf-8-sig"):  # the second begins with a byte-order mark
+        (tmp_path / "names.txt").write_text(text, encoding)
+        assert lines(tmp_path / "names.txt") == names
 
 
 @pytest.mark.parametrize(
@@ -29,7 +30,7 @@ def test_names_stand_in_lines_or_in_a_json_list(text: str, names: list[str], tmp
     [
         (b'["cat", ', r"names.txt is not a JSON list: "),
         (b"[" * 100_000, r"names.txt is not a JSON list: "),
-        (b"\xff\xfe", r"cannot read .*names.txt: .*utf-8"),
+        (b"\xff\xfe", r"cannot read .*names.txt: .*Save it as UTF-8"),
         (None, r"cannot read .*names.txt: .*No such file"),
     ],
     ids=["torn", "deep", "no text", "missing"],

@@ -133,6 +133,11 @@ class Vectors(nn.Sequential):
         super().__init__(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
 
 
+class Wave(nn.Sequential):
+    def __init__(self):
+        super().__init__(nn.Conv1d(3, 4, 5), nn.ReLU(), nn.Flatten(), nn.Linear(240, 3))
+
+
 class HubNet(nn.Module, PyTorchModelHubMixin):
     def __init__(self, classes=10):
         super().__init__()
@@ -252,6 +257,7 @@ MAKERS: dict[str, Maker] = {
     "nets.py": make_nets,
     "net.pth": make_state(lambda nets: nets["Net"]()),
     "iris.pth": make_state(lambda nets: nets["Vectors"]()),
+    "wave.pth": make_state(lambda nets: nets["Wave"]()),
     "resnet18.pth": make_state(lambda nets: torchvision.models.resnet18(weights=None)),
     "vit_tiny.pth": make_state(lambda nets: timm.create_model("vit_tiny_patch16_224")),
     "timm-folder": make_timm_folder,

@@ -456,9 +456,13 @@ def test_evaluators_of_other_classes_or_images_are_refused(
     four = make_model(tmp_path / "four.safetensors", num_classes=4)
     with pytest.raises(UsageError, match=r"four has 4 classes.*has 3.*same classes"):
         interpkit.evaluate(run_copy, evaluators=[four])
+    for shape in ((3, 12, 12), (144,)):
+        other = wrap(nn.Sequential(nn.Flatten(), nn.Linear(math.prod(shape), 3)), shape, name="other")
+        with pytest.raises(UsageError, match=r"other takes inputs of .*takes \(1, 12, 12\).*not converted"):
+            interpkit.evaluate(run_copy, evaluators=[other])
     small = wrap(nn.Sequential(nn.Flatten(), nn.Linear(64, 3)), (1, 8, 8), name="small")
-    with pytest.raises(UsageError, match=r"small takes images of \(1, 8, 8\).*takes \(1, 12, 12\)"):
-        interpkit.evaluate(run_copy, evaluators=[small])
+    with pytest.raises(UsageError, match="evaluators small and small are one and the same"):
+        interpkit.evaluate(run_copy, evaluators=[small, small])
     with pytest.raises(UsageError, match="the target itself"):
         interpkit.evaluate(run_copy, evaluators=[tiny_model])
     copy = tmp_path / "copy.safetensors"
@@ -611,3 +615,26 @@ def test_chance_alone_is_not_taken_for_a_rise() -> None:
     for batch_size in (8, 128):
         runs = [history_of(list(rng.binomial(10 * batch_size, 0.6, 30) / (10 * batch_size))) for _ in range(1000)]
         assert sum(still_rising(run, batch_size) is not None for run in runs) <= 5
+
+
+@pytest.mark.parametrize("size", [(8, 10), (20, 24)])
+def test_images_are_resized_for_an_evaluator_of_another_size(
+    run_copy: Path, size: tuple[int, int], caplog: pytest.LogCaptureFixture
+) -> None:
+    received = []
+
+    class Net(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            received.append(x)
+            return x.mean((2, 3)) * torch.tensor([1.0, 2.0, -1.0])
+
+    other = wrap(Net(), (1, *size), name="other")
+    received.clear()
+    metrics = interpkit.evaluate(run_copy, evaluators=[other], metrics=["agreement"])
+    stored = safetensors.torch.load_file(run_copy / "samples.safetensors")["images"] / 255
+    expected = nn.functional.interpolate(stored, size, mode="bilinear", antialias=True)
+    assert torch.equal(torch.cat([x for x in received if len(x) > 1]), expected)  # one alone is for the memory it takes
+    resizing = f"from 12 x 12 to {size[1]} x {size[0]} pixels, bilinear, antialiased"
+    assert metrics["measured_on"]["resized_for"] == {"other": resizing}
+    assert f"images are resized for the evaluator other {resizing}" in caplog.text
+    assert metrics["evaluators"][0]["name"] == "other"

@@ -157,7 +157,7 @@ def test_a_recipe_from_someone_else_cannot_make_interpkit_read_the_whole_disk(
     tiny_model: Path, settings: dict[str, Any], tmp_path: Path
 ) -> None:
     settings["options"]["near.data"] = "/"
-    with pytest.raises(UsageError, match="no class is named so"):
+    with pytest.raises(UsageError, match="no class is named 'bin'"):
         interpkit.invert(tiny_model, out=tmp_path / "run", **settings)
 
 

@@ -53,13 +53,16 @@ def test_the_split_that_is_named_is_read_and_the_test_split_if_none_is(tmp_path:
     found = load_data(f"{spec}:train", GRAY)
     assert found.labels.tolist() == [2, 1, 0] and (found.images == 1).all()
     refused(
-        f"{spec}:valid", r"has x_test, y_test, x_train, y_train; it needs x_valid and y_valid, or images and labels"
+        f"{spec}:valid",
+        r"has x_test, y_test, x_train, y_train; it needs x_valid and y_valid, or valid_images and valid_labels, or im",
     )
 
 
-def test_images_and_labels_are_read_where_there_is_no_split(tmp_path: Path) -> None:
+def test_images_and_labels_are_read_where_there_is_no_split(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     spec = saved(tmp_path / "data.npz", images=numbers(2, *GRAY), labels=[1, 0])
-    assert load_data(spec, GRAY).labels.tolist() == load_data(f"{spec}:train", GRAY).labels.tolist() == [1, 0]
+    assert load_data(spec, GRAY).labels.tolist() == [1, 0] and caplog.text == ""
+    assert load_data(f"{spec}:train", GRAY).labels.tolist() == [1, 0]
+    assert "has no split 'train': its images and labels are read" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -97,8 +100,12 @@ def test_an_image_that_could_be_either_layout_is_taken_as_it_stands(tmp_path: Pa
         ({"images": numbers(2, 4, 5), "labels": [0, 1]}, r"images of shape \(1, 4, 5\); .* takes \(1, 4, 6\)"),
         ({"images": numbers(2, 5), "labels": [0, 1]}, r"images of shape \(5,\)"),
         ({"images": numbers(2, 4, 6), "labels": [0]}, r"label for each of its 2 images, not int64 \(1,\)"),
-        ({"images": numbers(2, 4, 6), "labels": [[0], [1]]}, r"not int64 \(2, 1\)"),
-        ({"images": numbers(2, 4, 6), "labels": [0.0, 1.0]}, "not float64"),
+        ({"images": numbers(2, 4, 6), "labels": [[0, 1], [1, 1]]}, r"not int64 \(2, 2\)"),
+        ({"images": numbers(2, 4, 6), "labels": [0.5, 1.0]}, "not float64"),
+        ({"images": numbers(2, 4, 6), "labels": [np.nan, 1.0]}, "not float64"),
+        ({"images": numbers(2, 4, 6), "labels": [np.inf, 1.0]}, "not float64"),
+        ({"images": numbers(2, 4, 6), "labels": ["9" * 30, "1"]}, "no class is named '999"),
+        ({"images": numbers(2, 4, 6), "labels": ["cat", "bird"]}, "no class is named 'bird'. Classes: cat, dog, 7"),
         ({"images": numbers(0, 4, 6), "labels": np.zeros(0, int)}, "each of its 0 images"),
         ({"images": numbers(2, 4, 6) * 1j, "labels": [0, 1]}, "complex128, which cannot be pixel values"),
         ({"images": np.full((2, 4, 6), "a"), "labels": [0, 1]}, "cannot be pixel values"),
@@ -117,6 +124,47 @@ def test_arrays_that_do_not_fit_are_refused_with_what_was_seen(
     arrays: dict[str, Any], words: str, tmp_path: Path
 ) -> None:
     refused(saved(tmp_path / "data.npz", **arrays), words, names=NAMES)
+
+
+@pytest.mark.parametrize(
+    ("images", "labels"),
+    [("x_test", "y_test"), ("test_images", "test_labels"), ("images", "labels"), ("X", "y"), ("data", "target")],
+)
+@pytest.mark.parametrize(
+    "stored",
+    [[2, 0], [[2], [0]], [2.0, 0.0], [[0, 0, 1], [1, 0, 0]], ["7", "cat"]],
+    ids=["numbers", "column", "whole floats", "one-hot", "names"],
+)
+def test_each_spelling_of_labels_is_read(images: str, labels: str, stored: Any, tmp_path: Path) -> None:
+    spec = saved(tmp_path / "data.npz", **{images: numbers(2, *GRAY), labels: stored})
+    assert load_data(spec, GRAY, NAMES).labels.tolist() == [2, 0]
+
+
+def test_a_split_of_medmnist_is_read_by_its_name(tmp_path: Path) -> None:
+    arrays = {f"{split}_images": numbers(n, 4, 6) for n, split in enumerate(("train", "val", "test"), 1)}
+    arrays |= {f"{split}_labels": np.full((n, 1), n - 1) for n, split in enumerate(("train", "val", "test"), 1)}
+    spec = saved(tmp_path / "med.npz", **arrays)
+    assert load_data(f"{spec}:val", GRAY).labels.tolist() == [1, 1]
+    assert load_data(spec, GRAY).labels.tolist() == [2, 2, 2]
+
+
+def test_a_colon_in_a_path_does_not_begin_a_split(tmp_path: Path) -> None:
+    place = tmp_path / "run:2"
+    picture(place / "1" / "a.png", numbers(4, 6))
+    arrays = {"x_test": numbers(1, 4, 6), "y_test": [1], "x_train": numbers(2, 4, 6), "y_train": [0, 0]}
+    spec = saved(place / "a:b.npz", **arrays)
+    assert load_data(str(place), GRAY).labels.tolist() == load_data(spec, GRAY).labels.tolist() == [1]
+    assert load_data(f"{spec}:train", GRAY).labels.tolist() == [0, 0]
+
+
+def test_signals_and_volumes_become_vectors(tmp_path: Path) -> None:
+    for shape in ((2, 5), (1, 2, 3, 4)):
+        given = np.random.default_rng(0).random((2, *shape))
+        data = load_data(saved(tmp_path / "data.npz", X=given, y=[0, 1]), shape)
+        assert torch.equal(data.images, torch.from_numpy(given).float().flatten(1))
+        refused(saved(tmp_path / "data.npz", X=given.swapaxes(1, -1), y=[0, 1]), "has images of shape", shape)
+    spec = saved(tmp_path / "data.npz", X=given[:, 0], y=[0, 1])  # one channel, as MedMNIST stores volumes
+    assert torch.equal(load_data(spec, (1, 2, 3, 4)).images, data.images)
 
 
 def test_vectors_may_hold_any_finite_number(tmp_path: Path) -> None:
@@ -140,7 +188,7 @@ def test_a_value_a_little_past_the_range_is_that_of_rounding(tmp_path: Path) -> 
 
 def test_invalid_reference_data_and_a_missing_file_are_refused(tmp_path: Path) -> None:
     for spec in ("", "nothing", "data.txt", tmp_path / "none"):
-        refused(spec, "is not reference data: give an .npz, a folder with one folder per class, or torchvision:NAME")
+        refused(spec, "is not reference data: give an .npz, a .csv, a folder with one folder per class, or torch")
     refused(tmp_path / "none.npz", "there is no file .*none.npz")
     (tmp_path / "text.npz").write_text("text")
     refused(tmp_path / "text.npz", r"text.npz is not a complete .npz: write one by numpy.savez\('text.npz'")
@@ -204,15 +252,87 @@ def test_pictures_are_made_grey_or_coloured_as_the_classifier_takes_them(tmp_pat
     assert load_data(str(tmp_path), COLOR).images[0, :, 0, 0].tolist() == pytest.approx([200 / 255, 0, 0])
 
 
+def test_pictures_of_other_sizes_are_resized_and_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    picture(tmp_path / "0" / "a.png", np.full((4, 6), 40, np.uint8))
+    picture(tmp_path / "0" / "b.png", np.full((8, 20), 80, np.uint8))
+    picture(tmp_path / "1" / "c.png", np.full((2, 2), 120, np.uint8))
+    data = load_data(str(tmp_path), GRAY)
+    assert (data.images * 255).amax((1, 2, 3)).tolist() == [40, 80, 120]
+    (record,) = caplog.records
+    assert "of 2 of its 3 pictures: each is resized to cover 6 x 4 pixels, and cropped" in record.getMessage()
+
+
+def test_arrays_stand_in_class_folders_for_images_that_no_picture_holds(tmp_path: Path) -> None:
+    (tmp_path / "1").mkdir()
+    bands = numbers(13, 4, 6)
+    np.save(tmp_path / "1" / "a.npy", bands)
+    data = load_data(str(tmp_path), (13, 4, 6))
+    assert torch.equal(data.images[0], torch.from_numpy(bands) / 255) and data.labels.tolist() == [1]
+    refused(tmp_path, r"holds uint8 \(13, 4, 6\); an image of this classifier is uint8 \(12, 4, 6\)", (12, 4, 6))
+    np.save(tmp_path / "1" / "a.npy", bands / 255)
+    refused(tmp_path, r"holds float64 \(13, 4, 6\).*give an .npz", (13, 4, 6))
+    np.save(tmp_path / "1" / "a.npy", np.array([{}], object))
+    refused(tmp_path, "is not a readable .npy", (13, 4, 6))
+
+
+def test_a_table_names_pictures_and_labels(tmp_path: Path) -> None:
+    for number, name in enumerate(("cat/a.png", "dog/b.png", "cat/c.png")):
+        picture(tmp_path / "images" / name, np.full((4, 6), 10 * number, np.uint8))
+    table = tmp_path / "labels.csv"
+    for text in (
+        "\ufeffimage,label\r\nimages/cat/a.png,cat\r\nimages/dog/b.png,1\r\nimages/cat/c.png,0\r\n",
+        "Label;Filename;note\n0;images/cat/a.png;\ndog;images/dog/b.png;x\n0.0;images/cat/c.png;y\n",
+        "path\nimages/cat/a.png\nimages/dog/b.png\nimages/cat/c.png\n",
+    ):
+        table.write_text(text, encoding="utf-8")
+        data = load_data(str(table), GRAY, NAMES)
+        assert data.labels.tolist() == [0, 1, 0]
+        assert (data.images[:, 0, 0, 0] * 255).tolist() == [0, 10, 20]
+
+
+def test_a_table_holds_pixels_or_features_beside_labels(tmp_path: Path) -> None:
+    table, columns = tmp_path / "mnist.csv", ",".join(f"pixel{i}" for i in range(24))
+    table.write_text(f"label,{columns}\n1,{','.join(map(str, range(24)))}\n", encoding="utf-8")
+    assert torch.equal(load_data(str(table), GRAY).images, torch.arange(24).view(1, *GRAY) / 255)
+    table.write_text("a,b,c,d,e,species\n1,2,3,4,5.5,dog\n", encoding="utf-8")
+    data = load_data(str(table), VECTOR, NAMES)
+    assert data.images.tolist() == [[1, 2, 3, 4, 5.5]] and data.labels.tolist() == [1]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "has 0 columns .* and no rows"),
+        ("image,label\n", "and no rows"),
+        ("image,label\na.png,0,1\n", "has 2 columns .* and a row of 3: a.png,0,1"),
+        ("image,label\nnone.png,0\n", "there is no file"),
+        ("image,label\nnone.png,bird\n", "no class is named 'bird'"),
+        ("a,b,label\n1,2,0\n", "it needs the columns image .* and label, or label and 24 numbers"),
+        ("label," + ",".join("a" * 24) + "\n0" + ",x" * 24 + "\n", "a value that is not a number"),
+    ],
+)
+def test_tables_that_do_not_fit_are_refused(text: str, words: str, tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text(text, encoding="utf-8")
+    refused(tmp_path / "a.csv", words, names=NAMES)
+    (tmp_path / "a.csv").write_bytes(b"image,label\n\xff\xfe,0\n")
+    refused(tmp_path / "a.csv", "is not a CSV table: .* Save it as CSV in UTF-8")
+    os.mkfifo(tmp_path / "pipe.csv")
+    refused(tmp_path / "pipe.csv", "there is no file")
+
+
+def test_a_folder_is_of_the_class_whose_name_is_the_same_text(tmp_path: Path) -> None:
+    picture(tmp_path / "e\u0301te\u0301" / "a.png", numbers(4, 6))  # as macOS spells it
+    assert load_data(str(tmp_path), GRAY, ("bar", "\u00e9t\u00e9")).labels.tolist() == [1]
+
+
 def test_folders_that_do_not_fit_are_refused_with_what_was_seen(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "empty").mkdir()
     refused(tmp_path / "empty", "empty has no images in it: it needs one folder per class")
     picture(tmp_path / "unknown" / "bird" / "a.png", numbers(4, 6))
-    refused(tmp_path / "unknown", "bird: no class is named so. Classes: cat, dog, 7", names=NAMES)
+    refused(tmp_path / "unknown", "bird: no class is named 'bird'. Classes: cat, dog, 7", names=NAMES)
     picture(tmp_path / "wide" / "0" / "a.png", numbers(4, 7))
-    refused(tmp_path / "wide", "a.png is 7 x 4 pixels; the classifier takes 6 x 4, 1 channels")
     refused(tmp_path / "wide", "is a picture, and the classifier takes .*: give an .npz", VECTOR)
     refused(tmp_path / "wide", "is a picture, and the classifier takes", (2, 4, 7))
     (tmp_path / "text" / "0").mkdir(parents=True)

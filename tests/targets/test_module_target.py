@@ -317,7 +317,8 @@ def test_a_target_describes_itself() -> None:
 @pytest.mark.parametrize(
     ("shape", "options", "error", "words"),
     [
-        ((12, 12), {}, UsageError, "input_shape is C,H,W"),
+        ((12, 12), {}, ModelError, r"fails on an input of shape \(6, 12, 12\).*Is input_shape right"),
+        ((1, 2, 3, 4, 5), {}, UsageError, "input_shape is C,H,W"),
         ((), {}, UsageError, "input_shape is C,H,W"),
         ((1, 0, 12), {}, UsageError, "input_shape is C,H,W"),
         ((1, 9, 9), {}, ModelError, r"fails on an input of shape \(6, 1, 9, 9\).*input_shape"),

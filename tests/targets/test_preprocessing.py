@@ -125,6 +125,7 @@ def test_a_missing_normalization_is_noted() -> None:
     assert "nothing states the normalization" in note and "input_range" in note
     assert preprocessing.notes(interpkit.wrap(net, (3, 3, 3), mean=0.5)) == []
     assert preprocessing.notes(interpkit.wrap(nn.Linear(4, 2), (4,))) == []
+    assert preprocessing.notes(interpkit.wrap(nn.Sequential(nn.Flatten(), nn.Linear(8, 2)), (2, 4))) != []
 
 
 def test_the_target_is_left_as_found(module_state: Any) -> None:

@@ -1,0 +1,65 @@
+"""Class names in pictures: a font that has the characters of a name, or the class's number beside it."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from pathlib import Path
+
+from matplotlib import get_data_path
+from matplotlib.ft2font import FT2Font
+from PIL import ImageFont
+
+SIZE = 14
+USUAL = Path(get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
+"""Latin, Greek, Cyrillic, Hebrew, Arabic, Armenian and Georgian; it comes with matplotlib."""
+
+
+def legible(name: str, number: int | None = None, limit: int = 18) -> tuple[str, ImageFont.FreeTypeFont]:
+    r"""Return a name in one line, of at most ``limit`` characters, and a font that has them all.
+
+    If no font here has them, code points follow the class's number: ``7: \\u732b``.
+    """
+    text = short(name, limit)
+    path = font_for(text)
+    if path is None:
+        text = short(
+            ("" if number is None else f"{number}: ") + name.encode("ascii", "backslashreplace").decode(), limit
+        )
+    return text, _opened(path or USUAL)
+
+
+def usual() -> ImageFont.FreeTypeFont:
+    """Return the font of captions."""
+    return _opened(USUAL)
+
+
+def short(name: str, limit: int = 18) -> str:
+    """Return a name in one line of characters that can be drawn, and with an end."""
+    name = " ".join("".join(sign if sign.isprintable() else " " for sign in name).split())
+    return name if len(name) <= limit else name[: limit - 1] + "…"
+
+
+@functools.cache
+def font_for(text: str) -> Path | None:
+    """Return the file of a font that has all characters of a text: the usual one, else one of the system, else None."""
+    signs = set(map(ord, text)) - {ord(" ")}
+    if signs <= _characters(USUAL):
+        return USUAL
+    from matplotlib.font_manager import findSystemFonts  # makes a list of all fonts when it is first imported
+
+    return next((path for path in map(Path, sorted(findSystemFonts())) if signs <= _characters(path)), None)
+
+
+@functools.cache
+def _characters(path: Path) -> frozenset[int]:
+    try:
+        return frozenset(FT2Font(str(path)).get_charmap())
+    except Exception as error:  # of bitmaps, or torn; FreeType and matplotlib have several kinds
+        logging.getLogger("interpkit").debug("the font %s is left out: %s", path, error)
+        return frozenset()
+
+
+@functools.cache
+def _opened(path: Path) -> ImageFont.FreeTypeFont:
+    return ImageFont.truetype(path, SIZE)

@@ -1,0 +1,111 @@
+"""Tables of labeled images or vectors, as CSV, and the labels in them."""
+
+from __future__ import annotations
+
+import csv
+import math
+import unicodedata
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from interpkit.errors import UsageError, listed
+
+MAX_TABLE_BYTES = 500_000_000
+PICTURE_COLUMNS = ("image", "image_path", "filename", "file_name", "file", "path", "filepath", "image_id")
+LABEL_COLUMNS = ("label", "class", "target", "category", "species", "y", "labels", "diagnosis")
+"""How such columns are usually called, in any case; the first that is there counts."""
+
+
+def read_table(path: Path) -> tuple[list[str], list[list[str]]]:
+    """Read a CSV file: the names of its columns, and its rows.
+
+    Raises:
+        UsageError: it is missing, too large, not text, or its rows differ in length.
+    """
+    if not path.is_file():  # a pipe, say, which would never end
+        raise UsageError(f"there is no file {path}.")
+    try:
+        if path.stat().st_size > MAX_TABLE_BYTES:
+            raise UsageError(f"{path} is larger than {MAX_TABLE_BYTES:,} bytes: give an .npz.")
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            start = file.read(4096)
+            file.seek(0)
+            separator = max(",;\t", key=start.partition("\n")[0].count)
+            header, *rows = [row for row in csv.reader(file, delimiter=separator) if row] or [[]]
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror}.") from error
+    except (ValueError, csv.Error) as error:
+        raise UsageError(f"{path} is not a CSV table: {error}. Save it as CSV in UTF-8.") from error
+    uneven = next((row for row in rows if len(row) != len(header)), None)
+    if uneven is not None or not rows:
+        found = f"a row of {len(uneven)}: {','.join(uneven)[:80]}" if uneven else "no rows"
+        raise UsageError(f"{path} has {len(header)} columns ({listed(header)}) and {found}.")
+    return [name.strip() for name in header], [[value.strip() for value in row] for row in rows]
+
+
+def pictures_of(path: Path, header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[tuple[Path, str]] | None:
+    """Return each picture of a table, relative to the table's folder, with its label's name; None if it lists none.
+
+    Without a column of labels, the folder that a picture is in is its class.
+    """
+    place = _column(header, PICTURE_COLUMNS)
+    if place is None:
+        return None
+    label = _column(header, LABEL_COLUMNS)
+    return [(path.parent / row[place], Path(row[place]).parent.name if label is None else row[label]) for row in rows]
+
+
+def numbers_of(
+    path: Path, header: Sequence[str], rows: Sequence[Sequence[str]], input_shape: tuple[int, ...]
+) -> tuple[np.ndarray, list[str]]:
+    """Return a table of one label and D numbers per row as inputs (N, *input_shape) and the labels' names.
+
+    Raises:
+        UsageError: the columns do not fit the classifier, or a value is not a number.
+    """
+    label = _column(header, LABEL_COLUMNS)
+    features = [i for i in range(len(header)) if i != label]
+    width = math.prod(input_shape)
+    if label is None or len(features) != width or (len(input_shape) == 3 and input_shape[0] != 1):
+        raise UsageError(
+            f"{path} has the columns {listed(header)}; it needs the columns image (a path) and label"
+            + (f", or label and {width} numbers." if len(input_shape) != 3 or input_shape[0] == 1 else ".")
+        )
+    try:
+        values = np.array([[float(row[i]) for i in features] for row in rows])
+    except ValueError as error:
+        raise UsageError(f"{path} has a value that is not a number: {error}.") from error
+    if len(input_shape) == 3 and (values == values.round()).all() and values.min() >= 0 and 1 < values.max() <= 255:
+        values = values.astype(np.uint8)
+    return values.reshape(-1, *input_shape), [row[label] for row in rows]
+
+
+def labels_of(names: Sequence[str], class_names: Sequence[str], where: str | Path) -> np.ndarray:
+    """Return labels (N,) int64 of classes that are named, or numbered where no class has that name.
+
+    Raises:
+        UsageError: there is no such class.
+    """
+    known = {_normal(name): label for label, name in enumerate(class_names)}
+    labels: dict[str, int] = {}
+    for name in dict.fromkeys(names):
+        whole = name.removesuffix(".0")
+        label = known.get(_normal(name), int(whole) if whole.isdecimal() and len(whole) < 19 else None)
+        if label is None:
+            raise UsageError(
+                f"{where}: no class is named {name!r}. Classes: {listed(class_names)}. Rename it, or give its number."
+            )
+        labels[name] = label
+    return np.array([labels[name] for name in names], dtype=np.int64)
+
+
+def _normal(name: str) -> str:
+    """Return a name with accents as one character each; file systems differ in that."""
+    return unicodedata.normalize("NFC", name)
+
+
+def _column(header: Sequence[str], names: Sequence[str]) -> int | None:
+    lower = [name.lower() for name in header]
+    return next((lower.index(name) for name in names if name in lower), None)
