@@ -45,6 +45,9 @@ def rewrite(graph: Any, image: Sequence[int], *, any_batch: bool = False) -> Any
     model.CopyFrom(graph)
     if model.functions:
         model = onnx.inliner.inline_local_functions(model)
+    for node in model.graph.node:
+        while node.input and not node.input[-1]:  # optional, and left out
+            del node.input[-1]
     lift_constants(model)
     name_nodes(model.graph)
     give_outputs_their_own_nodes(model.graph)

@@ -94,6 +94,12 @@ def count(target: nn.Module, kind: type[nn.Module]) -> int:
 # ------------------------------------------------------------------------------------- what the exporter writes now
 
 
+def test_an_optional_input_that_is_left_out_by_an_empty_name_may_be_absent(tmp_path: Path) -> None:
+    nodes = [net()[0], Node("Clip", ["c", "least", ""], ["l"]), Node("Relu", ["l"], ["r"]), *AFTER[1:]]
+    path = write(tmp_path / "net.onnx", nodes, {"least": np.float32(0.1)})
+    assert_like_onnxruntime(load_target(path), path)
+
+
 @pytest.mark.parametrize("location", ["net.onnx.data", "net.onnx_data"])
 def test_weights_beside_the_graph_under_its_name_are_read(location: str, tmp_path: Path) -> None:
     graph = onnx.load(write(tmp_path / "one.onnx", net()))
