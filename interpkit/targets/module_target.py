@@ -82,7 +82,7 @@ class ModuleTarget(Target):
         """Yield what the module returns, and for how many images: for all of them, or one at a time."""
         x = images.flip(1) if self._flip else images
         if self.module_shape != self.input_shape:
-            x = x.reshape(-1, *self.module_shape)  # not len(x), which an exporter would fix
+            x = x.flatten(1).unflatten(1, self.module_shape)
         if not self._as_is:
             x = x * self.scale + self.shift
         if self.layout == "nhwc":
