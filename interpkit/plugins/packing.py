@@ -166,14 +166,14 @@ def _means(have: int, wanted: int, like: Tensor) -> Tensor:
 
 
 def export_graph(target: Target) -> bytes:
-    """Return a target as an ONNX graph from images (B, *input_shape) in [0, 1] to logits (B, n).
+    """Return a target as an ONNX graph from images, signals or volumes (B, ...) in [0, 1] to logits (B, n).
 
     Raises:
         ModelError: ONNX has no operation for a part of it.
     """
     buffer = io.BytesIO()
     one_by_one = getattr(target, "one_by_one", False)
-    example = torch.rand(1 if one_by_one else 2, *target.input_shape)
+    example = torch.rand(1 if one_by_one else 2, *(target.description.input_shape or target.input_shape))
     try:
         with warnings.catch_warnings(), _exportable(), target.frozen(), torch.no_grad():
             warnings.simplefilter("ignore")  # it is deprecated, but the newer one requires another package

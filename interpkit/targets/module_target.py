@@ -70,7 +70,7 @@ class ModuleTarget(Target):
         self._as_is = bool((self.scale == 1).all() and (self.shift == 0).all())
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return logits, (B, n) float32; see `Target.forward`."""
+        """Return logits, (B, n) float32; see `Target.forward`. Signals and volumes may have their shape already."""
         return as_logits(self.raw(images), self.output)
 
     def raw(self, images: Tensor) -> Tensor:
@@ -81,8 +81,8 @@ class ModuleTarget(Target):
     def outputs(self, images: Tensor) -> Iterator[tuple[Any, int]]:
         """Yield what the module returns, and for how many images: for all of them, or one at a time."""
         x = images.flip(1) if self._flip else images
-        if self.module_shape != self.input_shape:
-            x = x.reshape(-1, *self.module_shape)  # not len(x), which an exporter would fix
+        if x.dim() == 2 and len(self.module_shape) > 1:
+            x = x.unflatten(1, self.module_shape)
         if not self._as_is:
             x = x * self.scale + self.shift
         if self.layout == "nhwc":

@@ -1123,7 +1123,7 @@ def test_a_folder_with_one_subfolder_per_class_is_reference_data(
         ({"x_test": np.zeros((4, 12, 12, 3), np.uint8), "y_test": np.zeros(4, int)}, "the classifier takes"),
         ({"x_test": np.zeros((4, 144), np.uint8), "y_test": np.zeros(4, int)}, "the classifier takes"),
         ({"x_test": np.zeros((4, 12, 12), np.uint8), "y_test": np.zeros(3, int)}, "label for each"),
-        ({"x_test": np.zeros((4, 12, 12), np.uint8), "y_test": np.zeros(4)}, "whole number"),
+        ({"x_test": np.zeros((4, 12, 12), np.uint8), "y_test": np.full(4, 0.5)}, "whole number"),
         ({"x_test": np.zeros((0, 12, 12), np.uint8), "y_test": np.zeros(0, int)}, "label"),
         ({"x": np.zeros((4, 12, 12), np.uint8)}, "x_test"),
         ({"x_test": np.array([{}] * 4, dtype=object), "y_test": np.zeros(4, int)}, "npz"),
@@ -1143,16 +1143,11 @@ def test_reference_data_that_do_not_fit_end_with_2(
     ("make", "words"),
     [
         (lambda folder: None, "no images"),
-        (lambda folder: (folder / "nobody").mkdir(), "no class is named so"),
+        (lambda folder: (folder / "nobody").mkdir(), "no class is named 'nobody'"),
         (lambda folder: (folder / "7").mkdir(), "class"),
-        (lambda folder: _picture(folder / "0" / "a.png", (13, 12)), "the classifier takes"),
-        (
-            lambda folder: (_picture(folder / "0" / "a.png", (12, 12)), _picture(folder / "1" / "a.png", (9, 9))),
-            "9 x 9 pixels; the classifier takes 12 x 12",
-        ),
         (lambda folder: _text(folder / "0" / "a.png"), "not a readable image"),
     ],
-    ids=["empty", "unknown name", "unknown number", "wrong size", "several sizes", "no picture"],
+    ids=["empty", "unknown name", "unknown number", "no picture"],
 )
 def test_a_folder_that_does_not_fit_ends_with_2(
     make: Callable[[Path], Any], words: str, tmp_path: Path, tiny_model: Path

@@ -15,15 +15,15 @@ from interpkit.io.plots import sample_figure
 from interpkit.report import encode
 
 KINDS = {
-    "signals": (nn.Conv1d, (3, 20)),
-    "volumes": (nn.Conv3d, (1, 4, 5, 6)),
+    "signals": (nn.Conv1d, nn.AdaptiveAvgPool1d(6), (3, 20)),
+    "volumes": (nn.Conv3d, nn.AdaptiveAvgPool3d((2, 3, 2)), (1, 4, 5, 6)),
 }
 
 
 @pytest.fixture(params=KINDS)
 def kind(request: pytest.FixtureRequest) -> tuple[nn.Module, tuple[int, ...]]:
-    convolution, shape = KINDS[request.param]
-    layers = [convolution(shape[0], 4, 3), nn.ReLU(), nn.Flatten()]
+    convolution, pool, shape = KINDS[request.param]
+    layers = [convolution(shape[0], 4, 3), nn.ReLU(), pool, nn.Flatten()]
     width = nn.Sequential(*layers)(torch.zeros(1, *shape)).shape[1]
     return nn.Sequential(*layers, nn.Linear(width, 3)).eval(), shape
 
