@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from interpkit import ModelError, TargetOptions, UsageError, load_target, pack_target, save_target, wrap
 from interpkit.plugins.architectures import build_architecture
-from interpkit.plugins.packing import export_graph
+from interpkit.plugins.packing import OPSET, export_graph
 from interpkit.targets.file_format import read_target_file
 
 ARGUMENTS: dict[str, Any] = {"input_shape": [3, 12, 12], "num_classes": 3, "widths": [4], "hidden": 8}
@@ -162,7 +162,7 @@ def test_a_graph_names_its_input_and_output_and_accepts_any_number_of_images() -
     import onnx
 
     graph = onnx.load_from_string(export_graph(wrap(nn.Sequential(nn.Flatten(), nn.Linear(12, 2)), (3, 2, 2))))
-    assert [opset.version for opset in graph.opset_import] == [13]
+    assert [opset.version for opset in graph.opset_import] == [OPSET]
     shapes = {
         end.name: [size.dim_param or size.dim_value for size in end.type.tensor_type.shape.dim]
         for end in (*graph.graph.input, *graph.graph.output)
