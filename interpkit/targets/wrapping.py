@@ -31,6 +31,10 @@ LARGE = 1_000_000
 """The number of values in an image above which two probes are tried instead of six."""
 GRAY = 0
 """The row of the gray image among the probes; the others are black, white and noise."""
+DIM = (0.005, 0.02, 0.1, 0.3)
+"""Amplitudes of noise where a network may have a gradient that has none for the probes."""
+SAME = "its logits are the same for every image"
+CUT = "its forward has no_grad, a detach, a rounding or integers in the way"
 SHAPE = re.compile(r"shape|size|dimension|channel|broadcast|expected|axis|view|rank", re.IGNORECASE)
 """Words in an error about the shape of an image."""
 DEVICE = re.compile(r"NVIDIA|CUDA|same device|\bMPS\b")
@@ -228,14 +232,24 @@ def _with_gradient(target: ModuleTarget, probes: Tensor, options: TargetOptions,
         if source not in ("", "given"):
             log.warning("%s returns several outputs; %r is taken as the logits (%s).", target.name, name, source)
     raw = torch.cat([select(output, name, count) for output, count in outputs])
-    if raw.requires_grad:
-        with suppress(RuntimeError):  # the reason follows
-            (raw * torch.randn_like(raw)).sum().backward()
     if any(weight.is_inference() for weight in target.module.parameters()):
         target.no_gradient = "its weights were created in torch.inference_mode(); create or load it outside"
-    elif not target.no_gradient and (images.grad is None or not images.grad.any()):
-        target.no_gradient = "its forward has no_grad, a detach, a rounding or integers in the way"
+    elif not target.no_gradient and not _has_gradient(raw, images):
+        dim = (
+            probes[-1:] * torch.tensor(DIM, device=probes.device).view(-1, *[1] * (probes.dim() - 1))
+        ).requires_grad_()
+        answers = target.raw(dim * 1)
+        if not _has_gradient(answers, dim):
+            same = bool((torch.cat([raw, answers]) == raw[:1]).all())
+            target.no_gradient = SAME if same else CUT
     return raw.detach()
+
+
+def _has_gradient(logits: Tensor, images: Tensor) -> bool:
+    if logits.requires_grad:
+        with suppress(RuntimeError):  # such as of operations in place
+            (logits * torch.randn_like(logits)).sum().backward()
+    return images.grad is not None and bool(images.grad.any())
 
 
 def _check_repeats(target: ModuleTarget, probes: Tensor, raw: Tensor) -> None:

@@ -111,7 +111,7 @@ def test_an_inversion_that_is_asked_to_stop_saves_its_step(
     monkeypatch.setattr(console.ProgressDisplay, "step", step)
     out = tmp_path / "run"
     result = CliRunner().invoke(app, ["invert", str(tiny_model), *quick_flags, "--out", str(out)])
-    assert (result.exit_code, seen) == (130, [1, 2, 3])
+    assert (result.exit_code, seen[:3]) == (130, [1, 2, 3])  # then samples are counted
     manifest = json.loads((out / "manifest.json").read_text())
     assert (manifest["status"], manifest["steps_done"]) == ("interrupted", 3)
     assert f"--out {out} --resume" in result.stderr

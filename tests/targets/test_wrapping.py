@@ -191,6 +191,20 @@ def test_a_network_that_no_gradient_passes_is_refused_with_the_inverters_that_ne
     assert inversion.sample(per_class=1)[0].shape == (3, *SHAPE)
 
 
+def test_a_network_with_the_same_logits_for_every_image_is_named_as_such() -> None:
+    net = Net()
+    nn.init.zeros_(net.fc.weight)
+    assert wrap(net, SHAPE).no_gradient == "its logits are the same for every image"
+
+
+def test_a_network_that_is_alive_for_dim_images_alone_has_a_gradient() -> None:
+    class Dim(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.stack([(0.02 - x[:, c].mean((1, 2))).relu() * x.any().float() for c in range(3)], 1)
+
+    assert wrap(Dim(), SHAPE).no_gradient == ""
+
+
 def test_a_saturated_network_has_a_gradient() -> None:
     net = Net()
     with torch.no_grad():
