@@ -123,6 +123,16 @@ def needs(cls: Any) -> None:
     run(cls, toy_models.tiny_target(), Recorder(1))
 
 
+@promised("inverter", "leave needs_gradient = True, or ask the target for its logits alone")
+def needs_gradient(cls: Any) -> None:
+    """With `needs_gradient` = False it inverts a target that no gradient passes."""
+    if not cls.needs_gradient:
+        target = toy_models.tiny_target()
+        target.forward = torch.no_grad()(target.forward)  # type: ignore[method-assign]
+        target.respond = torch.no_grad()(target.respond)  # type: ignore[method-assign]
+        run(cls, target, Recorder(2))
+
+
 @promised("inverter", "take sizes from target.input_shape and target.num_classes; clamp images to [0, 1]")
 def shapes(cls: Any) -> None:
     """It inverts targets of any image size and number of classes, or raises a UsageError with the reason.

@@ -98,7 +98,9 @@ def unknown_layer(target: Target) -> None:
 
 @promised("target", "use no rounding, argmax, numpy or detach() between image and logits")
 def gradients(target: Target) -> None:
-    """The logits have a finite gradient on the images, and not zero for all of them."""
+    """The logits have a finite gradient on the images, not zero for all of them, unless `no_gradient` says why not."""
+    if target.no_gradient:
+        return
     images = images_for(target).requires_grad_()
     with target.frozen():
         found = target(images)

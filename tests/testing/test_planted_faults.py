@@ -542,6 +542,11 @@ class InverterNeeds(RightInverter):
     needs = ("conditioner", "generator", "loss", "luck")
 
 
+@breaks("inverter", "needs-gradient")
+class InverterNeedsGradient(RightInverter):
+    needs_gradient = False
+
+
 @breaks("inverter", "shapes")
 class InverterShapes(RightInverter):
     def invert(self, target: Any, recipe: Any, parts: Any, recorder: Any) -> Any:
