@@ -21,7 +21,7 @@ from interpkit.interfaces.targets import Target
 from interpkit.runtime.autograd import with_autograd
 from interpkit.runtime.random import global_seed
 from interpkit.targets.module_target import OUTPUT, Layout, ModuleTarget
-from interpkit.targets.outputs import choose, select
+from interpkit.targets.outputs import SeveralError, choose, select
 from interpkit.targets.scores import find_output, names_of
 from interpkit.targets.watch import watch
 
@@ -160,6 +160,8 @@ def _try(target: ModuleTarget, options: TargetOptions) -> tuple[Tensor, list[_Ra
             try:
                 raw, ran = _run(target, probes, options)
             except ModelError as error:
+                if isinstance(error.__cause__, SeveralError):  # which another layout would not decide
+                    raise
                 first = first or error
                 continue
             if len(target.input_shape) == 3:
@@ -197,6 +199,11 @@ def _run(target: ModuleTarget, probes: Tensor, options: TargetOptions) -> tuple[
                 _check_repeats(target, probes, raw)
     except Exception as error:  # whatever the user's module raises
         raise ModelError(_words(target, error, probes)) from error
+    if not torch.isfinite(raw[GRAY]).all() and torch.isfinite(raw[-1]).all():
+        raise ModelError(
+            f"{target.name} returns NaN or infinite logits for an image of one color, but not for others: does it "
+            f"divide by the image's standard deviation or range? Add a small number to that, such as 1e-6."
+        )
     if not torch.isfinite(raw[GRAY]).all():
         raise ModelError(
             f"{target.name} returns NaN or infinite logits for a gray image: are its weights intact, and are "
