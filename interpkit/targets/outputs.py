@@ -116,10 +116,10 @@ def choose(
     others = f", out of {_shapes(tensors)}" if len(tensors) > 1 else ""
     if len(found) == 1:
         (only,) = found
-        if any(tensor.shape == tensors[only].shape for key, tensor in tensors.items() if key not in found):
+        if any(each.dtype == torch.int64 and each.shape == tensors[only].shape for each in tensors.values()):
             raise SeveralError(
-                f"it returns {_shapes(tensors)}: {only!r} has a whole number beside each of its numbers, as the largest "
-                f"scores of `topk` and `max` have. Wrap the model in a module whose forward returns the scores of all "
+                f"it returns {_shapes(tensors)}: beside each number of {only!r} is a whole number, as beside the "
+                f"largest scores of `topk` and `max`. Wrap the model in a module that returns the scores of all "
                 f"classes; if {only!r} is those, use {setting('output_name', only)}."
             )
         return only, f"found: no other has a row per image{others}" if others else ""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence, Set
 from contextlib import suppress
 from typing import Any, NamedTuple, Unpack
 
@@ -56,8 +56,8 @@ def wrap(
             - ``input_range``: (lo, hi), the values of black and white before mean and std; (0, 1) by default. For
               vectors, optionally one pair per feature.
             - ``num_classes``: n; checked against the module's output.
-            - ``class_names``: n names; ``"0"``, ``"1"``, ... by default. One name for a single output makes the
-              classes ``not NAME`` and ``NAME``.
+            - ``class_names``: n names, or a dict of them by number; ``"0"``, ``"1"``, ... by default. One name for a
+              single output makes the classes ``not NAME`` and ``NAME``.
             - ``layout``: ``nchw``, ``nhwc`` or ``flat``; detected by default.
             - ``channel_order``: ``rgb`` (default) or ``bgr``.
             - ``output``: ``logits``, ``log_probs``, ``neg_log_probs`` or ``probs``; of labels that do not exclude each
@@ -83,8 +83,7 @@ def wrap(
     for key in facts:
         if key not in accepted:
             raise TypeError(f"wrap does not accept the argument {key!r}.{did_you_mean(key, accepted)}")
-    names = facts.get("class_names")
-    values = {**facts, "input_shape": tuple(input_shape), "class_names": None if names is None else [*map(str, names)]}
+    values = {**facts, "input_shape": tuple(input_shape), "class_names": _in_order(facts.get("class_names"))}
     options = validated(TargetOptions, values, name or "wrap")
     target = ModuleTarget(module, options, name or type(module).__name__)
     shape, order = target.module_shape, options.channel_order
@@ -125,6 +124,22 @@ def wrap(
     }
     target.description = options.model_copy(update=resolved)
     return target
+
+
+def _in_order(names: Any) -> list[str] | None:
+    """Return class names as a list; a mapping has them by the number of the class, from 0.
+
+    Raises:
+        UsageError: their order is not known.
+    """
+    if isinstance(names, Mapping) and set(names) == set(range(len(names))):
+        names = [names[number] for number in range(len(names))]
+    if isinstance(names, str | bytes | Set | Mapping):
+        raise UsageError(
+            f"class_names is a {type(names).__name__}, not a list of names in the order of the logits: {names!r:.80}. "
+            f'Pass a list such as ["cat", "dog"], or a dict such as {{0: "cat", 1: "dog"}}.'
+        )
+    return None if names is None else [*map(str, names)]
 
 
 def _per_channel(values: list[float], channels: int) -> list[float]:
