@@ -34,6 +34,8 @@ GRAY = 0
 SHAPE = re.compile(r"shape|size|dimension|channel|broadcast|expected|axis|view|rank", re.IGNORECASE)
 """Words in an error about the shape of an image."""
 DEVICE = re.compile(r"NVIDIA|CUDA|same device|\bMPS\b")
+BATCH = re.compile(r"Guard failed: \w+\.size\(\)\[0\] == (\d+)")
+"""What an exported program raises for another number of images."""
 MISSING = re.compile(r"missing \d+ required (?:positional|keyword-only) arguments?: (.*)")
 
 
@@ -95,6 +97,8 @@ def wrap(
     # `_try` and the other functions replace the entries that they detect.
     target.sources = {key: "default" if getattr(options, key) is None else "given" for key in accepted}
     raw, heads = _try(target, options)
+    if "batch" in target.sources and not target.one_by_one:
+        log.warning("%s: %s.", target.name, target.sources["batch"].removeprefix("found: "))
     find_output(target, raw, options)
     target.num_classes = width = max(2, raw.shape[1])
     target.sources["num_classes"] = "found: width of the output"
@@ -311,6 +315,11 @@ def _words(target: ModuleTarget, error: Exception, probes: Tensor) -> str:
         return (
             f"{words} interpkit passes only images. Wrap it in a module whose forward(x) passes a fixed value for "
             f"{missing[1]}."
+        )
+    if exported := BATCH.search(reason):
+        return (
+            f"{target.name} accepts {exported[1]} images at a time, no more and no less. Export it with a free batch "
+            f"size, torch.export.export(model, (x,), dynamic_shapes=({{0: torch.export.Dim('batch')}},)), or for one."
         )
     if DEVICE.search(reason):
         return f"{words} Its forward seems to name a device; write .to(x.device) there instead."

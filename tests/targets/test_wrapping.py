@@ -132,12 +132,19 @@ class Batched(Net):
     [(Drawing, "draws at random in eval mode"), (Batched, "depend on the other images of its batch")],
 )
 def test_chance_and_dependence_on_the_batch_are_told_apart_from_one_image_at_a_time(
-    make: type[Net], words: str, quick: Quick
+    make: type[Net], words: str, quick: Quick, caplog: pytest.LogCaptureFixture
 ) -> None:
     target = wrap(make(), SHAPE)
     assert words in target.sources["batch"]
+    assert words in caplog.text
     assert not target.one_by_one  # type: ignore[attr-defined]
     assert interpkit.invert(target, **quick(steps=2)).history[-1].step == 2
+
+
+def test_a_program_that_was_exported_for_some_number_of_images_is_refused_with_that_number() -> None:
+    program = torch.export.export(Net().eval(), (torch.rand(2, *SHAPE),)).module()
+    with pytest.raises(ModelError, match=r"accepts 2 images at a time, no more and no less.*dynamic_shapes"):
+        wrap(program, SHAPE)
 
 
 def test_an_ordinary_classifier_has_nothing_to_say_of_its_batch() -> None:
