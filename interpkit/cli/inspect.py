@@ -60,7 +60,7 @@ def inspect(
         console.note(f"No gradient passes from its logits to its images: {target.no_gradient}. Invert it by {usable}.")
     if accuracy is not None:
         console.out.out(f"accuracy on {reference}: {accuracy:.2%}")
-        if accuracy < 2 / target.num_classes:
+        if accuracy < min(2 / target.num_classes, 1 / target.num_classes + 0.1):
             console.note(
                 "Little better than chance: are --mean, --std, --input-range, --channel-order and --layout right?"
             )

@@ -78,6 +78,7 @@ class Sampling(_Model):
 
 
 def _listed(value: Any) -> Any:
+    value = value.tolist() if hasattr(value, "tolist") else value  # numpy's and torch's
     return value if value is None or isinstance(value, Sequence) else [value]
 
 

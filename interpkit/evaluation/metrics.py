@@ -142,11 +142,9 @@ def _judges(evaluators: Sequence[Target | str | Path], target: Target) -> dict[s
                 f"{target.num_classes}. Name a classifier of the same classes, in the same order."
             )
         ours, theirs = target.class_names, judge.class_names
-        if (
-            ours != theirs
-            and (set(ours) == set(theirs) or not set(ours) & set(theirs))
-            and not (all(map(str.isdigit, ours)) or all(map(str.isdigit, theirs)))
-        ):
+        moved = [name for own, name in zip(ours, theirs, strict=True) if own != name and name in ours]
+        others = not set(ours) & set(theirs) and not (all(map(str.isdigit, ours)) or all(map(str.isdigit, theirs)))
+        if others or any(theirs.count(name) == 1 for name in moved):
             raise UsageError(
                 f"the evaluator {judge.name} has the classes {listed(theirs, 4)}; {target.name} has "
                 f"{listed(ours, 4)}. They must be the same in the same order; if only the names differ, pack the "

@@ -278,6 +278,8 @@ def _images(spec: str, x: np.ndarray, input_shape: tuple[int, ...]) -> Tensor:
     if x.dtype.kind not in "uifb":
         raise UsageError(f"{spec} has images of {x.dtype}, which cannot be pixel values.")
     if x.dtype == np.uint8 and len(input_shape) == 3:
+        if x.max(initial=0) == 1:
+            log.warning("%s has bytes of 0 and 1 alone, which are almost black. If 1 is white, multiply by 255.", spec)
         return torch.from_numpy(np.ascontiguousarray(x)) / 255
     with np.errstate(over="ignore"):  # what float32 cannot hold is refused as not finite
         return torch.from_numpy(np.ascontiguousarray(x, dtype=np.float32))

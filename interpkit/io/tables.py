@@ -88,7 +88,8 @@ def labels_of(names: Sequence[str], class_names: Sequence[str], where: str | Pat
     Raises:
         UsageError: there is no such class.
     """
-    known = {_normal(name): label for label, name in enumerate(class_names)}
+    normal = [_normal(name) for name in class_names]
+    known = {name: label for label, name in enumerate(normal)}
     labels: dict[str, int] = {}
     for name in dict.fromkeys(names):
         whole = name.removesuffix(".0")
@@ -97,6 +98,8 @@ def labels_of(names: Sequence[str], class_names: Sequence[str], where: str | Pat
             raise UsageError(
                 f"{where}: no class is named {name!r}. Classes: {listed(class_names)}. Rename it, or give its number."
             )
+        if normal.count(_normal(name)) > 1:
+            raise UsageError(f"{where}: several classes are named {name!r}. Give the number of the class instead.")
         labels[name] = label
     return np.array([labels[name] for name in names], dtype=np.int64)
 

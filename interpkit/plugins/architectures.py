@@ -353,6 +353,10 @@ def _advice(spec: str, found: state_dicts.Match) -> str:
         return f" The file has {listed(layers, 4)} in the place of {first.pop()}: {own}."
     if not found.missing and not found.unexpected and found.channels() is not None:
         return f" The file's first layer takes {found.channels()} channels, and {spec} has no argument for that: {own}."
+    if not found.missing and not found.unexpected and found.width() is not None:
+        return (
+            f" The file has {found.width()} classes: pass that number to {spec} if it has an argument for it, or {own}."
+        )
     if found.counts:
         return " It is quantized: save the weights as they were before, or after they were turned back into floats."
     if not found.missing and not found.shapes:

@@ -20,6 +20,10 @@ Named = Mapping[str, Tensor]
 """The tensors of an output by name, in their order."""
 
 
+class SeveralError(ModelError):
+    """Several outputs might be the logits, so the user has to choose."""
+
+
 def named_tensors(output: Any) -> dict[str, Tensor]:
     """Return the tensors in an output by name, in order.
 
@@ -52,8 +56,10 @@ def rows(tensor: Tensor, count: int) -> Tensor | None:
     """Return an output as one row per image, (B, n), or None if it does not have that form.
 
     A binary classifier's (B,) becomes (B, 1), as does the (n,) of a graph that accepts one image (1, n). Sides of
-    length 1 are dropped: (B, n, 1, 1), and (1, B, n).
+    length 1 are dropped: (B, n, 1, 1), and (1, B, n). Whole numbers and truth values are decisions, not scores.
     """
+    if not tensor.is_floating_point():
+        return None
     if tensor.dim() == 1:
         tensor = tensor[None] if count == 1 and len(tensor) != 1 else tensor[:, None]
     elif tensor.dim() > 2 and tensor.shape[:2] == (1, count):
@@ -109,7 +115,16 @@ def choose(
         raise ModelError(_no_logits(tensors, count) if tensors else _no_tensors(output))
     others = f", out of {_shapes(tensors)}" if len(tensors) > 1 else ""
     if len(found) == 1:
-        return next(iter(found)), f"found: no other has a row per image{others}" if others else ""
+        (only,) = found
+        if any(each.dtype == torch.int64 and each.shape == tensors[only].shape for each in tensors.values()):
+            raise SeveralError(
+                f"it returns {_shapes(tensors)}: beside each number of {only!r} is a whole number, as beside the "
+                f"largest scores of `topk` and `max`. Wrap the model in a module that returns the scores of all "
+                f"classes; if {only!r} is those, use {setting('output_name', only)}."
+            )
+        return only, f"found: no other has a row per image{others}" if others else ""
+    main = {key: row for key, row in found.items() if not key.rpartition(".")[2].lower().startswith("aux")}
+    found = main or found
     if sure := _of_name(found, SCORES[:1]):
         return sure, f"found: by its name{others}"
     fitting = [key for key, row in found.items() if width is not None and row.shape[1] == width]
@@ -121,7 +136,7 @@ def choose(
         return next(iter(ends)), f"found: no other output is computed from it{others}"
     if likely := _of_name(ends, SCORES[1:]):
         return likely, f"found: by its name{others}"
-    raise ModelError(
+    raise SeveralError(
         f"it returns {_shapes(tensors)}, and any of {listed(map(repr, ends))} might be the logits. Choose one by "
         f"{setting('output_name', None)} or {setting('output_index', None)} (positions count from 0)."
     )
@@ -165,6 +180,8 @@ def _not_read_by_others(tensors: Named, heads: Sequence[Tensor]) -> list[str]:
         for other, later in tensors.items():
             if other == name or not _is_computed_from(later, tensor):
                 continue
+            if later[0].numel() == 1 < tensor[0].numel() and is_output(tensor, heads[-1:]):
+                continue  # its confidence or entropy, or else one logit computed from features
             same = tensor.shape == later.shape and bool((tensor.argmax(-1) == later.argmax(-1)).all())
             dropped.add(other if same and is_output(tensor, heads[-1:]) else name)
     return [name for name in tensors if name not in dropped]
@@ -195,6 +212,9 @@ def _no_logits(tensors: Named, count: int) -> str:
     shapes = [tuple(tensor.shape) for tensor in tensors.values()]
     words = f"it returns {_shapes(tensors)} for {count} images; logits have the shape ({count}, n)."
     wrapper = " Wrap the model in a module whose forward returns {}."
+    if tensors and not any(tensor.is_floating_point() for tensor in tensors.values()):
+        kinds = listed(sorted({str(tensor.dtype).removeprefix("torch.") for tensor in tensors.values()}))
+        return f"{words} These are {kinds}: decisions, not scores." + wrapper.format("the scores that it decides by")
     if any(len(shape) == 3 and shape[1] == count != shape[0] for shape in shapes):
         return f"{words} The first axis seems to be time." + wrapper.format("model(x).mean(0), or its last step")
     if any(len(shape) == 3 and shape[0] == count for shape in shapes):

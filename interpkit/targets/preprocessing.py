@@ -26,6 +26,8 @@ FITS = 0.05
 """The largest distance at which a preprocessing fits; right ones were at 0.002 to 0.03 on classifiers of photos."""
 CLEARLY_WORSE = 0.05
 """How much further away than the best the stated preprocessing must be for a warning."""
+POSSIBLE_STD = (0.003, 4.0)
+"""Shares of the range; 1/255 and 1 stand for scaling without a standard deviation."""
 LEAST_STD, MOST_STD = 0.02, 0.7
 """Between these, as shares of the range, a stated standard deviation may be that of the images in training."""
 USUAL: tuple[Mapping[str, Any], ...] = (
@@ -52,9 +54,10 @@ def notes(target: Target) -> list[str]:
 
 
 def doubts(target: Target, images: Tensor | None = None) -> list[str]:
-    """Return a warning if the first batch norm shows that another preprocessing fits clearly better.
+    """Return a warning if the first batch norm shows that another preprocessing fits better, or none could be right.
 
-    A wrong range, mean or standard deviation shows. The order of the channels hardly does, because images look much
+    A mean or standard deviation in other units than the range is noticed without one. With one, a wrong range, mean or
+    standard deviation shows. The order of the channels hardly does, because images look much
     the same to a batch norm with red and blue exchanged.
 
     Args:
@@ -63,8 +66,11 @@ def doubts(target: Target, images: Tensor | None = None) -> list[str]:
             and drawings on black and on white, if None.
     """
     shape, stated = target.input_shape, target.description
-    if len(shape) != 3 or not _batch_norms(target):
+    if len(shape) != 3:
         return []
+    units = _wrong_units(target)
+    if not _batch_norms(target):
+        return units
     if images is None:
         kinds = _plausible(shape)
         natural, narrow, *drawings = kinds
@@ -79,13 +85,13 @@ def doubts(target: Target, images: Tensor | None = None) -> list[str]:
         lenient = strict = [images[:: max(1, len(images) // (8 * IMAGES))]]
     distance = _nearest(target, stated, lenient)
     if distance is None or distance < CLEARLY_WORSE:
-        return []
+        return units
     guesses = [
         (found, guess) for guess in _guesses(target, images) if (found := _nearest(target, guess, strict)) is not None
     ]
     best, guess = min(guesses, key=lambda pair: pair[0])
     if best > max(FITS, distance / 3) or distance - best < CLEARLY_WORSE:
-        return []
+        return units
     order, stated_order = (facts.channel_order or "rgb" for facts in (guess, stated))
     facts = {
         "mean": guess.mean or [0.0],
@@ -99,6 +105,21 @@ def doubts(target: Target, images: Tensor | None = None) -> list[str]:
         f"the preprocessing of {target.name} is probably wrong: with it, {what} do not give what the first batch norm "
         f"received in training (distance {distance:.2f} of at most 1). With another one they do ({best:.2f}): "
         f"{' '.join(said)}. Check it, or leave it as it is if you know that it is right."
+    ]
+
+
+def _wrong_units(target: Target) -> list[str]:
+    """Return a warning if no images in the stated range have the stated mean or standard deviation."""
+    facts = target.description
+    (low, high), mean, std = facts.ranges[0], facts.mean or [0.0], facts.std or [1.0]
+    least, most = (share * (high - low) for share in POSSIBLE_STD)
+    if all(low <= value <= high for value in mean) and all(least <= value <= most for value in std):
+        return []
+    return [
+        f"{target.name} receives images in the range {low:g} to {high:g}, which cannot have the mean {mean} and the "
+        f"standard deviation {std}. State {setting('mean', None)} and {setting('std', None)} in the units of "
+        f"{setting('input_range', None)}, or the range that they are for, such as "
+        f"{setting('input_range', (0, 1) if high > 1 else (0, 255))}."
     ]
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from interpkit.config.recipe import Output, TargetOptions
-from interpkit.errors import setting
+from interpkit.errors import ModelError, setting
 from interpkit.runtime.random import global_seed
 
 if TYPE_CHECKING:
@@ -83,6 +83,9 @@ def find_output(target: ModuleTarget, raw: Tensor, options: TargetOptions) -> No
         target: runs the module; receives ``output``, its source, and ``multi_label``.
         raw: the module's output for a few images, (B, n) or (B, 1).
         options: may state ``output``.
+
+    Raises:
+        ModelError: the numbers cannot be what the options state, or are of a kind that is not supported.
     """
     values, single = raw[raw.isfinite().all(1)].detach().double(), raw.shape[1] == 1
     output, source = options.output, "given"
@@ -96,6 +99,11 @@ def find_output(target: ModuleTarget, raw: Tensor, options: TargetOptions) -> No
             )  # fmt: skip
     if single:  # one label and its absence are two classes that exclude each other
         output = {"sigmoid": "probs", "sigmoid_logits": "logits"}.get(output, output)  # type: ignore[assignment]
+    if not as_logits(values, output).isfinite().all():
+        raise ModelError(
+            f"{target.name} does not return what {setting('output', output)} states: its numbers are between "
+            f"{values.min():.3g} and {values.max():.3g}. Pass another, or leave it out to have it detected."
+        )
     target.output, target.sources["output"] = output, source
     target.multi_label = output in MULTI_LABEL
     _check_scale(target, values)
@@ -105,7 +113,7 @@ def _detect(target: ModuleTarget, values: Tensor) -> tuple[Output, str]:
     """Return the kind of output, and the evidence for it."""
     single = values.shape[1] == 1
     within, last = bool(((values >= 0) & (values <= 1)).all()), set()
-    if within or single:
+    if within or single or bool((values <= 0).all()):
         last = _last_operations(target)
     if within and last and last <= SIGMOIDS:
         return ("probs", "found: a sigmoid") if single else ("sigmoid", "found: sigmoids, one for each label")
@@ -115,6 +123,13 @@ def _detect(target: ModuleTarget, values: Tensor) -> tuple[Output, str]:
         return "neg_log_probs", "found: the exponentials of its negative sum to 1"
     if single and last == {"LogSigmoid"}:
         return "log_probs", "found: the logarithm of a sigmoid"
+    if last == {"LogSigmoid"}:
+        raise ModelError(
+            f"{target.name} returns the logarithms of sigmoids, one for each label. Wrap it in a module that returns "
+            f"model(x).exp()."
+        )
+    if not single and bool((values >= 0).all()) and _have_one_sum(values):
+        return "probs", f"found: it sums to {values.sum(1).mean():.4g}"
     if not within:
         return "logits", "found: it is neither probabilities nor their logarithms"
     if not single and (values.sum(1) - 1).abs().max() < CLOSE:
@@ -131,6 +146,12 @@ def _detect(target: ModuleTarget, values: Tensor) -> tuple[Output, str]:
         target.name, output, setting("output", output),
     )  # fmt: skip
     return output, ASSUMED
+
+
+def _have_one_sum(values: Tensor) -> bool:
+    """Return whether rows differ but have the same sum, as percentages have."""
+    spread = values.std(0).max() if len(values) > 1 else values.new_zeros(())
+    return bool(spread > 0) and bool(values.sum(1).std() < 1e-3 * spread)
 
 
 def _last_operations(target: ModuleTarget) -> set[str]:

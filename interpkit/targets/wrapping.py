@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence, Set
 from contextlib import suppress
 from typing import Any, NamedTuple, Unpack
 
@@ -21,7 +21,7 @@ from interpkit.interfaces.targets import Target
 from interpkit.runtime.autograd import with_autograd
 from interpkit.runtime.random import global_seed
 from interpkit.targets.module_target import OUTPUT, Layout, ModuleTarget
-from interpkit.targets.outputs import choose, select
+from interpkit.targets.outputs import SeveralError, choose, select
 from interpkit.targets.scores import find_output, names_of
 from interpkit.targets.watch import watch
 
@@ -38,6 +38,8 @@ CUT = "its forward has no_grad, a detach, a rounding or integers in the way"
 SHAPE = re.compile(r"shape|size|dimension|channel|broadcast|expected|axis|view|rank", re.IGNORECASE)
 """Words in an error about the shape of an image."""
 DEVICE = re.compile(r"NVIDIA|CUDA|same device|\bMPS\b")
+BATCH = re.compile(r"Guard failed: \w+\.size\(\)\[0\] == (\d+)")
+"""What an exported program raises for another number of images."""
 MISSING = re.compile(r"missing \d+ required (?:positional|keyword-only) arguments?: (.*)")
 
 
@@ -60,8 +62,8 @@ def wrap(
             - ``input_range``: (lo, hi), the values of black and white before mean and std; (0, 1) by default. For
               vectors, optionally one pair per feature.
             - ``num_classes``: n; checked against the module's output.
-            - ``class_names``: n names; ``"0"``, ``"1"``, ... by default. One name for a single output makes the
-              classes ``not NAME`` and ``NAME``.
+            - ``class_names``: n names, or a dict of them by number; ``"0"``, ``"1"``, ... by default. One name for a
+              single output makes the classes ``not NAME`` and ``NAME``.
             - ``layout``: ``nchw``, ``nhwc`` or ``flat``; detected by default.
             - ``channel_order``: ``rgb`` (default) or ``bgr``.
             - ``output``: ``logits``, ``log_probs``, ``neg_log_probs`` or ``probs``; of labels that do not exclude each
@@ -87,8 +89,7 @@ def wrap(
     for key in facts:
         if key not in accepted:
             raise TypeError(f"wrap does not accept the argument {key!r}.{did_you_mean(key, accepted)}")
-    names = facts.get("class_names")
-    values = {**facts, "input_shape": tuple(input_shape), "class_names": None if names is None else [*map(str, names)]}
+    values = {**facts, "input_shape": tuple(input_shape), "class_names": _in_order(facts.get("class_names"))}
     options = validated(TargetOptions, values, name or "wrap")
     target = ModuleTarget(module, options, name or type(module).__name__)
     shape, order = target.module_shape, options.channel_order
@@ -100,6 +101,8 @@ def wrap(
     # `_try` and the other functions replace the entries that they detect.
     target.sources = {key: "default" if getattr(options, key) is None else "given" for key in accepted}
     raw, heads = _try(target, options)
+    if "batch" in target.sources and not target.one_by_one:
+        log.warning("%s: %s.", target.name, target.sources["batch"].removeprefix("found: "))
     find_output(target, raw, options)
     target.num_classes = width = max(2, raw.shape[1])
     target.sources["num_classes"] = "found: width of the output"
@@ -129,6 +132,22 @@ def wrap(
     }
     target.description = options.model_copy(update=resolved)
     return target
+
+
+def _in_order(names: Any) -> list[str] | None:
+    """Return class names as a list; a mapping has them by the number of the class, from 0.
+
+    Raises:
+        UsageError: their order is not known.
+    """
+    if isinstance(names, Mapping) and set(names) == set(range(len(names))):
+        names = [names[number] for number in range(len(names))]
+    if isinstance(names, str | bytes | Set | Mapping):
+        raise UsageError(
+            f"class_names is a {type(names).__name__}, not a list of names in the order of the logits: {names!r:.80}. "
+            f'Pass a list such as ["cat", "dog"], or a dict such as {{0: "cat", 1: "dog"}}.'
+        )
+    return None if names is None else [*map(str, names)]
 
 
 def _per_channel(values: list[float], channels: int) -> list[float]:
@@ -164,6 +183,8 @@ def _try(target: ModuleTarget, options: TargetOptions) -> tuple[Tensor, list[_Ra
             try:
                 raw, ran = _run(target, probes, options)
             except ModelError as error:
+                if isinstance(error.__cause__, SeveralError):  # which another layout would not decide
+                    raise
                 first = first or error
                 continue
             if len(target.input_shape) == 3:
@@ -201,6 +222,11 @@ def _run(target: ModuleTarget, probes: Tensor, options: TargetOptions) -> tuple[
                 _check_repeats(target, probes, raw)
     except Exception as error:  # whatever the user's module raises
         raise ModelError(_words(target, error, probes)) from error
+    if not torch.isfinite(raw[GRAY]).all() and torch.isfinite(raw[-1]).all():
+        raise ModelError(
+            f"{target.name} returns NaN or infinite logits for an image of one color, but not for others: does it "
+            f"divide by the image's standard deviation or range? Add a small number to that, such as 1e-6."
+        )
     if not torch.isfinite(raw[GRAY]).all():
         raise ModelError(
             f"{target.name} returns NaN or infinite logits for a gray image: are its weights intact, and are "
@@ -303,6 +329,11 @@ def _words(target: ModuleTarget, error: Exception, probes: Tensor) -> str:
         return (
             f"{words} interpkit passes only images. Wrap it in a module whose forward(x) passes a fixed value for "
             f"{missing[1]}."
+        )
+    if exported := BATCH.search(reason):
+        return (
+            f"{target.name} accepts {exported[1]} images at a time, no more and no less. Export it with a free batch "
+            f"size, torch.export.export(model, (x,), dynamic_shapes=({{0: torch.export.Dim('batch')}},)), or for one."
         )
     if DEVICE.search(reason):
         return f"{words} Its forward seems to name a device; write .to(x.device) there instead."

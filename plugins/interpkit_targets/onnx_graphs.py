@@ -99,8 +99,8 @@ def read_graph(path: Path, content: bytes) -> Any:
     onnx_rewrites.keep_scores(graph)
     if not graph.graph.output:
         raise ModelError(
-            f"{path} returns no scores, but {', '.join(names)}: whole numbers or text. Export it with its logits or "
-            "probabilities."
+            f"{path} returns no scores, but {', '.join(names)}: whole numbers, text or the largest scores alone. "
+            "Export it with the logits or probabilities of all classes."
         )
     return graph
 

@@ -120,7 +120,7 @@ def too_large(graph: Any) -> tuple[str, str, list[int]] | None:
 
 
 def keep_scores(model: Any) -> None:
-    """Drop outputs that are not floating-point tensors, such as a label, and the nodes that lead only to them.
+    """Drop outputs that are no scores of all classes, such as a label or the largest scores, and what only they need.
 
     scikit-learn's ZipMap, which turns probabilities into dictionaries, becomes the identity.
     """
@@ -134,7 +134,9 @@ def keep_scores(model: Any) -> None:
     for value in model.graph.output:
         if value.name in zipped:
             value.CopyFrom(onnx.helper.make_tensor_value_info(value.name, onnx.TensorProto.FLOAT, None))
-    kept = [value for value in model.graph.output if value.type.tensor_type.elem_type in floats]
+    largest = {name for node in model.graph.node if node.op_type == "TopK" for name in node.output}
+    scores = [value for value in model.graph.output if value.type.tensor_type.elem_type in floats]
+    kept = [value for value in scores if value.name not in largest]
     del model.graph.output[:]
     model.graph.output.extend(kept)
     drop_dead_nodes(model.graph)

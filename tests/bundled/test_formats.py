@@ -1103,6 +1103,17 @@ def test_an_accuracy_no_better_than_chance_is_remarked_upon(
     assert "chance" in result.stderr and "--mean" in result.stderr
 
 
+def test_the_accuracy_of_a_good_classifier_of_two_classes_is_not(tmp_path: Path) -> None:
+    brighter = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
+    brighter[1].load_state_dict({"weight": torch.tensor([[-1.0] * 4, [1.0] * 4]), "bias": torch.tensor([4.0, -4.0])})
+    model = interpkit.pack_target(interpkit.wrap(brighter, (1, 2, 2), std=0.5), tmp_path / "brighter.safetensors")
+    images, labels = np.repeat([[[50, 50], [50, 50]], [[200, 200], [200, 200]]], 5, 0), np.arange(10) // 5
+    labels[0] = 1
+    np.savez(tmp_path / "data.npz", images=images.astype(np.uint8), labels=labels)
+    result = succeeds("inspect", model, "--reference", tmp_path / "data.npz")
+    assert "90.00%" in result.stdout and "chance" not in result.stderr
+
+
 @pytest.mark.parametrize("by", ["name", "number"])
 def test_a_folder_with_one_subfolder_per_class_is_reference_data(
     by: str, tmp_path: Path, tiny_model: Path, tiny_target: Target

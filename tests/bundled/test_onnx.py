@@ -313,6 +313,13 @@ def test_of_a_label_and_its_probabilities_the_probabilities_are_taken(tmp_path: 
     assert "returns no scores, but label" in refusal(path)
 
 
+def test_the_largest_scores_are_not_taken_for_those_of_all_classes(tmp_path: Path) -> None:
+    nodes = [*net(), Node("TopK", ["y", "two"], ["values", "indices"])]
+    outputs = {"values": (TensorProto.FLOAT, ["N", 2]), "indices": (TensorProto.INT64, ["N", 2])}
+    path = write(tmp_path / "net.onnx", nodes, {"two": np.array([2])}, outputs=outputs)
+    assert "the largest scores alone" in refusal(path)
+
+
 def test_the_second_output_of_an_operator_is_not_taken_for_its_first(tmp_path: Path) -> None:
     nodes = [*net()[:-1], Node("MatMul", ["f", "v"], ["z"]), Node("Split", ["z", "sizes"], ["other", "y"], axis=1)]
     path = write(tmp_path / "net.onnx", nodes, {"v": weights(8, 8), "sizes": np.array([3, 5])})

@@ -475,6 +475,9 @@ def test_evaluators_of_other_classes_or_images_are_refused(
     swapped = wrap(tiny_module(1), SHAPE, name="swapped", class_names=["class 1", "class 0", "class 2"])
     with pytest.raises(UsageError, match="same in the same order"):
         interpkit.evaluate(run_copy, evaluators=[swapped])
+    partly = wrap(tiny_module(1), SHAPE, name="partly", class_names=["class 1", "class 0", "cow"])
+    with pytest.raises(UsageError, match="same in the same order"):
+        interpkit.evaluate(run_copy, evaluators=[partly])
     strange = wrap(tiny_module(1), SHAPE, name="strange", class_names=["cat", "dog", "cow"])
     with pytest.raises(UsageError, match="cat, dog, cow"):
         interpkit.evaluate(run_copy, evaluators=[strange])

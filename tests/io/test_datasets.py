@@ -94,6 +94,21 @@ def test_an_image_that_could_be_either_layout_is_taken_as_it_stands(tmp_path: Pa
     assert torch.equal(data.images, torch.from_numpy(given) / 255)
 
 
+def test_bytes_of_0_and_1_are_doubted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    np.savez(tmp_path / "masks.npz", images=np.eye(4, dtype=np.uint8)[None], labels=[0])
+    assert load_data(str(tmp_path / "masks.npz"), (1, 4, 4)).images.max() < 0.01
+    assert "multiply by 255" in caplog.text
+
+
+def test_a_name_of_several_classes_is_refused_and_its_number_is_not(tmp_path: Path) -> None:
+    names = ["crane", "dog", "crane"]
+    np.savez(tmp_path / "names.npz", images=np.zeros((2, 4, 4)), labels=["dog", "crane"])
+    with pytest.raises(UsageError, match="several classes are named 'crane'"):
+        load_data(str(tmp_path / "names.npz"), (1, 4, 4), names)
+    np.savez(tmp_path / "numbers.npz", images=np.zeros((2, 4, 4)), labels=["dog", "2"])
+    assert load_data(str(tmp_path / "numbers.npz"), (1, 4, 4), names).labels.tolist() == [1, 2]
+
+
 @pytest.mark.parametrize(
     ("arrays", "words"),
     [

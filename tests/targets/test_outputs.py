@@ -58,6 +58,9 @@ class Net(nn.Module):
         (lambda net, h, z: SimpleNamespace(hidden=h, out=z, maps=h[:, :, None, None].expand(-1, -1, 2, 2)), "out"),
         (lambda net, h, z: (z, h.sum()), "0"),
         (lambda net, h, z: (z, z.softmax(1)), "0"),
+        (lambda net, h, z: (z.argmax(1), z), "1"),
+        (lambda net, h, z: {"above": z > 0, "z": z}, "z"),
+        (lambda net, h, z: {"aux_logits": net.other(h), "out": z}, "out"),
     ],
 )
 def test_the_logits_are_found_and_the_choice_is_recorded(make: Any, name: str, gradient: bool) -> None:
@@ -92,6 +95,14 @@ def test_of_several_heads_one_is_asked_for(gradient: bool) -> None:
         wrap(Net(two_heads, gradient), (3, 2, 2))
 
 
+@pytest.mark.parametrize("number", [lambda z: z.softmax(1).amax(1), lambda z: z.logsumexp(1, keepdim=True)])
+def test_one_number_computed_from_the_scores_is_not_taken_for_a_binary_classifier(
+    number: Callable[[Tensor], Tensor],
+) -> None:
+    with pytest.raises(ModelError, match=r"any of '0', '1' might be the logits"):
+        wrap(Net(lambda net, h, z: (z, number(z))), (3, 2, 2))
+
+
 @pytest.mark.parametrize(
     "facts", [{"output_name": "age"}, {"output_index": 1}, {"num_classes": 5}, {"class_names": list("abcde")}]
 )
@@ -122,6 +133,10 @@ def test_the_chosen_output_is_that_of_a_resumed_run() -> None:
         (lambda net, h, z: torch.stack([z] * 4, 1), "several things per image"),
         (lambda net, h, z: z[:, :, None, None].expand(-1, -1, 2, 2), "predict each pixel"),
         (lambda net, h, z: {"loss": None}, "does not contain a tensor of logits"),
+        (lambda net, h, z: z.argmax(1), "int64: decisions, not scores"),
+        (lambda net, h, z: z > 0, "bool: decisions, not scores"),
+        (lambda net, h, z: z.softmax(1).topk(2), "the largest scores of `topk`"),
+        (lambda net, h, z: z.max(1), "the largest scores of `topk`"),
     ],
 )
 def test_other_shapes_are_refused_with_a_wrapper_and_not_with_the_shape(make: Any, words: str) -> None:

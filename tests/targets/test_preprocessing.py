@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +113,27 @@ def test_preprocessing_inside_the_network_is_part_of_it() -> None:
     assert doubts(trained(photos(), {}, Normalize()), {}) == []
     (doubt,) = doubts(trained(photos(), {}, Normalize()), IMAGENET)
     assert "mean=[0.0] std=[1.0]" in doubt
+
+
+@pytest.mark.parametrize(
+    ("facts", "words"),
+    [
+        ({"mean": [123.7, 116.3, 103.5], "std": [58.4, 57.1, 57.4]}, "0 to 1.*input_range=.0, 255"),
+        (IMAGENET | RAW, "0 to 255.*input_range=.0, 1"),
+        ({"mean": [0.5], "std": [127.5]}, "standard deviation"),
+    ],
+)
+def test_a_mean_or_deviation_in_other_units_than_the_range_needs_no_batch_norm(facts: Any, words: str) -> None:
+    net = nn.Sequential(nn.Flatten(), nn.Linear(3 * 64, 3))
+    (doubt,) = preprocessing.doubts(interpkit.wrap(net, (3, 8, 8), **facts))
+    assert re.search(words, doubt)
+
+
+@pytest.mark.parametrize("facts", [{}, IMAGENET, HALF, RAW, CAFFE, {"mean": [0.5], "std": [1 / 255]}])
+def test_usual_units_are_not_doubted(facts: Any) -> None:
+    assert not preprocessing.doubts(
+        interpkit.wrap(nn.Sequential(nn.Flatten(), nn.Linear(3 * 64, 3)), (3, 8, 8), **facts)
+    )
 
 
 def test_nothing_is_said_without_a_batch_norm_of_images() -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import interpkit
-from interpkit import UsageError, wrap
+from interpkit import ModelError, UsageError, wrap
 
 Make = Callable[[Tensor], Tensor]
 
@@ -41,6 +41,7 @@ EXCLUSIVE: list[tuple[str, Make, int, str, Make]] = [
     ("logits between 0 and 1 for plain images", lambda z: 0.5 + z / 20, 4, "logits", lambda z: (z / 20).softmax(1)),
     ("a softmax", lambda z: z.softmax(1), 4, "probs", lambda z: z.softmax(1)),
     ("its logarithm", lambda z: z.log_softmax(1), 4, "log_probs", lambda z: z.softmax(1)),
+    ("a softmax in percent", lambda z: 100 * z.softmax(1), 4, "probs", lambda z: z.softmax(1)),
     ("minus its logarithm", lambda z: -z.log_softmax(1), 4, "neg_log_probs", lambda z: z.softmax(1)),
     ("the same, all below 1", lambda z: -(z / 9).log_softmax(1), 2, "neg_log_probs", lambda z: (z / 9).softmax(1)),
     ("a column of a softmax", lambda z: z.softmax(1)[:, 1], 2, "probs", lambda z: z.softmax(1)),
@@ -107,6 +108,17 @@ def test_a_linear_layer_behind_a_normalization_stays_within_0_and_1_and_still_re
 
 def test_an_output_that_never_changes_is_read_as_logits() -> None:
     assert wrap(answers(lambda z: 0 * z, 3), (1, 8, 8)).description.output == "logits"
+
+
+@pytest.mark.parametrize("output", ["probs", "sigmoid"])
+def test_numbers_that_cannot_be_what_is_stated_are_refused(output: interpkit.config.recipe.Output) -> None:
+    with pytest.raises(ModelError, match=f"does not return what output='{output}' states.*are between -"):
+        wrap(answers(lambda z: z, 3), (1, 8, 8), output=output)
+
+
+def test_logarithms_of_several_sigmoids_are_refused_with_what_to_return_instead() -> None:
+    with pytest.raises(ModelError, match=r"logarithms of sigmoids.*model\(x\)\.exp\(\)"):
+        wrap(answers(F.logsigmoid, 3), (1, 8, 8))
 
 
 def test_both_classes_of_one_logit_have_a_gradient() -> None:

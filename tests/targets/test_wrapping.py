@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 import interpkit
-from interpkit import ModelError, wrap
+from interpkit import ModelError, UsageError, wrap
 
 Quick = Callable[..., dict[str, Any]]
 SHAPE = (3, 8, 8)
@@ -131,12 +132,19 @@ class Batched(Net):
     [(Drawing, "draws at random in eval mode"), (Batched, "depend on the other images of its batch")],
 )
 def test_chance_and_dependence_on_the_batch_are_told_apart_from_one_image_at_a_time(
-    make: type[Net], words: str, quick: Quick
+    make: type[Net], words: str, quick: Quick, caplog: pytest.LogCaptureFixture
 ) -> None:
     target = wrap(make(), SHAPE)
     assert words in target.sources["batch"]
+    assert words in caplog.text
     assert not target.one_by_one  # type: ignore[attr-defined]
     assert interpkit.invert(target, **quick(steps=2)).history[-1].step == 2
+
+
+def test_a_program_that_was_exported_for_some_number_of_images_is_refused_with_that_number() -> None:
+    program = torch.export.export(Net().eval(), (torch.rand(2, *SHAPE),)).module()
+    with pytest.raises(ModelError, match=r"accepts 2 images at a time, no more and no less.*dynamic_shapes"):
+        wrap(program, SHAPE)
 
 
 def test_an_ordinary_classifier_has_nothing_to_say_of_its_batch() -> None:
@@ -293,3 +301,33 @@ def test_the_shape_is_asked_about_only_where_it_may_be_the_reason(make: Any, wor
     with pytest.raises(ModelError, match=words) as error:
         wrap(make(), SHAPE)
     assert ("input_shape" in str(error.value)) is asks
+
+
+# ----------------------------------------------------------------------------------- facts in their usual forms
+
+
+@pytest.mark.parametrize("names", [{1: "dog", 0: "cat"}, ("cat", "dog"), np.array(["cat", "dog"])])
+def test_class_names_are_in_the_order_of_the_logits(names: Any) -> None:
+    assert wrap(nn.Linear(4, 2), (4,), class_names=names).class_names == ["cat", "dog"]
+
+
+@pytest.mark.parametrize("names", ["ab", b"ab", {"cat", "dog"}, {"cat": 0, "dog": 1}, {1: "cat", 2: "dog"}])
+def test_class_names_of_no_known_order_are_refused(names: Any) -> None:
+    with pytest.raises(UsageError, match="not a list of names in the order of the logits"):
+        wrap(nn.Linear(4, 2), (4,), class_names=names)
+
+
+@pytest.mark.parametrize("make", [np.array, torch.tensor])
+def test_a_mean_may_be_an_array(make: Any) -> None:
+    net = nn.Sequential(nn.Flatten(), nn.Linear(12, 2))
+    target = wrap(net, (3, 2, 2), mean=make([0.5, 0.25, 0.75]), std=make(0.5))
+    assert (target.description.mean, target.description.std) == ([0.5, 0.25, 0.75], [0.5] * 3)
+
+
+def test_an_image_of_one_color_that_gives_nan_is_refused_with_the_reason() -> None:
+    class Standardized(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward((x - x.mean(1, keepdim=True)) / x.std(1, keepdim=True))
+
+    with pytest.raises(ModelError, match="standard deviation or range"):
+        wrap(Standardized(4, 2), (4,))
