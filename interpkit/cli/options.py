@@ -181,7 +181,7 @@ def weight(text: str) -> tuple[str, float]:
 
 
 def lines(path: Path) -> list[str]:
-    """Read a file with one name per line (or a JSON list of names).
+    """Read a file with one name per line (or a JSON list of names, or an object of them by number).
 
     Raises:
         UsageError: it cannot be read.
@@ -194,11 +194,19 @@ def lines(path: Path) -> list[str]:
         raise UsageError(f"cannot read {path}: {error}. Save it as UTF-8.") from error
     except (OSError, ValueError) as error:
         raise UsageError(f"cannot read {path}: {error}.") from error
-    if text.lstrip().startswith("["):
+    if text.lstrip().startswith(("[", "{")):
         try:
-            return [str(name) for name in parse(text)]
-        except ValueError as error:
-            raise UsageError(f"{path} is not a JSON list: {error}.") from error
+            names = parse(text)
+            if isinstance(names, dict):  # by number, as in a config.json of transformers
+                names = [names[str(number)] for number in range(len(names))]
+            if not all(isinstance(name, str | int) for name in names):
+                raise ValueError("a name is not a string")
+            return [str(name) for name in names]
+        except (ValueError, KeyError) as error:
+            raise UsageError(
+                f"{path} does not list class names: {error}. Write one name per line in the order of the classes, or "
+                f'{{"0": "cat", "1": "dog"}}.'
+            ) from error
     return [line.strip() for line in text.splitlines() if line.strip()]
 
 

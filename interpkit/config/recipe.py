@@ -248,7 +248,7 @@ class ClassifierFacts(TypedDict, total=False):
     std: Sequence[float] | float | None
     input_range: tuple[float, float] | Sequence[tuple[float, float]] | None
     num_classes: int | None
-    class_names: Sequence[str] | None
+    class_names: Sequence[str] | Mapping[int, str] | None
     layout: Literal["nchw", "nhwc", "flat"] | None
     channel_order: Literal["rgb", "bgr"] | None
     output: Output | None

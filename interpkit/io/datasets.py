@@ -200,6 +200,11 @@ def _check_member(path: Path, archive: zipfile.ZipFile, name: str) -> None:
         major, _ = np.lib.format.read_magic(member)
         read_header = np.lib.format.read_array_header_1_0 if major == 1 else np.lib.format.read_array_header_2_0
         shape, _, kind = read_header(member)
+        if kind.hasobject:
+            raise UsageError(
+                f"{path}: {name} holds Python objects, which only a pickle can hold. Save it as numbers or text: "
+                f"numpy.array(..., dtype=str)."
+            )
         if math.prod(shape) * kind.itemsize != info.file_size - member.tell() or min(shape, default=0) < 0:
             raise UsageError(f"{path}: {name} says that it is {kind} {shape}, and holds something else.")
 
@@ -299,6 +304,8 @@ def _labels(spec: str, arrays: tuple[np.ndarray, np.ndarray], class_names: Seque
         y = y[:, 0]
     if y.ndim == 2 and y.dtype.kind in "buif" and ((y == 1).sum(1) == 1).all() and ((y == 0) | (y == 1)).all():
         y = y.argmax(1)
+    if y.dtype.kind == "S":
+        y = np.char.decode(y, "utf-8", "replace")
     if y.dtype.kind == "U" and y.ndim == 1:
         y = labels_of(y.tolist(), class_names, spec)
     whole = y.dtype.kind in "iub" or (y.dtype.kind == "f" and bool((np.isfinite(y) & (y == y.round())).all()))

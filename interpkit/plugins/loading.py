@@ -21,7 +21,7 @@ from interpkit.plugins.discovery import installed
 from interpkit.plugins.registry import Entry
 from interpkit.runtime.autograd import with_autograd
 from interpkit.runtime.random import global_seed
-from interpkit.targets.wrapping import wrap
+from interpkit.targets.wrapping import in_order, wrap
 
 log = logging.getLogger("interpkit")
 
@@ -51,7 +51,8 @@ def load_target(path: str | Path, **options: Unpack[LoadOptions]) -> Target:
         >>> target.name, target.input_shape, target.class_names
         ('net', (1, 12, 12), ['cat', 'dog', 'owl'])
     """
-    return load(Path(path), validated(TargetOptions, options, "load_target"))
+    values = {**options, "class_names": in_order(options.get("class_names"))}
+    return load(Path(path), validated(TargetOptions, values, "load_target"))
 
 
 def loader_of(path: Path) -> Entry | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import io
+import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -83,7 +84,7 @@ def pack_target(target: Target, path: str | Path) -> Path:
         path: ends in .safetensors.
 
     Raises:
-        ModelError: it cannot be exported.
+        ModelError: it cannot be exported, or the graph returns something else.
 
     Example:
         >>> import torch
@@ -112,7 +113,37 @@ def pack_target(target: Target, path: str | Path) -> Path:
         input_range=(0.0, 1.0),
         output="sigmoid_logits" if target.multi_label else "logits",
     )
+    with tempfile.TemporaryDirectory() as folder:
+        _check_same(target, write_target_file(Path(folder, Path(path).name), {ONNX_TENSOR: graph}, outside))
     return write_target_file(Path(path), {ONNX_TENSOR: graph}, outside)
+
+
+def _check_same(target: Target, packed: Path) -> None:
+    """Check that a packed target returns what the target does: a graph has no `if` of Python, and draws otherwise.
+
+    Raises:
+        ModelError: it does not, or cannot be read.
+    """
+    from interpkit.plugins.loading import load
+
+    try:
+        graph = load(packed, TargetOptions())
+    except ModelError as error:
+        reason = str(error).replace(str(packed), "its graph")
+        raise ModelError(f"{target.name} cannot be packed: {reason}") from error
+    noise = torch.rand(3, *target.input_shape, generator=torch.Generator().manual_seed(0))
+    flat = torch.tensor([0.0, 0.5, 1.0]).view(3, *(1 for _ in target.input_shape)).expand_as(noise)
+    with target.frozen("cpu"), graph.frozen(), torch.no_grad():
+        ours, theirs = (
+            torch.cat([each.probabilities(each(image)) for image in torch.cat([flat, noise]).split(1)])
+            for each in (target, graph)
+        )
+    apart = float((ours - theirs).abs().max())
+    if not apart <= 1e-4 + 0.1 * float(ours.std(0).max()):
+        raise ModelError(
+            f"{target.name} cannot be packed: the probabilities of its graph are up to {apart:.2g} apart from its own. "
+            f"An `if` in its forward that depends on the images, or a random number, does that; use torch.where."
+        )
 
 
 def _weights(target: Target) -> dict[str, Tensor]:

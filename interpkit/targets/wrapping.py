@@ -89,7 +89,7 @@ def wrap(
     for key in facts:
         if key not in accepted:
             raise TypeError(f"wrap does not accept the argument {key!r}.{did_you_mean(key, accepted)}")
-    values = {**facts, "input_shape": tuple(input_shape), "class_names": _in_order(facts.get("class_names"))}
+    values = {**facts, "input_shape": tuple(input_shape), "class_names": in_order(facts.get("class_names"))}
     options = validated(TargetOptions, values, name or "wrap")
     target = ModuleTarget(module, options, name or type(module).__name__)
     shape, order = target.module_shape, options.channel_order
@@ -134,7 +134,7 @@ def wrap(
     return target
 
 
-def _in_order(names: Any) -> list[str] | None:
+def in_order(names: Any) -> list[str] | None:
     """Return class names as a list; a mapping has them by the number of the class, from 0.
 
     Raises:

@@ -120,7 +120,7 @@ def too_large(graph: Any) -> tuple[str, str, list[int]] | None:
 
 
 def keep_scores(model: Any) -> None:
-    """Drop outputs that are no scores of all classes, such as a label or the largest scores, and what only they need.
+    """Drop outputs other than the scores of all classes (a label, the largest scores) and what leads only to them.
 
     scikit-learn's ZipMap, which turns probabilities into dictionaries, becomes the identity.
     """

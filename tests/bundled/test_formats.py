@@ -1103,6 +1103,37 @@ def test_an_accuracy_no_better_than_chance_is_remarked_upon(
     assert "chance" in result.stderr and "--mean" in result.stderr
 
 
+class Branching(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) if x.mean() > 0.7 else -super().forward(x)
+
+
+class Recurrent(nn.Sequential):
+    def __init__(self) -> None:
+        super().__init__(nn.GRU(4, 3, batch_first=True))
+
+    def forward(self, x: Tensor) -> Tensor:
+        outputs: Tensor = self[0](x[:, 0])[0]
+        return outputs[:, -1]
+
+
+@pytest.mark.parametrize(
+    ("make", "shape", "words"),
+    [
+        (lambda: Branching(4, 3), (4,), "apart from its own.*torch.where"),
+        (Recurrent, (1, 5, 4), "its graph cannot be converted to PyTorch: its operation GRU"),
+    ],
+)
+def test_a_graph_that_differs_from_its_classifier_or_cannot_be_read_again_is_not_written(
+    make: Any, shape: tuple[int, ...], words: str, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    target = interpkit.wrap(make(), shape)
+    with pytest.raises(ModelError, match=words):
+        interpkit.pack_target(target, tmp_path / "net.safetensors")
+    assert not list(tmp_path.iterdir())
+
+
 def test_the_accuracy_of_a_good_classifier_of_two_classes_is_not(tmp_path: Path) -> None:
     brighter = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
     brighter[1].load_state_dict({"weight": torch.tensor([[-1.0] * 4, [1.0] * 4]), "bias": torch.tensor([4.0, -4.0])})

@@ -15,9 +15,10 @@ from interpkit.cli.options import lines
     [
         ("cat\n\n  dog \r\nÄffle\n", ["cat", "dog", "Äffle"]),
         (' ["cat", "dog, or so", 7]', ["cat", "dog, or so", "7"]),
+        ('{"1": "dog", "0": "cat"}', ["cat", "dog"]),
         ("", []),
     ],
-    ids=["lines", "JSON", "nothing"],
+    ids=["lines", "JSON", "by number", "nothing"],
 )
 def test_names_stand_in_lines_or_in_a_json_list(text: str, names: list[str], tmp_path: Path) -> None:
     for encoding in ("utf-8", "utf-8-sig"):  # the second begins with a byte-order mark
@@ -28,12 +29,14 @@ def test_names_stand_in_lines_or_in_a_json_list(text: str, names: list[str], tmp
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (b'["cat", ', r"names.txt is not a JSON list: "),
-        (b"[" * 100_000, r"names.txt is not a JSON list: "),
+        (b'["cat", ', r"names.txt does not list class names: "),
+        (b"[" * 100_000, r"names.txt does not list class names: "),
+        (b'{"1": "cat", "2": "dog"}', r"names.txt does not list class names: '0'. Write one name per line"),
+        (b'{"0": ["n01440764", "tench"]}', r"names.txt does not list class names: a name is not a string"),
         (b"\xff\xfe", r"cannot read .*names.txt: .*Save it as UTF-8"),
         (None, r"cannot read .*names.txt: .*No such file"),
     ],
-    ids=["torn", "deep", "no text", "missing"],
+    ids=["torn", "deep", "from 1", "lists", "no text", "missing"],
 )
 def test_an_unreadable_file_of_class_names_is_refused(content: bytes | None, words: str, tmp_path: Path) -> None:
     if content is not None:

@@ -94,6 +94,12 @@ def test_an_image_that_could_be_either_layout_is_taken_as_it_stands(tmp_path: Pa
     assert torch.equal(data.images, torch.from_numpy(given) / 255)
 
 
+def test_names_may_be_bytes(tmp_path: Path) -> None:
+    labels = np.array([name.encode() for name in ("Äpfel", "dog")])
+    np.savez(tmp_path / "names.npz", images=np.zeros((2, 4, 4)), labels=labels)
+    assert load_data(str(tmp_path / "names.npz"), (1, 4, 4), ["dog", "Äpfel"]).labels.tolist() == [1, 0]
+
+
 def test_bytes_of_0_and_1_are_doubted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     np.savez(tmp_path / "masks.npz", images=np.eye(4, dtype=np.uint8)[None], labels=[0])
     assert load_data(str(tmp_path / "masks.npz"), (1, 4, 4)).images.max() < 0.01
@@ -128,7 +134,7 @@ def test_a_name_of_several_classes_is_refused_and_its_number_is_not(tmp_path: Pa
         ({"images": np.full((2, 4, 6), -0.5), "labels": [0, 1]}, r"images from -0.5"),
         ({"images": np.full((2, 4, 6), np.nan), "labels": [0, 1]}, "from nan to nan"),
         ({"images": np.full((2, 4, 6), 1e300), "labels": [0, 1]}, "from inf to inf"),
-        ({"images": np.array([{}] * 2, object), "labels": [0, 1]}, "images.npy says that it is object"),
+        ({"images": np.array([{}] * 2, object), "labels": [0, 1]}, "images.npy holds Python objects"),
         ({"images": numbers(2, 4, 6), "labels": [0, 3]}, "the label 3; the classifier's are 0 to 2"),
         ({"images": numbers(2, 4, 6), "labels": [0, -1]}, "the label -1"),
         ({"picture": numbers(2, 4, 6), "labels": [0, 1]}, "has picture, labels; it needs x_test and y_test"),
