@@ -38,6 +38,7 @@ RESHAPING = re.compile(
 )
 """Operations, as autograd names them, that move numbers but do not change them."""
 SIGMOIDS = frozenset({"Sigmoid", "Hardsigmoid"})
+DISTANCES = frozenset({"Cdist", "EuclideanDist", "LinalgVectorNorm", "Norm"})
 LINEAR = frozenset({"Addmm", "Mm", "Addmv", "Mv", "Linear", "Bmm", "Baddbmm", "Convolution"})
 
 
@@ -113,7 +114,7 @@ def _detect(target: ModuleTarget, values: Tensor) -> tuple[Output, str]:
     """Return the kind of output, and the evidence for it."""
     single = values.shape[1] == 1
     within, last = bool(((values >= 0) & (values <= 1)).all()), set()
-    if within or single or bool((values <= 0).all()):
+    if within or single or bool((values <= 0).all() or (values >= 0).all()):
         last = _last_operations(target)
     if within and last and last <= SIGMOIDS:
         return ("probs", "found: a sigmoid") if single else ("sigmoid", "found: sigmoids, one for each label")
@@ -128,8 +129,20 @@ def _detect(target: ModuleTarget, values: Tensor) -> tuple[Output, str]:
             f"{target.name} returns the logarithms of sigmoids, one for each label. Wrap it in a module that returns "
             f"model(x).exp()."
         )
+    total = float(values.sum(1).mean())
     if not single and bool((values >= 0).all()) and _have_one_sum(values):
-        return "probs", f"found: it sums to {values.sum(1).mean():.4g}"
+        if within and total > 1.5:
+            raise ModelError(
+                f"{target.name} returns numbers between 0 and 1 that sum to {total:.4g}, as several distributions side "
+                f"by side do. Wrap it in a module that returns one of them, such as model(x)[:, :3]; if they are "
+                f"multiples of one, use {setting('output', 'probs')}."
+            )
+        return "probs", f"found: it sums to {total:.4g}"
+    if not single and last and last <= DISTANCES:
+        log.warning(
+            "%s returns distances. If the nearest class is the likeliest, wrap it in a module that returns -model(x).",
+            target.name,
+        )
     if not within:
         return "logits", "found: it is neither probabilities nor their logarithms"
     if not single and (values.sum(1) - 1).abs().max() < CLOSE:

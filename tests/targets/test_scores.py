@@ -121,6 +121,23 @@ def test_logarithms_of_several_sigmoids_are_refused_with_what_to_return_instead(
         wrap(answers(F.logsigmoid, 3), (1, 8, 8))
 
 
+@pytest.mark.parametrize(
+    "make", [lambda z: torch.cat([z[:, :2].softmax(1), z[:, 2:].softmax(1)], 1), lambda z: 1 - z.softmax(1)]
+)
+def test_several_distributions_side_by_side_are_not_taken_for_one(make: Make) -> None:
+    with pytest.raises(ModelError, match=r"sum to [23], as several distributions"):
+        wrap(answers(make, 4), (1, 8, 8))
+
+
+@pytest.mark.parametrize(("make", "doubted"), [(torch.Tensor.clone, True), (torch.Tensor.neg, False)])
+def test_distances_of_which_the_smallest_counts_are_doubted(
+    make: Make, doubted: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    points = torch.rand(3, 4)
+    wrap(answers(lambda z: make(torch.cdist(z, points)), 4), (1, 8, 8))
+    assert ("returns distances" in caplog.text) == doubted
+
+
 def test_both_classes_of_one_logit_have_a_gradient() -> None:
     target, images = wrap(answers(lambda z: z, 1), (1, 8, 8)), torch.rand(1, 1, 8, 8, requires_grad=True)
     no, yes = (torch.autograd.grad(target(images)[0, k], images)[0] for k in (0, 1))
