@@ -258,7 +258,7 @@ def test_a_value_on_the_command_line_that_is_none_stays_a_text(text: str) -> Non
 @pytest.mark.parametrize("text", ["[" * 100_000, '["a"', r'["\ud800"]', f"[{'9' * 5000}]"], ids=lambda t: t[:10])
 def test_class_names_that_are_not_a_list_are_refused(text: str, tmp_path: Path) -> None:
     (tmp_path / "names").write_text(text, "utf-8")
-    with pytest.raises(UsageError, match="is not a JSON list"):
+    with pytest.raises(UsageError, match="does not list class names"):
         lines(tmp_path / "names")
 
 
