@@ -23,6 +23,8 @@ ROOM = 1_000_000
 LONGEST_WORD = 20_000
 """In a text. Where torch refuses a file, it searches its message in time that grows with the square of this: in torch
 2.14 a file of 80 kB takes minutes, so pickles are scanned first."""
+MOST_NAMES = 1000
+"""Of classes and functions in a pickle; torch compares them with each other, and checkpoints have a few dozen."""
 OLD_PICKLES = 5
 """One after another at the beginning of a file of before torch 1.6."""
 
@@ -103,6 +105,8 @@ def _scan(pickled: IO[bytes]) -> set[str]:
         if code.name == "GLOBAL" and isinstance(text, str):
             module, _, name = text.partition(" ")
             names.add(".".join(NAME_MAPPING.get((module, name), (IMPORT_MAPPING.get(module, module), name))))
+            if len(names) > MOST_NAMES:
+                raise ValueError(f"it refers to more than {MOST_NAMES:,} classes and functions")
     return names
 
 

@@ -151,3 +151,14 @@ def test_code_of_a_package_is_neither_imported_nor_run(tmp_path: Path, monkeypat
     content = load_plain(tmp_path / "net.pt", skip_objects=True)
     assert content["w"].tolist() == [1, 1] and content["extra"] == {}
     assert not (tmp_path / "marker").exists()
+
+
+def test_a_pickle_of_very_many_names_is_refused_at_once(tmp_path: Path) -> None:
+    torch.save({}, tmp_path / "net.pt")
+    names = b"".join(b"ca\nn%d\n" % i for i in range(2000))
+    with zipfile.ZipFile(tmp_path / "names.pt", "w") as made, zipfile.ZipFile(tmp_path / "net.pt") as saved:
+        for entry in saved.namelist():
+            content = b"\x80\x02(" + names + b"t." if entry.endswith("data.pkl") else saved.read(entry)
+            made.writestr(entry, content)
+    with pytest.raises(ValueError, match="more than 1,000 classes and functions"):
+        load_plain(tmp_path / "names.pt", skip_objects=True)
