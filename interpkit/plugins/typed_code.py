@@ -61,10 +61,10 @@ def _code(target: TargetOptions) -> Path:
 
 def _record(target: TargetOptions, classifier: str | None) -> Path | None:
     """Return the place of a record, named after all that it stands for; None if there cannot be one."""
-    code = _code(target)
-    if not (target.arch or "").startswith("py:") or code.suffix != ".py" or classifier is None:
+    place, _, name = (target.arch or "").rpartition(":")
+    if not place.startswith("py:") or not place.endswith(".py") or classifier is None:  # a link may lead to some
         return None
-    name = (target.arch or "").rpartition(":")[2]
+    code = _code(target)
     key = json.dumps([str(code), name, target.arch_args, classifier], sort_keys=True)
     try:
         state = Path(os.environ.get("XDG_STATE_HOME", ""))

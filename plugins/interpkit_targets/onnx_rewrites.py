@@ -49,8 +49,8 @@ def rewrite(graph: Any, image: Sequence[int], *, any_batch: bool = False) -> Any
         while node.input and not node.input[-1]:  # optional, and left out
             del node.input[-1]
     lift_constants(model)
-    name_nodes(model.graph)
     give_outputs_their_own_nodes(model.graph)
+    name_nodes(model.graph)
     fold_constants(model)
     state_input_shape(model, image)
     infer_shapes(model)

@@ -38,7 +38,8 @@ def find_factory(spec: str) -> Callable[..., nn.Module]:
 
 
 def _import_file(path: Path) -> Any:
-    name = f"{path.stem}_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]}"  # two files, one stem
+    path = path.resolve()  # what stands beside a link to it is not the user's code
+    name = f"{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"  # two files, one stem
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None or not path.is_file():
         raise FileNotFoundError(f"there is no file {path}")

@@ -1301,6 +1301,35 @@ def test_typed_code_is_forgotten_when_anything_about_it_changes(
     fails(3, "a file cannot have it run.*--arch py:", *again)
 
 
+@pytest.mark.parametrize("how", ["link", "module"])
+def test_a_run_cannot_slip_other_code_in_under_the_name_of_typed_code(
+    how: str, tmp_path: Path, nets: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another person's folder has a link to the typed code, and beside it what the code or Python would import."""
+    helper, theirs, code = f"beside_{how}", tmp_path / "theirs", tmp_path / "own" / "net.py"
+    kind = make_user_code(tmp_path, nets)
+    for folder, content in ((code.parent, ""), (theirs, f"open({str(tmp_path / 'marker')!r}, 'w')")):
+        folder.mkdir()
+        (folder / f"{helper}.py").write_text(content, "utf-8")
+    code.write_text(f"import {helper}\n" + (tmp_path / "formats_nets.py").read_text("utf-8"), "utf-8")
+    out = tmp_path / "run"
+    flags = ["--arch", f"py:{code}:Net", "--input-shape", "3,8,8", "--std", "0.5"]
+    succeeds("invert", kind.path, *TINY_RUN, *flags, "--out", out)
+    link = theirs / ("net.py" if how == "link" else helper)
+    link.symlink_to(code)
+    recipe = (out / "recipe.toml").read_text("utf-8")
+    place = str(link) if how == "link" else link.name
+    (out / "recipe.toml").write_text(recipe.replace(f"py:{code}", f"py:{place}"), "utf-8")
+    monkeypatch.delitem(sys.modules, helper)
+    monkeypatch.chdir(theirs)
+    again = ["sample", out, "--per-class", "1"]
+    if how == "link":
+        succeeds(*again)
+    else:
+        fails(3, "a file cannot have it run", *again)
+    assert not (tmp_path / "marker").exists()
+
+
 @torch_warns
 def test_a_run_of_a_trusted_file_is_sampled_only_when_trust_is_typed_again(tmp_path: Path, nets: Any) -> None:
     kind = make_torchscript(tmp_path, nets)

@@ -1022,6 +1022,17 @@ def test_names_in_an_onnx_graph_are_not_run(tmp_path: Path, marker: Path) -> Non
     assert not any(bad in layer for layer in target.layers() for bad in "\"'\\(\n")
 
 
+def test_names_of_outputs_of_an_onnx_graph_are_not_run(tmp_path: Path, marker: Path) -> None:
+    """Each of several outputs has a layer of its own, named after it."""
+    name = f'x", None), open("{marker}", "w"), getattr(self, "training'
+    path = write_graph(tmp_path / "net.onnx", [HEAD, helper.make_node("Relu", ["y"], [name])], {"w": WEIGHT})
+    graph = onnx.load(path)
+    graph.graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", "K"]))
+    onnx.save(graph, path)
+    assert load_target(path).num_classes == 3
+    assert not marker.exists()
+
+
 def test_usual_names_in_an_onnx_graph_stay(tmp_path: Path) -> None:
     node = helper.make_node("MatMul", ["x", "w"], ["y"], name="/layer1/conv-2/MatMul_3:0")
     target = load_target(write_graph(tmp_path / "net.onnx", [node], {"w": WEIGHT}))
