@@ -8,7 +8,6 @@ import pickletools
 import warnings
 import zipfile
 from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING  # pickles have the names of Python 2, as torch reads them
-from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -25,6 +24,8 @@ LONGEST_WORD = 20_000
 2.14 a file of 80 kB takes minutes, so pickles are scanned first."""
 MOST_NAMES = 1000
 """Of classes and functions in a pickle; torch compares them with each other, and checkpoints have a few dozen."""
+LONG_TEXT = 1000
+"""Texts from this length on may not be repeated as one likes: torch makes a copy where they stand for bytes."""
 OLD_PICKLES = 5
 """One after another at the beginning of a file of before torch 1.6."""
 
@@ -55,6 +56,7 @@ def load_plain(path: Path, *, skip_objects: bool = False) -> Any:
         (7, torch.Size([3, 4]))
     """
     size, names = path.stat().st_size, set[str]()
+    most = AS_LARGE * size + ROOM
     with warnings.catch_warnings(), _Clipped(io.FileIO(path)) as file:
         warnings.simplefilter("ignore")  # of old pickle protocols
         if file.peek(2).startswith(b"PK"):
@@ -65,10 +67,10 @@ def load_plain(path: Path, *, skip_objects: bool = False) -> Any:
                 for name in archive.namelist():
                     if name.endswith("data.pkl"):
                         with archive.open(name) as pickled:
-                            names |= _scan(pickled)
+                            names |= _scan(pickled, most)
         else:
             for _ in range(OLD_PICKLES):
-                names |= _scan(file)
+                names |= _scan(file, most)
         file.seek(0)
         stand_ins: list[Any] = [stand_in(name) for name in sorted(names) if is_inert(name)] if skip_objects else []
         with torch.serialization.safe_globals(stand_ins):
@@ -77,8 +79,10 @@ def load_plain(path: Path, *, skip_objects: bool = False) -> Any:
     if any(tensor.is_meta for tensor in tensors):
         raise ValueError("it has tensors without values")
     held = sum(tensor.nbytes for tensor in tensors if tensor.layout == torch.strided)
-    if held > AS_LARGE * size + ROOM:
+    if held > most:
         raise ValueError(f"its tensors have {held:,} bytes together, and the file {size:,}")
+    for tensor in tensors:
+        vars(tensor).clear()  # attributes of a parameter, which may hide its methods
     return content
 
 
@@ -94,10 +98,19 @@ class _Clipped(io.BufferedReader):
         return super().read(rest if size is None or size < 0 else min(size, rest))
 
 
-def _scan(pickled: IO[bytes]) -> set[str]:
-    """Return the names that a pickle refers to, as ``module.name``, and refuse long words."""
+def _scan(pickled: IO[bytes], most: int) -> set[str]:
+    """Return the names that a pickle refers to, as ``module.name``; refuse long words, and texts repeated too often."""
     names = set()
+    lengths: dict[Any, int] = {}
+    length = repeated = 0
     for code, text, _ in pickletools.genops(pickled):
+        if code.name in ("BINPUT", "LONG_BINPUT"):
+            lengths[text] = length if length >= LONG_TEXT else 0
+        elif code.name in ("BINGET", "LONG_BINGET"):
+            repeated += lengths.get(text, 0)
+            if repeated > most:
+                raise ValueError(f"it repeats its texts to more than {most:,} characters")
+        length = len(text) if isinstance(text, str | bytes) else 0
         if isinstance(text, str | bytes) and len(text) > LONGEST_WORD:
             longest = max(map(len, text.split()), default=0)
             if longest > LONGEST_WORD:
@@ -121,8 +134,8 @@ def tensors_in(value: Any) -> list[Tensor]:
         visited.add(id(value))
         if isinstance(value, Tensor):
             tensors.append(value)
-        elif isinstance(value, Mapping):
-            todo += value.values()
+        elif isinstance(value, dict):
+            todo += dict.values(value)  # an attribute of what stands for an object may hide the method
         elif isinstance(value, list | tuple | set):
             todo += value
     return tensors

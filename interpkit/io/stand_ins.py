@@ -22,6 +22,9 @@ PLAIN |= {"functools.partial"}
 VALUES = frozenset({"pathlib", "datetime", "decimal", "fractions", "functools", "uuid", "zoneinfo"})
 """Modules whose objects may be keys, or have a state that is not a dictionary."""
 
+NUMPY = ("numpy", "numpy.core.multiarray", "numpy._core.multiarray")
+MOST_SWAPPED = 100_000_000
+
 
 def is_inert(name: str) -> bool:
     """Say whether a name may be passed over. Nothing of the standard library is run either, but it is a bad sign."""
@@ -57,6 +60,9 @@ class _Value:
 class _Kind:
     """In the place of ``numpy.dtype``."""
 
+    swapped = 0
+    """Bytes that were copied for their order."""
+
     def __init__(self, code: Any, *_: Any) -> None:
         self.code, self.order = str(code), "="
 
@@ -69,8 +75,14 @@ class _Kind:
         if not re.fullmatch("[biufc][0-9]+", self.code) or not isinstance(data, bytes):
             return None
         array = np.frombuffer(data, np.dtype(f"{self.order}{self.code}")).reshape(shape)
+        if not array.dtype.isnative:
+            kind = type(self)  # a class of its own for each file
+            kind.swapped += array.nbytes
+            if kind.swapped > MOST_SWAPPED:
+                raise ValueError(f"it has more than {MOST_SWAPPED:,} bytes of arrays in another order of bytes")
+            array = array.astype(array.dtype.newbyteorder("="))
         try:
-            return torch.from_numpy(array.astype(array.dtype.newbyteorder("=")))
+            return torch.from_numpy(array)  # no copy: any number of arrays may have the same bytes
         except TypeError:  # torch does not have it
             return None
 
@@ -109,6 +121,6 @@ def stand_in(name: str) -> type:
     """Return a class for `torch.serialization.safe_globals` that a pickle calls in the place of what it names."""
     module, _, last = name.rpartition(".")
     base: type = _Sequence if last == "deque" else _Value if module.partition(".")[0] in VALUES else _StandIn
-    if name.startswith("numpy."):
+    if module in NUMPY:
         base = _OF_NUMPY.get(last, base)
     return type(last, (base,), {"__module__": module, "__qualname__": last})

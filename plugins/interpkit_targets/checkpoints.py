@@ -95,12 +95,12 @@ def named_tensors(content: Any) -> Iterator[tuple[str, Tensor]]:
                 todo.append((prefix, value[0], depth + 1))
             else:
                 items = [(key, item) for key, item in enumerate(value) if isinstance(item, Mapping | list | tuple)]
-        elif isinstance(value, Mapping):
-            items = list(value.items())
+        elif isinstance(value, dict):
+            items = list(dict.items(value))  # an attribute of what stands for an object may hide the method
             inside = getattr(value, "__dict__", {})
             if isinstance(inside.get("_modules"), Mapping):  # a whole module; see `load_plain`
                 parts = [inside.get(key) for key in ("_parameters", "_buffers", "_modules")]
-                items = [item for part in parts if isinstance(part, Mapping) for item in part.items()]
+                items = [item for part in parts if isinstance(part, dict) for item in dict.items(part)]
                 depth -= 1  # networks are deeper than files
         further = []
         for key, item in items:

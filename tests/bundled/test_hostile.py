@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import pickle
@@ -215,6 +216,14 @@ def test_a_checkpoint_without_this_networks_weights_is_refused(
 ) -> None:
     torch.save(content, tmp_path / "net.pt")
     refused(tmp_path / "net.pt", "no state dict|do not fit", *CNN_FLAGS)
+
+
+def test_what_stands_beside_the_weights_may_have_the_attributes_of_a_dictionary(tmp_path: Path) -> None:
+    """An object becomes a dictionary with the object's attributes, which may hide its methods."""
+    hidden = argparse.Namespace(items=3, values=4, keys=5, get=6)
+    torch.save({"options": hidden, "state_dict": cnn().state_dict()}, tmp_path / "net.pt")
+    target = load_target(tmp_path / "net.pt", arch="interpkit:cnn", arch_args=ARGUMENTS, input_shape=(1, 12, 12))
+    assert target.num_classes == 3
 
 
 def test_weights_other_than_plain_tensors_are_refused(tmp_path: Path, refused: Callable[..., str]) -> None:

@@ -162,3 +162,47 @@ def test_a_pickle_of_very_many_names_is_refused_at_once(tmp_path: Path) -> None:
             made.writestr(entry, content)
     with pytest.raises(ValueError, match="more than 1,000 classes and functions"):
         load_plain(tmp_path / "names.pt", skip_objects=True)
+
+
+def pickled(path: Path, content: bytes) -> Path:
+    """Write an archive of torch.save with this pickle, of protocol 2, in it."""
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("a/data.pkl", b"\x80\x02" + content)
+        archive.writestr("a/version", "3\n")
+    return path
+
+
+def text(value: str) -> bytes:
+    return pickle.BINUNICODE + len(value).to_bytes(4, "little") + value.encode()
+
+
+LONG = "a " * 50_000
+ENCODED = b"c_codecs\nencode\nq\x00" + text(LONG) + b"q\x01" + text("latin1") + b"q\x02\x86R"
+
+
+def test_a_text_that_is_copied_very_often_is_refused(tmp_path: Path) -> None:
+    path = pickled(tmp_path / "bomb.pt", b"(" + ENCODED + b"h\x00h\x01h\x02\x86R" * 1000 + b"t.")
+    with pytest.raises(ValueError, match="repeats its texts"):
+        load_plain(path)
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_arrays_of_the_same_bytes_take_no_more_memory_than_one(order: str, tmp_path: Path) -> None:
+    kind = b"cnumpy\ndtype\n" + text("f4") + b"\x89\x88\x87R(K\x03" + text(order) + b"tbq\x04"
+    array = b"cnumpy\nndarray\n)R(K\x01J" + (len(LONG) // 4).to_bytes(4, "little") + b"\x85h\x04\x89h\x03tb"
+    path = pickled(tmp_path / "bomb.pt", b"(" + ENCODED + b"q\x03" + kind + array * 2000 + b"t.")
+    if order == ">":
+        with pytest.raises(ValueError, match="another order of bytes"):
+            load_plain(path, skip_objects=True)
+        return
+    arrays = load_plain(path, skip_objects=True)[2:]
+    assert len(arrays) == 2000 and len({array.tensor.data_ptr() for array in arrays}) == 1
+
+
+def test_attributes_cannot_hide_the_methods_of_what_is_loaded(tmp_path: Path) -> None:
+    weight = nn.Parameter(torch.ones(2))
+    weight.__dict__["numel"] = weight.__dict__["is_floating_point"] = 5
+    options = argparse.Namespace(values=3, items=4, keys=5)
+    torch.save({"w": weight, "options": options}, tmp_path / "net.pt")
+    found = load_plain(tmp_path / "net.pt", skip_objects=True)
+    assert found["w"].numel() == 2 and found["w"].is_floating_point()
