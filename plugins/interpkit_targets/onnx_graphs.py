@@ -23,6 +23,10 @@ from interpkit_targets import onnx_ops, onnx_rewrites
 log = logging.getLogger("interpkit")
 CHANNELS = (1, 3, 4)
 OLDER_OPSET = 17
+LARGEST_VALUE = 200_000_000
+"""Numbers per image that a layer may return, as of architectures."""
+MOST_TRIED = 10_000_000
+"""Numbers in a batch on which a graph is tried."""
 
 
 class Reshaped(nn.Module):
@@ -89,14 +93,14 @@ def read_graph(path: Path, content: bytes) -> Any:
         graph = onnx.load_model_from_string(content)
         read_weights_beside(graph, path)
         onnx.checker.check_model(graph)
+        names = [value.name for value in graph.graph.output]
+        onnx_rewrites.make_single(graph)
+        onnx_rewrites.keep_scores(graph)
     except ModelError:
         raise
     except Exception as error:  # protobuf and the checker have kinds of their own
         raise ModelError(f"{path} is not a valid ONNX graph: {str(error).splitlines()[0][:200]}") from error
     refuse_large_windows(graph, path)
-    names = [value.name for value in graph.graph.output]
-    onnx_rewrites.make_single(graph)
-    onnx_rewrites.keep_scores(graph)
     if not graph.graph.output:
         raise ModelError(
             f"{path} returns no scores, but {', '.join(names)}: whole numbers, text or the largest scores alone. "
@@ -133,7 +137,8 @@ def read_weights_beside(graph: Any, path: Path) -> None:
 
 def external(graph: Any) -> list[tuple[Any, str]]:
     """Return the tensors whose values are in other files, each with the file's name."""
-    found = [t for t in onnx_rewrites.all_tensors(graph.graph) if t.data_location == onnx.TensorProto.EXTERNAL]
+    parts = (graph.graph, *graph.functions)
+    found = [t for part in parts for t in onnx_rewrites.all_tensors(part) if t.data_location == onnx.TensorProto.EXTERNAL]
     return [(t, next((entry.value for entry in t.external_data if entry.key == "location"), "")) for t in found]
 
 
@@ -162,6 +167,18 @@ def refuse_large_windows(graph: Any, path: Path) -> None:
         )
 
 
+def refuse_large_values(graph: Any, path: Path) -> None:
+    """Refuse what is out of all proportion to an image, as far as its shape is known beforehand.
+
+    Raises:
+        ModelError: a value has too many numbers per image.
+    """
+    for value in graph.graph.value_info:
+        sides = onnx_rewrites.sizes_of(value)
+        if math.prod(sides[1:]) > LARGEST_VALUE:
+            raise ModelError(f"{path} computes {sides} numbers at once; up to {LARGEST_VALUE:,} per image are taken.")
+
+
 def fixed_batch(graph: Any) -> int:
     """Return the batch size that a graph states, 0 if any will do."""
     (value,) = onnx_rewrites.graph_inputs(graph)
@@ -183,6 +200,8 @@ def input_shape(graph: Any, path: Path, facts: TargetOptions) -> tuple[int, ...]
     inputs = onnx_rewrites.graph_inputs(graph)
     if len(inputs) != 1:
         raise ModelError(f"{path} takes {len(inputs)} inputs; a classifier of images takes one.")
+    if inputs[0].type.tensor_type.elem_type not in onnx.TensorProto.DataType.values()[1:]:
+        raise ModelError(f"{path} does not take a tensor of numbers, so it is no classifier of images.")
     shown = [dim.dim_param or dim.dim_value or "?" for dim in inputs[0].type.tensor_type.shape.dim]
     dims, shape = tuple(onnx_rewrites.sizes_of(inputs[0])[1:]), facts.input_shape
     if shape is not None and 0 in dims:
@@ -220,7 +239,7 @@ def convert(graph: Any, taken: tuple[int, ...], path: Path) -> nn.Module:
         ModelError: an operation has no converter.
     """
     batch = fixed_batch(graph)
-    if batch:
+    if batch and (batch + 2) * math.prod(taken) <= MOST_TRIED:
         try:
             module = to_torch(graph, taken, path, any_batch=True)
             images = torch.rand(batch + 2, *taken, generator=torch.Generator().manual_seed(0))
@@ -251,6 +270,7 @@ def to_torch(graph: Any, taken: tuple[int, ...], path: Path, *, any_batch: bool 
     try:
         rewritten = onnx_rewrites.rewrite(graph, taken, any_batch=any_batch)
         refuse_large_windows(rewritten, path)
+        refuse_large_values(rewritten, path)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of torch.fx and numpy, about the converter's own code
             try:
@@ -263,6 +283,7 @@ def to_torch(graph: Any, taken: tuple[int, ...], path: Path, *, any_batch: bool 
                 if other is None:
                     raise
                 module = onnx2torch.convert(onnx_rewrites.rewrite(other, taken, any_batch=any_batch))
+        adapt(module, [value.name for value in graph.graph.output], input_kind(graph))
     except ModelError:
         raise
     except Exception as error:  # the converter has many kinds
@@ -274,7 +295,6 @@ def to_torch(graph: Any, taken: tuple[int, ...], path: Path, *, any_batch: bool 
             f"{path} cannot be converted to PyTorch: {reason}. Use the network that it was exported from, or export it "
             "without that operation (and before it is quantized)."
         ) from error
-    adapt(module, [value.name for value in graph.graph.output], input_kind(graph))
     converted: nn.Module = module.eval()
     return converted
 

@@ -73,16 +73,18 @@ def graph_inputs(graph: Any) -> list[Any]:
 
 
 def all_tensors(graph: Any) -> Iterator[Any]:
-    """Yield the weights of a graph and the tensors in its nodes' attributes, and of the graphs in these."""
-    yield from graph.initializer
-    for sparse in graph.sparse_initializer:
-        yield from (sparse.values, sparse.indices)
+    """Yield the weights of a graph or function and the tensors in its nodes' attributes, and of the graphs in these."""
+    sparse = [] if isinstance(graph, onnx.FunctionProto) else [*graph.sparse_initializer]
+    yield from () if isinstance(graph, onnx.FunctionProto) else graph.initializer
     for node in graph.node:
         for attribute in node.attribute:
             yield from (attribute.t, *attribute.tensors)
+            sparse += [attribute.sparse_tensor, *attribute.sparse_tensors]
             for inner in (attribute.g, *attribute.graphs):
-                if inner.node or inner.initializer:
+                if inner.ByteSize():
                     yield from all_tensors(inner)
+    for each in sparse:
+        yield from (each.values, each.indices)
 
 
 def attributes(node: Any) -> dict[str, Any]:
@@ -152,7 +154,7 @@ def make_single(model: Any) -> None:
         if value.type.tensor_type.elem_type == double:
             value.type.tensor_type.elem_type = single
     for node in model.graph.node:
-        if node.op_type == "Cast" and attributes(node)["to"] == double:
+        if node.op_type == "Cast" and not node.domain and attributes(node)["to"] == double:
             set_attributes(node, to=single)
 
 

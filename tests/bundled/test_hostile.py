@@ -1031,6 +1031,62 @@ def test_names_in_an_onnx_graph_are_not_run(tmp_path: Path, marker: Path) -> Non
     assert not any(bad in layer for layer in target.layers() for bad in "\"'\\(\n")
 
 
+@pytest.mark.parametrize(
+    ("operator", "values", "shape"),
+    [
+        ("Pad", np.array([0, 0, 0, 10**9]), ["N", 4]),
+        ("Expand", np.array([1, 10**9, 4]), ["N", 1, 4]),
+        ("Conv", np.ones((1000, 1, 1, 1), np.float32), [1, 1, 1500, 1500]),
+    ],
+)
+def test_an_onnx_layer_out_of_all_proportion_to_the_image_is_refused(
+    operator: str, values: Any, shape: list[Any], tmp_path: Path, refused: Callable[..., str]
+) -> None:
+    nodes = [helper.make_node(operator, ["x", "values"], ["z"]), helper.make_node("Relu", ["z"], ["y"])]
+    path = write_graph(tmp_path / "net.onnx", nodes, {"values": values}, {"x": shape})
+    refused(path, "computes .* numbers at once; up to 200,000,000 per image")
+
+
+def test_an_onnx_graph_of_a_huge_batch_is_not_tried_on_one(tmp_path: Path, refused: Callable[..., str]) -> None:
+    refused(write_graph(tmp_path / "net.onnx", [HEAD], {"w": WEIGHT}, {"x": [10**9, 4]}), "1000000000 images at a time")
+
+
+def test_a_function_of_an_onnx_graph_reads_no_other_file(
+    tmp_path: Path, refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("secret.bin").write_bytes(WEIGHT.tobytes())
+    inside = [helper.make_node("Constant", [], ["w"], value=external("secret.bin")), HEAD]
+    path = write_graph(tmp_path / "net.onnx", [helper.make_node("F", ["x"], ["y"], domain="own")], domains=("own",))
+    graph = onnx.load(path)
+    graph.functions.append(helper.make_function("own", "F", ["x"], ["y"], inside, [helper.make_opsetid("", 13)]))
+    path.write_bytes(graph.SerializeToString())
+    refused(path, "keeps weights in other files: 'secret.bin'")
+
+
+def test_an_onnx_operator_of_another_domain_is_not_mistaken_for_a_cast(
+    tmp_path: Path, refused: Callable[..., str]
+) -> None:
+    nodes = [helper.make_node("Cast", ["x"], ["z"], domain="own"), helper.make_node("MatMul", ["z", "w"], ["y"])]
+    refused(write_graph(tmp_path / "net.onnx", nodes, {"w": WEIGHT}, domains=("own",)), "cannot be converted")
+
+
+def test_an_onnx_input_of_no_known_type_is_refused(tmp_path: Path, refused: Callable[..., str]) -> None:
+    path = write_graph(tmp_path / "net.onnx", [HEAD], {"w": WEIGHT})
+    graph = onnx.load(path)
+    graph.graph.input[0].type.tensor_type.elem_type = 77
+    path.write_bytes(graph.SerializeToString())
+    refused(path, "does not take a tensor of numbers")
+
+
+def test_an_onnx_output_that_is_named_twice_is_refused(tmp_path: Path, refused: Callable[..., str]) -> None:
+    path = write_graph(tmp_path / "net.onnx", [HEAD, helper.make_node("Relu", ["y"], ["z"])], {"w": WEIGHT})
+    graph = onnx.load(path)
+    graph.graph.output.add().CopyFrom(graph.graph.output[0])
+    path.write_bytes(graph.SerializeToString())
+    refused(path, "")
+
+
 def test_names_of_outputs_of_an_onnx_graph_are_not_run(tmp_path: Path, marker: Path) -> None:
     """Each of several outputs has a layer of its own, named after it."""
     name = f'x", None), open("{marker}", "w"), getattr(self, "training'
