@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from pathlib import Path
 
@@ -35,7 +36,7 @@ def decode(file: Path, input_shape: tuple[int, ...]) -> tuple[np.ndarray, list[s
     Raises:
         UsageError: it cannot be read, does not fit the classifier, or what its numbers mean is not known.
     """
-    if not file.is_file():  # a pipe, say, which would never end
+    if not os.path.isfile(file):  # a pipe, say, which would never end; of a name that is too long Path.is_file raises
         raise UsageError(f"there is no file {file}.")
     if file.suffix.lower() == ".npy" and len(input_shape) == 3:
         return _array(file, input_shape), []

@@ -25,7 +25,7 @@ LONGEST_WORD = 20_000
 MOST_NAMES = 1000
 """Of classes and functions in a pickle; torch compares them with each other, and checkpoints have a few dozen."""
 LONG_TEXT = 1000
-"""Texts from this length on may not be repeated as one likes: torch makes a copy where they stand for bytes."""
+"""Texts from this length on count each time they are repeated: torch makes a copy where they stand for bytes."""
 OLD_PICKLES = 5
 """One after another at the beginning of a file of before torch 1.6."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+import os
 import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,7 +25,7 @@ def read_table(path: Path) -> tuple[list[str], list[list[str]]]:
     Raises:
         UsageError: it is missing, too large, not text, or its rows differ in length.
     """
-    if not path.is_file():  # a pipe, say, which would never end
+    if not os.path.isfile(path):  # a pipe, say, which would never end; of a name that is too long Path.is_file raises
         raise UsageError(f"there is no file {path}.")
     try:
         if path.stat().st_size > MAX_TABLE_BYTES:

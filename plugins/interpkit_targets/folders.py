@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from interpkit_targets import checkpoints, examples, formats
 from interpkit_targets.loaders import WEIGHTS, assemble
 
 MAX_CONFIG_BYTES = 16_000_000
+LARGEST_FACTOR = 10**9
 CONFIG = "its config.json"
 ADAPTERS = ("adapter_model.safetensors", "adapter_model.bin")
 """The names of the weights of a PEFT adapter."""
@@ -77,7 +79,7 @@ def read_parts(index: Path) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     for name in sorted(set(places.values())):
         path = index.parent / name
-        if Path(name).name != name or not path.is_file():
+        if Path(name).name != name or not os.path.isfile(path):  # Path.is_file raises if it is too long
             raise ModelError(
                 f"{index}, the index of split weights, names {name!r:.80}, which is not in the same folder."
             )
@@ -234,7 +236,7 @@ class TransformersFolderLoader(FolderLoader):
         facts: dict[str, Any] = {"input_shape": None if size is None else [channels, *size]}
         if processor:
             factor = processor.get("rescale_factor", 1 / 255) if processor.get("do_rescale", True) else 1.0
-            if not isinstance(factor, int | float):
+            if not isinstance(factor, int | float) or not abs(factor) < LARGEST_FACTOR:
                 raise ModelError(f"{file}: rescale_factor is not a number, but {str(factor)[:60]}.")
             # 255 / 255 is 1 but for rounding, and 0..1 is what people expect to read.
             facts["input_range"] = [0.0, round(255.0 * factor, 9)]

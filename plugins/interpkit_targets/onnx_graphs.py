@@ -137,8 +137,8 @@ def read_weights_beside(graph: Any, path: Path) -> None:
 
 def external(graph: Any) -> list[tuple[Any, str]]:
     """Return the tensors whose values are in other files, each with the file's name."""
-    parts = (graph.graph, *graph.functions)
-    found = [t for part in parts for t in onnx_rewrites.all_tensors(part) if t.data_location == onnx.TensorProto.EXTERNAL]
+    tensors = [tensor for part in (graph.graph, *graph.functions) for tensor in onnx_rewrites.all_tensors(part)]
+    found = [t for t in tensors if t.data_location == onnx.TensorProto.EXTERNAL]
     return [(t, next((entry.value for entry in t.external_data if entry.key == "location"), "")) for t in found]
 
 
@@ -201,7 +201,7 @@ def input_shape(graph: Any, path: Path, facts: TargetOptions) -> tuple[int, ...]
     if len(inputs) != 1:
         raise ModelError(f"{path} takes {len(inputs)} inputs; a classifier of images takes one.")
     if inputs[0].type.tensor_type.elem_type not in onnx.TensorProto.DataType.values()[1:]:
-        raise ModelError(f"{path} does not take a tensor of numbers, so it is no classifier of images.")
+        raise ModelError(f"{path} does not take a tensor of numbers. A classifier of images takes one.")
     shown = [dim.dim_param or dim.dim_value or "?" for dim in inputs[0].type.tensor_type.shape.dim]
     dims, shape = tuple(onnx_rewrites.sizes_of(inputs[0])[1:]), facts.input_shape
     if shape is not None and 0 in dims:

@@ -487,6 +487,12 @@ def test_a_picture_is_of_the_formats_that_its_name_may_have(
         load_data(str(tmp_path), SHAPE)
 
 
+def test_a_table_that_names_a_picture_too_long_for_a_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "data.csv").write_text(f"image,label\n{'long' * 100}.png,0\n", "utf-8")
+    with pytest.raises(UsageError, match="there is no file"):
+        load_data(str(tmp_path / "data.csv"), (1, 12, 12))
+
+
 def test_a_pipe_among_pictures_holds_nobody_up(tmp_path: Path) -> None:
     picture(tmp_path / "0" / "a.png")
     os.mkfifo(tmp_path / "0" / "b.png")
