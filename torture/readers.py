@@ -212,6 +212,17 @@ def npz(folder: Path) -> None:
     datasets.load_data(str(only(folder, ".npz")), SHAPE, ["cat", "dog", "owl"])
 
 
+def _tables() -> list[Files]:
+    rows = "".join(f"{label},{number},0.5,-1e3\n" for number, label in enumerate(("cat", "dog", "owl")))
+    return [{"data.csv": f"label,a,b,c\n{rows}".encode()}]
+
+
+@reader(6, _tables)
+def table(folder: Path) -> None:
+    """Reference vectors in a CSV file."""
+    datasets.load_data(str(only(folder, ".csv")), (3,), ["cat", "dog", "owl"])
+
+
 def _pictures() -> list[Files]:
     rng = np.random.default_rng(0)
     corpus: list[Files] = []
