@@ -312,20 +312,6 @@ def _dtype(tensors: Mapping[str, Tensor]) -> torch.dtype | None:
     return kind if kind in (torch.float16, torch.bfloat16, torch.float64) else None
 
 
-def head_width(expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> int | None:
-    """Return the number of classes if two state dicts differ only in the width of their heads, else None."""
-    if expected.keys() != tensors.keys():
-        return None
-    widths = set()
-    for name, tensor in expected.items():
-        ours, theirs = tuple(tensor.shape), tuple(tensors[name].shape)
-        if ours != theirs:
-            if not ours or not theirs or ours[1:] != theirs[1:]:
-                return None
-            widths.add((ours[0], theirs[0]))
-    return widths.pop()[1] if len(widths) == 1 else None
-
-
 def _misfit(
     spec: str, arguments: Mapping[str, Any], module: nn.Module, found: state_dicts.Match, *, registered: bool
 ) -> Callable[[], str]:
@@ -373,10 +359,10 @@ def nearest_fit(spec: str, tensors: Mapping[str, Tensor], tries: int = 12) -> st
     near = sorted(near, key=lambda other: not other.startswith(stem))
     for other in near:
         try:
-            expected = build_architecture(f"{family}:{other}", {}, meta=True).state_dict()
+            found = state_dicts.match(build_architecture(f"{family}:{other}", {}, meta=True), tensors)
         except ModelError:
             continue
-        if not mismatch(expected, tensors) or head_width(expected, tensors) is not None:
+        if found.fits or next(_other_sizes(found, {}), None) is not None:
             return f"{family}:{other}"
     return None
 

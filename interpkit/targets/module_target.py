@@ -78,8 +78,8 @@ class ModuleTarget(Target):
         parts = [select(output, self.output_name, count) for output, count in self.outputs(images)]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
-    def outputs(self, images: Tensor) -> Iterator[tuple[Any, int]]:
-        """Yield what the module returns, and for how many images: for all of them, or one at a time."""
+    def outputs(self, images: Tensor) -> list[tuple[Any, int]]:
+        """Return what the module returns, and for how many images: for all of them, or one at a time."""
         x = images.flip(1) if self._flip else images
         if x.dim() == 2 and len(self.module_shape) > 1:
             x = x.unflatten(1, self.module_shape)
@@ -95,10 +95,9 @@ class ModuleTarget(Target):
             x = x.contiguous()
         if not self.keeps_input:
             x = x.clone()
-        for part in x.split(1) if self.one_by_one and len(x) > 1 else [x]:
-            with _in_eval_mode(self.module), self._without_cudnn(x):
-                output = self.module(part)
-            yield output, len(part)
+        parts = x.split(1) if self.one_by_one and len(x) > 1 else [x]
+        with _in_eval_mode(self.module), self._without_cudnn(x):
+            return [(self.module(part), len(part)) for part in parts]
 
     def _without_cudnn(self, x: Tensor) -> AbstractContextManager[None]:
         """CuDNN refuses the backward pass of recurrent layers in eval mode; torch's own kernels do it."""

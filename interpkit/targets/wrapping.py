@@ -222,17 +222,17 @@ def _run(target: ModuleTarget, probes: Tensor, options: TargetOptions) -> tuple[
                 _check_repeats(target, probes, raw)
     except Exception as error:  # whatever the user's module raises
         raise ModelError(_words(target, error, probes)) from error
-    if not torch.isfinite(raw[GRAY]).all() and torch.isfinite(raw[-1]).all():
+    if torch.isfinite(raw[GRAY]).all():
+        return raw, ran
+    if torch.isfinite(raw[-1]).all():
         raise ModelError(
             f"{target.name} returns NaN or infinite logits for an image of one color, but not for others: does it "
             f"divide by the image's standard deviation or range? Add a small number to that, such as 1e-6."
         )
-    if not torch.isfinite(raw[GRAY]).all():
-        raise ModelError(
-            f"{target.name} returns NaN or infinite logits for a gray image: are its weights intact, and are "
-            f"{setting('mean', None)}, {setting('std', None)} and {setting('input_range', None)} right?"
-        )
-    return raw, ran
+    raise ModelError(
+        f"{target.name} returns NaN or infinite logits for a gray image: are its weights intact, and are "
+        f"{setting('mean', None)}, {setting('std', None)} and {setting('input_range', None)} right?"
+    )
 
 
 def _with_gradient(target: ModuleTarget, probes: Tensor, options: TargetOptions, ran: list[_Ran]) -> Tensor:
@@ -242,10 +242,10 @@ def _with_gradient(target: ModuleTarget, probes: Tensor, options: TargetOptions,
     given = images * 1  # like a generated image, not a leaf
     version = given._version
     try:
-        outputs = list(target.outputs(given))
+        outputs = target.outputs(given)
     except Exception as error:
         with torch.no_grad():
-            outputs = list(target.outputs(probes.clone()))
+            outputs = target.outputs(probes.clone())
         target.no_gradient = first_line(error)
     target.keeps_input = given._version == version
     width = options.num_classes or (len(options.class_names) if options.class_names else None)
@@ -261,9 +261,7 @@ def _with_gradient(target: ModuleTarget, probes: Tensor, options: TargetOptions,
     if any(weight.is_inference() for weight in target.module.parameters()):
         target.no_gradient = "its weights were created in torch.inference_mode(); create or load it outside"
     elif not target.no_gradient and not _has_gradient(raw, images):
-        dim = (
-            probes[-1:] * torch.tensor(DIM, device=probes.device).view(-1, *[1] * (probes.dim() - 1))
-        ).requires_grad_()
+        dim = torch.cat([level * probes[-1:] for level in DIM]).requires_grad_()
         answers = target.raw(dim * 1)
         if not _has_gradient(answers, dim):
             same = bool((torch.cat([raw, answers]) == raw[:1]).all())
