@@ -88,7 +88,7 @@ class GeneratorInverter(Inverter):
         seed = derive_seed(recipe.seed, "batch norms")
         drawn = random_generator(device, seed)
         with global_seed(derive_seed(seed, world.rank), device):  # the dropout
-            draw = partial(draw_batch, conditioner, generator, objective, recipe, drawn)
+            draw = partial(draw_batch, conditioner, generator, objective, recipe, classes_of(recipe), drawn)
             estimate_batch_norms(nn.ModuleList([conditioner, generator]), draw, recipe.batch_size)
         sync_buffers(generator, world)
         return GeneratorInversion(target, recipe, recorder.history, generator, conditioner)
@@ -106,7 +106,7 @@ def train(
     If several processes share the batch (`interpkit.runtime.distributed`), each draws the whole batch and generates and
     classifies its own rows; all take the same step, and the first process records it.
     """
-    rng, optimizer = run.rng, run.optimizer
+    rng, optimizer, classes = run.rng, run.optimizer, classes_of(recipe)
 
     for step in run.steps():  # resumes, saves checkpoints, and stops when asked
         progress = (step - 1) / recipe.steps
@@ -114,7 +114,9 @@ def train(
         set_learning_rate(optimizer, recipe, progress, scale=run.lr_scale)
 
         with objective.autocast:
-            condition, latent, images = draw_batch(conditioner, generator, objective, recipe, rng, step == 1)
+            condition, latent, images = draw_batch(
+                conditioner, generator, objective, recipe, classes, rng, check_values=step == 1
+            )
         value = objective(GeneratedBatch(objective.target, condition, latent, images, progress), rng)
 
         optimizer.zero_grad()
@@ -126,23 +128,28 @@ def train(
         del condition, latent, images, value  # frees their memory before the next step needs it
 
 
+def classes_of(recipe: Recipe) -> Tensor | None:
+    """Return the classes to invert, on the recipe's device; None for all."""
+    return None if recipe.labels is None else torch.tensor(recipe.labels, device=torch.device(recipe.device))
+
+
 def draw_batch(
     conditioner: Conditioner,
     generator: Generator,
     objective: Objective,
     recipe: Recipe,
+    classes: Tensor | None,
     rng: torch.Generator,
     check_values: bool = False,
 ) -> tuple[Condition, Tensor, Tensor]:
-    """Draw conditions and latents, and generate their images.
+    """Draw conditions, of `classes_of` the recipe, and latents, and generate their images.
 
     Returns:
         the condition; the latents, (B, latent_dim); the images, (B, *input_shape).
     """
     device, size = torch.device(recipe.device), recipe.batch_size
     labels = None
-    if recipe.labels is not None:
-        classes = torch.tensor(recipe.labels, device=device)
+    if classes is not None:
         labels = classes[torch.randint(len(classes), (size,), device=device, generator=rng)]
     condition = contracts.condition(conditioner, size, labels, rng, check_values=check_values)
     latent = torch.randn(size, generator.latent_dim, device=device, generator=rng)
