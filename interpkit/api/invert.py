@@ -13,7 +13,7 @@ import torch
 
 from interpkit.api.finish import finish
 from interpkit.config.recipe import Layer, PluginFile, Recipe, TargetOptions, compose, read_toml, validated
-from interpkit.errors import InterpkitError, ModelError, PluginError, RunError, UsageError, listed, setting
+from interpkit.errors import InterpkitError, ModelError, PluginError, RunError, UsageError, command, listed, setting
 from interpkit.interfaces import contracts
 from interpkit.interfaces.inversions import Inversion
 from interpkit.interfaces.targets import Target
@@ -59,7 +59,7 @@ def invert(
         on_step: called after each step with its number.
         on_record: called with each line of the history.
         settings: as in `prepare`: ``config``, ``conditioner``, ``generator``, ``inverter``, ``losses``,
-            ``options``, ``target_options``, and the recipe's own ``steps``, ``batch_size``, ``labels``, ``seed``,
+            ``options``, ``target_options``, ``per_class``, and the recipe's own ``steps``, ``batch_size``, ``labels``, ``seed``,
             ``device``, ``precision``, ``compile``, ``checkpoint_every``.
 
     Raises:
@@ -96,6 +96,7 @@ def prepare(
     losses: Mapping[str, float] | None = None,
     options: Mapping[str, Any] | None = None,
     target_options: Mapping[str, Any] | None = None,
+    per_class: int | None = None,
     resume_from: Path | None = None,
     **fields: Any,
 ) -> Job:
@@ -117,6 +118,7 @@ def prepare(
         losses: weights by name; adds or reweights, 0 removes.
         options: settings by ``COMPONENT.OPTION``.
         target_options: what the file does not say itself, as in `load_target`.
+        per_class: number of images of each class, for an inverter that makes a fixed set of them.
         resume_from: a run folder; its recipe is the config if neither ``config`` nor a preset is given.
         fields: of the recipe (``steps``, ``seed``, ...); None stands for "not said".
 
@@ -163,6 +165,15 @@ def prepare(
             layers.append(preset.layer)
             applied.append(preset.name)
     if not layers and not files and not whole:
+        if not isinstance(target, Target):
+            target = loading.load(Path(target), validated(TargetOptions, target_options or {}, "about the classifier"))
+        chosen = known_plugins.photograph_preset(target.input_shape)
+        if chosen is not None:
+            layers.append(known_plugins.preset(chosen).layer)
+            applied.append(chosen)
+            size = "x".join(map(str, target.input_shape[1:]))
+            log.warning("no preset is named: applying %s, for images of %s", setting("preset", chosen), size)
+    if not layers and not files and not whole:
         known = listed(known_plugins.registry.names("preset"))
         raise UsageError(
             f"name a preset by {setting('preset', 'NAME')} (there are: {known}), or a recipe by "
@@ -178,6 +189,15 @@ def prepare(
     if files:
         layers.append({"plugin_files": [{"path": p.source, "sha256": p.sha256} for p in files.values()]})
     recipe = compose(layers, list((options or {}).items()))
+    if per_class is not None:
+        name = recipe.inverter.name
+        if "per_class" not in known_plugins.component("inverter", name).Options.model_fields:
+            raise UsageError(
+                f"the inverter {name!r} does not make a fixed number of images of each class: leave "
+                f"{setting('per_class', None)} out, and draw as many as you like from the run "
+                f"({command('sample', 'RUN')})."
+            )
+        recipe = compose(layers, [*(options or {}).items(), (f"{name}.per_class", per_class)])
     if not isinstance(target, Target):
         target = loading.load(Path(target), recipe.target)
     job = Job(recipe, target, applied)

@@ -85,6 +85,15 @@ def invert(
     labels: Annotated[
         str | None, typer.Option(metavar="3,5", help="Invert only these classes.", rich_help_panel=_METHOD)
     ] = None,
+    per_class: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="Number of images of each class, for inverters that make them one by one.",
+            rich_help_panel=_METHOD,
+        ),
+    ] = None,
     steps: Annotated[
         int | None,
         typer.Option(
@@ -176,6 +185,7 @@ def invert(
         micro_batch=micro_batch,
         generators=generators,
         labels=options.numbers("--labels", labels, int),
+        per_class=per_class,
         seed=seed,
         device=device,
         precision=precision,

@@ -384,6 +384,8 @@ class Preset:
         layer: the fragment, in the shape of the recipe's TOML.
         help: one sentence.
         adds_variety: whether to suggest it where the images of a class have become one and the same.
+        photographs_from: if specified, a run that names no preset applies this one to a classifier of images whose
+            sides are at least this many pixels.
 
     Example:
         >>> from interpkit import Preset
@@ -395,6 +397,7 @@ class Preset:
     help: str
     _: KW_ONLY
     adds_variety: bool = False
+    photographs_from: int | None = None
 
 
 def merge(base: Layer, over: Layer) -> dict[str, Any]:

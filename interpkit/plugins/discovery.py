@@ -248,6 +248,14 @@ class Plugins:
         entries = [entry for entry in self.registry.entries("preset") if whole <= entry.item.layer.keys()]
         return min(entries, key=lambda entry: entry.name != entry.owner).name if entries else "PRESET"
 
+    def photograph_preset(self, input_shape: tuple[int, ...]) -> str | None:
+        """Return the preset that a run applies to photographs of this shape if it names none; None if too small."""
+        side = min(input_shape[1:]) if len(input_shape) == 3 else 0
+        for entry in self.registry.entries("preset"):
+            if entry.item.photographs_from is not None and side >= entry.item.photographs_from:
+                return entry.name
+        return None
+
     def own_preset(self, plugin: Plugin) -> Preset | None:
         """Return the preset that a plugin registered under its own name, or its only one, or None."""
         presets = list(self.registry.entries("preset", plugin.name))

@@ -182,6 +182,8 @@ def _exportable() -> Iterator[None]:
 def _adaptive_pool(images: Tensor, output_size: Any) -> Tensor:
     """Return `torch.nn.functional.adaptive_avg_pool2d` as two matrix products, which ONNX has for every size."""
     wanted = tuple(output_size) if isinstance(output_size, Sequence) else (output_size, output_size)
+    if wanted == (1, 1):
+        return images.mean((-2, -1), keepdim=True)  # so that the graph goes on accepting images of any size
     rows, columns = (
         _means(int(have), int(have if size is None else size), images)
         for have, size in zip(images.shape[-2:], wanted, strict=True)

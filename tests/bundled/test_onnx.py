@@ -478,6 +478,12 @@ def test_adaptive_pooling_to_any_size_is_packed(size: Any, tmp_path: Path) -> No
     assert F.adaptive_avg_pool2d is pool
 
 
+def test_a_packed_network_accepts_images_of_other_sizes_if_it_did_before(tmp_path: Path) -> None:
+    module = seeded(lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)))
+    packed, larger = assert_packs(wrap(module, (3, 9, 7)), tmp_path), torch.rand(2, 3, 18, 15)
+    torch.testing.assert_close(packed(larger), module(larger))
+
+
 def test_one_of_several_outputs_is_packed(tmp_path: Path) -> None:
     path = write(tmp_path / "net.onnx", net(), outputs=FEATURES_FIRST)
     assert assert_packs(load_target(path, output_name="f"), tmp_path).num_classes == 8
