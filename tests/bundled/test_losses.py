@@ -397,6 +397,9 @@ def test_the_batch_norm_distance_worked_by_hand_is_the_mean_over_the_layers(valu
     loss = BatchNormStatistics(target)
     assert loss.layers(target) == ["0:in", "3:in"]
     assert value(loss, features=features) == pytest.approx((0.53125 + 2) / 2, abs=1e-6)
+    every_other = Statistics(target, Statistics.Options(every=2))
+    assert every_other.layers(target) == ["0:in"]
+    assert value(every_other, features={"0:in": first}) == pytest.approx(0.53125, abs=1e-6)
     only_first = BatchNormStatistics(target, BatchNormStatistics.Options(first=1))
     assert only_first.layers(target) == ["0:in"]
     assert value(only_first, features={"0:in": first}) == pytest.approx(0.53125, abs=1e-6)
