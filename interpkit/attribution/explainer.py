@@ -279,7 +279,7 @@ def checked_images(target: Target, images: Tensor) -> Tensor:
         raise UsageError("the images have values that are not finite.")
     low, high = images.min().item(), images.max().item()
     if images.dim() == 4 and not (low >= -0.001 and high <= 1.001):
-        raise UsageError(f"the images reach from {low:g} to {high:g}: give them as uint8, or as float in [0, 1].")
+        raise UsageError(f"the images reach from {low:g} to {high:g}: pass uint8, or float in [0, 1].")
     return images
 
 

@@ -264,14 +264,14 @@ def test_a_safetensors_header_that_lies_is_refused(
     header: Any, data: bytes, tmp_path: Path, refused: Callable[..., str]
 ) -> None:
     path = with_header(tmp_path / "net.safetensors", header, data)
-    refused(path, "not a whole safetensors file|do not fit", *CNN_FLAGS)
+    refused(path, "not a complete safetensors file|do not fit", *CNN_FLAGS)
 
 
 @pytest.mark.parametrize("length", [10**9, 2**63, 2**64 - 1])
 def test_eight_bytes_that_promise_a_huge_header_are_refused(
     length: int, tmp_path: Path, refused: Callable[..., str]
 ) -> None:
-    refused(with_header(tmp_path / "net.safetensors", b"", length=length), "not a whole safetensors file")
+    refused(with_header(tmp_path / "net.safetensors", b"", length=length), "not a complete safetensors file")
 
 
 # ------------------------------------------------------------------------------ names that a file may not give

@@ -213,7 +213,7 @@ def test_what_no_loader_takes_is_refused_with_what_they_take(kind: str, tmp_path
 def test_a_file_that_is_not_whole_safetensors_is_refused(change: Callable[[bytes], bytes], spoiled: Spoiled) -> None:
     path = spoiled.with_bytes(change)
     message = refusal(path)
-    assert str(path) in message and "not a whole safetensors file" in message
+    assert str(path) in message and "not a complete safetensors file" in message
 
 
 # ------------------------------------------------------------------------------------------ the architecture

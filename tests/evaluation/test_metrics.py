@@ -193,7 +193,7 @@ def test_a_file_of_other_samples_is_refused(
     with pytest.raises(RunError, match=words):
         read_samples(path, tiny_target, CPU)
     path.write_bytes(path.read_bytes()[:-5])
-    with pytest.raises(RunError, match="not a whole safetensors file"):
+    with pytest.raises(RunError, match="not a complete safetensors file"):
         read_samples(path, tiny_target, CPU)
 
 
@@ -519,7 +519,7 @@ def test_two_evaluators_of_one_name_are_told_apart(run_copy: Path, tiny_module: 
         (torch.zeros(2, *SHAPE), torch.tensor([0, 3]), "the label 3; the classifier's are 0 to 2"),
         (torch.zeros(2, *SHAPE), torch.tensor([0]), "each with a label"),
         (torch.zeros(0, *SHAPE), torch.tensor([]), "each with a label"),
-        (torch.full((2, *SHAPE), 200.0), torch.tensor([0, 1]), "from 200 to 200: give them as uint8"),
+        (torch.full((2, *SHAPE), 200.0), torch.tensor([0, 1]), "from 200 to 200: pass uint8"),
         (torch.full((2, *SHAPE), -0.5), torch.tensor([0, 1]), "from -0.5 to -0.5"),
         (torch.full((2, *SHAPE), torch.nan), torch.tensor([0, 1]), "from nan to nan"),
     ],

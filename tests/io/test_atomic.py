@@ -118,7 +118,7 @@ def test_a_folder_inside_is_made_and_a_link_is_not_followed(tmp_path: Path) -> N
     assert inner_folder(inside) == inside and inside.is_dir()
     assert inner_folder(inside) == inside  # is there already
     (tmp_path / "link").symlink_to(inside)
-    with pytest.raises(RunError, match=rf"link is a link to {inside}, and nothing is written through it"):
+    with pytest.raises(RunError, match=rf"link is a link to {inside}. interpkit does not write through links"):
         inner_folder(tmp_path / "link")
 
 
@@ -127,7 +127,7 @@ def test_tensors_are_read_or_it_is_said_why_not(tmp_path: Path) -> None:
     safetensors.torch.save_file({"a": torch.arange(3.0)}, path)
     assert read_tensors(path)["a"].tolist() == [0, 1, 2]
     path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(RunError, match=r"samples.safetensors is not a whole safetensors file: .*\. Sample again\.$"):
+    with pytest.raises(RunError, match=r"samples.safetensors is not a complete safetensors file: .*\. Sample again\.$"):
         read_tensors(path, torn=" Sample again.")
     path.unlink()
     with pytest.raises(

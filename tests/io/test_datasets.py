@@ -62,7 +62,7 @@ def test_images_and_labels_are_read_where_there_is_no_split(tmp_path: Path, capl
     spec = saved(tmp_path / "data.npz", images=numbers(2, *GRAY), labels=[1, 0])
     assert load_data(spec, GRAY).labels.tolist() == [1, 0] and caplog.text == ""
     assert load_data(f"{spec}:train", GRAY).labels.tolist() == [1, 0]
-    assert "has no split 'train': its images and labels are read" in caplog.text
+    assert "has no split 'train': using its images and labels" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -130,7 +130,7 @@ def test_a_name_of_several_classes_is_refused_and_its_number_is_not(tmp_path: Pa
         ({"images": numbers(0, 4, 6), "labels": np.zeros(0, int)}, "each of its 0 images"),
         ({"images": numbers(2, 4, 6) * 1j, "labels": [0, 1]}, "complex128, which cannot be pixel values"),
         ({"images": np.full((2, 4, 6), "a"), "labels": [0, 1]}, "cannot be pixel values"),
-        ({"images": np.full((2, 4, 6), 1.5), "labels": [0, 1]}, r"images from 1.5 to 1.5: give them as uint8"),
+        ({"images": np.full((2, 4, 6), 1.5), "labels": [0, 1]}, r"images from 1.5 to 1.5: pass uint8"),
         ({"images": np.full((2, 4, 6), -0.5), "labels": [0, 1]}, r"images from -0.5"),
         ({"images": np.full((2, 4, 6), np.nan), "labels": [0, 1]}, "from nan to nan"),
         ({"images": np.full((2, 4, 6), 1e300), "labels": [0, 1]}, "from inf to inf"),
@@ -204,15 +204,15 @@ def test_a_value_a_little_past_the_range_is_that_of_rounding(tmp_path: Path) -> 
         if fits:
             assert load_data(spec, GRAY).images.max().item() == pytest.approx(value)
         else:
-            refused(spec, "as float in")
+            refused(spec, "or float in")
 
 
 def test_invalid_reference_data_and_a_missing_file_are_refused(tmp_path: Path) -> None:
     for spec in ("", "nothing", "data.txt", tmp_path / "none"):
-        refused(spec, "is not reference data: give an .npz, a .csv, a folder with one folder per class, or torch")
+        refused(spec, "is not reference data: pass an .npz, a .csv, a folder with one folder per class, or torch")
     refused(tmp_path / "none.npz", "there is no file .*none.npz")
     (tmp_path / "text.npz").write_text("text")
-    refused(tmp_path / "text.npz", r"text.npz is not a complete .npz: write one by numpy.savez\('text.npz'")
+    refused(tmp_path / "text.npz", r"text.npz is not a complete .npz: write one with numpy.savez\('text.npz'")
 
 
 def test_an_array_whose_header_lies_is_refused_before_memory_is_taken_for_it(tmp_path: Path) -> None:
@@ -222,7 +222,7 @@ def test_an_array_whose_header_lies_is_refused_before_memory_is_taken_for_it(tmp
             for name in archive.namelist():
                 content = archive.read(name)
                 other.writestr(name, content.replace(said.encode(), instead.encode()) if "images" in name else content)
-        refused(tmp_path / f"{number}.npz", r"images.npy says that it is .*, and holds something else")
+        refused(tmp_path / f"{number}.npz", r"images.npy claims to be .*, but holds something else")
 
 
 def test_a_decompression_bomb_is_not_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -233,7 +233,7 @@ def test_a_decompression_bomb_is_not_unpacked(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr("interpkit.io.datasets.BOMB_BYTES", 12_128)
     assert len(load_data(spec, GRAY).images) == 500
     monkeypatch.setattr("interpkit.io.datasets.BOMB_BYTES", 12_127)
-    refused(spec, r"unpacks \d+ bytes to 12,128, as a decompression bomb does")
+    refused(spec, r"unpacks \d+ bytes to 12,128, like a decompression bomb")
     monkeypatch.setattr("interpkit.io.datasets.BOMB_RATIO", 1000)
     assert len(load_data(spec, GRAY).images) == 500
 
@@ -246,7 +246,7 @@ def test_more_than_fits_into_memory_is_refused(
     monkeypatch.setattr(f"interpkit.io.datasets.{limit}", most)
     assert len(load_data(spec, GRAY).images) == 2
     monkeypatch.setattr(f"interpkit.io.datasets.{limit}", most - 1)
-    refused(spec, "more images than are read into memory")
+    refused(spec, "more images than interpkit reads into memory")
 
 
 # ---------------------------------------------------------------------------------------------------- folders
@@ -280,7 +280,7 @@ def test_pictures_of_other_sizes_are_resized_and_counted(tmp_path: Path, caplog:
     data = load_data(str(tmp_path), GRAY)
     assert (data.images * 255).amax((1, 2, 3)).tolist() == [40, 80, 120]
     (record,) = caplog.records
-    assert "of 2 of its 3 pictures: each is resized to cover 6 x 4 pixels, and cropped" in record.getMessage()
+    assert ": 2 of its 3 pictures: each is resized to cover 6 x 4 pixels, and cropped" in record.getMessage()
 
 
 def test_arrays_stand_in_class_folders_for_images_that_no_picture_holds(tmp_path: Path) -> None:
@@ -367,7 +367,7 @@ def test_folders_that_do_not_fit_are_refused_with_what_was_seen(
     monkeypatch.setattr("interpkit.io.datasets.MAX_NUMBERS", 48)
     assert len(load_data(str(tmp_path / "many"), GRAY).images) == 2
     monkeypatch.setattr("interpkit.io.datasets.MAX_NUMBERS", 47)
-    refused(tmp_path / "many", "many has more images than are read into memory")
+    refused(tmp_path / "many", "many has more images than interpkit reads into memory")
 
 
 def test_a_picture_in_a_format_that_its_name_does_not_say_is_read_only_if_it_is_a_usual_one(tmp_path: Path) -> None:
@@ -427,8 +427,8 @@ def test_a_data_set_of_torchvision_is_asked_for_and_put_into_form(
 
 
 def test_a_data_set_that_is_not_known_or_a_split_is_refused(downloads: list[tuple[Any, ...]]) -> None:
-    refused("torchvision:", "torchvision: is none of MNIST, FashionMNIST, KMNIST, CIFAR10, CIFAR100, SVHN")
-    refused("torchvision:ImageNet", "torchvision:ImageNet is none of")
+    refused("torchvision:", "torchvision: is not one of MNIST, FashionMNIST, KMNIST, CIFAR10, CIFAR100, SVHN")
+    refused("torchvision:ImageNet", "torchvision:ImageNet is not one of")
     refused("torchvision:mnist:valid", "torchvision:mnist:valid: the split is train or test")
     assert downloads == []
 
@@ -455,7 +455,7 @@ def test_a_failed_download_is_reported(name: str, error: Exception, monkeypatch:
         (torch.zeros(2, 1, 4, 5), torch.zeros(2).long(), "the classifier takes images of"),
         (torch.zeros(0, 1, 4, 6), torch.zeros(0).long(), "each with a label"),
         (torch.zeros(2, 1, 4, 6).double(), torch.zeros(2).long(), "images of torch.float64 and labels of torch.int64"),
-        (torch.zeros(2, 1, 4, 6), torch.zeros(2), "labels of torch.float32: float32 and int64 it is"),
+        (torch.zeros(2, 1, 4, 6), torch.zeros(2), "labels of torch.float32: use float32 and int64"),
         (torch.full((2, 1, 4, 6), torch.nan), torch.zeros(2).long(), "from nan to nan"),
         (torch.zeros(2, 1, 4, 6), torch.tensor([0, 3]), "mine has the label 3; the classifier's are 0 to 2"),
     ],

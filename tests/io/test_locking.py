@@ -51,7 +51,7 @@ def test_the_second_writer_is_refused_and_told_who_the_first_is(tmp_path: Path) 
         assert f"{tmp_path} is being written by process {process.pid} on {socket.gethostname()} since 2" in str(
             caught.value
         )
-        assert "Wait until that has ended, stop it, or name another folder by out" in str(caught.value)
+        assert "Wait until it ends, stop it, or name another folder with out" in str(caught.value)
 
 
 def test_the_message_does_without_the_name_of_a_writer_that_has_not_written_it_yet(tmp_path: Path) -> None:

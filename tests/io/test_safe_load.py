@@ -192,7 +192,7 @@ def test_arrays_of_the_same_bytes_take_no_more_memory_than_one(order: str, tmp_p
     array = b"cnumpy\nndarray\n)R(K\x01J" + (len(LONG) // 4).to_bytes(4, "little") + b"\x85h\x04\x89h\x03tb"
     path = pickled(tmp_path / "bomb.pt", b"(" + ENCODED + b"q\x03" + kind + array * 2000 + b"t.")
     if order == ">":
-        with pytest.raises(ValueError, match="another order of bytes"):
+        with pytest.raises(ValueError, match="foreign byte order"):
             load_plain(path, skip_objects=True)
         return
     arrays = load_plain(path, skip_objects=True)[2:]

@@ -351,7 +351,7 @@ def test_attributions_are_shown_with_the_samples_that_they_are_of(run_copy: Path
 def test_torn_attributions_are_named(run_copy: Path) -> None:
     (run_copy / "attributions").mkdir()
     (run_copy / "attributions" / "saliency.safetensors").write_bytes(b"torn")
-    fails(1, "saliency.safetensors is not a whole safetensors file", "report", run_copy)
+    fails(1, "saliency.safetensors is not a complete safetensors file", "report", run_copy)
 
 
 # ------------------------------------------------------------------------------------------ pictures

@@ -284,11 +284,11 @@ def test_a_target_that_is_not_the_runs_is_refused(finished_run: Path) -> None:
         ("manifest.json", b"[1]", "is not a JSON object"),
         ("manifest.json", b'{"schema": 2}', "schema 2; this interpkit reads 1. A newer one wrote it: (pip|git) "),
         ("manifest.json", b'{"schema": "x"}', r"schema 'x'; this interpkit reads 1\.$"),
-        ("manifest.json", b'{"schema": 1}', "does not say which classifier"),
+        ("manifest.json", b'{"schema": 1}', "does not state which classifier"),
         ("manifest.json", b'{"schema": 1, "model": {"name": "a", "path": 1, "sha256": null}}', "which classifier"),
         ("generator.safetensors", None, "has no generator.safetensors: resume the run with resume=True"),
-        ("generator.safetensors", b"\x08\0\0\0\0\0\0\0{}", "is not a whole safetensors file"),
-        ("generator.safetensors", b"", "is not a whole safetensors file"),
+        ("generator.safetensors", b"\x08\0\0\0\0\0\0\0{}", "is not a complete safetensors file"),
+        ("generator.safetensors", b"", "is not a complete safetensors file"),
         ("generator.safetensors", safetensors.torch.save({"generator.x": torch.ones(1)}), "does not fit the recipe"),
         ("history.jsonl", b'{"step": 1, "los\n{"step": 2}\n', r"history\.jsonl, line 1: not a record"),
     ],
@@ -530,7 +530,7 @@ def test_the_folder_of_another_run_is_refused_and_replaced_on_request(
 ) -> None:
     (run_copy / "notes.txt").write_text("mine")
     before = (run_copy / "manifest.json").read_bytes()
-    with pytest.raises(RunError, match=r"holds another run.*resume=True.*force=True.*by out"):
+    with pytest.raises(RunError, match=r"holds another run.*resume=True.*force=True.*with out"):
         interpkit.invert(tiny_model, out=run_copy, **quick(steps=2))
     assert (run_copy / "manifest.json").read_bytes() == before
     interpkit.invert(tiny_model, out=run_copy, force=True, **quick(steps=2))
@@ -623,7 +623,7 @@ def test_a_users_file_that_a_run_would_overwrite_is_named_and_kept(
     tmp_path: Path, tiny_model: Path, quick: Quick, name: str, force: bool
 ) -> None:
     (tmp_path / name).write_text("mine")
-    with pytest.raises(RunError, match=rf"is not a run, and holds {name}, which a run would overwrite.*by out"):
+    with pytest.raises(RunError, match=rf"is not a run, but holds {name}, which a run would overwrite.*with out"):
         interpkit.invert(tiny_model, out=tmp_path, force=force, **quick(steps=1))
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [(name, "mine")]
 

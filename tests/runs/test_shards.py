@@ -238,7 +238,7 @@ def test_a_shard_that_goes_while_others_are_made_is_named(inversion: GeneratorIn
             for path in tmp_path.glob("shards/samples-00000*"):
                 path.unlink()
 
-    with pytest.raises(RunError, match=r"samples-00000\S* is gone. The same command again makes it"):
+    with pytest.raises(RunError, match=r"samples-00000\S* is missing. Repeat the command to write it"):
         write_shards(inversion, tmp_path / "shards", **asked(), on_images=remove)
     write_shards(inversion, tmp_path / "shards", **asked())
     assert json.loads((tmp_path / "shards" / "index.json").read_text())["finished"] is True
@@ -312,7 +312,7 @@ def test_another_generator_or_another_target_is_refused(
 
 def test_a_folder_with_something_else_is_refused(inversion: GeneratorInversion, tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("x")
-    with pytest.raises(RunError, match=r"holds mine\.txt and no index\.json"):
+    with pytest.raises(RunError, match=r"holds mine\.txt but no index\.json"):
         write_shards(inversion, tmp_path, **asked())
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
     (tmp_path / "index.json").write_text("[]")
@@ -353,7 +353,7 @@ def test_a_full_disk_names_the_shard_and_leaves_no_half_of_it(
 
     with monkeypatch.context() as disk:
         disk.setattr(os, "fsync", full)
-        with pytest.raises(RunError, match=r"samples-000001.*No space left.*shards stay"):
+        with pytest.raises(RunError, match=r"samples-000001.*No space left.*shards are kept"):
             write_shards(inversion, tmp_path, **asked(format=format))
     assert {path.name for path in tmp_path.glob("*samples-*")} == names
     assert not list(tmp_path.glob(".samples-*"))
@@ -414,7 +414,7 @@ def test_finished_images_are_written_in_their_order_as_far_as_they_go(finite: Im
     assert images.round().tolist() == list(range(12))
     with pytest.raises(UsageError, match="class 0 has 4 images, not 5"):
         write_shards(finite, tmp_path / "more", count=13, shard_size=5)
-    with pytest.raises(UsageError, match="made a fixed number of images, so none can be drawn again"):
+    with pytest.raises(UsageError, match="made a fixed number of images, so rejected ones cannot be drawn again"):
         write_shards(finite, tmp_path / "accepted", count=6, accepted=True)
 
 

@@ -197,7 +197,7 @@ def test_force_removes_the_files_of_the_run_and_none_that_only_the_manifest_clai
 @pytest.mark.parametrize("name", ["../evil", "a/b", "", "x\n"])
 def test_a_manifest_that_lists_a_file_elsewhere_is_refused(run_copy: Path, name: str) -> None:
     (run_copy / "manifest.json").write_text(json.dumps(manifest(run_copy) | {"files": {name: "0"}}))
-    with pytest.raises(RunError, match=r"manifest\.json is not as interpkit writes it"):
+    with pytest.raises(RunError, match=r"manifest\.json is not in interpkit's format"):
         interpkit.load_inversion(run_copy)
 
 
@@ -260,7 +260,7 @@ def test_tensors_of_a_torn_file_are_refused(tmp_path: Path, tiny_model: Path, gr
     gray.setattr(Gray, "more", {"a.safetensors": safetensors.torch.save({"x": torch.ones(2)})[:-1]})
     gray.setattr(Gray, "load", lambda self, stored: stored.tensors("a.safetensors"))
     invert(tiny_model, tmp_path)
-    with pytest.raises(RunError, match=r"a\.safetensors is not a whole safetensors file"):
+    with pytest.raises(RunError, match=r"a\.safetensors is not a complete safetensors file"):
         interpkit.load_inversion(tmp_path)
 
 
