@@ -1,4 +1,4 @@
-"""Training curves as the points of small SVG drawings."""
+"""Training curves as SVG polylines."""
 
 from __future__ import annotations
 
@@ -16,8 +16,14 @@ MOST_POINTS = 300
 class Curve:
     """One value over the steps of a run.
 
-    ``points`` are those of an SVG ``polyline`` in a box of WIDTH x HEIGHT; ``low`` and ``high`` are the values at the
-    bottom and the top of the box, ``first`` and ``last`` those at the first step and at the last, which is ``steps``.
+    Attributes:
+        name: heading of the curve.
+        points: of an SVG ``polyline`` in a box of WIDTH x HEIGHT.
+        low: value at the bottom of the box.
+        high: value at its top.
+        first: value at the first step.
+        last: value at the last step.
+        steps: number of the last step.
     """
 
     name: str
@@ -30,7 +36,7 @@ class Curve:
 
 
 def curves(history: Sequence[StepRecord]) -> list[Curve]:
-    """Return the curves of inversion accuracy, the loss, and each of its terms."""
+    """Return the curves of the inversion accuracy, the loss, and each term."""
     if not history:
         return []
     some = [*history[:: max(1, len(history) // MOST_POINTS)], history[-1]]

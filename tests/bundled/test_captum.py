@@ -280,7 +280,7 @@ def test_an_output_changed_in_place_is_reported_and_grad_cam_continues(
     net = Net(inplace=True, adds_in_place=True)
     target, before = wrap(net, (1, 12, 12)), module_state(net)
     for method in ("guided-grad-cam", "integrated-gradients"):
-        with pytest.raises(UsageError, match=r"cannot serve Net: .*in place.*without gradients"):
+        with pytest.raises(UsageError, match=r"does not support Net: .*in place.*without gradients"):
             quick(target, images, labels, method)
     assert module_state(net) == before and net.relu.inplace
     assert quick(target, images, labels, "grad-cam").any()

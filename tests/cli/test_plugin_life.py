@@ -443,7 +443,7 @@ def test_a_metric_that_cannot_be_built_leaves_the_run_whole(
     add_plugin(Faulty)
     run = interpkit.invert(tiny_target, out=tmp_path / "run", **quick(steps=1))
     assert Run.open(tmp_path / "run").manifest().status == "finished" and run.steps_done == 1
-    assert "the metric 'faulty' of the plugin 'mine' failed and is left out: RuntimeError: no ruler" in caplog.text
+    assert "the metric 'faulty' of the plugin 'mine' failed and is skipped: RuntimeError: no ruler" in caplog.text
 
 
 def test_hook_calls_are_traced_with_arguments_and_results(

@@ -328,7 +328,7 @@ def test_a_metric_that_cannot_be_measured_says_why_and_takes_no_other_with_it(
     ("fragment", "words"),
     [
         ([1, 2], "TypeError"),
-        ({"gives": 1, "schema": 2}, "it gives schema, which every run has already"),
+        ({"gives": 1, "schema": 2}, "it returns schema, which every run already has"),
         ({"gives": 1, "per_class": {7: {"gives": 1}}}, "KeyError: 7"),
         ({"gives": 1, "per_class": [0.5, 0.5]}, "AttributeError"),
         ({"gives": 1, "per_class": {0: 0.5}}, "TypeError"),
@@ -349,7 +349,7 @@ def test_a_metric_that_cannot_be_built_takes_no_other_with_it(
     add_plugin(Unbuilt, Says)
     found = interpkit.evaluate(run_copy, metrics=["unbuilt", "says"])
     assert found["says"] == {"value": 1}
-    assert "the metric 'unbuilt' of the plugin 'mine' failed and is left out: ValueError: oh dear (" in caplog.text
+    assert "the metric 'unbuilt' of the plugin 'mine' failed and is skipped: ValueError: oh dear (" in caplog.text
 
 
 def test_what_a_metric_draws_depends_on_no_other(tiny_target: Target) -> None:
@@ -461,7 +461,7 @@ def test_evaluators_of_other_classes_or_images_are_refused(
         with pytest.raises(UsageError, match=r"other takes inputs of .*takes \(1, 12, 12\).*not converted"):
             interpkit.evaluate(run_copy, evaluators=[other])
     small = wrap(nn.Sequential(nn.Flatten(), nn.Linear(64, 3)), (1, 8, 8), name="small")
-    with pytest.raises(UsageError, match="evaluators small and small are one and the same"):
+    with pytest.raises(UsageError, match="evaluators small and small are identical"):
         interpkit.evaluate(run_copy, evaluators=[small, small])
     with pytest.raises(UsageError, match="the target itself"):
         interpkit.evaluate(run_copy, evaluators=[tiny_model])
@@ -470,7 +470,7 @@ def test_evaluators_of_other_classes_or_images_are_refused(
     with pytest.raises(UsageError, match="copy is the target itself"):
         interpkit.evaluate(run_copy, evaluators=[copy])
     one, same = (make_model(tmp_path / f"{name}.safetensors", seed=4) for name in ("one", "same"))
-    with pytest.raises(UsageError, match="evaluators one and same are one and the same"):
+    with pytest.raises(UsageError, match="evaluators one and same are identical"):
         interpkit.evaluate(run_copy, evaluators=[one, same])
     swapped = wrap(tiny_module(1), SHAPE, name="swapped", class_names=["class 1", "class 0", "class 2"])
     with pytest.raises(UsageError, match="same in the same order"):
@@ -501,7 +501,7 @@ def test_classifiers_without_weights_are_told_apart_by_what_they_say(run_copy: P
     one, other, same = (wrap(Columns(first), SHAPE, name="columns", class_names=names) for first in (0, 3, 0))
     found = interpkit.evaluate(run_copy, evaluators=[one, other], metrics=["agreement"])
     assert len(found["evaluators"]) == 2
-    with pytest.raises(UsageError, match="one and the same"):
+    with pytest.raises(UsageError, match="are identical"):
         interpkit.evaluate(run_copy, evaluators=[one, same], metrics=["agreement"])
 
 

@@ -95,7 +95,7 @@ def test_the_gallery_filters_by_class_and_by_error(report: Path, show: Open) -> 
     assert page.locator(".class:visible h3").all_text_contents() == [f"{HOSTILE[1]} 100"]
     assert page.locator(".sample:visible").count() == 100 and page.locator("#count").text_content() == "100 samples"
     page.select_option("#class", "")
-    page.get_by_label("only those taken for another class").check()
+    page.get_by_label("only those classified as another class").check()
     wrong = page.locator(".sample.wrong").count()
     assert 0 < wrong < 300  # or it would show nothing
     assert page.locator(".sample:visible").count() == wrong == page.locator(".sample.wrong:visible").count()
@@ -121,7 +121,7 @@ def test_a_sample_opens_large_with_all_that_is_known_of_it(report: Path, show: O
     assert dialog.get_by_role("heading").first.text_content() == f"Made for {HOSTILE[0]}"
     assert f"gives {HOSTILE[0]} a probability of" in dialog.locator("#sample-said").text_content()
     titles = dialog.get_by_role("heading", level=3).all_text_contents()
-    assert titles == ["What the target says", "Condition: what was asked for"]
+    assert titles == ["The target's probabilities", "The condition asked for"]
     assert dialog.locator(".shares").first.locator("span").count() == 6  # three names, three numbers
     figures = dialog.locator("figcaption").all_text_contents()
     assert figures[0] == "The sample" and figures[1].startswith("Nearest reference image: of the class")

@@ -156,7 +156,7 @@ def test_each_sample_is_an_image_with_a_text_in_its_place(page: Page, hostile_ru
     assert len(images) == len(page.samples()) == 300
     predicted = stored["probabilities"].argmax(1).tolist()
     for row, (image, sample) in enumerate(zip(images, page.samples(), strict=True)):
-        assert image["alt"] == f"Sample {row + 1} for {HOSTILE[row // 100]}, taken for {HOSTILE[predicted[row]]}"
+        assert image["alt"] == f"Sample {row + 1} for {HOSTILE[row // 100]}, classified as {HOSTILE[predicted[row]]}"
         assert int(sample["data-row"]) == row and int(sample["data-got"]) == predicted[row]
         assert float(sample["data-sure"]) == pytest.approx(stored["confidence"][row].item(), abs=1e-4)
         assert ("wrong" in sample["class"].split()) == (predicted[row] != row // 100)
@@ -200,13 +200,15 @@ def test_the_figures_stand_with_their_intervals_and_meanings(page: Page, hostile
 def test_the_verdict_says_what_was_measured_and_what_was_not(finished_run: Path) -> None:
     metrics = Run.open(finished_run).metrics()
     said = words.verdict(metrics, "tiny", 3)
-    assert f"tiny itself assigns {metrics['inversion_accuracy']:.1%} of them" in said and "gave 300 samples" in said
+    assert (
+        f"tiny itself classifies {metrics['inversion_accuracy']:.1%} of them" in said and "produced 300 samples" in said
+    )
     assert "No independent classifier" in said
     metrics["evaluators"] = [{"name": "a", "agreement": 0.251}, {"name": "b", "agreement": 0.5}]
     metrics["reference"] = {"excess_vendi": 0.4, "features": {"a": {"coverage": 0.07}}}
     said = words.verdict(metrics, "tiny", 3)
     assert "Independent classifiers agree on 25% to 50%." in said
-    assert words.verdict({}, "tiny", 1).startswith("Asked for one class, the inversion gave samples. No independent")
+    assert words.verdict({}, "tiny", 1).startswith("The inversion produced samples of one class. No independent")
     assert "40% as varied as real images" in said and "A sample lies near 7% of the real images." in said
 
 
@@ -261,7 +263,7 @@ def test_the_confusion_is_that_of_the_samples(page: Page, hostile_run: Path) -> 
 def test_past_thirty_classes_the_confusion_is_a_list_of_what_is_confused_most(thousand_classes: Path) -> None:
     page = read(thousand_classes / "report.html")
     told = page.all("table")[1][1]
-    assert "10 of 10" in told and "Taken for" in told
+    assert "10 of 10" in told and "Classified as" in told
     assert len(page.all("table")[1][1].split(" of ")) - 1 == 20
 
 
@@ -383,7 +385,7 @@ def test_a_run_of_one_class_or_of_another_releases_manifest_has_a_report(
     interpkit.invert(tiny_model, out=tmp_path / "run", **quick(steps=1, labels=[2]))
     page = read(tmp_path / "run" / "report.html")
     assert len(page.samples()) == 100 and [a["data-class"] for a, _ in page.all("section", "class")] == ["2"]
-    assert len(page.all("img", "strip")) == 1 and "Asked for one class" in page.all("p", "verdict")[0][1]
+    assert len(page.all("img", "strip")) == 1 and "samples of one class" in page.all("p", "verdict")[0][1]
     manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
     for name in ("versions", "timings", "files", "presets"):
         del manifest[name]
@@ -434,7 +436,7 @@ def test_the_report_has_walks_and_morphs_of_a_generator_only(
 ) -> None:
     alts = [attributes["alt"] for attributes, _ in page.all("img", "strip")]
     assert [" → " in alt for alt in alts] == [True] * 3 + [False] * 3
-    assert f"{HOSTILE[0]} → {HOSTILE[1]}: the target says" in alts[0]
+    assert f"{HOSTILE[0]} → {HOSTILE[1]}: the target predicts" in alts[0]
     interpkit.invert(
         tiny_model, inverter="pixels", steps=2, out=tmp_path / "run", device="cpu", options={"pixels.per_class": 2}
     )
@@ -466,7 +468,7 @@ def test_the_report_shows_an_inversions_own_sections(tmp_path: Path, tiny_target
     assert [text for _, text in page.all("h2")][-4:-1] == ["Rules", "Paths", "How it was made"]
     assert any("x < <i>3</i>" in text for _, text in page.all("td"))
     first, second = (attributes for attributes, _ in page.all("img", "strip"))
-    assert first["alt"].startswith("A <b> → C: the target says class")
+    assert first["alt"].startswith("A <b> → C: the target predicts class")
     assert decode(first["src"]).shape[-1] == 3 * 12 and decode(second["src"]).shape[-1] == 12 * 12
     (frames, *_) = page.all("ol", "of-3")
     with tiny_target.frozen(), torch.no_grad():
@@ -584,7 +586,7 @@ def test_a_comparison_needs_no_classifier_and_takes_vectors(tmp_path: Path, run_
     page = read(interpkit.write_comparison({"images": run_copy, "vectors": vectors}, tmp_path / "page.html"))
     assert {(image["width"], image["height"]) for image in page.pictures()} == {("12", "12"), ("20", "32")}
     safetensors.torch.save_file(stored, vectors / "samples.safetensors")
-    with pytest.raises(interpkit.RunError, match="samples are images"):
+    with pytest.raises(interpkit.RunError, match="samples need images"):
         interpkit.write_comparison({"images": run_copy, "vectors": vectors}, tmp_path / "page.html")
-    with pytest.raises(interpkit.UsageError, match="two runs or more"):
+    with pytest.raises(interpkit.UsageError, match="at least two runs"):
         interpkit.write_comparison({"images": run_copy}, tmp_path / "page.html")
