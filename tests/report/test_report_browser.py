@@ -79,7 +79,7 @@ def background(page: Any) -> str:
     return str(page.evaluate("getComputedStyle(document.body).backgroundColor"))
 
 
-def test_the_page_opens_and_its_pictures_are_there(report: Path, show: Open) -> None:
+def test_the_page_opens_and_shows_its_pictures(report: Path, show: Open) -> None:
     page = show(report)
     assert page.locator(".class:visible").count() == 3
     assert page.locator(".sample:visible").count() == 3 * 24  # the rest by "Show all 100"
@@ -114,7 +114,7 @@ def test_the_gallery_sorts_by_confidence(report: Path, show: Open) -> None:
     assert confidences(page) == drawn
 
 
-def test_a_sample_opens_large_with_all_that_is_known_of_it(report: Path, show: Open) -> None:
+def test_a_sample_opens_enlarged_with_its_details(report: Path, show: Open) -> None:
     page = show(report)
     page.locator(".sample").nth(2).click()
     dialog = page.get_by_role("dialog")
@@ -132,7 +132,7 @@ def test_a_sample_opens_large_with_all_that_is_known_of_it(report: Path, show: O
     assert not dialog.is_visible()
 
 
-def test_the_keyboard_does_all_of_it(report: Path, show: Open) -> None:
+def test_every_control_works_by_keyboard(report: Path, show: Open) -> None:
     page = show(report)
     page.keyboard.press("Tab")
     assert page.evaluate("document.activeElement.textContent") == "Skip to the content"
@@ -169,7 +169,7 @@ def test_the_next_sample_follows_the_order_and_the_filter(report: Path, show: Op
     assert said.text_content().startswith(f"Sample {order[1] + 1}.")
 
 
-def test_light_and_dark_follow_the_system_until_one_chooses(report: Path, show: Open) -> None:
+def test_the_theme_follows_the_system_until_the_reader_chooses(report: Path, show: Open) -> None:
     light, dark = (show(report, color_scheme=scheme) for scheme in ("light", "dark"))
     assert (background(light), background(dark)) == (LIGHT, DARK)
     for page in (light, dark):
@@ -186,7 +186,7 @@ def test_a_morph_is_chosen_by_its_classes(report: Path, show: Open) -> None:
 
 
 @pytest.mark.parametrize("kind", ["report", "comparison"])
-def test_a_phone_shows_it_without_scrolling_sideways(
+def test_a_phone_shows_the_page_without_horizontal_scrolling(
     kind: str, report: Path, finished_run: Path, tmp_path: Path, show: Open
 ) -> None:
     path = report
