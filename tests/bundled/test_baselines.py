@@ -1,4 +1,4 @@
-"""The baselines: they reach the class, do what their options say, go on where they stopped, and say what they lack."""
+"""The baselines reach the class, follow their options, resume, and name missing packages."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ ON_CPU: dict[str, Any] = {"device": "cpu", "precision": "fp32"}
 
 
 def invert(target: Target | Path, inverter: str, options: dict[str, Any] | None = None, **settings: Any) -> Inversion:
-    """Invert by one of the methods; its own options are given without its name."""
+    """Invert with one of the methods; its options are passed without its name."""
     named = {f"{inverter}.{name}" if "." not in name else name: value for name, value in (options or {}).items()}
     return interpkit.invert(target, inverter=inverter, options=named, **ON_CPU | settings)
 
@@ -40,7 +40,7 @@ def accuracy(inversion: Inversion) -> float:
 
 
 class Watch(InversionLoss):
-    """Remembers the batches it is shown, and asks for nothing."""
+    """Records the batches that it receives; its value is constant."""
 
     name = "watch"
     seen: ClassVar[list[InversionBatch]] = []
@@ -52,7 +52,7 @@ class Watch(InversionLoss):
 
 @pytest.fixture
 def watch(add_plugin: Add) -> list[InversionBatch]:
-    """Install the loss ``watch``; return the list of the batches it sees."""
+    """Install the loss ``watch``; return the list of the batches that it receives."""
     add_plugin(Watch)
     Watch.seen = []
     return Watch.seen
@@ -136,7 +136,7 @@ def test_vectors_are_inverted_too(inverter: str, losses: dict[str, float]) -> No
 
 
 class Fussy(nn.Module):
-    """A classifier of three classes that divides by zero unless all pixels are alike."""
+    """A classifier of three classes that divides by zero unless all pixels are equal."""
 
     def forward(self, images: Tensor) -> Tensor:
         flat = images.flatten(1)
@@ -299,7 +299,7 @@ def test_deepinversion_matches_the_running_statistics_of_batch_norm() -> None:
 
 
 class Blind(nn.Module):
-    """A classifier of three classes without a gradient: which third of the image is brightest?"""
+    """A classifier without a gradient that predicts which third of the image is brightest."""
 
     def forward(self, images: Tensor) -> Tensor:
         thirds = images.detach().unflatten(3, (3, -1)).mean((1, 2, 4))

@@ -1,4 +1,4 @@
-"""The methods of Captum, against hand-worked values and Captum itself, and on targets that are hard to explain."""
+"""The Captum plugin, against values worked by hand and Captum itself, and on targets that are hard to explain."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def quick(target: Target, images: Tensor, labels: Tensor, method: str, **setting
 
 
 class Net(nn.Module):
-    """A small network whose layers can be put together awkwardly."""
+    """A small network with options for awkward layers."""
 
     def __init__(self, inplace: bool = False, reuse: bool = False, adds_in_place: bool = False) -> None:
         super().__init__()
@@ -135,20 +135,20 @@ def test_the_layer_chosen_in_a_vision_transformer_still_uses_its_patches() -> No
     vit = torchvision.models.VisionTransformer(
         image_size=16, patch_size=4, num_layers=2, num_heads=2, hidden_dim=8, mlp_dim=8, num_classes=3
     )
-    nn.init.normal_(vit.heads.head.weight)  # it begins with zeros
+    nn.init.normal_(vit.heads.head.weight)  # initialized with zeros
     target = wrap(vit, (3, 16, 16))
     images, labels = torch.rand(2, 3, 16, 16), torch.tensor([0, 1])
     signed = {"signed": True}
     found = attribute(target, images, labels, method="grad-cam", options=signed, device="cpu")
     assert found.shape == (2, 3, 16, 16) and found.flatten(1).std(1).min() > 0
-    # Behind the last attention the class token alone is read: there, the patches have no say.
+    # After the last attention only the class token is used, so the patches have no effect.
     dead = attribute(target, images, labels, method="grad-cam", options=signed, layer="encoder.ln", device="cpu")
     assert not dead.any()
 
 
 def test_patches_keep_their_positions() -> None:
     class Patches(nn.Module):
-        """Tokens are the patches' means, behind one class token; the score is the mean of the patches' tokens."""
+        """Tokens are the patches' means, after a class token; the score is the mean of the patch tokens."""
 
         def __init__(self) -> None:
             super().__init__()
@@ -184,7 +184,7 @@ class Arranged(nn.Module):
 
 
 def extended(tokens: Tensor) -> Tensor:
-    """Put two tokens that hold nothing of the image before others, (B, N, D)."""
+    """Prepend two tokens that do not depend on the image to others, (B, N, D)."""
     return torch.cat([torch.ones_like(tokens[:, :2]), tokens], 1)
 
 
@@ -251,7 +251,7 @@ def test_a_layer_that_runs_twice_is_skipped_and_others_work(images: Tensor, labe
     target = wrap(Net(reuse=True), (1, 12, 12))
     with pytest.raises(UsageError, match=r"'second'.*runs 2 times.*reused.*--layer"):
         quick(target, images, labels, "grad-cam", layer="second")
-    assert quick(target, images, labels, "grad-cam").shape == images.shape  # it finds `first`
+    assert quick(target, images, labels, "grad-cam").shape == images.shape  # chooses `first`
 
 
 def test_an_unknown_layer_is_refused_with_similar_names(images: Tensor, labels: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""The conditioners: what they promise of labels, distributions, vectors and maps."""
+"""The conditioners' labels, distributions, vectors and maps."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def cross(*rows: str) -> Tensor:
 
 
 def read_off(matrix: HotMatrix, maps: Tensor) -> Tensor:
-    """Return the labels (B,) that maps were drawn for: the digits in base g are the rows with the most ones."""
+    """Return the labels (B,) encoded in maps: the digits in base g are the rows with the most ones."""
     digits = maps.sum(3).argmax(2) * matrix.side // maps.shape[2]
     return (digits * matrix.side ** torch.arange(matrix.digits)).sum(1)
 

@@ -1,4 +1,4 @@
-"""Classifiers in every format that people have them in: each comes in with the logits of the module it was."""
+"""Classifiers in every common file format load with the logits of the original module."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class Net(nn.Module):
 
 
 class Channelled(nn.Module):
-    """Takes channels last, and gives probabilities in a dict."""
+    """Accepts channels last, and returns probabilities in a dict."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -76,7 +76,7 @@ class Mixin(Net, PyTorchModelHubMixin):
 
 
 class Boxed(nn.Module):
-    """Its own names begin with what Lightning puts before names."""
+    """Its own names begin with Lightning's prefix."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -97,7 +97,7 @@ def nothing() -> None:
 
 @pytest.fixture(autouse=True)
 def _offline(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let nobody look anything up."""
+    """Make host name lookups fail."""
 
     def connect(*_: Any) -> None:
         raise AssertionError("somebody reaches for the network")
@@ -108,7 +108,7 @@ def _offline(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def nets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """Return the module of NETS, written to formats_nets.py in the folder of the test."""
+    """Return the module with the code in NETS, written to formats_nets.py in the test's folder."""
     monkeypatch.syspath_prepend(str(tmp_path))
     (tmp_path / "formats_nets.py").write_text(NETS, "utf-8")
     before = set(sys.modules)
@@ -120,7 +120,7 @@ def nets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
 
 def seeded_module(make: Callable[[], nn.Module], seed: int = 0) -> nn.Module:
-    """Make a module whose weights, batch norms' buffers too, are such that its logits differ from image to image."""
+    """Return a module with random weights and batch norm buffers, whose logits differ between images."""
     torch.manual_seed(seed)
     module = make().eval()
     for name, buffer in module.named_buffers():
@@ -143,7 +143,7 @@ def logits_of(target: Target, images: Tensor) -> Tensor:
 
 
 def assert_like(target: Target, module: Callable[[Tensor], Tensor], atol: float = 1e-5) -> None:
-    """See that a target gives the logits of a module, and that these are not constant."""
+    """Check that a target has the logits of a module, and that these are not constant."""
     images = torch.rand(4, *target.input_shape, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         theirs = module(images)
@@ -184,7 +184,7 @@ def write_config(folder: Path, config: Any, name: str = "config.json") -> Path:
 def export_onnx(
     module: nn.Module, path: Path, shape: tuple[int, ...], *, dynamic: bool = True, opset: int | None = 13
 ) -> Path:
-    """Export by the older exporter, which warns of itself; without ``opset``, in the one that it takes by default."""
+    """Export with the older exporter, ignoring its deprecation warning; ``opset`` defaults to the exporter's."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         axes = {"input": {0: "n"}} if dynamic else None
@@ -202,7 +202,7 @@ def export_onnx(
 
 
 class LastChannels(nn.Module):
-    """Takes (B, H, W, C)."""
+    """Accepts (B, H, W, C)."""
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
@@ -213,7 +213,7 @@ class LastChannels(nn.Module):
 
 
 class Column(nn.Module):
-    """Takes one image as a column, (1, D, 1)."""
+    """Accepts one image as a column, (1, D, 1)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -265,7 +265,7 @@ class Kind:
 
     @property
     def flags(self) -> list[str]:
-        """The options, as typed."""
+        """The options, as the user types them."""
         flags = []
         for name, value in self.options.items():
             flag = f"--{name.replace('_', '-')}"
@@ -316,7 +316,7 @@ def make_user_code(folder: Path, nets: Any) -> Kind:
 def make_mixin(folder: Path, nets: Any) -> Kind:
     module = seeded_module(lambda: nets.Mixin(hidden=5, num_classes=4))
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the model card that it writes beside
+        warnings.simplefilter("ignore")  # about the model card
         module.save_pretrained(folder / "mixin")
     options = {"arch": "py:formats_nets:Mixin", "input_shape": [3, 8, 8]}
     return Kind(folder / "mixin", module, options, graph=True)
@@ -341,7 +341,7 @@ def make_onnx_column(folder: Path, nets: Any) -> Kind:
 def make_torchscript(folder: Path, nets: Any) -> Kind:
     module = seeded_module(nets.Net)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that TorchScript is deprecated
+        warnings.simplefilter("ignore")  # TorchScript is deprecated
         torch.jit.trace(module, torch.rand(2, 3, 8, 8)).save(str(folder / "script.pt"))
     return Kind(folder / "script.pt", module, {"input_shape": [3, 8, 8], "trust": True}, graph=True)
 
@@ -656,7 +656,7 @@ def test_code_that_cannot_be_imported_gives_one_message(spec: str, words: str, t
 
 
 def test_two_files_of_one_name_are_two_modules(tmp_path: Path, nets: Any) -> None:
-    """Each is a module of its own, also for what looks its module up by name, such as a dataclass or a pickle."""
+    """They are separate modules, also for code that looks up its module by name, such as a dataclass or a pickle."""
     for number in (1, 2):
         folder = tmp_path / str(number)
         folder.mkdir()
@@ -788,7 +788,7 @@ def test_a_transformers_folder_has_labels_and_preprocessing(tmp_path: Path) -> N
 
 
 def binary_vit(folder: Path, **facts: Any) -> Path:
-    """Save a ViT of one output, with further entries of its config."""
+    """Save a ViT with one output and further config entries."""
     config = tiny_vit().config
     sizes = {key: getattr(config, key) for key in ("hidden_size", "num_hidden_layers", "num_attention_heads")}
     sizes |= {"intermediate_size": 16, "image_size": 16, "patch_size": 8, "num_labels": 1}
@@ -816,7 +816,7 @@ def test_a_config_can_state_that_labels_do_not_exclude_each_other(tmp_path: Path
     target, images = load_target(save_vit(vit, tmp_path / "vit")), torch.rand(3, 3, 16, 16)
     assert target.multi_label and target.sources["output"] == "its config.json"
     torch.testing.assert_close(target.probabilities(target(images)), vit(images).logits.sigmoid())
-    assert not load_target(tmp_path / "vit", output="logits").multi_label  # the user's word wins
+    assert not load_target(tmp_path / "vit", output="logits").multi_label  # the user's option takes precedence
 
 
 @pytest.mark.parametrize(
@@ -1038,7 +1038,7 @@ RANGES = ((0.0, 10.0), (-5.0, 5.0), (100.0, 101.0), (0.0, 1.0))
 
 
 def table(tmp_path: Path) -> tuple[Path, list[str]]:
-    """Write a classifier of rows of a table, and what it takes to load it."""
+    """Write a classifier of table rows; return its file and the options needed to load it."""
     code = "from torch import nn\n\ndef net():\n    return nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))\n"
     (tmp_path / "formats_table.py").write_text(code, "utf-8")
     torch.save(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)).state_dict(), tmp_path / "table.pt")
@@ -1077,7 +1077,7 @@ def test_rows_of_a_table_are_reference_data_in_their_own_units(tmp_path: Path) -
 
 
 def judged(target: Target) -> tuple[Tensor, Tensor]:
-    """Return images in 8 bits, and the classes that the target gives them but for one in four."""
+    """Return 8-bit images and the classes that the target predicts, one in four of them wrong."""
     images = torch.randint(0, 256, (40, *target.input_shape), generator=torch.Generator().manual_seed(2))
     labels = logits_of(target, images.float() / 255).argmax(1)
     labels[::4] = (labels[::4] + 1) % target.num_classes
@@ -1266,7 +1266,7 @@ def test_a_run_made_elsewhere_loads_code_only_when_its_name_is_typed(
         fails(2, "[Tt]ype it again", "invert", kind.path, "--out", out, "--resume", "--steps", "3")
     assert sorted(out.iterdir()) == before
     succeeds("sample", out, "--arch", kind.options["arch"], "--per-class", "1")
-    succeeds("sample", out, "--per-class", "1", "--out", tmp_path / "again.safetensors")  # now it is known
+    succeeds("sample", out, "--per-class", "1", "--out", tmp_path / "again.safetensors")  # remembered now
 
 
 @pytest.mark.parametrize("changed", ["code", "helper", "arguments", "classifier", "record"])
@@ -1307,7 +1307,7 @@ def test_typed_code_is_forgotten_when_anything_about_it_changes(
 def test_a_run_cannot_substitute_other_code_under_a_typed_name(
     how: str, tmp_path: Path, nets: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Another person's folder has a link to the typed code, and beside it what the code or Python would import."""
+    """A stranger's folder has a link to the typed code, with files next to it that the code or Python would import."""
     helper, theirs, code = f"beside_{how}", tmp_path / "theirs", tmp_path / "own" / "net.py"
     kind = make_user_code(tmp_path, nets)
     for folder, content in ((code.parent, ""), (theirs, f"open({str(tmp_path / 'marker')!r}, 'w')")):

@@ -1,4 +1,4 @@
-"""Classifiers' files that mean harm, or are merely broken: one refusal each, no code run, nothing written."""
+"""Malicious or damaged classifier files are refused with one message; no code runs and nothing is written."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ Process = Callable[..., "subprocess.CompletedProcess[str]"]
 
 @pytest.fixture(autouse=True)
 def _offline(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Let nobody look anything up, and see that nobody tries, whatever becomes of the error."""
+    """Fail if anything looks up a host name, even if it handles the error."""
     places: list[Any] = []
 
     def refuse(*place: Any, **_: Any) -> None:
@@ -76,7 +76,7 @@ def refused(tmp_path: Path, modest: Modest) -> Callable[..., str]:
 
 
 class Runs:
-    """Pickled, it is a call of os.system when it is loaded."""
+    """Calls os.system when it is unpickled."""
 
     def __init__(self, command: str) -> None:
         self.command = command
@@ -87,13 +87,13 @@ class Runs:
 
 @pytest.fixture
 def marker(tmp_path: Path) -> Path:
-    """Return the file that hostile code makes."""
+    """Return the file that hostile code would create."""
     return tmp_path / "marker"
 
 
 @pytest.fixture
 def evil_code(tmp_path: Path, marker: Path) -> Path:
-    """Return a Python file that makes the marker when it is imported."""
+    """Return a Python file that creates the marker when it is imported."""
     path = tmp_path / "evil.py"
     path.write_text(f"from pathlib import Path\nPath({str(marker)!r}).touch()\nNet = print\n", "utf-8")
     return path
@@ -219,7 +219,7 @@ def test_a_checkpoint_without_this_networks_weights_is_refused(
 
 
 def test_objects_besides_the_weights_may_have_attributes_named_like_dictionary_methods(tmp_path: Path) -> None:
-    """An object becomes a dictionary with the object's attributes, which may hide its methods."""
+    """An object becomes a dictionary with its attributes, which may hide the dictionary's methods."""
     hidden = argparse.Namespace(items=3, values=4, keys=5, get=6)
     torch.save({"options": hidden, "state_dict": cnn().state_dict()}, tmp_path / "net.pt")
     target = load_target(tmp_path / "net.pt", arch="interpkit:cnn", arch_args=ARGUMENTS, input_shape=(1, 12, 12))
@@ -348,7 +348,7 @@ def test_nested_arguments_that_would_read_weights_are_refused(
     refused: Callable[..., str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """transformers' wrapper of timm hands on whatever stands in model_args."""
+    """transformers' wrapper of timm forwards everything in model_args."""
     import timm.models._factory
 
     read: list[Any] = []  # what is raised there would become a refusal
@@ -390,7 +390,7 @@ def test_a_nested_name_that_timm_would_look_up_is_refused(
 def test_a_config_cannot_name_kernels_to_fetch_and_run(
     name: str, tmp_path: Path, refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """transformers takes attn_implementation = "owner/repository" for code on the Hub."""
+    """transformers reads attn_implementation = "owner/repository" as code on the Hub."""
     fetched = []
     for place in ("hub_kernels.load_and_register_attn_kernel", "hub_kernels.get_kernel"):
         with suppress(ImportError):  # an older transformers has no such module, and fetches none
@@ -419,7 +419,7 @@ def test_a_config_that_names_a_path_or_a_repository_is_refused(
 
 
 def vit_folder(tmp_path: Path, processor: Any = None, **changes: Any) -> Path:
-    """Write a good ViT's folder with other words in its config; None takes one out."""
+    """Write a valid ViT folder with changed config entries; None removes one."""
     config = transformers.ViTConfig(
         hidden_size=8,
         num_hidden_layers=1,
@@ -439,7 +439,7 @@ def vit_folder(tmp_path: Path, processor: Any = None, **changes: Any) -> Path:
 
 
 def timm_folder(tmp_path: Path, **changes: Any) -> Path:
-    """Write a good timm folder with other words in its config."""
+    """Write a valid timm folder with changed config entries."""
     folder = tmp_path / "timm"
     config = {"architecture": "test_vit", "num_classes": 3, "input_size": [3, 160, 160], "mean": [0.5] * 3} | changes
     write_json(folder / "config.json", config)
@@ -658,7 +658,7 @@ def test_a_config_of_twenty_megabytes_is_refused_unread(
 
 
 def test_a_config_that_is_a_link_is_read_if_it_leads_to_a_config(tmp_path: Path, refused: Callable[..., str]) -> None:
-    """A cache of the Hub is links throughout."""
+    """Files in a cache of the Hub are links."""
     real = timm_folder(tmp_path)
     linked = tmp_path / "linked"
     linked.mkdir()

@@ -54,13 +54,13 @@ def normed_target(eps: float = 1e-5) -> Target:
 
 
 def logs(*rows: list[float]) -> Tensor:
-    """Return logits whose softmax is ``rows``, each moved by a constant that softmax does not see."""
+    """Return logits whose softmax is ``rows``, each shifted by a constant that does not affect it."""
     return torch.tensor(rows, dtype=torch.float64).log() + torch.arange(len(rows))[:, None]
 
 
 @pytest.fixture
 def value(batch_of: BatchOf) -> Callable[..., float]:
-    """Return the value of a loss on a batch put together by hand."""
+    """Return the value of a loss on a handmade batch."""
 
     def compute(loss: InversionLoss, **given_: Any) -> float:
         result = loss(batch_of(**given_))
@@ -176,7 +176,7 @@ def spread_of(images: Tensor, labels: list[int], batch_of: BatchOf, **options: A
 
 
 def spread_by_definition(images: Tensor, labels: list[int], pool: int, epsilon: float) -> Tensor:
-    """Return the term in double precision, class by class and pixel by pixel; the sides are multiples of the pool."""
+    """Compute the term in double precision with loops over classes and pixels; sides must be multiples of the pool."""
     batch, channels, height, width = images.shape
     down, across = (
         torch.tensor([math.sin(math.pi * (i + 1) / (side + 1)) for i in range(side)]) for side in (height, width)

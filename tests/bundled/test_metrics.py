@@ -1,4 +1,4 @@
-"""The bundled metrics: each against a reference implementation, a double loop or a case worked by hand."""
+"""The bundled metrics, each against a reference implementation, a double loop or a case worked by hand."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def study_of(
     target: Target | None = None,
     **more: Any,
 ) -> Study:
-    """Return a study of float images just as they are, unrounded."""
+    """Return a study of float images without rounding them."""
     n = len(labels)
     samples = Samples(images, labels, labels, torch.ones(n), None, torch.zeros_like(labels), None)
     target = first_features(tuple(images.shape[1:])) if target is None else target
@@ -346,7 +346,7 @@ def test_identical_real_images_have_no_variety_to_compare_with(rng: Rng) -> None
 
 
 def three_sets(rng: Rng, copied: int, count: int = 60) -> Study:
-    """Return samples of which the first ``copied`` are nearly training images, the others nearly held-out ones."""
+    """Return samples: the first ``copied`` are almost training images, the others almost held-out ones."""
     training, held_out = random_images(count, rng(0)), random_images(count, rng(1))
     samples = torch.cat([training[:copied], held_out[copied:]]) + 0.01
     labels = torch.arange(count) % 2

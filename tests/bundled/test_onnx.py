@@ -1,4 +1,4 @@
-"""ONNX graphs as exporters write them today, and what `pack` writes: each loads with the numbers of onnxruntime."""
+"""ONNX graphs from current exporters and from `pack` load with the outputs of onnxruntime."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ AFTER = [
 
 
 def net(image: str = "x", **attributes: Any) -> list[Any]:
-    """Return the nodes of a classifier of (3, H, W) into 5 classes."""
+    """Return the nodes of a classifier with input (3, H, W) and 5 classes."""
     return [Node("Conv", [image, "k"], ["c"], **attributes), *AFTER]
 
 
@@ -396,7 +396,7 @@ def test_layers_keep_the_names_of_their_nodes_after_folding(tmp_path: Path) -> N
 
 
 class Normed(nn.Module):
-    """Has what an exporter likes to merge or rewrite."""
+    """Has layers that exporters merge or rewrite."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -412,7 +412,7 @@ class Normed(nn.Module):
 
 
 class Turned(nn.Module):
-    """Turns an image before it looks at it."""
+    """Rotates an image before it classifies it."""
 
     def __init__(self) -> None:
         super().__init__()

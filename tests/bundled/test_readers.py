@@ -1,4 +1,4 @@
-"""What the loaders make of a checkpoint, a config.json and the user's words, part by part and without a network."""
+"""How the loaders read checkpoints, config.json and the user's options, part by part and without a network."""
 
 from __future__ import annotations
 
@@ -335,7 +335,7 @@ def test_a_processor_without_normalization_has_no_mean_and_its_factor_must_be_a_
 
 
 class Skeleton(nn.Linear):
-    """What transformers builds before there are weights: two by one, with a bias."""
+    """A model as transformers builds it without weights: two by one, with a bias."""
 
     told: Any
     config = None
@@ -427,7 +427,7 @@ def test_weights_belong_to_their_folder_unless_the_user_names_an_architecture(
 
 
 def written(kind: str, path: Path) -> Path:
-    """Write a file of a kind that `formats.kind_of` knows."""
+    """Write a file of a kind that `formats.kind_of` recognizes."""
     if kind == "checkpoint":
         torch.save({"a": ONE}, path)
     elif kind == "older checkpoint":

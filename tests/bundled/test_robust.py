@@ -1,4 +1,4 @@
-"""The perturbations, each within its bound, and the loss over them."""
+"""The perturbations stay within their bounds, and the loss averages over them."""
 
 from __future__ import annotations
 
@@ -171,12 +171,12 @@ COLUMNS = torch.arange(WIDTH).float()[None, :] - (WIDTH - 1) / 2
 
 
 def spots(row: float, column: float, count: int = 300) -> Tensor:
-    """Return images of one soft spot, so many pixels down and to the right of the center."""
+    """Return images of one soft spot, shifted from the center by pixels down and to the right."""
     return (-((ROWS - row).square() + (COLUMNS - column).square()) / 4).exp().expand(count, 1, -1, -1)
 
 
 def places(images: Tensor) -> tuple[Tensor, Tensor]:
-    """Return where the spots are: rows and columns of their centers of mass, from the image's center."""
+    """Return the rows and columns of the spots' centers of mass, relative to the image's center."""
     mass = images[:, 0] / images[:, 0].sum((1, 2), keepdim=True)
     return (mass * ROWS).sum((1, 2)), (mass * COLUMNS).sum((1, 2))
 

@@ -1,4 +1,4 @@
-"""Classifiers' files: what is saved comes back, and whatever is wrong with a file is one readable refusal."""
+"""Saved classifiers load unchanged, and anything wrong with a file is refused with one readable message."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def metadata_of(path: Path) -> dict[str, str]:
 
 
 class Spoiled:
-    """A classifier's good file, to be written again with something wrong in it."""
+    """A valid classifier file, to be rewritten with something wrong in it."""
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / "spoiled.safetensors"
@@ -53,7 +53,7 @@ class Spoiled:
         return self.path
 
     def with_facts(self, **facts: Any) -> Path:
-        """Write other metadata: text as it is, anything else as JSON, None to leave it out."""
+        """Write changed metadata: strings unchanged, other values as JSON; None removes an entry."""
         metadata = dict(self.metadata)
         for name, value in facts.items():
             metadata.pop(f"interpkit.{name}", None)
@@ -69,7 +69,7 @@ def spoiled(tmp_path: Path) -> Spoiled:
 
 
 def refusal(path: Path) -> str:
-    """Return the message that the file is refused with; any other exception fails the test."""
+    """Return the message of the file's refusal; any other exception fails the test."""
     with pytest.raises(ModelError) as caught:
         load_target(path)
     assert caught.value.exit_code == 3

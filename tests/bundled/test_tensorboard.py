@@ -18,7 +18,7 @@ from interpkit.plugins.discovery import installed
 
 @pytest.fixture(autouse=True)
 def known(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Leave no writer behind."""
+    """Check that a test leaves no open writer."""
     yield
     assert interpkit_tensorboard.writers == []
 

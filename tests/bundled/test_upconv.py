@@ -1,4 +1,4 @@
-"""The generators of images: any size in [0, 1], from any conditioner; and pictures that the latent bends."""
+"""The generators produce images of any size in [0, 1] for any conditioner, and can warp them by the latent."""
 
 from __future__ import annotations
 
@@ -206,7 +206,7 @@ def warping(shape: tuple[int, ...] = (1, 8, 8), **options: Any) -> WarpGenerator
 
 
 def picture_and_image(generator: WarpGenerator, numbers: Tensor | None = None, batch: int = 3) -> tuple[Tensor, Tensor]:
-    """Return the pictures before and after the map; its numbers, before the bounds, are given or of the latent."""
+    """Return pictures before and after the warp, whose parameters, before the bounds, may be passed as ``numbers``."""
     if numbers is not None:
         last = generator.pose[-1]
         assert isinstance(last, nn.Linear)
@@ -220,7 +220,7 @@ def picture_and_image(generator: WarpGenerator, numbers: Tensor | None = None, b
 
 
 def pose(generator: WarpGenerator, **numbers: float) -> Tensor:
-    """Return the numbers of a map, as shares of the bounds: xx, xy, x, yx, yy, y of the affine one, then all moves."""
+    """Return the parameters of a warp as shares of the bounds: affine xx, xy, x, yx, yy, y, then all displacements."""
     affine = torch.tensor([numbers.get(name, 0.0) for name in ("xx", "xy", "x", "yx", "yy", "y")])
     side = generator.options.grid
     moves = torch.tensor([numbers.get("dx", 0.0), numbers.get("dy", 0.0)])[:, None].expand(2, side * side)

@@ -1,4 +1,4 @@
-"""The core's part of measuring: what every run has, the study, merging into metrics.json, and what is refused."""
+"""Evaluation in the core: the figures of every run, the study, updating metrics.json, and refusals."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ CPU = torch.device("cpu")
 
 
 def samples_of(labels: list[int], images: Tensor | None = None, **changes: Any) -> Samples:
-    """Return samples that the target takes for what was asked, with full confidence."""
+    """Return samples that the target classifies as asked, with full confidence."""
     n = len(labels)
     given: dict[str, Any] = {
         "images": torch.zeros(n, *SHAPE, dtype=torch.uint8) if images is None else images,
@@ -64,7 +64,7 @@ def reference() -> tuple[Tensor, Tensor]:
 
 
 class Says(Metric):
-    """Returns what its options say."""
+    """Returns the value of its option."""
 
     name = "says"
 
@@ -135,7 +135,7 @@ def test_the_divergence_is_kl_between_the_condition_and_the_softmax_of_the_store
     net = nn.Sequential(nn.Flatten(), nn.Linear(1, 2))
     net[1].weight.data = torch.tensor([[0.0], [math.log(3)]])
     net[1].bias.data.zero_()
-    target = wrap(net, (1, 1, 1))  # says (1, 3^x) / (1 + 3^x) of the brightness x
+    target = wrap(net, (1, 1, 1))  # predicts (1, 3^x) / (1 + 3^x) for the brightness x
     images = torch.tensor([1.0, 1.0, 0.0, 1.0, 0.501]).view(5, 1, 1, 1)
     wanted = torch.tensor([[0.5, 0.5], [0.25, 0.75], [0.0, 1.0], [1.0, 0.0], [1.0, 0.0]])
     labels = torch.tensor([0, 1, 1, 0, 0])
@@ -288,7 +288,7 @@ class Unbuilt(Says):
 
 
 def giving(fragment: Any) -> Metric:
-    """Return a metric named ``gives`` that gives a fragment."""
+    """Return a metric named ``gives`` that returns ``fragment``."""
     return type("Gives", (Metric,), {"name": "gives", "measure": lambda self, study: fragment})()
 
 
@@ -632,7 +632,7 @@ def test_images_are_resized_for_an_evaluator_of_another_size(
     metrics = interpkit.evaluate(run_copy, evaluators=[other], metrics=["agreement"])
     stored = safetensors.torch.load_file(run_copy / "samples.safetensors")["images"] / 255
     expected = nn.functional.interpolate(stored, size, mode="bilinear", antialias=True)
-    assert torch.equal(torch.cat([x for x in received if len(x) > 1]), expected)  # one alone is for the memory it takes
+    assert torch.equal(torch.cat([x for x in received if len(x) > 1]), expected)  # a single image measures the memory
     resizing = f"from 12 x 12 to {size[1]} x {size[0]} pixels, bilinear, antialiased"
     assert metrics["measured_on"]["resized_for"] == {"other": resizing}
     assert f"images are resized for the evaluator other {resizing}" in caplog.text

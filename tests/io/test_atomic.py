@@ -1,4 +1,4 @@
-"""Files that are replaced whole, read whole, and named by what they hold."""
+"""Files are written atomically, refused if incomplete, and hashed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reference data, read from what people have: each layout to the same images, and each fault told by its name."""
+"""Reference data in all common layouts are read as the same images, and invalid data are refused with the reason."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ NAMES = ("cat", "dog", "7")
 
 
 def numbers(*shape: int) -> np.ndarray:
-    """Return 8-bit numbers that are all different as far as 8 bits go."""
+    """Return 8-bit numbers that are as distinct as possible."""
     return np.arange(np.prod(shape)).reshape(shape).astype(np.uint8)
 
 
@@ -383,7 +383,7 @@ def test_a_picture_with_the_wrong_extension_is_read_only_in_a_common_format(tmp_
 
 @pytest.fixture
 def downloads(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
-    """Put data sets of a few images in place of torchvision's, and return what is asked of them."""
+    """Replace torchvision's data sets by ones of a few images, and return the list of calls."""
     import torchvision
 
     asked: list[tuple[Any, ...]] = []

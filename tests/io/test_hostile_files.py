@@ -1,4 +1,4 @@
-"""Run folders, recipes, data and names from strangers: one refusal each, nothing run, and nothing written elsewhere."""
+"""Hostile run folders, recipes, data and names are refused with one message; nothing runs or is written elsewhere."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def refuses(code: int, words: str, *arguments: Any) -> None:
 
 
 def change(path: Path, **changes: Any) -> Path:
-    """Change entries of a JSON file; a key with double underscores leads into what is within."""
+    """Change entries of a JSON file; double underscores in a key separate the levels of nesting."""
     value = json.loads(path.read_text("utf-8"))
     for key, new in changes.items():
         *outer, last = key.split("__")
@@ -481,7 +481,7 @@ def test_a_picture_of_too_many_pixels_is_not_decoded(
 def test_a_picture_must_have_one_of_the_formats_of_its_extension(
     content: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Pillow hands PostScript to Ghostscript."""
+    """Pillow would pass PostScript to Ghostscript."""
     monkeypatch.setattr("subprocess.check_call", lambda *a, **k: pytest.fail("a program was started"))
     path = picture(tmp_path / "0" / "a.png")
     path.write_bytes(content)
@@ -562,7 +562,7 @@ def test_a_shards_record_is_used_only_if_it_is_plausible(per_class: Any, finishe
 
 @pytest.fixture
 def elsewhere(tmp_path: Path) -> Path:
-    """Return a folder with a file in it; what is outside of what the user has named."""
+    """Return a folder with a file in it, outside of the folder that the user names."""
     folder = tmp_path / "elsewhere"
     folder.mkdir()
     (folder / ".profile").write_text("mine", "utf-8")

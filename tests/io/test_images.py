@@ -1,4 +1,4 @@
-"""Images as files: every channel is kept, and a grid that cannot show all of them says so."""
+"""Image files keep every channel, and a grid that cannot show all of them says so."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One writer of a folder at a time: who is refused, with which message, and that a lock never outlives its process."""
+"""A folder has one writer at a time: others are refused with a message, and a lock never outlives its process."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ with only_writer(Path(sys.argv[1])):
 
 @contextmanager
 def another_writer(folder: Path) -> Iterator[subprocess.Popen[str]]:
-    """Have another process write into a folder, for a block."""
+    """Run a process that holds the folder's lock during a block."""
     command = [sys.executable, "-c", HOLD, str(folder)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None and process.stdout.readline() == "held\n"

@@ -1,4 +1,4 @@
-"""A picture of any depth, mode and size becomes what a classifier receives, or is refused; nothing goes unsaid."""
+"""Pictures of any depth, mode and size are converted for a classifier, with a note of each change, or refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a notebook shows of an inversion."""
+"""Notebook output of an inversion."""
 
 from __future__ import annotations
 

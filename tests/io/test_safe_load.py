@@ -1,4 +1,4 @@
-"""Files of torch.save that hold tensors and plain values alone."""
+"""Files of torch.save are read without running code and in bounded memory."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class Config:
 
 
 class Attributes(dict[str, Any]):
-    """A dictionary with attributes, as configurations are."""
+    """A dictionary with attributes, like many configurations."""
 
 
 class Calls:
@@ -163,7 +163,7 @@ def test_a_pickle_with_very_many_names_is_refused_at_once(tmp_path: Path) -> Non
 
 
 def pickled(path: Path, content: bytes) -> Path:
-    """Write an archive of torch.save with this pickle, of protocol 2, in it."""
+    """Write an archive of torch.save that contains this pickle of protocol 2."""
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("a/data.pkl", b"\x80\x02" + content)
         archive.writestr("a/version", "3\n")

@@ -1,4 +1,4 @@
-"""report.html in a real browser: the system's Chromium, or the one that ``playwright install chromium`` gives."""
+"""report.html in a real browser: the system's Chromium, or that of ``playwright install chromium``."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def browser() -> Iterator[Any]:
         own = playwright.chromium.executable_path
         if found is None and not Path(own).exists():
             pytest.skip("there is no Chromium: run make browser")
-        # As root, Chromium has no sandbox to offer; the page is our own.
+        # Chromium's sandbox does not work for root; the page is our own.
         sandbox = not hasattr(os, "geteuid") or os.geteuid() != 0
         started = playwright.chromium.launch(executable_path=found or own, chromium_sandbox=sandbox)
         yield started
@@ -38,7 +38,7 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture
 def show(browser: Any) -> Iterator[Open]:
-    """Return an opener of pages, which fails if a page logs, throws, asks for a file or opens an alert."""
+    """Return a function that opens a page, and fail if the page logs, throws, loads a file or opens an alert."""
     contexts, faults = [], []
 
     def open_page(path: Path, **settings: Any) -> Any:
@@ -61,7 +61,7 @@ def show(browser: Any) -> Iterator[Open]:
 
 @pytest.fixture(scope="session")
 def report(hostile_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the report of a run with class names that are HTML, and with reference images."""
+    """Return a report with class names that are HTML, and with reference images."""
     folder = tmp_path_factory.mktemp("reference")
     run = Path(shutil.copytree(hostile_run, folder / "run"))
     rng = np.random.default_rng(0)
@@ -164,7 +164,7 @@ def test_the_next_sample_follows_the_order_and_the_filter(report: Path, show: Op
     order = page.locator(".sample:visible").evaluate_all("all => all.map(sample => Number(sample.dataset.row))")
     said = page.locator("#sample-said")
     assert said.text_content().startswith(f"Sample {order[0] + 1}.")
-    page.get_by_label("Previous sample").click()  # there is none
+    page.get_by_label("Previous sample").click()  # does nothing
     page.get_by_label("Next sample").click()
     assert said.text_content().startswith(f"Sample {order[1] + 1}.")
 

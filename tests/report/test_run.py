@@ -1,4 +1,4 @@
-"""report.html and the comparison, as an HTML parser sees them."""
+"""report.html and the comparison, read with an HTML parser."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def read(path: Path) -> Page:
 
 
 def decode(uri: str) -> torch.Tensor:
-    """Return the picture of a data URI, (H, W) or (H, W, 3)."""
+    """Decode a data URI to a picture, (H, W) or (H, W, 3)."""
     head, _, content = uri.partition(",")
     assert head in ("data:image/png;base64", "data:image/webp;base64")
     return torch.from_numpy(np.array(Image.open(io.BytesIO(base64.b64decode(content)))))
@@ -342,12 +342,12 @@ def test_attributions_are_shown_beside_their_samples(run_copy: Path) -> None:
     shown, over = page.data["beside"]
     assert shown["title"] == "<em>" and not page.all("em")
     assert over["title"] == "<em> over the image" and over["places"] == shown["places"]
-    gray = decode(over["uris"][2])  # where nothing speaks, the image itself
+    gray = decode(over["uris"][2])  # without evidence, the image itself is shown
     assert torch.equal(gray[..., 0] if gray.dim() == 3 else gray, stored[200, 0])
     assert {row: place for row, place in enumerate(shown["places"]) if place >= 0} == {40: 0, 3: 1, 200: 2}
     positive, negative, nothing = (decode(uri)[0, 0].tolist() for uri in shown["uris"])
     assert positive[0] > positive[2] and negative[2] > negative[0] and nothing == [255, 255, 255]
-    assert sum(negative) > sum(positive)  # one scale: the weaker map is the paler one
+    assert sum(negative) > sum(positive)  # on a common scale the weaker map is paler
 
 
 def test_damaged_attributions_are_named(run_copy: Path) -> None:
@@ -445,7 +445,7 @@ def test_only_generators_have_walks_and_morphs_in_the_report(
 
 
 class Explained(ImageInversion):
-    """Images, one empty class, and sections of its own."""
+    """Images with one empty class, and sections for the report."""
 
     shown: list[Section]
 

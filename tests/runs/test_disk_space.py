@@ -1,4 +1,4 @@
-"""What a run takes of the disk is stated before it starts, and a disk too small for it is refused."""
+"""The disk use of a run is estimated before it starts, and a disk that is too small is refused."""
 
 from __future__ import annotations
 
@@ -42,9 +42,9 @@ def taken(folder: Path) -> int:
 def test_a_run_never_uses_more_than_estimated(
     tiny_model: Path, quick: Quick, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]
 ) -> None:
-    """Whenever a file takes its place, the old one is still there beside it."""
+    """Measure when each file is renamed, because the old file still exists then."""
     monkeypatch.setattr(recovery, "KEEP_EVERY", 10)
-    monkeypatch.setattr(disk_space, "PAGES", 300_000)  # else nothing of so small a run could exceed it
+    monkeypatch.setattr(disk_space, "PAGES", 300_000)  # otherwise such a small run could never exceed the estimate
     replace, most = os.replace, 0
 
     def watched(source: Any, destination: Any) -> None:

@@ -1,4 +1,4 @@
-"""A run on disk: every file of the contract, loading, resuming bit by bit, and faults in files of all kinds."""
+"""The run folder: its files, loading, bit-for-bit resuming, and damaged files of all kinds."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def change_manifest(folder: Path, **changes: Any) -> None:
 
 
 def stop_at(step: int, folder: Path, target: Any, **settings: Any) -> Inversion:
-    """Run into the folder, and ask for a stop at a step, as Ctrl-C does."""
+    """Start a run in the folder, and request a stop at a step, as Ctrl-C does."""
     job = prepare(target, settings.pop("plugins"), **settings)
     return job.run(out=folder, on_step=lambda done: job.request_stop() if done == step else None)
 
@@ -193,7 +193,7 @@ def test_a_run_of_some_classes_has_samples_of_only_those(tmp_path: Path, tiny_mo
 
 
 class Vectors(Generator):
-    """Makes vectors."""
+    """Generates vectors."""
 
     name = "vectors"
 
@@ -375,7 +375,7 @@ def test_a_run_that_was_stopped_and_resumed_equals_an_uninterrupted_one(
 def test_a_run_that_was_killed_and_resumed_equals_an_uninterrupted_one(
     tmp_path: Path, tiny_model: Path, quick: Quick, whole: Path, same_tensors: Same, step: int
 ) -> None:
-    """At step 3 there is no checkpoint yet; at 12 the history is ahead of that of step 7, and its last line is torn."""
+    """At step 3 there is no checkpoint; at 12 the history is ahead of the checkpoint of step 7, its last line torn."""
 
     def die(done: int) -> None:
         if done == step:
@@ -497,7 +497,7 @@ def test_a_corrupt_checkpoint_is_named_and_nothing_is_lost(
 
 
 class Payload:
-    """What a malicious checkpoint holds: unpickled, it runs a command."""
+    """Content of a malicious checkpoint: runs a command when it is unpickled."""
 
     def __init__(self, command: str) -> None:
         self.command = command
@@ -516,7 +516,7 @@ def test_code_in_a_checkpoint_is_refused_and_not_run(
     with pytest.raises(RunError, match="checkpoint"):
         interpkit.invert(tiny_model, out=run, resume=True)
     assert not mark.exists()
-    os.system(f"touch {mark}")  # the payload does work
+    os.system(f"touch {mark}")  # check that the payload works
     assert mark.exists()
 
 
@@ -546,7 +546,7 @@ def test_a_failed_run_keeps_its_last_good_checkpoint_and_says_so(
     tmp_path: Path, quick: Quick, tiny_module: Callable[..., nn.Module]
 ) -> None:
     class Fading(nn.Module):
-        """A classifier that gives NaN at step 8 and again at the lower rate; it runs once before step 1."""
+        """A classifier that returns NaN at step 8 and again at the lower rate; it runs once before step 1."""
 
         def __init__(self) -> None:
             super().__init__()
@@ -633,7 +633,7 @@ def test_other_files_of_the_user_do_not_matter(tmp_path: Path, tiny_model: Path,
 
 
 def test_force_removes_nothing_if_the_manifest_is_not_a_runs(tmp_path: Path, tiny_model: Path, quick: Quick) -> None:
-    """Web pages have a manifest.json too."""
+    """Web applications have a manifest.json too."""
     (tmp_path / "manifest.json").write_text('{"name": "a page"}')
     (tmp_path / "report.html").write_text("mine")
     with pytest.raises(RunError, match=r"manifest\.json has schema None.*force=True removes nothing"):
@@ -644,7 +644,7 @@ def test_force_removes_nothing_if_the_manifest_is_not_a_runs(tmp_path: Path, tin
 def test_a_folder_counts_as_a_run_until_force_has_removed_everything(
     run_copy: Path, tiny_model: Path, quick: Quick, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """So that the same command goes on where it was killed, and no state of the old run stays for the new one."""
+    """If the command is killed, it can be repeated, and the new run finds no state of the old one."""
     removed: list[str] = []
     unlink = os.unlink
 
@@ -699,7 +699,7 @@ def test_a_run_is_finished_when_its_report_exists(
 def test_a_stopped_run_has_the_history_of_an_uninterrupted_one(
     tmp_path: Path, tiny_model: Path, quick: Quick, whole: Path, step: int
 ) -> None:
-    """The step at which it was stopped is recorded for who looks then, and forgotten when the run goes on."""
+    """The step of the stop is recorded for readers of the stopped run, and removed when the run is resumed."""
     stop_at(step, tmp_path, tiny_model, **quick(steps=14, checkpoint_every=5))
     assert rows(tmp_path)[-1]["step"] == step
     interpkit.invert(tiny_model, out=tmp_path, resume=True)
@@ -708,7 +708,7 @@ def test_a_stopped_run_has_the_history_of_an_uninterrupted_one(
 
 
 def test_checkpoints_do_not_change_the_history(tmp_path: Path, tiny_model: Path, quick: Quick, whole: Path) -> None:
-    """They also come by the clock, and the same run is to have the same history."""
+    """Checkpoints also depend on the clock, but equal runs must have equal histories."""
     interpkit.invert(tiny_model, out=tmp_path, **quick(steps=14, checkpoint_every=2))
     histories = [[{**row, "seconds": 0} for row in rows(folder)] for folder in (tmp_path, whole)]
     assert histories[0] == histories[1]
@@ -719,7 +719,7 @@ def test_running_out_of_memory_while_saving_a_checkpoint_repeats_no_step(
     tmp_path: Path, tiny_model: Path, quick: Quick, whole: Path, monkeypatch: pytest.MonkeyPatch, error: Exception,
     same_tensors: Same,
 ) -> None:  # fmt: skip
-    """The weights have moved by then, so that the step is not to be taken again by half batches."""
+    """The step has already changed the weights, so it must not be repeated with half batches."""
     save, saved = torch.save, []
 
     def out_of_memory(*arguments: Any) -> None:
@@ -742,7 +742,7 @@ def test_running_out_of_memory_while_saving_a_checkpoint_repeats_no_step(
 def test_no_plugin_is_blamed_for_a_full_disk(
     tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    """An inverter of a plugin has the recorder write, and is on the stack then."""
+    """A plugin's inverter calls the recorder, so its code is on the stack when the write fails."""
     fsync = os.fsync
 
     def full(handle: int) -> None:

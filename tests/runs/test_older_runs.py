@@ -1,4 +1,4 @@
-"""What earlier releases wrote opens with the code of today: see tests/fixtures/make.py."""
+"""Files of earlier releases open with today's code; tests/fixtures/make.py wrote them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.parametrize("written", RELEASES, ids=lambda folder: fol
 
 @pytest.fixture
 def there(written: Path, tmp_path: Path) -> Path:
-    """Return a copy of all that a release wrote."""
+    """Return a copy of the files of a release."""
     return Path(shutil.copytree(written, tmp_path / "written"))
 
 
@@ -60,7 +60,7 @@ def test_a_run_opens_and_repeats_its_samples(there: Path, name: str, per_class: 
     images, labels = inversion.sample(per_class=per_class)
     stored = load_file(there / name / "samples.safetensors")
     assert torch.equal(labels, stored["labels"])
-    # On another processor the last digits differ, and so now and then a rounding to 8 bits.
+    # On another processor the last digits differ, which occasionally changes the rounding to 8 bits.
     assert (images * 255 - stored["images"]).abs().max() < 1.01
     assert inversion.history[-1].step == inversion.recipe.steps
 
@@ -97,7 +97,7 @@ def test_a_stopped_run_is_resumed_to_the_same_result(there: Path) -> None:
     stopped, whole = there / "stopped", there / "generator"
     assert max(losses(stopped)) == 23
     command("invert", there / "classifier.safetensors", "--out", stopped, "--resume")
-    assert losses(stopped)[40] == pytest.approx(losses(whole)[40], rel=0.05)  # another processor rounds otherwise
+    assert losses(stopped)[40] == pytest.approx(losses(whole)[40], rel=0.05)  # another processor rounds differently
     assert Run.open(stopped).manifest().status == "finished"
 
 

@@ -1,4 +1,4 @@
-"""Samples as shards: exact counts, the same files whoever makes them and in whatever order, one in memory at a time."""
+"""Shards have exact counts, do not depend on processes or order, and are in memory one at a time."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ SIZES = {f"upconv.{name}": 8 for name in ("width", "min_width", "latent", "hidde
 
 
 class Dice(nn.Module):
-    """Gives the classes 0 to 2 as the sum of an image's bytes falls, and class 3 never."""
+    """Predicts the sum of an image's bytes modulo 3, so one of the classes 0 to 2, and never class 3."""
 
     def forward(self, x: Tensor) -> Tensor:
         faces = (x * 255).round().flatten(1).sum(1).detach().long() % 3
@@ -68,7 +68,7 @@ def asked(**changes: Any) -> dict[str, Any]:
 
 
 class Alone(World):
-    """One of several processes that meets no other: they run one after another."""
+    """One of several processes that run one after another."""
 
     def broadcast(self, value: Any) -> Any:
         return value
@@ -332,7 +332,7 @@ def test_a_class_that_is_never_accepted_is_named_and_finished_shards_stay(
     with pytest.raises(RunError, match=r"class 3 \(never\): 0 of \d+ tries .*\(0\.00%\).*Leave the class out"):
         write_shards(inversion, tmp_path, **asked(accepted=True, count=6, shard_size=3, labels=[0, 1, 2, 3]))
     assert [path.name for path in tmp_path.glob("samples-*")] == ["samples-000000.safetensors"]
-    monkeypatch.setattr(shards, "ENOUGH_TRIES", 12)  # one in three does not suffice to give up
+    monkeypatch.setattr(shards, "ENOUGH_TRIES", 12)  # an acceptance rate of one in three is no reason to fail
     write_shards(inversion, tmp_path / "others", **asked(accepted=True))
 
 
@@ -422,7 +422,7 @@ def test_finished_images_are_written_in_order_until_they_run_out(finite: ImageIn
 
 
 def pictures(inversion: Inversion, folder: Path, **changes: Any) -> dict[str, Tensor]:
-    """Return the samples that other formats must hold as well."""
+    """Return the samples in safetensors, which the other formats must match."""
     write_shards(inversion, folder, **asked(count=25, **changes))
     return read(folder)
 
@@ -496,7 +496,7 @@ def test_inputs_that_are_not_pictures_are_stored_as_numbers(tmp_path: Path, shap
 
 
 def live_bytes() -> int:
-    """Return the bytes of all tensors that are alive, each storage once."""
+    """Return the bytes of all live tensors, counting each storage once."""
     with np.errstate(all="ignore"):
         tensors = [thing for thing in gc.get_objects() if type(thing) is Tensor]
     return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values())

@@ -1,4 +1,4 @@
-"""Files of an inversion's own in a run folder, and what an inverter is given back of them."""
+"""An inversion's own files are stored in the run folder and returned to its inverter."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ Quick = Callable[..., dict[str, Any]]
 
 
 class GrayInversion(Inversion):
-    """Images of one gray per class, which a file keeps."""
+    """Images with one gray level per class, stored in a file."""
 
     def __init__(self, *facts: Any, levels: Mapping[int, float], empty: Mapping[int, str]) -> None:
         super().__init__(*facts, empty=empty)
@@ -48,7 +48,7 @@ class GrayInversion(Inversion):
 
 
 class Gray(Inverter):
-    """Gives class k the gray k / 10, and the classes in ``none`` nothing."""
+    """Returns the gray level k / 10 for class k, and no image for the classes in ``none``."""
 
     name = "gray"
     none: Mapping[int, str] = {1: "gray has no hue"}
@@ -69,7 +69,7 @@ class Gray(Inverter):
 
 @pytest.fixture
 def gray(add_plugin: Add, monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    """Install the inverter; return what may change it for this test."""
+    """Install the inverter; return the monkeypatch, with which a test can change it."""
     add_plugin(Gray)
     return monkeypatch
 
@@ -209,7 +209,7 @@ def test_keys_of_other_releases_are_kept(run_copy: Path, tiny_model: Path) -> No
 
 
 class Plain(Inverter):
-    """An inverter of version 1 of the interface: it returns a result of interpkit's own, and defines no ``load``."""
+    """An inverter that returns one of interpkit's results and does not define ``load``."""
 
     name = "plain"
     needs = ("conditioner", "generator", "loss")
@@ -220,7 +220,7 @@ class Plain(Inverter):
 
 
 class Finished(Inverter):
-    """Likewise, with finished images."""
+    """Like `Plain`, but returns finished images."""
 
     name = "finished"
 
