@@ -106,16 +106,7 @@ def attribute(
 class Explainer:
     """An attribution method configured for a target, which computes maps, scores and completeness errors.
 
-    Args:
-        target: the classifier.
-        method: the method's name.
-        against: a class whose logit is subtracted from the explained one.
-        baseline: as in `attribute`, like the other arguments.
-        layer: layer for Grad-CAM.
-        options: options of the method.
-        seed: random seed of the method.
-        rows: maximum number of images per forward pass.
-        device: device to compute on.
+    The arguments are those of `attribute`, and ``against``, a class whose logit is subtracted from the explained one.
 
     Attributes:
         target: the classifier.

@@ -271,13 +271,8 @@ class LoadOptions(ClassifierFacts, total=False):
 class Fact:
     """How a field of `TargetOptions` appears outside the recipe.
 
-    Attributes:
-        name: of the field and the keyword argument.
-        type: of the field, without None.
-        flag: of the command line, or None.
-        key: in a file's metadata, after ``interpkit.``, or None.
-        metavar: shown in the help text; None for that of the type.
-        of_file: whether the fact is about the file, so that `interpkit.wrap` does not accept it.
+    ``type`` is the field's, without None. ``flag`` and ``key`` (in a file's metadata, after ``interpkit.``) are None if
+    there is none; a ``metavar`` of None means the type's own. `interpkit.wrap` does not accept facts ``of_file``.
     """
 
     name: str

@@ -129,11 +129,7 @@ def _classify(
 
 
 def load_labelled(spec: str, target: Target) -> LabelledImages:
-    """Load labeled data that fit a target, and warn of vectors far outside its input range.
-
-    Raises:
-        UsageError: see `interpkit.load_data`.
-    """
+    """Load labeled data with `interpkit.load_data`, and warn of vectors far outside the target's input range."""
     data = load_data(spec, target.description.input_shape or target.input_shape, target.class_names)
     unit = to_unit(data.images, target)
     low, high = unit.min().item(), unit.max().item()

@@ -110,11 +110,7 @@ def _path_and_split(spec: str) -> tuple[Path, str]:
 
 
 def read_picture(file: Path, input_shape: tuple[int, ...]) -> np.ndarray:
-    """Return a picture's pixels, (H, W) or (H, W, C) uint8, and log how it was converted.
-
-    Raises:
-        UsageError: see `decode`.
-    """
+    """Return a picture's pixels, (H, W) or (H, W, C) uint8, and log how it was converted; see `decode`."""
     pixels, notes = decode(file, input_shape)
     for note in notes:
         log.warning("%s %s.", file, note)

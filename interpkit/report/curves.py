@@ -14,16 +14,10 @@ MOST_POINTS = 300
 
 @dataclass(frozen=True)
 class Curve:
-    """One value over the steps of a run.
+    """One value over the steps of a run, as the points of an SVG ``polyline`` in a box of WIDTH x HEIGHT.
 
-    Attributes:
-        name: heading of the curve.
-        points: of an SVG ``polyline`` in a box of WIDTH x HEIGHT.
-        low: value at the bottom of the box.
-        high: value at its top.
-        first: value at the first step.
-        last: value at the last step.
-        steps: number of the last step.
+    ``low`` and ``high`` are the values at the bottom and top of the box, ``first`` and ``last`` those at the first and
+    last step; ``steps`` is the number of the last step.
     """
 
     name: str

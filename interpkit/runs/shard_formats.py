@@ -56,7 +56,7 @@ class ShardFormat:
     overhead: tuple[int, int]
     package: str = ""
 
-    def is_there(self) -> bool:
+    def is_installed(self) -> bool:
         """Return whether the required package is installed."""
         return not self.package or importlib.util.find_spec(self.package) is not None
 

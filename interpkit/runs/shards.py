@@ -116,11 +116,8 @@ def write_shards(
 class ShardJob:
     """A validated job of `write_shards`, with the same arguments.
 
-    Attributes:
-        shards: number of shards in total.
-        done: number of shards that are written.
-        todo: indices of the shards that this process still has to write.
-        bytes_needed: approximate upper bound for the bytes of the missing shards of all processes.
+    ``shards`` is the total number of shards, ``done`` counts those that are written, and ``todo`` lists those that this
+    process still has to write. ``bytes_needed`` is an approximate upper bound for all missing shards.
     """
 
     def __init__(
@@ -141,7 +138,7 @@ class ShardJob:
             raise UsageError(f"count and shard size must be at least 1, not {count} and {shard_size}.")
         if format not in FORMATS:
             raise UsageError(f"there is no format {format!r} of shards; there are: {listed(FORMATS)}.")
-        if not FORMATS[format].is_there():
+        if not FORMATS[format].is_installed():
             package = FORMATS[format].package
             raise UsageError(f"the format {format} requires the package {package}: {install_extra(format)}.")
         recipe = inversion.recipe
@@ -175,7 +172,7 @@ class ShardJob:
             "generator_sha256": inversion.fingerprint(),
             "target_sha256": digest(inversion.target.state_dict()),
         }
-        self._see_that_it_fits()
+        self._check_folder()
         missing = [number for number in range(self.shards) if self._facts_of(number) is None]
         self.done = self.shards - len(missing)
         self.todo = [number for number in missing if number % self.world.size == self.world.rank]
@@ -226,7 +223,7 @@ class ShardJob:
         index: dict[str, Any] = self.world.broadcast(self._finish() if self.world.rank == 0 else {})
         return index
 
-    def _see_that_it_fits(self) -> None:
+    def _check_folder(self) -> None:
         """Raise a `RunError` unless the folder is new or holds the same job, possibly with fewer samples."""
         visible = self.folder.glob("[!.]*")
         names = sorted(path.name for path in itertools.islice(visible, 4))
@@ -322,10 +319,10 @@ class ShardJob:
             made(len(filled))
             if not is_open[:wanted].any():
                 return Shard(tensors, int(rows[0]), inversion.target.class_names), tally
-            self._see_that_it_ends(number, tally, labels[is_open])
+            self._check_acceptance(number, tally, labels[is_open])
         raise AssertionError
 
-    def _see_that_it_ends(self, number: int, tally: Tensor, labels: Tensor) -> None:
+    def _check_acceptance(self, number: int, tally: Tensor, labels: Tensor) -> None:
         _, tries, accepted = tally.unbind(1)
         hopeless = (tries >= ENOUGH_TRIES) & (accepted < LOWEST_RATE * tries)
         still_open = labels.unique()
