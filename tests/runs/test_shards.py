@@ -332,7 +332,7 @@ def test_a_class_that_is_never_accepted_is_named_and_finished_shards_stay(
     with pytest.raises(RunError, match=r"class 3 \(never\): 0 of \d+ tries .*\(0\.00%\).*Leave the class out"):
         write_shards(inversion, tmp_path, **asked(accepted=True, count=6, shard_size=3, labels=[0, 1, 2, 3]))
     assert [path.name for path in tmp_path.glob("samples-*")] == ["samples-000000.safetensors"]
-    monkeypatch.setattr(shards, "ENOUGH_TRIES", 12)  # an acceptance rate of one in three is no reason to fail
+    monkeypatch.setattr(shards, "ENOUGH_TRIES", 12)  # one accepted in three must not count as almost none
     write_shards(inversion, tmp_path / "others", **asked(accepted=True))
 
 
