@@ -182,7 +182,7 @@ def test_too_little_memory_says_how_many_rows_there_were(linear: Target, made: C
         raise torch.OutOfMemoryError("no more")
 
     made(fail)
-    with pytest.raises(interpkit.RunError, match="made ran out of memory. Lower rows, now 7"):
+    with pytest.raises(interpkit.RunError, match=r"made ran out of memory\. Lower rows, now 7"):
         attribute(linear, torch.rand(1, 1, 2, 2), [0], method="made", rows=7, device="cpu")
 
 
