@@ -1,1 +1,1 @@
-"""Which pixels speak for a class: explanations by plugins' methods, class evidence, faithfulness, and export."""
+"""Attribution: which pixels are evidence for a class, how faithful the maps are, and their export."""

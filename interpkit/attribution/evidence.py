@@ -1,4 +1,4 @@
-"""Class evidence: the mean attribution map of a class, and how far two of them agree."""
+"""Class evidence: the mean attribution map of each class, and the agreement of two such maps."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class ClassEvidence:
-    """What the maps of a class have in common.
+    """Mean and spread of the maps of each class.
 
     Attributes:
-        labels: (K,) int64, the classes, in order.
-        mean: (K, *input_shape) float32, the mean map.
-        spread: (K, *input_shape) float32, the standard deviation (n - 1; zero for a single map).
-        count: (K,) int64, maps of each class.
+        labels: (K,) int64, the classes in ascending order.
+        mean: (K, *input_shape) float32, the mean maps.
+        spread: (K, *input_shape) float32, the standard deviations (n - 1; zero for a single map).
+        count: (K,) int64, the number of maps per class.
     """
 
     labels: Tensor
@@ -29,7 +29,7 @@ class ClassEvidence:
 
 
 def class_evidence(maps: Tensor, labels: Tensor) -> ClassEvidence:
-    """Return the mean and spread of the maps of each class, over its inverted samples, say.
+    """Return the mean and spread of the maps of each class, for example over its inverted samples.
 
     Args:
         maps: (N, *input_shape), N at least 1.
@@ -52,10 +52,11 @@ def class_evidence(maps: Tensor, labels: Tensor) -> ClassEvidence:
 
 
 def evidence_agreement(one: ClassEvidence, other: ClassEvidence) -> dict[int, dict[str, float | None]]:
-    """Return, for each class that both have, how alike two mean maps are: of inverted and of real images, say.
+    """Compare the mean maps of each class that both have, for example of inverted and of real images.
 
-    Both figures are in [-1, 1], 1 for maps alike up to a factor (``cosine``) or in the order of their pixels
-    (``rank_correlation``, Spearman's); None where a map is zero or flat.
+    Returns:
+        by class, ``cosine`` similarity and Spearman's ``rank_correlation``, both in [-1, 1]: 1 for maps that are equal
+        up to a factor, or have the same order of pixels; None if a map is zero or constant.
 
     Example:
         >>> import torch
@@ -79,7 +80,7 @@ def evidence_agreement(one: ClassEvidence, other: ClassEvidence) -> dict[int, di
 
 
 def rank_correlation(one: Tensor, other: Tensor) -> Tensor:
-    """Return Spearman's rank correlation of each pair of maps, (N,) float64 in [-1, 1]; NaN where one is flat."""
+    """Return Spearman's rank correlation of each pair of maps, (N,) float64 in [-1, 1]; NaN if one is constant."""
     ranks = [torch.from_numpy(scipy.stats.rankdata(maps.flatten(1).numpy(), axis=1)) for maps in (one, other)]
     first, second = (r - r.mean(1, keepdim=True) for r in ranks)
     scale = (first.norm(dim=1) * second.norm(dim=1)).numpy()

@@ -1,4 +1,4 @@
-"""`attribute`: which pixels made the target say so? And what a class's maps have in common: `class_evidence`."""
+"""Compute attribution maps, which show the pixels that contribute to a class's logit."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ from interpkit.runtime.devices import choose_device, is_out_of_memory
 from interpkit.runtime.random import derive_seed, global_seed
 
 ROWS = 64
-"""Images that pass the target at once, unless said otherwise."""
+"""Default number of images per forward pass."""
 
 TargetClass = str | int | tuple[int, int]
-"""``asked``, ``predicted``, a class, or two classes (3, 5) or ``3-5`` for the difference of their logits."""
+"""``asked``, ``predicted``, a class, or two classes, (3, 5) or ``3-5``, for the difference of their logits."""
 
 
 def default_method() -> str:
-    """Return the name of the attribution that explains where the user names none.
+    """Return the name of the attribution method to use if the user names none.
 
     Raises:
         UsageError: no installed plugin has an attribution.
     """
     entries = list(installed().registry.entries("attribution"))
     if not entries:
-        raise UsageError("no installed plugin has an attribution: install one, or name the one you want.")
+        raise UsageError("no installed plugin has an attribution: install one.")
     return next((entry for entry in entries if entry.item.default), entries[0]).name
 
 
@@ -54,29 +54,29 @@ def attribute(
     rows: int = ROWS,
     device: str = "auto",
 ) -> Tensor:
-    """Return maps of what each pixel contributes to a class's logit.
+    """Return maps of each pixel's contribution to a class's logit.
 
     Args:
         target: the classifier.
-        images: (N, *input_shape) in [0, 1], as `Inversion.sample` gives them (vectors too).
-        labels: (N,) the classes asked for; those that the target predicts if left out.
-        method: a name that ``interpkit plugins list`` shows; the default one if left out.
+        images: (N, *input_shape) in [0, 1], as returned by `Inversion.sample` (also vectors).
+        labels: (N,) the classes asked for; if omitted, those that the target predicts.
+        method: a name from ``interpkit plugins list``; if omitted, the default method.
         target_class: ``asked`` (the label), ``predicted``, a class for all images, or two for the difference.
-        baseline: ``black``, ``mean`` (the target's mean color), or images (M, *input_shape) as a distribution:
-            samples of class 5, say, ask "why rather than what this classifier takes for class 5?".
-        layer: for Grad-CAM; found if left out.
-        options: of the method.
-        seed: of what the method draws.
-        rows: the most images that pass the target at once: lower it where memory is short.
-        device: where to compute.
+        baseline: ``black``, ``mean`` (the target's mean color), or images (M, *input_shape) as a distribution. Samples
+            of class 5, for example, ask "why this class rather than class 5?".
+        layer: layer for Grad-CAM; if omitted, chosen automatically.
+        options: options of the method.
+        seed: random seed of the method.
+        rows: maximum number of images per forward pass; lower it if memory is short.
+        device: device to compute on.
 
     Returns:
-        maps, (N, *input_shape) float32 on the CPU; positive speaks for the class. See `Explainer` for how far they
-        miss completeness, and `interpkit.attribution.faithfulness` for whether to believe them.
+        maps, (N, *input_shape) float32 on the CPU; positive values are evidence for the class. See `Explainer` for
+        their completeness error, and `interpkit.attribution.faithfulness` for tests of their faithfulness.
 
     Raises:
-        UsageError: a name or value is wrong, or the method cannot serve this target.
-        PluginError: the method fails, or gives no such maps.
+        UsageError: a name or value is wrong, or the method does not support this target.
+        PluginError: the method fails, or returns invalid maps.
 
     Example:
         >>> import torch
@@ -104,24 +104,15 @@ def attribute(
 
 
 class Explainer:
-    """A method, set up for a target: call it for maps, scores and the error of completeness.
+    """An attribution method configured for a target, which computes maps, scores and completeness errors.
 
-    Args:
-        target: the classifier.
-        method: the method's name.
-        against: a class whose logit is taken off the explained one.
-        baseline: as in `attribute`.
-        layer: likewise, and the rest.
-        options: of the method.
-        seed: of what the method draws.
-        rows: the most images that pass the target at once.
-        device: where to compute.
+    The arguments are those of `attribute`, and ``against``, a class whose logit is subtracted from the explained one.
 
     Attributes:
         target: the classifier.
         method: the method.
         baselines: (M, *input_shape), on the CPU.
-        notes: what the method had to say, each once.
+        notes: the method's notes, each once.
 
     Raises:
         UsageError: a name or value is wrong.
@@ -162,13 +153,13 @@ class Explainer:
         self.layer = None if layer is None else _known_layer(target, layer)
         self.seed = seed
         if rows < 1:
-            raise UsageError(f"rows = {rows}: at least one image passes the target at once.")
+            raise UsageError(f"rows = {rows}: it must be at least 1.")
         self.rows = rows
         self.device = choose_device(device)
         self.notes: list[str] = []
 
     def on(self, target: Target) -> Explainer:
-        """Return the same for another target of the same shape, such as a copy with other weights."""
+        """Return an equal explainer for another target of the same shape, such as a copy with other weights."""
         other = copy.copy(self)
         other.target, other.notes = target, []
         return other
@@ -178,9 +169,9 @@ class Explainer:
         """Return maps, (N, *input_shape) float32 on the CPU, of images in [0, 1] for classes (N,) int64.
 
         Raises:
-            UsageError: the method cannot serve this target; says why.
-            PluginError: it fails, or gives no such maps.
-            RunError: memory ran out, or a map is not finite.
+            UsageError: the method does not support this target.
+            PluginError: the method fails, or returns invalid maps.
+            RunError: it ran out of memory, or a map is not finite.
         """
         found = []
         with self.target.frozen(self.device), torch.enable_grad():
@@ -195,12 +186,12 @@ class Explainer:
         maps = torch.cat(found)
         if not maps.isfinite().all():
             what = contracts.described(self.method)
-            raise RunError(f"{what} gives maps of {self.target.name} that are not finite.")
+            raise RunError(f"{what} returned maps of {self.target.name} that are not finite.")
         return maps
 
     @torch.no_grad()
     def scores(self, images: Tensor, classes: Tensor) -> Tensor:
-        """Return what is explained, the logit of each image's class (or the difference), (N,) on the CPU."""
+        """Return the explained scores, each the logit of the image's class (or the difference), (N,) on the CPU."""
         found = []
         with self.target.frozen(self.device):
             module = self.score_module()
@@ -211,7 +202,7 @@ class Explainer:
 
     @torch.no_grad()
     def differences(self, images: Tensor, classes: Tensor) -> Tensor:
-        r"""Return :math:`f(x) - \frac{1}{M} \sum_m f(x'_m)`, what a complete map adds up to, (N,)."""
+        r"""Return :math:`f(x) - \frac{1}{M} \sum_m f(x'_m)`, (N,): the sum of a complete map."""
         baseline = torch.zeros(len(classes))
         for label in classes.unique().tolist():
             asked = torch.full((len(self.baselines),), label)
@@ -219,7 +210,7 @@ class Explainer:
         return self.scores(images, classes) - baseline
 
     def score_module(self) -> torch.nn.Module:
-        """Return the module from images to scores (B, n), of which an image's column is explained."""
+        """Return the module that maps images to scores (B, n); methods explain one column per image."""
         return self.target if self.against is None else Contrast(self.target, self.against)
 
     def _attribute(self, images: Tensor, classes: Tensor, context: AttributionContext) -> Tensor:
@@ -228,15 +219,13 @@ class Explainer:
         except PluginError as error:
             if error.__cause__ is None or raised_in(error.__cause__, contracts.module_of(self.method)):
                 raise
-            # else the user's module raised it, or a method of Captum on it
+            # otherwise the user's module raised it, or Captum while running it
             reason = _reason(error.__cause__)
-            raise UsageError(f"{self.method.name} cannot serve {self.target.name}: {reason}") from error
+            raise UsageError(f"{self.method.name} does not support {self.target.name}: {reason}") from error
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
-            raise RunError(
-                f"{self.method.name} ran out of memory; let fewer than {self.rows} rows pass at once."
-            ) from error
+            raise RunError(f"{self.method.name} ran out of memory. Lower rows, now {self.rows}.") from error
 
     def _note(self, sentence: str) -> None:
         if sentence not in self.notes:
@@ -244,32 +233,32 @@ class Explainer:
 
 
 def _reason(error: BaseException) -> str:
-    """Return what is wrong with a target, in words that help."""
-    said = str(error).strip()
-    if "modified by an inplace operation" in said or "being modified inplace" in said:
+    """Explain an error of the target, with what to do about it."""
+    message = str(error)
+    if "modified by an inplace operation" in message or "being modified inplace" in message:
         return (
-            "it needs gradients, and the classifier changes in place what they are computed from (such as x += y "
-            "behind a ReLU). Write x = x + y, or take a method without gradients."
+            "it needs gradients, but the classifier modifies tensors in place that they depend on (such as x += y "
+            "after a ReLU). Write x = x + y, or choose a method without gradients."
         )
-    if "does not require grad" in said or "not have been used in the graph" in said:
+    if "does not require grad" in message or "not have been used in the graph" in message:
         return (
-            "it needs gradients, and none reach the image (a rounding or a detach() is in the way). Take a method "
+            "it needs gradients, but none reach the image (a rounding or a detach() stops them). Choose a method "
             "without gradients, such as occlusion."
         )
     return first_line(error)
 
 
 def checked_images(target: Target, images: Tensor) -> Tensor:
-    """Return images as float32, if they are (N, *input_shape) in [0, 1]; signals and volumes become vectors.
+    """Return images as float32, (N, *input_shape) in [0, 1]; flatten signals and volumes to vectors.
 
     Raises:
-        UsageError: they are not.
+        UsageError: their shape or values do not fit the target.
     """
     if tuple(images.shape[1:]) == target.description.input_shape:
         images = images.reshape(len(images), *target.input_shape)
     if images.dim() < 2 or tuple(images.shape[1:]) != target.input_shape or not len(images):
         raise UsageError(
-            f"{target.name} takes images of {target.input_shape}; these are {tuple(images.shape)}. Give "
+            f"{target.name} takes images of {target.input_shape}; these are {tuple(images.shape)}. Pass "
             f"(N, {', '.join(map(str, target.input_shape))}), N at least 1."
         )
     if images.dtype == torch.uint8:
@@ -279,7 +268,7 @@ def checked_images(target: Target, images: Tensor) -> Tensor:
         raise UsageError("the images have values that are not finite.")
     low, high = images.min().item(), images.max().item()
     if images.dim() == 4 and not (low >= -0.001 and high <= 1.001):
-        raise UsageError(f"the images reach from {low:g} to {high:g}: give them as uint8, or as float in [0, 1].")
+        raise UsageError(f"the images reach from {low:g} to {high:g}: pass uint8, or float in [0, 1].")
     return images
 
 
@@ -292,10 +281,10 @@ def choose_classes(
     rows: int = ROWS,
     device: str = "auto",
 ) -> tuple[Tensor, int | None]:
-    """Return the class to explain for each image, (N,) int64, and the class whose logit is taken off it.
+    """Return the class to explain for each image, (N,) int64, and the class whose logit is subtracted.
 
     Raises:
-        UsageError: ``target_class`` is none, or a class does not exist.
+        UsageError: ``target_class`` is invalid, or a class does not exist.
     """
     numbers = _class_numbers(target, target_class)
     if numbers:
@@ -304,7 +293,7 @@ def choose_classes(
     if target_class == "asked" and labels is not None:
         classes = torch.as_tensor(labels).long().cpu()
         if classes.shape != (len(images),):
-            raise UsageError(f"there are {len(images)} images and labels of shape {tuple(classes.shape)}.")
+            raise UsageError(f"there are {len(images)} images but labels of shape {tuple(classes.shape)}.")
         wrong = classes[(classes < 0) | (classes >= target.num_classes)]
         if len(wrong):
             raise UsageError(f"there is no class {int(wrong[0])}; {target.name}'s are 0 to {target.num_classes - 1}.")
@@ -315,7 +304,7 @@ def choose_classes(
 
 
 def _class_numbers(target: Target, target_class: TargetClass) -> tuple[int, ...]:
-    """Return one class or two, or none for ``asked`` and ``predicted``."""
+    """Return one or two classes; none for ``asked`` and ``predicted``."""
     if target_class in ("asked", "predicted"):
         return ()
     parts: Sequence[Any] = str(target_class).split("-") if isinstance(target_class, str | int) else target_class
@@ -339,13 +328,13 @@ def _baselines(target: Target, baseline: str | Tensor) -> Tensor:
     if baseline == "mean":
         facts = target.description
         if facts.mean is None or target.sources.get("mean") == "default":
-            raise UsageError(f"the mean color of {target.name} is not known: give its mean and std, or take black.")
+            raise UsageError(f"the mean color of {target.name} is not known: state its mean and std, or use black.")
         mean = torch.tensor(facts.mean)
         if facts.channel_order == "bgr":
             mean = mean.flip(0)
         mean = target.to_unit(mean[None])[0].clamp(0, 1)  # a color is a vector in the same units
         return mean.repeat_interleave(math.prod(target.input_shape) // len(mean)).view(1, *target.input_shape)
-    raise UsageError(f"a baseline is black, mean, or a tensor of images; not {baseline!r}.")
+    raise UsageError(f"the baseline must be black, mean, or a tensor of images; not {baseline!r}.")
 
 
 def _known_layer(target: Target, layer: str) -> str:
@@ -356,6 +345,3 @@ def _known_layer(target: Target, layer: str) -> str:
             f"Layers: {listed(known)}."
         )
     return layer
-
-
-# ------------------------------------------------------------------------------------ maps of a class

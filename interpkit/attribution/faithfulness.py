@@ -1,6 +1,6 @@
-"""Whether to believe a map: completeness, infidelity, sensitivity, randomized weights, and the deletion test.
+"""Test whether to trust a map: completeness, infidelity, sensitivity, randomized weights, and deletion.
 
-Each takes an `Explainer`, the images, the classes explained, and the maps that the explainer gave.
+Each test requires an `Explainer`, images, the classes explained, and the explainer's maps of them.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from interpkit.errors import UsageError
 from interpkit.runtime.random import derive_seed, global_seed, random_generator
 
 DRAWS = 20
-"""Perturbations of each image for infidelity."""
+"""Perturbations per image for infidelity."""
 STAGES = 4
-"""Stages of the randomisation of the weights."""
+"""Steps in which the weights are randomized."""
 
 
 def completeness(explainer: Explainer, images: Tensor, classes: Tensor, maps: Tensor) -> dict[str, float]:
-    r"""Return how far the maps miss what they should add up to.
+    r"""Return how far the sum of each map is from the score's difference to the baseline.
 
-    With :math:`\delta = \sum_i a_i - (f(x) - f(x'))` (Captum's convergence delta; Sundararajan et al. 2017,
-    proposition 1), the baseline's score being the mean over all baselines: ``relative_error`` is
-    :math:`\sum |\delta| / \sum |f(x) - f(x')|` over the images, at least 0; ``worst`` the largest
+    Let :math:`\delta = \sum_i a_i - (f(x) - f(x'))` (Captum's convergence delta; Sundararajan et al. 2017,
+    proposition 1), where :math:`f(x')` is the mean over all baselines. ``relative_error`` is
+    :math:`\sum |\delta| / \sum |f(x) - f(x')|` over the images, at least 0; ``worst`` is the largest
     :math:`|\delta|` in logits.
     """
     differences = explainer.differences(images, classes)
@@ -40,15 +40,15 @@ def completeness(explainer: Explainer, images: Tensor, classes: Tensor, maps: Te
 
 
 def infidelity(explainer: Explainer, images: Tensor, classes: Tensor, maps: Tensor) -> float:
-    r"""Return the share of the score's changes that the maps do not foretell, in [0, 1], 0 the best.
+    r"""Return the share of the score's changes that the maps do not predict, in [0, 1]; 0 is best.
 
     Infidelity (Yeh et al. 2019, definition 2.1 with the optimal scale) is
 
     .. math:: \min_\beta E_I (\beta I^T a - (f(x) - f(x - I)))^2,
 
     here divided by :math:`E_I (f(x) - f(x - I))^2`, its value for maps of zeros. A perturbation sets a random square
-    (of vectors: a random run of features), up to half a side long, to the first baseline. For gradients I is what it
-    takes away; for contributions it is 1 where something is taken away. Measured by ``captum.metrics.infidelity``.
+    (for vectors, a random range of features), up to half a side long, to the first baseline. For gradients I is the
+    removed part of the image; for contributions it is 1 at the removed pixels. Uses ``captum.metrics.infidelity``.
     """
     from captum.metrics import infidelity as captum_infidelity
 
@@ -67,7 +67,7 @@ def infidelity(explainer: Explainer, images: Tensor, classes: Tensor, maps: Tens
             shown, asked = images[part].to(device), classes[part].to(device)
             explained = maps[part].to(device)
             for kind, (attributions, normalize) in enumerate(((explained, True), (torch.zeros_like(explained), False))):
-                # The same seed twice: both see the same perturbations.
+                # Seed both alike, so that they use the same perturbations.
                 with global_seed(derive_seed(explainer.seed, "infidelity", start), device):
                     found = captum_infidelity(
                         explainer.score_module(),
@@ -84,12 +84,12 @@ def infidelity(explainer: Explainer, images: Tensor, classes: Tensor, maps: Tens
 
 
 def _at_once(explainer: Explainer, images: int, draws: int) -> int:
-    """Return how many perturbed images pass at once: Captum wants from one to all draws of each image."""
+    """Return the number of perturbed images per batch; Captum requires between one and all draws of each image."""
     return min(max(explainer.rows, images), images * draws)
 
 
 def _random_squares(images: Tensor) -> Tensor:
-    """Return masks, 1 in a random square of each image (a random run of each vector), of the images' shape."""
+    """Return masks like ``images`` that are 1 in a random square of each image (a random range of each vector)."""
     count, *sides = (len(images), *images.shape[2:]) if images.dim() == 4 else images.shape
     mask = torch.ones(count, *sides, device=images.device)
     for axis, side in enumerate(sides, 1):
@@ -104,16 +104,16 @@ def _random_squares(images: Tensor) -> Tensor:
 def sensitivity(
     explainer: Explainer, images: Tensor, classes: Tensor, *, radius: float = 0.02, draws: int = 5
 ) -> float:
-    r"""Return how much a map changes, at most, when the image hardly does; at least 0.
+    r"""Return the largest relative change of a map for small changes of the image, at least 0.
 
-    :math:`\max_e |a(x + e) - a(x)| / |a(x)|`, the largest of ``draws`` random e with :math:`|e|_\infty \le` ``radius``,
-    averaged over the images (Yeh et al. 2019, definition 3.1); measured by ``captum.metrics.sensitivity_max``.
+    :math:`\max_e |a(x + e) - a(x)| / |a(x)|` over ``draws`` random e with :math:`|e|_\infty \le` ``radius``,
+    averaged over the images (Yeh et al. 2019, definition 3.1). Uses ``captum.metrics.sensitivity_max``.
     """
     from captum.metrics import sensitivity_max
 
     def explain(inputs: Tensor | tuple[Tensor, ...], target: Tensor) -> tuple[Tensor]:
         shown = inputs[0] if isinstance(inputs, tuple) else inputs
-        return (explainer.maps(shown, target),)  # of a bare tensor Captum would read the first image's map alone
+        return (explainer.maps(shown, target),)  # for a bare tensor Captum would use only the first image's map
 
     with global_seed(derive_seed(explainer.seed, "sensitivity"), torch.device("cpu")):
         worst = sensitivity_max(
@@ -130,24 +130,25 @@ def sensitivity(
 def weight_randomisation(
     explainer: Explainer, images: Tensor, classes: Tensor, maps: Tensor, *, stages: int = STAGES
 ) -> list[dict[str, Any]]:
-    """Compare the maps to those of the same network with more and more of its weights redrawn.
+    """Compare the maps with those of the same network after randomizing more and more of its weights.
 
-    A method whose maps stay alike does not explain what the network has learned (Adebayo et al. 2018, section 3,
-    cascading randomisation). Layers are randomized from the last defined (the logits') to the first, on a private
-    copy: each weight becomes a normal number of its tensor's mean and standard deviation.
+    A method whose maps hardly change does not explain what the network has learned (Adebayo et al. 2018, section 3,
+    cascading randomization). Layers are randomized on a copy, from the last defined (the logits') to the first: each
+    weight is redrawn from a normal distribution with its tensor's mean and standard deviation.
 
     Returns:
-        a row a stage: ``randomized``, the layers so far, ``layers``, of how many; ``rank_correlation`` of the maps and
-        ``rank_correlation_absolute`` of their absolute values, both Spearman's, in [-1, 1], over the pixels where
-        either is not zero, the mean over images, None where all maps are flat. 0 is what one hopes for in the end.
+        one row per stage: ``randomised``, the number of randomized layers, out of ``layers``; ``rank_correlation`` of
+        the maps and ``rank_correlation_absolute`` of their absolute values, both Spearman's, in [-1, 1], over the
+        pixels where either is not zero, averaged over the images, None if all maps are constant. A faithful method
+        ends near 0.
 
     Raises:
         UsageError: the target cannot be copied, or has no weights that can be changed.
     """
     try:
-        with torch.no_grad():  # TorchScript would else copy its weights by an operation that has a gradient
+        with torch.no_grad():  # otherwise TorchScript copies its weights by a differentiable operation
             target = copy.deepcopy(explainer.target)
-    except Exception as error:  # whatever the user's module raises
+    except Exception as error:  # raised by the user's module
         raise UsageError(
             f"{explainer.target.name} cannot be copied, so its weights are not randomized: {error}"
         ) from error
@@ -162,7 +163,7 @@ def weight_randomisation(
         for layer in layers[done:until]:
             for weight in layer.parameters(recurse=False):
                 if weight.is_floating_point():
-                    _draw_anew(weight, rng)
+                    _redraw(weight, rng)
         done = until
         randomized = other.maps(images, classes)
         rows.append(
@@ -177,7 +178,7 @@ def weight_randomisation(
 
 
 @torch.no_grad()
-def _draw_anew(weight: Tensor, rng: torch.Generator) -> None:
+def _redraw(weight: Tensor, rng: torch.Generator) -> None:
     values = weight.float()
     fresh = torch.randn(values.shape, generator=rng).to(weight.device)
     weight.copy_(values.mean() + values.std(correction=0) * fresh)
@@ -186,7 +187,7 @@ def _draw_anew(weight: Tensor, rng: torch.Generator) -> None:
 def _alike(maps: Tensor, others: Tensor) -> float | None:
     """Return the mean rank correlation over the pixels where either map of an image is not zero.
 
-    Where both are zero, as where the image is as dark as the baseline, no weight could have changed anything.
+    Pixels where both are zero, for example because the image equals the baseline there, do not depend on the weights.
     """
     pairs = zip(maps.flatten(1), others.flatten(1), strict=True)
     kept = [torch.stack([one, other])[:, (one != 0) | (other != 0)] for one, other in pairs]
@@ -197,11 +198,11 @@ def _alike(maps: Tensor, others: Tensor) -> float | None:
 
 @torch.no_grad()
 def deletion(explainer: Explainer, images: Tensor, classes: Tensor, maps: Tensor, *, steps: int = 20) -> Tensor:
-    r"""Return the area under the deletion curve of each image, (N,) in [0, 1]; the lower, the better the map.
+    r"""Return the area under the deletion curve of each image, (N,) in [0, 1]; lower is better.
 
-    The pixels go to the first baseline, those with the most evidence (summed over the channels) first; the curve is
-    the probability of the class by the share that is gone, its area by the trapezoid rule (Petsiuk et al. 2018, section
-    3.2). Random maps give what there is to beat. A map of one image, (1, *input_shape), serves for all.
+    Pixels are set to the first baseline in descending order of evidence (summed over the channels). The curve is the
+    probability of the class as a function of the share of deleted pixels, integrated by the trapezoidal rule (Petsiuk
+    et al. 2018, section 3.2). Compare with random maps. A single map, (1, *input_shape), applies to all images.
     """
     evidence = maps.sum(1) if maps.dim() == 4 else maps
     order = evidence.flatten(1).argsort(dim=1, descending=True, stable=True)

@@ -1,1 +1,1 @@
-"""The recipe of a run, and the schemas of the files that a run consists of."""
+"""The recipe of a run, and the schemas of a run's files."""

@@ -1,8 +1,8 @@
-"""The recipe: the whole configuration of a run, seed included, in and out as TOML.
+"""The recipe: the complete configuration of a run, including its seed, read from and written to TOML.
 
-A recipe is put together from layers, the later ones winning: defaults, presets named in a file, the file
-itself, presets named on the command line, then single settings (`compose`). What stands in a component's
-own table is checked against the component's ``Options`` when the recipe is resolved (`interpkit.plugins.assembly`).
+`compose` merges a recipe from layers, of which later ones take precedence: defaults, presets named in a file, the file
+itself, presets named on the command line, then single settings. A component's own table is validated against its
+``Options`` when the recipe is resolved (`interpkit.plugins.assembly`).
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from interpkit.io.strict_json import MAX_DEPTH, is_too_deep, read_text
 M = TypeVar("M", bound=BaseModel)
 
 Layer = Mapping[str, Any]
-"""A fragment of a recipe, in the shape of its TOML."""
+"""A fragment of a recipe, structured like its TOML."""
 Output = Literal["logits", "log_probs", "neg_log_probs", "probs", "sigmoid", "sigmoid_logits"]
-"""What a classifier's numbers are; see `interpkit.targets.scores.as_logits`."""
+"""The kinds of output a classifier may have; see `interpkit.targets.scores.as_logits`."""
 
 MAX_RECIPE_BYTES = 1_000_000
 MAX_INPUT = 10_000_000
-"""Numbers in one image: 1,800 x 1,800 pixels of three channels."""
+"""Most values in one image, about 1,800 x 1,800 pixels with three channels."""
 
 
 class _Model(BaseModel):
@@ -45,7 +45,7 @@ class _WithOptions(_Model):
 
     @property
     def options(self) -> dict[str, Any]:
-        """The component's own settings, all but the declared fields."""
+        """The component's own settings: all except the declared fields."""
         return dict(self.model_extra or {})
 
 
@@ -56,13 +56,13 @@ class Component(_WithOptions):
 
 
 class Term(_WithOptions):
-    """One term of the objective: its weight, and the options of the loss it is named after."""
+    """One term of the objective: its weight, and the options of the loss with the same name."""
 
     weight: float = Field(1.0, ge=0.0, allow_inf_nan=False)
 
 
 class Optimizer(_Model):
-    """Adam (Kingma & Ba 2015), its rate falling linearly over the last ``decay`` of the training."""
+    """Adam (Kingma & Ba 2015), with a learning rate that falls linearly to zero in the last ``decay`` of training."""
 
     lr: float = Field(2e-3, gt=0, le=10, description="learning rate")
     beta1: float = Field(0.5, ge=0, lt=1, description="decay of the mean of the gradients")
@@ -83,9 +83,9 @@ def _listed(value: Any) -> Any:
 
 
 class TargetOptions(_Model):
-    """What a user states about a classifier; each field takes precedence over what the classifier's file says.
+    """What the user states about a classifier; each field takes precedence over the metadata in the classifier's file.
 
-    A fact is declared here once: its flag, its key in a file's metadata and its keyword argument follow from its name,
+    Each fact is declared only here: its flag, its metadata key and its keyword argument are derived from its name,
     type, description and ``json_schema_extra`` (see `Fact`).
     """
 
@@ -160,7 +160,7 @@ class TargetOptions(_Model):
     )
     trust: bool = Field(
         False,
-        description="Load a file that can run code (.pt2, TorchScript); recorded, but obeyed only when typed.",
+        description="Load a file that can run code (.pt2, TorchScript); recorded, but never taken from a recipe.",
         json_schema_extra={"key": None, "of_file": True},
     )
 
@@ -212,7 +212,7 @@ class TargetOptions(_Model):
 
     @property
     def target_shape(self) -> tuple[int, ...] | None:
-        """The shape of a target's inputs: that of images and vectors; signals and volumes are vectors to all but it."""
+        """The shape of the target's inputs: signals and volumes are flattened to vectors everywhere outside it."""
         shape = self.input_shape
         return shape if shape is None or len(shape) in (1, 3) else (math.prod(shape),)
 
@@ -227,10 +227,10 @@ class TargetOptions(_Model):
         return {k: v for k, v in self if v is not None and v != {} and k not in ("path", "trust")}
 
     def overlaid(self, options: TargetOptions, source: str) -> tuple[TargetOptions, dict[str, str]]:
-        """Lay what the user states over these facts, which come from a file.
+        """Override these facts, which come from a file, with those that the user states.
 
         Returns:
-            the facts, and where each came from: ``source``, or ``given`` by the user.
+            the combined facts, and the source of each: ``source``, or ``given`` for the user.
         """
         sources = {**dict.fromkeys(self.said(), source), **dict.fromkeys(options.said(), "given")}
         return self.model_copy(update=options.said()), sources
@@ -258,7 +258,7 @@ class ClassifierFacts(TypedDict, total=False):
 
 
 class LoadOptions(ClassifierFacts, total=False):
-    """The keyword arguments of `interpkit.load_target`, likewise."""
+    """The keyword arguments of `interpkit.load_target`, for type checkers."""
 
     arch: str | None
     arch_args: dict[str, Any]
@@ -271,9 +271,8 @@ class LoadOptions(ClassifierFacts, total=False):
 class Fact:
     """How a field of `TargetOptions` appears outside the recipe.
 
-    ``name`` is the field's and the keyword argument's, ``type`` the field's without None. ``flag`` is None if it has
-    none, and so is ``key``, in a file's metadata after ``interpkit.``; a ``metavar`` of None is the type's own. A fact
-    ``of_file`` is about the file, so `interpkit.wrap` does not accept it.
+    ``type`` is the field's, without None. ``flag`` and ``key`` (in a file's metadata, after ``interpkit.``) are None if
+    there is none; a ``metavar`` of None means the type's own. `interpkit.wrap` does not accept facts ``of_file``.
     """
 
     name: str
@@ -287,7 +286,7 @@ class Fact:
 
     @property
     def is_word(self) -> bool:
-        """Whether metadata holds it as it is, not as JSON."""
+        """Whether metadata stores the value as plain text instead of JSON."""
         return self.type is str or get_origin(self.type) is Literal
 
 
@@ -305,14 +304,14 @@ def target_facts() -> list[Fact]:
 
 
 class PluginFile(_Model):
-    """A plugin of one file that a run was made with: a record, never obeyed; the user types the path again."""
+    """Record of a single-file plugin that a run used; it is never loaded from here, the user has to pass it again."""
 
     path: str
     sha256: str
 
     @property
     def name(self) -> str:
-        """The plugin's name, that of the file."""
+        """The plugin's name, which is the file's."""
         return Path(self.path).stem
 
 
@@ -327,7 +326,7 @@ def _distinct(labels: list[int] | None) -> list[int] | None:
 
 
 class Recipe(_Model):
-    """Everything that decides a run, beside the classifier's weights.
+    """Everything that determines a run, apart from the classifier's weights.
 
     Example:
         >>> from interpkit import Recipe
@@ -336,23 +335,23 @@ class Recipe(_Model):
         (500, 2.0, 0.002)
     """
 
-    seed: int = Field(0, ge=0, lt=2**63, description="of all that is drawn")
+    seed: int = Field(0, ge=0, lt=2**63, description="random seed")
     steps: int = Field(300, ge=1, le=100_000_000, description="length of the training")
     batch_size: int = Field(128, ge=2, le=1_000_000, description="images per step; terms that compare images need two")
     micro_batch: int | None = Field(
-        None, ge=2, description="images of a batch in memory at a time, computed twice; all if left out"
+        None, ge=2, description="images of a batch in memory at a time, computed twice; all if omitted"
     )
     generators: int = Field(1, ge=1, le=1000, description="generators that share each batch")
     labels: Annotated[list[int] | None, BeforeValidator(_parse_list), AfterValidator(_distinct)] = Field(
-        None, description="the classes to invert; all if left out"
+        None, description="the classes to invert; all if omitted"
     )
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps, ...")
     precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 where the hardware has it")
     fall_back: bool = Field(
-        False, description="where bf16 turns a value non-finite, go on in fp32; auto precision sets it"
+        False, description="continue in fp32 if bf16 makes a value non-finite; set by auto precision"
     )
-    compile: Literal["auto", "on", "off"] = Field("auto", description="the generator; auto: long runs on CUDA")
-    checkpoint_every: int | None = Field(None, ge=1, description="steps between checkpoints; every 60 s anyway")
+    compile: Literal["auto", "on", "off"] = Field("auto", description="compile the generator; auto: long runs on CUDA")
+    checkpoint_every: int | None = Field(None, ge=1, description="steps between checkpoints, in addition to every 60 s")
     inverter: Component = Component(name="generator")
     conditioner: Component | None = None
     generator: Component | None = None
@@ -361,11 +360,11 @@ class Recipe(_Model):
     sampling: Sampling = Sampling()
     target: TargetOptions = TargetOptions()
     plugin_files: list[PluginFile] | None = Field(
-        None, description="plugins of one file; recorded, and obeyed only when typed"
+        None, description="single-file plugins; a record, loaded only if the user passes them again"
     )
 
     def to_toml(self) -> str:
-        """Return the recipe as TOML; what is None is left out, as TOML has no word for it."""
+        """Return the recipe as TOML, without the fields that are None, because TOML has no null."""
         return tomli_w.dumps(_without_none(self.model_dump(mode="json")))
 
 
@@ -377,13 +376,13 @@ def _without_none(value: Any) -> Any:
 
 @dataclass(eq=False)
 class Preset:
-    """A recipe fragment under a name, which a run applies by that name.
+    """A named recipe fragment that users apply to a run with ``--preset NAME``.
 
     Args:
-        name: what the user types, by default the name of the plugin.
-        layer: the fragment, in the shape of the recipe's TOML.
+        name: what the user types.
+        layer: the fragment, structured like the recipe's TOML.
         help: one sentence.
-        adds_variety: whether to suggest it where the images of a class have become one and the same.
+        adds_variety: whether to suggest the preset when the images of a class have become identical.
         photographs_from: if specified, a run that names no preset applies this one to a classifier of images whose
             sides are at least this many pixels.
 
@@ -401,9 +400,9 @@ class Preset:
 
 
 def merge(base: Layer, over: Layer) -> dict[str, Any]:
-    """Lay one fragment over another: tables are merged key by key, anything else is replaced.
+    """Merge one fragment into another: tables are merged key by key, other values are replaced.
 
-    A component under another name replaces the whole component, as its options mean nothing to the new one.
+    A component with another name replaces the whole table, because the old options do not apply to it.
     """
     merged: dict[str, Any] = copy.deepcopy(dict(base))
     for key, value in over.items():
@@ -417,27 +416,27 @@ def merge(base: Layer, over: Layer) -> dict[str, Any]:
 
 
 def read_toml(path: Path) -> dict[str, Any]:
-    """Read a recipe file; one that is missing, too large to be a recipe, or not TOML, is a `UsageError`."""
+    """Read a recipe file; raise a `UsageError` if it is missing, too large, or not TOML."""
     try:
         if path.stat().st_size > MAX_RECIPE_BYTES:
-            raise UsageError(f"{path} is larger than {MAX_RECIPE_BYTES:,} bytes: no recipe is.")
+            raise UsageError(f"{path} is larger than {MAX_RECIPE_BYTES:,} bytes, which is too large for a recipe.")
         layer = tomllib.loads(read_text(path))
     except OSError as error:
         raise UsageError(f"cannot read the recipe {path}: {error.strerror}.") from error
     except UsageError:
         raise
-    except (ValueError, RecursionError) as error:  # not TOML, not UTF-8, or a number of thousands of digits
+    except (ValueError, RecursionError) as error:  # not TOML, not UTF-8, or a number with thousands of digits
         raise UsageError(f"{path} is not TOML: {error}.") from error
     if is_too_deep(layer):
-        raise UsageError(f"{path} has tables within tables more than {MAX_DEPTH} times: no recipe has.")
+        raise UsageError(f"{path} nests tables more than {MAX_DEPTH} levels deep, which no recipe needs.")
     return layer
 
 
 def compose(layers: Iterable[Layer], settings: Sequence[tuple[str, Any]] = ()) -> Recipe:
-    """Merge the layers, the later ones winning, apply ``COMPONENT.OPTION`` settings and validate.
+    """Merge the layers, of which later ones take precedence, apply ``COMPONENT.OPTION`` settings, and validate.
 
-    COMPONENT is a component's name, or the slot it stands in (``conditioner``, ``generator``, ``inverter``,
-    ``optimizer``, ``sampling``).
+    COMPONENT is the name of a component, or its slot: ``conditioner``, ``generator``, ``inverter``, ``optimizer`` or
+    ``sampling``.
 
     Raises:
         UsageError: a key is unknown, a value is out of range, or a setting names no component in use.
@@ -452,7 +451,7 @@ def compose(layers: Iterable[Layer], settings: Sequence[tuple[str, Any]] = ()) -
 
 
 def _tables(recipe: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Return the tables of a recipe's components, by name and by slot; a slot's word wins over a component's name."""
+    """Return the tables of a recipe's components by name and by slot; a slot takes precedence over an equal name."""
     recipe.setdefault("inverter", {"name": "generator"})
     slots = ("inverter", "conditioner", "generator")
     used = {slot: recipe[slot] for slot in slots if isinstance(recipe.get(slot), dict)}
@@ -465,9 +464,9 @@ def _tables(recipe: dict[str, Any]) -> dict[str, dict[str, Any]]:
 def set_option(
     tables: Mapping[str, dict[str, Any]], key: str, value: Any, kind: str, example: str, unknown: str
 ) -> None:
-    """Put the value of a setting ``NAME.OPTION`` into the table of NAME; other forms and names are a `UsageError`.
+    """Store the value of a setting ``NAME.OPTION`` in the table of NAME; raise a `UsageError` for any other key.
 
-    ``kind`` (such as NAME), ``example`` and ``unknown`` are words for its message; ``{!r}`` stands for the name.
+    ``kind`` (what to call NAME), ``example`` and ``unknown`` (with ``{!r}`` for the name) are parts of its message.
     """
     name, _, option = key.rpartition(".")
     if not name or not option:
@@ -480,7 +479,7 @@ def set_option(
 
 
 def validated(model: type[M], values: Layer, where: str) -> M:
-    """Validate ``values`` as ``model``; a `UsageError` has a line for each fault, with the nearest name."""
+    """Validate ``values`` as ``model``; raise a `UsageError` with one line per fault and the nearest known name."""
     try:
         return model.model_validate(dict(values))
     except pydantic.ValidationError as error:
@@ -494,8 +493,9 @@ def _explain(model: type[BaseModel], where: str, fault: Any) -> str:
         name = str(fault["loc"][-1])
         return f"{where} has no option {path!r}.{did_you_mean(name, known)} It has: {', '.join(known) or 'none'}."
     if fault["type"] == "value_error":
-        said = f"{where}: {path}: " if path else f"{where}: "
-        return f"{said}{fault['ctx']['error']}" + (f", not {fault['input']!r}." if path else ".")
+        if not path:
+            return f"{where}: {fault['ctx']['error']}."
+        return f"{where}: {path}: {fault['ctx']['error']}, not {fault['input']!r}."
     return f"{where}: {path} = {fault['input']!r} is not valid: {fault['msg'][:1].lower()}{fault['msg'][1:]}."
 
 

@@ -1,4 +1,4 @@
-"""What a run's JSON files hold, as far as interpkit reads them; another program may have written them."""
+"""Schemas that validate a run's JSON files when they are read, since another program may have written them."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from interpkit.errors import DISTRIBUTION
 
 Number = Annotated[float, Field(allow_inf_nan=False)]
 Package = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._+!-]*$")]
-"""A package's name or version: messages tell the user to type it."""
+"""Name or version of a package; restricted, because messages tell users to type it into a shell."""
 FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 FileName = Annotated[str, StringConstraints(pattern=f"^{FILE_NAME.pattern}$")]
-"""A file of an inversion's own in a run folder, and in no other folder."""
+"""Name of an inversion's own file; it cannot point outside the run folder."""
 ClassNumber = Annotated[str, StringConstraints(pattern=r"^[0-9]{1,9}$")]
-"""A label as a key of JSON."""
+"""A label as a JSON key."""
 
 
 class _Stored(BaseModel):
@@ -24,7 +24,7 @@ class _Stored(BaseModel):
 
 
 class Model(_Stored):
-    """The classifier in a manifest."""
+    """The classifier, as recorded in a manifest."""
 
     name: str | None
     path: str | None
@@ -32,7 +32,7 @@ class Model(_Stored):
 
 
 class UsedPlugin(_Stored):
-    """A plugin in a manifest, and what the run uses of it: names by kind."""
+    """An installed plugin, as recorded in a manifest; ``used`` lists the components that the run uses by kind."""
 
     package: Package = ""
     version: Package = ""
@@ -40,7 +40,7 @@ class UsedPlugin(_Stored):
 
     @property
     def distribution(self) -> str:
-        """What pip calls the package; early manifests say interpkit for interpkit's own."""
+        """The distribution's name for pip; early manifests name interpkit's own "interpkit"."""
         return DISTRIBUTION if self.package == "interpkit" else self.package
 
 
@@ -52,9 +52,9 @@ class UsedData(_Stored):
 
 
 class Manifest(_Stored):
-    """manifest.json: what decides a run beside its recipe, how far it is, and what it consists of.
+    """manifest.json: what determines a run besides its recipe, its progress, and its files.
 
-    Another release or a plugin may add keys, which are kept when it is written again.
+    Keys added by another release or by a plugin are preserved when the manifest is rewritten.
     """
 
     version: int = Field(alias="schema")
@@ -87,7 +87,7 @@ class Manifest(_Stored):
     empty: dict[ClassNumber, str] = {}
 
     def to_dict(self) -> dict[str, Any]:
-        """Return it as it stands in the file: the keys that are said, and no defaults."""
+        """Return the manifest with only the keys that are set, as stored in the file."""
         return self.model_dump(mode="json", by_alias=True, exclude_unset=True)
 
 
@@ -98,7 +98,7 @@ class _Figures(_Stored):
 
 
 class ClassRow(_Figures):
-    """The figures of a class."""
+    """The figures of one class."""
 
     label: int
     name: str
@@ -112,13 +112,13 @@ class Metrics(_Figures):
 
 
 class ShardIndex(_Stored):
-    """index.json of a folder of shards, before and after all of them are made."""
+    """index.json of a folder of shards, complete or not."""
 
     count: int = Field(ge=1)
 
 
 class ShardFacts(_Stored):
-    """What is known of one shard: of each class its images, tries, and accepted tries."""
+    """Record of one shard; ``per_class`` has the images, tries and accepted tries of each class."""
 
     file: str
     count: int = Field(ge=1)

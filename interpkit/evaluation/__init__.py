@@ -1,1 +1,1 @@
-"""Measuring samples: the target's own scores, the metrics of plugins, and warnings."""
+"""Evaluate samples: the target's own scores, the metrics of plugins, and warnings."""

@@ -1,4 +1,4 @@
-"""The numbers of metrics.json under names of one line each, for tables."""
+"""Flatten metrics.json into figures with dotted names, for tables."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ INTERVAL = "_interval"
 
 @dataclass(frozen=True)
 class Figure:
-    """A number, and its 95 % interval if it has one."""
+    """A number and, if it has one, its 95 % interval."""
 
     value: float
     interval: tuple[float, float] | None = None
@@ -22,9 +22,9 @@ class Figure:
 
 
 def flattened(metrics: Mapping[str, Any]) -> dict[str, Figure]:
-    """Return the figures of metrics.json by dotted name, without those of single classes.
+    """Return the figures of metrics.json by dotted name, except those of single classes.
 
-    The entries of a list are named by their ``name``: ``evaluators.other.agreement``.
+    List entries are identified by their ``name``: ``evaluators.other.agreement``.
     """
     return dict(_walk({key: value for key, value in metrics.items() if key not in NOT_FIGURES}, ""))
 

@@ -29,22 +29,22 @@ log = logging.getLogger("interpkit")
 SOURCES = {"reference": "DATA", "training": "DATA", "evaluator": "MODEL"}
 """The settings that provide what a metric needs, each with a placeholder for its value."""
 PER_CLASS = 100
-"""Samples of each class of an inversion that is in memory."""
+"""Samples per class of an inversion in memory."""
 
 Data = str | Path | LabelledImages | tuple[Tensor, Tensor]
-"""Labeled images: a spec as the command line takes it, or the images and labels themselves."""
+"""Labeled images: a spec for `interpkit.load_data`, or the images and labels themselves."""
 
 
 def every_run(
     target: Target, samples: Samples, *, seed: int, device: torch.device, most: int | None = None
 ) -> dict[str, Any]:
-    """Return the metrics.json of a run that has just ended: the target's own opinion, and the quick metrics."""
+    """Return the metrics.json of a run that has just ended: the target's own scores and the quick metrics."""
     quick = [_made(entry.item) for entry in installed().registry.entries("metric") if entry.item.every_run]
     return measured(Study(target, samples, seed=seed, device=device, most=most), filter(None, quick))
 
 
 def _made(cls: type[Metric], options: Options | None = None) -> Metric | None:
-    """Return a metric; warn of one that cannot be made and leave it out, unless it refuses the user's options."""
+    """Create a metric; if that fails, warn and return None, but raise its errors about the user's options."""
     try:
         return cls(options)
     except (Exception, SystemExit) as error:
@@ -55,15 +55,15 @@ def _made(cls: type[Metric], options: Options | None = None) -> Metric | None:
 
 
 def _tell(metric: Metric | type[Metric], error: BaseException) -> None:
-    """Warn that a metric failed, with its plugin and the place."""
+    """Log that a metric failed, with its plugin and the place."""
     words = with_place(error, module_of(metric))
-    log.warning("%s failed and is left out: %s", described(metric), words, exc_info=log.isEnabledFor(10))
+    log.warning("%s failed and is skipped: %s", described(metric), words, exc_info=log.isEnabledFor(10))
 
 
 def measured(study: Study, metrics: Iterable[Metric], old: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Return ``old`` metrics with those of a study laid over.
+    """Return ``old`` metrics updated with those of a study.
 
-    A metric that fails is named in ``left_out`` with the reason, so that it does not take the others with it.
+    A metric that fails is listed in ``left_out`` with the reason, and the others are still measured.
     """
     old = old or {}
     names = study.target.class_names
@@ -83,7 +83,7 @@ def measured(study: Study, metrics: Iterable[Metric], old: Mapping[str, Any] | N
             json.dumps(fragment, allow_nan=False)
             merged = {label: {**rows[label], **figures} for label, figures in fragment.pop("per_class", {}).items()}
             if not own.keys().isdisjoint(fragment):
-                raise ValueError(f"it gives {listed(own.keys() & fragment)}, which every run has already")
+                raise ValueError(f"it returns {listed(own.keys() & fragment)}, which every run already has")
         except TooFew as error:
             study.leave_out(metric.name, str(error))
             continue
@@ -100,7 +100,7 @@ def measured(study: Study, metrics: Iterable[Metric], old: Mapping[str, Any] | N
 
 
 def _chosen(names: Sequence[str], given: Sequence[str], options: Mapping[str, Any]) -> list[Metric]:
-    """Return the metrics that are named, or else all that need nothing more than is given, with their options."""
+    """Return the named metrics, by default all whose needs are in ``given``, with their options."""
     plugins = installed()
     if names:
         classes = {name: plugins.component("metric", name) for name in dict.fromkeys(names)}
@@ -113,7 +113,7 @@ def _chosen(names: Sequence[str], given: Sequence[str], options: Mapping[str, An
         entries = plugins.registry.entries("metric")
         classes = {entry.name: entry.item for entry in entries if set(entry.item.needs) <= set(given)}
         if "training" in given and "reference" not in given:
-            raise UsageError(f"training images are held against held-out ones: add {setting('reference', 'DATA')}.")
+            raise UsageError(f"training images are compared with held-out ones: add {setting('reference', 'DATA')}.")
     values: dict[str, dict[str, Any]] = {name: {} for name in classes}
     for key, value in options.items():
         name = key.rpartition(".")[0]
@@ -127,19 +127,19 @@ def _chosen(names: Sequence[str], given: Sequence[str], options: Mapping[str, An
 
 
 def _judges(evaluators: Sequence[Target | str | Path], target: Target) -> dict[str, Target]:
-    """Load the evaluators, and see that each judges the target's classes on the target's images."""
+    """Load the evaluators, and check that each has the target's classes and accepts its images."""
     judges: dict[str, Target] = {}
     for given in evaluators:
         judge = _resized(given if isinstance(given, Target) else load_target(given), target)
         if judge is target or (judge.origin is not None and judge.origin == target.origin) or _alike(judge, target):
-            raise UsageError(f"{judge.name} is the target itself: an evaluator is another classifier of its classes.")
+            raise UsageError(f"{judge.name} is the target itself: use another classifier of the same classes.")
         twin = next((name for name, other in judges.items() if judge is other or _alike(judge, other)), None)
         if twin is not None:
-            raise UsageError(f"the evaluators {twin} and {judge.name} are one and the same: name each once.")
+            raise UsageError(f"the evaluators {twin} and {judge.name} are identical: name each once.")
         if judge.num_classes != target.num_classes:
             raise UsageError(
                 f"the evaluator {judge.name} has {judge.num_classes} classes; {target.name} has "
-                f"{target.num_classes}. Name a classifier of the same classes, in the same order."
+                f"{target.num_classes}. Use a classifier of the same classes, in the same order."
             )
         ours, theirs = target.class_names, judge.class_names
         moved = [name for own, name in zip(ours, theirs, strict=True) if own != name and name in ours]
@@ -158,10 +158,10 @@ def _judges(evaluators: Sequence[Target | str | Path], target: Target) -> dict[s
 
 
 def _resized(judge: Target, target: Target) -> Target:
-    """Return a classifier that accepts the target's images: resized, if its own have another size.
+    """Return a classifier that accepts the target's images, which are resized for it if necessary.
 
     Raises:
-        UsageError: they differ in more than the size of images.
+        UsageError: the input shapes differ in more than the size of images.
     """
     ours, own = target.input_shape, judge.input_shape
     if own == ours:
@@ -178,7 +178,7 @@ def _resized(judge: Target, target: Target) -> Target:
 
 
 def _alike(one: Target, other: Target) -> bool:
-    """Say whether two classifiers are one, as a copy of a file under another name is: by weights and by answers."""
+    """Return whether two classifiers have the same weights and outputs, such as copies of one file."""
     if (one.input_shape, one.num_classes) != (other.input_shape, other.num_classes):
         return False
     ours, theirs = (
@@ -189,14 +189,14 @@ def _alike(one: Target, other: Target) -> bool:
         return False
     images = torch.rand(8, *one.input_shape, generator=torch.Generator().manual_seed(0))
     answers = []
-    for judge in (one, other):  # not all that a classifier knows need be in its state
+    for judge in (one, other):  # classifiers may differ in more than their state
         with judge.frozen("cpu"), torch.no_grad():
             answers.append(judge(images))
     return torch.equal(*answers)
 
 
 def _images(given: Data | None, what: str, target: Target) -> LabelledImages | None:
-    """Load labeled images that fit the target; uint8 ones are put into [0, 1], but vectors stay as they are."""
+    """Load labeled images that fit the target; convert uint8 images to [0, 1], but not vectors."""
     if given is None:
         return None
     if isinstance(given, str | Path):

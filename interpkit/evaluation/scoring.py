@@ -1,4 +1,4 @@
-"""What the target itself says of the samples. It is the target's own opinion: see an evaluator for another."""
+"""Score samples with the target itself; an evaluator gives an independent opinion."""
 
 from __future__ import annotations
 
@@ -26,23 +26,23 @@ SCHEMA = 1
 
 
 def draw_samples(inversion: Inversion, on_done: Callable[[int], None] | None = None, **sampling: Any) -> Samples:
-    """Sample an inversion and let the target judge the images as they are stored, in 8 bits.
+    """Sample an inversion and score the images with its target, in 8 bits as they are stored.
 
     Args:
-        inversion: to be sampled.
-        on_done: called now and then with the number of images that the target has judged.
+        inversion: the inversion to sample.
+        on_done: called now and then with the number of images scored so far.
         sampling: arguments of `Inversion.sample`.
     """
     return judge(inversion, inversion.draw(**sampling), on_done)
 
 
 def at_once(recipe: Recipe) -> int:
-    """Return how many images the user let into memory at a time: those of a micro-batch, or else of a batch."""
+    """Return how many images fit into memory at a time according to the recipe: a micro-batch, or else a batch."""
     return recipe.micro_batch or recipe.batch_size
 
 
 def sample_size(inversion: Inversion) -> dict[str, Any]:
-    """Return how many samples a run keeps: 100 per class; of more than 10 classes 1,000 in all."""
+    """Return how many samples a run keeps: 100 per class, or 1,000 in total for more than 10 classes."""
     classes, there = len(inversion.classes), inversion.images_per_class
     if classes <= 10:
         return {"per_class": 100 if there is None else min(100, there)}
@@ -51,12 +51,12 @@ def sample_size(inversion: Inversion) -> dict[str, Any]:
 
 
 def judge(inversion: Inversion, draw: Draw, on_done: Callable[[int], None] | None = None) -> Samples:
-    """Let the target judge images in [0, 1] after rounding them to 8 bits (vectors are not rounded)."""
+    """Score images in [0, 1] with the target, after rounding them to 8 bits (vectors are not rounded)."""
     images = draw.images
     if images.dim() == 4:
         images = (images * 255).round().to(torch.uint8)
     target = inversion.target
-    predicted, confidence, probabilities, divergence = _look(
+    predicted, confidence, probabilities, divergence = _classify(
         target, images, draw.labels, draw.distribution, inversion.device, at_once(inversion.recipe), on_done
     )
     if images.dim() == 2:
@@ -66,23 +66,23 @@ def judge(inversion: Inversion, draw: Draw, on_done: Callable[[int], None] | Non
 
 
 def read_samples(path: Path, target: Target, device: torch.device, most: int | None = None) -> Samples:
-    """Read the samples of a run, and let the target judge them again, ``most`` at a time; see `read_images`."""
+    """Read the samples of a run, and score them again with the target, ``most`` at a time; see `read_images`."""
     images, labels, generator = read_images(path, target)
     unit = images if images.dim() == 4 else to_unit(images, target)
-    predicted, confidence, probabilities, _ = _look(target, unit, labels, None, device, most)
+    predicted, confidence, probabilities, _ = _classify(target, unit, labels, None, device, most)
     return Samples(images, labels, predicted, confidence, None, generator, probabilities)
 
 
 def read_images(path: Path, target: Target) -> tuple[Tensor, Tensor, Tensor]:
-    """Read samples.safetensors: images (or vectors) as they are stored, labels, and generators; see `Samples`.
+    """Return the stored images (or vectors), labels and generators of samples.safetensors; see `Samples`.
 
     Raises:
-        RunError: there are none, or they are not of this target.
+        RunError: the file is missing or invalid, or its samples do not fit the target.
     """
     tensors = read_tensors(path)
     name = "images" if len(target.input_shape) == 3 else "inputs"
     if not {name, "labels", "generator"} <= tensors.keys():
-        raise RunError(f"{path} holds {listed(tensors)}; samples of {target.name} are {name}, labels and generator.")
+        raise RunError(f"{path} holds {listed(tensors)}; samples of {target.name} need {name}, labels and generator.")
     images, labels, generator = tensors[name], tensors["labels"], tensors["generator"]
     n = labels.numel()
     whole = images.dtype == (torch.uint8 if name == "images" else torch.float32) and bool(images.isfinite().all())
@@ -97,7 +97,7 @@ def read_images(path: Path, target: Target) -> tuple[Tensor, Tensor, Tensor]:
 
 
 @torch.no_grad()
-def _look(
+def _classify(
     target: Target,
     images: Tensor,
     labels: Tensor,
@@ -106,9 +106,9 @@ def _look(
     most: int | None = None,
     on_done: Callable[[int], None] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-    """Return predictions, confidence, probabilities (to 100 classes) and KL of images, uint8 or in [0, 1]."""
+    """Return predictions, confidence, probabilities (up to 100 classes) and KL of images, uint8 or in [0, 1]."""
 
-    def look(rows: slice) -> tuple[Tensor, ...]:
+    def classify(rows: slice) -> tuple[Tensor, ...]:
         batch = images[rows].to(device)
         logits = target(batch / 255 if batch.dtype == torch.uint8 else batch).cpu()
         q, asked = target.probabilities(logits), labels[rows]
@@ -118,7 +118,7 @@ def _look(
         return target.predictions(logits, asked), confidence, kept, divergence
 
     with target.frozen(device):
-        columns = in_batches(target, images, look, most=most, on_done=on_done)
+        columns = in_batches(target, images, classify, most=most, on_done=on_done)
     predicted, confidence, probabilities, divergence = (torch.cat(c) for c in zip(*columns, strict=True))
     return (
         predicted,
@@ -129,11 +129,7 @@ def _look(
 
 
 def load_labelled(spec: str, target: Target) -> LabelledImages:
-    """Load labeled data that fit a target; see `interpkit.load_data`. Warn of vectors far outside its input range.
-
-    Raises:
-        UsageError: they cannot be read, or do not fit.
-    """
+    """Load labeled data with `interpkit.load_data`, and warn of vectors far outside the target's input range."""
     data = load_data(spec, target.description.input_shape or target.input_shape, target.class_names)
     unit = to_unit(data.images, target)
     low, high = unit.min().item(), unit.max().item()
@@ -148,7 +144,7 @@ def load_labelled(spec: str, target: Target) -> LabelledImages:
 
 @torch.no_grad()
 def accuracy(target: Target, data: LabelledImages) -> float:
-    """Return the share of labeled images, which fit the target, that it accepts as their class."""
+    """Return the share of labeled images that the target accepts as their class."""
     images = to_unit(data.images, target)
     with target.frozen():
         right = in_batches(target, images, lambda rows: target.accepts(target(images[rows]), data.labels[rows]))
@@ -159,7 +155,7 @@ def accuracy(target: Target, data: LabelledImages) -> float:
 def top_classes(
     target: Target, images: Tensor, count: int, device: torch.device | str = "cpu"
 ) -> list[list[dict[str, Any]]]:
-    """Return the ``count`` most probable classes of each image in [0, 1]: their label, name and probability."""
+    """Return the ``count`` most probable classes of each image in [0, 1], with label, name and probability."""
     with target.frozen(device):
         found = in_batches(target, images, lambda rows: target.probabilities(target(images[rows].to(device))).cpu())
     best = torch.cat(found).topk(min(count, target.num_classes), dim=1)
@@ -173,11 +169,12 @@ def top_classes(
 
 
 def measure(samples: Samples, class_names: Sequence[str]) -> dict[str, Any]:
-    """Return what every metrics.json has: inversion accuracy, confidence and KL, in all and per class.
+    """Return the figures of every metrics.json: inversion accuracy, confidence and KL, overall and per class.
 
-    Inversion accuracy is the share of samples that the target itself puts in the class asked for (`Target.accepts`),
-    with its 95 % interval (`wilson`); confidence is the mean probability that it gives that class; ``kl`` is the mean
-    of KL(P || Q) in nats of the condition's distribution P and the target's Q (`Target.divergence`), where P is known.
+    Inversion accuracy is the share of samples that the target itself accepts as the class asked for (`Target.accepts`),
+    with its 95 % interval (`wilson`). Confidence is the mean probability that the target assigns to that class. ``kl``
+    is the mean of KL(P || Q) in nats, of the condition's distribution P, if it is known, and the target's Q
+    (`Target.divergence`).
     """
     right = samples.predicted == samples.labels
 

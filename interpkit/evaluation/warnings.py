@@ -1,4 +1,4 @@
-"""What the installed metrics say about a metrics.json: warnings, and sentences for the report."""
+"""Warnings and report sentences that the installed metrics derive from metrics.json."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ log = logging.getLogger("interpkit")
 
 
 def metric_classes() -> list[type[Metric]]:
-    """Return the metrics of all plugins, in the order of their registration."""
+    """Return the metrics of all plugins, in order of registration."""
     return [entry.item for entry in installed().registry.entries("metric")]
 
 
 def warnings(metrics: Mapping[str, Any]) -> list[str]:
-    """Return what a reader of metrics.json should not miss, as the metrics say it; see `Metric.warnings`."""
+    """Return the warnings of all metrics about metrics.json; see `Metric.warnings`."""
     return [text for texts in _each(lambda metric: metric.warnings(metrics)) for text in texts]
 
 
@@ -31,7 +31,7 @@ def summary(metrics: Mapping[str, Any]) -> list[str]:
 
 
 def invalid(metrics: Mapping[str, Any]) -> str | None:
-    """Return where metrics.json is not as its metrics describe it (`Metric.schema`); None if it is."""
+    """Return the first violation of a metric's schema in metrics.json, or None; see `Metric.schema`."""
     rows = [("", metrics), *((f"per_class.{row['label']}.", row) for row in metrics.get("per_class", []))]
     for metric in metric_classes():
         key = metric.key or metric.name
@@ -47,7 +47,7 @@ def invalid(metrics: Mapping[str, Any]) -> str | None:
 
 
 def _each(ask: Callable[[type[Metric]], Any]) -> Iterator[Any]:
-    """Yield each metric's answer; one that fails is named in a warning and left out."""
+    """Yield the result for each metric; log a warning for one that fails and skip it."""
     for metric in metric_classes():
         try:
             yield ask(metric)

@@ -1,1 +1,1 @@
-"""Bytes and files: atomic writes, locks, safe reading, data sets and images. Knows nothing of networks."""
+"""Reading and writing files safely: atomic writes, locks, untrusted files, data sets and images."""

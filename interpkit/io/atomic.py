@@ -1,4 +1,4 @@
-"""Writing so that a killed run leaves the old file or the new one, and naming a file by its content."""
+"""Atomic writes, so that a killed run leaves either the old file or the new one, and hashes of files and tensors."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Give a temporary file beside the place; once the block is through, it is flushed and renamed into it.
+    """Yield a temporary file next to ``path``; when the block succeeds, flush it and rename it to ``path``.
 
     Raises:
-        OSError: the disk is full, or the folder cannot be written; it names the place. The old file is still there, the
-            temporary one gone.
+        OSError: the disk is full, or the folder cannot be written. The old file is still there, and the temporary file
+            is removed.
     """
-    # Named before it is made: an interruption at any moment finds it.
+    # Choose the name before creating the file, so that an interruption at any moment cleans it up.
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
         with naming(path):
@@ -43,7 +43,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Have an error of the disk in a block name the file that is meant; by itself it names none, or a temporary one."""
+    """Make an OSError raised in the block name ``path`` instead of no file, or of a temporary one."""
     try:
         yield
     except OSError as error:
@@ -53,7 +53,7 @@ def naming(path: Path) -> Iterator[None]:
 
 
 def _sync_folder(folder: Path) -> None:
-    """See that a renamed file has its new name after a loss of power; not every system can."""
+    """Flush a folder, so that a rename in it survives a loss of power; not every system can."""
     with suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
         try:
@@ -63,19 +63,19 @@ def _sync_folder(folder: Path) -> None:
 
 
 def inner_folder(path: Path) -> Path:
-    """Make a folder, if need be, within one that the user has named.
+    """Create a folder, if it does not exist, inside one that the user named.
 
     Raises:
-        RunError: it is a link: nothing is written outside what the user has named.
+        RunError: it is a link, which may lead outside the user's folder.
     """
     if path.is_symlink():
-        raise RunError(f"{path} is a link to {os.readlink(path)}, and nothing is written through it. Remove the link.")
+        raise RunError(f"{path} is a link to {os.readlink(path)}. interpkit does not write through links. Remove it.")
     path.mkdir(parents=True, exist_ok=True)
     return path
 
 
 def write_atomically(path: Path, content: bytes | str) -> None:
-    """Write beside the place and rename into it; see `replacing`."""
+    """Write a file atomically; see `replacing`."""
     with replacing(path) as temporary:
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)
 
@@ -85,29 +85,29 @@ def read_tensors(path: Path, missing: str = "", torn: str = "") -> dict[str, Ten
 
     Args:
         path: the file.
-        missing: what to say if there is none; by default, that the run was not finished.
-        torn: what to add if it is not whole.
+        missing: error message if there is no such file; by default, that the run was not finished.
+        torn: sentence to append to the error message if the file is incomplete.
 
     Raises:
-        RunError: it is missing or not whole.
+        RunError: it is missing or incomplete.
     """
     import safetensors.torch
 
-    if not path.is_file():  # or a pipe, say, which would never end
+    if not path.is_file():  # also refuses a pipe, which would never end
         raise RunError(missing or f"there is no {path}: the run was not finished. Resume it with {setting('resume')}.")
     try:
         return safetensors.torch.load_file(path)
-    except Exception as error:  # of safetensors, and of types that this torch has not
-        raise RunError(f"{path} is not a whole safetensors file: {error}.{torn}") from error
+    except Exception as error:  # safetensors' own kinds, and dtypes that this torch lacks
+        raise RunError(f"{path} is not a complete safetensors file: {error}.{torn}") from error
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Write a safetensors file atomically; see `to_safetensors`."""
+    """Write a safetensors file atomically."""
     write_atomically(path, to_safetensors(tensors, metadata))
 
 
 def to_safetensors(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
-    """Return the content of a safetensors file; equal tensors and metadata make equal bytes, see `_in_order`."""
+    """Return the content of a safetensors file; equal tensors and metadata give equal bytes (see `_in_order`)."""
     import safetensors.torch
 
     content = memoryview(safetensors.torch.save(dict(tensors), dict(metadata)))
@@ -116,7 +116,7 @@ def to_safetensors(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Write the same file as `write_tensors` straight to its place, for tensors too large to hold a second time."""
+    """Write the same file as `write_tensors`, but directly, for tensors too large to copy in memory."""
     import safetensors.torch
 
     safetensors.torch.save_file(dict(tensors), path, dict(metadata))
@@ -128,27 +128,27 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[st
 
 
 def _in_order(header: bytes) -> bytes:
-    """Return the head of a safetensors file with its entries in a fixed order, and no longer or shorter than it was.
+    """Return the header of a safetensors file, of the same length, with its entries in a fixed order.
 
     safetensors writes the metadata in the order of a hash map, which changes from call to call.
 
     Args:
-        header: eight bytes that say how long the JSON after them is, and the JSON.
+        header: the length of the JSON in eight bytes, then the JSON.
     """
     entries: dict[str, Any] = json.loads(header[8:])
     metadata = {"__metadata__": dict(sorted(entries.pop("__metadata__").items()))}
     tensors = dict(sorted(entries.items(), key=lambda entry: (entry[1]["data_offsets"], entry[0])))
     ordered = json.dumps(metadata | tensors, ensure_ascii=False, separators=(",", ":")).encode()
-    return header[:8] + ordered.ljust(len(header) - 8)  # spaces at the end are what safetensors pads with, too
+    return header[:8] + ordered.ljust(len(header) - 8)  # safetensors pads with spaces, too
 
 
 def to_json(value: Any) -> str:
-    """Return indented JSON with a final newline; a value that is not finite is refused (ValueError)."""
+    """Return indented JSON with a final newline; raise ValueError for a value that is not finite."""
     return json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
 
 
 def sha256(path: Path) -> str:
-    """Return the hex digest of a file, or of a folder's files with their relative names, in order of name."""
+    """Return the hex digest of a file, or of all files in a folder with their relative names."""
     if path.is_file():
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
@@ -159,7 +159,7 @@ def sha256(path: Path) -> str:
 
 
 def digest(tensors: Mapping[str, Tensor]) -> str:
-    """Return the sha256 of tensors with their names, types and shapes, in the order of their names."""
+    """Return the sha256 of tensors with their names, types and shapes, sorted by name."""
     import torch
 
     total = hashlib.sha256()

@@ -22,11 +22,11 @@ from interpkit.io.tables import labels_of, numbers_of, pictures_of, read_table
 log = logging.getLogger("interpkit")
 
 MAX_NUMBERS = 2_000_000_000
-"""In all images together: 8 GB as float32."""
+"""Most values in all images together: 8 GB as float32."""
 MAX_BYTES = 4 * MAX_NUMBERS
-"""Of a file's images; a larger file is not even read."""
+"""Most bytes of an array in a file; a larger one is refused before it is read."""
 BOMB_BYTES, BOMB_RATIO = 100_000_000, 200
-"""An array of more bytes than this is not unpacked if it is so many times as large as what it is packed in."""
+"""An array is refused as a decompression bomb if it is larger than BOMB_BYTES and BOMB_RATIO times its packed size."""
 TORCHVISION = "torchvision:"
 DATA_ENDINGS = (".npz", ".csv", ".tsv")
 KEYS = (
@@ -38,7 +38,7 @@ KEYS = (
     ("data", "target"),
     ("data", "labels"),
 )
-"""What images and labels are called in an .npz, with the split in place of {}; the first pair that is there counts."""
+"""Names of the images and labels in an .npz, with {} for the split; the first pair that exists is used."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class LabelledImages:
     """Reference images.
 
     Attributes:
-        images: (N, C, H, W) float32 in [0, 1], or vectors (N, D) as they stand in the file.
+        images: (N, C, H, W) float32 in [0, 1], or vectors (N, D) with the values of the file.
         labels: (N,) int64.
     """
 
@@ -54,7 +54,7 @@ class LabelledImages:
     labels: Tensor
 
     def sha256(self) -> str:
-        """Return the hex digest of the images and labels: that of a copy is the same, in any format or place."""
+        """Return the hex digest of the images and labels, which does not depend on the file's format or place."""
         return digest({"images": self.images, "labels": self.labels})
 
 
@@ -66,12 +66,12 @@ def load_data(spec: str, input_shape: tuple[int, ...], class_names: Sequence[str
             split), ``images, labels`` or ``X, y``; a ``.csv`` with the columns image (a path) and label, or label and
             one number for each of a classifier's inputs; a folder with one folder per class, by name or number; or
             ``torchvision:NAME``, which may download (``torchvision:NAME:train`` for the training split).
-        input_shape: what the classifier takes. Arrays of another size are refused; pictures are resized, and a warning
-            says so. Signals (C, L) and volumes (C, D, H, W) become vectors.
-        class_names: by which a folder's classes are known.
+        input_shape: the classifier's input shape. Arrays of another size are refused; pictures are resized with a
+            warning. Signals (C, L) and volumes (C, D, H, W) become vectors.
+        class_names: the classifier's class names, for labels and folders given by name.
 
     Raises:
-        UsageError: it cannot be read, or does not fit the classifier.
+        UsageError: the data cannot be read, or do not fit the classifier.
 
     Example:
         >>> import numpy as np
@@ -94,7 +94,7 @@ def load_data(spec: str, input_shape: tuple[int, ...], class_names: Sequence[str
         arrays = _folder(path, class_names, input_shape)
     else:
         raise UsageError(
-            f"{spec!r} is not reference data: give an .npz, a .csv, a folder with one folder per class, or "
+            f"{spec!r} is not reference data: pass an .npz, a .csv, a folder with one folder per class, or "
             f"torchvision:NAME."
         )
     images, labels = _images(spec, arrays[0], input_shape), _labels(spec, arrays, class_names)
@@ -104,17 +104,13 @@ def load_data(spec: str, input_shape: tuple[int, ...], class_names: Sequence[str
 
 
 def _path_and_split(spec: str) -> tuple[Path, str]:
-    """Split FILE.npz:SPLIT; a colon anywhere else belongs to the path."""
+    """Split FILE.npz:SPLIT into path and split; a colon anywhere else belongs to the path."""
     head, _, tail = spec.rpartition(":")
     return (Path(head), tail) if head.lower().endswith(".npz") and not Path(spec).exists() else (Path(spec), "")
 
 
 def read_picture(file: Path, input_shape: tuple[int, ...]) -> np.ndarray:
-    """Return a picture's pixels, (H, W) or (H, W, C) uint8, and log what had to be done to it; see `decode`.
-
-    Raises:
-        UsageError: it cannot be read, or does not fit the classifier.
-    """
+    """Return a picture's pixels, (H, W) or (H, W, C) uint8, and log how it was converted; see `decode`."""
     pixels, notes = decode(file, input_shape)
     for note in notes:
         log.warning("%s %s.", file, note)
@@ -124,13 +120,13 @@ def read_picture(file: Path, input_shape: tuple[int, ...]) -> np.ndarray:
 def checked(
     data: LabelledImages, what: str, input_shape: tuple[int, ...], class_names: Sequence[str] = ()
 ) -> LabelledImages:
-    """Return the data if it fits a classifier.
+    """Return the data unchanged if they fit a classifier.
 
     Args:
         data: images and labels.
-        what: what to call it in an error.
-        input_shape: what the classifier takes.
-        class_names: the classifier's; any label passes if left out.
+        what: name of the data in an error message.
+        input_shape: the classifier's input shape.
+        class_names: the classifier's class names; if omitted, labels are not checked.
 
     Raises:
         UsageError: a shape, a value or a label does not fit.
@@ -142,10 +138,10 @@ def checked(
             f"of {input_shape}, each with a label. Resize the images to the classifier's size first."
         )
     if images.dtype != torch.float32 or labels.dtype != torch.int64:
-        raise UsageError(f"{what} has images of {images.dtype} and labels of {labels.dtype}: float32 and int64 it is.")
+        raise UsageError(f"{what} has images of {images.dtype} and labels of {labels.dtype}: use float32 and int64.")
     low, high = images.min().item(), images.max().item()
-    if images.dim() == 4 and not (low >= -0.001 and high <= 1.001):  # false of NaN too
-        raise UsageError(f"{what} has images from {low:g} to {high:g}: give them as uint8, or as float in [0, 1].")
+    if images.dim() == 4 and not (low >= -0.001 and high <= 1.001):  # also refuses NaN
+        raise UsageError(f"{what} has images from {low:g} to {high:g}: pass uint8, or float in [0, 1].")
     if not images.isfinite().all():
         raise UsageError(f"{what} has values that are not finite.")
     wrong = labels[(labels < 0) | (labels >= len(class_names))] if class_names else labels[:0]
@@ -160,7 +156,7 @@ def checked(
 def _npz(path: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
     if path.exists() and not zipfile.is_zipfile(path):
         example = f"numpy.savez({path.name!r}, images=..., labels=...)"
-        raise UsageError(f"{path} is not a complete .npz: write one by {example}.")
+        raise UsageError(f"{path} is not a complete .npz: write one with {example}.")
     try:
         with np.load(path, allow_pickle=False) as arrays:
             pairs = [(x.format(split or "test"), y.format(split or "test")) for x, y in KEYS]
@@ -169,7 +165,7 @@ def _npz(path: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
                 wanted = f"{' and '.join(pairs[0])}, or {' and '.join(pairs[1])}, or images and labels"
                 raise UsageError(f"{path} has {listed(arrays.files)}; it needs {wanted}.")
             if split and not any(split in name for name in names):
-                log.warning("%s has no split %r: its %s and %s are read.", path, split, *names)
+                log.warning("%s has no split %r: using its %s and %s.", path, split, *names)
             for name in names:
                 _check_member(path, arrays.zip, f"{name}.npy")
             return arrays[names[0]], arrays[names[1]]
@@ -177,24 +173,24 @@ def _npz(path: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
         raise
     except FileNotFoundError as error:
         raise UsageError(f"there is no file {path}.") from error
-    except Exception as error:  # of zip, its four ways of packing, and numpy's header, each with kinds of its own
+    except Exception as error:  # zipfile, its four compressions and numpy's header each raise their own kinds
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise UsageError(f"{path} cannot be read as .npz: {reason[:300]}.") from error
 
 
 def _check_member(path: Path, archive: zipfile.ZipFile, name: str) -> None:
-    """See that an array is as large as it says, before memory is taken for it.
+    """Check the size of an array before memory is allocated for it.
 
     Raises:
-        UsageError: it is too large, packed too tightly, or its header asks for other than what follows.
+        UsageError: it is too large or compressed too strongly, or its header does not match its content.
     """
     info = archive.getinfo(name)
     if info.file_size > MAX_BYTES:
         raise _too_many(path)
     if info.file_size > BOMB_BYTES and info.file_size > BOMB_RATIO * info.compress_size:
         raise UsageError(
-            f"{path}: {name} unpacks {info.compress_size:,} bytes to {info.file_size:,}, as a decompression bomb "
-            f"does. If it is your own, write it by numpy.savez, unpacked."
+            f"{path}: {name} unpacks {info.compress_size:,} bytes to {info.file_size:,}, like a "
+            f"decompression bomb. If you wrote it yourself, save it uncompressed with numpy.savez."
         )
     with archive.open(info) as member:
         major, _ = np.lib.format.read_magic(member)
@@ -206,7 +202,7 @@ def _check_member(path: Path, archive: zipfile.ZipFile, name: str) -> None:
                 f"numpy.array(..., dtype=str)."
             )
         if math.prod(shape) * kind.itemsize != info.file_size - member.tell() or min(shape, default=0) < 0:
-            raise UsageError(f"{path}: {name} says that it is {kind} {shape}, and holds something else.")
+            raise UsageError(f"{path}: {name} claims to be {kind} {shape}, but holds something else.")
 
 
 def _folder(folder: Path, class_names: Sequence[str], input_shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
@@ -227,12 +223,12 @@ def _csv(path: Path, class_names: Sequence[str], input_shape: tuple[int, ...]) -
     if pictures is None:
         images, names = numbers_of(path, header, rows, input_shape)
         return images, labels_of(names, class_names, path)
-    labels = labels_of([name for _, name in pictures], class_names, path)  # first, as it takes no time
+    labels = labels_of([name for _, name in pictures], class_names, path)  # first, because it is fast
     return _pictures(path, [file for file, _ in pictures], input_shape), labels
 
 
 def _pictures(source: Path, files: Iterable[Path], input_shape: tuple[int, ...]) -> np.ndarray:
-    """Read pictures, (N, C, H, W) uint8, and log once for all of them what had to be done to how many."""
+    """Read pictures, (N, C, H, W) uint8, and log each kind of conversion once, with the number of pictures."""
     images, numbers = [], 0
     done: Counter[str] = Counter()
     for file in files:
@@ -243,7 +239,7 @@ def _pictures(source: Path, files: Iterable[Path], input_shape: tuple[int, ...])
         if numbers > MAX_NUMBERS:
             raise _too_many(source)
     for note, count in done.items():
-        log.warning("%s: of %d of its %d pictures: each %s.", source, count, len(images), note)
+        log.warning("%s: %d of its %d pictures: each %s.", source, count, len(images), note)
     return np.stack(images)
 
 
@@ -255,7 +251,7 @@ def _torchvision(name: str) -> tuple[np.ndarray, np.ndarray]:
         raise UsageError(f"torchvision:{name}:{split}: the split is train or test.")
     known = {n.lower(): n for n in ("MNIST", "FashionMNIST", "KMNIST", "CIFAR10", "CIFAR100", "SVHN")}
     if name.lower() not in known:
-        raise UsageError(f"torchvision:{name} is none of {listed(known.values())}.")
+        raise UsageError(f"torchvision:{name} is not one of {listed(known.values())}.")
     make = getattr(torchvision.datasets, known[name.lower()])
     try:
         if name.lower() == "svhn":
@@ -284,21 +280,21 @@ def _images(spec: str, x: np.ndarray, input_shape: tuple[int, ...]) -> Tensor:
         raise UsageError(f"{spec} has images of {x.dtype}, which cannot be pixel values.")
     if x.dtype == np.uint8 and len(input_shape) == 3:
         if x.max(initial=0) == 1:
-            log.warning("%s has bytes of 0 and 1 alone, which are almost black. If 1 is white, multiply by 255.", spec)
+            log.warning("%s has only the bytes 0 and 1, which are almost black. If 1 is white, multiply by 255.", spec)
         return torch.from_numpy(np.ascontiguousarray(x)) / 255
-    with np.errstate(over="ignore"):  # what float32 cannot hold is refused as not finite
+    with np.errstate(over="ignore"):  # values that overflow float32 are refused later as not finite
         return torch.from_numpy(np.ascontiguousarray(x, dtype=np.float32))
 
 
 def _too_many(spec: str | Path) -> UsageError:
     return UsageError(
-        f"{spec} has more images than are read into memory, {MAX_BYTES / 1e9:g} GB as 32-bit numbers. Keep some "
-        f"hundred of each class."
+        f"{spec} has more images than interpkit reads into memory ({MAX_BYTES / 1e9:g} GB as 32-bit numbers). "
+        f"Keep a few hundred per class."
     )
 
 
 def _labels(spec: str, arrays: tuple[np.ndarray, np.ndarray], class_names: Sequence[str]) -> Tensor:
-    """Return labels (N,) from whole numbers of any type, names, a column (N, 1), or one-hot rows (N, n)."""
+    """Return labels (N,) int64 from whole numbers of any type, names, a column (N, 1), or one-hot rows (N, n)."""
     x, y = arrays
     if y.ndim == 2 and y.shape[1] == 1:
         y = y[:, 0]
@@ -310,7 +306,5 @@ def _labels(spec: str, arrays: tuple[np.ndarray, np.ndarray], class_names: Seque
         y = labels_of(y.tolist(), class_names, spec)
     whole = y.dtype.kind in "iub" or (y.dtype.kind == "f" and bool((np.isfinite(y) & (y == y.round())).all()))
     if y.shape != (len(x),) or not whole or not len(y):
-        raise UsageError(
-            f"{spec} needs a whole number as label for each of its {len(x)} images, not {y.dtype} {y.shape}."
-        )
+        raise UsageError(f"{spec} needs one integer label for each of its {len(x)} images, not {y.dtype} {y.shape}.")
     return torch.from_numpy(y.astype(np.int64))

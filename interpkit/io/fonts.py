@@ -1,4 +1,4 @@
-"""Class names in pictures: a font that has the characters of a name, or the class's number beside it."""
+"""Fonts for drawing class names of any script."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from PIL import ImageFont
 
 SIZE = 14
 USUAL = Path(get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
-"""Latin, Greek, Cyrillic, Hebrew, Arabic, Armenian and Georgian; it comes with matplotlib."""
+"""Comes with matplotlib; has Latin, Greek, Cyrillic, Hebrew, Arabic, Armenian and Georgian characters."""
 
 
 def legible(name: str, number: int | None = None, limit: int = 18) -> tuple[str, ImageFont.FreeTypeFont]:
-    r"""Return a name in one line, of at most ``limit`` characters, and a font that has them all.
+    r"""Return a name on one line, of at most ``limit`` characters, and a font that has all of them.
 
-    If no font here has them, code points follow the class's number: ``7: \\u732b``.
+    If no installed font does, the text is the class's number and escaped code points: ``7: \\u732b``.
     """
     text = short(name, limit)
     path = font_for(text)
@@ -30,23 +30,23 @@ def legible(name: str, number: int | None = None, limit: int = 18) -> tuple[str,
 
 
 def usual() -> ImageFont.FreeTypeFont:
-    """Return the font of captions."""
+    """Return the font for captions."""
     return _opened(USUAL)
 
 
 def short(name: str, limit: int = 18) -> str:
-    """Return a name in one line of characters that can be drawn, and with an end."""
+    """Return a name on one line, of printable characters, shortened to ``limit``."""
     name = " ".join("".join(sign if sign.isprintable() else " " for sign in name).split())
     return name if len(name) <= limit else name[: limit - 1] + "…"
 
 
 @functools.cache
 def font_for(text: str) -> Path | None:
-    """Return the file of a font that has all characters of a text: the usual one, else one of the system, else None."""
+    """Return a font file that has all characters of a text: the usual font, a system font, or None."""
     signs = set(map(ord, text)) - {ord(" ")}
     if signs <= _characters(USUAL):
         return USUAL
-    from matplotlib.font_manager import findSystemFonts  # makes a list of all fonts when it is first imported
+    from matplotlib.font_manager import findSystemFonts  # lists all fonts when first imported
 
     return next((path for path in map(Path, sorted(findSystemFonts())) if signs <= _characters(path)), None)
 
@@ -55,8 +55,8 @@ def font_for(text: str) -> Path | None:
 def _characters(path: Path) -> frozenset[int]:
     try:
         return frozenset(FT2Font(str(path)).get_charmap())
-    except Exception as error:  # of bitmaps, or torn; FreeType and matplotlib have several kinds
-        logging.getLogger("interpkit").debug("the font %s is left out: %s", path, error)
+    except Exception as error:  # a bitmap font or a damaged file: FreeType and matplotlib raise several kinds
+        logging.getLogger("interpkit").debug("skipping the font %s: %s", path, error)
         return frozenset()
 
 

@@ -1,4 +1,4 @@
-"""One process at a time writes into a folder; readers are not kept out, as every file there is whole at any moment."""
+"""A lock that lets one process at a time write into a folder; readers need none, because all writes are atomic."""
 
 from __future__ import annotations
 
@@ -20,38 +20,38 @@ log = logging.getLogger("interpkit")
 
 LOCK = ".lock"
 HOLDER = ".lock.json"
-"""Who holds the lock; both are there while the folder is written."""
+"""Names the process that holds the lock; both files exist while the folder is being written."""
 
 
 @contextmanager
 def only_writer(folder: Path, files: Iterable[str] = ()) -> Iterator[None]:
-    """Keep other processes from writing into a folder, for a block; it is made if need be.
+    """Create a folder if it does not exist, and keep other processes from writing into it during the block.
 
-    The system lets go of it when the process ends, in whatever way.
+    The operating system releases the lock however the process ends.
 
     Args:
-        folder: to be written.
-        files: names of those that will be; what a killed process has left of them half written is removed.
+        folder: the folder to write.
+        files: names of the files to write; temporary files that a killed process left of them are removed.
 
     Raises:
-        RunError: another process writes there, or the folder cannot be made or written.
+        RunError: another process is writing there, or the folder cannot be created or written.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RunError(f"cannot make the folder {folder}: {error.strerror}.") from error
-    if (folder / LOCK).is_symlink():  # locking it would empty the file that it leads to
+    if (folder / LOCK).is_symlink():  # locking would truncate the file that it points to
         raise RunError(f"{folder / LOCK} is a link. Remove it.")
     lock = FileLock(folder / LOCK)
     try:
         lock.acquire(timeout=0)
     except Timeout as error:
         raise RunError(
-            f"{folder} is being written by {_holder(folder)}. Wait until that has ended, stop it, or name another "
-            f"folder by {setting('out', None)}."
+            f"{folder} is being written by {_holder(folder)}. Wait until it ends, stop it, or name another "
+            f"folder with {setting('out', None)}."
         ) from error
     except NotImplementedError:
-        log.warning("%s lies on a disk without locks: see that one process alone writes there", folder)
+        log.warning("%s is on a disk without file locks: make sure that only one process writes there", folder)
     except OSError as error:
         raise RunError(f"cannot write into {folder}: {error.strerror}.") from error
     try:
@@ -70,7 +70,7 @@ def only_writer(folder: Path, files: Iterable[str] = ()) -> Iterator[None]:
 
 
 def _holder(folder: Path) -> str:
-    """Return who writes into a folder, for a message."""
+    """Return which process is writing into a folder, for an error message."""
     try:
         facts = json.loads((folder / HOLDER).read_text("utf-8"))
         return f"process {facts['process']} on {facts['host']} since {facts['since']}"

@@ -1,4 +1,4 @@
-"""What a notebook shows of samples and of a training: HTML, and figures of matplotlib."""
+"""Notebook output for samples and training histories: HTML and matplotlib figures."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from interpkit.io.images import grid, to_picture, to_png
 
 
 class ShownFigure(Figure):
-    """A figure that a notebook shows by itself, without pyplot and its magic commands."""
+    """A figure that notebooks display without pyplot or magic commands."""
 
     def _repr_png_(self) -> bytes:
         buffer = io.BytesIO()
@@ -29,10 +29,10 @@ def to_html(sentence: str, images: Tensor, labels: Tensor, names: Sequence[str])
     """Return a sentence and a grid of images, one row per class, as HTML.
 
     Args:
-        sentence: shown above the grid; it may hold any character.
+        sentence: plain text above the grid; it is escaped.
         images: (N, C, H, W) uint8; vectors, (N, D), are not drawn.
-        labels: (N,) int64, the class of each image.
-        names: of all classes.
+        labels: (N,) int64.
+        names: all class names.
     """
     text = f"<p>{html.escape(sentence)}</p>"
     if images.dim() != 4:
@@ -45,10 +45,10 @@ def sample_figure(images: Tensor, labels: Tensor, names: Sequence[str], shape: S
     """Return a figure of samples, one row per class.
 
     Args:
-        images: (N, *input_shape) in [0, 1], as many of each class.
-        labels: (N,) int64, the class of each image.
-        names: of all classes.
-        shape: of signals, (C, L), which are drawn as lines, or of volumes, (C, D, H, W): their middle slice.
+        images: (N, *input_shape) in [0, 1], the same number of each class.
+        labels: (N,) int64.
+        names: all class names.
+        shape: (C, L) for signals, drawn as lines, or (C, D, H, W) for volumes, drawn as their middle slice.
     """
     classes = labels.unique().tolist()
     per_class = len(labels) // len(classes)
@@ -66,13 +66,13 @@ def sample_figure(images: Tensor, labels: Tensor, names: Sequence[str], shape: S
             else:
                 place.bar(range(len(image)), image.numpy())
         name, font = legible(names[label], label)
-        name = name.replace("$", r"\$")  # which would begin a formula
+        name = name.replace("$", r"\$")  # would start a formula
         row[0].set_ylabel(name, rotation=0, ha="right", va="center", font=Path(str(font.path)))
     return figure
 
 
 def history_figure(steps: Sequence[int], terms: Mapping[str, Sequence[float]], accuracy: Sequence[float]) -> Figure:
-    """Return a figure of the training: each term and the inversion accuracy, by step."""
+    """Return a figure of each loss term and the inversion accuracy over the training steps."""
     figure = ShownFigure(figsize=(9, 3.2), layout="constrained")
     left, right = figure.subplots(1, 2)
     for name, values in terms.items():

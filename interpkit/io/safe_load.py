@@ -1,4 +1,4 @@
-"""What `torch.save` wrote, read without running code and in no more memory than the file is large."""
+"""Read files of `torch.save` without running code from them, in memory limited by the file's size."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 import pickletools
 import warnings
 import zipfile
-from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING  # pickles have the names of Python 2, as torch reads them
+from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING  # like torch, translate Python 2 names in pickles
 from pathlib import Path
 from typing import IO, Any
 
@@ -17,34 +17,33 @@ from torch import Tensor
 from interpkit.io.stand_ins import is_inert, stand_in
 
 AS_LARGE = 4
-"""How many times as large as the file its tensors may be together: tied weights are stored once."""
+"""Tensors may be this many times as large as the file in total, because tied weights are stored once."""
 ROOM = 1_000_000
 LONGEST_WORD = 20_000
-"""In a text. Where torch refuses a file, it searches its message in time that grows with the square of this: in torch
-2.14 a file of 80 kB takes minutes, so pickles are scanned first."""
+"""Longest word accepted in a string. When torch refuses a file, it searches its own error message in time quadratic in
+the length of a word: in torch 2.14 a file of 80 kB takes minutes. So pickles are scanned first."""
 MOST_NAMES = 1000
-"""Of classes and functions in a pickle; torch compares them with each other, and checkpoints have a few dozen."""
+"""Most classes and functions in a pickle; torch compares them pairwise, and checkpoints have a few dozen."""
 LONG_TEXT = 1000
-"""Texts from this length on count each time they are repeated: torch makes a copy where they stand for bytes."""
+"""Strings of at least this length count every time they are repeated: torch copies those that encode bytes."""
 OLD_PICKLES = 5
-"""One after another at the beginning of a file of before torch 1.6."""
+"""Number of pickles at the beginning of a file from before torch 1.6."""
 
 
 def load_plain(path: Path, *, skip_objects: bool = False) -> Any:
-    """Read a file of `torch.save` that holds tensors and plain values alone.
+    """Read a file of `torch.save` that contains only tensors and plain values.
 
-    Besides what ``weights_only`` refuses, an archive that unpacks to more than its size is not unpacked, and tensors
-    that are larger than what is stored (repeated rows, or no values at all) are refused.
+    Besides everything that ``weights_only`` refuses, this refuses archives that unpack to more than their size, and
+    tensors that are larger than their stored values (repeated rows, or no values at all).
 
     Args:
-        path: in the format of today, an archive, or that of before torch 1.6.
-        skip_objects: whether the file may hold other objects too, such as the configuration of a training. Neither
-            their classes nor their code are imported or run: an empty dictionary stands for each, with the object's
-            attributes as its own, and NumPy's arrays and numbers become tensors. What would act when it is unpickled
-            (``os.system``) is refused all the same.
+        path: the file, in today's format (an archive) or that from before torch 1.6.
+        skip_objects: accept files that hold other objects too, such as a training configuration. Their classes are not
+            imported and none of their code is run: each object becomes a dictionary of its attributes, and NumPy's
+            arrays and numbers become tensors. Names that would act when unpickled (``os.system``) are still refused.
 
     Raises:
-        Exception: it is none such; `torch.load` has many kinds.
+        Exception: the file is refused or damaged; `torch.load` raises many kinds.
 
     Example:
         >>> from pathlib import Path
@@ -58,7 +57,7 @@ def load_plain(path: Path, *, skip_objects: bool = False) -> Any:
     size, names = path.stat().st_size, set[str]()
     most = AS_LARGE * size + ROOM
     with warnings.catch_warnings(), _Clipped(io.FileIO(path)) as file:
-        warnings.simplefilter("ignore")  # of old pickle protocols
+        warnings.simplefilter("ignore")  # old pickle protocols
         if file.peek(2).startswith(b"PK"):
             with zipfile.ZipFile(path) as archive:
                 unpacked = sum(info.file_size for info in archive.infolist())
@@ -82,12 +81,12 @@ def load_plain(path: Path, *, skip_objects: bool = False) -> Any:
     if held > most:
         raise ValueError(f"its tensors have {held:,} bytes together, and the file {size:,}")
     for tensor in tensors:
-        vars(tensor).clear()  # attributes of a parameter, which may hide its methods
+        vars(tensor).clear()  # a parameter's stored attributes may hide its methods
     return content
 
 
 class _Clipped(io.BufferedReader):
-    """A file that is not asked for more than it has: Python takes memory for what it is asked for."""
+    """A reader that never requests more bytes than remain: Python allocates as much as is requested."""
 
     def __init__(self, raw: io.FileIO) -> None:
         super().__init__(raw)
@@ -99,7 +98,7 @@ class _Clipped(io.BufferedReader):
 
 
 def _scan(pickled: IO[bytes], most: int) -> set[str]:
-    """Return the names that a pickle refers to, as ``module.name``; refuse long words, and texts repeated too often."""
+    """Return the names that a pickle refers to, as ``module.name``; refuse long words and heavily repeated strings."""
     names = set()
     lengths: dict[Any, int] = {}
     length = repeated = 0
@@ -124,7 +123,7 @@ def _scan(pickled: IO[bytes], most: int) -> set[str]:
 
 
 def tensors_in(value: Any) -> list[Tensor]:
-    """Return the tensors in containers, each once, though a container may hold itself."""
+    """Return all tensors in nested containers; a container may contain itself."""
     tensors: list[Tensor] = []
     todo, visited = [value], set()
     while todo:
@@ -135,7 +134,7 @@ def tensors_in(value: Any) -> list[Tensor]:
         if isinstance(value, Tensor):
             tensors.append(value)
         elif isinstance(value, dict):
-            todo += dict.values(value)  # an attribute of what stands for an object may hide the method
+            todo += dict.values(value)  # a stand-in's attribute may hide the method
         elif isinstance(value, list | tuple | set):
             todo += value
     return tensors

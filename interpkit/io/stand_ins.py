@@ -1,4 +1,4 @@
-"""What stands in a pickle for objects of classes that are neither imported nor called."""
+"""Inert classes that replace those named in a pickle, which are neither imported nor called."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ HARMLESS = frozenset(
     {"argparse", "pathlib", "datetime", "collections", "copyreg", "decimal", "fractions", "types", "uuid"}
     | {"enum", "logging", "random", "time", "typing", "zoneinfo", "__main__"}
 )
-"""Modules of the standard library whose objects stand in checkpoints."""
+"""Standard-library modules whose objects checkpoints commonly contain."""
 PLAIN = frozenset(f"builtins.{kind.__name__}" for kind in (object, dict, list, tuple, int, float, bool, str, bytes))
 PLAIN |= {"functools.partial"}
-"""Further names of the standard library that do."""
+"""Further standard-library names that are common in checkpoints."""
 VALUES = frozenset({"pathlib", "datetime", "decimal", "fractions", "functools", "uuid", "zoneinfo"})
-"""Modules whose objects may be keys, or have a state that is not a dictionary."""
+"""Modules whose objects may be dictionary keys or have a state that is not a dictionary."""
 
 NUMPY = ("numpy", "numpy.core.multiarray", "numpy._core.multiarray")
 MOST_SWAPPED = 100_000_000
 
 
 def is_inert(name: str) -> bool:
-    """Say whether a name may be passed over. Nothing of the standard library is run either, but it is a bad sign."""
+    """Return whether a name may be skipped. Standard-library names are never run either, but most signal an attack."""
     package = name.partition(".")[0]
     return name in PLAIN or package in HARMLESS or package not in sys.stdlib_module_names
 
 
 class _StandIn:
-    """In the place of a class or function that a pickle names: whatever it is called with, an empty dictionary.
+    """Replaces any class or function; a call returns an empty dictionary.
 
-    The dictionary is of the one class that torch sets items and attributes of.
+    torch sets items and attributes on no other class than OrderedDict.
     """
 
     def __new__(cls, *_: Any, **__: Any) -> Any:
@@ -43,14 +43,14 @@ class _StandIn:
 
 
 class _Sequence:
-    """In the place of a class of sequences."""
+    """Replaces a sequence class; a call returns an empty list."""
 
     def __new__(cls, *_: Any) -> Any:
         return []
 
 
 class _Value:
-    """In the place of a class whose objects may be keys, or have a state that is not a dictionary."""
+    """Replaces a class of one of the modules in `VALUES`."""
 
     def __init__(self, *_: Any, **__: Any) -> None: ...
 
@@ -58,10 +58,10 @@ class _Value:
 
 
 class _Kind:
-    """In the place of ``numpy.dtype``."""
+    """Replaces ``numpy.dtype``."""
 
     swapped = 0
-    """Bytes that were copied for their order."""
+    """Bytes copied so far to convert their byte order."""
 
     def __init__(self, code: Any, *_: Any) -> None:
         self.code, self.order = str(code), "="
@@ -70,25 +70,25 @@ class _Kind:
         self.order = "=" if state[1] == "|" else state[1]
 
     def tensor(self, data: Any, shape: Any = ()) -> Any:
-        """Return numbers as a tensor, and None for anything else."""
-        data = data or b""  # a stand-in, where there are none
+        """Return numbers as a tensor; None for anything else."""
+        data = data or b""  # an empty stand-in if there are no bytes
         if not re.fullmatch("[biufc][0-9]+", self.code) or not isinstance(data, bytes):
             return None
         array = np.frombuffer(data, np.dtype(f"{self.order}{self.code}")).reshape(shape)
         if not array.dtype.isnative:
-            kind = type(self)  # a class of its own for each file
+            kind = type(self)  # created for each file, see `stand_in`
             kind.swapped += array.nbytes
             if kind.swapped > MOST_SWAPPED:
-                raise ValueError(f"it has more than {MOST_SWAPPED:,} bytes of arrays in another order of bytes")
+                raise ValueError(f"it has more than {MOST_SWAPPED:,} bytes of arrays in foreign byte order")
             array = array.astype(array.dtype.newbyteorder("="))
         try:
-            return torch.from_numpy(array)  # no copy: any number of arrays may have the same bytes
-        except TypeError:  # torch does not have it
+            return torch.from_numpy(array)  # without copying, because many arrays may share the same bytes
+        except TypeError:  # torch lacks this dtype
             return None
 
 
 class _Array:
-    """In the place of ``numpy.ndarray``; its values are in `tensor` once its state is known."""
+    """Replaces ``numpy.ndarray``; `tensor` has its values once the state is set."""
 
     tensor: Tensor | None = None
 
@@ -101,14 +101,14 @@ class _Array:
 
 
 class _ArrayMaker:
-    """In the place of the function that makes an empty array for its state."""
+    """Replaces the function that creates an empty array before its state is set."""
 
     def __new__(cls, kind: type[_Array], *_: Any) -> Any:
         return kind()
 
 
 class _Scalar:
-    """In the place of the function that makes NumPy's numbers."""
+    """Replaces the function that creates NumPy scalars."""
 
     def __new__(cls, kind: _Kind, data: Any = None) -> Any:
         return kind.tensor(data)
@@ -118,7 +118,7 @@ _OF_NUMPY = {"dtype": _Kind, "ndarray": _Array, "_reconstruct": _ArrayMaker, "sc
 
 
 def stand_in(name: str) -> type:
-    """Return a class for `torch.serialization.safe_globals` that a pickle calls in the place of what it names."""
+    """Return the class to call instead of ``name``, for `torch.serialization.safe_globals`."""
     module, _, last = name.rpartition(".")
     base: type = _Sequence if last == "deque" else _Value if module.partition(".")[0] in VALUES else _StandIn
     if module in NUMPY:

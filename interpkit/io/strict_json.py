@@ -1,4 +1,4 @@
-"""JSON as interpkit accepts it: bounded in size and depth, and finite."""
+"""Read JSON of bounded size and depth with finite numbers."""
 
 from __future__ import annotations
 
@@ -9,26 +9,22 @@ from pathlib import Path
 from typing import Any
 
 MAX_JSON_BYTES = 100_000_000
-
-
 MAX_DEPTH = 50
-"""Of values within values."""
-
-
+"""Most levels of nesting."""
 MAX_WHOLE = 2**63
 
 
 def read_text(path: Path, most: int = MAX_JSON_BYTES, errors: str = "strict") -> str:
-    """Read a file of text, if it is a file (a pipe would never end) and not too large.
+    """Read a UTF-8 text file of at most ``most`` bytes.
 
     Args:
-        path: of the file.
-        most: bytes.
-        errors: what to do about what is not UTF-8; see `bytes.decode`.
+        path: the file.
+        most: the maximum size in bytes.
+        errors: how to handle invalid UTF-8; see `bytes.decode`.
 
     Raises:
-        OSError: there is none.
-        ValueError: it is something else, too large, or not UTF-8.
+        OSError: the file does not exist.
+        ValueError: it is not a regular file (a pipe would never end), too large, or not UTF-8.
     """
     if path.exists() and not (path.is_file() or path.is_dir()):
         raise ValueError("it is not a file")
@@ -38,10 +34,10 @@ def read_text(path: Path, most: int = MAX_JSON_BYTES, errors: str = "strict") ->
 
 
 def parse(text: str) -> Any:
-    """Read JSON whose values all can be handled: numbers that are finite and of 64 bits, text that can be written.
+    """Parse JSON with finite numbers of at most 64 bits and valid Unicode.
 
     Raises:
-        ValueError: it is none such.
+        ValueError: it is malformed, nested too deeply, or has other numbers or text.
     """
     try:
         value = json.loads(text, parse_constant=_refuse, parse_int=_whole, parse_float=_finite)
@@ -50,7 +46,7 @@ def parse(text: str) -> Any:
     if is_too_deep(value):
         raise ValueError("its values are nested too deeply")
     if re.search(r"\\u[dD]", text):
-        json.dumps(value, ensure_ascii=False).encode()  # half a surrogate pair can be read, but not written
+        json.dumps(value, ensure_ascii=False).encode()  # half of a surrogate pair can be parsed, but not encoded
     return value
 
 
@@ -73,6 +69,6 @@ def _finite(digits: str) -> float:
 
 
 def is_too_deep(value: Any, most: int = MAX_DEPTH) -> bool:
-    """Say whether tables and lists stand within each other more than ``most`` times."""
+    """Return whether dictionaries and lists are nested more than ``most`` levels deep."""
     inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
     return most < 0 or any(is_too_deep(item, most - 1) for item in inner)

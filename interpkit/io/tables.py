@@ -1,4 +1,4 @@
-"""Tables of labeled images or vectors, as CSV, and the labels in them."""
+"""Read CSV tables of labeled images or vectors."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from interpkit.errors import UsageError, listed
 MAX_TABLE_BYTES = 500_000_000
 PICTURE_COLUMNS = ("image", "image_path", "filename", "file_name", "file", "path", "filepath", "image_id")
 LABEL_COLUMNS = ("label", "class", "target", "category", "species", "y", "labels", "diagnosis")
-"""How such columns are usually called, in any case; the first that is there counts."""
+"""Common names of these columns, in upper or lower case; the first one that exists is used."""
 
 
 def read_table(path: Path) -> tuple[list[str], list[list[str]]]:
-    """Read a CSV file: the names of its columns, and its rows.
+    """Read a CSV file; return the names of its columns and its rows.
 
     Raises:
         UsageError: it is missing, too large, not text, or its rows differ in length.
     """
-    if not os.path.isfile(path):  # a pipe, say, which would never end; of a name that is too long Path.is_file raises
+    if not os.path.isfile(path):  # refuses pipes, which never end; Path.is_file raises for a name that is too long
         raise UsageError(f"there is no file {path}.")
     try:
         if path.stat().st_size > MAX_TABLE_BYTES:
-            raise UsageError(f"{path} is larger than {MAX_TABLE_BYTES:,} bytes: give an .npz.")
+            raise UsageError(f"{path} is larger than {MAX_TABLE_BYTES:,} bytes: pass an .npz.")
         with path.open(encoding="utf-8-sig", newline="") as file:
             start = file.read(4096)
             file.seek(0)
@@ -47,9 +47,9 @@ def read_table(path: Path) -> tuple[list[str], list[list[str]]]:
 
 
 def pictures_of(path: Path, header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[tuple[Path, str]] | None:
-    """Return each picture of a table, relative to the table's folder, with its label's name; None if it lists none.
+    """Return the path and class name of each picture in a table, or None if it has no column of pictures.
 
-    Without a column of labels, the folder that a picture is in is its class.
+    Paths are relative to the table's folder. Without a label column, the picture's folder names its class.
     """
     place = _column(header, PICTURE_COLUMNS)
     if place is None:
@@ -61,7 +61,7 @@ def pictures_of(path: Path, header: Sequence[str], rows: Sequence[Sequence[str]]
 def numbers_of(
     path: Path, header: Sequence[str], rows: Sequence[Sequence[str]], input_shape: tuple[int, ...]
 ) -> tuple[np.ndarray, list[str]]:
-    """Return a table of one label and D numbers per row as inputs (N, *input_shape) and the labels' names.
+    """Return inputs (N, *input_shape) and class names from a table with one label and D numbers per row.
 
     Raises:
         UsageError: the columns do not fit the classifier, or a value is not a number.
@@ -84,7 +84,7 @@ def numbers_of(
 
 
 def labels_of(names: Sequence[str], class_names: Sequence[str], where: str | Path) -> np.ndarray:
-    """Return labels (N,) int64 of classes that are named, or numbered where no class has that name.
+    """Return the labels (N,) int64 of class names; a number that is not a class name is itself the label.
 
     Raises:
         UsageError: there is no such class.
@@ -97,16 +97,16 @@ def labels_of(names: Sequence[str], class_names: Sequence[str], where: str | Pat
         label = known.get(_normal(name), int(whole) if whole.isdecimal() and len(whole) < 19 else None)
         if label is None:
             raise UsageError(
-                f"{where}: no class is named {name!r}. Classes: {listed(class_names)}. Rename it, or give its number."
+                f"{where}: no class is named {name!r}. Classes: {listed(class_names)}. Rename it, or use its number."
             )
         if normal.count(_normal(name)) > 1:
-            raise UsageError(f"{where}: several classes are named {name!r}. Give the number of the class instead.")
+            raise UsageError(f"{where}: several classes are named {name!r}. Use the number of the class instead.")
         labels[name] = label
     return np.array([labels[name] for name in names], dtype=np.int64)
 
 
 def _normal(name: str) -> str:
-    """Return a name with accents as one character each; file systems differ in that."""
+    """Return a name with each accented letter as one character; file systems differ in this."""
     return unicodedata.normalize("NFC", name)
 
 

@@ -1,7 +1,7 @@
-"""The report of a run, and the comparison of several: each one self-contained HTML file.
+"""Write the report of a run, or a comparison of several runs, as one self-contained HTML file.
 
-It opens from disk and asks the network for nothing; its content security policy forbids both, and any script but
-its own. Every name and figure in it is text to the template, which escapes it.
+The page opens from disk and loads nothing else: its content security policy forbids network access and all scripts
+except its own. The templates escape every name and figure.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Several runs side by side on one page: their samples class by class, and their figures."""
+"""Compare runs on one page: their samples class by class, and their figures."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ from interpkit.report.page import render
 from interpkit.runs.folder import Run, refuse_run_files
 
 SHOWN = 10
-"""Samples of each class and run."""
+"""Samples shown per class and run."""
 MOST_CLASSES = 100
 
 
 def write_comparison(runs: Mapping[str, Run | str | Path], path: str | Path) -> Path:
-    """Write a page with runs side by side, one self-contained file; the classifiers are not needed.
+    """Write a self-contained HTML page that shows runs side by side; the classifiers are not needed.
 
     Args:
-        runs: two or more, by the headings of their columns.
-        path: of the page.
+        runs: two or more runs, keyed by the headings of their columns.
+        path: the HTML file to write.
 
     Returns:
         the file.
 
     Raises:
-        RunError: a run has no samples, or is of another schema.
-        UsageError: there are fewer than two, or the page cannot be put there.
+        RunError: a run has no samples, or has another schema.
+        UsageError: there are fewer than two runs, or the file cannot be written.
 
     Example:
         >>> import torch
@@ -48,12 +48,12 @@ def write_comparison(runs: Mapping[str, Run | str | Path], path: str | Path) -> 
     """
     path = Path(path)
     if len(runs) < 2:
-        raise UsageError("a comparison takes two runs or more.")
+        raise UsageError("a comparison needs at least two runs.")
     if not path.parent.is_dir() or path.is_dir():
         raise UsageError(f"{path} cannot be written: name a file in a folder that exists.")
     refuse_run_files(path)
     opened = {name: run if isinstance(run, Run) else Run.open(Path(run)) for name, run in runs.items()}
-    budget = 4_000_000 / len(runs)  # characters for the pictures of one
+    budget = 4_000_000 / len(runs)  # characters for the pictures of each run
     columns = [_column(name, run, budget) for name, run in opened.items()]
     figures = [flattened(column["metrics"]) for column in columns]
     labels = sorted({label for column in columns for label in column["cells"]})
@@ -75,7 +75,7 @@ def write_comparison(runs: Mapping[str, Run | str | Path], path: str | Path) -> 
 
 
 def _column(heading: str, run: Run, budget: float) -> dict[str, Any]:
-    """Return what is shown of a run; its pictures, with the target's confidence, by class."""
+    """Return the content of a run's column; ``cells`` has its pictures and the target's confidence by class."""
     metrics, manifest = run.metrics(), run.manifest()
     images, labels, confidence = _stored(run / "samples.safetensors")
     rows = {k: (labels == k).nonzero()[:SHOWN, 0] for k in labels.unique().tolist()[:MOST_CLASSES]}
@@ -100,12 +100,12 @@ def _column(heading: str, run: Run, budget: float) -> dict[str, Any]:
 
 
 def _stored(path: Path) -> tuple[Tensor, Tensor, Tensor]:
-    """Read images or vectors, labels and confidence, as they are stored."""
+    """Read the stored images (or vectors), labels and confidence."""
     tensors = read_tensors(path)
     images = tensors.get("images", tensors.get("inputs"))
     labels, confidence = tensors.get("labels"), tensors.get("confidence")
     if images is None or labels is None or confidence is None:
-        raise RunError(f"{path} holds {listed(tensors)}; samples are images (or inputs), labels and confidence.")
+        raise RunError(f"{path} holds {listed(tensors)}; samples need images (or inputs), labels and confidence.")
     count = len(labels) if labels.dim() == 1 and labels.dtype == torch.int64 else 0
     fits = count and len(images) == count and confidence.shape == (count,) and confidence.dtype == torch.float32
     kinds = {4: torch.uint8, 2: torch.float32}

@@ -1,4 +1,4 @@
-"""Training curves as the points of small SVG drawings."""
+"""Training curves as SVG polylines."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ MOST_POINTS = 300
 
 @dataclass(frozen=True)
 class Curve:
-    """One value over the steps of a run.
+    """One value over the steps of a run, as the points of an SVG ``polyline`` in a box of WIDTH x HEIGHT.
 
-    ``points`` are those of an SVG ``polyline`` in a box of WIDTH x HEIGHT; ``low`` and ``high`` are the values at the
-    bottom and the top of the box, ``first`` and ``last`` those at the first step and at the last, which is ``steps``.
+    ``low`` and ``high`` are the values at the bottom and top of the box, ``first`` and ``last`` those at the first and
+    last step; ``steps`` is the number of the last step.
     """
 
     name: str
@@ -30,7 +30,7 @@ class Curve:
 
 
 def curves(history: Sequence[StepRecord]) -> list[Curve]:
-    """Return the curves of inversion accuracy, the loss, and each of its terms."""
+    """Return the curves of the inversion accuracy, the loss, and each term."""
     if not history:
         return []
     some = [*history[:: max(1, len(history) // MOST_POINTS)], history[-1]]

@@ -1,4 +1,4 @@
-"""Filling in a template: styles and script go into the page, and its policy allows these and nothing else."""
+"""Render a template into a page that contains its style and script, and allows no others."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ def _templates() -> jinja2.Environment:
 
 
 def render(template: str, **content: Any) -> str:
-    """Return the HTML of a page, a file in ``templates`` filled with the content."""
+    """Return the HTML of a template, filled with ``content``."""
     style, script = (_source(name) for name in ("style.css", "page.js"))
     policy = f"default-src 'none'; img-src data:; style-src {_hash(style)}; script-src {_hash(script)}"
     policy += "; base-uri 'none'; form-action 'none'"
-    # Our own files, which must reach the page unescaped: the policy names them by their digest.
+    # Our own files must not be escaped; the policy identifies them by their digests.
     own = {"style": Markup(style), "script": Markup(script), "policy": policy, "version": __version__}
     return _templates().get_template(template).render(own | content)
 

@@ -1,4 +1,4 @@
-"""What the figures of a run mean, in sentences."""
+"""Explain the figures of a run in sentences."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from interpkit.evaluation.flatten import flattened
 from interpkit.evaluation.warnings import metric_classes, summary
 
 MEANINGS = {
-    r"inversion_accuracy": "Share of samples that the target itself assigns to the class asked for, noise or not.",
-    r"confidence": "Mean probability that the target gives the class asked for.",
-    r"count": "Number of samples that were measured.",
-    r"kl": "KL divergence, in nats, from what the generator was asked for to the target's answer; 0 means equal.",
+    r"inversion_accuracy": "Share of samples that the target classifies as the class asked for, even if it is noise.",
+    r"confidence": "Mean probability that the target assigns to the class asked for.",
+    r"count": "Number of samples.",
+    r"kl": "KL divergence, in nats, between the distribution asked for and the target's probabilities; 0 means equal.",
 }
-"""What the figures that every run has mean, by a pattern for the whole dotted name."""
+"""Meanings of the figures that every run has, keyed by a pattern for the full dotted name."""
 
 
 def meaning(name: str) -> str:
-    """Return what a figure of metrics.json means; without a description, the first line of its metric's docstring."""
+    """Return the meaning of a figure in metrics.json, by default the first line of its metric's docstring."""
     key, first_line = name.partition(".")[0], ""
     for metric in metric_classes():
         if key in (metric.key, metric.name):
@@ -32,23 +32,23 @@ def meaning(name: str) -> str:
 
 
 def rows(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return the figures of metrics.json with their meanings, for a table."""
+    """Return the figures of metrics.json with their meanings, as rows of a table."""
     return [{"name": name, "figure": f, "meaning": meaning(name)} for name, f in flattened(metrics).items()]
 
 
 def verdict(metrics: Mapping[str, Any], target: str, classes: int) -> str:
-    """Return one paragraph: what the target answers for the samples, and what the metrics found."""
+    """Return one paragraph about how the target classifies the samples and what the metrics found."""
     figures = flattened(metrics)
-    asked = f"each of {classes:,} classes" if classes > 1 else "one class"
+    asked = f"{classes:,} classes" if classes > 1 else "one class"
     count = f" {figures['count']}" if "count" in figures else ""
-    sentences = [f"Asked for {asked}, the inversion gave{count} samples."]
+    sentences = [f"The inversion produced{count} samples of {asked}."]
     accuracy = figures.get("inversion_accuracy")
     if accuracy is not None:
         interval = "" if accuracy.interval is None else " (95% interval {:.1%} to {:.1%})".format(*accuracy.interval)
         confidence = figures.get("confidence")
         mean = "" if confidence is None else f", with a mean confidence of {confidence.value:.2f}"
         sentences.append(
-            f"{target} itself assigns {accuracy.value:.1%} of them to the class asked for{interval}{mean}. That alone "
-            f"does not mean that they look like it."
+            f"{target} itself classifies {accuracy.value:.1%} of them as the class asked for{interval}{mean}. That "
+            f"alone does not mean that they look like it."
         )
     return " ".join([*sentences, *summary(metrics)])

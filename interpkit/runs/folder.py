@@ -1,4 +1,4 @@
-"""A run on disk: an inversion in a folder. Every file is written beside its place and renamed into it."""
+"""A run folder: create, read, check and resume it. Every file in it is written atomically."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ log = logging.getLogger("interpkit")
 
 
 class Run:
-    """A run folder; `create` and `open` make one."""
+    """A run folder; use `create` or `open` to get one."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -61,37 +61,37 @@ class Run:
 
     @classmethod
     def create(cls, folder: Path, *, force: bool = False) -> Run:
-        """Prepare a folder for a new run; with ``force``, the files of another run there are removed.
+        """Prepare a folder for a new run; with ``force``, remove the files of another run there.
 
         Raises:
-            RunError: it holds another run, or files of the user's that a run would overwrite.
+            RunError: it contains another run, or the user's own files that a run would overwrite.
         """
         run = cls(folder)
         present = [name for name in FILES if (run / name).exists()]
         if present and "manifest.json" not in present:
             raise RunError(
-                f"{folder} is not a run, and holds {listed(present)}, which a run would overwrite: name another folder "
-                f"by {setting('out', None)}."
+                f"{folder} is not a run, but holds {listed(present)}, which a run would overwrite: name another folder "
+                f"with {setting('out', None)}."
             )
         if present and not force and run.has_started():
             raise RunError(
                 f"{folder} holds another run: resume it with {setting('resume')}, replace it with "
-                f"{setting('force')}, or name another folder by {setting('out', None)}."
+                f"{setting('force')}, or name another folder with {setting('out', None)}."
             )
         if present:
             try:
                 present += run._own_files()
             except RunError as error:
                 raise RunError(
-                    f"{error} It may be no run, so {setting('force')} removes nothing there: name another folder by "
+                    f"{error} It may not be a run, so {setting('force')} removes nothing: name another folder with "
                     f"{setting('out', None)}."
                 ) from error
-        for name in sorted(present, key="manifest.json".__eq__):  # that comes last: until then the folder is a run
+        for name in sorted(present, key="manifest.json".__eq__):  # the manifest last, which marks the folder as a run
             (run / name).unlink()
         return cls(folder)
 
     def has_started(self) -> bool:
-        """Say whether there is a run; one that was killed before its second file was written is none yet."""
+        """Return whether the folder has a run; one that was killed before its second file does not count."""
         if [name for name in FILES if (self / name).exists()] != ["manifest.json"]:
             return (self / "manifest.json").exists()
         try:
@@ -100,12 +100,12 @@ class Run:
             return True
 
     def locked(self) -> AbstractContextManager[None]:
-        """Keep other processes from writing the run, for a block; see `interpkit.io.locking.only_writer`."""
+        """Keep other processes from writing to the run during a block; see `interpkit.io.locking.only_writer`."""
         return only_writer(self.folder, FILES)
 
     @classmethod
     def open(cls, folder: Path) -> Run:
-        """Open an existing run; a folder that holds none is a `RunError`."""
+        """Open an existing run; raise a `RunError` if the folder is not one."""
         run = cls(folder)
         if not (run / "manifest.json").is_file():
             raise RunError(f"{folder} is not a run folder: it has no manifest.json.")
@@ -114,7 +114,7 @@ class Run:
     # ------------------------------------------------------------------------------------- reading
 
     def manifest(self) -> Manifest:
-        """Return manifest.json, which is read once; a torn one, or one of a newer schema, is a `RunError`."""
+        """Return manifest.json, read once; raise a `RunError` if it is damaged or has a newer schema."""
         if self._manifest is None:
             value = self._read_json("manifest.json")
             try:
@@ -122,12 +122,12 @@ class Run:
             except pydantic.ValidationError as error:
                 missing = {"model": "which classifier was inverted", "plugins": "which plugins the run was made with"}
                 what = missing.get(str(error.errors()[0]["loc"][0]))
-                words = "is not as interpkit writes it" if what is None else f"does not say {what}"
+                words = "is not in interpkit's format" if what is None else f"does not state {what}"
                 raise RunError(f"{self / 'manifest.json'} {words} ({_fault(error)}). Run it again.") from error
         return self._manifest
 
     def metrics(self) -> dict[str, Any]:
-        """Read metrics.json; a torn one, or one of a newer schema, is a `RunError`."""
+        """Read metrics.json; raise a `RunError` if it is damaged or has a newer schema."""
         metrics = self._read_json("metrics.json")
         try:
             schemas.Metrics.model_validate(metrics)
@@ -136,8 +136,8 @@ class Run:
             fault = _fault(error)
         if fault is not None:
             raise RunError(
-                f"{self / 'metrics.json'} is not as interpkit writes it ({fault}). Write "
-                f'{{"schema": {SCHEMA}}} into it, and measure again: {command("evaluate", str(self.folder))}.'
+                f"{self / 'metrics.json'} is not in interpkit's format ({fault}). Replace its content with "
+                f'{{"schema": {SCHEMA}}} and evaluate again: {command("evaluate", str(self.folder))}.'
             )
         return metrics
 
@@ -152,7 +152,7 @@ class Run:
             raise RunError(f"{self / name} cannot be read: {error}.") from error
         if not isinstance(value, dict):
             raise RunError(f"{self / name} is not a JSON object.")
-        # Once there is a schema 2, what is read as 1 is brought up to it here, one schema at a time.
+        # Future schemas: upgrade what was read to the current one here, one schema at a time.
         schema = value.get("schema")
         if schema != SCHEMA:
             newer = isinstance(schema, int) and schema > SCHEMA
@@ -161,7 +161,7 @@ class Run:
         return value
 
     def recipe(self) -> Recipe:
-        """Read recipe.toml; a name that another plugin has come to use as well means what it meant in the run."""
+        """Read recipe.toml; a name that several plugins use now means the component that the run used."""
         made_with = self.manifest().plugins.values()
 
         def meant(entry: Entry) -> bool:
@@ -171,7 +171,7 @@ class Run:
         try:
             layer = installed().told_apart(read_toml(self / "recipe.toml"), meant)
         except UsageError as error:
-            if isinstance(error.__cause__, OSError):  # nothing that was typed
+            if isinstance(error.__cause__, OSError):  # not the user's input
                 raise RunError(str(error)) from error.__cause__
             raise
         try:
@@ -181,12 +181,12 @@ class Run:
             if written_by == __version__:
                 raise
             raise UsageError(
-                f"{error} interpkit {written_by} wrote it, and this is {__version__}: pip install "
-                f"{DISTRIBUTION}=={written_by} reads it."
+                f"{error} interpkit {written_by} wrote it, and this is {__version__}. To read it: pip install "
+                f"{DISTRIBUTION}=={written_by}"
             ) from error
 
     def history(self, recipe: Recipe) -> list[StepRecord]:
-        """Read history.jsonl; a torn last line is ignored."""
+        """Read history.jsonl; ignore an incomplete last line."""
         records, path = [], self / "history.jsonl"
         if not path.exists():
             return []
@@ -204,7 +204,7 @@ class Run:
         return records
 
     def checkpoint(self) -> dict[str, Any] | None:
-        """Read the checkpoint, or None; one that holds more than tensors and plain values is a `RunError`."""
+        """Read the checkpoint, if any; raise a `RunError` if it holds more than tensors and plain values."""
         path = self / "checkpoint"
         if not path.exists():
             return None
@@ -212,16 +212,18 @@ class Run:
             state: dict[str, Any] = load_plain(path)
             step, seconds = (state[name] for name in ("step", "seconds"))
             if type(step) is not int or step < 0 or not isinstance(seconds, int | float) or not 0 <= seconds < math.inf:
-                raise ValueError("it holds no state of a run")
-        except Exception as error:  # torch.load has many kinds
+                raise ValueError("it does not contain the state of a run")
+        except Exception as error:  # torch.load raises many kinds
             reason = (str(error) or type(error).__name__).splitlines()[0]
             raise RunError(f"{path} cannot be read: {reason:.200}. Start again with {setting('force')}.") from error
         return state
 
     def check_plugins(self) -> None:
-        """See that the plugins that the run was made with are here, and have what the run takes of them.
+        """Check that the run's plugins are installed and have the components that the run uses.
 
-        If not, that is a `PluginError`; a plugin of one file that the user has not typed again is a `UsageError`.
+        Raises:
+            PluginError: a plugin or component is missing.
+            UsageError: the user has not passed a single-file plugin again.
         """
         plugins = installed()
         plugins.check_files(self.recipe().plugin_files or [], str(self.folder))
@@ -232,25 +234,25 @@ class Run:
                     continue
                 plugins.raise_if_broken(name)
                 here = plugins.found.get(name)
-                state = f"is of version {here.version} here and has none" if here else "is not installed here"
+                state = f"does not have it in the installed version {here.version}" if here else "is not installed"
                 known = plugin.package and plugin.version
                 remedy = f": pip install {plugin.package}=={plugin.version}" if known else "."
                 raise PluginError(
-                    f"{self.folder} takes the {kind} {missing!r} of the plugin {name!r}, which {state}{remedy}"
+                    f"{self.folder} needs the {kind} {missing!r} of the plugin {name!r}, which {state}{remedy}"
                 )
 
     def load_target(self, model: Path | None = None, *, arch: str | None = None, trust: bool = False) -> Target:
         """Load the run's classifier again.
 
         Args:
-            model: its file, if it has moved.
-            arch: what the user types where the recipe records code of the user's own; it is not run from a file,
-                unless this user has typed the same before (see `interpkit.plugins.typed_code`).
-            trust: likewise, for a file that may run code.
+            model: the classifier's file, if it has moved.
+            arch: the architecture, if the recipe records code of the user's own. Such code does not run because a file
+                names it, only if this user has passed the same before (see `interpkit.plugins.typed_code`).
+            trust: allow a file that may run code.
 
         Raises:
-            RunError: it was wrapped in memory, or needs what only the user may type.
-            ModelError: it is gone, or its content is not what it was (unless ``model`` names the file).
+            RunError: the classifier was wrapped in memory.
+            ModelError: the file is missing or has changed (unless ``model`` names it), or needs ``arch`` or ``trust``.
         """
         self.check_plugins()
         recorded = self.manifest().model
@@ -258,12 +260,12 @@ class Run:
         if path is None:
             raise RunError(
                 f"{self.folder} inverted a classifier that was wrapped in memory: pass it as "
-                f"load_inversion(..., target=...), or its file by {setting('model', None)}."
+                f"load_inversion(..., target=...), or its file with {setting('model', None)}."
             )
         options = self.recipe().target
         if options.trust and not trust:
             raise ModelError(f"{path} may run code when it is loaded. If you trust it, add {setting('trust')}.")
-        # Not hashed before a loader knows it: a manifest may name a folder such as the root of all.
+        # Hash only what a loader recognizes: a manifest may name any folder, even the root of the file system.
         digest = loading.digest(path) if path.exists() and loading.loader_of(path) else None
         if options.runs_code and not options.trust and arch is None:
             reason = typed_code.refusal(options, digest)
@@ -276,7 +278,7 @@ class Run:
         if model is None and digest not in (None, recorded.sha256):
             raise ModelError(
                 f"{path} is not what it was when {self.folder} was made (its sha256 differs). "
-                f"Name the right file by {setting('model', 'PATH')}."
+                f"Name the right file with {setting('model', 'PATH')}."
             )
         target = loading.load(path, options)
         if arch is not None:
@@ -302,17 +304,17 @@ class Run:
     # ------------------------------------------------------------------------------------- writing
 
     def begin(self, recipe: Recipe, target: Target, presets: list[str]) -> None:
-        """Write manifest.json and recipe.toml before the first step."""
+        """Write manifest.json and recipe.toml; call this before the first step."""
         self._write_manifest(describe(recipe, target) | {"presets": presets, "status": "running"})
         write_atomically(self / "recipe.toml", recipe.to_toml())
         typed_code.remember(recipe.target, self.manifest().model.sha256)
 
     def check_same(self, recipe: Recipe, target: Target) -> None:
-        """Raise a `RunError` if the recipe, the classifier, or data is another than the run's; it may be longer."""
+        """Raise a `RunError` if the recipe, classifier or data differ from the run's; only more steps are allowed."""
         here, manifest, data = self.recipe(), self.manifest(), used_data(recipe, target)
         free = {"steps", "checkpoint_every", "micro_batch", "compile", "fall_back", "plugin_files"}
         old, new = (r.model_dump(exclude=free, mode="json") for r in (here, recipe))
-        for settings in (old, new):  # where the classifier and the data are does not matter
+        for settings in (old, new):  # the paths of the classifier and the data do not matter
             for place in data.keys() & manifest.data.keys():
                 table = functools.reduce(lambda inner, key: inner.get(key) or {}, place.split(".")[:-1], settings)
                 table.pop("data", None)
@@ -322,12 +324,12 @@ class Run:
         if differing:
             raise RunError(
                 f"{self.folder} was begun with another recipe: {', '.join(differing)}. To resume it with its own, "
-                f"give {setting('resume')} without presets and settings; for a new run, name another folder by "
+                f"give {setting('resume')} without presets and settings; for a new run, name another folder with "
                 f"{setting('out', None)}."
             )
         if target.origin is not None and manifest.model.sha256 != loading.digest(target.origin):
             raise RunError(
-                f"{self.folder} inverts another classifier ({manifest.model.path}). Name another folder by "
+                f"{self.folder} inverts another classifier ({manifest.model.path}). Name another folder with "
                 f"{setting('out', None)}."
             )
         for place, now in data.items():
@@ -335,15 +337,15 @@ class Run:
                 raise RunError(
                     f"{now['path']}, the data of {place}, has changed since {self.folder} was begun: the sha256 of its "
                     f"images and labels differs. Restore it, name it by {setting(f'{place}', 'DATA')} if it has moved, "
-                    f"or name another folder by {setting('out', None)}."
+                    f"or name another folder with {setting('out', None)}."
                 )
         if recipe.steps < here.steps:
             raise RunError(f"{self.folder} has {here.steps} steps; {setting('steps', recipe.steps)} cannot shorten it.")
 
     def resume(self, recipe: Recipe, target: Target) -> None:
-        """Take the run up again, under a recipe that `check_same` has passed.
+        """Resume the run with a recipe that has passed `check_same`.
 
-        Where what decides the numbers has changed, the manifest says how it is now, and in ``moves`` how it was.
+        If conditions that affect the numbers have changed, update the manifest and keep the old ones in ``moves``.
         """
         checkpoint = self.checkpoint()
         step = checkpoint["step"] if checkpoint else None
@@ -351,7 +353,7 @@ class Run:
         if changed := self.changed_since(recipe, target):
             move = {"after_step": step, "was": {name: was for name, (was, _) in changed.items()}}
             changes = {**conditions(recipe, target), "moves": [*self.manifest().moves, move]}
-        if self.manifest().data:  # the same images, maybe in another place
+        if self.manifest().data:  # the same images, possibly moved
             places = assembly.data_options(recipe, installed())
             changes["data"] = {
                 name: {"path": str(places[name].data), "sha256": was.sha256}
@@ -363,7 +365,7 @@ class Run:
         typed_code.remember(recipe.target, self.manifest().model.sha256)
 
     def changed_since(self, recipe: Recipe, target: Target) -> dict[str, tuple[Any, Any]]:
-        """Return what decides the numbers and is another here than the manifest says, and log it in one line."""
+        """Return the conditions that affect the numbers and differ from the manifest, (there, here), and log them."""
         manifest = self.manifest()
         changed = environment.changed(manifest.to_dict(), conditions(recipe, target))
         if manifest.data:
@@ -373,7 +375,7 @@ class Run:
                     changed[place] = (f"{was.path} {was.sha256:.8}", f"{now['path']} {now['sha256']:.8}")
         if changed:
             facts = listed(f"{name} {was!r:.40} -> {here!r:.40}" for name, (was, here) in changed.items())
-            log.warning("%s was computed otherwise than here, so the numbers may differ: %s", self.folder, facts)
+            log.warning("%s was computed under other conditions, so the numbers may differ: %s", self.folder, facts)
         return changed
 
     def note(self, **facts: Any) -> None:
@@ -381,9 +383,11 @@ class Run:
         self._write_manifest(self.manifest().to_dict() | facts)
 
     def write_files(self, inversion: Inversion) -> None:
-        """Write the files of the inversion's own, each as a whole, and list them in the manifest with their sha256.
+        """Write the inversion's own files atomically, and list them in the manifest with their sha256.
 
-        A name that is not of a file, or is the run's own, is a `PluginError`; one of the user's files is a `RunError`.
+        Raises:
+            PluginError: a name is invalid or reserved for the run.
+            RunError: a file of the user's has that name.
         """
         files = contracts.files(inversion, RESERVED)
         before = self._own_files()
@@ -393,7 +397,7 @@ class Run:
                     f"{self / name} does not belong to this run, which would overwrite it: move it, then resume with "
                     f"{setting('resume')}."
                 )
-        # Listed first: a run that is killed in between knows the files as its own.
+        # List the files first, so that a run that is killed in between recognizes them as its own.
         self.note(files={name: hashlib.sha256(content).hexdigest() for name, content in files.items()})
         for name, content in files.items():
             write_atomically(self / name, content)
@@ -401,7 +405,7 @@ class Run:
             (self / name).unlink()
 
     def _own_files(self) -> list[str]:
-        """Return the files of the inversion's own that are as the manifest says; it may name what is the user's."""
+        """Return the inversion's own files whose content matches the manifest; others may be the user's."""
         files = {name: known for name, known in self.manifest().files.items() if name.lower() not in FILES}
         return [name for name, known in files.items() if (self / name).is_file() and sha256(self / name) == known]
 
@@ -411,13 +415,13 @@ class Run:
 
 
 def _fault(error: pydantic.ValidationError) -> str:
-    """Return the first thing in a file that is not as it should be, with where it stands."""
+    """Return the first validation error, with the key where it occurred."""
     fault = error.errors()[0]
     return f"{'.'.join(map(str, fault['loc'])):.100}: {fault['msg'][:1].lower()}{fault['msg'][1:]:.100}"
 
 
 def write_samples(samples: Samples, path: Path) -> None:
-    """Write samples as safetensors: images, labels, confidence, generator and, up to 100 classes, probabilities."""
+    """Write samples as safetensors; see `Samples.tensors`."""
     metadata = {"format": "pt", "interpkit.schema": str(SCHEMA), "interpkit.kind": "samples"}
     write_tensors(path, samples.tensors(), metadata)
 
@@ -434,12 +438,12 @@ FILES = (
     "profile.json",
     "checkpoint",
 )
-"""All that interpkit itself puts into a run folder, beside the files of an inversion's own and folders."""
+"""The files that interpkit itself writes into a run folder; an inversion may add its own."""
 RESERVED = {*FILES, "attributions"} - {GENERATOR_FILE}
-"""Names that no file of an inversion's own may have; a generator's weights are one."""
+"""Names that an inversion's own files must not use; the generator's weights are such a file."""
 
 
 def refuse_run_files(path: Path) -> None:
-    """Raise a `UsageError` if a path that the user names is a file of a run itself."""
+    """Raise a `UsageError` if a path that the user names for output is a file of a run."""
     if path.name in FILES and (path.parent / "manifest.json").exists():
         raise UsageError(f"{path} is a file of the run in {path.parent}: name another.")

@@ -1,4 +1,4 @@
-"""manifest.json: what decides a run beside its recipe, and where it was made."""
+"""Collect the facts of manifest.json: what determines a run besides its recipe, and where it was computed."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from interpkit.plugins.discovery import installed
 from interpkit.runtime import environment
 
 SCHEMA = 1
-"""Of the whole folder; it goes up when this code would misread what an older one wrote, or an older one this."""
+"""Version of the run folder's format; increased when old and new releases would misread each other's runs."""
 
 
 def used_plugins(recipe: Recipe, target: Target) -> dict[str, Any]:
-    """Return the installed plugins for a manifest, each with what the run takes of it."""
+    """Return the installed plugins for a manifest, each with the components that the run uses."""
     plugins = installed()
     owners = assembly.owners(recipe, plugins)
     loader = loading.loader_of(target.origin) if target.origin else None
@@ -37,13 +37,13 @@ def used_plugins(recipe: Recipe, target: Target) -> dict[str, Any]:
 
 
 def used_data(recipe: Recipe, target: Target) -> dict[str, dict[str, str]]:
-    """Return for a manifest what images the components of a resolved recipe read, by where the recipe names them."""
+    """Return the labeled images that the components of a resolved recipe use, keyed by their place in the recipe."""
     data = assembly.data_options(recipe, installed())
     return {place: options.record(target) for place, options in data.items() if options.data is not None}
 
 
 def describe(recipe: Recipe, target: Target) -> dict[str, Any]:
-    """Return the manifest of a run: all that decides it beside the recipe, and where it was made."""
+    """Return the manifest of a new run."""
     path, data = target.origin, used_data(recipe, target)
     return {
         "schema": SCHEMA,
@@ -63,6 +63,6 @@ def describe(recipe: Recipe, target: Target) -> dict[str, Any]:
 
 
 def conditions(recipe: Recipe, target: Target) -> dict[str, Any]:
-    """Return the part of a manifest that says what decides the numbers here, beside the recipe and the classifier."""
+    """Return the part of a manifest about the machine, the software and the plugins, which affect the numbers."""
     facts = environment.facts(torch.device(recipe.device))
     return {"device": recipe.device, **facts, "plugins": used_plugins(recipe, target)}

@@ -1,4 +1,4 @@
-"""The recorder of a run on disk: history as it goes, and checkpoints."""
+"""Write a run's history and checkpoints while it trains."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from interpkit.runtime.recorder import CHECKPOINT_SECONDS, Recorder, StepRecord
 
 
 class RunRecorder(Recorder):
-    """Writes the history as it goes, and checkpoints at least every minute."""
+    """A recorder that writes the history step by step, and a checkpoint at least every minute."""
 
     def __init__(self, run: Run, recipe: Recipe, **callbacks: Any) -> None:
         super().__init__(recipe.steps, **callbacks)
@@ -27,7 +27,7 @@ class RunRecorder(Recorder):
         self._saved_step: int | None = None
 
     def start(self) -> dict[str, Any] | None:
-        """Start the clock; return the checkpoint, the history cut to it."""
+        """Start the clock; return the checkpoint, if any, and truncate the history to its step."""
         state = self.run.checkpoint()
         if state is not None:
             self._seconds_before = state["seconds"]
@@ -50,7 +50,7 @@ class RunRecorder(Recorder):
         write_atomically(self.run / "history.jsonl", "".join(rows))
 
     def go_back(self, step: int) -> None:
-        """Forget what was recorded after a step, on disk too."""
+        """Discard the records after a step, also on disk."""
         super().go_back(step)
         self._write_history()
 
@@ -59,7 +59,7 @@ class RunRecorder(Recorder):
         self.run.note(**facts)
 
     def due(self, step: int) -> bool:
-        """Say whether a checkpoint is due: every minute, every ``checkpoint_every`` steps, and at the end."""
+        """Return whether to save now: every minute, every ``checkpoint_every`` steps, and at the end."""
         every = self._recipe.checkpoint_every
         return (
             step == self.steps
@@ -69,7 +69,7 @@ class RunRecorder(Recorder):
         )
 
     def save(self, step: int, state: dict[str, Any]) -> None:
-        """Save a checkpoint, once all values up to it are known to be finite."""
+        """Save a checkpoint after checking that all values so far are finite."""
         self.checked()
         buffer = io.BytesIO()
         torch.save({**state, **self.state(), "step": step, "seconds": self.seconds}, buffer)
@@ -80,6 +80,6 @@ class RunRecorder(Recorder):
         self._saved_at, self._saved_step = time.monotonic(), step
 
     def kept(self) -> str:
-        """Return where the last good state of a failed run is."""
+        """Return a sentence that says where the last good checkpoint of a failed run is."""
         step = self._saved_step
         return "" if step is None else f" The last good checkpoint, of step {step}, is in {self.run.folder}."

@@ -1,4 +1,4 @@
-"""The formats of a shard, a file of some thousand samples."""
+"""The file formats of shards, which hold some thousand samples each."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from interpkit.io.atomic import save_tensors
 from interpkit.io.images import encoded, is_picture
 
 COLUMNS = {"labels": "label", "confidence": "confidence", "generator": "generator"}
-"""What each sample has beside its pixels, and what it is called where each has a row."""
+"""What each sample has besides its pixels: tensor name to column name."""
 ROW_GROUP = 1000
-"""Rows that a parquet file holds as one group, and that are encoded at a time."""
+"""Rows per group of a parquet file, encoded together."""
 
 
 @dataclass(frozen=True)
@@ -28,8 +28,8 @@ class Shard:
 
     Attributes:
         tensors: as in samples.safetensors; see `interpkit.interfaces.samples.Samples.tensors`.
-        first: the number of the first one among all samples.
-        class_names: by label.
+        first: index of the first sample among those of all shards.
+        class_names: names of all classes.
     """
 
     tensors: dict[str, Tensor]
@@ -42,13 +42,13 @@ class Shard:
 
 @dataclass(frozen=True)
 class ShardFormat:
-    """A format.
+    """A file format for shards.
 
     Attributes:
-        ending: of the file's name.
+        ending: extension of the file's name.
         write: writes a shard to a path.
-        overhead: bytes of a sample beside its pixels, at most about, and of each of its probabilities.
-        package: that it takes, or an empty string; the extra of interpkit has the format's name.
+        overhead: approximate upper bounds for the bytes per sample besides its pixels, and per probability.
+        package: the package that the format requires, or an empty string; interpkit's extra is named like the format.
     """
 
     ending: str
@@ -56,8 +56,8 @@ class ShardFormat:
     overhead: tuple[int, int]
     package: str = ""
 
-    def is_there(self) -> bool:
-        """Say whether the package that it takes is installed."""
+    def is_installed(self) -> bool:
+        """Return whether the required package is installed."""
         return not self.package or importlib.util.find_spec(self.package) is not None
 
 
@@ -66,7 +66,7 @@ def _write_safetensors(path: Path, shard: Shard) -> None:
 
 
 def _write_webdataset(path: Path, shard: Shard) -> None:
-    """Write a plain tar; each sample's files are named by its number among all: 000000012345.png, .cls, .json."""
+    """Write an uncompressed tar; each sample's files are named by its index: 000000012345.png, .cls, .json."""
     with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
         for number, (ending, content, facts) in enumerate(_rows(shard), shard.first):
             files = {
@@ -75,13 +75,13 @@ def _write_webdataset(path: Path, shard: Shard) -> None:
                 "json": json.dumps({**facts, "name": shard.class_names[facts["label"]]}).encode(),
             }
             for name, data in files.items():
-                entry = tarfile.TarInfo(f"{number:012d}.{name}")  # of 1970: the same samples are the same file
+                entry = tarfile.TarInfo(f"{number:012d}.{name}")  # dated 1970, so that equal samples give equal files
                 entry.size = len(data)
                 tar.addfile(entry, io.BytesIO(data))
 
 
 def _rows(shard: Shard) -> Iterator[tuple[str, bytes, dict[str, Any]]]:
-    """Yield each sample as `encoded`, its ending first, and the rest of its columns."""
+    """Yield each sample's file extension, encoded pixels, and other columns."""
     values = shard.tensors.get("images", shard.tensors.get("inputs"))
     assert values is not None
     columns = {single: shard.tensors[name].tolist() for name, single in COLUMNS.items()}
@@ -93,7 +93,7 @@ def _rows(shard: Shard) -> Iterator[tuple[str, bytes, dict[str, Any]]]:
 
 
 def _write_parquet(path: Path, shard: Shard) -> None:
-    """Write a table with a row a sample: image (a PNG, or else its numbers in a row), label, confidence, ..."""
+    """Write a table with one row per sample: image as PNG, or its numbers as a list; label, confidence, ..."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -127,8 +127,7 @@ def _write_parquet(path: Path, shard: Shard) -> None:
 
 FORMATS = {
     "safetensors": ShardFormat("safetensors", _write_safetensors, (20, 4)),
-    # Three headers of a tar, each file filled up to 512 bytes, and numbers as text.
+    # Three tar headers, padding of each file to 512 bytes, and numbers as text.
     "webdataset": ShardFormat("tar", _write_webdataset, (4096, 24)),
     "parquet": ShardFormat("parquet", _write_parquet, (256, 4), package="pyarrow"),
 }
-"""By name."""

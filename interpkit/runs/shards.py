@@ -1,12 +1,11 @@
-"""Any number of samples as a folder of shards: one in memory at a time, shared by processes, and resumable.
+"""Write any number of samples as a folder of shards: one in memory at a time, by several processes, and resumable.
 
-    FOLDER/index.json                   what the samples are, and once all are made, each shard and each class
-    FOLDER/samples-000000.safetensors   the first ``shard_size`` samples, and so on; the last may have fewer
-    FOLDER/.shards/000000.json          what is known of the first shard, until the index is written
+    FOLDER/index.json                   the arguments and, once all shards are written, each shard and each class
+    FOLDER/samples-000000.safetensors   the first ``shard_size`` samples, and so on; the last file may have fewer
+    FOLDER/.shards/000000.json          figures of the first shard, for the index
 
-A shard is made from the seeds of its own number alone. So it is the same whichever process makes it, whatever was made
-before, and however many are asked for: a larger count only adds, and a last shard of fewer samples is the beginning of
-the whole one.
+The seeds of a shard depend only on its number. So its samples do not depend on the process that makes it, on earlier
+shards, or on ``count``: a larger count only adds samples, and a shorter last shard is the beginning of the full one.
 """
 
 from __future__ import annotations
@@ -45,7 +44,7 @@ log = logging.getLogger("interpkit")
 SCHEMA = 1
 ENOUGH_TRIES = 10_000
 LOWEST_RATE = 0.001
-"""A class is given up once, within a shard, so many tries have been accepted at a lower rate than this."""
+"""A shard fails if after ENOUGH_TRIES tries the acceptance rate of a class is below LOWEST_RATE."""
 
 
 def write_shards(
@@ -61,23 +60,24 @@ def write_shards(
     format: str = "safetensors",
     on_images: Callable[[int], None] | None = None,
 ) -> dict[str, Any]:
-    """Write any number of samples, the classes taking turns, as files of ``shard_size`` samples each.
+    """Write any number of samples, with classes in turn, as files of ``shard_size`` samples each.
 
-    One shard is in memory at a time. The same arguments give the same shards, however many processes ``torchrun``
-    started to share them, and a larger ``count`` only adds to those of a smaller one. An interrupted job is resumed by
-    the same call: shards that are there are not made again.
+    One shard is in memory at a time. The same arguments give the same shards, with any number of processes started by
+    ``torchrun``, and a larger ``count`` only adds samples. To resume an interrupted job, repeat the call: finished
+    shards are kept.
 
     Args:
-        inversion: to be sampled, on its device; see `Inversion.to`.
-        folder: where to; made if need be.
-        count: samples in all.
-        shard_size: samples a file.
-        accepted: only samples that the target puts in the class asked for; each is drawn again until it does.
-        labels: the classes; all that have images if left out.
-        seed: of the samples; the recipe's if left out.
-        dropout: keep the generator's dropout on; as the recipe says if left out.
-        format: ``safetensors``, with the tensors of a run's samples.safetensors; ``webdataset``, tar files with a PNG
-            (npy where that would not hold it), ``.cls`` and ``.json`` a sample; or ``parquet``, which takes pyarrow.
+        inversion: the inversion to sample, on its device; see `Inversion.to`.
+        folder: output folder, created if it does not exist.
+        count: number of samples in total.
+        shard_size: samples per file.
+        accepted: keep only samples that the target assigns to the class asked for, drawing each until it does.
+        labels: the classes; if omitted, all that have images.
+        seed: random seed of the samples; if omitted, the recipe's.
+        dropout: keep the generator's dropout on; if omitted, as in the recipe.
+        format: ``safetensors``, with the tensors of a run's samples.safetensors; ``webdataset``, tar files with one PNG
+            (or npy if a PNG cannot hold the sample), ``.cls`` and ``.json`` per sample; or ``parquet``, which requires
+            pyarrow.
         on_images: called now and then with the number of samples that this process has made.
 
     Returns:
@@ -86,9 +86,9 @@ def write_shards(
         ``per_class`` (``label``, ``name``, ``count``, ``tries``, ``accepted`` and ``rate``).
 
     Raises:
-        UsageError: an argument is out of range, there are not so many images, or the format's package is missing.
+        UsageError: an argument is out of range, there are not enough images, or the format's package is missing.
         RunError: the folder holds other samples, a file cannot be written (as on a full disk), or the target accepts
-            next to no samples of a class: fewer than 1 in 1,000 of 10,000 tries. Finished shards stay.
+            almost no samples of a class: fewer than 1 in 1,000 of 10,000 tries. Finished shards are kept.
 
     Example:
         >>> import torch
@@ -114,10 +114,10 @@ def write_shards(
 
 
 class ShardJob:
-    """What `write_shards` does, ready to run; the arguments are its.
+    """A validated job of `write_shards`, with the same arguments.
 
-    ``shards`` are how many there are in all, ``done`` how many are written, and ``todo`` the numbers of those that this
-    process has still to make; ``bytes_needed`` is about the most that the missing ones of all processes take.
+    ``shards`` is the total number of shards, ``done`` counts those that are written, and ``todo`` lists those that this
+    process still has to write. ``bytes_needed`` is an approximate upper bound for all missing shards.
     """
 
     def __init__(
@@ -135,19 +135,19 @@ class ShardJob:
         world: World | None = None,
     ) -> None:
         if count < 1 or shard_size < 1:
-            raise UsageError(f"count and shard size are at least 1, not {count} and {shard_size}.")
+            raise UsageError(f"count and shard size must be at least 1, not {count} and {shard_size}.")
         if format not in FORMATS:
             raise UsageError(f"there is no format {format!r} of shards; there are: {listed(FORMATS)}.")
-        if not FORMATS[format].is_there():
+        if not FORMATS[format].is_installed():
             package = FORMATS[format].package
-            raise UsageError(f"the format {format} takes the package {package}: {install_extra(format)}.")
+            raise UsageError(f"the format {format} requires the package {package}: {install_extra(format)}.")
         recipe = inversion.recipe
         self.classes = inversion.choose(labels)
         inversion.check_count(self.classes, count)
         if accepted and inversion.images_per_class is not None:
             raise UsageError(
-                f"{recipe.inverter.name} made a fixed number of images, so none can be drawn again until it is "
-                f"accepted. Write them all, and keep those with the confidence you want."
+                f"{recipe.inverter.name} made a fixed number of images, so rejected ones cannot be drawn again. Write "
+                f"them all, and keep those with the confidence you want."
             )
         self.inversion, self.folder = inversion, folder
         self.count, self.shard_size, self.accepted = count, shard_size, accepted
@@ -172,22 +172,22 @@ class ShardJob:
             "generator_sha256": inversion.fingerprint(),
             "target_sha256": digest(inversion.target.state_dict()),
         }
-        self._see_that_it_fits()
+        self._check_folder()
         missing = [number for number in range(self.shards) if self._facts_of(number) is None]
         self.done = self.shards - len(missing)
         self.todo = [number for number in missing if number % self.world.size == self.world.rank]
         self.bytes_needed = sum(map(self.images_in, missing)) * self._bytes_each()
 
     def images_in(self, number: int) -> int:
-        """Return how many samples a shard has."""
+        """Return the number of samples in a shard."""
         return min(self.shard_size, self.count - number * self.shard_size)
 
     def path(self, number: int) -> Path:
-        """Return where a shard is."""
+        """Return the path of a shard."""
         return self.folder / f"samples-{number:06d}.{self.format.ending}"
 
     def run(self, on_images: Callable[[int], None] | None = None) -> dict[str, Any]:
-        """Make this process's shards, wait for the others, and write the index; see `write_shards`."""
+        """Write this process's shards, wait for the other processes, and write the index; see `write_shards`."""
         with ExitStack() as until_written:
             fault = None
             if self.world.rank == 0:
@@ -213,31 +213,31 @@ class ShardJob:
                 on_images(done)
 
         own = {self.path(number).name for number in self.todo}
-        for torn in self.folder.glob(".samples-*"):  # what a killed process has left
+        for torn in self.folder.glob(".samples-*"):  # left by a killed process
             if torn.stem.removeprefix(".") in own:
                 torn.unlink(missing_ok=True)
         with self.inversion.target.frozen(self.inversion.device):
             for number in self.todo:
-                self._write(number, *self._make(number, made))  # no name for it: the next one would be made beside it
+                self._write(number, *self._make(number, made))  # a variable would keep it in memory with the next
         self.world.all_gather_object(True)
         index: dict[str, Any] = self.world.broadcast(self._finish() if self.world.rank == 0 else {})
         return index
 
-    def _see_that_it_fits(self) -> None:
-        """Raise a `RunError` unless the folder is new, or has an index of the same job, maybe of fewer samples."""
+    def _check_folder(self) -> None:
+        """Raise a `RunError` unless the folder is new or holds the same job, possibly with fewer samples."""
         visible = self.folder.glob("[!.]*")
         names = sorted(path.name for path in itertools.islice(visible, 4))
         path = self.folder / "index.json"
         if not path.exists():
             if names:
                 raise RunError(
-                    f"{self.folder} holds {listed(names, 3)} and no index.json of shards: name a new folder."
+                    f"{self.folder} holds {listed(names, 3)} but no index.json of shards: name a new folder."
                 )
             return
         try:
             index = strict_json.parse(strict_json.read_text(path))
             schemas.ShardIndex.model_validate(index)
-        except ValueError as error:  # pydantic's is one
+        except ValueError as error:  # includes pydantic's ValidationError
             raise RunError(f"{path} is not an index of shards: name another folder.") from error
         free = {"interpkit", "target", "count"}
         differing = [
@@ -251,13 +251,13 @@ class ShardJob:
             )
         if index["count"] > self.count:
             raise RunError(
-                f"{self.folder} is to hold {index['count']} samples; a count of {self.count} cannot shorten it. Name "
+                f"{self.folder} is for {index['count']} samples; a count of {self.count} cannot shorten it. Name "
                 f"another folder."
             )
 
     def _begin(self) -> None:
         inner_folder(self.folder / ".shards")
-        for torn in (self.folder / ".shards").glob(".*"):  # what a killed process has left
+        for torn in (self.folder / ".shards").glob(".*"):  # left by a killed process
             torn.unlink(missing_ok=True)
         left, needed = shutil.disk_usage(self.folder).free, self.bytes_needed
         if left < needed:
@@ -265,7 +265,7 @@ class ShardJob:
         write_atomically(self.folder / "index.json", to_json({**self.facts, "finished": False}))
 
     def _facts_of(self, number: int) -> dict[str, Any] | None:
-        """Return what is known of a shard that is there, whole, and of the right length; else None."""
+        """Return the recorded figures of a shard that is complete and has the right length; otherwise None."""
         try:
             facts = strict_json.parse(strict_json.read_text(self.folder / ".shards" / f"{number:06d}.json"))
             schemas.ShardFacts.model_validate(facts)
@@ -281,13 +281,13 @@ class ShardJob:
         return dict(facts) if whole and counted else None
 
     def _make(self, number: int, made: Callable[[int], None]) -> tuple[Shard, Tensor]:
-        """Make a shard, a chunk of tries at a time.
+        """Sample a shard, one chunk of tries at a time.
 
-        A chunk tries the first rows that are still open, over and over where there are fewer than it has tries. Which
-        these are depends on the whole shard, and not on how much of it is asked for.
+        A chunk tries the first rows that are still open, repeatedly if they are fewer than its tries. These rows depend
+        on the full shard, even if fewer samples are wanted.
 
         Returns:
-            the shard, and of each class its images, tries, and accepted tries, (n, 3) int64.
+            the shard, and for each class its images, tries, and accepted tries, (n, 3) int64.
         """
         inversion, size, turn = self.inversion, self.inversion.recipe.sampling.chunk, len(self.classes)
         wanted = self.images_in(number)
@@ -299,7 +299,7 @@ class ShardJob:
         for chunk in itertools.count():
             first = is_open.nonzero()[:, 0][:size]
             tries = first.repeat(-(-size // len(first)))[:size]
-            again = tried[tries] + torch.arange(size) // len(first)  # of several generators, each try takes the next
+            again = tried[tries] + torch.arange(size) // len(first)  # each try uses the next of several generators
             seed = derive_seed(self.seed, "shard", number, chunk)
             samples = judge(inversion, inversion.chunk(labels[tries], turns[tries] + again, seed, self.dropout))
             tried += tries.bincount(minlength=self.shard_size)
@@ -319,23 +319,23 @@ class ShardJob:
             made(len(filled))
             if not is_open[:wanted].any():
                 return Shard(tensors, int(rows[0]), inversion.target.class_names), tally
-            self._see_that_it_ends(number, tally, labels[is_open])
+            self._check_acceptance(number, tally, labels[is_open])
         raise AssertionError
 
-    def _see_that_it_ends(self, number: int, tally: Tensor, labels: Tensor) -> None:
+    def _check_acceptance(self, number: int, tally: Tensor, labels: Tensor) -> None:
         _, tries, accepted = tally.unbind(1)
         hopeless = (tries >= ENOUGH_TRIES) & (accepted < LOWEST_RATE * tries)
         still_open = labels.unique()
         for label in still_open[hopeless[still_open]].tolist():
             done, of, name = int(accepted[label]), int(tries[label]), self.inversion.target.class_names[label]
             raise RunError(
-                f"the target accepts next to no samples of class {label} ({name}): {done} of {of} tries for "
-                f"{self.path(number).name} ({done / of:.2%}). Leave the class out (labels), or take what is not "
-                f"accepted as well. Finished shards stay in {self.folder}."
+                f"the target accepts almost no samples of class {label} ({name}): {done} of {of} tries for "
+                f"{self.path(number).name} ({done / of:.2%}). Leave the class out (labels), or also keep samples that "
+                f"are not accepted. Finished shards are kept in {self.folder}."
             )
 
     def _write(self, number: int, shard: Shard, tally: Tensor) -> None:
-        """Write a shard, and what is known of it just before it is renamed into its place."""
+        """Write a shard, with its record just before the shard's file gets its name."""
         path = self.path(number)
         try:
             with replacing(path) as temporary:
@@ -350,17 +350,17 @@ class ShardJob:
         except (OSError, safetensors.SafetensorError) as error:
             reason = getattr(error, "strerror", None) or error
             raise RunError(
-                f"{path.name} could not be written: {reason}. Finished shards stay in {self.folder}; the same command "
-                f"again makes the others."
+                f"{path.name} could not be written: {reason}. Finished shards are kept in {self.folder}; repeat the "
+                f"command to write the others."
             ) from error
 
     def _finish(self) -> dict[str, Any]:
-        """Write the index of all shards."""
+        """Write the final index of all shards."""
         shards, tally = [], torch.zeros(self.inversion.target.num_classes, 3, dtype=torch.int64)
         for number in range(self.shards):
             facts = self._facts_of(number)
             if facts is None:
-                raise RunError(f"{self.path(number)} is gone. The same command again makes it.")
+                raise RunError(f"{self.path(number)} is missing. Repeat the command to write it.")
             for label, figures in facts.pop("per_class").items():
                 tally[int(label)] += torch.tensor(figures)
             shards.append(facts)

@@ -1,4 +1,4 @@
-"""What a run folder holds of an inversion, given back to the inverter that made it."""
+"""Read a stored inversion from a run folder, for the inverter that made it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ log = logging.getLogger("interpkit")
 
 
 class StoredRun(StoredInversion):
-    """The inversion of a run folder; ``files`` are the sha256 of its own files, as the manifest lists them."""
+    """The stored inversion of a run folder; ``files`` maps its own files to their sha256 in the manifest."""
 
     def __init__(
         self,
@@ -44,25 +44,25 @@ class StoredRun(StoredInversion):
         self._files = files
 
     def read(self, name: str) -> bytes:
-        """Return a file of the inversion's own; see `StoredInversion.read`."""
+        """Return the content of one of the inversion's own files; see `StoredInversion.read`."""
         path = self.folder / name
-        if not path.is_file():  # or a pipe, say, which would never end
+        if not path.is_file():  # also refuses a pipe, which would never end
             raise RunError(f"{self.folder} has no {name}: resume the run with {setting('resume')}.")
         content = path.read_bytes()
         if name in self._files and hashlib.sha256(content).hexdigest() != self._files[name]:
             raise RunError(
-                f"{path} is not the file that the run wrote: its sha256 is not the one in manifest.json. If the run "
-                f"was stopped while it was written, resume it with {setting('resume')}; else restore the file."
+                f"{path} is not the file that the run wrote: its sha256 differs from the one in manifest.json. If the "
+                f"run was stopped while writing it, resume it with {setting('resume')}; otherwise restore the file."
             )
         return content
 
     def tensors(self, name: str) -> dict[str, Tensor]:
-        """Return the tensors of a file of the inversion's own; see `StoredInversion.tensors`."""
+        """Return the tensors in one of the inversion's own files; see `StoredInversion.tensors`."""
         content = self.read(name)
         try:
             return safetensors.torch.load(content)
-        except Exception as error:  # of safetensors, and of types that this torch does not have
-            raise RunError(f"{self.folder / name} is not a whole safetensors file: {error}.") from error
+        except Exception as error:  # safetensors' own kinds, and dtypes that this torch lacks
+            raise RunError(f"{self.folder / name} is not a complete safetensors file: {error}.") from error
 
     def samples(self) -> tuple[Tensor, Tensor]:
         """Return the run's samples in [0, 1] and their labels; see `StoredInversion.samples`."""
@@ -73,12 +73,12 @@ class StoredRun(StoredInversion):
         """Return the trained generator and conditioner; see `StoredInversion.generator`."""
         weights = self.tensors(GENERATOR_FILE)
         try:
-            with torch.device("meta"):  # compared without memory first, of which a recipe may ask for any amount
+            with torch.device("meta"):  # compare without memory first: a recipe may ask for any amount
                 self._build(weights)
         except RunError:
             raise
         except Exception:
-            log.debug("a part cannot be built without memory", exc_info=True)
+            log.debug("a component cannot be built on the meta device", exc_info=True)
         generator, conditioner = self._build(weights)
         for prefix, part in (("generator.", generator), ("conditioner.", conditioner)):
             part.load_state_dict(_under(prefix, weights))
@@ -87,7 +87,7 @@ class StoredRun(StoredInversion):
         return generator, conditioner
 
     def default(self) -> Inversion:
-        """Return a `GeneratorInversion` where the run has a generator, else an `ImageInversion` of its samples."""
+        """Return a `GeneratorInversion` if the run has a generator, otherwise an `ImageInversion` of its samples."""
         target, recipe, history = self.target, self.recipe, self.history
         if (self.folder / GENERATOR_FILE).is_file():
             return GeneratorInversion(target, recipe, history, *self.generator(), empty=self.empty)

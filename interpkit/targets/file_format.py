@@ -70,7 +70,7 @@ def read_target_file(path: Path) -> tuple[dict[str, Tensor], TargetOptions]:
     except FileNotFoundError as error:
         raise ModelError(f"there is no file {path}.") from error
     except Exception as error:  # from safetensors, or for dtypes that this torch does not have
-        raise ModelError(f"{path} is not a whole safetensors file: {first_line(error)}.") from error
+        raise ModelError(f"{path} is not a complete safetensors file: {first_line(error)}.") from error
     return tensors, _parse(path, metadata)
 
 

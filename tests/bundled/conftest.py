@@ -1,4 +1,4 @@
-"""Fixtures for the bundled plugins: small targets, batches put together by hand, and a count of the memory."""
+"""Fixtures for the bundled plugins: small targets, handmade batches, and memory limits."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from interpkit import Condition, GeneratedBatch, InversionBatch, Response, Targe
 
 @pytest.fixture(scope="session")
 def rng() -> Callable[[int], torch.Generator]:
-    """Return a maker of seeded sources of randomness: ``rng(3)``."""
+    """Return a maker of seeded random generators: ``rng(3)``."""
     return lambda seed: torch.Generator().manual_seed(seed)
 
 
@@ -36,7 +36,7 @@ def linear_target() -> Callable[..., Target]:
 
 @pytest.fixture(scope="session")
 def batch_of(linear_target: Callable[..., Target]) -> Callable[..., InversionBatch]:
-    """Return a maker of batches from what one term reads: ``batch_of(logits=..., labels=...)``."""
+    """Return a maker of batches with only the fields that a term needs: ``batch_of(logits=..., labels=...)``."""
 
     def make(
         *,
@@ -79,7 +79,7 @@ def generated() -> Callable[[Target, Tensor, Tensor], GeneratedBatch]:
 
 
 class _Allocations(TorchDispatchMode):
-    """Adds up the bytes of every tensor that an operation returns, freed or not: no less than the peak."""
+    """Adds up the bytes of all tensors that operations return, freed or not: an upper bound for the peak."""
 
     total = 0
 
@@ -93,12 +93,12 @@ class _Allocations(TorchDispatchMode):
 
 @pytest.fixture
 def allocations() -> type[_Allocations]:
-    """Return a context manager that counts the bytes that tensors take: ``with allocations() as a: ... a.total``."""
+    """Return a context manager that counts the bytes of tensors: ``with allocations() as a: ... a.total``."""
     return _Allocations
 
 
 class TooMuchError(BaseException):
-    """Something that a file asked for grew beyond all measure; no ``except Exception`` may swallow it."""
+    """A file made something grow beyond the limit; ``except Exception`` does not catch this."""
 
 
 class _NoLargeTensors(TorchDispatchMode):
@@ -115,7 +115,7 @@ class _NoLargeTensors(TorchDispatchMode):
 
 @pytest.fixture
 def modest() -> Callable[[], AbstractContextManager[None]]:
-    """Return a context in which nobody may take 100 million numbers or register 50,000 modules."""
+    """Return a context that forbids tensors of 100 million numbers and 50,000 modules."""
 
     @contextmanager
     def limits() -> Iterator[None]:

@@ -1,4 +1,4 @@
-"""The baselines: they reach the class, do what their options say, go on where they stopped, and say what they lack."""
+"""The baselines reach the class, follow their options, resume, and name missing packages."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ ON_CPU: dict[str, Any] = {"device": "cpu", "precision": "fp32"}
 
 
 def invert(target: Target | Path, inverter: str, options: dict[str, Any] | None = None, **settings: Any) -> Inversion:
-    """Invert by one of the methods; its own options are given without its name."""
+    """Invert with one of the methods; its options are passed without its name."""
     named = {f"{inverter}.{name}" if "." not in name else name: value for name, value in (options or {}).items()}
     return interpkit.invert(target, inverter=inverter, options=named, **ON_CPU | settings)
 
@@ -40,7 +40,7 @@ def accuracy(inversion: Inversion) -> float:
 
 
 class Watch(InversionLoss):
-    """Remembers the batches it is shown, and asks for nothing."""
+    """Records the batches that it receives; its value is constant."""
 
     name = "watch"
     seen: ClassVar[list[InversionBatch]] = []
@@ -52,7 +52,7 @@ class Watch(InversionLoss):
 
 @pytest.fixture
 def watch(add_plugin: Add) -> list[InversionBatch]:
-    """Install the loss ``watch``; return the list of the batches it sees."""
+    """Install the loss ``watch``; return the list of the batches that it receives."""
     add_plugin(Watch)
     Watch.seen = []
     return Watch.seen
@@ -65,7 +65,7 @@ def watch(add_plugin: Add) -> list[InversionBatch]:
     ("inverter", "model", "steps"),
     [("pixels", "mnist", 40), ("deepinversion", "mnist_bn", 50), ("evolution", "mnist", 25)],
 )
-def test_each_reaches_the_classes_of_a_shipped_classifier(inverter: str, model: str, steps: int) -> None:
+def test_every_baseline_reaches_the_classes_of_a_shipped_classifier(inverter: str, model: str, steps: int) -> None:
     inversion = invert(EXAMPLES / f"{model}.safetensors", inverter, {"per_class": 1}, steps=steps, labels=[1, 4, 8])
     images, labels = inversion.sample()
     assert images.shape == (3, 1, 28, 28) and labels.tolist() == [1, 4, 8]
@@ -78,7 +78,7 @@ QUICK = {"pixels": {"per_class": 3}, "evolution": {"per_class": 3, "grid": 4}}
 
 
 @pytest.mark.parametrize("inverter", QUICK)
-def test_the_same_seed_gives_the_same_images_and_another_seed_others(tiny_model: Path, inverter: str) -> None:
+def test_equal_seeds_repeat_the_images_and_other_seeds_change_them(tiny_model: Path, inverter: str) -> None:
     one, two, other = (
         invert(tiny_model, inverter, QUICK[inverter], steps=4, seed=seed).sample()[0] for seed in (1, 1, 2)
     )
@@ -88,7 +88,7 @@ def test_the_same_seed_gives_the_same_images_and_another_seed_others(tiny_model:
 
 
 @pytest.mark.parametrize("inverter", QUICK)
-def test_the_callers_random_numbers_are_left_alone(tiny_model: Path, inverter: str) -> None:
+def test_the_callers_random_state_does_not_change(tiny_model: Path, inverter: str) -> None:
     before, before_numpy = torch.get_rng_state(), np.random.get_state()[1].tolist()  # type: ignore[index]
     invert(tiny_model, inverter, QUICK[inverter], steps=2)
     assert torch.equal(torch.get_rng_state(), before)
@@ -102,7 +102,7 @@ def test_only_the_classes_asked_for_are_inverted(tiny_model: Path, inverter: str
 
 
 @pytest.mark.parametrize("inverter", QUICK)
-def test_a_resumed_run_is_the_run_that_was_never_stopped(tiny_model: Path, tmp_path: Path, inverter: str) -> None:
+def test_a_resumed_run_equals_an_uninterrupted_one(tiny_model: Path, tmp_path: Path, inverter: str) -> None:
     options = {f"{inverter}.{name}": value for name, value in QUICK[inverter].items()}
     settings: dict[str, Any] = {"inverter": inverter, "options": options, "steps": 12, "batch_size": 5, **ON_CPU}
     straight = interpkit.invert(tiny_model, **settings)
@@ -136,7 +136,7 @@ def test_vectors_are_inverted_too(inverter: str, losses: dict[str, float]) -> No
 
 
 class Fussy(nn.Module):
-    """A classifier of three classes that divides by zero unless all pixels are alike."""
+    """A classifier of three classes that divides by zero unless all pixels are equal."""
 
     def forward(self, images: Tensor) -> Tensor:
         flat = images.flatten(1)
@@ -153,7 +153,7 @@ def test_a_target_with_nonsense_logits_is_refused(inverter: str) -> None:
 # ---------------------------------------------------------------------------------------------- pixels
 
 
-def test_the_pixels_of_a_linear_target_go_where_its_weights_point(linear_target: Callable[..., Target]) -> None:
+def test_pixels_of_a_linear_target_follow_the_sign_of_its_weights(linear_target: Callable[..., Target]) -> None:
     target = linear_target((1, 4, 4), size=3.0)
     options = {"per_class": 1, "jitter": 0.0, "spread": 0.0, "optimizer.lr": 0.5}
     images, _ = invert(target, "pixels", options, steps=5, losses={"tv": 0.0}).sample()
@@ -162,14 +162,14 @@ def test_the_pixels_of_a_linear_target_go_where_its_weights_point(linear_target:
     assert torch.equal(images[1] > 0.5, weights < 0)
 
 
-def test_the_terms_and_no_others_are_in_the_history(tiny_model: Path) -> None:
+def test_the_history_has_exactly_the_terms_of_the_objective(tiny_model: Path) -> None:
     history = invert(tiny_model, "pixels", {"per_class": 1}, steps=2, losses={"l2": 0.5}).history
     assert history[-1].terms.keys() == {"ce", "tv", "l2"}
     terms = history[-1].terms
     assert history[-1].loss == pytest.approx(terms["ce"] + terms["tv"] + 0.5 * terms["l2"])
 
 
-def test_pixels_without_a_loss_are_refused(tiny_model: Path) -> None:
+def test_the_pixels_inverter_without_a_loss_is_refused(tiny_model: Path) -> None:
     with pytest.raises(UsageError, match=r"names no loss: add losses=\{NAME: 1.0\}"):
         invert(tiny_model, "pixels", losses={"ce": 0.0, "tv": 0.0})
 
@@ -187,7 +187,7 @@ def test_the_target_runs_on_at_most_one_batch_and_the_batches_are_even(
 STILL = {"per_class": 2, "optimizer.lr": 1e-12}
 
 
-def test_jitter_shifts_the_images_by_no_more_than_it_says(watch: list[InversionBatch], tiny_model: Path) -> None:
+def test_jitter_shifts_images_within_its_limit(watch: list[InversionBatch], tiny_model: Path) -> None:
     images = invert(tiny_model, "pixels", STILL | {"jitter": 0.17}, steps=30, losses={"watch": 1.0}).sample()[0]
     images = images[torch.tensor([0, 2, 4, 1, 3, 5])]  # the classes taking turns, as in the batch
     shifts = set()
@@ -201,9 +201,7 @@ def test_jitter_shifts_the_images_by_no_more_than_it_says(watch: list[InversionB
 
 
 @pytest.mark.parametrize("flip", [False, True])
-def test_images_are_mirrored_now_and_then_if_asked_for(
-    watch: list[InversionBatch], tiny_model: Path, flip: bool
-) -> None:
+def test_images_are_flipped_at_random_if_enabled(watch: list[InversionBatch], tiny_model: Path, flip: bool) -> None:
     options = STILL | {"jitter": 0.0, "flip": flip}
     images = invert(tiny_model, "deepinversion", options, steps=12, losses={"watch": 1.0, "batchnorm": 0.0}).sample()[0]
     images = images[torch.tensor([0, 2, 4, 1, 3, 5])]
@@ -212,7 +210,7 @@ def test_images_are_mirrored_now_and_then_if_asked_for(
     assert any(mirrored) is flip and not all(mirrored)
 
 
-def test_blur_comes_every_so_many_steps(watch: list[InversionBatch], tiny_model: Path) -> None:
+def test_blur_is_applied_every_n_steps(watch: list[InversionBatch], tiny_model: Path) -> None:
     options = STILL | {"jitter": 0.0, "blur": 1.0, "blur_every": 3}
     invert(tiny_model, "pixels", options, steps=7, losses={"watch": 1.0})
     changed = [not torch.equal(a.images, b.images) for a, b in itertools.pairwise(watch)]
@@ -223,7 +221,7 @@ def roughness(images: Tensor) -> float:
     return float(images.diff(dim=3).square().mean() / images.var())
 
 
-def test_a_fourier_field_has_the_spread_asked_for_and_a_spectrum_that_falls_as_one_over_f(rng: Rng) -> None:
+def test_a_fourier_field_has_the_requested_spread_and_a_one_over_f_spectrum(rng: Rng) -> None:
     fourier = FreeImages(40, (2, 15, 24), "fourier", 0.5, rng(0))
     field = fourier().detach().logit()
     assert field.shape == (40, 2, 15, 24)
@@ -237,7 +235,7 @@ def test_a_fourier_field_has_the_spread_asked_for_and_a_spectrum_that_falls_as_o
 
 
 @pytest.mark.parametrize("shape", [(1, 8, 8), (3, 9, 14)])
-def test_blur_is_a_gaussian_one_in_either_parametrisation(rng: Rng, shape: tuple[int, ...]) -> None:
+def test_blur_is_gaussian_in_both_parametrizations(rng: Rng, shape: tuple[int, ...]) -> None:
     pixel = FreeImages(1, shape, "pixel", 1.0, rng(0))
     fourier = FreeImages(1, shape, "fourier", 1.0, rng(0))
     field = torch.randn(1, *shape)
@@ -262,7 +260,7 @@ def test_blur_is_a_gaussian_one_in_either_parametrisation(rng: Rng, shape: tuple
     assert torch.allclose(fourier(), pixel(), atol=1e-5)
 
 
-def test_vectors_have_no_fourier_parametrisation_and_no_total_variation() -> None:
+def test_fourier_and_total_variation_are_refused_for_vectors() -> None:
     target = interpkit.wrap(nn.Linear(4, 2), (4,))
     with pytest.raises(UsageError, match=r"'fourier' is for images.*Use pixel"):
         invert(target, "pixels", {"parametrisation": "fourier"}, losses={"tv": 0.0})
@@ -270,7 +268,7 @@ def test_vectors_have_no_fourier_parametrisation_and_no_total_variation() -> Non
         invert(target, "pixels")
 
 
-def test_vectors_pass_through_jitter_and_blur_as_they_are(watch: list[InversionBatch]) -> None:
+def test_jitter_and_blur_do_not_change_vectors(watch: list[InversionBatch]) -> None:
     target = interpkit.wrap(nn.Linear(4, 2), (4,))
     options = STILL | {"jitter": 1.0, "flip": True, "blur": 2.0, "blur_every": 1}
     images = invert(target, "pixels", options, steps=5, losses={"tv": 0.0, "watch": 1.0}).sample()[0]
@@ -285,7 +283,7 @@ def test_deepinversion_needs_batch_norm(tiny_model: Path) -> None:
         invert(tiny_model, "deepinversion")
 
 
-def test_deepinversion_makes_images_of_the_statistics_that_batch_norm_remembers() -> None:
+def test_deepinversion_matches_the_running_statistics_of_batch_norm() -> None:
     norm, linear = nn.BatchNorm2d(2), nn.Linear(128, 2)
     norm.running_mean, norm.running_var = torch.tensor([0.8, 0.3]), torch.tensor([0.01, 0.04])
     target = interpkit.wrap(nn.Sequential(norm, nn.Flatten(), linear), (2, 8, 8))
@@ -301,7 +299,7 @@ def test_deepinversion_makes_images_of_the_statistics_that_batch_norm_remembers(
 
 
 class Blind(nn.Module):
-    """A classifier of three classes without a gradient: which third of the image is brightest?"""
+    """A classifier without a gradient that predicts which third of the image is brightest."""
 
     def forward(self, images: Tensor) -> Tensor:
         thirds = images.detach().unflatten(3, (3, -1)).mean((1, 2, 4))
@@ -325,7 +323,7 @@ def test_repulsion_keeps_the_images_of_a_class_apart() -> None:
     assert cosine(2.0) < cosine(0.0) - 0.2
 
 
-def test_a_point_is_judged_by_cross_entropy_and_by_the_cosine_to_the_others_of_its_class() -> None:
+def test_fitness_is_cross_entropy_plus_the_cosine_to_other_images_of_the_class() -> None:
     net = nn.Linear(2, 2, bias=False)
     net.weight.data = torch.tensor([[2.0, 0.0], [0.0, 0.0]])
     landscape = Landscape(
@@ -347,7 +345,9 @@ def test_a_point_is_judged_by_cross_entropy_and_by_the_cosine_to_the_others_of_i
     ("shape", "grid", "field"),
     [((3, 28, 28), 7, (3, 7, 7)), ((1, 5, 40), 7, (1, 5, 7)), ((1, 2, 3), 64, (1, 2, 3)), ((9,), 4, (9,))],
 )
-def test_a_coarse_field_is_enlarged_to_the_image(shape: tuple[int, ...], grid: int, field: tuple[int, ...]) -> None:
+def test_a_coarse_field_is_upsampled_to_the_image_size(
+    shape: tuple[int, ...], grid: int, field: tuple[int, ...]
+) -> None:
     module = nn.Sequential(nn.Flatten(), nn.LazyLinear(2))
     module(torch.zeros(1, *shape))
     landscape = Landscape(interpkit.wrap(module, shape), Recipe(device="cpu"), torch.tensor([0, 1]), grid)
@@ -361,7 +361,7 @@ def test_the_size_of_a_generation_can_be_set(tiny_model: Path, tmp_path: Path) -
     assert torch.load(tmp_path / "checkpoint", weights_only=True)["told"].shape == (2, 3, 5)
 
 
-def test_without_its_library_evolution_says_what_to_install(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_evolution_without_its_library_says_what_to_install(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "cma", None)
     with pytest.raises(UsageError, match=re.escape(interpkit.install_extra("evolution"))):
         invert(tiny_model, "evolution")

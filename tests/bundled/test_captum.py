@@ -1,4 +1,4 @@
-"""The methods of Captum, against hand-worked values and Captum itself, and on targets that are hard to explain."""
+"""The Captum plugin, against values worked by hand and Captum itself, and on targets that are hard to explain."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def quick(target: Target, images: Tensor, labels: Tensor, method: str, **setting
 
 
 class Net(nn.Module):
-    """A small network whose layers can be put together awkwardly."""
+    """A small network with options for awkward layers."""
 
     def __init__(self, inplace: bool = False, reuse: bool = False, adds_in_place: bool = False) -> None:
         super().__init__()
@@ -107,7 +107,7 @@ def test_a_linear_target_is_explained_by_its_weights(
     torch.testing.assert_close(maps("occlusion", baseline=one, options=options), occluded, rtol=1e-3, atol=1e-5)
 
 
-def test_grad_cam_is_captums_on_convolutions(images: Tensor, labels: Tensor) -> None:
+def test_grad_cam_equals_captums_on_convolutions(images: Tensor, labels: Tensor) -> None:
     net = Net()
     target = wrap(net, (1, 12, 12))
     layer = captum.attr.LayerGradCam(target, net.second)
@@ -122,7 +122,7 @@ def test_grad_cam_is_captums_on_convolutions(images: Tensor, labels: Tensor) -> 
     torch.testing.assert_close(found, theirs * guided.detach())
 
 
-def test_every_channel_has_the_grad_cam_map() -> None:
+def test_grad_cam_gives_every_channel_the_same_map() -> None:
     net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, 2))
     maps = quick(wrap(net, (3, 8, 8)), torch.rand(2, 3, 8, 8), torch.tensor([0, 1]), "grad-cam")
     assert maps.shape == (2, 3, 8, 8) and maps.any() and torch.equal(maps[:, 0], maps[:, 2])
@@ -131,24 +131,24 @@ def test_every_channel_has_the_grad_cam_map() -> None:
 # --------------------------------------------------------------------------------------------- layers
 
 
-def test_the_layer_of_a_vision_transformer_is_one_whose_patches_matter() -> None:
+def test_the_layer_chosen_in_a_vision_transformer_still_uses_its_patches() -> None:
     vit = torchvision.models.VisionTransformer(
         image_size=16, patch_size=4, num_layers=2, num_heads=2, hidden_dim=8, mlp_dim=8, num_classes=3
     )
-    nn.init.normal_(vit.heads.head.weight)  # it begins with zeros
+    nn.init.normal_(vit.heads.head.weight)  # initialized with zeros
     target = wrap(vit, (3, 16, 16))
     images, labels = torch.rand(2, 3, 16, 16), torch.tensor([0, 1])
     signed = {"signed": True}
     found = attribute(target, images, labels, method="grad-cam", options=signed, device="cpu")
     assert found.shape == (2, 3, 16, 16) and found.flatten(1).std(1).min() > 0
-    # Behind the last attention the class token alone is read: there, the patches have no say.
+    # After the last attention only the class token is used, so the patches have no effect.
     dead = attribute(target, images, labels, method="grad-cam", options=signed, layer="encoder.ln", device="cpu")
     assert not dead.any()
 
 
-def test_patches_keep_their_places() -> None:
+def test_patches_keep_their_positions() -> None:
     class Patches(nn.Module):
-        """Tokens are the patches' means, behind one class token; the score is the mean of the patches' tokens."""
+        """Tokens are the patches' means, after a class token; the score is the mean of the patch tokens."""
 
         def __init__(self) -> None:
             super().__init__()
@@ -184,7 +184,7 @@ class Arranged(nn.Module):
 
 
 def extended(tokens: Tensor) -> Tensor:
-    """Put two tokens that hold nothing of the image before others, (B, N, D)."""
+    """Prepend two tokens that do not depend on the image to others, (B, N, D)."""
     return torch.cat([torch.ones_like(tokens[:, :2]), tokens], 1)
 
 
@@ -220,7 +220,7 @@ def test_the_axes_of_a_grid_are_found_in_any_order(axes: str) -> None:
     assert explainer.notes[0].endswith(f"as {axes}.")
 
 
-def test_a_layer_whose_axes_are_not_the_images_is_left_out_with_a_note() -> None:
+def test_a_layer_without_the_axes_of_the_image_is_skipped_with_a_note() -> None:
     def windows(x: Tensor) -> Tensor:
         return x.unflatten(2, (2, 2)).unflatten(4, (2, 2)).permute(0, 2, 4, 1, 3, 5).flatten(0, 2)
 
@@ -239,7 +239,7 @@ def test_a_layer_whose_axes_are_not_the_images_is_left_out_with_a_note() -> None
         quick(target, images, labels, "grad-cam", layer="arranged")
 
 
-def test_a_usual_layer_without_evidence_is_read_with_a_doubt() -> None:
+def test_a_layer_that_is_only_probably_right_is_used_with_a_note() -> None:
     mixed = torch.randn(16, 16, generator=torch.Generator().manual_seed(0))
     target = wrap(Arranged(lambda x: (x.flatten(2) @ mixed).unflatten(2, (4, 4)), lambda x: x), (1, 16, 16))
     explainer = Explainer(target, "grad-cam", layer="arranged", device="cpu")
@@ -247,11 +247,11 @@ def test_a_usual_layer_without_evidence_is_read_with_a_doubt() -> None:
     assert "as (C, h, w); no change of the image's halves confirms that." in explainer.notes[0]
 
 
-def test_a_reused_layer_is_not_read_and_the_others_serve(images: Tensor, labels: Tensor) -> None:
+def test_a_layer_that_runs_twice_is_skipped_and_others_work(images: Tensor, labels: Tensor) -> None:
     target = wrap(Net(reuse=True), (1, 12, 12))
     with pytest.raises(UsageError, match=r"'second'.*runs 2 times.*reused.*--layer"):
         quick(target, images, labels, "grad-cam", layer="second")
-    assert quick(target, images, labels, "grad-cam").shape == images.shape  # it finds `first`
+    assert quick(target, images, labels, "grad-cam").shape == images.shape  # chooses `first`
 
 
 def test_an_unknown_layer_is_refused_with_similar_names(images: Tensor, labels: Tensor) -> None:
@@ -262,7 +262,7 @@ def test_an_unknown_layer_is_refused_with_similar_names(images: Tensor, labels: 
         quick(target, images, labels, "grad-cam", layer="head")
 
 
-def test_activations_in_place_serve_every_method_and_stay_in_place(
+def test_in_place_activations_work_with_every_method_and_stay_in_place(
     images: Tensor, labels: Tensor, module_state: Callable[[nn.Module], dict[str, Any]]
 ) -> None:
     plain, inplace = Net(), Net(inplace=True)
@@ -280,7 +280,7 @@ def test_an_output_changed_in_place_is_reported_and_grad_cam_continues(
     net = Net(inplace=True, adds_in_place=True)
     target, before = wrap(net, (1, 12, 12)), module_state(net)
     for method in ("guided-grad-cam", "integrated-gradients"):
-        with pytest.raises(UsageError, match=r"cannot serve Net: .*in place.*without gradients"):
+        with pytest.raises(UsageError, match=r"does not support Net: .*in place.*without gradients"):
             quick(target, images, labels, method)
     assert module_state(net) == before and net.relu.inplace
     assert quick(target, images, labels, "grad-cam").any()
@@ -311,7 +311,7 @@ def test_torchscript_has_gradients_but_no_layers(images: Tensor, labels: Tensor)
                 quick(target, images, labels, method)
 
 
-def test_a_classifier_of_single_images_is_served_one_by_one() -> None:
+def test_a_classifier_of_single_images_is_explained_one_image_at_a_time() -> None:
     class Single(Net):
         def forward(self, x: Tensor) -> Tensor:
             assert len(x) == 1
@@ -349,7 +349,7 @@ def test_all_methods_are_registered() -> None:
 
 
 @every_method
-def test_the_module_is_left_as_found(
+def test_methods_do_not_change_the_module(
     method: str,
     tiny_target: Target,
     images: Tensor,
@@ -366,14 +366,14 @@ def test_the_module_is_left_as_found(
 
 
 @every_method
-def test_a_seed_repeats_the_maps(method: str, tiny_target: Target, images: Tensor, labels: Tensor) -> None:
+def test_equal_seeds_repeat_the_maps(method: str, tiny_target: Target, images: Tensor, labels: Tensor) -> None:
     one, again, other = (quick(tiny_target, images, labels, method, seed=seed) for seed in (1, 1, 2))
     assert torch.equal(one, again)
     assert torch.equal(one, other) == (method not in ("gradient-shap", "smoothgrad"))
 
 
 @every_method
-def test_no_more_rows_pass_than_allowed(method: str, images: Tensor, labels: Tensor) -> None:
+def test_batches_have_at_most_the_allowed_rows(method: str, images: Tensor, labels: Tensor) -> None:
     seen = []
     net = Net()
     target = wrap(net, (1, 12, 12))
@@ -408,7 +408,7 @@ def believed() -> tuple[Target, Tensor, Tensor]:
     return target, images, labels
 
 
-def test_integrated_gradients_add_up(believed: tuple[Target, Tensor, Tensor]) -> None:
+def test_integrated_gradients_are_complete(believed: tuple[Target, Tensor, Tensor]) -> None:
     target, images, labels = believed
     explainer = Explainer(target, "integrated-gradients", options={"steps": 20}, device="cpu")
     missing = explainer.maps(images, labels).flatten(1).sum(1) - explainer.differences(images, labels)

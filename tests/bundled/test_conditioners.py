@@ -1,4 +1,4 @@
-"""The conditioners: what they promise of labels, distributions, vectors and maps."""
+"""The conditioners' labels, distributions, vectors and maps."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def cross(*rows: str) -> Tensor:
 
 
 def read_off(matrix: HotMatrix, maps: Tensor) -> Tensor:
-    """Return the labels (B,) that maps were drawn for: the digits in base g are the rows with the most ones."""
+    """Return the labels (B,) encoded in maps: the digits in base g are the rows with the most ones."""
     digits = maps.sum(3).argmax(2) * matrix.side // maps.shape[2]
     return (digits * matrix.side ** torch.arange(matrix.digits)).sum(1)
 
@@ -77,7 +77,9 @@ def test_drawn_conditions_have_the_promised_shapes_and_distributions(
 @any_conditioner
 @deterministic
 @given(n=st.integers(2, 1000), shape=shapes, data=st.data())
-def test_given_labels_are_honoured(cls: type[Conditioner], n: int, shape: tuple[int, ...], data: st.DataObject) -> None:
+def test_conditions_have_the_labels_asked_for(
+    cls: type[Conditioner], n: int, shape: tuple[int, ...], data: st.DataObject
+) -> None:
     labels = torch.tensor(data.draw(st.lists(st.integers(0, n - 1), min_size=1, max_size=32)))
     condition = cls(n, shape).sample(len(labels), labels=labels, rng=torch.Generator().manual_seed(0))
     assert torch.equal(condition.labels, labels)
@@ -96,7 +98,7 @@ def test_drawn_labels_are_uniform(cls: type[Conditioner], n: int, rng: Rng) -> N
 
 
 @any_conditioner
-def test_one_seed_draws_one_batch_and_leaves_the_global_generator_alone(cls: type[Conditioner], rng: Rng) -> None:
+def test_a_seed_repeats_the_batch_without_touching_the_global_generator(cls: type[Conditioner], rng: Rng) -> None:
     conditioner = cls(10, (1, 16, 16))
     before = torch.get_rng_state()
     one, same, other = (conditioner.sample(64, rng=rng(seed)) for seed in (7, 7, 8))
@@ -107,7 +109,7 @@ def test_one_seed_draws_one_batch_and_leaves_the_global_generator_alone(cls: typ
 
 
 @any_conditioner
-def test_without_a_generator_the_global_one_decides(cls: type[Conditioner]) -> None:
+def test_without_a_generator_the_global_one_is_used(cls: type[Conditioner]) -> None:
     conditioner = cls(10, (1, 16, 16))
     batches = []
     for seed in (1, 1, 2):
@@ -146,7 +148,7 @@ def test_conditions_of_1000_classes_at_64_pixels_take_under_64_megabytes(
         (LabelConditioner, 10, (1, 28, 28), {"dim": 7}, ConditionSpec(7, 0, 1)),
     ],
 )
-def test_the_spec_says_the_sizes(
+def test_the_spec_states_the_sizes(
     cls: Any, n: int, shape: tuple[int, ...], options: dict[str, int], spec: ConditionSpec
 ) -> None:
     conditioner = cls(n, shape, cls.Options(**options))
@@ -174,7 +176,7 @@ def test_options_out_of_range_are_refused(cls: Any, options: dict[str, Any]) -> 
 
 @pytest.mark.parametrize("cls", WITH_MAPS, ids=lambda cls: cls.name)
 @pytest.mark.parametrize("shape", [(1, 1, 8), (1, 8, 1), (3, 1, 1)])
-def test_images_of_one_pixel_a_side_which_hold_no_matrix_are_refused_in_words(
+def test_single_pixel_images_which_cannot_hold_a_matrix_are_refused_with_a_reason(
     cls: type[Conditioner], shape: tuple[int, ...]
 ) -> None:
     with pytest.raises(UsageError):
@@ -190,7 +192,7 @@ def assert_same_means(one: Tensor, other: Tensor) -> None:
 
 
 @pytest.mark.parametrize("n", [2, 10, 100])
-def test_asking_for_a_label_leaves_the_law_of_the_sorted_entries_as_it_was(n: int, rng: Rng) -> None:
+def test_asking_for_a_label_does_not_change_the_distribution_of_the_sorted_entries(n: int, rng: Rng) -> None:
     conditioner = VectorConditioner(n, (1, 28, 28))
     free = conditioner.sample(60_000, rng=rng(0)).distribution.sort(1).values
     asked = conditioner.sample(20_000, labels=torch.full((20_000,), 1), rng=rng(1)).distribution.sort(1).values
@@ -199,7 +201,7 @@ def test_asking_for_a_label_leaves_the_law_of_the_sorted_entries_as_it_was(n: in
 
 
 @pytest.mark.parametrize("n", [2, 10])
-def test_vectors_of_a_label_asked_for_are_like_those_that_happened_to_have_it(n: int, rng: Rng) -> None:
+def test_vectors_for_a_requested_label_are_distributed_like_random_ones_with_that_label(n: int, rng: Rng) -> None:
     conditioner = VectorConditioner(n, (1, 28, 28))
     free = conditioner.sample(100_000, rng=rng(0))
     asked = conditioner.sample(20_000, labels=torch.full((20_000,), 1), rng=rng(1)).distribution
@@ -208,14 +210,14 @@ def test_vectors_of_a_label_asked_for_are_like_those_that_happened_to_have_it(n:
     assert_same_means(happened.square(), asked.square())
 
 
-def test_the_largest_entry_of_ten_untempered_classes_is_a_third_and_of_a_thousand_next_to_nothing(rng: Rng) -> None:
+def test_without_temperature_the_largest_of_ten_entries_is_a_third_and_of_a_thousand_near_zero(rng: Rng) -> None:
     for n, expected, within in ((10, 0.32, 0.005), (1000, 0.017, 0.001)):
         drawn = SoftVector(n, 1.0, None).draw(None, 10_000, 0.0, CPU, rng(0))
         assert abs(drawn.max(1).values.mean().item() - expected) < within
 
 
 @pytest.mark.parametrize(("n", "count"), [(10, 60_000), (20, 60_000), (43, 60_000), (100, 40_000), (1000, 10_000)])
-def test_by_default_the_largest_entry_is_within_003_of_032_on_average(n: int, count: int, rng: Rng) -> None:
+def test_the_default_largest_entry_averages_032_within_003(n: int, count: int, rng: Rng) -> None:
     source, soft = rng(0), SoftVector(n, None, None)
     chunks = [soft.draw(None, 2_000, 0.0, CPU, source).max(1).values for _ in range(count // 2_000)]
     assert abs(torch.cat(chunks).mean().item() - 0.32) < 0.03
@@ -233,7 +235,7 @@ def test_above_ten_classes_the_default_temperature_is_the_documented_one(n: int)
 
 @deterministic
 @given(start=st.floats(0.05, 20), end=st.floats(0.05, 20))
-def test_the_temperature_goes_geometrically_from_start_to_end(start: float, end: float) -> None:
+def test_the_temperature_interpolates_geometrically_from_start_to_end(start: float, end: float) -> None:
     at = SoftVector(10, start, end).temperature
     assert at(0.0) == pytest.approx(start) and at(1.0) == pytest.approx(end)
     assert at(0.5) == pytest.approx(math.sqrt(start * end))
@@ -241,7 +243,7 @@ def test_the_temperature_goes_geometrically_from_start_to_end(start: float, end:
 
 
 @pytest.mark.parametrize("cls", SOFT, ids=lambda cls: cls.name)
-def test_the_progress_of_the_training_sharpens_the_vectors(cls: Any, rng: Rng) -> None:
+def test_vectors_become_sharper_as_training_progresses(cls: Any, rng: Rng) -> None:
     conditioner = cls(10, (1, 28, 28), cls.Options(temperature=5.0, final_temperature=0.01))
     confidence = []
     for progress in (0.0, 0.5, 1.0):
@@ -250,7 +252,7 @@ def test_the_progress_of_the_training_sharpens_the_vectors(cls: Any, rng: Rng) -
     assert confidence[0] < 0.2 < confidence[1] < 0.95 < confidence[2]
 
 
-def test_without_a_final_temperature_the_first_one_stays(rng: Rng) -> None:
+def test_without_a_final_temperature_the_first_one_is_kept(rng: Rng) -> None:
     soft = SoftVector(10, 0.3, None)
     assert [soft.temperature(progress) for progress in (0.0, 0.4, 1.0)] == pytest.approx([0.3] * 3)
     vector = VectorConditioner(10, (1, 8, 8), VectorConditioner.Options(temperature=0.3))
@@ -259,7 +261,7 @@ def test_without_a_final_temperature_the_first_one_stays(rng: Rng) -> None:
 
 
 @pytest.mark.parametrize("cls", SOFT, ids=lambda cls: cls.name)
-def test_the_generator_is_shown_the_soft_distribution_itself(cls: Any, rng: Rng) -> None:
+def test_the_generator_receives_the_soft_distribution_itself(cls: Any, rng: Rng) -> None:
     condition = cls(10, (1, 28, 28)).sample(16, rng=rng(0))
     assert torch.equal(condition.vector, condition.distribution)
     assert (condition.distribution > 0).all()
@@ -287,21 +289,21 @@ def test_the_hot_matrix_is_one_in_the_row_and_the_column_of_the_label(cls: Any, 
     assert torch.equal(condition.maps(n, n), matrix[None, None])
 
 
-def test_more_classes_than_the_side_take_a_cross_for_each_digit() -> None:
+def test_more_classes_than_the_side_use_one_cross_per_digit() -> None:
     drawn = HotMatrix(1000, 16).draw(torch.tensor([0x3A7]), 16, 16)  # 935, hexadecimal digits 7, A, 3
     assert drawn.shape == (1, 3, 16, 16)
     assert [(drawn[0, m].sum(1) == 16).nonzero().tolist() for m in range(3)] == [[[7]], [[10]], [[3]]]
     assert (drawn.sum((2, 3)) == 31).all()
 
 
-def test_an_enlarged_matrix_is_the_same_cross_with_broader_bars() -> None:
+def test_an_enlarged_matrix_has_the_same_cross_with_wider_bars() -> None:
     drawn = HotMatrix(2, 2).draw(torch.tensor([0]), 4, 6)
     assert torch.equal(drawn[0, 0], cross("111111", "111111", "111000", "111000"))
 
 
 @settings(max_examples=50, deadline=None, derandomize=True)
 @given(n=st.integers(2, 21_841), side=st.integers(2, 64), grow=st.tuples(*[st.integers(0, 100)] * 2), data=st.data())
-def test_the_labels_can_be_read_off_the_maps_at_any_size(
+def test_labels_can_be_recovered_from_maps_of_any_size(
     n: int, side: int, grow: tuple[int, int], data: st.DataObject
 ) -> None:
     labels = torch.tensor([0, n - 1, *data.draw(st.lists(st.integers(0, n - 1), max_size=6))])
@@ -311,7 +313,7 @@ def test_the_labels_can_be_read_off_the_maps_at_any_size(
     assert torch.equal(read_off(matrix, maps), labels)
 
 
-def test_maps_are_drawn_where_the_labels_are() -> None:
+def test_maps_are_on_the_device_of_the_labels() -> None:
     matrix, labels = HotMatrix(50, 4), torch.tensor([0, 17, 49])
     with second_device() as device:
         maps = matrix.draw(labels.to(device), 8, 9)
@@ -335,12 +337,12 @@ def test_the_hot_matrix_has_rank_two_at_most(n: int) -> None:
 
 
 @pytest.mark.parametrize("cls", [MatrixConditioner, LabelConditioner], ids=lambda cls: cls.name)
-def test_where_no_soft_vector_is_shown_the_distribution_is_one_hot(cls: type[Conditioner]) -> None:
+def test_without_a_soft_vector_the_distribution_is_one_hot(cls: type[Conditioner]) -> None:
     distribution = cls(4, (1, 28, 28)).sample(3, labels=torch.tensor([2, 0, 3])).distribution
     assert distribution.tolist() == [[0, 0, 1, 0], [1, 0, 0, 0], [0, 0, 0, 1]]
 
 
-def test_the_label_conditioner_shows_a_learned_row_for_each_label() -> None:
+def test_the_label_conditioner_has_a_learned_embedding_per_label() -> None:
     conditioner = LabelConditioner(5, (1, 28, 28))
     vector = conditioner.sample(4, labels=torch.tensor([2, 0, 2, 4])).vector
     assert torch.equal(vector[0], vector[2]) and not torch.equal(vector[0], vector[1])

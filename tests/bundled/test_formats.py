@@ -1,4 +1,4 @@
-"""Classifiers in every format that people have them in: each comes in with the logits of the module it was."""
+"""Classifiers in every common file format load with the logits of the original module."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class Net(nn.Module):
 
 
 class Channelled(nn.Module):
-    """Takes channels last, and gives probabilities in a dict."""
+    """Accepts channels last, and returns probabilities in a dict."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -76,7 +76,7 @@ class Mixin(Net, PyTorchModelHubMixin):
 
 
 class Boxed(nn.Module):
-    """Its own names begin with what Lightning puts before names."""
+    """Its own names begin with Lightning's prefix."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -97,7 +97,7 @@ def nothing() -> None:
 
 @pytest.fixture(autouse=True)
 def _offline(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let nobody look anything up."""
+    """Make host name lookups fail."""
 
     def connect(*_: Any) -> None:
         raise AssertionError("somebody reaches for the network")
@@ -108,7 +108,7 @@ def _offline(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def nets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """Return the module of NETS, written to formats_nets.py in the folder of the test."""
+    """Return the module with the code in NETS, written to formats_nets.py in the test's folder."""
     monkeypatch.syspath_prepend(str(tmp_path))
     (tmp_path / "formats_nets.py").write_text(NETS, "utf-8")
     before = set(sys.modules)
@@ -120,7 +120,7 @@ def nets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
 
 def seeded_module(make: Callable[[], nn.Module], seed: int = 0) -> nn.Module:
-    """Make a module whose weights, batch norms' buffers too, are such that its logits differ from image to image."""
+    """Return a module with random weights and batch norm buffers, whose logits differ between images."""
     torch.manual_seed(seed)
     module = make().eval()
     for name, buffer in module.named_buffers():
@@ -143,7 +143,7 @@ def logits_of(target: Target, images: Tensor) -> Tensor:
 
 
 def assert_like(target: Target, module: Callable[[Tensor], Tensor], atol: float = 1e-5) -> None:
-    """See that a target gives the logits of a module, and that these are not constant."""
+    """Check that a target has the logits of a module, and that these are not constant."""
     images = torch.rand(4, *target.input_shape, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         theirs = module(images)
@@ -184,7 +184,7 @@ def write_config(folder: Path, config: Any, name: str = "config.json") -> Path:
 def export_onnx(
     module: nn.Module, path: Path, shape: tuple[int, ...], *, dynamic: bool = True, opset: int | None = 13
 ) -> Path:
-    """Export by the older exporter, which warns of itself; without ``opset``, in the one that it takes by default."""
+    """Export with the older exporter, ignoring its deprecation warning; ``opset`` defaults to the exporter's."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         axes = {"input": {0: "n"}} if dynamic else None
@@ -202,7 +202,7 @@ def export_onnx(
 
 
 class LastChannels(nn.Module):
-    """Takes (B, H, W, C)."""
+    """Accepts (B, H, W, C)."""
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
@@ -213,7 +213,7 @@ class LastChannels(nn.Module):
 
 
 class Column(nn.Module):
-    """Takes one image as a column, (1, D, 1)."""
+    """Accepts one image as a column, (1, D, 1)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -265,7 +265,7 @@ class Kind:
 
     @property
     def flags(self) -> list[str]:
-        """The options, as typed."""
+        """The options, as the user types them."""
         flags = []
         for name, value in self.options.items():
             flag = f"--{name.replace('_', '-')}"
@@ -316,7 +316,7 @@ def make_user_code(folder: Path, nets: Any) -> Kind:
 def make_mixin(folder: Path, nets: Any) -> Kind:
     module = seeded_module(lambda: nets.Mixin(hidden=5, num_classes=4))
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the model card that it writes beside
+        warnings.simplefilter("ignore")  # about the model card
         module.save_pretrained(folder / "mixin")
     options = {"arch": "py:formats_nets:Mixin", "input_shape": [3, 8, 8]}
     return Kind(folder / "mixin", module, options, graph=True)
@@ -341,7 +341,7 @@ def make_onnx_column(folder: Path, nets: Any) -> Kind:
 def make_torchscript(folder: Path, nets: Any) -> Kind:
     module = seeded_module(nets.Net)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that TorchScript is deprecated
+        warnings.simplefilter("ignore")  # TorchScript is deprecated
         torch.jit.trace(module, torch.rand(2, 3, 8, 8)).save(str(folder / "script.pt"))
     return Kind(folder / "script.pt", module, {"input_shape": [3, 8, 8], "trust": True}, graph=True)
 
@@ -376,7 +376,7 @@ torch_warns = pytest.mark.filterwarnings("ignore:.*(TorchScript|torch.jit|isinst
 
 @every_kind
 @torch_warns
-def test_each_kind_has_the_logits_of_the_module_that_it_was(name: str, tmp_path: Path, nets: Any) -> None:
+def test_every_format_loads_with_the_logits_of_the_original_module(name: str, tmp_path: Path, nets: Any) -> None:
     kind = KINDS[name](tmp_path, nets)
     options = dict(kind.options)
     if "arch_args" in options:
@@ -389,7 +389,7 @@ def test_each_kind_has_the_logits_of_the_module_that_it_was(name: str, tmp_path:
 
 @every_kind
 @torch_warns
-def test_each_kind_is_packed_into_a_file_that_loads_with_no_flags(name: str, tmp_path: Path, nets: Any) -> None:
+def test_every_format_is_packed_into_a_file_that_loads_without_flags(name: str, tmp_path: Path, nets: Any) -> None:
     kind = KINDS[name](tmp_path, nets)
     packed = tmp_path / "packed" / "it.safetensors"
     if name == "exported program" and torch.__version__ < "2.7":  # its exporter has no symbolic sizes
@@ -408,7 +408,7 @@ def test_each_kind_is_packed_into_a_file_that_loads_with_no_flags(name: str, tmp
     assert again.class_names == original.class_names and again.input_shape == original.input_shape
 
 
-def test_pack_keeps_a_file_that_is_there_unless_forced(tmp_path: Path, nets: Any) -> None:
+def test_pack_does_not_overwrite_a_file_unless_forced(tmp_path: Path, nets: Any) -> None:
     kind = make_bare(tmp_path, nets)
     packed = tmp_path / "packed.safetensors"
     packed.write_bytes(b"precious")
@@ -419,7 +419,7 @@ def test_pack_keeps_a_file_that_is_there_unless_forced(tmp_path: Path, nets: Any
     fails(2, "safetensors", "pack", kind.path, *kind.flags, "--out", tmp_path / "packed.pt")
 
 
-def test_what_was_packed_once_can_be_packed_again(tmp_path: Path, nets: Any) -> None:
+def test_a_packed_file_can_be_packed_again(tmp_path: Path, nets: Any) -> None:
     kind = make_user_code(tmp_path, nets)
     once, twice = tmp_path / "once.safetensors", tmp_path / "twice.safetensors"
     succeeds("pack", kind.path, *kind.flags, "--out", once)
@@ -460,7 +460,7 @@ WRAPPINGS: dict[str, Callable[[dict[str, Tensor]], Any]] = {
 
 @pytest.mark.parametrize("wrapping", list(WRAPPINGS))
 @pytest.mark.parametrize("suffix", [".pt", ".pth", ".th", ".ckpt"])
-def test_a_state_dict_is_found_in_whatever_it_is_wrapped(wrapping: str, suffix: str, tmp_path: Path) -> None:
+def test_a_state_dict_is_found_inside_any_wrapper(wrapping: str, suffix: str, tmp_path: Path) -> None:
     module = cnn()
     path = tmp_path / f"net{suffix}"
     torch.save(WRAPPINGS[wrapping](module.state_dict()), path)
@@ -468,7 +468,7 @@ def test_a_state_dict_is_found_in_whatever_it_is_wrapped(wrapping: str, suffix: 
 
 
 @pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod."])
-def test_prefixes_are_taken_off_in_safetensors_too(prefix: str, tmp_path: Path) -> None:
+def test_prefixes_are_removed_in_safetensors_too(prefix: str, tmp_path: Path) -> None:
     module = cnn()
     safetensors.torch.save_file(prefixed(prefix)(module.state_dict()), tmp_path / "net.safetensors")
     options = {"arch": "interpkit:cnn", "arch_args": ARGUMENTS, "input_shape": (1, 12, 12)}
@@ -490,7 +490,7 @@ def test_one_of_several_networks_is_chosen_by_its_key_and_remembered(key: str, t
     assert_like(load_target(packed, weights_key=f"nets.{key}"), networks[key])  # as a run of the checkpoint would
 
 
-def test_inspect_says_where_the_weights_were_and_what_was_left_out(tmp_path: Path) -> None:
+def test_inspect_shows_the_key_of_the_weights_and_what_was_ignored(tmp_path: Path) -> None:
     named = {f"model._orig_mod.{name}": tensor for name, tensor in cnn().state_dict().items()}
     torch.save({"state_dict": {**named, "loss_fn.weight": torch.ones(3)}, "args": Mapping}, tmp_path / "best.pth.tar")
     flags = ["--arch", "interpkit:cnn", "--input-shape", "1,12,12"]
@@ -513,7 +513,7 @@ def test_weights_that_older_libraries_saved_are_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("averaged", "plain"), [("state_dict_ema", "state_dict"), ("model_ema", "model")])
-def test_the_averaged_weights_win(averaged: str, plain: str, tmp_path: Path) -> None:
+def test_averaged_weights_take_precedence(averaged: str, plain: str, tmp_path: Path) -> None:
     module, other = cnn(0), cnn(1)
     torch.save({plain: other.state_dict(), averaged: module.state_dict()}, tmp_path / "net.pth")
     options = {"arch": "interpkit:cnn", "arch_args": ARGUMENTS, "input_shape": (1, 12, 12)}
@@ -528,27 +528,27 @@ def lightning(state: Mapping[str, Tensor]) -> dict[str, Any]:
     return {"state_dict": named, "epoch": 2, "pytorch-lightning_version": "2.4.0", "hyper_parameters": {"lr": 0.1}}
 
 
-def test_lightnings_prefix_is_taken_off_for_code_of_the_users_own(tmp_path: Path, nets: Any) -> None:
+def test_lightnings_prefix_is_removed_for_the_users_own_code(tmp_path: Path, nets: Any) -> None:
     module = seeded_module(nets.Net)
     torch.save(lightning(module.state_dict()), tmp_path / "net.ckpt")
     assert_like(load_target(tmp_path / "net.ckpt", arch="py:formats_nets:Net", input_shape=(3, 8, 8)), module)
 
 
-def test_lightnings_prefix_is_taken_off_for_a_registered_architecture(tmp_path: Path) -> None:
+def test_lightnings_prefix_is_removed_for_a_registered_architecture(tmp_path: Path) -> None:
     module = cnn()
     torch.save(lightning(module.state_dict()), tmp_path / "net.ckpt")
     options = {"arch": "interpkit:cnn", "arch_args": ARGUMENTS, "input_shape": (1, 12, 12)}
     assert_like(load_target(tmp_path / "net.ckpt", **options), module)
 
 
-def test_a_prefix_that_is_the_networks_own_stays(tmp_path: Path, nets: Any) -> None:
+def test_a_prefix_of_the_networks_own_names_is_kept(tmp_path: Path, nets: Any) -> None:
     module = seeded_module(nets.Boxed)
     torch.save(module.state_dict(), tmp_path / "net.pt")
     assert_like(load_target(tmp_path / "net.pt", arch="py:formats_nets:Boxed", input_shape=(3, 8, 8)), module)
 
 
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
-def test_a_number_that_was_stored_as_a_list_of_one_is_taken_as_such(suffix: str, tmp_path: Path) -> None:
+def test_a_number_stored_as_a_list_of_one_is_accepted(suffix: str, tmp_path: Path) -> None:
     module = cnn()
     state = {name: t.reshape(1) if t.dim() == 0 else t for name, t in module.state_dict().items()}
     assert any(name.endswith("num_batches_tracked") and t.shape == (1,) for name, t in state.items())
@@ -566,7 +566,7 @@ def test_a_head_of_another_width_is_found_without_flags(name: str, tmp_path: Pat
     assert_like(target, module, atol=1e-4)
 
 
-def test_a_misfit_is_listed_and_the_nearest_architecture_is_named(tmp_path: Path) -> None:
+def test_weights_that_do_not_fit_are_listed_with_the_nearest_architecture(tmp_path: Path) -> None:
     path = tmp_path / "net.pth"
     torch.save(torchvision.models.resnet18(num_classes=7).state_dict(), path)
     message = refusal(path, arch="torchvision:resnet34", input_shape=(3, 32, 32))
@@ -576,7 +576,7 @@ def test_a_misfit_is_listed_and_the_nearest_architecture_is_named(tmp_path: Path
     fails(3, "--arch torchvision:resnet18", "inspect", path, "--arch", "torchvision:resnet34", "--input-shape", "3,8,8")
 
 
-def test_a_misfit_says_what_is_missing_what_is_unexpected_and_what_has_another_shape(tmp_path: Path) -> None:
+def test_weights_that_do_not_fit_are_listed_as_missing_unexpected_or_misshapen(tmp_path: Path) -> None:
     state = cnn().state_dict()
     del state["0.weight"]
     state |= {"stranger": torch.zeros(2), "1.weight": torch.zeros(9)}
@@ -587,7 +587,7 @@ def test_a_misfit_says_what_is_missing_what_is_unexpected_and_what_has_another_s
     assert "of another shape: 1.weight ([9], expected [4])" in message
 
 
-def test_a_head_of_another_width_than_the_user_says_is_a_misfit(tmp_path: Path) -> None:
+def test_a_head_of_another_width_than_the_user_states_does_not_fit(tmp_path: Path) -> None:
     torch.save(torchvision.models.squeezenet1_1(num_classes=7).state_dict(), tmp_path / "net.pth")
     options = {"arch": "torchvision:squeezenet1_1", "arch_args": {"num_classes": 6}, "input_shape": (3, 32, 32)}
     assert "of another shape: classifier.1.weight" in refusal(tmp_path / "net.pth", **options)
@@ -619,7 +619,7 @@ def test_the_error_for_a_checkpoint_without_an_architecture_names_the_flags(tmp_
 
 
 @pytest.mark.parametrize("form", ["file", "module", "package"])
-def test_code_of_the_users_own_is_named_by_file_or_by_module(form: str, tmp_path: Path, nets: Any) -> None:
+def test_the_users_own_code_is_named_by_file_or_by_module(form: str, tmp_path: Path, nets: Any) -> None:
     package = tmp_path / "formats_package"
     package.mkdir()
     (package / "__init__.py").write_text("", "utf-8")
@@ -649,14 +649,14 @@ def test_code_of_the_users_own_is_named_by_file_or_by_module(form: str, tmp_path
         ("py:formats_broken:Net", "RuntimeError: broken on purpose"),
     ],
 )
-def test_code_that_cannot_be_had_is_one_message(spec: str, words: str, tmp_path: Path, nets: Any) -> None:
+def test_code_that_cannot_be_imported_gives_one_message(spec: str, words: str, tmp_path: Path, nets: Any) -> None:
     (tmp_path / "formats_broken.py").write_text("raise RuntimeError('broken on purpose')", "utf-8")
     torch.save(seeded_module(nets.Net).state_dict(), tmp_path / "net.pt")
     fails(3, re.escape(words), "inspect", tmp_path / "net.pt", "--arch", spec, "--input-shape", "3,8,8")
 
 
 def test_two_files_of_one_name_are_two_modules(tmp_path: Path, nets: Any) -> None:
-    """Each is a module of its own, also for what looks its module up by name, such as a dataclass or a pickle."""
+    """They are separate modules, also for code that looks up its module by name, such as a dataclass or a pickle."""
     for number in (1, 2):
         folder = tmp_path / str(number)
         folder.mkdir()
@@ -677,7 +677,7 @@ def test_two_files_of_one_name_are_two_modules(tmp_path: Path, nets: Any) -> Non
     assert widths == [1, 2]
 
 
-def test_a_file_named_as_an_installed_package_does_not_take_its_place(tmp_path: Path, nets: Any) -> None:
+def test_a_file_named_like_an_installed_package_does_not_replace_it(tmp_path: Path, nets: Any) -> None:
     (tmp_path / "code").mkdir()
     (tmp_path / "code" / "timm.py").write_text(NETS, "utf-8")
     torch.save(seeded_module(nets.Net).state_dict(), tmp_path / "net.pt")
@@ -685,7 +685,7 @@ def test_a_file_named_as_an_installed_package_does_not_take_its_place(tmp_path: 
     assert sys.modules["timm"] is timm
 
 
-def test_the_mixins_arguments_are_the_configs_and_the_users_win(tmp_path: Path, nets: Any) -> None:
+def test_the_mixins_arguments_come_from_the_config_unless_the_user_overrides_them(tmp_path: Path, nets: Any) -> None:
     kind = make_mixin(tmp_path, nets)
     assert json.loads((kind.path / "config.json").read_text("utf-8"))["hidden"] == 5
     for path in (kind.path, kind.path / "model.safetensors"):
@@ -697,7 +697,7 @@ def test_the_mixins_arguments_are_the_configs_and_the_users_win(tmp_path: Path, 
     assert issubclass(nets.Mixin, huggingface_hub.PyTorchModelHubMixin)
 
 
-def test_the_mixins_config_counts_for_its_weights_file_as_well(tmp_path: Path, nets: Any) -> None:
+def test_the_mixins_config_also_applies_to_its_weights_file(tmp_path: Path, nets: Any) -> None:
     kind = make_mixin(tmp_path, nets)
     assert_like(load_target(kind.path / "model.safetensors", **kind.options), kind.module)
 
@@ -708,7 +708,9 @@ def test_the_mixins_config_counts_for_its_weights_file_as_well(tmp_path: Path, n
 @pytest.mark.parametrize("layout", ["current", "legacy"])
 @pytest.mark.parametrize("weights", ["model.safetensors", "pytorch_model.bin"])
 @pytest.mark.parametrize("named", ["folder", "weights"])
-def test_a_timm_folder_of_either_layout_says_all(layout: str, weights: str, named: str, tmp_path: Path) -> None:
+def test_a_timm_folder_of_either_layout_loads_without_flags(
+    layout: str, weights: str, named: str, tmp_path: Path
+) -> None:
     module = seeded_module(lambda: timm.create_model("test_resnet", num_classes=5))
     pretrained = {"mean": [0.5, 0.4, 0.3], "std": [0.2, 0.3, 0.4], "input_size": [3, 32, 32], "num_classes": 5}
     config: dict[str, Any] = {"architecture": "test_resnet", "num_classes": 5, "label_names": list("abcde")}
@@ -745,7 +747,7 @@ def test_a_timm_network_that_transformers_saved_is_read(tmp_path: Path) -> None:
     assert_like(target, net, atol=1e-4)
 
 
-def test_a_timm_folders_tag_and_arguments_are_understood_and_the_user_wins(tmp_path: Path) -> None:
+def test_a_timm_folders_tag_and_arguments_are_used_unless_the_user_overrides_them(tmp_path: Path) -> None:
     module = seeded_module(lambda: timm.create_model("test_vit", num_classes=2, img_size=32, global_pool="avg"))
     config = {
         "architecture": "test_vit.r160_in1k",
@@ -786,7 +788,7 @@ def test_a_transformers_folder_has_labels_and_preprocessing(tmp_path: Path) -> N
 
 
 def binary_vit(folder: Path, **facts: Any) -> Path:
-    """Save a ViT of one output, with further entries of its config."""
+    """Save a ViT with one output and further config entries."""
     config = tiny_vit().config
     sizes = {key: getattr(config, key) for key in ("hidden_size", "num_hidden_layers", "num_attention_heads")}
     sizes |= {"intermediate_size": 16, "image_size": 16, "patch_size": 8, "num_labels": 1}
@@ -796,7 +798,7 @@ def binary_vit(folder: Path, **facts: Any) -> Path:
     return folder
 
 
-def test_one_output_of_transformers_is_its_label_and_the_absence_of_it(tmp_path: Path) -> None:
+def test_a_single_output_of_transformers_means_its_label_or_not(tmp_path: Path) -> None:
     target = load_target(binary_vit(tmp_path / "binary"))
     assert target.class_names == ["not LABEL_0", "LABEL_0"] and target.num_classes == 2
     named = load_target(binary_vit(tmp_path / "named", id2label={"0": "tumor"}))
@@ -808,13 +810,13 @@ def test_a_regression_is_refused_with_what_to_do(tmp_path: Path) -> None:
         load_target(binary_vit(tmp_path / "age", problem_type="regression"))
 
 
-def test_a_config_says_that_labels_do_not_exclude_each_other(tmp_path: Path) -> None:
+def test_a_config_can_state_that_labels_do_not_exclude_each_other(tmp_path: Path) -> None:
     vit = tiny_vit()
     vit.config.problem_type = "multi_label_classification"
     target, images = load_target(save_vit(vit, tmp_path / "vit")), torch.rand(3, 3, 16, 16)
     assert target.multi_label and target.sources["output"] == "its config.json"
     torch.testing.assert_close(target.probabilities(target(images)), vit(images).logits.sigmoid())
-    assert not load_target(tmp_path / "vit", output="logits").multi_label  # the user's word wins
+    assert not load_target(tmp_path / "vit", output="logits").multi_label  # the user's option takes precedence
 
 
 @pytest.mark.parametrize(
@@ -827,7 +829,7 @@ def test_a_config_says_that_labels_do_not_exclude_each_other(tmp_path: Path) -> 
     ],
     ids=["0 to 255", "not normalized", "0 to 2", "no processor"],
 )
-def test_what_the_image_processor_does_is_done(
+def test_the_steps_of_the_image_processor_are_applied(
     processor: dict[str, Any] | None, shown: Callable[[Tensor], Tensor], tmp_path: Path
 ) -> None:
     vit = tiny_vit()
@@ -839,7 +841,7 @@ def test_what_the_image_processor_does_is_done(
         assert white == 255.0
 
 
-def test_ten_labels_stand_in_the_order_of_their_numbers(tmp_path: Path) -> None:
+def test_more_than_ten_labels_are_sorted_by_number(tmp_path: Path) -> None:
     config = tiny_vit().config
     names = [f"name {i}" for i in range(12)]
     config.id2label = dict(enumerate(names))
@@ -852,7 +854,7 @@ def test_ten_labels_stand_in_the_order_of_their_numbers(tmp_path: Path) -> None:
     assert load_target(folder).class_names == names
 
 
-def test_another_model_than_an_image_classifier_is_refused_by_name(tmp_path: Path) -> None:
+def test_a_model_that_is_not_an_image_classifier_is_refused_by_name(tmp_path: Path) -> None:
     folder = save_vit(tiny_vit(), tmp_path / "vit")
     config = json.loads((folder / "config.json").read_text("utf-8"))
     write_config(folder, config | {"architectures": ["ViTForMaskedImageModeling"]})
@@ -913,7 +915,9 @@ def test_an_onnx_graphs_shape_and_layout_are_found(tmp_path: Path, nets: Any) ->
     assert "[8, 10, 3]" in target.sources["layout"]
 
 
-def test_an_onnx_graph_of_columns_is_one_of_vectors_until_it_is_said_to_be_of_images(tmp_path: Path, nets: Any) -> None:
+def test_an_onnx_graph_with_column_inputs_is_for_vectors_unless_the_user_states_images(
+    tmp_path: Path, nets: Any
+) -> None:
     kind = make_onnx_column(tmp_path, nets)
     vectors = load_target(kind.path)
     assert vectors.input_shape == (144,)
@@ -922,7 +926,7 @@ def test_an_onnx_graph_of_columns_is_one_of_vectors_until_it_is_said_to_be_of_im
     assert "144 numbers" in refusal(kind.path, input_shape=(1, 12, 13))
 
 
-def test_weights_that_stand_as_constants_in_an_onnx_graph_are_found(tmp_path: Path, nets: Any) -> None:
+def test_weights_stored_as_constants_in_an_onnx_graph_are_found(tmp_path: Path, nets: Any) -> None:
     kind = make_onnx(tmp_path, nets)
     graph = onnx.load(kind.path)
     constants = [
@@ -937,7 +941,7 @@ def test_weights_that_stand_as_constants_in_an_onnx_graph_are_found(tmp_path: Pa
     assert_like(load_target(tmp_path / "constants.onnx"), kind.module)
 
 
-def test_an_onnx_graph_that_ends_in_a_softmax_gives_logits_that_mean_the_same(tmp_path: Path) -> None:
+def test_an_onnx_graph_that_ends_in_a_softmax_yields_equivalent_logits(tmp_path: Path) -> None:
     module = cnn()
     path = export_onnx(nn.Sequential(module, nn.Softmax(1)).eval(), tmp_path / "net.onnx", (1, 12, 12))
     target = load_target(path)
@@ -957,7 +961,7 @@ def test_an_onnx_graph_of_the_exporters_default_version_loads(tmp_path: Path, ne
 
 @pytest.mark.parametrize("make", [make_torchscript, make_exported], ids=["torchscript", "exported program"])
 @torch_warns
-def test_what_may_run_code_is_refused_until_it_is_trusted(
+def test_a_file_that_may_run_code_is_refused_until_it_is_trusted(
     make: Callable[[Path, Any], Kind], tmp_path: Path, nets: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kind = make(tmp_path, nets)
@@ -1034,7 +1038,7 @@ RANGES = ((0.0, 10.0), (-5.0, 5.0), (100.0, 101.0), (0.0, 1.0))
 
 
 def table(tmp_path: Path) -> tuple[Path, list[str]]:
-    """Write a classifier of rows of a table, and what it takes to load it."""
+    """Write a classifier of table rows; return its file and the options needed to load it."""
     code = "from torch import nn\n\ndef net():\n    return nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))\n"
     (tmp_path / "formats_table.py").write_text(code, "utf-8")
     torch.save(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)).state_dict(), tmp_path / "table.pt")
@@ -1043,7 +1047,7 @@ def table(tmp_path: Path) -> tuple[Path, list[str]]:
     return tmp_path / "table.pt", flags
 
 
-def test_a_classifier_of_a_tables_rows_is_inverted_within_the_ranges_of_its_features(tmp_path: Path) -> None:
+def test_a_classifier_of_table_rows_is_inverted_within_the_ranges_of_its_features(tmp_path: Path) -> None:
     path, flags = table(tmp_path)
     out = tmp_path / "run"
     small = ["--generator", "dense", "--set", "dense.widths=[16]", "--steps", "3", "--batch-size", "8"]
@@ -1073,7 +1077,7 @@ def test_rows_of_a_table_are_reference_data_in_their_own_units(tmp_path: Path) -
 
 
 def judged(target: Target) -> tuple[Tensor, Tensor]:
-    """Return images in 8 bits, and the classes that the target gives them but for one in four."""
+    """Return 8-bit images and the classes that the target predicts, one in four of them wrong."""
     images = torch.randint(0, 256, (40, *target.input_shape), generator=torch.Generator().manual_seed(2))
     labels = logits_of(target, images.float() / 255).argmax(1)
     labels[::4] = (labels[::4] + 1) % target.num_classes
@@ -1094,9 +1098,7 @@ def test_inspect_shows_the_accuracy_on_reference_data(
     assert "accuracy" not in json.loads(succeeds("inspect", tiny_model, "--json").stdout)
 
 
-def test_an_accuracy_no_better_than_chance_is_remarked_upon(
-    tmp_path: Path, tiny_model: Path, tiny_target: Target
-) -> None:
+def test_an_accuracy_at_chance_level_is_reported(tmp_path: Path, tiny_model: Path, tiny_target: Target) -> None:
     images, labels = judged(tiny_target)
     np.savez(tmp_path / "data.npz", images=images.numpy(), labels=(labels + 1).remainder(3).numpy())
     result = succeeds("inspect", tiny_model, "--reference", tmp_path / "data.npz")
@@ -1134,7 +1136,7 @@ def test_a_graph_that_differs_from_its_classifier_or_cannot_be_read_again_is_not
     assert not list(tmp_path.iterdir())
 
 
-def test_the_accuracy_of_a_good_classifier_of_two_classes_is_not(tmp_path: Path) -> None:
+def test_the_accuracy_of_a_good_binary_classifier_is_not_reported_as_chance(tmp_path: Path) -> None:
     brighter = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
     brighter[1].load_state_dict({"weight": torch.tensor([[-1.0] * 4, [1.0] * 4]), "bias": torch.tensor([4.0, -4.0])})
     model = interpkit.pack_target(interpkit.wrap(brighter, (1, 2, 2), std=0.5), tmp_path / "brighter.safetensors")
@@ -1200,7 +1202,7 @@ def test_a_folder_that_does_not_fit_ends_with_2(
     fails(2, words, "inspect", tiny_model, "--reference", folder)
 
 
-def test_a_class_number_that_the_classifier_has_not_ends_with_2(tmp_path: Path, tiny_model: Path) -> None:
+def test_an_unknown_class_number_ends_with_2(tmp_path: Path, tiny_model: Path) -> None:
     _picture(tmp_path / "data" / "7" / "a.png", (12, 12))
     fails(2, "7", "inspect", tiny_model, "--reference", tmp_path / "data")
     np.savez(tmp_path / "data.npz", images=np.zeros((2, 12, 12), np.uint8), labels=np.array([0, -1]))
@@ -1222,7 +1224,7 @@ def _text(path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["timm", "transformers", "onnx", "user code", "mixin", "torchscript"])
 @torch_warns
-def test_each_kind_is_inverted_and_sampled_from_the_command_line(name: str, tmp_path: Path, nets: Any) -> None:
+def test_every_format_is_inverted_and_sampled_from_the_command_line(name: str, tmp_path: Path, nets: Any) -> None:
     kind = KINDS[name](tmp_path, nets)
     out = tmp_path / "run"
     flags = [*kind.flags, *(["--input-shape", "3,32,32"] if name == "timm" else [])]
@@ -1235,7 +1237,7 @@ def test_each_kind_is_inverted_and_sampled_from_the_command_line(name: str, tmp_
     assert len(samples["images"]) == len(samples["labels"].unique()) == len(samples["labels"])
 
 
-def test_a_run_of_the_users_own_code_runs_it_where_this_user_has_typed_it(tmp_path: Path, nets: Any) -> None:
+def test_a_run_loads_the_users_own_code_if_this_user_has_typed_its_name(tmp_path: Path, nets: Any) -> None:
     kind = make_user_code(tmp_path, nets)
     out = tmp_path / "run"
     succeeds("invert", kind.path, *TINY_RUN, *kind.flags, "--out", out)
@@ -1244,7 +1246,7 @@ def test_a_run_of_the_users_own_code_runs_it_where_this_user_has_typed_it(tmp_pa
     succeeds("invert", kind.path, "--out", out, "--resume", "--steps", "3")
 
 
-def test_a_run_that_was_made_elsewhere_runs_code_only_when_its_name_is_typed(
+def test_a_run_made_elsewhere_loads_code_only_when_its_name_is_typed(
     tmp_path: Path, nets: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kind = make_user_code(tmp_path, nets)
@@ -1264,7 +1266,7 @@ def test_a_run_that_was_made_elsewhere_runs_code_only_when_its_name_is_typed(
         fails(2, "[Tt]ype it again", "invert", kind.path, "--out", out, "--resume", "--steps", "3")
     assert sorted(out.iterdir()) == before
     succeeds("sample", out, "--arch", kind.options["arch"], "--per-class", "1")
-    succeeds("sample", out, "--per-class", "1", "--out", tmp_path / "again.safetensors")  # now it is known
+    succeeds("sample", out, "--per-class", "1", "--out", tmp_path / "again.safetensors")  # remembered now
 
 
 @pytest.mark.parametrize("changed", ["code", "helper", "arguments", "classifier", "record"])
@@ -1302,10 +1304,10 @@ def test_typed_code_is_forgotten_when_anything_about_it_changes(
 
 
 @pytest.mark.parametrize("how", ["link", "module"])
-def test_a_run_cannot_slip_other_code_in_under_the_name_of_typed_code(
+def test_a_run_cannot_substitute_other_code_under_a_typed_name(
     how: str, tmp_path: Path, nets: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Another person's folder has a link to the typed code, and beside it what the code or Python would import."""
+    """A stranger's folder has a link to the typed code, with files next to it that the code or Python would import."""
     helper, theirs, code = f"beside_{how}", tmp_path / "theirs", tmp_path / "own" / "net.py"
     kind = make_user_code(tmp_path, nets)
     for folder, content in ((code.parent, ""), (theirs, f"open({str(tmp_path / 'marker')!r}, 'w')")):
@@ -1341,7 +1343,9 @@ def test_a_run_of_a_trusted_file_is_sampled_only_when_trust_is_typed_again(tmp_p
 
 @pytest.mark.parametrize("name", ["user code", "torchscript"])
 @torch_warns
-def test_a_recipe_that_records_code_runs_it_only_when_it_is_typed_again(name: str, tmp_path: Path, nets: Any) -> None:
+def test_a_recipe_that_records_code_loads_it_only_when_its_name_is_typed_again(
+    name: str, tmp_path: Path, nets: Any
+) -> None:
     kind = KINDS[name](tmp_path, nets)
     first, second = tmp_path / "first", tmp_path / "second"
     succeeds("invert", kind.path, *TINY_RUN, *kind.flags, "--out", first)

@@ -1,4 +1,4 @@
-"""Classifiers' files that mean harm, or are merely broken: one refusal each, no code run, nothing written."""
+"""Malicious or damaged classifier files are refused with one message; no code runs and nothing is written."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ Process = Callable[..., "subprocess.CompletedProcess[str]"]
 
 @pytest.fixture(autouse=True)
 def _offline(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Let nobody look anything up, and see that nobody tries, whatever becomes of the error."""
+    """Fail if anything looks up a host name, even if it handles the error."""
     places: list[Any] = []
 
     def refuse(*place: Any, **_: Any) -> None:
@@ -76,7 +76,7 @@ def refused(tmp_path: Path, modest: Modest) -> Callable[..., str]:
 
 
 class Runs:
-    """Pickled, it is a call of os.system when it is loaded."""
+    """Calls os.system when it is unpickled."""
 
     def __init__(self, command: str) -> None:
         self.command = command
@@ -87,13 +87,13 @@ class Runs:
 
 @pytest.fixture
 def marker(tmp_path: Path) -> Path:
-    """Return the file that hostile code makes."""
+    """Return the file that hostile code would create."""
     return tmp_path / "marker"
 
 
 @pytest.fixture
 def evil_code(tmp_path: Path, marker: Path) -> Path:
-    """Return a Python file that makes the marker when it is imported."""
+    """Return a Python file that creates the marker when it is imported."""
     path = tmp_path / "evil.py"
     path.write_text(f"from pathlib import Path\nPath({str(marker)!r}).touch()\nNet = print\n", "utf-8")
     return path
@@ -131,7 +131,7 @@ def test_a_pickle_with_code_in_it_runs_nothing(
     assert not marker.exists()
 
 
-def test_the_pickle_of_these_tests_would_run(tmp_path: Path, marker: Path) -> None:
+def test_the_pickles_in_these_tests_would_run_code_if_unpickled(tmp_path: Path, marker: Path) -> None:
     torch.save(Runs(f"touch {marker}"), tmp_path / "net.pt")
     torch.load(tmp_path / "net.pt", weights_only=False)
     assert marker.exists()
@@ -149,7 +149,7 @@ def test_a_folders_pickle_with_code_in_it_runs_nothing(
 
 
 @pytest.mark.parametrize("suffix", [".pt", ".pt2", ".pth", ".ts"])
-def test_a_pickle_with_code_in_it_runs_nothing_under_the_name_of_a_graph(
+def test_a_pickle_named_like_a_graph_runs_no_code(
     suffix: str, tmp_path: Path, marker: Path, refused: Callable[..., str]
 ) -> None:
     torch.save(Runs(f"touch {marker}"), tmp_path / f"net{suffix}")
@@ -157,7 +157,7 @@ def test_a_pickle_with_code_in_it_runs_nothing_under_the_name_of_a_graph(
     assert not marker.exists()
 
 
-def test_a_whole_module_is_its_weights_and_nothing_of_it_is_run(
+def test_only_the_weights_of_a_pickled_module_are_read(
     tmp_path: Path, marker: Path, refused: Callable[..., str]
 ) -> None:
     module = cnn()
@@ -178,7 +178,7 @@ def test_a_whole_module_is_its_weights_and_nothing_of_it_is_run(
     [b"", b"\x00" * 100, b"PK\x03\x04" + b"\x00" * 60, b"<html>404</html>", b"\x80\x02."],
     ids=["empty", "zeros", "zip", "html", "pickle"],
 )
-def test_what_is_none_of_the_formats_is_refused(
+def test_a_file_of_an_unknown_format_is_refused(
     suffix: str, content: bytes, tmp_path: Path, refused: Callable[..., str]
 ) -> None:
     (tmp_path / f"net{suffix}").write_bytes(content)
@@ -218,8 +218,8 @@ def test_a_checkpoint_without_this_networks_weights_is_refused(
     refused(tmp_path / "net.pt", "no state dict|do not fit", *CNN_FLAGS)
 
 
-def test_what_stands_beside_the_weights_may_have_the_attributes_of_a_dictionary(tmp_path: Path) -> None:
-    """An object becomes a dictionary with the object's attributes, which may hide its methods."""
+def test_objects_besides_the_weights_may_have_attributes_named_like_dictionary_methods(tmp_path: Path) -> None:
+    """An object becomes a dictionary with its attributes, which may hide the dictionary's methods."""
     hidden = argparse.Namespace(items=3, values=4, keys=5, get=6)
     torch.save({"options": hidden, "state_dict": cnn().state_dict()}, tmp_path / "net.pt")
     target = load_target(tmp_path / "net.pt", arch="interpkit:cnn", arch_args=ARGUMENTS, input_shape=(1, 12, 12))
@@ -260,18 +260,18 @@ def with_header(path: Path, header: dict[str, Any] | bytes, data: bytes = b"", l
         (b"", b""),
     ],
 )  # fmt: skip
-def test_a_safetensors_header_that_lies_is_refused(
+def test_a_wrong_safetensors_header_is_refused(
     header: Any, data: bytes, tmp_path: Path, refused: Callable[..., str]
 ) -> None:
     path = with_header(tmp_path / "net.safetensors", header, data)
-    refused(path, "not a whole safetensors file|do not fit", *CNN_FLAGS)
+    refused(path, "not a complete safetensors file|do not fit", *CNN_FLAGS)
 
 
 @pytest.mark.parametrize("length", [10**9, 2**63, 2**64 - 1])
-def test_eight_bytes_that_promise_a_huge_header_are_refused(
+def test_a_safetensors_file_that_claims_a_huge_header_is_refused(
     length: int, tmp_path: Path, refused: Callable[..., str]
 ) -> None:
-    refused(with_header(tmp_path / "net.safetensors", b"", length=length), "not a whole safetensors file")
+    refused(with_header(tmp_path / "net.safetensors", b"", length=length), "not a complete safetensors file")
 
 
 # ------------------------------------------------------------------------------ names that a file may not give
@@ -290,7 +290,7 @@ def named(file: Path, arch: str, **facts: Any) -> Path:
     ["os:system", "py:os:system", "py:{}:Net", "py:evil:Net", "{}:Net", "evil:Net", "py:", ":", "PY:{}:Net",
      "timm:hf-hub:evil/net", "timm:local-dir:{}", "timm:../evil", "transformers:../evil", "torchvision:__class__"],
 )  # fmt: skip
-def test_metadata_that_name_code_have_nothing_imported(
+def test_metadata_that_name_code_import_nothing(
     arch: str,
     tmp_path: Path,
     evil_code: Path,
@@ -313,7 +313,7 @@ def test_metadata_cannot_grant_trust(tmp_path: Path, evil_code: Path, marker: Pa
     assert load_target(path).description.trust is False
 
 
-def test_a_packed_graph_that_is_none_is_refused(tmp_path: Path, refused: Callable[..., str]) -> None:
+def test_a_packed_graph_that_is_invalid_is_refused(tmp_path: Path, refused: Callable[..., str]) -> None:
     refused(named(tmp_path / "net.safetensors", "onnx:graph"), "ONNX graph")
     metadata = {"interpkit.schema": "1", "interpkit.architecture": "onnx:graph"}
     tensors = {"onnx": torch.frombuffer(bytearray(b"graph, or so"), dtype=torch.uint8)}
@@ -340,7 +340,7 @@ def test_timm_arguments_that_would_fetch_or_read_weights_are_refused(
 
 @pytest.mark.parametrize("name", ["pretrained", "checkpoint_path", "pretrained_cfg"])
 @pytest.mark.parametrize("form", ["config", "metadata"])
-def test_arguments_that_would_read_weights_are_refused_within_others_too(
+def test_nested_arguments_that_would_read_weights_are_refused(
     name: str,
     form: str,
     tmp_path: Path,
@@ -348,7 +348,7 @@ def test_arguments_that_would_read_weights_are_refused_within_others_too(
     refused: Callable[..., str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """transformers' wrapper of timm hands on whatever stands in model_args."""
+    """transformers' wrapper of timm forwards everything in model_args."""
     import timm.models._factory
 
     read: list[Any] = []  # what is raised there would become a refusal
@@ -368,7 +368,7 @@ def test_arguments_that_would_read_weights_are_refused_within_others_too(
 
 
 @pytest.mark.parametrize("name", ["hf-hub:evil/net", "local-dir:/tmp/evil", "hf_hub:evil/net"])
-def test_a_name_that_timm_would_look_up_is_refused_within_other_arguments_too(
+def test_a_nested_name_that_timm_would_look_up_is_refused(
     name: str, tmp_path: Path, refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import timm.models._factory
@@ -390,7 +390,7 @@ def test_a_name_that_timm_would_look_up_is_refused_within_other_arguments_too(
 def test_a_config_cannot_name_kernels_to_fetch_and_run(
     name: str, tmp_path: Path, refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """transformers takes attn_implementation = "owner/repository" for code on the Hub."""
+    """transformers reads attn_implementation = "owner/repository" as code on the Hub."""
     fetched = []
     for place in ("hub_kernels.load_and_register_attn_kernel", "hub_kernels.get_kernel"):
         with suppress(ImportError):  # an older transformers has no such module, and fetches none
@@ -419,7 +419,7 @@ def test_a_config_that_names_a_path_or_a_repository_is_refused(
 
 
 def vit_folder(tmp_path: Path, processor: Any = None, **changes: Any) -> Path:
-    """Write a good ViT's folder with other words in its config; None takes one out."""
+    """Write a valid ViT folder with changed config entries; None removes one."""
     config = transformers.ViTConfig(
         hidden_size=8,
         num_hidden_layers=1,
@@ -439,7 +439,7 @@ def vit_folder(tmp_path: Path, processor: Any = None, **changes: Any) -> Path:
 
 
 def timm_folder(tmp_path: Path, **changes: Any) -> Path:
-    """Write a good timm folder with other words in its config."""
+    """Write a valid timm folder with changed config entries."""
     folder = tmp_path / "timm"
     config = {"architecture": "test_vit", "num_classes": 3, "input_size": [3, 160, 160], "mean": [0.5] * 3} | changes
     write_json(folder / "config.json", config)
@@ -448,7 +448,7 @@ def timm_folder(tmp_path: Path, **changes: Any) -> Path:
     return folder
 
 
-def test_the_folders_of_these_tests_are_good_but_for_what_they_change(tmp_path: Path) -> None:
+def test_the_folders_in_these_tests_are_valid_before_they_are_changed(tmp_path: Path) -> None:
     assert load_target(vit_folder(tmp_path)).num_classes == load_target(timm_folder(tmp_path)).num_classes == 3
 
 
@@ -547,7 +547,7 @@ def test_an_absurd_transformers_config_is_refused(
     ],
     ids=str,
 )
-def test_the_refusal_of_a_config_says_what_is_wrong(
+def test_the_message_for_a_refused_config_says_what_is_wrong(
     changes: dict[str, Any], words: str, tmp_path: Path, refused: Callable[..., str]
 ) -> None:
     refused(vit_folder(tmp_path, **changes), words)
@@ -569,7 +569,7 @@ def test_the_refusal_of_a_config_says_what_is_wrong(
     ],
     ids=lambda labels: str(labels)[:30],
 )
-def test_weird_labels_are_refused_or_put_right_but_break_nothing(labels: Any, tmp_path: Path) -> None:
+def test_weird_labels_are_refused_or_corrected(labels: Any, tmp_path: Path) -> None:
     folder = vit_folder(tmp_path, id2label=labels, label2id=None)
     result = CliRunner().invoke(app, ["inspect", str(folder), "--json"])
     assert result.exit_code in (0, 3), result.output
@@ -635,9 +635,7 @@ def test_a_weird_size_in_a_preprocessor_config_is_refused(
     ids=lambda content: content[:30],
 )
 @pytest.mark.parametrize("named_by", ["folder", "weights"])
-def test_a_config_that_is_none_is_refused(
-    content: str, named_by: str, tmp_path: Path, refused: Callable[..., str]
-) -> None:
+def test_an_invalid_config_is_refused(content: str, named_by: str, tmp_path: Path, refused: Callable[..., str]) -> None:
     folder = write_json(tmp_path / "net" / "config.json", content).parent
     safetensors.torch.save_file(cnn().state_dict(), folder / "model.safetensors")
     message = refused(folder if named_by == "folder" else folder / "model.safetensors")
@@ -659,10 +657,8 @@ def test_a_config_of_twenty_megabytes_is_refused_unread(
     refused(path.parent)
 
 
-def test_a_config_that_is_a_good_link_is_read_and_a_bad_one_is_refused(
-    tmp_path: Path, refused: Callable[..., str]
-) -> None:
-    """A cache of the Hub is links throughout."""
+def test_a_config_that_is_a_link_is_read_if_it_leads_to_a_config(tmp_path: Path, refused: Callable[..., str]) -> None:
+    """Files in a cache of the Hub are links."""
     real = timm_folder(tmp_path)
     linked = tmp_path / "linked"
     linked.mkdir()
@@ -721,7 +717,7 @@ def test_a_model_that_fails_on_the_stated_shape_is_refused_with_the_shape(
         "return x.mean()",
     ],
 )
-def test_whatever_the_users_code_does_wrong_in_forward_is_one_message(
+def test_any_failure_in_the_users_forward_is_one_message(
     body: str, tmp_path: Path, refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delitem(sys.modules, "hostile_net", raising=False)
@@ -761,7 +757,7 @@ WEIGHT = np.random.default_rng(0).standard_normal((4, 3)).astype(np.float32)
 HEAD = helper.make_node("MatMul", ["x", "w"], ["y"])
 
 
-def test_the_graphs_of_these_tests_are_good_but_for_what_they_change(tmp_path: Path) -> None:
+def test_the_graphs_in_these_tests_are_valid_before_they_are_changed(tmp_path: Path) -> None:
     target = load_target(write_graph(tmp_path / "net.onnx", [HEAD], {"w": WEIGHT}))
     assert target.input_shape == (4,) and target.num_classes == 3
 
@@ -809,7 +805,7 @@ def test_a_truncated_onnx_graph_is_refused(part: float, tmp_path: Path, refused:
     refused(path, "net.onnx")
 
 
-def test_an_onnx_graph_of_two_inputs_or_none_is_refused(tmp_path: Path, refused: Callable[..., str]) -> None:
+def test_an_onnx_graph_without_exactly_one_input_is_refused(tmp_path: Path, refused: Callable[..., str]) -> None:
     both = [helper.make_node("Add", ["x", "z"], ["y"])]
     refused(write_graph(tmp_path / "two.onnx", both, inputs={"x": ["N", 4], "z": ["N", 4]}), "takes 2 inputs")
     refused(write_graph(tmp_path / "none.onnx", [helper.make_node("MatMul", ["w", "v"], ["y"])],
@@ -857,22 +853,20 @@ def test_an_onnx_graph_without_a_gradient_is_noticed(how: str, tmp_path: Path) -
     assert load_target(write_graph(tmp_path / "net.onnx", nodes, {"w": 10 * WEIGHT})).no_gradient
 
 
-def test_an_onnx_graph_whose_constants_lie_about_their_size_is_refused(
-    tmp_path: Path, refused: Callable[..., str]
-) -> None:
+def test_an_onnx_graph_with_constants_of_a_false_size_is_refused(tmp_path: Path, refused: Callable[..., str]) -> None:
     for dims in ([10**6, 10**6], [2**62, 3], [-4, 3], [5, 3]):
         tensor = TensorProto(name="w", data_type=TensorProto.FLOAT, dims=dims, raw_data=WEIGHT.tobytes())
         refused(write_graph(tmp_path / "net.onnx", [HEAD], {"w": tensor}))
 
 
-def test_an_onnx_graph_that_refers_to_nothing_is_refused(tmp_path: Path, refused: Callable[..., str]) -> None:
+def test_an_onnx_graph_with_undefined_references_is_refused(tmp_path: Path, refused: Callable[..., str]) -> None:
     refused(write_graph(tmp_path / "a.onnx", [helper.make_node("Relu", ["nothing"], ["y"])]), "valid")
     loop = [helper.make_node("Relu", ["b"], ["a"]), helper.make_node("Relu", ["a"], ["b"])]
     refused(write_graph(tmp_path / "b.onnx", [*loop, helper.make_node("Add", ["x", "b"], ["y"])]), "valid")
     refused(write_graph(tmp_path / "c.onnx", [helper.make_node("Relu", ["x"], ["z"])]))
 
 
-def test_the_numbers_of_a_graph_are_those_of_onnxruntime_or_it_is_refused(
+def test_a_graph_that_differs_from_onnxruntime_is_refused(
     tmp_path: Path, refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = write_graph(tmp_path / "net.onnx", [HEAD], {"w": WEIGHT})
@@ -928,9 +922,7 @@ print(json.dumps({"refused": refused, "loaded": loaded, "others": others, "mine"
 """
 
 
-def test_a_heap_of_hostile_files_has_nothing_imported_and_takes_little_memory(
-    tmp_path: Path, run_python: Process
-) -> None:
+def test_many_hostile_files_import_nothing_and_use_little_memory(tmp_path: Path, run_python: Process) -> None:
     heap = tmp_path / "heap"
     heap.mkdir()
     marker = tmp_path / "marker"
@@ -1007,13 +999,13 @@ def test_a_heap_of_hostile_files_has_nothing_imported_and_takes_little_memory(
     ],
     ids=lambda case: str(case)[:60],
 )
-def test_no_metadata_have_memory_taken_beyond_what_the_file_holds(
+def test_metadata_cannot_make_the_loader_allocate_more_than_the_file_holds(
     arch: str, arguments: dict[str, Any], tmp_path: Path, refused: Callable[..., str]
 ) -> None:
     refused(named(tmp_path / "net.safetensors", arch, arch_args=arguments), re.escape(arch))
 
 
-def test_an_api_call_refuses_as_the_command_line_does(tmp_path: Path) -> None:
+def test_an_api_call_raises_the_error_that_the_command_line_shows(tmp_path: Path) -> None:
     torch.save(Runs("true"), tmp_path / "net.pt")
     with pytest.raises(ModelError, match="more than weights") as caught:
         interpkit.invert(tmp_path / "net.pt", ["vecmat"], target_options={"arch": "interpkit:cnn"})
@@ -1040,7 +1032,7 @@ def test_names_in_an_onnx_graph_are_not_run(tmp_path: Path, marker: Path) -> Non
         ("Conv", np.ones((1000, 1, 1, 1), np.float32), [1, 1, 1500, 1500]),
     ],
 )
-def test_an_onnx_layer_out_of_all_proportion_to_the_image_is_refused(
+def test_an_onnx_layer_far_too_large_for_the_image_is_refused(
     operator: str, values: Any, shape: list[Any], tmp_path: Path, refused: Callable[..., str]
 ) -> None:
     nodes = [helper.make_node(operator, ["x", "values"], ["z"]), helper.make_node("Relu", ["z"], ["y"])]
@@ -1048,11 +1040,13 @@ def test_an_onnx_layer_out_of_all_proportion_to_the_image_is_refused(
     refused(path, "computes .* numbers at once; up to 200,000,000 per image")
 
 
-def test_an_onnx_graph_of_a_huge_batch_is_not_tried_on_one(tmp_path: Path, refused: Callable[..., str]) -> None:
+def test_an_onnx_graph_with_a_huge_fixed_batch_is_refused_without_running_it(
+    tmp_path: Path, refused: Callable[..., str]
+) -> None:
     refused(write_graph(tmp_path / "net.onnx", [HEAD], {"w": WEIGHT}, {"x": [10**9, 4]}), "1000000000 images at a time")
 
 
-def test_a_function_of_an_onnx_graph_reads_no_other_file(
+def test_a_function_in_an_onnx_graph_cannot_read_other_files(
     tmp_path: Path, refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -1099,7 +1093,7 @@ def test_names_of_outputs_of_an_onnx_graph_are_not_run(tmp_path: Path, marker: P
     assert not marker.exists()
 
 
-def test_usual_names_in_an_onnx_graph_stay(tmp_path: Path) -> None:
+def test_ordinary_names_in_an_onnx_graph_are_kept(tmp_path: Path) -> None:
     node = helper.make_node("MatMul", ["x", "w"], ["y"], name="/layer1/conv-2/MatMul_3:0")
     target = load_target(write_graph(tmp_path / "net.onnx", [node], {"w": WEIGHT}))
     assert "layer1/conv-2/MatMul_3:0" in target.layers()
@@ -1110,7 +1104,7 @@ def test_usual_names_in_an_onnx_graph_stay(tmp_path: Path) -> None:
     [([1, 3000, 3000], "fails on an input of shape"), ([3, 1800, 1800], "fails"), ([10**7], "fails")],
     ids=str,
 )
-def test_a_large_image_is_tried_without_memory(
+def test_a_large_image_is_first_tried_on_the_meta_device(
     shape: list[int], words: str, tmp_path: Path, refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run: list[str] = []
@@ -1125,7 +1119,7 @@ def test_a_large_image_is_tried_without_memory(
     assert set(run) == {"meta"}
 
 
-def test_a_layer_out_of_all_proportion_to_the_image_is_refused(tmp_path: Path, refused: Callable[..., str]) -> None:
+def test_a_layer_far_too_large_for_the_image_is_refused(tmp_path: Path, refused: Callable[..., str]) -> None:
     arguments = {"input_shape": [1, 1000, 1000], "num_classes": 2, "widths": [300, 1, 1, 1, 1, 1, 1, 1], "hidden": 1}
     metadata = {"interpkit.schema": "1", "interpkit.architecture": "interpkit:cnn"}
     metadata |= {"interpkit.input_shape": "[1, 1000, 1000]", "interpkit.arch_args": json.dumps(arguments)}
@@ -1134,7 +1128,7 @@ def test_a_layer_out_of_all_proportion_to_the_image_is_refused(tmp_path: Path, r
     refused(path, "a layer outputs 300,000,000 numbers")
 
 
-def test_a_large_image_that_the_network_does_take_is_taken(tmp_path: Path) -> None:
+def test_a_large_image_that_the_network_accepts_is_accepted(tmp_path: Path) -> None:
     arguments = {"input_shape": [1, 400, 400], "num_classes": 2, "widths": [1, 1], "hidden": 1}
     path = interpkit.save_target(
         SmallCNN(**arguments).eval(),
@@ -1146,7 +1140,7 @@ def test_a_large_image_that_the_network_does_take_is_taken(tmp_path: Path) -> No
     assert load_target(path).input_shape == (1, 400, 400)
 
 
-def test_a_config_asks_the_users_code_for_no_more_than_the_file_holds(
+def test_a_config_cannot_make_the_users_code_allocate_more_than_the_file_holds(
     tmp_path: Path, refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("sys.dont_write_bytecode", True)
@@ -1161,7 +1155,7 @@ def test_a_config_asks_the_users_code_for_no_more_than_the_file_holds(
     assert load_target(folder, arch=spec, input_shape=(4,)).num_classes == 3
 
 
-def test_a_checkpoint_that_is_a_bomb_is_refused(tmp_path: Path, refused: Callable[..., str]) -> None:
+def test_a_checkpoint_that_is_a_decompression_bomb_is_refused(tmp_path: Path, refused: Callable[..., str]) -> None:
     state = {name: torch.zeros(1).expand(tensor.shape) for name, tensor in cnn().state_dict().items()}
     state["0.weight"] = torch.zeros(1).expand(30_000, 30_000)
     torch.save(state, tmp_path / "net.pt")

@@ -54,13 +54,13 @@ def normed_target(eps: float = 1e-5) -> Target:
 
 
 def logs(*rows: list[float]) -> Tensor:
-    """Return logits whose softmax is ``rows``, each moved by a constant that softmax does not see."""
+    """Return logits whose softmax is ``rows``, each shifted by a constant that does not affect it."""
     return torch.tensor(rows, dtype=torch.float64).log() + torch.arange(len(rows))[:, None]
 
 
 @pytest.fixture
 def value(batch_of: BatchOf) -> Callable[..., float]:
-    """Return the value of a loss on a batch put together by hand."""
+    """Return the value of a loss on a handmade batch."""
 
     def compute(loss: InversionLoss, **given_: Any) -> float:
         result = loss(batch_of(**given_))
@@ -73,7 +73,7 @@ def value(batch_of: BatchOf) -> Callable[..., float]:
 # ------------------------------------------------------------------------------------ the label: kl and ce
 
 
-def test_kl_is_the_divergence_of_the_distribution_from_the_softmax_of_the_logits(value: Any) -> None:
+def test_kl_is_the_divergence_between_the_distribution_and_the_softmax(value: Any) -> None:
     logits = logs([0.25, 0.25, 0.5], [0.2, 0.7, 0.1])
     wanted = torch.tensor([[0.5, 0.25, 0.25], [0.2, 0.7, 0.1]], dtype=torch.float64)
     # First image: 0.5 ln(0.5 / 0.25) + 0 + 0.25 ln(0.25 / 0.5) = 0.25 ln 2 = 0.1732868; second: 0.
@@ -91,7 +91,7 @@ def test_kl_from_a_one_hot_distribution_is_finite_and_so_is_its_gradient(batch_o
     assert torch.allclose(logits.grad, torch.tensor([[0.25, 0.25, -0.5]]).double())
 
 
-def test_kl_stays_finite_where_the_target_is_all_but_certain(value: Any) -> None:
+def test_kl_is_finite_if_the_target_is_almost_certain(value: Any) -> None:
     logits, wanted = torch.tensor([[1000.0, 0.0]]), torch.tensor([[0.5, 0.5]])
     # 0.5 ln 0.5 - 0.5 * 0 + 0.5 ln 0.5 - 0.5 * (-1000) = 500 - ln 2
     assert value(KLDivergence(normed_target()), logits=logits, distribution=wanted) == pytest.approx(499.30685)
@@ -139,9 +139,7 @@ def test_features_of_length_zero_have_a_finite_gradient(cls: Any, batch_of: Batc
 
 @settings(max_examples=25, deadline=None, derandomize=True)
 @given(count=st.integers(2, 40), width=st.integers(1, 8), seed=st.integers(0, 2**32))
-def test_cosine_is_the_plain_double_loop_over_ordered_pairs(
-    batch_of: BatchOf, count: int, width: int, seed: int
-) -> None:
+def test_cosine_equals_a_double_loop_over_ordered_pairs(batch_of: BatchOf, count: int, width: int, seed: int) -> None:
     features = torch.randn(count, width, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     rows = features.tolist()
     total = squares = 0.0
@@ -158,9 +156,7 @@ def test_cosine_is_the_plain_double_loop_over_ordered_pairs(
 
 
 @pytest.mark.parametrize(("cls", "expected"), [(Cosine, 0.7357023), (Orthogonality, 2 / 3)])
-def test_several_layers_are_averaged_and_the_default_one_is_then_left_out(
-    cls: Any, expected: float, value: Any
-) -> None:
+def test_named_layers_replace_the_default_and_are_averaged(cls: Any, expected: float, value: Any) -> None:
     loss = cls(normed_target(), cls.Options(layers=["a", "b"]))
     assert loss.layers(normed_target()) == ["a", "b"]
     features = {"default": torch.eye(3), "a": TRIANGLE, "b": ALIKE[:, :, None]}
@@ -180,7 +176,7 @@ def spread_of(images: Tensor, labels: list[int], batch_of: BatchOf, **options: A
 
 
 def spread_by_definition(images: Tensor, labels: list[int], pool: int, epsilon: float) -> Tensor:
-    """Return the term in double precision, class by class and pixel by pixel; the sides are multiples of the pool."""
+    """Compute the term in double precision with loops over classes and pixels; sides must be multiples of the pool."""
     batch, channels, height, width = images.shape
     down, across = (
         torch.tensor([math.sin(math.pi * (i + 1) / (side + 1)) for i in range(side)]) for side in (height, width)
@@ -225,7 +221,7 @@ def test_spread_of_pictures_worked_by_hand(
     epsilon=st.floats(0.01, 1.0),
     seed=st.integers(0, 1000),
 )
-def test_spread_is_at_least_zero_at_most_that_of_no_variety_and_knows_no_order(
+def test_spread_is_bounded_and_does_not_depend_on_the_order(
     batch_of: BatchOf, labels: list[int], shape: tuple[int, ...], pool: int, epsilon: float, seed: int
 ) -> None:
     images = torch.rand(len(labels), *shape, generator=torch.Generator().manual_seed(seed))
@@ -239,9 +235,7 @@ def test_spread_is_at_least_zero_at_most_that_of_no_variety_and_knows_no_order(
 
 
 @pytest.mark.parametrize(("shape", "pool"), [((6, 1, 8, 8), 4), ((6, 3, 4, 6), 2), ((6, 2, 5, 3), 1)], ids=str)
-def test_spread_and_its_gradient_are_those_of_the_definition(
-    shape: tuple[int, ...], pool: int, batch_of: BatchOf
-) -> None:
+def test_spread_and_its_gradient_match_the_definition(shape: tuple[int, ...], pool: int, batch_of: BatchOf) -> None:
     labels = [0, 0, 1, 0, 1, 2]
     images = random(*shape).detach().requires_grad_()
     loss = Spread(normed_target(), Spread.Options(pool=pool, epsilon=0.1))
@@ -252,7 +246,7 @@ def test_spread_and_its_gradient_are_those_of_the_definition(
     assert torch.allclose(slope, wanted_slope, rtol=1e-3, atol=1e-5 * wanted_slope.abs().max().item() + 1e-6)
 
 
-def test_spread_looks_at_the_middle_and_at_either_side_alike(batch_of: BatchOf) -> None:
+def test_spread_weights_the_middle_and_the_sides_equally(batch_of: BatchOf) -> None:
     images = torch.full((2, 1, 8, 8), 0.5)
     middle, rim = images.clone(), images.clone()
     middle[0, 0, 2:4, 2:4], rim[0, 0, 0, :4] = 1.0, 1.0
@@ -262,13 +256,13 @@ def test_spread_looks_at_the_middle_and_at_either_side_alike(batch_of: BatchOf) 
         assert spread_of(rim.flip(dims), [0, 0], batch_of) == pytest.approx(spread_of(rim, [0, 0], batch_of), abs=1e-5)
 
 
-def test_spread_takes_pictures_that_differ_within_the_squares_alone_for_one(batch_of: BatchOf) -> None:
+def test_spread_ignores_differences_within_the_pooled_squares(batch_of: BatchOf) -> None:
     diagonals = torch.tensor([[[[1.0, 0.0], [0.0, 1.0]]], [[[0.0, 1.0], [1.0, 0.0]]]])
     assert spread_of(diagonals, [0, 0], batch_of, pool=1) == pytest.approx(0, abs=1e-6)
     assert spread_of(diagonals, [0, 0], batch_of, pool=2) == pytest.approx(1.1877369, abs=1e-5)
 
 
-def test_spread_tells_colours_apart_even_of_one_pixel(batch_of: BatchOf) -> None:
+def test_spread_distinguishes_colors_even_of_single_pixels(batch_of: BatchOf) -> None:
     colors = torch.eye(3).view(3, 3, 1, 1)
     assert spread_of(colors, [0, 0, 0], batch_of) == pytest.approx(0, abs=1e-6)
     gray = torch.tensor([0.2, 0.9]).view(2, 1, 1, 1)
@@ -305,7 +299,7 @@ def test_spread_of_vectors_is_refused(linear_target: Callable[..., Target]) -> N
     ],
     ids=["constant", "checkerboard", "columns", "rows", "by-hand", "one-row", "one-pixel"],
 )
-def test_total_variation_is_the_mean_difference_of_neighbours(
+def test_total_variation_is_the_mean_difference_between_neighbors(
     image: list[list[float]], expected: float, value: Any
 ) -> None:
     images = torch.tensor(image).float().expand(2, 3, -1, -1)
@@ -356,13 +350,13 @@ def test_chroma_is_the_variance_of_a_pixels_channels(value: Any) -> None:
     assert value(Chroma(normed_target()), images=torch.rand(2, 5, 2, 2)) == 0
 
 
-def test_l2_without_a_normalisation_is_the_mean_square(value: Any) -> None:
+def test_l2_without_a_normalization_is_the_mean_square(value: Any) -> None:
     images = torch.tensor([1.0, 0.0, 0.5, 0.5]).view(2, 2, 1, 1).expand(2, 2, 4, 4)
     assert value(SquaredNorm(normed_target()), images=images) == pytest.approx((1 + 0 + 0.25 + 0.25) / 4)
 
 
 @pytest.mark.parametrize("order", ["rgb", "bgr"])
-def test_l2_counts_from_the_colour_that_the_normalisation_moves_to_zero(order: str, value: Any) -> None:
+def test_l2_measures_the_distance_from_the_color_that_is_normalized_to_zero(order: str, value: Any) -> None:
     net = nn.Sequential(nn.Flatten(), nn.Linear(3, 2))
     target = wrap(net, (3, 1, 1), mean=[102, 51, 0], std=[1, 2, 3], input_range=(0, 255), channel_order=order)
     images = torch.tensor([[0.4, 0.2, 0.0], [0.0, 0.2, 0.4]]).view(2, 3, 1, 1)  # red is 0.4 of rgb, 0 of bgr
@@ -370,7 +364,7 @@ def test_l2_counts_from_the_colour_that_the_normalisation_moves_to_zero(order: s
     assert value(SquaredNorm(target), images=images[1:]) == pytest.approx(0.32 / 3 if order == "rgb" else 0, abs=1e-7)
 
 
-def test_l2_of_vectors_counts_in_each_features_own_range(value: Any) -> None:
+def test_l2_of_vectors_scales_each_feature_by_its_range(value: Any) -> None:
     target = wrap(nn.Linear(2, 2), (2,), mean=[6.0, 0.5], input_range=[(4, 8), (0, 2)])  # zero is at (0.5, 0.25)
     assert value(SquaredNorm(target), images=torch.tensor([[0.5, 0.25]])) == pytest.approx(0)
     assert value(SquaredNorm(target), images=torch.tensor([[0.0, 0.25], [0.5, 0.75]])) == pytest.approx(0.125)
@@ -405,7 +399,7 @@ def test_the_batch_norm_distance_worked_by_hand_is_the_mean_over_the_layers(valu
     assert value(only_first, features={"0:in": first}) == pytest.approx(0.53125, abs=1e-6)
 
 
-def test_images_with_the_statistics_that_the_target_remembers_cost_nothing(batch_of: BatchOf) -> None:
+def test_images_with_the_targets_running_statistics_cost_nothing(batch_of: BatchOf) -> None:
     target = normed_target()
     images = torch.rand(16, 2, 4, 4, generator=torch.Generator().manual_seed(0))
     for layer in ("0", "3"):
@@ -430,7 +424,7 @@ def test_batch_norm_of_vectors_is_measured_over_the_batch(value: Any) -> None:
     assert value(BatchNormStatistics(target), features={"0:in": features}) == pytest.approx(5.0, abs=1e-6)
 
 
-def test_a_target_without_running_statistics_is_refused_with_the_word_to_type(
+def test_a_target_without_running_statistics_is_refused_with_what_to_type(
     linear_target: Callable[..., Target],
 ) -> None:
     forgetful = nn.Sequential(nn.BatchNorm2d(3, track_running_stats=False), nn.Flatten(), nn.Linear(48, 2))
@@ -495,7 +489,7 @@ def test_the_normalization_is_reported_in_units_of_the_images(
     ],
     ids=str,
 )
-def test_a_normalisation_that_is_a_convention_tells_nothing_of_the_pixels(
+def test_a_conventional_normalization_is_not_used_as_pixel_statistics(
     shape: tuple[int, ...], normalized: dict[str, Any], told: bool
 ) -> None:
     target = plain_target(shape, **normalized)
@@ -506,7 +500,7 @@ def test_a_normalisation_that_is_a_convention_tells_nothing_of_the_pixels(
 
 
 @pytest.mark.parametrize("shape", [(1, 2, 2), (3,)], ids=str)
-def test_where_the_target_remembers_nothing_statistics_is_zero(shape: tuple[int, ...], value: Any) -> None:
+def test_statistics_is_zero_if_the_target_stores_none(shape: tuple[int, ...], value: Any) -> None:
     loss = Statistics(plain_target(shape))
     assert loss.layers(plain_target(shape)) == []
     assert value(loss, images=torch.rand(2, *shape)) == 0
@@ -528,7 +522,7 @@ def test_statistics_of_the_pixels_worked_by_hand(pixels: list[list[float]], expe
     assert value(loss, images=images) == pytest.approx(expected, abs=1e-6)
 
 
-def test_statistics_are_of_the_images_own_channels_whatever_the_targets_order(value: Any) -> None:
+def test_statistics_use_the_channels_of_the_image_in_any_order_of_the_target(value: Any) -> None:
     told = {"mean": [51, 102, 153], "std": [25.5, 25.5, 25.5], "input_range": (0, 255)}
     noise = torch.tensor([-0.1, 0.1]).view(2, 1, 1, 1)
     images = torch.tensor([0.2, 0.4, 0.6]).view(1, 3, 1, 1) + noise  # red is 51 of 255
@@ -539,7 +533,7 @@ def test_statistics_are_of_the_images_own_channels_whatever_the_targets_order(va
     assert value(bgr, images=images.flip(1)) == pytest.approx(0, abs=1e-5)
 
 
-def test_statistics_are_the_mean_over_the_pixels_and_the_batch_norms(value: Any) -> None:
+def test_statistics_averages_the_pixels_and_the_batch_norms(value: Any) -> None:
     net = nn.Sequential(nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2, eps=0.0), nn.Flatten(), nn.Linear(4, 2))
     for normalized, expected in (({"mean": 0.5, "std": 0.25}, (5.0 + 2.0) / 2), ({}, 5.0)):
         target = wrap(net, (1, 1, 2), **normalized)
@@ -553,7 +547,7 @@ def test_statistics_are_the_mean_over_the_pixels_and_the_batch_norms(value: Any)
         assert got == pytest.approx(expected, abs=1e-6)
 
 
-def test_what_statistics_asks_for_is_what_was_remembered_when_it_was_made(value: Any) -> None:
+def test_statistics_copies_the_running_statistics_when_it_is_created(value: Any) -> None:
     target = normed_target()
     loss = Statistics(target)
     features = {f"{layer}:in": random(2, channels, 2, 2).detach().float() for layer, channels in (("0", 2), ("3", 3))}
@@ -603,7 +597,7 @@ def test_gradients_agree_with_finite_differences(
     assert torch.autograd.gradcheck(term, random(*shape))
 
 
-def test_the_gradients_of_weighted_variation_and_of_statistics_agree_with_finite_differences(batch_of: BatchOf) -> None:
+def test_gradients_of_weighted_variation_and_statistics_agree_with_finite_differences(batch_of: BatchOf) -> None:
     edged = TotalVariation(normed_target(), TotalVariation.Options(edge=8.0))
     assert torch.autograd.gradcheck(lambda x: edged(batch_of(images=x)), random(2, 2, 3, 4))
     pixels = Statistics(plain_target((2, 3, 4), mean=[0.5, 0.4], std=[0.25, 0.2]))
@@ -631,14 +625,14 @@ def test_gradients_reach_the_images_and_not_the_target(cls: Any) -> None:
     assert all(parameter.grad is None for parameter in target.parameters())
 
 
-def test_the_plugin_adds_all_its_losses() -> None:
+def test_the_plugin_registers_all_its_losses() -> None:
     added: list[Any] = []
     interpkit_losses.register(SimpleNamespace(add=added.append))  # type: ignore[arg-type]
     assert set(added) == {*LOSSES, Chroma} and len(added) == 10
 
 
 @pytest.mark.parametrize("cls", LOSSES, ids=lambda cls: cls.name)
-def test_a_term_holds_no_part_of_the_users_module(cls: Any) -> None:
+def test_a_loss_does_not_register_the_users_module(cls: Any) -> None:
     loss = cls(normed_target())
     assert list(loss.parameters()) == [] and list(loss.children()) == [] and loss.state_dict() == {}
 
@@ -664,7 +658,7 @@ def test_options_out_of_range_are_refused(cls: Any, options: dict[str, Any]) -> 
 
 
 @pytest.mark.parametrize(("loss", "value"), [(CrossEntropy, math.log(2)), (KLDivergence, 0.1308 + math.log(2))])
-def test_of_independent_labels_each_is_compared_by_itself(loss: Any, value: float) -> None:
+def test_independent_labels_are_compared_one_by_one(loss: Any, value: float) -> None:
     """Sigmoids of zeros are 1/2: KL of (3/4, 1/4) from that is 0.1308, and of (0, 1) it is log 2."""
     target, images = wrap(nn.Identity(), input_shape=(2,), output="sigmoid_logits"), torch.zeros(1, 2)
     asked = torch.tensor([[0.75, 0.0]])
@@ -672,7 +666,7 @@ def test_of_independent_labels_each_is_compared_by_itself(loss: Any, value: floa
     assert found.item() == pytest.approx(value, abs=1e-4)
 
 
-def test_cross_entropy_leaves_the_labels_that_were_not_requested_free() -> None:
+def test_cross_entropy_does_not_constrain_labels_that_were_not_requested() -> None:
     target = wrap(nn.Identity(), input_shape=(2,), output="sigmoid_logits")
     values = [
         testing.evaluate_loss(CrossEntropy(target), target, torch.tensor([[0.5, other]]), labels=[0]).item()

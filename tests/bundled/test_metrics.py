@@ -1,4 +1,4 @@
-"""The bundled metrics: each against a reference implementation, a double loop or a case worked by hand."""
+"""The bundled metrics, each against a reference implementation, a double loop or a case worked by hand."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def study_of(
     target: Target | None = None,
     **more: Any,
 ) -> Study:
-    """Return a study of float images just as they are, unrounded."""
+    """Return a study of float images without rounding them."""
     n = len(labels)
     samples = Samples(images, labels, labels, torch.ones(n), None, torch.zeros_like(labels), None)
     target = first_features(tuple(images.shape[1:])) if target is None else target
@@ -56,7 +56,7 @@ def random_images(count: int, rng: torch.Generator, shape: tuple[int, ...] = SHA
     return torch.rand(count, *shape, generator=rng)
 
 
-def test_the_plugin_adds_all_its_metrics() -> None:
+def test_the_plugin_registers_all_its_metrics() -> None:
     added: list[Any] = []
     interpkit_metrics.register(SimpleNamespace(add=added.append))  # type: ignore[arg-type]
     assert added == [Diversity, Agreement, Reference, Memorisation]
@@ -66,14 +66,14 @@ def test_the_plugin_adds_all_its_metrics() -> None:
 
 
 @pytest.mark.parametrize(("n", "d"), [(6, 9), (9, 6), (40, 3)])
-def test_the_vendi_score_is_the_definition(n: int, d: int, rng: Rng) -> None:
+def test_the_vendi_score_matches_its_definition(n: int, d: int, rng: Rng) -> None:
     units = torch.nn.functional.normalize(torch.randn(n, d, generator=rng(0), dtype=torch.float64), dim=1)
     spectrum = np.linalg.eigvalsh((units @ units.T).numpy() / n)
     spectrum = spectrum[spectrum > 1e-12]
     assert vendi(units) == pytest.approx(np.exp(-(spectrum * np.log(spectrum)).sum()))
 
 
-def test_the_vendi_score_counts_what_differs() -> None:
+def test_the_vendi_score_counts_distinct_vectors() -> None:
     assert vendi(torch.eye(7, dtype=torch.float64)) == pytest.approx(7)
     assert vendi(torch.ones(7, 1, dtype=torch.float64)) == pytest.approx(1)
     assert vendi(torch.eye(2, dtype=torch.float64).repeat(4, 1)) == pytest.approx(2)
@@ -82,33 +82,33 @@ def test_the_vendi_score_counts_what_differs() -> None:
     assert vendi(pair) == pytest.approx(math.exp(-0.8 * math.log(0.8) - 0.2 * math.log(0.2)))
 
 
-def test_a_zero_vector_is_like_other_zero_vectors_only() -> None:
+def test_a_zero_vector_is_similar_only_to_zero_vectors() -> None:
     units = directions(torch.tensor([[0.0, 0.0], [0.0, 0.0], [3.0, 4.0], [-4.0, 3.0]]))
     expected = torch.eye(4, dtype=torch.float64)
     expected[0, 1] = expected[1, 0] = 1
     torch.testing.assert_close(units @ units.T, expected)
 
 
-def test_pooling_averages_squares_at_most_the_image() -> None:
+def test_pooling_averages_squares_no_larger_than_the_image() -> None:
     images = torch.arange(64.0).view(1, 1, 8, 8)
     assert pooled(images, 4)[0, 0, 0, 1] == images[0, 0, :4, 4:].mean()
     assert pooled(images[:, :, :3], 4).shape == (1, 1, 1, 2)
     assert torch.equal(pooled(images.flatten(1), 4), images.flatten(1))
 
 
-def test_the_kernel_distance_is_torchmetrics(rng: Rng) -> None:
+def test_the_kernel_distance_equals_torchmetrics(rng: Rng) -> None:
     x, y = torch.randn(30, 5, generator=rng(1)), torch.randn(30, 5, generator=rng(2)) + 0.5
     assert kernel_distance(x, y) == pytest.approx(poly_mmd(y.double(), x.double()).item())
 
 
-def test_the_kernel_distance_some_rows_at_a_time_is_that_of_all(rng: Rng, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_kernel_distance_does_not_depend_on_the_chunk_size(rng: Rng, monkeypatch: pytest.MonkeyPatch) -> None:
     x, y = (torch.randn(count, 5, generator=rng(0)) for count in (23, 17))
     at_once = kernel_distance(x, y)
     monkeypatch.setattr("interpkit_metrics.similarity.ROWS_AT_ONCE", 4)
     assert kernel_distance(x, y) == pytest.approx(at_once, rel=1e-12)
 
 
-def test_the_kernel_distance_of_unequal_numbers_is_the_triple_sum(rng: Rng) -> None:
+def test_the_kernel_distance_of_sets_of_unequal_size_equals_the_three_sums(rng: Rng) -> None:
     x, y = torch.randn(4, 3, generator=rng(1)).double(), torch.randn(6, 3, generator=rng(2)).double()
 
     def k(a: Tensor, b: Tensor) -> float:
@@ -121,7 +121,7 @@ def test_the_kernel_distance_of_unequal_numbers_is_the_triple_sum(rng: Rng) -> N
 
 
 @pytest.mark.parametrize("shift", [0.0, 0.7, 50.0])
-def test_precision_recall_density_and_coverage_are_the_definitions(shift: float, rng: Rng) -> None:
+def test_precision_recall_density_and_coverage_match_their_definitions(shift: float, rng: Rng) -> None:
     k, x, r = 5, torch.randn(12, 4, generator=rng(3)) + shift, torch.randn(17, 4, generator=rng(4))
 
     def reach(points: np.ndarray) -> list[float]:
@@ -147,7 +147,7 @@ def test_a_collapsed_generator_has_precision_but_neither_recall_nor_coverage(rng
     assert found["precision"] == 1 and found["recall"] < 0.1 and found["coverage"] < 0.3
 
 
-def test_matching_takes_the_largest_sum_of_ssim(rng: Rng) -> None:
+def test_matching_maximizes_the_sum_of_ssim(rng: Rng) -> None:
     real = random_images(4, rng(6))
     samples = 0.5 * real[[2, 0, 3, 1]] + 0.5 * random_images(4, rng(7))
 
@@ -160,12 +160,12 @@ def test_matching_takes_the_largest_sum_of_ssim(rng: Rng) -> None:
     torch.testing.assert_close(matched_ssim(real.flip(0), real), torch.ones(4, dtype=torch.float64))
 
 
-def test_one_picture_is_matched_with_one(rng: Rng) -> None:
+def test_a_single_picture_can_be_matched(rng: Rng) -> None:
     picture = random_images(1, rng(6))
     assert matched_ssim(picture, picture).tolist() == pytest.approx([1.0])
 
 
-def test_a_pair_that_is_just_as_similar_as_the_limit_counts(rng: Rng, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pair_exactly_as_similar_as_the_limit_counts(rng: Rng, monkeypatch: pytest.MonkeyPatch) -> None:
     similar = torch.tensor([0.4, 0.39, 0.41, -1.0], dtype=torch.float64)
     monkeypatch.setattr("interpkit_metrics.reference.matched_ssim", lambda samples, real: similar)
     images, labels = random_images(20, rng(0)), torch.zeros(20, dtype=torch.int64)
@@ -173,7 +173,7 @@ def test_a_pair_that_is_just_as_similar_as_the_limit_counts(rng: Rng, monkeypatc
     assert found == {"mean": pytest.approx(0.05), "at_least_0.4": 0.5}
 
 
-def test_ssim_in_batches_is_ssim_at_once(rng: Rng, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ssim_does_not_depend_on_the_batch_size(rng: Rng, monkeypatch: pytest.MonkeyPatch) -> None:
     samples, real = random_images(3, rng(8)), random_images(5, rng(9))
     at_once = matched_ssim(samples, real)
     monkeypatch.setattr("interpkit_metrics.reference.PAIRS_AT_ONCE", 2 * samples[0].numel())
@@ -185,7 +185,7 @@ def test_ssim_in_batches_is_ssim_at_once(rng: Rng, monkeypatch: pytest.MonkeyPat
 # ------------------------------------------------------------------------------------------- diversity
 
 
-def test_cosines_and_duplicates_are_the_double_loops(rng: Rng) -> None:
+def test_cosines_and_duplicates_equal_a_double_loop(rng: Rng) -> None:
     images = random_images(24, rng(0)) ** 8
     images[5] = images[3] * 0.5  # in the same class, and the same direction: a pair of duplicates
     labels = torch.arange(24) % 2
@@ -207,14 +207,14 @@ def test_cosines_and_duplicates_are_the_double_loops(rng: Rng) -> None:
         assert found["per_class"][0]["diversity"][key] == pytest.approx(vendi(directions(images[labels == 0])))
 
 
-def test_noise_is_variety_in_pixels_but_not_in_pooled_pictures(rng: Rng) -> None:
+def test_noise_adds_variety_to_pixels_but_not_to_pooled_pictures(rng: Rng) -> None:
     images = 0.5 + 0.5 * torch.randn(20, 1, 48, 48, generator=rng(1))
     found = Diversity().measure(study_of(images, torch.zeros(20, dtype=torch.int64)))["diversity"]
     assert found["vendi_pixels"] > 5 * found["vendi_pooled"]
     assert "cosine_between" not in found
 
 
-def test_vectors_have_variety_too(rng: Rng) -> None:
+def test_diversity_is_measured_for_vectors_too(rng: Rng) -> None:
     found = Diversity().measure(study_of(torch.eye(12), torch.zeros(12, dtype=torch.int64)))["diversity"]
     assert found["vendi_pixels"] == found["vendi_features"] == pytest.approx(12)
     assert "vendi_pooled" not in found
@@ -263,7 +263,7 @@ def test_agreement_is_counted_for_each_evaluator_and_class() -> None:
 # ------------------------------------------------------------------------------------------- reference
 
 
-def test_real_images_are_as_good_as_real_images(rng: Rng) -> None:
+def test_real_images_score_as_well_as_other_real_images(rng: Rng) -> None:
     images, labels = random_images(60, rng(0)), torch.arange(60) % 2
     found = Reference().measure(study_of(images, labels, (images.flip(0), labels.flip(0))))["reference"]
     (features,) = found["features"].values()
@@ -272,7 +272,7 @@ def test_real_images_are_as_good_as_real_images(rng: Rng) -> None:
     assert found["ssim"] == {"mean": pytest.approx(1), "at_least_0.4": 1}
 
 
-def test_one_picture_has_no_excess_variety(rng: Rng) -> None:
+def test_copies_of_one_picture_have_no_excess_variety(rng: Rng) -> None:
     real, labels = random_images(40, rng(1)), torch.arange(40) % 2
     found = Reference().measure(study_of(real[:1].repeat(40, 1, 1, 1), labels, (real, labels)))["reference"]
     assert found["excess_vendi"] == pytest.approx(0, abs=1e-9)
@@ -292,7 +292,7 @@ def test_the_excess_vendi_ratio_by_hand(rng: Rng) -> None:
     assert "50 samples and 50 real images in all; here are 20 and 20" in study.left_out["reference.kid"]
 
 
-def test_figures_are_within_the_class_but_for_kid(rng: Rng) -> None:
+def test_all_figures_except_kid_are_computed_within_the_class(rng: Rng) -> None:
     generator = rng(2)
     real = torch.cat([random_images(30, generator) * 0.2, 0.8 + random_images(30, generator) * 0.2])
     labels = torch.arange(60) // 30
@@ -314,7 +314,7 @@ def test_no_more_images_are_compared_than_the_options_say(rng: Rng) -> None:
     assert some["excess_vendi"] == pytest.approx((v - 1) / (v_real - 1))
 
 
-def test_the_evaluators_features_are_used_where_there_are_evaluators(rng: Rng) -> None:
+def test_features_come_from_the_evaluators_if_there_are_any(rng: Rng) -> None:
     images, labels = random_images(20, rng(5)), torch.zeros(20, dtype=torch.int64)
     judges = {"a": first_features(name="a"), "b": first_features(name="b")}
     found = Reference().measure(study_of(images, labels, (images, labels), evaluators=judges))
@@ -335,7 +335,7 @@ def test_classes_without_real_images_are_left_out_by_name(rng: Rng) -> None:
         )
 
 
-def test_real_images_that_are_all_one_have_no_variety_to_compare_with(rng: Rng) -> None:
+def test_identical_real_images_have_no_variety_to_compare_with(rng: Rng) -> None:
     images, labels = random_images(20, rng(7)), torch.zeros(20, dtype=torch.int64)
     study = study_of(images, labels, (images[:1].repeat(20, 1, 1, 1), labels))
     assert "excess_vendi" not in Reference().measure(study)["reference"]
@@ -346,7 +346,7 @@ def test_real_images_that_are_all_one_have_no_variety_to_compare_with(rng: Rng) 
 
 
 def three_sets(rng: Rng, copied: int, count: int = 60) -> Study:
-    """Return samples of which the first ``copied`` are nearly training images, the others nearly held-out ones."""
+    """Return samples: the first ``copied`` are almost training images, the others almost held-out ones."""
     training, held_out = random_images(count, rng(0)), random_images(count, rng(1))
     samples = torch.cat([training[:copied], held_out[copied:]]) + 0.01
     labels = torch.arange(count) % 2
@@ -372,7 +372,7 @@ def test_a_hundred_copies_of_a_sample_are_one_trial(rng: Rng) -> None:
     assert found["nearer_to_training_interval"] == pytest.approx(wilson(1, 1))
 
 
-def test_the_gap_by_hand_and_ties_count_half() -> None:
+def test_the_gap_is_worked_by_hand_and_ties_count_half() -> None:
     training, held_out = torch.zeros(10, 2), torch.zeros(10, 2)
     training[:, 0], held_out[:, 0] = 0.25, 0.5
     labels = torch.zeros(10, dtype=torch.int64)
@@ -383,7 +383,7 @@ def test_the_gap_by_hand_and_ties_count_half() -> None:
     assert same["memorisation"]["pixels"]["gap"] == 0
 
 
-def test_a_larger_training_set_gives_no_advantage(rng: Rng) -> None:
+def test_a_larger_training_set_does_not_bias_the_gap(rng: Rng) -> None:
     samples, held_out, training = (random_images(n, rng(i)) for i, n in enumerate((60, 20, 2000)))
     labels = [torch.zeros(len(images), dtype=torch.int64) for images in (samples, held_out, training)]
     sets = (samples, labels[0], (held_out, labels[1]), (training, labels[2]))
@@ -395,7 +395,7 @@ def test_a_larger_training_set_gives_no_advantage(rng: Rng) -> None:
     assert again == found
 
 
-def test_memorisation_takes_ten_of_each(rng: Rng) -> None:
+def test_memorization_needs_ten_images_of_each_set(rng: Rng) -> None:
     images, labels = random_images(20, rng(0)), torch.zeros(20, dtype=torch.int64)
     with pytest.raises(TooFew, match="20 samples, 9 training, 20 reference"):
         Memorisation().measure(study_of(images, labels, (images, labels), (images[:9], labels[:9])))
@@ -416,7 +416,7 @@ def on_the_line(distances: Tensor) -> tuple[Study, nn.Module]:
     return study_of(images, labels, target=wrap(net, (3, 4, 4))), net
 
 
-def test_a_linear_classifier_keeps_exactly_what_lies_beyond_the_radius() -> None:
+def test_samples_of_a_linear_classifier_survive_exactly_beyond_the_radius() -> None:
     study, _ = on_the_line(torch.tensor([-0.1, 0.05, 0.15, 0.25, 0.35]))
     found = KeptLabels(KeptLabels.Options(radius=[0.1, 0.2, 0.3], sigma=[1e-6])).measure(study)["robustness"]
     assert found["clean"] == pytest.approx(0.8)
@@ -426,14 +426,16 @@ def test_a_linear_classifier_keeps_exactly_what_lies_beyond_the_radius() -> None
     assert found["count"] == 5
 
 
-def test_noise_flips_as_many_as_the_normal_law_says() -> None:
+def test_noise_flips_the_share_that_the_normal_distribution_predicts() -> None:
     study, _ = on_the_line(torch.full((400,), 0.05))
     found = KeptLabels(KeptLabels.Options(sigma=[0.05], radius=[0.01])).measure(study)["robustness"]
     low, high = found["noise"]["0.05"]["kept_interval"]
     assert low < 0.8413 < high  # the noise along the direction is normal: P(z > -1)
 
 
-def test_at_most_so_many_samples_are_tried_from_all_over(module_state: Callable[[nn.Module], dict[str, Any]]) -> None:
+def test_a_limited_number_of_samples_is_tried_spread_over_all(
+    module_state: Callable[[nn.Module], dict[str, Any]],
+) -> None:
     study, net = on_the_line(torch.tensor([-0.1] * 6 + [0.1] * 6))
     before = module_state(net)
     found = KeptLabels(KeptLabels.Options(samples=4, sigma=[0.01], radius=[0.01])).measure(study)["robustness"]
@@ -441,7 +443,7 @@ def test_at_most_so_many_samples_are_tried_from_all_over(module_state: Callable[
     assert module_state(net) == before
 
 
-def test_what_is_lost_in_a_ball_is_lost_in_a_larger_one() -> None:
+def test_a_sample_lost_in_a_ball_is_lost_in_a_larger_ball() -> None:
     study, net = on_the_line(torch.tensor([0.05, 0.05, 0.25]))
     attacked: list[float] = []
     net.register_forward_hook(lambda _, given, __: attacked.append(len(given[0])))
@@ -451,6 +453,6 @@ def test_what_is_lost_in_a_ball_is_lost_in_a_larger_one() -> None:
     assert attacked[-1] == 1  # nor is it attacked again
 
 
-def test_the_same_study_gives_the_same_figures() -> None:
+def test_equal_studies_have_equal_figures() -> None:
     study, _ = on_the_line(torch.linspace(-0.1, 0.3, 50))
     assert KeptLabels().measure(study) == KeptLabels().measure(study)

@@ -1,4 +1,4 @@
-"""ONNX graphs as exporters write them today, and what `pack` writes: each loads with the numbers of onnxruntime."""
+"""ONNX graphs from current exporters and from `pack` load with the outputs of onnxruntime."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ AFTER = [
 
 
 def net(image: str = "x", **attributes: Any) -> list[Any]:
-    """Return the nodes of a classifier of (3, H, W) into 5 classes."""
+    """Return the nodes of a classifier with input (3, H, W) and 5 classes."""
     return [Node("Conv", [image, "k"], ["c"], **attributes), *AFTER]
 
 
@@ -94,21 +94,21 @@ def count(target: nn.Module, kind: type[nn.Module]) -> int:
 # ------------------------------------------------------------------------------------- what the exporter writes now
 
 
-def test_an_optional_input_that_is_left_out_by_an_empty_name_may_be_absent(tmp_path: Path) -> None:
+def test_an_optional_input_with_an_empty_name_may_be_absent(tmp_path: Path) -> None:
     nodes = [net()[0], Node("Clip", ["c", "least", ""], ["l"]), Node("Relu", ["l"], ["r"]), *AFTER[1:]]
     path = write(tmp_path / "net.onnx", nodes, {"least": np.float32(0.1)})
     assert_like_onnxruntime(load_target(path), path)
 
 
 @pytest.mark.parametrize("location", ["net.onnx.data", "net.onnx_data"])
-def test_weights_beside_the_graph_under_its_name_are_read(location: str, tmp_path: Path) -> None:
+def test_weights_in_a_file_named_like_the_graph_are_read(location: str, tmp_path: Path) -> None:
     graph = onnx.load(write(tmp_path / "one.onnx", net()))
     onnx.save(graph, tmp_path / "net.onnx", save_as_external_data=True, size_threshold=0, location=location)
     assert (tmp_path / location).is_file()
     assert_like_onnxruntime(load_target(tmp_path / "net.onnx"), tmp_path / "one.onnx")
 
 
-def test_weights_in_another_file_or_a_missing_one_are_refused_with_the_line_that_helps(tmp_path: Path) -> None:
+def test_weights_in_another_or_a_missing_file_are_refused_with_the_command_that_helps(tmp_path: Path) -> None:
     path = write(tmp_path / "net.onnx", net())
     options = {"save_as_external_data": True, "size_threshold": 0}
     onnx.save(onnx.load(path), path, location="net.onnx.data", **options)
@@ -131,7 +131,7 @@ def test_a_run_is_not_resumed_with_other_weights_beside_the_graph(tmp_path: Path
         interpkit.load_inversion(run)
 
 
-def test_a_reshape_that_allows_zeros_but_has_none_is_the_plain_one(tmp_path: Path) -> None:
+def test_a_reshape_that_allows_zeros_but_has_none_loads(tmp_path: Path) -> None:
     nodes = [
         Node("Shape", ["x"], ["n"], start=0, end=1),
         Node("Concat", ["n", "rest"], ["s"], axis=0),
@@ -144,7 +144,7 @@ def test_a_reshape_that_allows_zeros_but_has_none_is_the_plain_one(tmp_path: Pat
     assert_like_onnxruntime(load_target(path), path)
 
 
-def test_what_the_exporter_writes_by_default_loads(tmp_path: Path) -> None:
+def test_a_default_export_loads(tmp_path: Path) -> None:
     pytest.importorskip("onnxscript")
     module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.GELU(), nn.Flatten(), nn.Linear(4 * 36, 5)).eval()
     with warnings.catch_warnings():
@@ -158,7 +158,7 @@ def test_what_the_exporter_writes_by_default_loads(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("shape", [("N", 3, "h", "w"), ("N", "c", "h", "w"), ("N", "h", "w", 3)], ids=str)
-def test_sides_that_a_graph_leaves_open_are_stated_by_the_user(shape: Sequence[Any], tmp_path: Path) -> None:
+def test_dynamic_sides_of_a_graph_are_stated_by_the_user(shape: Sequence[Any], tmp_path: Path) -> None:
     last = shape[-1] == 3
     nodes = [Node("Transpose", ["x"], ["z"], perm=[0, 3, 1, 2]), *net("z")] if last else net()
     path = write(tmp_path / "net.onnx", nodes, shape=shape)
@@ -176,7 +176,7 @@ def test_a_shape_that_does_not_fit_the_stated_sides_is_refused(tmp_path: Path) -
 
 @pytest.mark.parametrize("strides", [[1, 1], [2, 2], [3, 2]], ids=str)
 @pytest.mark.parametrize("how", ["SAME_UPPER", "SAME_LOWER", "VALID"])
-def test_padding_that_is_named_becomes_sizes(how: str, strides: list[int], tmp_path: Path) -> None:
+def test_auto_padding_becomes_explicit_sizes(how: str, strides: list[int], tmp_path: Path) -> None:
     window = {"kernel_shape": [2, 3], "strides": strides, "auto_pad": how}
     nodes = [
         Node("Conv", ["x", "k"], ["c"], auto_pad=how, strides=strides),
@@ -225,7 +225,7 @@ def test_a_fixed_batch_size_that_matters_is_refused_with_what_to_do(tmp_path: Pa
 # --------------------------------------------------------------------------------------------------- types of numbers
 
 
-def test_an_input_of_bytes_has_their_range(tmp_path: Path) -> None:
+def test_a_uint8_input_has_the_range_of_bytes(tmp_path: Path) -> None:
     nodes = [Node("Cast", ["x"], ["z"], to=TensorProto.FLOAT), *net("z")]
     path = write(tmp_path / "net.onnx", nodes, kind=TensorProto.UINT8)
     target = load_target(path)
@@ -287,7 +287,7 @@ def test_a_quantized_graph_has_gradients_through_its_roundings(
 FEATURES_FIRST: Outputs = {"f": (TensorProto.FLOAT, ["N", 8]), "y": (TensorProto.FLOAT, ["N", 5])}
 
 
-def test_features_are_not_taken_for_classes(tmp_path: Path) -> None:
+def test_features_are_not_mistaken_for_class_scores(tmp_path: Path) -> None:
     path = write(tmp_path / "net.onnx", net(), outputs=FEATURES_FIRST)
     target = load_target(path)
     assert target.num_classes == 5 and "f (6, 8)" in target.sources["output_name"]
@@ -296,7 +296,7 @@ def test_features_are_not_taken_for_classes(tmp_path: Path) -> None:
     assert load_target(path, output_index=0).num_classes == 8
 
 
-def test_of_a_label_and_its_probabilities_the_probabilities_are_taken(tmp_path: Path) -> None:
+def test_of_the_outputs_label_and_probabilities_the_probabilities_are_used(tmp_path: Path) -> None:
     nodes = [
         *net(),
         Node("Softmax", ["y"], ["q"], axis=1),
@@ -313,14 +313,14 @@ def test_of_a_label_and_its_probabilities_the_probabilities_are_taken(tmp_path: 
     assert "returns no scores, but label" in refusal(path)
 
 
-def test_the_largest_scores_are_not_taken_for_those_of_all_classes(tmp_path: Path) -> None:
+def test_top_k_scores_are_not_mistaken_for_the_scores_of_all_classes(tmp_path: Path) -> None:
     nodes = [*net(), Node("TopK", ["y", "two"], ["values", "indices"])]
     outputs = {"values": (TensorProto.FLOAT, ["N", 2]), "indices": (TensorProto.INT64, ["N", 2])}
     path = write(tmp_path / "net.onnx", nodes, {"two": np.array([2])}, outputs=outputs)
     assert "the largest scores alone" in refusal(path)
 
 
-def test_the_second_output_of_an_operator_is_not_taken_for_its_first(tmp_path: Path) -> None:
+def test_the_second_output_of_an_operator_is_not_mistaken_for_its_first(tmp_path: Path) -> None:
     nodes = [*net()[:-1], Node("MatMul", ["f", "v"], ["z"]), Node("Split", ["z", "sizes"], ["other", "y"], axis=1)]
     path = write(tmp_path / "net.onnx", nodes, {"v": weights(8, 8), "sizes": np.array([3, 5])})
     assert_like_onnxruntime(load_target(path), path)
@@ -368,7 +368,7 @@ def test_operators_of_old_and_new_versions_are_converted(name: str, tmp_path: Pa
     assert_like_onnxruntime(load_target(path), path)
 
 
-def test_an_operation_without_a_converter_is_named_and_no_assertion_of_a_library_is_shown(tmp_path: Path) -> None:
+def test_an_operation_without_a_converter_is_named_instead_of_a_librarys_assertion(tmp_path: Path) -> None:
     nodes = [Node("Pad", ["x", "sizes"], ["z"]), *net("z")[:-1], Node("Hardmax", ["f"], ["h"])]
     nodes.append(Node("MatMul", ["h", "w"], ["y"]))
     message = refusal(write(tmp_path / "net.onnx", nodes, {"sizes": np.array([0, 0, 1, 1, 0, 0, 1, 1])}, opset=18))
@@ -376,7 +376,7 @@ def test_an_operation_without_a_converter_is_named_and_no_assertion_of_a_library
     assert "assert" not in message.lower() and "cpp" not in message and ".h:" not in message
 
 
-def test_layers_keep_the_names_of_their_nodes_whatever_is_folded(tmp_path: Path) -> None:
+def test_layers_keep_the_names_of_their_nodes_after_folding(tmp_path: Path) -> None:
     nodes = [
         Node("Transpose", ["x"], ["a"], perm=[0, 1, 3, 2]),
         Node("Transpose", ["kt"], ["k"], perm=[3, 2, 1, 0]),
@@ -396,7 +396,7 @@ def test_layers_keep_the_names_of_their_nodes_whatever_is_folded(tmp_path: Path)
 
 
 class Normed(nn.Module):
-    """Has what an exporter likes to merge or rewrite."""
+    """Has layers that exporters merge or rewrite."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -412,7 +412,7 @@ class Normed(nn.Module):
 
 
 class Turned(nn.Module):
-    """Turns an image before it looks at it."""
+    """Rotates an image before it classifies it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -443,7 +443,7 @@ def assert_packs(target: Target, folder: Path) -> Target:
     return packed
 
 
-def test_pack_keeps_the_norms_and_the_linear_layers_of_own_code(tmp_path: Path) -> None:
+def test_pack_keeps_the_norms_and_linear_layers_of_the_users_code(tmp_path: Path) -> None:
     module = seeded(Normed)
     target = wrap(module, (3, 8, 8), mean=0.5, std=0.25)
     fast = torch.backends.mha.get_fastpath_enabled()
@@ -489,7 +489,7 @@ def test_one_of_several_outputs_is_packed(tmp_path: Path) -> None:
     assert assert_packs(load_target(path, output_name="f"), tmp_path).num_classes == 8
 
 
-def test_a_network_that_cannot_be_packed_prints_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_failed_export_prints_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     class Rare(nn.Linear):
         def forward(self, x: Tensor) -> Tensor:
             return super().forward(torch.special.i1(x))

@@ -1,4 +1,4 @@
-"""What the loaders make of a checkpoint, a config.json and the user's words, part by part and without a network."""
+"""How the loaders read checkpoints, config.json and the user's options, part by part and without a network."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_tensors_are_named_by_the_keys_that_lead_to_them() -> None:
     assert names_in({"shadow": [ONE, ONE], "nets": [{"a": ONE}, {"b": ONE}]}) == ["nets.0.a", "nets.1.b"]
 
 
-def test_the_search_ends_in_a_mapping_that_holds_itself_and_in_one_of_great_depth() -> None:
+def test_the_search_ends_in_recursive_and_in_very_deep_mappings() -> None:
     around: dict[str, Any] = {"a": ONE}
     around["again"] = around
     assert names_in(around) == ["a"]
@@ -65,7 +65,7 @@ def test_the_search_ends_in_a_mapping_that_holds_itself_and_in_one_of_great_dept
     assert names_in(deep) == []
 
 
-def test_the_tensors_under_a_chosen_key_are_taken_and_a_wrong_key_is_refused_with_those_that_there_are() -> None:
+def test_a_chosen_key_selects_tensors_and_a_wrong_key_is_refused_with_the_known_ones() -> None:
     tensors = {"teacher.a": ONE, "student.net.a": ONE + 1}
     assert checkpoints.chosen(tensors, None, PATH) == tensors
     assert checkpoints.chosen(tensors, "student.net", PATH) == {"a": ONE + 1}
@@ -104,13 +104,13 @@ def test_the_error_for_a_file_without_tensors_names_its_content(content: Any, ki
     ],
     ids=str,
 )
-def test_what_wrappers_put_before_every_name_is_taken_off(names: list[str], stripped: list[str]) -> None:
+def test_prefixes_of_wrappers_are_removed(names: list[str], stripped: list[str]) -> None:
     tensors = {name: torch.tensor(float(number)) for number, name in enumerate(names)}
     found = checkpoints.strip(tensors)
     assert list(found) == stripped and list(found.values()) == list(tensors.values())
 
 
-def test_a_checkpoint_is_read_from_disk_and_one_that_is_torn_says_why(tmp_path: Path) -> None:
+def test_a_checkpoint_is_read_and_a_damaged_one_is_refused_with_the_reason(tmp_path: Path) -> None:
     torch.save({"state_dict": {"module.a": ONE}}, tmp_path / "net.pt")
     assert checkpoints.read_checkpoint(tmp_path / "net.pt") == {"state_dict.module.a": ONE}
     (tmp_path / "net.pt").write_bytes((tmp_path / "net.pt").read_bytes()[:300])
@@ -119,7 +119,7 @@ def test_a_checkpoint_is_read_from_disk_and_one_that_is_torn_says_why(tmp_path: 
     assert "\n" not in str(torn.value) and len(str(torn.value)) < 200 + 60 + len(str(tmp_path))
 
 
-def test_a_whole_module_is_read_as_its_weights(tmp_path: Path) -> None:
+def test_a_pickled_module_is_read_as_its_weights(tmp_path: Path) -> None:
     module = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Sequential(nn.BatchNorm2d(2), nn.ReLU()))
     torch.save({"model": nn.DataParallel(module)}, tmp_path / "whole.pt")
     read = checkpoints.read_checkpoint(tmp_path / "whole.pt")
@@ -127,7 +127,7 @@ def test_a_whole_module_is_read_as_its_weights(tmp_path: Path) -> None:
     assert all(torch.equal(read[f"model.module.{name}"], tensor) for name, tensor in module.state_dict().items())
 
 
-def test_what_cannot_be_read_is_refused_with_the_line_that_turns_it_into_a_plain_file(tmp_path: Path) -> None:
+def test_an_unreadable_file_is_refused_with_the_code_that_converts_it(tmp_path: Path) -> None:
     path = tmp_path / "net.pkl"
     state = {"a": ONE.numpy()}
     path.write_bytes(pickle.dumps(state))
@@ -172,7 +172,7 @@ def test_a_file_without_a_json_object_is_refused(content: bytes | None, words: s
         folders.read_json(tmp_path / "config.json")
 
 
-def test_a_folders_weights_are_safetensors_where_there_are_both(tmp_path: Path) -> None:
+def test_safetensors_are_preferred_if_a_folder_has_both(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"has no model.safetensors or pytorch_model.bin\.$"):
         folders.read_weights(tmp_path)
     torch.save({"module.a": ONE}, tmp_path / "pytorch_model.bin")
@@ -182,7 +182,7 @@ def test_a_folders_weights_are_safetensors_where_there_are_both(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("whole", ["model.safetensors", "pytorch_model.bin"])
-def test_split_weights_are_read_from_the_files_that_their_index_names(whole: str, tmp_path: Path) -> None:
+def test_split_weights_are_read_from_the_files_in_their_index(whole: str, tmp_path: Path) -> None:
     parts = [{"a": ONE}, {"b": ONE + 1}]
     for number, part in enumerate(parts):
         save = torch.save if whole.endswith("bin") else safetensors.torch.save_file
@@ -216,7 +216,7 @@ def test_an_adapter_is_refused_with_the_way_to_merge_it(settings: dict[str, str]
             interpkit.load_target(path, input_shape=(3, 8, 8))
 
 
-def test_what_a_config_says_is_checked_and_what_it_leaves_out_is_left_out() -> None:
+def test_facts_of_a_config_are_checked_and_missing_ones_stay_unset() -> None:
     assert folders.as_options(Path("f"), arch="timm:a", mean=None, std=[0.5]).said() == {"arch": "timm:a", "std": [0.5]}
     with pytest.raises(ModelError, match=r"f/config.json: mean\S* = 'a': .*number"):
         folders.as_options(Path("f"), mean=["a"])
@@ -240,13 +240,13 @@ KINDS["hub-mixin"] = folders.HubMixinFolderLoader
     ],
     ids=str,
 )
-def test_a_folder_is_known_by_what_its_config_has(content: Any, taken: list[str], tmp_path: Path) -> None:
+def test_a_folder_is_recognized_by_its_config(content: Any, taken: list[str], tmp_path: Path) -> None:
     assert [name for name, kind in KINDS.items() if kind().accepts(tmp_path)] == []
     config(tmp_path, content)
     assert [name for name, kind in KINDS.items() if kind().accepts(tmp_path)] == taken
 
 
-def test_a_mixins_folder_asks_for_the_class(tmp_path: Path) -> None:
+def test_a_mixins_folder_needs_the_users_class(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"names no architecture. Add --arch py:package.module:Class"):
         folders.HubMixinFolderLoader().load(config(tmp_path, {}), TargetOptions())
 
@@ -269,7 +269,7 @@ def test_a_mixins_folder_asks_for_the_class(tmp_path: Path) -> None:
     ],
     ids=str,
 )
-def test_a_size_is_read_in_each_of_the_ways_that_configs_have(value: Any, size: list[int] | None) -> None:
+def test_a_size_is_read_in_every_notation_of_configs(value: Any, size: list[int] | None) -> None:
     assert folders._size(value) == size
 
 
@@ -288,7 +288,7 @@ def test_a_size_is_read_in_each_of_the_ways_that_configs_have(value: Any, size: 
     ],
     ids=str,
 )
-def test_labels_are_named_by_numbers(labels: Any, good: bool) -> None:
+def test_unnamed_labels_are_named_by_their_numbers(labels: Any, good: bool) -> None:
     assert folders._is_labels(labels) is good
 
 
@@ -315,7 +315,7 @@ def test_labels_are_named_by_numbers(labels: Any, good: bool) -> None:
     ],
     ids=str,
 )
-def test_the_preprocessing_is_what_the_two_configs_say(
+def test_the_preprocessing_follows_both_configs(
     main: dict[str, Any], processor: dict[str, Any] | None, facts: dict[str, Any], tmp_path: Path
 ) -> None:
     if processor is not None:
@@ -325,7 +325,7 @@ def test_the_preprocessing_is_what_the_two_configs_say(
     assert set(found) == ({"input_shape"} if processor is None else {"input_shape", "input_range", "mean", "std"})
 
 
-def test_a_processor_that_does_not_normalise_says_no_mean_and_a_factor_is_a_number(tmp_path: Path) -> None:
+def test_a_processor_without_normalization_has_no_mean_and_its_factor_must_be_a_number(tmp_path: Path) -> None:
     loader = folders.TransformersFolderLoader()
     config(tmp_path, {"do_normalize": False, "image_mean": [0.5]}, "preprocessor_config.json")
     assert set(loader._preprocessing(tmp_path, {})) == {"input_shape", "input_range"}
@@ -335,7 +335,7 @@ def test_a_processor_that_does_not_normalise_says_no_mean_and_a_factor_is_a_numb
 
 
 class Skeleton(nn.Linear):
-    """What transformers builds before there are weights: two by one, with a bias."""
+    """A model as transformers builds it without weights: two by one, with a bias."""
 
     told: Any
     config = None
@@ -384,7 +384,7 @@ def test_a_folder_whose_weights_do_not_fit_is_named(tmp_path: Path, monkeypatch:
         folders.TransformersFolderLoader().load(tmp_path, TargetOptions())
 
 
-def test_a_few_weights_too_many_are_usual(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_few_surplus_weights_are_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(folders, "build_architecture", lambda *_, **__: Skeleton())
     monkeypatch.setattr(Skeleton, "told", NOTHING | {"unexpected_keys": ["pooler", "head"]}, raising=False)
     assert isinstance(folders.fill(PATH, "a", {}, {str(number): ONE for number in range(20)}), Skeleton)
@@ -394,7 +394,7 @@ def test_a_few_weights_too_many_are_usual(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @pytest.mark.parametrize(("name", "kind"), [("model.safetensors", "Safetensors"), ("pytorch_model.bin", "Checkpoint")])
-def test_a_folders_weights_are_loaded_as_the_folder_with_all_that_the_user_says(
+def test_a_weights_file_loads_like_its_folder_with_the_users_options(
     name: str, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[Any] = []
@@ -427,7 +427,7 @@ def test_weights_belong_to_their_folder_unless_the_user_names_an_architecture(
 
 
 def written(kind: str, path: Path) -> Path:
-    """Write a file of a kind that `formats.kind_of` knows."""
+    """Write a file of a kind that `formats.kind_of` recognizes."""
     if kind == "checkpoint":
         torch.save({"a": ONE}, path)
     elif kind == "older checkpoint":
@@ -451,7 +451,7 @@ KINDS_OF_FILES = ["checkpoint", "older checkpoint", "safetensors", "onnx", "torc
 
 @pytest.mark.parametrize("kind", KINDS_OF_FILES)
 @pytest.mark.parametrize("name", ["best", "best.pth.tar", "best.PTH", "best.pkl", "best.bin", "best.safetensors"])
-def test_a_file_is_known_by_its_content_whatever_its_name(kind: str, name: str, tmp_path: Path) -> None:
+def test_a_file_is_recognized_by_its_content_not_its_name(kind: str, name: str, tmp_path: Path) -> None:
     assert formats.kind_of(written(kind, tmp_path / name)) == kind.removeprefix("older ")
 
 
@@ -466,7 +466,7 @@ def test_a_file_is_known_by_its_content_whatever_its_name(kind: str, name: str, 
     ],
 )
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 torn", b"<html>404</html>"], ids=["empty", "torn", "page"])
-def test_the_ending_decides_where_the_content_does_not(
+def test_the_extension_decides_if_the_content_does_not(
     name: str, kind: str | None, content: bytes, tmp_path: Path
 ) -> None:
     path = tmp_path / name
@@ -485,7 +485,7 @@ def assembled(written: dict[str, Any], said: dict[str, Any], **more: Any) -> Tar
     return loaders.assemble(PATH, weights(), TargetOptions(**written), TargetOptions(**said), **more)
 
 
-def test_the_users_words_win_over_the_files_and_each_fact_knows_its_source() -> None:
+def test_the_users_options_take_precedence_and_each_fact_has_its_source() -> None:
     written = {"arch": "interpkit:cnn", "arch_args": ARGUMENTS, "mean": [0.25], "std": [0.5]}
     target = assembled(written, {"input_shape": [1, 12, 12], "mean": [0.75]})
     assert target.name == "net" and target.num_classes == 3
@@ -531,7 +531,7 @@ def test_a_file_cannot_name_code_and_the_users_own_code_takes_the_configs_argume
         assembled({}, {**named, "input_shape": [1, 12, 12], "arch_args": {"hidden": 9}})
 
 
-def test_no_memory_is_taken_for_an_architecture_that_the_weights_do_not_fit(
+def test_no_memory_is_allocated_for_an_architecture_that_does_not_fit_the_weights(
     modest: Callable[[], AbstractContextManager[None]],
 ) -> None:
     large = {"arch": "torchvision:squeezenet1_1", "arch_args": {"num_classes": 900_000}}

@@ -1,4 +1,4 @@
-"""The perturbations, each within its bound, and the loss over them."""
+"""The perturbations stay within their bounds, and the loss averages over them."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_perturbations_are_uniform_in_the_linf_ball(rng: Rng) -> None:
     assert delta.square().mean().item() == pytest.approx(0.2**2 / 3, rel=0.03)
 
 
-def test_gaussian_noise_has_a_strength_of_its_own_for_each_image_up_to_sigma(rng: Rng) -> None:
+def test_gaussian_noise_has_a_random_strength_up_to_sigma_per_image(rng: Rng) -> None:
     images = torch.full((500, 1, 20, 20), 0.5)
     strength = (perturbations.gaussian(images, 0.08, rng(0)) - images).flatten(1).std(1)
     assert strength.max() < 0.08 * 1.15  # of 400 pixels the deviation is known to 3.5 %
@@ -88,7 +88,7 @@ def test_noisy_images_stay_in_range(shape: tuple[int, ...], sigma: float, seed: 
 
 
 @norms
-def test_projecting_keeps_what_is_inside_and_cuts_what_is_outside(norm: Any) -> None:
+def test_projection_keeps_points_inside_and_moves_others_to_the_boundary(norm: Any) -> None:
     delta = torch.tensor([[0.3, 0.4], [3.0, 4.0], [0.0, 0.0]])
     expected = {"l2": [[0.3, 0.4], [0.6, 0.8], [0.0, 0.0]], "linf": [[0.3, 0.4], [1.0, 1.0], [0.0, 0.0]]}
     assert torch.allclose(perturbations.project(delta, 1.0, norm), torch.tensor(expected[norm]))
@@ -112,7 +112,7 @@ def test_adversarial_perturbations_stay_in_the_ball_and_in_range(
 
 
 @norms
-def test_the_search_all_but_finds_the_worst_perturbation_of_a_linear_classifier(
+def test_the_search_nearly_finds_the_worst_perturbation_of_a_linear_classifier(
     norm: Any, linear_target: MakeTarget, rng: Rng
 ) -> None:
     target, radius = linear_target(), {"l2": 0.4, "linf": 0.05}[norm]
@@ -171,12 +171,12 @@ COLUMNS = torch.arange(WIDTH).float()[None, :] - (WIDTH - 1) / 2
 
 
 def spots(row: float, column: float, count: int = 300) -> Tensor:
-    """Return images of one soft spot, so many pixels down and to the right of the center."""
+    """Return images of one soft spot, shifted from the center by pixels down and to the right."""
     return (-((ROWS - row).square() + (COLUMNS - column).square()) / 4).exp().expand(count, 1, -1, -1)
 
 
 def places(images: Tensor) -> tuple[Tensor, Tensor]:
-    """Return where the spots are: rows and columns of their centers of mass, from the image's center."""
+    """Return the rows and columns of the spots' centers of mass, relative to the image's center."""
     mass = images[:, 0] / images[:, 0].sum((1, 2), keepdim=True)
     return (mass * ROWS).sum((1, 2)), (mass * COLUMNS).sum((1, 2))
 
@@ -196,7 +196,7 @@ def test_geometry_with_zero_bounds_is_the_identity(shape: tuple[int, ...], seed:
     bounds=st.tuples(st.floats(0, 180), st.floats(0, 1), st.floats(0, 0.9)),
     seed=st.integers(0, 1000),
 )
-def test_geometry_makes_no_brightness_that_was_not_there(
+def test_geometry_does_not_exceed_the_brightness_of_the_image(
     shape: tuple[int, ...], bounds: tuple[float, float, float], seed: int
 ) -> None:
     images = 0.2 + 0.5 * uniform_images(shape, seed)
@@ -205,7 +205,7 @@ def test_geometry_makes_no_brightness_that_was_not_there(
     assert result.min() >= images.min() - 1e-5 and result.max() <= images.max() + 1e-5
 
 
-def test_a_shift_is_a_share_of_each_side(rng: Rng) -> None:
+def test_shifts_are_in_fractions_of_each_side(rng: Rng) -> None:
     down, across = places(perturbations.affine(spots(0, 0), 0.0, 0.1, 0.0, rng(0)))
     for moved, side in ((down, HEIGHT), (across, WIDTH)):
         assert moved.abs().max() <= 0.1 * side + 0.05
@@ -214,7 +214,7 @@ def test_a_shift_is_a_share_of_each_side(rng: Rng) -> None:
 
 
 @pytest.mark.parametrize(("row", "column"), [(0, 12), (12, 0), (-8, 9)])
-def test_a_rotation_keeps_the_pixels_geometry_in_an_image_that_is_not_square(row: int, column: int, rng: Rng) -> None:
+def test_a_rotation_does_not_distort_an_image_that_is_not_square(row: int, column: int, rng: Rng) -> None:
     down, across = places(perturbations.affine(spots(row, column), 40.0, 0.0, 0.0, rng(0)))
     assert torch.allclose(torch.hypot(down, across), torch.tensor(math.hypot(row, column)), atol=0.15)
     turned = torch.rad2deg(torch.atan2(down, across) - math.atan2(row, column))
@@ -222,7 +222,7 @@ def test_a_rotation_keeps_the_pixels_geometry_in_an_image_that_is_not_square(row
     assert 36 < turned.max() < 40.5 and -40.5 < turned.min() < -36
 
 
-def test_a_scale_is_a_factor_about_the_centre(rng: Rng) -> None:
+def test_scaling_is_about_the_center(rng: Rng) -> None:
     down, across = places(perturbations.affine(spots(-8, 16), 0.0, 0.0, 0.25, rng(0)))
     factor = across / 16
     assert torch.allclose(down / -8, factor, atol=0.02)
@@ -230,7 +230,7 @@ def test_a_scale_is_a_factor_about_the_centre(rng: Rng) -> None:
     assert factor.mean().item() == pytest.approx(1, abs=0.03)
 
 
-def test_the_border_is_what_comes_in_from_outside(rng: Rng) -> None:
+def test_pixels_from_outside_the_image_repeat_its_border(rng: Rng) -> None:
     images = torch.full((20, 3, 9, 14), 0.7)
     assert torch.allclose(perturbations.affine(images, 90.0, 0.5, 0.5, rng(0)), images, atol=1e-5)
 
@@ -269,7 +269,7 @@ def test_the_views_are_all_images_under_one_kind_after_another(
         ("pgd", {"pgd_norm": "linf"}, "linf", 0.2),
     ],
 )
-def test_each_kind_has_the_ball_and_the_bound_that_the_options_name(
+def test_each_kind_uses_the_norm_and_the_bound_of_the_options(
     kind: Any,
     options: dict[str, Any],
     norm: str,
@@ -333,7 +333,7 @@ def test_searched_views_cost_more_than_random_ones_of_the_same_bound(
     assert costs["pgd"] > costs[norm] + 0.05
 
 
-def test_one_seed_makes_the_same_views(linear_target: MakeTarget, generated: Generated, rng: Rng) -> None:
+def test_equal_seeds_draw_the_same_views(linear_target: MakeTarget, generated: Generated, rng: Rng) -> None:
     target = linear_target()
     batch = generated(target, uniform_images((4, 3, 4, 4), 0), torch.zeros(4, dtype=torch.int64))
     loss = Robustness(target, Robustness.Options(kinds=["gaussian", "linf", "l2", "pgd", "affine"]))
@@ -344,7 +344,7 @@ def test_one_seed_makes_the_same_views(linear_target: MakeTarget, generated: Gen
 
 
 @pytest.mark.parametrize("shape", [(3, 4, 4), (12,)], ids=str)
-def test_by_default_all_that_suits_the_target_is_drawn_with_a_gradient(
+def test_by_default_all_kinds_that_suit_the_target_are_drawn_with_a_gradient(
     shape: tuple[int, ...], linear_target: MakeTarget, generated: Generated, rng: Rng
 ) -> None:
     target = linear_target(shape=shape)
@@ -392,7 +392,7 @@ def test_options_out_of_range_are_refused(options: dict[str, Any]) -> None:
         Robustness.Options(**options)
 
 
-def test_the_preset_adds_its_loss_to_the_papers() -> None:
+def test_the_preset_adds_its_loss_to_those_of_the_paper() -> None:
     plugins = installed()
     recipe = compose([plugins.preset("vecmat").layer, plugins.preset("robust").layer], [("robust.radius", 2.0)])
     assert {name: term.weight for name, term in recipe.losses.items()} == {"kl": 1, "ce": 1, "cosine": 1, "robust": 1}
@@ -404,7 +404,7 @@ def test_the_preset_adds_its_loss_to_the_papers() -> None:
 # --------------------------------------------------------------------------------------- occlusion and ghosts
 
 
-def test_an_occluded_image_is_covered_in_one_rectangle_by_its_neighbour(rng: Rng) -> None:
+def test_occlusion_covers_one_rectangle_with_the_neighboring_image(rng: Rng) -> None:
     images = torch.linspace(0.1, 0.9, 50).view(50, 1, 1, 1).expand(50, 2, 20, 30).clone().requires_grad_(True)
     seen = perturbations.occlude(images, 0.5, rng(0))
     covered = seen != images
@@ -421,7 +421,7 @@ def test_an_occluded_image_is_covered_in_one_rectangle_by_its_neighbour(rng: Rng
     assert torch.equal(slope, (~covered).float())  # what covers an image is not to be improved for it
 
 
-def test_jitter_covers_only_if_it_is_asked_to(linear_target: MakeTarget, generated: Generated, rng: Rng) -> None:
+def test_jitter_occludes_only_if_enabled(linear_target: MakeTarget, generated: Generated, rng: Rng) -> None:
     images = torch.cat([torch.zeros(1, 1, 8, 8), torch.ones(1, 1, 8, 8)])
     still = {"degrees": 0.0, "shift": 0.0, "scale": 0.0, "sigma": 1e-6, "kinds": ["jitter"]}
 
@@ -433,7 +433,9 @@ def test_jitter_covers_only_if_it_is_asked_to(linear_target: MakeTarget, generat
     assert (views(occlusion=0.9) - images).abs().max() > 0.99
 
 
-def test_a_ghost_strays_from_the_target_by_sigma_and_leaves_it_alone(batch_of: Callable[..., InversionBatch]) -> None:
+def test_a_ghost_differs_from_the_target_by_sigma_and_does_not_change_it(
+    batch_of: Callable[..., InversionBatch],
+) -> None:
     torch.manual_seed(0)
     net = nn.Sequential(nn.Flatten(), nn.Linear(50, 2))
     target = wrap(net, (1, 5, 10))

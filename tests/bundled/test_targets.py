@@ -1,4 +1,4 @@
-"""Classifiers' files: what is saved comes back, and whatever is wrong with a file is one readable refusal."""
+"""Saved classifiers load unchanged, and anything wrong with a file is refused with one readable message."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def metadata_of(path: Path) -> dict[str, str]:
 
 
 class Spoiled:
-    """A classifier's good file, to be written again with something wrong in it."""
+    """A valid classifier file, to be rewritten with something wrong in it."""
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / "spoiled.safetensors"
@@ -53,7 +53,7 @@ class Spoiled:
         return self.path
 
     def with_facts(self, **facts: Any) -> Path:
-        """Write other metadata: text as it is, anything else as JSON, None to leave it out."""
+        """Write changed metadata: strings unchanged, other values as JSON; None removes an entry."""
         metadata = dict(self.metadata)
         for name, value in facts.items():
             metadata.pop(f"interpkit.{name}", None)
@@ -69,7 +69,7 @@ def spoiled(tmp_path: Path) -> Spoiled:
 
 
 def refusal(path: Path) -> str:
-    """Return the message that the file is refused with; any other exception fails the test."""
+    """Return the message of the file's refusal; any other exception fails the test."""
     with pytest.raises(ModelError) as caught:
         load_target(path)
     assert caught.value.exit_code == 3
@@ -80,7 +80,7 @@ def refusal(path: Path) -> str:
 
 
 @pytest.mark.parametrize("arguments", [{}, {"batch_norm": True, "widths": [4, 6]}], ids=["plain", "batch-norm"])
-def test_a_reference_net_comes_back_with_equal_logits(arguments: dict[str, Any], tmp_path: Path) -> None:
+def test_a_saved_reference_net_loads_with_equal_logits(arguments: dict[str, Any], tmp_path: Path) -> None:
     module = small_cnn(**arguments)
     path = save_target(
         module,
@@ -102,7 +102,7 @@ def test_a_reference_net_comes_back_with_equal_logits(arguments: dict[str, Any],
 
 
 @pytest.mark.parametrize("name", ["squeezenet1_1", "mobilenet_v3_small", "regnet_y_400mf"])
-def test_a_torchvision_model_comes_back_with_equal_logits(name: str, tmp_path: Path) -> None:
+def test_a_saved_torchvision_model_loads_with_equal_logits(name: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     module = torchvision.models.get_model(name, weights=None, num_classes=10).eval()
     path = save_target(
@@ -122,7 +122,7 @@ def test_a_torchvision_model_comes_back_with_equal_logits(name: str, tmp_path: P
     assert target.num_classes == 10
 
 
-def test_the_file_says_all_that_it_takes_to_run_it(tmp_path: Path) -> None:
+def test_the_file_has_all_facts_needed_to_run_it(tmp_path: Path) -> None:
     path = save_target(
         small_cnn(),
         tmp_path / "net.safetensors",
@@ -160,7 +160,7 @@ def test_weights_without_metadata_load_with_the_two_flags_that_the_refusal_names
         assert torch.equal(target(images), module(images))
 
 
-def test_what_the_user_says_wins_over_the_file(spoiled: Spoiled) -> None:
+def test_the_users_facts_take_precedence_over_the_files(spoiled: Spoiled) -> None:
     target = load_target(spoiled.path, mean=[0.9], class_names=["x", "y", "z"])
     assert target.description.mean == [0.9] and target.class_names == ["x", "y", "z"]
     assert target.sources["mean"] == "given" and target.sources["std"] == "the file's metadata"
@@ -185,13 +185,13 @@ def test_saving_under_the_wrong_architecture_is_refused(changes: dict[str, Any],
 # ---------------------------------------------------------------------------------------- no file of ours
 
 
-def test_a_missing_file_is_named_with_the_nearest_one(spoiled: Spoiled) -> None:
+def test_a_missing_file_is_refused_with_a_similar_name(spoiled: Spoiled) -> None:
     message = refusal(spoiled.path.with_name("spoild.safetensors"))
     assert "spoild.safetensors" in message and "Did you mean 'spoiled.safetensors'" in message
 
 
 @pytest.mark.parametrize("kind", ["folder", "other suffix"])
-def test_what_no_loader_takes_is_refused_with_what_they_take(kind: str, tmp_path: Path) -> None:
+def test_a_file_without_a_loader_is_refused_with_the_known_formats(kind: str, tmp_path: Path) -> None:
     path = tmp_path / ("net.safetensors" if kind == "folder" else "net.weights")
     path.mkdir() if kind == "folder" else path.write_bytes(b"weights")
     assert ".safetensors" in refusal(path).replace(str(path), "")
@@ -210,10 +210,10 @@ def test_what_no_loader_takes_is_refused_with_what_they_take(kind: str, tmp_path
     ],
     ids=["empty", "zip", "truncated", "half a header", "huge header", "too long", "garbled header"],
 )
-def test_a_file_that_is_not_whole_safetensors_is_refused(change: Callable[[bytes], bytes], spoiled: Spoiled) -> None:
+def test_an_incomplete_safetensors_file_is_refused(change: Callable[[bytes], bytes], spoiled: Spoiled) -> None:
     path = spoiled.with_bytes(change)
     message = refusal(path)
-    assert str(path) in message and "not a whole safetensors file" in message
+    assert str(path) in message and "not a complete safetensors file" in message
 
 
 # ------------------------------------------------------------------------------------------ the architecture
@@ -273,7 +273,7 @@ def test_an_argument_that_might_download_weights_is_refused(
     ],
     ids=lambda case: next(iter(case)) if isinstance(case, dict) else case,
 )
-def test_arguments_that_a_torchvision_model_cannot_take_are_refused(
+def test_arguments_that_a_torchvision_model_does_not_accept_are_refused(
     name: str, arguments: dict[str, Any], spoiled: Spoiled, modest: Modest
 ) -> None:
     path = spoiled.with_facts(architecture=f"torchvision:{name}", arch_args=arguments)
@@ -309,7 +309,7 @@ def test_arguments_that_a_torchvision_model_cannot_take_are_refused(
     ],
     ids=lambda arguments: str(arguments)[:40],
 )
-def test_absurd_arguments_are_refused_before_any_memory_is_taken(
+def test_absurd_arguments_are_refused_before_memory_is_allocated(
     arguments: dict[str, Any], spoiled: Spoiled, modest: Modest
 ) -> None:
     path = spoiled.with_facts(arch_args=ARGUMENTS | arguments)
@@ -318,7 +318,7 @@ def test_absurd_arguments_are_refused_before_any_memory_is_taken(
     assert "interpkit:cnn" in message and next(iter(arguments)) in message
 
 
-def test_absurd_arguments_of_a_torchvision_model_are_refused_before_any_memory_is_taken(
+def test_absurd_arguments_of_a_torchvision_model_are_refused_before_memory_is_allocated(
     spoiled: Spoiled, modest: Modest
 ) -> None:
     path = spoiled.with_facts(architecture="torchvision:squeezenet1_1", arch_args={"num_classes": 10**9})
@@ -389,7 +389,7 @@ def test_broken_weights_are_refused(spoiled: Spoiled) -> None:
     ],
     ids=lambda case: str(case)[:40],
 )
-def test_a_wrong_word_in_the_metadata_is_named(facts: dict[str, Any], words: list[str], spoiled: Spoiled) -> None:
+def test_an_invalid_metadata_entry_is_named(facts: dict[str, Any], words: list[str], spoiled: Spoiled) -> None:
     message = refusal(spoiled.with_facts(**facts))
     assert all(word in message for word in words), message
     assert "Traceback" not in message and len(message) < 2000
@@ -400,7 +400,7 @@ def test_a_wrong_word_in_the_metadata_is_named(facts: dict[str, Any], words: lis
     [[1, 10**9, 10**9], [1, 10**30, 12], [1, 60_000, 60_000], [10**18, 12, 12], [10**30, 12, 12], [10**18]],
     ids=str,
 )
-def test_an_absurd_input_shape_is_refused_before_any_memory_is_taken(
+def test_an_absurd_input_shape_is_refused_before_memory_is_allocated(
     shape: list[int], spoiled: Spoiled, modest: Modest
 ) -> None:
     path = spoiled.with_facts(input_shape=shape)
@@ -408,13 +408,13 @@ def test_an_absurd_input_shape_is_refused_before_any_memory_is_taken(
         assert "shape" in refusal(path)
 
 
-def test_a_file_from_elsewhere_that_only_lacks_some_words_takes_the_defaults(spoiled: Spoiled) -> None:
+def test_missing_metadata_entries_get_their_defaults(spoiled: Spoiled) -> None:
     target = load_target(spoiled.with_facts(mean=None, std=None, input_range=None, class_names=None, num_classes=None))
     assert target.description.mean == [0.0] and target.description.input_range == (0.0, 1.0)
     assert target.class_names == ["0", "1", "2"]
 
 
-def test_an_unknown_option_of_load_target_is_a_wrong_call_and_not_a_wrong_file(spoiled: Spoiled) -> None:
+def test_an_unknown_option_of_load_target_is_an_error_of_the_call_not_of_the_file(spoiled: Spoiled) -> None:
     with pytest.raises(UsageError, match="std"):
         load_target(spoiled.path, std=[-1.0])
     with pytest.raises(UsageError, match="Did you mean 'mean'"):

@@ -18,7 +18,7 @@ from interpkit.plugins.discovery import installed
 
 @pytest.fixture(autouse=True)
 def known(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Leave no writer behind."""
+    """Check that a test leaves no open writer."""
     yield
     assert interpkit_tensorboard.writers == []
 
@@ -61,7 +61,7 @@ def test_a_run_writes_its_history_recipe_and_samples(
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_each_run_has_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_run_has_its_own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("tensorboard")
     monkeypatch.setenv(interpkit_tensorboard.PLACE, str(tmp_path))
     for _ in range(2):
@@ -94,7 +94,7 @@ def test_without_the_variable_nothing_is_written_and_tensorboard_is_not_imported
     assert list(tmp_path.iterdir()) == []
 
 
-def test_where_tensorboard_is_missing_the_run_goes_on_and_says_what_to_install(
+def test_without_tensorboard_the_run_continues_and_says_what_to_install(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv(interpkit_tensorboard.PLACE, str(tmp_path))

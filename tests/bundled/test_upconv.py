@@ -1,4 +1,4 @@
-"""The generators of images: any size in [0, 1], from any conditioner; and pictures that the latent bends."""
+"""The generators produce images of any size in [0, 1] for any conditioner, and can warp them by the latent."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def drawn(conditioner: Conditioner, generator: UpConvGenerator, batch: int, seed
     upsample=st.sampled_from(["transposed", "bilinear"]),
     made_by=st.sampled_from([UpConvGenerator, WarpGenerator]),
 )
-def test_images_of_any_size_are_made_and_every_parameter_learns(
+def test_images_of_any_size_are_generated_and_every_parameter_learns(
     channels: int, height: int, width: int, n: int, cls: Any, dropout: float, upsample: str, made_by: Any
 ) -> None:
     shape = (channels, height, width)
@@ -84,7 +84,7 @@ def test_images_of_any_size_are_made_and_every_parameter_learns(
 @pytest.mark.parametrize(
     "shape", [(1, 28, 28), (3, 32, 32), (5, 17, 40), (1, 8, 8), (3, 224, 224), (3, 8, 224), (3, 224, 8)], ids=str
 )
-def test_the_sizes_that_people_have_are_made_exactly(shape: tuple[int, int, int], n: int, upsample: str) -> None:
+def test_common_image_sizes_are_generated_exactly(shape: tuple[int, int, int], n: int, upsample: str) -> None:
     conditioner = VectorMatrixConditioner(n, shape)
     images = drawn(conditioner, small(conditioner.spec, shape, upsample=upsample), 2)
     assert images.shape == (2, *shape) and images.isfinite().all()
@@ -93,7 +93,7 @@ def test_the_sizes_that_people_have_are_made_exactly(shape: tuple[int, int, int]
 @upsamplings
 @pytest.mark.parametrize("cls", [UpConvGenerator, WarpGenerator], ids=lambda cls: cls.name)
 @pytest.mark.parametrize("shape", [(1, 1, 5), (1, 5, 1), (1, 1, 1), (2, 3, 7)], ids=str)
-def test_even_images_of_a_pixel_a_side_are_made_where_the_condition_has_no_maps(
+def test_single_pixel_images_are_generated_if_the_condition_has_no_maps(
     shape: tuple[int, int, int], cls: Any, upsample: str
 ) -> None:
     conditioner = VectorConditioner(3, shape)
@@ -101,7 +101,7 @@ def test_even_images_of_a_pixel_a_side_are_made_where_the_condition_has_no_maps(
     assert images.shape == (4, *shape) and images.isfinite().all()
 
 
-def test_every_size_from_one_to_another_is_made_exactly_by_bilinear_doubling() -> None:
+def test_bilinear_doubling_reaches_every_size_exactly() -> None:
     spec, wrong = ConditionSpec(2), []
     for height in range(1, 41):
         width = 1 + 17 * height % 41  # every width once, in another order
@@ -112,7 +112,7 @@ def test_every_size_from_one_to_another_is_made_exactly_by_bilinear_doubling() -
     assert wrong == []
 
 
-def test_bilinear_doubling_has_no_layer_that_strides_and_transposed_no_other_that_doubles() -> None:
+def test_bilinear_doubling_has_no_strided_layers_and_transposed_no_other_upsampling() -> None:
     for upsample in ("transposed", "bilinear"):
         parts = list(small(ConditionSpec(10, 1, 10), (1, 33, 40), upsample=upsample).modules())
         striding = [part for part in parts if isinstance(part, nn.ConvTranspose2d) and max(part.stride) > 1]
@@ -121,7 +121,7 @@ def test_bilinear_doubling_has_no_layer_that_strides_and_transposed_no_other_tha
         assert (len(striding), len(doubling)) == ((3, 0) if upsample == "transposed" else (0, 3))
 
 
-def test_the_planned_steps_end_at_the_very_size_and_never_grow_by_more_than_the_limit() -> None:
+def test_the_planned_steps_end_at_the_exact_size_and_respect_the_growth_limit() -> None:
     wrong = []
     for start in range(1, 301):
         for end in range(start, 301):
@@ -135,7 +135,7 @@ def test_the_planned_steps_end_at_the_very_size_and_never_grow_by_more_than_the_
     assert wrong == []
 
 
-def test_the_matrix_is_laid_beside_the_features_at_its_own_size() -> None:
+def test_the_matrix_is_concatenated_to_the_features_at_its_own_size() -> None:
     conditioner = VectorMatrixConditioner(10, (1, 28, 28))
     generator = small(conditioner.spec, (1, 28, 28))
     condition = conditioner.sample(3, labels=torch.tensor([0, 4, 9]))
@@ -150,7 +150,7 @@ def test_the_matrix_is_laid_beside_the_features_at_its_own_size() -> None:
 
 
 @pytest.mark.parametrize("cls", CONDITIONERS, ids=lambda cls: cls.name)
-def test_another_label_makes_another_image_of_the_same_latent(cls: Any, rng: Rng) -> None:
+def test_another_label_changes_the_image_of_a_latent(cls: Any, rng: Rng) -> None:
     conditioner = cls(10, (1, 16, 16))
     generator = small(conditioner.spec, (1, 16, 16))
     latent = torch.randn(1, generator.latent_dim, generator=rng(0)).expand(2, -1)
@@ -159,7 +159,7 @@ def test_another_label_makes_another_image_of_the_same_latent(cls: Any, rng: Rng
 
 
 @pytest.mark.parametrize("part", ["vector", "maps"])
-def test_the_vector_and_the_maps_each_matter_alone(part: str, rng: Rng) -> None:
+def test_the_vector_and_the_maps_each_change_the_image(part: str, rng: Rng) -> None:
     conditioner = VectorMatrixConditioner(10, (1, 16, 16))
     generator = small(conditioner.spec, (1, 16, 16))
     labels = torch.tensor([3, 3, 7])
@@ -173,7 +173,7 @@ def test_the_vector_and_the_maps_each_matter_alone(part: str, rng: Rng) -> None:
     assert (one - other).abs().max() > 1e-3
 
 
-def test_another_latent_makes_another_image_of_the_same_condition(rng: Rng) -> None:
+def test_another_latent_changes_the_image_of_a_condition(rng: Rng) -> None:
     conditioner = VectorMatrixConditioner(10, (1, 16, 16))
     generator = small(conditioner.spec, (1, 16, 16))
     condition = conditioner.sample(2, rng=rng(0))
@@ -187,7 +187,7 @@ def test_without_a_vector_there_is_no_layer_to_map_it() -> None:
     assert embed is not None and (embed.in_features, embed.out_features) == (10, 5)
 
 
-def test_dropout_varies_the_images_while_it_is_on_and_not_in_eval_mode(rng: Rng) -> None:
+def test_dropout_varies_the_images_only_while_it_is_on(rng: Rng) -> None:
     conditioner = VectorMatrixConditioner(10, (1, 16, 16))
     generator = small(conditioner.spec, (1, 16, 16), dropout=0.3)
     condition, latent = conditioner.sample(8, rng=rng(0)), torch.randn(8, generator.latent_dim, generator=rng(1))
@@ -206,7 +206,7 @@ def warping(shape: tuple[int, ...] = (1, 8, 8), **options: Any) -> WarpGenerator
 
 
 def picture_and_image(generator: WarpGenerator, numbers: Tensor | None = None, batch: int = 3) -> tuple[Tensor, Tensor]:
-    """Return the pictures before and after the map; its numbers, before the bounds, are given or of the latent."""
+    """Return pictures before and after the warp, whose parameters, before the bounds, may be passed as ``numbers``."""
     if numbers is not None:
         last = generator.pose[-1]
         assert isinstance(last, nn.Linear)
@@ -220,7 +220,7 @@ def picture_and_image(generator: WarpGenerator, numbers: Tensor | None = None, b
 
 
 def pose(generator: WarpGenerator, **numbers: float) -> Tensor:
-    """Return the numbers of a map, as shares of the bounds: xx, xy, x, yx, yy, y of the affine one, then all moves."""
+    """Return the parameters of a warp as shares of the bounds: affine xx, xy, x, yx, yy, y, then all displacements."""
     affine = torch.tensor([numbers.get(name, 0.0) for name in ("xx", "xy", "x", "yx", "yy", "y")])
     side = generator.options.grid
     moves = torch.tensor([numbers.get("dx", 0.0), numbers.get("dy", 0.0)])[:, None].expand(2, side * side)
@@ -228,7 +228,7 @@ def pose(generator: WarpGenerator, **numbers: float) -> Tensor:
 
 
 @pytest.mark.parametrize("shape", [(1, 8, 8), (3, 9, 14)], ids=str)
-def test_a_map_that_may_not_move_leaves_the_picture(shape: tuple[int, ...]) -> None:
+def test_a_warp_with_zero_bounds_is_the_identity(shape: tuple[int, ...]) -> None:
     picture, image = picture_and_image(warping(shape, affine=0.0, shift=0.0, elastic=0.0))
     assert torch.allclose(image, picture, atol=1e-5)
     picture, image = picture_and_image(warping(shape))
@@ -236,7 +236,7 @@ def test_a_map_that_may_not_move_leaves_the_picture(shape: tuple[int, ...]) -> N
 
 
 @pytest.mark.parametrize("kind", ["shift", "elastic"])
-def test_a_map_takes_each_pixel_from_where_it_points(kind: str) -> None:
+def test_a_warp_samples_each_pixel_from_where_it_points(kind: str) -> None:
     # A pixel of 8 is 2 / 8 of the picture's [-1, 1]; of 16, 2 / 16.
     generator = warping((2, 8, 16), affine=0.0, shift=0.5, elastic=0.5)
     right = {"shift": {"x": 0.25}, "elastic": {"dx": 0.25}}[kind]
@@ -248,7 +248,7 @@ def test_a_map_takes_each_pixel_from_where_it_points(kind: str) -> None:
     assert torch.allclose(image[:, :, :-1], picture[:, :, 1:], atol=1e-5)
 
 
-def test_an_affine_map_turns_a_square_picture_on_its_side() -> None:
+def test_an_affine_warp_rotates_a_square_picture_by_90_degrees() -> None:
     generator = warping(affine=1.0, shift=0.0, elastic=0.0)
     near_one = 1 - 1e-7
     turned = pose(generator, xx=-near_one, xy=near_one, yx=-near_one, yy=-near_one)  # x from y, y from -x
@@ -256,7 +256,7 @@ def test_an_affine_map_turns_a_square_picture_on_its_side() -> None:
     assert torch.allclose(image, picture.transpose(2, 3).flip(3), atol=1e-4)
 
 
-def test_the_first_latents_alone_choose_the_map_and_another_map_makes_another_image(rng: Rng) -> None:
+def test_the_first_latents_alone_choose_the_warp_which_changes_the_image(rng: Rng) -> None:
     generator = warping(pose=2).eval()
     seen: list[Tensor] = []
     generator.pose.register_forward_hook(lambda _, inputs, output: seen.append(output))
@@ -273,13 +273,13 @@ def test_the_first_latents_alone_choose_the_map_and_another_map_makes_another_im
 
 
 @pytest.mark.parametrize("bound", [1.0, 0.2])
-def test_a_map_makes_no_brightness_that_the_picture_has_not(bound: float) -> None:
+def test_a_warp_does_not_exceed_the_brightness_of_the_picture(bound: float) -> None:
     picture, image = picture_and_image(warping((2, 7, 10), affine=bound, shift=bound, elastic=bound), batch=20)
     assert (image.amin((2, 3)) >= picture.amin((2, 3)) - 1e-5).all()
     assert (image.amax((2, 3)) <= picture.amax((2, 3)) + 1e-5).all()
 
 
-def test_positions_are_reckoned_in_full_precision_under_bf16() -> None:
+def test_positions_are_computed_in_full_precision_under_bf16() -> None:
     generator = warping((1, 32, 32)).eval()
     seen: list[Tensor] = []
     generator.pose.register_forward_hook(lambda _, inputs, output: seen.append(output))
@@ -291,7 +291,7 @@ def test_positions_are_reckoned_in_full_precision_under_bf16() -> None:
     assert seen[1].dtype == torch.float32 and torch.equal(*seen)
 
 
-def test_warped_pictures_start_at_a_brightness_too() -> None:
+def test_a_start_brightness_also_applies_to_warped_pictures() -> None:
     generator = warping()
     generator.start_at(0.02)
     nn.init.zeros_(generator.to_image[-2].weight)  # type: ignore[arg-type]

@@ -177,25 +177,25 @@ def test_a_file_that_is_not_reference_data_is_refused(
     digits.mkdir(parents=True)
     refused("no class is named", digits.parent)
     monkeypatch.setattr("interpkit.io.datasets.MAX_BYTES", 60 * 144)
-    refused("whole.npz has more images than are read into memory", whole)
+    refused("whole.npz has more images than interpkit reads into memory", whole)
     monkeypatch.undo()
     monkeypatch.setattr("interpkit.io.datasets.MAX_NUMBERS", 60 * 144 - 1)
-    refused("whole.npz has more images than are read into memory", whole)
+    refused("whole.npz has more images than interpkit reads into memory", whole)
     for number in range(2):
         (tmp_path / "many" / str(number)).mkdir(parents=True)
         Image.new("L", (12, 12)).save(tmp_path / "many" / str(number) / "0.png")
     monkeypatch.setattr("interpkit.io.datasets.MAX_NUMBERS", 2 * 144 - 1)
-    refused("many has more images than are read into memory", tmp_path / "many")
+    refused("many has more images than interpkit reads into memory", tmp_path / "many")
 
 
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        ('{"schema": 1, "per_class": 5}', "is not as interpkit writes it"),
-        ('{"schema": 1, "per_class": [1]}', "is not as interpkit writes it"),
-        ('{"schema": 1, "per_class": [{}]}', "is not as interpkit writes it"),
-        ('{"schema": 1, "evaluators": ["a"]}', "is not as interpkit writes it"),
-        ('{"schema": 1, "left_out": "a"}', "is not as interpkit writes it"),
+        ('{"schema": 1, "per_class": 5}', "is not in interpkit's format"),
+        ('{"schema": 1, "per_class": [1]}', "is not in interpkit's format"),
+        ('{"schema": 1, "per_class": [{}]}', "is not in interpkit's format"),
+        ('{"schema": 1, "evaluators": ["a"]}', "is not in interpkit's format"),
+        ('{"schema": 1, "left_out": "a"}', "is not in interpkit's format"),
         ('{"schema": 1, "count": NaN}', "NaN is not JSON"),
         ('{"schema": 2}', "schema 2; this interpkit reads 1"),
         ('{"schema": 1, "cou', "cannot be read"),
@@ -221,7 +221,7 @@ def test_a_method_that_does_not_fit_is_reported(tiny_model: Path, tmp_path: Path
 def test_an_unfinished_run_is_reported(run_copy: Path, tmp_path: Path) -> None:
     samples = run_copy / "samples.safetensors"
     samples.write_bytes(samples.read_bytes()[:-100])
-    fails(1, "not a whole safetensors file", "evaluate", run_copy)
+    fails(1, "not a complete safetensors file", "evaluate", run_copy)
     samples.unlink()
     fails(1, "samples.safetensors: the run was not finished", "evaluate", run_copy)
     (run_copy / "metrics.json").unlink()

@@ -354,9 +354,9 @@ def test_a_missing_file_ends_with_3_and_the_nearest_name(tiny_model: Path, comma
     [
         ("model.txt", 500, "in no format that interpkit reads. It reads: .*safetensors"),
         ("model.onnx", 500, "not a valid ONNX graph"),
-        ("model.safetensors", 0, "not a whole safetensors file"),
-        ("model.safetensors", 500, "not a whole safetensors file"),
-        ("model.safetensors", -1, "not a whole safetensors file"),
+        ("model.safetensors", 0, "not a complete safetensors file"),
+        ("model.safetensors", 500, "not a complete safetensors file"),
+        ("model.safetensors", -1, "not a complete safetensors file"),
     ],
 )
 def test_a_file_that_is_not_a_whole_safetensors_file_ends_with_3(
@@ -368,7 +368,7 @@ def test_a_file_that_is_not_a_whole_safetensors_file_ends_with_3(
 
 def test_text_under_the_name_of_a_model_ends_with_3(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_text("I am a text, and much longer than eight bytes.")
-    fails(3, "not a whole safetensors file", "inspect", tmp_path / "model.safetensors")
+    fails(3, "not a complete safetensors file", "inspect", tmp_path / "model.safetensors")
 
 
 def test_a_file_without_metadata_ends_with_3_and_names_the_flags(

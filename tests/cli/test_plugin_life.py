@@ -141,7 +141,7 @@ def test_a_run_of_a_plugin_that_is_gone_names_its_package_and_version(
 
     left_out = cli("sample", run, "--json")
     assert left_out.exit_code == 4
-    words = "takes the loss 'two:dark' of the plugin 'two:shared', which is not installed here: pip install two==2.5"
+    words = "needs the loss 'two:dark' of the plugin 'two:shared', which is not installed: pip install two==2.5"
     assert words in " ".join(left_out.stderr.split())
     for command in (["evaluate", run], ["attribute", run], ["report", run], ["invert", tiny_model, "--out", run]):
         flags = ["--resume", "--steps", "4"] if command[0] == "invert" else []
@@ -443,7 +443,7 @@ def test_a_metric_that_cannot_be_built_leaves_the_run_whole(
     add_plugin(Faulty)
     run = interpkit.invert(tiny_target, out=tmp_path / "run", **quick(steps=1))
     assert Run.open(tmp_path / "run").manifest().status == "finished" and run.steps_done == 1
-    assert "the metric 'faulty' of the plugin 'mine' failed and is left out: RuntimeError: no ruler" in caplog.text
+    assert "the metric 'faulty' of the plugin 'mine' failed and is skipped: RuntimeError: no ruler" in caplog.text
 
 
 def test_hook_calls_are_traced_with_arguments_and_results(
@@ -475,7 +475,7 @@ def test_a_manifest_with_a_torn_record_of_plugins_is_refused(run_copy: Path) -> 
     manifest = json.loads((run_copy / "manifest.json").read_text())
     for plugins in ([], {"vecmat": 3}, {"vecmat": {"used": {"loss": "ce"}}}, {"vecmat": {"package": 1, "used": {}}}):
         (run_copy / "manifest.json").write_text(json.dumps(manifest | {"plugins": plugins}))
-        fails(1, "does not say which plugins the run was made with", "sample", run_copy)
+        fails(1, "does not state which plugins the run was made with", "sample", run_copy)
     older = {"vecmat": {"version": "0.1.0", "status": "ok"}}
     (run_copy / "manifest.json").write_text(json.dumps(manifest | {"plugins": older}))
     assert cli("sample", run_copy, "--count", "1").exit_code == 0

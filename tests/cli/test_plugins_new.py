@@ -271,8 +271,8 @@ def test_the_class_is_named_after_the_plugin(name: str, class_name: str) -> None
         ("ß", "'my-plugin'"),
         ("Torch", "'my-torch'"),
         ("x" * 41, f"'{'x' * 37}'"),
-        ("plugins/my-loss", r"'my-loss'\. Name the folder by --out plugins/my-loss"),
-        ("..\\my-loss", r"'my-loss'\. Name the folder by --out \.\./my-loss"),
+        ("plugins/my-loss", r"'my-loss'\. Name the folder with --out plugins/my-loss"),
+        ("..\\my-loss", r"'my-loss'\. Name the folder with --out \.\./my-loss"),
     ],
 )
 def test_an_invalid_plugin_name_is_refused_with_a_suggestion(tmp_path: Path, name: str, suggested: str) -> None:

@@ -1,4 +1,4 @@
-"""The core's part of measuring: what every run has, the study, merging into metrics.json, and what is refused."""
+"""Evaluation in the core: the figures of every run, the study, updating metrics.json, and refusals."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ CPU = torch.device("cpu")
 
 
 def samples_of(labels: list[int], images: Tensor | None = None, **changes: Any) -> Samples:
-    """Return samples that the target takes for what was asked, with full confidence."""
+    """Return samples that the target classifies as asked, with full confidence."""
     n = len(labels)
     given: dict[str, Any] = {
         "images": torch.zeros(n, *SHAPE, dtype=torch.uint8) if images is None else images,
@@ -64,7 +64,7 @@ def reference() -> tuple[Tensor, Tensor]:
 
 
 class Says(Metric):
-    """Returns what its options say."""
+    """Returns the value of its option."""
 
     name = "says"
 
@@ -83,7 +83,7 @@ class Says(Metric):
 
 
 @pytest.mark.parametrize(("hits", "count"), [(0, 10), (8, 10), (10, 10), (1, 1000), (813, 1000)])
-def test_the_interval_is_wilsons(hits: int, count: int) -> None:
+def test_intervals_are_wilson_score_intervals(hits: int, count: int) -> None:
     theirs = binomtest(hits, count).proportion_ci(method="wilson")
     assert wilson(hits, count) == pytest.approx([theirs.low, theirs.high], abs=1e-12)
 
@@ -92,7 +92,7 @@ def test_the_ends_of_an_interval_are_exact() -> None:
     assert wilson(0, 500)[0] == 0.0 and wilson(500, 500)[1] == 1.0
 
 
-def test_accuracy_confidence_and_kl_in_all_and_per_class() -> None:
+def test_accuracy_confidence_and_kl_are_measured_overall_and_per_class() -> None:
     samples = samples_of(
         [0, 0, 2, 2],
         predicted=torch.tensor([0, 1, 2, 2]),
@@ -131,11 +131,11 @@ def test_accuracy_confidence_and_kl_in_all_and_per_class() -> None:
     assert "kl" not in measure(samples_of([0, 1]), ["a", "b"])
 
 
-def test_the_divergence_is_kl_of_the_condition_from_the_softmax_of_the_image_as_it_is_stored() -> None:
+def test_the_divergence_is_kl_between_the_condition_and_the_softmax_of_the_stored_image() -> None:
     net = nn.Sequential(nn.Flatten(), nn.Linear(1, 2))
     net[1].weight.data = torch.tensor([[0.0], [math.log(3)]])
     net[1].bias.data.zero_()
-    target = wrap(net, (1, 1, 1))  # says (1, 3^x) / (1 + 3^x) of the brightness x
+    target = wrap(net, (1, 1, 1))  # predicts (1, 3^x) / (1 + 3^x) for the brightness x
     images = torch.tensor([1.0, 1.0, 0.0, 1.0, 0.501]).view(5, 1, 1, 1)
     wanted = torch.tensor([[0.5, 0.5], [0.25, 0.75], [0.0, 1.0], [1.0, 0.0], [1.0, 0.0]])
     labels = torch.tensor([0, 1, 1, 0, 0])
@@ -157,7 +157,7 @@ def test_the_divergence_is_kl_of_the_condition_from_the_softmax_of_the_image_as_
     assert measure(samples, ["a", "b"])["kl"] == pytest.approx(samples.divergence.mean().item())
 
 
-def test_stored_samples_are_read_as_they_were_judged(finished_run: Path, tiny_target: Target) -> None:
+def test_stored_samples_are_read_with_their_original_scores(finished_run: Path, tiny_target: Target) -> None:
     read = read_samples(finished_run / "samples.safetensors", tiny_target, CPU)
     stored = safetensors.torch.load_file(finished_run / "samples.safetensors")
     assert torch.equal(read.images, stored["images"]) and torch.equal(read.labels, stored["labels"])
@@ -193,14 +193,14 @@ def test_a_file_of_other_samples_is_refused(
     with pytest.raises(RunError, match=words):
         read_samples(path, tiny_target, CPU)
     path.write_bytes(path.read_bytes()[:-5])
-    with pytest.raises(RunError, match="not a whole safetensors file"):
+    with pytest.raises(RunError, match="not a complete safetensors file"):
         read_samples(path, tiny_target, CPU)
 
 
 # ------------------------------------------------------------------------------------------- the study
 
 
-def test_a_study_runs_each_evaluator_once_and_leaves_it_as_it_was(
+def test_a_study_runs_each_evaluator_once_and_does_not_change_it(
     tiny_module: Callable[..., nn.Module], reference: tuple[Tensor, Tensor], module_state: Callable[..., Any]
 ) -> None:
     module = tiny_module(1)
@@ -239,7 +239,7 @@ def test_vectors_are_converted_into_each_evaluators_own_range() -> None:
         torch.testing.assert_close(study.response(judge, which).logits, linear(vectors).detach())
 
 
-def test_rows_of_a_class(tiny_target: Target) -> None:
+def test_a_study_returns_the_rows_of_a_class(tiny_target: Target) -> None:
     study = Study(tiny_target, samples_of([2, 0, 2, 2]))
     assert study.classes == [0, 2]
     assert study.rows("samples", 2).tolist() == [0, 2, 3]
@@ -288,11 +288,11 @@ class Unbuilt(Says):
 
 
 def giving(fragment: Any) -> Metric:
-    """Return a metric named ``gives`` that gives a fragment."""
+    """Return a metric named ``gives`` that returns ``fragment``."""
     return type("Gives", (Metric,), {"name": "gives", "measure": lambda self, study: fragment})()
 
 
-def test_figures_are_laid_over_those_that_were_there(tiny_target: Target) -> None:
+def test_new_figures_replace_those_in_metrics_json(tiny_target: Target) -> None:
     old = {
         "kl": 0.5,
         "count": 9,
@@ -311,7 +311,7 @@ def test_figures_are_laid_over_those_that_were_there(tiny_target: Target) -> Non
     assert found["left_out"] == {"other": "still"}
 
 
-def test_a_metric_that_cannot_be_measured_says_why_and_takes_no_other_with_it(
+def test_a_metric_that_fails_is_listed_with_the_reason_and_others_are_measured(
     tiny_target: Target, caplog: pytest.LogCaptureFixture
 ) -> None:
     old = {"short": 0.7, "per_class": []}
@@ -328,31 +328,29 @@ def test_a_metric_that_cannot_be_measured_says_why_and_takes_no_other_with_it(
     ("fragment", "words"),
     [
         ([1, 2], "TypeError"),
-        ({"gives": 1, "schema": 2}, "it gives schema, which every run has already"),
+        ({"gives": 1, "schema": 2}, "it returns schema, which every run already has"),
         ({"gives": 1, "per_class": {7: {"gives": 1}}}, "KeyError: 7"),
         ({"gives": 1, "per_class": [0.5, 0.5]}, "AttributeError"),
         ({"gives": 1, "per_class": {0: 0.5}}, "TypeError"),
     ],
     ids=["no mapping", "another's entry", "no class", "no labels", "no fragment"],
 )
-def test_a_metric_that_gives_no_fragment_of_metrics_json_is_left_out(
-    tiny_target: Target, fragment: Any, words: str
-) -> None:
+def test_a_metric_with_an_invalid_result_is_left_out(tiny_target: Target, fragment: Any, words: str) -> None:
     found = measured(Study(tiny_target, samples_of([0, 1])), [giving(fragment), Says()])
     assert words in found["left_out"]["gives"] and "gives" not in found
     assert (found["schema"], found["says"], len(found["per_class"])) == (1, {"value": 1}, 2)
 
 
-def test_a_metric_that_cannot_be_built_takes_no_other_with_it(
+def test_a_metric_that_cannot_be_created_does_not_stop_others(
     run_copy: Path, add_plugin: Callable[..., None], caplog: pytest.LogCaptureFixture
 ) -> None:
     add_plugin(Unbuilt, Says)
     found = interpkit.evaluate(run_copy, metrics=["unbuilt", "says"])
     assert found["says"] == {"value": 1}
-    assert "the metric 'unbuilt' of the plugin 'mine' failed and is left out: ValueError: oh dear (" in caplog.text
+    assert "the metric 'unbuilt' of the plugin 'mine' failed and is skipped: ValueError: oh dear (" in caplog.text
 
 
-def test_what_a_metric_draws_depends_on_no_other(tiny_target: Target) -> None:
+def test_random_numbers_of_a_metric_do_not_depend_on_others(tiny_target: Target) -> None:
     samples = samples_of([0, 1])
     alone = measured(Study(tiny_target, samples, seed=4), [Draws()])
     after = measured(Study(tiny_target, samples, seed=4), [Draws(), Says(), Draws()])
@@ -385,7 +383,7 @@ def test_a_run_ends_with_the_quick_metrics_of_every_plugin(
 # ------------------------------------------------------------------------------------------- evaluate
 
 
-def test_a_run_is_measured_and_its_metrics_json_written(
+def test_a_run_is_evaluated_and_its_metrics_json_written(
     run_copy: Path, tmp_path: Path, make_model: Callable[..., Path], reference: tuple[Tensor, Tensor]
 ) -> None:
     before = json.loads((run_copy / "metrics.json").read_text())
@@ -406,7 +404,7 @@ def test_a_run_is_measured_and_its_metrics_json_written(
     assert all("agreement" in row["evaluators"][0] for row in found["per_class"])
 
 
-def test_an_inversion_in_memory_is_measured_as_its_run_would_be(
+def test_an_inversion_in_memory_is_evaluated_like_its_run(
     finished_run: Path, run_copy: Path, tiny_target: Target
 ) -> None:
     inversion = interpkit.load_inversion(finished_run)
@@ -416,9 +414,7 @@ def test_an_inversion_in_memory_is_measured_as_its_run_would_be(
     assert "kl" in ours and "robustness" not in ours
 
 
-def test_named_metrics_alone_are_measured_and_options_reach_them(
-    run_copy: Path, add_plugin: Callable[..., None]
-) -> None:
+def test_only_named_metrics_are_measured_with_their_options(run_copy: Path, add_plugin: Callable[..., None]) -> None:
     add_plugin(Says)
     found = interpkit.evaluate(run_copy, metrics=["says"], options={"says.value": 5})
     assert found["says"] == {"value": 5} and "robustness" not in found
@@ -440,12 +436,12 @@ def test_named_metrics_alone_are_measured_and_options_reach_them(
         ("memorisation", "training=DATA and reference=DATA"),
     ],
 )
-def test_a_metric_without_what_it_needs_says_what_to_add(run_copy: Path, metric: str, words: str) -> None:
+def test_a_metric_with_unmet_needs_says_what_to_add(run_copy: Path, metric: str, words: str) -> None:
     with pytest.raises(UsageError, match=words):
         interpkit.evaluate(run_copy, metrics=[metric])
 
 
-def test_training_images_alone_measure_nothing(run_copy: Path, reference: tuple[Tensor, Tensor]) -> None:
+def test_training_images_need_reference_images(run_copy: Path, reference: tuple[Tensor, Tensor]) -> None:
     with pytest.raises(UsageError, match="held-out ones: add reference=DATA"):
         interpkit.evaluate(run_copy, training=reference)
 
@@ -461,7 +457,7 @@ def test_evaluators_of_other_classes_or_images_are_refused(
         with pytest.raises(UsageError, match=r"other takes inputs of .*takes \(1, 12, 12\).*not converted"):
             interpkit.evaluate(run_copy, evaluators=[other])
     small = wrap(nn.Sequential(nn.Flatten(), nn.Linear(64, 3)), (1, 8, 8), name="small")
-    with pytest.raises(UsageError, match="evaluators small and small are one and the same"):
+    with pytest.raises(UsageError, match="evaluators small and small are identical"):
         interpkit.evaluate(run_copy, evaluators=[small, small])
     with pytest.raises(UsageError, match="the target itself"):
         interpkit.evaluate(run_copy, evaluators=[tiny_model])
@@ -470,7 +466,7 @@ def test_evaluators_of_other_classes_or_images_are_refused(
     with pytest.raises(UsageError, match="copy is the target itself"):
         interpkit.evaluate(run_copy, evaluators=[copy])
     one, same = (make_model(tmp_path / f"{name}.safetensors", seed=4) for name in ("one", "same"))
-    with pytest.raises(UsageError, match="evaluators one and same are one and the same"):
+    with pytest.raises(UsageError, match="evaluators one and same are identical"):
         interpkit.evaluate(run_copy, evaluators=[one, same])
     swapped = wrap(tiny_module(1), SHAPE, name="swapped", class_names=["class 1", "class 0", "class 2"])
     with pytest.raises(UsageError, match="same in the same order"):
@@ -496,16 +492,16 @@ class Columns(nn.Module):
         return images.flatten(1)[:, self.first : self.first + 3]
 
 
-def test_classifiers_without_weights_are_told_apart_by_what_they_say(run_copy: Path) -> None:
+def test_classifiers_without_weights_are_distinguished_by_their_outputs(run_copy: Path) -> None:
     names = [f"class {label}" for label in range(3)]
     one, other, same = (wrap(Columns(first), SHAPE, name="columns", class_names=names) for first in (0, 3, 0))
     found = interpkit.evaluate(run_copy, evaluators=[one, other], metrics=["agreement"])
     assert len(found["evaluators"]) == 2
-    with pytest.raises(UsageError, match="one and the same"):
+    with pytest.raises(UsageError, match="are identical"):
         interpkit.evaluate(run_copy, evaluators=[one, same], metrics=["agreement"])
 
 
-def test_two_evaluators_of_one_name_are_told_apart(run_copy: Path, tiny_module: Callable[..., nn.Module]) -> None:
+def test_two_evaluators_of_the_same_name_are_numbered(run_copy: Path, tiny_module: Callable[..., nn.Module]) -> None:
     judges = [wrap(tiny_module(seed), SHAPE, name="judge") for seed in (1, 2)]
     found = interpkit.evaluate(run_copy, evaluators=judges, metrics=["agreement"])
     assert [row["name"] for row in found["evaluators"]] == ["judge", "judge-2"]
@@ -519,7 +515,7 @@ def test_two_evaluators_of_one_name_are_told_apart(run_copy: Path, tiny_module: 
         (torch.zeros(2, *SHAPE), torch.tensor([0, 3]), "the label 3; the classifier's are 0 to 2"),
         (torch.zeros(2, *SHAPE), torch.tensor([0]), "each with a label"),
         (torch.zeros(0, *SHAPE), torch.tensor([]), "each with a label"),
-        (torch.full((2, *SHAPE), 200.0), torch.tensor([0, 1]), "from 200 to 200: give them as uint8"),
+        (torch.full((2, *SHAPE), 200.0), torch.tensor([0, 1]), "from 200 to 200: pass uint8"),
         (torch.full((2, *SHAPE), -0.5), torch.tensor([0, 1]), "from -0.5 to -0.5"),
         (torch.full((2, *SHAPE), torch.nan), torch.tensor([0, 1]), "from nan to nan"),
     ],
@@ -533,7 +529,7 @@ def test_reference_images_that_do_not_fit_are_refused(
     assert (run_copy / "metrics.json").read_bytes() == before
 
 
-def test_8_bit_reference_images_are_the_same_as_floats(run_copy: Path, tmp_path: Path) -> None:
+def test_8_bit_reference_images_are_equivalent_to_floats(run_copy: Path, tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     images, labels = rng.integers(0, 256, (60, 12, 12), dtype=np.uint8), np.arange(60) % 3
     np.savez(tmp_path / "data.npz", x_test=images, y_test=labels)
@@ -550,7 +546,7 @@ def row(name: str, **figures: Any) -> dict[str, Any]:
     return {"name": name, **figures}
 
 
-def test_nothing_is_warned_of_where_nothing_is_amiss() -> None:
+def test_good_metrics_cause_no_warnings() -> None:
     varied = row("a", diversity={"vendi_pooled": 2.0, "duplicates": 0.1}, reference={"excess_vendi": 0.8})
     judge = {"name": "judge", "agreement": 0.9}
     assert warnings({"inversion_accuracy": 1.0, "per_class": [varied], "evaluators": [judge]}) == []
@@ -560,13 +556,13 @@ def test_nothing_is_warned_of_where_nothing_is_amiss() -> None:
 @pytest.mark.parametrize(
     "figures", [{"vendi_pooled": 1.1, "duplicates": 0.0}, {"vendi_pooled": 2.0, "duplicates": 0.9}]
 )
-def test_a_class_of_one_picture_is_named(figures: dict[str, float]) -> None:
+def test_a_class_of_identical_pictures_is_named(figures: dict[str, float]) -> None:
     varied = row("cat", diversity={"vendi_pooled": 2.0, "duplicates": 0.0})
     (told,) = warnings({"per_class": [varied, row("dog", diversity=figures), row("cow")]})
     assert "1 of 2 classes" in told and "(dog)" in told
 
 
-def test_variety_against_real_images_counts_for_more_than_variety_alone() -> None:
+def test_the_warning_prefers_variety_relative_to_real_images() -> None:
     one = {"diversity": {"vendi_pooled": 1.1}, "reference": {"excess_vendi": 0.5}}
     assert warnings({"per_class": [row("a", **one)]}) == []
     two = {"diversity": {"vendi_pooled": 3.0}, "reference": {"excess_vendi": 0.1}}
@@ -574,7 +570,7 @@ def test_variety_against_real_images_counts_for_more_than_variety_alone() -> Non
     assert "1 of 2" in told and "(b)" in told and "0.30" in told
 
 
-def test_low_agreement_is_warned_of_and_more_strongly_where_the_target_is_sure() -> None:
+def test_low_agreement_causes_a_warning_that_is_stronger_if_the_target_is_confident() -> None:
     judge = {"name": "judge", "agreement": 0.3, "reference_accuracy": 0.97}
     (unsure,) = warnings({"inversion_accuracy": 0.4, "evaluators": [judge]})
     (fooled,) = warnings({"inversion_accuracy": 0.98, "evaluators": [judge]})
@@ -590,7 +586,7 @@ def history_of(accuracies: list[float]) -> list[StepRecord]:
     return [StepRecord(10 * n, steps, 1.0, 1.0, {}, accuracy) for n, accuracy in enumerate(accuracies, 1)]
 
 
-def test_an_accuracy_that_still_rises_is_seen() -> None:
+def test_an_accuracy_that_still_rises_is_detected() -> None:
     before, last = still_rising(history_of([n / 40 for n in range(30)]), batch_size=128) or (0, 0)
     assert before == pytest.approx(20.5 / 40) and last == pytest.approx(26.5 / 40)
 
@@ -609,11 +605,11 @@ def test_an_accuracy_that_still_rises_is_seen() -> None:
     ],
     ids=["none", "one", "short", "perfect", "good", "level", "falling", "creeping"],
 )
-def test_one_that_has_converged_is_good_enough_or_too_short_is_not(accuracies: list[float]) -> None:
+def test_a_converged_good_or_very_short_training_is_not_reported_as_rising(accuracies: list[float]) -> None:
     assert still_rising(history_of(accuracies), batch_size=128) is None
 
 
-def test_chance_alone_is_not_taken_for_a_rise() -> None:
+def test_random_fluctuation_is_not_reported_as_rising() -> None:
     rng = np.random.default_rng(0)
     for batch_size in (8, 128):
         runs = [history_of(list(rng.binomial(10 * batch_size, 0.6, 30) / (10 * batch_size))) for _ in range(1000)]
@@ -636,7 +632,7 @@ def test_images_are_resized_for_an_evaluator_of_another_size(
     metrics = interpkit.evaluate(run_copy, evaluators=[other], metrics=["agreement"])
     stored = safetensors.torch.load_file(run_copy / "samples.safetensors")["images"] / 255
     expected = nn.functional.interpolate(stored, size, mode="bilinear", antialias=True)
-    assert torch.equal(torch.cat([x for x in received if len(x) > 1]), expected)  # one alone is for the memory it takes
+    assert torch.equal(torch.cat([x for x in received if len(x) > 1]), expected)  # a single image measures the memory
     resizing = f"from 12 x 12 to {size[1]} x {size[0]} pixels, bilinear, antialiased"
     assert metrics["measured_on"]["resized_for"] == {"other": resizing}
     assert f"images are resized for the evaluator other {resizing}" in caplog.text

@@ -206,9 +206,9 @@ def spoil(path: Path, **changes: Tensor | None) -> None:
     ("fault", "words"),
     [
         (lambda path: path.unlink(), r"samples.safetensors: the run was not finished. Resume it with resume=True"),
-        (lambda path: path.write_bytes(path.read_bytes()[:200]), "not a whole safetensors file"),
-        (lambda path: spoil(path, labels=None), "holds .*; samples of tiny are images, labels and generator"),
-        (lambda path: spoil(path, images=None), "samples of tiny are images, labels and generator"),
+        (lambda path: path.write_bytes(path.read_bytes()[:200]), "not a complete safetensors file"),
+        (lambda path: spoil(path, labels=None), "holds .*; samples of tiny need images, labels and generator"),
+        (lambda path: spoil(path, images=None), "samples of tiny need images, labels and generator"),
         (lambda path: spoil(path, images=torch.zeros(12, 1, 4, 4, dtype=torch.uint8)), r"shape \(1, 4, 4\)"),
         (lambda path: spoil(path, labels=torch.arange(12)), "labels 0 to 11; tiny .* has 3 classes"),
         (lambda path: spoil(path, labels=torch.zeros(12, dtype=torch.int64)), r"no image of the classes \[1, 2\]"),

@@ -1,4 +1,4 @@
-"""Files that are replaced whole, read whole, and named by what they hold."""
+"""Files are written atomically, refused if incomplete, and hashed."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from interpkit.io.atomic import (
 
 
 @pytest.mark.parametrize("content", ["grün\n", "grün\n".encode(), ""], ids=["text", "bytes", "nothing"])
-def test_what_is_written_is_there_alone(content: str | bytes, tmp_path: Path) -> None:
+def test_an_atomic_write_leaves_only_the_file(content: str | bytes, tmp_path: Path) -> None:
     path = tmp_path / "file"
     for _ in range(2):  # new, and over the old one
         write_atomically(path, content)
@@ -37,7 +37,7 @@ def test_what_is_written_is_there_alone(content: str | bytes, tmp_path: Path) ->
         assert list(tmp_path.iterdir()) == [path]
 
 
-def test_the_old_file_stands_until_the_new_one_is_whole_and_on_the_disk(
+def test_the_old_file_remains_until_the_new_one_is_complete_and_on_disk(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path, seen = tmp_path / "file", []
@@ -56,7 +56,7 @@ def test_the_old_file_stands_until_the_new_one_is_whole_and_on_the_disk(
     assert path.read_text() == "new" and not temporary.exists()
 
 
-def test_two_writers_of_one_file_do_not_share_a_temporary_one(tmp_path: Path) -> None:
+def test_two_writers_of_a_file_use_different_temporary_files(tmp_path: Path) -> None:
     with replacing(tmp_path / "file") as one, replacing(tmp_path / "file") as other:
         assert one != other
         one.write_text("one")
@@ -65,7 +65,7 @@ def test_two_writers_of_one_file_do_not_share_a_temporary_one(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), ValueError("mine"), OSError("without a number")], ids=repr)
-def test_a_block_that_fails_changes_nothing_and_its_error_is_the_callers(error: BaseException, tmp_path: Path) -> None:
+def test_a_failing_block_changes_nothing_and_its_error_reaches_the_caller(error: BaseException, tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_text("old")
 
@@ -80,7 +80,7 @@ def test_a_block_that_fails_changes_nothing_and_its_error_is_the_callers(error: 
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
 
 
-def test_an_error_of_the_disk_names_the_place_and_not_the_temporary_file(tmp_path: Path) -> None:
+def test_a_disk_error_names_the_file_not_the_temporary_one(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="No space left on device") as caught, replacing(tmp_path / "file"):
         raise OSError(errno.ENOSPC, "No space left on device", "/somewhere/else")
     assert (caught.value.errno, caught.value.filename) == (errno.ENOSPC, str(tmp_path / "file"))
@@ -113,21 +113,21 @@ def test_a_folder_that_cannot_be_flushed_and_a_leftover_that_cannot_be_removed_c
         raise ValueError("mine")
 
 
-def test_a_folder_inside_is_made_and_a_link_is_not_followed(tmp_path: Path) -> None:
+def test_an_inner_folder_is_created_but_a_link_is_not_followed(tmp_path: Path) -> None:
     inside = tmp_path / "a" / "b"
     assert inner_folder(inside) == inside and inside.is_dir()
     assert inner_folder(inside) == inside  # is there already
     (tmp_path / "link").symlink_to(inside)
-    with pytest.raises(RunError, match=rf"link is a link to {inside}, and nothing is written through it"):
+    with pytest.raises(RunError, match=rf"link is a link to {inside}. interpkit does not write through links"):
         inner_folder(tmp_path / "link")
 
 
-def test_tensors_are_read_or_it_is_said_why_not(tmp_path: Path) -> None:
+def test_tensors_are_read_or_refused_with_a_reason(tmp_path: Path) -> None:
     path = tmp_path / "samples.safetensors"
     safetensors.torch.save_file({"a": torch.arange(3.0)}, path)
     assert read_tensors(path)["a"].tolist() == [0, 1, 2]
     path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(RunError, match=r"samples.safetensors is not a whole safetensors file: .*\. Sample again\.$"):
+    with pytest.raises(RunError, match=r"samples.safetensors is not a complete safetensors file: .*\. Sample again\.$"):
         read_tensors(path, torn=" Sample again.")
     path.unlink()
     with pytest.raises(
@@ -143,7 +143,7 @@ METADATA = {f"key {number}": f'a "quoted" grün\\\n\x01 {number}' for number in 
 
 
 @pytest.mark.parametrize("write", [write_tensors, save_tensors])
-def test_the_same_tensors_and_metadata_are_the_same_bytes(write: Any, tmp_path: Path) -> None:
+def test_equal_tensors_and_metadata_give_equal_bytes(write: Any, tmp_path: Path) -> None:
     tensors = {"b": torch.arange(3.0), "ä": torch.ones(2, 2, dtype=torch.uint8), "none": torch.zeros(0)}
     path = tmp_path / "file.safetensors"
     seen = set()
@@ -162,7 +162,7 @@ def test_the_same_tensors_and_metadata_are_the_same_bytes(write: Any, tmp_path: 
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_json_ends_with_a_newline_keeps_letters_and_has_no_nan() -> None:
+def test_json_ends_with_a_newline_keeps_unicode_and_refuses_nan() -> None:
     assert to_json({"ä": [1, None]}) == '{\n  "ä": [\n    1,\n    null\n  ]\n}\n'
     assert json.loads(to_json({"a": 1.5})) == {"a": 1.5}
     for value in (float("nan"), float("inf")):
@@ -170,7 +170,7 @@ def test_json_ends_with_a_newline_keeps_letters_and_has_no_nan() -> None:
             to_json(value)
 
 
-def test_a_file_is_named_by_its_content_and_a_folder_by_its_files_and_their_names(tmp_path: Path) -> None:
+def test_the_hash_covers_a_files_content_and_a_folders_files_and_names(tmp_path: Path) -> None:
     for name, content in (("b/c.txt", b"c"), ("a.txt", b"a")):
         (tmp_path / "one" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "one" / name).write_bytes(content)

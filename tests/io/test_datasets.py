@@ -1,4 +1,4 @@
-"""Reference data, read from what people have: each layout to the same images, and each fault told by its name."""
+"""Reference data in all common layouts are read as the same images, and invalid data are refused with the reason."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ NAMES = ("cat", "dog", "7")
 
 
 def numbers(*shape: int) -> np.ndarray:
-    """Return 8-bit numbers that are all different as far as 8 bits go."""
+    """Return 8-bit numbers that are as distinct as possible."""
     return np.arange(np.prod(shape)).reshape(shape).astype(np.uint8)
 
 
@@ -46,7 +46,7 @@ def picture(path: Path, pixels: np.ndarray) -> Path:
 # ------------------------------------------------------------------------------------------------------- .npz
 
 
-def test_the_split_that_is_named_is_read_and_the_test_split_if_none_is(tmp_path: Path) -> None:
+def test_the_named_split_is_read_by_default_the_test_split(tmp_path: Path) -> None:
     test, train = np.zeros((2, *GRAY), np.uint8), np.full((3, *GRAY), 255, np.uint8)
     spec = saved(tmp_path / "both.npz", x_test=test, y_test=[0, 1], x_train=train, y_train=[2, 1, 0])
     assert load_data(spec, GRAY).labels.tolist() == load_data(f"{spec}:test", GRAY).labels.tolist() == [0, 1]
@@ -58,11 +58,11 @@ def test_the_split_that_is_named_is_read_and_the_test_split_if_none_is(tmp_path:
     )
 
 
-def test_images_and_labels_are_read_where_there_is_no_split(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_images_and_labels_are_read_if_there_is_no_split(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     spec = saved(tmp_path / "data.npz", images=numbers(2, *GRAY), labels=[1, 0])
     assert load_data(spec, GRAY).labels.tolist() == [1, 0] and caplog.text == ""
     assert load_data(f"{spec}:train", GRAY).labels.tolist() == [1, 0]
-    assert "has no split 'train': its images and labels are read" in caplog.text
+    assert "has no split 'train': using its images and labels" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -78,7 +78,7 @@ def test_images_and_labels_are_read_where_there_is_no_split(tmp_path: Path, capl
     ],
     ids=["CHW", "HWC", "gray", "gray HWC", "gray HW", "column by column", "vectors"],
 )
-def test_each_layout_is_read_as_the_classifier_takes_it(
+def test_every_layout_is_converted_to_the_classifiers(
     stored: Callable[[np.ndarray], np.ndarray], shape: tuple[int, ...], tmp_path: Path
 ) -> None:
     given = numbers(2, *shape)
@@ -88,7 +88,7 @@ def test_each_layout_is_read_as_the_classifier_takes_it(
     assert data.images.dtype == torch.float32 and data.labels.dtype == torch.int64
 
 
-def test_an_image_that_could_be_either_layout_is_taken_as_it_stands(tmp_path: Path) -> None:
+def test_an_image_of_ambiguous_layout_is_not_transposed(tmp_path: Path) -> None:
     given = numbers(1, 3, 3, 3)
     data = load_data(saved(tmp_path / "data.npz", images=given, labels=[0]), (3, 3, 3))
     assert torch.equal(data.images, torch.from_numpy(given) / 255)
@@ -100,13 +100,13 @@ def test_names_may_be_bytes(tmp_path: Path) -> None:
     assert load_data(str(tmp_path / "names.npz"), (1, 4, 4), ["dog", "Äpfel"]).labels.tolist() == [1, 0]
 
 
-def test_bytes_of_0_and_1_are_doubted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_bytes_of_only_0_and_1_cause_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     np.savez(tmp_path / "masks.npz", images=np.eye(4, dtype=np.uint8)[None], labels=[0])
     assert load_data(str(tmp_path / "masks.npz"), (1, 4, 4)).images.max() < 0.01
     assert "multiply by 255" in caplog.text
 
 
-def test_a_name_of_several_classes_is_refused_and_its_number_is_not(tmp_path: Path) -> None:
+def test_an_ambiguous_class_name_is_refused_but_its_number_is_accepted(tmp_path: Path) -> None:
     names = ["crane", "dog", "crane"]
     np.savez(tmp_path / "names.npz", images=np.zeros((2, 4, 4)), labels=["dog", "crane"])
     with pytest.raises(UsageError, match="several classes are named 'crane'"):
@@ -130,7 +130,7 @@ def test_a_name_of_several_classes_is_refused_and_its_number_is_not(tmp_path: Pa
         ({"images": numbers(0, 4, 6), "labels": np.zeros(0, int)}, "each of its 0 images"),
         ({"images": numbers(2, 4, 6) * 1j, "labels": [0, 1]}, "complex128, which cannot be pixel values"),
         ({"images": np.full((2, 4, 6), "a"), "labels": [0, 1]}, "cannot be pixel values"),
-        ({"images": np.full((2, 4, 6), 1.5), "labels": [0, 1]}, r"images from 1.5 to 1.5: give them as uint8"),
+        ({"images": np.full((2, 4, 6), 1.5), "labels": [0, 1]}, r"images from 1.5 to 1.5: pass uint8"),
         ({"images": np.full((2, 4, 6), -0.5), "labels": [0, 1]}, r"images from -0.5"),
         ({"images": np.full((2, 4, 6), np.nan), "labels": [0, 1]}, "from nan to nan"),
         ({"images": np.full((2, 4, 6), 1e300), "labels": [0, 1]}, "from inf to inf"),
@@ -141,7 +141,7 @@ def test_a_name_of_several_classes_is_refused_and_its_number_is_not(tmp_path: Pa
     ],
     ids=str,
 )
-def test_arrays_that_do_not_fit_are_refused_with_what_was_seen(
+def test_arrays_that_do_not_fit_are_refused_with_what_was_found(
     arrays: dict[str, Any], words: str, tmp_path: Path
 ) -> None:
     refused(saved(tmp_path / "data.npz", **arrays), words, names=NAMES)
@@ -156,12 +156,12 @@ def test_arrays_that_do_not_fit_are_refused_with_what_was_seen(
     [[2, 0], [[2], [0]], [2.0, 0.0], [[0, 0, 1], [1, 0, 0]], ["7", "cat"]],
     ids=["numbers", "column", "whole floats", "one-hot", "names"],
 )
-def test_each_spelling_of_labels_is_read(images: str, labels: str, stored: Any, tmp_path: Path) -> None:
+def test_every_notation_of_labels_is_read(images: str, labels: str, stored: Any, tmp_path: Path) -> None:
     spec = saved(tmp_path / "data.npz", **{images: numbers(2, *GRAY), labels: stored})
     assert load_data(spec, GRAY, NAMES).labels.tolist() == [2, 0]
 
 
-def test_a_split_of_medmnist_is_read_by_its_name(tmp_path: Path) -> None:
+def test_a_medmnist_split_is_read_by_its_name(tmp_path: Path) -> None:
     arrays = {f"{split}_images": numbers(n, 4, 6) for n, split in enumerate(("train", "val", "test"), 1)}
     arrays |= {f"{split}_labels": np.full((n, 1), n - 1) for n, split in enumerate(("train", "val", "test"), 1)}
     spec = saved(tmp_path / "med.npz", **arrays)
@@ -169,7 +169,7 @@ def test_a_split_of_medmnist_is_read_by_its_name(tmp_path: Path) -> None:
     assert load_data(spec, GRAY).labels.tolist() == [2, 2, 2]
 
 
-def test_a_colon_in_a_path_does_not_begin_a_split(tmp_path: Path) -> None:
+def test_a_colon_in_a_path_does_not_start_a_split(tmp_path: Path) -> None:
     place = tmp_path / "run:2"
     picture(place / "1" / "a.png", numbers(4, 6))
     arrays = {"x_test": numbers(1, 4, 6), "y_test": [1], "x_train": numbers(2, 4, 6), "y_train": [0, 0]}
@@ -198,31 +198,31 @@ def test_vectors_may_hold_any_finite_number(tmp_path: Path) -> None:
     refused(saved(tmp_path / "b.npz", images=given, labels=[0, 1]), "values that are not finite", VECTOR)
 
 
-def test_a_value_a_little_past_the_range_is_that_of_rounding(tmp_path: Path) -> None:
+def test_values_slightly_out_of_range_are_accepted_as_rounding(tmp_path: Path) -> None:
     for value, fits in ((1.0009, True), (-0.0009, True), (1.002, False), (-0.002, False)):
         spec = saved(tmp_path / "data.npz", images=np.full((1, 4, 6), value), labels=[0])
         if fits:
             assert load_data(spec, GRAY).images.max().item() == pytest.approx(value)
         else:
-            refused(spec, "as float in")
+            refused(spec, "or float in")
 
 
 def test_invalid_reference_data_and_a_missing_file_are_refused(tmp_path: Path) -> None:
     for spec in ("", "nothing", "data.txt", tmp_path / "none"):
-        refused(spec, "is not reference data: give an .npz, a .csv, a folder with one folder per class, or torch")
+        refused(spec, "is not reference data: pass an .npz, a .csv, a folder with one folder per class, or torch")
     refused(tmp_path / "none.npz", "there is no file .*none.npz")
     (tmp_path / "text.npz").write_text("text")
-    refused(tmp_path / "text.npz", r"text.npz is not a complete .npz: write one by numpy.savez\('text.npz'")
+    refused(tmp_path / "text.npz", r"text.npz is not a complete .npz: write one with numpy.savez\('text.npz'")
 
 
-def test_an_array_whose_header_lies_is_refused_before_memory_is_taken_for_it(tmp_path: Path) -> None:
+def test_an_array_with_a_false_header_is_refused_before_memory_is_allocated(tmp_path: Path) -> None:
     whole = saved(tmp_path / "whole.npz", images=numbers(2, 4, 6), labels=[0, 1])
     for number, (said, instead) in enumerate([("(2, 4, 6)", "(9, 4, 6)"), ("|u1", "<u8"), ("(2, 4, 6)", "(-2,4,-6)")]):
         with zipfile.ZipFile(whole) as archive, zipfile.ZipFile(tmp_path / f"{number}.npz", "w") as other:
             for name in archive.namelist():
                 content = archive.read(name)
                 other.writestr(name, content.replace(said.encode(), instead.encode()) if "images" in name else content)
-        refused(tmp_path / f"{number}.npz", r"images.npy says that it is .*, and holds something else")
+        refused(tmp_path / f"{number}.npz", r"images.npy claims to be .*, but holds something else")
 
 
 def test_a_decompression_bomb_is_not_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -233,26 +233,26 @@ def test_a_decompression_bomb_is_not_unpacked(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr("interpkit.io.datasets.BOMB_BYTES", 12_128)
     assert len(load_data(spec, GRAY).images) == 500
     monkeypatch.setattr("interpkit.io.datasets.BOMB_BYTES", 12_127)
-    refused(spec, r"unpacks \d+ bytes to 12,128, as a decompression bomb does")
+    refused(spec, r"unpacks \d+ bytes to 12,128, like a decompression bomb")
     monkeypatch.setattr("interpkit.io.datasets.BOMB_RATIO", 1000)
     assert len(load_data(spec, GRAY).images) == 500
 
 
 @pytest.mark.parametrize(("limit", "most"), [("MAX_BYTES", 128 + 48), ("MAX_NUMBERS", 48)])
-def test_more_than_fits_into_memory_is_refused(
+def test_data_too_large_for_memory_are_refused(
     limit: str, most: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spec = saved(tmp_path / "data.npz", images=numbers(2, 4, 6), labels=np.zeros(2, np.uint8))
     monkeypatch.setattr(f"interpkit.io.datasets.{limit}", most)
     assert len(load_data(spec, GRAY).images) == 2
     monkeypatch.setattr(f"interpkit.io.datasets.{limit}", most - 1)
-    refused(spec, "more images than are read into memory")
+    refused(spec, "more images than interpkit reads into memory")
 
 
 # ---------------------------------------------------------------------------------------------------- folders
 
 
-def test_a_folder_of_classes_is_read_in_order_by_name_and_by_number(tmp_path: Path) -> None:
+def test_class_folders_are_matched_by_name_or_number(tmp_path: Path) -> None:
     pixels = {"dog/b.PNG": 3, "dog/a.png": 2, "7/c.bmp": 9, "1/d.tif": 5, "cat/e.webp": 0}
     for name, value in pixels.items():
         picture(tmp_path / name, np.full((4, 6), value * 20, np.uint8))
@@ -264,7 +264,7 @@ def test_a_folder_of_classes_is_read_in_order_by_name_and_by_number(tmp_path: Pa
     assert torch.equal(data.images[:, 0, 0, 0] * 255, torch.tensor([100.0, 180, 0, 40, 60]))
 
 
-def test_pictures_are_made_grey_or_coloured_as_the_classifier_takes_them(tmp_path: Path) -> None:
+def test_pictures_are_converted_to_gray_or_color_for_the_classifier(tmp_path: Path) -> None:
     red = np.zeros((4, 6, 3), np.uint8)
     red[..., 0] = 200
     path = picture(tmp_path / "0" / "red.png", red)
@@ -280,10 +280,10 @@ def test_pictures_of_other_sizes_are_resized_and_counted(tmp_path: Path, caplog:
     data = load_data(str(tmp_path), GRAY)
     assert (data.images * 255).amax((1, 2, 3)).tolist() == [40, 80, 120]
     (record,) = caplog.records
-    assert "of 2 of its 3 pictures: each is resized to cover 6 x 4 pixels, and cropped" in record.getMessage()
+    assert ": 2 of its 3 pictures: each is resized to cover 6 x 4 pixels, and cropped" in record.getMessage()
 
 
-def test_arrays_stand_in_class_folders_for_images_that_no_picture_holds(tmp_path: Path) -> None:
+def test_class_folders_may_hold_arrays_instead_of_pictures(tmp_path: Path) -> None:
     (tmp_path / "1").mkdir()
     bands = numbers(13, 4, 6)
     np.save(tmp_path / "1" / "a.npy", bands)
@@ -296,7 +296,7 @@ def test_arrays_stand_in_class_folders_for_images_that_no_picture_holds(tmp_path
     refused(tmp_path, "is not a readable .npy", (13, 4, 6))
 
 
-def test_a_table_names_pictures_and_labels(tmp_path: Path) -> None:
+def test_a_table_lists_pictures_and_labels(tmp_path: Path) -> None:
     for number, name in enumerate(("cat/a.png", "dog/b.png", "cat/c.png")):
         picture(tmp_path / "images" / name, np.full((4, 6), 10 * number, np.uint8))
     table = tmp_path / "labels.csv"
@@ -311,7 +311,7 @@ def test_a_table_names_pictures_and_labels(tmp_path: Path) -> None:
         assert (data.images[:, 0, 0, 0] * 255).tolist() == [0, 10, 20]
 
 
-def test_a_table_holds_pixels_or_features_beside_labels(tmp_path: Path) -> None:
+def test_a_table_holds_labels_with_pixels_or_features(tmp_path: Path) -> None:
     table, columns = tmp_path / "mnist.csv", ",".join(f"pixel{i}" for i in range(24))
     table.write_text(f"label,{columns}\n1,{','.join(map(str, range(24)))}\n", encoding="utf-8")
     assert torch.equal(load_data(str(table), GRAY).images, torch.arange(24).view(1, *GRAY) / 255)
@@ -341,12 +341,12 @@ def test_tables_that_do_not_fit_are_refused(text: str, words: str, tmp_path: Pat
     refused(tmp_path / "pipe.csv", "there is no file")
 
 
-def test_a_folder_is_of_the_class_whose_name_is_the_same_text(tmp_path: Path) -> None:
+def test_class_names_match_regardless_of_unicode_normalization(tmp_path: Path) -> None:
     picture(tmp_path / "e\u0301te\u0301" / "a.png", numbers(4, 6))  # as macOS spells it
     assert load_data(str(tmp_path), GRAY, ("bar", "\u00e9t\u00e9")).labels.tolist() == [1]
 
 
-def test_folders_that_do_not_fit_are_refused_with_what_was_seen(
+def test_folders_that_do_not_fit_are_refused_with_what_was_found(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "empty").mkdir()
@@ -367,10 +367,10 @@ def test_folders_that_do_not_fit_are_refused_with_what_was_seen(
     monkeypatch.setattr("interpkit.io.datasets.MAX_NUMBERS", 48)
     assert len(load_data(str(tmp_path / "many"), GRAY).images) == 2
     monkeypatch.setattr("interpkit.io.datasets.MAX_NUMBERS", 47)
-    refused(tmp_path / "many", "many has more images than are read into memory")
+    refused(tmp_path / "many", "many has more images than interpkit reads into memory")
 
 
-def test_a_picture_in_a_format_that_its_name_does_not_say_is_read_only_if_it_is_a_usual_one(tmp_path: Path) -> None:
+def test_a_picture_with_the_wrong_extension_is_read_only_in_a_common_format(tmp_path: Path) -> None:
     Image.fromarray(numbers(4, 6)).save(tmp_path / "a.png", format="BMP")
     assert np.array_equal(read_picture(tmp_path / "a.png", GRAY), numbers(4, 6))
     Image.fromarray(numbers(4, 6)).save(tmp_path / "b.png", format="PPM")
@@ -383,7 +383,7 @@ def test_a_picture_in_a_format_that_its_name_does_not_say_is_read_only_if_it_is_
 
 @pytest.fixture
 def downloads(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
-    """Put data sets of a few images in place of torchvision's, and return what is asked of them."""
+    """Replace torchvision's data sets by ones of a few images, and return the list of calls."""
     import torchvision
 
     asked: list[tuple[Any, ...]] = []
@@ -417,7 +417,7 @@ def downloads(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
     ],
     ids=str,
 )
-def test_a_data_set_of_torchvision_is_asked_for_and_put_into_form(
+def test_torchvision_data_sets_are_loaded_and_converted(
     spec: str, asked: tuple[Any, ...], shape: tuple[int, ...], downloads: list[tuple[Any, ...]]
 ) -> None:
     data = load_data(f"torchvision:{spec}", shape)
@@ -426,9 +426,9 @@ def test_a_data_set_of_torchvision_is_asked_for_and_put_into_form(
     assert data.labels.tolist() == [1, 0]
 
 
-def test_a_data_set_that_is_not_known_or_a_split_is_refused(downloads: list[tuple[Any, ...]]) -> None:
-    refused("torchvision:", "torchvision: is none of MNIST, FashionMNIST, KMNIST, CIFAR10, CIFAR100, SVHN")
-    refused("torchvision:ImageNet", "torchvision:ImageNet is none of")
+def test_an_unknown_data_set_or_split_is_refused(downloads: list[tuple[Any, ...]]) -> None:
+    refused("torchvision:", "torchvision: is not one of MNIST, FashionMNIST, KMNIST, CIFAR10, CIFAR100, SVHN")
+    refused("torchvision:ImageNet", "torchvision:ImageNet is not one of")
     refused("torchvision:mnist:valid", "torchvision:mnist:valid: the split is train or test")
     assert downloads == []
 
@@ -455,7 +455,7 @@ def test_a_failed_download_is_reported(name: str, error: Exception, monkeypatch:
         (torch.zeros(2, 1, 4, 5), torch.zeros(2).long(), "the classifier takes images of"),
         (torch.zeros(0, 1, 4, 6), torch.zeros(0).long(), "each with a label"),
         (torch.zeros(2, 1, 4, 6).double(), torch.zeros(2).long(), "images of torch.float64 and labels of torch.int64"),
-        (torch.zeros(2, 1, 4, 6), torch.zeros(2), "labels of torch.float32: float32 and int64 it is"),
+        (torch.zeros(2, 1, 4, 6), torch.zeros(2), "labels of torch.float32: use float32 and int64"),
         (torch.full((2, 1, 4, 6), torch.nan), torch.zeros(2).long(), "from nan to nan"),
         (torch.zeros(2, 1, 4, 6), torch.tensor([0, 3]), "mine has the label 3; the classifier's are 0 to 2"),
     ],
@@ -466,7 +466,7 @@ def test_images_in_memory_that_do_not_fit_are_refused(images: Tensor, labels: Te
         checked(LabelledImages(images, labels), "mine", GRAY, NAMES)
 
 
-def test_images_in_memory_that_fit_come_back_as_they_are() -> None:
+def test_images_in_memory_that_fit_are_returned_unchanged() -> None:
     data = LabelledImages(torch.rand(2, *GRAY), torch.tensor([2, 0]))
     assert checked(data, "mine", GRAY, NAMES) is data
     unnamed = LabelledImages(data.images, torch.tensor([-5, 99]))

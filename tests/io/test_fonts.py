@@ -15,7 +15,7 @@ from interpkit.io.images import grid
 NAMES = ["naïve", "näive", "σκύλος", "собака", "кошка", "Łódź"]
 
 
-def test_names_in_other_alphabets_are_drawn_as_they_are() -> None:
+def test_names_in_other_alphabets_are_drawn_unchanged() -> None:
     assert [fonts.legible(name, 3)[0] for name in NAMES] == NAMES
     image, label = torch.zeros(1, 1, 8, 8, dtype=torch.uint8), torch.tensor([0])
     drawn = [grid(image, label, [name]).tobytes() for name in NAMES]
@@ -30,7 +30,7 @@ def no_system_fonts(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return found
 
 
-def test_a_name_that_no_font_has_follows_its_number(no_system_fonts: list[str]) -> None:
+def test_a_name_without_a_font_is_escaped_after_its_number(no_system_fonts: list[str]) -> None:
     assert fonts.legible("猫", 7)[0] == "7: \\u732b"
     assert fonts.legible("猫")[0] == "\\u732b"
     assert len(fonts.legible("猫犬鳥馬" * 9, 7)[0]) == 18
@@ -38,7 +38,7 @@ def test_a_name_that_no_font_has_follows_its_number(no_system_fonts: list[str]) 
     assert grid(image, label, ["猫"]).tobytes() != grid(image, label, ["犬"]).tobytes()
 
 
-def test_a_font_of_the_system_that_has_the_name_is_used(
+def test_a_system_font_is_used_if_it_has_the_characters(
     no_system_fonts: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "a-torn.ttf").write_bytes(b"torn")

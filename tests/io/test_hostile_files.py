@@ -1,4 +1,4 @@
-"""Run folders, recipes, data and names from strangers: one refusal each, nothing run, and nothing written elsewhere."""
+"""Hostile run folders, recipes, data and names are refused with one message; nothing runs or is written elsewhere."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def refuses(code: int, words: str, *arguments: Any) -> None:
 
 
 def change(path: Path, **changes: Any) -> Path:
-    """Change entries of a JSON file; a key with double underscores leads into what is within."""
+    """Change entries of a JSON file; double underscores in a key separate the levels of nesting."""
     value = json.loads(path.read_text("utf-8"))
     for key, new in changes.items():
         *outer, last = key.split("__")
@@ -78,19 +78,19 @@ def change(path: Path, **changes: Any) -> Path:
     ],
     ids=lambda text: text[:20],
 )
-def test_json_whose_values_nothing_can_be_done_with_is_refused(text: str, words: str) -> None:
+def test_json_with_unusable_values_is_refused(text: str, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         strict_json.parse(text)
 
 
-def test_other_json_is_read_as_it_stands() -> None:
+def test_other_json_is_read_unchanged() -> None:
     assert strict_json.parse(r'{"a": [1, -0.5, true, null, "\u00e9\ud83d\ude00"]}') == {
         "a": [1, -0.5, True, None, "é😀"]
     }
     assert strict_json.parse(str(2**63)) == 2**63
 
 
-def test_a_pipe_and_a_file_beyond_all_size_are_not_read(tmp_path: Path) -> None:
+def test_pipes_and_huge_files_are_not_read(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(ValueError, match="it is not a file"):
         strict_json.read_text(tmp_path / "pipe")
@@ -102,14 +102,14 @@ def test_a_pipe_and_a_file_beyond_all_size_are_not_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "name", ["manifest.json", "metrics.json", "history.jsonl", "recipe.toml", "samples.safetensors"]
 )
-def test_a_pipe_in_a_run_folder_holds_nobody_up(name: str, run_copy: Path) -> None:
+def test_a_pipe_in_a_run_folder_does_not_block(name: str, run_copy: Path) -> None:
     (run_copy / name).unlink()
     os.mkfifo(run_copy / name)
     assert cli("report", run_copy).exit_code in (1, 2)
     assert cli("compare", run_copy, run_copy, "--html", run_copy.parent / "page.html").exit_code in (1, 2)
 
 
-def test_an_unreadable_recipe_of_a_run_is_not_blamed_on_the_command(run_copy: Path) -> None:
+def test_an_unreadable_recipe_in_a_run_is_an_error_of_the_run_not_of_the_command(run_copy: Path) -> None:
     (run_copy / "recipe.toml").unlink()
     (run_copy / "recipe.toml").mkdir()
     assert cli("report", run_copy).exit_code == 1
@@ -125,7 +125,7 @@ METRICS_KEYS = st.sampled_from(["per_class", "evaluators", "left_out", "diversit
 
 
 @given(st.dictionaries(MANIFEST_KEYS, JSON, max_size=2), st.dictionaries(METRICS_KEYS, JSON, max_size=3))
-def test_whatever_stands_in_manifest_and_metrics_is_shown_or_refused(
+def test_any_content_of_manifest_and_metrics_is_shown_or_refused(
     finished_run: Path, tmp_path_factory: pytest.TempPathFactory, manifest: dict[str, Any], metrics: dict[str, Any]
 ) -> None:
     folder = tmp_path_factory.mktemp("run")
@@ -154,21 +154,21 @@ def test_whatever_stands_in_manifest_and_metrics_is_shown_or_refused(
     ],
     ids=str,
 )
-def test_metrics_of_the_wrong_kind_are_refused_with_where_they_stand(changes: dict[str, Any], run_copy: Path) -> None:
+def test_metrics_of_the_wrong_type_are_refused_with_their_place(changes: dict[str, Any], run_copy: Path) -> None:
     change(run_copy / "metrics.json", **changes)
     place = next(iter(changes)).replace("__", ".")
-    with pytest.raises(RunError, match=rf"metrics\.json is not as interpkit writes it \({place}"):
+    with pytest.raises(RunError, match=rf"metrics\.json is not in interpkit's format \({place}"):
         Run.open(run_copy).metrics()
 
 
 @pytest.mark.parametrize("interval", [[], [0.1], "ab", [None, 1], [0, 1, 2]], ids=str)
-def test_an_interval_that_is_none_is_not_shown(interval: Any, run_copy: Path) -> None:
+def test_an_invalid_interval_is_not_shown(interval: Any, run_copy: Path) -> None:
     change(run_copy / "metrics.json", inversion_accuracy_interval=interval)
     result = cli("compare", run_copy, run_copy)
     assert result.exit_code == 0, result.output
 
 
-def test_metrics_with_nothing_measured_are_shown_as_such(run_copy: Path, tiny_model: Path) -> None:
+def test_metrics_without_figures_are_shown_as_not_measured(run_copy: Path, tiny_model: Path) -> None:
     (run_copy / "metrics.json").write_text('{"schema": 1}', "utf-8")
     result = cli("invert", tiny_model, "--out", run_copy, "--resume")
     assert result.exit_code == 0, result.output
@@ -176,7 +176,9 @@ def test_metrics_with_nothing_measured_are_shown_as_such(run_copy: Path, tiny_mo
 
 
 @pytest.mark.parametrize("changes", [{"status": 7}, {"steps_done": "all"}, {"steps_done": -1}, {"model__sha256": 3}])
-def test_a_manifest_of_the_wrong_kind_is_refused(changes: dict[str, Any], run_copy: Path, tiny_model: Path) -> None:
+def test_a_manifest_with_values_of_the_wrong_type_is_refused(
+    changes: dict[str, Any], run_copy: Path, tiny_model: Path
+) -> None:
     change(run_copy / "manifest.json", **changes)
     refuses(1, "manifest.json", "invert", tiny_model, "--out", run_copy, "--resume")
 
@@ -197,16 +199,14 @@ def test_a_manifest_that_names_a_whole_disk_is_not_hashed(run_copy: Path, monkey
 
 
 @pytest.mark.parametrize("word", ["evil; rm -rf ~", "evil && true", "$(true)", "evil\nnext", "--index-url=x y"])
-def test_no_message_suggests_a_command_from_a_manifest_that_does_more_than_install(word: str, run_copy: Path) -> None:
+def test_commands_in_messages_cannot_be_injected_from_a_manifest(word: str, run_copy: Path) -> None:
     used = {"package": word, "version": "1.0", "used": {"loss": ["unheard-of"]}}
     change(run_copy / "manifest.json", plugins={"other": used})
     result = cli("sample", run_copy)
     assert result.exit_code == 1 and "pip install" not in result.output
 
 
-def test_code_that_a_recipe_names_is_quoted_in_the_command_to_type(
-    run_copy: Path, tiny_model: Path, tmp_path: Path
-) -> None:
+def test_the_command_to_type_quotes_code_named_by_a_recipe(run_copy: Path, tiny_model: Path, tmp_path: Path) -> None:
     arch = "py:net.py:Net; touch marker"
     text = (run_copy / "recipe.toml").read_text("utf-8")
     (run_copy / "recipe.toml").write_text(text.replace('"interpkit:cnn"', f'"{arch}"'), "utf-8")
@@ -238,9 +238,9 @@ def test_a_record_is_read_as_it_was_written() -> None:
     ("text", "words"),
     [
         (f"seed = {'9' * 5000}", "is not TOML"),
-        (f"[a{'.a' * 500}]\nb = 1", "tables within tables"),
+        (f"[a{'.a' * 500}]\nb = 1", "nests tables more than 50 levels"),
         (f"a = {'[' * 100_000}", "is not TOML"),
-        ("a = " + "{b = " * 200 + "1" + "}" * 200, "tables within tables"),
+        ("a = " + "{b = " * 200 + "1" + "}" * 200, "nests tables more than 50 levels"),
     ],
     ids=["digits", "dots", "brackets", "braces"],
 )
@@ -251,7 +251,7 @@ def test_an_invalid_recipe_is_refused(text: str, words: str, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("text", ["9" * 5000, "[" * 100_000, "1e9999", "\ud800"])
-def test_a_value_on_the_command_line_that_is_none_stays_a_text(text: str) -> None:
+def test_an_invalid_toml_value_on_the_command_line_is_read_as_text(text: str) -> None:
     assert pair("--set", f"a.b={text}")[0] == "a.b"
 
 
@@ -262,7 +262,7 @@ def test_class_names_that_are_not_a_list_are_refused(text: str, tmp_path: Path) 
         lines(tmp_path / "names")
 
 
-def test_a_recipe_asks_for_no_memory_before_it_is_compared_with_the_weights(
+def test_no_memory_is_allocated_for_a_recipe_before_it_is_compared_with_the_weights(
     run_copy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = run_copy / "recipe.toml"
@@ -291,7 +291,7 @@ def saved(value: Any, path: Path, **options: Any) -> Path:
     return path
 
 
-def test_what_torch_saved_is_read(tmp_path: Path) -> None:
+def test_ordinary_torch_files_are_read(tmp_path: Path) -> None:
     tied = torch.arange(6.0)
     value = {"a": tied, "b": tied, "c": [tied[2:], {"d": 1, "e": "text"}], "f": tied.expand(3, 6)}
     for new in (True, False):
@@ -334,7 +334,7 @@ def test_tensors_that_are_larger_than_the_file_are_refused(
         load_plain(path)
 
 
-def test_a_word_that_torch_would_search_for_minutes_is_refused(tmp_path: Path) -> None:
+def test_a_long_word_that_would_stall_torch_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "net.pt"
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("archive/data.pkl", b"\x80\x02c" + b"(" * 500_000 + b"\nx\n.")
@@ -343,7 +343,7 @@ def test_a_word_that_torch_would_search_for_minutes_is_refused(tmp_path: Path) -
         load_plain(path)
 
 
-def test_a_pickle_that_asks_for_gigabytes_is_given_what_the_file_has(tmp_path: Path) -> None:
+def test_a_pickle_that_requests_gigabytes_gets_only_the_bytes_of_the_file(tmp_path: Path) -> None:
     whole = saved({"w": torch.zeros(2)}, tmp_path / "net.pt", _use_new_zipfile_serialization=False).read_bytes()
     text = struct.pack("<I", 1)
     at = whole.index(b"X" + text + b"w")
@@ -355,18 +355,18 @@ def test_a_pickle_that_asks_for_gigabytes_is_given_what_the_file_has(tmp_path: P
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"step": "1"}, "holds no state"),
-        ({"step": -1}, "holds no state"),
-        ({"step": True}, "holds no state"),
-        ({"seconds": "long"}, "holds no state"),
-        ({"seconds": float("nan")}, "holds no state"),
+        ({"step": "1"}, "does not contain the state"),
+        ({"step": -1}, "does not contain the state"),
+        ({"step": True}, "does not contain the state"),
+        ({"seconds": "long"}, "does not contain the state"),
+        ({"seconds": float("nan")}, "does not contain the state"),
         ({"trained": 3}, "does not fit its recipe"),
         ({"optimizer": {"state": [], "param_groups": [3]}}, "does not fit its recipe"),
         ({"processes": [{"global_rng": torch.zeros(3)}]}, "does not fit its recipe"),
     ],
     ids=str,
 )
-def test_a_checkpoint_of_the_wrong_kind_is_refused(
+def test_a_checkpoint_with_values_of_the_wrong_type_is_refused(
     changes: dict[str, Any], words: str, run_copy: Path, tiny_model: Path
 ) -> None:
     path = run_copy / "checkpoint"
@@ -400,7 +400,7 @@ def npy(array: np.ndarray, shape: str | None = None, descr: str | None = None) -
 IMAGES, LABELS = np.zeros((2, 12, 12), np.uint8), np.array([0, 1])
 
 
-def test_the_arrays_of_these_tests_are_good_but_for_what_they_change(tmp_path: Path) -> None:
+def test_the_arrays_in_these_tests_are_valid_before_they_are_changed(tmp_path: Path) -> None:
     data = load_data(str(npz(tmp_path / "a.npz", images=npy(IMAGES), labels=npy(LABELS))), SHAPE)
     assert data.images.shape == (2, 1, 12, 12)
 
@@ -421,7 +421,7 @@ def test_the_arrays_of_these_tests_are_good_but_for_what_they_change(tmp_path: P
     ],
     ids=["huge", "negative", "wider", "labels", "objects", "code", "open", "short", "empty", "version"],
 )
-def test_an_array_that_lies_about_its_size_is_refused(images: bytes, labels: bytes, tmp_path: Path) -> None:
+def test_an_array_of_a_false_size_is_refused(images: bytes, labels: bytes, tmp_path: Path) -> None:
     path = npz(tmp_path / "a.npz", images=images, labels=labels)
     with pytest.raises(UsageError, match=r"a\.npz") as caught:
         load_data(str(path), SHAPE)
@@ -447,11 +447,13 @@ def test_a_decompression_bomb_is_not_unpacked(name: str, tmp_path: Path) -> None
     arrays[name] = npy(np.zeros(shape, np.uint8 if name == "images" else np.int64))
     path = npz(tmp_path / "a.npz", zipfile.ZIP_DEFLATED, **arrays)
     assert path.stat().st_size < 1_000_000
-    with pytest.raises(UsageError, match="as a decompression bomb does"):
+    with pytest.raises(UsageError, match="like a decompression bomb"):
         load_data(str(path), SHAPE)
 
 
-def test_a_member_whose_name_leads_elsewhere_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_archive_member_with_a_path_as_its_name_is_not_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     members = {"images": npy(IMAGES), "labels": npy(LABELS), "../../evil": npy(LABELS), "/tmp/evil": npy(LABELS)}
     load_data(str(npz(tmp_path / "a.npz", **members)), SHAPE)
@@ -476,10 +478,10 @@ def test_a_picture_of_too_many_pixels_is_not_decoded(
 
 
 @pytest.mark.parametrize("content", [b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 12 12\n%%EndComments\n", b"GIF89a"])
-def test_a_picture_is_of_the_formats_that_its_name_may_have(
+def test_a_picture_must_have_one_of_the_formats_of_its_extension(
     content: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Pillow hands PostScript to Ghostscript."""
+    """Pillow would pass PostScript to Ghostscript."""
     monkeypatch.setattr("subprocess.check_call", lambda *a, **k: pytest.fail("a program was started"))
     path = picture(tmp_path / "0" / "a.png")
     path.write_bytes(content)
@@ -493,7 +495,7 @@ def test_a_table_that_names_a_picture_too_long_for_a_file_is_refused(tmp_path: P
         load_data(str(tmp_path / "data.csv"), (1, 12, 12))
 
 
-def test_a_pipe_among_pictures_holds_nobody_up(tmp_path: Path) -> None:
+def test_a_pipe_among_pictures_does_not_block(tmp_path: Path) -> None:
     picture(tmp_path / "0" / "a.png")
     os.mkfifo(tmp_path / "0" / "b.png")
     with pytest.raises(UsageError, match=r"there is no file .*b\.png"):
@@ -514,7 +516,7 @@ def test_a_pipe_among_pictures_holds_nobody_up(tmp_path: Path) -> None:
     ],
     ids=["nan", "complex", "bfloat16", "more", "none"],
 )
-def test_maps_that_cannot_be_drawn_are_named(maps: torch.Tensor, run_copy: Path) -> None:
+def test_maps_that_cannot_be_drawn_are_refused_by_name(maps: torch.Tensor, run_copy: Path) -> None:
     (run_copy / "attributions").mkdir()
     tensors = {"maps": maps, "images": torch.zeros(1, 1, 12, 12)}
     safetensors.torch.save_file(tensors, run_copy / "attributions" / "mine.safetensors")
@@ -533,7 +535,9 @@ def test_maps_that_cannot_be_drawn_are_named(maps: torch.Tensor, run_copy: Path)
     ],
     ids=lambda changes: str({name: tensor.dtype for name, tensor in changes.items()}),
 )
-def test_samples_that_cannot_be_compared_are_named(changes: dict[str, Any], run_copy: Path, tmp_path: Path) -> None:
+def test_samples_that_cannot_be_compared_are_refused_by_name(
+    changes: dict[str, Any], run_copy: Path, tmp_path: Path
+) -> None:
     path = run_copy / "samples.safetensors"
     safetensors.torch.save_file(safetensors.torch.load_file(path) | changes, path)
     with pytest.raises(RunError, match="is not a file of samples"):
@@ -546,9 +550,7 @@ def test_samples_that_cannot_be_compared_are_named(changes: dict[str, Any], run_
      {"0": "abc"}, {"0": [3, 2**63, 1]}, {"0": [3, 3.5, 1]}],
     ids=str,
 )  # fmt: skip
-def test_what_is_said_of_a_shard_is_believed_only_if_it_can_be(
-    per_class: Any, finished_run: Path, tmp_path: Path
-) -> None:
+def test_a_shards_record_is_used_only_if_it_is_plausible(per_class: Any, finished_run: Path, tmp_path: Path) -> None:
     inversion = interpkit.load_inversion(finished_run)
     good = interpkit.write_shards(inversion, tmp_path / "out", count=5, shard_size=3)
     change(tmp_path / "out" / ".shards" / "000000.json", per_class=per_class)
@@ -560,7 +562,7 @@ def test_what_is_said_of_a_shard_is_believed_only_if_it_can_be(
 
 @pytest.fixture
 def elsewhere(tmp_path: Path) -> Path:
-    """Return a folder with a file in it; what is outside of what the user has named."""
+    """Return a folder with a file in it, outside of the folder that the user names."""
     folder = tmp_path / "elsewhere"
     folder.mkdir()
     (folder / ".profile").write_text("mine", "utf-8")
@@ -596,13 +598,13 @@ def test_maps_and_pictures_are_not_written_through_a_link(run_copy: Path, tmp_pa
 
 
 @pytest.mark.parametrize("name", [".lock", ".lock.json"])
-def test_a_lock_that_is_a_link_empties_no_file(name: str, run_copy: Path, elsewhere: Path) -> None:
+def test_a_lock_that_is_a_link_does_not_truncate_a_file(name: str, run_copy: Path, elsewhere: Path) -> None:
     (run_copy / name).symlink_to(elsewhere / ".profile")
     cli("evaluate", run_copy, "--metric", "diversity")
     assert untouched(elsewhere)
 
 
-def test_the_files_of_a_run_that_are_links_are_replaced_and_what_they_lead_to_stays(
+def test_links_in_a_run_are_replaced_but_their_targets_are_kept(
     run_copy: Path, elsewhere: Path, tiny_model: Path
 ) -> None:
     original = (run_copy / "checkpoint").read_bytes()
@@ -642,7 +644,7 @@ def test_control_characters_are_printed_as_escapes(text: str, shown: str) -> Non
 
 
 @pytest.mark.parametrize("name", NAMES, ids=ascii)
-def test_a_class_may_have_any_name_and_it_is_shown_as_it_is(
+def test_class_names_may_have_any_characters_and_are_shown_unchanged(
     name: str, tmp_path: Path, tiny_module: Callable[..., Any], quick_flags: list[str]
 ) -> None:
     arch_args = {"input_shape": list(SHAPE), "num_classes": 3, "widths": [4], "hidden": 8}
@@ -670,12 +672,12 @@ def test_a_class_may_have_any_name_and_it_is_shown_as_it_is(
     assert inversion._repr_html_() and inversion.figure(per_class=2)._repr_png_()  # type: ignore[attr-defined]
 
 
-def test_a_name_of_many_lines_is_drawn_in_one() -> None:
+def test_a_name_with_line_breaks_is_drawn_on_one_line() -> None:
     images, labels = torch.zeros(1, 1, 8, 8, dtype=torch.uint8), torch.tensor([0])
     assert grid(images, labels, ["a\n b\r\nc"]).size == grid(images, labels, ["a b c"]).size
 
 
-def test_script_in_names_is_text_in_the_pages(
+def test_scripts_in_names_are_escaped_in_the_pages(
     tmp_path: Path, tiny_module: Callable[..., Any], quick: Callable[..., dict[str, Any]]
 ) -> None:
     script = "</script><script>alert(1)</script><img src=x onerror=alert(1)>"
@@ -691,7 +693,7 @@ def test_script_in_names_is_text_in_the_pages(
         assert "alert(1)" in text and "default-src &#39;none&#39;" in text
 
 
-def test_a_recipe_of_a_stranger_names_registered_components_alone(
+def test_a_strangers_recipe_can_name_only_registered_components(
     tmp_path: Path, tiny_target: interpkit.Target, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "evil.py").write_text("raise SystemExit('imported')", "utf-8")

@@ -1,4 +1,4 @@
-"""Images as files: every channel is kept, and a grid that cannot show all of them says so."""
+"""Image files keep every channel, and a grid that cannot show all of them says so."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from interpkit.io.images import composite, grid, save_images, to_picture
 
 
 @pytest.mark.parametrize("channels", [1, 2, 3, 4, 13])
-def test_written_images_read_back_with_every_channel(channels: int, tmp_path: Path) -> None:
+def test_written_images_are_read_with_every_channel(channels: int, tmp_path: Path) -> None:
     shape = (channels, 8, 9)
     images = torch.randint(256, (3, *shape), dtype=torch.uint8)
     labels = torch.tensor([0, 1, 1])
@@ -23,7 +23,7 @@ def test_written_images_read_back_with_every_channel(channels: int, tmp_path: Pa
     assert {path.suffix for path in tmp_path.glob("*/*")} == {".png" if channels in (1, 3) else ".npy"}
 
 
-def test_a_grid_of_other_channels_says_which_are_drawn() -> None:
+def test_a_grid_of_images_with_other_channels_states_which_are_drawn() -> None:
     assert composite(1) == composite(3) == ""
     assert composite(2) == "drawn: channels 1 and 2 of 2 as red and green"
     assert composite(13) == "drawn: channels 1, 2, 3 of 13 as RGB"

@@ -1,4 +1,4 @@
-"""One writer of a folder at a time: who is refused, with which message, and that a lock never outlives its process."""
+"""A folder has one writer at a time: others are refused with a message, and a lock never outlives its process."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ with only_writer(Path(sys.argv[1])):
 
 @contextmanager
 def another_writer(folder: Path) -> Iterator[subprocess.Popen[str]]:
-    """Have another process write into a folder, for a block."""
+    """Run a process that holds the folder's lock during a block."""
     command = [sys.executable, "-c", HOLD, str(folder)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None and process.stdout.readline() == "held\n"
@@ -44,24 +44,24 @@ def names(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()}
 
 
-def test_the_second_writer_is_refused_and_told_who_the_first_is(tmp_path: Path) -> None:
+def test_the_second_writer_is_refused_with_the_name_of_the_first(tmp_path: Path) -> None:
     with another_writer(tmp_path) as process:
         with pytest.raises(RunError) as caught, only_writer(tmp_path):
             pytest.fail("it was let in")
         assert f"{tmp_path} is being written by process {process.pid} on {socket.gethostname()} since 2" in str(
             caught.value
         )
-        assert "Wait until that has ended, stop it, or name another folder by out" in str(caught.value)
+        assert "Wait until it ends, stop it, or name another folder with out" in str(caught.value)
 
 
-def test_the_message_does_without_the_name_of_a_writer_that_has_not_written_it_yet(tmp_path: Path) -> None:
+def test_the_message_says_another_process_if_the_writers_name_is_not_there_yet(tmp_path: Path) -> None:
     with another_writer(tmp_path):
         (tmp_path / ".lock.json").write_text("{")
         with pytest.raises(RunError, match="is being written by another process"), only_writer(tmp_path):
             pytest.fail("it was let in")
 
 
-def test_a_lock_ends_with_its_process_and_what_that_left_is_removed(tmp_path: Path) -> None:
+def test_a_lock_ends_with_its_process_whose_temporary_files_are_removed(tmp_path: Path) -> None:
     with another_writer(tmp_path) as process:
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
@@ -74,7 +74,7 @@ def test_a_lock_ends_with_its_process_and_what_that_left_is_removed(tmp_path: Pa
 
 
 @pytest.mark.parametrize("error", [None, ValueError, KeyboardInterrupt])
-def test_nothing_of_the_lock_stays_when_the_block_ends(tmp_path: Path, error: type[BaseException] | None) -> None:
+def test_the_lock_files_are_removed_when_the_block_ends(tmp_path: Path, error: type[BaseException] | None) -> None:
     for _ in range(2):
         try:
             with only_writer(tmp_path / "new"):
@@ -86,13 +86,13 @@ def test_nothing_of_the_lock_stays_when_the_block_ends(tmp_path: Path, error: ty
         assert names(tmp_path / "new") == set()
 
 
-def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_created_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(RunError, match=r"cannot make the folder .*file: "), only_writer(tmp_path / "file"):
         pytest.fail("it was let in")
 
 
-def test_whoever_writes_a_run_is_refused_while_another_does_and_no_reader_is(
+def test_a_second_writer_of_a_run_is_refused_but_readers_are_not(
     run_copy: Path, tmp_path: Path, tiny_model: Path, quick: Callable[..., dict[str, Any]]
 ) -> None:
     before = {path.name: path.read_bytes() for path in run_copy.iterdir()}

@@ -1,4 +1,4 @@
-"""A picture of any depth, mode and size becomes what a classifier receives, or is refused; nothing goes unsaid."""
+"""Pictures of any depth, mode and size are converted for a classifier, with a note of each change, or refused."""
 
 from __future__ import annotations
 
@@ -56,18 +56,18 @@ def test_cmyk_becomes_rgb(tmp_path: Path) -> None:
         (RAMP.astype(np.int32) * 65536, "32 bits from 0 to 15400960"),
     ],
 )
-def test_numbers_whose_white_is_not_known_are_refused(pixels: np.ndarray, words: str, tmp_path: Path) -> None:
+def test_pixels_with_an_unknown_white_level_are_refused(pixels: np.ndarray, words: str, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=words + r".*what is white is not known\. .*(Save|save) it"):
         decode(saved(tmp_path / "a.tif", pixels), GRAY)
 
 
-def test_twelve_bits_in_sixteen_are_warned_of(tmp_path: Path) -> None:
+def test_twelve_bit_pixels_in_sixteen_bits_cause_a_warning(tmp_path: Path) -> None:
     _, (note,) = decode(saved(tmp_path / "a.png", RAMP.astype(np.uint16) * 17), GRAY)
     assert "nearly black, as white is 65,535" in note
     assert decode(saved(tmp_path / "b.png", np.zeros((6, 8), np.uint16)), GRAY)[1] == []
 
 
-def test_transparent_pixels_are_laid_on_white(tmp_path: Path) -> None:
+def test_transparent_pixels_are_blended_with_white(tmp_path: Path) -> None:
     pixels = np.zeros((6, 8, 4), np.uint8)
     pixels[..., 0], pixels[:, :4, 3] = RAMP, 255
     found, notes = decode(saved(tmp_path / "a.png", pixels), COLOR)
@@ -77,7 +77,7 @@ def test_transparent_pixels_are_laid_on_white(tmp_path: Path) -> None:
     assert found[0, 0] == 255 and np.array_equal(found[1:], RAMP[1:]) and notes == [WHITE]
 
 
-def test_a_drawing_in_the_transparency_alone_is_refused(tmp_path: Path) -> None:
+def test_a_drawing_only_in_the_alpha_channel_is_refused(tmp_path: Path) -> None:
     for mode in ("RGBA", "LA"):
         picture = Image.new(mode, (8, 6))
         picture.putalpha(Image.fromarray(RAMP))

@@ -1,4 +1,4 @@
-"""What a notebook shows of an inversion."""
+"""Notebook output of an inversion."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def inversion(finished_run: Path) -> interpkit.Inversion:
     return interpkit.load_inversion(finished_run)
 
 
-def test_an_inversion_shows_what_it_is_and_its_samples(inversion: interpkit.Inversion) -> None:
+def test_a_notebook_shows_a_description_and_samples(inversion: interpkit.Inversion) -> None:
     parts = _Parts(inversion._repr_html_())
     assert f"{inversion.target.name} by generator, 12 of 12 steps, seed 3" in parts.words
     assert "of 24 samples" in parts.words
@@ -48,7 +48,7 @@ def test_an_inversion_shows_what_it_is_and_its_samples(inversion: interpkit.Inve
     assert picture.size[1] == 3 * (48 + 2) + 2
 
 
-def test_names_are_text(inversion: interpkit.Inversion) -> None:
+def test_names_are_escaped(inversion: interpkit.Inversion) -> None:
     inversion.target.name = "<script>alert(1)</script>"
     assert "<script>alert(1)</script>" in _Parts(inversion._repr_html_()).words
 
@@ -65,7 +65,7 @@ def test_the_figures_hold_the_samples_and_the_history(inversion: interpkit.Inver
     assert list(accuracy.lines[0].get_ydata()) == [record.inversion_accuracy for record in inversion.history]
 
 
-def test_an_inversion_of_vectors_and_one_of_few_images_show_themselves() -> None:
+def test_inversions_of_vectors_and_of_few_images_are_shown() -> None:
     torch.manual_seed(0)
     target = interpkit.wrap(nn.Linear(5, 2), (5,))
     job = {"plugins": ["vecmat"], "generator": "dense", "steps": 2, "batch_size": 4}

@@ -1,4 +1,4 @@
-"""Runs to report on: class names that are HTML, and figures, reference images and attributions beside them."""
+"""Runs to report on: one with class names that are HTML, and one with a thousand classes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def hostile_run(
     tiny_module: Callable[..., nn.Module],
     quick: Callable[..., dict[str, Any]],
 ) -> Path:
-    """Return a finished run of a classifier whose class names are HTML. Not to be changed."""
+    """Return a finished run of a classifier whose class names are HTML; tests must not change it."""
     folder = tmp_path_factory.mktemp("hostile")
     arguments = {"input_shape": [1, 12, 12], "num_classes": 3, "widths": [4], "hidden": 8}
     model = interpkit.save_target(
@@ -38,7 +38,7 @@ def hostile_run(
 def thousand_classes(
     tmp_path_factory: pytest.TempPathFactory, make_model: Callable[..., Path], quick: Callable[..., dict[str, Any]]
 ) -> Path:
-    """Return the run of a classifier of 1,000 classes, with ten samples of each."""
+    """Return a run with 1,000 classes and ten samples of each."""
     folder = tmp_path_factory.mktemp("thousand")
     model = make_model(folder / "thousand.safetensors", num_classes=1000)
     interpkit.invert(model, out=folder / "run", **quick(steps=1))

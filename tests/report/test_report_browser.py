@@ -1,4 +1,4 @@
-"""report.html in a real browser: the system's Chromium, or the one that ``playwright install chromium`` gives."""
+"""report.html in a real browser: the system's Chromium, or that of ``playwright install chromium``."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def browser() -> Iterator[Any]:
         own = playwright.chromium.executable_path
         if found is None and not Path(own).exists():
             pytest.skip("there is no Chromium: run make browser")
-        # As root, Chromium has no sandbox to offer; the page is our own.
+        # Chromium's sandbox does not work for root; the page is our own.
         sandbox = not hasattr(os, "geteuid") or os.geteuid() != 0
         started = playwright.chromium.launch(executable_path=found or own, chromium_sandbox=sandbox)
         yield started
@@ -38,7 +38,7 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture
 def show(browser: Any) -> Iterator[Open]:
-    """Return an opener of pages, which fails if a page logs, throws, asks for a file or opens an alert."""
+    """Return a function that opens a page, and fail if the page logs, throws, loads a file or opens an alert."""
     contexts, faults = [], []
 
     def open_page(path: Path, **settings: Any) -> Any:
@@ -61,7 +61,7 @@ def show(browser: Any) -> Iterator[Open]:
 
 @pytest.fixture(scope="session")
 def report(hostile_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the report of a run with class names that are HTML, and with reference images."""
+    """Return a report with class names that are HTML, and with reference images."""
     folder = tmp_path_factory.mktemp("reference")
     run = Path(shutil.copytree(hostile_run, folder / "run"))
     rng = np.random.default_rng(0)
@@ -79,7 +79,7 @@ def background(page: Any) -> str:
     return str(page.evaluate("getComputedStyle(document.body).backgroundColor"))
 
 
-def test_the_page_opens_and_its_pictures_are_there(report: Path, show: Open) -> None:
+def test_the_page_opens_and_shows_its_pictures(report: Path, show: Open) -> None:
     page = show(report)
     assert page.locator(".class:visible").count() == 3
     assert page.locator(".sample:visible").count() == 3 * 24  # the rest by "Show all 100"
@@ -95,7 +95,7 @@ def test_the_gallery_filters_by_class_and_by_error(report: Path, show: Open) -> 
     assert page.locator(".class:visible h3").all_text_contents() == [f"{HOSTILE[1]} 100"]
     assert page.locator(".sample:visible").count() == 100 and page.locator("#count").text_content() == "100 samples"
     page.select_option("#class", "")
-    page.get_by_label("only those taken for another class").check()
+    page.get_by_label("only those classified as another class").check()
     wrong = page.locator(".sample.wrong").count()
     assert 0 < wrong < 300  # or it would show nothing
     assert page.locator(".sample:visible").count() == wrong == page.locator(".sample.wrong:visible").count()
@@ -114,14 +114,14 @@ def test_the_gallery_sorts_by_confidence(report: Path, show: Open) -> None:
     assert confidences(page) == drawn
 
 
-def test_a_sample_opens_large_with_all_that_is_known_of_it(report: Path, show: Open) -> None:
+def test_a_sample_opens_enlarged_with_its_details(report: Path, show: Open) -> None:
     page = show(report)
     page.locator(".sample").nth(2).click()
     dialog = page.get_by_role("dialog")
     assert dialog.get_by_role("heading").first.text_content() == f"Made for {HOSTILE[0]}"
     assert f"gives {HOSTILE[0]} a probability of" in dialog.locator("#sample-said").text_content()
     titles = dialog.get_by_role("heading", level=3).all_text_contents()
-    assert titles == ["What the target says", "Condition: what was asked for"]
+    assert titles == ["The target's probabilities", "The condition asked for"]
     assert dialog.locator(".shares").first.locator("span").count() == 6  # three names, three numbers
     figures = dialog.locator("figcaption").all_text_contents()
     assert figures[0] == "The sample" and figures[1].startswith("Nearest reference image: of the class")
@@ -132,7 +132,7 @@ def test_a_sample_opens_large_with_all_that_is_known_of_it(report: Path, show: O
     assert not dialog.is_visible()
 
 
-def test_the_keyboard_does_all_of_it(report: Path, show: Open) -> None:
+def test_every_control_works_by_keyboard(report: Path, show: Open) -> None:
     page = show(report)
     page.keyboard.press("Tab")
     assert page.evaluate("document.activeElement.textContent") == "Skip to the content"
@@ -164,12 +164,12 @@ def test_the_next_sample_follows_the_order_and_the_filter(report: Path, show: Op
     order = page.locator(".sample:visible").evaluate_all("all => all.map(sample => Number(sample.dataset.row))")
     said = page.locator("#sample-said")
     assert said.text_content().startswith(f"Sample {order[0] + 1}.")
-    page.get_by_label("Previous sample").click()  # there is none
+    page.get_by_label("Previous sample").click()  # does nothing
     page.get_by_label("Next sample").click()
     assert said.text_content().startswith(f"Sample {order[1] + 1}.")
 
 
-def test_light_and_dark_follow_the_system_until_one_chooses(report: Path, show: Open) -> None:
+def test_the_theme_follows_the_system_until_the_reader_chooses(report: Path, show: Open) -> None:
     light, dark = (show(report, color_scheme=scheme) for scheme in ("light", "dark"))
     assert (background(light), background(dark)) == (LIGHT, DARK)
     for page in (light, dark):
@@ -186,7 +186,7 @@ def test_a_morph_is_chosen_by_its_classes(report: Path, show: Open) -> None:
 
 
 @pytest.mark.parametrize("kind", ["report", "comparison"])
-def test_a_phone_shows_it_without_scrolling_sideways(
+def test_a_phone_shows_the_page_without_horizontal_scrolling(
     kind: str, report: Path, finished_run: Path, tmp_path: Path, show: Open
 ) -> None:
     path = report

@@ -1,4 +1,4 @@
-"""report.html and the comparison, as an HTML parser sees them."""
+"""report.html and the comparison, read with an HTML parser."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def read(path: Path) -> Page:
 
 
 def decode(uri: str) -> torch.Tensor:
-    """Return the picture of a data URI, (H, W) or (H, W, 3)."""
+    """Decode a data URI to a picture, (H, W) or (H, W, 3)."""
     head, _, content = uri.partition(",")
     assert head in ("data:image/png;base64", "data:image/webp;base64")
     return torch.from_numpy(np.array(Image.open(io.BytesIO(base64.b64decode(content)))))
@@ -115,7 +115,7 @@ def page(hostile_run: Path) -> Page:
 
 
 @pytest.mark.parametrize("kind", ["report", "comparison"])
-def test_a_page_asks_the_network_for_nothing_and_allows_no_script_but_its_own(
+def test_a_page_loads_nothing_and_allows_only_its_own_script(
     kind: str, hostile_run: Path, finished_run: Path, tmp_path: Path
 ) -> None:
     path = hostile_run / "report.html"
@@ -138,7 +138,7 @@ def test_a_page_asks_the_network_for_nothing_and_allows_no_script_but_its_own(
     assert "http://" not in html and "https://" not in html
 
 
-def test_class_names_that_are_html_are_text(page: Page) -> None:
+def test_class_names_that_are_html_are_escaped(page: Page) -> None:
     groups = [
         (attributes, text) for attributes, text in page.all("h3") if attributes.get("id", "").startswith("class-")
     ]
@@ -150,13 +150,13 @@ def test_class_names_that_are_html_are_text(page: Page) -> None:
     assert page.all("h1")[0][1].startswith("<i>model")
 
 
-def test_each_sample_is_an_image_with_a_text_in_its_place(page: Page, hostile_run: Path) -> None:
+def test_each_sample_is_an_image_with_alternative_text(page: Page, hostile_run: Path) -> None:
     stored = safetensors.torch.load_file(hostile_run / "samples.safetensors")
     images = page.pictures()
     assert len(images) == len(page.samples()) == 300
     predicted = stored["probabilities"].argmax(1).tolist()
     for row, (image, sample) in enumerate(zip(images, page.samples(), strict=True)):
-        assert image["alt"] == f"Sample {row + 1} for {HOSTILE[row // 100]}, taken for {HOSTILE[predicted[row]]}"
+        assert image["alt"] == f"Sample {row + 1} for {HOSTILE[row // 100]}, classified as {HOSTILE[predicted[row]]}"
         assert int(sample["data-row"]) == row and int(sample["data-got"]) == predicted[row]
         assert float(sample["data-sure"]) == pytest.approx(stored["confidence"][row].item(), abs=1e-4)
         assert ("wrong" in sample["class"].split()) == (predicted[row] != row // 100)
@@ -183,7 +183,7 @@ def test_every_control_has_a_name_and_every_heading_its_level(page: Page) -> Non
 # -------------------------------------------------------------------------------------------- content
 
 
-def test_the_figures_stand_with_their_intervals_and_meanings(page: Page, hostile_run: Path) -> None:
+def test_figures_are_shown_with_intervals_and_meanings(page: Page, hostile_run: Path) -> None:
     metrics = Run.open(hostile_run).metrics()
     rows = [text for _, text in page.all("tr")]
     for name, figure in flattened(metrics).items():
@@ -200,17 +200,19 @@ def test_the_figures_stand_with_their_intervals_and_meanings(page: Page, hostile
 def test_the_verdict_says_what_was_measured_and_what_was_not(finished_run: Path) -> None:
     metrics = Run.open(finished_run).metrics()
     said = words.verdict(metrics, "tiny", 3)
-    assert f"tiny itself assigns {metrics['inversion_accuracy']:.1%} of them" in said and "gave 300 samples" in said
+    assert (
+        f"tiny itself classifies {metrics['inversion_accuracy']:.1%} of them" in said and "produced 300 samples" in said
+    )
     assert "No independent classifier" in said
     metrics["evaluators"] = [{"name": "a", "agreement": 0.251}, {"name": "b", "agreement": 0.5}]
     metrics["reference"] = {"excess_vendi": 0.4, "features": {"a": {"coverage": 0.07}}}
     said = words.verdict(metrics, "tiny", 3)
     assert "Independent classifiers agree on 25% to 50%." in said
-    assert words.verdict({}, "tiny", 1).startswith("Asked for one class, the inversion gave samples. No independent")
+    assert words.verdict({}, "tiny", 1).startswith("The inversion produced samples of one class. No independent")
     assert "40% as varied as real images" in said and "A sample lies near 7% of the real images." in said
 
 
-def test_a_figure_of_a_metric_that_the_report_does_not_know_means_what_its_docstring_says(
+def test_the_meaning_of_an_unknown_figure_comes_from_its_metrics_docstring(
     add_plugin: Callable[..., None],
 ) -> None:
     class Gloss(interpkit.Metric):
@@ -230,7 +232,7 @@ def test_a_figure_of_a_metric_that_the_report_does_not_know_means_what_its_docst
     assert words.meaning("evaluators.other.agreement").startswith("Share of samples that this independent")
 
 
-def test_warnings_stand_above_the_samples(run_copy: Path) -> None:
+def test_warnings_are_above_the_samples(run_copy: Path) -> None:
     metrics = json.loads((run_copy / "metrics.json").read_text())
     metrics |= {"inversion_accuracy": 0.99, "evaluators": [{"name": "<u>judge</u>", "agreement": 0.2}]}
     (run_copy / "metrics.json").write_text(json.dumps(metrics))
@@ -250,7 +252,7 @@ def test_the_command_repeats_the_run(page: Page, hostile_run: Path, tmp_path: Pa
     assert (hostile_run / "recipe.toml").read_text() in [text for _, text in page.all("pre")]
 
 
-def test_the_confusion_is_that_of_the_samples(page: Page, hostile_run: Path) -> None:
+def test_the_confusion_table_counts_the_samples(page: Page, hostile_run: Path) -> None:
     stored = safetensors.torch.load_file(hostile_run / "samples.safetensors")
     predicted = stored["probabilities"].argmax(1).view(3, 100)
     cells = [text for attributes, text in page.all("td") if attributes.get("class", "").startswith("heat-")]
@@ -258,21 +260,21 @@ def test_the_confusion_is_that_of_the_samples(page: Page, hostile_run: Path) -> 
     assert cells == [str(count) if count else "" for count in counts]
 
 
-def test_past_thirty_classes_the_confusion_is_a_list_of_what_is_confused_most(thousand_classes: Path) -> None:
+def test_above_thirty_classes_only_the_most_frequent_confusions_are_listed(thousand_classes: Path) -> None:
     page = read(thousand_classes / "report.html")
     told = page.all("table")[1][1]
-    assert "10 of 10" in told and "Taken for" in told
+    assert "10 of 10" in told and "Classified as" in told
     assert len(page.all("table")[1][1].split(" of ")) - 1 == 20
 
 
-def test_a_thousand_classes_of_ten_fit_in_20_mb(thousand_classes: Path) -> None:
+def test_ten_samples_of_a_thousand_classes_fit_in_20_mb(thousand_classes: Path) -> None:
     path = thousand_classes / "report.html"
     assert path.stat().st_size < 20_000_000
     images = read(path).pictures()
     assert len(images) == 10_000 and len({image["src"] for image in images}) == 10_000
 
 
-def test_training_is_drawn_from_the_history(page: Page, hostile_run: Path) -> None:
+def test_the_training_curves_come_from_the_history(page: Page, hostile_run: Path) -> None:
     history = [json.loads(line) for line in (hostile_run / "history.jsonl").read_text().splitlines()]
     names = [text for _, text in page.all("figcaption")]
     assert [name.rsplit(maxsplit=3)[0] for name in names] == ["inversion accuracy", "loss", "kl", "ce", "cosine"]
@@ -280,7 +282,7 @@ def test_training_is_drawn_from_the_history(page: Page, hostile_run: Path) -> No
     assert all(len(line) in (len(history), len(history) + 1) for line in lines)
 
 
-def test_a_curve_spans_its_box() -> None:
+def test_a_curve_fills_its_box() -> None:
     records = [interpkit.StepRecord(step, 9, 0.0, loss, {}, 0.25) for step, loss in ((1, 8.0), (5, 2.0), (9, 4.0))]
     accuracy, loss = curves.curves(records)
     assert (
@@ -292,7 +294,7 @@ def test_a_curve_spans_its_box() -> None:
     assert curves.curves([]) == []
 
 
-def test_the_shares_of_a_sample_are_the_targets_and_the_conditions(page: Page, hostile_run: Path) -> None:
+def test_a_sample_shows_the_targets_and_the_conditions_probabilities(page: Page, hostile_run: Path) -> None:
     stored = safetensors.torch.load_file(hostile_run / "samples.safetensors")
     drawn = interpkit.load_inversion(hostile_run).draw(100)
     for name, shares in (("shares", stored["probabilities"]), ("asked", drawn.distribution)):
@@ -329,7 +331,7 @@ def test_the_nearest_reference_image_is_found(run_copy: Path, tmp_path: Path) ->
     assert torch.equal(shown, some[distances.argmin(1), 0])
 
 
-def test_attributions_are_shown_with_the_samples_that_they_are_of(run_copy: Path) -> None:
+def test_attributions_are_shown_beside_their_samples(run_copy: Path) -> None:
     stored = safetensors.torch.load_file(run_copy / "samples.safetensors")["images"]
     (run_copy / "attributions").mkdir()
     maps = torch.zeros(3, 1, 12, 12)
@@ -340,24 +342,24 @@ def test_attributions_are_shown_with_the_samples_that_they_are_of(run_copy: Path
     shown, over = page.data["beside"]
     assert shown["title"] == "<em>" and not page.all("em")
     assert over["title"] == "<em> over the image" and over["places"] == shown["places"]
-    gray = decode(over["uris"][2])  # where nothing speaks, the image itself
+    gray = decode(over["uris"][2])  # without evidence, the image itself is shown
     assert torch.equal(gray[..., 0] if gray.dim() == 3 else gray, stored[200, 0])
     assert {row: place for row, place in enumerate(shown["places"]) if place >= 0} == {40: 0, 3: 1, 200: 2}
     positive, negative, nothing = (decode(uri)[0, 0].tolist() for uri in shown["uris"])
     assert positive[0] > positive[2] and negative[2] > negative[0] and nothing == [255, 255, 255]
-    assert sum(negative) > sum(positive)  # one scale: the weaker map is the paler one
+    assert sum(negative) > sum(positive)  # on a common scale the weaker map is paler
 
 
-def test_torn_attributions_are_named(run_copy: Path) -> None:
+def test_damaged_attributions_are_named(run_copy: Path) -> None:
     (run_copy / "attributions").mkdir()
     (run_copy / "attributions" / "saliency.safetensors").write_bytes(b"torn")
-    fails(1, "saliency.safetensors is not a whole safetensors file", "report", run_copy)
+    fails(1, "saliency.safetensors is not a complete safetensors file", "report", run_copy)
 
 
 # ------------------------------------------------------------------------------------------ pictures
 
 
-def test_pictures_come_in_the_best_quality_that_fits() -> None:
+def test_pictures_have_the_best_quality_that_fits() -> None:
     images = torch.randint(0, 256, (30, 3, 40, 50), dtype=torch.uint8)
     whole = encode.encode(images, 1e9)
     assert torch.equal(decode(whole[4]), images[4].permute(1, 2, 0))
@@ -377,13 +379,13 @@ def test_a_vector_is_drawn_as_bars_between_the_extremes_of_its_features() -> Non
     assert ((beyond == 255).sum(0)[[0, encode.BAR_WIDTH]]).tolist() == [encode.BAR_HEIGHT, 1]
 
 
-def test_a_run_of_one_class_or_of_another_releases_manifest_has_a_report(
+def test_a_run_of_one_class_or_of_another_release_has_a_report(
     tmp_path: Path, tiny_model: Path, quick: Callable[..., dict[str, Any]]
 ) -> None:
     interpkit.invert(tiny_model, out=tmp_path / "run", **quick(steps=1, labels=[2]))
     page = read(tmp_path / "run" / "report.html")
     assert len(page.samples()) == 100 and [a["data-class"] for a, _ in page.all("section", "class")] == ["2"]
-    assert len(page.all("img", "strip")) == 1 and "Asked for one class" in page.all("p", "verdict")[0][1]
+    assert len(page.all("img", "strip")) == 1 and "samples of one class" in page.all("p", "verdict")[0][1]
     manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
     for name in ("versions", "timings", "files", "presets"):
         del manifest[name]
@@ -429,12 +431,12 @@ def test_vectors_are_shown_as_bars_beside_their_nearest(add_plugin: Callable[...
 # ------------------------------------------------------------------------------------------ sections
 
 
-def test_the_report_has_walks_and_morphs_of_a_generator_only(
+def test_only_generators_have_walks_and_morphs_in_the_report(
     page: Page, tmp_path: Path, tiny_model: Path, quick: Callable[..., dict[str, Any]]
 ) -> None:
     alts = [attributes["alt"] for attributes, _ in page.all("img", "strip")]
     assert [" → " in alt for alt in alts] == [True] * 3 + [False] * 3
-    assert f"{HOSTILE[0]} → {HOSTILE[1]}: the target says" in alts[0]
+    assert f"{HOSTILE[0]} → {HOSTILE[1]}: the target predicts" in alts[0]
     interpkit.invert(
         tiny_model, inverter="pixels", steps=2, out=tmp_path / "run", device="cpu", options={"pixels.per_class": 2}
     )
@@ -443,7 +445,7 @@ def test_the_report_has_walks_and_morphs_of_a_generator_only(
 
 
 class Explained(ImageInversion):
-    """Images, one empty class, and sections of its own."""
+    """Images with one empty class, and sections for the report."""
 
     shown: list[Section]
 
@@ -466,7 +468,7 @@ def test_the_report_shows_an_inversions_own_sections(tmp_path: Path, tiny_target
     assert [text for _, text in page.all("h2")][-4:-1] == ["Rules", "Paths", "How it was made"]
     assert any("x < <i>3</i>" in text for _, text in page.all("td"))
     first, second = (attributes for attributes, _ in page.all("img", "strip"))
-    assert first["alt"].startswith("A <b> → C: the target says class")
+    assert first["alt"].startswith("A <b> → C: the target predicts class")
     assert decode(first["src"]).shape[-1] == 3 * 12 and decode(second["src"]).shape[-1] == 12 * 12
     (frames, *_) = page.all("ol", "of-3")
     with tiny_target.frozen(), torch.no_grad():
@@ -491,9 +493,7 @@ def test_the_report_says_why_a_class_is_empty(tmp_path: Path, tiny_target: inter
     ],
     ids=["a text", "a short row", "too many images", "no image", "other images"],
 )
-def test_a_section_that_no_page_can_show_is_named(
-    tiny_target: interpkit.Target, tmp_path: Path, section: Any, fault: str
-) -> None:
+def test_an_invalid_section_is_named(tiny_target: interpkit.Target, tmp_path: Path, section: Any, fault: str) -> None:
     run = explained(tiny_target).save(tmp_path / "run")
     inversion = explained(tiny_target, section)
     with pytest.raises(PluginError, match=fault):
@@ -540,7 +540,7 @@ def test_runs_that_cannot_be_shown_say_why(run_copy: Path, finished_run: Path, t
     assert not page.exists()
 
 
-def test_open_starts_the_browser(run_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_open_option_starts_the_browser(run_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     opened = []
     monkeypatch.setattr("typer.launch", lambda url: opened.append(url) or 0)
     assert cli("report", run_copy).exit_code == 0 and opened == []
@@ -553,7 +553,7 @@ def test_open_starts_the_browser(run_copy: Path, monkeypatch: pytest.MonkeyPatch
 # ---------------------------------------------------------------------------------------- comparison
 
 
-def test_a_comparison_lays_runs_side_by_side(hostile_run: Path, finished_run: Path, tmp_path: Path) -> None:
+def test_a_comparison_shows_runs_side_by_side(hostile_run: Path, finished_run: Path, tmp_path: Path) -> None:
     odd = Path(shutil.copytree(finished_run, tmp_path / "<u>odd"))
     out = tmp_path / "page.html"
     result = cli("compare", hostile_run, odd, "--html", out)
@@ -573,7 +573,7 @@ def test_a_comparison_lays_runs_side_by_side(hostile_run: Path, finished_run: Pa
     assert all(str(column["inversion_accuracy"]) in row for column in figures)
 
 
-def test_a_comparison_needs_no_classifier_and_takes_vectors(tmp_path: Path, run_copy: Path) -> None:
+def test_a_comparison_needs_no_classifier_and_accepts_vectors(tmp_path: Path, run_copy: Path) -> None:
     manifest = json.loads((run_copy / "manifest.json").read_text())
     manifest["model"]["path"] = "/gone"
     (run_copy / "manifest.json").write_text(json.dumps(manifest))
@@ -584,7 +584,7 @@ def test_a_comparison_needs_no_classifier_and_takes_vectors(tmp_path: Path, run_
     page = read(interpkit.write_comparison({"images": run_copy, "vectors": vectors}, tmp_path / "page.html"))
     assert {(image["width"], image["height"]) for image in page.pictures()} == {("12", "12"), ("20", "32")}
     safetensors.torch.save_file(stored, vectors / "samples.safetensors")
-    with pytest.raises(interpkit.RunError, match="samples are images"):
+    with pytest.raises(interpkit.RunError, match="samples need images"):
         interpkit.write_comparison({"images": run_copy, "vectors": vectors}, tmp_path / "page.html")
-    with pytest.raises(interpkit.UsageError, match="two runs or more"):
+    with pytest.raises(interpkit.UsageError, match="at least two runs"):
         interpkit.write_comparison({"images": run_copy}, tmp_path / "page.html")

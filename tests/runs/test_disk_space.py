@@ -1,4 +1,4 @@
-"""What a run takes of the disk is stated before it starts, and a disk too small for it is refused."""
+"""The disk use of a run is estimated before it starts, and a disk that is too small is refused."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ def taken(folder: Path) -> int:
     ],
     ids=["plain", "long", "two generators", "one class", "without a generator"],
 )
-def test_a_run_never_takes_more_than_was_stated(
+def test_a_run_never_uses_more_than_estimated(
     tiny_model: Path, quick: Quick, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]
 ) -> None:
-    """Whenever a file takes its place, the old one is still there beside it."""
+    """Measure when each file is renamed, because the old file still exists then."""
     monkeypatch.setattr(recovery, "KEEP_EVERY", 10)
-    monkeypatch.setattr(disk_space, "PAGES", 300_000)  # else nothing of so small a run could exceed it
+    monkeypatch.setattr(disk_space, "PAGES", 300_000)  # otherwise such a small run could never exceed the estimate
     replace, most = os.replace, 0
 
     def watched(source: Any, destination: Any) -> None:
@@ -59,7 +59,7 @@ def test_a_run_never_takes_more_than_was_stated(
     assert 0 < taken(tmp_path / "run") <= most <= job.disk_bytes
 
 
-def test_most_of_what_is_stated_is_the_checkpoint_of_a_large_generator(tiny_target: Any, quick: Quick) -> None:
+def test_checkpoints_dominate_the_estimate_of_a_large_generator(tiny_target: Any, quick: Quick) -> None:
     wide = {"upconv.width": 128, "upconv.min_width": 64}
     small, large = (prepare(tiny_target, **quick(options=options)).disk_bytes for options in ({}, wide))
     weights = sum(
@@ -69,7 +69,7 @@ def test_most_of_what_is_stated_is_the_checkpoint_of_a_large_generator(tiny_targ
     assert 18 * weights < large - disk_space.PAGES < 22 * weights + small - disk_space.PAGES
 
 
-def test_a_job_counts_its_disk_use_without_weights(
+def test_the_disk_use_is_estimated_without_allocating_weights(
     tiny_model: Path, quick: Quick, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     devices: list[str] = []
@@ -93,7 +93,7 @@ def test_a_disk_that_is_too_small_is_refused_before_anything_is_written(
     assert not (tmp_path / "run").exists()
 
 
-def test_what_a_run_replaces_counts_as_free(
+def test_files_that_a_run_replaces_count_as_free(
     run_copy: Path, tiny_model: Path, quick: Quick, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job = prepare(tiny_model, **quick())
@@ -106,9 +106,7 @@ def test_what_a_run_replaces_counts_as_free(
         disk_space.check(run_copy.with_name("other"), job.disk_bytes)
 
 
-def test_the_free_space_is_that_of_the_nearest_folder_that_is_there(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_free_space_is_that_of_the_nearest_existing_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Path] = []
 
     def usage(path: Path) -> Usage:
@@ -122,7 +120,7 @@ def test_the_free_space_is_that_of_the_nearest_folder_that_is_there(
 
 
 @pytest.mark.parametrize("dry", [True, False])
-def test_the_command_line_states_it_at_the_start(
+def test_the_command_line_prints_the_estimate_at_the_start(
     tiny_model: Path, quick_flags: list[str], tmp_path: Path, dry: bool
 ) -> None:
     words = ["invert", str(tiny_model), *quick_flags, "--out", str(tmp_path / "run"), *(["--dry-run"] if dry else [])]

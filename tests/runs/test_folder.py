@@ -1,4 +1,4 @@
-"""A run on disk: every file of the contract, loading, resuming bit by bit, and faults in files of all kinds."""
+"""The run folder: its files, loading, bit-for-bit resuming, and damaged files of all kinds."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def change_manifest(folder: Path, **changes: Any) -> None:
 
 
 def stop_at(step: int, folder: Path, target: Any, **settings: Any) -> Inversion:
-    """Run into the folder, and ask for a stop at a step, as Ctrl-C does."""
+    """Start a run in the folder, and request a stop at a step, as Ctrl-C does."""
     job = prepare(target, settings.pop("plugins"), **settings)
     return job.run(out=folder, on_step=lambda done: job.request_stop() if done == step else None)
 
@@ -81,7 +81,7 @@ def test_the_recipe_on_disk_is_the_resolved_one(finished_run: Path, tiny_model: 
     assert recipe.conditioner is not None and "max_side" in recipe.conditioner.options
 
 
-def test_the_manifest_says_what_made_the_run(finished_run: Path, tiny_model: Path) -> None:
+def test_the_manifest_records_what_made_the_run(finished_run: Path, tiny_model: Path) -> None:
     found = manifest(finished_run)
     assert found["model"] == {"name": "tiny", "path": str(tiny_model), "sha256": sha256(tiny_model)}
     assert (found["schema"], found["status"], found["steps_done"], found["resumed_from"]) == (1, "finished", 12, None)
@@ -94,7 +94,7 @@ def test_the_manifest_says_what_made_the_run(finished_run: Path, tiny_model: Pat
     assert found["timings"]["training_seconds"] > 0
 
 
-def test_the_weights_describe_themselves(finished_run: Path) -> None:
+def test_the_weights_file_has_descriptive_metadata(finished_run: Path) -> None:
     with safetensors.safe_open(finished_run / "generator.safetensors", "pt") as file:
         metadata = file.metadata()
         names = list(file.keys())
@@ -125,7 +125,7 @@ def test_the_samples_have_the_tensors_of_the_contract(finished_run: Path) -> Non
     assert samples["generator"].unique().tolist() == [0]
 
 
-def test_the_samples_are_judged_by_the_target_as_they_are_stored(finished_run: Path, tiny_target: Any) -> None:
+def test_the_target_scores_the_samples_as_they_are_stored(finished_run: Path, tiny_target: Any) -> None:
     samples = load(finished_run / "samples.safetensors")
     with torch.no_grad(), tiny_target.frozen():
         expected = tiny_target(samples["images"] / 255).softmax(1)
@@ -158,7 +158,7 @@ def test_the_metrics_are_those_of_the_samples(finished_run: Path) -> None:
     assert 1 <= metrics["diversity"]["vendi_pooled"] <= 100  # the quick metrics of plugins are there too
 
 
-def test_the_grid_shows_a_row_of_ten_a_class(finished_run: Path) -> None:
+def test_the_grid_has_one_row_of_ten_samples_per_class(finished_run: Path) -> None:
     with Image.open(finished_run / "samples.png") as grid:
         width, height = grid.size
     assert height == 3 * (48 + 2) + 2  # 12 pixels, four times as large
@@ -170,7 +170,7 @@ def test_the_checkpoint_holds_the_last_step_and_no_code(finished_run: Path) -> N
 
 
 @pytest.mark.parametrize(("classes", "count", "kept"), [(12, 1000, True), (1001, 1001, False)])
-def test_above_ten_classes_there_are_a_thousand_samples_and_one_a_class_at_least(
+def test_runs_with_more_than_ten_classes_keep_a_thousand_samples_or_one_per_class(
     tmp_path: Path, quick: Quick, classes: int, count: int, kept: bool
 ) -> None:
     target = interpkit.wrap(nn.Sequential(nn.Flatten(), nn.Linear(64, classes)), (1, 8, 8))
@@ -186,14 +186,14 @@ def test_above_ten_classes_there_are_a_thousand_samples_and_one_a_class_at_least
         assert grid.size[1] == min(classes, 50) * (48 + 2) + 2
 
 
-def test_a_run_of_some_classes_has_samples_of_those_alone(tmp_path: Path, tiny_model: Path, quick: Quick) -> None:
+def test_a_run_of_some_classes_has_samples_of_only_those(tmp_path: Path, tiny_model: Path, quick: Quick) -> None:
     interpkit.invert(tiny_model, out=tmp_path, **quick(steps=1, labels=[2, 0]))
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     assert sorted((row["label"], row["count"]) for row in metrics["per_class"]) == [(0, 100), (2, 100)]
 
 
 class Vectors(Generator):
-    """Makes vectors."""
+    """Generates vectors."""
 
     name = "vectors"
 
@@ -224,16 +224,14 @@ def test_a_classifier_of_vectors_has_inputs_and_no_picture(
 # ----------------------------------------------------------------------------------------------- loading
 
 
-def test_a_loaded_inversion_gives_the_samples_of_the_run_bit_by_bit(
-    tmp_path: Path, tiny_model: Path, quick: Quick
-) -> None:
+def test_a_loaded_inversion_repeats_the_samples_bit_by_bit(tmp_path: Path, tiny_model: Path, quick: Quick) -> None:
     inversion = interpkit.invert(tiny_model, out=tmp_path, **quick(steps=3))
     again = interpkit.load_inversion(tmp_path)
     assert torch.equal(again.sample(per_class=5)[0], inversion.sample(per_class=5)[0])
     assert [record.step for record in again.history] == [record.step for record in inversion.history]
 
 
-def test_repeating_a_run_from_its_own_recipe_gives_the_same_run(
+def test_repeating_a_run_from_its_recipe_gives_the_same_files(
     finished_run: Path, tmp_path: Path, tiny_model: Path, same_tensors: Same
 ) -> None:
     interpkit.invert(tiny_model, config=finished_run / "recipe.toml", out=tmp_path / "again")
@@ -242,7 +240,7 @@ def test_repeating_a_run_from_its_own_recipe_gives_the_same_run(
     assert (tmp_path / "again" / "recipe.toml").read_text() == (finished_run / "recipe.toml").read_text()
 
 
-def test_a_changed_classifier_is_refused_and_one_that_moved_is_named(
+def test_a_changed_classifier_is_refused_and_a_moved_one_can_be_named(
     tmp_path: Path, make_model: MakeModel, quick: Quick
 ) -> None:
     model = make_model(tmp_path / "mine.safetensors")
@@ -284,16 +282,16 @@ def test_a_target_that_is_not_the_runs_is_refused(finished_run: Path) -> None:
         ("manifest.json", b"[1]", "is not a JSON object"),
         ("manifest.json", b'{"schema": 2}', "schema 2; this interpkit reads 1. A newer one wrote it: (pip|git) "),
         ("manifest.json", b'{"schema": "x"}', r"schema 'x'; this interpkit reads 1\.$"),
-        ("manifest.json", b'{"schema": 1}', "does not say which classifier"),
+        ("manifest.json", b'{"schema": 1}', "does not state which classifier"),
         ("manifest.json", b'{"schema": 1, "model": {"name": "a", "path": 1, "sha256": null}}', "which classifier"),
         ("generator.safetensors", None, "has no generator.safetensors: resume the run with resume=True"),
-        ("generator.safetensors", b"\x08\0\0\0\0\0\0\0{}", "is not a whole safetensors file"),
-        ("generator.safetensors", b"", "is not a whole safetensors file"),
+        ("generator.safetensors", b"\x08\0\0\0\0\0\0\0{}", "is not a complete safetensors file"),
+        ("generator.safetensors", b"", "is not a complete safetensors file"),
         ("generator.safetensors", safetensors.torch.save({"generator.x": torch.ones(1)}), "does not fit the recipe"),
         ("history.jsonl", b'{"step": 1, "los\n{"step": 2}\n', r"history\.jsonl, line 1: not a record"),
     ],
 )
-def test_a_spoilt_file_is_named(run_copy: Path, name: str, content: bytes | None, words: str) -> None:
+def test_a_damaged_file_is_named(run_copy: Path, name: str, content: bytes | None, words: str) -> None:
     if name == "generator.safetensors":  # of a run of 0.1, whose manifest does not list its files
         change_manifest(run_copy, files={})
     (run_copy / name).unlink()
@@ -312,14 +310,14 @@ def test_a_file_that_is_not_the_one_the_run_wrote_is_refused(run_copy: Path) -> 
         interpkit.load_inversion(run_copy)
 
 
-def test_a_spoilt_recipe_is_named(run_copy: Path) -> None:
+def test_a_damaged_recipe_is_named(run_copy: Path) -> None:
     (run_copy / "recipe.toml").write_text("steps = 0")
     with pytest.raises(UsageError, match=r"recipe\.toml: steps = 0"):
         interpkit.load_inversion(run_copy)
 
 
 @pytest.mark.parametrize("resume", [False, True])
-def test_a_recipe_of_another_release_is_refused_with_that_release(run_copy: Path, resume: bool) -> None:
+def test_an_invalid_recipe_of_another_release_names_that_release(run_copy: Path, resume: bool) -> None:
     manifest = json.loads((run_copy / "manifest.json").read_text())
     (run_copy / "manifest.json").write_text(json.dumps(manifest | {"interpkit": "7.2.0"}))
     (run_copy / "recipe.toml").write_text("average = 0.9\n" + (run_copy / "recipe.toml").read_text())
@@ -332,7 +330,7 @@ def test_a_recipe_of_another_release_is_refused_with_that_release(run_copy: Path
 @pytest.mark.parametrize(
     "tail", ['{"step": 13, "seco', '{"step": 13}', '{"step": 13, "seconds": 0.1, "loss": 1.0, "\ufffd']
 )
-def test_a_torn_last_line_of_the_history_is_ignored(run_copy: Path, tail: str) -> None:
+def test_an_incomplete_last_line_of_the_history_is_ignored(run_copy: Path, tail: str) -> None:
     with (run_copy / "history.jsonl").open("a", encoding="utf-8") as file:
         file.write(tail)
     assert [record.step for record in interpkit.load_inversion(run_copy).history] == [1, 10, 12]
@@ -361,7 +359,7 @@ def assert_same_run(folder: Path, other: Path, same_tensors: Same) -> None:
 
 
 @pytest.mark.parametrize("step", [1, 5, 6, 13])
-def test_a_run_that_was_stopped_and_resumed_is_the_uninterrupted_one(
+def test_a_run_that_was_stopped_and_resumed_equals_an_uninterrupted_one(
     tmp_path: Path, tiny_model: Path, quick: Quick, whole: Path, same_tensors: Same, step: int
 ) -> None:
     stopped = stop_at(step, tmp_path, tiny_model, **quick(steps=14, checkpoint_every=5))
@@ -374,10 +372,10 @@ def test_a_run_that_was_stopped_and_resumed_is_the_uninterrupted_one(
 
 
 @pytest.mark.parametrize("step", [3, 9, 12])
-def test_a_run_that_was_killed_and_resumed_is_the_uninterrupted_one(
+def test_a_run_that_was_killed_and_resumed_equals_an_uninterrupted_one(
     tmp_path: Path, tiny_model: Path, quick: Quick, whole: Path, same_tensors: Same, step: int
 ) -> None:
-    """At step 3 there is no checkpoint yet; at 12 the history is ahead of that of step 7, and its last line is torn."""
+    """At step 3 there is no checkpoint; at 12 the history is ahead of the checkpoint of step 7, its last line torn."""
 
     def die(done: int) -> None:
         if done == step:
@@ -392,7 +390,7 @@ def test_a_run_that_was_killed_and_resumed_is_the_uninterrupted_one(
     assert_same_run(tmp_path, whole, same_tensors)
 
 
-def test_a_run_that_was_interrupted_twice_is_the_uninterrupted_one(
+def test_a_run_that_was_interrupted_twice_equals_an_uninterrupted_one(
     tmp_path: Path, tiny_model: Path, quick: Quick, whole: Path, same_tensors: Same
 ) -> None:
     stop_at(4, tmp_path, tiny_model, **quick(steps=14, checkpoint_every=5))
@@ -404,12 +402,12 @@ def test_a_run_that_was_interrupted_twice_is_the_uninterrupted_one(
     assert rows(tmp_path)[-1]["seconds"] >= seconds
 
 
-def test_resuming_where_nothing_is_starts(tmp_path: Path, tiny_model: Path, quick: Quick) -> None:
+def test_resuming_without_a_run_starts_one(tmp_path: Path, tiny_model: Path, quick: Quick) -> None:
     interpkit.invert(tiny_model, out=tmp_path / "new", resume=True, **quick(steps=2))
     assert (manifest(tmp_path / "new")["status"], manifest(tmp_path / "new")["resumed_from"]) == ("finished", None)
 
 
-def test_a_finished_run_is_left_as_it_is_and_returned(run_copy: Path, tiny_model: Path) -> None:
+def test_resuming_a_finished_run_returns_it_unchanged(run_copy: Path, tiny_model: Path) -> None:
     before = {path.name: path.read_bytes() for path in run_copy.iterdir()}
     inversion = interpkit.invert(tiny_model, out=run_copy, resume=True)
     assert inversion.steps_done == 12
@@ -443,7 +441,7 @@ def test_resuming_with_another_seed_is_refused_by_name(
     assert (folder / "recipe.toml").read_text() == before
 
 
-def test_resuming_names_each_setting_that_differs_and_no_other(run_copy: Path, tiny_model: Path, quick: Quick) -> None:
+def test_resuming_names_exactly_the_settings_that_differ(run_copy: Path, tiny_model: Path, quick: Quick) -> None:
     with pytest.raises(RunError) as caught:
         interpkit.invert(tiny_model, out=run_copy, resume=True, **quick(steps=20, batch_size=4, losses={"kl": 0.5}))
     assert "batch_size (8 there)" in str(caught.value) and "losses" in str(caught.value)
@@ -499,7 +497,7 @@ def test_a_corrupt_checkpoint_is_named_and_nothing_is_lost(
 
 
 class Payload:
-    """What a malicious checkpoint holds: unpickled, it runs a command."""
+    """Content of a malicious checkpoint: runs a command when it is unpickled."""
 
     def __init__(self, command: str) -> None:
         self.command = command
@@ -518,7 +516,7 @@ def test_code_in_a_checkpoint_is_refused_and_not_run(
     with pytest.raises(RunError, match="checkpoint"):
         interpkit.invert(tiny_model, out=run, resume=True)
     assert not mark.exists()
-    os.system(f"touch {mark}")  # the payload does work
+    os.system(f"touch {mark}")  # check that the payload works
     assert mark.exists()
 
 
@@ -530,7 +528,7 @@ def test_the_folder_of_another_run_is_refused_and_replaced_on_request(
 ) -> None:
     (run_copy / "notes.txt").write_text("mine")
     before = (run_copy / "manifest.json").read_bytes()
-    with pytest.raises(RunError, match=r"holds another run.*resume=True.*force=True.*by out"):
+    with pytest.raises(RunError, match=r"holds another run.*resume=True.*force=True.*with out"):
         interpkit.invert(tiny_model, out=run_copy, **quick(steps=2))
     assert (run_copy / "manifest.json").read_bytes() == before
     interpkit.invert(tiny_model, out=run_copy, force=True, **quick(steps=2))
@@ -538,17 +536,17 @@ def test_the_folder_of_another_run_is_refused_and_replaced_on_request(
     assert (run_copy / "notes.txt").read_text() == "mine"
 
 
-def test_a_file_in_the_place_of_the_folder_is_named(tmp_path: Path, tiny_model: Path, quick: Quick) -> None:
+def test_a_file_instead_of_the_folder_is_refused_by_name(tmp_path: Path, tiny_model: Path, quick: Quick) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(RunError, match="cannot make the folder"):
         interpkit.invert(tiny_model, out=tmp_path / "file", **quick(steps=1))
 
 
-def test_a_run_that_failed_keeps_its_last_good_checkpoint_and_says_so(
+def test_a_failed_run_keeps_its_last_good_checkpoint_and_says_so(
     tmp_path: Path, quick: Quick, tiny_module: Callable[..., nn.Module]
 ) -> None:
     class Fading(nn.Module):
-        """A classifier that gives NaN at step 8 and again at the lower rate; it runs once before step 1."""
+        """A classifier that returns NaN at step 8 and again at the lower rate; it runs once before step 1."""
 
         def __init__(self) -> None:
             super().__init__()
@@ -569,7 +567,7 @@ def test_a_run_that_failed_keeps_its_last_good_checkpoint_and_says_so(
 
 
 @pytest.mark.parametrize("call", ["replace", "fsync"])
-def test_a_write_that_fails_keeps_the_old_file_and_leaves_no_other(
+def test_a_failed_write_keeps_the_old_file_and_leaves_no_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
 ) -> None:
     def full(*arguments: object) -> None:
@@ -593,7 +591,7 @@ def test_a_write_replaces_the_file_with_the_usual_permissions(tmp_path: Path) ->
     assert stat.S_IMODE(path.stat().st_mode) == stat.S_IMODE((tmp_path / "plain").stat().st_mode)
 
 
-def test_a_full_disk_at_a_checkpoint_keeps_the_one_before(
+def test_a_full_disk_at_a_checkpoint_keeps_the_previous_one(
     tmp_path: Path, tiny_model: Path, quick: Quick, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     replace, full_from = os.replace, 10
@@ -623,7 +621,7 @@ def test_a_users_file_that_a_run_would_overwrite_is_named_and_kept(
     tmp_path: Path, tiny_model: Path, quick: Quick, name: str, force: bool
 ) -> None:
     (tmp_path / name).write_text("mine")
-    with pytest.raises(RunError, match=rf"is not a run, and holds {name}, which a run would overwrite.*by out"):
+    with pytest.raises(RunError, match=rf"is not a run, but holds {name}, which a run would overwrite.*with out"):
         interpkit.invert(tiny_model, out=tmp_path, force=force, **quick(steps=1))
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [(name, "mine")]
 
@@ -634,21 +632,19 @@ def test_other_files_of_the_user_do_not_matter(tmp_path: Path, tiny_model: Path,
     assert (tmp_path / "notes.txt").read_text() == "mine"
 
 
-def test_force_removes_nothing_where_the_manifest_is_a_strangers(
-    tmp_path: Path, tiny_model: Path, quick: Quick
-) -> None:
-    """Web pages have a manifest.json too."""
+def test_force_removes_nothing_if_the_manifest_is_not_a_runs(tmp_path: Path, tiny_model: Path, quick: Quick) -> None:
+    """Web applications have a manifest.json too."""
     (tmp_path / "manifest.json").write_text('{"name": "a page"}')
     (tmp_path / "report.html").write_text("mine")
-    with pytest.raises(RunError, match=r"manifest\.json has schema None.*force=True removes nothing there"):
+    with pytest.raises(RunError, match=r"manifest\.json has schema None.*force=True removes nothing"):
         interpkit.invert(tiny_model, out=tmp_path, force=True, **quick(steps=1))
     assert (tmp_path / "report.html").read_text() == "mine"
 
 
-def test_a_run_is_known_as_one_until_force_has_removed_it_all(
+def test_a_folder_counts_as_a_run_until_force_has_removed_everything(
     run_copy: Path, tiny_model: Path, quick: Quick, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """So that the same command goes on where it was killed, and no state of the old run stays for the new one."""
+    """If the command is killed, it can be repeated, and the new run finds no state of the old one."""
     removed: list[str] = []
     unlink = os.unlink
 
@@ -680,7 +676,7 @@ def test_resuming_with_another_preprocessing_is_refused_by_name(tmp_path: Path, 
         interpkit.invert(tiny_model, out=tmp_path, resume=True, target_options={"mean": [0.4]})
 
 
-def test_a_run_is_finished_once_its_report_is_there(
+def test_a_run_is_finished_when_its_report_exists(
     tmp_path: Path, tiny_model: Path, quick: Quick, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A run that is killed while it writes the report can be resumed, and then writes it."""
@@ -700,10 +696,10 @@ def test_a_run_is_finished_once_its_report_is_there(
 
 
 @pytest.mark.parametrize("step", [4, 7, 13])
-def test_the_history_of_a_run_that_was_stopped_is_that_of_the_whole_one(
+def test_a_stopped_run_has_the_history_of_an_uninterrupted_one(
     tmp_path: Path, tiny_model: Path, quick: Quick, whole: Path, step: int
 ) -> None:
-    """The step at which it was stopped is recorded for who looks then, and forgotten when the run goes on."""
+    """The step of the stop is recorded for readers of the stopped run, and removed when the run is resumed."""
     stop_at(step, tmp_path, tiny_model, **quick(steps=14, checkpoint_every=5))
     assert rows(tmp_path)[-1]["step"] == step
     interpkit.invert(tiny_model, out=tmp_path, resume=True)
@@ -711,19 +707,19 @@ def test_the_history_of_a_run_that_was_stopped_is_that_of_the_whole_one(
     assert histories[0] == histories[1]
 
 
-def test_checkpoints_leave_no_trace_in_the_history(tmp_path: Path, tiny_model: Path, quick: Quick, whole: Path) -> None:
-    """They also come by the clock, and the same run is to have the same history."""
+def test_checkpoints_do_not_change_the_history(tmp_path: Path, tiny_model: Path, quick: Quick, whole: Path) -> None:
+    """Checkpoints also depend on the clock, but equal runs must have equal histories."""
     interpkit.invert(tiny_model, out=tmp_path, **quick(steps=14, checkpoint_every=2))
     histories = [[{**row, "seconds": 0} for row in rows(folder)] for folder in (tmp_path, whole)]
     assert histories[0] == histories[1]
 
 
 @pytest.mark.parametrize("error", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory.")], ids=repr)
-def test_out_of_memory_while_a_checkpoint_is_saved_takes_no_step_twice(
+def test_running_out_of_memory_while_saving_a_checkpoint_repeats_no_step(
     tmp_path: Path, tiny_model: Path, quick: Quick, whole: Path, monkeypatch: pytest.MonkeyPatch, error: Exception,
     same_tensors: Same,
 ) -> None:  # fmt: skip
-    """The weights have moved by then, so that the step is not to be taken again by half batches."""
+    """The step has already changed the weights, so it must not be repeated with half batches."""
     save, saved = torch.save, []
 
     def out_of_memory(*arguments: Any) -> None:
@@ -746,7 +742,7 @@ def test_out_of_memory_while_a_checkpoint_is_saved_takes_no_step_twice(
 def test_no_plugin_is_blamed_for_a_full_disk(
     tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    """An inverter of a plugin has the recorder write, and is on the stack then."""
+    """A plugin's inverter calls the recorder, so its code is on the stack when the write fails."""
     fsync = os.fsync
 
     def full(handle: int) -> None:

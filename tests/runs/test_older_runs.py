@@ -1,4 +1,4 @@
-"""What earlier releases wrote opens with the code of today: see tests/fixtures/make.py."""
+"""Files of earlier releases open with today's code; tests/fixtures/make.py wrote them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.parametrize("written", RELEASES, ids=lambda folder: fol
 
 @pytest.fixture
 def there(written: Path, tmp_path: Path) -> Path:
-    """Return a copy of all that a release wrote."""
+    """Return a copy of the files of a release."""
     return Path(shutil.copytree(written, tmp_path / "written"))
 
 
@@ -41,12 +41,12 @@ def losses(folder: Path) -> dict[int, float]:
     return {row["step"]: row["loss"] for row in rows}
 
 
-def test_there_is_one_of_this_release(written: Path) -> None:
+def test_there_is_a_fixture_of_this_release(written: Path) -> None:
     assert ".".join(interpkit.__version__.split(".")[:2]) in [folder.name for folder in RELEASES]
     assert sum(path.stat().st_size for path in written.rglob("*")) < 400_000
 
 
-def test_a_packed_classifier_says_what_it_did(there: Path) -> None:
+def test_a_packed_classifier_predicts_what_it_did(there: Path) -> None:
     target = interpkit.load_target(there / "classifier.safetensors")
     stored, _, _ = read_images(there / "generator" / "samples.safetensors", target)
     probabilities = load_file(there / "generator" / "samples.safetensors")["probabilities"]
@@ -55,12 +55,12 @@ def test_a_packed_classifier_says_what_it_did(there: Path) -> None:
 
 
 @pytest.mark.parametrize(("name", "per_class"), [("generator", 100), ("evaluated", 100), ("pixels", 4)])
-def test_a_run_opens_and_gives_its_samples_again(there: Path, name: str, per_class: int) -> None:
+def test_a_run_opens_and_repeats_its_samples(there: Path, name: str, per_class: int) -> None:
     inversion = Run.open(there / name).load(model=there / "classifier.safetensors")
     images, labels = inversion.sample(per_class=per_class)
     stored = load_file(there / name / "samples.safetensors")
     assert torch.equal(labels, stored["labels"])
-    # On another processor the last digits differ, and so now and then a rounding to 8 bits.
+    # On another processor the last digits differ, which occasionally changes the rounding to 8 bits.
     assert (images * 255 - stored["images"]).abs().max() < 1.01
     assert inversion.history[-1].step == inversion.recipe.steps
 
@@ -93,11 +93,11 @@ def test_runs_are_compared(there: Path) -> None:
     assert (there / "all.html").stat().st_size > 1000
 
 
-def test_a_run_that_was_stopped_goes_on_to_where_it_would_have_ended(there: Path) -> None:
+def test_a_stopped_run_is_resumed_to_the_same_result(there: Path) -> None:
     stopped, whole = there / "stopped", there / "generator"
     assert max(losses(stopped)) == 23
     command("invert", there / "classifier.safetensors", "--out", stopped, "--resume")
-    assert losses(stopped)[40] == pytest.approx(losses(whole)[40], rel=0.05)  # another processor rounds otherwise
+    assert losses(stopped)[40] == pytest.approx(losses(whole)[40], rel=0.05)  # another processor rounds differently
     assert Run.open(stopped).manifest().status == "finished"
 
 

@@ -1,4 +1,4 @@
-"""Samples as shards: exact counts, the same files whoever makes them and in whatever order, one in memory at a time."""
+"""Shards have exact counts, do not depend on processes or order, and are in memory one at a time."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ SIZES = {f"upconv.{name}": 8 for name in ("width", "min_width", "latent", "hidde
 
 
 class Dice(nn.Module):
-    """Gives the classes 0 to 2 as the sum of an image's bytes falls, and class 3 never."""
+    """Predicts the sum of an image's bytes modulo 3, so one of the classes 0 to 2, and never class 3."""
 
     def forward(self, x: Tensor) -> Tensor:
         faces = (x * 255).round().flatten(1).sum(1).detach().long() % 3
@@ -68,7 +68,7 @@ def asked(**changes: Any) -> dict[str, Any]:
 
 
 class Alone(World):
-    """One of several processes that meets no other: they run one after another."""
+    """One of several processes that run one after another."""
 
     def broadcast(self, value: Any) -> Any:
         return value
@@ -81,7 +81,7 @@ class Alone(World):
 
 
 @pytest.mark.parametrize("accepted", [False, True])
-def test_there_are_exactly_as_many_as_asked_for_and_the_classes_take_turns_across_shards(
+def test_the_count_is_exact_and_classes_alternate_across_shards(
     inversion: GeneratorInversion, tmp_path: Path, accepted: bool
 ) -> None:
     index = write_shards(inversion, tmp_path, **asked(accepted=accepted))
@@ -103,7 +103,7 @@ def test_there_are_exactly_as_many_as_asked_for_and_the_classes_take_turns_acros
     ]
 
 
-def test_a_shard_is_read_as_the_samples_of_a_run_are(inversion: GeneratorInversion, tmp_path: Path) -> None:
+def test_a_shard_is_read_like_the_samples_of_a_run(inversion: GeneratorInversion, tmp_path: Path) -> None:
     write_shards(inversion, tmp_path, **asked())
     path = tmp_path / "samples-000001.safetensors"
     images, labels, generator = read_images(path, inversion.target)
@@ -111,7 +111,7 @@ def test_a_shard_is_read_as_the_samples_of_a_run_are(inversion: GeneratorInversi
     assert generator.tolist() == [row // 3 % 2 for row in range(20, 40)]
 
 
-def test_only_accepted_ones_are_kept_and_the_rate_is_that_of_all_tries(
+def test_only_accepted_samples_are_kept_and_the_rate_counts_all_tries(
     inversion: GeneratorInversion, tmp_path: Path
 ) -> None:
     index = write_shards(inversion, tmp_path, **asked(accepted=True))
@@ -127,7 +127,7 @@ def test_only_accepted_ones_are_kept_and_the_rate_is_that_of_all_tries(
     assert 0.2 < index["rate"] < 0.5
 
 
-def test_without_that_the_rate_is_that_of_the_samples(inversion: GeneratorInversion, tmp_path: Path) -> None:
+def test_without_rejection_the_rate_is_that_of_the_samples(inversion: GeneratorInversion, tmp_path: Path) -> None:
     index = write_shards(inversion, tmp_path, **asked())
     samples = read(tmp_path)
     right = samples["probabilities"].argmax(1) == samples["labels"]
@@ -137,7 +137,7 @@ def test_without_that_the_rate_is_that_of_the_samples(inversion: GeneratorInvers
         assert (row["tries"], row["accepted"]) == (int(own.sum()), int(right[own].sum()))
 
 
-def test_tries_go_on_to_the_next_generator(inversion: GeneratorInversion, tmp_path: Path) -> None:
+def test_repeated_tries_use_the_next_generator(inversion: GeneratorInversion, tmp_path: Path) -> None:
     write_shards(inversion, tmp_path / "all", **asked(labels=[1]))
     write_shards(inversion, tmp_path / "accepted", **asked(labels=[1], accepted=True))
     assert read(tmp_path / "all")["generator"].tolist() == [0, 1] * 25
@@ -158,7 +158,7 @@ def test_seed_dropout_and_labels_change_the_samples(inversion: GeneratorInversio
 
 @pytest.mark.parametrize("accepted", [False, True])
 @pytest.mark.parametrize("size", [2, 3, 5])
-def test_several_processes_make_the_files_of_one(
+def test_several_processes_write_the_same_files_as_one(
     inversion: GeneratorInversion, tmp_path: Path, size: int, accepted: bool
 ) -> None:
     write_shards(inversion, tmp_path / "one", **asked(accepted=accepted))
@@ -175,7 +175,7 @@ def test_several_processes_make_the_files_of_one(
 
 @pytest.mark.parametrize("accepted", [False, True])
 @pytest.mark.parametrize("count", [1, 7, 20, 33])
-def test_fewer_are_the_beginning_of_more(
+def test_a_smaller_count_gives_the_beginning_of_a_larger_one(
     inversion: GeneratorInversion, tmp_path: Path, count: int, accepted: bool
 ) -> None:
     write_shards(inversion, tmp_path / "more", **asked(accepted=accepted))
@@ -186,14 +186,14 @@ def test_fewer_are_the_beginning_of_more(
         assert torch.equal(tensor, more[name][:count]), name
 
 
-def test_on_the_device_where_it_is_anyway_nothing_changes(inversion: GeneratorInversion, tmp_path: Path) -> None:
+def test_moving_the_inversion_to_its_own_device_changes_nothing(inversion: GeneratorInversion, tmp_path: Path) -> None:
     write_shards(inversion, tmp_path / "before", **asked())
     assert inversion.to("cpu") is inversion
     write_shards(inversion, tmp_path / "after", **asked())
     assert contents(tmp_path / "before") == contents(tmp_path / "after")
 
 
-def test_a_shard_does_not_wait_for_those_before_it(inversion: GeneratorInversion, tmp_path: Path) -> None:
+def test_a_shard_does_not_depend_on_earlier_ones(inversion: GeneratorInversion, tmp_path: Path) -> None:
     write_shards(inversion, tmp_path / "all", **asked())
     job = ShardJob(inversion, tmp_path / "one", **asked(), world=Alone(2, 3))
     shard, _ = job._make(2, lambda images: None)
@@ -205,7 +205,7 @@ def test_a_shard_does_not_wait_for_those_before_it(inversion: GeneratorInversion
 
 
 @pytest.mark.parametrize("after", [0, 1, 2])
-def test_what_was_interrupted_goes_on_and_makes_no_shard_twice(
+def test_an_interrupted_job_resumes_and_writes_no_shard_twice(
     inversion: GeneratorInversion, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int
 ) -> None:
     write_shards(inversion, tmp_path / "whole", **asked(accepted=True))
@@ -232,13 +232,13 @@ def test_what_was_interrupted_goes_on_and_makes_no_shard_twice(
         assert contents(tmp_path / "parts") == contents(tmp_path / "whole")
 
 
-def test_a_shard_that_goes_while_others_are_made_is_named(inversion: GeneratorInversion, tmp_path: Path) -> None:
+def test_a_shard_that_disappears_during_the_job_is_named(inversion: GeneratorInversion, tmp_path: Path) -> None:
     def remove(done: int) -> None:
         if done > 20:
             for path in tmp_path.glob("shards/samples-00000*"):
                 path.unlink()
 
-    with pytest.raises(RunError, match=r"samples-00000\S* is gone. The same command again makes it"):
+    with pytest.raises(RunError, match=r"samples-00000\S* is missing. Repeat the command to write it"):
         write_shards(inversion, tmp_path / "shards", **asked(), on_images=remove)
     write_shards(inversion, tmp_path / "shards", **asked())
     assert json.loads((tmp_path / "shards" / "index.json").read_text())["finished"] is True
@@ -251,11 +251,11 @@ def test_a_larger_count_extends_the_folder(inversion: GeneratorInversion, tmp_pa
     write_shards(inversion, tmp_path / "whole", **asked())
     assert (tmp_path / "grown" / "samples-000000.safetensors").stat().st_ino == kept
     assert contents(tmp_path / "grown") == contents(tmp_path / "whole")
-    with pytest.raises(RunError, match="hold 50 samples; a count of 30 cannot shorten it"):
+    with pytest.raises(RunError, match="is for 50 samples; a count of 30 cannot shorten it"):
         write_shards(inversion, tmp_path / "grown", **asked(count=30))
 
 
-def test_torn_files_are_rewritten_and_leftovers_of_a_killed_process_are_removed(
+def test_damaged_files_are_rewritten_and_temporary_files_of_a_killed_process_removed(
     inversion: GeneratorInversion, tmp_path: Path
 ) -> None:
     write_shards(inversion, tmp_path, **asked())
@@ -312,7 +312,7 @@ def test_another_generator_or_another_target_is_refused(
 
 def test_a_folder_with_something_else_is_refused(inversion: GeneratorInversion, tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("x")
-    with pytest.raises(RunError, match=r"holds mine\.txt and no index\.json"):
+    with pytest.raises(RunError, match=r"holds mine\.txt but no index\.json"):
         write_shards(inversion, tmp_path, **asked())
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
     (tmp_path / "index.json").write_text("[]")
@@ -332,12 +332,12 @@ def test_a_class_that_is_never_accepted_is_named_and_finished_shards_stay(
     with pytest.raises(RunError, match=r"class 3 \(never\): 0 of \d+ tries .*\(0\.00%\).*Leave the class out"):
         write_shards(inversion, tmp_path, **asked(accepted=True, count=6, shard_size=3, labels=[0, 1, 2, 3]))
     assert [path.name for path in tmp_path.glob("samples-*")] == ["samples-000000.safetensors"]
-    monkeypatch.setattr(shards, "ENOUGH_TRIES", 12)  # one in three does not suffice to give up
+    monkeypatch.setattr(shards, "ENOUGH_TRIES", 12)  # one accepted in three must not count as almost none
     write_shards(inversion, tmp_path / "others", **asked(accepted=True))
 
 
 @pytest.mark.parametrize("format", ["safetensors", "webdataset", "parquet"])
-def test_a_full_disk_names_the_shard_and_leaves_no_half_of_it(
+def test_a_full_disk_names_the_shard_and_leaves_no_part_of_it(
     inversion: GeneratorInversion, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, format: str
 ) -> None:
     write_shards(inversion, tmp_path, **asked(count=20, format=format))
@@ -353,7 +353,7 @@ def test_a_full_disk_names_the_shard_and_leaves_no_half_of_it(
 
     with monkeypatch.context() as disk:
         disk.setattr(os, "fsync", full)
-        with pytest.raises(RunError, match=r"samples-000001.*No space left.*shards stay"):
+        with pytest.raises(RunError, match=r"samples-000001.*No space left.*shards are kept"):
             write_shards(inversion, tmp_path, **asked(format=format))
     assert {path.name for path in tmp_path.glob("*samples-*")} == names
     assert not list(tmp_path.glob(".samples-*"))
@@ -408,13 +408,13 @@ def finite(tiny_target: interpkit.Target) -> ImageInversion:
     return ImageInversion(tiny_target, Recipe(), [], images, labels)
 
 
-def test_finished_images_are_written_in_their_order_as_far_as_they_go(finite: ImageInversion, tmp_path: Path) -> None:
+def test_finished_images_are_written_in_order_until_they_run_out(finite: ImageInversion, tmp_path: Path) -> None:
     write_shards(finite, tmp_path / "all", count=12, shard_size=5)
     images = read(tmp_path / "all")["images"].float().mean((1, 2, 3)) / 255 * 20
     assert images.round().tolist() == list(range(12))
     with pytest.raises(UsageError, match="class 0 has 4 images, not 5"):
         write_shards(finite, tmp_path / "more", count=13, shard_size=5)
-    with pytest.raises(UsageError, match="made a fixed number of images, so none can be drawn again"):
+    with pytest.raises(UsageError, match="made a fixed number of images, so rejected ones cannot be drawn again"):
         write_shards(finite, tmp_path / "accepted", count=6, accepted=True)
 
 
@@ -422,7 +422,7 @@ def test_finished_images_are_written_in_their_order_as_far_as_they_go(finite: Im
 
 
 def pictures(inversion: Inversion, folder: Path, **changes: Any) -> dict[str, Tensor]:
-    """Return the samples that other formats must hold as well."""
+    """Return the samples in safetensors, which the other formats must match."""
     write_shards(inversion, folder, **asked(count=25, **changes))
     return read(folder)
 
@@ -455,7 +455,7 @@ def test_webdataset_holds_png_class_and_facts_of_each_image(inversion: Generator
         assert facts["probabilities"] == expected["probabilities"][row].tolist()
 
 
-def test_parquet_holds_a_row_a_sample(inversion: GeneratorInversion, tmp_path: Path) -> None:
+def test_parquet_has_one_row_per_sample(inversion: GeneratorInversion, tmp_path: Path) -> None:
     pq = pytest.importorskip("pyarrow.parquet")
     expected = pictures(inversion, tmp_path / "plain")
     write_shards(inversion, tmp_path / "table", **asked(count=25, format="parquet"))
@@ -471,7 +471,7 @@ def test_parquet_holds_a_row_a_sample(inversion: GeneratorInversion, tmp_path: P
 
 
 @pytest.mark.parametrize("shape", [(5, 4, 4), (7,)])
-def test_inputs_that_are_not_pictures_are_kept_as_numbers(tmp_path: Path, shape: tuple[int, ...]) -> None:
+def test_inputs_that_are_not_pictures_are_stored_as_numbers(tmp_path: Path, shape: tuple[int, ...]) -> None:
     pq = pytest.importorskip("pyarrow.parquet")
     width = torch.Size(shape).numel()
     target = interpkit.wrap(nn.Sequential(nn.Flatten(), nn.Linear(width, 3)), shape)
@@ -496,13 +496,13 @@ def test_inputs_that_are_not_pictures_are_kept_as_numbers(tmp_path: Path, shape:
 
 
 def live_bytes() -> int:
-    """Return the bytes of all tensors that are alive, each storage once."""
+    """Return the bytes of all live tensors, counting each storage once."""
     with np.errstate(all="ignore"):
         tensors = [thing for thing in gc.get_objects() if type(thing) is Tensor]
     return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values())
 
 
-def test_no_more_is_alive_with_many_shards_than_with_one(inversion: GeneratorInversion, tmp_path: Path) -> None:
+def test_many_shards_use_no_more_memory_than_one(inversion: GeneratorInversion, tmp_path: Path) -> None:
     peaks = {}
     for count in (40, 120):
         gc.collect()

@@ -1,4 +1,4 @@
-"""Files of an inversion's own in a run folder, and what an inverter is given back of them."""
+"""An inversion's own files are stored in the run folder and returned to its inverter."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ Quick = Callable[..., dict[str, Any]]
 
 
 class GrayInversion(Inversion):
-    """Images of one gray per class, which a file keeps."""
+    """Images with one gray level per class, stored in a file."""
 
     def __init__(self, *facts: Any, levels: Mapping[int, float], empty: Mapping[int, str]) -> None:
         super().__init__(*facts, empty=empty)
@@ -48,7 +48,7 @@ class GrayInversion(Inversion):
 
 
 class Gray(Inverter):
-    """Gives class k the gray k / 10, and the classes in ``none`` nothing."""
+    """Returns the gray level k / 10 for class k, and no image for the classes in ``none``."""
 
     name = "gray"
     none: Mapping[int, str] = {1: "gray has no hue"}
@@ -69,7 +69,7 @@ class Gray(Inverter):
 
 @pytest.fixture
 def gray(add_plugin: Add, monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    """Install the inverter; return what may change it for this test."""
+    """Install the inverter; return the monkeypatch, with which a test can change it."""
     add_plugin(Gray)
     return monkeypatch
 
@@ -83,7 +83,7 @@ def manifest(run: Path) -> dict[str, Any]:
 
 
 @pytest.mark.usefixtures("gray")
-def test_an_inversion_of_ones_own_is_saved_loaded_and_sampled(tmp_path: Path, tiny_model: Path) -> None:
+def test_a_custom_inversion_is_saved_loaded_and_sampled(tmp_path: Path, tiny_model: Path) -> None:
     made = invert(tiny_model, tmp_path / "run")
     again = interpkit.load_inversion(tmp_path / "run")
     assert isinstance(again, GrayInversion) and again.empty == {1: "gray has no hue"} and again.classes == [0, 2]
@@ -107,7 +107,7 @@ def test_an_empty_class_is_named_by_the_manifest_the_metrics_and_the_log(
     assert "empty" in interpkit.evaluate(tmp_path)
 
 
-def test_a_run_of_which_every_class_is_empty_keeps_the_reasons_and_ends_as_failed(
+def test_a_run_with_only_empty_classes_keeps_the_reasons_and_fails(
     tmp_path: Path, tiny_model: Path, gray: pytest.MonkeyPatch
 ) -> None:
     gray.setattr(Gray, "none", dict.fromkeys(range(3), "nothing is"))
@@ -117,7 +117,7 @@ def test_a_run_of_which_every_class_is_empty_keeps_the_reasons_and_ends_as_faile
     assert (tmp_path / "levels.json").read_text() == "{}"
 
 
-def test_classes_that_are_no_longer_empty_are_taken_off_the_list(
+def test_classes_that_are_no_longer_empty_are_removed_from_the_list(
     tmp_path: Path, tiny_model: Path, gray: pytest.MonkeyPatch
 ) -> None:
     invert(tiny_model, tmp_path)
@@ -131,7 +131,7 @@ def test_classes_that_are_no_longer_empty_are_taken_off_the_list(
     ("content", "words"),
     [(None, r"has no levels\.json: resume the run with resume=True"), (b"{}", r"levels\.json is not the file that")],
 )
-def test_a_file_that_is_gone_or_changed_is_refused(
+def test_a_missing_or_changed_file_is_refused(
     tmp_path: Path, tiny_model: Path, content: bytes | None, words: str
 ) -> None:
     invert(tiny_model, tmp_path)
@@ -148,7 +148,7 @@ def test_a_file_that_is_gone_or_changed_is_refused(
      {"CON\n": b""}, {"text": "no bytes"}],
     ids=str,
 )  # fmt: skip
-def test_a_file_name_that_leads_elsewhere_or_clashes_is_refused(
+def test_a_file_name_outside_the_folder_or_in_use_is_refused(
     tmp_path: Path, tiny_model: Path, gray: pytest.MonkeyPatch, files: Any
 ) -> None:
     gray.setattr(Gray, "more", files)
@@ -160,7 +160,7 @@ def test_a_file_name_that_leads_elsewhere_or_clashes_is_refused(
 
 
 @pytest.mark.usefixtures("gray")
-def test_a_users_file_is_not_overwritten_by_one_of_the_inversion(tmp_path: Path, tiny_model: Path) -> None:
+def test_an_inversions_file_does_not_overwrite_a_users_file(tmp_path: Path, tiny_model: Path) -> None:
     (tmp_path / "levels.json").write_text("mine")
     with pytest.raises(RunError, match=r"levels\.json does not belong to this run, which would overwrite it"):
         invert(tiny_model, tmp_path)
@@ -182,9 +182,7 @@ def test_a_file_that_the_inversion_no_longer_has_is_removed(
 
 
 @pytest.mark.usefixtures("gray")
-def test_force_removes_the_files_of_the_run_and_none_that_only_the_manifest_claims(
-    tmp_path: Path, tiny_model: Path, quick: Quick
-) -> None:
+def test_force_removes_only_files_that_match_the_manifest(tmp_path: Path, tiny_model: Path, quick: Quick) -> None:
     invert(tiny_model, tmp_path)
     (tmp_path / "notes.txt").write_text("mine")
     claimed = manifest(tmp_path)
@@ -195,13 +193,13 @@ def test_force_removes_the_files_of_the_run_and_none_that_only_the_manifest_clai
 
 
 @pytest.mark.parametrize("name", ["../evil", "a/b", "", "x\n"])
-def test_a_manifest_that_lists_a_file_elsewhere_is_refused(run_copy: Path, name: str) -> None:
+def test_a_manifest_that_lists_a_file_outside_the_folder_is_refused(run_copy: Path, name: str) -> None:
     (run_copy / "manifest.json").write_text(json.dumps(manifest(run_copy) | {"files": {name: "0"}}))
-    with pytest.raises(RunError, match=r"manifest\.json is not as interpkit writes it"):
+    with pytest.raises(RunError, match=r"manifest\.json is not in interpkit's format"):
         interpkit.load_inversion(run_copy)
 
 
-def test_keys_that_this_release_does_not_know_are_kept(run_copy: Path, tiny_model: Path) -> None:
+def test_keys_of_other_releases_are_kept(run_copy: Path, tiny_model: Path) -> None:
     (run_copy / "manifest.json").write_text(json.dumps(manifest(run_copy) | {"novelty": [{"of": "later"}]}))
     interpkit.invert(tiny_model, out=run_copy, resume=True, steps=13)
     assert manifest(run_copy)["novelty"] == [{"of": "later"}] and manifest(run_copy)["steps_done"] == 13
@@ -211,7 +209,7 @@ def test_keys_that_this_release_does_not_know_are_kept(run_copy: Path, tiny_mode
 
 
 class Plain(Inverter):
-    """An inverter of version 1 of the interface: it returns a result of interpkit's own, and defines no ``load``."""
+    """An inverter that returns one of interpkit's results and does not define ``load``."""
 
     name = "plain"
     needs = ("conditioner", "generator", "loss")
@@ -222,7 +220,7 @@ class Plain(Inverter):
 
 
 class Finished(Inverter):
-    """Likewise, with finished images."""
+    """Like `Plain`, but returns finished images."""
 
     name = "finished"
 
@@ -235,7 +233,7 @@ class Finished(Inverter):
 
 
 @pytest.mark.parametrize(("inverter", "result"), [(Plain, GeneratorInversion), (Finished, ImageInversion)])
-def test_an_inverter_without_load_gets_its_result_back(
+def test_an_inverter_without_load_has_its_result_restored(
     add_plugin: Add, tmp_path: Path, tiny_model: Path, quick: Quick, inverter: Any, result: Any
 ) -> None:
     add_plugin(inverter)
@@ -256,16 +254,16 @@ def test_a_load_that_fails_names_the_plugin(
         interpkit.load_inversion(tmp_path)
 
 
-def test_tensors_of_a_torn_file_are_refused(tmp_path: Path, tiny_model: Path, gray: pytest.MonkeyPatch) -> None:
+def test_tensors_in_a_damaged_file_are_refused(tmp_path: Path, tiny_model: Path, gray: pytest.MonkeyPatch) -> None:
     gray.setattr(Gray, "more", {"a.safetensors": safetensors.torch.save({"x": torch.ones(2)})[:-1]})
     gray.setattr(Gray, "load", lambda self, stored: stored.tensors("a.safetensors"))
     invert(tiny_model, tmp_path)
-    with pytest.raises(RunError, match=r"a\.safetensors is not a whole safetensors file"):
+    with pytest.raises(RunError, match=r"a\.safetensors is not a complete safetensors file"):
         interpkit.load_inversion(tmp_path)
 
 
 @pytest.mark.usefixtures("gray")
-def test_an_empty_class_of_another_classifier_is_not_taken_over(tmp_path: Path, tiny_model: Path) -> None:
+def test_an_empty_class_that_the_classifier_does_not_have_is_ignored(tmp_path: Path, tiny_model: Path) -> None:
     invert(tiny_model, tmp_path / "run")
     copy = Path(shutil.copytree(tmp_path / "run", tmp_path / "copy"))
     (copy / "manifest.json").write_text(json.dumps(manifest(copy) | {"empty": {"999": "far", "1": "gray"}}))

@@ -125,7 +125,7 @@ def test_a_missing_or_truncated_file_is_reported_in_one_line(tmp_path: Path) -> 
         read_target_file(path)
     write(path, {"a": torch.ones(2)})
     path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(ModelError, match=r"a.safetensors is not a whole safetensors file: \S.*") as torn:
+    with pytest.raises(ModelError, match=r"a.safetensors is not a complete safetensors file: \S.*") as torn:
         read_target_file(path)
     assert "\n" not in str(torn.value)
 

@@ -228,4 +228,4 @@ def test_the_history_and_the_report_of_labels_speak_of_presence(tmp_path: Path) 
     inversion = interpkit.invert(target, ["pixels"], steps=2, out=tmp_path / "run")
     assert inversion.history[-1].inversion_accuracy == 1.0
     page = interpkit.write_report(tmp_path / "run", target=target).read_text("utf-8")
-    assert "Asked for, and present" in page and "labels, each on its own" in page and "taken for" not in page
+    assert "Asked for, and present" in page and "labels, each on its own" in page and "classified as" not in page

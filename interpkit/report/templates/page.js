@@ -10,12 +10,12 @@
     return element;
   };
 
-  // Light or dark: as the system says, until the reader chooses.
+  // Light or dark: follow the system until the reader chooses.
   const root = document.documentElement;
   const remembered = (value) => {
     try {
       return value === undefined ? localStorage.getItem("interpkit-theme") : localStorage.setItem("interpkit-theme", value);
-    } catch { return null; }  // a page opened from disk may have no storage
+    } catch { return null; }  // a page opened from disk may not have storage
   };
   if (["light", "dark"].includes(remembered())) root.dataset.theme = remembered();
   byId("theme").addEventListener("click", () => {
@@ -26,7 +26,7 @@
 
   const matrix = document.querySelector(".matrix");
   if (matrix && [...matrix.querySelectorAll("thead th")].some((th) => th.textContent.length > 4)) matrix.classList.add("tilted");
-  for (const img of document.querySelectorAll(".grid img")) {  // few pixels are shown as they are, not blurred
+  for (const img of document.querySelectorAll(".grid img")) {  // show small pictures pixelated, not blurred
     if (img.getAttribute("width") <= 64) root.classList.add("small");
     break;
   }
@@ -57,7 +57,7 @@
       }
       if (sorted) grid.append(...samples.sort(orders[order.value]));
       group.hidden = group.hidden || inside === 0;
-      // A short list is shown whole: so is the one class that was chosen, and what is left of a filter.
+      // Show all samples of a single class or a filtered list.
       const open = group.classList.contains("opened-up") || only.value !== "" || wrong.checked;
       grid.classList.toggle("all", open);
       group.querySelector(".more").hidden = open || samples.length <= (matchMedia("(max-width: 40rem)").matches ? 15 : 24);
@@ -79,7 +79,7 @@
   apply(false);
 
   // One sample, large.
-  let names, data, current;  // read when the first sample is opened: there may be megabytes of it
+  let names, data, current;  // parsed when the first sample is opened, since they may be megabytes
   const shares = (title, rows, parent) => {
     make("h3", parent, title);
     const list = make("div", parent, undefined, "shares");
@@ -105,7 +105,7 @@
     const img = sample.querySelector("img"), sure = (100 * number(sample, "sure")).toFixed(1);
     byId("sample-title").textContent = `Made for ${asked}`;
     byId("sample-said").textContent =
-      `Sample ${row + 1}. The target ${data.multi_label ? "" : `takes it for ${got}, and `}gives ${asked} a probability of ${sure}%.`;
+      `Sample ${row + 1}. The target ${data.multi_label ? "" : `classifies it as ${got} and `}assigns ${asked} a probability of ${sure}%.`;
     const beside = byId("sample-beside"), list = byId("sample-shares");
     for (const part of [byId("sample-picture"), beside, list]) part.replaceChildren();
     picture(img.src, img.alt, "The sample", byId("sample-picture"));
@@ -115,8 +115,8 @@
       const note = kind.notes[row];
       picture(kind.uris[place], `${kind.title} of sample ${row + 1}`, note ? `${kind.title}: ${note}` : kind.title, beside);
     }
-    if (data.shares.length) shares("What the target says", data.shares[row], list);
-    if (data.asked.length) shares("Condition: what was asked for", data.asked[row], list);
+    if (data.shares.length) shares("The target's probabilities", data.shares[row], list);
+    if (data.asked.length) shares("The condition asked for", data.asked[row], list);
     if (!dialog.open) dialog.showModal();
   };
   const step = (from, by) => {
@@ -128,7 +128,7 @@
   document.addEventListener("click", (event) => {
     const sample = event.target.closest?.("button.sample");
     if (sample) open(sample);
-    if (event.target === dialog) dialog.close();  // beside it
+    if (event.target === dialog) dialog.close();  // a click outside closes it
   });
   byId("close").addEventListener("click", () => dialog.close());
   const go = (by) => { const next = step(current, by); if (next) open(next); };
