@@ -59,8 +59,8 @@ def invert(
         on_step: called after each step with its number.
         on_record: called with each line of the history.
         settings: as in `prepare`: ``config``, ``conditioner``, ``generator``, ``inverter``, ``losses``,
-            ``options``, ``target_options``, ``per_class``, and the recipe's own ``steps``, ``batch_size``, ``labels``, ``seed``,
-            ``device``, ``precision``, ``compile``, ``checkpoint_every``.
+            ``options``, ``target_options``, ``per_class``, and the recipe's own ``steps``, ``batch_size``, ``labels``,
+            ``seed``, ``device``, ``precision``, ``compile``, ``checkpoint_every``.
 
     Raises:
         UsageError: a name or value is wrong.
