@@ -9,7 +9,7 @@ from typing import Any
 from interpkit.evaluation.flatten import flattened
 from interpkit.evaluation.warnings import class_columns
 
-CHARACTERS = 12_000_000
+CHARACTERS = 14_000_000
 """Of the pictures of a page, together: a page of 1,000 photographs of 224 pixels shows each in full."""
 SEARCHED = 10
 """With more classes than this, a page offers to search and sort them."""
