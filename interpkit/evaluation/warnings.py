@@ -39,7 +39,7 @@ def class_columns(rows: Sequence[Mapping[str, Figure]]) -> dict[str, str]:
         rows: the figures of each class by name, as `flattened` returns them.
     """
     names = dict.fromkeys(name for row in rows for name in row)
-    found = {}
+    found: dict[str, str] = {}
     for metric in metric_classes():
         for title, pattern in metric.columns.items():
             matches = (re.fullmatch(pattern, name) for name in names)
