@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -32,17 +31,13 @@ def table_of_classes(metrics: Mapping[str, Any]) -> Table | None:
     """Return a table of the most telling figures with one row per class; None for many classes."""
     from rich.table import Table
 
-    from interpkit.evaluation.warnings import metric_classes
+    from interpkit.evaluation.warnings import class_columns
 
     rows = metrics.get("per_class", [])
     if not 0 < len(rows) <= MOST_CLASSES:
         return None
     flat = [flattened(row) for row in rows]
-    wanted = {"n": "count", "acc.": "inversion_accuracy", "conf.": "confidence"}
-    for metric in metric_classes():
-        for title, pattern in metric.columns.items():
-            matches = (re.fullmatch(pattern, name) for name in dict.fromkeys(name for row in flat for name in row))
-            wanted |= {title.format(*match.groups()): match[0] for match in matches if match}
+    wanted = {"n": "count", "acc.": "inversion_accuracy", "conf.": "confidence", **class_columns(flat)}
     shown = {title: name for title, name in wanted.items() if any(name in figures for figures in flat)}
     table = Table("class", *shown)
     table.columns[0].no_wrap = True

@@ -83,7 +83,8 @@ def invert(
         typer.Option(metavar="K", help="Number of generators that share each batch.", rich_help_panel=_METHOD),
     ] = None,
     labels: Annotated[
-        str | None, typer.Option(metavar="3,5", help="Invert only these classes.", rich_help_panel=_METHOD)
+        str | None,
+        typer.Option(metavar="3,5", help="Invert only these classes; 0-49 is a range.", rich_help_panel=_METHOD),
     ] = None,
     per_class: Annotated[
         int | None,
@@ -184,7 +185,7 @@ def invert(
         batch_size=batch_size,
         micro_batch=micro_batch,
         generators=generators,
-        labels=options.numbers("--labels", labels, int),
+        labels=options.classes("--labels", labels),
         per_class=per_class,
         seed=seed,
         device=device,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import re
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
@@ -146,6 +147,26 @@ def numbers(flag: str, text: str | None, kind: Callable[[str], Any]) -> list[Any
     except ValueError as error:
         word = "whole numbers" if kind is int else "numbers"
         raise UsageError(f"{flag} takes comma-separated {word}, not {text!r}.") from error
+
+
+def classes(flag: str, text: str | None) -> list[int] | None:
+    """Read comma-separated classes and ranges of them: ``3,5`` or ``0-49``, with both ends.
+
+    Raises:
+        UsageError: a part is neither.
+    """
+    if text is None:
+        return None
+    found: list[int] = []
+    for part in text.split(","):
+        ends = re.fullmatch(r"\s*(\d{1,6})\s*-\s*(\d{1,6})\s*", part)
+        if ends is None:
+            found += numbers(flag, part, int) or []
+        elif int(ends[1]) > int(ends[2]):
+            raise UsageError(f"{flag} {text}: a range begins with its smaller number: {ends[2]}-{ends[1]}.")
+        else:
+            found += range(int(ends[1]), int(ends[2]) + 1)
+    return found
 
 
 def pair(flag: str, text: str) -> tuple[str, Any]:

@@ -25,7 +25,7 @@ def sample(
     count: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="Total number of images, spread evenly over the classes.")
     ] = None,
-    labels: Annotated[str | None, typer.Option(metavar="3,5", help="Draw only these classes.")] = None,
+    labels: Annotated[str | None, typer.Option(metavar="3,5", help="Draw only these classes; 0-49 is a range.")] = None,
     seed: Annotated[int | None, typer.Option(metavar="N", help="Random seed (default: the run's).")] = None,
     out: Annotated[
         Path | None,
@@ -89,7 +89,7 @@ def sample(
             count=count,
             shard_size=shard_size,
             accepted=accepted,
-            labels=options.numbers("--labels", labels, int),
+            labels=options.classes("--labels", labels),
             seed=seed,
             format=format_ or "safetensors",
         )
@@ -99,7 +99,7 @@ def sample(
         inversion,
         per_class=per_class,
         count=count,
-        labels=options.numbers("--labels", labels, int),
+        labels=options.classes("--labels", labels),
         seed=seed,
     )
     names = inversion.target.class_names

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import pydantic
 
+from interpkit.evaluation.flatten import Figure
 from interpkit.interfaces.contracts import described
 from interpkit.interfaces.metrics import Metric
 from interpkit.plugins.discovery import installed
@@ -28,6 +30,21 @@ def warnings(metrics: Mapping[str, Any]) -> list[str]:
 def summary(metrics: Mapping[str, Any]) -> list[str]:
     """Return the metrics' sentences for the report; see `Metric.summary`."""
     return [text for text in _each(lambda metric: metric.summary(metrics)) if text]
+
+
+def class_columns(rows: Sequence[Mapping[str, Figure]]) -> dict[str, str]:
+    """Return the names of figures of classes by the titles that metrics give them; see `Metric.columns`.
+
+    Args:
+        rows: the figures of each class by name, as `flattened` returns them.
+    """
+    names = dict.fromkeys(name for row in rows for name in row)
+    found: dict[str, str] = {}
+    for metric in metric_classes():
+        for title, pattern in metric.columns.items():
+            matches = (re.fullmatch(pattern, name) for name in names)
+            found |= {title.format(*match.groups()): match[0] for match in matches if match}
+    return found
 
 
 def invalid(metrics: Mapping[str, Any]) -> str | None:

@@ -208,7 +208,8 @@ class Inversion(ABC):
             known = str(self.classes)
             if self.classes and self.recipe.labels is None and not self.empty:
                 known = f"{self.classes[0]} to {self.classes[-1]}"
-            raise UsageError(f"labels {unknown} were not inverted; this inversion has {known}.")
+            more = f" and {len(unknown) - 5:,} more" if len(unknown) > 5 else ""
+            raise UsageError(f"labels {unknown[:5]}{more} were not inverted; this inversion has {known}.")
         return classes
 
     def check_count(self, classes: Sequence[int], total: int) -> None:

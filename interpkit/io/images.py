@@ -1,9 +1,11 @@
-"""Grids of samples as PNG, one row per class."""
+"""Grids of samples as PNG, one row per class; several classes stand side by side where that fits a screen better."""
 
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,16 @@ GAP = 2
 Font = ImageFont.FreeTypeFont
 SHORTEST_SIDE = 48
 """Smaller images are enlarged by whole factors, so that a person sees them on a screen."""
+NAMED_ABOVE = 128
+"""From this width on, a picture has room for the name of its class above it."""
+MOST_PIXELS = 6_000_000
+"""A grid with more is made of smaller pictures: as a PNG of photographs it would take more than about 15 MB."""
+TALLEST, WIDEST = 1.5, 2.0
+"""Height over width, above which more classes stand side by side, and width over height that may avoid empty places."""
+APART = 10
+"""Space between classes that stand side by side."""
+LINE = 24
+"""Height of a line of text."""
 
 
 def save_grid(images: Tensor, labels: Tensor, class_names: list[str], path: Path) -> None:
@@ -36,18 +48,34 @@ def to_png(picture: Image.Image) -> bytes:
 
 
 def grid(images: Tensor, labels: Tensor, class_names: list[str]) -> Image.Image:
-    """Return a grid of the first samples of each class, one row per class, named at the left; at most 50 rows.
+    """Return a grid of the first ten samples of each class, with its name, of at most 50 classes.
+
+    A caption says what is not drawn: other classes, other channels than one or three, and pixels of large images.
 
     Args:
-        images: (N, C, H, W) uint8; a caption says which channels are drawn if there are neither one nor three.
+        images: (N, C, H, W) uint8.
         labels: (N,).
         class_names: by label.
     """
-    rows = []
-    for label in labels.unique().tolist()[:MAX_ROWS]:
-        pictures = [to_picture(image) for image in images[labels == label][:COLUMNS]]
-        rows.append((legible(class_names[label], label), pictures))
-    return _rows(rows, composite(images.shape[1]))
+    classes = labels.unique().tolist()
+    rows = [
+        _Row(class_names[label], [to_picture(image) for image in images[labels == label][:COLUMNS]], label)
+        for label in classes[:MAX_ROWS]
+    ]
+    return _drawn(rows, [left_out(classes), composite(images.shape[1])])
+
+
+def left_out(classes: list[int]) -> str:
+    """Return how many classes a grid draws, and how to draw the next ones; an empty string if it draws all."""
+    following = classes[MAX_ROWS : 2 * MAX_ROWS]
+    if not following:
+        return ""
+    gaps = following[-1] - following[0] >= len(following)
+    labels = ",".join(map(str, following[:3])) + ",…" if gaps else f"{following[0]}-{following[-1]}"
+    return (
+        f"the first {MAX_ROWS} of {len(classes):,} classes; the next ones: interpkit sample RUN --labels {labels} "
+        f"--png FILE"
+    )
 
 
 def save_images(images: Tensor, labels: Tensor, class_names: list[str], folder: Path) -> None:
@@ -120,28 +148,70 @@ def _colored(evidence: Tensor, scale: float, ground: Any, most: float) -> Image.
 
 
 def save_panel(rows: Sequence[tuple[str, Sequence[Image.Image]]], caption: str, path: Path) -> None:
-    """Write rows of pictures of one size, each row named at the left, over a caption; at most 50 rows."""
-    write_atomically(path, to_png(_rows([(legible(name), pictures) for name, pictures in rows[:MAX_ROWS]], caption)))
+    """Write rows of pictures of one size, each with its name, over a caption; at most 50 rows."""
+    write_atomically(path, to_png(_drawn([_Row(*row) for row in rows[:MAX_ROWS]], [caption])))
 
 
-def _rows(rows: Sequence[tuple[tuple[str, Font], Sequence[Image.Image]]], caption: str) -> Image.Image:
-    """Return rows of pictures of one size, each named at the left in a font of its own, over a caption if any."""
-    width, height = rows[0][1][0].size
-    zoom = max(1, -(-SHORTEST_SIDE // min(height, width)))
-    width, height = width * zoom, height * zoom
-    margin = 12 + round(max(font.getlength(name) for (name, font), _ in rows))
-    columns = max(len(pictures) for _, pictures in rows)
-    across = max(margin + columns * (width + GAP), 12 + round(usual().getlength(caption)) if caption else 0)
-    canvas = Image.new("RGB", (across, len(rows) * (height + GAP) + GAP + (24 if caption else 0)), "white")
+@dataclass(frozen=True)
+class _Row:
+    """Pictures of one size, with a name; the number is for names that no font here can draw."""
+
+    name: str
+    pictures: Sequence[Image.Image]
+    number: int | None = None
+
+
+def _drawn(rows: Sequence[_Row], captions: Sequence[str]) -> Image.Image:
+    """Return rows of pictures, each with its name above it or at its left, over captions if any."""
+    width, height = own = rows[0].pictures[0].size
+    longest = max(len(row.pictures) for row in rows)
+    most = math.sqrt(MOST_PIXELS / (len(rows) * longest * width * height))
+    zoom = min(max(1, -(-SHORTEST_SIDE // min(own))), math.floor(most) if most >= 1 else most)
+    width, height = (max(1, round(zoom * side)) for side in own)
+    above = width >= NAMED_ABOVE
+    across = longest * (width + GAP)
+    names = [_fitting(row, across if above else None) for row in rows]
+    margin = GAP if above else 12 + round(max(font.getlength(name) for name, font in names))
+    top = LINE if above else 0
+    block, tall = margin + across + APART, top + height + GAP
+    blocks = _side_by_side(len(rows), block, tall)
+    if zoom < 1:
+        captions = [*captions, f"drawn at {width} x {height} pixels of {own[0]} x {own[1]}"]
+    caption = "; ".join(filter(None, captions))
+    full = max(blocks * block - APART, 12 + round(usual().getlength(caption)) if caption else 0)
+    canvas = Image.new("RGB", (full, math.ceil(len(rows) / blocks) * tall + GAP + (LINE if caption else 0)), "white")
     draw = ImageDraw.Draw(canvas)
-    for row, ((name, font), pictures) in enumerate(rows):
-        top = GAP + row * (height + GAP)
-        draw.text((margin - 6, top + height / 2), name, fill="black", font=font, anchor="rm")
-        for column, picture in enumerate(pictures):
-            enlarged = picture.resize((width, height), Image.Resampling.NEAREST)
-            canvas.paste(enlarged, (margin + column * (width + GAP), top))
+    for place, (row, (name, font)) in enumerate(zip(rows, names, strict=True)):
+        x, y = place % blocks * block, place // blocks * tall + GAP
+        if above:
+            draw.text((x + margin, y + LINE / 2), name, fill="black", font=font, anchor="lm")
+        else:
+            draw.text((x + margin - 6, y + height / 2), name, fill="black", font=font, anchor="rm")
+        way = Image.Resampling.NEAREST if zoom >= 1 else Image.Resampling.BOX
+        for column, picture in enumerate(row.pictures):
+            canvas.paste(picture.resize((width, height), way), (x + margin + column * (width + GAP), y + top))
     draw.text((6, canvas.height - 6), caption, fill="black", font=usual(), anchor="ls")
     return canvas
+
+
+def _side_by_side(count: int, width: int, height: int) -> int:
+    """Return how many of ``count`` blocks of a size stand side by side in a grid that fits a screen."""
+    shapes = {n: math.ceil(count / n) * height / (n * width) for n in range(1, count + 1)}
+    first = next((n for n, shape in shapes.items() if shape <= TALLEST), count)
+    fitting = [first, *(n for n, shape in shapes.items() if n > first and shape >= 1 / WIDEST)]
+    return min(fitting, key=lambda n: (-count % n, n))
+
+
+def _fitting(row: _Row, width: int | None) -> tuple[str, Font]:
+    """Return the name of a row, cut to a width in pixels if there is one, and its font."""
+    if width is None:
+        return legible(row.name, row.number)
+    limits = range(width // 6, 0, -1)
+    return next(
+        (name, font)
+        for name, font in (legible(row.name, row.number, limit) for limit in limits)
+        if font.getlength(name) <= width
+    )
 
 
 def to_picture(image: Tensor) -> Image.Image:

@@ -27,10 +27,10 @@ def resolve(recipe: Recipe, target: Target, plugins: Plugins) -> Recipe:
         UsageError: a component or option is unknown or out of range, or a part is missing.
         PluginError: the plugin that a component is named after is broken.
     """
-    labels = recipe.labels
-    if labels is not None and not all(0 <= label < target.num_classes for label in labels):
+    wrong = [label for label in recipe.labels or () if not 0 <= label < target.num_classes]
+    if wrong:
         raise UsageError(
-            f"{setting('labels', labels)}: the classes of {target.name} are 0 to {target.num_classes - 1}."
+            f"{setting('labels', wrong[:5])}: the classes of {target.name} are 0 to {target.num_classes - 1}."
         )
     if recipe.generators > 1 and "generator" not in plugins.component("inverter", recipe.inverter.name).needs:
         raise UsageError(

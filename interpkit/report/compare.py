@@ -13,13 +13,14 @@ from interpkit.errors import RunError, UsageError, listed
 from interpkit.evaluation import warnings
 from interpkit.evaluation.flatten import flattened
 from interpkit.io.atomic import read_tensors, write_atomically
+from interpkit.report import classes as of_classes
 from interpkit.report import encode, text
 from interpkit.report.page import render
 from interpkit.runs.folder import Run, refuse_run_files
 
-SHOWN = 10
-"""Samples shown per class and run."""
-MOST_CLASSES = 100
+SHOWN, MOST = 10, 1000
+"""Samples of each class and run, and at most of all classes."""
+MOST_CLASSES = 1000
 
 
 def write_comparison(runs: Mapping[str, Run | str | Path], path: str | Path) -> Path:
@@ -53,10 +54,10 @@ def write_comparison(runs: Mapping[str, Run | str | Path], path: str | Path) -> 
         raise UsageError(f"{path} cannot be written: name a file in a folder that exists.")
     refuse_run_files(path)
     opened = {name: run if isinstance(run, Run) else Run.open(Path(run)) for name, run in runs.items()}
-    budget = 4_000_000 / len(runs)  # characters for the pictures of each run
-    columns = [_column(name, run, budget) for name, run in opened.items()]
+    columns = [_column(name, run, of_classes.CHARACTERS / len(runs)) for name, run in opened.items()]
     figures = [flattened(column["metrics"]) for column in columns]
     labels = sorted({label for column in columns for label in column["cells"]})
+    counts = [sum(len(column["cells"].get(label, [])) for column in columns) for label in labels]
     names = {row["label"]: str(row["name"]) for column in columns for row in column["metrics"].get("per_class", [])}
     page = render(
         "compare.html",
@@ -64,6 +65,9 @@ def write_comparison(runs: Mapping[str, Run | str | Path], path: str | Path) -> 
         columns=columns,
         labels=labels[:MOST_CLASSES],
         left_out=len(labels[MOST_CLASSES:]),
+        titles=[f"{title} of {c['name']}" for c in columns for title in c["figures"].titles],
+        searched=len(labels) > of_classes.SEARCHED,
+        layout=of_classes.layout(max(column["size"][0] for column in columns), counts),
         names={label: names.get(label, str(label)) for label in labels},
         figures=[
             {"name": name, "meaning": text.meaning(name), "values": [column.get(name) for column in figures]}
@@ -78,23 +82,25 @@ def _column(heading: str, run: Run, budget: float) -> dict[str, Any]:
     """Return the content of a run's column; ``cells`` has its pictures and the target's confidence by class."""
     metrics, manifest = run.metrics(), run.manifest()
     images, labels, confidence = _stored(run / "samples.safetensors")
-    rows = {k: (labels == k).nonzero()[:SHOWN, 0] for k in labels.unique().tolist()[:MOST_CLASSES]}
+    classes = labels.unique().tolist()[:MOST_CLASSES]
+    shown = min(SHOWN, max(1, MOST // len(classes)))
+    rows = {k: (labels == k).nonzero()[:shown, 0] for k in classes}
     drawn = encode.drawable(images)[torch.cat(list(rows.values()))]
     cells: dict[int, list[tuple[str, float]]] = {k: [] for k in rows}
     order = [(k, row) for k, some in rows.items() for row in some.tolist()]
     for (label, row), uri in zip(order, encode.encode(drawn, budget), strict=True):
         cells[label].append((uri, confidence[row].item()))
     target = manifest.model.name or "the classifier"
-    classes = len(metrics.get("per_class", [])) or len(cells)
     return {
         "name": heading,
         "model": target,
         "presets": ", ".join(manifest.presets or []),
         "steps": manifest.steps_done,
         "metrics": metrics,
-        "verdict": text.verdict(metrics, target, classes),
+        "verdict": text.verdict(metrics, target, len(metrics.get("per_class", [])) or len(cells)),
         "warnings": warnings.warnings(metrics),
         "cells": cells,
+        "figures": of_classes.figures(metrics),
         "size": drawn.shape[:1:-1],
     }
 

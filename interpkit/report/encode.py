@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from interpkit.io.images import colour_scale, to_heat, to_overlay, to_picture
 
-LADDER = ((1, None), (1, 85), (1, 60), (1, 35), (0.7, 50), (0.5, 50), (0.35, 50), (0.25, 40), (0.15, 40))
-"""Scale and quality (None: PNG, without loss), from the best to the smallest."""
+LADDER = ((1, None), (1, 85), (1, 60), (1, 35), (1, 20), (1, 10), (0.5, 50), (0.35, 50), (0.25, 40), (0.15, 40))
+"""Scale and quality (None: PNG, without loss), from the best to the smallest: all pixels at a quality of 20 are nearer
+to a photograph, in fewer bytes, than 0.7 times as many at 50."""
 BAR_HEIGHT, BAR_WIDTH = 32, 4
 WIDE, WIDEST = 128, 512
 """Above the first number of bars each is one pixel wide; above the second, neighbors are averaged."""

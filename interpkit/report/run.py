@@ -23,6 +23,7 @@ from interpkit.interfaces.targets import Target
 from interpkit.io.atomic import read_tensors, write_atomically
 from interpkit.io.datasets import LabelledImages
 from interpkit.io.images import composite
+from interpkit.report import classes as of_classes
 from interpkit.report import curves, encode, text
 from interpkit.report.page import render
 from interpkit.runs.folder import Run
@@ -108,8 +109,7 @@ def render_report(
     classes = samples.labels.unique().tolist()
     names = target.class_names
     beside = ([] if reference is None else [_nearest(samples, reference, target)]) + _attributions(run, samples)
-    characters = 3_200_000 if len(classes) <= 10 else 12_000_000  # for all pictures but the strips
-    budget = characters / (1 + len(beside))
+    each = of_classes.CHARACTERS / (len(samples.labels) + sum(len(kind.images) for kind in beside))
     drawn = encode.drawable(samples.images, shape=inversion.target.description.input_shape or ())
     rows = {label: (samples.labels == label).nonzero()[:, 0].tolist() for label in classes}
     page = render(
@@ -119,11 +119,14 @@ def render_report(
         warnings=warnings.warnings(metrics),
         names=names,
         groups=[{"label": label, "name": names[label], "rows": rows[label]} for label in classes],
-        uris=encode.encode(drawn, budget),
+        figures_of_classes=of_classes.figures(metrics),
+        searched=len(classes) > of_classes.SEARCHED,
+        layout=of_classes.layout(drawn.shape[3], [len(rows[label]) for label in classes]),
+        uris=encode.encode(drawn, each * len(drawn)),
         predicted=samples.predicted.tolist(),
         confidence=samples.confidence.tolist(),
         size=drawn.shape[:1:-1],
-        data={"multi_label": target.multi_label, **_data(samples, beside, budget)},
+        data={"multi_label": target.multi_label, **_data(samples, beside, each)},
         figures=text.rows(metrics),
         left_out=metrics.get("left_out", {}),
         confusion=_confusion(samples, target),
@@ -141,17 +144,17 @@ def render_report(
     return path
 
 
-def _data(samples: Samples, beside: list[_Beside], budget: float) -> dict[str, Any]:
+def _data(samples: Samples, beside: list[_Beside], each: float) -> dict[str, Any]:
     """Return what the page's script shows of a sample that is opened.
 
     ``shares`` and ``asked`` are, by sample, the largest probabilities as [class, share], and the same of the
-    condition; ``beside`` are lists of pictures with the sample's place in each.
+    condition; ``beside`` are lists of pictures, of ``each`` characters, with the sample's place in each.
     """
     rows = range(len(samples.labels))
     pictures = [
         {
             "title": kind.title,
-            "uris": encode.encode(kind.images, budget),
+            "uris": encode.encode(kind.images, each * len(kind.images)),
             "places": [kind.places.get(row, -1) for row in rows],
             "notes": [kind.notes.get(row, "") for row in rows],
         }

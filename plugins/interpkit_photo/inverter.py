@@ -36,6 +36,9 @@ from interpkit_photo.views import random_view
 
 log = logging.getLogger("interpkit")
 
+SMALLEST = 64
+"""Pixels along the shorter side of a view; few networks recognize anything in less."""
+
 
 class Photo(Inverter):
     r"""Gradient descent on the Fourier coefficients of each image, seen in random views, from coarse to fine.
@@ -46,7 +49,8 @@ class Photo(Inverter):
     and total variation, and Adam as the recipe's ``optimizer`` says. x are images in the parametrisation of
     `Spectrum`, and v is a view: a zoomed crop, mirrored, shifted in color and blurred, all at random. What an image
     shows has to hold at several scales, places and hues, as an object does and noise does not. The first steps render
-    and classify views at ``coarse`` times the input size, for a fraction of the time, if the target accepts that.
+    and classify views at ``coarse`` times the input size and the last ones at ``fine`` times, though at no fewer than
+    64 pixels, which takes a fraction of the time. A target that accepts no size but its own is shown that.
 
     Images are made in groups of at most ``batch_size``, one group after the other, with the classes mixed at random,
     because batch norms recorded their statistics over all classes. Every image takes ``steps`` steps; with G groups,
@@ -76,8 +80,9 @@ class Photo(Inverter):
         falloff: float = Field(1.25, ge=0, le=4, description="exponent a of the spectrum 1 / f^a: higher is smoother")
         chroma: float = Field(0.75, ge=0, le=1, description="1: colors as faint as in an average photograph; 0: vivid")
         spread: float = Field(0.2, ge=0, le=10, description="standard deviation of the noise that images start from")
-        coarse: float = Field(0.5, gt=0, le=1, description="size of the first views, as a share of the input size")
-        coarse_steps: float = Field(0.75, ge=0, le=1, description="share of the steps at that size")
+        coarse: float = Field(0.43, gt=0, le=1, description="size of the first views, as a share of the input size")
+        coarse_steps: float = Field(0.92, ge=0, le=1, description="share of the steps at that size")
+        fine: float = Field(0.71, gt=0, le=1, description="size of the last views, as a share of the input size")
         zoom: float = Field(0.5, ge=0.1, le=1, description="smallest side of a crop, as a share of the image's")
         shift: float = Field(0.05, ge=0, le=0.5, description="largest shift of a view, as a share of the side")
         flip: bool = Field(True, description="mirror views left to right, with probability 1/2")
@@ -119,8 +124,7 @@ class Groups:
         self.target, self.recipe, self.options, self.objective = target, recipe, options, objective
         self.device = torch.device(recipe.device)
         self.rng = random_generator(self.device, derive_seed(recipe.seed, Photo.name))
-        self.fine = target.input_shape[1:]
-        self.coarse = self._accepted(tuple(max(1, round(side * options.coarse)) for side in self.fine))
+        self.coarse, self.fine = self._sizes(options.coarse, options.fine)
         classes = torch.tensor(range(target.num_classes) if recipe.labels is None else recipe.labels)
         count = len(classes) * options.per_class
         mixed = torch.randperm(count, generator=random_generator(torch.device("cpu"), derive_seed(recipe.seed, "mix")))
@@ -129,23 +133,29 @@ class Groups:
         self.step = 0
         self._begin()
 
-    def _accepted(self, size: tuple[int, ...]) -> tuple[int, ...]:
-        """Return the size, or the target's own where it accepts no other."""
-        images = torch.full((2, self.target.input_shape[0], *size), 0.5, device=self.device)
-        try:
-            with torch.no_grad():
-                if self.target(images).shape == (2, self.target.num_classes):
-                    return size
-        except Exception:  # whatever the network raises for an unexpected size
-            log.debug("coarse images are not accepted", exc_info=True)
-        own, asked = ("x".join(map(str, reversed(sides))) for sides in (self.fine, size))
-        log.warning(
-            "%s does not accept images of %s pixels, so all steps run at %s, which takes longer",
-            self.target.name,
-            asked,
-            own,
-        )
-        return self.fine
+    def _sizes(self, *shares: float) -> list[tuple[int, ...]]:
+        """Return the sizes of views at these shares of the input size, or the input size where no other is accepted."""
+        own = self.target.input_shape[1:]
+        least = min(1.0, SMALLEST / min(own))
+        sizes = [tuple(round(side * max(share, least)) for side in own) for share in shares]
+        for size in set(sizes) - {own}:
+            images = torch.full((2, self.target.input_shape[0], *size), 0.5, device=self.device)
+            try:
+                with torch.no_grad():
+                    accepted = self.target(images).shape == (2, self.target.num_classes)
+            except Exception:  # whatever the network raises for an unexpected size
+                log.debug("images of %s are not accepted", size, exc_info=True)
+                accepted = False
+            if not accepted:
+                asked, only = ("x".join(map(str, some)) for some in (size, own))
+                log.warning(
+                    "%s does not accept images of %s pixels, so all steps run at %s: slower",
+                    self.target.name,
+                    asked,
+                    only,
+                )
+                return [own, own]
+        return sizes
 
     def _begin(self) -> None:
         labels = self.labels[len(self.done)].to(self.device)

@@ -22,14 +22,19 @@ Rng = Callable[[int], torch.Generator]
 ON_CPU: dict[str, Any] = {"device": "cpu", "precision": "fp32"}
 
 
-@pytest.fixture
-def target() -> Target:
-    """Return a classifier of three colors, for images of 64 x 80 pixels and of any other size."""
+def classifier(height: int, width: int) -> Target:
+    """Return a classifier of three colors, for images of this size and of any other."""
     net = nn.Sequential(nn.AvgPool2d(8), nn.BatchNorm2d(3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 3))
     net[4].weight.data = 8 * torch.eye(3) - 4  # type: ignore[union-attr,operator]
     net[1].running_mean = torch.full((3,), 0.4)  # type: ignore[assignment]
     net[1].running_var = torch.full((3,), 0.06)  # type: ignore[assignment]
-    return interpkit.wrap(net, (3, 64, 80), class_names=["red", "green", "blue"])
+    return interpkit.wrap(net, (3, height, width), class_names=["red", "green", "blue"])
+
+
+@pytest.fixture
+def target() -> Target:
+    """Return such a classifier for images of 64 x 80 pixels."""
+    return classifier(64, 80)
 
 
 def invert(target: Target | Path, *, per_class: int = 2, steps: int = 12, **settings: Any) -> ImageInversion:
@@ -128,7 +133,7 @@ def test_images_are_of_the_class_asked_for_and_keep_to_the_statistics(target: Ta
     assert inversion.history[-1].terms.keys() == {"ce", "statistics", "tv"}
 
 
-def test_the_first_steps_run_at_a_smaller_size(target: Target, add_plugin: Callable[..., None]) -> None:
+def test_the_first_steps_run_at_a_smaller_size_but_not_below_64_pixels(add_plugin: Callable[..., None]) -> None:
     seen = []
 
     class Watch(interpkit.InversionLoss):
@@ -141,16 +146,18 @@ def test_the_first_steps_run_at_a_smaller_size(target: Target, add_plugin: Calla
             return batch.images.sum() * 0
 
     add_plugin(Watch)
-    invert(target, steps=8, losses={"watch": 1.0})
-    assert [size for size, _ in seen] == 6 * [(32, 40)] + 2 * [(64, 80)]
+    large = classifier(128, 160)
+    options = {"photo.coarse": 0.25, "photo.fine": 0.75, "photo.coarse_steps": 0.75}
+    invert(large, steps=8, losses={"watch": 1.0}, options=options)
+    assert [size for size, _ in seen] == 6 * [(64, 80)] + 2 * [(96, 120)]
     assert [progress for _, progress in seen] == [step / 8 for step in range(8)]
 
 
 def test_a_classifier_of_one_size_is_shown_that_size(caplog: pytest.LogCaptureFixture) -> None:
-    net = nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 16, 2))
-    inversion = invert(interpkit.wrap(net, (3, 16, 16)), steps=2)
-    assert inversion.sample()[0].shape == (4, 3, 16, 16)
-    assert "does not accept images of 8x8 pixels, so all steps run at 16x16" in caplog.text
+    net = nn.Sequential(nn.AvgPool2d(8), nn.Flatten(), nn.Linear(3 * 12 * 12, 2))
+    inversion = invert(interpkit.wrap(net, (3, 96, 96)), steps=2)
+    assert inversion.images.shape == (4, 3, 96, 96)
+    assert "does not accept images of 64x64 pixels, so all steps run at 96x96" in caplog.text
 
 
 def test_groups_follow_each_other_and_a_resumed_run_is_the_run_that_was_never_stopped(

@@ -113,3 +113,13 @@ def test_other_samples_in_the_folder_are_reported_and_end_with_1(finished_run: P
 
 def test_the_shard_formats_match_the_python_api() -> None:
     assert list(get_args(Format)) == list(FORMATS)
+
+
+def test_labels_are_ranges_too(finished_run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "some.safetensors"
+    result = cli("sample", finished_run, "--labels", "1-2", "--per-class", "2", "--out", out)
+    assert result.exit_code == 0, result.output
+    assert safetensors.torch.load_file(out)["labels"].tolist() == [1, 1, 2, 2]
+    result = cli("sample", finished_run, "--labels", "0-9999", "--out", out)
+    assert result.exit_code == 2
+    assert "labels [3, 4, 5, 6, 7] and 9,992 more were not inverted" in " ".join(result.stderr.split())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,10 @@ import torch
 from torch import nn
 
 import interpkit
+from interpkit.evaluation import scoring
 from interpkit.interfaces import samples
-from interpkit.runs.folder import write_samples
+from interpkit.report import render_report
+from interpkit.runs.folder import Run, write_samples
 
 HOSTILE = ["<b>bold</b>", "</script><script>alert(1)</script>", "<img src=x onerror=alert(2)> & \"'"]
 
@@ -32,6 +35,28 @@ def hostile_run(
     )  # fmt: skip
     interpkit.invert(model, out=folder / "run", **quick(steps=30))
     return folder / "run"
+
+
+@pytest.fixture(scope="session")
+def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the run of a classifier of 60 classes with a picture of 224 pixels of each, and an agreement."""
+    folder = tmp_path_factory.mktemp("photographs") / "run"
+    kinds = ("tench", "great white shark", "cock")
+    net = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 60))
+    target = interpkit.wrap(net, (3, 224, 224), class_names=[f"{kinds[label % 3]} {label}" for label in range(60)])
+    rough = torch.rand(60, 3, 56, 56, generator=torch.Generator().manual_seed(0))
+    images = nn.functional.interpolate(rough, scale_factor=4, mode="bilinear")
+    recipe = interpkit.Recipe(device="cpu", precision="fp32")
+    inversion = interpkit.ImageInversion(target, recipe, [], images, torch.arange(60))
+    run = Run.open(inversion.save(folder))
+    metrics = dict(run.metrics())
+    for row in metrics["per_class"]:
+        if row["label"] % 2:  # the others were not judged
+            row["evaluators"] = [{"name": "judge", "agreement": row["label"] % 7 / 7}]
+    samples_ = scoring.read_samples(folder / "samples.safetensors", target, torch.device("cpu"), 64)
+    render_report(run, inversion, samples_, metrics)
+    (folder / "metrics.json").write_text(json.dumps(metrics))
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -210,3 +210,57 @@ def test_a_thousand_classes_open_filter_and_sort(thousand_classes: Path, show: O
     assert confidences(page, 777) == sorted(confidences(page, 777))
     page.locator(".sample:visible").first.click()
     assert page.get_by_role("dialog").get_by_role("heading").first.text_content() == "Made for class 777"
+
+
+def names(page: Any) -> list[str]:
+    return [text.rsplit(" ", 1)[0] for text in page.locator(".class:visible h3").all_text_contents()]
+
+
+def test_photographs_are_seen_and_opened(photographs: Path, show: Open) -> None:
+    page = show(photographs / "report.html")
+    boxes = [page.locator(".class").nth(place).bounding_box() for place in (0, 1)]
+    assert boxes[0]["y"] == boxes[1]["y"]  # side by side
+    assert page.locator(".sample img").first.bounding_box()["width"] > 150
+    page.locator(".sample").first.click()
+    picture = page.get_by_role("dialog").locator("img")
+    assert picture.evaluate("img => img.naturalWidth") == 224 and picture.bounding_box()["width"] > 224
+
+
+def test_classes_are_searched_by_name_and_number_and_sorted_by_figures(photographs: Path, show: Open) -> None:
+    page = show(photographs / "report.html")
+    page.get_by_label("Search classes by name or number").fill("SHARK white 5")
+    assert names(page) == [f"great white shark {label}" for label in (25, 52, 55, 58)]
+    assert page.locator("#count").text_content() == "4 samples"
+    page.select_option("#sort", label="highest agrees: judge first")
+    assert names(page) == [f"great white shark {label}" for label in (55, 25, 52, 58)]
+    page.locator(".sample:visible").first.click()
+    page.keyboard.press("ArrowRight")
+    assert page.get_by_role("dialog").get_by_role("heading").first.text_content() == "Made for great white shark 25"
+    page.keyboard.press("Escape")
+    page.locator("#search").fill("12")
+    assert "tench 12" in names(page)
+    page.locator("#search").fill("no such class")
+    assert names(page) == [] and page.locator("#count").text_content() == "0 samples"
+    page.locator("#search").fill("")
+    page.select_option("#sort", "name")
+    assert names(page)[0] == "cock 11" and page.locator(".class:visible").count() == 60
+
+
+def test_without_a_script_the_list_is_there(photographs: Path, show: Open) -> None:
+    page = show(photographs / "report.html", java_script_enabled=False)
+    assert page.locator(".class:visible").count() == 60 and not page.locator("#tools").is_visible()
+
+
+def test_the_classes_of_a_comparison_are_searched_and_sorted(
+    photographs: Path, thousand_classes: Path, tmp_path: Path, show: Open
+) -> None:
+    runs = {"one": photographs, "two": thousand_classes}
+    page = show(interpkit.write_comparison(runs, tmp_path / "page.html"))
+    assert page.locator("#count").text_content() == "1,000 classes"
+    page.locator("#search").fill("5")
+    page.select_option("#sort", label="lowest agrees: judge of one first")
+    values = page.locator(".class:visible").evaluate_all("all => all.map(one => one.dataset.figures)")
+    judged = [value.split()[2] for value in values]
+    numbers = [float(value) for value in judged if value != "-"]
+    assert numbers == sorted(numbers) and 0 < len(numbers) < len(judged) and set(judged[len(numbers) :]) == {"-"}
+    assert page.locator("#count").text_content() == f"{len(judged)} classes"

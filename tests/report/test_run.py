@@ -19,6 +19,7 @@ import pytest
 import safetensors.torch
 import torch
 from PIL import Image
+from torch import nn
 from typer.testing import CliRunner, Result
 
 import interpkit
@@ -28,6 +29,7 @@ from interpkit.evaluation.flatten import flattened
 from interpkit.evaluation.scoring import draw_samples
 from interpkit.report import curves, encode, render_report
 from interpkit.report import text as words
+from interpkit.report.classes import CHARACTERS
 from interpkit.runs.folder import Run
 
 HOSTILE = ["<b>bold</b>", "</script><script>alert(1)</script>", "<img src=x onerror=alert(2)> & \"'"]
@@ -274,6 +276,28 @@ def test_ten_samples_of_a_thousand_classes_fit_in_20_mb(thousand_classes: Path) 
     assert len(images) == 10_000 and len({image["src"] for image in images}) == 10_000
 
 
+def test_photographs_keep_all_of_their_pixels(photographs: Path) -> None:
+    page = read(photographs / "report.html")
+    images = page.pictures()
+    assert len(images) == 60
+    assert {decode(image["src"]).shape for image in images} == {(224, 224, 3)}
+    assert page.all("div", "large") and page.all("div", "few-1")
+
+
+def test_a_class_stands_with_its_figures(photographs: Path) -> None:
+    page = read(photographs / "report.html")
+    rows = Run.open(photographs).metrics()["per_class"]
+    sections, said = (page.all("section", "class"), page.all("p", "said"))
+    for label in (8, 9):
+        figures = [rows[label]["inversion_accuracy"], rows[label]["confidence"]]
+        figures += [label % 7 / 7] if label % 2 else []
+        found = [float(value) for value in sections[label][0]["data-figures"].split() if value != "-"]
+        assert found == pytest.approx(figures, rel=1e-3)
+        assert ("agrees: judge 0.29" in said[label][1]) is (label == 9)
+    options = [text for _, text in page.all("option")]
+    assert "lowest accuracy first" in options and "highest agrees: judge first" in options
+
+
 def test_the_training_curves_come_from_the_history(page: Page, hostile_run: Path) -> None:
     history = [json.loads(line) for line in (hostile_run / "history.jsonl").read_text().splitlines()]
     names = [text for _, text in page.all("figcaption")]
@@ -366,6 +390,17 @@ def test_pictures_have_the_best_quality_that_fits() -> None:
     sizes = [sum(map(len, encode.encode(images, budget))) for budget in (200_000, 60_000, 20_000)]
     assert all(size <= 1.1 * budget for size, budget in zip(sizes, (200_000, 60_000, 20_000), strict=True)), sizes
     assert sizes[0] > sizes[1] > sizes[2]
+
+
+def test_small_images_are_exact_and_photographs_keep_their_pixels() -> None:
+    small = torch.randint(0, 256, (20, 3, 32, 32), dtype=torch.uint8)
+    room = CHARACTERS / 1000
+    assert all(uri.startswith("data:image/png") for uri in encode.encode(small, 20 * room))
+    smooth = nn.functional.interpolate(torch.rand(5, 3, 40, 40), scale_factor=5.6, mode="bilinear")
+    large = (smooth * 255).to(torch.uint8)
+    for uri, image in zip(encode.encode(large, 5 * room), large, strict=True):
+        assert len(uri) < 1.1 * room and decode(uri).shape == (224, 224, 3)
+        assert (decode(uri).float() - image.permute(1, 2, 0)).square().mean().sqrt() < 25
 
 
 def test_a_vector_is_drawn_as_bars_between_the_extremes_of_its_features() -> None:
@@ -573,7 +608,20 @@ def test_a_comparison_shows_runs_side_by_side(hostile_run: Path, finished_run: P
     assert all(str(column["inversion_accuracy"]) in row for column in figures)
 
 
-def test_a_comparison_needs_no_classifier_and_accepts_vectors(tmp_path: Path, run_copy: Path) -> None:
+def test_a_comparison_shows_a_thousand_classes_and_sorts_them_by_the_figures_of_each_run(
+    photographs: Path, thousand_classes: Path, tmp_path: Path
+) -> None:
+    path = interpkit.write_comparison({"one": photographs, "two": thousand_classes}, tmp_path / "page.html")
+    assert path.stat().st_size < 20_000_000
+    page = read(path)
+    assert len(page.all("section", "class")) == 1000 and len(page.pictures()) == 1060
+    options = [text for _, text in page.all("option")]
+    for title in ("accuracy of one", "agrees: judge of one", "accuracy of two"):
+        assert {f"lowest {title} first", f"highest {title} first"} <= set(options)
+    assert {len(a["data-figures"].split()) for a, _ in page.all("section", "class")} == {(len(options) - 2) // 2}
+
+
+def test_a_comparison_needs_no_classifier_and_takes_vectors(tmp_path: Path, run_copy: Path) -> None:
     manifest = json.loads((run_copy / "manifest.json").read_text())
     manifest["model"]["path"] = "/gone"
     (run_copy / "manifest.json").write_text(json.dumps(manifest))

@@ -31,9 +31,45 @@
     break;
   }
 
-  const dialog = byId("sample");
-  if (!dialog) return;
+  // Classes: searched by words of their names or by number, and sorted by a figure; those without it stand last.
   const groups = [...document.querySelectorAll(".class")];
+  const tools = byId("tools"), search = byId("search"), sort = byId("sort");
+  const label = (group) => Number(group.dataset.class);
+  const name = (group) => group.querySelector("h3").firstChild.textContent.trim().toLowerCase();
+  const found = (group) => {
+    const wanted = (search?.value ?? "").trim().toLowerCase();
+    return wanted === group.dataset.class || wanted.split(/\s+/).every((word) => name(group).includes(word));
+  };
+  let apply = () => {
+    for (const group of groups) group.hidden = !found(group);
+    byId("count").textContent = `${groups.filter((group) => !group.hidden).length.toLocaleString("en")} classes`;
+  };
+  if (tools) {
+    tools.hidden = false;  // without this script the page is a plain list
+    tools.addEventListener("submit", (event) => event.preventDefault());
+  }
+  if (search) {
+    search.addEventListener("input", () => apply(false));
+    sort.addEventListener("change", () => {
+      const [by, way] = sort.value.split(" ");
+      const figure = (group) => parseFloat(group.dataset.figures.split(" ")[by]);
+      const orders = {
+        number: () => 0,
+        name: (a, b) => name(a).localeCompare(name(b)),
+        up: (a, b) => figure(a) - figure(b),
+        down: (a, b) => figure(b) - figure(a),
+      };
+      const last = (group) => way !== undefined && Number.isNaN(figure(group));
+      groups.sort((a, b) => last(a) - last(b) || orders[way ?? by](a, b) || label(a) - label(b));
+      groups[0].parentElement.append(...groups);
+    });
+  }
+
+  const dialog = byId("sample");
+  if (!dialog) {
+    if (search) apply();
+    return;
+  }
   const only = byId("class"), order = byId("order"), wrong = byId("wrong");
   const number = (sample, name) => Number(sample.dataset[name]);
   const orders = {
@@ -44,12 +80,12 @@
   const shown = (sample) => sample.offsetParent !== null || !(sample.hidden || sample.closest(".class").hidden);
 
   // The gallery: filter by class and by error, order by confidence.
-  const apply = (sorted) => {
+  apply = (sorted) => {
     let count = 0;
     for (const group of groups) {
       const grid = group.querySelector(".grid");
       const samples = [...grid.children];
-      group.hidden = only.value !== "" && group.dataset.class !== only.value;
+      group.hidden = !found(group) || (only.value !== "" && group.dataset.class !== only.value);
       let inside = 0;
       for (const sample of samples) {
         sample.hidden = wrong.checked && !sample.classList.contains("wrong");
@@ -68,7 +104,6 @@
   only.addEventListener("change", () => apply(false));
   wrong.addEventListener("change", () => apply(false));
   order.addEventListener("change", () => apply(true));
-  byId("tools").addEventListener("submit", (event) => event.preventDefault());
   for (const group of groups) {
     group.querySelector(".more").addEventListener("click", () => {
       group.classList.add("opened-up");
