@@ -119,7 +119,7 @@ def test_a_sample_opens_enlarged_with_its_details(report: Path, show: Open) -> N
     page.locator(".sample").nth(2).click()
     dialog = page.get_by_role("dialog")
     assert dialog.get_by_role("heading").first.text_content() == f"Made for {HOSTILE[0]}"
-    assert f"gives {HOSTILE[0]} a probability of" in dialog.locator("#sample-said").text_content()
+    assert f"assigns {HOSTILE[0]} a probability of" in dialog.locator("#sample-said").text_content()
     titles = dialog.get_by_role("heading", level=3).all_text_contents()
     assert titles == ["The target's probabilities", "The condition asked for"]
     assert dialog.locator(".shares").first.locator("span").count() == 6  # three names, three numbers
