@@ -276,6 +276,12 @@ def _explain_by(
         _draw(out / f"{method.name}.png", shown, maps, target.class_names)
         _draw_classes(out / f"{method.name}-classes.png", inverted or shown, evidence, target.class_names)
         figures["files"] += [f"{method.name}.png", f"{method.name}-classes.png"]
+    else:
+        shape = "x".join(map(str, target.description.input_shape or target.input_shape))
+        explainer.notes.append(
+            f"no picture of the maps is drawn, as the inputs ({shape}) are not images; the maps are the tensor 'maps' "
+            f"of {method.name}.safetensors."
+        )
     if explainer.notes:
         figures["notes"] = explainer.notes
     return figures
