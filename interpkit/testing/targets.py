@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -82,9 +83,9 @@ def scores(target: Target) -> None:
     labels = torch.arange(BATCH * target.num_classes, device=device_of(target)) % target.num_classes
     generator = torch.Generator().manual_seed(0)
     logits = 3 * torch.randn(len(labels), target.num_classes, generator=generator).to(labels.device)
-    p, same = target.probabilities(logits), {"rtol": 1e-4, "atol": 1e-5}
+    p, same = target.probabilities(logits), functools.partial(torch.allclose, rtol=1e-4, atol=1e-5)
     expect(p.shape == logits.shape and bool(((p >= 0) & (p <= 1)).all()), "probabilities that are not (B, n) in [0, 1]")
-    expect(target.multi_label or torch.allclose(p.sum(1), p.new_ones(()), **same), "probabilities that do not sum to 1")
+    expect(target.multi_label or same(p.sum(1), p.new_ones(())), "probabilities that do not sum to 1")
     alone = target.probabilities(logits + 9 * F.one_hot(labels, target.num_classes)) - p
     others = float(alone.scatter(1, labels[:, None], 0).abs().max())
     expect(
@@ -95,9 +96,9 @@ def scores(target: Target) -> None:
     wanted = own > 0.5 if target.multi_label else p.argmax(1) == labels
     expect(bool((accepted == wanted).all()), "it accepts other classes than its probabilities do")
     expect(bool(((said == labels) == accepted).all()), "its predictions are other classes than it accepts")
-    expect(torch.allclose(target.cross_entropy(logits, labels), -own.log(), **same), "cross_entropy is not -log p")
+    expect(same(target.cross_entropy(logits, labels), -own.log()), "cross_entropy is not -log p")
     apart = target.divergence(logits, p)
-    expect(torch.allclose(apart, torch.zeros_like(own), **same), "the divergence from its own probabilities is not 0")
+    expect(same(apart, torch.zeros_like(own)), "the divergence from its own probabilities is not 0")
     expect(bool((target.divergence(logits, p.roll(1, 0)) >= -1e-5).all()), "a divergence below 0")
 
 
