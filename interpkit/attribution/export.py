@@ -148,7 +148,7 @@ def load_images(spec: str, target: Target) -> ImagesAndLabels:
     if path.suffix.lower() in PICTURE_ENDINGS and len(target.input_shape) == 3:
         pixels = channels_first(read_picture(path, target.input_shape))
         return torch.from_numpy(pixels)[None] / 255, None
-    if path.is_file() and path.suffix.lower() not in DATA_ENDINGS:
+    if path.suffix.lower() not in DATA_ENDINGS and len(path.name) < 256 and path.is_file():
         raise UsageError(
             f"{path} is not a picture that interpkit reads, which are {listed(IMAGE_ENDINGS)}. Convert it."
         )

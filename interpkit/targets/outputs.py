@@ -19,7 +19,7 @@ SCORES = ("logits", "probs", "probabilities", "prob", "scores", "prediction", "p
 FEATURES = re.compile(
     r"feat|embed|hidden|latent|repr|proj|pool|token|state|vector|attention|mask|^[zh]$", re.IGNORECASE
 )
-"""Parts of the names of what is no head."""
+"""Parts of the names of outputs that are not scores of classes."""
 
 Named = Mapping[str, Tensor]
 """The tensors of an output by name, in their order."""

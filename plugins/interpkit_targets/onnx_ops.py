@@ -388,6 +388,21 @@ def _triangle(node: OnnxNode, graph: OnnxGraph) -> OperationConverterResult:
     return layer(node, Function(function, diagonal=0 if diagonal is None else int(diagonal)), 1)
 
 
+@converts("OneHot")
+def _one_hot(node: OnnxNode, graph: OnnxGraph) -> OperationConverterResult:
+    depth, values, axis = constant(node, graph, 1), constant(node, graph, 2), node.attributes.get("axis", -1)
+    assert depth is not None and values is not None
+    size, (off, on) = int(depth), values.tolist()
+
+    def one_hot(indices: Tensor) -> Tensor:
+        places = indices.long()
+        inside = (places >= -size) & (places < size)
+        hot = F.one_hot(places % size, size).movedim(-1, axis) * inside.unsqueeze(axis)
+        return (off + (on - off) * hot).to(values.dtype)
+
+    return layer(node, Function(one_hot), 1)
+
+
 @converts("CastLike")
 def _cast_like(node: OnnxNode, graph: OnnxGraph) -> OperationConverterResult:
     return layer(node, Function(lambda x, like: x.to(like.dtype)))

@@ -357,6 +357,10 @@ OPERATORS: dict[str, tuple[int, list[Any], dict[str, Any]]] = {
               {"from": np.array([-2, 9]), "to": np.array([-99, 2]), "along": np.array([-1, 2]),
                "by": np.array([-1, -2])}),
     "old Slice": (9, [Node("Slice", ["c"], ["r"], starts=[1, 0], ends=[-1, 9], axes=[2, 3])], {}),
+    "OneHot": (11, [
+        Node("ArgMax", ["c"], ["i"], axis=1, keepdims=0), Node("OneHot", ["i", "depth", "values"], ["h"], axis=1),
+        Node("Mul", ["c", "h"], ["r"]),
+    ], {"depth": np.array(8), "values": np.array([-1, 3], "f")}),
     "ThresholdedRelu": (10, [Node("ThresholdedRelu", ["c"], ["r"], alpha=0.3)], {}),
 }  # fmt: skip
 
@@ -595,6 +599,15 @@ def test_a_packed_network_accepts_images_of_other_sizes_if_it_did_before(tmp_pat
 def test_one_of_several_outputs_is_packed(tmp_path: Path) -> None:
     path = write(tmp_path / "net.onnx", net(), outputs=FEATURES_FIRST)
     assert assert_packs(load_target(path, output_name="f"), tmp_path).num_classes == 8
+
+
+def test_a_network_that_draws_at_random_is_refused_for_that(tmp_path: Path) -> None:
+    class Noisy(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(F.dropout(x, 0.5))
+
+    with pytest.raises(ModelError, match="draws at random in eval mode, so no graph returns the same"):
+        pack_target(wrap(Noisy(12, 3), (12,)), tmp_path / "net.safetensors")
 
 
 def test_a_failed_export_prints_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
