@@ -398,7 +398,8 @@ def _one_hot(node: OnnxNode, graph: OnnxGraph) -> OperationConverterResult:
         places = indices.long()
         inside = (places >= -size) & (places < size)
         hot = F.one_hot(places % size, size).movedim(-1, axis) * inside.unsqueeze(axis)
-        return (off + (on - off) * hot).to(values.dtype)
+        rows: Tensor = (off + (on - off) * hot).to(values.dtype)
+        return rows
 
     return layer(node, Function(one_hot), 1)
 
