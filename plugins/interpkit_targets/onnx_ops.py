@@ -390,18 +390,16 @@ def _triangle(node: OnnxNode, graph: OnnxGraph) -> OperationConverterResult:
 
 @converts("OneHot")
 def _one_hot(node: OnnxNode, graph: OnnxGraph) -> OperationConverterResult:
-    depth, values, axis = constant(node, graph, 1), constant(node, graph, 2), node.attributes.get("axis", -1)
-    assert depth is not None and values is not None
-    size, (off, on) = int(depth), values.tolist()
+    axis = node.attributes.get("axis", -1)
 
-    def one_hot(indices: Tensor) -> Tensor:
-        places = indices.long()
+    def one_hot(indices: Tensor, depth: Tensor, values: Tensor) -> Tensor:
+        places, size = indices.long(), int(depth)
         inside = (places >= -size) & (places < size)
         hot = F.one_hot(places % size, size).movedim(-1, axis) * inside.unsqueeze(axis)
-        rows: Tensor = (off + (on - off) * hot).to(values.dtype)
+        rows: Tensor = (values[0] + (values[1] - values[0]) * hot).to(values.dtype)
         return rows
 
-    return layer(node, Function(one_hot), 1)
+    return layer(node, Function(one_hot))
 
 
 @converts("CastLike")
