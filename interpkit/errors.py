@@ -188,6 +188,9 @@ def setting(name: str, value: object = True) -> str:
             return f"--set {name}" if value is None else f"--set {name}={text}"
         flag = f"--{name.replace('_', '-')}"
         return flag if value is None or value is True else f"{flag} {shlex.quote(text)}"
+    if name == "arch_arg":
+        key, _, text = str(value).partition("=")
+        return f"arch_args={{{key!r}: {text!r}}}"
     if value is None:
         return f"options[{name!r}]" if "." in name else name
     text = value if isinstance(value, str) and value.isupper() else repr(value)

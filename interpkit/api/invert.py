@@ -146,9 +146,7 @@ def prepare(
         recorded = _recorded_files(layer.pop("plugin_files", []), config)
         known_plugins.check_files(recorded, str(config))
         layers += [known_plugins.preset(name).layer for name in _preset_names(layer.pop("presets", []), config)]
-        resumed = None
-        if resume_from is not None and not isinstance(target, Target) and Path(target).exists():
-            resumed = loading.digest(Path(target))
+        resumed = None if resume_from is None or isinstance(target, Target) else Path(target)
         layers.append(_without_code(layer, target_options or {}, config, resumed))
     # look the inverter up here, so that a misspelt name is not reported as a missing preset
     whole = inverter is not None and not known_plugins.component("inverter", inverter).needs
@@ -227,14 +225,14 @@ def _checked(presets: Sequence[str], plugins: Sequence[str | Path]) -> list[str 
     return [*presets, *plugins]
 
 
-def _without_code(layer: Layer, typed: Mapping[str, Any], config: str | Path, resumed: str | None) -> Layer:
+def _without_code(layer: Layer, typed: Mapping[str, Any], config: str | Path, resumed: Path | None) -> Layer:
     """Return a file's layer without what only the user may say: code of the user's own, and trust.
 
     Args:
         layer: what the file says.
         typed: what the user types about the classifier.
         config: the file.
-        resumed: the sha256 of the classifier, if its run is resumed: the user may have typed the code before.
+        resumed: the classifier's file, if its run is resumed: the user may have typed the code before.
 
     Raises:
         UsageError: the file records some, and the user has not typed it again.
@@ -245,7 +243,8 @@ def _without_code(layer: Layer, typed: Mapping[str, Any], config: str | Path, re
     arch = str(recorded.get("arch", ""))
     if arch.startswith("py:") and not typed.get("arch"):
         facts = validated(TargetOptions, {**recorded, **typed}, str(config))
-        reason = typed_code.refusal(facts, resumed)
+        classifier = loading.digest(resumed) if resumed is not None and resumed.exists() else None
+        reason = typed_code.refusal(facts, classifier)
         if reason is not None:
             raise UsageError(f"{config} records {setting('arch', arch)}, which is code; {reason}. Type it again.")
     if recorded.get("trust") and not typed.get("trust"):

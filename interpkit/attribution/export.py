@@ -148,7 +148,7 @@ def load_images(spec: str, target: Target) -> ImagesAndLabels:
     if path.suffix.lower() in PICTURE_ENDINGS and len(target.input_shape) == 3:
         pixels = channels_first(read_picture(path, target.input_shape))
         return torch.from_numpy(pixels)[None] / 255, None
-    if path.is_file() and path.suffix.lower() not in DATA_ENDINGS:
+    if path.suffix.lower() not in DATA_ENDINGS and len(path.name) < 256 and path.is_file():
         raise UsageError(
             f"{path} is not a picture that interpkit reads, which are {listed(IMAGE_ENDINGS)}. Convert it."
         )
@@ -276,6 +276,12 @@ def _explain_by(
         _draw(out / f"{method.name}.png", shown, maps, target.class_names)
         _draw_classes(out / f"{method.name}-classes.png", inverted or shown, evidence, target.class_names)
         figures["files"] += [f"{method.name}.png", f"{method.name}-classes.png"]
+    else:
+        shape = "x".join(map(str, target.description.input_shape or target.input_shape))
+        explainer.notes.append(
+            f"no picture of the maps is drawn, as the inputs ({shape}) are not images; the maps are the tensor 'maps' "
+            f"of {method.name}.safetensors."
+        )
     if explainer.notes:
         figures["notes"] = explainer.notes
     return figures

@@ -82,7 +82,11 @@ def load_data(spec: str, input_shape: tuple[int, ...], class_names: Sequence[str
         >>> data.images.shape, data.labels
         (torch.Size([5, 1, 28, 28]), tensor([0, 1, 2, 3, 4]))
     """
-    path, split = _path_and_split(spec)
+    try:
+        path, split = _path_and_split(spec)
+        is_folder = bool(spec) and path.is_dir()
+    except OSError as error:  # the name is too long
+        raise UsageError(f"{spec[:100]}... cannot be read: {error.strerror}.") from error
     ending = path.suffix.lower()
     if spec.startswith(TORCHVISION):
         arrays = _torchvision(spec.removeprefix(TORCHVISION))
@@ -90,7 +94,7 @@ def load_data(spec: str, input_shape: tuple[int, ...], class_names: Sequence[str
         arrays = _npz(path, split)
     elif ending in DATA_ENDINGS:
         arrays = _csv(path, class_names, input_shape)
-    elif spec and path.is_dir():
+    elif is_folder:
         arrays = _folder(path, class_names, input_shape)
     else:
         raise UsageError(
@@ -274,7 +278,8 @@ def _images(spec: str, x: np.ndarray, input_shape: tuple[int, ...]) -> Tensor:
         raise _too_many(spec)
     if x.shape[1:] != input_shape:
         raise UsageError(
-            f"{spec} has images of shape {x.shape[1:]}; the classifier takes {input_shape}. Resize them first."
+            f"{spec} has images of shape {x.shape[1:]}; the classifier takes {input_shape}. "
+            f"{_remedy(x.shape[1:], input_shape)}"
         )
     if x.dtype.kind not in "uifb":
         raise UsageError(f"{spec} has images of {x.dtype}, which cannot be pixel values.")
@@ -284,6 +289,14 @@ def _images(spec: str, x: np.ndarray, input_shape: tuple[int, ...]) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(x)) / 255
     with np.errstate(over="ignore"):  # values that overflow float32 are refused later as not finite
         return torch.from_numpy(np.ascontiguousarray(x, dtype=np.float32))
+
+
+def _remedy(shape: tuple[int, ...], wanted: tuple[int, ...]) -> str:
+    if len(shape) == len(wanted) == 3 and shape[0] != wanted[0]:
+        also = "" if shape[1:] == wanted[1:] else ", and resize them"
+        how = {1: ": images.mean(-1) makes one of (N, H, W, C)", 3: " if that is what it was trained on"}
+        return f"Give them {wanted[0]} channels instead of {shape[0]}{how.get(wanted[0], '')}{also}."
+    return "Resize them first." if len(shape) == len(wanted) else "Give them the classifier's axes first."
 
 
 def _too_many(spec: str | Path) -> UsageError:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from interpkit.errors import InterpkitError, ModelError, UsageError, did_you_mean, first_line, listed, setting
 from interpkit.interfaces.loaders import Architectures
 from interpkit.io.safe_load import tensors_in
-from interpkit.plugins import state_dicts
+from interpkit.plugins import replaced_layers, state_dicts
 from interpkit.plugins.discovery import installed
 from interpkit.targets.watch import watch
 
@@ -151,22 +151,28 @@ def fill_architecture(
         >>> arguments  # found from the weights
         {'num_classes': 7}
     """
+    arguments, activation, replaced = dict(arguments), None, []
+    if build is None:
+        activation = arguments.pop(replaced_layers.ACTIVATION, None)
 
     def skeleton(args: Mapping[str, Any]) -> nn.Module:
         if build is None:
             return build_architecture(spec, args, meta=True)
         return _built(lambda: build(args), spec, args, "cpu")
 
-    module, arguments = skeleton(arguments), dict(arguments)
-    found = state_dicts.match(module, tensors)
+    module = skeleton(arguments)
+    found = differing = state_dicts.match(module, tensors)
     if not found.fits:
         refusal = _misfit(spec, arguments, module, found, registered=build is None)
-        for sizes in _other_sizes(found, arguments):
+        for sizes in [*_other_sizes(found, arguments), {}]:
             try:
                 module = skeleton(arguments | sizes)
             except ModelError:  # it does not have such an argument
                 continue
-            found = state_dicts.match(module, tensors)
+            found = differing = state_dicts.match(module, tensors)
+            if build is None and not found.fits:
+                replaced = replaced_layers.replace(module, found, activation)
+                found = state_dicts.match(module, tensors)
             if found.fits:
                 arguments |= sizes
                 break
@@ -177,6 +183,14 @@ def fill_architecture(
             check_shape(spec, module, input_shape)
         if found.filled or not _take_memory(module):
             module = build_architecture(spec, arguments)
+            replaced_layers.replace(module, differing, activation)
+    if activation is not None:
+        if not any(activation in what for what in replaced):
+            raise ModelError(
+                f"{spec}: {replaced_layers.ACTIVATION} is for a head of several layers, and the file does not have "
+                f"one in the place of the architecture's own. Leave it out."
+            )
+        arguments[replaced_layers.ACTIVATION] = activation
     tensors = found.tensors
     dtype = _dtype(tensors)
     if dtype is not None:
@@ -191,6 +205,8 @@ def fill_architecture(
         reason = str(error).strip().splitlines()[-1].strip()
         raise ModelError(f"the weights do not fit {spec}: {reason[:200]}") from error
     _report(spec, found, notes)
+    if replaced and notes is not None:
+        notes.append(f"other than {spec}, by their sizes: {listed(replaced)}")
     return module, arguments
 
 
@@ -204,7 +220,7 @@ def _other_sizes(found: state_dicts.Match, arguments: Mapping[str, Any]) -> Iter
     if not all(name.lower().startswith("aux") for name in found.missing) or found.unexpected:
         return
     heads: list[dict[str, int]] = [{}] if width is None else [{key: width} for key in HEAD_WIDTH]
-    stems: list[dict[str, int]] = [{}] if channels is None else [{key: channels} for key in STEM_WIDTH]
+    stems: list[dict[str, int]] = [{}] if channels is None else [*({key: channels} for key in STEM_WIDTH), {}]
     for sizes, keys in ((width, HEAD_WIDTH), (channels, STEM_WIDTH)):
         if sizes is not None and arguments.keys() & set(keys):  # stated, so not to be overruled
             return
@@ -337,6 +353,10 @@ def _advice(spec: str, found: state_dicts.Match) -> str:
     layers = sorted({name.rpartition(".")[0] for name in found.unexpected if name.partition(".")[0] in first})
     if len(first) == 1 and layers:
         return f" The file has {listed(layers, 4)} in the place of {first.pop()}: {own}."
+    if not found.missing and found.kernels():
+        return (
+            f" Weights do not tell the stride of {listed(found.kernels(), 4)}, whose kernels have another size: {own}."
+        )
     if not found.missing and not found.unexpected and found.channels() is not None:
         return f" The file's first layer takes {found.channels()} channels, and {spec} has no argument for that: {own}."
     if not found.missing and not found.unexpected and found.width() is not None:
@@ -355,14 +375,14 @@ def nearest_fit(spec: str, tensors: Mapping[str, Tensor], tries: int = 12) -> st
     family, _, name = spec.partition(":")
     names = installed().registry.get("architectures", family).names()
     stem = name[:3]
-    near = difflib.get_close_matches(name, names, n=tries, cutoff=0.3)
+    near = difflib.get_close_matches(name, [other for other in names if other != name], n=tries, cutoff=0.3)
     near = sorted(near, key=lambda other: not other.startswith(stem))
     for other in near:
         try:
             found = state_dicts.match(build_architecture(f"{family}:{other}", {}, meta=True), tensors)
         except ModelError:
             continue
-        if found.fits or next(_other_sizes(found, {}), None) is not None:
+        if found.fits or (not found.kernels() and next(_other_sizes(found, {}), None) is not None):
             return f"{family}:{other}"
     return None
 

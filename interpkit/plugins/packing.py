@@ -99,6 +99,11 @@ def pack_target(target: Target, path: str | Path) -> Path:
     facts = target.description
     if facts.arch is not None and not facts.runs_code and facts.arch != ONNX_GRAPH:
         return write_target_file(Path(path), _weights(target), facts)
+    if "at random" in target.sources.get("batch", ""):
+        raise ModelError(
+            f"{target.name} cannot be packed: it draws at random in eval mode, so no graph returns the same. Turn off "
+            f"what draws (dropout that ignores eval mode, noise), or keep the classifier in its own file."
+        )
     if importlib.util.find_spec("onnx") is None:
         raise ModelError(f"packing this classifier requires the package onnx: {install_extra('onnx')}.")
     shape = facts.input_shape or target.input_shape

@@ -89,6 +89,10 @@ class Match:
         pairs = [old[1] for old, new in self.shapes.values() if len(old) > 2 and old[1] != new[1]]
         return pairs[0] if len(pairs) == 1 else None
 
+    def kernels(self) -> list[str]:
+        """Return the names of the convolutions whose kernels have another size in the file."""
+        return [name for name, (old, new) in self.shapes.items() if len(old) > 2 and old[2:] != new[2:]]
+
     def plausible(self) -> bool:
         """Whether nothing is missing, and only the width of a head or of the first layer may differ."""
         return not self.missing and all(

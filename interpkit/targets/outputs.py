@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -13,8 +14,12 @@ from interpkit.errors import ModelError, listed, setting
 
 DEPTH = 4
 """How deeply containers may be nested in an output."""
-SCORES = ("logits", "probs", "probabilities", "prob", "scores", "predictions", "preds")
-"""Names that people give to the output that is wanted, the surest first; any name that ends in one counts."""
+SCORES = ("logits", "probs", "probabilities", "prob", "scores", "prediction", "predictions", "preds")
+"""What the names of the output that is wanted end in."""
+FEATURES = re.compile(
+    r"feat|embed|hidden|latent|repr|proj|pool|token|state|vector|attention|mask|^[zh]$", re.IGNORECASE
+)
+"""Parts of the names of outputs that are not scores of classes."""
 
 Named = Mapping[str, Tensor]
 """The tensors of an output by name, in their order."""
@@ -91,7 +96,8 @@ def choose(
 
     In this order: what the user chose; the only one that has a row per image; the one named ``logits``; the only one of
     the stated width; the only one that no other output is computed from, so that features give way to what is computed
-    from them, but logits do not give way to their own softmax; the only one with another name such as ``probs``.
+    from them, but logits do not give way to their own softmax; the only one with a name such as ``cls_logits`` beside
+    names of features. A name such as ``domain_logits`` beside another head's decides nothing.
 
     Args:
         output: what the module returned for ``count`` images, with a graph of gradients if there is one.
@@ -125,8 +131,9 @@ def choose(
         return only, f"found: no other has a row per image{others}" if others else ""
     main = {key: row for key, row in found.items() if not key.rpartition(".")[2].lower().startswith("aux")}
     found = main or found
-    if sure := _of_name(found, SCORES[:1]):
-        return sure, f"found: by its name{others}"
+    sure = [key for key in found if [part for part in key.split(".") if not part.isdecimal()] == ["logits"]]
+    if len(sure) == 1:
+        return sure[0], f"found: by its name{others}"
     fitting = [key for key, row in found.items() if width is not None and row.shape[1] == width]
     if len(fitting) == 1:
         return fitting[0], f"found: the only one with {width} columns{others}"
@@ -134,8 +141,9 @@ def choose(
     ends = {key: tensors[key] for key in _not_read_by_others({key: tensors[key] for key in ends}, heads)}
     if len(ends) == 1:
         return next(iter(ends)), f"found: no other output is computed from it{others}"
-    if likely := _of_name(ends, SCORES[1:]):
-        return likely, f"found: by its name{others}"
+    likely = [key for key in ends if key.lower().endswith(SCORES)]
+    if len(likely) == 1 and all(FEATURES.search(key.rpartition(".")[2]) for key in ends if key != likely[0]):
+        return likely[0], f"found: by its name{others}"
     raise SeveralError(
         f"it returns {_shapes(tensors)}, and any of {listed(map(repr, ends))} might be the logits. Choose one by "
         f"{setting('output_name', None)} or {setting('output_index', None)} (positions count from 0)."
@@ -151,17 +159,6 @@ def _chosen(tensors: Named, name: str | None, index: int | None) -> str:
     raise ModelError(f"it does not return what {asked} asks for, but {_shapes(tensors)}.")
 
 
-def _of_name(tensors: Named, words: Sequence[str]) -> str | None:
-    """Return the only name that ends in the first of the words that fits any."""
-    for word in words:
-        fitting = [name for name in tensors if name.rpartition(".")[2].lower().endswith(word)]
-        exact = [name for name in fitting if name.rpartition(".")[2].lower() == word]
-        for names in (exact, fitting):
-            if len(names) == 1:
-                return names[0]
-    return None
-
-
 def _not_read_by_others(tensors: Named, heads: Sequence[Tensor]) -> list[str]:
     """Return the names of the outputs from which no other is computed.
 
@@ -174,7 +171,10 @@ def _not_read_by_others(tensors: Named, heads: Sequence[Tensor]) -> list[str]:
 
     if not all(tensor.requires_grad for tensor in tensors.values()):
         direct = [name for name, tensor in tensors.items() if is_output(tensor, heads)]
-        return direct if len(direct) == 1 and is_output(tensors[direct[0]], heads[-1:]) else list(tensors)
+        sure = len(direct) == 1 and is_output(tensors[direct[0]], heads[-1:])
+        if sure and not any(_is_softmax_of_others(tensor, tensors[direct[0]]) for tensor in tensors.values()):
+            return direct
+        return list(tensors)
     dropped = set()
     for name, tensor in tensors.items():
         for other, later in tensors.items():
@@ -185,6 +185,13 @@ def _not_read_by_others(tensors: Named, heads: Sequence[Tensor]) -> list[str]:
             same = tensor.shape == later.shape and bool((tensor.argmax(-1) == later.argmax(-1)).all())
             dropped.add(other if same and is_output(tensor, heads[-1:]) else name)
     return [name for name in tensors if name not in dropped]
+
+
+def _is_softmax_of_others(tensor: Tensor, logits: Tensor) -> bool:
+    values = tensor.detach().double().flatten(1)
+    if values.shape[1] == 1 or bool((values < 0).any()) or float((values.sum(1) - 1).abs().max()) > 1e-2:
+        return False
+    return tensor.shape != logits.shape or bool((tensor.argmax(-1) != logits.argmax(-1)).any())
 
 
 def _is_computed_from(later: Tensor, earlier: Tensor) -> bool:

@@ -6,12 +6,15 @@ them, and whether they leave 0..1 for inputs far outside the image's range. What
 
 from __future__ import annotations
 
+import itertools
 import logging
+import math
 import re
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import Node
 
 from interpkit.config.recipe import Output, TargetOptions
 from interpkit.errors import ModelError, setting
@@ -38,6 +41,10 @@ RESHAPING = re.compile(
 )
 """Operations, as autograd names them, that move numbers but do not change them."""
 SIGMOIDS = frozenset({"Sigmoid", "Hardsigmoid"})
+SAFE = frozenset({"Add", "Clamp", "ClampMin", "Maximum"})
+"""Operations that keep the argument of a logarithm above 0."""
+AGREE = {("logits", "log_probs"), ("probs", "sigmoid")}
+"""What may be stated where something else is found: the same, or a choice that is the user's."""
 DISTANCES = frozenset({"Cdist", "EuclideanDist", "LinalgVectorNorm", "Norm"})
 LINEAR = frozenset({"Addmm", "Mm", "Addmv", "Mv", "Linear", "Bmm", "Baddbmm", "Convolution"})
 
@@ -89,15 +96,16 @@ def find_output(target: ModuleTarget, raw: Tensor, options: TargetOptions) -> No
         ModelError: the numbers cannot be what the options state, or are of a kind that is not supported.
     """
     values, single = raw[raw.isfinite().all(1)].detach().double(), raw.shape[1] == 1
-    output, source = options.output, "given"
-    if output is None:
-        output, source = _detect(target, values)
-        if single and source != ASSUMED and output == "logits" and len(options.class_names or ()) < 2:
-            log.warning(
-                "%s returns one number per image, which is read as the logit of a yes or no. If it is a quantity, such "
-                "as an age, it has no classes: see the page about bringing your classifier. %s confirms the logit.",
-                target.name, setting("output", "logits"),
-            )  # fmt: skip
+    last = _last_operations(raw.grad_fn)
+    try:
+        found, evidence = _detect(target, values, last)
+    except ModelError:
+        if options.output is None:
+            raise
+        found, evidence = options.output, "given"
+    output, source = options.output or found, "given" if options.output else evidence
+    if options.output is None:
+        _warn_of_doubts(target, output, source, last, single and len(options.class_names or ()) < 2)
     if single:  # one label and its absence are two classes that exclude each other
         output = {"sigmoid": "probs", "sigmoid_logits": "logits"}.get(output, output)  # type: ignore[assignment]
     if not as_logits(values, output).isfinite().all():
@@ -105,23 +113,27 @@ def find_output(target: ModuleTarget, raw: Tensor, options: TargetOptions) -> No
             f"{target.name} does not return what {setting('output', output)} states: its numbers are between "
             f"{values.min():.3g} and {values.max():.3g}. Pass another, or leave it out to have it detected."
         )
+    if found not in ("logits", output) and (output, found) not in AGREE and evidence != ASSUMED:
+        log.warning(
+            "%s: %s is stated, but its numbers look like %s (%s), and other probabilities come of that. Pass %s, or "
+            "leave it out.",
+            target.name, setting("output", output), found, evidence, setting("output", found),
+        )  # fmt: skip
     target.output, target.sources["output"] = output, source
     target.multi_label = output in MULTI_LABEL
     _check_scale(target, values)
 
 
-def _detect(target: ModuleTarget, values: Tensor) -> tuple[Output, str]:
-    """Return the kind of output, and the evidence for it."""
-    single = values.shape[1] == 1
-    within, last = bool(((values >= 0) & (values <= 1)).all()), set()
-    if within or single or bool((values <= 0).all() or (values >= 0).all()):
-        last = _last_operations(target)
+def _detect(target: ModuleTarget, values: Tensor, last: set[str]) -> tuple[Output, str]:
+    """Return the kind of output, and the evidence for it: the numbers, and the last operations."""
+    single, within = values.shape[1] == 1, bool(((values >= 0) & (values <= 1)).all())
     if within and last and last <= SIGMOIDS:
         return ("probs", "found: a sigmoid") if single else ("sigmoid", "found: sigmoids, one for each label")
     if not single and values.logsumexp(1).abs().max() < CLOSE:
         return "log_probs", "found: its exponentials sum to 1"
     if not single and (-values).logsumexp(1).abs().max() < CLOSE:
         return "neg_log_probs", "found: the exponentials of its negative sum to 1"
+    _refuse_other_bases(target, values)
     if single and last == {"LogSigmoid"}:
         return "log_probs", "found: the logarithm of a sigmoid"
     if last == {"LogSigmoid"}:
@@ -138,11 +150,6 @@ def _detect(target: ModuleTarget, values: Tensor) -> tuple[Output, str]:
                 f"multiples of one, use {setting('output', 'probs')}."
             )
         return "probs", f"found: it sums to {total:.4g}"
-    if not single and last and last <= DISTANCES:
-        log.warning(
-            "%s returns distances. If the nearest class is the likeliest, wrap it in a module that returns -model(x).",
-            target.name,
-        )
     if not within:
         return "logits", "found: it is neither probabilities nor their logarithms"
     if not single and (values.sum(1) - 1).abs().max() < CLOSE:
@@ -153,12 +160,44 @@ def _detect(target: ModuleTarget, values: Tensor) -> tuple[Output, str]:
         return "logits", "found: it leaves 0..1 for inputs outside the image's range"
     alike = bool((values == values[0]).all())
     output: Output = "logits" if alike or last & LINEAR else "probs" if single else "sigmoid"
-    log.warning(
-        "%s: its output is between 0 and 1 for all probes, which may be probabilities or logits; it is read as %s. "
-        "Confirm it with %s, or pass another.",
-        target.name, output, setting("output", output),
-    )  # fmt: skip
     return output, ASSUMED
+
+
+def _warn_of_doubts(target: ModuleTarget, output: Output, source: str, last: set[str], one_number: bool) -> None:
+    """Warn of a detected output that may be something else."""
+    if source == ASSUMED:
+        log.warning(
+            "%s: its output is between 0 and 1 for all probes, which may be probabilities or logits; it is read as %s. "
+            "Confirm it with %s, or pass another.",
+            target.name, output, setting("output", output),
+        )  # fmt: skip
+    elif output == "logits" and last and last <= DISTANCES:
+        log.warning(
+            "%s returns distances. If the nearest class is the likeliest, wrap it in a module that returns -model(x).",
+            target.name,
+        )
+    elif output == "logits" and one_number:
+        log.warning(
+            "%s returns one number per image, which is read as the logit of a yes or no. If it is a quantity, such "
+            "as an age, it has no classes: see the page about bringing your classifier. %s confirms the logit.",
+            target.name, setting("output", "logits"),
+        )  # fmt: skip
+
+
+def _refuse_other_bases(target: ModuleTarget, values: Tensor) -> None:
+    """Refuse logarithms of probabilities to another base than e, whose softmax is not those probabilities.
+
+    Raises:
+        ModelError: the powers of 2 or 10 sum to 1 for every image.
+    """
+    for base, sign in itertools.product((2, 10), (1, -1)):
+        factor = sign * math.log(base)
+        if values.shape[1] > 1 and (factor * values).logsumexp(1).abs().max() < CLOSE:
+            raise ModelError(
+                f"{target.name} returns {'minus ' if sign < 0 else ''}the logarithms of probabilities to base {base}. "
+                f"Wrap it in a module that returns {factor:.4f} * model(x), or use {setting('output', 'logits')} if "
+                f"its numbers are logits after all."
+            )
 
 
 def _have_one_sum(values: Tensor) -> bool:
@@ -167,24 +206,25 @@ def _have_one_sum(values: Tensor) -> bool:
     return bool(spread > 0) and bool(values.sum(1).std() < 1e-3 * spread)
 
 
-def _last_operations(target: ModuleTarget) -> set[str]:
-    """Return the autograd names of the operations that computed the output's numbers; empty if they are not known."""
-    device = target.scale.device
-    images = torch.full((2, *target.input_shape), 0.5, device=device, requires_grad=True)
-    try:
-        with target.frozen(), torch.enable_grad(), global_seed(0, device):
-            ends = [target.raw(images).grad_fn]
-    except Exception:  # whatever the user's module raises with gradients; it did not without
-        return set()
-    names = set()
-    while ends:
-        node = ends.pop()
+def _last_operations(*ends: Node | None) -> set[str]:
+    """Return the autograd names of the operations that computed the output's numbers; empty if they are not known.
+
+    The logarithm of a sigmoid is ``LogSigmoid`` however it is written, also with a small number inside.
+    """
+    names, todo = set(), list(ends)
+    while todo:
+        node = todo.pop()
         name = "" if node is None else node.name().split("Backward")[0]
-        if node is not None and RESHAPING.fullmatch(name):
-            ends += [before for before, _ in node.next_functions if before is not None]
-        else:
-            names.add(name)
-    return names - {""}
+        if node is None or RESHAPING.fullmatch(name):
+            todo += [] if node is None else [before for before, _ in node.next_functions if before is not None]
+            continue
+        inside = [before for before, _ in node.next_functions]
+        while name == "Log" and len(inside) == 1 and inside[0] and inside[0].name().split("Backward")[0] in SAFE:
+            inside = [before for before, _ in inside[0].next_functions if before is not None]
+        if name == "Log" and _last_operations(*inside) == {"Sigmoid"}:
+            name = "LogSigmoid"
+        names.add(name)
+    return names
 
 
 def _leaves(target: ModuleTarget) -> bool:

@@ -236,7 +236,10 @@ def _run(target: ModuleTarget, probes: Tensor, options: TargetOptions) -> tuple[
 
 
 def _with_gradient(target: ModuleTarget, probes: Tensor, options: TargetOptions, ran: list[_Ran]) -> Tensor:
-    """Return the output for the probes; choose it if there are several, and see whether a gradient passes."""
+    """Return the output for the probes; choose it if there are several, and see whether a gradient passes.
+
+    It keeps its graph of operations, by which one sees what the numbers are.
+    """
     target.no_gradient, target.keeps_input = "", True
     images = probes.clone().requires_grad_()
     given = images * 1  # like a generated image, not a leaf
@@ -266,7 +269,7 @@ def _with_gradient(target: ModuleTarget, probes: Tensor, options: TargetOptions,
         if not _has_gradient(answers, dim):
             same = bool((torch.cat([raw, answers]) == raw[:1]).all())
             target.no_gradient = SAME if same else CUT
-    return raw.detach()
+    return raw
 
 
 def _has_gradient(logits: Tensor, images: Tensor) -> bool:

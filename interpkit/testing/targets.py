@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from interpkit.config.recipe import TargetOptions
@@ -68,6 +70,36 @@ def logits(target: Target) -> None:
     expect(found.shape == wanted, f"{tuple(found.shape)} in place of {wanted}")
     expect(found.dtype == torch.float32, f"logits of {found.dtype}")
     expect(found.isfinite().all(), "logits that are not finite")
+
+
+@promised(
+    "target", "leave them as interpkit.Target has them, and set multi_label where each class is a yes or no of its own"
+)
+def scores(target: Target) -> None:
+    """Its probabilities, accepts, predictions, cross_entropy and divergence agree on what logits mean.
+
+    Probabilities sum to 1, and the largest decides; if it is `multi_label`, each is by itself, and above 1/2 decides.
+    """
+    labels = torch.arange(BATCH * target.num_classes, device=device_of(target)) % target.num_classes
+    generator = torch.Generator().manual_seed(0)
+    logits = 3 * torch.randn(len(labels), target.num_classes, generator=generator).to(labels.device)
+    p, same = target.probabilities(logits), functools.partial(torch.allclose, rtol=1e-4, atol=1e-5)
+    expect(p.shape == logits.shape and bool(((p >= 0) & (p <= 1)).all()), "probabilities that are not (B, n) in [0, 1]")
+    expect(target.multi_label or same(p.sum(1), p.new_ones(())), "probabilities that do not sum to 1")
+    alone = target.probabilities(logits + 9 * F.one_hot(labels, target.num_classes)) - p
+    others = float(alone.scatter(1, labels[:, None], 0).abs().max())
+    expect(
+        not target.multi_label or others < 1e-5, "a label's probability depends on other labels, despite multi_label"
+    )
+    own = p.gather(1, labels[:, None])[:, 0]
+    accepted, said = target.accepts(logits, labels), target.predictions(logits, labels)
+    wanted = own > 0.5 if target.multi_label else p.argmax(1) == labels
+    expect(bool((accepted == wanted).all()), "it accepts other classes than its probabilities do")
+    expect(bool(((said == labels) == accepted).all()), "its predictions are other classes than it accepts")
+    expect(same(target.cross_entropy(logits, labels), -own.log()), "cross_entropy is not -log p")
+    apart = target.divergence(logits, p)
+    expect(same(apart, torch.zeros_like(own)), "the divergence from its own probabilities is not 0")
+    expect(bool((target.divergence(logits, p.roll(1, 0)) >= -1e-5).all()), "a divergence below 0")
 
 
 @promised("target", "hook the layers, remove the hooks in a finally, and name the default one feature_layer")

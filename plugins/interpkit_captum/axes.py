@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import math
@@ -119,6 +120,16 @@ def _is_convolution(layer: nn.Module, channels: int) -> bool:
     return any(getattr(part, "out_channels", getattr(part, "num_features", None)) == channels for part in parts)
 
 
+@contextlib.contextmanager
+def hooked(layers: Mapping[str, nn.Module], hook: Callable[[str, Any], Any]) -> Iterator[None]:
+    """Call ``hook(name, output)`` after each layer within the block; it may return another output in its place."""
+    with contextlib.ExitStack() as stack:
+        for name, layer in layers.items():
+            handle = layer.register_forward_hook(lambda _, inputs, output, name=name: hook(name, output))
+            stack.callback(handle.remove)
+        yield
+
+
 @torch.no_grad()
 def _outputs(layers: Mapping[str, nn.Module], scores: Callable[[Tensor], Tensor], images: Tensor) -> dict[str, Tensor]:
     """Return the outputs of at least three axes of the layers that run once."""
@@ -128,15 +139,8 @@ def _outputs(layers: Mapping[str, nn.Module], scores: Callable[[Tensor], Tensor]
         if isinstance(output, Tensor) and output.is_floating_point():
             outputs.setdefault(name, []).append(output.float().clone() if output.dim() > 2 else output)
 
-    handles = [
-        layer.register_forward_hook(lambda _, inputs, output, name=name: keep(name, output))
-        for name, layer in layers.items()
-    ]
-    try:
+    with hooked(layers, keep):
         scores(images)
-    finally:
-        for handle in handles:
-            handle.remove()
     return {name: runs[0] for name, runs in outputs.items() if len(runs) == 1 and runs[0].dim() > 2}
 
 

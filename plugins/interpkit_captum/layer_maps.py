@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import interpkit
 from interpkit import Attribution, AttributionContext, Target, UsageError
-from interpkit_captum.axes import Reading, read_layers
+from interpkit_captum.axes import Reading, hooked, read_layers
 from interpkit_captum.pixels import with_gradient
 
 
@@ -139,25 +139,16 @@ def _passes(
     """Return the passes of the ``kept`` layers that run, ordered by when each layer last finished."""
     kept = set(kept)
     outputs: list[tuple[str, Tensor]] = []
-    handles = []
 
-    def watcher(name: str) -> Callable[..., Any]:
-        def watch(module: nn.Module, inputs: Any, output: Any) -> Any:
-            if not isinstance(output, Tensor) or not output.is_floating_point():
-                return None
-            if name in kept:
-                outputs.append((name, output))
-            return output.clone()  # of every layer, so that later in-place changes affect only the copy
+    def keep(name: str, output: Any) -> Tensor | None:
+        if not isinstance(output, Tensor) or not output.is_floating_point():
+            return None
+        if name in kept:
+            outputs.append((name, output))
+        return output.clone()  # of every layer, so that later in-place changes affect only the copy
 
-        return watch
-
-    try:
-        for name, layer in layers.items():
-            handles.append(layer.register_forward_hook(watcher(name)))
+    with hooked(layers, keep):
         score = scores(with_gradient(images)).gather(1, classes[:, None]).sum()
-    finally:
-        for handle in handles:
-            handle.remove()
     tracked = [tensor for _, tensor in outputs if tensor.requires_grad]
     slopes = torch.autograd.grad(score, tracked, allow_unused=True) if tracked else ()
     gradients = {id(tensor): slope for tensor, slope in zip(tracked, slopes, strict=True)}

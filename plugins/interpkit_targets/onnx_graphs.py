@@ -18,13 +18,32 @@ import torch
 from torch import Tensor, nn
 
 from interpkit import ModelError, Target, TargetOptions, make_target
-from interpkit_targets import onnx_ops, onnx_rewrites
+from interpkit_targets import (
+    onnx_branches,
+    onnx_ops,
+    onnx_recurrent,  # noqa: F401  # registers its converters
+    onnx_rewrites,
+)
 
 log = logging.getLogger("interpkit")
 CHANNELS = (1, 3, 4)
 OLDER_OPSET = 17
 LARGEST_VALUE = 200_000_000
 """Numbers per image that a layer may return, as of architectures."""
+ADVICE = (
+    (
+        re.compile("^Q[A-Z]|Integer|^DynamicQuantize|^Quantize"),
+        "It is quantized to whole numbers, which have no gradient. Use the graph from before it was quantized (for "
+        "onnxruntime's quantize_dynamic and quantize_static: the model_input), or quantize_static(..., "
+        "quant_format=QuantFormat.QDQ)",
+    ),
+    (
+        re.compile("^(If|Loop|Scan)$"),
+        "What it computes depends on the image's values. Use the network that it was exported from, or export it by "
+        "tracing (torch.onnx.export of the module itself, not of torch.jit.script(module))",
+    ),
+)
+"""What to do about kinds of operations that cannot be converted."""
 MOST_TRIED = 10_000_000
 """Numbers in a batch on which a graph is tried."""
 
@@ -268,7 +287,8 @@ def to_torch(graph: Any, taken: tuple[int, ...], path: Path, *, any_batch: bool 
         ModelError: an operation has no converter.
     """
     try:
-        rewritten = onnx_rewrites.rewrite(graph, taken, any_batch=any_batch)
+        settled = onnx_branches.settled(graph, taken)
+        rewritten = onnx_rewrites.rewrite(settled, taken, any_batch=any_batch)
         refuse_large_windows(rewritten, path)
         refuse_large_values(rewritten, path)
         with warnings.catch_warnings():
@@ -277,7 +297,7 @@ def to_torch(graph: Any, taken: tuple[int, ...], path: Path, *, any_batch: bool 
                 module = onnx2torch.convert(rewritten)
             except NotImplementedError:
                 try:
-                    other = onnx.version_converter.convert_version(graph, OLDER_OPSET)
+                    other = onnx.version_converter.convert_version(settled, OLDER_OPSET)
                 except Exception:  # an assertion in C++, or no adapter
                     other = None
                 if other is None:
@@ -289,12 +309,11 @@ def to_torch(graph: Any, taken: tuple[int, ...], path: Path, *, any_batch: bool 
     except Exception as error:  # the converter has many kinds
         found = re.search(r"operation_type='(.*?)', version=(\d+)", str(error))
         reason = (str(error).splitlines() or [type(error).__name__])[0][:200].rstrip(".")
+        advice = "Use the network that it was exported from, or export it without that operation"
         if found:
             reason = f"its operation {found[1]} (opset {found[2]}) has no converter"
-        raise ModelError(
-            f"{path} cannot be converted to PyTorch: {reason}. Use the network that it was exported from, or export it "
-            "without that operation (and before it is quantized)."
-        ) from error
+            advice = next((words for kind, words in ADVICE if kind.search(found[1])), advice)
+        raise ModelError(f"{path} cannot be converted to PyTorch: {reason}. {advice}.") from error
     converted: nn.Module = module.eval()
     return converted
 

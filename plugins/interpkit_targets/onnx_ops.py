@@ -388,6 +388,20 @@ def _triangle(node: OnnxNode, graph: OnnxGraph) -> OperationConverterResult:
     return layer(node, Function(function, diagonal=0 if diagonal is None else int(diagonal)), 1)
 
 
+@converts("OneHot")
+def _one_hot(node: OnnxNode, graph: OnnxGraph) -> OperationConverterResult:
+    axis = node.attributes.get("axis", -1)
+
+    def one_hot(indices: Tensor, depth: Tensor, values: Tensor) -> Tensor:
+        places, size = indices.long(), int(depth)
+        inside = (places >= -size) & (places < size)
+        hot = F.one_hot(places % size, size).movedim(-1, axis) * inside.unsqueeze(axis)
+        rows: Tensor = (values[0] + (values[1] - values[0]) * hot).to(values.dtype)
+        return rows
+
+    return layer(node, Function(one_hot))
+
+
 @converts("CastLike")
 def _cast_like(node: OnnxNode, graph: OnnxGraph) -> OperationConverterResult:
     return layer(node, Function(lambda x, like: x.to(like.dtype)))

@@ -45,9 +45,11 @@ def rewrite(graph: Any, image: Sequence[int], *, any_batch: bool = False) -> Any
     model.CopyFrom(graph)
     if model.functions:
         model = onnx.inliner.inline_local_functions(model)
-    for node in model.graph.node:
+    for number, node in enumerate(model.graph.node):
         while node.input and not node.input[-1]:  # optional, and left out
             del node.input[-1]
+        # The converter takes an input that is left out for an output that is.
+        node.output[:] = [name or f"(unused {number}.{i})" for i, name in enumerate(node.output)]
     lift_constants(model)
     give_outputs_their_own_nodes(model.graph)
     name_nodes(model.graph)
@@ -209,8 +211,9 @@ def name_nodes(graph: Any) -> None:
     count: Counter[str] = Counter()
     for node in graph.node:
         name = re.sub(r"[^\w/:. -]", "_", node.name or node.op_type)
-        node.name = f"{name}_{count[name]}" if count[name] else name
-        count[name] += 1
+        layer = name.replace(".", "/").lstrip("/")  # to the converter /a.b and a/b are one
+        node.name = f"{name}_{count[layer]}" if count[layer] else name
+        count[layer] += 1
 
 
 def fold_constants(model: Any) -> None:
@@ -364,6 +367,9 @@ def own_operators(model: Any) -> None:
     for node in model.graph.node:
         if node.op_type in OWN:
             node.op_type = OWN[node.op_type]
+        elif node.op_type == "Split" and len(node.output) == 1:  # the converter would return a tuple
+            node.op_type = "Alias"
+            del node.input[1:], node.attribute[:]
         elif node.op_type == "AveragePool":
             pads = attributes(node).get("pads", [])
             if pads[: len(pads) // 2] != pads[len(pads) // 2 :]:

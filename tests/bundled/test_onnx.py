@@ -357,6 +357,10 @@ OPERATORS: dict[str, tuple[int, list[Any], dict[str, Any]]] = {
               {"from": np.array([-2, 9]), "to": np.array([-99, 2]), "along": np.array([-1, 2]),
                "by": np.array([-1, -2])}),
     "old Slice": (9, [Node("Slice", ["c"], ["r"], starts=[1, 0], ends=[-1, 9], axes=[2, 3])], {}),
+    "OneHot": (11, [
+        Node("ArgMax", ["c"], ["i"], axis=1, keepdims=0), Node("OneHot", ["i", "depth", "values"], ["h"], axis=1),
+        Node("Mul", ["c", "h"], ["r"]),
+    ], {"depth": np.array(8), "values": np.array([-1, 3], "f")}),
     "ThresholdedRelu": (10, [Node("ThresholdedRelu", ["c"], ["r"], alpha=0.3)], {}),
 }  # fmt: skip
 
@@ -365,6 +369,114 @@ OPERATORS: dict[str, tuple[int, list[Any], dict[str, Any]]] = {
 def test_operators_of_old_and_new_versions_are_converted(name: str, tmp_path: Path) -> None:
     opset, nodes, constants = OPERATORS[name]
     path = write(tmp_path / "net.onnx", [*net()[:1], *nodes, *AFTER[1:]], constants, opset=opset)
+    assert_like_onnxruntime(load_target(path), path)
+
+
+class Sequence1d(nn.Module):
+    """A classifier of signals (3, 20) by a recurrent layer, of whose states either the last or the final ones count."""
+
+    def __init__(self, kind: type[nn.RNNBase], last: bool, **options: Any) -> None:
+        super().__init__()
+        self.rnn = kind(3, 4, batch_first=True, **options)
+        self.head, self.last = nn.Linear(4 * (1 + self.rnn.bidirectional), 5), last
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y, states = self.rnn(x.transpose(1, 2))
+        h = states[0] if isinstance(states, tuple) else states
+        logits: torch.Tensor = self.head(y[:, -1] if self.last else torch.cat([*h[-1 - self.rnn.bidirectional :]], 1))
+        return logits
+
+
+@pytest.mark.parametrize("last", [True, False])
+@pytest.mark.parametrize(
+    "options", [{}, {"num_layers": 2, "bidirectional": True}, {"bias": False}, {"nonlinearity": "relu"}], ids=str
+)
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
+def test_recurrent_layers_are_converted_and_packed(
+    kind: type[nn.RNNBase], options: dict[str, Any], last: bool, tmp_path: Path
+) -> None:
+    if "nonlinearity" in options and kind is not nn.RNN:
+        return
+    net, images = seeded(lambda: Sequence1d(kind, last, **options)), torch.rand(4, 60)
+    target = wrap(net, (3, 20))
+    packed = interpkit.load_target(interpkit.pack_target(target, tmp_path / "net.safetensors"))
+    torch.testing.assert_close(packed(images), target(images))
+    assert not packed.no_gradient and count(packed, kind) == options.get("num_layers", 1)
+
+
+def test_a_recurrent_layer_backwards_is_converted_and_one_with_lengths_is_not(tmp_path: Path) -> None:
+    one = {
+        "w": weights(1, 16, 3),
+        "r": weights(1, 16, 4),
+        "b": weights(1, 32),
+        "v": weights(4, 5),
+        "l": np.array([7], "i"),
+    }
+    for inputs in (["t", "w", "r", "b"], ["t", "w", "r", "b", "l"]):
+        nodes = [
+            Node("Transpose", ["x"], ["t"], perm=[2, 0, 1]),
+            Node("LSTM", inputs, ["", "h"], hidden_size=4, direction="reverse"),
+            Node("Squeeze", ["h", "zero"], ["s"]),
+            Node("MatMul", ["s", "v"], ["y"]),
+        ]
+        path = write(tmp_path / "net.onnx", nodes, {**one, "zero": np.array([0])}, shape=(1, 3, 20), opset=14)
+        if "l" in inputs:
+            assert "LSTM with lengths" in refusal(path, input_shape=(3, 20))
+        else:
+            target = load_target(path, input_shape=(3, 20))
+            images = torch.rand(3, 3, 20)
+            torch.testing.assert_close(target(images.flatten(1)), torch.from_numpy(numbers_of(path, images.numpy())))
+
+
+def branches(condition: str) -> list[Any]:
+    """Return a classifier that takes the positive or the negative part of its features, by an If."""
+
+    def part(*nodes: Any) -> Any:
+        return helper.make_graph(list(nodes), "part", [], [helper.make_tensor_value_info("o", TensorProto.FLOAT, None)])
+
+    positive, negative = part(Node("Relu", ["c"], ["o"])), part(Node("Neg", ["c"], ["m"]), Node("Relu", ["m"], ["o"]))
+    taken = Node("If", [condition], ["r"], then_branch=positive, else_branch=negative)
+    return [taken, *AFTER[1:]]
+
+
+@pytest.mark.parametrize("side", [12, 13])
+@pytest.mark.parametrize("by", ["constant", "shape"])
+def test_a_branch_that_every_image_takes_is_converted(by: str, side: int, tmp_path: Path) -> None:
+    size = [Node("Shape", ["c"], ["s"]), Node("Gather", ["s", "two"], ["g"]), Node("Equal", ["g", "side"], ["q"])]
+    nodes = [*net()[:1], *size, *branches("q" if by == "shape" else "yes")]
+    constants = {"two": np.array(2), "side": np.array(side), "yes": np.array(side == 13)}
+    path = write(tmp_path / "net.onnx", nodes, constants)
+    assert_like_onnxruntime(load_target(path), path)
+
+
+def test_a_branch_that_depends_on_the_image_is_refused(tmp_path: Path) -> None:
+    nodes = [
+        *net()[:1],
+        Node("ReduceMean", ["x"], ["g"], keepdims=0),
+        Node("Greater", ["g", "half"], ["q"]),
+        *branches("q"),
+    ]
+    message = refusal(write(tmp_path / "net.onnx", nodes, {"half": np.float32(0.5)}))
+    assert "its operation If" in message and "depends on the image's values" in message
+
+
+def test_a_graph_of_whole_numbers_is_refused_with_the_graph_to_use(tmp_path: Path) -> None:
+    nodes = [
+        *net()[:-1],
+        Node("DynamicQuantizeLinear", ["f"], ["q", "s", "z"]),
+        Node("MatMulInteger", ["q", "wq", "z"], ["i"]),
+        Node("Cast", ["i"], ["j"], to=TensorProto.FLOAT),
+        Node("Mul", ["j", "s"], ["y"]),
+    ]
+    message = refusal(write(tmp_path / "net.onnx", nodes, {"wq": (HEAD * 100).astype(np.int8)}))
+    assert "Use the graph from before it was quantized" in message
+
+
+def test_names_that_differ_by_a_dot_or_slash_are_told_apart(tmp_path: Path) -> None:
+    nodes = net()
+    for node, name in zip(nodes, ("a.b", "/a/b", "a/b", "a_b", "/a.b"), strict=True):
+        node.name = name
+    path = write(tmp_path / "net.onnx", nodes)
     assert_like_onnxruntime(load_target(path), path)
 
 
@@ -487,6 +599,15 @@ def test_a_packed_network_accepts_images_of_other_sizes_if_it_did_before(tmp_pat
 def test_one_of_several_outputs_is_packed(tmp_path: Path) -> None:
     path = write(tmp_path / "net.onnx", net(), outputs=FEATURES_FIRST)
     assert assert_packs(load_target(path, output_name="f"), tmp_path).num_classes == 8
+
+
+def test_a_network_that_draws_at_random_is_refused_for_that(tmp_path: Path) -> None:
+    class Noisy(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(F.dropout(x, 0.5))
+
+    with pytest.raises(ModelError, match="draws at random in eval mode, so no graph returns the same"):
+        pack_target(wrap(Noisy(12, 3), (12,)), tmp_path / "net.safetensors")
 
 
 def test_a_failed_export_prints_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

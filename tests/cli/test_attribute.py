@@ -149,6 +149,7 @@ def test_vectors_have_maps_but_no_pictures(tmp_path: Path, data: Path) -> None:
 
     summary = explain(target, tmp_path / "out", inverted=(images, labels), device="cpu")
     assert summary["methods"]["integrated-gradients"]["files"] == ["integrated-gradients.safetensors"]
+    assert any("no picture" in note and "(5)" in note for note in summary["methods"]["integrated-gradients"]["notes"])
     maps = safetensors.torch.load_file(tmp_path / "out" / "integrated-gradients.safetensors")["maps"]
     weight = target.module.weight.detach() * 4  # the logit moves by this over the whole range
     torch.testing.assert_close(maps, weight[labels] * images, rtol=1e-4, atol=1e-5)

@@ -497,6 +497,18 @@ def test_resuming_a_finished_run_does_nothing_and_ends_with_0(run_copy: Path, ti
     assert {path.name: path.read_bytes() for path in run_copy.iterdir()} == before
 
 
+def test_only_code_of_the_users_is_known_by_the_hash_of_the_classifier(
+    run_copy: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from interpkit.api.invert import prepare
+
+    def refuse(path: Path) -> str:
+        raise AssertionError(f"{path} was hashed")
+
+    monkeypatch.setattr("interpkit.plugins.loading.digest", refuse)
+    prepare(tiny_model, resume_from=run_copy)
+
+
 def test_resuming_with_more_steps_extends(run_copy: Path, tiny_model: Path) -> None:
     result = cli("invert", tiny_model, "--out", run_copy, "--resume", "--steps", "15", "--json")
     assert result.exit_code == 0, result.output

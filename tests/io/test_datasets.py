@@ -471,3 +471,21 @@ def test_images_in_memory_that_fit_are_returned_unchanged() -> None:
     assert checked(data, "mine", GRAY, NAMES) is data
     unnamed = LabelledImages(data.images, torch.tensor([-5, 99]))
     assert checked(unnamed, "mine", GRAY) is unnamed  # whose classes nobody knows
+
+
+def test_arrays_of_other_channels_or_axes_are_refused_with_what_to_change(tmp_path: Path) -> None:
+    np.savez(tmp_path / "x.npz", images=np.zeros((4, 8, 8, 3), "u1"), labels=np.arange(4))
+    with pytest.raises(UsageError, match=r"Give them 1 channels instead of 3: images\.mean\(-1\).*\(N, H, W, C\)\.$"):
+        load_data(str(tmp_path / "x.npz"), (1, 8, 8))
+    with pytest.raises(UsageError, match=r"Give them 1 channels .*, and resize them\.$"):
+        load_data(str(tmp_path / "x.npz"), (1, 9, 9))
+    with pytest.raises(UsageError, match=r"\(3, 9, 9\)\. Resize them first\.$"):
+        load_data(str(tmp_path / "x.npz"), (3, 9, 9))
+    with pytest.raises(UsageError, match=r"the classifier's axes"):
+        load_data(str(tmp_path / "x.npz"), (3, 64))
+
+
+@pytest.mark.parametrize("ending", ["", ".npz", ".png", ".npz:train"])
+def test_a_name_too_long_for_a_file_is_refused(ending: str) -> None:
+    with pytest.raises(UsageError, match=r"cannot be read|is not reference data"):
+        load_data("a" * 5000 + ending, (1, 8, 8))

@@ -61,6 +61,8 @@ class Net(nn.Module):
         (lambda net, h, z: (z.argmax(1), z), "1"),
         (lambda net, h, z: {"above": z > 0, "z": z}, "z"),
         (lambda net, h, z: {"aux_logits": net.other(h), "out": z}, "out"),
+        (lambda net, h, z: {"logits": z, "age": net.other(h)}, "logits"),
+        (lambda net, h, z: ({"logits": z}, net.other(h)), "0.logits"),
     ],
 )
 def test_the_logits_are_found_and_the_choice_is_recorded(make: Any, name: str, gradient: bool) -> None:
@@ -93,6 +95,28 @@ def two_heads(net: Any, h: Tensor, z: Tensor) -> Any:
 def test_of_several_heads_one_is_asked_for(gradient: bool) -> None:
     with pytest.raises(ModelError, match=r"kind \(6, 3\), age \(6, 5\).*output_name.*output_index"):
         wrap(Net(two_heads, gradient), (3, 2, 2))
+
+
+@pytest.mark.parametrize("gradient", [True, False])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda net, h, z: {"domain_logits": net.other(h), "class": z},
+        lambda net, h, z: {"domain_logits": net.other(h), "class_probs": z.softmax(1)},
+        lambda net, h, z: {"domain": {"logits": net.other(h)}, "class": z},
+    ],
+)
+def test_a_name_that_fits_one_of_two_heads_decides_nothing(make: Any, gradient: bool) -> None:
+    with pytest.raises(ModelError, match=r"might be the logits.*output_name"):
+        wrap(Net(make, gradient), (3, 2, 2))
+    assert wrap(Net(make, gradient), (3, 2, 2), num_classes=3).num_classes == 3  # the width does
+
+
+def test_a_name_decides_against_features_that_nothing_is_computed_from() -> None:
+    net, images = Net(lambda net, h, z: {"projection": net.other(h), "cls_logits": z}), torch.rand(5, 3, 2, 2)
+    target = wrap(net, (3, 2, 2))
+    assert target.description.output_name == "cls_logits"
+    torch.testing.assert_close(target(images), net.logits(images))
 
 
 @pytest.mark.parametrize("number", [lambda z: z.softmax(1).amax(1), lambda z: z.logsumexp(1, keepdim=True)])

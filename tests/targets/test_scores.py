@@ -116,9 +116,74 @@ def test_numbers_that_cannot_be_what_is_stated_are_refused(output: interpkit.con
         wrap(answers(lambda z: z, 3), (1, 8, 8), output=output)
 
 
-def test_logarithms_of_several_sigmoids_are_refused_with_what_to_return_instead() -> None:
+@pytest.mark.parametrize(
+    "make",
+    [
+        F.logsigmoid,
+        lambda z: z.sigmoid().log(),
+        lambda z: (z.sigmoid() + 1e-7).log(),
+        lambda z: z.sigmoid().clamp(1e-7).log(),
+    ],
+)
+def test_logarithms_of_several_sigmoids_are_refused_with_what_to_return_instead(make: Make) -> None:
     with pytest.raises(ModelError, match=r"logarithms of sigmoids.*model\(x\)\.exp\(\)"):
-        wrap(answers(F.logsigmoid, 3), (1, 8, 8))
+        wrap(answers(make, 3), (1, 8, 8))
+
+
+@pytest.mark.parametrize(
+    ("make", "factor", "base"),
+    [
+        (lambda z: z.softmax(1).log2(), 0.6931, 2),
+        (lambda z: -z.softmax(1).log2(), -0.6931, 2),
+        (lambda z: z.softmax(1).log10(), 2.3026, 10),
+    ],
+)
+def test_logarithms_to_another_base_are_refused_with_the_factor(make: Make, factor: float, base: int) -> None:
+    with pytest.raises(ModelError, match=rf"to base {base}\..*returns {factor} \* model\(x\)"):
+        wrap(answers(make, 3), (1, 8, 8))
+    net, images = answers(lambda z: factor * make(z), 3), torch.rand(5, 1, 8, 8)
+    target = wrap(net, (1, 8, 8))
+    true = net.fc(images.flatten(1)).softmax(1)
+    torch.testing.assert_close(target.probabilities(target(images)), true, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("make", "stated", "found"),
+    [
+        (lambda z: z.softmax(1), "logits", "probs"),
+        (torch.sigmoid, "logits", "sigmoid"),
+        (torch.sigmoid, "sigmoid_logits", "sigmoid"),
+        (lambda z: -z.log_softmax(1), "logits", "neg_log_probs"),
+        (lambda z: z.log_softmax(1), "sigmoid_logits", "log_probs"),
+        (lambda z: z.softmax(1), "log_probs", "probs"),
+    ],
+)
+def test_what_is_stated_against_the_evidence_is_followed_with_a_warning(
+    make: Make, stated: interpkit.config.recipe.Output, found: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    target = wrap(answers(make, 3), (1, 8, 8), name="odd", output=stated)
+    assert (target.description.output, target.sources["output"]) == (stated, "given")
+    assert f"odd: output='{stated}' is stated, but its numbers look like {found} (found: " in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("make", "n", "stated"),
+    [
+        (lambda z: z.log_softmax(1), 3, "logits"),
+        (torch.sigmoid, 3, "probs"),
+        (lambda z: z, 3, "sigmoid_logits"),
+        (lambda z: 0.5 + z / 20, 3, "logits"),
+        (lambda z: 0.5 + 0.5 * torch.tanh(z), 3, "logits"),
+        (lambda z: z.softmax(1).log2(), 3, "logits"),
+        (torch.sigmoid, 1, "sigmoid"),
+        (lambda z: z**2, 3, "neg_log_probs"),
+    ],
+)
+def test_what_may_well_be_stated_is_not_doubted(
+    make: Make, n: int, stated: interpkit.config.recipe.Output, caplog: pytest.LogCaptureFixture
+) -> None:
+    wrap(answers(make, n), (1, 8, 8), output=stated)
+    assert not caplog.records
 
 
 @pytest.mark.parametrize(

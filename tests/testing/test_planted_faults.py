@@ -973,6 +973,14 @@ class TargetLogits(RightTarget):
         return logits if torch.is_autocast_enabled("cpu") else logits.double()
 
 
+@breaks("target", "scores")
+class TargetScores(RightTarget):
+    multi_label = property(lambda self: True, lambda self, value: None)
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        return logits.softmax(1)
+
+
 @breaks("target", "responds")
 class TargetResponds(RightTarget):
     def respond(self, images: Tensor, layers: Any = ()) -> Any:
@@ -1104,6 +1112,11 @@ def test_a_correct_component_passes_all_checks(kind: str) -> None:
     component = made(kind, RIGHT[kind])
     assert broken(component) == {}
     getattr(testing, f"check_{kind}")(component)
+
+
+def test_a_target_of_labels_of_their_own_passes_all_checks() -> None:
+    module = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 3), torch.nn.Sigmoid())
+    testing.check_target(interpkit.wrap(module, (1, 8, 8)))
 
 
 @pytest.mark.parametrize(("kind", "check"), FAULTY, ids=lambda word: word)
