@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -24,7 +25,7 @@ from interpkit.io.atomic import to_json, write_atomically, write_tensors
 from interpkit.io.datasets import DATA_ENDINGS, read_picture
 from interpkit.io.images import MAX_ROWS, colour_scale, composite, save_panel, to_heat, to_overlay, to_picture
 from interpkit.io.locking import only_writer
-from interpkit.io.picture_files import IMAGE_ENDINGS, PICTURE_ENDINGS, channels_first
+from interpkit.io.picture_files import IMAGE_ENDINGS, PICTURE_ENDINGS, channels_first, pictures_in
 from interpkit.plugins.discovery import installed
 
 SCHEMA = 1
@@ -136,7 +137,7 @@ def explain(
 
 
 def load_images(spec: str, target: Target) -> ImagesAndLabels:
-    """Load images to explain: one picture, samples.safetensors, or labeled data (see `interpkit.load_data`).
+    """Load images: a picture, a folder of pictures, samples.safetensors, or labeled data (see `interpkit.load_data`).
 
     Raises:
         UsageError: they cannot be read, or do not fit the target.
@@ -145,9 +146,10 @@ def load_images(spec: str, target: Target) -> ImagesAndLabels:
     if path.suffix.lower() == ".safetensors":
         stored, labels, _ = scoring.read_images(path, target)
         return samples.to_unit(stored, target), labels
-    if path.suffix.lower() in PICTURE_ENDINGS and len(target.input_shape) == 3:
-        pixels = channels_first(read_picture(path, target.input_shape))
-        return torch.from_numpy(pixels)[None] / 255, None
+    files = [path] if path.suffix.lower() in PICTURE_ENDINGS else pictures_in(spec)
+    if files and len(target.input_shape) == 3:
+        pixels = [read_picture(file, target.input_shape, target.description.crop_pct) for file in files]
+        return torch.from_numpy(np.stack([channels_first(each) for each in pixels])) / 255, None
     if path.is_file() and path.suffix.lower() not in DATA_ENDINGS:
         raise UsageError(
             f"{path} is not a picture that interpkit reads, which are {listed(IMAGE_ENDINGS)}. Convert it."

@@ -28,7 +28,7 @@ def attribute(
         str | None,
         typer.Option(
             metavar="FILE|DATA",
-            help="Images to explain: a picture, samples.safetensors, FILE.npz[:train], FILE.csv, a folder with one "
+            help="Images to explain: a photo, a folder of photos, samples.safetensors, FILE.npz[:train], FILE.csv, a folder with one "
             "subfolder per class, or torchvision:NAME (default: the run's samples).",
         ),
     ] = None,
