@@ -54,7 +54,7 @@ def classify(
         console.warning(doubt)
     for said in (*preprocessing.notes(target), *_preparation(target)):
         console.note(said)
-    specs = [each for spec in named for each in map(str, pictures_in(spec) or [spec])]
+    specs = [each for spec in named for each in [*map(str, pictures_in(spec))] or [spec]]
     predictions: list[dict[str, Any]] = []
     refused: list[UsageError] = []
     for spec in specs:

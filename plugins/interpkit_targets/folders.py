@@ -300,7 +300,8 @@ def _is_labels(labels: Any) -> bool:
 def _crop_pct(processor: Mapping[str, Any]) -> float | None:
     """Return the share of a resized photo's shorter side that a processor keeps; None if it does not say."""
     if not processor.get("do_center_crop"):
-        return processor.get("crop_pct", 1.0)
+        stated: float = processor.get("crop_pct", 1.0)
+        return stated
     resized, cropped = (_size(processor.get(key)) for key in ("size", "crop_size"))
     return min(cropped) / min(resized) if resized and cropped and 0 < min(cropped) <= min(resized) else None
 
