@@ -23,7 +23,7 @@ from interpkit.interfaces import samples
 from interpkit.interfaces.targets import Target
 from interpkit.io.atomic import to_json, write_atomically, write_tensors
 from interpkit.io.datasets import DATA_ENDINGS, read_picture
-from interpkit.io.images import MAX_ROWS, colour_scale, composite, save_panel, to_heat, to_overlay, to_picture
+from interpkit.io.images import MAX_ROWS, colour_scale, composite, save_panel, smoothed, to_heat, to_overlay, to_picture
 from interpkit.io.locking import only_writer
 from interpkit.io.picture_files import IMAGE_ENDINGS, PICTURE_ENDINGS, channels_first, pictures_in
 from interpkit.plugins.discovery import installed
@@ -303,6 +303,7 @@ def _deletion(explainer: Explainer, shown: ExplainedImages, maps: Tensor, eviden
 
 
 def _draw(path: Path, shown: ExplainedImages, maps: Tensor, names: Sequence[str]) -> None:
+    maps, square = smoothed(maps)
     scale = colour_scale(maps)
     panel = []
     for label in shown.groups.unique().tolist()[:MAX_ROWS]:
@@ -310,16 +311,19 @@ def _draw(path: Path, shown: ExplainedImages, maps: Tensor, names: Sequence[str]
         tiles = [tile for i in own for tile in _beside_its_map(shown.images[i], maps[i], scale)]
         panel.append((names[label], tiles))
     caption = f"image, map, both: red speaks for the class, blue against; full color = {scale:.3g}"
+    caption += f", averaged over {square} x {square} pixels" if square > 1 else ""
     save_panel(panel, _captioned(caption, maps), path)
 
 
 def _draw_classes(path: Path, source: ExplainedImages, evidence: ClassEvidence, names: Sequence[str]) -> None:
-    scale = colour_scale(evidence.mean)
+    (mean, square), (spread, _) = smoothed(evidence.mean), smoothed(evidence.spread)
+    scale = colour_scale(mean)
     panel = []
     for row, label in enumerate(evidence.labels.tolist()[:MAX_ROWS]):
-        heats = [to_heat(kind[row], scale) for kind in (evidence.mean, evidence.spread)]
+        heats = [to_heat(kind[row], scale) for kind in (mean, spread)]
         panel.append((names[label], [_pixels(source.images[source.groups == label].mean(0)), *heats]))
     caption = f"mean image, mean map, spread of the maps; full color = {scale:.3g}"
+    caption += f", averaged over {square} x {square} pixels" if square > 1 else ""
     save_panel(panel, _captioned(caption, evidence.mean), path)
 
 

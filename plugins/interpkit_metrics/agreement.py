@@ -220,7 +220,7 @@ def blurred(images: Tensor, sigma: float) -> Tensor:
 
 def _shares(figures: Mapping[str, Tensor], rows: Tensor) -> dict[str, Any]:
     """Return the share of the rows where each figure is true, with its interval; nothing of no rows."""
-    count, found = int(rows.sum()), {}
+    count, found = int(rows.sum()), dict[str, Any]()
     for key, values in figures.items() if count else ():
         hits = int(values[rows].sum())
         found |= {key: hits / count, f"{key}_interval": wilson(hits, count)}

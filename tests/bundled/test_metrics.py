@@ -331,7 +331,8 @@ def test_the_summary_names_each_evaluator_with_its_family_and_says_which_are_rel
     ]
     assert Agreement.summary({"evaluators": rows}) == (
         "Independent classifiers agree on 60% to 80%, and after a slight blur on 50%. They are a (resnet), b (of "
-        "unknown architecture). The architecture of a is of the target's own family, which makes the agreement a weaker proof."
+        "unknown architecture). The architecture of a is of the target's own family, which makes the agreement a "
+        "weaker proof."
     )
     assert Agreement.summary({"evaluators": [{"name": "a", "agreement": 0.5}]}) == (
         "An independent classifier agrees on 50%."  # by an older release
