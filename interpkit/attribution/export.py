@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -150,6 +151,8 @@ def load_images(spec: str, target: Target) -> ImagesAndLabels:
     if files and len(target.input_shape) == 3:
         pixels = [read_picture(file, target.input_shape, target.description.crop_pct) for file in files]
         return torch.from_numpy(np.stack([channels_first(each) for each in pixels])) / 255, None
+    if ":" not in spec and not os.path.exists(path):  # Path.exists raises if the name is too long
+        raise UsageError(f"there is no file or folder {spec!r}.")
     if path.is_file() and path.suffix.lower() not in DATA_ENDINGS:
         raise UsageError(
             f"{path} is not a picture that interpkit reads, which are {listed(IMAGE_ENDINGS)}. Convert it."

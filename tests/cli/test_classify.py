@@ -88,6 +88,7 @@ def test_labeled_data_are_named_by_number_with_their_labels(tiny_model: Path, tm
 
 
 def test_no_images_and_a_missing_photo_are_refused(tiny_model: Path) -> None:
-    for words, arguments in (("no images to classify: name some, as in", []), ("no file none.png", ["none.png"])):
+    refused = {"no images to classify: name some, as in": [], "no file none.png": ["none.png"]}
+    for words, arguments in (refused | {"no file or folder 'none'": ["none"]}).items():
         result = cli(tiny_model, *arguments)
         assert result.exit_code == 2 and words in " ".join(result.stderr.split())
