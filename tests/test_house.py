@@ -56,7 +56,6 @@ TESTED_ELSEWHERE = {
     "report/page": "report/test_run.py",
     "report/text": "report/test_run.py",
     "runs/manifest": "runs/test_folder.py",
-    "evaluation/resizing": "evaluation/test_metrics.py",
     "io/tables": "io/test_datasets.py",
     "runs/recorder": "runs/test_folder.py",
     "runs/shard_formats": "runs/test_shards.py",

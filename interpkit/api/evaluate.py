@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from interpkit.evaluation import scoring
-from interpkit.evaluation.metrics import PER_CLASS, Data, _chosen, _images, _judges, measured
-from interpkit.evaluation.resizing import ResizedTarget
+from interpkit.evaluation.judges import AdaptedTarget, load_judges
+from interpkit.evaluation.metrics import PER_CLASS, Data, _chosen, _images, measured
 from interpkit.interfaces.data import DataOptions
 from interpkit.interfaces.inversions import Inversion
 from interpkit.interfaces.metrics import Study
@@ -41,8 +41,9 @@ def evaluate(
     Args:
         inversion: an inversion in memory, of which 100 images a class are drawn, or a run folder, whose stored
             samples are read and whose metrics.json is written.
-        evaluators: independent classifiers of the same classes, or their self-describing files; for one of another
-            size, images are resized (``measured_on.resized_for`` says how).
+        evaluators: independent classifiers of the same classes, or their self-describing files. For one of another
+            size, images are resized (``measured_on.resized_for`` says how); one that has its classes in another order,
+            or more or fewer, is matched by their names (``measured_on.classes_matched_for``).
         reference: held-out real images: an ``.npz``, one folder per class, ``torchvision:NAME``, or (images, labels).
         training: images that the target was trained on, likewise.
         metrics: names of metrics; all that have what they need if left out.
@@ -89,7 +90,7 @@ def evaluate(
             target = target or run.load_target(None if model is None else Path(model), arch=arch, trust=trust)
             device, recipe = choose_device("auto"), run.recipe()
         most = scoring.at_once(recipe)
-        judges = _judges(evaluators, target)
+        judges = load_judges(evaluators, target)
         reference_images = _images(reference, "the reference data", target)
         training_images = _images(training, "the training data", target)
         if isinstance(inversion, Inversion):
@@ -111,12 +112,15 @@ def evaluate(
         )
         found = measured(study, chosen, old)
         data = {"reference": reference, "training": training}
-        resized = {name: judge.resizing for name, judge in judges.items() if isinstance(judge, ResizedTarget)}
+        changes = {name: judge.changes for name, judge in judges.items() if isinstance(judge, AdaptedTarget)}
         own_data = [(m, m.options) for m in chosen if isinstance(m.options, DataOptions) and m.options.data]
         found["measured_on"] = {
             **{name: str(d) if isinstance(d, str | Path) else "in memory" for name, d in data.items() if d},
             **({"options": dict(options)} if options else {}),
-            **({"resized_for": resized} if resized else {}),
+            **{
+                kind: {name: words[kind] for name, words in changes.items() if kind in words}
+                for kind in sorted(set().union(*changes.values()))
+            },
             **{f"{metric.name}.data": read.record(target) for metric, read in own_data},
         }
         if run is not None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -22,9 +24,9 @@ from interpkit.interfaces import samples
 from interpkit.interfaces.targets import Target
 from interpkit.io.atomic import to_json, write_atomically, write_tensors
 from interpkit.io.datasets import DATA_ENDINGS, read_picture
-from interpkit.io.images import MAX_ROWS, colour_scale, composite, save_panel, to_heat, to_overlay, to_picture
+from interpkit.io.images import MAX_ROWS, colour_scale, composite, save_panel, smoothed, to_heat, to_overlay, to_picture
 from interpkit.io.locking import only_writer
-from interpkit.io.picture_files import IMAGE_ENDINGS, PICTURE_ENDINGS, channels_first
+from interpkit.io.picture_files import IMAGE_ENDINGS, PICTURE_ENDINGS, channels_first, pictures_in
 from interpkit.plugins.discovery import installed
 
 SCHEMA = 1
@@ -136,7 +138,7 @@ def explain(
 
 
 def load_images(spec: str, target: Target) -> ImagesAndLabels:
-    """Load images to explain: one picture, samples.safetensors, or labeled data (see `interpkit.load_data`).
+    """Load images: a picture, a folder of pictures, samples.safetensors, or labeled data (see `interpkit.load_data`).
 
     Raises:
         UsageError: they cannot be read, or do not fit the target.
@@ -145,10 +147,13 @@ def load_images(spec: str, target: Target) -> ImagesAndLabels:
     if path.suffix.lower() == ".safetensors":
         stored, labels, _ = scoring.read_images(path, target)
         return samples.to_unit(stored, target), labels
-    if path.suffix.lower() in PICTURE_ENDINGS and len(target.input_shape) == 3:
-        pixels = channels_first(read_picture(path, target.input_shape))
-        return torch.from_numpy(pixels)[None] / 255, None
-    if path.suffix.lower() not in DATA_ENDINGS and len(path.name) < 256 and path.is_file():
+    files = [path] if path.suffix.lower() in PICTURE_ENDINGS else pictures_in(spec)
+    if files and len(target.input_shape) == 3:
+        pixels = [read_picture(file, target.input_shape, target.description.crop_pct) for file in files]
+        return torch.from_numpy(np.stack([channels_first(each) for each in pixels])) / 255, None
+    if ":" not in spec and not os.path.exists(path):  # Path.exists raises if the name is too long
+        raise UsageError(f"there is no file or folder {spec!r}.")
+    if os.path.isfile(path) and path.suffix.lower() not in DATA_ENDINGS:
         raise UsageError(
             f"{path} is not a picture that interpkit reads, which are {listed(IMAGE_ENDINGS)}. Convert it."
         )
@@ -307,6 +312,7 @@ def _deletion(explainer: Explainer, shown: ExplainedImages, maps: Tensor, eviden
 
 
 def _draw(path: Path, shown: ExplainedImages, maps: Tensor, names: Sequence[str]) -> None:
+    maps, square = smoothed(maps)
     scale = colour_scale(maps)
     panel = []
     for label in shown.groups.unique().tolist()[:MAX_ROWS]:
@@ -314,16 +320,19 @@ def _draw(path: Path, shown: ExplainedImages, maps: Tensor, names: Sequence[str]
         tiles = [tile for i in own for tile in _beside_its_map(shown.images[i], maps[i], scale)]
         panel.append((names[label], tiles))
     caption = f"image, map, both: red speaks for the class, blue against; full color = {scale:.3g}"
+    caption += f", averaged over {square} x {square} pixels" if square > 1 else ""
     save_panel(panel, _captioned(caption, maps), path)
 
 
 def _draw_classes(path: Path, source: ExplainedImages, evidence: ClassEvidence, names: Sequence[str]) -> None:
-    scale = colour_scale(evidence.mean)
+    (mean, square), (spread, _) = smoothed(evidence.mean), smoothed(evidence.spread)
+    scale = colour_scale(mean)
     panel = []
     for row, label in enumerate(evidence.labels.tolist()[:MAX_ROWS]):
-        heats = [to_heat(kind[row], scale) for kind in (evidence.mean, evidence.spread)]
+        heats = [to_heat(kind[row], scale) for kind in (mean, spread)]
         panel.append((names[label], [_pixels(source.images[source.groups == label].mean(0)), *heats]))
     caption = f"mean image, mean map, spread of the maps; full color = {scale:.3g}"
+    caption += f", averaged over {square} x {square} pixels" if square > 1 else ""
     save_panel(panel, _captioned(caption, evidence.mean), path)
 
 

@@ -168,7 +168,7 @@ def _main(
 
 
 def _add_commands() -> None:
-    from interpkit.cli import attribute, compare, evaluate, inspect, invert, pack, plugins, predict, report, sample
+    from interpkit.cli import attribute, classify, compare, evaluate, inspect, invert, pack, plugins, report, sample
 
     for command in (
         invert.invert,
@@ -178,10 +178,10 @@ def _add_commands() -> None:
         attribute.attribute,
         compare.compare,
         inspect.inspect,
-        predict.predict,
+        classify.classify,
         pack.pack,
     ):
-        about_target = command in (invert.invert, attribute.attribute, inspect.inspect, predict.predict, pack.pack)
+        about_target = command in (invert.invert, attribute.attribute, inspect.inspect, classify.classify, pack.pack)
         app.command(command.__name__, cls=options.TargetCommand if about_target else options.Command)(
             console.alone_on_stdout(command)
         )

@@ -28,8 +28,8 @@ def attribute(
         str | None,
         typer.Option(
             metavar="FILE|DATA",
-            help="Images to explain: a picture, samples.safetensors, FILE.npz[:train], FILE.csv, a folder with one "
-            "subfolder per class, or torchvision:NAME (default: the run's samples).",
+            help="Images to explain: a photo, a folder of photos, samples.safetensors, FILE.npz[:train], FILE.csv, a "
+            "folder with one subfolder per class, or torchvision:NAME (default: the run's samples).",
         ),
     ] = None,
     method: Annotated[

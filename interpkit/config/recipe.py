@@ -132,6 +132,14 @@ class TargetOptions(_Model):
         description="Class names in the order of the logits (as a flag: a file with one name per line).",
         json_schema_extra={"metavar": "FILE"},
     )
+    crop_pct: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="Share of a photo's shorter side that the classifier sees once it is resized, e.g. 0.875 for 224 "
+        "of 256 pixels (default: 0.875 from 128 pixels on, else 1).",
+        json_schema_extra={"metavar": "SHARE"},
+    )
     layout: Literal["nchw", "nhwc", "flat"] | None = Field(
         None, description="Layout of images that the model expects (detected if omitted)."
     )
@@ -249,6 +257,7 @@ class ClassifierFacts(TypedDict, total=False):
     input_range: tuple[float, float] | Sequence[tuple[float, float]] | None
     num_classes: int | None
     class_names: Sequence[str] | Mapping[int, str] | None
+    crop_pct: float | None
     layout: Literal["nchw", "nhwc", "flat"] | None
     channel_order: Literal["rgb", "bgr"] | None
     output: Output | None

@@ -12,9 +12,8 @@ import torch
 from torch import Tensor
 
 from interpkit.config.recipe import set_option, validated
-from interpkit.errors import InterpkitError, UsageError, command, listed, setting, with_place
+from interpkit.errors import InterpkitError, UsageError, listed, setting, with_place
 from interpkit.evaluation import scoring
-from interpkit.evaluation.resizing import ResizedTarget
 from interpkit.interfaces.components import Options
 from interpkit.interfaces.contracts import described, module_of
 from interpkit.interfaces.metrics import Metric, Study, TooFew
@@ -22,7 +21,6 @@ from interpkit.interfaces.samples import Samples
 from interpkit.interfaces.targets import Target
 from interpkit.io.datasets import LabelledImages, checked
 from interpkit.plugins.discovery import installed
-from interpkit.plugins.loading import load_target
 
 log = logging.getLogger("interpkit")
 
@@ -124,75 +122,6 @@ def _chosen(names: Sequence[str], given: Sequence[str], options: Mapping[str, An
         set_option(values, key, value, "METRIC", setting("reference.k", 5), "no metric {!r} is measured here")
     settled = {name: validated(cls.Options, values[name], f"the metric {name!r}") for name, cls in classes.items()}
     return list(filter(None, (_made(cls, settled[name]) for name, cls in classes.items())))
-
-
-def _judges(evaluators: Sequence[Target | str | Path], target: Target) -> dict[str, Target]:
-    """Load the evaluators, and check that each has the target's classes and accepts its images."""
-    judges: dict[str, Target] = {}
-    for given in evaluators:
-        judge = _resized(given if isinstance(given, Target) else load_target(given), target)
-        if judge is target or (judge.origin is not None and judge.origin == target.origin) or _alike(judge, target):
-            raise UsageError(f"{judge.name} is the target itself: use another classifier of the same classes.")
-        twin = next((name for name, other in judges.items() if judge is other or _alike(judge, other)), None)
-        if twin is not None:
-            raise UsageError(f"the evaluators {twin} and {judge.name} are identical: name each once.")
-        if judge.num_classes != target.num_classes:
-            raise UsageError(
-                f"the evaluator {judge.name} has {judge.num_classes} classes; {target.name} has "
-                f"{target.num_classes}. Use a classifier of the same classes, in the same order."
-            )
-        ours, theirs = target.class_names, judge.class_names
-        moved = [name for own, name in zip(ours, theirs, strict=True) if own != name and name in ours]
-        others = not set(ours) & set(theirs) and not (all(map(str.isdigit, ours)) or all(map(str.isdigit, theirs)))
-        if others or any(theirs.count(name) == 1 for name in moved):
-            raise UsageError(
-                f"the evaluator {judge.name} has the classes {listed(theirs, 4)}; {target.name} has "
-                f"{listed(ours, 4)}. They must be the same in the same order; if only the names differ, pack the "
-                f"evaluator with {setting('class_names', 'FILE')}."
-            )
-        name, number = judge.name, 2
-        while name in judges:
-            name, number = f"{judge.name}-{number}", number + 1
-        judges[name] = judge
-    return judges
-
-
-def _resized(judge: Target, target: Target) -> Target:
-    """Return a classifier that accepts the target's images, which are resized for it if necessary.
-
-    Raises:
-        UsageError: the input shapes differ in more than the size of images.
-    """
-    ours, own = target.input_shape, judge.input_shape
-    if own == ours:
-        return judge
-    if len(own) != 3 or len(ours) != 3 or own[0] != ours[0]:
-        raise UsageError(
-            f"the evaluator {judge.name} takes inputs of {own}; {target.name} takes {ours}. Images are resized for an "
-            f"evaluator, but not converted to other channels. Put that into its module and pack it again: "
-            f"{command('pack', 'MODEL')}."
-        )
-    resized = ResizedTarget(judge, ours[1:])
-    log.warning("images are resized for the evaluator %s %s.", judge.name, resized.resizing)
-    return resized
-
-
-def _alike(one: Target, other: Target) -> bool:
-    """Return whether two classifiers have the same weights and outputs, such as copies of one file."""
-    if (one.input_shape, one.num_classes) != (other.input_shape, other.num_classes):
-        return False
-    ours, theirs = (
-        {name: value for name, value in judge.state_dict().items() if isinstance(value, Tensor)}
-        for judge in (one, other)
-    )
-    if ours.keys() != theirs.keys() or not all(torch.equal(ours[name].cpu(), theirs[name].cpu()) for name in ours):
-        return False
-    images = torch.rand(8, *one.input_shape, generator=torch.Generator().manual_seed(0))
-    answers = []
-    for judge in (one, other):  # classifiers may differ in more than their state
-        with judge.frozen("cpu"), torch.no_grad():
-            answers.append(judge(images))
-    return torch.equal(*answers)
 
 
 def _images(given: Data | None, what: str, target: Target) -> LabelledImages | None:

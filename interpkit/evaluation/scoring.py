@@ -130,7 +130,8 @@ def _classify(
 
 def load_labelled(spec: str, target: Target) -> LabelledImages:
     """Load labeled data with `interpkit.load_data`, and warn of vectors far outside the target's input range."""
-    data = load_data(spec, target.description.input_shape or target.input_shape, target.class_names)
+    facts = target.description
+    data = load_data(spec, facts.input_shape or target.input_shape, target.class_names, facts.crop_pct)
     unit = to_unit(data.images, target)
     low, high = unit.min().item(), unit.max().item()
     if low < -1 or high > 2:

@@ -63,4 +63,5 @@ class DataOptions(Options):
             raise UsageError(
                 f"the option 'data' is not set: name labeled images by {setting('COMPONENT.data', 'DATA')}."
             )
-        return load_data(self.data, target.description.input_shape or target.input_shape, target.class_names)
+        facts = target.description
+        return load_data(self.data, facts.input_shape or target.input_shape, target.class_names, facts.crop_pct)

@@ -50,7 +50,8 @@ class Study:
         samples: the images, the requested labels and the target's predictions.
         reference: held-out real images as `LabelledImages`; None if there are none.
         training: images that the target was trained on, likewise.
-        evaluators: independent classifiers for the same classes, by name.
+        evaluators: independent classifiers for the same classes, by name. One that does not have all of them has a
+            logit of -inf for the others.
         seed: random seed of `rng`.
         device: the device that the classifiers run on.
         most: the number of images that they run on at a time; as many as fit into memory if omitted.

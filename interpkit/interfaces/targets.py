@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -41,6 +42,24 @@ class Response:
     def __getitem__(self, rows: slice) -> Response:
         features = {layer: tensor[rows] for layer, tensor in self.features.items()}
         return Response(self.logits[rows], features, self.feature_layer)
+
+
+NOT_A_FAMILY = ("graph", "graphmodule", "sequential", "net", "network", "model", "module", "classifier", "wrapper")
+VARIANTS = re.compile(r"(tf_|wide_)*([a-z]+?)(forimageclassification|v?[\d_.-].*)?")
+
+
+def family_of(name: str) -> str:
+    """Return the family in the name of an architecture or of its class; empty if the name does not say.
+
+    Example:
+        >>> from interpkit.interfaces.targets import family_of
+        >>> [family_of(name) for name in ("timm:tf_efficientnet_lite0", "torchvision:mobilenet_v3_large", "ResNet")]
+        ['efficientnet', 'mobilenet', 'resnet']
+        >>> family_of("onnx:graph")
+        ''
+    """
+    found = VARIANTS.fullmatch(name.rpartition(":")[2].lower())
+    return found[2] if found and found[2] not in NOT_A_FAMILY else ""
 
 
 class Target(nn.Module, ABC):
@@ -97,6 +116,11 @@ class Target(nn.Module, ABC):
         Raises:
             UsageError: a layer does not exist; the message lists similar names.
         """
+
+    @property
+    def family(self) -> str:
+        """The family of its architecture, such as ``resnet``, by the architecture's name; empty if it is not known."""
+        return family_of(self.description.arch or "")
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """Return the classes' probabilities, (B, n): each in [0, 1]; rows sum to 1 unless `multi_label`."""

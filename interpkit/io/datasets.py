@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 import zipfile
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -28,6 +29,8 @@ MAX_BYTES = 4 * MAX_NUMBERS
 BOMB_BYTES, BOMB_RATIO = 100_000_000, 200
 """An array is refused as a decompression bomb if it is larger than BOMB_BYTES and BOMB_RATIO times its packed size."""
 TORCHVISION = "torchvision:"
+SIZE_BEFORE = re.compile(r" from \d+ x \d+")
+"""In a note of `decode`: what differs from picture to picture."""
 DATA_ENDINGS = (".npz", ".csv", ".tsv")
 KEYS = (
     ("x_{}", "y_{}"),
@@ -58,7 +61,9 @@ class LabelledImages:
         return digest({"images": self.images, "labels": self.labels})
 
 
-def load_data(spec: str, input_shape: tuple[int, ...], class_names: Sequence[str] = ()) -> LabelledImages:
+def load_data(
+    spec: str, input_shape: tuple[int, ...], class_names: Sequence[str] = (), crop_pct: float | None = None
+) -> LabelledImages:
     """Load reference data.
 
     Args:
@@ -69,6 +74,7 @@ def load_data(spec: str, input_shape: tuple[int, ...], class_names: Sequence[str
         input_shape: the classifier's input shape. Arrays of another size are refused; pictures are resized with a
             warning. Signals (C, L) and volumes (C, D, H, W) become vectors.
         class_names: the classifier's class names, for labels and folders given by name.
+        crop_pct: the share of a larger picture's shorter side that remains; see `TargetOptions`.
 
     Raises:
         UsageError: the data cannot be read, or do not fit the classifier.
@@ -93,9 +99,9 @@ def load_data(spec: str, input_shape: tuple[int, ...], class_names: Sequence[str
     elif ending == ".npz":
         arrays = _npz(path, split)
     elif ending in DATA_ENDINGS:
-        arrays = _csv(path, class_names, input_shape)
+        arrays = _csv(path, class_names, input_shape, crop_pct)
     elif is_folder:
-        arrays = _folder(path, class_names, input_shape)
+        arrays = _folder(path, class_names, input_shape, crop_pct)
     else:
         raise UsageError(
             f"{spec!r} is not reference data: pass an .npz, a .csv, a folder with one folder per class, or "
@@ -113,9 +119,9 @@ def _path_and_split(spec: str) -> tuple[Path, str]:
     return (Path(head), tail) if head.lower().endswith(".npz") and not Path(spec).exists() else (Path(spec), "")
 
 
-def read_picture(file: Path, input_shape: tuple[int, ...]) -> np.ndarray:
+def read_picture(file: Path, input_shape: tuple[int, ...], crop_pct: float | None = None) -> np.ndarray:
     """Return a picture's pixels, (H, W) or (H, W, C) uint8, and log how it was converted; see `decode`."""
-    pixels, notes = decode(file, input_shape)
+    pixels, notes = decode(file, input_shape, crop_pct)
     for note in notes:
         log.warning("%s %s.", file, note)
     return pixels
@@ -209,7 +215,9 @@ def _check_member(path: Path, archive: zipfile.ZipFile, name: str) -> None:
             raise UsageError(f"{path}: {name} claims to be {kind} {shape}, but holds something else.")
 
 
-def _folder(folder: Path, class_names: Sequence[str], input_shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+def _folder(
+    folder: Path, class_names: Sequence[str], input_shape: tuple[int, ...], crop_pct: float | None
+) -> tuple[np.ndarray, np.ndarray]:
     files, labels = [], []
     for place in sorted(p for p in folder.iterdir() if p.is_dir()):
         (label,) = labels_of([place.name], class_names, place)
@@ -218,27 +226,29 @@ def _folder(folder: Path, class_names: Sequence[str], input_shape: tuple[int, ..
         labels += [label] * len(own)
     if not files:
         raise UsageError(f"{folder} has no images in it: it needs one folder per class.")
-    return _pictures(folder, files, input_shape), np.asarray(labels)
+    return _pictures(folder, files, input_shape, crop_pct), np.asarray(labels)
 
 
-def _csv(path: Path, class_names: Sequence[str], input_shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+def _csv(
+    path: Path, class_names: Sequence[str], input_shape: tuple[int, ...], crop_pct: float | None
+) -> tuple[np.ndarray, np.ndarray]:
     header, rows = read_table(path)
     pictures = pictures_of(path, header, rows)
     if pictures is None:
         images, names = numbers_of(path, header, rows, input_shape)
         return images, labels_of(names, class_names, path)
     labels = labels_of([name for _, name in pictures], class_names, path)  # first, because it is fast
-    return _pictures(path, [file for file, _ in pictures], input_shape), labels
+    return _pictures(path, [file for file, _ in pictures], input_shape, crop_pct), labels
 
 
-def _pictures(source: Path, files: Iterable[Path], input_shape: tuple[int, ...]) -> np.ndarray:
+def _pictures(source: Path, files: Iterable[Path], input_shape: tuple[int, ...], crop_pct: float | None) -> np.ndarray:
     """Read pictures, (N, C, H, W) uint8, and log each kind of conversion once, with the number of pictures."""
     images, numbers = [], 0
     done: Counter[str] = Counter()
     for file in files:
-        pixels, notes = decode(file, input_shape)
+        pixels, notes = decode(file, input_shape, crop_pct)
         images.append(channels_first(pixels))
-        done.update(notes)
+        done.update(SIZE_BEFORE.sub("", note) for note in notes)
         numbers += pixels.size
         if numbers > MAX_NUMBERS:
             raise _too_many(source)

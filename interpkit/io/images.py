@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
@@ -125,9 +126,28 @@ def colour_scale(maps: Tensor) -> float:
     return scale if scale > 0 else 1.0
 
 
+SMOOTH_FROM = 64
+SMOOTH_SHARE = 45
+"""Maps of larger images are averaged for the eye over squares of about this part of the shorter side, 5 of 224."""
+
+
+def smoothed(maps: Tensor) -> tuple[Tensor, int]:
+    """Return maps (N, C, H, W) as drawn, and the side of the squares, moved twice, over which they are averaged.
+
+    In large images the evidence of single pixels is too fine to be seen. That of small ones is left as it is: 1.
+    """
+    side = min(maps.shape[2:])
+    square = 1 if side < SMOOTH_FROM else 2 * round(side / SMOOTH_SHARE / 2) + 1
+    for _ in range(2 if square > 1 else 0):
+        maps = F.avg_pool2d(maps, square, 1, square // 2, count_include_pad=False)
+    return maps, square
+
+
 RED, BLUE = np.array([178, 24, 43]), np.array([33, 102, 172])
 OVERLAID = 0.8
 """How much of a pixel full evidence hides in an overlay."""
+PALE = 0.4
+"""How far the image under an overlay is lightened, so that the colors stand out."""
 
 
 def to_heat(evidence: Tensor, scale: float) -> Image.Image:
@@ -136,8 +156,9 @@ def to_heat(evidence: Tensor, scale: float) -> Image.Image:
 
 
 def to_overlay(image: Tensor, evidence: Tensor, scale: float) -> Image.Image:
-    """Return a map over its image, (C, H, W) uint8, drawn gray: the colors are those of `to_heat`."""
+    """Return a map over its image, (C, H, W) uint8, drawn in pale gray: the colors are those of `to_heat`."""
     gray = np.array(to_picture(image).convert("L"), dtype=float)
+    gray += PALE * (255 - gray)
     return _colored(evidence, scale, gray[..., None], OVERLAID)
 
 

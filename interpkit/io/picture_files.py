@@ -17,18 +17,40 @@ IMAGE_FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "TIFF")
 PICTURE_ENDINGS = (*IMAGE_ENDINGS, ".npy")
 DARK = 4096
 """16-bit pictures that never reach this are probably of 12 bits or fewer."""
+PHOTO_SIDE = 128
+USUAL_CROP = 0.875
+"""The share that classifiers of photos, whose inputs are at least as large as the first, usually see (224 of 256)."""
 
 
-def decode(file: Path, input_shape: tuple[int, ...]) -> tuple[np.ndarray, list[str]]:
+def usual_crop(input_shape: tuple[int, ...]) -> float:
+    """Return what `TargetOptions.crop_pct` is taken for where nothing states it, for images (C, H, W)."""
+    return USUAL_CROP if min(input_shape[1:]) >= PHOTO_SIDE else 1.0
+
+
+def pictures_in(folder: str) -> list[Path]:
+    """Return the pictures that lie directly in a folder, sorted; none if it is not a folder."""
+    inside = Path(folder).iterdir() if os.path.isdir(folder) else ()
+    return sorted(file for file in inside if file.suffix.lower() in PICTURE_ENDINGS and file.is_file())
+
+
+def covering(input_shape: tuple[int, ...], crop_pct: float | None) -> str:
+    """Return to what size a picture is resized, and cropped, in words."""
+    share, sides = crop_pct or usual_crop(input_shape), input_shape[:0:-1]
+    cover, cropped = (" x ".join(str(round(side / part)) for side in sides) for part in (share, 1.0))
+    return f"to cover {cover} pixels, and cropped at the center" + (f" to {cropped}" if cover != cropped else "")
+
+
+def decode(file: Path, input_shape: tuple[int, ...], crop_pct: float | None = None) -> tuple[np.ndarray, list[str]]:
     """Return a picture as a classifier receives it, and what had to be done to it.
 
     A photo is turned upright by its EXIF orientation. Of 16 bits, white is 65,535; of floats it is 1. Transparent
-    pixels are laid on white. A picture of another size is resized (bilinear, antialiased) so that it just covers the
-    classifier's, and cropped at the center. An ``.npy`` holds (C, H, W) uint8 of any number of channels.
+    pixels are laid on white. A picture of another size is resized (bicubic, antialiased) and cropped at the center: of
+    its shorter side the share ``crop_pct`` remains. An ``.npy`` holds (C, H, W) uint8 of any number of channels.
 
     Args:
         file: the picture.
         input_shape: (C, H, W); anything but an ``.npy`` needs one or three channels.
+        crop_pct: in (0, 1]; `usual_crop` if None.
 
     Returns:
         (H, W) or (H, W, C) uint8, and notes, each the rest of a sentence that begins with the picture.
@@ -55,11 +77,17 @@ def decode(file: Path, input_shape: tuple[int, ...]) -> tuple[np.ndarray, list[s
                 picture = picture.convert("L" if channels == 1 else "RGB")
     except UsageError:
         raise
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
+        raise UsageError(
+            f"{file} has more than the {Image.MAX_IMAGE_PIXELS:,} pixels that are read. Save a smaller copy of it."
+        ) from error
     except Exception as error:  # decoders have many kinds
         raise UsageError(f"{file} is not a readable image: {error}.") from error
     if picture.size != (width, height):
-        notes.append(f"is resized to cover {width} x {height} pixels, and cropped at the center")
-        picture = ImageOps.fit(picture, (width, height), Image.Resampling.BILINEAR)
+        before = " x ".join(map(str, picture.size))
+        notes.append(f"is resized from {before} {covering(input_shape, crop_pct)}")
+        hidden = (1 - (crop_pct or usual_crop(input_shape))) / 2
+        picture = ImageOps.fit(picture, (width, height), Image.Resampling.BICUBIC, bleed=hidden)
     return np.array(picture), notes
 
 

@@ -99,8 +99,12 @@ def labels_of(names: Sequence[str], class_names: Sequence[str], where: str | Pat
             raise UsageError(
                 f"{where}: no class is named {name!r}. Classes: {listed(class_names)}. Rename it, or use its number."
             )
-        if normal.count(_normal(name)) > 1:
-            raise UsageError(f"{where}: several classes are named {name!r}. Use the number of the class instead.")
+        several = [str(label) for label, each in enumerate(normal) if each == _normal(name)]
+        if len(several) > 1:
+            raise UsageError(
+                f"{where}: the classes {', '.join(several[:-1])} and {several[-1]} are all named {name!r}. Use the "
+                f"number of the class instead."
+            )
         labels[name] = label
     return np.array([labels[name] for name in names], dtype=np.int64)
 

@@ -32,9 +32,9 @@ def load_target(path: str | Path, **options: Unpack[LoadOptions]) -> Target:
     Args:
         path: in a format that one of the loaders accepts (``interpkit plugins list`` names them).
         options: facts that the file lacks or has wrong: ``arch``, ``arch_args``, ``weights_key``,
-            ``input_shape``, ``num_classes``, ``mean``, ``std``, ``input_range``, ``class_names``, ``layout``,
-            ``channel_order``, ``output``, ``feature_layer``; and ``trust=True`` for a file that may run code (.pt2,
-            TorchScript).
+            ``input_shape``, ``num_classes``, ``mean``, ``std``, ``input_range``, ``class_names``, ``crop_pct``,
+            ``layout``, ``channel_order``, ``output``, ``feature_layer``; and ``trust=True`` for a file that may run
+            code (.pt2, TorchScript).
 
     Raises:
         ModelError: it is missing, cannot be read, or was refused.

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from interpkit.io.images import colour_scale, to_heat, to_overlay, to_picture
+from interpkit.io.images import colour_scale, smoothed, to_heat, to_overlay, to_picture
 
 LADDER = ((1, None), (1, 85), (1, 60), (1, 35), (1, 20), (1, 10), (0.5, 50), (0.35, 50), (0.25, 40), (0.15, 40))
 """Scale and quality (None: PNG, without loss), from the best to the smallest: all pixels at a quality of 20 are nearer
@@ -82,6 +82,7 @@ def heat(maps: Tensor, images: Tensor | None = None) -> Tensor:
         maps: the maps.
         images: (N, C, H, W) uint8, over which they are laid, drawn gray in place of white.
     """
+    maps, _ = smoothed(maps)
     scale = colour_scale(maps)
     if images is None:
         pictures = [to_heat(one, scale) for one in maps]

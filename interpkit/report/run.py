@@ -136,7 +136,7 @@ def render_report(
         empty=[(names[label], reason) for label, reason in sorted(inversion.empty.items())],
         sections=_sections(inversion, samples),
         recipe=inversion.recipe.to_toml(),
-        facts=_facts(inversion, manifest),
+        facts=_facts(inversion, manifest) | _of_evaluators(metrics),
         command=_command(run, inversion.recipe.target, manifest),
     )
     path = run / "report.html"
@@ -303,6 +303,14 @@ def _facts(inversion: Inversion, manifest: Manifest) -> dict[str, str]:
         "Plugins": ", ".join(f"{name} {plugin.version or '?'}" for name, plugin in manifest.plugins.items()),
     }
     return {name: value for name, value in facts.items() if value}
+
+
+def _of_evaluators(metrics: Mapping[str, Any]) -> dict[str, str]:
+    """Return what was done for evaluators of other images or classes than the target's."""
+    on = metrics.get("measured_on", {})
+    kinds = {"resized_for": "receives images resized {}", "classes_matched_for": "is matched in {}"}
+    said = [f"{name} {words.format(how)}" for key, words in kinds.items() for name, how in on.get(key, {}).items()]
+    return {"Evaluators": "; ".join(said)} if said else {}
 
 
 def _command(run: Run, options: TargetOptions, manifest: Manifest) -> str:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from interpkit.config.recipe import Output, TargetOptions
 from interpkit.errors import UsageError, did_you_mean, listed
-from interpkit.interfaces.targets import Response, Target
+from interpkit.interfaces.targets import Response, Target, family_of
 from interpkit.targets.outputs import select
 from interpkit.targets.scores import as_logits, in_single
 from interpkit.targets.watch import first_of, watch
@@ -68,6 +68,11 @@ class ModuleTarget(Target):
         self.register_buffer("scale", ((hi - lo) / std_).float().to(device))
         self.register_buffer("shift", ((lo - mean_) / std_).float().to(device))
         self._as_is = bool((self.scale == 1).all() and (self.shift == 0).all())
+
+    @property
+    def family(self) -> str:
+        """The family of the architecture's name or of the module's class; see `Target.family`."""
+        return super().family or family_of(type(self.module).__name__)
 
     def forward(self, images: Tensor) -> Tensor:
         """Return logits, (B, n) float32; see `Target.forward`. Signals and volumes may have their shape already."""

@@ -64,6 +64,7 @@ def wrap(
             - ``num_classes``: n; checked against the module's output.
             - ``class_names``: n names, or a dict of them by number; ``"0"``, ``"1"``, ... by default. One name for a
               single output makes the classes ``not NAME`` and ``NAME``.
+            - ``crop_pct``: the share of a photo's shorter side that the classifier sees.
             - ``layout``: ``nchw``, ``nhwc`` or ``flat``; detected by default.
             - ``channel_order``: ``rgb`` (default) or ``bgr``.
             - ``output``: ``logits``, ``log_probs``, ``neg_log_probs`` or ``probs``; of labels that do not exclude each

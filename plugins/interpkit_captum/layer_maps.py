@@ -180,7 +180,8 @@ def _last_with_grid(
         if gradient is not None:
             reading = readings[name]
             positions = int(reading.grid(gradient).abs().sum((0, 1)).count_nonzero())
-            with_grid.append((reading.is_found, positions > 1, not reading.has_heads(gradient.dim()), name))
+            whole = min(reading.size) > 1  # not yet averaged along one axis, as some exporters pool
+            with_grid.append((reading.is_found, whole, positions > 1, not reading.has_heads(gradient.dim()), name))
     if not with_grid:
         raise UsageError(
             f"Grad-CAM cannot explain {target.name}: no layer that runs once outputs a grid of positions in the image "

@@ -165,6 +165,7 @@ class TimmFolderLoader(FolderLoader):
             input_shape=both.get("input_size"),
             mean=both.get("mean"),
             std=both.get("std"),
+            crop_pct=both.get("crop_pct"),
             class_names=names if isinstance(names, list) and len(names) == both.get("num_classes") else None,
         )
         return assemble(path, read_weights(path), written, options, CONFIG)
@@ -235,6 +236,7 @@ class TransformersFolderLoader(FolderLoader):
             size = size or _size(processor.get("size"))
         facts: dict[str, Any] = {"input_shape": None if size is None else [channels, *size]}
         if processor:
+            facts["crop_pct"] = _crop_pct(processor)
             factor = processor.get("rescale_factor", 1 / 255) if processor.get("do_rescale", True) else 1.0
             if not isinstance(factor, int | float) or not abs(factor) < LARGEST_FACTOR:
                 raise ModelError(f"{file}: rescale_factor is not a number, but {str(factor)[:60]}.")
@@ -293,6 +295,15 @@ def _is_labels(labels: Any) -> bool:
     return (
         isinstance(labels, dict) and bool(labels) and all(str(key).isdecimal() and len(str(key)) < 10 for key in labels)
     )
+
+
+def _crop_pct(processor: Mapping[str, Any]) -> float | None:
+    """Return the share of a resized photo's shorter side that a processor keeps; None if it does not say."""
+    if not processor.get("do_center_crop"):
+        stated: float = processor.get("crop_pct", 1.0)
+        return stated
+    resized, cropped = (_size(processor.get(key)) for key in ("size", "crop_size"))
+    return min(cropped) / min(resized) if resized and cropped and 0 < min(cropped) <= min(resized) else None
 
 
 def _size(value: Any) -> list[int] | None:

@@ -28,7 +28,7 @@ from interpkit import (
 from interpkit.attribution import faithfulness
 from interpkit.attribution.evidence import rank_correlation
 from interpkit.attribution.export import explain
-from interpkit.io.images import colour_scale, save_panel, to_heat, to_overlay
+from interpkit.io.images import colour_scale, save_panel, smoothed, to_heat, to_overlay
 
 
 class Weights(Attribution):
@@ -327,11 +327,22 @@ def test_one_colour_scale_serves_a_panel(tmp_path: Path) -> None:
     half = tuple(round(255 + 0.5 * (c - 255)) for c in (33, 102, 172))
     assert all(abs(a - b) <= 1 for a, b in zip(blue.getpixel((5, 5)), half, strict=True))
     over = to_overlay(torch.full((1, 10, 10), 100, dtype=torch.uint8), maps[0], 3.0)
-    assert over.getpixel((1, 1)) == (100, 100, 100)  # the image, where nothing speaks
-    assert over.getpixel((0, 0)) == tuple(round(100 + 0.8 * (c - 100)) for c in (178, 24, 43))
+    assert over.getpixel((1, 1)) == (162, 162, 162)  # the image, lightened, where nothing speaks
+    assert over.getpixel((0, 0)) == tuple(round(162 + 0.8 * (c - 162)) for c in (178, 24, 43))
     save_panel([("a", [reddest, blue]), ("b", [blue])], "words", tmp_path / "panel.png")
     with Image.open(tmp_path / "panel.png") as picture:
         assert picture.width > 2 * 48 and picture.height > 2 * 48
+
+
+def test_maps_of_large_images_are_drawn_as_averages_and_their_sum_stays() -> None:
+    small = torch.randn(1, 1, 63, 80)
+    assert smoothed(small)[0] is small and smoothed(small)[1] == 1
+    for side, square in ((64, 3), (224, 5), (448, 11)):
+        dot = torch.zeros(1, 1, side, side)
+        dot[..., side // 2, side // 2] = 1
+        drawn, averaged = smoothed(dot)
+        assert averaged == square and drawn.sum() == pytest.approx(1)
+        assert drawn.max() == drawn[0, 0, side // 2, side // 2] == pytest.approx(1 / square**2)
 
 
 def test_maps_of_zeros_are_drawn_and_noted(tmp_path: Path) -> None:

@@ -327,6 +327,21 @@ def test_a_classifier_of_single_images_is_explained_one_image_at_a_time() -> Non
     assert quick(target, images, labels, "grad-cam", rows=1).any()
 
 
+def test_grad_cam_prefers_the_grid_before_it_is_averaged_along_one_axis() -> None:
+    class Rows(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.mean(2, keepdim=True)
+
+    layers = {"conv": nn.Conv2d(1, 4, 3, padding=1), "rows": Rows(), "pool": nn.AdaptiveAvgPool2d(1)}
+    net = nn.Sequential()
+    for name, layer in (layers | {"flat": nn.Flatten(), "head": nn.Linear(4, 2)}).items():
+        net.add_module(name, layer)
+    explainer = Explainer(wrap(net, (1, 16, 16)), "grad-cam", options={"signed": True}, device="cpu")
+    maps = explainer.maps(torch.rand(2, 1, 16, 16), torch.tensor([0, 1]))
+    assert explainer.notes == ["Grad-CAM reads the layer 'conv', (4, 16, 16), as (C, h, w)."]
+    assert maps.std(2).min() > 0  # no stripes
+
+
 def test_vectors_have_no_grad_cam(linear_target: Callable[..., Target]) -> None:
     with pytest.raises(UsageError, match="vectors of 6 features"):
         quick(linear_target((6,)), torch.rand(2, 6), torch.tensor([0, 1]), "grad-cam")

@@ -12,7 +12,7 @@ import interpkit_metrics
 import numpy as np
 import pytest
 import torch
-from interpkit_metrics.agreement import Agreement
+from interpkit_metrics.agreement import Agreement, blurred
 from interpkit_metrics.diversity import Diversity
 from interpkit_metrics.memorisation import Memorisation
 from interpkit_metrics.reference import Reference, manifold, matched_ssim
@@ -257,6 +257,85 @@ def test_agreement_is_counted_for_each_evaluator_and_class() -> None:
     assert (
         "reference_accuracy"
         not in Agreement().measure(study_of(images, asked, evaluators={"first": first_features()}))["evaluators"][0]
+    )
+
+
+class Edges(nn.Module):
+    """Sees only the finest detail: class 1 if neighboring pixels differ, else class 0."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        detail = (images[..., 1:] - images[..., :-1]).abs().mean((1, 2, 3))
+        return torch.stack([torch.full_like(detail, 0.5), detail], 1)
+
+
+class Mean(nn.Module):
+    """Sees only the mean color: class 1 of bright images."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        bright = images.mean((1, 2, 3))
+        return torch.stack([torch.full_like(bright, 0.3), bright], 1)
+
+
+def test_a_blur_takes_all_agreement_about_fine_detail_and_none_about_the_mean_color() -> None:
+    checks = (torch.arange(224)[:, None] + torch.arange(224)) % 2
+    images = checks.float().expand(4, 1, -1, -1)
+    judges = {"edges": wrap(Edges(), (1, 224, 224), name="edges"), "mean": wrap(Mean(), (1, 224, 224), name="mean")}
+    target = wrap(Mean(), (1, 224, 224))
+    labels = torch.ones(4, dtype=torch.int64)
+    study = study_of(images, labels, (images, labels), target=target, evaluators=judges)
+    edges, mean = Agreement().measure(study)["evaluators"]
+    assert (edges["agreement"], edges["blurred_agreement"], edges["blurred_reference_accuracy"]) == (1, 0, 0)
+    assert (mean["agreement"], mean["blurred_agreement"], mean["blurred_reference_accuracy"]) == (1, 1, 1)
+    assert edges["blurred_agreement_interval"] == wilson(0, 4) and edges["blur_sigma"] == 1
+    assert (edges["family"], edges["same_family"]) == ("edges", False) and mean["same_family"]
+
+
+def test_the_blur_is_a_gaussian_that_grows_with_the_image() -> None:
+    dot = torch.zeros(1, 2, 64, 96)
+    dot[0, 1, 30, 40] = 1
+    spread = blurred(dot, 2.0)
+    across, down = torch.arange(96) - 40, torch.arange(64) - 30
+    assert spread[0, 0].sum() == 0 and spread.sum() == pytest.approx(1)
+    assert spread[0, 1, 30, 42] / spread[0, 1, 30, 40] == pytest.approx(math.exp(-0.5))
+    assert (spread[0, 1] * across**2).sum().sqrt() == pytest.approx(2, abs=0.05)
+    assert (spread[0, 1] * down[:, None] ** 2).sum().sqrt() == pytest.approx(2, abs=0.05)
+    assert torch.allclose(blurred(torch.full((1, 3, 64, 64), 0.3), 1.0), torch.tensor(0.3))
+    for side, sigma in ((64, 64 / 224), (448, 2.0)):
+        target, images = wrap(Mean(), (1, side, side)), torch.ones(1, 1, side, side)
+        study = study_of(images, torch.tensor([1]), target=target, evaluators={"edges": wrap(Edges(), (1, side, side))})
+        assert Agreement().measure(study)["evaluators"][0]["blur_sigma"] == pytest.approx(sigma)
+
+
+def test_small_images_are_not_blurred_and_a_blur_can_be_set_or_left_out() -> None:
+    for side, options in ((63, {}), (63, {"blur": 2.0}), (64, {"blur": 0.0})):
+        target, images = wrap(Mean(), (1, side, side)), torch.ones(1, 1, side, side)
+        study = study_of(images, torch.tensor([1]), target=target, evaluators={"edges": wrap(Edges(), (1, side, side))})
+        (row,) = Agreement(Agreement.Options(**options)).measure(study)["evaluators"]
+        assert "blurred_agreement" not in row and "blur_sigma" not in row
+        assert ("agreement.blur" in study.left_out) == (options == {"blur": 2.0})
+
+
+def test_what_a_blur_costs_is_warned_of_unless_real_images_lose_as_much() -> None:
+    row = {"name": "a", "agreement": 0.8, "blurred_agreement": 0.2}
+    (text,) = Agreement.warnings({"evaluators": [row]})
+    assert text.startswith("The evaluator a agrees on 80% of the samples, but on only 20% after a slight blur")
+    real = {"reference_accuracy": 0.9, "blurred_reference_accuracy": 0.3}
+    assert Agreement.warnings({"evaluators": [row | real]}) == []
+    assert Agreement.warnings({"evaluators": [row | {"blurred_agreement": 0.5}]}) == []
+
+
+def test_the_summary_names_each_evaluator_with_its_family_and_says_which_are_relatives() -> None:
+    rows = [
+        {"name": "a", "agreement": 0.8, "blurred_agreement": 0.5, "family": "resnet", "same_family": True},
+        {"name": "b", "agreement": 0.6, "blurred_agreement": 0.5, "family": ""},
+    ]
+    assert Agreement.summary({"evaluators": rows}) == (
+        "Independent classifiers agree on 60% to 80%, and after a slight blur on 50%. They are a (resnet), b (of "
+        "unknown architecture). The architecture of a is of the target's own family, which makes the agreement a "
+        "weaker proof."
+    )
+    assert Agreement.summary({"evaluators": [{"name": "a", "agreement": 0.5}]}) == (
+        "An independent classifier agrees on 50%."  # by an older release
     )
 
 

@@ -301,10 +301,11 @@ def test_unnamed_labels_are_named_by_their_numbers(labels: Any, good: bool) -> N
         ({"image_size": 20}, {"size": 30}, {"input_shape": [3, 20, 20]}),  # what the network itself takes
         ({}, {"size": 30}, {"input_shape": [3, 30, 30]}),
         ({}, {"size": 30, "do_resize": False}, {"input_shape": None}),
-        ({}, {"size": 30, "crop_size": 24, "do_center_crop": True}, {"input_shape": [3, 24, 24]}),
-        ({}, {"size": 30, "crop_size": 24, "do_center_crop": False}, {"input_shape": [3, 30, 30]}),
-        ({}, {"size": 30, "crop_size": 24}, {"input_shape": [3, 30, 30]}),
-        ({}, {"size": 30, "do_center_crop": True}, {"input_shape": [3, 30, 30]}),
+        ({}, {"size": 30, "crop_size": 24, "do_center_crop": True}, {"input_shape": [3, 24, 24], "crop_pct": 0.8}),
+        ({}, {"size": 30, "crop_size": 24, "do_center_crop": False}, {"input_shape": [3, 30, 30], "crop_pct": 1.0}),
+        ({}, {"size": 30, "crop_size": 24}, {"input_shape": [3, 30, 30], "crop_pct": 1.0}),
+        ({}, {"size": 30, "do_center_crop": True}, {"input_shape": [3, 30, 30], "crop_pct": None}),
+        ({}, {"size": {"shortest_edge": 30}, "crop_pct": 0.9}, {"crop_pct": 0.9}),
         ({}, {"x": 1}, {"input_range": [0.0, 1.0], "mean": None, "std": None}),
         ({}, {"rescale_factor": 1 / 127.5}, {"input_range": [0.0, 2.0]}),
         ({}, {"rescale_factor": 0.003}, {"input_range": [0.0, 0.765]}),
@@ -322,13 +323,14 @@ def test_the_preprocessing_follows_both_configs(
         config(tmp_path, processor, "preprocessor_config.json")
     found = folders.TransformersFolderLoader()._preprocessing(tmp_path, main)
     assert {name: found[name] for name in facts} == facts
-    assert set(found) == ({"input_shape"} if processor is None else {"input_shape", "input_range", "mean", "std"})
+    read = {"input_range", "mean", "std", "crop_pct"}
+    assert set(found) == {"input_shape"} | (set() if processor is None else read)
 
 
 def test_a_processor_without_normalization_has_no_mean_and_its_factor_must_be_a_number(tmp_path: Path) -> None:
     loader = folders.TransformersFolderLoader()
     config(tmp_path, {"do_normalize": False, "image_mean": [0.5]}, "preprocessor_config.json")
-    assert set(loader._preprocessing(tmp_path, {})) == {"input_shape", "input_range"}
+    assert set(loader._preprocessing(tmp_path, {})) == {"input_shape", "input_range", "crop_pct"}
     config(tmp_path, {"rescale_factor": "a" * 100}, "preprocessor_config.json")
     with pytest.raises(ModelError, match=r"preprocessor_config.json: rescale_factor is not a number, but a{60}\.$"):
         loader._preprocessing(tmp_path, {})

@@ -107,7 +107,9 @@ def test_an_evaluator_that_disagrees_gives_a_warning(run_copy: Path, judge: Path
 
 def test_evaluators_that_cannot_judge_are_refused(run_copy: Path, tmp_path: Path, make_model: MakeModel) -> None:
     four = make_model(tmp_path / "four.safetensors", num_classes=4)
-    fails(2, "four has 4 classes; tiny has 3", "evaluate", run_copy, "--evaluator", four)
+    renamed = interpkit.load_target(four, class_names=list("abcd"))
+    with pytest.raises(interpkit.UsageError, match=r"four has 4 classes, a, b, c, d; tiny has 3, .*names in common"):
+        interpkit.evaluate(run_copy, evaluators=[renamed])
     fails(3, "there is no file", "evaluate", run_copy, "--evaluator", tmp_path / "none.safetensors")
     bare = tmp_path / "bare.safetensors"
     bare.write_bytes(b"not a classifier")

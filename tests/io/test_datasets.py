@@ -109,7 +109,7 @@ def test_bytes_of_only_0_and_1_cause_a_warning(tmp_path: Path, caplog: pytest.Lo
 def test_an_ambiguous_class_name_is_refused_but_its_number_is_accepted(tmp_path: Path) -> None:
     names = ["crane", "dog", "crane"]
     np.savez(tmp_path / "names.npz", images=np.zeros((2, 4, 4)), labels=["dog", "crane"])
-    with pytest.raises(UsageError, match="several classes are named 'crane'"):
+    with pytest.raises(UsageError, match="the classes 0 and 2 are all named 'crane'"):
         load_data(str(tmp_path / "names.npz"), (1, 4, 4), names)
     np.savez(tmp_path / "numbers.npz", images=np.zeros((2, 4, 4)), labels=["dog", "2"])
     assert load_data(str(tmp_path / "numbers.npz"), (1, 4, 4), names).labels.tolist() == [1, 2]
@@ -280,7 +280,10 @@ def test_pictures_of_other_sizes_are_resized_and_counted(tmp_path: Path, caplog:
     data = load_data(str(tmp_path), GRAY)
     assert (data.images * 255).amax((1, 2, 3)).tolist() == [40, 80, 120]
     (record,) = caplog.records
-    assert ": 2 of its 3 pictures: each is resized to cover 6 x 4 pixels, and cropped" in record.getMessage()
+    assert (
+        ": 2 of its 3 pictures: each is resized to cover 6 x 4 pixels, and cropped at the center."
+        in record.getMessage()
+    )
 
 
 def test_class_folders_may_hold_arrays_instead_of_pictures(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from torchvision import transforms
 
 from interpkit import UsageError
 from interpkit.io.datasets import read_picture
@@ -98,10 +99,35 @@ def test_a_photo_of_another_size_is_scaled_by_its_shorter_side_and_cropped(
     wide = np.zeros((12, 40), np.uint8)
     wide[:, 12:28] = 200  # the center, which is 16 wide once 12 rows are 12 rows
     found = read_picture(saved(tmp_path / "wide.png", wide), (1, 6, 8))
-    assert found.shape == (6, 8) and (found[:, 1:-1] == 200).all()
-    assert "wide.png is resized to cover 8 x 6 pixels, and cropped at the center." in caplog.text
+    assert found.shape == (6, 8) and (found[:, 2:-2] == 200).all()
+    assert "wide.png is resized from 40 x 12 to cover 8 x 6 pixels, and cropped at the center." in caplog.text
     checks = (np.indices((60, 80)).sum(0) % 2 * 255).astype(np.uint8)
     assert abs(read_picture(saved(tmp_path / "checks.png", checks), GRAY).astype(int) - 127).max() < 8  # antialiased
+
+
+@pytest.mark.parametrize(("stated", "cover"), [(0.875, 96), (0.7, 120), (1.0, 84)])
+def test_a_photo_is_resized_and_cropped_as_torchvision_does(stated: float, cover: int, tmp_path: Path) -> None:
+    photo = Image.fromarray(np.random.default_rng(0).integers(0, 256, (240, 320, 3), np.uint8))
+    found, (note,) = decode(saved(tmp_path / "wide.png", photo), (3, 84, 84), stated)
+    resized = transforms.Resize(cover, transforms.InterpolationMode.BICUBIC)(photo)
+    expected = np.array(transforms.CenterCrop(84)(resized))
+    assert abs(found.astype(int) - expected.astype(int)).max() <= 1
+    assert note.startswith(f"is resized from 320 x 240 to cover {cover} x {cover} pixels, and cropped at the center")
+    assert note.endswith("to 84 x 84") == (stated < 1)
+
+
+def test_large_inputs_are_taken_for_crops_and_small_ones_for_whole_pictures(tmp_path: Path) -> None:
+    path = saved(tmp_path / "a.png", RAMP)
+    assert np.array_equal(decode(path, (1, 224, 224))[0], decode(path, (1, 224, 224), 0.875)[0])
+    assert np.array_equal(decode(path, (1, 32, 32))[0], decode(path, (1, 32, 32), 1.0)[0])
+
+
+def test_a_picture_of_too_many_pixels_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = saved(tmp_path / "large.png", RAMP)
+    for most in (40, 10):  # Pillow warns of more than that, and raises at twice as many
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", most)
+        with pytest.raises(UsageError, match=rf"large.png has more than the {most} pixels.*Save a smaller copy"):
+            decode(path, GRAY)
 
 
 def test_only_the_first_of_several_frames_is_read_and_the_note_says_so(tmp_path: Path) -> None:

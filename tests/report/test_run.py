@@ -243,6 +243,14 @@ def test_warnings_are_above_the_samples(run_copy: Path) -> None:
     assert "The evaluator <u>judge</u> agrees on only 20% of the samples" in told and not page.all("u")
 
 
+def test_what_was_done_for_an_evaluator_is_among_the_facts(run_copy: Path) -> None:
+    metrics = json.loads((run_copy / "metrics.json").read_text())
+    metrics["measured_on"] = {"resized_for": {"a": "from 2 x 2 to 4 x 4"}, "classes_matched_for": {"b": "2 of 3"}}
+    (run_copy / "metrics.json").write_text(json.dumps(metrics))
+    told = " ".join(interpkit.write_report(run_copy).read_text().split())
+    assert "a receives images resized from 2 x 2 to 4 x 4; b is matched in 2 of 3" in told
+
+
 def test_the_command_repeats_the_run(page: Page, hostile_run: Path, tmp_path: Path) -> None:
     command = shlex.split(page.all("pre")[0][1])
     assert command[:2] == ["interpkit", "invert"]
@@ -366,8 +374,9 @@ def test_attributions_are_shown_beside_their_samples(run_copy: Path) -> None:
     shown, over = page.data["beside"]
     assert shown["title"] == "<em>" and not page.all("em")
     assert over["title"] == "<em> over the image" and over["places"] == shown["places"]
-    gray = decode(over["uris"][2])  # without evidence, the image itself is shown
-    assert torch.equal(gray[..., 0] if gray.dim() == 3 else gray, stored[200, 0])
+    gray = decode(over["uris"][2])  # where nothing speaks, the image itself, lightened
+    pale = (stored[200, 0] + 0.4 * (255 - stored[200, 0].double())).round().to(torch.uint8)
+    assert torch.equal(gray[..., 0] if gray.dim() == 3 else gray, pale)
     assert {row: place for row, place in enumerate(shown["places"]) if place >= 0} == {40: 0, 3: 1, 200: 2}
     positive, negative, nothing = (decode(uri)[0, 0].tolist() for uri in shown["uris"])
     assert positive[0] > positive[2] and negative[2] > negative[0] and nothing == [255, 255, 255]

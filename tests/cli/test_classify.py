@@ -1,4 +1,4 @@
-"""``interpkit predict``: what the classifier makes of photos."""
+"""``interpkit classify``: what the classifier makes of photos."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from interpkit.cli import app
 
 
 def cli(*arguments: str | Path) -> Result:
-    return CliRunner().invoke(app, ["predict", *map(str, arguments)])
+    return CliRunner().invoke(app, ["classify", *map(str, arguments)])
 
 
 @pytest.fixture
@@ -48,7 +48,35 @@ def test_the_table_has_the_photos_and_a_photo_of_another_size_is_resized(
     Image.new("RGB", (90, 60), "gray").save(tmp_path / "wide.jpg")
     result = cli(tiny_model, tmp_path / "wide.jpg")
     assert result.exit_code == 0 and "class 0" in result.stdout and result.stdout.count("%") == 3
-    assert "is resized to cover 12 x 12 pixels" in caplog.text
+    assert "is resized from 90 x 60 to cover 12 x 12 pixels" in caplog.text
+
+
+def test_what_happens_to_photos_is_said(tiny_model: Path, photos: list[Path]) -> None:
+    assumed = " ".join(cli(tiny_model, photos[0]).stderr.split())
+    assert "tiny receives values from 0 to 1, minus 0.25, divided by 0.5. A photo of another size" in assumed
+    assert "is resized (bicubic) to cover 12 x 12 pixels, and cropped at the center (assumed;" in assumed
+    flags = ["--mean", "127", "--std", "128", "--input-range", "0,255", "--crop-pct", "0.8"]
+    stated = " ".join(cli(tiny_model, photos[0], *flags).stderr.split())
+    assert "values from 0 to 255, minus 127, divided by 128." in stated
+    assert "to cover 15 x 15 pixels, and cropped at the center to 12 x 12 (stated)" in stated
+
+
+def test_each_photo_of_a_folder_is_classified_and_those_that_are_none_are_named(
+    tiny_model: Path, photos: list[Path]
+) -> None:
+    folder = photos[0].parent
+    (folder / "notes.txt").write_text("not a photo")
+    (folder / "torn.jpg").write_bytes(b"torn")
+    result = cli(tiny_model, folder, folder / "none.png", "--json")
+    assert [one["image"] for one in json.loads(result.stdout)["predictions"]] == list(map(str, photos))
+    told = " ".join(result.stderr.split())
+    assert result.exit_code == 2 and "torn.jpg is not a readable image" in told and "there is no file" in told
+
+
+def test_two_classes_of_one_name_are_told_apart_by_number(tiny_model: Path, photos: list[Path], tmp_path: Path) -> None:
+    (tmp_path / "names.txt").write_text("crane\nstork\ncrane\n")
+    shown = cli(tiny_model, photos[0], "--class-names", tmp_path / "names.txt").stdout
+    assert "crane (0)" in shown and "crane (2)" in shown and "stork (" not in shown
 
 
 def test_labeled_data_are_named_by_number_with_their_labels(tiny_model: Path, tmp_path: Path) -> None:
@@ -60,6 +88,7 @@ def test_labeled_data_are_named_by_number_with_their_labels(tiny_model: Path, tm
 
 
 def test_no_images_and_a_missing_photo_are_refused(tiny_model: Path) -> None:
-    for words, arguments in (("no images to classify: name some by --images", []), ("no file none.png", ["none.png"])):
+    refused = {"no images to classify: name some, as in": [], "no file none.png": ["none.png"]}
+    for words, arguments in (refused | {"no file or folder 'none'": ["none"]}).items():
         result = cli(tiny_model, *arguments)
         assert result.exit_code == 2 and words in " ".join(result.stderr.split())
