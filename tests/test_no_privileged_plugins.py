@@ -49,6 +49,7 @@ ALLOWED = {
     "mean": "English",
     "noise": "English",
     "robustness": "in the title of a paper",
+    "photo": "English, of pictures",
 }
 """Names of bundled components that are words of the core's own, each with the reason."""
 

@@ -9,10 +9,15 @@ PRESET = Preset(
     "photo",
     {
         "inverter": {"name": "photo"},
-        "steps": 100,
+        "steps": 210,
         "batch_size": 20,
-        "losses": {"ce": {"weight": 1.0}, "statistics": {"weight": 5.0}, "tv": {"weight": 1.0}},
-        "optimizer": {"lr": 0.1, "beta1": 0.5, "beta2": 0.9},
+        "losses": {
+            "ce": {"weight": 1.0},
+            "statistics": {"weight": 5.0, "every": 3},
+            "tv": {"weight": 3.0},
+            "l2": {"weight": 8.0},
+        },
+        "optimizer": {"lr": 0.1, "beta1": 0.5, "beta2": 0.9, "decay": 0.3},
     },
     "Photographs, one by one and from coarse to fine, for images from 64 pixels on.",
     photographs_from=64,

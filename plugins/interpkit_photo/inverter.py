@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import math
-from typing import Any
+from typing import Annotated, Any
 
+import pydantic
 import torch
 import torch.nn.functional as F
 from pydantic import Field
@@ -36,6 +37,8 @@ from interpkit_photo.views import random_view
 
 log = logging.getLogger("interpkit")
 
+Share = Annotated[float, Field(gt=0, le=1)]
+
 SMALLEST = 64
 """Pixels along the shorter side of a view; few networks recognize anything in less."""
 
@@ -48,9 +51,9 @@ class Photo(Inverter):
     with the recipe's own terms t, usually the cross-entropy of the requested label, the target's batch-norm statistics
     and total variation, and Adam as the recipe's ``optimizer`` says. x are images in the parametrisation of
     `Spectrum`, and v is a view: a zoomed crop, mirrored, shifted in color and blurred, all at random. What an image
-    shows has to hold at several scales, places and hues, as an object does and noise does not. The first steps render
-    and classify views at ``coarse`` times the input size and the last ones at ``fine`` times, though at no fewer than
-    64 pixels, which takes a fraction of the time. A target that accepts no size but its own is shown that.
+    shows has to hold at several scales, places and hues, as an object does and noise does not. Views grow during the
+    run (``sizes``), because small ones take a fraction of the time; they have at least 64 pixels a side. A target that
+    accepts no size but its own sees that one throughout.
 
     Images are made in groups of at most ``batch_size``, one group after the other, with the classes mixed at random,
     because batch norms recorded their statistics over all classes. Every image takes ``steps`` steps; with G groups,
@@ -78,16 +81,29 @@ class Photo(Inverter):
 
         per_class: int = Field(5, ge=1, description="images of each class")
         falloff: float = Field(1.25, ge=0, le=4, description="exponent a of the spectrum 1 / f^a: higher is smoother")
-        chroma: float = Field(0.75, ge=0, le=1, description="1: colors as faint as in an average photograph; 0: vivid")
+        chroma: float = Field(0.85, ge=0, le=1, description="1: colors as faint as in an average photograph; 0: vivid")
         spread: float = Field(0.2, ge=0, le=10, description="standard deviation of the noise that images start from")
-        coarse: float = Field(0.43, gt=0, le=1, description="size of the first views, as a share of the input size")
-        coarse_steps: float = Field(0.92, ge=0, le=1, description="share of the steps at that size")
-        fine: float = Field(0.71, gt=0, le=1, description="size of the last views, as a share of the input size")
+        sizes: tuple[Share, ...] = Field(
+            (0.43, 0.71, 1.0),
+            min_length=1,
+            description="sizes of views, one after the other, as shares of the input size",
+        )
+        changes: tuple[Share, ...] = Field(
+            (0.71, 0.9), description="shares of the steps after which the next of these sizes begins"
+        )
         zoom: float = Field(0.5, ge=0.1, le=1, description="smallest side of a crop, as a share of the image's")
         shift: float = Field(0.05, ge=0, le=0.5, description="largest shift of a view, as a share of the side")
         flip: bool = Field(True, description="mirror views left to right, with probability 1/2")
         color: float = Field(0.0, ge=0, le=1, description="largest change of contrast, and twice that of a channel")
-        blur: float = Field(0.0, ge=0, le=20, description="most blur of a view, in pixels of an image of 224")
+        blur: float = Field(2.0, ge=0, le=20, description="most blur of a view, in pixels of an image of 224")
+
+        @pydantic.model_validator(mode="after")
+        def _fit_together(self) -> Photo.Options:
+            if len(self.changes) != len(self.sizes) - 1 or list(self.changes) != sorted(self.changes):
+                raise ValueError(
+                    f"changes are {len(self.sizes) - 1} increasing shares of the steps, one between each two of sizes"
+                )
+            return self
 
     options: Options
 
@@ -124,7 +140,7 @@ class Groups:
         self.target, self.recipe, self.options, self.objective = target, recipe, options, objective
         self.device = torch.device(recipe.device)
         self.rng = random_generator(self.device, derive_seed(recipe.seed, Photo.name))
-        self.coarse, self.fine = self._sizes(options.coarse, options.fine)
+        self.sizes = self._sizes()
         classes = torch.tensor(range(target.num_classes) if recipe.labels is None else recipe.labels)
         count = len(classes) * options.per_class
         mixed = torch.randperm(count, generator=random_generator(torch.device("cpu"), derive_seed(recipe.seed, "mix")))
@@ -133,11 +149,11 @@ class Groups:
         self.step = 0
         self._begin()
 
-    def _sizes(self, *shares: float) -> list[tuple[int, ...]]:
-        """Return the sizes of views at these shares of the input size, or the input size where no other is accepted."""
+    def _sizes(self) -> list[tuple[int, ...]]:
+        """Return the sizes of views, or the input size for each where no other is accepted."""
         own = self.target.input_shape[1:]
         least = min(1.0, SMALLEST / min(own))
-        sizes = [tuple(round(side * max(share, least)) for side in own) for share in shares]
+        sizes = [tuple(round(side * max(share, least)) for side in own) for share in self.options.sizes]
         for size in set(sizes) - {own}:
             images = torch.full((2, self.target.input_shape[0], *size), 0.5, device=self.device)
             try:
@@ -154,7 +170,7 @@ class Groups:
                     asked,
                     only,
                 )
-                return [own, own]
+                return [own] * len(sizes)
         return sizes
 
     def _begin(self) -> None:
@@ -171,7 +187,7 @@ class Groups:
             rng=self.rng,
         )
         terms = {name: loss for name, (_, loss) in self.objective.losses.items()}
-        self.trained = nn.ModuleDict({"images": self.images, "terms": nn.ModuleDict(terms)}).train()
+        self.trained = nn.ModuleDict({"images": self.images, "terms": nn.ModuleDict(terms)}).to(self.device).train()
         betas = (self.recipe.optimizer.beta1, self.recipe.optimizer.beta2)
         self.optimizer = torch.optim.Adam(self.trained.parameters(), lr=self.recipe.optimizer.lr, betas=betas)
         self.moves = 0
@@ -183,7 +199,7 @@ class Groups:
             self._begin()
         progress = min(self.moves / self.recipe.steps, 1.0)
         set_learning_rate(self.optimizer, self.recipe, progress)
-        size = self.coarse if progress < self.options.coarse_steps else self.fine
+        size = self.sizes[sum(progress >= change for change in self.options.changes)]
         self.optimizer.zero_grad()
         view = random_view(self.images, size, self.options, self.rng)
         batch = GeneratedBatch(self.target, self.condition, view.new_zeros(len(view), 0), view, progress)

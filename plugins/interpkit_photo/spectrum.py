@@ -26,6 +26,9 @@ class Spectrum(nn.Module):
     Theta begins as white noise of standard deviation ``spread``, drawn from ``rng``, on whose device it lies.
     """
 
+    scale: Tensor
+    mix: Tensor | None
+
     def __init__(
         self,
         count: int,
@@ -41,11 +44,11 @@ class Spectrum(nn.Module):
         height, width = self.size
         down, across = torch.fft.fftfreq(height), torch.fft.rfftfreq(width)
         scale = torch.hypot(down[:, None], across).clamp_min(1 / max(self.size)).pow(-falloff)
-        self.scale = (scale / scale.square().mean().sqrt()).to(rng.device)
+        self.register_buffer("scale", (scale / scale.square().mean().sqrt()).to(rng.device), persistent=False)
         mix = torch.tensor(COLORS)
         lengths = mix.norm(dim=0)
-        mix = mix / lengths * (lengths / lengths.max()) ** chroma * channels**0.5
-        self.mix = mix.to(rng.device) if channels == 3 else None
+        mix = mix / lengths * (lengths / lengths.max()) ** chroma * 3**0.5
+        self.register_buffer("mix", mix.to(rng.device) if channels == 3 else None, persistent=False)
         noise = spread * torch.randn(count, *shape, device=rng.device, generator=rng)
         self.theta = nn.Parameter(torch.view_as_real(torch.fft.rfft2(noise, norm="ortho")))
 

@@ -83,7 +83,7 @@ def test_colors_vary_less_than_brightness_unless_chroma_is_zero(rng: Rng) -> Non
 
 # ------------------------------------------------------------------------------------------------ views
 
-STILL = {"zoom": 1.0, "shift": 0.0, "flip": False}
+STILL: dict[str, Any] = {"zoom": 1.0, "shift": 0.0, "flip": False, "blur": 0.0}
 
 
 def test_a_view_without_changes_is_the_image(rng: Rng) -> None:
@@ -130,7 +130,7 @@ def test_images_are_of_the_class_asked_for_and_keep_to_the_statistics(target: Ta
     assert images.min() >= 0 and images.max() <= 1
     with torch.no_grad():
         assert torch.equal(target(images).argmax(1), labels)
-    assert inversion.history[-1].terms.keys() == {"ce", "statistics", "tv"}
+    assert inversion.history[-1].terms.keys() == {"ce", "statistics", "tv", "l2"}
 
 
 def test_the_first_steps_run_at_a_smaller_size_but_not_below_64_pixels(add_plugin: Callable[..., None]) -> None:
@@ -147,7 +147,7 @@ def test_the_first_steps_run_at_a_smaller_size_but_not_below_64_pixels(add_plugi
 
     add_plugin(Watch)
     large = classifier(128, 160)
-    options = {"photo.coarse": 0.25, "photo.fine": 0.75, "photo.coarse_steps": 0.75}
+    options = {"photo.sizes": [0.25, 0.75], "photo.changes": [0.75]}
     invert(large, steps=8, losses={"watch": 1.0}, options=options)
     assert [size for size, _ in seen] == 6 * [(64, 80)] + 2 * [(96, 120)]
     assert [progress for _, progress in seen] == [step / 8 for step in range(8)]
@@ -180,6 +180,11 @@ def test_groups_follow_each_other_and_a_resumed_run_is_the_run_that_was_never_st
 def test_one_group_can_go_on(target: Target, tmp_path: Path) -> None:
     invert(target, steps=4, out=tmp_path)
     assert prepare(target, resume_from=tmp_path, steps=6).run(out=tmp_path, resume=True).steps_done == 6
+
+
+def test_sizes_and_the_changes_between_them_have_to_fit(target: Target) -> None:
+    with pytest.raises(UsageError, match="changes are 1 increasing shares of the steps, one between each two of sizes"):
+        invert(target, options={"photo.sizes": [0.5, 1.0]})
 
 
 def test_vectors_are_refused() -> None:
