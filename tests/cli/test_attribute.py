@@ -166,7 +166,7 @@ def test_vectors_have_maps_but_no_pictures(tmp_path: Path, data: Path) -> None:
         ("no method 'saliency' is asked for", ["--set", "saliency.signed=true"]),
         ("options are named METHOD.OPTION", ["--set", "steps=3"]),
         ("greater than or equal to 2", ["--set", "integrated-gradients.steps=1"]),
-        ("is not reference data", ["--images", "nowhere.zip"]),
+        ("there is no file or folder", ["--images", "nowhere.zip"]),
         ("there is no file nowhere.png", ["--images", "nowhere.png"]),
         ("is in the run's recipe", ["--mean", "0.5"]),
     ],
