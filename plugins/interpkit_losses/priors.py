@@ -85,13 +85,13 @@ class Chroma(InversionLoss):
 
 
 class SquaredNorm(InversionLoss):
-    r"""Mean squared distance of the images from the mean of the target's normalization.
+    r"""Mean squared distance of the images from the mean of the target's normalization, or from one gray.
 
     .. math:: L_2 = \mathrm{mean}\,(x - m)^2
 
-    x are the images, (B, *input_shape) in [0, 1], and m the normalisation's mean, channel by channel, in the same
-    units; between 0 and 1 if m is. Source: the R_l2 of Mordvintsev et al. 2015 and DeepInversion (Yin et al. 2020,
-    eq. 3), whose images are normalized.
+    x are the images, (B, *input_shape) in [0, 1], and m is ``center``, or the normalization's mean, channel by channel,
+    in the same units; between 0 and 1 if m is. It limits the contrast. Source: the R_l2 of Mordvintsev et al. 2015 and
+    DeepInversion (Yin et al. 2020, eq. 3), whose images are normalized.
 
     Example:
         >>> import torch
@@ -105,11 +105,18 @@ class SquaredNorm(InversionLoss):
 
     name = "l2"
 
-    center: Tensor
+    class Options(interpkit.Options):
+        """Where the distance is measured from."""
 
-    def __init__(self, target: Target, options: interpkit.Options | None = None) -> None:
+        center: float | None = Field(None, ge=0, le=1, description="gray value; the normalization's mean if omitted")
+
+    center: Tensor
+    options: Options
+
+    def __init__(self, target: Target, options: Options | None = None) -> None:
         super().__init__(target, options)
-        center = normalization(target)[0]
+        gray = self.options.center
+        center = normalization(target)[0] if gray is None else torch.full((target.input_shape[0],), gray)
         self.register_buffer("center", center.view(-1, *(1,) * (len(target.input_shape) - 1)), persistent=False)
 
     def forward(self, batch: InversionBatch) -> Tensor:

@@ -15,7 +15,7 @@ PRESET = Preset(
             "ce": {"weight": 1.0},
             "statistics": {"weight": 5.0, "every": 3},
             "tv": {"weight": 3.0},
-            "l2": {"weight": 8.0},
+            "l2": {"weight": 8.0, "center": 0.45},
         },
         "optimizer": {"lr": 0.1, "beta1": 0.5, "beta2": 0.9, "decay": 0.3},
     },

@@ -353,6 +353,8 @@ def test_chroma_is_the_variance_of_a_pixels_channels(value: Any) -> None:
 def test_l2_without_a_normalization_is_the_mean_square(value: Any) -> None:
     images = torch.tensor([1.0, 0.0, 0.5, 0.5]).view(2, 2, 1, 1).expand(2, 2, 4, 4)
     assert value(SquaredNorm(normed_target()), images=images) == pytest.approx((1 + 0 + 0.25 + 0.25) / 4)
+    from_gray = SquaredNorm(normed_target(), SquaredNorm.Options(center=0.5))
+    assert value(from_gray, images=images) == pytest.approx((0.25 + 0.25 + 0 + 0) / 4)
 
 
 @pytest.mark.parametrize("order", ["rgb", "bgr"])
