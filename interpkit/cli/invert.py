@@ -205,6 +205,8 @@ def invert(
     if dry_run:
         _print_recipe(job, json_)
         console.note(f"a run takes up to {decimal(job.disk_bytes)} of the disk")
+        if job.estimate is not None:
+            job.estimate.tell(job.target.num_classes)
         return
     folder = out or _next_folder(model, job.presets or [config.stem if config else inverter or "recipe"])
     if world.broadcast(world.rank == 0 and resume and job.is_done(folder)):

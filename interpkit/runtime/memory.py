@@ -34,13 +34,9 @@ def free(device: torch.device) -> int | None:
     with suppress(OSError, StopIteration, ValueError, IndexError):
         lines = Path("/proc/meminfo").read_text("ascii").splitlines()
         found.append(1024 * int(next(line for line in lines if line.startswith("MemAvailable:")).split()[1]))
-    for limit, used in (
-        ("memory.max", "memory.current"),
-        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
-    ):
+    for limit, used in LIMITS:
         with suppress(OSError, ValueError):  # no such group, or no limit, which reads "max"
-            group = Path("/sys/fs/cgroup")
-            found.append(int((group / limit).read_text("ascii")) - int((group / used).read_text("ascii")))
+            found.append(int((GROUP / limit).read_text("ascii")) - int((GROUP / used).read_text("ascii")))
     return max(0, min(found)) if found else None
 
 
