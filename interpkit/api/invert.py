@@ -358,7 +358,7 @@ class Job:
         took = ""
         if self.recorder is not None and done > 0:
             step = self.recorder.seconds / done
-            judging = self.samples * trial.FORWARD * step / (self._images or self.recipe.batch_size)
+            judging = self.samples * trial.SAMPLE * step / (self._images or self.recipe.batch_size)
             took = f", which takes about {trial.duration(step + judging)} in all"
         return f"stopping after this step; then {self.samples:,} samples are drawn and judged{took}"
 

@@ -6,6 +6,7 @@ The trial builds parts of its own and leaves nothing behind: the run that follow
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -39,6 +40,9 @@ LONG = 60.0
 """Seconds from which an estimate is worth a line where none was asked for."""
 FORWARD = 1 / 3
 """The share of a step that its forward pass takes: backward costs about twice as much."""
+SAMPLE = 2.0
+"""What a sample costs that is drawn, judged, measured and shown in the report, in images of a step: judging is in fp32,
+and measuring and the report cost as much as judging (EfficientNet-Lite0 on a CPU)."""
 
 
 @dataclass(frozen=True)
@@ -240,12 +244,15 @@ def estimate(recipe: Recipe, trial: Trial, samples: int, images: int) -> Estimat
         samples: the number that are judged at the end.
         images: the number that a step moves.
     """
-    step = trial.seconds_per_image * images
+    step, on_cpu = trial.seconds_per_image * images, recipe.device == "cpu"
     at_once = min(recipe.micro_batch or recipe.batch_size, recipe.batch_size, images)
     if at_once < min(images, recipe.batch_size):
         step *= 1 + FORWARD  # each piece is computed twice
-    seconds = recipe.steps * step + samples * FORWARD * trial.seconds_per_image
-    need = None if trial.peak is None else trial.peak + max(0, trial.needs(at_once) - trial.needs(trial.images))
+    seconds = recipe.steps * step + samples * SAMPLE * trial.seconds_per_image
+    need = None
+    if trial.peak is not None:
+        drawn = 2 * samples * 4 * math.prod(recipe.target.target_shape or ())  # chunks, and all of them joined
+        need = trial.peak + max(0, trial.needs(at_once) - trial.needs(trial.images), drawn if on_cpu else 0)
     return Estimate(recipe, seconds, need)
 
 

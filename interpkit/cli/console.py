@@ -153,6 +153,7 @@ def beating(name: str) -> Iterator[None]:
         while not ended.wait(left):
             left = heart.beat()
 
+    progress.restart()
     thread = threading.Thread(target=beat, name="heartbeat", daemon=True)
     thread.start()
     try:

@@ -24,6 +24,8 @@ from interpkit.runtime.at_once import in_batches
 log = logging.getLogger("interpkit")
 
 SCHEMA = 1
+ROUNDED = 64
+"""Images that are rounded at a time, as in between they need twice the memory."""
 
 
 def draw_samples(inversion: Inversion, on_done: Callable[[int], None] | None = None, **sampling: Any) -> Samples:
@@ -58,7 +60,7 @@ def judge(inversion: Inversion, draw: Draw, on_done: Callable[[int], None] | Non
     """Score images in [0, 1] with the target, after rounding them to 8 bits (vectors are not rounded)."""
     images = draw.images
     if images.dim() == 4:
-        images = (images * 255).round().to(torch.uint8)
+        images = torch.cat([(some * 255).round().to(torch.uint8) for some in images.split(ROUNDED)])
     target = inversion.target
     predicted, confidence, probabilities, divergence = _classify(
         target, images, draw.labels, draw.distribution, inversion.device, at_once(inversion.recipe, target), on_done

@@ -23,11 +23,11 @@ class Progress:
         return f"{self.done:,} of {self.total:,} {self.what}"
 
 
-_current: Progress | None = None
+_running: dict[str, Progress] = {}
 
 
 def tell(what: str, done: int, total: int) -> None:
-    """Say how far a part of the computation is, which ends with ``done == total``; it costs nothing where nobody asks.
+    """Say how far a part of the computation is, which ends with ``done == total``; parts may be in one another.
 
     Example:
         >>> from interpkit.runtime import progress
@@ -38,10 +38,17 @@ def tell(what: str, done: int, total: int) -> None:
         >>> progress.current() is None
         True
     """
-    global _current
-    _current = Progress(what, done, total) if done < total else None
+    if done < total:
+        _running[what] = Progress(what, done, total)
+    else:
+        _running.pop(what, None)
 
 
 def current() -> Progress | None:
-    """Return the part that runs now, from any thread; None if none is known."""
-    return _current
+    """Return the part that has begun last and still runs, from any thread; None if none is known."""
+    return next(reversed(list(_running.values())), None)
+
+
+def restart() -> None:
+    """Forget the parts that an error has left unfinished."""
+    _running.clear()

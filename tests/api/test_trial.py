@@ -139,8 +139,8 @@ def test_a_trial_that_fails_otherwise_leaves_the_error_to_the_run(
 
 def test_an_estimate_counts_all_steps_pieces_twice_and_the_samples() -> None:
     found = trial.Trial(images=4, seconds=2.0, kept=1000, peak=10_000)
-    whole = trial.estimate(Recipe(steps=10, batch_size=8, micro_batch=8), found, samples=30, images=8)
-    assert (whole.seconds, whole.bytes) == (10 * 4.0 + 30 * 0.5 / 3, 10_000 + 4 * 1250)
+    whole = trial.estimate(Recipe(device="cuda", steps=10, batch_size=8, micro_batch=8), found, samples=30, images=8)
+    assert (whole.seconds, whole.bytes) == (10 * 4.0 + 30 * 0.5 * 2, 10_000 + 4 * 1250)
     pieces = trial.estimate(Recipe(steps=10, batch_size=8, micro_batch=4), found, samples=0, images=8)
     assert (pieces.seconds, pieces.bytes) == (pytest.approx(10 * 4.0 * 4 / 3), 10_000)
 

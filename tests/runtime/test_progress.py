@@ -32,6 +32,16 @@ def test_a_part_is_current_until_all_of_it_is_done() -> None:
     assert progress.current() is None
 
 
+def test_the_innermost_part_is_current() -> None:
+    progress.tell("metrics", 0, 2)
+    progress.tell("images", 1, 2)
+    assert str(progress.current()) == "1 of 2 images"
+    progress.tell("images", 2, 2)
+    assert str(progress.current()) == "0 of 2 metrics"
+    progress.restart()
+    assert progress.current() is None
+
+
 def test_a_classifier_tells_of_the_images_it_has_classified(said: list[str]) -> None:
     images = torch.zeros(5, 2)
     at_once.in_batches(nn.Linear(2, 2), images, lambda rows: images[rows], most=2)
