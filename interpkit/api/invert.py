@@ -284,7 +284,7 @@ class Job:
         begun: the recipe of the run if it is resumed, which has decided the sizes that are left open now.
 
     Attributes:
-        estimate: what the run takes, where two steps were tried beforehand; see `interpkit.api.trial`.
+        estimate: what the run takes, where steps were tried beforehand; see `interpkit.api.trial`.
     """
 
     def __init__(self, recipe: Recipe, target: Target, presets: list[str], *, begun: Recipe | None = None) -> None:
@@ -314,7 +314,7 @@ class Job:
             )
 
     def _try_out(self, stated: Recipe) -> None:
-        """Try two steps if images are large; choose by them what is left open, and estimate what the run takes."""
+        """Try a few steps if images are large; choose by them what is left open, and estimate what the run takes."""
         found = trial.try_out(self.recipe, self.target, self.plugins)
         if found is None:
             return
@@ -322,6 +322,12 @@ class Job:
         self.recipe = self.recipe.model_copy(update=fitting)
         if self._images is not None:
             self.estimate = trial.estimate(self.recipe, found, self.samples, self._images)
+
+    @property
+    def smaller(self) -> list[str]:
+        """What the user can set to make the run smaller."""
+        photographs = self.plugins.photograph_preset(self.target.input_shape)
+        return trial.smaller(self.recipe, self.target.num_classes, photographs)
 
     @property
     def _trains_generator(self) -> bool:
@@ -423,7 +429,7 @@ class Job:
             if on_record is not None:
                 on_record(line)
 
-        watch = trial.FirstSteps(recipe, target.num_classes) if self.estimate is None else None
+        watch = trial.FirstSteps(recipe, self.smaller) if self.estimate is None else None
 
         def step_done(step: int) -> None:
             if watch is not None:
@@ -454,7 +460,7 @@ class Job:
                 if first:
                     self.plugins.call("inversion_started", target=target, recipe=recipe)
                     if self.estimate is not None:
-                        self.estimate.tell(target.num_classes)
+                        self.estimate.tell(self.smaller)
                 with self._failing(run), profiler.profiled(device, profile and first) as self.profile:
                     inversion = contracts.inversion(inverter, target, recipe, parts, self.recorder)
             self.trained = True

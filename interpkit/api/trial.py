@@ -1,4 +1,4 @@
-"""Two steps of a run on a few images, tried beforehand: what a run on large images needs of memory and time.
+"""A few steps of a run on a few images, tried beforehand: what a run on large images needs of memory and time.
 
 The trial builds parts of its own and leaves nothing behind: the run that follows is the same, bit for bit, as without.
 """
@@ -34,8 +34,11 @@ log = logging.getLogger("interpkit")
 
 IMAGES, ON_CUDA = 4, 32
 """The images of a trial; a GPU is not busy with less."""
+STEPS, IN_STAGES = 2, 4
+"""The steps of a trial: of a generator, and of other inverters, which may go from coarse to fine images."""
 LEAST = 2
 """The least images in memory at a time, of each generator, for its batch norms."""
+TRIED = "steps tried, to see how long the run takes"
 LONG = 60.0
 """Seconds from which an estimate is worth a line where none was asked for."""
 FORWARD = 1 / 3
@@ -47,11 +50,11 @@ and measuring and the report cost as much as judging (EfficientNet-Lite0 on a CP
 
 @dataclass(frozen=True)
 class Trial:
-    """What two steps have shown.
+    """What the steps have shown.
 
     Attributes:
         images: the images of a step.
-        seconds: the time of the second step.
+        seconds: the time of a step, without the first.
         kept: the bytes that are kept for the backward pass of one image.
         peak: the most bytes that this process had used at the end; None if that is not known.
     """
@@ -74,7 +77,7 @@ class Trial:
 def try_out(
     recipe: Recipe, target: Target, plugins: Plugins, clock: Callable[[], float] = time.perf_counter
 ) -> Trial | None:
-    """Try two steps of a resolved recipe on a few images; None for small images, or if the trial fails.
+    """Try the first steps of a resolved recipe on a few images; None for small images, or if the trial fails.
 
     Raises:
         RunError: the least number of images does not fit into memory.
@@ -119,18 +122,18 @@ def _too_little(target: Target, device: torch.device, count: int, needed: int, f
 
 
 class _Enough(Exception):  # noqa: N818
-    """Both steps are done, which is not an error."""
+    """The trial is done, which is not an error."""
 
 
 class _Stopwatch(Recorder):
-    """Takes the time of the second step, and ends the trial."""
+    """Takes the time of all steps but the first, and ends the trial."""
 
-    def __init__(self, kept: memory.Kept, device: torch.device, clock: Callable[[], float]) -> None:
-        super().__init__(2)
+    def __init__(self, steps: int, kept: memory.Kept, clock: Callable[[], float]) -> None:
+        super().__init__(steps)
         self.images = 0
         self.bytes = 0
-        self.second = 0.0
-        self._kept, self._device, self._clock = kept, device, clock
+        self.seconds_per_step = 0.0
+        self._kept, self._clock = kept, clock
         self._at = 0.0
 
     def resume(self, state: Resumable) -> bool:
@@ -143,41 +146,42 @@ class _Stopwatch(Recorder):
     ) -> None:
         """Receive a step; see `Recorder.step`."""
         loss.item()  # waits for the device
-        now = self._clock()
         self.images = len(images)
         self.bytes = max(self.bytes, self._kept.bytes)
         self._kept.restart()
-        progress.tell("steps tried", step, 3)
-        if step > 1:
-            self.second = now - self._at
+        progress.tell(TRIED, step, self.steps + 1)
+        if step == 1:
+            self._at = self._clock()
+        elif step == self.steps:
+            self.seconds_per_step = (self._clock() - self._at) / (step - 1)
             raise _Enough
-        self._at = now
 
 
 def _try(recipe: Recipe, target: Target, plugins: Plugins, count: int, clock: Callable[[], float]) -> Trial:
     device = torch.device(recipe.device)
-    update: dict[str, Any] = {"steps": 2, "batch_size": max(2, count), "micro_batch": None, "compile": "off"}
-    if recipe.conditioner is None:
+    steps = IN_STAGES if recipe.generator is None else STEPS
+    update: dict[str, Any] = {"steps": steps, "batch_size": max(2, count), "micro_batch": None, "compile": "off"}
+    if recipe.generator is None:
         classes = range(target.num_classes) if recipe.labels is None else recipe.labels
         update["labels"] = list(classes[:count])
         if "per_class" in recipe.inverter.options:
             update["inverter"] = recipe.inverter.model_copy(update={"per_class": 1})
     small = recipe.model_copy(update=update)
-    progress.tell("steps tried", 0, 3)
+    progress.tell(TRIED, 0, steps + 1)
     try:
         with target.frozen(device, torch.channels_last), global_seed(0, device):
             inverter, parts = assembly.build(small, target, plugins)
             trained = [part for part in (parts.conditioner, parts.generator) if part is not None]
             with memory.counting_kept(target, *trained) as kept:
-                stopwatch = _Stopwatch(kept, device, clock)
+                stopwatch = _Stopwatch(steps, kept, clock)
                 with suppress(_Enough):
                     inverter.invert(target, small, parts, stopwatch)
         if not stopwatch.images:
             raise RuntimeError("the inverter took no step")
         rows = min(stopwatch.images, small.batch_size)  # some inverters move all images in turn, batch by batch
-        return Trial(stopwatch.images, stopwatch.second, stopwatch.bytes // rows, memory.peak(device))
+        return Trial(stopwatch.images, stopwatch.seconds_per_step, stopwatch.bytes // rows, memory.peak(device))
     finally:
-        progress.tell("steps tried", 3, 3)
+        progress.tell(TRIED, 1, 1)
 
 
 @contextmanager
@@ -225,14 +229,14 @@ class Estimate:
     seconds: float
     bytes: int | None
 
-    def tell(self, num_classes: int, what: str = "the run takes") -> None:
-        """Log it, as a warning if it takes more than an hour, with what to set to make the run smaller."""
+    def tell(self, smaller: list[str], what: str = "the run takes") -> None:
+        """Log it, as a warning if it takes more than an hour, with what to set to make the run `smaller`."""
         using = "" if self.bytes is None else f" and needs {decimal(self.bytes)} of memory"
         words = f"{what} about {duration(self.seconds)} on {self.recipe.device}{using}"
         if self.seconds > 3600:
             words += ", more than an hour on this device"
         level = logging.WARNING if self.seconds > 3600 else logging.INFO
-        log.log(level, "%s; to make it smaller: %s", words, listed(smaller(self.recipe, num_classes)))
+        log.log(level, "%s; to make it smaller: %s", words, listed(smaller))
 
 
 def estimate(recipe: Recipe, trial: Trial, samples: int, images: int) -> Estimate:
@@ -261,12 +265,12 @@ class FirstSteps:
 
     Args:
         recipe: the resolved recipe.
-        num_classes: of the classifier.
+        smaller: see `smaller`.
         clock: returns seconds.
     """
 
-    def __init__(self, recipe: Recipe, num_classes: int, clock: Callable[[], float] = time.perf_counter) -> None:
-        self._recipe, self._num_classes, self._clock = recipe, num_classes, clock
+    def __init__(self, recipe: Recipe, smaller: list[str], clock: Callable[[], float] = time.perf_counter) -> None:
+        self._recipe, self._smaller, self._clock = recipe, smaller, clock
         self._first: tuple[int, float] | None = None
         self._told = False
 
@@ -285,15 +289,26 @@ class FirstSteps:
         left = (self._recipe.steps - step) * (self._clock() - at) / (step - before)
         if left > LONG:
             rest = Estimate(self._recipe, left, memory.peak(device))
-            rest.tell(self._num_classes, "the rest of the run takes")
+            rest.tell(self._smaller, "the rest of the run takes")
 
 
-def smaller(recipe: Recipe, num_classes: int) -> list[str]:
-    """Return what the user can set to make a run smaller, most useful first."""
+def smaller(recipe: Recipe, num_classes: int, photographs: str | None) -> list[str]:
+    """Return what the user can set to make a run smaller, most useful first.
+
+    Args:
+        recipe: the resolved recipe.
+        num_classes: of the classifier.
+        photographs: the preset for its images if they are photographs, which needs no generator.
+    """
     classes = list(range(num_classes)) if recipe.labels is None else recipe.labels
-    ways = [setting("steps", max(1, recipe.steps // 3))]
-    if len(classes) > 2:
-        ways.insert(0, setting("labels", classes[:2]))
+    ways = [setting("labels", classes[:2])] if len(classes) > 2 else []
+    if recipe.generator is None:
+        per_class = recipe.inverter.options.get("per_class")
+        if isinstance(per_class, int) and per_class > 1:
+            ways.append(setting("per_class", max(1, per_class // 2)))
+    elif photographs is not None:
+        ways.append(setting("preset", photographs))
+    ways.append(setting("steps", max(1, recipe.steps // 3)))
     if recipe.batch_size // 2 >= LEAST * recipe.generators:
         ways.append(setting("batch_size", recipe.batch_size // 2))
     return ways

@@ -206,7 +206,7 @@ def invert(
         _print_recipe(job, json_)
         console.note(f"a run takes up to {decimal(job.disk_bytes)} of the disk")
         if job.estimate is not None:
-            job.estimate.tell(job.target.num_classes)
+            job.estimate.tell(job.smaller)
         return
     folder = out or _next_folder(model, job.presets or [config.stem if config else inverter or "recipe"])
     if world.broadcast(world.rank == 0 and resume and job.is_done(folder)):

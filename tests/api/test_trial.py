@@ -16,6 +16,7 @@ from interpkit.api import trial
 from interpkit.api.invert import Job, prepare
 from interpkit.attribution import explainer
 from interpkit.evaluation import scoring
+from interpkit.plugins.discovery import Plugins
 from interpkit.runtime import memory
 
 SHAPE = (3, 64, 64)
@@ -145,6 +146,26 @@ def test_an_estimate_counts_all_steps_pieces_twice_and_the_samples() -> None:
     assert (pieces.seconds, pieces.bytes) == (pytest.approx(10 * 4.0 * 4 / 3), 10_000)
 
 
+def test_a_generators_run_is_made_smaller_by_the_preset_for_photographs_and_others_by_fewer_images(
+    target: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Plugins, "photograph_preset", lambda *_: "snapshots")
+    assert prepare(target, **QUICK, labels=[3, 4, 5]).smaller == [
+        "labels=[3, 4]",
+        "presets=['snapshots']",
+        "steps=1",
+        "batch_size=64",
+    ]
+    assert prepare(target, **PIXELS, labels=[3, 4]).smaller == ["per_class=5", "steps=1", "batch_size=64"]
+
+
+def test_an_inverter_without_a_generator_is_tried_at_all_its_stages(target: Target) -> None:
+    times = iter([1.0, 7.0])
+    job = prepare(target, **PIXELS)
+    found = trial.try_out(job.recipe, target, job.plugins, clock=lambda: next(times))
+    assert found is not None and (found.images, found.seconds) == (4, 2.0)
+
+
 def test_a_trial_takes_the_time_of_the_second_step(target: Target) -> None:
     times = iter([1.0, 4.0])
     job = prepare(target, **QUICK)
@@ -155,13 +176,12 @@ def test_a_trial_takes_the_time_of_the_second_step(target: Target) -> None:
 def test_an_estimate_says_what_to_type_and_warns_over_an_hour(caplog: pytest.LogCaptureFixture) -> None:
     recipe = Recipe(device="cpu", batch_size=16, steps=300)
     with caplog.at_level(logging.INFO, "interpkit"):
-        trial.Estimate(recipe, 600, 2_000_000_000).tell(1000)
-        trial.Estimate(recipe, 9000, None).tell(1000)
+        trial.Estimate(recipe, 600, 2_000_000_000).tell(["steps=100", "batch_size=8"])
+        trial.Estimate(recipe, 9000, None).tell(["steps=100"])
     short, long = caplog.records
     assert (short.levelname, long.levelname) == ("INFO", "WARNING")
     assert short.message == (
-        "the run takes about 10 min on cpu and needs 2.0 GB of memory; to make it smaller: labels=[0, 1], steps=100, "
-        "batch_size=8"
+        "the run takes about 10 min on cpu and needs 2.0 GB of memory; to make it smaller: steps=100, batch_size=8"
     )
     assert "about 2 h 30 min on cpu, more than an hour on this device; to make it smaller" in long.message
 
@@ -171,7 +191,7 @@ def test_a_run_without_a_trial_is_estimated_by_its_first_two_steps_if_it_is_long
     caplog: pytest.LogCaptureFixture, step_seconds: float, lines: int
 ) -> None:
     now = iter([10.0, 10.0 + step_seconds])
-    first = trial.FirstSteps(Recipe(device="cpu", steps=102), 10, clock=lambda: next(now))
+    first = trial.FirstSteps(Recipe(device="cpu", steps=102), ["steps=34"], clock=lambda: next(now))
     with caplog.at_level(logging.INFO, "interpkit"):
         for step in (1, 2, 3, 4):
             first.step_done(step)
