@@ -112,11 +112,11 @@ def _bytes_of_one(target: Target, device: torch.device) -> int:
 
 
 def _too_little(target: Target, device: torch.device, count: int, needed: int, free: int | None) -> RunError:
-    left = "" if free is None else f" of {decimal(free)} that are free"
+    left = "" if free is None else f", and {decimal(free)} are free"
     image = "one image" if count == 1 else f"{count} images"
     return RunError(
         f"too little memory for {image} of {' x '.join(map(str, target.input_shape))} at a time: {target.name} needs "
-        f"{decimal(needed)}{left} on {device}. End what else runs here, or use another device "
+        f"{decimal(needed)} on {device}{left}. End what else runs here, or use another device "
         f"({setting('device', None)})."
     )
 

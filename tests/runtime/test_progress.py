@@ -14,7 +14,7 @@ from interpkit.testing.toy_models import tiny_inversion
 
 @pytest.fixture
 def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Return the list of all that is told."""
+    """Return a list that receives every call of `tell`."""
     lines: list[str] = []
 
     def tell(what: str, done: int, total: int) -> None:
