@@ -90,7 +90,7 @@ err = Plain(file=STDERR)
 
 PLAIN_SECONDS = 5.0
 """Seconds between two lines of progress where stderr is not a terminal."""
-QUIET_SECONDS = 12.0
+QUIET_SECONDS = 10.0
 """Seconds without a line after which a command says what it is doing."""
 
 

@@ -96,10 +96,10 @@ def test_a_command_that_prints_nothing_says_what_it_is_doing(
     monkeypatch.setattr(console.err, "printed_at", 0.0)
     heart = console.Heartbeat("evaluate", clock=lambda: now[0])
     assert heart.beat() == console.QUIET_SECONDS
-    now[0] += 10
-    assert heart.beat() == console.QUIET_SECONDS - 10
+    now[0] += 6
+    assert heart.beat() == console.QUIET_SECONDS - 6
     assert capsys.readouterr().err == ""
-    now[0] += 10
+    now[0] += 14
     heart.beat()
     progress.tell("images classified", 64, 1000)
     now[0] += 5
