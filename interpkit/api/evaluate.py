@@ -89,7 +89,7 @@ def evaluate(
             old = run.metrics()
             target = target or run.load_target(None if model is None else Path(model), arch=arch, trust=trust)
             device, recipe = choose_device("auto"), run.recipe()
-        most = scoring.at_once(recipe)
+        most = scoring.at_once(recipe, target)
         judges = load_judges(evaluators, target)
         reference_images = _images(reference, "the reference data", target)
         training_images = _images(training, "the training data", target)

@@ -93,7 +93,7 @@ def _measure(
     write_samples(samples, run / "samples.safetensors")
     if samples.images.dim() == 4:
         save_grid(samples.images, samples.labels, target.class_names, run / "samples.png")
-    most = scoring.at_once(inversion.recipe)
+    most = scoring.at_once(inversion.recipe, target)
     metrics = every_run(target, samples, seed=inversion.recipe.seed, device=inversion.device, most=most)
     if inversion.empty:
         metrics["empty"] = _empty(inversion)

@@ -11,7 +11,9 @@ from typing import Any
 
 import torch
 
+from interpkit.api import trial
 from interpkit.api.finish import finish
+from interpkit.config import sizes
 from interpkit.config.recipe import Layer, PluginFile, Recipe, TargetOptions, compose, read_toml, validated
 from interpkit.errors import InterpkitError, ModelError, PluginError, RunError, UsageError, command, listed, setting
 from interpkit.interfaces import contracts
@@ -198,7 +200,10 @@ def prepare(
         recipe = compose(layers, [*(options or {}).items(), (f"{name}.per_class", per_class)])
     if not isinstance(target, Target):
         target = loading.load(Path(target), recipe.target)
-    job = Job(recipe, target, applied)
+    begun = None
+    if resume_from is not None and (resume_from / "recipe.toml").exists():
+        begun = Run(resume_from).recipe()
+    job = Job(recipe, target, applied, begun=begun)
     if resume_from is None:
         for doubt in preprocessing.doubts(target):
             log.warning(doubt)
@@ -276,14 +281,23 @@ class Job:
         recipe: as composed; `recipe` is then the resolved one.
         target: the classifier.
         presets: the names that were applied, for the record.
+        begun: the recipe of the run if it is resumed, which has decided the sizes that are left open now.
+
+    Attributes:
+        estimate: what the run takes, where steps were tried beforehand; see `interpkit.api.trial`.
     """
 
-    def __init__(self, recipe: Recipe, target: Target, presets: list[str]) -> None:
+    def __init__(self, recipe: Recipe, target: Target, presets: list[str], *, begun: Recipe | None = None) -> None:
         self.plugins: Plugins = installed()
         self.target = target
         self.presets = presets
         self.recipe = assembly.resolve(recipe, target, self.plugins)
         self._check_gradient()
+        self.estimate: trial.Estimate | None = None
+        if begun is None:
+            self._try_out(recipe)
+        elif sizes.is_large(target.input_shape):
+            self.recipe = self.recipe.model_copy(update=sizes.as_begun(recipe, begun))
         self.recorder: Recorder | None = None
         self.profile: profiler.Profile | None = None
         self.metrics: dict[str, Any] | None = None
@@ -299,11 +313,60 @@ class Job:
                 f"The inverter {name!r} needs one. Without gradients: {assembly.without_gradient(self.plugins)}."
             )
 
+    def _try_out(self, stated: Recipe) -> None:
+        """Try a few steps if images are large; choose by them what is left open, and estimate what the run takes."""
+        found = trial.try_out(self.recipe, self.target, self.plugins)
+        if found is None:
+            return
+        fitting = trial.fit(self.recipe, stated, found, trains_generator=self._trains_generator)
+        self.recipe = self.recipe.model_copy(update=fitting)
+        if self._images is not None:
+            self.estimate = trial.estimate(self.recipe, found, self.samples, self._images)
+
+    @property
+    def smaller(self) -> list[str]:
+        """What the user can set to make the run smaller."""
+        photographs = self.plugins.photograph_preset(self.target.input_shape)
+        return trial.smaller(self.recipe, self.target.num_classes, photographs)
+
+    @property
+    def _trains_generator(self) -> bool:
+        return "generator" in self.plugins.component("inverter", self.recipe.inverter.name).needs
+
+    @property
+    def _classes(self) -> int:
+        return self.target.num_classes if self.recipe.labels is None else len(self.recipe.labels)
+
+    @property
+    def _images(self) -> int | None:
+        """How many images a step moves, if that is known."""
+        per_class = self.recipe.inverter.options.get("per_class")
+        if self._trains_generator:
+            return self.recipe.batch_size
+        return per_class * self._classes if isinstance(per_class, int) else None
+
+    @property
+    def samples(self) -> int:
+        """How many samples are judged at the end, about."""
+        most = 100 * self._classes if self._classes <= 10 else max(1000, self._classes)
+        return most if self._trains_generator or self._images is None else min(most, self._images)
+
     def request_stop(self) -> None:
         """Stop after the step that is running."""
         self.stop_requested = True
         if self.recorder is not None:
             self.recorder.stop_requested = True
+
+    @property
+    def after_stop(self) -> str:
+        """What still happens after a stop was requested, and how long it takes if a step has shown that, in words."""
+        done = 0 if self.recorder is None else self.recorder.next_step - 1
+        took = ""
+        if self.recorder is not None and done > 0:
+            step = self.recorder.seconds / done
+            judging = self.samples * trial.SAMPLE * step / (self._images or self.recipe.batch_size)
+            took = f", which takes about {trial.duration(step + judging)} in all"
+        return f"stopping after this step; then {self.samples:,} samples are drawn and judged{took}"
 
     @cached_property
     def disk_bytes(self) -> int:
@@ -366,7 +429,11 @@ class Job:
             if on_record is not None:
                 on_record(line)
 
+        watch = trial.FirstSteps(recipe, self.smaller) if self.estimate is None else None
+
         def step_done(step: int) -> None:
+            if watch is not None:
+                watch.step_done(step)
             if self.profile is not None:
                 self.profile.step_done()
             if on_step is not None:
@@ -392,6 +459,8 @@ class Job:
                 self.recorder.stop_requested = self.stop_requested
                 if first:
                     self.plugins.call("inversion_started", target=target, recipe=recipe)
+                    if self.estimate is not None:
+                        self.estimate.tell(self.smaller)
                 with self._failing(run), profiler.profiled(device, profile and first) as self.profile:
                     inversion = contracts.inversion(inverter, target, recipe, parts, self.recorder)
             self.trained = True

@@ -11,17 +11,20 @@ import torch
 from torch import Tensor
 
 from interpkit.config.recipe import validated
+from interpkit.config.sizes import is_large
 from interpkit.errors import PluginError, RunError, UsageError, did_you_mean, first_line, listed, raised_in
 from interpkit.interfaces import contracts
 from interpkit.interfaces.attributions import Attribution, AttributionContext, Contrast
 from interpkit.interfaces.targets import Target
 from interpkit.plugins.discovery import installed
+from interpkit.runtime import memory, progress
+from interpkit.runtime.at_once import bytes_per_image
 from interpkit.runtime.autograd import with_autograd
 from interpkit.runtime.devices import choose_device, is_out_of_memory
 from interpkit.runtime.random import derive_seed, global_seed
 
 ROWS = 64
-"""Default number of images per forward pass."""
+"""Default number of images per forward pass; for large images fewer if fewer fit into memory."""
 
 TargetClass = str | int | tuple[int, int]
 """``asked``, ``predicted``, a class, or two classes, (3, 5) or ``3-5``, for the difference of their logits."""
@@ -51,7 +54,7 @@ def attribute(
     layer: str | None = None,
     options: Mapping[str, Any] | None = None,
     seed: int = 0,
-    rows: int = ROWS,
+    rows: int | None = None,
     device: str = "auto",
 ) -> Tensor:
     """Return maps of each pixel's contribution to a class's logit.
@@ -67,7 +70,8 @@ def attribute(
         layer: layer for Grad-CAM; if omitted, chosen automatically.
         options: options of the method.
         seed: random seed of the method.
-        rows: maximum number of images per forward pass; lower it if memory is short.
+        rows: maximum number of images per forward pass; lower it if memory is short. If omitted, 64, or for large
+            images as many as fit.
         device: device to compute on.
 
     Returns:
@@ -88,6 +92,7 @@ def attribute(
         >>> maps = attribute(target, images, method="occlusion", target_class=(2, 0))  # why 2 rather than 0
     """
     images = checked_images(target, images)
+    rows = how_many(target, device) if rows is None else rows
     classes, against = choose_classes(target, images, labels, target_class, rows=rows, device=device)
     explainer = Explainer(
         target,
@@ -139,7 +144,7 @@ class Explainer:
         layer: str | None = None,
         options: Mapping[str, Any] | None = None,
         seed: int = 0,
-        rows: int = ROWS,
+        rows: int | None = None,
         device: str = "auto",
     ) -> None:
         method = method or default_method()
@@ -152,6 +157,7 @@ class Explainer:
         self.baselines = _baselines(target, baseline)
         self.layer = None if layer is None else _known_layer(target, layer)
         self.seed = seed
+        rows = how_many(target, device) if rows is None else rows
         if rows < 1:
             raise UsageError(f"rows = {rows}: it must be at least 1.")
         self.rows = rows
@@ -183,6 +189,7 @@ class Explainer:
                 batch, wanted = images[part].detach().clone().to(self.device), classes[part].to(self.device)
                 with global_seed(derive_seed(self.seed, "attribution", start), self.device):
                     found.append(self._attribute(batch, wanted, context).detach().float().cpu())
+                progress.tell("images explained", start + len(batch), len(images))
         maps = torch.cat(found)
         if not maps.isfinite().all():
             what = contracts.described(self.method)
@@ -270,6 +277,17 @@ def checked_images(target: Target, images: Tensor) -> Tensor:
     if images.dim() == 4 and not (low >= -0.001 and high <= 1.001):
         raise UsageError(f"the images reach from {low:g} to {high:g}: pass uint8, or float in [0, 1].")
     return images
+
+
+def how_many(target: Target, device: str = "auto") -> int:
+    """Return how many images pass the target at once, with a gradient, where nobody says it: see `ROWS`."""
+    if not is_large(target.input_shape):
+        return ROWS
+    place = choose_device(device)
+    with target.frozen(place):
+        one = bytes_per_image(target, torch.full((1, *target.input_shape), 0.5))
+    allowed = memory.allowed(place)
+    return ROWS if allowed is None or not one else max(1, min(ROWS, allowed // one))
 
 
 def choose_classes(

@@ -16,7 +16,14 @@ from torch import Tensor
 
 from interpkit.attribution import faithfulness
 from interpkit.attribution.evidence import ClassEvidence, class_evidence, evidence_agreement
-from interpkit.attribution.explainer import ROWS, Explainer, TargetClass, checked_images, choose_classes, default_method
+from interpkit.attribution.explainer import (
+    Explainer,
+    TargetClass,
+    checked_images,
+    choose_classes,
+    default_method,
+    how_many,
+)
 from interpkit.config.recipe import set_option
 from interpkit.errors import InterpkitError, PluginError, UsageError, listed, setting
 from interpkit.evaluation import scoring
@@ -58,7 +65,7 @@ def explain(
     options: Mapping[str, Any] | None = None,
     checks: bool = True,
     seed: int = 0,
-    rows: int = ROWS,
+    rows: int | None = None,
     device: str = "auto",
     on_method: Callable[[str], None] | None = None,
 ) -> dict[str, Any]:
@@ -81,7 +88,7 @@ def explain(
         options: settings by ``METHOD.OPTION``.
         checks: measure infidelity, sensitivity and the effect of randomized weights on a few images.
         seed: of all draws.
-        rows: the most images that pass the target at once.
+        rows: the most images that pass the target at once; see `interpkit.attribute`.
         device: where to compute.
         on_method: called with each method's name before it runs.
 
@@ -96,6 +103,7 @@ def explain(
     if given is None:
         raise UsageError(f"name the images to explain by {setting('images', 'FILE')}, or a run to explain its samples.")
     names, settings = _options_by_method(methods, options or {})
+    rows = how_many(target, device) if rows is None else rows
     select = partial(_select, target, target_class=target_class, per_class=per_class, rows=rows, device=device)
     shown = select(given)
     others = None if inverted is None or images is None else select(inverted)

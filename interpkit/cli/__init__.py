@@ -161,6 +161,7 @@ def _main(
     ] = None,
 ) -> None:
     logging.basicConfig(handlers=[console.LogHandler()], format="%(message)s", level=logging.WARNING)
+    logging.getLogger("interpkit").setLevel(logging.INFO)  # how long a run will take
     if no_plugin:
         from interpkit.plugins.discovery import leaving_out
 

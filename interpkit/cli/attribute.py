@@ -63,7 +63,14 @@ def attribute(
     checks: Annotated[
         bool, typer.Option(help="Measure infidelity, sensitivity and the effect of randomized weights.")
     ] = True,
-    rows: Annotated[int, typer.Option(min=1, metavar="N", help="Largest number of images in one forward pass.")] = 64,
+    rows: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="Largest number of images in one forward pass (default: 64, or of large images as many as fit).",
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(metavar="N", help="Random seed.")] = 0,
     device: Annotated[str, typer.Option(metavar="NAME", help="Device: auto, cpu, cuda, mps, ...")] = "auto",
     out: Annotated[

@@ -7,6 +7,7 @@ import json
 import logging
 import re
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout, suppress
@@ -15,6 +16,8 @@ from typing import IO, TYPE_CHECKING, Any, cast
 
 from rich.console import Console
 from rich.text import Text
+
+from interpkit.runtime import progress
 
 if TYPE_CHECKING:
     from interpkit.interfaces.targets import Target
@@ -60,6 +63,13 @@ class Plain(Console):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(soft_wrap=True, markup=False, emoji=False, **options)
+        self.printed_at = 0.0
+        """When something was printed last, by the monotonic clock; a bar that moves counts."""
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        """Print, and note when."""
+        super().print(*objects, **options)
+        self.printed_at = time.monotonic()
 
     def render_str(self, text: str, **options: Any) -> Text:
         """Return text ready to be printed."""
@@ -80,6 +90,8 @@ err = Plain(file=STDERR)
 
 PLAIN_SECONDS = 5.0
 """Seconds between two lines of progress where stderr is not a terminal."""
+QUIET_SECONDS = 10.0
+"""Seconds without a line after which a command says what it is doing."""
 
 
 def error(message: str) -> None:
@@ -101,8 +113,54 @@ class LogHandler(logging.Handler):
     """Prints log records as commands print their messages, also while a progress line is shown."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Print a record; from `logging.ERROR` on, as an error."""
-        (error if record.levelno >= logging.ERROR else warning)(self.format(record))
+        """Print a record as an error, a warning or, below `logging.WARNING`, a note."""
+        say = error if record.levelno >= logging.ERROR else warning if record.levelno >= logging.WARNING else note
+        say(self.format(record))
+
+
+class Heartbeat:
+    """Says what a command is doing whenever it has printed nothing for `QUIET_SECONDS`.
+
+    Args:
+        name: the command's.
+        clock: returns seconds, as does `Plain.printed_at`.
+    """
+
+    def __init__(self, name: str, clock: Callable[[], float] = time.monotonic) -> None:
+        self._name, self._clock = name, clock
+        self._begun = clock()
+
+    def beat(self) -> float:
+        """Print a line if it is due; return the seconds until the next may be."""
+        now = self._clock()
+        left = max(self._begun, err.printed_at) + QUIET_SECONDS - now
+        if left > 0:
+            return left
+        part = progress.current()
+        doing = "still running" if part is None else str(part)
+        note(f"{self._name}: {doing}, {timedelta(seconds=round(now - self._begun))} so far")
+        err.printed_at = now  # also where the console is silent
+        return QUIET_SECONDS
+
+
+@contextmanager
+def beating(name: str) -> Iterator[None]:
+    """Keep a `Heartbeat` of a command in a block, in a thread of its own."""
+    heart, ended = Heartbeat(name), threading.Event()
+
+    def beat() -> None:
+        left = QUIET_SECONDS
+        while not ended.wait(left):
+            left = heart.beat()
+
+    progress.restart()
+    thread = threading.Thread(target=beat, name="heartbeat", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
 
 
 @contextmanager
@@ -124,7 +182,7 @@ def alone_on_stdout(command: Callable[..., None]) -> Callable[..., None]:
     def run(*arguments: Any, **options: Any) -> None:
         out.file = sys.stdout
         try:
-            with redirect_stdout(STDERR):
+            with redirect_stdout(STDERR), beating(command.__name__):
                 command(*arguments, **options)
         finally:
             out._file = None
@@ -163,18 +221,26 @@ def print_json(value: Any) -> None:
 class ProgressDisplay:
     """Shows progress and the time left: as a bar in a terminal, otherwise as a line every few seconds.
 
+    The bar also shows how far a part of a step is.
+
     Args:
         total: number of units.
         unit: what is counted, such as steps.
     """
 
     def __init__(self, total: int, unit: str = "steps") -> None:
-        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+        from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
         from rich.table import Column
+
+        class Part(ProgressColumn):
+            max_refresh = 0.5
+
+            def render(self, task: object) -> Text:
+                return Text(str(progress.current() or ""))
 
         count = TextColumn("{task.completed}/{task.total} {task.description}", markup=False)
         figures = TextColumn("{task.fields[figures]}", markup=False, table_column=Column())  # a column that wraps
-        columns = (count, BarColumn(10), TimeRemainingColumn(compact=True), figures)
+        columns = (count, BarColumn(10), TimeRemainingColumn(compact=True), figures, Part())
         self._bar = Progress(*columns, console=err, disable=not err.is_terminal, transient=True)
         self._bar.add_task(unit, total=total, figures="")
         self._task = self._bar.tasks[0]
@@ -189,8 +255,10 @@ class ProgressDisplay:
         self._note_figures()
 
     def step(self, done: int) -> None:
-        """Show how many are done."""
+        """Show how many are done; where this is not a terminal, only if no line was printed for a while."""
         self._bar.update(self._task.id, completed=done)
+        if time.monotonic() - err.printed_at > 2 * PLAIN_SECONDS:
+            self._print(f"{done}/{self._task.total} {self._task.description}", done)
 
     def restart(self, total: int, unit: str) -> None:
         """Show the progress of something else from now on."""
@@ -206,7 +274,7 @@ class ProgressDisplay:
 
     def count(self, done: int) -> None:
         """Show how many are done, where there are no step records."""
-        self.step(done)
+        self._bar.update(self._task.id, completed=done)
         self._print(f"{done}/{self._task.total} {self._task.description}", done)
 
     def _note_figures(self) -> None:

@@ -98,18 +98,26 @@ def invert(
     steps: Annotated[
         int | None,
         typer.Option(
-            metavar="N", help="Number of training steps (default: the preset's, or 300).", rich_help_panel=_TRAINING
+            metavar="N",
+            help="Number of training steps (default: the preset's, or 300; more on CUDA for many classes of large "
+            "images).",
+            rich_help_panel=_TRAINING,
         ),
     ] = None,
     batch_size: Annotated[
         int | None,
-        typer.Option(metavar="N", help="Images per step (default: the preset's, or 128).", rich_help_panel=_TRAINING),
+        typer.Option(
+            metavar="N",
+            help="Images per step (default: the preset's, or 128; fewer for large images on a CPU).",
+            rich_help_panel=_TRAINING,
+        ),
     ] = None,
     micro_batch: Annotated[
         int | None,
         typer.Option(
             metavar="N",
-            help="Compute each batch N images at a time: slower, but with less memory and the same result.",
+            help="Compute each batch N images at a time: slower, but with less memory and the same result (default: "
+            "all; as many large images as fit into memory).",
             rich_help_panel=_TRAINING,
         ),
     ] = None,
@@ -197,6 +205,8 @@ def invert(
     if dry_run:
         _print_recipe(job, json_)
         console.note(f"a run takes up to {decimal(job.disk_bytes)} of the disk")
+        if job.estimate is not None:
+            job.estimate.tell(job.smaller)
         return
     folder = out or _next_folder(model, job.presets or [config.stem if config else inverter or "recipe"])
     if world.broadcast(world.rank == 0 and resume and job.is_done(folder)):
@@ -273,7 +283,7 @@ def _stopping(job: Job) -> Callable[[int, Any], None]:
         if job.stop_requested or job.trained:
             raise KeyboardInterrupt
         job.request_stop()
-        console.note("stopping after this step, then saving; press Ctrl-C again to stop at once")
+        console.note(f"{job.after_stop}; press Ctrl-C again to leave now, and --resume continues")
 
     return stop
 

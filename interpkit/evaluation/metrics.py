@@ -21,6 +21,7 @@ from interpkit.interfaces.samples import Samples
 from interpkit.interfaces.targets import Target
 from interpkit.io.datasets import LabelledImages, checked
 from interpkit.plugins.discovery import installed
+from interpkit.runtime import progress
 
 log = logging.getLogger("interpkit")
 
@@ -70,7 +71,9 @@ def measured(study: Study, metrics: Iterable[Metric], old: Mapping[str, Any] | N
     before = {row["label"]: row for row in old.get("per_class", [])}
     rows = {row["label"]: {**before.get(row["label"], {}), **row} for row in found["per_class"]}
     left_out = dict(old.get("left_out", {}))
-    for metric in metrics:
+    metrics = list(metrics)
+    for number, metric in enumerate(metrics):
+        progress.tell("metrics measured", number, len(metrics))
         for part in [part for part in left_out if part.partition(".")[0] == metric.name]:
             del left_out[part]
         for stale in (found, *rows.values()):
@@ -91,6 +94,7 @@ def measured(study: Study, metrics: Iterable[Metric], old: Mapping[str, Any] | N
             continue
         rows |= merged
         found |= fragment
+    progress.tell("metrics measured", len(metrics), len(metrics))
     left_out |= study.left_out
     found.pop("left_out", None)
     per_class = [rows[label] for label in sorted(rows)]

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from interpkit.config.recipe import Recipe
+from interpkit.config.sizes import is_large
 from interpkit.errors import RunError, listed, setting
 from interpkit.evaluation.statistics import wilson
 from interpkit.interfaces.inversions import Draw, Inversion
@@ -23,6 +24,8 @@ from interpkit.runtime.at_once import in_batches
 log = logging.getLogger("interpkit")
 
 SCHEMA = 1
+ROUNDED = 64
+"""Images that are rounded at a time, as in between they need twice the memory."""
 
 
 def draw_samples(inversion: Inversion, on_done: Callable[[int], None] | None = None, **sampling: Any) -> Samples:
@@ -36,9 +39,12 @@ def draw_samples(inversion: Inversion, on_done: Callable[[int], None] | None = N
     return judge(inversion, inversion.draw(**sampling), on_done)
 
 
-def at_once(recipe: Recipe) -> int:
-    """Return how many images fit into memory at a time according to the recipe: a micro-batch, or else a batch."""
-    return recipe.micro_batch or recipe.batch_size
+def at_once(recipe: Recipe, target: Target) -> int | None:
+    """Return the most images to judge at a time, those of a micro-batch, or else of a batch; None for large images.
+
+    Of large images memory alone decides, as a batch may be far smaller than what fits without a gradient.
+    """
+    return None if is_large(target.input_shape) else recipe.micro_batch or recipe.batch_size
 
 
 def sample_size(inversion: Inversion) -> dict[str, Any]:
@@ -54,10 +60,10 @@ def judge(inversion: Inversion, draw: Draw, on_done: Callable[[int], None] | Non
     """Score images in [0, 1] with the target, after rounding them to 8 bits (vectors are not rounded)."""
     images = draw.images
     if images.dim() == 4:
-        images = (images * 255).round().to(torch.uint8)
+        images = torch.cat([(some * 255).round().to(torch.uint8) for some in images.split(ROUNDED)])
     target = inversion.target
     predicted, confidence, probabilities, divergence = _classify(
-        target, images, draw.labels, draw.distribution, inversion.device, at_once(inversion.recipe), on_done
+        target, images, draw.labels, draw.distribution, inversion.device, at_once(inversion.recipe, target), on_done
     )
     if images.dim() == 2:
         images = target.low + (target.high - target.low) * images

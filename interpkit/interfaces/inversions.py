@@ -16,6 +16,7 @@ from interpkit.config.recipe import Recipe
 from interpkit.errors import UsageError, setting
 from interpkit.interfaces.sections import Section
 from interpkit.interfaces.targets import Target
+from interpkit.runtime import progress
 from interpkit.runtime.random import derive_seed
 
 if TYPE_CHECKING:
@@ -188,6 +189,7 @@ class Inversion(ABC):
             chunk_seed = derive_seed(seed, "samples", start // size)
             chunk = self.chunk(cycle[rows % len(classes)], rows // len(classes), chunk_seed, dropout)
             chunks.append(chunk[: total - start])
+            progress.tell("samples drawn", min(start + size, total), total)
         drawn = Draw.join(chunks)
         if count is None:
             drawn = drawn[torch.arange(total).reshape(-1, len(classes)).T.flatten()]

@@ -8,6 +8,8 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import update_bn
 
+from interpkit.runtime import progress
+
 IMAGES, BATCHES = 1024, 20
 """The statistics are estimated from so many images, rounded up to whole batches, or from so many batches if those are
 fewer; the running averages of torch weigh about as many."""
@@ -16,13 +18,15 @@ fewer; the running averages of torch weigh about as many."""
 class _Drawing(nn.Module):
     """Networks that draw batches, as the model that `update_bn` calls."""
 
-    def __init__(self, networks: nn.Module, draw: Callable[[], object]) -> None:
+    def __init__(self, networks: nn.Module, draw: Callable[[], object], batches: int) -> None:
         super().__init__()
+        self.batches = batches
         self.networks = networks
         self.draw = draw
 
     def forward(self, number: int) -> None:
         self.draw()
+        progress.tell("batches drawn for the generator's batch norms", number + 1, self.batches)
 
 
 @torch.no_grad()
@@ -38,4 +42,5 @@ def estimate_batch_norms(networks: nn.Module, draw: Callable[[], object], batch_
         draw: draws a batch with them.
         batch_size: the size of that batch.
     """
-    update_bn(range(min(BATCHES, -(-IMAGES // batch_size))), _Drawing(networks, draw))
+    batches = min(BATCHES, -(-IMAGES // batch_size))
+    update_bn(range(batches), _Drawing(networks, draw, batches))

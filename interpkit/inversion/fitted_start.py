@@ -13,6 +13,7 @@ from interpkit.config.recipe import Recipe
 from interpkit.interfaces import contracts
 from interpkit.interfaces.generation import Conditioner, Generator
 from interpkit.interfaces.targets import Target
+from interpkit.runtime import progress
 from interpkit.runtime.random import derive_seed, global_seed
 
 log = logging.getLogger("interpkit")
@@ -47,10 +48,15 @@ def fit_start(target: Target, conditioner: Conditioner, generator: Generator, re
     log.warning("before the training, the generator is fitted to %d images per class, found pixel by pixel", count)
     with global_seed(derive_seed(recipe.seed, "fitted start"), device):
         wanted = torch.tensor(classes, device=device).repeat_interleave(count)
-        images = torch.cat([_optimize(target, part, level) for part in wanted.split(size)])
+        parts = []
+        for part in wanted.split(size):
+            parts.append(_optimize(target, part, level))
+            progress.tell("batches of images found", len(parts), -(-len(wanted) // size))
+        images = torch.cat(parts)
         networks = nn.ModuleList([conditioner, generator])
         adam = torch.optim.Adam(networks.parameters(), lr=recipe.optimizer.lr, betas=(0.5, 0.99))
-        for _ in range(FIT_STEPS):
+        for step in range(FIT_STEPS):
+            progress.tell("steps fitted to them", step, FIT_STEPS)
             chosen = torch.randint(len(classes), (size,), device=device)
             condition = contracts.condition(conditioner, size, wanted[chosen * count], None)
             latent = torch.randn(size, generator.latent_dim, device=device)
@@ -60,6 +66,7 @@ def fit_start(target: Target, conditioner: Conditioner, generator: Generator, re
             adam.zero_grad()
             loss.backward()
             adam.step()
+        progress.tell("steps fitted to them", FIT_STEPS, FIT_STEPS)
 
 
 def _optimize(target: Target, labels: Tensor, level: float) -> Tensor:

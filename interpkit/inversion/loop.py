@@ -81,7 +81,8 @@ class GeneratorInverter(Inverter):
         run.keep_good_state()
         recorder.note(folded=objective.fuse_batchnorm())
         # The images of a micro-batch, or of one process, have to outlive the next replay of a CUDA graph.
-        graphs = device.type == "cuda" and world.size == 1 and recipe.micro_batch is None
+        whole = recipe.micro_batch is None or recipe.micro_batch >= recipe.batch_size
+        graphs = device.type == "cuda" and world.size == 1 and whole
         with compiled(generator, recipe.compile == "on", mode="reduce-overhead" if graphs else "default"):
             run.drive(train, run, conditioner, generator, objective, recipe)
         conditioner.progress = 1.0

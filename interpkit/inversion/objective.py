@@ -112,7 +112,7 @@ class Objective:
             return contracts.images(generator, latent[rows], condition[rows], rows % generator.num_members)
 
         rows = self.world.rows(len(latent), latent.device)
-        local = torch.cat(in_micro_batches(generate, rows, self.micro_batch, generator))
+        local = torch.cat(in_micro_batches(generate, rows, self.micro_batch, generator, "images generated"))
         (images,) = self.world.all_gather(len(latent), local)
         self._generated = images, local
         return images
@@ -163,7 +163,11 @@ class Objective:
             local = images[self.world.rows(len(images), images.device)]
         rows = torch.arange(len(local), device=local.device)
         parts = in_micro_batches(
-            lambda some: self._running.respond(local[some], self.layers), rows, self.micro_batch, self._running
+            lambda some: self._running.respond(local[some], self.layers),
+            rows,
+            self.micro_batch,
+            self._running,
+            "images classified",
         )
         layers = list(parts[0].features)
         features = [torch.cat([part.features[layer] for part in parts]) for layer in layers]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from interpkit.config import sizes
 from interpkit.config.recipe import Component as Named
 from interpkit.config.recipe import Recipe, Term, validated
 from interpkit.errors import UsageError, listed, setting
@@ -18,10 +19,11 @@ from interpkit.inversion.ensemble import Ensemble
 from interpkit.plugins.discovery import Plugins
 from interpkit.runtime.compile import choose_compile
 from interpkit.runtime.devices import choose_device, choose_precision
+from interpkit.runtime.distributed import World
 
 
 def resolve(recipe: Recipe, target: Target, plugins: Plugins) -> Recipe:
-    """Return the recipe with every default filled in: the components' options, the device, the target.
+    """Return the recipe with every default filled in: the components' options, the device, the target, and the sizes.
 
     Raises:
         UsageError: a component or option is unknown or out of range, or a part is missing.
@@ -32,22 +34,31 @@ def resolve(recipe: Recipe, target: Target, plugins: Plugins) -> Recipe:
         raise UsageError(
             f"{setting('labels', wrong[:5])}: the classes of {target.name} are 0 to {target.num_classes - 1}."
         )
-    if recipe.generators > 1 and "generator" not in plugins.component("inverter", recipe.inverter.name).needs:
+    trains_generator = "generator" in plugins.component("inverter", recipe.inverter.name).needs
+    if recipe.generators > 1 and not trains_generator:
         raise UsageError(
             f"the inverter {recipe.inverter.name!r} trains no generator: leave {setting('generators', None)} out."
         )
-    if recipe.batch_size < 2 * recipe.generators:
+    device = choose_device(recipe.device)
+    update = sizes.for_large(
+        recipe,
+        target.input_shape,
+        target.num_classes,
+        device.type,
+        trains_generator=trains_generator,
+        processes=World.current().size,
+    )
+    if update.get("batch_size", recipe.batch_size) < 2 * recipe.generators:
         raise UsageError(
             f"{recipe.generators} generators share a batch of {recipe.batch_size}; each needs two images, for batch "
             f"norm: {setting('batch_size', 2 * recipe.generators)} or more."
         )
-    device = choose_device(recipe.device)
     precision = choose_precision(recipe.precision, device)
-    update: dict[str, Any] = {
+    update |= {
         "device": str(device),
         "precision": precision,
         "fall_back": precision == "bf16" and (recipe.precision == "auto" or recipe.fall_back),
-        "compile": choose_compile(recipe.compile, device, recipe.steps),
+        "compile": choose_compile(recipe.compile, device, update.get("steps", recipe.steps)),
         "target": target.description,
     }
 

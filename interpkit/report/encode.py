@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from interpkit.io.images import colour_scale, smoothed, to_heat, to_overlay, to_picture
+from interpkit.runtime.progress import tell
 
 LADDER = ((1, None), (1, 85), (1, 60), (1, 35), (1, 20), (1, 10), (0.5, 50), (0.35, 50), (0.25, 40), (0.15, 40))
 """Scale and quality (None: PNG, without loss), from the best to the smallest: all pixels at a quality of 20 are nearer
@@ -65,7 +66,11 @@ def encode(images: Tensor | Sequence[Tensor], budget: float) -> list[str]:
         size = sum(len(_uri(picture, *step)) for picture in tried) / max(1, len(tried))
         if size * len(pictures) <= budget:
             break
-    return [_uri(picture, *step) for picture in pictures]
+    uris = []
+    for picture in pictures:
+        uris.append(_uri(picture, *step))
+        tell("pictures of the report written", len(uris), len(pictures))
+    return uris
 
 
 def strip(images: Tensor) -> Tensor:

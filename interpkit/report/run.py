@@ -84,7 +84,7 @@ def write_report(
     opened = Run.open(Path(run))
     metrics = opened.metrics()  # before the work, as the file may be torn
     inversion = opened.load(target, None if model is None else Path(model), arch=arch, trust=trust)
-    path, most = opened / "samples.safetensors", scoring.at_once(inversion.recipe)
+    path, most = opened / "samples.safetensors", scoring.at_once(inversion.recipe, inversion.target)
     samples = scoring.read_samples(path, inversion.target, inversion.device, most)
     if samples.probabilities is not None:
         drawn = inversion.draw(**scoring.sample_size(inversion))  # as when the run ended: the same conditions
@@ -232,7 +232,7 @@ def _sections(inversion: Inversion, samples: Samples) -> list[dict[str, Any]]:
             target,
             images,
             lambda rows: target.probabilities(target(images[rows].to(inversion.device))).cpu(),
-            most=scoring.at_once(inversion.recipe),
+            most=scoring.at_once(inversion.recipe, target),
         )
     confidence, predicted = (column.tolist() for column in torch.cat(probabilities).max(1))
     if images.dim() == 4:

@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from interpkit.runtime.devices import device_of, is_out_of_memory
+from interpkit.runtime.progress import tell
 from interpkit.runtime.random import global_seed
 
 log = logging.getLogger("interpkit")
@@ -46,7 +47,7 @@ def in_batches(
         most: the number of images that the user lets into memory at a time.
         on_done: called after each batch with the number of images done.
     """
-    size, start, results = _size(classifier, images, most), 0, []
+    size, start, results = how_many(classifier, images, most), 0, []
     while start < len(images):
         try:
             results.append(run(slice(start, start + size)))
@@ -57,23 +58,30 @@ def in_batches(
             log.warning("out of memory: the classifier now runs on %d images at a time", size)
             continue
         start += size
+        tell("images classified", min(start, len(images)), len(images))
         if on_done is not None:
             on_done(min(start, len(images)))
     return results
 
 
-def _size(classifier: nn.Module, images: Tensor, most: int | None) -> int:
+def how_many(classifier: nn.Module, images: Tensor, most: int | None = None) -> int:
+    """Return on how many of the images the classifier may run at once; see `in_batches`."""
     limit = min(MOST, most or MOST)
     if len(images) <= 1 or limit == 1:
         return 1
     if classifier not in _bytes_of:
-        _bytes_of[classifier] = _bytes_per_image(classifier, images[:1])
+        _bytes_of[classifier] = bytes_per_image(classifier, images[:1])
     return max(1, min(limit, MOST_BYTES // max(1, _bytes_of[classifier])))
 
 
 @torch.no_grad()
-def _bytes_per_image(classifier: nn.Module, image: Tensor) -> int:
-    """Return the bytes of all values that the classifier computes for an image; 0 if it cannot be observed."""
+def bytes_per_image(classifier: nn.Module, image: Tensor) -> int:
+    """Return the bytes of all values that the classifier computes for an image; 0 if it cannot be observed.
+
+    Args:
+        classifier: in eval mode.
+        image: (1, *input_shape), uint8 or as the classifier accepts it.
+    """
     image = (image / 255 if image.dtype == torch.uint8 else image).to(device := device_of(classifier))
     try:
         with global_seed(0, device), (computed := _Computed()):

@@ -10,8 +10,12 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
+from interpkit.runtime import progress
 
-def in_micro_batches(make: Callable[[Tensor], Any], rows: Tensor, size: int | None, networks: nn.Module) -> list[Any]:
+
+def in_micro_batches(
+    make: Callable[[Tensor], Any], rows: Tensor, size: int | None, networks: nn.Module, what: str = "images"
+) -> list[Any]:
     """Apply ``make`` to some rows at a time, and keep each piece's result but not its activations.
 
     The backward pass computes each piece once more (activation checkpointing; Chen et al. 2016, arXiv:1604.06174) with
@@ -22,12 +26,23 @@ def in_micro_batches(make: Callable[[Tensor], Any], rows: Tensor, size: int | No
         rows: (B,) int64.
         size: the number of rows at a time; if None, all of them, and nothing is computed twice.
         networks: the networks that ``make`` runs; their batch norms count each piece once in the running statistics.
+        what: what ``make`` does, for progress: ``images classified``.
     """
     if size is None or size >= len(rows):
         return [make(rows)]
     contexts = lambda: (nullcontext(), _no_running_statistics(networks))  # noqa: E731
+    made = 0
+
+    def counted(piece: Tensor) -> Any:
+        nonlocal made
+        result = make(piece)
+        again, made = made >= len(rows), made + len(piece)
+        words = f"{what}, and once more for the gradient" if again else what
+        progress.tell(words, made - len(rows) * again, len(rows))
+        return result
+
     with set_checkpoint_early_stop(False):  # it stops by an exception, which would look like an error in `make`
-        return [checkpoint(make, piece, use_reentrant=False, context_fn=contexts) for piece in rows.split(size)]
+        return [checkpoint(counted, piece, use_reentrant=False, context_fn=contexts) for piece in rows.split(size)]
 
 
 @contextmanager

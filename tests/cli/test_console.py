@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import errno
 import io
+import logging
 import sys
+import threading
 
 import pytest
 
 from interpkit.cli import console
+from interpkit.runtime import progress
 from interpkit.runtime.recorder import StepRecord
 
 
@@ -84,3 +87,60 @@ def test_while_somebody_reads_all_is_printed(capsys: pytest.CaptureFixture[str])
     console.note("a note")
     console.warning("a warning")
     assert capsys.readouterr() == ("", "a note\nwarning: a warning\n")
+
+
+def test_a_command_that_prints_nothing_says_what_it_is_doing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    now = [100.0]
+    monkeypatch.setattr(console.err, "printed_at", 0.0)
+    heart = console.Heartbeat("evaluate", clock=lambda: now[0])
+    assert heart.beat() == console.QUIET_SECONDS
+    now[0] += 6
+    assert heart.beat() == console.QUIET_SECONDS - 6
+    assert capsys.readouterr().err == ""
+    now[0] += 14
+    heart.beat()
+    progress.tell("images classified", 64, 1000)
+    now[0] += 5
+    heart.beat()
+    now[0] += 60
+    heart.beat()
+    progress.tell("images classified", 1000, 1000)
+    assert capsys.readouterr().err.splitlines() == [
+        "evaluate: still running, 0:00:20 so far",
+        "evaluate: 64 of 1,000 images classified, 0:01:25 so far",
+    ]
+
+
+def test_a_line_puts_the_next_one_off(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    now = iter([100.0, 120.0])
+    heart = console.Heartbeat("evaluate", clock=lambda: next(now))
+    monkeypatch.setattr(console.err, "printed_at", 119.0)
+    assert heart.beat() == console.QUIET_SECONDS - 1
+    assert capsys.readouterr().err == ""
+
+
+def test_the_heart_stops_with_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    with console.beating("evaluate"):
+        assert any(thread.name == "heartbeat" for thread in threading.enumerate())
+    assert not any(thread.name == "heartbeat" for thread in threading.enumerate())
+
+
+def test_slow_steps_have_a_line_each_and_fast_ones_none(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    now = [100.0]
+    monkeypatch.setattr(console.time, "monotonic", lambda: now[0])
+    with console.ProgressDisplay(30) as display:
+        for seconds in (1.0, 12.0):
+            console.err.printed_at = now[0]
+            for step in (1, 2):
+                now[0] += seconds
+                display.step(step)
+    assert [line.split("  ")[0] for line in capsys.readouterr().err.splitlines()] == ["1/30 steps", "2/30 steps"]
+
+
+def test_log_records_below_warnings_are_notes(capsys: pytest.CaptureFixture[str]) -> None:
+    console.LogHandler().emit(logging.makeLogRecord({"levelno": logging.INFO, "msg": "10 min"}))
+    assert capsys.readouterr().err == "10 min\n"
