@@ -34,8 +34,8 @@ log = logging.getLogger("interpkit")
 
 IMAGES, ON_CUDA = 4, 32
 """The images of a trial; a GPU is not busy with less."""
-STEPS, IN_STAGES = 2, 4
-"""The steps of a trial: of a generator, and of other inverters, which may go from coarse to fine images."""
+STEPS, IN_STAGES = 2, 10
+"""The steps of a trial: of a generator, and of other inverters, which may go from coarse to fine images in the last."""
 LEAST = 2
 """The least images in memory at a time, of each generator, for its batch norms."""
 TRIED = "steps tried, to see how long the run takes"

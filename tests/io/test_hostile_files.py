@@ -473,7 +473,10 @@ def test_a_picture_of_too_many_pixels_is_not_decoded(
     monkeypatch.setattr("PIL.ImageFile.ImageFile.load", lambda self: pytest.fail("it was decoded"))
     monkeypatch.setattr("PIL.Image.MAX_IMAGE_PIXELS", 24_999_999)
     for read in (lambda: load_data(str(tmp_path), SHAPE), lambda: load_images(str(path), tiny_target)):
-        with pytest.raises(UsageError, match=r"is not a readable image: .*25000000 pixels|has more than the 24,999,999 pixels that are read"):
+        with pytest.raises(
+            UsageError,
+            match=r"is not a readable image: .*25000000 pixels|has more than the 24,999,999 pixels that are read",
+        ):
             read()
 
 
