@@ -160,7 +160,7 @@ def test_a_generators_run_is_made_smaller_by_the_preset_for_photographs_and_othe
 
 
 def test_an_inverter_without_a_generator_is_tried_at_all_its_stages(target: Target) -> None:
-    times = iter([1.0, 7.0])
+    times = iter([1.0, 19.0])
     job = prepare(target, **PIXELS)
     found = trial.try_out(job.recipe, target, job.plugins, clock=lambda: next(times))
     assert found is not None and (found.images, found.seconds) == (4, 2.0)

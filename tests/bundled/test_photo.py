@@ -149,6 +149,7 @@ def test_the_first_steps_run_at_a_smaller_size_but_not_below_64_pixels(add_plugi
     large = classifier(128, 160)
     options = {"photo.sizes": [0.25, 0.75], "photo.changes": [0.75]}
     invert(large, steps=8, losses={"watch": 1.0}, options=options)
+    seen = seen[-8:]  # before it, a trial of a few steps was seen
     assert [size for size, _ in seen] == 6 * [(64, 80)] + 2 * [(96, 120)]
     assert [progress for _, progress in seen] == [step / 8 for step in range(8)]
 
