@@ -59,7 +59,7 @@ def measure(recipe: str, out: Path, given: argparse.Namespace) -> dict[str, Any]
         return dict(json.loads(kept.read_text()))
     asked = ["--labels", given.labels, "--per-class", given.per_class, "--seed", given.seed]
     _, seconds, peak = interpkit("invert", given.model, *recipe.split(), *asked, "--out", out, "--force")
-    metrics, _, _ = interpkit("evaluate", out, "--evaluator", f"judge={given.judge}", "--metric", "agreement")
+    metrics, _, _ = interpkit("evaluate", out, "--evaluator", given.judge, "--metric", "agreement")
     (judge,) = metrics["evaluators"]
     found = {
         "accuracy": metrics["inversion_accuracy"],
