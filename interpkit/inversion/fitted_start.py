@@ -87,11 +87,11 @@ def fit_images(
     recipe = recipe.model_copy(update={"optimizer": faster})
     with global_seed(derive_seed(recipe.seed, "warm start"), device):
         fitted = fit(conditioner, generator, recipe, steps, images.to(device), labels.to(device))
-        for step, loss in enumerate(fitted, 1):
+        for error in fitted:
+            last = error
             if recorder.stop_requested:
                 raise KeyboardInterrupt
-            if step == steps or time.monotonic() - last > LOG_EVERY:
-                log.info("warm start: step %d of %d, mean error of a pixel %.3f", step, steps, float(loss))
+    log.info("fitted to %d images in %d steps: the mean error of a pixel is %.3f", len(images), steps, float(last))
 
 
 def fit(
