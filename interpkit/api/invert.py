@@ -5,19 +5,23 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from interpkit.api import trial
 from interpkit.api.finish import finish
 from interpkit.config import sizes
 from interpkit.config.recipe import Layer, PluginFile, Recipe, TargetOptions, compose, read_toml, validated
 from interpkit.errors import InterpkitError, ModelError, PluginError, RunError, UsageError, command, listed, setting
+from interpkit.evaluation.scoring import read_images
 from interpkit.interfaces import contracts
 from interpkit.interfaces.inversions import Inversion
+from interpkit.interfaces.samples import to_unit
 from interpkit.interfaces.targets import Target
 from interpkit.io.atomic import to_json, write_atomically
 from interpkit.plugins import assembly, loading, typed_code
@@ -61,8 +65,9 @@ def invert(
         on_step: called after each step with its number.
         on_record: called with each line of the history.
         settings: as in `prepare`: ``config``, ``conditioner``, ``generator``, ``inverter``, ``losses``,
-            ``options``, ``target_options``, ``per_class``, and the recipe's own ``steps``, ``batch_size``, ``labels``,
-            ``seed``, ``device``, ``precision``, ``compile``, ``checkpoint_every``.
+            ``options``, ``target_options``, ``per_class``, ``warm_start``, and the recipe's own ``steps``,
+            ``batch_size``, ``labels``, ``classes_per_batch``, ``seed``, ``device``, ``precision``, ``compile``,
+            ``checkpoint_every``.
 
     Raises:
         UsageError: a name or value is wrong.
@@ -99,6 +104,7 @@ def prepare(
     options: Mapping[str, Any] | None = None,
     target_options: Mapping[str, Any] | None = None,
     per_class: int | None = None,
+    warm_start: str | Path | None = None,
     resume_from: Path | None = None,
     **fields: Any,
 ) -> Job:
@@ -121,6 +127,7 @@ def prepare(
         options: settings by ``COMPONENT.OPTION``.
         target_options: what the file does not say itself, as in `load_target`.
         per_class: number of images of each class, for an inverter that makes a fixed set of them.
+        warm_start: a run folder, to whose images the generator is fitted before the training.
         resume_from: a run folder; its recipe is the config if neither ``config`` nor a preset is given.
         fields: of the recipe (``steps``, ``seed``, ...); None stands for "not said".
 
@@ -182,12 +189,17 @@ def prepare(
     components = {"conditioner": conditioner, "generator": generator, "inverter": inverter}
     layers.append({kind: {"name": name} for kind, name in components.items() if name is not None})
     layers.append({"losses": {name: {"weight": weight} for name, weight in (losses or {}).items()}})
+    if warm_start is not None:
+        layers.append({"warm_start": {"run": str(warm_start)}})
     layers.append({name: value for name, value in fields.items() if value is not None})
     if fields.get("precision") is not None:
         layers.append({"fall_back": False})  # a recipe may say so; who names the precision means it
     layers.append({"target": target_options or {}})
     if files:
         layers.append({"plugin_files": [{"path": p.source, "sha256": p.sha256} for p in files.values()]})
+    if config is None:  # a recipe that does not say is of a release whose conditions distinguished all classes
+        conditions = "requested" if resume_from is None else Run(resume_from).recipe().conditions
+        layers.insert(0, {"conditions": conditions})
     recipe = compose(layers, list((options or {}).items()))
     if per_class is not None:
         name = recipe.inverter.name
@@ -272,6 +284,30 @@ def _recorded_files(value: Any, config: str | Path) -> list[PluginFile]:
     if not isinstance(value, list) or not all(isinstance(entry, Mapping) for entry in value):
         raise UsageError(f"{config}: plugin_files is a list of tables with path and sha256, not {value!r}.")
     return [validated(PluginFile, entry, f"{config}, plugin_files") for entry in value]
+
+
+def _starting_images(recipe: Recipe, target: Target) -> tuple[Tensor, Tensor] | None:
+    """Return the images, in [0, 1], and labels of the run that the recipe starts from, if it does.
+
+    Raises:
+        RunError: the run has no samples of this target's shape, or none of a class to invert.
+    """
+    if recipe.warm_start.run is None:
+        return None
+    run = Run.open(Path(recipe.warm_start.run))
+    images, labels, _ = read_images(run / "samples.safetensors", target)
+    classes = range(target.num_classes) if recipe.labels is None else recipe.labels
+    there = set(labels.tolist())
+    missing = [label for label in classes if label not in there]
+    if missing:
+        raise RunError(
+            f"{run.folder} has no images of {len(missing)} of the {len(classes)} classes to invert, {missing[0]} "
+            f"({target.class_names[missing[0]]}) among them. Invert those there too, or name those that it has by "
+            f"{setting('labels', sorted(there))}."
+        )
+    if target.origin is not None and run.manifest().model.sha256 != loading.digest(target.origin):
+        log.warning("the images of %s were made for another classifier", run.folder)
+    return to_unit(images, target), labels
 
 
 class Job:
@@ -423,6 +459,8 @@ class Job:
             return Run.open(out).load(target)
         device = torch.device(recipe.device)
         keep_freed_memory(device)
+        has_begun = resume and out is not None and (out / "checkpoint").exists()
+        start = None if has_begun else _starting_images(recipe, target)
 
         def record(line: StepRecord) -> None:
             self.plugins.call("inversion_step", record=line)
@@ -446,6 +484,7 @@ class Job:
         with ExitStack() as until_finished:
             with target.frozen(device, torch.channels_last), global_seed(derive_seed(recipe.seed, "weights"), device):
                 inverter, parts = assembly.build(recipe, target, self.plugins)
+                parts = replace(parts, start=start)
                 callbacks["owners"] = assembly.owners(recipe, self.plugins)
                 presets = (entry.item for entry in self.plugins.registry.entries("preset"))
                 callbacks["variety_preset"] = next((preset.name for preset in presets if preset.adds_variety), "")

@@ -95,6 +95,22 @@ def invert(
             rich_help_panel=_METHOD,
         ),
     ] = None,
+    classes_per_batch: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="Classes in each batch (default: any number). Few classes leave more images of each to compare.",
+            rich_help_panel=_METHOD,
+        ),
+    ] = None,
+    warm_start: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="RUN",
+            help="Run folder of images that the generator is fitted to before the training.",
+            rich_help_panel=_METHOD,
+        ),
+    ] = None,
     steps: Annotated[
         int | None,
         typer.Option(
@@ -195,6 +211,8 @@ def invert(
         generators=generators,
         labels=options.classes("--labels", labels),
         per_class=per_class,
+        classes_per_batch=classes_per_batch,
+        warm_start=warm_start,
         seed=seed,
         device=device,
         precision=precision,

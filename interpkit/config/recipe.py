@@ -77,6 +77,19 @@ class Sampling(_Model):
     chunk: int = Field(100, ge=1, le=4096, description="images drawn at once; decides the dropout masks")
 
 
+class WarmStart(_Model):
+    """How the generator is fitted to the images of another run before the training."""
+
+    run: str | None = Field(None, description="run folder of the images; no such fit if omitted")
+    steps: int | None = Field(
+        None,
+        ge=1,
+        le=100_000_000,
+        description="length of the fit, which does not run the classifier; by default each image is used forty times, "
+        "in at least 100 steps",
+    )
+
+
 def _listed(value: Any) -> Any:
     value = value.tolist() if hasattr(value, "tolist") else value  # numpy's and torch's
     return value if value is None or isinstance(value, Sequence) else [value]
@@ -354,6 +367,12 @@ class Recipe(_Model):
     labels: Annotated[list[int] | None, BeforeValidator(_parse_list), AfterValidator(_distinct)] = Field(
         None, description="the classes to invert; all if omitted"
     )
+    conditions: Literal["all", "requested"] = Field(
+        "all", description="the classes that conditions distinguish: all, or those to invert, as invert asks for"
+    )
+    classes_per_batch: int | None = Field(
+        None, ge=1, description="classes in each batch, for terms that compare images of a class; any if omitted"
+    )
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps, ...")
     precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 where the hardware has it")
     fall_back: bool = Field(
@@ -367,6 +386,7 @@ class Recipe(_Model):
     losses: dict[str, Term] = {}
     optimizer: Optimizer = Optimizer()
     sampling: Sampling = Sampling()
+    warm_start: WarmStart = WarmStart()
     target: TargetOptions = TargetOptions()
     plugin_files: list[PluginFile] | None = Field(
         None, description="single-file plugins; a record, loaded only if the user passes them again"
@@ -444,8 +464,8 @@ def read_toml(path: Path) -> dict[str, Any]:
 def compose(layers: Iterable[Layer], settings: Sequence[tuple[str, Any]] = ()) -> Recipe:
     """Merge the layers, of which later ones take precedence, apply ``COMPONENT.OPTION`` settings, and validate.
 
-    COMPONENT is the name of a component, or its slot: ``conditioner``, ``generator``, ``inverter``, ``optimizer`` or
-    ``sampling``.
+    COMPONENT is the name of a component, or its slot: ``conditioner``, ``generator``, ``inverter``, ``optimizer``,
+    ``sampling`` or ``warm_start``.
 
     Raises:
         UsageError: a key is unknown, a value is out of range, or a setting names no component in use.
@@ -465,7 +485,7 @@ def _tables(recipe: dict[str, Any]) -> dict[str, dict[str, Any]]:
     slots = ("inverter", "conditioner", "generator")
     used = {slot: recipe[slot] for slot in slots if isinstance(recipe.get(slot), dict)}
     named = {table["name"]: table for table in used.values() if "name" in table}
-    settings = {slot: recipe.setdefault(slot, {}) for slot in ("optimizer", "sampling")}
+    settings = {slot: recipe.setdefault(slot, {}) for slot in ("optimizer", "sampling", "warm_start")}
     tables: dict[str, dict[str, Any]] = settings | named | used | recipe.get("losses", {})
     return tables
 

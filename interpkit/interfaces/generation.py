@@ -121,6 +121,8 @@ class Generator(Component, nn.Module, ABC):
     num_members: int = 1
     """The number of generators in the submodule ``members``. If there are several, `forward` accepts a third argument
     ``member``, (B,) int64: which of them generates each image."""
+    modes: int = 0
+    """The number of first latents whose largest determines which picture of a class is generated; 0 if none do."""
 
     def __init__(self, spec: ConditionSpec, input_shape: tuple[int, ...], options: Options | None = None) -> None:
         super().__init__()

@@ -115,8 +115,11 @@ class Parts:
         conditioner: draws the conditions.
         generator: makes the images.
         losses: the loss terms by name, each with its weight.
+        start: images to begin with, (N, *input_shape) in [0, 1], and their labels, (N,), from ``recipe.warm_start``;
+            an inverter that trains a generator gets them, with some of each class to invert.
     """
 
     conditioner: Conditioner | None = None
     generator: Generator | None = None
     losses: Mapping[str, tuple[float, InversionLoss]] = field(default_factory=dict)
+    start: tuple[Tensor, Tensor] | None = None

@@ -28,6 +28,7 @@ class Ensemble(Generator):
         self.members = nn.ModuleList(members)
         self.num_members = len(members)
         self.latent_dim = members[0].latent_dim
+        self.modes = members[0].modes
 
     @property
     def responsible(self) -> nn.Module:

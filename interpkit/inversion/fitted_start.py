@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from interpkit.config.recipe import Recipe
+from interpkit.config.recipe import Optimizer, Recipe
 from interpkit.interfaces import contracts
 from interpkit.interfaces.generation import Conditioner, Generator
 from interpkit.interfaces.targets import Target
+from interpkit.inversion.objective import set_learning_rate
 from interpkit.runtime import progress
+from interpkit.runtime.devices import autocast
 from interpkit.runtime.random import derive_seed, global_seed
+from interpkit.runtime.recorder import Recorder
 
 log = logging.getLogger("interpkit")
 
@@ -24,6 +28,9 @@ PIXEL_STEPS, PIXEL_RATE = 100, 0.1
 PIXEL_NOISE = 0.3
 """The standard deviation of the first pixels around the starting brightness, before the sigmoid."""
 FIT_STEPS = 100
+RATE, IMAGE_USES = 2.0, 40
+"""The learning rate of a fit to another run's images, relative to that of the training, and how often it uses each of
+them, in at least `FIT_STEPS`."""
 
 
 def fit_start(target: Target, conditioner: Conditioner, generator: Generator, recipe: Recipe, level: float) -> None:
@@ -53,20 +60,73 @@ def fit_start(target: Target, conditioner: Conditioner, generator: Generator, re
             parts.append(_optimize(target, part, level))
             progress.tell("batches of images found", len(parts), -(-len(wanted) // size))
         images = torch.cat(parts)
-        networks = nn.ModuleList([conditioner, generator])
-        adam = torch.optim.Adam(networks.parameters(), lr=recipe.optimizer.lr, betas=(0.5, 0.99))
-        for step in range(FIT_STEPS):
-            progress.tell("steps fitted to them", step, FIT_STEPS)
-            chosen = torch.randint(len(classes), (size,), device=device)
-            condition = contracts.condition(conditioner, size, wanted[chosen * count], None)
-            latent = torch.randn(size, generator.latent_dim, device=device)
+        plain = recipe.model_copy(update={"precision": "fp32", "optimizer": Optimizer(lr=recipe.optimizer.lr, decay=0)})
+        for _ in fit(conditioner, generator, plain, FIT_STEPS, images, wanted):
+            pass
+
+
+def fit_images(
+    conditioner: Conditioner, generator: Generator, recipe: Recipe, images: Tensor, labels: Tensor, recorder: Recorder
+) -> None:
+    """Fit the generator to images of another run, for `Recipe.warm_start`'s steps; the target does not run.
+
+    Args:
+        conditioner: provides the conditions.
+        generator: in training mode.
+        recipe: provides the classes, the sizes of batches, the learning rate and the seed.
+        images: (N, *input_shape) in [0, 1].
+        labels: (N,), in which every class to invert occurs.
+        recorder: knows whether to stop.
+
+    Raises:
+        KeyboardInterrupt: asked to stop.
+    """
+    device, batch = torch.device(recipe.device), recipe.micro_batch or recipe.batch_size
+    steps = recipe.warm_start.steps or max(FIT_STEPS, -(-IMAGE_USES * len(images) // batch))
+    faster = recipe.optimizer.model_copy(update={"lr": RATE * recipe.optimizer.lr})
+    recipe = recipe.model_copy(update={"optimizer": faster})
+    with global_seed(derive_seed(recipe.seed, "warm start"), device):
+        fitted = fit(conditioner, generator, recipe, steps, images.to(device), labels.to(device))
+        for error in fitted:
+            last = error
+            if recorder.stop_requested:
+                raise KeyboardInterrupt
+    log.info("fitted to %d images in %d steps: the mean error of a pixel is %.3f", len(images), steps, float(last))
+
+
+def fit(
+    conditioner: Conditioner, generator: Generator, recipe: Recipe, steps: int, images: Tensor, labels: Tensor
+) -> Iterator[Tensor]:
+    """Fit a generator to images; yield the mean error of a pixel after each step.
+
+    The largest of the first K latents determines which of a class's K images is requested, so that every latent has
+    one. Of a generator with ``modes``, it is the largest of those; if there are fewer images, modes share them.
+    """
+    device, size = images.device, recipe.micro_batch or recipe.batch_size
+    classes = labels.unique() if recipe.labels is None else torch.tensor(recipe.labels, device=device)
+    most = generator.modes or generator.latent_dim
+    own = [(labels == label).nonzero()[:most, 0] for label in classes]
+    networks = nn.ModuleList([conditioner, generator])
+    adam = torch.optim.Adam(networks.parameters(), betas=(0.5, 0.99))
+    for step in range(steps):
+        progress.tell("steps fitted to images", step, steps)
+        set_learning_rate(adam, recipe, step / steps)
+        chosen = torch.randint(len(classes), (size,), device=device)
+        condition = contracts.condition(conditioner, size, classes[chosen], None)
+        latent = torch.randn(size, generator.latent_dim, device=device)
+        with autocast(device, recipe.precision):
             made = contracts.images(generator, latent, condition)
-            asked = images[chosen * count + latent[:, :count].argmax(1)]  # the latent decides which of a class
-            loss = F.binary_cross_entropy(made.float().clamp(0, 1), asked)
-            adam.zero_grad()
-            loss.backward()
-            adam.step()
-        progress.tell("steps fitted to them", FIT_STEPS, FIT_STEPS)
+        rows = [
+            own[c][z[: generator.modes or len(own[c])].argmax() % len(own[c])]
+            for c, z in zip(chosen.tolist(), latent, strict=True)
+        ]
+        asked = images[torch.stack(rows)]
+        loss = F.binary_cross_entropy(made.clamp(0, 1), asked)
+        adam.zero_grad()
+        loss.backward()
+        adam.step()
+        yield (made.detach() - asked).abs().mean()
+    progress.tell("steps fitted to images", steps, steps)
 
 
 def _optimize(target: Target, labels: Tensor, level: float) -> Tensor:

@@ -13,17 +13,18 @@ from __future__ import annotations
 from functools import partial
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from interpkit.config.recipe import Recipe
-from interpkit.interfaces import contracts
+from interpkit.interfaces import components, contracts
 from interpkit.interfaces.generation import Condition, Conditioner, Generator
 from interpkit.interfaces.inverters import Inverter, Parts, StoredInversion
 from interpkit.interfaces.losses import GeneratedBatch
 from interpkit.interfaces.targets import Target
 from interpkit.inversion.batch_norms import estimate_batch_norms
 from interpkit.inversion.ensemble import sync_buffers
-from interpkit.inversion.fitted_start import fit_start
+from interpkit.inversion.fitted_start import fit_images, fit_start
 from interpkit.inversion.objective import Objective, set_learning_rate
 from interpkit.inversion.recovery import RecoverableTraining
 from interpkit.inversion.results import GeneratorInversion
@@ -50,6 +51,18 @@ class GeneratorInverter(Inverter):
 
     name = "generator"
     needs = ("conditioner", "generator", "loss")
+
+    class Options(components.Options):
+        """How the images are moved before the target classifies them; only for images, not for vectors."""
+
+        jitter: float | None = Field(
+            None, ge=0, le=1, description="largest random shift in a step, as a share of the side; none if omitted"
+        )
+        flip: bool | None = Field(
+            None, description="mirror the batch left to right in half of the steps, if the classes allow it"
+        )
+
+    options: Options
 
     def invert(self, target: Target, recipe: Recipe, parts: Parts, recorder: Recorder) -> GeneratorInversion:
         """Set up the training, run it, and return the trained generator; see `Inverter.invert`."""
@@ -78,13 +91,15 @@ class GeneratorInverter(Inverter):
             level = warm_start(target, generator)
             if level is not None:
                 fit_start(target, conditioner, generator, recipe, level)
+            if parts.start is not None:
+                fit_images(conditioner, generator, recipe, *parts.start, recorder)
         run.keep_good_state()
         recorder.note(folded=objective.fuse_batchnorm())
         # The images of a micro-batch, or of one process, have to outlive the next replay of a CUDA graph.
         whole = recipe.micro_batch is None or recipe.micro_batch >= recipe.batch_size
         graphs = device.type == "cuda" and world.size == 1 and whole
         with compiled(generator, recipe.compile == "on", mode="reduce-overhead" if graphs else "default"):
-            run.drive(train, run, conditioner, generator, objective, recipe)
+            run.drive(train, run, conditioner, generator, objective, recipe, self.options)
         conditioner.progress = 1.0
         seed = derive_seed(recipe.seed, "batch norms")
         drawn = random_generator(device, seed)
@@ -100,7 +115,12 @@ class GeneratorInverter(Inverter):
 
 
 def train(
-    run: RecoverableTraining, conditioner: Conditioner, generator: Generator, objective: Objective, recipe: Recipe
+    run: RecoverableTraining,
+    conditioner: Conditioner,
+    generator: Generator,
+    objective: Objective,
+    recipe: Recipe,
+    options: GeneratorInverter.Options,
 ) -> None:
     """Run the remaining steps.
 
@@ -118,7 +138,8 @@ def train(
             condition, latent, images = draw_batch(
                 conditioner, generator, objective, recipe, classes, rng, check_values=step == 1
             )
-        value = objective(GeneratedBatch(objective.target, condition, latent, images, progress), rng)
+        seen = moved(images, options.jitter or 0.0, options.flip or False, rng)
+        value = objective(GeneratedBatch(objective.target, condition, latent, seen, progress), rng)
 
         optimizer.zero_grad()
         value.total.backward()
@@ -126,7 +147,23 @@ def train(
         optimizer.step()
 
         run.recorder.step(step, value.total, value.terms, images, value.response.logits, condition.labels)
-        del condition, latent, images, value  # frees their memory before the next step needs it
+        del condition, latent, images, seen, value  # frees their memory before the next step needs it
+
+
+def moved(images: Tensor, jitter: float, flip: bool, rng: torch.Generator) -> Tensor:
+    """Shift a batch by a random share of the sides, at most ``jitter``, and maybe mirror it; all images alike.
+
+    What leaves on one side comes in on the other. Vectors stay as they are.
+    """
+    if images.dim() < 4:
+        return images
+    if jitter:
+        most = [round(jitter * side) for side in images.shape[2:]]
+        shifts = [int(torch.randint(-m, m + 1, (), device=rng.device, generator=rng)) for m in most]
+        images = images.roll(shifts, (2, 3))
+    if flip and torch.rand((), device=rng.device, generator=rng) < 0.5:
+        images = images.flip(3)
+    return images
 
 
 def classes_of(recipe: Recipe) -> Tensor | None:
@@ -149,6 +186,9 @@ def draw_batch(
         the condition; the latents, (B, latent_dim); the images, (B, *input_shape).
     """
     device, size = torch.device(recipe.device), recipe.batch_size
+    if recipe.classes_per_batch is not None:
+        known = torch.arange(conditioner.num_classes, device=device) if classes is None else classes
+        classes = known[torch.randperm(len(known), device=device, generator=rng)[: recipe.classes_per_batch]]
     labels = None
     if classes is not None:
         labels = classes[torch.randint(len(classes), (size,), device=device, generator=rng)]

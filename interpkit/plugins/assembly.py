@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from interpkit.config import sizes
@@ -16,6 +16,7 @@ from interpkit.interfaces.generation import Conditioner, Generator
 from interpkit.interfaces.inverters import Inverter, Parts
 from interpkit.interfaces.targets import Target
 from interpkit.inversion.ensemble import Ensemble
+from interpkit.inversion.requested import RequestedClasses
 from interpkit.plugins.discovery import Plugins
 from interpkit.runtime.compile import choose_compile
 from interpkit.runtime.devices import choose_device, choose_precision
@@ -35,9 +36,11 @@ def resolve(recipe: Recipe, target: Target, plugins: Plugins) -> Recipe:
             f"{setting('labels', wrong[:5])}: the classes of {target.name} are 0 to {target.num_classes - 1}."
         )
     trains_generator = "generator" in plugins.component("inverter", recipe.inverter.name).needs
-    if recipe.generators > 1 and not trains_generator:
+    needless = {"generators": recipe.generators > 1, "warm_start": recipe.warm_start.run is not None}
+    given = [name for name, is_given in needless.items() if is_given]
+    if given and not trains_generator:
         raise UsageError(
-            f"the inverter {recipe.inverter.name!r} trains no generator: leave {setting('generators', None)} out."
+            f"the inverter {recipe.inverter.name!r} trains no generator: leave {setting(given[0], None)} out."
         )
     device = choose_device(recipe.device)
     update = sizes.for_large(
@@ -112,7 +115,10 @@ def build_generator(recipe: Recipe, target: Target, plugins: Plugins) -> tuple[C
     if recipe.conditioner is None:
         return None, None
     cls, options = _options(plugins, "conditioner", recipe.conditioner.name, recipe.conditioner.options)
-    conditioner: Conditioner = _made(cls, target.num_classes, target.input_shape, options)
+    classes = _conditioned(recipe, target.num_classes)
+    conditioner: Conditioner = _made(cls, len(classes), target.input_shape, options)
+    if len(classes) < target.num_classes:
+        conditioner = RequestedClasses(conditioner, classes, target.num_classes)
     if recipe.generator is None:
         return conditioner, None
     cls, options = _options(plugins, "generator", recipe.generator.name, recipe.generator.options)
@@ -120,6 +126,14 @@ def build_generator(recipe: Recipe, target: Target, plugins: Plugins) -> tuple[C
     members: list[Generator] = [_made(cls, spec, target.input_shape, options) for _ in range(recipe.generators)]
     contracts.latent_dim(members[0])
     return conditioner, members[0] if len(members) == 1 else Ensemble(members)
+
+
+def _conditioned(recipe: Recipe, num_classes: int) -> Sequence[int]:
+    """Return the classes that conditions distinguish: at least two, the least that a conditioner is for."""
+    if recipe.labels is None or recipe.conditions == "all":
+        return range(num_classes)
+    others = (label for label in range(num_classes) if label not in recipe.labels)
+    return recipe.labels if len(recipe.labels) > 1 else [*recipe.labels, next(others)]
 
 
 def without_gradient(plugins: Plugins) -> str:

@@ -17,7 +17,8 @@ class TotalVariation(InversionLoss):
 
     x are the images, (B, C, H, W) in [0, 1]; the value lies between 0 and 2. The weights w are 1; with ``edge`` above
     1 they grow from 1 in the middle to ``edge`` at the rim, as the square of the distance (the larger of both axes):
-    the object is usually in the middle, and a target that pays little attention to the rim leaves noise there.
+    the object is usually in the middle, and a target that pays little attention to the rim leaves noise there. The
+    larger an image, the less its neighbors differ; ``relative`` makes up for it.
     Source: Rudin, Osher & Fatemi 1992, anisotropic; for inversion Mahendran & Vedaldi 2015.
 
     Example:
@@ -37,6 +38,11 @@ class TotalVariation(InversionLoss):
         """Where variation is penalized most."""
 
         edge: float = Field(1.0, ge=0, le=1000, description="weight at the rim of the image; it is 1 in the middle")
+        relative: bool | None = Field(
+            None,
+            description="multiply by the longer side / 32 if that is above 1, so that a weight means the same at every "
+            "size",
+        )
 
     options: Options
 
@@ -53,7 +59,8 @@ class TotalVariation(InversionLoss):
         # The weight of a difference is the mean of its two pixels' weights, so that no corner counts for more.
         down = x.diff(dim=2).abs() * (w[1:] + w[:-1]) / 2
         across = x.diff(dim=3).abs() * (w[:, 1:] + w[:, :-1]) / 2
-        return sum((d.mean() for d in (down, across) if d.numel()), x.new_zeros(()))
+        value = sum((d.mean() for d in (down, across) if d.numel()), x.new_zeros(()))
+        return value * max(1, max(x.shape[2:]) / 32) if self.options.relative else value
 
 
 class Chroma(InversionLoss):

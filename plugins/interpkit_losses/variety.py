@@ -125,7 +125,13 @@ class Spread(InversionLoss):
     class Options(interpkit.Options):
         """How images are compared."""
 
-        pool: int = Field(4, ge=1, le=1024, description="side in pixels of the squares that are averaged")
+        pool: int | None = Field(
+            None,
+            ge=1,
+            le=1024,
+            description="side in pixels of the squares that are averaged; by default an eighth of the image's shorter "
+            "side, and at least 4",
+        )
         epsilon: float = Field(0.05, gt=0, le=1, description="how similar two images must be to count as one")
 
     options: Options
@@ -137,8 +143,8 @@ class Spread(InversionLoss):
 
     def forward(self, batch: InversionBatch) -> Tensor:
         """Return minus the mean log-determinant, a scalar."""
-        pool, epsilon = self.options.pool, self.options.epsilon
-        images = batch.images
+        images, epsilon = batch.images, self.options.epsilon
+        pool = self.options.pool or max(4, min(images.shape[2:]) // 8)
         rows, columns = (
             torch.hann_window(side + 2, periodic=False, device=images.device)[1:-1].sqrt() for side in images.shape[2:]
         )

@@ -49,6 +49,13 @@ class Robustness(InversionLoss):
             "to draw it more than once; by default gaussian, pgd and, for images, affine",
         )
         sigma: float = Field(0.5, gt=0, le=10, description="gaussian: largest standard deviation, per pixel")
+        grain: int | None = Field(
+            None,
+            ge=1,
+            le=1024,
+            description="gaussian: side in pixels of the squares of the noise, because classifiers of large images "
+            "average that of single pixels away; by default a 32nd of the image's shorter side, and at least 1",
+        )
         epsilon: float = Field(0.1, gt=0, le=1, description="linf, and pgd in that norm: largest change of a pixel")
         radius: float = Field(1.5, gt=0, description="l2, and pgd in that norm: largest L2 norm of the perturbation")
         pgd_norm: Literal["linf", "l2"] = Field("l2", description="pgd: norm of the ball that is searched")
@@ -83,8 +90,9 @@ class Robustness(InversionLoss):
 
     def _perturb(self, kind: Kind, batch: GeneratedBatch, rng: torch.Generator) -> Tensor:
         opt, images = self.options, batch.images
+        grain = (opt.grain or max(1, min(images.shape[2:]) // 32)) if images.dim() == 4 else 1
         if kind == "gaussian":
-            return perturbations.gaussian(images, opt.sigma, rng)
+            return perturbations.gaussian(images, opt.sigma, rng, grain)
         if kind == "linf":
             return perturbations.in_ball(images, opt.epsilon, "linf", rng)
         if kind == "l2":
@@ -93,7 +101,7 @@ class Robustness(InversionLoss):
             if kind == "jitter" and opt.occlusion:
                 images = perturbations.occlude(images, opt.occlusion, rng)
             moved = perturbations.affine(images, opt.degrees, opt.shift, opt.scale, rng)
-            return moved if kind == "affine" else perturbations.gaussian(moved, opt.sigma, rng)
+            return moved if kind == "affine" else perturbations.gaussian(moved, opt.sigma, rng, grain)
         bound = opt.epsilon if opt.pgd_norm == "linf" else opt.radius
         return perturbations.pgd(batch.target, images, batch.condition.labels, bound, opt.pgd_norm, opt.pgd_steps, rng)
 

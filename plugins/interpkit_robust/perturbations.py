@@ -23,14 +23,19 @@ def _per_image(values: Tensor, images: Tensor) -> Tensor:
     return values.view(-1, *(1,) * (images.dim() - 1))
 
 
-def noise(images: Tensor, rng: torch.Generator) -> Tensor:
-    """Return standard normal numbers of the images' shape."""
-    return torch.randn(images.shape, device=images.device, generator=rng)
+def noise(images: Tensor, rng: torch.Generator, grain: int = 1) -> Tensor:
+    """Return standard normal numbers of the images' shape, equal within squares of ``grain`` pixels."""
+    if grain == 1:
+        return torch.randn(images.shape, device=images.device, generator=rng)
+    height, width = images.shape[2:]
+    squares = (*images.shape[:2], -(-height // grain), -(-width // grain))
+    numbers = torch.randn(squares, device=images.device, generator=rng)
+    return F.interpolate(numbers, scale_factor=grain)[:, :, :height, :width]
 
 
-def gaussian(images: Tensor, sigma: float, rng: torch.Generator) -> Tensor:
+def gaussian(images: Tensor, sigma: float, rng: torch.Generator, grain: int = 1) -> Tensor:
     """Add Gaussian noise; its standard deviation is drawn per image, uniformly from [0, sigma]."""
-    return (images + _per_image(_uniform(images, rng, 0, sigma), images) * noise(images, rng)).clamp(0, 1)
+    return (images + _per_image(_uniform(images, rng, 0, sigma), images) * noise(images, rng, grain)).clamp(0, 1)
 
 
 def in_ball(images: Tensor, radius: float, norm: Norm, rng: torch.Generator) -> Tensor:

@@ -1,4 +1,4 @@
-"""Vector-matrix conditioning, the method of the paper, and the preset ``vecmat``.
+"""Vector-matrix conditioning, the method of the paper, and the presets ``vecmat`` and ``photo-generator``.
 
 Source: Suhail & Sethi, "Network Inversion of Convolutional Neural Nets" (student abstract). Section 2,
 "Methodology", sentence by sentence:
@@ -49,6 +49,7 @@ from interpkit_vecmat.conditioners import (
     VectorMatrixConditioner,
 )
 from interpkit_vecmat.dense import DenseGenerator
+from interpkit_vecmat.pyramid import PyramidGenerator
 from interpkit_vecmat.upconv import UpConvGenerator
 from interpkit_vecmat.warp import WarpGenerator
 
@@ -65,9 +66,33 @@ PRESET = Preset(
 )
 
 
+PHOTO_GENERATOR = Preset(
+    "photo-generator",
+    {
+        "steps": 200,
+        "batch_size": 16,
+        "classes_per_batch": 4,
+        "conditioner": {"name": "vecmat", "temperature": 0.15},  # hardly mixes the pictures of two classes
+        "generator": {"name": "pyramid"},
+        "optimizer": {"lr": 0.0005},
+        "inverter": {"name": "generator", "jitter": 0.07, "flip": True},
+        "losses": {
+            "kl": {"weight": 0.0},  # photographs are not classified softly
+            "cosine": {"weight": 0.0},  # spreads the classes apart, not the images within one
+            "statistics": {"weight": 5.0},
+            "tv": {"weight": 1.0},
+            "chroma": {"weight": 10.0},
+        },
+    },
+    "A generator of photographs, from about 64 pixels on, for some tens of classes. Apply it on top of vecmat, best "
+    "with a warm start from single images.",
+)
+
+
 @hookimpl
 def register(registry: Registration) -> None:
-    """Add the conditioners, the generators and the preset."""
+    """Add the conditioners, the generators and the presets."""
     conditioners = (VectorMatrixConditioner, VectorConditioner, MatrixConditioner, LabelConditioner)
-    for item in (*conditioners, UpConvGenerator, WarpGenerator, DenseGenerator, PRESET):
+    generators = (UpConvGenerator, WarpGenerator, PyramidGenerator, DenseGenerator)
+    for item in (*conditioners, *generators, PRESET, PHOTO_GENERATOR):
         registry.add(item)

@@ -15,6 +15,8 @@ import interpkit
 from interpkit import Condition, ConditionSpec, Generator, UsageError
 
 MAX_GROWTH = 4
+WIDTH, SIDE = 64, 32
+"""The default width, and the side of the images that it is for."""
 
 
 @dataclass(frozen=True)
@@ -83,8 +85,12 @@ class UpConvGenerator(Generator):
 
         latent: int = Field(100, ge=1, le=65536, description="length of the latent vector")
         hidden: int = Field(100, ge=1, le=65536, description="width of the linear layer that embeds the vector")
-        width: int = Field(
-            64, ge=1, le=8192, description="channels up to the size of the hot matrix; each doubling halves them"
+        width: int | None = Field(
+            None,
+            ge=1,
+            le=8192,
+            description="channels up to the size of the hot matrix, which each doubling halves; by default 64, twice "
+            "as many from 64 pixels on, and again for each further doubling of the longer side",
         )
         min_width: int = Field(32, ge=1, le=8192, description="lower bound on the channels before the image")
         dropout: float = Field(0.2, ge=0, lt=1, description="probability that a channel is dropped after each layer")
@@ -104,7 +110,7 @@ class UpConvGenerator(Generator):
                 f"the generator {self.name!r} makes images of shape (C, H, W), but the classifier's inputs are "
                 f"{input_shape}. Use the generator 'dense'."
             )
-        channels, height, width = input_shape
+        height, width = input_shape[1:]
         opt = self.options
         self.latent_dim = opt.latent
         self.grid = (max(spec.map_size, min(4, height)), max(spec.map_size, min(4, width)))
@@ -117,22 +123,30 @@ class UpConvGenerator(Generator):
 
         first = (min(4, self.grid[0]), min(4, self.grid[1]))
         growths, doublings = plan(first, self.grid)
-        wide = opt.width
+        wide = self.width = opt.width or WIDTH << max(0, int(math.log2(max(height, width) / SIDE)))
         seed = opt.latent + (opt.hidden if self.embed else 0)
         to_grid = [self._block(seed, wide, (Step(first[0], 1, 0), Step(first[1], 1, 0)))]
         to_grid += [self._block(wide, wide, step) for step in growths + doublings]
         self.to_grid = nn.Sequential(*to_grid)
 
-        growths, doublings = plan(self.grid, (height, width))
-        width_in, to_image = wide + spec.map_channels, []
-        for step in growths or ([] if doublings else [(SAME, SAME)]):
-            to_image.append(self._block(width_in, wide, step))
-            width_in = wide
-        for step in doublings:
-            wide = max(min(opt.min_width, wide), wide // 2)
-            to_image.append(self._block(width_in, wide, step))
-            width_in = wide
-        self.to_image = nn.Sequential(*to_image, nn.Conv2d(width_in, channels, 3, padding=1), nn.Sigmoid())
+        self._build_to_image(wide + spec.map_channels)
+
+    def _build_to_image(self, width_in: int) -> None:
+        """Build the layers from the grid, with so many channels there, to the image."""
+        channels, height, width = self.input_shape
+        blocks, widths = self._blocks(width_in, (height, width))
+        self.to_image = nn.Sequential(*blocks, nn.Conv2d(widths[-1], channels, 3, padding=1), nn.Sigmoid())
+
+    def _blocks(self, width_in: int, size: tuple[int, int]) -> tuple[list[nn.Module], list[int]]:
+        """Return the blocks from the grid to a size, at least one, and the channels of each."""
+        growths, doublings = plan(self.grid, size)
+        growths = growths or ([] if doublings else [(SAME, SAME)])
+        widths = [self.width] * len(growths)
+        for _ in doublings:
+            wide = widths[-1] if widths else self.width
+            widths.append(max(min(self.options.min_width, wide), wide // 2))
+        before = [width_in, *widths]
+        return [self._block(*three) for three in zip(before, widths, growths + doublings, strict=False)], widths
 
     def start_at(self, level: float) -> None:
         """Set the bias of the last layer; see `Generator.start_at`."""
@@ -159,8 +173,11 @@ class UpConvGenerator(Generator):
 
     def forward(self, latent: Tensor, condition: Condition) -> Tensor:
         """Return images; see `Generator.forward`."""
+        images: Tensor = self.to_image(self._at_grid(latent, condition))
+        return images
+
+    def _at_grid(self, latent: Tensor, condition: Condition) -> Tensor:
+        """Return the features at the grid and the condition's maps, (B, channels, *grid)."""
         x = latent if self.embed is None else torch.cat([latent, self.embed(condition.vector)], 1)
         x = self.to_grid(x[:, :, None, None])
-        x = torch.cat([x, condition.maps(*self.grid).to(x.dtype)], 1)
-        images: Tensor = self.to_image(x)
-        return images
+        return torch.cat([x, condition.maps(*self.grid).to(x.dtype)], 1)

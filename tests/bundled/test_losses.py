@@ -277,6 +277,13 @@ def test_black_and_equal_pictures_have_a_finite_gradient_of_spread(batch_of: Bat
     assert images.grad is not None and images.grad.isfinite().all()
 
 
+@pytest.mark.parametrize(("side", "pool"), [(8, 4), (32, 4), (39, 4), (64, 8), (224, 28)])
+def test_by_default_spread_averages_squares_of_an_eighth_of_the_side(side: int, pool: int, batch_of: BatchOf) -> None:
+    images = random(2, 1, side, side).detach()
+    expected = spread_of(images, [0, 0], batch_of, pool=pool)
+    assert spread_of(images, [0, 0], batch_of) == pytest.approx(expected, abs=1e-6)
+
+
 def test_spread_of_vectors_is_refused(linear_target: Callable[..., Target]) -> None:
     with pytest.raises(UsageError, match="'spread' needs images"):
         Spread(linear_target(shape=(12,)))
@@ -304,6 +311,15 @@ def test_total_variation_is_the_mean_difference_between_neighbors(
 ) -> None:
     images = torch.tensor(image).float().expand(2, 3, -1, -1)
     assert value(TotalVariation(normed_target()), images=images) == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize(("side", "factor"), [(16, 1), (32, 1), (64, 2), (112, 3.5)])
+def test_relative_total_variation_makes_up_for_the_size_of_an_image(side: int, factor: float, value: Any) -> None:
+    images = random(2, 3, side, side // 2).detach()
+    relative = TotalVariation(normed_target(), TotalVariation.Options(relative=True))
+    assert value(relative, images=images) == pytest.approx(
+        factor * value(TotalVariation(normed_target()), images=images), rel=1e-5
+    )
 
 
 def test_total_variation_of_vectors_is_refused(linear_target: Callable[..., Target]) -> None:

@@ -79,6 +79,23 @@ def test_gaussian_noise_has_a_random_strength_up_to_sigma_per_image(rng: Rng) ->
     assert strength.mean().item() == pytest.approx(0.04, abs=0.004)
 
 
+def test_coarse_noise_is_equal_within_squares_and_as_strong(rng: Rng) -> None:
+    noise = perturbations.noise(torch.zeros(40, 2, 7, 10), rng(0), grain=3)
+    assert noise.shape == (40, 2, 7, 10)
+    assert torch.equal(noise[:, :, :3, 3:6], noise[:, :, :1, 3:4].expand(-1, -1, 3, 3))
+    assert noise[:, :, ::3, ::3].std().item() == pytest.approx(1, abs=0.1)
+
+
+@pytest.mark.parametrize(("side", "grain"), [(8, 1), (48, 1), (64, 2), (224, 7)])
+def test_by_default_noise_is_of_squares_of_a_32nd_of_the_side(
+    side: int, grain: int, linear_target: MakeTarget, generated: Generated, rng: Rng
+) -> None:
+    target = linear_target(shape=(1, side, side))
+    batch = generated(target, torch.full((1, 1, side, side), 0.5), torch.tensor([0]))
+    views = Robustness(target, Robustness.Options(kinds=["gaussian"], sigma=0.1)).views(batch, rng(0))
+    assert torch.equal(views, perturbations.gaussian(batch.images, 0.1, rng(0), grain))
+
+
 @some
 @given(shape=image_shapes, sigma=st.floats(0.01, 5.0), seed=st.integers(0, 1000))
 def test_noisy_images_stay_in_range(shape: tuple[int, ...], sigma: float, seed: int) -> None:

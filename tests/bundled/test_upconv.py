@@ -17,6 +17,7 @@ from interpkit_vecmat.conditioners import (
     VectorConditioner,
     VectorMatrixConditioner,
 )
+from interpkit_vecmat.pyramid import PyramidGenerator
 from interpkit_vecmat.upconv import MAX_GROWTH, UpConvGenerator, plan_axis
 from interpkit_vecmat.warp import WarpGenerator
 from torch import Tensor, nn
@@ -58,7 +59,7 @@ def drawn(conditioner: Conditioner, generator: UpConvGenerator, batch: int, seed
     cls=st.sampled_from(CONDITIONERS),
     dropout=st.sampled_from([0.0, 0.5]),
     upsample=st.sampled_from(["transposed", "bilinear"]),
-    made_by=st.sampled_from([UpConvGenerator, WarpGenerator]),
+    made_by=st.sampled_from([UpConvGenerator, WarpGenerator, PyramidGenerator]),
 )
 def test_images_of_any_size_are_generated_and_every_parameter_learns(
     channels: int, height: int, width: int, n: int, cls: Any, dropout: float, upsample: str, made_by: Any
@@ -91,7 +92,7 @@ def test_common_image_sizes_are_generated_exactly(shape: tuple[int, int, int], n
 
 
 @upsamplings
-@pytest.mark.parametrize("cls", [UpConvGenerator, WarpGenerator], ids=lambda cls: cls.name)
+@pytest.mark.parametrize("cls", [UpConvGenerator, WarpGenerator, PyramidGenerator], ids=lambda cls: cls.name)
 @pytest.mark.parametrize("shape", [(1, 1, 5), (1, 5, 1), (1, 1, 1), (2, 3, 7)], ids=str)
 def test_single_pixel_images_are_generated_if_the_condition_has_no_maps(
     shape: tuple[int, int, int], cls: Any, upsample: str
@@ -144,6 +145,18 @@ def test_the_matrix_is_concatenated_to_the_features_at_its_own_size() -> None:
     generator(torch.zeros(3, generator.latent_dim), condition)
     assert seen[0].shape == (3, 8 + 1, 10, 10)
     assert torch.equal(seen[0][:, -1:], condition.maps(10, 10))
+
+
+@pytest.mark.parametrize(
+    ("shape", "width"),
+    [((1, 28, 28), 64), ((3, 32, 32), 64), ((3, 63, 40), 64), ((3, 64, 64), 128), ((3, 64, 224), 256)],
+)
+def test_large_images_have_more_channels_at_the_matrix_and_as_many_at_the_image(
+    shape: tuple[int, int, int], width: int
+) -> None:
+    generator = UpConvGenerator(VectorMatrixConditioner(10, shape).spec, shape)
+    assert generator.width == width
+    assert isinstance(last := generator.to_image[-2], nn.Conv2d) and last.in_channels == 32
 
 
 # -------------------------------------------------------------------------------------------- conditions
@@ -309,13 +322,88 @@ def test_an_inversion_with_warped_pictures_is_saved_and_loaded(
     assert torch.equal(again.sample(count=6)[0], inversion.sample(count=6)[0])
 
 
+# ----------------------------------------------------------------------------------- the generator of photographs
+
+
+def pictures(generator: UpConvGenerator, latent: Tensor, label: int) -> Tensor:
+    """Return images of one class, of a vector that is one-hot, so that they depend on the latents alone."""
+    vector = torch.eye(3)[[label] * len(latent)]
+    made: Tensor = generator.eval()(latent, Condition(vector.argmax(1), vector, vector))
+    return made.detach()
+
+
+def test_the_first_latents_choose_among_the_learned_pictures_of_a_class(rng: Rng) -> None:
+    generator = small(ConditionSpec(3), (1, 16, 16), PyramidGenerator, modes=2)
+    assert isinstance(generator, PyramidGenerator) and generator.memory.in_features == 6  # of three classes
+    first, second = torch.zeros(2, 1, 6)
+    first[0, 0], second[0, 1] = 3.0, 3.0
+    for layer in (generator.memory, *generator.pictures):
+        before = [pictures(generator, z, label) for label in (0, 1) for z in (first, second)]
+        layer.weight.data[:, 3] += 0.1  # the second of the second class
+        after = [pictures(generator, z, label) for label in (0, 1) for z in (first, second)]
+        changes = [float((a - b).abs().max()) for a, b in zip(after, before, strict=True)]
+        assert changes[3] > 1e-4 and max(changes[:3]) < changes[3] / 100
+
+
+def test_a_coarse_layer_reaches_the_image_past_the_finer_ones() -> None:
+    generator = small(ConditionSpec(3), (1, 32, 32), PyramidGenerator)
+    assert isinstance(generator, PyramidGenerator) and len(generator.coarse) == len(generator.blocks) - 1
+    before = pictures(generator, torch.zeros(1, 6), 0)
+    first = generator.coarse[0]
+    assert isinstance(first, nn.Conv2d) and first.bias is not None
+    first.bias.data += 1.0
+    change = pictures(generator, torch.zeros(1, 6), 0).logit() - before.logit()
+    assert torch.allclose(change, torch.ones(1, 1, 32, 32), atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("shape", "sizes"),
+    [
+        ((3, 224, 224), [(7, 7), (14, 14), (28, 28), (56, 56), (112, 112)]),
+        ((1, 30, 100), [(8, 25), (15, 50)]),
+        ((1, 3, 2), [(3, 2)]),
+    ],
+    ids=str,
+)
+def test_learned_pictures_have_every_size_from_half_the_image_down_to_eight_pixels(
+    shape: tuple[int, int, int], sizes: list[tuple[int, int]]
+) -> None:
+    assert small(ConditionSpec(3), shape, PyramidGenerator).sizes == sizes
+
+
+@pytest.mark.parametrize("shape", [(1, 12, 12), (3, 11, 14)], ids=str)
+def test_pyramids_start_at_a_gray_of_any_brightness(shape: tuple[int, int, int]) -> None:
+    generator = small(ConditionSpec(3), shape, PyramidGenerator)
+    assert isinstance(generator, PyramidGenerator)
+    generator.start_at(0.2)
+    for layer in (generator.finest, *generator.pictures):
+        nn.init.zeros_(layer.weight)
+    assert torch.allclose(pictures(generator, torch.zeros(1, 6), 1), torch.tensor(0.2), atol=1e-5)
+
+
+def test_the_preset_for_photographs_trains_a_pyramid_over_the_papers_recipe(
+    tmp_path: Path, tiny_model: Path, quick: Callable[..., dict[str, Any]]
+) -> None:
+    settings_ = quick(steps=2) | {"plugins": [], "presets": ["vecmat", "photo-generator"]}
+    settings_["options"] = {"pyramid.width": 8, "pyramid.latent": 8, "pyramid.modes": 2}
+    inversion = interpkit.invert(tiny_model, out=tmp_path, **settings_)
+    assert set(inversion.history[-1].terms) == {"ce", "statistics", "tv", "chroma"}
+    assert isinstance(inversion, interpkit.GeneratorInversion) and isinstance(inversion.generator, PyramidGenerator)
+    assert torch.equal(interpkit.load_inversion(tmp_path).sample(count=6)[0], inversion.sample(count=6)[0])
+
+
 # ------------------------------------------------------------------------------------------------ refusals
 
 
 def test_a_classifier_of_vectors_is_refused() -> None:
-    for cls in (UpConvGenerator, WarpGenerator):
+    for cls in (UpConvGenerator, WarpGenerator, PyramidGenerator):
         with pytest.raises(UsageError, match=f"'{cls.name}' makes images .*'dense'"):
             cls(ConditionSpec(10), (20,))
+
+
+def test_more_learned_pictures_than_memory_holds_are_refused() -> None:
+    with pytest.raises(UsageError, match=r"8 pictures of each class, .* 8,000 of 50,127 values"):
+        PyramidGenerator(ConditionSpec(1000, 1, 16), (3, 224, 224))
 
 
 def test_maps_larger_than_the_image_are_refused() -> None:
@@ -346,7 +434,7 @@ def test_maps_larger_than_the_image_are_refused() -> None:
     ids=str,
 )
 def test_options_out_of_range_are_refused(options: dict[str, Any]) -> None:
-    for cls in (UpConvGenerator, WarpGenerator):
+    for cls in (UpConvGenerator, WarpGenerator, PyramidGenerator):
         with pytest.raises(pydantic.ValidationError, match=next(iter(options))):
             cls.Options(**options)
 

@@ -167,7 +167,9 @@ def test_a_term_of_weight_zero_is_not_built(tiny_target: interpkit.Target, quick
 def test_a_resolved_recipe_holds_every_default(tiny_model: Path) -> None:
     recipe = prepare(tiny_model, ["vecmat"]).recipe
     assert recipe.device != "auto" and recipe.precision in ("fp32", "bf16")
-    assert recipe.generator is not None and {"latent", "hidden", "width", "dropout"} <= recipe.generator.options.keys()
+    assert (
+        recipe.generator is not None and {"latent", "hidden", "min_width", "dropout"} <= recipe.generator.options.keys()
+    )
     assert recipe.target.arch == "interpkit:cnn"
     assert recipe.target.path == str(tiny_model)
 

@@ -1,7 +1,8 @@
-"""A generator is fitted to single images first, if the target has no gradient at gray."""
+"""A generator is fitted to single images first: if the target has no gradient at gray, or to those of another run."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 import interpkit
-from interpkit import GeneratorInversion, Target
+from interpkit import GeneratorInversion, ImageInversion, RunError, Target, UsageError
+from interpkit.api.invert import prepare
 from interpkit.inversion import fitted_start
 
 SETTINGS: dict[str, Any] = {
@@ -65,3 +67,92 @@ def test_it_fits_some_classes_several_generators_and_small_batches(bands: Target
 def test_a_target_with_a_gradient_at_gray_is_not_fitted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("interpkit.inversion.loop.fit_start", pytest.fail)
     interpkit.invert(interpkit.wrap(nn.Sequential(nn.Flatten(), nn.Linear(36, 3)), (1, 6, 6)), **SETTINGS)
+
+
+# ------------------------------------------------------------------------------------- the images of another run
+
+
+@pytest.fixture
+def stripes(tmp_path: Path) -> tuple[Target, Path]:
+    """Return a target, and a run of two pictures of each of its classes 0 and 2."""
+    target = interpkit.wrap(nn.Sequential(nn.Flatten(), nn.Linear(36, 3)), (1, 6, 6))
+    made = interpkit.invert(target, inverter="pixels", steps=1, labels=[0, 2], options={"pixels.per_class": 2})
+    pictures = torch.full((4, 1, 6, 6), 0.1)
+    for number in range(4):
+        pictures[number, 0, number] = 0.9
+    labels = torch.tensor([0, 2, 0, 2])
+    ImageInversion(target, made.recipe, made.history, pictures, labels).save(tmp_path / "pictures")
+    return target, tmp_path / "pictures"
+
+
+def warm(target: Target, run: Path, steps: int = 400, **changes: Any) -> interpkit.Inversion:
+    options = SETTINGS["options"] | {"warm_start.steps": steps, "upconv.dropout": 0.0, "sampling.dropout": False}
+    settings = SETTINGS | {"labels": [0, 2], "options": options, "losses": {"ce": 1e-6, "kl": 0, "cosine": 0}}
+    return interpkit.invert(target, warm_start=run, **(settings | changes))
+
+
+def test_a_generator_begins_with_the_images_of_another_run(stripes: tuple[Target, Path]) -> None:
+    target, run = stripes
+    (pictures, _), (images, labels) = interpkit.load_inversion(run, target=target).sample(2), warm(*stripes).sample(20)
+    for label in (0, 2):
+        of_class = pictures[:2] if label == 0 else pictures[2:]
+        distances = torch.cdist(images[labels == label].flatten(1), of_class.flatten(1))
+        assert distances.amin(1).median() < 1.0  # the two pictures are 1.6 apart
+        assert set(distances.argmin(1).tolist()) == {0, 1}  # some samples are of either
+    assert target.num_classes == 3
+
+
+@pytest.mark.parametrize("modes", [2, 5])
+def test_a_generator_with_modes_learns_the_images_in_turn(stripes: tuple[Target, Path], modes: int) -> None:
+    options = {"pyramid.modes": modes, "pyramid.width": 8, "pyramid.dropout": 0.0, "warm_start.steps": 100}
+    settings = SETTINGS | {"labels": [0, 2], "options": options | {"sampling.dropout": False, "optimizer.lr": 0.005}}
+    inversion = interpkit.invert(stripes[0], **settings, generator="pyramid", warm_start=stripes[1])
+    assert isinstance(inversion, GeneratorInversion)
+    (pictures, _) = interpkit.load_inversion(stripes[1], target=stripes[0]).sample(2)
+    condition = inversion.conditioner.sample(modes, labels=torch.zeros(modes, dtype=torch.int64))
+    with torch.no_grad():
+        images = inversion.generator.eval()(3 * torch.eye(modes, inversion.generator.latent_dim), condition)
+    distances = torch.cdist(images.flatten(1), pictures.flatten(1))
+    assert distances.argmin(1).tolist() == [mode % 2 for mode in range(modes)]
+
+
+def test_the_target_does_not_run_during_the_fit(stripes: tuple[Target, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    target, run = stripes
+    seen: list[int] = []
+    target.register_forward_hook(lambda *_: seen.append(1))
+    counts = []
+    for steps in (1, 30):
+        seen.clear()
+        warm(target, run, steps)
+        counts.append(len(seen))
+    assert counts[0] == counts[1]
+
+
+def test_a_class_without_images_is_refused_before_anything_is_written(
+    stripes: tuple[Target, Path], tmp_path: Path
+) -> None:
+    with pytest.raises(RunError, match=r"no images of 1 of the 3 classes to invert, 1 \(.*labels=\[0, 2\]"):
+        warm(*stripes, labels=None, out=tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_folder_without_a_run_and_images_of_another_size_are_refused(
+    stripes: tuple[Target, Path], tmp_path: Path
+) -> None:
+    with pytest.raises(RunError, match="not a run folder"):
+        warm(stripes[0], tmp_path / "nothing")
+    larger = interpkit.wrap(nn.Sequential(nn.Flatten(), nn.Linear(64, 3)), (1, 8, 8))
+    with pytest.raises(RunError, match=r"\(1, 6, 6\)"):
+        warm(larger, stripes[1])
+
+
+def test_an_inverter_that_trains_no_generator_has_nothing_to_start(stripes: tuple[Target, Path]) -> None:
+    with pytest.raises(UsageError, match=r"'pixels' trains no generator: leave warm_start out"):
+        interpkit.invert(stripes[0], inverter="pixels", steps=1, warm_start=stripes[1])
+
+
+def test_a_fit_ends_when_asked_to_stop(stripes: tuple[Target, Path]) -> None:
+    job = prepare(stripes[0], warm_start=stripes[1], **(SETTINGS | {"labels": [0, 2]}))
+    job.request_stop()
+    with pytest.raises(KeyboardInterrupt):
+        job.run()

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 import interpkit
 from interpkit import GeneratedBatch, InversionBatch, InversionLoss, RunError, UsageError
 from interpkit.api.invert import prepare
+from interpkit.inversion.loop import moved
 from interpkit.inversion.objective import Objective, falling, set_learning_rate
 
 Add = Callable[..., None]
@@ -282,6 +283,41 @@ def test_only_the_requested_classes_are_trained(
     assert {label for batch in Viewer.seen for label in batch.condition.labels.tolist()} == {0, 2}
     assert inversion.classes == [2, 0]
     assert inversion.sample(per_class=1)[1].tolist() == [2, 0]
+
+
+@pytest.mark.parametrize(("labels", "classes"), [(None, {0, 1, 2}), ([2, 0], {0, 2})])
+def test_a_batch_has_as_many_classes_as_asked_for(
+    add_plugin: Add, tiny_target: interpkit.Target, quick: Quick, labels: list[int] | None, classes: set[int]
+) -> None:
+    add_plugin(Viewer)
+    Viewer.seen.clear()
+    interpkit.invert(tiny_target, **quick(steps=20, labels=labels, losses={"viewer": 1.0}, classes_per_batch=1))
+    batches = [set(batch.condition.labels.tolist()) for batch in Viewer.seen]
+    assert {len(batch) for batch in batches} == {1} and set.union(*batches) == classes
+
+
+def test_the_terms_see_moved_images_and_the_gradient_is_that_of_the_generators(
+    add_plugin: Add, tiny_target: interpkit.Target, quick: Quick, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add_plugin(Viewer)
+    Viewer.seen.clear()
+    made: list[Tensor] = []
+    monkeypatch.setattr("interpkit.inversion.loop.moved", lambda images, *_: made.append(images) or images.flip(3))
+    interpkit.invert(tiny_target, **quick(steps=1, losses={"viewer": 1.0}, options={"inverter.flip": True}))
+    assert torch.equal(Viewer.seen[0].images, made[0].flip(3)) and made[0].requires_grad
+
+
+def test_moved_images_are_shifted_by_at_most_a_share_of_each_side_and_mirrored_half_of_the_time() -> None:
+    images = torch.arange(200.0).view(1, 1, 10, 20)
+    rng = torch.Generator().manual_seed(0)
+    places = set()
+    for _ in range(300):
+        found = int((moved(images, 0.1, False, rng) == 0).flatten().nonzero())
+        places.add(((found // 20 + 5) % 10 - 5, (found % 20 + 10) % 20 - 10))
+    assert places == {(down, across) for down in range(-1, 2) for across in range(-2, 3)}
+    flips = [torch.equal(moved(images, 0.0, True, rng), images.flip(3)) for _ in range(100)]
+    assert 30 < sum(flips) < 70
+    assert moved(images, 0.0, False, rng) is images
 
 
 class Exploding(InversionLoss):
