@@ -1,10 +1,10 @@
 """Compares recipes for photographs on a classifier of ImageNet, by what a sister network makes of the images.
 
-    python -m benchmarks.photographs --model lite0.safetensors --judge lite1.safetensors --work DIR [--only NAME]
+    python -m benchmarks.photographs --model lite0.safetensors --evaluator lite1.safetensors --work DIR [--only NAME]
 
 By default, one image of each of 20 classes spread over ImageNet (number 25, 75, ...). It prints a row per recipe:
-the shares of images in which the classifier and the judge see the requested class (the judge also after a blur of one
-pixel at 224 px), and the CPU seconds per image and peak memory of the run. Finished runs in --work are not repeated.
+the shares of images in which the classifier and an evaluator see the requested class (the evaluator also after a blur of
+one pixel at 224 px), and the CPU seconds per image and peak memory of the run. Finished runs in --work are not repeated.
 """
 
 from __future__ import annotations
@@ -59,12 +59,12 @@ def measure(recipe: str, out: Path, given: argparse.Namespace) -> dict[str, Any]
         return dict(json.loads(kept.read_text()))
     asked = ["--labels", given.labels, "--per-class", given.per_class, "--seed", given.seed]
     _, seconds, peak = interpkit("invert", given.model, *recipe.split(), *asked, "--out", out, "--force")
-    metrics, _, _ = interpkit("evaluate", out, "--evaluator", given.judge, "--metric", "agreement")
-    (judge,) = metrics["evaluators"]
+    metrics, _, _ = interpkit("evaluate", out, "--evaluator", given.evaluator, "--metric", "agreement")
+    (row,) = metrics["evaluators"]
     found = {
         "accuracy": metrics["inversion_accuracy"],
-        "agreement": judge["agreement"],
-        "blurred": judge["blurred_agreement"],
+        "agreement": row["agreement"],
+        "blurred": row["blurred_agreement"],
         "seconds": seconds / metrics["count"],
         "gigabytes": peak / 1e9,
     }
@@ -76,14 +76,14 @@ def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, required=True)
-    parser.add_argument("--judge", type=Path, required=True)
+    parser.add_argument("--evaluator", type=Path, required=True)
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--labels", default=LABELS)
     parser.add_argument("--per-class", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", help="only the recipes whose name contains this")
     given = parser.parse_args()
-    print("| recipe | accuracy | judge | judge, blurred | CPU s an image | peak GB |\n|---|---|---|---|---|---|")
+    print("| recipe | accuracy | agreement | blurred | CPU s an image | peak GB |\n|---|---|---|---|---|---|")
     for number, (name, recipe) in enumerate(RECIPES.items()):
         if given.only is None or given.only in name:
             found = measure(recipe, given.work / f"{number}-{given.per_class}-{given.seed}", given)

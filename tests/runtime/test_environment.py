@@ -151,7 +151,9 @@ def test_a_run_resumed_on_another_machine_warns_and_records_both(
     plugins = {name: plugin | {"version": "0.0.1"} for name, plugin in recorded["plugins"].items()}
     rewrite(run_copy, threads=63, plugins=plugins)
     interpkit.invert(tiny_model, out=run_copy, resume=True, steps=14)
-    (line,) = [record.getMessage() for record in caplog.records if "computed under other conditions" in record.getMessage()]
+    (line,) = [
+        record.getMessage() for record in caplog.records if "computed under other conditions" in record.getMessage()
+    ]
     assert "threads 63 -> 1" in line and "\n" not in line
     assert "plugin vecmat '0.0.1' ->" in line and "plugin captum" not in line  # only of plugins that are used
     facts = Run.open(run_copy).manifest().to_dict()
