@@ -2,9 +2,9 @@
 
     python -m benchmarks.photographs --model lite0.safetensors --evaluator lite1.safetensors --work DIR [--only NAME]
 
-By default, one image of each of 20 classes spread over ImageNet (number 25, 75, ...). It prints a row per recipe:
-the shares of images in which the classifier and an evaluator see the requested class (the evaluator also after a blur of
-one pixel at 224 px), and the CPU seconds per image and peak memory of the run. Finished runs in --work are not repeated.
+By default, one image of each of 20 classes spread over ImageNet (number 25, 75, ...). It prints a row per recipe: in
+which share of the images the classifier and an evaluator see the requested class, the evaluator also after a blur of
+one pixel at 224 px, and the CPU seconds per image and peak memory of the run. Runs in --work are not repeated.
 """
 
 from __future__ import annotations

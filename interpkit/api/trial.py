@@ -281,7 +281,7 @@ class FirstSteps:
         device = torch.device(self._recipe.device)
         if device.type == "cuda":
             torch.cuda.synchronize(device)
-        if self._first is None:
+        if self._first is None or step <= self._first[0]:  # a run that diverges goes back
             self._first = step, self._clock()
             return
         before, at = self._first

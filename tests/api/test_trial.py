@@ -199,6 +199,15 @@ def test_a_run_without_a_trial_is_estimated_by_its_first_two_steps_if_it_is_long
     assert not lines or "the rest of the run takes about 100 s on cpu" in caplog.text
 
 
+def test_a_run_that_goes_back_is_estimated_by_the_steps_after_it(caplog: pytest.LogCaptureFixture) -> None:
+    now = iter([10.0, 50.0, 51.0])
+    first = trial.FirstSteps(Recipe(device="cpu", steps=102), ["steps=34"], clock=lambda: next(now))
+    with caplog.at_level(logging.INFO, "interpkit"):
+        for step in (1, 1, 2):
+            first.step_done(step)
+    assert "the rest of the run takes about 100 s on cpu" in caplog.text
+
+
 def test_an_estimate_is_logged_before_the_first_step(target: Target, caplog: pytest.LogCaptureFixture) -> None:
     logged: list[int] = []
     with caplog.at_level(logging.INFO, "interpkit"):
