@@ -590,6 +590,25 @@ def test_adaptive_pooling_to_any_size_is_packed(size: Any, tmp_path: Path) -> No
     assert F.adaptive_avg_pool2d is pool
 
 
+class Rounded(nn.Module):
+    """A network that magnifies what rounding leaves of a flat image, in eager mode otherwise than in a graph."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(12, 3)
+
+    def forward(self, images: Tensor) -> Tensor:
+        flat = images.flatten(1)
+        spread = (flat - flat.mean(1, keepdim=True)).std(1, keepdim=True)
+        eps = 1e-7 if torch.onnx.is_in_onnx_export() else 1e-9
+        first = torch.tensor([1.0, 0.0, 0.0])
+        return self.linear((flat - 0.5) / (spread + 0.1)) + 5 * first * eps / (spread + eps)
+
+
+def test_a_network_that_is_all_rounding_on_flat_images_is_packed(tmp_path: Path) -> None:
+    assert pack_target(wrap(seeded(Rounded), (3, 2, 2)), tmp_path / "packed.safetensors").exists()
+
+
 def test_a_packed_network_accepts_images_of_other_sizes_if_it_did_before(tmp_path: Path) -> None:
     module = seeded(lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)))
     packed, larger = assert_packs(wrap(module, (3, 9, 7)), tmp_path), torch.rand(2, 3, 18, 15)
