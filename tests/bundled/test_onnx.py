@@ -602,11 +602,23 @@ class Rounded(nn.Module):
         spread = (flat - flat.mean(1, keepdim=True)).std(1, keepdim=True)
         eps = 1e-7 if torch.onnx.is_in_onnx_export() else 1e-9
         first = torch.tensor([1.0, 0.0, 0.0])
-        return self.linear((flat - 0.5) / (spread + 0.1)) + 5 * first * eps / (spread + eps)
+        return self.linear((flat - 0.5) / (spread + 0.1)) + 5 * first * ((spread + eps) / 1e-7).clamp(max=1)
 
 
 def test_a_network_that_is_all_rounding_on_flat_images_is_packed(tmp_path: Path) -> None:
     assert pack_target(wrap(seeded(Rounded), (3, 2, 2)), tmp_path / "packed.safetensors").exists()
+
+
+class Clamped(nn.Module):
+    """A network that limits its activations on one side, and on the other."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        flat = images.flatten(1)[:, :4]
+        return flat.clamp(max=0.6) - 2 * flat.flip(1).clamp(min=0.3)
+
+
+def test_a_network_that_limits_one_side_is_packed(tmp_path: Path) -> None:
+    assert_packs(wrap(Clamped(), (1, 3, 3)), tmp_path)
 
 
 def test_a_packed_network_accepts_images_of_other_sizes_if_it_did_before(tmp_path: Path) -> None:
