@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from interpkit.errors import RunError, command, setting
+from interpkit.errors import RunError, command, listed, setting
 from interpkit.evaluation import scoring
 from interpkit.evaluation.metrics import every_run
 from interpkit.evaluation.statistics import still_rising
@@ -54,8 +54,10 @@ def finish(run: Run, inversion: Inversion, on_samples: Callable[[int, int], None
     write_atomically(run / "history.jsonl", "".join(rows))
     if inversion.empty or run.manifest().empty:
         run.note(empty=_empty(inversion))
-    for label, reason in inversion.empty.items():
-        log.warning("class %d (%s) is empty: %s", label, target.class_names[label], reason)
+    for reason in dict.fromkeys(inversion.empty.values()):
+        named = [f"{k} ({target.class_names[k]})" for k, why in inversion.empty.items() if why == reason]
+        what = f"class {named[0]} is" if len(named) == 1 else f"classes {listed(named)} are"
+        log.warning("%s empty: %s", what, reason)
     if not inversion.classes:
         raise RunError(f"{recipe.inverter.name} found no image of any class; {run.folder} says why of each.")
     run.note(steps_done=inversion.steps_done)
