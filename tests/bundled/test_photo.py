@@ -178,16 +178,6 @@ def test_groups_follow_each_other_and_a_resumed_run_is_the_run_that_was_never_st
         prepare(target, resume_from=tmp_path, steps=12).run(out=tmp_path, resume=True)
 
 
-def test_classes_that_were_not_begun_are_named_in_one_line(
-    target: Target, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    job = prepare(target, inverter="photo", per_class=1, steps=10, batch_size=1, **ON_CPU)
-    stopped = job.run(out=tmp_path, on_step=lambda step: job.request_stop())
-    assert len(stopped.empty) == 2
-    first, second = (f"{label} ({target.class_names[label]})" for label in stopped.empty)
-    assert f"classes {first}, {second} are empty: the run was stopped before its images were begun" in caplog.messages
-
-
 def test_one_group_can_go_on(target: Target, tmp_path: Path) -> None:
     invert(target, steps=4, out=tmp_path)
     assert prepare(target, resume_from=tmp_path, steps=6).run(out=tmp_path, resume=True).steps_done == 6
