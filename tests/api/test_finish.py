@@ -35,7 +35,7 @@ def test_classes_that_are_empty_for_one_reason_are_named_in_one_line(
 ) -> None:
     target = interpkit.wrap(torch.nn.Linear(2, 4), (2,), class_names=["a", "b", "c", "d"])
     empty = {0: "stopped", 2: "no input reaches it", 3: "stopped"}
-    images, labels = torch.tensor([[0.5, 0.5]]), torch.tensor([1])
-    interpkit.ImageInversion(target, interpkit.Recipe(), [], images, labels, empty=empty).save(tmp_path / "run")
+    recipe, images, labels = interpkit.Recipe(device="cpu"), torch.tensor([[0.5, 0.5]]), torch.tensor([1])
+    interpkit.ImageInversion(target, recipe, [], images, labels, empty=empty).save(tmp_path / "run")
     said = [message for message in caplog.messages if "empty" in message]
     assert said == ["classes 0 (a), 3 (d) are empty: stopped", "class 2 (c) is empty: no input reaches it"]
