@@ -22,7 +22,7 @@ def random_view(images: Spectrum, size: tuple[int, ...], options: Photo.Options,
     """Return a view of each image, (B, C, *size); scale, mirroring, shift and blur are the same for all of a batch.
 
     A zoomed view is a crop of the images rendered larger, so it has as many pixels as any other and is never
-    interpolated. It may leave [0, 1] where ``options.color`` is above 0.
+    interpolated.
     """
 
     def uniform() -> float:
@@ -46,7 +46,7 @@ def random_view(images: Spectrum, size: tuple[int, ...], options: Photo.Options,
             options.color * (2 * torch.rand(len(view), n, 1, 1, device=rng.device, generator=rng) - 1)
             for n in (1, view.shape[1])
         )
-        view = (view - 0.5) * (1 + contrast) + 0.5 + tint / 2
+        view = ((view - 0.5) * (1 + contrast) + 0.5 + tint / 2).clamp(0, 1)
     if options.blur and uniform() < 0.5:
         sigma = options.blur * uniform() * rendered.shape[2] / REFERENCE
         if sigma > 0.1:

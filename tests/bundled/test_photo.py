@@ -120,6 +120,11 @@ def test_each_option_changes_the_views(rng: Rng, options: dict[str, Any], change
     assert sum(changed) / 40 == pytest.approx(changes, abs=0.25)
 
 
+def test_shifted_colors_stay_in_range(target: Target) -> None:
+    options = {"photo.color": 1.0, "photo.spread": 3.0}
+    assert invert(target, steps=4, options=options).images.shape == (6, 3, 64, 80)
+
+
 # ----------------------------------------------------------------------------------------------- a run
 
 
