@@ -411,7 +411,8 @@ class Job:
         def count(device: str) -> int:
             with global_seed(0, torch.device("cpu")), torch.device(device):
                 parts = assembly.build_generator(self.recipe, self.target, self.plugins)
-            return disk_space.at_most(self.recipe, self.target, *parts)
+            inverter = self.plugins.component("inverter", self.recipe.inverter.name)
+            return disk_space.at_most(self.recipe, self.target, *parts, in_groups=inverter.in_groups)
 
         try:
             return count("meta")

@@ -28,6 +28,9 @@ class Inverter(Component, ABC):
     """The parts that a recipe must specify, from ``conditioner``, ``generator`` and ``loss``."""
     needs_gradient: ClassVar[bool] = True
     """Whether it uses gradients of the target's logits with respect to images; see `Target.no_gradient`."""
+    in_groups: ClassVar[bool] = False
+    """Whether it finishes its images in groups of at most the recipe's ``batch_size`` and its checkpoints keep only the
+    present group in full; then less disk space is reserved for a run."""
 
     def __init__(self, options: Options | None = None) -> None:
         self.options = self.Options() if options is None else options

@@ -75,6 +75,7 @@ class Photo(Inverter):
 
     name = "photo"
     needs = ("loss",)
+    in_groups = True
 
     class Options(interpkit.Options):
         """How many images, how they are parametrised, and in which views the target sees them."""

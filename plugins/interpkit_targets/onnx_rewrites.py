@@ -50,7 +50,7 @@ def rewrite(graph: Any, image: Sequence[int], *, any_batch: bool = False) -> Any
             del node.input[-1]
         if node.op_type == "Clip" and len(node.input) == 3 and not node.input[1]:  # the converter looks for a minimum
             node.input[1] = f"(lowest {number})"
-            model.graph.initializer.append(onnx.numpy_helper.from_array(np.float32(-np.inf), node.input[1]))
+            model.graph.initializer.append(onnx.numpy_helper.from_array(np.array(-np.inf, np.float32), node.input[1]))
         # The converter takes an input that is left out for an output that is.
         node.output[:] = [name or f"(unused {number}.{i})" for i, name in enumerate(node.output)]
     lift_constants(model)

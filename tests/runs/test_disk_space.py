@@ -36,8 +36,9 @@ def taken(folder: Path) -> int:
         {"generators": 2},
         {"labels": [1]},
         {"plugins": [], "inverter": "pixels", "losses": {"ce": 1.0}, "options": {}, "checkpoint_every": 3},
+        {"plugins": [], "inverter": "photo", "options": {}, "checkpoint_every": 3, "batch_size": 4, "per_class": 6},
     ],
-    ids=["plain", "long", "two generators", "one class", "without a generator"],
+    ids=["plain", "long", "two generators", "one class", "without a generator", "in groups"],
 )
 def test_a_run_never_uses_more_than_estimated(
     tiny_model: Path, quick: Quick, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]
@@ -57,6 +58,12 @@ def test_a_run_never_uses_more_than_estimated(
     job = prepare(tiny_model, settings.pop("plugins"), **settings)
     job.run(out=tmp_path / "run")
     assert 0 < taken(tmp_path / "run") <= most <= job.disk_bytes
+
+
+def test_the_state_of_one_group_is_counted_if_images_are_finished_in_groups(tiny_target: Any) -> None:
+    one, many = (prepare(tiny_target, inverter="photo", per_class=n, batch_size=10).disk_bytes for n in (3, 300))
+    pixels = 900 * 12 * 12
+    assert many - one < 5 * pixels  # two checkpoints of 8 bits, and the samples; the state of a pixel has 36 bytes
 
 
 def test_checkpoints_dominate_the_estimate_of_a_large_generator(tiny_target: Any, quick: Quick) -> None:
