@@ -125,4 +125,4 @@ class Parts:
     conditioner: Conditioner | None = None
     generator: Generator | None = None
     losses: Mapping[str, tuple[float, InversionLoss]] = field(default_factory=dict)
-    start: tuple[Tensor, Tensor] | None = None
+    start: Sequence[Tensor] | None = None

@@ -92,7 +92,8 @@ class GeneratorInverter(Inverter):
             if level is not None:
                 fit_start(target, conditioner, generator, recipe, level)
             if parts.start is not None:
-                fit_images(conditioner, generator, recipe, *parts.start, recorder)
+                images, labels = parts.start
+                fit_images(conditioner, generator, recipe, images, labels, recorder)
         run.keep_good_state()
         recorder.note(folded=objective.fuse_batchnorm())
         # The images of a micro-batch, or of one process, have to outlive the next replay of a CUDA graph.
