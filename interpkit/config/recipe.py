@@ -405,7 +405,7 @@ def _without_none(value: Any) -> Any:
 
 @dataclass(eq=False)
 class Preset:
-    """A named recipe fragment that users apply to a run with ``--preset NAME``.
+    """A named recipe fragment, which users apply to a run by its name.
 
     Args:
         name: what the user types.

@@ -73,10 +73,7 @@ def left_out(classes: list[int]) -> str:
         return ""
     gaps = following[-1] - following[0] >= len(following)
     labels = ",".join(map(str, following[:3])) + ",…" if gaps else f"{following[0]}-{following[-1]}"
-    return (
-        f"the first {MAX_ROWS} of {len(classes):,} classes; the next ones: interpkit sample RUN --labels {labels} "
-        f"--png FILE"
-    )
+    return f"the first {MAX_ROWS} of {len(classes):,} classes; sample the run for a grid of others, e.g. {labels}"
 
 
 def save_images(images: Tensor, labels: Tensor, class_names: list[str], folder: Path) -> None:

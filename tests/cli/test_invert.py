@@ -744,7 +744,7 @@ def test_plugins_list_json_has_the_schema_of_the_contract(plugins: Plugins) -> N
     rows = {row["name"]: row for row in json.loads(result.stdout)}
     assert all(set(row) == {"name", "version", "provides", "status", "error"} for row in rows.values())
     assert rows["vecmat"]["status"] == "ok" and rows["vecmat"]["error"] is None
-    assert rows["vecmat"]["provides"]["generator"] == ["upconv", "warp", "dense"]
+    assert rows["vecmat"]["provides"]["generator"] == ["upconv", "warp", "pyramid", "dense"]
     assert rows["mine"] == {
         "name": "mine",
         "version": "1.2",
