@@ -62,8 +62,8 @@ def test_a_grid_of_many_classes_says_how_to_draw_the_next_ones() -> None:
     assert left_out(list(range(50))) == ""
     told = "the first 50 of 1,000 classes; sample the run for a grid of others, e.g. 50-99"
     assert left_out(list(range(1000))) == told
-    assert "51 classes" in left_out(list(range(51))) and "--labels 50-50 " in left_out(list(range(51)))
-    assert "--labels 100,102,104,…" in left_out(list(range(0, 400, 2)))
+    assert "51 classes" in left_out(list(range(51))) and "e.g. 50-50" in left_out(list(range(51)))
+    assert "e.g. 100,102,104,…" in left_out(list(range(0, 400, 2)))
     all_, first = (grid(*gray(classes, 1, 8)) for classes in (50, 51))
     assert first.height == all_.height + 24
 
