@@ -66,7 +66,7 @@ def rows(tensor: Tensor, count: int) -> Tensor | None:
     if not tensor.is_floating_point():
         return None
     if tensor.dim() == 1:
-        tensor = tensor[None] if count == 1 and len(tensor) != 1 else tensor[:, None]
+        tensor = tensor[None] if count == 1 and len(tensor) != 1 else tensor.reshape(-1, 1)  # in a graph, () as well
     elif tensor.dim() > 2 and tensor.shape[:2] == (1, count):
         tensor = tensor[0]
     if tensor.dim() > 2 and sum(size != 1 for size in tensor.shape[1:]) <= 1:
