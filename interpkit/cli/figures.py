@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from interpkit.evaluation.flatten import Figure, flattened
@@ -27,6 +27,14 @@ def table_of_all(metrics: Mapping[str, Any]) -> Table:
     return table
 
 
+def class_titles(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the names of the classes of rows, with the number where several have the same name."""
+    names = [str(row["name"]) for row in rows]
+    return [
+        name if names.count(name) == 1 else f"{name} ({row['label']})" for name, row in zip(names, rows, strict=True)
+    ]
+
+
 def table_of_classes(metrics: Mapping[str, Any]) -> Table | None:
     """Return a table of the most telling figures with one row per class; None for many classes."""
     from rich.table import Table
@@ -43,8 +51,8 @@ def table_of_classes(metrics: Mapping[str, Any]) -> Table | None:
     table.columns[0].no_wrap = True
     for column in table.columns[1:]:
         column.justify, column.overflow = "right", "fold"
-    for row, figures in zip(rows, flat, strict=True):
-        table.add_row(str(row["name"]), *(_short(figures.get(name)) for name in shown.values()))
+    for title, figures in zip(class_titles(rows), flat, strict=True):
+        table.add_row(title, *(_short(figures.get(name)) for name in shown.values()))
     return table
 
 

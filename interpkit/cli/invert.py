@@ -333,6 +333,7 @@ def _print_profile(profile: dict[str, Any]) -> None:
 def _print_result(folder: Path, as_json: bool, metrics: dict[str, Any] | None = None) -> None:
     from rich.table import Table
 
+    from interpkit.cli.figures import class_titles
     from interpkit.evaluation import warnings
     from interpkit.runs.folder import FILES, Run
 
@@ -348,6 +349,7 @@ def _print_result(folder: Path, as_json: bool, metrics: dict[str, Any] | None = 
     for column in table.columns[1:]:
         column.justify = "right"
     rows = metrics.get("per_class", [])
+    rows = [{**row, "name": title} for row, title in zip(rows, class_titles(rows), strict=True)]
     for row in [*rows, {**metrics, "name": "all"}] if len(rows) <= 20 else [{**metrics, "name": f"all {len(rows)}"}]:
         figures = {"count": "{}", "inversion_accuracy": "{:.1%}", "confidence": "{:.2f}"}
         said = ("-" if row.get(key) is None else form.format(row[key]) for key, form in figures.items())

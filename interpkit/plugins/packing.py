@@ -115,7 +115,7 @@ def pack_target(target: Target, path: str | Path) -> Path:
         class_names=target.class_names,
         mean=[0.0] * shape[0],
         std=[1.0] * shape[0],
-        input_range=(0.0, 1.0),
+        input_range=_units(target),
         output="sigmoid_logits" if target.multi_label else "logits",
     )
     with tempfile.TemporaryDirectory() as folder:
@@ -163,15 +163,27 @@ def _weights(target: Target) -> dict[str, Tensor]:
     return dict(module.state_dict())
 
 
-class _Opaque(nn.Module):
-    """Hides a target from the exporter, which would call methods that exported programs refuse."""
+def _units(target: Target) -> Any:
+    """Return the input range that a packed graph states: of vectors their own, so that tables are read as before."""
+    return target.description.input_range or (0.0, 1.0) if len(target.input_shape) == 1 else (0.0, 1.0)
 
-    def __init__(self, target: Target) -> None:
+
+class _Opaque(nn.Module):
+    """Takes inputs in a target's units, and hides it from the exporter, which would call methods that are refused."""
+
+    def __init__(self, target: Target, hidden: bool = True) -> None:
         super().__init__()
         self._target = (target,)
+        if not hidden:
+            self.target = target  # as tracing wants it
+        ranges = TargetOptions(input_range=_units(target)).ranges
+        axes = [1] * (len(target.description.input_shape or target.input_shape) - 1)
+        self._lo, self._hi = (torch.tensor(ends).view(-1, *axes) for ends in zip(*ranges, strict=True))
 
-    def forward(self, images: Tensor) -> Tensor:
-        return self._target[0](images)  # type: ignore[no-any-return]
+    def forward(self, inputs: Tensor) -> Tensor:
+        if (self._lo != 0).any() or (self._hi != 1).any():
+            inputs = (inputs - self._lo) / (self._hi - self._lo)
+        return self._target[0](inputs)  # type: ignore[no-any-return]
 
 
 @contextmanager
@@ -210,7 +222,7 @@ def _means(have: int, wanted: int, like: Tensor) -> Tensor:
 
 
 def export_graph(target: Target) -> bytes:
-    """Return a target as an ONNX graph from images, signals or volumes (B, ...) in [0, 1] to logits (B, n).
+    """Return a target as an ONNX graph from images in [0, 1], or others in their own units, (B, ...), to logits (B, n).
 
     Raises:
         ModelError: ONNX has no operation for a part of it.
@@ -222,8 +234,9 @@ def export_graph(target: Target) -> bytes:
         with warnings.catch_warnings(), _exportable(), target.frozen(), torch.no_grad():
             warnings.simplefilter("ignore")  # it is deprecated, but the newer one requires another package
             scripted = any(isinstance(module, torch.jit.ScriptModule) for module in target.modules())
+            unit = _Opaque(target, hidden=not scripted)
             torch.onnx.export(
-                torch.jit.trace(target, example, check_trace=False) if scripted else _Opaque(target),
+                torch.jit.trace(unit, example, check_trace=False) if scripted else unit,
                 (example,),
                 buffer,  # type: ignore[arg-type]  # a legacy exporter writes to a file object as well
                 dynamo=False,

@@ -66,7 +66,7 @@ def rows(tensor: Tensor, count: int) -> Tensor | None:
     if not tensor.is_floating_point():
         return None
     if tensor.dim() == 1:
-        tensor = tensor[None] if count == 1 and len(tensor) != 1 else tensor[:, None]
+        tensor = tensor[None] if count == 1 and len(tensor) != 1 else tensor.reshape(-1, 1)  # in a graph, () as well
     elif tensor.dim() > 2 and tensor.shape[:2] == (1, count):
         tensor = tensor[0]
     if tensor.dim() > 2 and sum(size != 1 for size in tensor.shape[1:]) <= 1:
@@ -75,7 +75,7 @@ def rows(tensor: Tensor, count: int) -> Tensor | None:
 
 
 def select(output: Any, name: str, count: int) -> Tensor:
-    """Return the output of a name as one row per image, (B, n).
+    """Return the output of a name as one row per image, (B, n); a number () of one image becomes (1, 1).
 
     Raises:
         ModelError: it is missing or does not have that form.
@@ -83,6 +83,8 @@ def select(output: Any, name: str, count: int) -> Tensor:
     tensor = output if isinstance(output, Tensor) else named_tensors(output).get(name)
     if tensor is None:
         raise ModelError(f"it returns no tensor {name!r} this time, but {_shapes(named_tensors(output))}.")
+    if count == 1 and tensor.dim() == 0:
+        tensor = tensor[None]  # ``squeeze()`` also drops the axis of the images
     found = rows(tensor, count)
     if found is None:
         raise ModelError(_no_logits({name: tensor}, count))
@@ -228,4 +230,4 @@ def _no_logits(tensors: Named, count: int) -> str:
         return f"{words} It seems to predict several things per image." + wrapper.format("one of them, model(x)[:, 0]")
     if any(len(shape) == 4 and shape[0] == count for shape in shapes):
         return f"{words} It seems to predict each pixel." + wrapper.format("one row per image, model(x).mean((2, 3))")
-    return words
+    return words + wrapper.format("one row of scores per image")

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import logging
+
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
 import interpkit
 from interpkit import InversionBatch, InversionLoss, Target, UsageError
+
+log = logging.getLogger("interpkit")
 
 
 class TotalVariation(InversionLoss):
@@ -244,6 +248,13 @@ class Statistics(InversionLoss):
         super().__init__(target, options)
         self.running = running_statistics(target)[:: self.options.every]
         self.pixels = pixel_statistics(target)
+        if not self.running and self.pixels is None:
+            log.info(
+                "the loss 'statistics' stays 0: %s has no batch norm that interpkit can read (TorchScript hides them, "
+                "exporters to ONNX merge them) and no measured normalization. If you have the network's code, load its "
+                "state dict with --arch instead.",
+                target.name,
+            )
 
     def layers(self, target: Target) -> list[str]:
         """Return the inputs of the batch norms."""

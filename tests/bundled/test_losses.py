@@ -518,8 +518,12 @@ def test_a_conventional_normalization_is_not_used_as_pixel_statistics(
 
 
 @pytest.mark.parametrize("shape", [(1, 2, 2), (3,)], ids=str)
-def test_statistics_is_zero_if_the_target_stores_none(shape: tuple[int, ...], value: Any) -> None:
-    loss = Statistics(plain_target(shape))
+def test_statistics_is_zero_if_the_target_stores_none_and_says_so(
+    shape: tuple[int, ...], value: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("INFO", "interpkit"):
+        loss = Statistics(plain_target(shape))
+    assert "'statistics' stays 0" in caplog.text
     assert loss.layers(plain_target(shape)) == []
     assert value(loss, images=torch.rand(2, *shape)) == 0
 

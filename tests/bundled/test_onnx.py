@@ -609,6 +609,24 @@ def test_a_network_that_is_all_rounding_on_flat_images_is_packed(tmp_path: Path)
     assert pack_target(wrap(seeded(Rounded), (3, 2, 2)), tmp_path / "packed.safetensors").exists()
 
 
+class Squeezed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 1)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.linear(inputs).squeeze()  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("ranges", [None, (-3.0, 5.0), [(0.0, 1.0), (1.0, 20.0), (-3.0, 3.0), (0.0, 300.0)]])
+def test_packed_vectors_keep_their_units_and_a_squeezed_logit(tmp_path: Path, ranges: Any) -> None:
+    target = wrap(seeded(Squeezed), (4,), input_range=ranges)
+    packed = load_target(pack_target(target, tmp_path / "packed.safetensors"))
+    assert packed.description.ranges == target.description.ranges
+    for inputs in (torch.rand(3, 4), torch.rand(1, 4)):
+        torch.testing.assert_close(packed(inputs), target(inputs), rtol=1e-4, atol=1e-4)
+
+
 class Clamped(nn.Module):
     """A network that limits its activations on one side, and on the other."""
 

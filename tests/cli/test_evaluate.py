@@ -16,7 +16,7 @@ from typer.testing import CliRunner, Result
 
 import interpkit
 from interpkit.cli import app
-from interpkit.cli.figures import table_of_classes
+from interpkit.cli.figures import class_titles, table_of_classes
 from interpkit.evaluation.flatten import flattened
 from interpkit.io.datasets import load_data
 
@@ -310,6 +310,11 @@ def test_figures_are_named_by_their_place() -> None:
     }
     assert figures["a.share"].interval == (0.25, 0.75) and figures["count"].interval is None
     assert [str(figures[name]) for name in ("count", "a.b.x")] == ["7", "1.5"]
+
+
+def test_classes_of_the_same_name_are_told_apart_by_their_number() -> None:
+    rows = [{"label": 3, "name": "crane"}, {"label": 5, "name": "cat"}, {"label": 7, "name": "crane"}]
+    assert class_titles(rows) == ["crane (3)", "cat", "crane (7)"]
 
 
 def test_a_table_of_classes_has_what_any_class_has() -> None:

@@ -158,6 +158,7 @@ def test_the_chosen_output_is_that_of_a_resumed_run() -> None:
         (lambda net, h, z: z[:, :, None, None].expand(-1, -1, 2, 2), "predict each pixel"),
         (lambda net, h, z: {"loss": None}, "does not contain a tensor of logits"),
         (lambda net, h, z: z.argmax(1), "int64: decisions, not scores"),
+        (lambda net, h, z: z[..., None, None, None].expand(-1, -1, 2, 2, 2), "one row of scores per image"),
         (lambda net, h, z: z > 0, "bool: decisions, not scores"),
         (lambda net, h, z: z.softmax(1).topk(2), "the largest scores of `topk`"),
         (lambda net, h, z: z.max(1), "the largest scores of `topk`"),
@@ -168,6 +169,14 @@ def test_other_shapes_are_refused_with_a_wrapper_and_not_with_the_shape(make: An
         wrap(Net(make), (3, 2, 2))
     assert "input_shape" not in str(error.value)
     assert "Wrap" in str(error.value)
+
+
+def test_a_binary_classifier_that_squeezes_a_single_image_to_a_number_gives_the_same_answer() -> None:
+    images = torch.rand(3, 3, 2, 2)
+    target = wrap(Net(lambda net, h, z: z[:, :1].squeeze()), (3, 2, 2))
+    assert target.num_classes == 2
+    one_by_one = torch.cat([target.respond(image[None]).logits for image in images])
+    torch.testing.assert_close(one_by_one, target.respond(images).logits)
 
 
 def test_names_of_nested_tensors_are_their_keys_fields_and_positions() -> None:
