@@ -18,7 +18,7 @@ from interpkit.api.finish import finish
 from interpkit.config import sizes
 from interpkit.config.recipe import Layer, PluginFile, Recipe, TargetOptions, compose, read_toml, validated
 from interpkit.errors import InterpkitError, ModelError, PluginError, RunError, UsageError, command, listed, setting
-from interpkit.evaluation.scoring import read_images
+from interpkit.evaluation.scoring import most_samples, read_images
 from interpkit.interfaces import contracts
 from interpkit.interfaces.inversions import Inversion
 from interpkit.interfaces.samples import to_unit
@@ -175,17 +175,16 @@ def prepare(
         if not isinstance(target, Target):
             target = loading.load(Path(target), validated(TargetOptions, target_options or {}, "about the classifier"))
         chosen = known_plugins.photograph_preset(target.input_shape)
-        if chosen is not None:
-            layers.append(known_plugins.preset(chosen).layer)
-            applied.append(chosen)
-            size = "x".join(map(str, target.input_shape[1:]))
-            log.warning("no preset is named: applying %s, for images of %s", setting("preset", chosen), size)
-    if not layers and not files and not whole:
-        known = listed(known_plugins.registry.names("preset"))
-        raise UsageError(
-            f"name a preset by {setting('preset', 'NAME')} (there are: {known}), or a recipe by "
-            f"{setting('config', 'FILE')}."
-        )
+        if chosen is None:
+            known = listed(known_plugins.registry.names("preset"))
+            raise UsageError(
+                f"name a preset by {setting('preset', 'NAME')} (there are: {known}), or a recipe by "
+                f"{setting('config', 'FILE')}."
+            )
+        layers.append(known_plugins.preset(chosen).layer)
+        applied.append(chosen)
+        size = "x".join(map(str, target.input_shape[1:]))
+        log.warning("no preset is named: applying %s, for images of %s", setting("preset", chosen), size)
     components = {"conditioner": conditioner, "generator": generator, "inverter": inverter}
     layers.append({kind: {"name": name} for kind, name in components.items() if name is not None})
     layers.append({"losses": {name: {"weight": weight} for name, weight in (losses or {}).items()}})
@@ -384,7 +383,7 @@ class Job:
     @property
     def samples(self) -> int:
         """How many samples are judged at the end, about."""
-        most = 100 * self._classes if self._classes <= 10 else max(1000, self._classes)
+        most = most_samples(self._classes)
         return most if self._trains_generator or self._images is None else min(most, self._images)
 
     def request_stop(self) -> None:

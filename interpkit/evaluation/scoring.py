@@ -52,8 +52,13 @@ def sample_size(inversion: Inversion) -> dict[str, Any]:
     classes, there = len(inversion.classes), inversion.images_per_class
     if classes <= 10:
         return {"per_class": 100 if there is None else min(100, there)}
-    most = max(1000, classes)
+    most = most_samples(classes)
     return {"count": most if there is None else min(most, there * classes)}
+
+
+def most_samples(classes: int) -> int:
+    """Return how many samples a run of so many classes keeps at most; see `sample_size`."""
+    return 100 * classes if classes <= 10 else max(1000, classes)
 
 
 def judge(inversion: Inversion, draw: Draw, on_done: Callable[[int], None] | None = None) -> Samples:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from interpkit.config.recipe import Recipe
 from interpkit.config.sizes import is_large
 from interpkit.errors import RunError, setting
+from interpkit.evaluation.scoring import most_samples
 from interpkit.interfaces.targets import Target
 from interpkit.runtime.recorder import MOST_RECORDS, RECORD_EVERY
 
@@ -26,7 +27,7 @@ def at_most(recipe: Recipe, target: Target, *trained: nn.Module | None, in_group
     """
     classes = target.num_classes if recipe.labels is None else len(recipe.labels)
     numbers = math.prod(target.input_shape)
-    kept = 100 * classes if classes <= 10 else max(1000, classes)
+    kept = most_samples(classes)
     per_class = recipe.inverter.options.get("per_class")
     count = classes * (per_class if isinstance(per_class, int) else 1)
     tensors: list[Tensor] = [tensor for part in trained if part is not None for tensor in part.state_dict().values()]
