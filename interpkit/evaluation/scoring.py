@@ -57,7 +57,7 @@ def sample_size(inversion: Inversion) -> dict[str, Any]:
 
 
 def most_samples(classes: int) -> int:
-    """Return how many samples a run of so many classes keeps at most; see `sample_size`."""
+    """Return how many samples a run keeps at most, by its number of classes; see `sample_size`."""
     return 100 * classes if classes <= 10 else max(1000, classes)
 
 
