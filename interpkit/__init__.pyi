@@ -1,6 +1,7 @@
 """The public names of interpkit and the modules that define them."""
 
 from ._version import __version__ as __version__
+from .api.distill import distill as distill
 from .api.evaluate import evaluate as evaluate
 from .api.invert import invert as invert
 from .api.load import load_inversion as load_inversion
@@ -19,6 +20,8 @@ from .errors import RunError as RunError
 from .errors import UsageError as UsageError
 from .errors import install_extra as install_extra
 from .evaluation.statistics import wilson as wilson
+from .evaluation.teaching import Lesson as Lesson
+from .evaluation.teaching import teach as teach
 from .interfaces.attributions import Attribution as Attribution
 from .interfaces.attributions import AttributionContext as AttributionContext
 from .interfaces.components import Options as Options

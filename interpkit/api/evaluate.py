@@ -46,7 +46,7 @@ def evaluate(
             or more or fewer, is matched by their names (``measured_on.classes_matched_for``).
         reference: held-out real images: an ``.npz``, one folder per class, ``torchvision:NAME``, or (images, labels).
         training: images that the target was trained on, likewise.
-        metrics: names of metrics; all that have what they need if left out.
+        metrics: names of metrics; if left out all that have what they need, but for the slow (`Metric.on_request`).
         options: settings by ``METRIC.OPTION``.
         target: the classifier, for a run of one that was wrapped in memory.
         model: the classifier's file, if it has moved.
@@ -109,6 +109,7 @@ def evaluate(
             seed=recipe.seed,
             device=device,
             most=most,
+            inversion=lambda: inversion if isinstance(inversion, Inversion) else run.load(target),
         )
         found = measured(study, chosen, old)
         data = {"reference": reference, "training": training}

@@ -169,7 +169,19 @@ def _main(
 
 
 def _add_commands() -> None:
-    from interpkit.cli import attribute, classify, compare, evaluate, inspect, invert, pack, plugins, report, sample
+    from interpkit.cli import (
+        attribute,
+        classify,
+        compare,
+        distill,
+        evaluate,
+        inspect,
+        invert,
+        pack,
+        plugins,
+        report,
+        sample,
+    )
 
     for command in (
         invert.invert,
@@ -180,6 +192,7 @@ def _add_commands() -> None:
         compare.compare,
         inspect.inspect,
         classify.classify,
+        distill.distill,
         pack.pack,
     ):
         about_target = command in (invert.invert, attribute.attribute, inspect.inspect, classify.classify, pack.pack)

@@ -102,7 +102,7 @@ def measured(study: Study, metrics: Iterable[Metric], old: Mapping[str, Any] | N
 
 
 def _chosen(names: Sequence[str], given: Sequence[str], options: Mapping[str, Any]) -> list[Metric]:
-    """Return the named metrics, by default all whose needs are in ``given``, with their options."""
+    """Return the named metrics, by default all but the slow whose needs are in ``given``, with their options."""
     plugins = installed()
     if names:
         classes = {name: plugins.component("metric", name) for name in dict.fromkeys(names)}
@@ -113,7 +113,11 @@ def _chosen(names: Sequence[str], given: Sequence[str], options: Mapping[str, An
                 raise UsageError(f"the metric {name!r} needs {' and '.join(missing)}: add {added}.")
     else:
         entries = plugins.registry.entries("metric")
-        classes = {entry.name: entry.item for entry in entries if set(entry.item.needs) <= set(given)}
+        classes = {
+            entry.name: entry.item
+            for entry in entries
+            if set(entry.item.needs) <= set(given) and not entry.item.on_request
+        }
         if "training" in given and "reference" not in given:
             raise UsageError(f"training images are compared with held-out ones: add {setting('reference', 'DATA')}.")
     values: dict[str, dict[str, Any]] = {name: {} for name in classes}

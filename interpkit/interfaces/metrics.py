@@ -18,6 +18,7 @@ from interpkit.interfaces.targets import Target
 from interpkit.runtime.at_once import in_batches
 
 if TYPE_CHECKING:
+    from interpkit.interfaces.inversions import Inversion
     from interpkit.interfaces.samples import Samples
     from interpkit.io.datasets import LabelledImages
 
@@ -55,6 +56,7 @@ class Study:
         seed: random seed of `rng`.
         device: the device that the classifiers run on.
         most: the number of images that they run on at a time; as many as fit into memory if omitted.
+        inversion: loads the inversion that the samples were drawn from.
 
     Attributes:
         rng: a source of randomness on the CPU.
@@ -72,6 +74,7 @@ class Study:
         seed: int = 0,
         device: torch.device | str = "cpu",
         most: int | None = None,
+        inversion: Callable[[], Inversion] | None = None,
     ) -> None:
         self.target = target
         self.samples = samples
@@ -82,8 +85,14 @@ class Study:
         self.left_out: dict[str, str] = {}
         self._seed = seed
         self._most = most
+        self._load = inversion
         self.rng = torch.Generator().manual_seed(seed)
         self._judgments: dict[tuple[int, Which], Judgment] = {}
+
+    @cached_property
+    def inversion(self) -> Inversion | None:
+        """The inversion, for a metric that draws more samples; None where a study has only the samples themselves."""
+        return None if self._load is None else self._load()
 
     @cached_property
     def images(self) -> Tensor:
@@ -183,6 +192,8 @@ class Metric(Component, ABC):
     """The metric's entry in metrics.json; its name if empty."""
     every_run: ClassVar[bool] = False
     """Whether the metric is measured at the end of every inversion; it must then be fast and have no `needs`."""
+    on_request: ClassVar[bool] = False
+    """Whether the metric takes so long that it is measured only if it is named."""
     describe: ClassVar[Mapping[str, str]] = {}
     """The meaning of each figure, one sentence each, keyed by a regular expression for the whole dotted name of the
     figure in metrics.json (``evaluators\\..*\\.agreement``). The report shows it; a figure without a description

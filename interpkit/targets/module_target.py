@@ -28,7 +28,8 @@ class ModuleTarget(Target):
     The module receives images x in [0, 1] as ``(lo + (hi - lo) * x - mean) / std``, in its own layout, channel order
     and dtype; its output is converted to logits (`as_logits`).
 
-    It always runs in eval mode, also if its owner has put it in training mode, which is restored after each call.
+    It always runs in eval mode, also if its owner has put it in training mode, which is restored after each call,
+    except within `learning`.
 
     Attributes:
         module: the user's module.
@@ -57,6 +58,7 @@ class ModuleTarget(Target):
         self.one_by_one = False
         self.channels_last = False
         self.keeps_input = True
+        self._learning = False
         self._recurrent = any(isinstance(layer, nn.RNNBase) for layer in module.modules())
         self._flip = facts.channel_order == "bgr"
         per_channel = (1, -1, *(1,) * (len(self.module_shape) - 1))
@@ -101,8 +103,19 @@ class ModuleTarget(Target):
         if not self.keeps_input:
             x = x.clone()
         parts = x.split(1) if self.one_by_one and len(x) > 1 else [x]
-        with _in_eval_mode(self.module), self._without_cudnn(x):
+        with nullcontext() if self._learning else _in_eval_mode(self.module), self._without_cudnn(x):
             return [(self.module(part), len(part)) for part in parts]
+
+    @contextmanager
+    def learning(self) -> Iterator[None]:
+        """Run the module in training mode: within, batch norms use and record the statistics of each batch."""
+        self.module.train()
+        self._learning = True
+        try:
+            yield
+        finally:
+            self._learning = False
+            self.module.eval()
 
     def _without_cudnn(self, x: Tensor) -> AbstractContextManager[None]:
         """CuDNN refuses the backward pass of recurrent layers in eval mode; torch's own kernels do it."""

@@ -5,6 +5,7 @@ from interpkit_metrics.agreement import Agreement
 from interpkit_metrics.diversity import Diversity
 from interpkit_metrics.memorisation import Memorisation
 from interpkit_metrics.reference import Reference
+from interpkit_metrics.student import Student
 
 INTERPKIT_INTERFACE = 1
 
@@ -12,5 +13,5 @@ INTERPKIT_INTERFACE = 1
 @hookimpl
 def register(registry: Registration) -> None:
     """Add the metrics."""
-    for metric in (Diversity, Agreement, Reference, Memorisation):
+    for metric in (Diversity, Agreement, Reference, Memorisation, Student):
         registry.add(metric)

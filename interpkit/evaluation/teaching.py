@@ -1,0 +1,149 @@
+"""Teach classifiers by the samples of an inversion: distillation without data."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from interpkit.interfaces.inversions import Inversion
+from interpkit.interfaces.targets import Target
+from interpkit.io.datasets import LabelledImages
+from interpkit.runtime import progress
+from interpkit.runtime.at_once import in_batches
+from interpkit.runtime.random import derive_seed, global_seed
+from interpkit.targets.module_target import ModuleTarget
+
+ROTATION, SHEAR, SCALE, SHIFT = 15.0, 0.15, 0.15, 0.1
+"""The most that an image is moved: degrees, slope, share of its size, share of its side."""
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """A student, and what it is taught.
+
+    Attributes:
+        student: from `interpkit.wrap`; its module is trained in place.
+        labels: whether by the classes that were asked for: the cross-entropy of its logits s.
+        logits: whether by the target's logits z, both centered: :math:`|s - z|_1 / |z|_1`. A confident target's
+            probabilities tell little but its class.
+        augment: whether the images, which the target sees as well, are turned, sheared, scaled and shifted at random.
+    """
+
+    student: Target
+    labels: bool = False
+    logits: bool = True
+    augment: bool = False
+
+
+def teach(
+    target: Target,
+    lessons: Sequence[Lesson],
+    samples: Inversion | tuple[Tensor, Tensor],
+    *,
+    steps: int,
+    batch_size: int = 100,
+    rate: float = 0.002,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+) -> None:
+    """Train students on the same samples, by AdamW with a rate that rises and then falls to 0 (Smith & Topin 2019).
+
+    Args:
+        target: the teacher.
+        lessons: the students, and what each is taught.
+        samples: an inversion, of which fresh images are drawn where it can; or images (N, *input_shape) in [0, 1] and
+            the classes that were asked for, (N,).
+        steps: how many batches each student sees.
+        batch_size: images in a batch, the classes in turn.
+        rate: the highest learning rate.
+        seed: of the samples and of what moves them.
+        device: what it runs on; the students end on the CPU.
+    """
+    batches = _batches(samples, batch_size, seed)
+    students = []
+    for lesson in lessons:
+        assert isinstance(lesson.student, ModuleTarget), "a student comes from interpkit.wrap"
+        optimizer = torch.optim.AdamW(lesson.student.to(device).parameters(), rate, weight_decay=0.01)
+        cycle = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=max(2, steps))
+        students.append((lesson, lesson.student, optimizer, cycle))
+    rng = torch.Generator().manual_seed(derive_seed(seed, "lessons", 0))
+    with target.frozen(device), global_seed(seed, torch.device(device)):  # the students' dropout draws from it
+        for step in range(steps):
+            images, labels = (part.to(device) for part in next(batches))
+            seen = {augment: _moved(images, rng) if augment else images for augment in {le.augment for le in lessons}}
+            with torch.no_grad():
+                taught = {augment: _centered(target(shown)) for augment, shown in seen.items()}
+            for lesson, student, optimizer, cycle in students:
+                with student.learning():
+                    logits = student(seen[lesson.augment])
+                loss = logits.new_zeros(())
+                if lesson.labels:
+                    loss = loss + target.cross_entropy(logits, labels).mean()
+                if lesson.logits:
+                    answer = taught[lesson.augment]
+                    loss = loss + (_centered(logits) - answer).abs().mean() / answer.abs().mean().clamp(min=1e-6)
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                cycle.step()
+            progress.tell("batches taught", step + 1, steps)
+    for lesson in lessons:
+        lesson.student.to("cpu")
+
+
+@torch.no_grad()
+def graded(student: Target, target: Target, data: LabelledImages) -> dict[str, float]:
+    """Return the accuracy of both on real images, and the student's fidelity: the share of equal answers."""
+    images, labels = target.to_unit(data.images), data.labels
+
+    def predictions(classifier: Target) -> Tensor:
+        def some(rows: slice) -> Tensor:
+            return classifier.predictions(classifier(images[rows]), labels[rows])
+
+        with classifier.frozen():
+            return torch.cat(in_batches(classifier, images, some))
+
+    ours, theirs = predictions(student), predictions(target)
+    shares = {"student_accuracy": ours == labels, "target_accuracy": theirs == labels, "fidelity": ours == theirs}
+    return {name: share.double().mean().item() for name, share in shares.items()}
+
+
+def _batches(samples: Inversion | tuple[Tensor, Tensor], size: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield batches for ever. Images that were made one by one come again, in another order each time."""
+    rng = torch.Generator().manual_seed(seed)
+    if isinstance(samples, Inversion) and samples.images_per_class is None:
+        classes, turn = torch.tensor(samples.classes), 0
+        while True:
+            labels = classes[torch.randperm(len(classes), generator=rng)].tolist()
+            yield samples.sample(count=size, labels=labels, seed=derive_seed(seed, "taught", turn))
+            turn += 1
+    images, labels = samples if isinstance(samples, tuple) else samples.sample(samples.images_per_class)
+    size = min(size, len(images))
+    while True:
+        for rows in torch.randperm(len(images), generator=rng)[: len(images) // size * size].split(size):
+            yield images[rows], labels[rows]
+
+
+def _centered(logits: Tensor) -> Tensor:
+    return logits - logits.mean(1, keepdim=True)
+
+
+def _moved(images: Tensor, rng: torch.Generator) -> Tensor:
+    """Return images (B, C, H, W), each turned, sheared, scaled and shifted at random; what enters repeats the rim."""
+
+    def draw(most: float) -> Tensor:
+        return most * (2 * torch.rand(len(images), generator=rng) - 1)
+
+    angle, shear = draw(math.radians(ROTATION)), draw(SHEAR)
+    across, down = 1 + draw(SCALE), 1 + draw(SCALE)
+    rows = [
+        torch.stack([across * angle.cos(), shear - down * angle.sin(), 2 * draw(SHIFT)], 1),
+        torch.stack([across * angle.sin(), down * angle.cos(), 2 * draw(SHIFT)], 1),
+    ]
+    where = F.affine_grid(torch.stack(rows, 1).to(images.device), list(images.shape), align_corners=False)
+    return F.grid_sample(images, where, padding_mode="border", align_corners=False)

@@ -1,0 +1,81 @@
+"""`interpkit.distill`: a smaller classifier, without data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import interpkit
+from interpkit import Inversion, ModelError, UsageError, distill, invert, load_target, wrap
+
+
+@pytest.fixture(scope="module")
+def inversion() -> Inversion:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(400, 3))
+    target = wrap(net, (1, 12, 12), mean=0.2, std=0.5, class_names=["a", "b", "c"])
+    return invert(target, ["vecmat"], steps=5, batch_size=12)
+
+
+def test_an_architecture_becomes_a_file_that_needs_no_flags(inversion: Inversion, tmp_path: Path) -> None:
+    sizes = {"widths": [4], "hidden": 8}  # the classes and the shape follow from the target
+    student = distill(inversion, "interpkit:cnn", arch_args=sizes, out=tmp_path / "small.safetensors", steps=3)
+    again = load_target(tmp_path / "small.safetensors")
+    images = torch.rand(2, 1, 12, 12)
+    assert torch.allclose(again(images), student(images), atol=1e-6)
+    assert again.class_names == ["a", "b", "c"]
+    assert again.description.mean == [0.2]
+
+
+def test_the_same_seed_gives_the_same_student(inversion: Inversion) -> None:
+    images = torch.rand(2, 1, 12, 12)
+    one, same, other = (distill(inversion, "interpkit:cnn", steps=3, seed=seed)(images).detach() for seed in (0, 0, 1))
+    assert torch.equal(one, same)
+    assert not torch.equal(one, other)
+
+
+def test_a_student_learns_the_targets_answers(inversion: Inversion) -> None:
+    net = nn.Sequential(nn.Flatten(), nn.Linear(144, 3))
+    student = distill(inversion, net, steps=200, rate=0.02, labels=False, augment=False)
+    images, labels = inversion.sample(per_class=20, seed=9)
+    with torch.no_grad():
+        assert (student(images).argmax(1) == inversion.target(images).argmax(1)).double().mean() > 0.9
+
+
+@pytest.mark.parametrize(
+    ("student", "words"),
+    [
+        (nn.Sequential(nn.Flatten(), nn.Linear(144, 4)), "has 4 classes, and Sequential has 3"),
+        (nn.Sequential(nn.Flatten(), nn.Linear(100, 3)), r"cannot learn from Sequential, whose inputs .*\(1, 12, 12\)"),
+        ("interpkit:cn", "there is no architecture 'interpkit:cn'"),
+        ("nothing", "is not a registered one"),
+    ],
+)
+def test_a_student_that_does_not_fit_is_refused(inversion: Inversion, student: nn.Module | str, words: str) -> None:
+    with pytest.raises(ModelError, match=words):
+        distill(inversion, student, steps=1)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"steps": 0}, "at least 1 step"),
+        ({"labels": False, "logits": False}, "nothing to learn from"),
+        ({"out": "small.safetensors"}, "pass FAMILY:NAME"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(inversion: Inversion, settings: dict[str, object], words: str) -> None:
+    module = nn.Sequential(nn.Flatten(), nn.Linear(144, 3))
+    with pytest.raises(UsageError, match=words):
+        distill(inversion, module, **settings)  # type: ignore[arg-type]
+
+
+def test_vectors_are_not_moved() -> None:
+    net = nn.Sequential(nn.Linear(4, 3))
+    inversion = invert(wrap(net, (4,)), ["pixels"], steps=3, losses={"tv": 0})
+    assert distill(inversion, nn.Linear(4, 3), steps=2).input_shape == (4,)
+    with pytest.raises(interpkit.UsageError, match="only images can be turned"):
+        distill(inversion, nn.Linear(4, 3), steps=2, augment=True)

@@ -1,0 +1,109 @@
+"""Teaching students by samples."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import interpkit
+from interpkit import ImageInversion, LabelledImages, Lesson, Recipe, Target, teach, wrap
+from interpkit.evaluation.teaching import graded
+
+SHAPE = (1, 8, 8)
+
+
+def halves(count: int) -> tuple[Tensor, Tensor]:
+    """Return noisy images whose left or right half is bright, which is their class."""
+    labels = torch.arange(count) % 2
+    images = 0.3 * torch.rand(count, *SHAPE)
+    images[labels == 0, :, :, :4] += 0.5
+    images[labels == 1, :, :, 4:] += 0.5
+    return images, labels
+
+
+@pytest.fixture
+def target() -> Target:
+    """A classifier of `halves` that is always right."""
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 2))
+    side = torch.zeros(*SHAPE)
+    side[:, :, :4] = 1.0
+    net[1].weight.data, net[1].bias.data = torch.stack([side.flatten(), 1 - side.flatten()]), torch.zeros(2)
+    return wrap(net, SHAPE)
+
+
+def small() -> Target:
+    return wrap(nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(144, 2)), SHAPE)
+
+
+@pytest.mark.parametrize("lesson", [{"labels": True, "logits": False}, {}, {"labels": True, "augment": True}])
+def test_a_student_learns_what_the_samples_show(target: Target, lesson: dict[str, bool]) -> None:
+    student = small()
+    teach(target, [Lesson(student, **lesson)], halves(40), steps=40, batch_size=20, rate=0.02)
+    figures = graded(student, target, LabelledImages(*halves(60)))
+    assert figures["target_accuracy"] == 1.0
+    assert figures["student_accuracy"] == figures["fidelity"] > 0.95
+
+
+def test_labels_that_lie_mislead_only_the_student_that_learns_them(target: Target) -> None:
+    images, labels = halves(40)
+    by_labels, by_logits = small(), small()
+    lessons = [Lesson(by_labels, labels=True, logits=False), Lesson(by_logits)]
+    teach(target, lessons, (images, 1 - labels), steps=40, batch_size=20, rate=0.02)
+    real = LabelledImages(*halves(60))
+    assert graded(by_labels, target, real)["student_accuracy"] < 0.05
+    assert graded(by_logits, target, real)["student_accuracy"] > 0.95
+
+
+def test_teaching_changes_the_student_alone_and_repeats_itself(target: Target) -> None:
+    before = {name: tensor.clone() for name, tensor in target.state_dict().items()}
+    weights = []
+    for _ in range(2):
+        torch.manual_seed(5)
+        net = nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(64, 2))
+        student = wrap(net, SHAPE)
+        torch.rand(3)  # what else happens does not matter
+        teach(target, [Lesson(student, augment=True)], halves(40), steps=3, batch_size=8, seed=1)
+        weights.append(net[2].weight.detach().clone())
+        assert not net.training
+    assert torch.equal(*weights)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in target.state_dict().items())
+
+
+def test_a_students_batch_norms_are_those_of_the_samples(target: Target) -> None:
+    student = small()
+    teach(target, [Lesson(student)], halves(40), steps=30, batch_size=40)
+    norm = student.get_submodule("module.1")
+    assert isinstance(norm, nn.BatchNorm2d)
+    seen = student.respond(halves(200)[0], layers=["1:in"]).features["1:in"].mean((0, 2, 3))
+    assert norm.running_mean is not None
+    assert torch.allclose(norm.running_mean, seen, atol=0.05)
+
+
+def test_all_classes_of_a_generator_are_taught_though_a_batch_has_fewer(target: Target) -> None:
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 7))
+    many = wrap(net, SHAPE)
+    inversion = interpkit.invert(many, ["vecmat"], steps=2, batch_size=8)
+    asked: list[Tensor] = []
+
+    sample = inversion.sample
+
+    def spy(**arguments: object) -> tuple[Tensor, Tensor]:
+        images, labels = sample(**arguments)  # type: ignore[arg-type]
+        asked.append(labels)
+        return images, labels
+
+    inversion.sample = spy  # type: ignore[method-assign,assignment]
+    student = wrap(nn.Sequential(nn.Flatten(), nn.Linear(64, 7)), SHAPE)
+    teach(many, [Lesson(student)], inversion, steps=12, batch_size=3)
+    assert {len(labels) for labels in asked} == {3}
+    assert torch.cat(asked).unique().tolist() == list(range(7))
+    assert not torch.equal(asked[0], asked[1])
+
+
+def test_images_made_one_by_one_come_again(target: Target) -> None:
+    images, labels = halves(6)
+    inversion = ImageInversion(target, Recipe(), [], images, labels)
+    student = small()
+    teach(target, [Lesson(student, labels=True)], inversion, steps=30, batch_size=4, rate=0.02)
+    assert graded(student, target, LabelledImages(*halves(60)))["student_accuracy"] > 0.9
