@@ -356,7 +356,12 @@ class Job:
         fitting = trial.fit(self.recipe, stated, found, trains_generator=self._trains_generator)
         self.recipe = self.recipe.model_copy(update=fitting)
         if self._images is not None:
-            self.estimate = trial.estimate(self.recipe, found, self.samples, self._images)
+            fitted_to = 0 if self._start is None else len(self._start[1])
+            self.estimate = trial.estimate(self.recipe, found, self.samples, self._images, fitted_to)
+
+    @cached_property
+    def _start(self) -> tuple[Tensor, Tensor] | None:
+        return _starting_images(self.recipe, self.target)
 
     @property
     def smaller(self) -> list[str]:
@@ -395,13 +400,17 @@ class Job:
     @property
     def after_stop(self) -> str:
         """What still happens after a stop was requested, and how long it takes if a step has shown that, in words."""
-        done = 0 if self.recorder is None else self.recorder.next_step - 1
-        took = ""
-        if self.recorder is not None and done > 0:
-            step = self.recorder.seconds / done
-            judging = self.samples * trial.SAMPLE * step / (self._images or self.recipe.batch_size)
-            took = f", which takes about {trial.duration(step + judging)} in all"
-        return f"stopping after this step; then {self.samples:,} samples are drawn and judged{took}"
+        so_far = None if self.recorder is None else self.recorder.images_so_far
+        if so_far == 0:
+            return "stopping before the first step; nothing is drawn"
+        step, took = None if self.recorder is None else self.recorder.seconds_per_step, ""
+        samples = self.samples if so_far is None else min(self.samples, so_far)
+        if step is not None:
+            judging = samples * trial.SAMPLE * step / (self._images or self.recipe.batch_size)
+            took = f", which takes about {trial.duration(judging + (step if so_far is None else 0))} in all"
+        if so_far is None:
+            return f"stopping after this step; then {samples:,} samples are drawn and judged{took}"
+        return f"stopping within this step; then the {so_far:,} images so far are judged{took}"
 
     @cached_property
     def disk_bytes(self) -> int:
@@ -459,8 +468,9 @@ class Job:
             return Run.open(out).load(target)
         device = torch.device(recipe.device)
         keep_freed_memory(device)
-        has_begun = resume and out is not None and (out / "checkpoint").exists()
-        start = None if has_begun else _starting_images(recipe, target)
+        files = [] if out is None or not resume else [out / "checkpoint", out / "history.jsonl"]
+        has_begun = bool(files) and all(path.exists() and path.stat().st_size for path in files)
+        start = None if has_begun else self._start
 
         def record(line: StepRecord) -> None:
             self.plugins.call("inversion_step", record=line)

@@ -87,13 +87,14 @@ class GeneratorInverter(Inverter):
         )
 
         run = RecoverableTraining(trained, optimizer, rng, objective, recipe, recorder)
-        if not recorder.resume(run):
+        resumed = recorder.resume(run)
+        if not resumed:
             level = warm_start(target, generator)
             if level is not None:
                 fit_start(target, conditioner, generator, recipe, level)
-            if parts.start is not None:
-                images, labels = parts.start
-                fit_images(conditioner, generator, recipe, images, labels, recorder)
+        if parts.start is not None and (not resumed or run.fit is not None):
+            images, labels = parts.start
+            fit_images(run, conditioner, generator, images, labels)
         run.keep_good_state()
         recorder.note(folded=objective.fuse_batchnorm())
         # The images of a micro-batch, or of one process, have to outlive the next replay of a CUDA graph.

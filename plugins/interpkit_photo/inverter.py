@@ -115,9 +115,14 @@ class Photo(Inverter):
         objective = Objective(target, parts.losses, autocast, recipe.micro_batch)
         groups = Groups(target, recipe, self.options, objective)
         recorder.resume(groups)
+        count = len(groups.labels)
         for step in recorder.training_steps(groups):
-            for _ in groups.labels:
+            for part in range(groups.taken - (step - 1) * count + 1, count + 1):
                 batch, value = groups.move()
+                if part < count:
+                    recorder.part(part, count, str(groups), groups.begun)
+                    if recorder.pause(groups):
+                        return groups.result(recorder)
             recorder.step(step, value.total, value.terms, batch.images, value.response.logits, batch.condition.labels)
         return groups.result(recorder)
 
@@ -192,6 +197,21 @@ class Groups:
         betas = (self.recipe.optimizer.beta1, self.recipe.optimizer.beta2)
         self.optimizer = torch.optim.Adam(self.trained.parameters(), lr=self.recipe.optimizer.lr, betas=betas)
         self.moves = 0
+
+    @property
+    def taken(self) -> int:
+        """The steps that all groups have taken together."""
+        return len(self.done) * self.recipe.steps + self.moves
+
+    @property
+    def begun(self) -> int:
+        """The images of finished groups and of the present one."""
+        return sum(map(len, self.labels[: len(self.done) + 1]))
+
+    def __str__(self) -> str:
+        finished, count = sum(map(len, self.done)), sum(map(len, self.labels))
+        group = f"group {len(self.done) + 1} of {len(self.labels)}"
+        return f"{group} at its step {self.moves} of {self.recipe.steps}, {finished:,} of {count:,} images finished"
 
     def move(self) -> tuple[GeneratedBatch, ObjectiveValue]:
         """Take one step with the present group, or the first of the next."""

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 import interpkit
 from interpkit import ImageInversion, RunError, Target, UsageError
 from interpkit.api.invert import prepare
+from interpkit.runtime import progress
 
 Rng = Callable[[int], torch.Generator]
 ON_CPU: dict[str, Any] = {"device": "cpu", "precision": "fp32"}
@@ -181,6 +182,40 @@ def test_groups_follow_each_other_and_a_resumed_run_is_the_run_that_was_never_st
     assert resumed.history[-1].terms == straight.history[-1].terms
     with pytest.raises(RunError, match=r"in 3 groups of 10 steps each.*--steps 12 needs a new run"):
         prepare(target, resume_from=tmp_path, steps=12).run(out=tmp_path, resume=True)
+
+
+def test_a_step_of_many_groups_says_how_far_it_is_and_stops_within(target: Target, tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"inverter": "photo", "per_class": 2, "steps": 4, "batch_size": 2, **ON_CPU}
+    straight = interpkit.invert(target, **settings)
+    job, seen = prepare(target, **settings), []
+
+    def stop_in_the_fifth_move(net: nn.Module, arguments: object) -> None:
+        if net.training or not torch.is_grad_enabled() or job.recorder is None:
+            return
+        seen.append(str(progress.current()))
+        if len(seen) == 5:
+            job.request_stop()
+            seen.append(job.after_stop)
+
+    with target.register_forward_pre_hook(stop_in_the_fifth_move):
+        stopped = job.run(out=tmp_path)
+    assert seen[4].startswith("1 of 3 parts of step 2 (group 1 of 3 at its step 4 of 4, 0 of 6 images finished; about ")
+    assert seen[5].startswith("stopping within this step; then the 2 images so far are judged, which takes about ")
+    assert len(stopped.images) == 4 and stopped.steps_done == 1  # the fifth move was the first of the second group
+    assert progress.current() is None
+    resumed = prepare(target, resume_from=tmp_path).run(out=tmp_path, resume=True)
+    assert torch.equal(resumed.sample()[0], straight.sample()[0])
+    assert resumed.history[-1].terms == straight.history[-1].terms
+
+
+def test_a_run_that_is_stopped_within_its_first_step_is_finished_and_resumed(target: Target, tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"inverter": "photo", "per_class": 2, "steps": 2, "batch_size": 2, **ON_CPU}
+    job = prepare(target, **settings)
+    job.request_stop()
+    stopped = job.run(out=tmp_path)
+    assert stopped.steps_done == 0 and len(stopped.images) == 2 and (tmp_path / "report.html").exists()
+    resumed = prepare(target, resume_from=tmp_path).run(out=tmp_path, resume=True)
+    assert torch.equal(resumed.sample()[0], interpkit.invert(target, **settings).sample()[0])
 
 
 def test_one_group_can_go_on(target: Target, tmp_path: Path) -> None:
