@@ -143,10 +143,10 @@ def prepare(
         raise UsageError(f"plugin files are told apart by their names, so name each once: {listed(map(str, files))}.")
     if resume_from is not None and not Run(resume_from).has_started():
         resume_from = None
+    begun = None
     if resume_from is not None:
-        Run.open(resume_from).check_plugins()
-        if config is None and len(files) == len(plugins) and (resume_from / "recipe.toml").exists():
-            Run(resume_from).recipe()  # names the release that wrote a recipe that cannot be read
+        begun = Run.open(resume_from).check_plugins()
+        if config is None and len(files) == len(plugins):
             config = resume_from / "recipe.toml"
     layers: list[Layer] = []
     recorded: list[PluginFile] = []
@@ -197,7 +197,7 @@ def prepare(
     if files:
         layers.append({"plugin_files": [{"path": p.source, "sha256": p.sha256} for p in files.values()]})
     if config is None:  # a recipe that does not say is of a release whose conditions distinguished all classes
-        conditions = "requested" if resume_from is None else Run(resume_from).recipe().conditions
+        conditions = "requested" if begun is None else begun.conditions
         layers.insert(0, {"conditions": conditions})
     recipe = compose(layers, list((options or {}).items()))
     if per_class is not None:
@@ -211,9 +211,6 @@ def prepare(
         recipe = compose(layers, [*(options or {}).items(), (f"{name}.per_class", per_class)])
     if not isinstance(target, Target):
         target = loading.load(Path(target), recipe.target)
-    begun = None
-    if resume_from is not None and (resume_from / "recipe.toml").exists():
-        begun = Run(resume_from).recipe()
     job = Job(recipe, target, applied, begun=begun)
     if resume_from is None:
         for doubt in preprocessing.doubts(target):
@@ -371,7 +368,7 @@ class Job:
 
     @property
     def _trains_generator(self) -> bool:
-        return "generator" in self.plugins.component("inverter", self.recipe.inverter.name).needs
+        return assembly.trains_generator(self.recipe, self.plugins)
 
     @property
     def _classes(self) -> int:

@@ -160,11 +160,53 @@ def test_the_first_steps_run_at_a_smaller_size_but_not_below_64_pixels(add_plugi
     assert [progress for _, progress in seen] == [step / 8 for step in range(8)]
 
 
-def test_a_classifier_of_one_size_is_shown_that_size(caplog: pytest.LogCaptureFixture) -> None:
-    net = nn.Sequential(nn.AvgPool2d(8), nn.Flatten(), nn.Linear(3 * 12 * 12, 2))
-    inversion = invert(interpkit.wrap(net, (3, 96, 96)), steps=2)
+class Picky(nn.Module):
+    """A classifier of 3 x 96 x 96 that answers images of other sizes in its own way."""
+
+    def __init__(self, answer: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.answer = answer
+        self.net = nn.Sequential(nn.AdaptiveAvgPool2d(8), nn.Flatten(), nn.Linear(3 * 8 * 8, 2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.net(x)
+        return logits if x.shape[-1] % 32 == 0 and x.shape[-1] != 64 else self.answer(logits)
+
+
+def leaves(logits: Tensor) -> Tensor:
+    raise SystemExit(1)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [lambda logits: logits[:, :, None].squeeze(3), lambda logits: logits / 0, lambda logits: logits[:1], leaves],
+    ids=["raises", "not finite", "another shape", "leaves"],
+)
+def test_a_classifier_of_one_size_is_shown_that_size(
+    caplog: pytest.LogCaptureFixture, answer: Callable[[Tensor], Tensor]
+) -> None:
+    inversion = invert(interpkit.wrap(Picky(answer), (3, 96, 96)), steps=2)
     assert inversion.images.shape == (4, 3, 96, 96)
-    assert "does not accept images of 64x64 pixels, so all steps run at 96x96" in caplog.text
+    assert "does not accept images of 64x64 or 68x68 pixels, so those steps run at 96x96: slower" in caplog.text
+
+
+def test_sizes_that_are_accepted_are_kept_where_another_is_refused(caplog: pytest.LogCaptureFixture) -> None:
+    sizes: list[int] = []
+
+    class Multiples(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            sizes.append(x.shape[-1])
+            if x.shape[-1] % 32:
+                raise RuntimeError("not a multiple of 32")
+            return super().forward(x)  # type: ignore[no-any-return]
+
+    net = Multiples(nn.AdaptiveAvgPool2d(8), nn.Flatten(), nn.Linear(3 * 8 * 8, 2))
+    target = interpkit.wrap(net, (3, 96, 96))
+    inverted = prepare(target, inverter="photo", steps=10, per_class=1, batch_size=2, **ON_CPU)
+    sizes.clear()
+    inverted.run()
+    assert sizes[:12] == [64, 68] + 8 * [64] + 2 * [96]
+    assert "does not accept images of 68x68 pixels, so those steps run at 96x96" in caplog.text
 
 
 def test_groups_follow_each_other_and_a_resumed_run_is_the_run_that_was_never_stopped(
