@@ -33,6 +33,7 @@ from interpkit.runtime import profiler
 from interpkit.runtime.autograd import with_autograd
 from interpkit.runtime.devices import is_out_of_memory, keep_freed_memory
 from interpkit.runtime.distributed import World
+from interpkit.runtime.progress import duration
 from interpkit.runtime.random import derive_seed, global_seed
 from interpkit.runtime.recorder import Recorder, StepRecord
 from interpkit.targets import preprocessing
@@ -404,7 +405,7 @@ class Job:
         samples = self.samples if so_far is None else min(self.samples, so_far)
         if step is not None:
             judging = samples * trial.SAMPLE * step / (self._images or self.recipe.batch_size)
-            took = f", which takes about {trial.duration(judging + (step if so_far is None else 0))} in all"
+            took = f", which takes about {duration(judging + (step if so_far is None else 0))} in all"
         if so_far is None:
             return f"stopping after this step; then {samples:,} samples are drawn and judged{took}"
         return f"stopping within this step; then the {so_far:,} images so far are judged{took}"
