@@ -57,6 +57,8 @@ from .inversion.objective import ObjectiveValue as ObjectiveValue
 from .inversion.objective import falling as falling
 from .inversion.objective import objective as objective
 from .inversion.objective import set_learning_rate as set_learning_rate
+from .inversion.photographs import PHOTOGRAPH_COLORS as PHOTOGRAPH_COLORS
+from .inversion.photographs import shift_and_flip as shift_and_flip
 from .inversion.results import GeneratorInversion as GeneratorInversion
 from .inversion.results import ImageInversion as ImageInversion
 from .io.datasets import LabelledImages as LabelledImages

@@ -33,6 +33,7 @@ from interpkit.runtime import profiler
 from interpkit.runtime.autograd import with_autograd
 from interpkit.runtime.devices import is_out_of_memory, keep_freed_memory
 from interpkit.runtime.distributed import World
+from interpkit.runtime.progress import duration
 from interpkit.runtime.random import derive_seed, global_seed
 from interpkit.runtime.recorder import Recorder, StepRecord
 from interpkit.targets import preprocessing
@@ -143,10 +144,10 @@ def prepare(
         raise UsageError(f"plugin files are told apart by their names, so name each once: {listed(map(str, files))}.")
     if resume_from is not None and not Run(resume_from).has_started():
         resume_from = None
+    begun = None
     if resume_from is not None:
-        Run.open(resume_from).check_plugins()
-        if config is None and len(files) == len(plugins) and (resume_from / "recipe.toml").exists():
-            Run(resume_from).recipe()  # names the release that wrote a recipe that cannot be read
+        begun = Run.open(resume_from).check_plugins()
+        if config is None and len(files) == len(plugins):
             config = resume_from / "recipe.toml"
     layers: list[Layer] = []
     recorded: list[PluginFile] = []
@@ -197,7 +198,7 @@ def prepare(
     if files:
         layers.append({"plugin_files": [{"path": p.source, "sha256": p.sha256} for p in files.values()]})
     if config is None:  # a recipe that does not say is of a release whose conditions distinguished all classes
-        conditions = "requested" if resume_from is None else Run(resume_from).recipe().conditions
+        conditions = "requested" if begun is None else begun.conditions
         layers.insert(0, {"conditions": conditions})
     recipe = compose(layers, list((options or {}).items()))
     if per_class is not None:
@@ -211,9 +212,6 @@ def prepare(
         recipe = compose(layers, [*(options or {}).items(), (f"{name}.per_class", per_class)])
     if not isinstance(target, Target):
         target = loading.load(Path(target), recipe.target)
-    begun = None
-    if resume_from is not None and (resume_from / "recipe.toml").exists():
-        begun = Run(resume_from).recipe()
     job = Job(recipe, target, applied, begun=begun)
     if resume_from is None:
         for doubt in preprocessing.doubts(target):
@@ -356,7 +354,12 @@ class Job:
         fitting = trial.fit(self.recipe, stated, found, trains_generator=self._trains_generator)
         self.recipe = self.recipe.model_copy(update=fitting)
         if self._images is not None:
-            self.estimate = trial.estimate(self.recipe, found, self.samples, self._images)
+            fitted_to = 0 if self._start is None else len(self._start[1])
+            self.estimate = trial.estimate(self.recipe, found, self.samples, self._images, fitted_to)
+
+    @cached_property
+    def _start(self) -> tuple[Tensor, Tensor] | None:
+        return _starting_images(self.recipe, self.target)
 
     @property
     def smaller(self) -> list[str]:
@@ -366,7 +369,7 @@ class Job:
 
     @property
     def _trains_generator(self) -> bool:
-        return "generator" in self.plugins.component("inverter", self.recipe.inverter.name).needs
+        return assembly.trains_generator(self.recipe, self.plugins)
 
     @property
     def _classes(self) -> int:
@@ -395,13 +398,17 @@ class Job:
     @property
     def after_stop(self) -> str:
         """What still happens after a stop was requested, and how long it takes if a step has shown that, in words."""
-        done = 0 if self.recorder is None else self.recorder.next_step - 1
-        took = ""
-        if self.recorder is not None and done > 0:
-            step = self.recorder.seconds / done
-            judging = self.samples * trial.SAMPLE * step / (self._images or self.recipe.batch_size)
-            took = f", which takes about {trial.duration(step + judging)} in all"
-        return f"stopping after this step; then {self.samples:,} samples are drawn and judged{took}"
+        so_far = None if self.recorder is None else self.recorder.images_so_far
+        if so_far == 0:
+            return "stopping before the first step; nothing is drawn"
+        step, took = None if self.recorder is None else self.recorder.seconds_per_step, ""
+        samples = self.samples if so_far is None else min(self.samples, so_far)
+        if step is not None:
+            judging = samples * trial.SAMPLE * step / (self._images or self.recipe.batch_size)
+            took = f", which takes about {duration(judging + (step if so_far is None else 0))} in all"
+        if so_far is None:
+            return f"stopping after this step; then {samples:,} samples are drawn and judged{took}"
+        return f"stopping within this step; then the {so_far:,} images so far are judged{took}"
 
     @cached_property
     def disk_bytes(self) -> int:
@@ -459,8 +466,9 @@ class Job:
             return Run.open(out).load(target)
         device = torch.device(recipe.device)
         keep_freed_memory(device)
-        has_begun = resume and out is not None and (out / "checkpoint").exists()
-        start = None if has_begun else _starting_images(recipe, target)
+        files = [] if out is None or not resume else [out / "checkpoint", out / "history.jsonl"]
+        has_begun = bool(files) and all(path.exists() and path.stat().st_size for path in files)
+        start = None if has_begun else self._start
 
         def record(line: StepRecord) -> None:
             self.plugins.call("inversion_step", record=line)

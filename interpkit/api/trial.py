@@ -20,13 +20,17 @@ from torch import Tensor
 from interpkit.config.recipe import Recipe
 from interpkit.config.sizes import is_large
 from interpkit.errors import RunError, listed, setting
+from interpkit.interfaces.generation import Conditioner, Generator
 from interpkit.interfaces.targets import Target
+from interpkit.inversion.fitted_start import fit as fit_to_images
+from interpkit.inversion.fitted_start import fit_steps
 from interpkit.plugins import assembly
 from interpkit.plugins.discovery import Plugins
 from interpkit.runtime import memory, progress
 from interpkit.runtime.at_once import bytes_per_image
 from interpkit.runtime.devices import is_out_of_memory, keep_freed_memory
 from interpkit.runtime.distributed import World
+from interpkit.runtime.progress import duration
 from interpkit.runtime.random import global_seed
 from interpkit.runtime.recorder import Recorder, Resumable
 
@@ -57,12 +61,14 @@ class Trial:
         seconds: the time of a step, without the first.
         kept: the bytes that are kept for the backward pass of one image.
         peak: the most bytes that this process had used at the end; None if that is not known.
+        fitting: the time of a step of a fit to another run's images, for each of its images; 0 without a fit.
     """
 
     images: int
     seconds: float
     kept: int
     peak: int | None
+    fitting: float = 0.0
 
     @property
     def seconds_per_image(self) -> float:
@@ -132,7 +138,7 @@ class _Stopwatch(Recorder):
         super().__init__(steps)
         self.images = 0
         self.bytes = 0
-        self.seconds_per_step = 0.0
+        self.took = 0.0
         self._kept, self._clock = kept, clock
         self._at = 0.0
 
@@ -153,7 +159,7 @@ class _Stopwatch(Recorder):
         if step == 1:
             self._at = self._clock()
         elif step == self.steps:
-            self.seconds_per_step = (self._clock() - self._at) / (step - 1)
+            self.took = (self._clock() - self._at) / (step - 1)
             raise _Enough
 
 
@@ -176,12 +182,30 @@ def _try(recipe: Recipe, target: Target, plugins: Plugins, count: int, clock: Ca
                 stopwatch = _Stopwatch(steps, kept, clock)
                 with suppress(_Enough):
                     inverter.invert(target, small, parts, stopwatch)
+            fitting = 0.0
+            if recipe.warm_start.run is not None:
+                assert parts.conditioner is not None and parts.generator is not None  # as the recipe says
+                fitting = _time_of_fit(small, target, parts.conditioner, parts.generator, clock) / small.batch_size
         if not stopwatch.images:
             raise RuntimeError("the inverter took no step")
         rows = min(stopwatch.images, small.batch_size)  # some inverters move all images in turn, batch by batch
-        return Trial(stopwatch.images, stopwatch.seconds_per_step, stopwatch.bytes // rows, memory.peak(device))
+        kept_of_one = stopwatch.bytes // rows
+        return Trial(stopwatch.images, stopwatch.took, kept_of_one, memory.peak(device), fitting)
     finally:
         progress.tell(TRIED, 1, 1)
+
+
+def _time_of_fit(
+    recipe: Recipe, target: Target, conditioner: Conditioner, generator: Generator, clock: Callable[[], float]
+) -> float:
+    """Return the time of a step of a fit to another run's images; the first is not counted."""
+    labels = torch.tensor(range(target.num_classes) if recipe.labels is None else recipe.labels, device=recipe.device)
+    images = torch.full((1, *target.input_shape), 0.5, device=recipe.device).expand(len(labels), *target.input_shape)
+    at = 0.0
+    for error in fit_to_images(conditioner, generator, recipe, range(STEPS), images, labels):
+        error.item()  # waits for the device
+        before, at = at, clock()
+    return at - before
 
 
 @contextmanager
@@ -239,7 +263,7 @@ class Estimate:
         log.log(level, "%s; to make it smaller: %s", words, listed(smaller))
 
 
-def estimate(recipe: Recipe, trial: Trial, samples: int, images: int) -> Estimate:
+def estimate(recipe: Recipe, trial: Trial, samples: int, images: int, fitted_to: int = 0) -> Estimate:
     """Return what a run takes by a trial.
 
     Args:
@@ -247,12 +271,15 @@ def estimate(recipe: Recipe, trial: Trial, samples: int, images: int) -> Estimat
         trial: of the recipe.
         samples: the number that are judged at the end.
         images: the number that a step moves.
+        fitted_to: the number of images of another run to which the generator is fitted first.
     """
     step, on_cpu = trial.seconds_per_image * images, recipe.device == "cpu"
     at_once = min(recipe.micro_batch or recipe.batch_size, recipe.batch_size, images)
     if at_once < min(images, recipe.batch_size):
         step *= 1 + FORWARD  # each piece is computed twice
     seconds = recipe.steps * step + samples * SAMPLE * trial.seconds_per_image
+    if fitted_to:
+        seconds += fit_steps(recipe, fitted_to) * (recipe.micro_batch or recipe.batch_size) * trial.fitting
     need = None
     if trial.peak is not None:
         drawn = 2 * samples * 4 * math.prod(recipe.target.target_shape or ())  # chunks, and all of them joined
@@ -312,17 +339,3 @@ def smaller(recipe: Recipe, num_classes: int, photographs: str | None) -> list[s
     if recipe.batch_size // 2 >= LEAST * recipe.generators:
         ways.append(setting("batch_size", recipe.batch_size // 2))
     return ways
-
-
-def duration(seconds: float) -> str:
-    """Return a time in words.
-
-    Example:
-        >>> from interpkit.api.trial import duration
-        >>> duration(12.3), duration(100), duration(3000), duration(15000)
-        ('12 s', '100 s', '50 min', '4 h 10 min')
-    """
-    if seconds < 120:
-        return f"{round(seconds)} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"

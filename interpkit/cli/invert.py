@@ -264,11 +264,10 @@ def invert(
                 profile=profile,
             )
     except KeyboardInterrupt as error:
-        if not job.trained:
+        if not (job.trained or (folder / "checkpoint").exists()):
             raise
-        console.note(
-            f"interrupted before the samples were measured; the training is saved in {folder}. Resume with:\n{again}"
-        )
+        before = "the samples were measured; the training" if job.trained else "the end; the last checkpoint"
+        console.note(f"interrupted before {before} is saved in {folder}. Resume with:\n{again}")
         raise typer.Exit(INTERRUPTED) from error
     if inversion.steps_done < recipe.steps:
         console.note(

@@ -145,6 +145,12 @@ class TargetOptions(_Model):
         description="Class names in the order of the logits (as a flag: a file with one name per line).",
         json_schema_extra={"metavar": "FILE"},
     )
+    family: str | None = Field(
+        None,
+        description="Family of architectures, e.g. resnet, which reports compare with an evaluator's (default: by the "
+        "architecture's name; a graph has none).",
+        json_schema_extra={"metavar": "NAME"},
+    )
     crop_pct: float | None = Field(
         None,
         gt=0,
@@ -270,6 +276,7 @@ class ClassifierFacts(TypedDict, total=False):
     input_range: tuple[float, float] | Sequence[tuple[float, float]] | None
     num_classes: int | None
     class_names: Sequence[str] | Mapping[int, str] | None
+    family: str | None
     crop_pct: float | None
     layout: Literal["nchw", "nhwc", "flat"] | None
     channel_order: Literal["rgb", "bgr"] | None

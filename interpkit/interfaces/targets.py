@@ -119,8 +119,8 @@ class Target(nn.Module, ABC):
 
     @property
     def family(self) -> str:
-        """The family of its architecture, such as ``resnet``, by the architecture's name; empty if it is not known."""
-        return family_of(self.description.arch or "")
+        """The family of its architecture, such as ``resnet``, stated or by the name; empty if it is not known."""
+        return (self.description.family or "").lower() or family_of(self.description.arch or "")
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """Return the classes' probabilities, (B, n): each in [0, 1]; rows sum to 1 unless `multi_label`."""

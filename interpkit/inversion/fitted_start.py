@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -14,11 +15,12 @@ from interpkit.config.recipe import Optimizer, Recipe
 from interpkit.interfaces import contracts
 from interpkit.interfaces.generation import Conditioner, Generator
 from interpkit.interfaces.targets import Target
+from interpkit.inversion.checkpoint import TrainingState
 from interpkit.inversion.objective import set_learning_rate
+from interpkit.inversion.recovery import RecoverableTraining
 from interpkit.runtime import progress
 from interpkit.runtime.devices import autocast
 from interpkit.runtime.random import derive_seed, global_seed
-from interpkit.runtime.recorder import Recorder
 
 log = logging.getLogger("interpkit")
 
@@ -61,41 +63,76 @@ def fit_start(target: Target, conditioner: Conditioner, generator: Generator, re
             progress.tell("batches of images found", len(parts), -(-len(wanted) // size))
         images = torch.cat(parts)
         plain = recipe.model_copy(update={"precision": "fp32", "optimizer": Optimizer(lr=recipe.optimizer.lr, decay=0)})
-        for _ in fit(conditioner, generator, plain, FIT_STEPS, images, wanted):
+        for _ in fit(conditioner, generator, plain, range(FIT_STEPS), images, wanted):
             pass
 
 
+class _FitOfRun(TrainingState):
+    """A fit whose checkpoint is that of its run before the first step, with its own state as ``fit``."""
+
+    def __init__(self, run: RecoverableTraining, networks: nn.Module, adam: torch.optim.Optimizer) -> None:
+        super().__init__(networks, adam, run.rng)
+        self._of_run = run.state_dict()  # with the randomness that the training begins with
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state of the run."""
+        return {**self._of_run, "fit": super().state_dict()}
+
+
 def fit_images(
-    conditioner: Conditioner, generator: Generator, recipe: Recipe, images: Tensor, labels: Tensor, recorder: Recorder
+    run: RecoverableTraining, conditioner: Conditioner, generator: Generator, images: Tensor, labels: Tensor
 ) -> None:
     """Fit the generator to images of another run, for `Recipe.warm_start`'s steps; the target does not run.
 
     Args:
+        run: provides the recipe and the recorder; if it has begun a fit, that is resumed.
         conditioner: provides the conditions.
         generator: in training mode.
-        recipe: provides the classes, the sizes of batches, the learning rate and the seed.
         images: (N, *input_shape) in [0, 1].
         labels: (N,), in which every class to invert occurs.
-        recorder: knows whether to stop.
 
     Raises:
         KeyboardInterrupt: asked to stop.
     """
-    device, batch = torch.device(recipe.device), recipe.micro_batch or recipe.batch_size
-    steps = recipe.warm_start.steps or max(FIT_STEPS, -(-IMAGE_USES * len(images) // batch))
+    recipe, recorder, device = run.recipe, run.recorder, torch.device(run.recipe.device)
+    steps = fit_steps(recipe, len(images))
     faster = recipe.optimizer.model_copy(update={"lr": RATE * recipe.optimizer.lr})
     recipe = recipe.model_copy(update={"optimizer": faster})
+    adam = _adam(networks := nn.ModuleList([conditioner, generator]))
+    state = _FitOfRun(run, networks, adam)
+    recorder.images_so_far = 0
     with global_seed(derive_seed(recipe.seed, "warm start"), device):
-        fitted = fit(conditioner, generator, recipe, steps, images.to(device), labels.to(device))
-        for error in fitted:
+        if run.fit is not None:
+            state.load_state_dict(run.fit)
+        for error in fit(
+            conditioner, generator, recipe, range(state.step, steps), images.to(device), labels.to(device), adam
+        ):
             last = error
-            if recorder.stop_requested:
+            state.step += 1
+            if recorder.pause(state) or recorder.stop_requested:
                 raise KeyboardInterrupt
+    recorder.images_so_far = None
     log.info("fitted to %d images in %d steps: the mean error of a pixel is %.3f", len(images), steps, float(last))
 
 
+def fit_steps(recipe: Recipe, count: int) -> int:
+    """Return the number of steps of a fit to so many images of another run."""
+    batch = recipe.micro_batch or recipe.batch_size
+    return recipe.warm_start.steps or max(FIT_STEPS, -(-IMAGE_USES * count // batch))
+
+
+def _adam(networks: nn.Module) -> torch.optim.Adam:
+    return torch.optim.Adam(networks.parameters(), betas=(0.5, 0.99))
+
+
 def fit(
-    conditioner: Conditioner, generator: Generator, recipe: Recipe, steps: int, images: Tensor, labels: Tensor
+    conditioner: Conditioner,
+    generator: Generator,
+    recipe: Recipe,
+    steps: range,
+    images: Tensor,
+    labels: Tensor,
+    adam: torch.optim.Optimizer | None = None,
 ) -> Iterator[Tensor]:
     """Fit a generator to images; yield the mean error of a pixel after each step.
 
@@ -106,27 +143,28 @@ def fit(
     classes = labels.unique() if recipe.labels is None else torch.tensor(recipe.labels, device=device)
     most = generator.modes or generator.latent_dim
     own = [(labels == label).nonzero()[:most, 0] for label in classes]
-    networks = nn.ModuleList([conditioner, generator])
-    adam = torch.optim.Adam(networks.parameters(), betas=(0.5, 0.99))
-    for step in range(steps):
-        progress.tell("steps fitted to images", step, steps)
-        set_learning_rate(adam, recipe, step / steps)
-        chosen = torch.randint(len(classes), (size,), device=device)
-        condition = contracts.condition(conditioner, size, classes[chosen], None)
-        latent = torch.randn(size, generator.latent_dim, device=device)
-        with autocast(device, recipe.precision):
-            made = contracts.images(generator, latent, condition)
-        rows = [
-            own[c][z[: generator.modes or len(own[c])].argmax() % len(own[c])]
-            for c, z in zip(chosen.tolist(), latent, strict=True)
-        ]
-        asked = images[torch.stack(rows)]
-        loss = F.binary_cross_entropy(made.clamp(0, 1), asked)
-        adam.zero_grad()
-        loss.backward()
-        adam.step()
-        yield (made.detach() - asked).abs().mean()
-    progress.tell("steps fitted to images", steps, steps)
+    adam = adam or _adam(nn.ModuleList([conditioner, generator]))
+    try:
+        for step in steps:
+            progress.tell("steps fitted to images", step, steps.stop)
+            set_learning_rate(adam, recipe, step / steps.stop)
+            chosen = torch.randint(len(classes), (size,), device=device)
+            condition = contracts.condition(conditioner, size, classes[chosen], None)
+            latent = torch.randn(size, generator.latent_dim, device=device)
+            with autocast(device, recipe.precision):
+                made = contracts.images(generator, latent, condition)
+            rows = [
+                own[c][z[: generator.modes or len(own[c])].argmax() % len(own[c])]
+                for c, z in zip(chosen.tolist(), latent, strict=True)
+            ]
+            asked = images[torch.stack(rows)]
+            loss = F.binary_cross_entropy(made.clamp(0, 1), asked)
+            adam.zero_grad()
+            loss.backward()
+            adam.step()
+            yield (made.detach() - asked).abs().mean()
+    finally:
+        progress.tell("steps fitted to images", steps.stop, steps.stop)
 
 
 def _optimize(target: Target, labels: Tensor, level: float) -> Tensor:

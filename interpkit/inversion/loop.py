@@ -26,6 +26,7 @@ from interpkit.inversion.batch_norms import estimate_batch_norms
 from interpkit.inversion.ensemble import sync_buffers
 from interpkit.inversion.fitted_start import fit_images, fit_start
 from interpkit.inversion.objective import Objective, set_learning_rate
+from interpkit.inversion.photographs import shift_and_flip
 from interpkit.inversion.recovery import RecoverableTraining
 from interpkit.inversion.results import GeneratorInversion
 from interpkit.inversion.warm_start import warm_start
@@ -87,13 +88,14 @@ class GeneratorInverter(Inverter):
         )
 
         run = RecoverableTraining(trained, optimizer, rng, objective, recipe, recorder)
-        if not recorder.resume(run):
+        resumed = recorder.resume(run)
+        if not resumed:
             level = warm_start(target, generator)
             if level is not None:
                 fit_start(target, conditioner, generator, recipe, level)
-            if parts.start is not None:
-                images, labels = parts.start
-                fit_images(conditioner, generator, recipe, images, labels, recorder)
+        if parts.start is not None and (not resumed or run.fit is not None):
+            images, labels = parts.start
+            fit_images(run, conditioner, generator, images, labels)
         run.keep_good_state()
         recorder.note(folded=objective.fuse_batchnorm())
         # The images of a micro-batch, or of one process, have to outlive the next replay of a CUDA graph.
@@ -139,7 +141,7 @@ def train(
             condition, latent, images = draw_batch(
                 conditioner, generator, objective, recipe, classes, rng, check_values=step == 1
             )
-        seen = moved(images, options.jitter or 0.0, options.flip or False, rng)
+        seen = shift_and_flip(images, options.jitter or None, options.flip or False, rng)
         value = objective(GeneratedBatch(objective.target, condition, latent, seen, progress), rng)
 
         optimizer.zero_grad()
@@ -149,22 +151,6 @@ def train(
 
         run.recorder.step(step, value.total, value.terms, images, value.response.logits, condition.labels)
         del condition, latent, images, seen, value  # frees their memory before the next step needs it
-
-
-def moved(images: Tensor, jitter: float, flip: bool, rng: torch.Generator) -> Tensor:
-    """Shift a batch by a random share of the sides, at most ``jitter``, and maybe mirror it; all images alike.
-
-    What leaves on one side comes in on the other. Vectors stay as they are.
-    """
-    if images.dim() < 4:
-        return images
-    if jitter:
-        most = [round(jitter * side) for side in images.shape[2:]]
-        shifts = [int(torch.randint(-m, m + 1, (), device=rng.device, generator=rng)) for m in most]
-        images = images.roll(shifts, (2, 3))
-    if flip and torch.rand((), device=rng.device, generator=rng) < 0.5:
-        images = images.flip(3)
-    return images
 
 
 def classes_of(recipe: Recipe) -> Tensor | None:

@@ -53,6 +53,7 @@ class RecoverableTraining(TrainingState):
 
     Attributes:
         lr_scale: the factor of the learning rate.
+        fit: the state of an unfinished fit before the first step, of the checkpoint; see `fitted_start`.
     """
 
     def __init__(
@@ -69,6 +70,7 @@ class RecoverableTraining(TrainingState):
         self.objective, self.recipe, self.recorder = objective, recipe, recorder
         self.precision: str = recipe.precision
         self.lr_scale = 1.0
+        self.fit: dict[str, Any] | None = None
         self._halved = False
         self._attempt: tuple[int, dict[str, Tensor]] = (0, {})
         """The last step that was started, and the state of the randomness before it."""
@@ -136,7 +138,7 @@ class RecoverableTraining(TrainingState):
                     f"the checkpoint does not fit its recipe: it does not contain a good state. Start again with "
                     f"{setting('force')}."
                 )
-        self._good, self._newest = good, newest
+        self._good, self._newest, self.fit = good, newest, state_dict.get("fit")
 
     @phase("checkpoints")
     def keep_good_state(self) -> None:

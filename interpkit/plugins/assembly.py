@@ -35,10 +35,10 @@ def resolve(recipe: Recipe, target: Target, plugins: Plugins) -> Recipe:
         raise UsageError(
             f"{setting('labels', wrong[:5])}: the classes of {target.name} are 0 to {target.num_classes - 1}."
         )
-    trains_generator = "generator" in plugins.component("inverter", recipe.inverter.name).needs
+    trained = trains_generator(recipe, plugins)
     needless = {"generators": recipe.generators > 1, "warm_start": recipe.warm_start.run is not None}
     given = [name for name, is_given in needless.items() if is_given]
-    if given and not trains_generator:
+    if given and not trained:
         raise UsageError(
             f"the inverter {recipe.inverter.name!r} trains no generator: leave {setting(given[0], None)} out."
         )
@@ -48,7 +48,7 @@ def resolve(recipe: Recipe, target: Target, plugins: Plugins) -> Recipe:
         target.input_shape,
         target.num_classes,
         device.type,
-        trains_generator=trains_generator,
+        trains_generator=trained,
         processes=World.current().size,
     )
     if update.get("batch_size", recipe.batch_size) < 2 * recipe.generators:
@@ -74,6 +74,11 @@ def resolve(recipe: Recipe, target: Target, plugins: Plugins) -> Recipe:
     for kind, part in _parts(recipe):
         update[kind] = Named(name=part.name, **settled(kind, part.name, part.options))
     return recipe.model_copy(update=update)
+
+
+def trains_generator(recipe: Recipe, plugins: Plugins) -> bool:
+    """Return whether the recipe's inverter trains a generator."""
+    return "generator" in plugins.component("inverter", recipe.inverter.name).needs
 
 
 def build(recipe: Recipe, target: Target, plugins: Plugins) -> tuple[Inverter, Parts]:

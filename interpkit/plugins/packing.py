@@ -110,6 +110,7 @@ def pack_target(target: Target, path: str | Path) -> Path:
     graph = torch.frombuffer(bytearray(export_graph(target)), dtype=torch.uint8)
     outside = TargetOptions(  # the graph does everything else
         arch=ONNX_GRAPH,
+        family=target.family or None,
         input_shape=shape,
         num_classes=target.num_classes,
         class_names=target.class_names,

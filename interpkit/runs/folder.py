@@ -218,15 +218,15 @@ class Run:
             raise RunError(f"{path} cannot be read: {reason:.200}. Start again with {setting('force')}.") from error
         return state
 
-    def check_plugins(self) -> None:
-        """Check that the run's plugins are installed and have the components that the run uses.
+    def check_plugins(self) -> Recipe:
+        """Check that the run's plugins are installed and have the components that the run uses; return its recipe.
 
         Raises:
             PluginError: a plugin or component is missing.
             UsageError: the user has not passed a single-file plugin again.
         """
-        plugins = installed()
-        plugins.check_files(self.recipe().plugin_files or [], str(self.folder))
+        plugins, recipe = installed(), self.recipe()
+        plugins.check_files(recipe.plugin_files or [], str(self.folder))
         for name, plugin in self.manifest().plugins.items():
             for kind, names in plugin.used.items():
                 missing = next((used for used in names if not plugins.registry.has(kind, used)), None)
@@ -240,6 +240,7 @@ class Run:
                 raise PluginError(
                     f"{self.folder} needs the {kind} {missing!r} of the plugin {name!r}, which {state}{remedy}"
                 )
+        return recipe
 
     def load_target(self, model: Path | None = None, *, arch: str | None = None, trust: bool = False) -> Target:
         """Load the run's classifier again.

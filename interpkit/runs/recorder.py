@@ -58,13 +58,13 @@ class RunRecorder(Recorder):
         """Change entries of the manifest."""
         self.run.note(**facts)
 
-    def due(self, step: int) -> bool:
+    def due(self, step: int | None) -> bool:
         """Return whether to save now: every minute, every ``checkpoint_every`` steps, and at the end."""
         every = self._recipe.checkpoint_every
         return (
             step == self.steps
             or self.stop_requested
-            or (every is not None and step % every == 0)
+            or (every is not None and step is not None and step % every == 0)
             or time.monotonic() - self._saved_at >= CHECKPOINT_SECONDS
         )
 

@@ -13,20 +13,22 @@ class Progress:
         what: what is counted, such as ``images classified``.
         done: how many are done.
         total: how many there are.
+        detail: anything else about it, in words.
     """
 
     what: str
     done: int
     total: int
+    detail: str = ""
 
     def __str__(self) -> str:
-        return f"{self.done:,} of {self.total:,} {self.what}"
+        return f"{self.done:,} of {self.total:,} {self.what}" + (f" ({self.detail})" if self.detail else "")
 
 
 _running: dict[str, Progress] = {}
 
 
-def tell(what: str, done: int, total: int) -> None:
+def tell(what: str, done: int, total: int, detail: str = "") -> None:
     """Say how far a part of the computation is, which ends with ``done == total``; parts may be in one another.
 
     Example:
@@ -39,7 +41,7 @@ def tell(what: str, done: int, total: int) -> None:
         True
     """
     if done < total:
-        _running[what] = Progress(what, done, total)
+        _running[what] = Progress(what, done, total, detail)
     else:
         _running.pop(what, None)
 
@@ -52,3 +54,17 @@ def current() -> Progress | None:
 def restart() -> None:
     """Forget the parts that an error has left unfinished."""
     _running.clear()
+
+
+def duration(seconds: float) -> str:
+    """Return a time in words.
+
+    Example:
+        >>> from interpkit.runtime.progress import duration
+        >>> duration(12.3), duration(100), duration(3000), duration(15000)
+        ('12 s', '100 s', '50 min', '4 h 10 min')
+    """
+    if seconds < 120:
+        return f"{round(seconds)} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"

@@ -14,9 +14,11 @@ import torch
 from torch import Tensor
 
 from interpkit.errors import DivergedError, RunError, listed, setting
+from interpkit.runtime import progress
 from interpkit.runtime.distributed import World
 from interpkit.runtime.mode_collapse import ONE_PICTURE, SINCE, Collapse
 from interpkit.runtime.profiler import phase
+from interpkit.runtime.progress import duration
 
 log = logging.getLogger("interpkit")
 
@@ -114,6 +116,8 @@ class Recorder:
         self.next_step = 1
         self.history: list[StepRecord] = []
         self.stop_requested = False
+        self.images_so_far: int | None = None
+        """The images that there are to judge if the run stops now; None if it can then make as many as it likes."""
         self.advice = f"Try a lower rate ({setting('optimizer.lr', 0.0005)}) or {setting('precision', 'fp32')}."
         self._record_every = RECORD_EVERY * math.ceil(steps / (RECORD_EVERY * MOST_RECORDS))
         self._class_names = class_names
@@ -133,12 +137,23 @@ class Recorder:
         """The values of the first record and of the latest ones."""
         self._clock_start: float | None = None
         self._seconds_before = 0.0
+        self._share = 0.0
+        """The share of the present step that is done."""
 
     @property
     def seconds(self) -> float:
         """Wall time since the first step began, without interruptions."""
         now = 0.0 if self._clock_start is None else time.monotonic() - self._clock_start
         return self._seconds_before + now
+
+    @property
+    def seconds_per_step(self) -> float | None:
+        """The time of a step, without what came before the first; None if none has shown it."""
+        done = self.next_step - 1 + self._share
+        begun, step = (self.history[0].seconds, self.history[0].step) if self.history else (0.0, 0)
+        if done > step:
+            return (self.seconds - begun) / (done - step)
+        return self.seconds / done if done else None
 
     def start(self) -> dict[str, Any] | None:
         """Start the clock; return the state to resume from, or None for a fresh start."""
@@ -175,6 +190,35 @@ class Recorder:
                 break
         self.flush()
 
+    def part(self, done: int, total: int, what: str, images_so_far: int) -> None:
+        """Report how far a step of many parts is, so that its progress can be shown.
+
+        Args:
+            done: the parts of this step that are done.
+            total: the parts of a step.
+            what: what is being done, in words.
+            images_so_far: the images that there are to judge if the run stops here.
+        """
+        self._share, self.images_so_far = done / total, images_so_far
+        rest = self.steps - (self.next_step - 1 + self._share)
+        left = duration(rest * (self.seconds_per_step or 0.0))
+        progress.tell(f"parts of step {self.next_step}", done, total, f"{what}; about {left} left")
+
+    def pause(self, state: Resumable) -> bool:
+        """Save a checkpoint within a step, if one is due; return whether to stop here.
+
+        ``state`` has to include how far the step is. Several processes that share a batch stop only between steps.
+        """
+        if World.current().size > 1:
+            return False
+        if self.due(None):
+            with phase("checkpoints"):
+                self.save(self.next_step - 1, state.state_dict())
+        if self.stop_requested:
+            progress.tell(f"parts of step {self.next_step}", 1, 1)
+            self.flush()
+        return self.stop_requested
+
     def step(
         self, step: int, loss: Tensor, terms: Mapping[str, Tensor], images: Tensor, logits: Tensor, labels: Tensor
     ) -> None:
@@ -192,7 +236,8 @@ class Recorder:
             RunError: a value since the last check is not finite, the loss explodes, or an image left [0, 1]; the
                 message names the value and the step.
         """
-        self.next_step = step + 1
+        progress.tell(f"parts of step {step}", 1, 1)
+        self.next_step, self._share = step + 1, 0.0
         self._names = list(terms)
         with phase("recorder"):
             right = self._accepts(logits, labels)
@@ -343,8 +388,8 @@ class Recorder:
     def note(self, **facts: Any) -> None:
         """Note in the manifest how the run is computed; runs in memory do not have one."""
 
-    def due(self, step: int) -> bool:
-        """Return whether to save a checkpoint after this step; runs in memory save none."""
+    def due(self, step: int | None) -> bool:
+        """Return whether to save a checkpoint after this step, or within one if None; runs in memory save none."""
         return False
 
     def save(self, step: int, state: dict[str, Any]) -> None:

@@ -53,7 +53,7 @@ class Kept(Recorder):
         super().start()
         return self._checkpoint  # type: ignore[no-any-return]
 
-    def due(self, step: int) -> bool:
+    def due(self, step: int | None) -> bool:
         """Return whether a checkpoint is due."""
         return step == self._save
 

@@ -7,7 +7,7 @@ import math
 import torch
 import torch.nn.functional as F
 from pydantic import Field
-from torch import Tensor, nn
+from torch import nn
 
 import interpkit
 from interpkit import (
@@ -24,6 +24,7 @@ from interpkit import (
     derive_seed,
     random_generator,
     set_learning_rate,
+    shift_and_flip,
 )
 from interpkit_baselines.free_images import FreeImages, Parametrisation
 
@@ -96,7 +97,7 @@ class Pixels(Inverter):
             optimizer.zero_grad()
             outcomes = []
             for condition, free in batches:
-                images = self._moved(free(), rng)
+                images = shift_and_flip(free(), opt.jitter, opt.flip, rng)
                 generated = GeneratedBatch(target, condition, images.new_zeros(len(images), 0), images, progress)
                 value = objective(generated, rng)
                 value.total.backward()
@@ -112,17 +113,6 @@ class Pixels(Inverter):
             terms = dict(zip(losses, means, strict=True))
             recorder.step(step, total, terms, torch.cat(shown), torch.cat(logits), labels)
         return ImageInversion(target, recipe, recorder.history, torch.cat([free() for _, free in batches]), labels)
-
-    def _moved(self, images: Tensor, rng: torch.Generator) -> Tensor:
-        """Shift the images, what leaves on one side coming in on the other, and maybe mirror them; all alike."""
-        if images.dim() < 4:
-            return images
-        most = [round(self.options.jitter * side) for side in images.shape[2:]]
-        shifts = [int(torch.randint(-m, m + 1, (), device=rng.device, generator=rng)) for m in most]
-        images = images.roll(shifts, (2, 3))
-        if self.options.flip and torch.rand((), device=rng.device, generator=rng) < 0.5:
-            images = images.flip(3)
-        return images
 
 
 class DeepInversion(Pixels):

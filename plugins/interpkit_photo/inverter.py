@@ -53,7 +53,7 @@ class Photo(Inverter):
     `Spectrum`, and v is a view: a zoomed crop, mirrored, shifted in color and blurred, all at random. What an image
     shows has to hold at several scales, places and hues, as an object does and noise does not. Views grow during the
     run (``sizes``), because small ones take a fraction of the time; they have at least 64 pixels a side. A target that
-    accepts no size but its own sees that one throughout.
+    does not accept one of these sizes sees its own instead.
 
     Images are made in groups of at most ``batch_size``, one group after the other, with the classes mixed at random,
     because batch norms recorded their statistics over all classes. Every image takes ``steps`` steps; with G groups,
@@ -115,9 +115,14 @@ class Photo(Inverter):
         objective = Objective(target, parts.losses, autocast, recipe.micro_batch)
         groups = Groups(target, recipe, self.options, objective)
         recorder.resume(groups)
+        count = len(groups.labels)
         for step in recorder.training_steps(groups):
-            for _ in groups.labels:
+            for part in range(groups.taken - (step - 1) * count + 1, count + 1):
                 batch, value = groups.move()
+                if part < count:
+                    recorder.part(part, count, str(groups), groups.begun)
+                    if recorder.pause(groups):
+                        return groups.result(recorder)
             recorder.step(step, value.total, value.terms, batch.images, value.response.logits, batch.condition.labels)
         return groups.result(recorder)
 
@@ -151,28 +156,30 @@ class Groups:
         self._begin()
 
     def _sizes(self) -> list[tuple[int, ...]]:
-        """Return the sizes of views, or the input size for each where no other is accepted."""
+        """Return the sizes of views, the input size in place of each that is not accepted."""
         own = self.target.input_shape[1:]
         least = min(1.0, SMALLEST / min(own))
         sizes = [tuple(round(side * max(share, least)) for side in own) for share in self.options.sizes]
-        for size in set(sizes) - {own}:
-            images = torch.full((2, self.target.input_shape[0], *size), 0.5, device=self.device)
-            try:
-                with torch.no_grad():
-                    accepted = self.target(images).shape == (2, self.target.num_classes)
-            except Exception:  # whatever the network raises for an unexpected size
-                log.debug("images of %s are not accepted", size, exc_info=True)
-                accepted = False
-            if not accepted:
-                asked, only = ("x".join(map(str, some)) for some in (size, own))
-                log.warning(
-                    "%s does not accept images of %s pixels, so all steps run at %s: slower",
-                    self.target.name,
-                    asked,
-                    only,
-                )
-                return [own] * len(sizes)
-        return sizes
+        refused = [size for size in dict.fromkeys(sizes) if size != own and not self._accepts(size)]
+        if refused:
+            *_, only = written = ["x".join(map(str, size)) for size in (*refused, own)]
+            log.warning(
+                "%s does not accept images of %s pixels, so those steps run at %s: slower",
+                self.target.name,
+                " or ".join(written[:-1]),
+                only,
+            )
+        return [own if size in refused else size for size in sizes]
+
+    def _accepts(self, size: tuple[int, ...]) -> bool:
+        images = torch.full((2, self.target.input_shape[0], *size), 0.5, device=self.device)
+        try:
+            with torch.no_grad():
+                logits = self.target(images)
+        except (Exception, SystemExit):  # whatever the network raises for an unexpected size
+            log.debug("images of %s are not accepted", size, exc_info=True)
+            return False
+        return logits.shape == (2, self.target.num_classes) and bool(logits.isfinite().all())
 
     def _begin(self) -> None:
         labels = self.labels[len(self.done)].to(self.device)
@@ -192,6 +199,21 @@ class Groups:
         betas = (self.recipe.optimizer.beta1, self.recipe.optimizer.beta2)
         self.optimizer = torch.optim.Adam(self.trained.parameters(), lr=self.recipe.optimizer.lr, betas=betas)
         self.moves = 0
+
+    @property
+    def taken(self) -> int:
+        """The steps that all groups have taken together."""
+        return len(self.done) * self.recipe.steps + self.moves
+
+    @property
+    def begun(self) -> int:
+        """The images of finished groups and of the present one."""
+        return sum(map(len, self.labels[: len(self.done) + 1]))
+
+    def __str__(self) -> str:
+        finished, count = sum(map(len, self.done)), sum(map(len, self.labels))
+        group = f"group {len(self.done) + 1} of {len(self.labels)}"
+        return f"{group} at its step {self.moves} of {self.recipe.steps}, {finished:,} of {count:,} images finished"
 
     def move(self) -> tuple[GeneratedBatch, ObjectiveValue]:
         """Take one step with the present group, or the first of the next."""

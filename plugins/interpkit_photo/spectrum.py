@@ -5,9 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-COLORS = ((0.26, 0.09, 0.02), (0.27, 0.00, -0.05), (0.27, -0.09, 0.03))
-"""The square root of the covariance of R, G and B in ImageNet: brightness, blue to red, and green to purple. Source:
-the library lucid (Olah et al. 2017)."""
+from interpkit import PHOTOGRAPH_COLORS
 
 
 class Spectrum(nn.Module):
@@ -18,9 +16,9 @@ class Spectrum(nn.Module):
     f is a frequency in cycles per pixel, f_min = 1 / max(H, W), a is ``falloff`` and F the orthonormal Fourier
     transform. The factors 1 / f^a are scaled to a root mean square of 1, so that under one learning rate for all,
     coarse structure moves first, as in photographs, whose spectrum falls as 1 / f. M mixes decorrelated colors into R,
-    G and B; images of other than three channels are not mixed. Its columns are those of `COLORS`, their lengths
-    raised to the power ``chroma``: 1 leaves colors as faint as they are in the average photograph, and 0 lets them
-    move as fast as the brightness. Source: Olah, Mordvintsev & Schubert, "Feature Visualization" (2017),
+    G and B; images of other than three channels are not mixed. Its columns are those of `PHOTOGRAPH_COLORS`, their
+    lengths raised to the power ``chroma``: 1 leaves colors as faint as they are in the average photograph, and 0 lets
+    them move as fast as the brightness. Source: Olah, Mordvintsev & Schubert, "Feature Visualization" (2017),
     "Preconditioning and Parameterization".
 
     Theta begins as white noise of standard deviation ``spread``, drawn from ``rng``, on whose device it lies.
@@ -45,7 +43,7 @@ class Spectrum(nn.Module):
         down, across = torch.fft.fftfreq(height), torch.fft.rfftfreq(width)
         scale = torch.hypot(down[:, None], across).clamp_min(1 / max(self.size)).pow(-falloff)
         self.register_buffer("scale", (scale / scale.square().mean().sqrt()).to(rng.device), persistent=False)
-        mix = torch.tensor(COLORS)
+        mix = torch.tensor(PHOTOGRAPH_COLORS)
         lengths = mix.norm(dim=0)
         mix = mix / lengths * (lengths / lengths.max()) ** chroma * 3**0.5
         self.register_buffer("mix", mix.to(rng.device) if channels == 3 else None, persistent=False)

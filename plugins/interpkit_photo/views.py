@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2.functional import gaussian_blur
 
+from interpkit import shift_and_flip
 from interpkit_photo.spectrum import Spectrum
 
 if TYPE_CHECKING:
@@ -36,11 +37,7 @@ def random_view(images: Spectrum, size: tuple[int, ...], options: Photo.Options,
         for have, want in zip(rendered.shape[2:], size, strict=True)
     )
     view = torch.stack([x[:, i : i + height, j : j + width] for x, i, j in zip(rendered, rows, columns, strict=True)])
-    most = [round(options.shift * length) for length in size]
-    shifts = [int(torch.randint(-m, m + 1, (), device=rng.device, generator=rng)) for m in most]
-    view = view.roll(shifts, (2, 3))
-    if options.flip and uniform() < 0.5:
-        view = view.flip(3)
+    view = shift_and_flip(view, options.shift, options.flip, rng)
     if options.color:
         contrast, tint = (
             options.color * (2 * torch.rand(len(view), n, 1, 1, device=rng.device, generator=rng) - 1)

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from interpkit import Condition, UsageError
+from interpkit import PHOTOGRAPH_COLORS, Condition, UsageError
 from interpkit_vecmat.upconv import UpConvGenerator
 
 SHARPNESS = 5.0
@@ -21,8 +21,8 @@ COARSEST = 8
 """The side of the smallest learned pictures, at most."""
 GAIN, SPREAD = 100.0, 0.2
 """The factor of the learned pictures, so that they learn as fast as single images do, and their initial deviation."""
-COLORS = ((0.56, 0.19, 0.04), (0.58, 0.0, -0.11), (0.58, -0.19, 0.06))
-"""Brightness, blue against yellow, and green against purple, in the proportions of photographs (Olah et al. 2017)."""
+VIVID = 2.15
+"""The factor of the colors, with which the longest column of their matrix has length 1."""
 
 
 class PyramidGenerator(UpConvGenerator):
@@ -87,7 +87,8 @@ class PyramidGenerator(UpConvGenerator):
         for parameter in self.coarse.parameters():
             nn.init.zeros_(parameter)
         self.finest = nn.Conv2d(widths[-1], 4 * channels, 3, padding=1)
-        colors = torch.tensor(COLORS) if channels == 3 else torch.eye(channels)
+        # two decimals, as in generators that were trained before: runs do not store the colors
+        colors = (VIVID * torch.tensor(PHOTOGRAPH_COLORS)).round(decimals=2) if channels == 3 else torch.eye(channels)
         self.register_buffer("colors", colors[:, :, None, None], persistent=False)
 
     def start_at(self, level: float) -> None:

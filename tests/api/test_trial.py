@@ -146,6 +146,17 @@ def test_an_estimate_counts_all_steps_pieces_twice_and_the_samples() -> None:
     assert (pieces.seconds, pieces.bytes) == (pytest.approx(10 * 4.0 * 4 / 3), 10_000)
 
 
+def test_an_estimate_includes_the_fit_to_another_runs_images(target: Target, tmp_path: Path) -> None:
+    interpkit.invert(target, out=tmp_path, **PIXELS, labels=[0, 1], options={"pixels.per_class": 2})
+    times = iter([1.0, 4.0, 10.0, 12.0])
+    job = prepare(target, **QUICK, labels=[0, 1], batch_size=8, warm_start=tmp_path)
+    assert job.estimate is not None
+    found = trial.try_out(job.recipe, target, job.plugins, clock=lambda: next(times))
+    assert found is not None and (found.images, found.seconds, found.fitting) == (4, 3.0, 0.5)
+    without, whole = (trial.estimate(job.recipe, found, 0, 8, fitted_to=count) for count in (0, 4))
+    assert whole.seconds - without.seconds == 100 * 8 * 0.5  # the least number of steps
+
+
 def test_a_generators_run_is_made_smaller_by_the_preset_for_photographs_and_others_by_fewer_images(
     target: Target, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -575,6 +575,17 @@ def test_pack_keeps_the_batch_norms_of_a_graph(tmp_path: Path) -> None:
     assert count(target, nn.BatchNorm2d) == count(assert_packs(target, tmp_path), nn.BatchNorm2d) == 1
 
 
+def test_pack_records_the_family_that_a_graph_does_not_show(tmp_path: Path) -> None:
+    class TinyViT(nn.Sequential):
+        """A classifier whose class tells its family."""
+
+    target = wrap(TinyViT(nn.Flatten(), nn.Linear(12, 2)), (3, 2, 2))
+    packed = assert_packs(target, tmp_path)
+    assert packed.family == target.family == "tinyvit"
+    assert load_target(tmp_path / "packed.safetensors", family="ResNet").family == "resnet"
+    assert assert_packs(wrap(nn.Sequential(nn.Flatten(), nn.Linear(12, 2)), (3, 2, 2)), tmp_path).family == ""
+
+
 def test_a_network_that_samples_a_grid_is_packed(tmp_path: Path) -> None:
     assert_packs(wrap(seeded(Turned), (3, 6, 6)), tmp_path)
 

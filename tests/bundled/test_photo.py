@@ -17,6 +17,7 @@ from torch import Tensor, nn
 import interpkit
 from interpkit import ImageInversion, RunError, Target, UsageError
 from interpkit.api.invert import prepare
+from interpkit.runtime import progress
 
 Rng = Callable[[int], torch.Generator]
 ON_CPU: dict[str, Any] = {"device": "cpu", "precision": "fp32"}
@@ -159,11 +160,53 @@ def test_the_first_steps_run_at_a_smaller_size_but_not_below_64_pixels(add_plugi
     assert [progress for _, progress in seen] == [step / 8 for step in range(8)]
 
 
-def test_a_classifier_of_one_size_is_shown_that_size(caplog: pytest.LogCaptureFixture) -> None:
-    net = nn.Sequential(nn.AvgPool2d(8), nn.Flatten(), nn.Linear(3 * 12 * 12, 2))
-    inversion = invert(interpkit.wrap(net, (3, 96, 96)), steps=2)
+class Picky(nn.Module):
+    """A classifier of 3 x 96 x 96 that answers images of other sizes in its own way."""
+
+    def __init__(self, answer: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.answer = answer
+        self.net = nn.Sequential(nn.AdaptiveAvgPool2d(8), nn.Flatten(), nn.Linear(3 * 8 * 8, 2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.net(x)
+        return logits if x.shape[-1] % 32 == 0 and x.shape[-1] != 64 else self.answer(logits)
+
+
+def leaves(logits: Tensor) -> Tensor:
+    raise SystemExit(1)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [lambda logits: logits[:, :, None].squeeze(3), lambda logits: logits / 0, lambda logits: logits[:1], leaves],
+    ids=["raises", "not finite", "another shape", "leaves"],
+)
+def test_a_classifier_of_one_size_is_shown_that_size(
+    caplog: pytest.LogCaptureFixture, answer: Callable[[Tensor], Tensor]
+) -> None:
+    inversion = invert(interpkit.wrap(Picky(answer), (3, 96, 96)), steps=2)
     assert inversion.images.shape == (4, 3, 96, 96)
-    assert "does not accept images of 64x64 pixels, so all steps run at 96x96" in caplog.text
+    assert "does not accept images of 64x64 or 68x68 pixels, so those steps run at 96x96: slower" in caplog.text
+
+
+def test_sizes_that_are_accepted_are_kept_where_another_is_refused(caplog: pytest.LogCaptureFixture) -> None:
+    sizes: list[int] = []
+
+    class Multiples(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            sizes.append(x.shape[-1])
+            if x.shape[-1] % 32:
+                raise RuntimeError("not a multiple of 32")
+            return super().forward(x)  # type: ignore[no-any-return]
+
+    net = Multiples(nn.AdaptiveAvgPool2d(8), nn.Flatten(), nn.Linear(3 * 8 * 8, 2))
+    target = interpkit.wrap(net, (3, 96, 96))
+    inverted = prepare(target, inverter="photo", steps=10, per_class=1, batch_size=2, **ON_CPU)
+    sizes.clear()
+    inverted.run()
+    assert sizes[:12] == [64, 68] + 8 * [64] + 2 * [96]
+    assert "does not accept images of 68x68 pixels, so those steps run at 96x96" in caplog.text
 
 
 def test_groups_follow_each_other_and_a_resumed_run_is_the_run_that_was_never_stopped(
@@ -181,6 +224,40 @@ def test_groups_follow_each_other_and_a_resumed_run_is_the_run_that_was_never_st
     assert resumed.history[-1].terms == straight.history[-1].terms
     with pytest.raises(RunError, match=r"in 3 groups of 10 steps each.*--steps 12 needs a new run"):
         prepare(target, resume_from=tmp_path, steps=12).run(out=tmp_path, resume=True)
+
+
+def test_a_step_of_many_groups_says_how_far_it_is_and_stops_within(target: Target, tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"inverter": "photo", "per_class": 2, "steps": 4, "batch_size": 2, **ON_CPU}
+    straight = interpkit.invert(target, **settings)
+    job, seen = prepare(target, **settings), []
+
+    def stop_in_the_fifth_move(net: nn.Module, arguments: object) -> None:
+        if net.training or not torch.is_grad_enabled() or job.recorder is None:
+            return
+        seen.append(str(progress.current()))
+        if len(seen) == 5:
+            job.request_stop()
+            seen.append(job.after_stop)
+
+    with target.register_forward_pre_hook(stop_in_the_fifth_move):
+        stopped = job.run(out=tmp_path)
+    assert seen[4].startswith("1 of 3 parts of step 2 (group 1 of 3 at its step 4 of 4, 0 of 6 images finished; about ")
+    assert seen[5].startswith("stopping within this step; then the 2 images so far are judged, which takes about ")
+    assert len(stopped.images) == 4 and stopped.steps_done == 1  # the fifth move was the first of the second group
+    assert progress.current() is None
+    resumed = prepare(target, resume_from=tmp_path).run(out=tmp_path, resume=True)
+    assert torch.equal(resumed.sample()[0], straight.sample()[0])
+    assert resumed.history[-1].terms == straight.history[-1].terms
+
+
+def test_a_run_that_is_stopped_within_its_first_step_is_finished_and_resumed(target: Target, tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"inverter": "photo", "per_class": 2, "steps": 2, "batch_size": 2, **ON_CPU}
+    job = prepare(target, **settings)
+    job.request_stop()
+    stopped = job.run(out=tmp_path)
+    assert stopped.steps_done == 0 and len(stopped.images) == 2 and (tmp_path / "report.html").exists()
+    resumed = prepare(target, resume_from=tmp_path).run(out=tmp_path, resume=True)
+    assert torch.equal(resumed.sample()[0], interpkit.invert(target, **settings).sample()[0])
 
 
 def test_one_group_can_go_on(target: Target, tmp_path: Path) -> None:

@@ -33,6 +33,7 @@ TYPED: dict[str, tuple[str, Any]] = {
     "std": ("1,2,3", [1.0, 2.0, 3.0]),
     "input_range": ("0,255", [0.0, 255.0]),
     "class_names": ("names.txt", ["cat", "dog"]),
+    "family": ("resnet", "resnet"),
     "crop_pct": ("0.9", 0.9),
     "layout": ("nchw", "nchw"),
     "channel_order": ("bgr", "bgr"),

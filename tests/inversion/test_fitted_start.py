@@ -13,6 +13,7 @@ import interpkit
 from interpkit import GeneratorInversion, ImageInversion, RunError, Target, UsageError
 from interpkit.api.invert import prepare
 from interpkit.inversion import fitted_start
+from interpkit.runtime import progress
 
 SETTINGS: dict[str, Any] = {
     "presets": ["vecmat"],
@@ -149,6 +150,36 @@ def test_a_folder_without_a_run_and_images_of_another_size_are_refused(
 def test_an_inverter_that_trains_no_generator_has_nothing_to_start(stripes: tuple[Target, Path]) -> None:
     with pytest.raises(UsageError, match=r"'pixels' trains no generator: leave warm_start out"):
         interpkit.invert(stripes[0], inverter="pixels", steps=1, warm_start=stripes[1])
+
+
+def test_a_fit_that_is_stopped_is_resumed_where_it_was(
+    stripes: tuple[Target, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = SETTINGS["options"] | {"upconv.dropout": 0.3, "warm_start.steps": 7}
+    settings = SETTINGS | {"labels": [0, 2], "options": options, "warm_start": stripes[1], "steps": 3}
+    straight = interpkit.invert(stripes[0], **settings)
+    job, begun = prepare(stripes[0], **settings), []
+    tell = progress.tell
+
+    def stop(what: str, done: int, total: int, detail: str = "") -> None:
+        tell(what, done, total, detail)
+        if what == "steps fitted to images":
+            begun.append(done)
+            if done == 4:
+                job.request_stop()
+                assert job.after_stop == "stopping before the first step; nothing is drawn"
+
+    monkeypatch.setattr(progress, "tell", stop)
+    with pytest.raises(KeyboardInterrupt):
+        job.run(out=tmp_path / "run")
+    assert progress.current() is None
+    begun.clear()
+    resumed = prepare(stripes[0], resume_from=tmp_path / "run").run(out=tmp_path / "run", resume=True)
+    assert begun == [5, 6, 7]
+    assert isinstance(resumed, GeneratorInversion) and isinstance(straight, GeneratorInversion)
+    for name, tensor in resumed.tensors().items():
+        assert torch.equal(tensor, straight.tensors()[name]), name
+    assert [record.loss for record in resumed.history] == [record.loss for record in straight.history]
 
 
 def test_a_fit_ends_when_asked_to_stop(stripes: tuple[Target, Path]) -> None:

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 import interpkit
 from interpkit import GeneratedBatch, InversionBatch, InversionLoss, RunError, UsageError
 from interpkit.api.invert import prepare
-from interpkit.inversion.loop import moved
 from interpkit.inversion.objective import Objective, falling, set_learning_rate
 
 Add = Callable[..., None]
@@ -302,22 +301,11 @@ def test_the_terms_see_moved_images_and_the_gradient_is_that_of_the_generators(
     add_plugin(Viewer)
     Viewer.seen.clear()
     made: list[Tensor] = []
-    monkeypatch.setattr("interpkit.inversion.loop.moved", lambda images, *_: made.append(images) or images.flip(3))
+    monkeypatch.setattr(
+        "interpkit.inversion.loop.shift_and_flip", lambda images, *_: made.append(images) or images.flip(3)
+    )
     interpkit.invert(tiny_target, **quick(steps=1, losses={"viewer": 1.0}, options={"inverter.flip": True}))
     assert torch.equal(Viewer.seen[0].images, made[0].flip(3)) and made[0].requires_grad
-
-
-def test_moved_images_are_shifted_by_at_most_a_share_of_each_side_and_mirrored_half_of_the_time() -> None:
-    images = torch.arange(200.0).view(1, 1, 10, 20)
-    rng = torch.Generator().manual_seed(0)
-    places = set()
-    for _ in range(300):
-        found = int((moved(images, 0.1, False, rng) == 0).flatten().nonzero())
-        places.add(((found // 20 + 5) % 10 - 5, (found % 20 + 10) % 20 - 10))
-    assert places == {(down, across) for down in range(-1, 2) for across in range(-2, 3)}
-    flips = [torch.equal(moved(images, 0.0, True, rng), images.flip(3)) for _ in range(100)]
-    assert 30 < sum(flips) < 70
-    assert moved(images, 0.0, False, rng) is images
 
 
 class Exploding(InversionLoss):

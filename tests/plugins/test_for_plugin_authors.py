@@ -119,7 +119,7 @@ def test_an_inverter_steps_resumes_and_stops_by_its_recorder() -> None:
             super().start()
             return self.saved[max(self.saved)] if self.saved else None
 
-        def due(self, step: int) -> bool:
+        def due(self, step: int | None) -> bool:
             return step % 2 == 0
 
         def save(self, step: int, state: dict[str, Any]) -> None:
