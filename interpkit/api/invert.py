@@ -16,7 +16,7 @@ from torch import Tensor
 from interpkit.api import trial
 from interpkit.api.finish import finish
 from interpkit.config import sizes
-from interpkit.config.recipe import Layer, PluginFile, Recipe, TargetOptions, compose, read_toml, validated
+from interpkit.config.recipe import Layer, PluginFile, Preset, Recipe, TargetOptions, compose, read_toml, validated
 from interpkit.errors import InterpkitError, ModelError, PluginError, RunError, UsageError, command, listed, setting
 from interpkit.evaluation.scoring import most_samples, read_images
 from interpkit.interfaces import contracts
@@ -148,13 +148,13 @@ def prepare(
         if config is None and len(files) == len(plugins) and (resume_from / "recipe.toml").exists():
             Run(resume_from).recipe()  # names the release that wrote a recipe that cannot be read
             config = resume_from / "recipe.toml"
-    layers: list[Layer] = []
+    layers: list[Layer | Preset] = []
     recorded: list[PluginFile] = []
     if config is not None:
         layer = read_toml(Path(config))
         recorded = _recorded_files(layer.pop("plugin_files", []), config)
         known_plugins.check_files(recorded, str(config))
-        layers += [known_plugins.preset(name).layer for name in _preset_names(layer.pop("presets", []), config)]
+        layers += [known_plugins.preset(name) for name in _preset_names(layer.pop("presets", []), config)]
         resumed = None if resume_from is None or isinstance(target, Target) else Path(target)
         layers.append(_without_code(layer, target_options or {}, config, resumed))
     # look the inverter up here, so that a misspelt name is not reported as a missing preset
@@ -164,12 +164,12 @@ def prepare(
     applied: list[str] = []
     for given in plugins:
         if given not in files:
-            layers.append(known_plugins.preset(str(given)).layer)
+            layers.append(known_plugins.preset(str(given)))
             applied.append(str(given))
             continue
         preset = known_plugins.own_preset(files[given])
         if preset is not None and files[given].name not in [file.name for file in recorded]:
-            layers.append(preset.layer)
+            layers.append(preset)
             applied.append(preset.name)
     if not layers and not files and not whole:
         if not isinstance(target, Target):
@@ -181,7 +181,7 @@ def prepare(
                 f"name a preset by {setting('preset', 'NAME')} (there are: {known}), or a recipe by "
                 f"{setting('config', 'FILE')}."
             )
-        layers.append(known_plugins.preset(chosen).layer)
+        layers.append(known_plugins.preset(chosen))
         applied.append(chosen)
         size = "x".join(map(str, target.input_shape[1:]))
         log.warning("no preset is named: applying %s, for images of %s", setting("preset", chosen), size)
@@ -190,6 +190,7 @@ def prepare(
     layers.append({"losses": {name: {"weight": weight} for name, weight in (losses or {}).items()}})
     if warm_start is not None:
         layers.append({"warm_start": {"run": str(warm_start)}})
+    labels = fields.pop("labels", None)  # which may be names, so the target has to be loaded first
     layers.append({name: value for name, value in fields.items() if value is not None})
     if fields.get("precision") is not None:
         layers.append({"fall_back": False})  # a recipe may say so; who names the precision means it
@@ -199,7 +200,13 @@ def prepare(
     if config is None:  # a recipe that does not say is of a release whose conditions distinguished all classes
         conditions = "requested" if resume_from is None else Run(resume_from).recipe().conditions
         layers.insert(0, {"conditions": conditions})
-    recipe = compose(layers, list((options or {}).items()))
+    if not isinstance(target, Target):
+        target = loading.load(Path(target), compose(_expanded(layers)).target)
+    if labels is not None:
+        layers.append({"labels": _numbers(labels, target)})
+    settings = list((options or {}).items())
+    expanded = _expanded(layers, vectors=len(target.input_shape) == 1)
+    recipe = compose(expanded, settings)
     if per_class is not None:
         name = recipe.inverter.name
         if "per_class" not in known_plugins.component("inverter", name).Options.model_fields:
@@ -208,9 +215,7 @@ def prepare(
                 f"{setting('per_class', None)} out, and draw as many as you like from the run "
                 f"({command('sample', 'RUN')})."
             )
-        recipe = compose(layers, [*(options or {}).items(), (f"{name}.per_class", per_class)])
-    if not isinstance(target, Target):
-        target = loading.load(Path(target), recipe.target)
+        recipe = compose(expanded, [*settings, (f"{name}.per_class", per_class)])
     begun = None
     if resume_from is not None and (resume_from / "recipe.toml").exists():
         begun = Run(resume_from).recipe()
@@ -268,6 +273,27 @@ def _without_code(layer: Layer, typed: Mapping[str, Any], config: str | Path, re
             f"{config} records {setting('trust')}; a file cannot grant it. Type it again if you trust the classifier."
         )
     return {**layer, "target": {key: value for key, value in recorded.items() if key != "trust"}}
+
+
+def _numbers(labels: Any, target: Target) -> Any:
+    """Return the numbers of classes, some of which may be named; other values as they are, for the recipe to refuse."""
+    if not isinstance(labels, Sequence) or isinstance(labels, str):
+        return labels
+    return [target.class_number(label) if isinstance(label, str) else label for label in labels]
+
+
+def _expanded(layers: Sequence[Layer | Preset], vectors: bool = False) -> list[Layer]:
+    """Return the layers with the fragments of presets, and log the presets' changes for vectors if those decide."""
+    plain = [part for layer in layers for part in (layer.layers(False) if isinstance(layer, Preset) else [layer])]
+    if not vectors:
+        return plain
+    changed = [part for layer in layers for part in (layer.layers(True) if isinstance(layer, Preset) else [layer])]
+    before, after = (compose(expanded).model_dump() for expanded in (plain, changed))
+    parts = [kind for kind in ("conditioner", "generator", "inverter") if before[kind] != after[kind]]
+    if parts:
+        flags = " ".join(setting(kind, after[kind]["name"]) for kind in parts)
+        log.warning("the classifier's inputs are vectors for interpkit, so the run uses %s", flags)
+    return changed
 
 
 def _preset_names(value: Any, config: str | Path) -> list[str]:
