@@ -23,7 +23,7 @@ from interpkit.interfaces import contracts
 from interpkit.interfaces.inversions import Inversion
 from interpkit.interfaces.samples import to_unit
 from interpkit.interfaces.targets import Target
-from interpkit.io.atomic import to_json, write_atomically
+from interpkit.io.atomic import to_json, to_path, write_atomically
 from interpkit.plugins import assembly, loading, typed_code
 from interpkit.plugins.discovery import Plugins, installed, is_file
 from interpkit.runs import disk_space
@@ -85,7 +85,7 @@ def invert(
         >>> images.shape, labels.tolist()
         (torch.Size([6, 1, 8, 8]), [0, 0, 1, 1, 2, 2])
     """
-    folder = None if out is None else Path(out)
+    folder = None if out is None else to_path(out)
     job = prepare(target, plugins, presets=presets, resume_from=folder if resume else None, **settings)
     return job.run(out=folder, resume=resume, force=force, on_step=on_step, on_record=on_record)
 

@@ -199,7 +199,7 @@ def _doubt(output: Output, source: str, raw: Tensor, *, unnamed: bool) -> str:
             f"coordinates, such as a {'point' if count == 2 else 'box'}, it has no classes: see the page about "
             f"bringing your classifier. {confirm} confirms the labels."
         )
-    if output == "logits" and summed and summed <= DISTANCES and bool((raw >= 0).all()):
+    if output == "logits" and summed & DISTANCES and summed <= DISTANCES | LINEAR and bool((raw >= 0).all()):
         return (
             f"it returns distances, which are read as logits. If the nearest class is the likeliest, wrap it in a "
             f"module that returns -model(x). {confirm} confirms the logits."
@@ -278,6 +278,14 @@ def _leaves(target: ModuleTarget) -> bool:
 def _check_scale(target: ModuleTarget, values: Tensor) -> None:
     """Warn if the logits of all probes are so close together, or so far apart, that no gradient can use them."""
     logits = as_logits(values.float(), target.output)
+    relative, spread = (logits - logits.mean(1, keepdim=True)).std(0).max(), logits.std(0).max()
+    if len(values) > 1 and relative < 1e-3 * spread:
+        log.warning(
+            "%s: the differences between its logits are the same for all probes, as if each class said \"more than\" "
+            "(ordinal regression). Wrap it in a module that returns the probabilities of the classes: with p = "
+            "model(x).sigmoid(), torch.cat([1 - p[:, :1], p[:, :-1] - p[:, 1:], p[:, -1:]], 1).",
+            target.name,
+        )  # fmt: skip
     apart = (logits.amax(1) - logits.amin(1)).max().item()
     if target.output in ("probs", "sigmoid") and bool(((values == 0) | (values == 1)).all()):
         words = "its probabilities are exactly 0 or 1 for all probes, so they may have no gradient. Return the logits"

@@ -219,6 +219,7 @@ def test_logarithms_of_several_distributions_side_by_side_are_not_taken_for_one(
         (torch.tanh, 3, "it ends in tanh, as evidence"),
         (lambda z: (z[:, None] - torch.arange(8.0).view(2, 4)).pow(2).sum(2), 4, "it returns distances"),
         (lambda z: (z[:, None] - torch.arange(8.0).view(2, 4)).abs().mean(2), 4, "it returns distances"),
+        (lambda z: z.pow(2).sum(1, keepdim=True) - 2 * z @ torch.eye(4) + 1, 4, "it returns distances"),
         (torch.sigmoid, 4, "it returns 4 sigmoids, which are read as labels"),
         (torch.sigmoid, 2, "it returns 2 sigmoids, which are read as labels"),
     ],
@@ -254,6 +255,20 @@ def test_usual_scores_are_not_doubted(make: Make, n: int, caplog: pytest.LogCapt
 
 def test_four_sigmoids_with_names_are_labels(caplog: pytest.LogCaptureFixture) -> None:
     wrap(answers(torch.sigmoid, 4), (1, 8, 8), class_names=["edema", "fracture", "nodule", "effusion"])
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("make", [lambda z: z, torch.sigmoid])
+def test_outputs_of_ordinal_regression_are_noticed(make: Make, caplog: pytest.LogCaptureFixture) -> None:
+    wrap(answers(lambda z: make(z - torch.arange(4.0)), 1), (1, 8, 8), name="ages")
+    assert "ages: the differences between its logits are the same for all probes" in caplog.text
+    caplog.clear()
+
+    def classes(z: Tensor) -> Tensor:
+        p = torch.sigmoid(z - torch.arange(4.0))
+        return torch.cat([1 - p[:, :1], p[:, :-1] - p[:, 1:], p[:, -1:]], 1)
+
+    assert wrap(answers(classes, 1), (1, 8, 8)).description.output == "probs"
     assert not caplog.records
 
 
