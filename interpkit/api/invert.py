@@ -16,14 +16,14 @@ from torch import Tensor
 from interpkit.api import trial
 from interpkit.api.finish import finish
 from interpkit.config import sizes
-from interpkit.config.recipe import Layer, PluginFile, Recipe, TargetOptions, compose, read_toml, validated
+from interpkit.config.recipe import Layer, PluginFile, Preset, Recipe, TargetOptions, compose, read_toml, validated
 from interpkit.errors import InterpkitError, ModelError, PluginError, RunError, UsageError, command, listed, setting
 from interpkit.evaluation.scoring import most_samples, read_images
 from interpkit.interfaces import contracts
 from interpkit.interfaces.inversions import Inversion
 from interpkit.interfaces.samples import to_unit
 from interpkit.interfaces.targets import Target
-from interpkit.io.atomic import to_json, write_atomically
+from interpkit.io.atomic import to_json, to_path, write_atomically
 from interpkit.plugins import assembly, loading, typed_code
 from interpkit.plugins.discovery import Plugins, installed, is_file
 from interpkit.runs import disk_space
@@ -86,7 +86,7 @@ def invert(
         >>> images.shape, labels.tolist()
         (torch.Size([6, 1, 8, 8]), [0, 0, 1, 1, 2, 2])
     """
-    folder = None if out is None else Path(out)
+    folder = None if out is None else to_path(out)
     job = prepare(target, plugins, presets=presets, resume_from=folder if resume else None, **settings)
     return job.run(out=folder, resume=resume, force=force, on_step=on_step, on_record=on_record)
 
@@ -149,13 +149,13 @@ def prepare(
         begun = Run.open(resume_from).check_plugins()
         if config is None and len(files) == len(plugins):
             config = resume_from / "recipe.toml"
-    layers: list[Layer] = []
+    layers: list[Layer | Preset] = []
     recorded: list[PluginFile] = []
     if config is not None:
         layer = read_toml(Path(config))
         recorded = _recorded_files(layer.pop("plugin_files", []), config)
         known_plugins.check_files(recorded, str(config))
-        layers += [known_plugins.preset(name).layer for name in _preset_names(layer.pop("presets", []), config)]
+        layers += [known_plugins.preset(name) for name in _preset_names(layer.pop("presets", []), config)]
         resumed = None if resume_from is None or isinstance(target, Target) else Path(target)
         layers.append(_without_code(layer, target_options or {}, config, resumed))
     # look the inverter up here, so that a misspelt name is not reported as a missing preset
@@ -165,12 +165,12 @@ def prepare(
     applied: list[str] = []
     for given in plugins:
         if given not in files:
-            layers.append(known_plugins.preset(str(given)).layer)
+            layers.append(known_plugins.preset(str(given)))
             applied.append(str(given))
             continue
         preset = known_plugins.own_preset(files[given])
         if preset is not None and files[given].name not in [file.name for file in recorded]:
-            layers.append(preset.layer)
+            layers.append(preset)
             applied.append(preset.name)
     if not layers and not files and not whole:
         if not isinstance(target, Target):
@@ -182,7 +182,7 @@ def prepare(
                 f"name a preset by {setting('preset', 'NAME')} (there are: {known}), or a recipe by "
                 f"{setting('config', 'FILE')}."
             )
-        layers.append(known_plugins.preset(chosen).layer)
+        layers.append(known_plugins.preset(chosen))
         applied.append(chosen)
         size = "x".join(map(str, target.input_shape[1:]))
         log.warning("no preset is named: applying %s, for images of %s", setting("preset", chosen), size)
@@ -191,6 +191,7 @@ def prepare(
     layers.append({"losses": {name: {"weight": weight} for name, weight in (losses or {}).items()}})
     if warm_start is not None:
         layers.append({"warm_start": {"run": str(warm_start)}})
+    labels = fields.pop("labels", None)  # which may be names, so the target has to be loaded first
     layers.append({name: value for name, value in fields.items() if value is not None})
     if fields.get("precision") is not None:
         layers.append({"fall_back": False})  # a recipe may say so; who names the precision means it
@@ -200,7 +201,13 @@ def prepare(
     if config is None:  # a recipe that does not say is of a release whose conditions distinguished all classes
         conditions = "requested" if begun is None else begun.conditions
         layers.insert(0, {"conditions": conditions})
-    recipe = compose(layers, list((options or {}).items()))
+    if not isinstance(target, Target):
+        target = loading.load(Path(target), compose(_expanded(layers)).target)
+    if labels is not None:
+        layers.append({"labels": _numbers(labels, target)})
+    settings = list((options or {}).items())
+    expanded = _expanded(layers, vectors=len(target.input_shape) == 1)
+    recipe = compose(expanded, settings)
     if per_class is not None:
         name = recipe.inverter.name
         if "per_class" not in known_plugins.component("inverter", name).Options.model_fields:
@@ -209,9 +216,7 @@ def prepare(
                 f"{setting('per_class', None)} out, and draw as many as you like from the run "
                 f"({command('sample', 'RUN')})."
             )
-        recipe = compose(layers, [*(options or {}).items(), (f"{name}.per_class", per_class)])
-    if not isinstance(target, Target):
-        target = loading.load(Path(target), recipe.target)
+        recipe = compose(expanded, [*settings, (f"{name}.per_class", per_class)])
     job = Job(recipe, target, applied, begun=begun)
     if resume_from is None:
         for doubt in preprocessing.doubts(target):
@@ -266,6 +271,27 @@ def _without_code(layer: Layer, typed: Mapping[str, Any], config: str | Path, re
             f"{config} records {setting('trust')}; a file cannot grant it. Type it again if you trust the classifier."
         )
     return {**layer, "target": {key: value for key, value in recorded.items() if key != "trust"}}
+
+
+def _numbers(labels: Any, target: Target) -> Any:
+    """Return the numbers of classes, some of which may be named; other values as they are, for the recipe to refuse."""
+    if not isinstance(labels, Sequence) or isinstance(labels, str):
+        return labels
+    return [target.class_number(label) if isinstance(label, str) else label for label in labels]
+
+
+def _expanded(layers: Sequence[Layer | Preset], vectors: bool = False) -> list[Layer]:
+    """Return the layers with the fragments of presets, and log the presets' changes for vectors if those decide."""
+    plain = [part for layer in layers for part in (layer.layers(False) if isinstance(layer, Preset) else [layer])]
+    if not vectors:
+        return plain
+    changed = [part for layer in layers for part in (layer.layers(True) if isinstance(layer, Preset) else [layer])]
+    before, after = (compose(expanded).model_dump() for expanded in (plain, changed))
+    parts = [kind for kind in ("conditioner", "generator", "inverter") if before[kind] != after[kind]]
+    if parts:
+        flags = " ".join(setting(kind, after[kind]["name"]) for kind in parts)
+        log.warning("the classifier's inputs are vectors for interpkit, so the run uses %s", flags)
+    return changed
 
 
 def _preset_names(value: Any, config: str | Path) -> list[str]:

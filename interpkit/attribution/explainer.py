@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -26,8 +27,8 @@ from interpkit.runtime.random import derive_seed, global_seed
 ROWS = 64
 """Default number of images per forward pass; for large images fewer if fewer fit into memory."""
 
-TargetClass = str | int | tuple[int, int]
-"""``asked``, ``predicted``, a class, or two classes, (3, 5) or ``3-5``, for the difference of their logits."""
+TargetClass = str | int | tuple[int | str, int | str]
+"""``asked``, ``predicted``, a class by number or name, or two (``3-5``) for the difference of their logits."""
 
 
 def default_method() -> str:
@@ -325,17 +326,22 @@ def _class_numbers(target: Target, target_class: TargetClass) -> tuple[int, ...]
     """Return one or two classes; none for ``asked`` and ``predicted``."""
     if target_class in ("asked", "predicted"):
         return ()
-    parts: Sequence[Any] = str(target_class).split("-") if isinstance(target_class, str | int) else target_class
-    try:
-        numbers = tuple(int(part) for part in parts)
-    except ValueError:
-        numbers = ()
-    if len(numbers) not in (1, 2) or len(set(numbers)) != len(numbers):
-        raise UsageError(f"the class to explain is asked, predicted, a number, or two as in 3-5; not {target_class!r}.")
-    wrong = [number for number in numbers if not 0 <= number < target.num_classes]
-    if wrong:
-        raise UsageError(f"there is no class {wrong[0]}; {target.name}'s are 0 to {target.num_classes - 1}.")
-    return numbers
+    pairs: list[Sequence[int | str]] = [(target_class,) if isinstance(target_class, int | str) else target_class]
+    if isinstance(target_class, str):  # names may contain hyphens
+        pairs += [(target_class[: at.start()], target_class[at.end() :]) for at in re.finditer("-", target_class)]
+    first: UsageError | None = None
+    for pair in pairs:
+        try:
+            numbers = tuple(map(target.class_number, pair))
+        except UsageError as error:
+            first = first or error
+            continue
+        if len(numbers) in (1, 2) and len(set(numbers)) == len(numbers):
+            return numbers
+    raise UsageError(
+        f"the class to explain is asked, predicted, a number or name, or two as in 3-5; not {target_class!r}"
+        f"{'.' if first is None else f': {first}'}"
+    )
 
 
 def _baselines(target: Target, baseline: str | Tensor) -> Tensor:

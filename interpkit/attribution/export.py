@@ -214,13 +214,12 @@ def _baseline(target: Target, baseline: str, inverted: ImagesAndLabels | None, d
     kind, colon, number = baseline.partition(":")
     if kind != "class" or not colon:
         return baseline
-    if not number.isdecimal() or int(number) >= target.num_classes:
-        raise UsageError(f"baseline {baseline!r}: it is class:N, N from 0 to {target.num_classes - 1}.")
+    label = target.class_number(number)
     if inverted is None:
         raise UsageError(f"baseline {baseline!r} takes the samples of a run: name a run in place of the model.")
     images = inverted[0]
     predicted, _ = choose_classes(target, images, None, "predicted", device=device)
-    kept = images[predicted == int(number)][:BASELINES]
+    kept = images[predicted == label][:BASELINES]
     if not len(kept):
         raise UsageError(f"baseline {baseline!r}: the target puts none of the run's samples in that class.")
     return kept

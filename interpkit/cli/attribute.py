@@ -40,7 +40,7 @@ def attribute(
         str,
         typer.Option(
             metavar="asked|predicted|N|A-B",
-            help="Class to explain: each image's label, the prediction, class N, or A against B.",
+            help="Class to explain: each image's label, the prediction, class N, or A against B; names work too.",
         ),
     ] = "asked",
     baseline: Annotated[

@@ -84,7 +84,11 @@ def invert(
     ] = None,
     labels: Annotated[
         str | None,
-        typer.Option(metavar="3,5", help="Invert only these classes; 0-49 is a range.", rich_help_panel=_METHOD),
+        typer.Option(
+            metavar="3,5,NAME",
+            help="Invert only these classes, by number or name; 0-49 is a range.",
+            rich_help_panel=_METHOD,
+        ),
     ] = None,
     per_class: Annotated[
         int | None,

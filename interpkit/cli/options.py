@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import functools
 import inspect
 import re
@@ -149,19 +150,23 @@ def numbers(flag: str, text: str | None, kind: Callable[[str], Any]) -> list[Any
         raise UsageError(f"{flag} takes comma-separated {word}, not {text!r}.") from error
 
 
-def classes(flag: str, text: str | None) -> list[int] | None:
-    """Read comma-separated classes and ranges of them: ``3,5`` or ``0-49``, with both ends.
+def classes(flag: str, text: str | None) -> list[int | str] | None:
+    """Read comma-separated classes: numbers, ranges of them (``0-49``, with both ends) and names.
+
+    A name that contains a comma stands in double quotes.
 
     Raises:
-        UsageError: a part is neither.
+        UsageError: a part is empty, or a range is reversed.
     """
     if text is None:
         return None
-    found: list[int] = []
-    for part in text.split(","):
+    found: list[int | str] = []
+    for part in next(csv.reader([text], skipinitialspace=True), [""]):
         ends = re.fullmatch(r"\s*(\d{1,6})\s*-\s*(\d{1,6})\s*", part)
+        if not part.strip():
+            raise UsageError(f"{flag} takes comma-separated classes, not {text!r}.")
         if ends is None:
-            found += numbers(flag, part, int) or []
+            found.append(int(part) if re.fullmatch(r"\s*-?\d{1,9}\s*", part) else part.strip())
         elif int(ends[1]) > int(ends[2]):
             raise UsageError(f"{flag} {text}: a range begins with its smaller number: {ends[2]}-{ends[1]}.")
         else:

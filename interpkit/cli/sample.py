@@ -25,7 +25,10 @@ def sample(
     count: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="Total number of images, spread evenly over the classes.")
     ] = None,
-    labels: Annotated[str | None, typer.Option(metavar="3,5", help="Draw only these classes; 0-49 is a range.")] = None,
+    labels: Annotated[
+        str | None,
+        typer.Option(metavar="3,5,NAME", help="Draw only these classes; 0-49 is a range."),
+    ] = None,
     seed: Annotated[int | None, typer.Option(metavar="N", help="Random seed (default: the run's).")] = None,
     out: Annotated[
         Path | None,

@@ -421,6 +421,7 @@ class Preset:
         adds_variety: whether to suggest the preset when the images of a class have become identical.
         photographs_from: if specified, a run that names no preset applies this one to a classifier of images whose
             sides are at least this many pixels.
+        for_vectors: what changes for a classifier of vectors, signals or volumes; the user's settings override it.
 
     Example:
         >>> from interpkit import Preset
@@ -433,6 +434,11 @@ class Preset:
     _: KW_ONLY
     adds_variety: bool = False
     photographs_from: int | None = None
+    for_vectors: Layer | None = None
+
+    def layers(self, vectors: bool) -> list[Layer]:
+        """Return the fragments to apply, in order, to a classifier of vectors or of images."""
+        return [self.layer, self.for_vectors] if vectors and self.for_vectors is not None else [self.layer]
 
 
 def merge(base: Layer, over: Layer) -> dict[str, Any]:

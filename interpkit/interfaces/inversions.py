@@ -134,7 +134,7 @@ class Inversion(ABC):
         per_class: int | None = None,
         *,
         count: int | None = None,
-        labels: Sequence[int] | None = None,
+        labels: Sequence[int | str] | None = None,
         seed: int | None = None,
         dropout: bool | None = None,
     ) -> tuple[Tensor, Tensor]:
@@ -151,7 +151,7 @@ class Inversion(ABC):
         per_class: int | None = None,
         *,
         count: int | None = None,
-        labels: Sequence[int] | None = None,
+        labels: Sequence[int | str] | None = None,
         seed: int | None = None,
         dropout: bool | None = None,
     ) -> Draw:
@@ -164,7 +164,7 @@ class Inversion(ABC):
             per_class: number of images of each class, sorted by class; specify either this or ``count``, or get 10 per
                 class (or all, if there are fewer).
             count: total number of images; the classes take turns.
-            labels: the classes; all that have images if omitted.
+            labels: the classes, by number or name; all that have images if omitted.
             seed: random seed of the samples; the recipe's if omitted.
             dropout: keep the generator's dropout on; the recipe's setting if omitted.
 
@@ -195,13 +195,14 @@ class Inversion(ABC):
             drawn = drawn[torch.arange(total).reshape(-1, len(classes)).T.flatten()]
         return drawn
 
-    def choose(self, labels: Sequence[int] | None) -> list[int]:
+    def choose(self, labels: Sequence[int | str] | None) -> list[int]:
         """Return the requested classes; all that have images if None.
 
         Raises:
             UsageError: a class was not inverted or is empty, or there are no classes.
         """
-        classes = self.classes if labels is None else list(labels)
+        number = self.target.class_number
+        classes = self.classes if labels is None else [number(x) if isinstance(x, str) else x for x in labels]
         for label in classes:
             if label in self.empty:
                 raise UsageError(f"class {label} ({self.target.class_names[label]}) is empty: {self.empty[label]}.")

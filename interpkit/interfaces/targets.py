@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from interpkit.errors import UsageError, listed
 from interpkit.runtime.mha_layout import contiguous_attention
 
 if TYPE_CHECKING:
@@ -121,6 +123,34 @@ class Target(nn.Module, ABC):
     def family(self) -> str:
         """The family of its architecture, such as ``resnet``, stated or by the name; empty if it is not known."""
         return (self.description.family or "").lower() or family_of(self.description.arch or "")
+
+    def class_number(self, label: int | str) -> int:
+        """Return the number of a class, which may be given by its name or its number.
+
+        Raises:
+            UsageError: there is no such class, or several have that name.
+
+        Example:
+            >>> from torch import nn
+            >>> from interpkit import wrap
+            >>> wrap(nn.Identity(), input_shape=(2,), class_names=["cat", "dog"]).class_number("dog")
+            1
+        """
+        text = str(label).strip()
+        if re.fullmatch(r"-?\d{1,9}", text):
+            if not 0 <= int(text) < self.num_classes:
+                raise UsageError(f"there is no class {text}; {self.name}'s are 0 to {self.num_classes - 1}.")
+            return int(text)
+        names = [name.casefold() for name in self.class_names]
+        alike = [number for number, name in enumerate(names) if name == text.casefold()]
+        if len(alike) > 1:
+            raise UsageError(f"{len(alike)} classes are called {text!r}: {listed(map(str, alike))}. Use their numbers.")
+        if not alike:
+            close = [names.index(name) for name in difflib.get_close_matches(text.casefold(), names, n=3, cutoff=0.5)]
+            found = [f"{self.class_names[number]!r} ({number})" for number in close]
+            nearest = f" Did you mean {' or '.join(found)}?" if found else f" Its names are {listed(self.class_names)}."
+            raise UsageError(f"{self.name} has no class called {text!r}.{nearest}")
+        return alike[0]
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """Return the classes' probabilities, (B, n): each in [0, 1]; rows sum to 1 unless `multi_label`."""

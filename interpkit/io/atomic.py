@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -11,10 +12,27 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from interpkit.errors import RunError, setting
+from interpkit.errors import RunError, UsageError, setting
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+def to_path(name: str | Path) -> Path:
+    """Return a path that the file system accepts as a name; it does not need to exist.
+
+    Raises:
+        UsageError: the name is too long, or contains a NUL byte.
+    """
+    try:
+        os.lstat(name)
+    except ValueError as error:
+        raise UsageError(f"{str(name)!r:.80} is not the name of a file: {error}. Pass a path without that.") from error
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            short, count = f"{str(name)[:60]}...", len(str(name))
+            raise UsageError(f"{short!r} is too long for a file name: {count} characters. Shorten it.") from error
+    return Path(name)
 
 
 @contextmanager

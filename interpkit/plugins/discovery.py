@@ -20,7 +20,7 @@ import sys
 import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from traceback import walk_tb
@@ -264,14 +264,17 @@ class Plugins:
 
     def _meaning_its_own(self, entry: Entry) -> Preset:
         """Return a preset in which ambiguous names mean the components of its own plugin or package."""
-        from interpkit.config.recipe import Preset
 
-        layer = self.told_apart(
-            entry.item.layer,
-            lambda other: other.owner == entry.owner,
-            lambda other: bool(entry.package) and other.package == entry.package,
-        )
-        return Preset(entry.name, layer, entry.item.help)
+        def own(layer: Layer) -> Layer:
+            return self.told_apart(
+                layer,
+                lambda other: other.owner == entry.owner,
+                lambda other: bool(entry.package) and other.package == entry.package,
+            )
+
+        preset: Preset = entry.item
+        for_vectors = None if preset.for_vectors is None else own(preset.for_vectors)
+        return replace(preset, layer=own(preset.layer), for_vectors=for_vectors)
 
     def told_apart(self, layer: Layer, *meant: Callable[[Entry], bool]) -> dict[str, Any]:
         """Return a fragment of a recipe in which names that several plugins use are replaced by full names.

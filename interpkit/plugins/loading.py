@@ -16,7 +16,7 @@ from interpkit.errors import ModelError, PluginError, UsageError, did_you_mean
 from interpkit.interfaces import contracts
 from interpkit.interfaces.loaders import Loader
 from interpkit.interfaces.targets import Target
-from interpkit.io.atomic import sha256
+from interpkit.io.atomic import sha256, to_path
 from interpkit.plugins.discovery import installed
 from interpkit.plugins.registry import Entry
 from interpkit.runtime.autograd import with_autograd
@@ -83,7 +83,7 @@ def digest(path: Path) -> str:
 def load(path: Path, options: TargetOptions) -> Target:
     """Load a classifier with validated options; see `load_target`."""
     cpu = torch.device("cpu")
-    if not path.exists():
+    if not to_path(path).exists():
         near = path.parent.glob("*") if path.parent.is_dir() else []
         raise ModelError(f"there is no file {path}.{did_you_mean(path.name, (p.name for p in near))}")
     entry = loader_of(path)

@@ -35,7 +35,7 @@ from interpkit.interfaces.samples import Samples
 from interpkit.interfaces.targets import Target
 from interpkit.inversion.results import GENERATOR_FILE
 from interpkit.io import strict_json
-from interpkit.io.atomic import sha256, to_json, write_atomically, write_tensors
+from interpkit.io.atomic import sha256, to_json, to_path, write_atomically, write_tensors
 from interpkit.io.locking import only_writer
 from interpkit.io.safe_load import load_plain
 from interpkit.plugins import assembly, loading, typed_code
@@ -53,7 +53,7 @@ class Run:
     """A run folder; use `create` or `open` to get one."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
+        self.folder = to_path(folder)
         self._manifest: Manifest | None = None
 
     def __truediv__(self, name: str) -> Path:

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.autograd.graph import Node
 
 from interpkit.config.recipe import Output, TargetOptions
-from interpkit.errors import ModelError, setting
+from interpkit.errors import ModelError, listed, setting
 from interpkit.runtime.random import global_seed
 
 if TYPE_CHECKING:
@@ -40,12 +40,18 @@ RESHAPING = re.compile(
     "Unbind|Expand|Clone|Alias|ToCopy"
 )
 """Operations, as autograd names them, that move numbers but do not change them."""
+SCALING = re.compile(f"{RESHAPING.pattern}|Add|Sub|Rsub|Mul|Div|Neg|.*AccumulateGrad")
+"""Operations that also shift and scale them."""
+SUMMING = re.compile(f"{SCALING.pattern}|Sum|Mean|Sqrt")
 SIGMOIDS = frozenset({"Sigmoid", "Hardsigmoid"})
 SAFE = frozenset({"Add", "Clamp", "ClampMin", "Maximum"})
 """Operations that keep the argument of a logarithm above 0."""
 AGREE = {("logits", "log_probs"), ("probs", "sigmoid")}
 """What may be stated where something else is found: the same, or a choice that is the user's."""
-DISTANCES = frozenset({"Cdist", "EuclideanDist", "LinalgVectorNorm", "Norm"})
+DISTANCES = frozenset({"Cdist", "EuclideanDist", "LinalgVectorNorm", "Norm", "Pow", "Abs"})
+"""Operations whose results, and the sums of them, are distances."""
+UNUSUAL = frozenset({"Relu", "Softplus", "Exp", "Tanh"})
+"""Operations that end evidence, rates, counts or coordinates rather than logits."""
 LINEAR = frozenset({"Addmm", "Mm", "Addmv", "Mv", "Linear", "Bmm", "Baddbmm", "Convolution"})
 
 
@@ -105,7 +111,15 @@ def find_output(target: ModuleTarget, raw: Tensor, options: TargetOptions) -> No
         found, evidence = options.output, "given"
     output, source = options.output or found, "given" if options.output else evidence
     if options.output is None:
-        _warn_of_doubts(target, output, source, last, single and len(options.class_names or ()) < 2)
+        doubt = _doubt(output, source, raw, unnamed=len(options.class_names or ()) < raw.shape[1] + single)
+        if doubt:
+            log.warning("%s: %s", target.name, doubt)
+    if len(values) < len(raw):
+        log.warning(
+            "%s returns NaN or infinite logits for %d of %d probes (black, white and noise are among them), so some "
+            "images cannot be scored. Does it divide by something that may be 0? Add a small number to that.",
+            target.name, len(raw) - len(values), len(raw),
+        )  # fmt: skip
     if single:  # one label and its absence are two classes that exclude each other
         output = {"sigmoid": "probs", "sigmoid_logits": "logits"}.get(output, output)  # type: ignore[assignment]
     if not as_logits(values, output).isfinite().all():
@@ -141,6 +155,13 @@ def _detect(target: ModuleTarget, values: Tensor, last: set[str]) -> tuple[Outpu
             f"{target.name} returns the logarithms of sigmoids, one for each label. Wrap it in a module that returns "
             f"model(x).exp()."
         )
+    powers = values.exp()
+    if not single and bool((values <= 0).all()) and powers.sum(1).mean() > 1.5 and _have_one_sum(powers):
+        raise ModelError(
+            f"{target.name} returns logarithms of numbers that sum to {float(powers.sum(1).mean()):.4g}, as several "
+            f"distributions side by side do. Wrap it in a module that returns one of them, such as model(x)[:, :3]; "
+            f"use {setting('output', 'logits')} if its numbers are logits after all."
+        )
     total = float(values.sum(1).mean())
     if not single and bool((values >= 0).all()) and _have_one_sum(values):
         if within and total > 1.5:
@@ -163,25 +184,39 @@ def _detect(target: ModuleTarget, values: Tensor, last: set[str]) -> tuple[Outpu
     return output, ASSUMED
 
 
-def _warn_of_doubts(target: ModuleTarget, output: Output, source: str, last: set[str], one_number: bool) -> None:
-    """Warn of a detected output that may be something else."""
+def _doubt(output: Output, source: str, raw: Tensor, *, unnamed: bool) -> str:
+    """Return what a detected output may be instead, and how to say so; empty if nothing speaks for that."""
+    count, confirm = raw.shape[1], setting("output", output)
+    scaled, summed = (_last_operations(raw.grad_fn, through=through) for through in (SCALING, SUMMING))
     if source == ASSUMED:
-        log.warning(
-            "%s: its output is between 0 and 1 for all probes, which may be probabilities or logits; it is read as %s. "
-            "Confirm it with %s, or pass another.",
-            target.name, output, setting("output", output),
-        )  # fmt: skip
-    elif output == "logits" and last and last <= DISTANCES:
-        log.warning(
-            "%s returns distances. If the nearest class is the likeliest, wrap it in a module that returns -model(x).",
-            target.name,
+        return (
+            f"its output is between 0 and 1 for all probes, which may be probabilities or logits; it is read as "
+            f"{output}. Confirm it with {confirm}, or pass another."
         )
-    elif output == "logits" and one_number:
-        log.warning(
-            "%s returns one number per image, which is read as the logit of a yes or no. If it is a quantity, such "
-            "as an age, it has no classes: see the page about bringing your classifier. %s confirms the logit.",
-            target.name, setting("output", "logits"),
-        )  # fmt: skip
+    if output == "sigmoid" and count in (2, 4) and unnamed:
+        return (
+            f"it returns {count} sigmoids, which are read as labels that do not exclude each other. If they are "
+            f"coordinates, such as a {'point' if count == 2 else 'box'}, it has no classes: see the page about "
+            f"bringing your classifier. {confirm} confirms the labels."
+        )
+    if output == "logits" and summed & DISTANCES and summed <= DISTANCES | LINEAR and bool((raw >= 0).all()):
+        return (
+            f"it returns distances, which are read as logits. If the nearest class is the likeliest, wrap it in a "
+            f"module that returns -model(x). {confirm} confirms the logits."
+        )
+    if output == "logits" and scaled and scaled <= UNUSUAL and (scaled == {"Tanh"} or bool((raw >= 0).all())):
+        return (
+            f"it ends in {listed(sorted(scaled)).lower()}, as evidence, rates or coordinates do, and is read as "
+            f"logits. If its numbers are evidence or rates, wrap it in a module that returns their logarithms; if they "
+            f"are quantities, it has no classes: see the page about bringing your classifier. {confirm} confirms the "
+            f"logits."
+        )
+    if output == "logits" and count == 1 and unnamed:
+        return (
+            f"it returns one number per image, which is read as the logit of a yes or no. If it is a quantity, such as "
+            f"an age, it has no classes: see the page about bringing your classifier. {confirm} confirms the logit."
+        )
+    return ""
 
 
 def _refuse_other_bases(target: ModuleTarget, values: Tensor) -> None:
@@ -206,16 +241,17 @@ def _have_one_sum(values: Tensor) -> bool:
     return bool(spread > 0) and bool(values.sum(1).std() < 1e-3 * spread)
 
 
-def _last_operations(*ends: Node | None) -> set[str]:
+def _last_operations(*ends: Node | None, through: re.Pattern[str] = RESHAPING) -> set[str]:
     """Return the autograd names of the operations that computed the output's numbers; empty if they are not known.
 
+    Operations whose name matches ``through`` are passed over.
     The logarithm of a sigmoid is ``LogSigmoid`` however it is written, also with a small number inside.
     """
     names, todo = set(), list(ends)
     while todo:
         node = todo.pop()
         name = "" if node is None else node.name().split("Backward")[0]
-        if node is None or RESHAPING.fullmatch(name):
+        if node is None or through.fullmatch(name):
             todo += [] if node is None else [before for before, _ in node.next_functions if before is not None]
             continue
         inside = [before for before, _ in node.next_functions]
@@ -242,6 +278,14 @@ def _leaves(target: ModuleTarget) -> bool:
 def _check_scale(target: ModuleTarget, values: Tensor) -> None:
     """Warn if the logits of all probes are so close together, or so far apart, that no gradient can use them."""
     logits = as_logits(values.float(), target.output)
+    relative, spread = (logits - logits.mean(1, keepdim=True)).std(0).max(), logits.std(0).max()
+    if len(values) > 1 and relative < 1e-3 * spread:
+        log.warning(
+            "%s: the differences between its logits are the same for all probes, as if each class said \"more than\" "
+            "(ordinal regression). Wrap it in a module that returns the probabilities of the classes: with p = "
+            "model(x).sigmoid(), torch.cat([1 - p[:, :1], p[:, :-1] - p[:, 1:], p[:, -1:]], 1).",
+            target.name,
+        )  # fmt: skip
     apart = (logits.amax(1) - logits.amin(1)).max().item()
     if target.output in ("probs", "sigmoid") and bool(((values == 0) | (values == 1)).all()):
         words = "its probabilities are exactly 0 or 1 for all probes, so they may have no gradient. Return the logits"

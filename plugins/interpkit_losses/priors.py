@@ -53,7 +53,7 @@ class TotalVariation(InversionLoss):
     def __init__(self, target: Target, options: Options | None = None) -> None:
         super().__init__(target, options)
         if len(target.input_shape) != 3:
-            raise UsageError(f"the loss 'tv' needs images; {target.name} classifies vectors. Leave it out.")
+            raise UsageError(f"the loss 'tv' needs images; {target.name} classifies vectors. Add --loss tv=0.")
 
     def forward(self, batch: InversionBatch) -> Tensor:
         """Return the total variation per pixel, a scalar."""

@@ -139,7 +139,7 @@ class Spread(InversionLoss):
     def __init__(self, target: Target, options: Options | None = None) -> None:
         super().__init__(target, options)
         if len(target.input_shape) != 3:
-            raise UsageError(f"the loss 'spread' needs images; {target.name} classifies vectors. Leave it out.")
+            raise UsageError(f"the loss 'spread' needs images; {target.name} classifies vectors. Add --loss spread=0.")
 
     def forward(self, batch: InversionBatch) -> Tensor:
         """Return minus the mean log-determinant, a scalar."""

@@ -22,16 +22,17 @@ def large_enough(
     kinds = list(kinds)
     counts = {label: {kind: len(study.rows(kind, label)) for kind in kinds} for label in study.classes}
     enough = [label for label, count in counts.items() if min(count.values()) >= least]
+    names = study.target.class_names
     told = f"it takes {least} images of a class of each: {', '.join(kinds)}"
     if not enough:
         label, most = max(counts.items(), key=lambda item: min(item[1].values()))
         seen = ", ".join(f"{count} {kind}" for kind, count in most.items())
-        raise TooFew(f"{told}; the class with the most, {study.target.class_names[label]}, has {seen}.")
+        raise TooFew(f"{told}; the class with the most, {label} ({names[label]}), has {seen}.")
     short = [label for label in counts if label not in enough]
     if short:
         more = f"; ... ({len(short)} in all)" if len(short) > 5 else ""
         named = [
-            f"{study.target.class_names[label]} ({', '.join(f'{n} {kind}' for kind, n in counts[label].items())})"
+            f"{label} ({names[label]}: {', '.join(f'{n} {kind}' for kind, n in counts[label].items())})"
             for label in short
         ]
         study.leave_out(f"{metric}.per_class", f"{told}; left out are {'; '.join(named[:5])}{more}.")

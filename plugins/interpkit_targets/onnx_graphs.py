@@ -69,6 +69,8 @@ def load_graph(path: Path, content: bytes, facts: TargetOptions, sources: dict[s
     """
     graph = read_graph(path, content)
     taken = input_shape(graph, path, facts)
+    if not onnx_rewrites.sizes_of(onnx_rewrites.graph_inputs(graph)[0]):
+        onnx_rewrites.state_input_shape(graph, taken)
     module = convert(graph, taken, path)
     if facts.input_shape is None:
         guessed, layout = guess_layout(taken, facts.layout)
@@ -111,6 +113,9 @@ def read_graph(path: Path, content: bytes) -> Any:
     try:
         graph = onnx.load_model_from_string(content)
         read_weights_beside(graph, path)
+        for value in graph.graph.input:
+            if value.type.HasField("tensor_type"):  # runtimes accept an input without a shape, the checker does not
+                value.type.tensor_type.shape.SetInParent()
         onnx.checker.check_model(graph)
         names = [value.name for value in graph.graph.output]
         onnx_rewrites.make_single(graph)
@@ -223,10 +228,11 @@ def input_shape(graph: Any, path: Path, facts: TargetOptions) -> tuple[int, ...]
         raise ModelError(f"{path} does not take a tensor of numbers. A classifier of images takes one.")
     shown = [dim.dim_param or dim.dim_value or "?" for dim in inputs[0].type.tensor_type.shape.dim]
     dims, shape = tuple(onnx_rewrites.sizes_of(inputs[0])[1:]), facts.input_shape
-    if shape is not None and 0 in dims:
+    unknown = not shown  # not even how many sides there are
+    if shape is not None and (unknown or 0 in dims):
         ways = {"nchw": shape, "nhwc": (*shape[1:], shape[0]), "flat": (math.prod(shape),)}
         tried = [ways[facts.layout]] if facts.layout else ways.values()
-        fitting = [way for way in tried if fits(dims, way)]
+        fitting = [way for way in tried if unknown or fits(dims, way)]
         if not fitting:
             raise ModelError(
                 f"{path} takes {shown}, which --input-shape {','.join(map(str, shape))} does not fit. Change it to the "
@@ -234,7 +240,10 @@ def input_shape(graph: Any, path: Path, facts: TargetOptions) -> tuple[int, ...]
             )
         dims = fitting[0]
     if not dims or not all(1 <= dim <= 1_000_000 for dim in dims) or math.prod(dims) > 100_000_000:
-        raise ModelError(f"{path} does not state the shape of an image: its input is {shown}. Add --input-shape C,H,W.")
+        raise ModelError(
+            f"{path} does not state the shape of an image: its input is {shown or 'of unknown shape'}. Add "
+            f"--input-shape C,H,W."
+        )
     return dims
 
 

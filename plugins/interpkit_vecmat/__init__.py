@@ -63,6 +63,7 @@ PRESET = Preset(
         "losses": {"kl": {"weight": 1.0}, "ce": {"weight": 1.0}, "cosine": {"weight": 1.0}},
     },
     "The paper's method: vector-matrix conditioning, KL + cross-entropy + feature cosine.",
+    for_vectors={"generator": {"name": "dense"}},
 )
 
 

@@ -108,7 +108,7 @@ class UpConvGenerator(Generator):
         if len(input_shape) != 3:
             raise UsageError(
                 f"the generator {self.name!r} makes images of shape (C, H, W), but the classifier's inputs are "
-                f"{input_shape}. Use the generator 'dense'."
+                f"{input_shape}. Use --conditioner vector --generator dense."
             )
         height, width = input_shape[1:]
         opt = self.options

@@ -27,6 +27,7 @@ from interpkit import (
 )
 from interpkit.attribution import faithfulness
 from interpkit.attribution.evidence import rank_correlation
+from interpkit.attribution.explainer import choose_classes
 from interpkit.attribution.export import explain
 from interpkit.io.images import colour_scale, save_panel, smoothed, to_heat, to_overlay
 
@@ -104,7 +105,7 @@ def test_the_mean_colour_is_in_the_images_channel_order_and_range() -> None:
         (r"no class 2; Sequential's are 0 to 1", {"target_class": 2}),
         (r"no class 7", {"labels": [7]}),
         (r"two as in 3-5; not '1-1'", {"target_class": "1-1"}),
-        (r"two as in 3-5; not 'most'", {"target_class": "most"}),
+        (r"two as in 3-5; not 'most': .*no class called 'most'", {"target_class": "most"}),
         (r"black, mean, or a tensor.*'white'", {"baseline": "white"}),
         (r"takes images of \(1, 2, 2\); these are \(3, 1, 4, 4\)", {"images": torch.rand(3, 1, 4, 4)}),
         (r"these are \(0, 1, 2, 2\)", {"images": torch.rand(0, 1, 2, 2)}),
@@ -118,6 +119,13 @@ def test_what_is_refused(linear: Target, words: str, settings: dict[str, Any]) -
     given = {"images": torch.rand(1, 1, 2, 2), "labels": [0], "device": "cpu"} | settings
     with pytest.raises(UsageError, match=words):
         attribute(linear, given.pop("images"), given.pop("labels"), **given)
+
+
+@pytest.mark.parametrize(("asked", "numbers"), [("T-shirt", (1, None)), ("t-shirt-cat", (1, 0)), (("cat", 1), (0, 1))])
+def test_classes_to_explain_may_be_named(asked: str | tuple[str | int, str | int], numbers: tuple[int, Any]) -> None:
+    target = wrap(nn.Identity(), (2,), class_names=["cat", "T-shirt"])
+    classes, against = choose_classes(target, torch.rand(3, 2), None, asked)
+    assert (classes.tolist(), against) == ([numbers[0]] * 3, numbers[1])
 
 
 def test_a_method_that_gives_other_shapes_or_fails_is_named(linear: Target, made: Callable[..., None]) -> None:

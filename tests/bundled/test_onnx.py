@@ -48,7 +48,7 @@ def write(
     path: Path,
     nodes: list[Any],
     constants: dict[str, Any] | None = None,
-    shape: Sequence[Any] = ("N", 3, 15, 15),
+    shape: Sequence[Any] | None = ("N", 3, 15, 15),
     *,
     kind: int = TensorProto.FLOAT,
     outputs: Outputs | None = None,
@@ -220,6 +220,20 @@ def test_a_fixed_batch_size_that_matters_is_refused_with_what_to_do(tmp_path: Pa
     constants = {"each": RANDOM.random((2, 3, 15, 15)).astype("f")}
     path = write(tmp_path / "net.onnx", nodes, constants, (2, 3, 15, 15))
     assert "accepts 2 images at a time" in refusal(path) and "free batch size" in refusal(path)
+
+
+def test_an_input_of_unknown_rank_takes_the_shape_that_the_user_states(tmp_path: Path) -> None:
+    path = write(tmp_path / "net.onnx", net(), shape=None)
+    assert "its input is of unknown shape. Add --input-shape C,H,W" in refusal(path)
+    target = load_target(path, input_shape=(3, 15, 15))
+    assert target.input_shape == (3, 15, 15)
+    assert_like_onnxruntime(target, path)
+
+
+def test_free_channels_are_stated_by_the_user(tmp_path: Path) -> None:
+    path = write(tmp_path / "net.onnx", net(), shape=("N", "C", "H", "W"))
+    assert "its input is ['N', 'C', 'H', 'W']. Add --input-shape C,H,W" in refusal(path)
+    assert load_target(path, input_shape=(3, 15, 15)).num_classes == 5
 
 
 # --------------------------------------------------------------------------------------------------- types of numbers

@@ -161,7 +161,7 @@ def test_vectors_have_maps_but_no_pictures(tmp_path: Path, data: Path) -> None:
         ("no attribution 'grad_cam'.*Did you mean 'grad-cam'", ["--method", "grad_cam"]),
         ("no layer 'x'", ["--layer", "x"]),
         ("no class 3", ["--target-class", "3"]),
-        ("class:N, N from 0 to 2", ["--baseline", "class:9"]),
+        ("no class 9; .* are 0 to 2", ["--baseline", "class:9"]),
         ("black, mean", ["--baseline", "gray"]),
         ("no method 'saliency' is asked for", ["--set", "saliency.signed=true"]),
         ("options are named METHOD.OPTION", ["--set", "steps=3"]),

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from interpkit import UsageError
-from interpkit.cli.options import lines
+from interpkit.cli.options import classes, lines
 
 
 @pytest.mark.parametrize(
@@ -43,3 +43,8 @@ def test_an_unreadable_file_of_class_names_is_refused(content: bytes | None, wor
         (tmp_path / "names.txt").write_bytes(content)
     with pytest.raises(UsageError, match=words):
         lines(tmp_path / "names.txt")
+
+
+def test_classes_are_numbers_ranges_and_names() -> None:
+    assert classes("--labels", '3, 5-7,T-shirt,"tench, Tinca"') == [3, 5, 6, 7, "T-shirt", "tench, Tinca"]
+    assert classes("--labels", None) is None

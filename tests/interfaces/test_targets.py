@@ -45,3 +45,36 @@ def test_a_targets_family_is_that_of_its_architecture_or_else_of_its_class() -> 
     assert target.family == "convnext"
     target.description = target.description.model_copy(update={"arch": "torchvision:swin_t"})
     assert target.family == "swin"
+
+
+def named(*names: str) -> interpkit.Target:
+    return interpkit.wrap(nn.Identity(), (len(names),), class_names=list(names))
+
+
+@pytest.mark.parametrize(("label", "number"), [("Crane", 2), ("CRANE ", 2), ("T-shirt", 1), (0, 0), ("1", 1)])
+def test_a_class_is_known_by_its_name_and_its_number(label: str | int, number: int) -> None:
+    assert named("cat", "T-shirt", "Crane").class_number(label) == number
+
+
+@pytest.mark.parametrize(
+    ("label", "words"),
+    [
+        ("crane", r"2 classes are called 'crane': 0, 2\. Use their numbers"),
+        ("crame", r"no class called 'crame'\. Did you mean 'crane' \(0\)"),
+        ("zzz", r"no class called 'zzz'\. Its names are crane, T-shirt, crane"),
+        (3, "there is no class 3; .* are 0 to 2"),
+        ("-1", "there is no class -1; .* are 0 to 2"),
+    ],
+)
+def test_a_class_that_does_not_exist_or_shares_its_name_is_refused(label: str | int, words: str) -> None:
+    with pytest.raises(interpkit.UsageError, match=words):
+        named("crane", "T-shirt", "crane").class_number(label)
+
+
+def test_runs_and_samples_take_names_of_classes() -> None:
+    target = interpkit.wrap(nn.Sequential(nn.Linear(4, 3)), (4,), class_names=["cat", "dog", "tench, Tinca tinca"])
+    inversion = interpkit.invert(target, ["vecmat"], labels=["Tench, Tinca tinca", 0], steps=1, batch_size=4)
+    assert inversion.recipe.labels == [2, 0]
+    assert inversion.sample(1, labels=["cat"])[1].tolist() == [0]
+    with pytest.raises(interpkit.UsageError, match="Did you mean 'dog'"):
+        inversion.sample(1, labels=["dogs"])

@@ -15,7 +15,8 @@ import safetensors
 import safetensors.torch
 import torch
 
-from interpkit import RunError
+import interpkit
+from interpkit import InterpkitError, RunError, UsageError
 from interpkit.io.atomic import (
     inner_folder,
     read_tensors,
@@ -23,6 +24,7 @@ from interpkit.io.atomic import (
     save_tensors,
     sha256,
     to_json,
+    to_path,
     write_atomically,
     write_tensors,
 )
@@ -178,3 +180,20 @@ def test_the_hash_covers_a_files_content_and_a_folders_files_and_names(tmp_path:
     a, c = (hashlib.sha256(text).hexdigest() for text in (b"a", b"c"))
     assert sha256(tmp_path / "one" / "a.txt") == a
     assert sha256(tmp_path / "one") == hashlib.sha256(f"a.txt\0{a}\nb/c.txt\0{c}\n".encode()).hexdigest()
+
+
+@pytest.mark.parametrize(
+    ("name", "words"), [("x" * 5000, "too long for a file name: 5000"), ("a\0b", "not the name of")]
+)
+def test_a_name_that_no_file_can_have_is_refused_wherever_it_is_passed(name: str, words: str) -> None:
+    net = torch.nn.Linear(4, 3)
+    for use in (
+        to_path,
+        interpkit.load_target,
+        interpkit.load_inversion,
+        interpkit.evaluate,
+        lambda name: interpkit.invert(interpkit.wrap(net, (4,)), ["vecmat"], steps=1, out=name),
+    ):
+        with pytest.raises(UsageError, match=words):
+            use(name)
+    assert issubclass(UsageError, InterpkitError) and to_path("new.txt") == Path("new.txt")

@@ -203,6 +203,86 @@ def test_distances_of_which_the_smallest_counts_are_doubted(
     assert ("returns distances" in caplog.text) == doubted
 
 
+def test_logarithms_of_several_distributions_side_by_side_are_not_taken_for_one() -> None:
+    net = answers(lambda z: torch.cat([z[:, :2].log_softmax(1), z[:, 2:].log_softmax(1)], 1), 4)
+    with pytest.raises(ModelError, match=r"logarithms of numbers that sum to 2, as several distributions"):
+        wrap(net, (1, 8, 8))
+    assert wrap(net, (1, 8, 8), output="logits").description.output == "logits"
+
+
+@pytest.mark.parametrize(
+    ("make", "n", "words"),
+    [
+        (lambda z: F.softplus(z) + 1, 4, "it ends in softplus, as evidence"),
+        (F.relu, 4, "it ends in relu, as evidence"),
+        (lambda z: 2 * z.exp()[:, 1:] + 3, 4, "it ends in exp, as evidence"),
+        (torch.tanh, 3, "it ends in tanh, as evidence"),
+        (lambda z: (z[:, None] - torch.arange(8.0).view(2, 4)).pow(2).sum(2), 4, "it returns distances"),
+        (lambda z: (z[:, None] - torch.arange(8.0).view(2, 4)).abs().mean(2), 4, "it returns distances"),
+        (lambda z: z.pow(2).sum(1, keepdim=True) - 2 * z @ torch.eye(4) + 1, 4, "it returns distances"),
+        (torch.sigmoid, 4, "it returns 4 sigmoids, which are read as labels"),
+        (torch.sigmoid, 2, "it returns 2 sigmoids, which are read as labels"),
+    ],
+)
+def test_numbers_that_may_be_no_scores_of_classes_are_doubted_until_the_output_is_stated(
+    make: Make, n: int, words: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    net = answers(make, n)
+    output = wrap(net, (1, 8, 8), name="odd").description.output
+    assert f"odd: {words}" in caplog.text and f"output='{output}' confirms" in caplog.text
+    caplog.clear()
+    assert wrap(net, (1, 8, 8), output=output).description.output == output
+    assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    ("make", "n"),
+    [
+        (lambda z: 100 + z, 4),
+        (F.relu6, 4),
+        (F.leaky_relu, 4),
+        (lambda z: F.relu(z).view(-1, 4, 2).mean(2), 8),
+        (lambda z: -(z[:, None] - torch.arange(8.0).view(2, 4)).pow(2).sum(2), 4),
+        (lambda z: z.exp() * F.normalize(z), 4),
+        (torch.sigmoid, 5),
+    ],
+    ids=["shifted", "relu6", "leaky relu", "mean of relu", "minus distances", "scaled cosines", "five labels"],
+)
+def test_usual_scores_are_not_doubted(make: Make, n: int, caplog: pytest.LogCaptureFixture) -> None:
+    wrap(answers(make, n), (1, 8, 8))
+    assert not caplog.records
+
+
+def test_four_sigmoids_with_names_are_labels(caplog: pytest.LogCaptureFixture) -> None:
+    wrap(answers(torch.sigmoid, 4), (1, 8, 8), class_names=["edema", "fracture", "nodule", "effusion"])
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("make", [lambda z: z, torch.sigmoid])
+def test_outputs_of_ordinal_regression_are_noticed(make: Make, caplog: pytest.LogCaptureFixture) -> None:
+    wrap(answers(lambda z: make(z - torch.arange(4.0)), 1), (1, 8, 8), name="ages")
+    assert "ages: the differences between its logits are the same for all probes" in caplog.text
+    caplog.clear()
+
+    def classes(z: Tensor) -> Tensor:
+        p = torch.sigmoid(z - torch.arange(4.0))
+        return torch.cat([1 - p[:, :1], p[:, :-1] - p[:, 1:], p[:, -1:]], 1)
+
+    assert wrap(answers(classes, 1), (1, 8, 8)).description.output == "probs"
+    assert not caplog.records
+
+
+def test_an_output_that_is_not_finite_for_some_images_is_noticed(caplog: pytest.LogCaptureFixture) -> None:
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 3, bias=False), _OverItsSum())
+    wrap(net, (1, 8, 8), name="odd")
+    assert "odd returns NaN or infinite logits for 1 of 6 probes" in caplog.text
+
+
+class _OverItsSum(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x / x.abs().sum(1, keepdim=True)
+
+
 def test_both_classes_of_one_logit_have_a_gradient() -> None:
     target, images = wrap(answers(lambda z: z, 1), (1, 8, 8)), torch.rand(1, 1, 8, 8, requires_grad=True)
     no, yes = (torch.autograd.grad(target(images)[0, k], images)[0] for k in (0, 1))
@@ -213,7 +293,7 @@ def test_both_classes_of_one_logit_have_a_gradient() -> None:
 def test_one_number_may_be_a_quantity(caplog: pytest.LogCaptureFixture) -> None:
     net = answers(lambda z: 30 + z, 1)
     wrap(net, (1, 8, 8), name="age")
-    assert "age returns one number per image" in caplog.text and "output='logits'" in caplog.text
+    assert "age: it returns one number per image" in caplog.text and "output='logits'" in caplog.text
     caplog.clear()
     wrap(net, (1, 8, 8), output="logits")
     wrap(net, (1, 8, 8), class_names=["cat", "dog"])

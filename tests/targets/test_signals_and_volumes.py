@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import interpkit
+from interpkit.api.invert import prepare
 from interpkit.io.plots import sample_figure
 from interpkit.report import encode
 
@@ -67,8 +68,25 @@ def test_they_are_inverted_saved_measured_and_explained(target: interpkit.Target
 
 
 def test_a_generator_of_images_names_the_one_that_serves(target: interpkit.Target) -> None:
-    with pytest.raises(interpkit.UsageError, match="Use the generator 'dense'"):
-        interpkit.invert(target, ["vecmat"], steps=1)
+    with pytest.raises(interpkit.UsageError, match="Use --conditioner vector --generator dense"):
+        interpkit.invert(target, ["vecmat"], generator="upconv", steps=1)
+
+
+def test_a_preset_says_which_part_it_replaces_for_vectors(
+    target: interpkit.Target, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = {"dense.latent": 8}  # an option of the part that comes in its place
+    recipe = prepare(target, presets=["vecmat"], options=settings).recipe
+    assert recipe.generator is not None and recipe.conditioner is not None
+    assert (recipe.conditioner.name, recipe.generator.name, recipe.generator.options["latent"]) == (
+        "vecmat",
+        "dense",
+        8,
+    )
+    assert "so the run uses generator='dense'" in caplog.text
+    caplog.clear()
+    prepare(target, presets=["vecmat"], generator="dense")
+    assert "so the run uses" not in caplog.text
 
 
 def test_packed_they_are_the_same_classifier(target: interpkit.Target, tmp_path: Path) -> None:
