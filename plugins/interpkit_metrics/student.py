@@ -23,7 +23,8 @@ class Student(Metric):
     Three networks s of the same architecture see the same fresh samples x of the classes y, and learn from
 
     - ``labels``: the classes asked for, :math:`CE(s(x), y)`. It measures what the *pictures* show of the classes.
-    - ``logits``: the target's answers z(x) to them, both centered, :math:`|s(x) - z(x)|_1 / |z(x)|_1`. It measures how much of the target the samples make visible: data-free distillation.
+    - ``logits``: the target's answers z(x) to them, both centered, :math:`|s(x) - z(x)|_1 / |z(x)|_1`. It measures how
+      much of the target the samples make visible: data-free distillation.
     - ``augmented``: the sum of both, on images that are also turned, sheared, scaled and shifted at random.
 
     For each, on the reference images of the classes that were sampled: ``accuracy``, with its 95 % interval (Wilson
@@ -58,7 +59,7 @@ class Student(Metric):
     describe = {
         r"student\.labels\.accuracy": "Accuracy on real images of a network that learned the classes asked for.",
         r"student\.logits\.accuracy": "Accuracy on real images of a network that learned the target's logits.",
-        r"student\.augmented\.accuracy": "The same of one that learned both, on images that were also turned and moved.",
+        r"student\.augmented\.accuracy": "The same of one that learned both, on images that were also moved.",
         r"student\..*\.relative": "Its accuracy as a share of the target's.",
         r"student\..*\.fidelity": "Share of the real images on which it answers as the target does.",
         r"student\.target_accuracy": "The target's own accuracy on them.",
