@@ -106,8 +106,16 @@ def check(name: str) -> dict[str, str]:
         interpkit.pack_target(target, path)
         return interpkit.load_target(path)
 
-    def norms(module: torch.nn.Module) -> int:
-        return sum(isinstance(part, torch.nn.modules.batchnorm._BatchNorm) for part in module.modules())
+    def norms(classifier: interpkit.Target) -> int:
+        """Return how many batch norms run: auxiliary heads have some that only run in training."""
+        ran = set()
+        kind = torch.nn.modules.batchnorm._BatchNorm
+        found = [part for part in classifier.modules() if isinstance(part, kind)]
+        hooks = [part.register_forward_hook(lambda part, *_: ran.add(part)) for part in found]
+        classifier(images)
+        for hook in hooks:
+            hook.remove()
+        return len(ran)
 
     integrated = explain("integrated-gradients", steps=4)
     stages = (wrap, step, explain("grad-cam"), integrated, pack(as_weights), pack(as_graph))

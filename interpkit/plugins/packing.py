@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import io
+import re
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -250,7 +251,9 @@ def export_graph(target: Target) -> bytes:
                 dynamic_axes=None if one_by_one else {"images": {0: "batch"}, "logits": {0: "batch"}},
             )
     except Exception as error:  # the exporter's own kinds
+        part = re.search(r"Occurred when translating (\S+)\)", str(error))
+        where = f" (at {part[1]})" if part else ""
         raise ModelError(
-            f"{target.name} cannot be packed: ONNX cannot express it: {first_line(error)[:300]}"
+            f"{target.name} cannot be packed: ONNX cannot express it{where}: {first_line(error)[:300]}"
         ) from error
     return buffer.getvalue()
