@@ -57,8 +57,8 @@ class Stationarity(InversionLoss):
             try:
                 value = self._norm(target, images, torch.arange(2, device=place))
                 if value.requires_grad:
-                    (slope,) = torch.autograd.grad(value, images, allow_unused=True)
-                    reason = "" if slope is not None else "those gradients do not depend on the image"
+                    value.backward()  # as in training; `autograd.grad` would pass by some operations that cannot
+                    reason = "" if images.grad is not None else "those gradients do not depend on the image"
             except RuntimeError as error:  # of autograd: an operation has no derivative, or no second one
                 reason = str(error).partition("\n")[0].rstrip(".")
         if reason:
