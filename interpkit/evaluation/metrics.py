@@ -25,7 +25,7 @@ from interpkit.runtime import progress
 
 log = logging.getLogger("interpkit")
 
-SOURCES = {"reference": "DATA", "training": "DATA", "evaluator": "MODEL"}
+SOURCES = {"reference": "DATA", "training": "DATA", "canaries": "DATA", "evaluator": "MODEL"}
 """The settings that provide what a metric needs, each with a placeholder for its value."""
 PER_CLASS = 100
 """Samples per class of an inversion in memory."""
@@ -118,8 +118,10 @@ def _chosen(names: Sequence[str], given: Sequence[str], options: Mapping[str, An
             for entry in entries
             if set(entry.item.needs) <= set(given) and not entry.item.on_request
         }
-        if "training" in given and "reference" not in given:
-            raise UsageError(f"training images are compared with held-out ones: add {setting('reference', 'DATA')}.")
+        compared = next((kind for kind in ("training", "canaries") if kind in given), None)
+        if compared and "reference" not in given:
+            images = "training images" if compared == "training" else compared
+            raise UsageError(f"{images} are compared with held-out ones: add {setting('reference', 'DATA')}.")
     values: dict[str, dict[str, Any]] = {name: {} for name in classes}
     for key, value in options.items():
         name = key.rpartition(".")[0]

@@ -78,6 +78,23 @@ def test_everything_is_measured_shown_and_written(run_copy: Path, tmp_path: Path
     assert "Low variety" not in result.stdout
 
 
+def test_canaries_are_ranked_among_the_reference(run_copy: Path, tmp_path: Path) -> None:
+    data = write_data(tmp_path / "data.npz")
+    few = write_data(tmp_path / "few.npz", count=3)
+    flags = ["--reference", data, "--metric", "canaries"]
+    result = cli("evaluate", run_copy, "--canaries", few, *flags, "--json")
+    assert result.exit_code == 0, result.output
+    metrics = json.loads(result.stdout)
+    assert metrics["canaries"]["count"] == 3 and metrics["canaries"]["decoys"] == 20
+    assert metrics["measured_on"]["canaries"] == str(few)
+    absent = cli("evaluate", run_copy, "--canaries", few, *flags, "--training", f"{data}:train", "--json")
+    assert "canaries is left out: 3 of 3 canaries are not among the training images" in absent.stderr.replace("\n", " ")
+    fails(2, "the metric 'canaries' needs canaries: add --canaries DATA", "evaluate", run_copy, *flags)
+    fails(2, "canaries are compared with held-out ones: add --reference", "evaluate", run_copy, "--canaries", few)
+    other = write_data(tmp_path / "other.npz", side=9)
+    fails(2, "9 x 9|9, 9", "evaluate", run_copy, "--canaries", other, *flags)
+
+
 def test_json_alone_goes_to_stdout(run_copy: Path) -> None:
     result = cli("evaluate", run_copy, "--metric", "diversity", "--json")
     assert json.loads(result.stdout) == json.loads((run_copy / "metrics.json").read_text())
