@@ -80,6 +80,7 @@ def evaluate(
     if classes is not None:
         console.out.print(classes)
     console.out.print(figures.table_of_all(metrics))
+    console.print_worst(metrics)
     if (run / "report.html").exists():
         console.note(f"report.html is older than these results; rewrite it: interpkit report {run}")
     console.out.out(str(run / "metrics.json"))

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from interpkit.config.recipe import set_option, validated
 from interpkit.errors import InterpkitError, UsageError, listed, setting, with_place
-from interpkit.evaluation import scoring
+from interpkit.evaluation import doubts, scoring
 from interpkit.interfaces.components import Options
 from interpkit.interfaces.contracts import described, module_of
 from interpkit.interfaces.metrics import Metric, Study, TooFew
@@ -98,7 +98,8 @@ def measured(study: Study, metrics: Iterable[Metric], old: Mapping[str, Any] | N
     left_out |= study.left_out
     found.pop("left_out", None)
     per_class = [rows[label] for label in sorted(rows)]
-    return {**found, "per_class": per_class} | ({"left_out": left_out} if left_out else {})
+    found |= {"per_class": per_class, "doubts": doubts.by_class({"per_class": per_class})}
+    return found | ({"left_out": left_out} if left_out else {})
 
 
 def _chosen(names: Sequence[str], given: Sequence[str], options: Mapping[str, Any]) -> list[Metric]:

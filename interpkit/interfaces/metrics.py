@@ -228,6 +228,19 @@ class Metric(Component, ABC):
         """
         return ""
 
+    @classmethod
+    def doubts(cls, row: Mapping[str, Any]) -> Mapping[str, float]:
+        """Return what speaks against the samples of one class; the classes are listed by it, the worst first.
+
+        Args:
+            row: the class's row of metrics.json.
+
+        Returns:
+            Shares in [0, 1], 0 for samples that are as they should be, by what they are shares of: ``{"near copies of
+            one another": 0.9}``.
+        """
+        return {}
+
     @abstractmethod
     def measure(self, study: Study) -> Mapping[str, Any]:
         """Return a fragment of metrics.json: finite JSON values.

@@ -30,9 +30,9 @@ class Canaries(Metric):
       decoy is as near to a sample. ``mean_rank`` is its mean over the canaries, ``chance`` what images that the target
       does not remember have on average, m / 2 + 1, and ``within_10`` the share of canaries of rank 10 or better.
     - ``p_value``, in (0, 1]: how often as many images, drawn at random from the canaries and decoys of the same classes
-      (9,999 times), lie as near as the canaries do, by the mean of their ranks among all of these. It is only as good as the
-      choice of the canaries: they must be drawn at random from where the decoys come from, as a typical image is nearer
-      to samples than others are, remembered or not.
+      (9,999 times), lie as near as the canaries do, by the mean of their ranks among all of these. It is only as good
+      as the choice of the canaries: they must be drawn at random from where the decoys come from, as a typical image is
+      nearer to samples than others are, remembered or not.
 
     The question is that of Carlini et al. 2019, "The Secret Sharer", whose rank is the likelihood's. Decoys are at most
     1,000 images of the class, without those that equal a canary; a class needs 10. With training images, canaries that

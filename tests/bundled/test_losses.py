@@ -665,7 +665,11 @@ def test_weight_decay_is_at_rest_where_the_images_hold_the_weights() -> None:
     """With x = 1 and weights (w, -w) the gradient is sigmoid(-2 w) (-1, 1), which decay balances at one strength."""
     target, image = linear(torch.tensor([[0.5], [-0.5]])), torch.ones(1, 1)
     balance = (1 / (1 + math.e)) / 0.5
-    for decay, value in ((balance, 0.0), (0.0, math.sqrt(2) / (1 + math.e)), (2 * balance, math.sqrt(2) / (1 + math.e))):
+    for decay, value in (
+        (balance, 0.0),
+        (0.0, math.sqrt(2) / (1 + math.e)),
+        (2 * balance, math.sqrt(2) / (1 + math.e)),
+    ):
         loss = Stationarity(target, Stationarity.Options(decay=decay))
         assert testing.evaluate_loss(loss, target, image, labels=[0]).item() == pytest.approx(value, abs=1e-6)
 

@@ -508,13 +508,11 @@ def test_a_canary_that_a_sample_equals_ranks_first(rng: Rng) -> None:
 
 
 def test_ranks_are_counted_by_hand() -> None:
-    """One sample at 0: the decoys lie at 0.1, ..., 1.0, and the canaries at 0.35, 0.5 and 5, behind 3, 4 1/2 and all."""
+    """One sample at 0: the decoys lie at 0.1, ..., 1.0, the canaries at 0.35, 0.5 and 5, behind 3, 4 1/2 and all."""
     decoys = torch.linspace(0.1, 1.0, 10)[:, None] * torch.tensor([1.0, 0.0])
     canaries = torch.stack([torch.tensor([0.0, 0.35]), decoys[4].flip(0), torch.tensor([0.0, 5.0])])
     zeros = torch.zeros(10, dtype=torch.int64)
-    study = study_of(
-        torch.zeros(1, 2), zeros[:1], (decoys, zeros), canaries=LabelledImages(canaries, zeros[:3])
-    )
+    study = study_of(torch.zeros(1, 2), zeros[:1], (decoys, zeros), canaries=LabelledImages(canaries, zeros[:3]))
     found = Canaries().measure(study)["canaries"]
     assert [row["rank"] for row in found["each"]] == [4.0, 5.5, 11.0]
     assert found["mean_rank"] == pytest.approx(20.5 / 3) and found["chance"] == 6.0

@@ -15,7 +15,7 @@ from PIL import Image
 from typer.testing import CliRunner, Result
 
 import interpkit
-from interpkit.cli import app
+from interpkit.cli import app, console
 from interpkit.cli.figures import class_titles, table_of_classes
 from interpkit.evaluation.flatten import flattened
 from interpkit.io.datasets import load_data
@@ -80,7 +80,7 @@ def test_everything_is_measured_shown_and_written(run_copy: Path, tmp_path: Path
 
 def test_canaries_are_ranked_among_the_reference(run_copy: Path, tmp_path: Path) -> None:
     data = write_data(tmp_path / "data.npz")
-    few = write_data(tmp_path / "few.npz", count=3)
+    few = write_data(tmp_path / "few.npz", count=3, seed=1)
     flags = ["--reference", data, "--metric", "canaries"]
     result = cli("evaluate", run_copy, "--canaries", few, *flags, "--json")
     assert result.exit_code == 0, result.output
@@ -332,6 +332,12 @@ def test_figures_are_named_by_their_place() -> None:
 def test_classes_of_the_same_name_are_told_apart_by_their_number() -> None:
     rows = [{"label": 3, "name": "crane"}, {"label": 5, "name": "cat"}, {"label": 7, "name": "crane"}]
     assert class_titles(rows) == ["crane (3)", "cat", "crane (7)"]
+
+
+def test_classes_that_are_worse_than_others_are_named_with_the_reasons(capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [{"label": label, "name": "crane", "inversion_accuracy": 1.0 - 0.5 * (label == 1)} for label in range(3)]
+    console.print_worst({"per_class": rows})
+    assert capsys.readouterr().out == "Look first at crane (1): 50% classified as another class.\n"
 
 
 def test_a_table_of_classes_has_what_any_class_has() -> None:
