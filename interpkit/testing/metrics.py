@@ -135,7 +135,7 @@ def _mappings(value: Any) -> Iterator[Mapping[Any, Any]]:
 
 @promised("metric", "write needs = ('reference',), say, in the class, and read what else there may be only if not None")
 def needs(cls: Any) -> None:
-    """`needs` names all that it needs, of reference, training, canaries and evaluator; a metric of every run needs nothing."""
+    """`needs` names all that it needs, of reference, training, canaries, evaluator; one of every run needs nothing."""
     unknown = [name for name in cls.needs if name not in NEEDS]
     expect(isinstance(cls.needs, tuple) and not unknown, f"needs is {cls.needs!r}")
     expect(not (cls.every_run and cls.needs), f"every_run, and needs {cls.needs!r}")
