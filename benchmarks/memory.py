@@ -97,15 +97,14 @@ class Split:
         rows = [(y_train == label).nonzero()[:, 0] for label in range(classes)]
         unseen = [(y_test == label).nonzero()[:each, 0] for label in range(classes)]
         most = min(each, *(len(some) for some in unseen))
-        # The canaries are the last image of each class, and the decoys come before them, so that no size has either.
         training, held_out = torch.cat([some[:each] for some in rows]), torch.cat([some[:most] for some in unseen])
-        canaries = torch.stack([some[-1] for some in rows])
-        decoys = torch.cat([some[max(each, len(some) - 1001) : -1] for some in rows])
+        canaries = torch.stack([some[-1] for some in rows])  # which no size trains on, nor on what comes before them
+        others = torch.cat([some[each:-1] for some in rows])
         return cls(
             (x_train[training], y_train[training]),
             (x_test[held_out], y_test[held_out]),
             (x_train[canaries], y_train[canaries]),
-            (x_train[decoys], y_train[decoys]),
+            (torch.cat([x_train[others], x_test]), torch.cat([y_train[others], y_test])),
         )
 
     def planted(self) -> Split:
@@ -144,9 +143,9 @@ def measure(target: interpkit.Target, split: Split, steps: int, *, stationarity:
         interpkit.evaluate(inversion, metrics=["reference"], reference=data)
         for data in (split.training, split.held_out)
     )
-    memory = interpkit.evaluate(
-        inversion, metrics=["memorisation"], reference=split.held_out, training=split.training
-    )["memorisation"]["pixels"]
+    memory = interpkit.evaluate(inversion, metrics=["memorisation"], reference=split.held_out, training=split.training)[
+        "memorisation"
+    ]["pixels"]
     canaries = interpkit.evaluate(inversion, metrics=["canaries"], reference=split.decoys, canaries=split.canaries)
     return {
         "inversion accuracy": seen["inversion_accuracy"],
