@@ -80,4 +80,5 @@ class Stationarity(InversionLoss):
             for slope, weight in zip(slopes, weights, strict=True)
             if slope is not None
         ]
-        return torch.stack([images.new_zeros(()), *norms]).norm()
+        whole: Tensor = torch.linalg.vector_norm(torch.stack([images.new_zeros(()), *norms]))
+        return whole
