@@ -53,7 +53,7 @@ class Canaries(Metric):
     name = "canaries"
     needs = ("canaries", "reference")
     describe = {
-        r"canaries\.each\..*\.rank": "Its rank among the decoys by the distance to the nearest sample; 1 is nearest.",
+        r"canaries\.by_canary\..*\.rank": "Its rank among the decoys by the distance to the nearest sample; 1 is nearest.",
         r"canaries\..*decoys": "Number of held-out images of the class that it is ranked among.",
         r"canaries\.mean_rank": "Mean rank of the canaries among their decoys; compare it with canaries.chance.",
         r"canaries\.chance": "Mean rank of images that the classifier does not remember.",
@@ -113,7 +113,7 @@ class Canaries(Metric):
                 "p_value": (1 + int((at_random <= total + 1e-9).sum())) / (SHUFFLES + 1),
                 "decoys": min(row["decoys"] for row in found),
                 "count": count,
-                "each": found,
+                "by_canary": found,
             }
         }
 
@@ -158,7 +158,7 @@ class Canaries(Metric):
         if not usable:
             raise TooFew(f"{said}.")
         if said:
-            study.leave_out(f"{self.name}.each", f"{said}.")
+            study.leave_out(f"{self.name}.by_canary", f"{said}.")
         return usable
 
 

@@ -18,6 +18,7 @@ from interpkit_metrics.diversity import Diversity
 from interpkit_metrics.memorisation import Memorisation
 from interpkit_metrics.reference import Reference, manifold, matched_ssim
 from interpkit_metrics.similarity import directions, kernel_distance, pooled, vendi
+from interpkit_metrics.student import Student
 from interpkit_robust.metric import KeptLabels
 from torch import Tensor, nn
 from torchmetrics.functional.image import structural_similarity_index_measure
@@ -60,7 +61,7 @@ def random_images(count: int, rng: torch.Generator, shape: tuple[int, ...] = SHA
 def test_the_plugin_registers_all_its_metrics() -> None:
     added: list[Any] = []
     interpkit_metrics.register(SimpleNamespace(add=added.append))  # type: ignore[arg-type]
-    assert added == [Diversity, Agreement, Reference, Memorisation, Canaries]
+    assert added == [Diversity, Agreement, Reference, Memorisation, Student, Canaries]
 
 
 # ---------------------------------------------------------------------------------------- the measures
@@ -502,7 +503,7 @@ def canary_study(
 def test_a_canary_that_a_sample_equals_ranks_first(rng: Rng) -> None:
     canary = random_images(1, rng(0))
     found = Canaries().measure(canary_study(rng, torch.cat([canary, random_images(20, rng(1))]), canary))["canaries"]
-    assert found["each"] == [{"name": "0 (0)", "rank": 1.0, "decoys": 40}]
+    assert found["by_canary"] == [{"name": "0 (0)", "rank": 1.0, "decoys": 40}]
     assert (found["mean_rank"], found["chance"], found["within_10"], found["count"]) == (1.0, 21.0, 1.0, 1)
     assert found["p_value"] == pytest.approx(1 / 41, abs=0.01)  # of 41 images one is the nearest
 
@@ -514,7 +515,7 @@ def test_ranks_are_counted_by_hand() -> None:
     zeros = torch.zeros(10, dtype=torch.int64)
     study = study_of(torch.zeros(1, 2), zeros[:1], (decoys, zeros), canaries=LabelledImages(canaries, zeros[:3]))
     found = Canaries().measure(study)["canaries"]
-    assert [row["rank"] for row in found["each"]] == [4.0, 5.5, 11.0]
+    assert [row["rank"] for row in found["by_canary"]] == [4.0, 5.5, 11.0]
     assert found["mean_rank"] == pytest.approx(20.5 / 3) and found["chance"] == 6.0
     assert found["within_10"] == pytest.approx(2 / 3)
 
@@ -522,7 +523,7 @@ def test_ranks_are_counted_by_hand() -> None:
 def test_canaries_that_nothing_gives_away_have_uniform_ranks(rng: Rng) -> None:
     study = canary_study(rng, random_images(30, rng(1)), random_images(300, rng(0)), decoys=99)
     found = Canaries().measure(study)["canaries"]
-    shares = torch.tensor([row["rank"] / 100 for row in found["each"]]).histc(5, 0, 1) / 300
+    shares = torch.tensor([row["rank"] / 100 for row in found["by_canary"]]).histc(5, 0, 1) / 300
     assert shares.sub(0.2).abs().max() < 0.08
     assert abs(found["mean_rank"] - found["chance"]) < 8 and found["p_value"] > 0.01
     assert Canaries.warnings({"canaries": found}) == []
@@ -556,8 +557,8 @@ def test_canaries_that_cannot_be_remembered_or_ranked_are_left_out(rng: Rng) -> 
     training = (canaries[:3], torch.tensor([0, 0, 1]))
     study = canary_study(rng, samples, canaries, labels=torch.tensor([0, 0, 1, 0]), training=training)
     found = Canaries().measure(study)["canaries"]
-    assert [row["name"] for row in found["each"]] == ["0 (0)", "1 (0)"]
-    assert study.left_out["canaries.each"] == (
+    assert [row["name"] for row in found["by_canary"]] == ["0 (0)", "1 (0)"]
+    assert study.left_out["canaries.by_canary"] == (
         "1 of 4 canaries are of classes that have no samples: number 2; 1 of 4 canaries are not among the training "
         "images, so the classifier cannot remember them: number 3."
     )
