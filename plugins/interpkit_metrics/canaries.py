@@ -53,7 +53,7 @@ class Canaries(Metric):
     name = "canaries"
     needs = ("canaries", "reference")
     describe = {
-        r"canaries\.by_canary\..*\.rank": "Its rank among the decoys by the distance to the nearest sample; 1 is nearest.",
+        r"canaries\.by_canary\..*\.rank": "Its rank among the decoys by distance to the nearest sample; 1 is nearest.",
         r"canaries\..*decoys": "Number of held-out images of the class that it is ranked among.",
         r"canaries\.mean_rank": "Mean rank of the canaries among their decoys; compare it with canaries.chance.",
         r"canaries\.chance": "Mean rank of images that the classifier does not remember.",
