@@ -6,7 +6,7 @@ Trains an MLP, a CNN and a small ViT on the first images of each class, inverts 
 without the loss ``stationarity``, and compares the samples with the training images and with as many held-out images.
 Then it trains each network once more on the largest set with ten planted canaries, one of each class, repeated 50
 times, and ranks them among up to 1,000 decoys, also for the network that never saw them. What docs/memory.json has
-already is not repeated, so that the study can be stopped and resumed. It takes up to 40 minutes of one core.
+already is not repeated, so that the study can be stopped and resumed.
 """
 
 from __future__ import annotations
