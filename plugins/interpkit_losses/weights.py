@@ -24,8 +24,9 @@ class Stationarity(InversionLoss):
     After Suhail & Sethi 2024, "Network Inversion for Training-Like Data Reconstruction", who add the gradient of the
     loss with respect to the weights to their objective; how they weight and scale it is our guess.
 
-    Cost: a second forward pass of the target with gradients of its weights, and the derivative of those gradients;
-    all images of the batch are in memory at once, whatever the micro-batch. The weights are of the classifier as it is, so that batch norms count with their scale and shift.
+    Cost: a second forward pass of the target with gradients of its weights, and the derivative of those gradients. All
+    images of the batch are in memory at once, whatever the micro-batch. The weights are of the classifier as it is, so
+    that batch norms count with their scale and shift.
 
     Example:
         >>> import torch
