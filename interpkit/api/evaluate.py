@@ -29,6 +29,7 @@ def evaluate(
     evaluators: Sequence[Target | str | Path] = (),
     reference: Data | None = None,
     training: Data | None = None,
+    canaries: Data | None = None,
     metrics: Sequence[str] = (),
     options: Mapping[str, Any] | None = None,
     target: Target | None = None,
@@ -46,6 +47,7 @@ def evaluate(
             or more or fewer, is matched by their names (``measured_on.classes_matched_for``).
         reference: held-out real images: an ``.npz``, one folder per class, ``torchvision:NAME``, or (images, labels).
         training: images that the target was trained on, likewise.
+        canaries: a few images that it may remember, likewise; they are ranked among those of ``reference``.
         metrics: names of metrics; if left out all that have what they need, but for the slow (`Metric.on_request`).
         options: settings by ``METRIC.OPTION``.
         target: the classifier, for a run of one that was wrapped in memory.
@@ -74,8 +76,9 @@ def evaluate(
     """
     from interpkit.runs.folder import Run
 
-    given = {"reference": reference is not None, "training": training is not None, "evaluator": bool(evaluators)}
-    chosen = _chosen(metrics, [name for name, there in given.items() if there], options or {})
+    data = {"reference": reference, "training": training, "canaries": canaries}
+    given = [name for name, images in data.items() if images is not None] + ["evaluator"] * bool(evaluators)
+    chosen = _chosen(metrics, given, options or {})
     run = None
     if not isinstance(inversion, Inversion):
         run = inversion if isinstance(inversion, Run) else Run.open(Path(inversion))
@@ -93,6 +96,7 @@ def evaluate(
         judges = load_judges(evaluators, target)
         reference_images = _images(reference, "the reference data", target)
         training_images = _images(training, "the training data", target)
+        canary_images = _images(canaries, "the canaries", target)
         if isinstance(inversion, Inversion):
             there = inversion.images_per_class
             per_class = PER_CLASS if there is None else min(PER_CLASS, there)
@@ -106,13 +110,13 @@ def evaluate(
             reference_images,
             training_images,
             judges,
+            canaries=canary_images,
             seed=recipe.seed,
             device=device,
             most=most,
             inversion=lambda: inversion if isinstance(inversion, Inversion) else run.load(target),
         )
         found = measured(study, chosen, old)
-        data = {"reference": reference, "training": training}
         changes = {name: judge.changes for name, judge in judges.items() if isinstance(judge, AdaptedTarget)}
         own_data = [(m, m.options) for m in chosen if isinstance(m.options, DataOptions) and m.options.data]
         found["measured_on"] = {

@@ -27,6 +27,14 @@ def evaluate(
     training: Annotated[
         str | None, typer.Option(metavar="DATA", help="Images that the classifier was trained on, in the same forms.")
     ] = None,
+    canaries: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DATA",
+            help="A few images that the classifier may remember, in the same forms; they are ranked among those of "
+            "--reference.",
+        ),
+    ] = None,
     metric: Annotated[
         list[str] | None,
         typer.Option(metavar="NAME", help="Metric to measure; repeatable (default: all that the given data allow)."),
@@ -55,6 +63,7 @@ def evaluate(
         evaluators=evaluator or [],
         reference=reference,
         training=training,
+        canaries=canaries,
         metrics=metric or [],
         options=dict(options.pair("--set", text) for text in set_ or []),
         model=model,
@@ -71,6 +80,7 @@ def evaluate(
     if classes is not None:
         console.out.print(classes)
     console.out.print(figures.table_of_all(metrics))
+    console.print_worst(metrics)
     if (run / "report.html").exists():
         console.note(f"report.html is older than these results; rewrite it: interpkit report {run}")
     console.out.out(str(run / "metrics.json"))

@@ -362,6 +362,7 @@ def _print_result(folder: Path, as_json: bool, metrics: dict[str, Any] | None = 
         "Inversion accuracy is the target's own opinion of the samples: noise that fools it counts as well.",
         highlight=False,
     )
+    console.print_worst(metrics)
     console.out.out(f"run: {folder}")
     console.out.out(str(folder / "samples.png" if "samples.png" in files else folder / "samples.safetensors"))
     if "report.html" in files:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-NOT_FIGURES = ("schema", "per_class", "left_out", "measured_on")
+NOT_FIGURES = ("schema", "per_class", "doubts", "left_out", "measured_on")
 INTERVAL = "_interval"
 
 

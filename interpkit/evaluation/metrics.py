@@ -13,7 +13,7 @@ from torch import Tensor
 
 from interpkit.config.recipe import set_option, validated
 from interpkit.errors import InterpkitError, UsageError, listed, setting, with_place
-from interpkit.evaluation import scoring
+from interpkit.evaluation import doubts, scoring
 from interpkit.interfaces.components import Options
 from interpkit.interfaces.contracts import described, module_of
 from interpkit.interfaces.metrics import Metric, Study, TooFew
@@ -25,7 +25,7 @@ from interpkit.runtime import progress
 
 log = logging.getLogger("interpkit")
 
-SOURCES = {"reference": "DATA", "training": "DATA", "evaluator": "MODEL"}
+SOURCES = {"reference": "DATA", "training": "DATA", "canaries": "DATA", "evaluator": "MODEL"}
 """The settings that provide what a metric needs, each with a placeholder for its value."""
 PER_CLASS = 100
 """Samples per class of an inversion in memory."""
@@ -98,7 +98,8 @@ def measured(study: Study, metrics: Iterable[Metric], old: Mapping[str, Any] | N
     left_out |= study.left_out
     found.pop("left_out", None)
     per_class = [rows[label] for label in sorted(rows)]
-    return {**found, "per_class": per_class} | ({"left_out": left_out} if left_out else {})
+    found |= {"per_class": per_class, "doubts": doubts.by_class({"per_class": per_class})}
+    return found | ({"left_out": left_out} if left_out else {})
 
 
 def _chosen(names: Sequence[str], given: Sequence[str], options: Mapping[str, Any]) -> list[Metric]:
@@ -118,8 +119,10 @@ def _chosen(names: Sequence[str], given: Sequence[str], options: Mapping[str, An
             for entry in entries
             if set(entry.item.needs) <= set(given) and not entry.item.on_request
         }
-        if "training" in given and "reference" not in given:
-            raise UsageError(f"training images are compared with held-out ones: add {setting('reference', 'DATA')}.")
+        compared = next((kind for kind in ("training", "canaries") if kind in given), None)
+        if compared and "reference" not in given:
+            images = "training images" if compared == "training" else compared
+            raise UsageError(f"{images} are compared with held-out ones: add {setting('reference', 'DATA')}.")
     values: dict[str, dict[str, Any]] = {name: {} for name in classes}
     for key, value in options.items():
         name = key.rpartition(".")[0]

@@ -32,6 +32,11 @@ def summary(metrics: Mapping[str, Any]) -> list[str]:
     return [text for text in _each(lambda metric: metric.summary(metrics)) if text]
 
 
+def doubts_of_metrics(row: Mapping[str, Any]) -> dict[str, float]:
+    """Return what the metrics know against the samples of a class, by a few words; see `Metric.doubts`."""
+    return {words: share for found in _each(lambda metric: metric.doubts(row)) for words, share in found.items()}
+
+
 def class_columns(rows: Sequence[Mapping[str, Figure]]) -> dict[str, str]:
     """Return the names of figures of classes by the titles that metrics give them; see `Metric.columns`.
 

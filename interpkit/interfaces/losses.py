@@ -92,6 +92,7 @@ class InversionLoss(Component, nn.Module, ABC):
         """Return extra images for the target to classify, (V, *input_shape) in [0, 1], or None.
 
         The loop calls ``target.respond`` once on the images and once on the views of all terms, and passes each term
-        its slice. Only an inner search calls ``batch.target`` itself.
+        its slice. Only an inner search calls ``batch.target`` itself, and a term that reads gradients of the target's
+        weights, within `Target.differentiable`.
         """
         return None

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from interpkit.interfaces.samples import Samples
     from interpkit.io.datasets import LabelledImages
 
-Which = Literal["samples", "reference", "training"]
+Which = Literal["samples", "reference", "training", "canaries"]
 T = TypeVar("T")
 
 
@@ -51,6 +51,7 @@ class Study:
         samples: the images, the requested labels and the target's predictions.
         reference: held-out real images as `LabelledImages`; None if there are none.
         training: images that the target was trained on, likewise.
+        canaries: images that the target may remember, likewise.
         evaluators: independent classifiers for the same classes, by name. One that does not have all of them has a
             logit of -inf for the others.
         seed: random seed of `rng`.
@@ -71,6 +72,7 @@ class Study:
         training: LabelledImages | None = None,
         evaluators: Mapping[str, Target] | None = None,
         *,
+        canaries: LabelledImages | None = None,
         seed: int = 0,
         device: torch.device | str = "cpu",
         most: int | None = None,
@@ -80,6 +82,7 @@ class Study:
         self.samples = samples
         self.reference = reference
         self.training = training
+        self.canaries = canaries
         self.evaluators = dict(evaluators or {})
         self.device = torch.device(device)
         self.left_out: dict[str, str] = {}
@@ -112,7 +115,7 @@ class Study:
         return sorted(set(self.samples.labels.tolist()))
 
     def labels(self, which: Which) -> Tensor:
-        """Return the labels (N,): requested labels of ``samples``, true labels of ``reference`` and ``training``."""
+        """Return the labels (N,): requested labels of ``samples``, true labels of the others."""
         return self.samples.labels if which == "samples" else self._data(which).labels
 
     def unit_images(self, which: Which) -> Tensor:
@@ -173,7 +176,7 @@ class Study:
         self.rng.manual_seed(self._seed)
 
     def _data(self, which: Which) -> LabelledImages:
-        data = self.reference if which == "reference" else self.training
+        data = {"reference": self.reference, "training": self.training, "canaries": self.canaries}[which]
         assert data is not None, f"a metric that reads {which} images must list them in `needs`"
         return data
 
@@ -187,7 +190,7 @@ class Metric(Component, ABC):
 
     options: Options
     needs: ClassVar[tuple[str, ...]] = ()
-    """The data that the metric requires, from ``reference``, ``training`` and ``evaluator``."""
+    """The data that the metric requires, from ``reference``, ``training``, ``canaries`` and ``evaluator``."""
     key: ClassVar[str] = ""
     """The metric's entry in metrics.json; its name if empty."""
     every_run: ClassVar[bool] = False
@@ -224,6 +227,19 @@ class Metric(Component, ABC):
             metrics: the content of metrics.json.
         """
         return ""
+
+    @classmethod
+    def doubts(cls, row: Mapping[str, Any]) -> Mapping[str, float]:
+        """Return what speaks against the samples of one class; the classes are listed by it, the worst first.
+
+        Args:
+            row: the class's row of metrics.json.
+
+        Returns:
+            Shares in [0, 1], 0 for samples that are as they should be, by what they are shares of: ``{"near copies of
+            one another": 0.9}``.
+        """
+        return {}
 
     @abstractmethod
     def measure(self, study: Study) -> Mapping[str, Any]:

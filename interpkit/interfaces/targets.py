@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from interpkit.errors import UsageError, listed
 from interpkit.runtime.mha_layout import contiguous_attention
@@ -261,3 +262,31 @@ class Target(nn.Module, ABC):
                 tensor.data = data
             for data, content in contents:
                 data.copy_(content)
+
+    @contextmanager
+    def differentiable(self) -> Iterator[list[nn.Parameter]]:
+        """Let gradients of the logits with respect to the weights be computed, within `frozen` too, and differentiated.
+
+        Within the block, the weights that it yields, those of floating point, require a gradient; compute theirs there,
+        by ``torch.autograd.grad``. After it the target is as it was, and a backward pass leaves the ``grad`` of frozen
+        weights alone.
+
+        Example:
+            >>> import torch
+            >>> from interpkit import wrap
+            >>> target = wrap(torch.nn.Linear(2, 3), input_shape=(2,))
+            >>> with target.frozen(), target.differentiable() as weights:
+            ...     slopes = torch.autograd.grad(target(torch.ones(1, 2)).sum(), weights, create_graph=True)
+            >>> [tuple(slope.shape) for slope in slopes]
+            [(3, 2), (3,)]
+        """
+        weights = [weight for weight in self.parameters() if weight.is_floating_point()]
+        before = [weight.requires_grad for weight in weights]
+        try:
+            for weight in weights:
+                weight.requires_grad_(True)
+            with sdpa_kernel(SDPBackend.MATH):  # the faster kernels of attention cannot be differentiated twice
+                yield weights
+        finally:
+            for weight, requires_grad in zip(weights, before, strict=True):
+                weight.requires_grad_(requires_grad)

@@ -15,7 +15,7 @@ from torch import Tensor
 from interpkit.config.recipe import TargetOptions
 from interpkit.config.schemas import Manifest
 from interpkit.errors import RunError, command, in_shell, setting
-from interpkit.evaluation import scoring, warnings
+from interpkit.evaluation import doubts, scoring, warnings
 from interpkit.interfaces import contracts
 from interpkit.interfaces.inversions import Inversion
 from interpkit.interfaces.samples import Samples, to_unit
@@ -117,6 +117,7 @@ def render_report(
         title=f"{target.name}: what it accepts as each class",
         verdict=text.verdict(metrics, target.name, len(classes)),
         warnings=warnings.warnings(metrics),
+        worst=doubts.worst(metrics)[: of_classes.WORST],
         names=names,
         groups=[{"label": label, "name": names[label], "rows": rows[label]} for label in classes],
         figures_of_classes=of_classes.figures(metrics),

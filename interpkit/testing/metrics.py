@@ -20,7 +20,7 @@ from interpkit.testing.checks import Broken, expect, promised
 from interpkit.testing.components import expect_no_draws, expect_unchanged, one_of, with_seed
 from interpkit.testing.second_device import other_devices
 
-NEEDS = ("reference", "training", "evaluator")
+NEEDS = ("reference", "training", "canaries", "evaluator")
 HOME = toy_models.VARIED[0]
 
 
@@ -32,7 +32,7 @@ def study_of(
     per_class: int = 12,
     device: torch.device = toy_models.CPU,
 ) -> Study:
-    """Return a study of made-up samples; ``given`` names the data besides them, of reference, training, evaluator."""
+    """Return a study of made-up samples; ``given`` names the data besides them, of `NEEDS`."""
     target = toy_models.target_of(shape, num_classes)
     evaluator: Target = toy_models.LinearTarget(shape, num_classes)
     pictures = toy_models.Pictures(shape, num_classes)
@@ -41,6 +41,8 @@ def study_of(
         images, labels = pictures.draw(per_class * num_classes, 90 + seed)
         vectors = target.low + (target.high - target.low) * images
         data[name] = LabelledImages(images if len(shape) == 3 else vectors, labels)
+    seen = data["training"]
+    data["canaries"] = LabelledImages(seen.images[:num_classes], seen.labels[:num_classes])
     images, labels = data["samples"].images, data["samples"].labels
     with torch.no_grad(), target.frozen():
         q = target(images).softmax(1)
@@ -63,6 +65,7 @@ def study_of(
         data["reference"] if "reference" in given else None,
         data["training"] if "training" in given else None,
         {"other": evaluator} if "evaluator" in given else None,
+        canaries=data["canaries"] if "canaries" in given else None,
         device=device,
     )
 
@@ -132,7 +135,7 @@ def _mappings(value: Any) -> Iterator[Mapping[Any, Any]]:
 
 @promised("metric", "write needs = ('reference',), say, in the class, and read what else there may be only if not None")
 def needs(cls: Any) -> None:
-    """`needs` names all that it needs, of reference, training and evaluator; a metric of every run needs nothing."""
+    """`needs` names all that it needs, of reference, training, canaries, evaluator; one of every run needs nothing."""
     unknown = [name for name in cls.needs if name not in NEEDS]
     expect(isinstance(cls.needs, tuple) and not unknown, f"needs is {cls.needs!r}")
     expect(not (cls.every_run and cls.needs), f"every_run, and needs {cls.needs!r}")

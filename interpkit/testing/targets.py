@@ -182,6 +182,18 @@ def frozen(target: Target) -> None:
             parameter.requires_grad_(requires_grad)
 
 
+@promised("target", "leave `differentiable` as interpkit.Target has it, and the weights as nn.Parameters")
+def differentiable(target: Target) -> None:
+    """Within target.differentiable() its weights get finite gradients; after it a frozen target is frozen again."""
+    images = images_for(target)
+    with target.frozen(), expect_unchanged(target, "changed after it"), target.differentiable() as weights:
+        found = target(images)
+        if weights and found.requires_grad:
+            slopes = torch.autograd.grad(found.sum(), weights, allow_unused=True)
+            finite = all(slope is None or slope.isfinite().all() for slope in slopes)
+            expect(finite, "a gradient of a weight is not finite")
+
+
 @promised("target", "remove hooks in a finally, and keep nothing of a pass")
 def untouched(target: Target) -> None:
     """A forward pass leaves the classifier unchanged, and every global generator of random numbers.

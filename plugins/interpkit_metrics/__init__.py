@@ -2,6 +2,7 @@
 
 from interpkit import Registration, hookimpl
 from interpkit_metrics.agreement import Agreement
+from interpkit_metrics.canaries import Canaries
 from interpkit_metrics.diversity import Diversity
 from interpkit_metrics.memorisation import Memorisation
 from interpkit_metrics.reference import Reference
@@ -13,5 +14,5 @@ INTERPKIT_INTERFACE = 1
 @hookimpl
 def register(registry: Registration) -> None:
     """Add the metrics."""
-    for metric in (Diversity, Agreement, Reference, Memorisation, Student):
+    for metric in (Diversity, Agreement, Reference, Memorisation, Student, Canaries):
         registry.add(metric)

@@ -150,6 +150,18 @@ class Agreement(Metric):
             )
         return text
 
+    @classmethod
+    def doubts(cls, row: Mapping[str, Any]) -> dict[str, float]:
+        """Return the shares that evaluators do not agree on, and that they no longer agree on after a blur."""
+        rows = [row for row in row.get("evaluators") or () if row.get("agreement") is not None]
+        if not rows:
+            return {}
+        lost = [row["agreement"] - row.get("blurred_agreement", row["agreement"]) for row in rows]
+        return {
+            "not what evaluators see in them": 1 - sum(row["agreement"] for row in rows) / len(rows),
+            "lost to a slight blur": max(0.0, sum(lost) / len(rows)),
+        }
+
     def measure(self, study: Study) -> dict[str, Any]:
         """Return ``evaluators``, a list, in all and per class."""
         sigma = self._sigma(study)

@@ -83,6 +83,13 @@ class Diversity(Metric):
             f"Low variety: the samples of {len(low)} of {len(measured)} classes are nearly identical ({names(low)})."
         ]
 
+    @classmethod
+    def doubts(cls, row: Mapping[str, Any]) -> dict[str, float]:
+        """Return the share of near copies; `Reference` compares with real images where it was measured."""
+        known = (row.get("reference") or {}).get("excess_vendi") is not None
+        share = (row.get("diversity") or {}).get("duplicates")
+        return {} if known or share is None else {"near copies of another": share}
+
     class Options(interpkit.Options):
         """What counts as the same picture."""
 

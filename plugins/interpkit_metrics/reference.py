@@ -103,6 +103,12 @@ class Reference(Metric):
         ]
 
     @classmethod
+    def doubts(cls, row: Mapping[str, Any]) -> dict[str, float]:
+        """Return how much of the variety of real images is missing."""
+        excess = (row.get("reference") or {}).get("excess_vendi")
+        return {} if excess is None else {"of the variety of real images missing": max(0.0, 1 - excess)}
+
+    @classmethod
     def summary(cls, metrics: Mapping[str, Any]) -> str:
         """Return how varied the samples are, and how much of the real images they cover."""
         figures, text = metrics.get("reference", {}), ""

@@ -24,6 +24,7 @@ from interpkit_losses.priors import (
     pixel_statistics,
 )
 from interpkit_losses.variety import Cosine, Orthogonality, Spread
+from interpkit_losses.weights import Stationarity
 from torch import Tensor, nn
 
 from interpkit import Condition, InversionBatch, InversionLoss, Target, UsageError, testing, wrap
@@ -40,6 +41,7 @@ LOSSES: list[Any] = [
     SquaredNorm,
     BatchNormStatistics,
     Statistics,
+    Stationarity,
 ]
 
 
@@ -633,6 +635,137 @@ def test_gradients_of_weighted_variation_and_statistics_agree_with_finite_differ
     assert torch.autograd.gradcheck(of_features, (random(3, 2, 2, 3), random(3, 3, 2, 2)))
 
 
+# ---------------------------------------------------------------------------------------- stationarity
+
+
+def linear(weight: Tensor, *, bias: bool = False) -> Target:
+    """Return a linear classifier of vectors with these weights, (n, D), and zero biases."""
+    layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias)
+    layer.weight.data.copy_(weight)
+    if bias:
+        layer.bias.data.zero_()
+    return wrap(layer, input_shape=(weight.shape[1],))
+
+
+def test_stationarity_of_a_linear_classifier_is_that_worked_out_by_hand() -> None:
+    """The gradient is (p - y) x^T, and p - y for the bias; here p is 1/2 everywhere."""
+    target, images = linear(torch.zeros(2, 2)), torch.tensor([[0.6, 0.8], [0.0, 0.5]])
+    stationarity = Stationarity(target)
+    one = testing.evaluate_loss(stationarity, target, images[:1], labels=[0])
+    assert one.item() == pytest.approx(math.sqrt(1 / 2))  # |(-1/2, 1/2)| |x|, and |x| is 1
+    # The mean of (-1/2, 1/2) x1^T and (1/2, -1/2) x2^T has the norm |x1 - x2| / (2 sqrt 2).
+    both = testing.evaluate_loss(stationarity, target, images, labels=[0, 1])
+    assert both.item() == pytest.approx(math.hypot(0.6, 0.3) / math.sqrt(8))
+    biased = linear(torch.zeros(2, 2), bias=True)
+    found = testing.evaluate_loss(Stationarity(biased), biased, images[:1], labels=[0])
+    assert found.item() == pytest.approx(1.0)  # 1/2 of the weights and 1/2 of the biases, before the root
+
+
+def test_weight_decay_is_at_rest_where_the_images_hold_the_weights() -> None:
+    """With x = 1 and weights (w, -w) the gradient is sigmoid(-2 w) (-1, 1), which decay balances at one strength."""
+    target, image = linear(torch.tensor([[0.5], [-0.5]])), torch.ones(1, 1)
+    balance = (1 / (1 + math.e)) / 0.5
+    for decay, value in (
+        (balance, 0.0),
+        (0.0, math.sqrt(2) / (1 + math.e)),
+        (2 * balance, math.sqrt(2) / (1 + math.e)),
+    ):
+        loss = Stationarity(target, Stationarity.Options(decay=decay))
+        assert testing.evaluate_loss(loss, target, image, labels=[0]).item() == pytest.approx(value, abs=1e-6)
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.1])
+def test_the_gradient_of_stationarity_is_that_of_finite_differences(decay: float) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Tanh(), nn.Flatten(), nn.Linear(8, 3))
+    target = wrap(net, input_shape=(1, 4, 4), mean=0.5, std=0.5).double()
+    loss = Stationarity(target, Stationarity.Options(decay=decay))
+    images = torch.rand(3, 1, 4, 4, dtype=torch.float64, requires_grad=True)
+
+    def value(x: Tensor) -> Tensor:
+        return testing.evaluate_loss(loss, target, x, labels=[0, 1, 2])
+
+    assert torch.autograd.gradcheck(value, (images,), eps=1e-3, atol=1e-3, rtol=1e-2)  # logits are in single precision
+
+
+class Attending(nn.Module):
+    """A classifier whose attention has fast kernels that cannot be differentiated twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.head = nn.Linear(4, 8), nn.Linear(8, 3)
+        self.block = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(self.block(self.embed(images[:, 0])).mean(1))
+
+
+@pytest.mark.parametrize("requires_grad", [True, False])
+def test_stationarity_leaves_the_target_as_it_is(requires_grad: bool) -> None:
+    torch.manual_seed(0)
+    module = Attending().train().requires_grad_(requires_grad)
+    target = wrap(module, input_shape=(1, 4, 4))
+    before = {name: tensor.clone() for name, tensor in target.state_dict().items()}
+    images = torch.rand(3, 1, 4, 4, requires_grad=True)
+    loss = Stationarity(target)
+    with target.frozen():
+        testing.evaluate_loss(loss, target, images, labels=[0, 1, 2]).backward()
+        assert not any(weight.requires_grad for weight in target.parameters())
+    assert images.grad is not None and images.grad.isfinite().all() and images.grad.any()
+    assert all(weight.grad is None and weight.requires_grad == requires_grad for weight in target.parameters())
+    assert module.training and all(torch.equal(tensor, before[name]) for name, tensor in target.state_dict().items())
+
+
+class Detached(nn.Module):
+    """A classifier that keeps its weights out of the graph."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 3)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return images @ self.layer.weight.detach().T
+
+
+class Once(torch.autograd.Function):
+    """A square root that can be differentiated once."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x.abs().sqrt()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, slope: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        return slope * x.sign() / (2 * x.abs().sqrt())
+
+
+class Rooted(nn.Module):
+    """A classifier with that square root."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 3)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return Once.apply(self.layer(images))
+
+
+@pytest.mark.parametrize(
+    ("module", "words"),
+    [
+        (nn.Identity(), "Identity do not allow: no gradient of its logits reaches any. Leave it out"),
+        (Detached(), "no gradient of its logits reaches any"),
+        (Rooted(), "once_differentiable"),
+    ],
+)
+def test_classifiers_whose_weights_have_no_second_derivative_are_refused(module: nn.Module, words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        Stationarity(wrap(module, input_shape=(4,), output="logits"))
+
+
 @pytest.mark.parametrize("cls", LOSSES, ids=lambda cls: cls.name)
 def test_gradients_reach_the_images_and_not_the_target(cls: Any) -> None:
     target = normed_target()
@@ -650,7 +783,7 @@ def test_gradients_reach_the_images_and_not_the_target(cls: Any) -> None:
 def test_the_plugin_registers_all_its_losses() -> None:
     added: list[Any] = []
     interpkit_losses.register(SimpleNamespace(add=added.append))  # type: ignore[arg-type]
-    assert set(added) == {*LOSSES, Chroma} and len(added) == 10
+    assert set(added) == {*LOSSES, Chroma} and len(added) == 11
 
 
 @pytest.mark.parametrize("cls", LOSSES, ids=lambda cls: cls.name)
@@ -672,6 +805,7 @@ def test_a_loss_does_not_register_the_users_module(cls: Any) -> None:
         (Spread, {"epsilon": 0}),
         (Spread, {"epsilon": 1.5}),
         (Statistics, {"first": 1}),
+        (Stationarity, {"decay": -1}),
     ],
 )
 def test_options_out_of_range_are_refused(cls: Any, options: dict[str, Any]) -> None:

@@ -13,10 +13,12 @@ import numpy as np
 import pytest
 import torch
 from interpkit_metrics.agreement import Agreement, blurred
+from interpkit_metrics.canaries import Canaries
 from interpkit_metrics.diversity import Diversity
 from interpkit_metrics.memorisation import Memorisation
 from interpkit_metrics.reference import Reference, manifold, matched_ssim
 from interpkit_metrics.similarity import directions, kernel_distance, pooled, vendi
+from interpkit_metrics.student import Student
 from interpkit_robust.metric import KeptLabels
 from torch import Tensor, nn
 from torchmetrics.functional.image import structural_similarity_index_measure
@@ -59,7 +61,7 @@ def random_images(count: int, rng: torch.Generator, shape: tuple[int, ...] = SHA
 def test_the_plugin_registers_all_its_metrics() -> None:
     added: list[Any] = []
     interpkit_metrics.register(SimpleNamespace(add=added.append))  # type: ignore[arg-type]
-    assert added == [Diversity, Agreement, Reference, Memorisation]
+    assert added == [Diversity, Agreement, Reference, Memorisation, Student, Canaries]
 
 
 # ---------------------------------------------------------------------------------------- the measures
@@ -478,6 +480,93 @@ def test_memorization_needs_ten_images_of_each_set(rng: Rng) -> None:
     images, labels = random_images(20, rng(0)), torch.zeros(20, dtype=torch.int64)
     with pytest.raises(TooFew, match="20 samples, 9 training, 20 reference"):
         Memorisation().measure(study_of(images, labels, (images, labels), (images[:9], labels[:9])))
+
+
+# -------------------------------------------------------------------------------------------- canaries
+
+
+def canary_study(
+    rng: Rng, samples: Tensor, canaries: Tensor, *, decoys: int = 40, labels: Tensor | None = None, **more: Any
+) -> Study:
+    """Return a study with canaries of the class 0, or of ``labels``, and random decoys of the classes 0 and 1."""
+    held_out = random_images(2 * decoys, rng(7))
+    labels = torch.zeros(len(canaries), dtype=torch.int64) if labels is None else labels
+    return study_of(
+        samples,
+        torch.zeros(len(samples), dtype=torch.int64),
+        (held_out, torch.arange(2 * decoys) % 2),
+        canaries=LabelledImages(canaries, labels),
+        **more,
+    )
+
+
+def test_a_canary_that_a_sample_equals_ranks_first(rng: Rng) -> None:
+    canary = random_images(1, rng(0))
+    found = Canaries().measure(canary_study(rng, torch.cat([canary, random_images(20, rng(1))]), canary))["canaries"]
+    assert found["by_canary"] == [{"name": "0 (0)", "rank": 1.0, "decoys": 40}]
+    assert (found["mean_rank"], found["chance"], found["within_10"], found["count"]) == (1.0, 21.0, 1.0, 1)
+    assert found["p_value"] == pytest.approx(1 / 41, abs=0.01)  # of 41 images one is the nearest
+
+
+def test_ranks_are_counted_by_hand() -> None:
+    """One sample at 0: the decoys lie at 0.1, ..., 1.0, the canaries at 0.35, 0.5 and 5, behind 3, 4 1/2 and all."""
+    decoys = torch.linspace(0.1, 1.0, 10)[:, None] * torch.tensor([1.0, 0.0])
+    canaries = torch.stack([torch.tensor([0.0, 0.35]), decoys[4].flip(0), torch.tensor([0.0, 5.0])])
+    zeros = torch.zeros(10, dtype=torch.int64)
+    study = study_of(torch.zeros(1, 2), zeros[:1], (decoys, zeros), canaries=LabelledImages(canaries, zeros[:3]))
+    found = Canaries().measure(study)["canaries"]
+    assert [row["rank"] for row in found["by_canary"]] == [4.0, 5.5, 11.0]
+    assert found["mean_rank"] == pytest.approx(20.5 / 3) and found["chance"] == 6.0
+    assert found["within_10"] == pytest.approx(2 / 3)
+
+
+def test_canaries_that_nothing_gives_away_have_uniform_ranks(rng: Rng) -> None:
+    study = canary_study(rng, random_images(30, rng(1)), random_images(300, rng(0)), decoys=99)
+    found = Canaries().measure(study)["canaries"]
+    shares = torch.tensor([row["rank"] / 100 for row in found["by_canary"]]).histc(5, 0, 1) / 300
+    assert shares.sub(0.2).abs().max() < 0.08
+    assert abs(found["mean_rank"] - found["chance"]) < 8 and found["p_value"] > 0.01
+    assert Canaries.warnings({"canaries": found}) == []
+
+
+def test_canaries_that_are_given_away_are_warned_of_and_less_likely_the_more_there_are(rng: Rng) -> None:
+    canaries = random_images(5, rng(0))
+    found = Canaries().measure(canary_study(rng, canaries + 0.01, canaries))["canaries"]
+    assert found["mean_rank"] == 3.0 - 2.0 and found["p_value"] == 1e-4
+    (warning,) = Canaries.warnings({"canaries": found})
+    assert "mean rank is 1, where chance gives 21 (p = 0.0001)" in warning
+
+
+def test_a_decoy_that_equals_a_canary_does_not_count(rng: Rng) -> None:
+    study = canary_study(rng, random_images(20, rng(1)), random_images(1, rng(0)))
+    assert study.reference is not None
+    copied = canary_study(rng, study.images, study.reference.images[:1])
+    assert Canaries().measure(copied)["canaries"]["decoys"] == 39
+
+
+def test_decoys_are_at_most_those_asked_for(rng: Rng) -> None:
+    study = canary_study(rng, random_images(20, rng(1)), random_images(2, rng(0)))
+    few, many = (Canaries(Canaries.Options(decoys=decoys)) for decoys in (10, 50))
+    assert few.measure(study)["canaries"]["decoys"] == 10 and study.left_out == {}
+    assert many.measure(study)["canaries"]["decoys"] == 40
+    assert study.left_out["canaries.decoys"].startswith("50 were asked for, and the reference has only 40 other")
+
+
+def test_canaries_that_cannot_be_remembered_or_ranked_are_left_out(rng: Rng) -> None:
+    canaries, samples = random_images(4, rng(0)), random_images(20, rng(1))
+    training = (canaries[:3], torch.tensor([0, 0, 1]))
+    study = canary_study(rng, samples, canaries, labels=torch.tensor([0, 0, 1, 0]), training=training)
+    found = Canaries().measure(study)["canaries"]
+    assert [row["name"] for row in found["by_canary"]] == ["0 (0)", "1 (0)"]
+    assert study.left_out["canaries.by_canary"] == (
+        "1 of 4 canaries are of classes that have no samples: number 2; 1 of 4 canaries are not among the training "
+        "images, so the classifier cannot remember them: number 3."
+    )
+    strange = canary_study(rng, samples, canaries[3:], training=training)
+    with pytest.raises(TooFew, match="1 of 1 canaries are not among the training images"):
+        Canaries().measure(strange)
+    with pytest.raises(TooFew, match="fewer than 10 other images"):
+        Canaries().measure(canary_study(rng, samples, canaries, decoys=9))
 
 
 # ------------------------------------------------------------------------------------------ robustness

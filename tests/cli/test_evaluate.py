@@ -15,7 +15,7 @@ from PIL import Image
 from typer.testing import CliRunner, Result
 
 import interpkit
-from interpkit.cli import app
+from interpkit.cli import app, console
 from interpkit.cli.figures import class_titles, table_of_classes
 from interpkit.evaluation.flatten import flattened
 from interpkit.io.datasets import load_data
@@ -76,6 +76,23 @@ def test_everything_is_measured_shown_and_written(run_copy: Path, tmp_path: Path
     assert f"{shown.value:.4g}" in plain and "{:.3f} to {:.3f}".format(*shown.interval or (0, 0)) in plain
     assert "warning: Low variety" in result.stderr  # after 12 steps it is
     assert "Low variety" not in result.stdout
+
+
+def test_canaries_are_ranked_among_the_reference(run_copy: Path, tmp_path: Path) -> None:
+    data = write_data(tmp_path / "data.npz")
+    few = write_data(tmp_path / "few.npz", count=3, seed=1)
+    flags = ["--reference", data, "--metric", "canaries"]
+    result = cli("evaluate", run_copy, "--canaries", few, *flags, "--json")
+    assert result.exit_code == 0, result.output
+    metrics = json.loads(result.stdout)
+    assert metrics["canaries"]["count"] == 3 and metrics["canaries"]["decoys"] == 20
+    assert metrics["measured_on"]["canaries"] == str(few)
+    absent = cli("evaluate", run_copy, "--canaries", few, *flags, "--training", f"{data}:train", "--json")
+    assert "canaries is left out: 3 of 3 canaries are not among the training images" in absent.stderr.replace("\n", " ")
+    fails(2, "the metric 'canaries' needs canaries: add --canaries DATA", "evaluate", run_copy, *flags)
+    fails(2, "canaries are compared with held-out ones: add --reference", "evaluate", run_copy, "--canaries", few)
+    other = write_data(tmp_path / "other.npz", side=9)
+    fails(2, "9 x 9|9, 9", "evaluate", run_copy, "--canaries", other, *flags)
 
 
 def test_json_alone_goes_to_stdout(run_copy: Path) -> None:
@@ -315,6 +332,12 @@ def test_figures_are_named_by_their_place() -> None:
 def test_classes_of_the_same_name_are_told_apart_by_their_number() -> None:
     rows = [{"label": 3, "name": "crane"}, {"label": 5, "name": "cat"}, {"label": 7, "name": "crane"}]
     assert class_titles(rows) == ["crane (3)", "cat", "crane (7)"]
+
+
+def test_classes_that_are_worse_than_others_are_named_with_the_reasons(capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [{"label": label, "name": "crane", "inversion_accuracy": 1.0 - 0.5 * (label == 1)} for label in range(3)]
+    console.print_worst({"per_class": rows})
+    assert capsys.readouterr().out == "Look first at crane (1): 50% classified as another class.\n"
 
 
 def test_a_table_of_classes_has_what_any_class_has() -> None:

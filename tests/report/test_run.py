@@ -234,6 +234,20 @@ def test_the_meaning_of_an_unknown_figure_comes_from_its_metrics_docstring(
     assert words.meaning("evaluators.other.agreement").startswith("Share of samples that this independent")
 
 
+def test_a_class_that_is_worse_than_others_is_named_above_the_samples(run_copy: Path) -> None:
+    metrics = json.loads((run_copy / "metrics.json").read_text())
+    for row in metrics["per_class"]:
+        row |= {"inversion_accuracy": 1.0, "diversity": None, "evaluators": [{"name": "a", "agreement": 1.0}]}
+    metrics["per_class"][2]["evaluators"] = [{"name": "a", "agreement": 0.25}]
+    (run_copy / "metrics.json").write_text(json.dumps(metrics))
+    page = read(interpkit.write_report(run_copy))
+    ((_, said),) = page.all("p", "worst")
+    name = metrics["per_class"][2]["name"]
+    assert said == f"Look first at {name} (75% not what evaluators see in them)."
+    (link,) = [attributes for attributes, _ in page.all("a") if attributes["href"] == "#class-2"]
+    assert link
+
+
 def test_warnings_are_above_the_samples(run_copy: Path) -> None:
     metrics = json.loads((run_copy / "metrics.json").read_text())
     metrics |= {"inversion_accuracy": 0.99, "evaluators": [{"name": "<u>judge</u>", "agreement": 0.2}]}

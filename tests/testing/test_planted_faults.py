@@ -1013,6 +1013,13 @@ class TargetFrozen(RightTarget):
         yield
 
 
+@breaks("target", "differentiable")
+class TargetDifferentiable(RightTarget):
+    @contextmanager
+    def differentiable(self) -> Iterator[list[torch.nn.Parameter]]:
+        yield [weight.requires_grad_(True) for weight in self.parameters()]
+
+
 @breaks("target", "untouched")
 class TargetUntouched(RightTarget):
     def forward(self, images: Tensor) -> Tensor:
