@@ -88,18 +88,19 @@ def distill(
     images = len(target.input_shape) == 3
     if augment and not images:
         raise UsageError(f"only images can be turned and moved; {target.name} classifies vectors.")
-    name, module, arguments = type(student).__name__, student, dict(arch_args or {})
+    arguments = dict(arch_args or {})
     if isinstance(student, str):
         name = student
         with global_seed(seed, torch.device("cpu")):
             module, arguments = _built(student, arguments, target.num_classes, shape)
+    else:
+        name, module = type(student).__name__, student
     facts = _facts(target)
     pupil = _wrapped(module, shape, name, facts, target)
     lesson = Lesson(pupil, labels=labels, logits=logits, augment=images if augment is None else augment)
     teach(target, [lesson], inversion, steps=steps, batch_size=batch_size, rate=rate, seed=seed, device=device)
     if out is not None:
-        assert isinstance(student, str)
-        save_target(module, out, architecture=student, arch_args=arguments, input_shape=shape, **facts)
+        save_target(module, out, architecture=name, arch_args=arguments, input_shape=shape, **facts)
     return pupil
 
 

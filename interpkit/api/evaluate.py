@@ -104,6 +104,13 @@ def evaluate(
         else:
             assert run is not None
             samples = scoring.read_samples(run / "samples.safetensors", target, device, most)
+
+        def loaded() -> Inversion:
+            if isinstance(inversion, Inversion):
+                return inversion
+            assert run is not None
+            return run.load(target)
+
         study = Study(
             target,
             samples,
@@ -114,7 +121,7 @@ def evaluate(
             seed=recipe.seed,
             device=device,
             most=most,
-            inversion=lambda: inversion if isinstance(inversion, Inversion) else run.load(target),
+            inversion=loaded,
         )
         found = measured(study, chosen, old)
         changes = {name: judge.changes for name, judge in judges.items() if isinstance(judge, AdaptedTarget)}

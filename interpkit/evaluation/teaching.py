@@ -119,8 +119,8 @@ def _batches(samples: Inversion | tuple[Tensor, Tensor], size: int, seed: int) -
     if isinstance(samples, Inversion) and samples.images_per_class is None:
         classes, turn = torch.tensor(samples.classes), 0
         while True:
-            labels = classes[torch.randperm(len(classes), generator=rng)].tolist()
-            yield samples.sample(count=size, labels=labels, seed=derive_seed(seed, "taught", turn))
+            order = classes[torch.randperm(len(classes), generator=rng)].tolist()
+            yield samples.sample(count=size, labels=order, seed=derive_seed(seed, "taught", turn))
             turn += 1
     images, labels = samples if isinstance(samples, tuple) else samples.sample(samples.images_per_class)
     size = min(size, len(images))

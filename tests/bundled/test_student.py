@@ -1,4 +1,4 @@
-"""The metric `student`: it passes real images as samples, and fails one image a class."""
+"""The metric `student`: it passes real images as samples, and fails one image per class."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def measured(target: Target, images: Tensor, labels: Tensor, **options: int) -> 
     )["student"]
 
 
-def test_real_images_teach_and_one_image_a_class_does_not(target: Target) -> None:
+def test_real_images_teach_and_one_image_per_class_does_not(target: Target) -> None:
     good = measured(target, *strokes(300, 1))
     assert good["target_accuracy"] > 0.95
     assert good["labels"]["relative"] > 0.9
