@@ -151,7 +151,8 @@ def main(arguments: list[str] | None = None) -> None:
         except subprocess.TimeoutExpired:
             kept[name] = {"all": f"took more than {SECONDS} s"}
         except (IndexError, ValueError):
-            kept[name] = {"all": done.stderr.strip()[-300:] or f"exit {done.returncode}"}
+            killed = f"killed by signal {-done.returncode}, as for too much memory" if done.returncode < 0 else ""
+            kept[name] = {"all": killed or done.stderr.strip()[-300:] or f"exit {done.returncode}"}
         KEPT.write_text(json.dumps(dict(sorted(kept.items())), indent=1) + "\n")
         faults = {stage: words for stage, words in kept[name].items() if words != "ok"}
         print(name, faults or "ok", flush=True)

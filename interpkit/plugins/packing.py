@@ -251,6 +251,11 @@ def export_graph(target: Target) -> bytes:
                 dynamic_axes=None if one_by_one else {"images": {0: "batch"}, "logits": {0: "batch"}},
             )
     except Exception as error:  # the exporter's own kinds
+        if "2GiB" in str(error):
+            raise ModelError(
+                f"{target.name} cannot be packed: its graph is larger than the 2 GiB that ONNX allows. Keep it as the "
+                f"weights of its architecture."
+            ) from error
         part = re.search(r"Occurred when translating (\S+)\)", str(error))
         where = f" (at {part[1]})" if part else ""
         raise ModelError(

@@ -135,7 +135,8 @@ def find_output(target: ModuleTarget, raw: Tensor, options: TargetOptions) -> No
         )  # fmt: skip
     target.output, target.sources["output"] = output, source
     target.multi_label = output in MULTI_LABEL
-    _check_scale(target, values)
+    if len(values) > 1:
+        _check_scale(target, values)
 
 
 def _detect(target: ModuleTarget, values: Tensor, last: set[str]) -> tuple[Output, str]:

@@ -19,7 +19,9 @@ class WarpGenerator(UpConvGenerator):
     p runs over [-1, 1]^2; A is affine (rotation, shear, scale, shift) and d a displacement interpolated
     bicubically from a coarse grid. A small network computes both from the first ``pose`` latents, bounded by tanh.
     Objects of one class often differ by such a warp, and a generator of pixels alone finds it hard to learn each
-    pose separately. Sources: spatial transformers (Jaderberg et al. 2015); deforming autoencoders (Shu et al.
+    pose separately. With ``drawn``, A and d are uniform within their bounds instead, from latents of their own: the
+    generator cannot settle on one pose of each class, and has to draw what the target recognizes in all of them.
+    Sources: spatial transformers (Jaderberg et al. 2015); deforming autoencoders (Shu et al.
     2018), which also draw a template and deform it.
 
     Example:
@@ -44,24 +46,33 @@ class WarpGenerator(UpConvGenerator):
             0.1, ge=0, le=1, description="largest displacement at a grid point, as a fraction of half the side"
         )
         grid: int = Field(4, ge=2, le=64, description="side of the coarse grid of displacements")
+        drawn: bool = Field(False, description="draw each warp at random within the bounds, and learn none")
 
     options: Options
 
     def __init__(self, spec: ConditionSpec, input_shape: tuple[int, ...], options: Options | None = None) -> None:
         super().__init__(spec, input_shape, options)
         opt = self.options
+        count = 6 + 2 * opt.grid**2
+        if opt.drawn:
+            self.latent_dim = opt.latent + count
+            return
         self.read = min(opt.pose, opt.latent)
-        first, last = nn.Linear(self.read, 64), nn.Linear(64, 6 + 2 * opt.grid**2)
+        first, last = nn.Linear(self.read, 64), nn.Linear(64, count)
         nn.init.orthogonal_(first.weight, 2.0)  # so that the warps differ from the first step on
         nn.init.zeros_(last.bias)
         self.pose = nn.Sequential(first, nn.LeakyReLU(opt.slope), last)
 
     def forward(self, latent: Tensor, condition: Condition) -> Tensor:
         """Return images; see `Generator.forward`."""
-        unwarped = super().forward(latent, condition).float()
-        opt, (height, width) = self.options, unwarped.shape[2:]
+        opt = self.options
+        unwarped = super().forward(latent[:, : opt.latent], condition).float()
+        height, width = unwarped.shape[2:]
         with torch.autocast(latent.device.type, enabled=False):  # positions need more digits than bf16 has
-            numbers = self.pose(latent[:, : self.read].float()).tanh()
+            if opt.drawn:
+                numbers = torch.erf(latent[:, opt.latent :].float() / 2**0.5)  # uniform in (-1, 1)
+            else:
+                numbers = self.pose(latent[:, : self.read].float()).tanh()
             identity = torch.eye(2, 3, device=latent.device)
             reach = torch.tensor([opt.affine, opt.affine, opt.shift], device=latent.device)
             where = F.affine_grid(identity + reach * numbers[:, :6].view(-1, 2, 3), list(unwarped.shape), False)

@@ -285,6 +285,27 @@ def test_the_first_latents_alone_choose_the_warp_which_changes_the_image(rng: Rn
     assert warping(pose=100).read == 6  # all there are
 
 
+def test_drawn_warps_are_uniform_and_have_latents_of_their_own(rng: Rng, monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = warping(drawn=True, elastic=0.0, affine=0.3, shift=0.2).eval()
+    assert generator.latent_dim == 6 + 38
+    count = 2000
+    latent = torch.randn(count, generator.latent_dim, generator=rng(0))
+    latent[:, :6] = latent[0, :6]  # one picture
+    condition = Condition(torch.zeros(count, dtype=torch.int64), *[torch.eye(3)[[0] * count]] * 2)
+    grids: list[Tensor] = []
+    affine_grid = torch.nn.functional.affine_grid
+    monkeypatch.setattr(torch.nn.functional, "affine_grid", lambda *a: grids.append(a[0]) or affine_grid(*a))
+    images = generator(latent, condition)
+    moved = grids[0] - torch.eye(2, 3)
+    for column, bound in ((moved[:, :, :2], 0.3), (moved[:, :, 2], 0.2)):
+        assert column.abs().max() <= bound
+        assert column.std() == pytest.approx(bound / 3**0.5, rel=0.05)
+        assert abs(float(column.mean())) < 0.02
+    assert images.std(0).max() > 1e-4
+    latent[:, 6:] = 0
+    assert torch.equal(generator(latent, condition)[0], generator(latent, condition)[1])
+
+
 @pytest.mark.parametrize("bound", [1.0, 0.2])
 def test_a_warp_does_not_exceed_the_brightness_of_the_picture(bound: float) -> None:
     picture, image = picture_and_image(warping((2, 7, 10), affine=bound, shift=bound, elastic=bound), batch=20)
@@ -397,7 +418,7 @@ def test_the_preset_for_photographs_trains_a_pyramid_over_the_papers_recipe(
 
 def test_a_classifier_of_vectors_is_refused() -> None:
     for cls in (UpConvGenerator, WarpGenerator, PyramidGenerator):
-        with pytest.raises(UsageError, match=f"'{cls.name}' makes images .*'dense'"):
+        with pytest.raises(UsageError, match=f"'{cls.name}' makes images .*--generator dense"):
             cls(ConditionSpec(10), (20,))
 
 

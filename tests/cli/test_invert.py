@@ -269,7 +269,7 @@ USAGE = [
     (["--plugin", "vecmat", "--set", "width=8"], "options are named COMPONENT.OPTION"),
     (["--plugin", "vecmat", "--labels", "0,3"], "--labels .*0 to 2"),
     (["--plugin", "vecmat", "--labels", "0,0"], "name each label once"),
-    (["--plugin", "vecmat", "--labels", "one"], "no class called 'one'. Its names are 0, 1, 2"),
+    (["--plugin", "vecmat", "--labels", "one"], "no class called 'one'. Its names are class 0, class 1"),
     (["--plugin", "vecmat", "--labels", "0,,1"], "--labels takes comma-separated classes, not '0,,1'"),
     (["--plugin", "vecmat", "--labels", "0-7"], "--labels .*0 to 2"),
     (["--plugin", "vecmat", "--labels", "0,2-1"], "a range begins with its smaller number: 1-2"),
@@ -647,7 +647,7 @@ def test_sample_by_default_counts_on_in_the_run_folder(run_copy: Path) -> None:
     [
         (2, ["--per-class", "1", "--count", "1"], "exclude each other"),
         (2, ["--labels", "3"], r"labels \[3\] were not inverted"),
-        (2, ["--labels", "x"], "--labels takes"),
+        (2, ["--labels", "x"], "no class called .x."),
         (2, ["--out", "samples.jpg"], r"name a \.safetensors file or a folder"),
         (3, ["--model", "none.safetensors"], "there is no file"),
     ],
