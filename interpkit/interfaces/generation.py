@@ -123,6 +123,9 @@ class Generator(Component, nn.Module, ABC):
     ``member``, (B,) int64: which of them generates each image."""
     modes: int = 0
     """The number of first latents whose largest determines which picture of a class is generated; 0 if none do."""
+    poses: int = 0
+    """The number of last latents that move a finished picture, say mirror it; at zero they leave it as it is. A fit to
+    images keeps them there."""
 
     def __init__(self, spec: ConditionSpec, input_shape: tuple[int, ...], options: Options | None = None) -> None:
         super().__init__()

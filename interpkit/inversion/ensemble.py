@@ -28,7 +28,7 @@ class Ensemble(Generator):
         self.members = nn.ModuleList(members)
         self.num_members = len(members)
         self.latent_dim = members[0].latent_dim
-        self.modes = members[0].modes
+        self.modes, self.poses = members[0].modes, members[0].poses
 
     @property
     def responsible(self) -> nn.Module:

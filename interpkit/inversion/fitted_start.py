@@ -151,6 +151,7 @@ def fit(
             chosen = torch.randint(len(classes), (size,), device=device)
             condition = contracts.condition(conditioner, size, classes[chosen], None)
             latent = torch.randn(size, generator.latent_dim, device=device)
+            latent[:, generator.latent_dim - generator.poses :] = 0
             with autocast(device, recipe.precision):
                 made = contracts.images(generator, latent, condition)
             rows = [

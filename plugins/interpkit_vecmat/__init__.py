@@ -74,9 +74,9 @@ PHOTO_GENERATOR = Preset(
         "batch_size": 16,
         "classes_per_batch": 4,
         "conditioner": {"name": "vecmat", "temperature": 0.15},  # hardly mixes the pictures of two classes
-        "generator": {"name": "pyramid"},
+        "generator": {"name": "pyramid", "zoom": 0.6, "flip": True},
         "optimizer": {"lr": 0.0005},
-        "inverter": {"name": "generator", "jitter": 0.07, "flip": True},
+        "inverter": {"name": "generator", "jitter": 0.07},
         "losses": {
             "kl": {"weight": 0.0},  # photographs are not classified softly
             "cosine": {"weight": 0.0},  # spreads the classes apart, not the images within one

@@ -366,6 +366,39 @@ def test_the_first_latents_choose_among_the_learned_pictures_of_a_class(rng: Rng
         assert changes[3] > 1e-4 and max(changes[:3]) < changes[3] / 100
 
 
+def test_few_samples_blend_learned_pictures(rng: Rng) -> None:
+    generator = small(ConditionSpec(3), (1, 16, 16), PyramidGenerator, modes=10, latent=10)
+    assert isinstance(generator, PyramidGenerator)
+    for parameter in generator.parameters():
+        nn.init.zeros_(parameter)
+    finest = generator.pictures[-1]
+    assert isinstance(finest, nn.Linear)
+    finest.weight.data[:64, :10] = 0.1 * torch.eye(64, 10)  # each of the first class lights its own pixel
+    z = torch.randn(500, 10, generator=rng(0))
+    lit, alone = (pictures(generator, latent, 0).logit().flatten(1).amax(1) for latent in (z, torch.eye(10)))
+    share = lit / alone[z.argmax(1)]
+    assert (share > 0.8).float().mean() > 0.8
+
+
+def test_poses_show_a_part_of_a_picture_or_mirror_it_and_zero_leaves_it_as_it_is(rng: Rng) -> None:
+    still = small(ConditionSpec(3), (1, 16, 16), PyramidGenerator)
+    posing = small(ConditionSpec(3), (1, 16, 16), PyramidGenerator, zoom=0.5, flip=True)
+    posing.load_state_dict(still.state_dict())
+    assert (still.poses, posing.poses, posing.latent_dim) == (0, 4, still.latent_dim + 4)
+    z = torch.randn(1, still.latent_dim, generator=rng(0))
+    own = pictures(still, z, 0)
+
+    def posed(size: float, across: float, down: float, mirrored: float) -> Tensor:
+        return pictures(posing, torch.cat([z, torch.tensor([[size, across, down, mirrored]])], 1), 0)
+
+    assert torch.allclose(posed(0, 0, 0, 0), own, atol=1e-6)
+    assert torch.allclose(posed(0, 2, -2, 0), own, atol=1e-6)  # the whole has one place
+    assert torch.allclose(posed(0, 0, 0, 1), own.flip(3), atol=1e-6)
+    quarter = nn.functional.interpolate(own[:, :, 8:, :8], scale_factor=2, mode="bilinear")
+    inner = slice(2, -2)  # the rim of the part blends with what lies beyond
+    assert torch.allclose(posed(9, -9, 9, 0)[..., inner, inner], quarter[..., inner, inner], atol=1e-5)
+
+
 def test_a_coarse_layer_reaches_the_image_past_the_finer_ones() -> None:
     generator = small(ConditionSpec(3), (1, 32, 32), PyramidGenerator)
     assert isinstance(generator, PyramidGenerator) and len(generator.coarse) == len(generator.blocks) - 1

@@ -117,6 +117,22 @@ def test_a_generator_with_modes_learns_the_images_in_turn(stripes: tuple[Target,
     assert distances.argmin(1).tolist() == [mode % 2 for mode in range(modes)]
 
 
+@pytest.mark.parametrize("generators", [1, 2])
+def test_a_generator_that_moves_its_pictures_learns_the_images_unmoved(
+    stripes: tuple[Target, Path], generators: int
+) -> None:
+    options = {"pyramid.modes": 2, "pyramid.width": 8, "pyramid.dropout": 0.0, "pyramid.zoom": 0.3, "pyramid.flip": True}
+    settings = SETTINGS | {"labels": [0, 2], "generators": generators, "options": options | {"optimizer.lr": 0.005}}
+    inversion = interpkit.invert(stripes[0], **settings, generator="pyramid", warm_start=stripes[1])
+    assert isinstance(inversion, GeneratorInversion)
+    (images, _) = interpkit.load_inversion(stripes[1], target=stripes[0]).sample(2)
+    condition = inversion.conditioner.sample(4, labels=torch.zeros(4, dtype=torch.int64))
+    latent = 3 * torch.eye(2, inversion.generator.latent_dim).repeat_interleave(2, 0)
+    with torch.no_grad():
+        unmoved = inversion.generator.eval()(latent, condition)
+    assert (unmoved - images[:2].repeat_interleave(2, 0)).abs().mean() < 0.05
+
+
 def test_the_target_does_not_run_during_the_fit(stripes: tuple[Target, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     target, run = stripes
     seen: list[int] = []
