@@ -121,8 +121,9 @@ def test_a_generator_with_modes_learns_the_images_in_turn(stripes: tuple[Target,
 def test_a_generator_that_moves_its_pictures_learns_the_images_unmoved(
     stripes: tuple[Target, Path], generators: int
 ) -> None:
-    options = {"pyramid.modes": 2, "pyramid.width": 8, "pyramid.dropout": 0.0, "pyramid.zoom": 0.3, "pyramid.flip": True}
-    settings = SETTINGS | {"labels": [0, 2], "generators": generators, "options": options | {"optimizer.lr": 0.005}}
+    options = {"modes": 2, "width": 8, "dropout": 0.0, "zoom": 0.3, "flip": True}
+    options = {f"pyramid.{name}": value for name, value in options.items()} | {"optimizer.lr": 0.005}
+    settings = SETTINGS | {"labels": [0, 2], "generators": generators, "options": options}
     inversion = interpkit.invert(stripes[0], **settings, generator="pyramid", warm_start=stripes[1])
     assert isinstance(inversion, GeneratorInversion)
     (images, _) = interpkit.load_inversion(stripes[1], target=stripes[0]).sample(2)
