@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from interpkit import shift_and_flip
+from interpkit import PHOTOGRAPH_COLORS, shift_and_flip
 
 
 def test_moved_images_are_shifted_by_at_most_a_share_of_each_side_and_mirrored_half_of_the_time() -> None:
@@ -33,3 +33,11 @@ def test_a_shift_of_zero_draws_as_any_other_and_none_draws_nothing() -> None:
 def test_vectors_stay_as_they_are() -> None:
     vectors = torch.rand(3, 5)
     assert shift_and_flip(vectors, 0.5, True, torch.Generator()) is vectors
+
+
+def test_the_colors_are_a_brightness_and_two_contrasts() -> None:
+    brightness, *contrasts = torch.tensor(PHOTOGRAPH_COLORS).T
+    assert brightness.std() < 0.1 * brightness.mean()
+    for contrast in contrasts:
+        assert abs(contrast.sum()) < 0.1 * contrast.norm()
+        assert contrast.norm() < 0.3 * brightness.norm()
