@@ -1,10 +1,12 @@
-"""Robustness to perturbations: the paper's regulariser towards training-like images, a metric, and two presets.
+"""Robustness to perturbations: the paper's regulariser towards training-like images, a metric, and three presets.
 
 Source: section 3, "Typically, classifiers are not very robust to perturbations in randomly generated images but
 they exhibit some degree of robustness around the training examples [...] encouraging the generator to produce
 robust inverted samples such that the perturbations of the generated images within a certain bound will still
 result in the same desired label."
 """
+
+from typing import Any
 
 from interpkit import Preset, Registration, hookimpl
 from interpkit_robust.ghosts import Ghosts
@@ -19,6 +21,17 @@ PRESET = Preset(
     "The paper's regulariser: the label must survive bounded perturbations of the image. Apply it on top of vecmat.",
 )
 
+_LOSSES: dict[str, dict[str, Any]] = {
+    "ce": {"weight": 3.0},
+    "kl": {"weight": 0.0},  # real images are not classified softly
+    "cosine": {"weight": 0.0},  # spreads the classes apart, not the images within one
+    "robust": {"weight": 2.0, "kinds": ["jitter"], "sigma": 0.5, "occlusion": 0.5},
+    "statistics": {"weight": 2.0},
+    "tv": {"weight": 1.0, "edge": 8.0},
+    "chroma": {"weight": 5.0},
+    "spread": {"weight": 0.4, "epsilon": 0.003},
+}
+
 TRAINING_LIKE = Preset(
     "training-like",
     {
@@ -26,25 +39,29 @@ TRAINING_LIKE = Preset(
         "batch_size": 64,
         "conditioner": {"name": "vecmat", "temperature": 0.5},
         "generator": {"name": "warp", "dropout": 0.05},
-        "losses": {
-            "ce": {"weight": 3.0},
-            "kl": {"weight": 0.0},  # real images are not classified softly
-            "cosine": {"weight": 0.0},  # spreads the classes apart, not the images within one
-            "robust": {"weight": 2.0, "kinds": ["jitter"], "sigma": 0.5, "occlusion": 0.5},
-            "statistics": {"weight": 2.0},
-            "tv": {"weight": 1.0, "edge": 8.0},
-            "chroma": {"weight": 5.0},
-            "spread": {"weight": 0.4, "epsilon": 0.003},
-        },
+        "losses": _LOSSES,
     },
     "Varied images that resemble the training data: robustness, the target's recorded statistics, smoothness, spread, "
     "and a generator that also warps its images. Apply it on top of vecmat.",
     adds_variety=True,
 )
 
+EXHAUSTIVE = Preset(
+    "exhaustive",
+    {
+        **TRAINING_LIKE.layer,
+        "batch_size": 128,
+        "generators": 4,  # separate networks find separate pictures of a class
+        "generator": {"name": "warp", "dropout": 0.05, "drawn": True, "affine": 0.25, "elastic": 0.15},
+        "losses": {**_LOSSES, "robust": {**_LOSSES["robust"], "weight": 1.0}},  # the drawn warps do half of its work
+    },
+    "More of what the target accepts, for students that learn from the samples: training-like with four generators "
+    "and warps that are drawn, not learned. Apply it on top of vecmat.",
+)
+
 
 @hookimpl
 def register(registry: Registration) -> None:
     """Add the losses, the metric and the presets."""
-    for item in (Robustness, Ghosts, KeptLabels, PRESET, TRAINING_LIKE):
+    for item in (Robustness, Ghosts, KeptLabels, PRESET, TRAINING_LIKE, EXHAUSTIVE):
         registry.add(item)
