@@ -89,9 +89,8 @@ def test_classes_without_samples_are_told(inversion: Inversion, caplog: pytest.L
 
 
 def test_a_single_sample_is_refused(inversion: Inversion) -> None:
-    one = interpkit.ImageInversion(
-        inversion.target, interpkit.Recipe(), [], torch.rand(1, 1, 12, 12), torch.tensor([0])
-    )
+    image, label = torch.rand(1, 1, 12, 12), torch.tensor([0])
+    one = interpkit.ImageInversion(inversion.target, interpkit.Recipe(labels=[0]), [], image, label)
     with pytest.raises(UsageError, match="at least 2 samples, and there is only 1"):
         distill(one, nn.Sequential(nn.Flatten(), nn.Linear(144, 3)), steps=1)
 
