@@ -81,7 +81,7 @@ def test_a_file_that_cannot_be_written_is_refused_before_the_training(
         distill(inversion, "interpkit:cnn", out=tmp_path / "small.pt", steps=1)
 
 
-def test_classes_without_samples_are_told(inversion: Inversion, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_user_is_warned_of_classes_without_samples(inversion: Inversion, caplog: pytest.LogCaptureFixture) -> None:
     some = invert(inversion.target, ["vecmat"], steps=1, batch_size=12, labels=["c", "a"])
     caplog.clear()
     distill(some, nn.Sequential(nn.Flatten(), nn.Linear(144, 3)), steps=1)

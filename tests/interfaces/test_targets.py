@@ -76,7 +76,7 @@ def test_letters_of_both_cases_are_told_apart() -> None:
     assert [letters.class_number(letter) for letter in ("A", "a", "b")] == [0, 2, 1]
 
 
-def test_a_number_that_is_the_name_of_another_class_is_told(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_number_that_is_the_name_of_another_class_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
     digits = named("3", "1", "2")
     assert [digits.class_number(label) for label in ("1", "2", 0)] == [1, 2, 0]
     assert not caplog.messages
