@@ -279,10 +279,14 @@ def _numbers(labels: Any, target: Target) -> Any:
     """Return the numbers of classes, some of which may be named; other values as they are, for the recipe to refuse."""
     if not isinstance(labels, Sequence) or isinstance(labels, str):
         return labels
-    try:
-        return [target.class_number(label) if isinstance(label, str) else label for label in labels]
-    except UsageError as error:
-        raise UsageError(f"{setting('labels', None)}: {error}") from error
+
+    def number(label: Any) -> Any:
+        try:
+            return target.class_number(label) if isinstance(label, str) else label
+        except UsageError as error:
+            raise UsageError(f"{setting('labels', [label])}: {error}") from error
+
+    return list(map(number, labels))
 
 
 def _expanded(layers: Sequence[Layer | Preset], vectors: bool = False) -> list[Layer]:
