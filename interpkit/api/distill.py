@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,10 @@ from interpkit.plugins.packing import save_target
 from interpkit.runtime.autograd import with_autograd
 from interpkit.runtime.devices import choose_device
 from interpkit.runtime.random import global_seed
+from interpkit.targets.file_format import target_path
 from interpkit.targets.wrapping import wrap
+
+log = logging.getLogger("interpkit")
 
 STEPS = 2000
 
@@ -61,7 +65,8 @@ def distill(
         target: the classifier, for a run of one that was wrapped in memory.
 
     Raises:
-        UsageError: an argument is out of range, or ``out`` is given with a module.
+        UsageError: an argument is out of range, there is a single sample, or ``out`` is given with a module or is not
+            the name of a classifier's file.
         ModelError: the student cannot be built, or takes other inputs or has other classes than the target.
 
     Example:
@@ -81,6 +86,7 @@ def distill(
         raise UsageError(
             "a file names the architecture of its weights: pass FAMILY:NAME, or write the result yourself."
         )
+    file = None if out is None else target_path(out)
     if not isinstance(inversion, Inversion):
         inversion = load_inversion(inversion, target=target)
     target, device = inversion.target, choose_device(inversion.recipe.device)
@@ -97,10 +103,13 @@ def distill(
         name, module = type(student).__name__, student
     facts = _facts(target)
     pupil = _wrapped(module, shape, name, facts, target)
+    shown = len(inversion.classes)
+    if shown < target.num_classes:
+        log.warning("the samples show %d of %d classes; the student learns no others", shown, target.num_classes)
     lesson = Lesson(pupil, labels=labels, logits=logits, augment=images if augment is None else augment)
     teach(target, [lesson], inversion, steps=steps, batch_size=batch_size, rate=rate, seed=seed, device=device)
-    if out is not None:
-        save_target(module, out, architecture=name, arch_args=arguments, input_shape=shape, **facts)
+    if file is not None:
+        save_target(module, file, architecture=name, arch_args=arguments, input_shape=shape, **facts)
     return pupil
 
 

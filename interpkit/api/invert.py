@@ -205,9 +205,11 @@ def prepare(
         target = loading.load(Path(target), compose(_expanded(layers)).target)
     if labels is not None:
         layers.append({"labels": _numbers(labels, target)})
-    settings = list((options or {}).items())
-    expanded = _expanded(layers, vectors=len(target.input_shape) == 1)
+    settings, vectors = list((options or {}).items()), len(target.input_shape) == 1
+    expanded = _expanded(layers, vectors)
     recipe = compose(expanded, settings)
+    if vectors:
+        _tell_changes(compose(_expanded(layers)), recipe)
     if per_class is not None:
         name = recipe.inverter.name
         if "per_class" not in known_plugins.component("inverter", name).Options.model_fields:
@@ -277,21 +279,28 @@ def _numbers(labels: Any, target: Target) -> Any:
     """Return the numbers of classes, some of which may be named; other values as they are, for the recipe to refuse."""
     if not isinstance(labels, Sequence) or isinstance(labels, str):
         return labels
-    return [target.class_number(label) if isinstance(label, str) else label for label in labels]
+
+    def number(label: Any) -> Any:
+        try:
+            return target.class_number(label) if isinstance(label, str) else label
+        except UsageError as error:
+            raise UsageError(f"{setting('labels', [label])}: {error}") from error
+
+    return list(map(number, labels))
 
 
 def _expanded(layers: Sequence[Layer | Preset], vectors: bool = False) -> list[Layer]:
-    """Return the layers with the fragments of presets, and log the presets' changes for vectors if those decide."""
-    plain = [part for layer in layers for part in (layer.layers(False) if isinstance(layer, Preset) else [layer])]
-    if not vectors:
-        return plain
-    changed = [part for layer in layers for part in (layer.layers(True) if isinstance(layer, Preset) else [layer])]
-    before, after = (compose(expanded).model_dump() for expanded in (plain, changed))
-    parts = [kind for kind in ("conditioner", "generator", "inverter") if before[kind] != after[kind]]
-    if parts:
-        flags = " ".join(setting(kind, after[kind]["name"]) for kind in parts)
-        log.warning("the classifier's inputs are vectors for interpkit, so the run uses %s", flags)
-    return changed
+    """Return the layers, with the fragments of presets for a classifier of vectors or of images."""
+    return [part for layer in layers for part in (layer.layers(vectors) if isinstance(layer, Preset) else [layer])]
+
+
+def _tell_changes(plain: Recipe, recipe: Recipe) -> None:
+    """Log which components presets have replaced for vectors."""
+    kinds = ("conditioner", "generator", "inverter")
+    before, after = ({kind: part.name for kind in kinds if (part := getattr(of, kind))} for of in (plain, recipe))
+    changed = [setting(kind, name) for kind, name in after.items() if before.get(kind) != name]
+    if changed:
+        log.warning("the classifier's inputs are vectors for interpkit, so the run uses %s", " ".join(changed))
 
 
 def _preset_names(value: Any, config: str | Path) -> list[str]:

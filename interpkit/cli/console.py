@@ -196,14 +196,14 @@ def note_left_out(metrics: Mapping[str, Any]) -> None:
         note(f"{name} is left out: {reason}")
 
 
-def print_worst(metrics: Mapping[str, Any], most: int = 5) -> None:
+def print_worst(metrics: Mapping[str, Any]) -> None:
     """Print which classes to look at first, and why."""
     from interpkit.cli.figures import class_titles
     from interpkit.evaluation.doubts import worst
 
     rows = metrics.get("per_class", [])
     named = {row["label"]: title for row, title in zip(rows, class_titles(rows), strict=True)}
-    for label, said in worst(metrics)[:most]:
+    for label, said in worst(metrics):
         out.print(f"Look first at {named[label]}: {said}.", highlight=False, markup=False)
 
 

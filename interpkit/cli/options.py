@@ -153,7 +153,7 @@ def numbers(flag: str, text: str | None, kind: Callable[[str], Any]) -> list[Any
 def classes(flag: str, text: str | None) -> list[int | str] | None:
     """Read comma-separated classes: numbers, ranges of them (``0-49``, with both ends) and names.
 
-    A name that contains a comma stands in double quotes.
+    A name that contains a comma stands in double quotes. `Target.class_number` tells numbers from names.
 
     Raises:
         UsageError: a part is empty, or a range is reversed.
@@ -166,7 +166,7 @@ def classes(flag: str, text: str | None) -> list[int | str] | None:
         if not part.strip():
             raise UsageError(f"{flag} takes comma-separated classes, not {text!r}.")
         if ends is None:
-            found.append(int(part) if re.fullmatch(r"\s*-?\d{1,9}\s*", part) else part.strip())
+            found.append(part.strip())
         elif int(ends[1]) > int(ends[2]):
             raise UsageError(f"{flag} {text}: a range begins with its smaller number: {ends[2]}-{ends[1]}.")
         else:

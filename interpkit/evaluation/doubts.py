@@ -10,6 +10,8 @@ from interpkit.evaluation.warnings import doubts_of_metrics
 
 SAID = 0.1
 """Shares below this are not mentioned, and a class is among the worst if it is this far from the median class."""
+MOST = 5
+"""So many of the worst classes are named."""
 
 
 def by_class(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -18,18 +20,17 @@ def by_class(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
     Each is a mapping: its ``label`` and ``name``; ``reasons``, the shares in [0, 1] that `Metric.doubts` and the
     target's own accuracy give, by what they are shares of; and ``doubt``, their sum, which decides the order.
     """
-    classes = []
-    for row in metrics.get("per_class", []):
-        accuracy = row.get("inversion_accuracy")
-        own = {} if accuracy is None else {"classified as another class": 1.0 - accuracy}
-        reasons = {words: share for words, share in {**own, **doubts_of_metrics(row)}.items() if share > 0}
+    classes, rows = [], metrics.get("per_class", [])
+    for row, known in zip(rows, doubts_of_metrics(rows), strict=True):
+        missed = 1.0 - row.get("inversion_accuracy", 1.0)
+        reasons = {"classified as another class": missed, **known} if missed > 0 else known
         found = {"label": row["label"], "name": row["name"], "doubt": sum(reasons.values()), "reasons": reasons}
         classes.append(found)
     return sorted(classes, key=lambda found: -found["doubt"])
 
 
 def worst(metrics: Mapping[str, Any]) -> list[tuple[int, str]]:
-    """Return the classes that are worse than the median class, the worst first: the label, and a few words on each."""
+    """Return the few classes that are worst and worse than the median class: the label, and some words on each."""
     classes = by_class(metrics)
     usual = median(found["doubt"] for found in classes) if classes else 0.0
     named = []
@@ -38,4 +39,4 @@ def worst(metrics: Mapping[str, Any]) -> list[tuple[int, str]]:
         said = ", ".join(f"{share:.0%} {words}" for words, share in reasons if share >= SAID)
         if said and found["doubt"] >= usual + SAID:
             named.append((found["label"], said))
-    return named
+    return named[:MOST]

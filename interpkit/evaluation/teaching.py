@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from interpkit.errors import UsageError
 from interpkit.interfaces.inversions import Inversion
 from interpkit.interfaces.targets import Target
 from interpkit.io.datasets import LabelledImages
@@ -29,8 +30,8 @@ class Lesson:
     Attributes:
         student: from `interpkit.wrap`; its module is trained in place.
         labels: whether by the classes that were asked for: the cross-entropy of its logits s.
-        logits: whether by the target's logits z, both centered: :math:`|s - z|_1 / |z|_1`. A confident target's
-            probabilities tell little but its class.
+        logits: whether by the target's logits z: :math:`|s - z|_1 / |z|_1`, both centered if its classes exclude each
+            other. A confident target's probabilities tell little but its class.
         augment: whether the images, which the target sees as well, are turned, sheared, scaled and shifted at random.
     """
 
@@ -77,7 +78,7 @@ def teach(
             images, labels = (part.to(device) for part in next(batches))
             seen = {augment: _moved(images, rng) if augment else images for augment in {le.augment for le in lessons}}
             with torch.no_grad():
-                taught = {augment: _centered(target(shown)) for augment, shown in seen.items()}
+                taught = {augment: _relative(target, target(shown)) for augment, shown in seen.items()}
             for lesson, student, optimizer, cycle in students:
                 with student.learning():
                     logits = student(seen[lesson.augment])
@@ -86,7 +87,9 @@ def teach(
                     loss = loss + target.cross_entropy(logits, labels).mean()
                 if lesson.logits:
                     answer = taught[lesson.augment]
-                    loss = loss + (_centered(logits) - answer).abs().mean() / answer.abs().mean().clamp(min=1e-6)
+                    loss = loss + (_relative(target, logits) - answer).abs().mean() / answer.abs().mean().clamp(
+                        min=1e-6
+                    )
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
@@ -123,14 +126,17 @@ def _batches(samples: Inversion | tuple[Tensor, Tensor], size: int, seed: int) -
             yield samples.sample(count=size, labels=order, seed=derive_seed(seed, "taught", turn))
             turn += 1
     images, labels = samples if isinstance(samples, tuple) else samples.sample(samples.images_per_class)
+    if len(images) < 2:
+        raise UsageError("a student learns from at least 2 samples, and there is only 1.")
     size = min(size, len(images))
     while True:
         for rows in torch.randperm(len(images), generator=rng)[: len(images) // size * size].split(size):
             yield images[rows], labels[rows]
 
 
-def _centered(logits: Tensor) -> Tensor:
-    return logits - logits.mean(1, keepdim=True)
+def _relative(target: Target, logits: Tensor) -> Tensor:
+    """Return centered logits, whose softmax is the same; the sigmoids of a `multi_label` target would change."""
+    return logits if target.multi_label else logits - logits.mean(1, keepdim=True)
 
 
 def _moved(images: Tensor, rng: torch.Generator) -> Tensor:

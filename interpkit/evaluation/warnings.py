@@ -32,9 +32,17 @@ def summary(metrics: Mapping[str, Any]) -> list[str]:
     return [text for text in _each(lambda metric: metric.summary(metrics)) if text]
 
 
-def doubts_of_metrics(row: Mapping[str, Any]) -> dict[str, float]:
-    """Return what the metrics know against the samples of a class, by a few words; see `Metric.doubts`."""
-    return {words: share for found in _each(lambda metric: metric.doubts(row)) for words, share in found.items()}
+def doubts_of_metrics(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, float]]:
+    """Return what the metrics know against the samples of each class, by a few words; see `Metric.doubts`."""
+
+    def shares(metric: type[Metric]) -> list[dict[str, float]]:
+        return [{words: float(share) for words, share in metric.doubts(row).items() if 0 < share <= 1} for row in rows]
+
+    of_classes: list[dict[str, float]] = [{} for _ in rows]
+    for found in _each(shares):
+        for known, more in zip(of_classes, found, strict=True):
+            known |= more
+    return of_classes
 
 
 def class_columns(rows: Sequence[Mapping[str, Figure]]) -> dict[str, str]:

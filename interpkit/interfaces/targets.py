@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import logging
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,6 +22,8 @@ from interpkit.runtime.mha_layout import contiguous_attention
 
 if TYPE_CHECKING:
     from interpkit.config.recipe import TargetOptions
+
+log = logging.getLogger("interpkit")
 
 
 @dataclass(frozen=True)
@@ -128,6 +131,9 @@ class Target(nn.Module, ABC):
     def class_number(self, label: int | str) -> int:
         """Return the number of a class, which may be given by its name or its number.
 
+        Digits are a number, also where another class has them as its name; a warning then says so. Names are compared
+        without regard to case, unless several differ in nothing else.
+
         Raises:
             UsageError: there is no such class, or several have that name.
 
@@ -139,11 +145,16 @@ class Target(nn.Module, ABC):
         """
         text = str(label).strip()
         if re.fullmatch(r"-?\d{1,9}", text):
-            if not 0 <= int(text) < self.num_classes:
-                raise UsageError(f"there is no class {text}; {self.name}'s are 0 to {self.num_classes - 1}.")
-            return int(text)
+            number, called = int(text), self.class_names.index(text) if text in self.class_names else None
+            other = "" if called in (None, number) else f" The class called {text!r} is number {called}."
+            if not 0 <= number < self.num_classes:
+                raise UsageError(f"there is no class {text}; {self.name}'s are 0 to {self.num_classes - 1}.{other}")
+            if other and isinstance(label, str):
+                log.warning("%s: class %d is called %r.%s", self.name, number, self.class_names[number], other)
+            return number
         names = [name.casefold() for name in self.class_names]
-        alike = [number for number, name in enumerate(names) if name == text.casefold()]
+        exact = [number for number, name in enumerate(self.class_names) if name == text]
+        alike = exact or [number for number, name in enumerate(names) if name == text.casefold()]
         if len(alike) > 1:
             raise UsageError(f"{len(alike)} classes are called {text!r}: {listed(map(str, alike))}. Use their numbers.")
         if not alike:

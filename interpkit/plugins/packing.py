@@ -19,7 +19,6 @@ from torch.nn import functional
 from interpkit.config.recipe import ClassifierFacts, TargetOptions
 from interpkit.errors import ModelError, UsageError, first_line, install_extra
 from interpkit.interfaces.targets import Target
-from interpkit.io.atomic import to_path
 from interpkit.targets.file_format import ONNX_GRAPH, ONNX_TENSOR, write_target_file
 
 OPSET = 20
@@ -71,7 +70,7 @@ def save_target(
     if difference:
         raise UsageError(f"{architecture} with {arguments} does not match the module: {difference}")
     named = {"arch": architecture, "arch_args": arguments}
-    return write_target_file(to_path(path), dict(module.state_dict()), target.description.model_copy(update=named))
+    return write_target_file(path, dict(module.state_dict()), target.description.model_copy(update=named))
 
 
 def pack_target(target: Target, path: str | Path) -> Path:
@@ -100,7 +99,7 @@ def pack_target(target: Target, path: str | Path) -> Path:
     """
     facts = target.description
     if facts.arch is not None and not facts.runs_code and facts.arch != ONNX_GRAPH:
-        return write_target_file(to_path(path), _weights(target), facts)
+        return write_target_file(path, _weights(target), facts)
     if "at random" in target.sources.get("batch", ""):
         raise ModelError(
             f"{target.name} cannot be packed: it draws at random in eval mode, so no graph returns the same. Turn off "
@@ -123,7 +122,7 @@ def pack_target(target: Target, path: str | Path) -> Path:
     )
     with tempfile.TemporaryDirectory() as folder:
         _check_same(target, write_target_file(Path(folder, Path(path).name), {ONNX_TENSOR: graph}, outside))
-    return write_target_file(to_path(path), {ONNX_TENSOR: graph}, outside)
+    return write_target_file(path, {ONNX_TENSOR: graph}, outside)
 
 
 def _check_same(target: Target, packed: Path) -> None:

@@ -13,8 +13,6 @@ CHARACTERS = 14_000_000
 """Of the pictures of a page, together: a page of 1,000 photographs of 224 pixels shows each in full."""
 SEARCHED = 10
 """With more classes than this, a page offers to search and sort them."""
-WORST = 5
-"""So many of the worst classes are named at the top of a page."""
 FEW = 3
 """Up to so many pictures of a class, the classes stand side by side."""
 

@@ -117,7 +117,7 @@ def render_report(
         title=f"{target.name}: what it accepts as each class",
         verdict=text.verdict(metrics, target.name, len(classes)),
         warnings=warnings.warnings(metrics),
-        worst=doubts.worst(metrics)[: of_classes.WORST],
+        worst=doubts.worst(metrics),
         names=names,
         groups=[{"label": label, "name": names[label], "rows": rows[label]} for label in classes],
         figures_of_classes=of_classes.figures(metrics),

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from interpkit.config.recipe import TargetOptions, target_facts, validated
 from interpkit.errors import ModelError, UsageError, first_line, upgrade
-from interpkit.io.atomic import write_tensors
+from interpkit.io.atomic import to_path, write_tensors
 
 SCHEMA = 1
 PREFIX = "interpkit."
@@ -26,14 +26,21 @@ ONNX_GRAPH = "onnx:graph"
 ONNX_TENSOR = "onnx"
 
 
-def write_target_file(path: Path, tensors: Mapping[str, Tensor], facts: TargetOptions) -> Path:
-    """Write a classifier's tensors and facts; see the module's docstring.
+def target_path(name: str | Path) -> Path:
+    """Return the path of a classifier's file to write.
 
     Raises:
-        UsageError: the file's name does not end in .safetensors.
+        UsageError: no file can have that name, or it does not end in .safetensors.
     """
+    path = to_path(name)
     if path.suffix != ".safetensors":
         raise UsageError(f"{path}: the name of a classifier's file must end in .safetensors.")
+    return path
+
+
+def write_target_file(name: str | Path, tensors: Mapping[str, Tensor], facts: TargetOptions) -> Path:
+    """Write a classifier's tensors and facts to a `target_path`; see the module's docstring."""
+    path = target_path(name)
     metadata = {"format": "pt", f"{PREFIX}schema": str(SCHEMA)}
     values = facts.model_dump(mode="json", exclude_none=True)
     for fact in target_facts():

@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 import interpkit
-from interpkit import Lesson, Metric, Study, Target, wilson
+from interpkit import Lesson, Metric, Study, Target, TooFew, wilson
 from interpkit_metrics.classes import large_enough
 
 LEAST = 20
@@ -35,7 +35,8 @@ class Student(Metric):
     The network has a convolution 3 x 3 with batch norm, ReLU and pooling for each halving of the image down to about
     four pixels (16 channels, then twice as many, at most 128), and a linear layer; for vectors, two hidden layers of
     128. The time is that of ``steps`` batches through the generator, the target and three students: 1 to 2 minutes of a
-    CPU for 28 x 28 pixels. It is measured only if it is named. Needs 20 reference images of a class.
+    CPU for 28 x 28 pixels. It is measured only if it is named. Needs 20 reference images of a class, and samples of 2
+    classes.
 
     Sources: Chen et al. 2019, "Data-Free Learning of Student Networks" (DAFL); for the absolute difference of logits,
     Fang et al. 2019, "Data-Free Adversarial Distillation"; for training on samples to test on real images, Ravuri &
@@ -81,6 +82,8 @@ class Student(Metric):
         if target.multi_label:
             study.leave_out(self.name, "it takes a target whose classes exclude each other.")
             return {}
+        if len(study.classes) < 2:
+            raise TooFew("it takes samples of 2 classes: a student of one gives that answer to every image.")
         classes = large_enough(study, self.name, ["reference"], LEAST)
         lessons = {
             "labels": Lesson(student(target, seed), labels=True, logits=False),
@@ -101,7 +104,7 @@ class Student(Metric):
         rows = torch.cat([study.rows("reference", label) for label in classes])
         images, labels = study.unit_images("reference")[rows], study.labels("reference")[rows]
         answers = {name: study.look(lesson.student, images).logits.argmax(1) for name, lesson in lessons.items()}
-        own = study.look(target, images).logits.argmax(1)
+        own = study.response(target, "reference").logits[rows].argmax(1)
 
         def figures(chosen: Tensor) -> dict[str, Any]:
             count, known = int(chosen.sum()), float((own == labels)[chosen].double().mean())

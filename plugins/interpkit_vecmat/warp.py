@@ -55,6 +55,7 @@ class WarpGenerator(UpConvGenerator):
         opt = self.options
         count = 6 + 2 * opt.grid**2
         if opt.drawn:
+            self.poses = count
             self.latent_dim = opt.latent + count
             return
         self.read = min(opt.pose, opt.latent)

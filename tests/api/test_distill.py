@@ -73,6 +73,28 @@ def test_settings_that_make_no_sense_are_refused(inversion: Inversion, settings:
         distill(inversion, module, **settings)  # type: ignore[arg-type]
 
 
+def test_a_file_that_cannot_be_written_is_refused_before_the_training(
+    inversion: Inversion, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("interpkit.api.distill.teach", lambda *_, **__: pytest.fail("it was trained"))
+    with pytest.raises(UsageError, match=r"small\.pt: .* must end in \.safetensors"):
+        distill(inversion, "interpkit:cnn", out=tmp_path / "small.pt", steps=1)
+
+
+def test_the_user_is_warned_of_classes_without_samples(inversion: Inversion, caplog: pytest.LogCaptureFixture) -> None:
+    some = invert(inversion.target, ["vecmat"], steps=1, batch_size=12, labels=["c", "a"])
+    caplog.clear()
+    distill(some, nn.Sequential(nn.Flatten(), nn.Linear(144, 3)), steps=1)
+    assert caplog.messages == ["the samples show 2 of 3 classes; the student learns no others"]
+
+
+def test_a_single_sample_is_refused(inversion: Inversion) -> None:
+    image, label = torch.rand(1, 1, 12, 12), torch.tensor([0])
+    one = interpkit.ImageInversion(inversion.target, interpkit.Recipe(labels=[0]), [], image, label)
+    with pytest.raises(UsageError, match="at least 2 samples, and there is only 1"):
+        distill(one, nn.Sequential(nn.Flatten(), nn.Linear(144, 3)), steps=1)
+
+
 def test_vectors_are_not_moved() -> None:
     net = nn.Sequential(nn.Linear(4, 3))
     inversion = invert(wrap(net, (4,)), ["pixels"], steps=3, losses={"tv": 0})

@@ -123,6 +123,13 @@ def test_twenty_reference_images_of_a_class_are_enough_and_nineteen_are_not(targ
         metric.measure(study(target, (images[:57], labels[:57])))
 
 
+def test_samples_of_a_single_class_teach_nothing(target: Target) -> None:
+    asked = study(target, strokes(90, 2))
+    asked.samples.labels.zero_()
+    with pytest.raises(TooFew, match="samples of 2 classes"):
+        Student(Student.Options(steps=2)).measure(asked)
+
+
 def test_labels_that_do_not_exclude_each_other_are_left_out() -> None:
     net = nn.Sequential(nn.Flatten(), nn.Linear(144, 3))
     many = wrap(net, SHAPE, output="sigmoid_logits")

@@ -287,7 +287,7 @@ def test_the_first_latents_alone_choose_the_warp_which_changes_the_image(rng: Rn
 
 def test_drawn_warps_are_uniform_and_have_latents_of_their_own(rng: Rng, monkeypatch: pytest.MonkeyPatch) -> None:
     generator = warping(drawn=True, elastic=0.0, affine=0.3, shift=0.2).eval()
-    assert generator.latent_dim == 6 + 38
+    assert (generator.latent_dim, generator.poses) == (6 + 38, 38)  # a fit to images leaves them out
     count = 2000
     latent = torch.randn(count, generator.latent_dim, generator=rng(0))
     latent[:, :6] = latent[0, :6]  # one picture
@@ -303,7 +303,9 @@ def test_drawn_warps_are_uniform_and_have_latents_of_their_own(rng: Rng, monkeyp
         assert abs(float(column.mean())) < 0.02
     assert images.std(0).max() > 1e-4
     latent[:, 6:] = 0
-    assert torch.equal(generator(latent, condition)[0], generator(latent, condition)[1])
+    plain = generator(latent, condition)
+    assert torch.equal(plain[0], plain[1])
+    assert torch.equal(grids[-1], torch.eye(2, 3).expand(count, 2, 3))  # where it begins
 
 
 @pytest.mark.parametrize("bound", [1.0, 0.2])

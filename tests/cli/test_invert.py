@@ -646,7 +646,7 @@ def test_sample_by_default_counts_on_in_the_run_folder(run_copy: Path) -> None:
     ("code", "flags", "words"),
     [
         (2, ["--per-class", "1", "--count", "1"], "exclude each other"),
-        (2, ["--labels", "3"], r"labels \[3\] were not inverted"),
+        (2, ["--labels", "3"], r"there is no class 3; .* are 0 to 2"),
         (2, ["--labels", "x"], "no class called .x."),
         (2, ["--out", "samples.jpg"], r"name a \.safetensors file or a folder"),
         (3, ["--model", "none.safetensors"], "there is no file"),

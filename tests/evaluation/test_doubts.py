@@ -81,3 +81,24 @@ def test_a_metric_of_a_plugin_has_its_doubts(add_plugin: Callable[..., None]) ->
 
     add_plugin(Gloss)
     assert doubts.worst(digits(gloss=0.25)) == [(5, "75% dull")]
+
+
+@pytest.mark.parametrize("share", ["much", None, float("nan"), float("inf")])
+def test_what_a_plugin_returns_instead_of_a_share_does_not_count(
+    share: Any, add_plugin: Callable[..., None], caplog: pytest.LogCaptureFixture
+) -> None:
+    class Odd(interpkit.Metric):
+        """Returns no shares."""
+
+        name = "odd"
+
+        @classmethod
+        def doubts(cls, row: Mapping[str, Any]) -> dict[str, float]:
+            return {"odd": share}
+
+        def measure(self, study: interpkit.Study) -> dict[str, Any]:
+            return {}
+
+    add_plugin(Odd)
+    assert doubts.worst(digits(inversion_accuracy=0.75)) == [(5, "25% classified as another class")]
+    assert len(caplog.messages) == (0 if isinstance(share, float) else 1)  # once, and not for each class

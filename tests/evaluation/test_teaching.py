@@ -45,6 +45,17 @@ def test_a_student_learns_what_the_samples_show(target: Target, lesson: dict[str
     assert figures["student_accuracy"] == figures["fidelity"] > 0.95
 
 
+def test_labels_that_do_not_exclude_each_other_are_learned_with_their_level() -> None:
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 2))
+    net[1].bias.data += 3.0  # both labels are present in most images
+    target = wrap(net, SHAPE, output="sigmoid_logits")
+    student = wrap(nn.Sequential(nn.Flatten(), nn.Linear(64, 2)), SHAPE, output="sigmoid_logits")
+    teach(target, [Lesson(student)], halves(40), steps=100, batch_size=20, rate=0.05)
+    images, _ = halves(60)
+    with torch.no_grad():
+        assert torch.allclose(student(images), target(images), atol=0.5)
+
+
 def test_labels_that_lie_mislead_only_the_student_that_learns_them(target: Target) -> None:
     images, labels = halves(40)
     by_labels, by_logits = small(), small()

@@ -71,6 +71,21 @@ def test_a_class_that_does_not_exist_or_shares_its_name_is_refused(label: str | 
         named("crane", "T-shirt", "crane").class_number(label)
 
 
+def test_letters_of_both_cases_are_told_apart() -> None:
+    letters = named("A", "B", "a")
+    assert [letters.class_number(letter) for letter in ("A", "a", "b")] == [0, 2, 1]
+
+
+def test_a_number_that_is_the_name_of_another_class_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    digits = named("3", "1", "2")
+    assert [digits.class_number(label) for label in ("1", "2", 0)] == [1, 2, 0]
+    assert not caplog.messages
+    assert named("2", "1", "0").class_number("2") == 2
+    assert caplog.messages[0].endswith("class 2 is called '0'. The class called '2' is number 0.")
+    with pytest.raises(interpkit.UsageError, match=r"0 to 2\. The class called '3' is number 0"):
+        digits.class_number("3")
+
+
 def test_runs_and_samples_take_names_of_classes() -> None:
     target = interpkit.wrap(nn.Sequential(nn.Linear(4, 3)), (4,), class_names=["cat", "dog", "tench, Tinca tinca"])
     inversion = interpkit.invert(target, ["vecmat"], labels=["Tench, Tinca tinca", 0], steps=1, batch_size=4)
