@@ -204,7 +204,7 @@ def print_worst(metrics: Mapping[str, Any]) -> None:
     rows = metrics.get("per_class", [])
     named = {row["label"]: title for row, title in zip(rows, class_titles(rows), strict=True)}
     for label, said in worst(metrics):
-        out.print(f"Look first at {named[label]}: {said}.", highlight=False, markup=False)
+        out.print(f"Look first at class {named[label]}: {said}.", highlight=False, markup=False)
 
 
 def note_facts(target: Target) -> None:

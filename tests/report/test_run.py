@@ -243,7 +243,7 @@ def test_a_class_that_is_worse_than_others_is_named_above_the_samples(run_copy: 
     page = read(interpkit.write_report(run_copy))
     ((_, said),) = page.all("p", "worst")
     name = metrics["per_class"][2]["name"]
-    assert said == f"Look first at {name} (75% not what evaluators see in them)."
+    assert said == f"Look first at class {name} (75% not what evaluators see in them)."
     (link,) = [attributes for attributes, _ in page.all("a") if attributes["href"] == "#class-2"]
     assert link
 
