@@ -107,7 +107,7 @@ def test_what_is_left_out_is_reported(run_copy: Path, tmp_path: Path) -> None:
     assert result.exit_code == 0
     told = " ".join(result.stderr.split())
     assert "reference.per_class is left out: it takes 10 images of a class" in told
-    assert "class 2 (100 samples, 0 reference)" in told
+    assert "2 (class 2: 100 samples, 0 reference)" in told
     assert "reference.kid is left out: it takes 50" in told
     few = write_data(tmp_path / "few.npz", count=9)
     result = cli("evaluate", run_copy, "--reference", few, "--metric", "reference")
@@ -258,7 +258,14 @@ def test_a_moved_classifier_is_named_by_model(run_copy: Path, tmp_path: Path, ti
 def test_metrics_are_known_to_the_plugins_commands() -> None:
     listed = json.loads(cli("plugins", "list", "--json").stdout)
     provides = {plugin["name"]: plugin["provides"] for plugin in listed}
-    assert set(provides["metrics"]["metric"]) == {"diversity", "agreement", "reference", "memorisation"}
+    assert set(provides["metrics"]["metric"]) == {
+        "diversity",
+        "agreement",
+        "reference",
+        "memorisation",
+        "canaries",
+        "student",
+    }
     assert provides["robust"]["metric"] == ["robustness"]
     shown = " ".join(cli("plugins", "show", "memorisation").stdout.split())
     assert "from the plugin metrics" in shown and "memorisation.images" in shown
