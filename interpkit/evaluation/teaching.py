@@ -64,6 +64,16 @@ def teach(
         rate: the highest learning rate.
         seed: of the samples and of what moves them.
         device: what it runs on; the students end on the CPU.
+
+    Example:
+        >>> import torch
+        >>> from interpkit import Lesson, teach, wrap
+        >>> target = wrap(torch.nn.Identity(), input_shape=(2,))  # its logits are its inputs
+        >>> student = wrap(torch.nn.Linear(2, 2), input_shape=(2,))
+        >>> images = torch.rand(100, 2)
+        >>> teach(target, [Lesson(student)], (images, images.argmax(1)), steps=100, rate=0.1)
+        >>> bool((student(images).argmax(1) == images.argmax(1)).double().mean() > 0.9)
+        True
     """
     batches = _batches(samples, batch_size, seed)
     students = []

@@ -26,7 +26,7 @@ def shift_and_flip(images: Tensor, jitter: float | None, flip: bool, rng: torch.
         >>> from interpkit import shift_and_flip
         >>> images = torch.arange(4.0).view(1, 1, 1, 4)
         >>> shift_and_flip(images, 0.5, False, torch.Generator().manual_seed(0)).flatten().tolist()
-        [1.0, 2.0, 3.0, 0.0]
+        [2.0, 3.0, 0.0, 1.0]
     """
     if images.dim() < 4:
         return images

@@ -196,15 +196,23 @@ def fill_architecture(
     if dtype is not None:
         module.to(dtype)  # half-precision weights stay as they are
     try:
-        if any(tensor.is_complex() for tensor in tensors.values()):
-            raise TypeError("they are complex numbers")
         state = module.state_dict()  # with the versions of its layers, which files rarely keep
-        state.update(tensors)
+        if any(tensor.is_complex() and not state[name].is_complex() for name, tensor in tensors.items()):
+            raise TypeError("they are complex numbers, and its own are not")
+        sparse = {name: tensor.to_dense() for name, tensor in tensors.items() if tensor.layout != torch.strided}
+        state.update({**tensors, **sparse})
         module.load_state_dict(state)
-    except (RuntimeError, TypeError, NotImplementedError) as error:  # sparse or quantized tensors
+    except (RuntimeError, TypeError, NotImplementedError) as error:  # quantized tensors
         reason = str(error).strip().splitlines()[-1].strip()
         raise ModelError(f"the weights do not fit {spec}: {reason[:200]}") from error
     _report(spec, found, notes)
+    if extra := [name.removesuffix("_extra_state") for name, value in state.items() if not isinstance(value, Tensor)]:
+        log.warning(
+            "%s keeps more than tensors in its state dict (get_extra_state of %s), which is not read from the file. If "
+            "its logits depend on it, set it in your code, or keep it in a buffer.",
+            spec,
+            listed([name.rstrip(".") or "the network itself" for name in extra], 4),
+        )
     if replaced and notes is not None:
         notes.append(f"other than {spec}, by their sizes: {listed(replaced)}")
     return module, arguments
@@ -334,7 +342,7 @@ def _misfit(
     """Return a function that says how the weights differ: it may take a while to look for an architecture that fits."""
 
     def refusal() -> str:
-        expected = {name: tensor for name, tensor in module.state_dict().items() if name not in found.filled}
+        expected = {name: tensor for name, tensor in state_dicts.tensors_of(module) if name not in found.filled}
         theirs = found.tensors | {name: found.given[name] for name in found.unexpected}
         built = f" with {_short(arguments)}" if arguments else ""
         fitting = nearest_fit(spec, found.given) if registered else None

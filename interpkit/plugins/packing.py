@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import io
 import re
@@ -23,6 +24,11 @@ from interpkit.targets.file_format import ONNX_GRAPH, ONNX_TENSOR, write_target_
 
 OPSET = 20
 """The oldest with an operator for `torch.nn.functional.affine_grid`, and the newest of torch's older exporter."""
+
+DEPENDS = (
+    "An `if`, a loop or an index in its forward that depends on the images (such as the choice of an expert), or a "
+    "random number, does that: compute every branch and use torch.where, or keep the classifier in its own file."
+)
 
 
 def save_target(
@@ -108,7 +114,6 @@ def pack_target(target: Target, path: str | Path) -> Path:
     if importlib.util.find_spec("onnx") is None:
         raise ModelError(f"packing this classifier requires the package onnx: {install_extra('onnx')}.")
     shape = facts.input_shape or target.input_shape
-    graph = torch.frombuffer(bytearray(export_graph(target)), dtype=torch.uint8)
     outside = TargetOptions(  # the graph does everything else
         arch=ONNX_GRAPH,
         family=target.family or None,
@@ -120,8 +125,20 @@ def pack_target(target: Target, path: str | Path) -> Path:
         input_range=_units(target),
         output="sigmoid_logits" if target.multi_label else "logits",
     )
-    with tempfile.TemporaryDirectory() as folder:
-        _check_same(target, write_target_file(Path(folder, Path(path).name), {ONNX_TENSOR: graph}, outside))
+    exported = target
+    if any(weight.dtype == torch.bfloat16 for weight in target.parameters()):  # which onnxruntime does not compute with
+        exported = copy.deepcopy(target).float()
+    # What reads the number of images as a constant, such as x.view(len(x), -1), works in a graph of one image alone.
+    batches = (1,) if getattr(target, "one_by_one", False) else (2,) if "batch" in target.sources else (2, 1)
+    for images in batches:
+        graph = torch.frombuffer(bytearray(export_graph(exported, images)), dtype=torch.uint8)
+        try:
+            with tempfile.TemporaryDirectory() as folder:
+                _check_same(target, write_target_file(Path(folder, Path(path).name), {ONNX_TENSOR: graph}, outside))
+            break
+        except ModelError:
+            if images == batches[-1]:
+                raise
     return write_target_file(path, {ONNX_TENSOR: graph}, outside)
 
 
@@ -137,6 +154,8 @@ def _check_same(target: Target, packed: Path) -> None:
         graph = load(packed, TargetOptions())
     except ModelError as error:
         reason = str(error).replace(str(packed), "its graph")
+        if failed := re.search(r" fails on an input of shape .*?\): (.*?)( Is \S+ right\?)?$", reason):
+            reason = f"its graph fails on images other than those that it was made with: {failed[1]}. {DEPENDS}"
         raise ModelError(f"{target.name} cannot be packed: {reason}") from error
     rng = torch.Generator().manual_seed(0)
     noise = torch.rand(3, *target.input_shape, generator=rng)
@@ -155,7 +174,7 @@ def _check_same(target: Target, packed: Path) -> None:
     if not apart <= 1e-4 + 0.1 * float(ours.std(0).max()):
         raise ModelError(
             f"{target.name} cannot be packed: the probabilities of its graph are up to {apart:.2g} apart from its own. "
-            f"An `if` in its forward that depends on the images, or a random number, does that; use torch.where."
+            f"{DEPENDS}"
         )
 
 
@@ -223,15 +242,18 @@ def _means(have: int, wanted: int, like: Tensor) -> Tensor:
     return torch.tensor(weights, dtype=like.dtype, device=like.device)
 
 
-def export_graph(target: Target) -> bytes:
+def export_graph(target: Target, images: int = 2) -> bytes:
     """Return a target as an ONNX graph from images in [0, 1], or others in their own units, (B, ...), to logits (B, n).
+
+    Args:
+        target: the classifier.
+        images: B of the example that it is made with; a graph made with one image accepts one at a time.
 
     Raises:
         ModelError: ONNX has no operation for a part of it.
     """
     buffer = io.BytesIO()
-    one_by_one = getattr(target, "one_by_one", False)
-    example = torch.rand(1 if one_by_one else 2, *(target.description.input_shape or target.input_shape))
+    example = torch.rand(images, *(target.description.input_shape or target.input_shape))
     try:
         with warnings.catch_warnings(), _exportable(), target.frozen(), torch.no_grad():
             warnings.simplefilter("ignore")  # it is deprecated, but the newer one requires another package
@@ -247,7 +269,7 @@ def export_graph(target: Target) -> bytes:
                 do_constant_folding=False,  # likewise
                 input_names=["images"],
                 output_names=["logits"],
-                dynamic_axes=None if one_by_one else {"images": {0: "batch"}, "logits": {0: "batch"}},
+                dynamic_axes=None if images == 1 else {"images": {0: "batch"}, "logits": {0: "batch"}},
             )
     except Exception as error:  # the exporter's own kinds
         if "2GiB" in str(error):
@@ -258,6 +280,7 @@ def export_graph(target: Target) -> bytes:
         part = re.search(r"Occurred when translating (\S+)\)", str(error))
         where = f" (at {part[1]})" if part else ""
         raise ModelError(
-            f"{target.name} cannot be packed: ONNX cannot express it{where}: {first_line(error)[:300]}"
+            f"{target.name} cannot be packed: ONNX cannot express it{where}: "
+            f"{first_line(error).partition('  [Caused by')[0][:300]}. Keep the classifier in its own file."
         ) from error
     return buffer.getvalue()

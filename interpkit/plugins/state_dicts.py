@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -30,6 +30,9 @@ SPELLINGS = (
     (re.compile(r"\.mlp\.linear_2\."), ".mlp.3."),
     (re.compile(r"\.weight_g$"), ".parametrizations.weight.original0"),  # weight norm
     (re.compile(r"\.weight_v$"), ".parametrizations.weight.original1"),
+    (re.compile(r"\.weight_orig$"), ".parametrizations.weight.original"),  # spectral norm
+    (re.compile(r"\.weight_u$"), ".parametrizations.weight.0._u"),
+    (re.compile(r"\.weight_v$"), ".parametrizations.weight.0._v"),
     (re.compile(r"\.gamma$"), ".weight"),
     (re.compile(r"\.beta$"), ".bias"),
 )
@@ -101,6 +104,12 @@ class Match:
         )
 
 
+def tensors_of(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Yield what a state dict has under each name, without the extra state of layers that is not a tensor."""
+    state = module.state_dict(keep_vars=True)
+    return ((name, value) for name, value in state.items() if isinstance(value, Tensor))
+
+
 def match(module: nn.Module, tensors: Mapping[str, Tensor]) -> Match:
     """Find a network's tensors, whatever wrappers and prefixes stand before their names.
 
@@ -114,7 +123,7 @@ def match(module: nn.Module, tensors: Mapping[str, Tensor]) -> Match:
     Raises:
         ModelError: several networks in the checkpoint fit; the message names their keys.
     """
-    expected = module.state_dict(keep_vars=True)
+    expected = dict(tensors_of(module))
     computed = {name for name, _ in module.named_buffers()} - expected.keys()
     found = [_under(prefix, expected, computed, tensors) for prefix in _prefixes(expected, tensors)]
     whole = [each for each in found if each.plausible()]
@@ -187,6 +196,7 @@ def _prefixes(expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> 
 def _under(prefix: str, expected: Mapping[str, Tensor], computed: set[str], tensors: Mapping[str, Tensor]) -> Match:
     given = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
     match = Match(prefix, given)
+    _prune(given, expected)
     own = {_bare(name): name for name in expected}
     left = []
     for name, tensor in given.items():
@@ -215,6 +225,15 @@ def _under(prefix: str, expected: Mapping[str, Tensor], computed: set[str], tens
         elif tensor.shape != expected[name].shape:
             match.shapes[name] = (tensor.shape, expected[name].shape)
     return match
+
+
+def _prune(given: dict[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    """Apply the masks of `torch.nn.utils.prune`, WEIGHT_mask to WEIGHT_orig, where a network has the product alone."""
+    for mask in [name for name in given if name.endswith("_mask")]:
+        name = mask.removesuffix("_mask")
+        original = given.get(f"{name}_orig")
+        if name in expected and name not in given and original is not None and original.shape == given[mask].shape:
+            given[name] = given.pop(f"{name}_orig") * given.pop(mask)
 
 
 def _respelled(name: str, own: Mapping[str, str]) -> str | None:

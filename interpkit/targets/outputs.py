@@ -25,8 +25,8 @@ Named = Mapping[str, Tensor]
 """The tensors of an output by name, in their order."""
 
 
-class SeveralError(ModelError):
-    """Several outputs might be the logits, so the user has to choose."""
+class FinalError(ModelError):
+    """A refusal that images in another layout, or one at a time, would not change."""
 
 
 def named_tensors(output: Any) -> dict[str, Tensor]:
@@ -125,7 +125,7 @@ def choose(
     if len(found) == 1:
         (only,) = found
         if any(each.dtype == torch.int64 and each.shape == tensors[only].shape for each in tensors.values()):
-            raise SeveralError(
+            raise FinalError(
                 f"it returns {_shapes(tensors)}: beside each number of {only!r} is a whole number, as beside the "
                 f"largest scores of `topk` and `max`. Wrap the model in a module that returns the scores of all "
                 f"classes; if {only!r} is those, use {setting('output_name', only)}."
@@ -146,9 +146,15 @@ def choose(
     likely = [key for key in ends if key.lower().endswith(SCORES)]
     if len(likely) == 1 and all(FEATURES.search(key.rpartition(".")[2]) for key in ends if key != likely[0]):
         return likely[0], f"found: by its name{others}"
-    raise SeveralError(
+    each = all(tensor[0].numel() == 1 for tensor in ends.values())
+    raise FinalError(
         f"it returns {_shapes(tensors)}, and any of {listed(map(repr, ends))} might be the logits. Choose one by "
         f"{setting('output_name', None)} or {setting('output_index', None)} (positions count from 0)."
+        + (
+            " If each is the score of one class, wrap it in a module that returns torch.cat of all, dim=1."
+            if each
+            else ""
+        )
     )
 
 
@@ -227,7 +233,10 @@ def _no_logits(tensors: Named, count: int) -> str:
     if any(len(shape) == 3 and shape[1] == count != shape[0] for shape in shapes):
         return f"{words} The first axis seems to be time." + wrapper.format("model(x).mean(0), or its last step")
     if any(len(shape) == 3 and shape[0] == count for shape in shapes):
-        return f"{words} It seems to predict several things per image." + wrapper.format("one of them, model(x)[:, 0]")
+        return f"{words} It seems to predict several things per image." + wrapper.format(
+            "one of them, model(x)[:, 0], the mean of an ensemble's members, model(x).mean(1), or the lengths of "
+            "capsules, model(x).norm(dim=2)"
+        )
     if any(len(shape) == 4 and shape[0] == count for shape in shapes):
         return f"{words} It seems to predict each pixel." + wrapper.format("one row per image, model(x).mean((2, 3))")
     return words + wrapper.format("one row of scores per image")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import re
+import traceback
 from collections.abc import Mapping, Sequence, Set
 from contextlib import suppress
 from typing import Any, NamedTuple, Unpack
@@ -16,12 +17,12 @@ import torch
 from torch import Tensor, nn
 
 from interpkit.config.recipe import ClassifierFacts, TargetOptions, target_facts, validated
-from interpkit.errors import ModelError, UsageError, did_you_mean, first_line, setting
+from interpkit.errors import ModelError, UsageError, did_you_mean, first_line, listed, setting
 from interpkit.interfaces.targets import Target
 from interpkit.runtime.autograd import with_autograd
 from interpkit.runtime.random import global_seed
 from interpkit.targets.module_target import OUTPUT, Layout, ModuleTarget
-from interpkit.targets.outputs import SeveralError, choose, select
+from interpkit.targets.outputs import FinalError, choose, select
 from interpkit.targets.scores import find_output, names_of
 from interpkit.targets.watch import watch
 
@@ -37,6 +38,12 @@ SAME = "its logits are the same for every image"
 CUT = "its forward has no_grad, a detach, a rounding or integers in the way"
 SHAPE = re.compile(r"shape|size|dimension|channel|broadcast|expected|axis|view|rank", re.IGNORECASE)
 """Words in an error about the shape of an image."""
+KIND = re.compile(
+    r"\bdtype|scalar type|uint8|\b(byte|u?int\d*|long|double|half|bfloat16)\b|torch\.\w+Tensor", re.IGNORECASE
+)
+"""Words in an error about numbers of another kind, such as bytes."""
+KEY = re.compile(r"\[\s*(['\"])(\w+)\1\s*\]")
+"""A look-up by a name, in a line of Python."""
 DEVICE = re.compile(r"NVIDIA|CUDA|same device|\bMPS\b")
 BATCH = re.compile(r"Guard failed: \w+\.size\(\)\[0\] == (\d+)")
 """What an exported program raises for another number of images."""
@@ -184,7 +191,7 @@ def _try(target: ModuleTarget, options: TargetOptions) -> tuple[Tensor, list[_Ra
             try:
                 raw, ran = _run(target, probes, options)
             except ModelError as error:
-                if isinstance(error.__cause__, SeveralError):  # which another layout would not decide
+                if isinstance(error.__cause__, FinalError):
                     raise
                 first = first or error
                 continue
@@ -215,14 +222,20 @@ def _run(target: ModuleTarget, probes: Tensor, options: TargetOptions) -> tuple[
         if isinstance(output, Tensor):
             ran.append(_Ran(name, isinstance(layers[name], nn.Linear), output))
 
+    before = {name: buffer.clone() for name, buffer in target.module.named_buffers() if buffer.is_floating_point()}
     try:
         with target.frozen():
             with watch(layers, note), global_seed(0, probes.device):
                 raw = _with_gradient(target, probes, options, ran)
             with torch.no_grad():
+                _check_state(target, probes, raw, before)
                 _check_repeats(target, probes, raw)
     except Exception as error:  # whatever the user's module raises
         raise ModelError(_words(target, error, probes)) from error
+    finally:
+        with torch.no_grad():
+            for name, buffer in _changed(target, before):
+                buffer.copy_(before[name])
     if torch.isfinite(raw[GRAY]).all():
         return raw, ran
     if torch.isfinite(raw[-1]).all():
@@ -280,6 +293,35 @@ def _has_gradient(logits: Tensor, images: Tensor) -> bool:
     return images.grad is not None and bool(images.grad.any())
 
 
+def _changed(target: ModuleTarget, before: Mapping[str, Tensor]) -> list[tuple[str, Tensor]]:
+    """Return the buffers that hold other numbers than before."""
+    return [
+        (name, buffer)
+        for name, buffer in target.module.named_buffers()
+        if name in before and buffer.shape == before[name].shape and not _close(buffer, before[name], 0)
+    ]
+
+
+def _check_state(target: ModuleTarget, probes: Tensor, raw: Tensor, before: Mapping[str, Tensor]) -> None:
+    """Check that the logits do not depend on buffers that follow the images, such as ranges that are still observed.
+
+    Raises:
+        ModelError: they do.
+    """
+    changed = _changed(target, before)
+    if changed:  # possibly computed at the first call, once and for all
+        with global_seed(0, probes.device):
+            for _ in range(8):
+                target.raw(4 * probes - 2)
+            again = target.raw(probes)
+        if not _close(raw, again, 1e-4):
+            raise FinalError(
+                f"its buffers {listed([name for name, _ in changed], 4)} follow the images that it is called with, in "
+                f"eval mode as well, and its logits follow them. Stop that first, for example with "
+                f"module.apply(torch.ao.quantization.disable_observer)."
+            )
+
+
 def _check_repeats(target: ModuleTarget, probes: Tensor, raw: Tensor) -> None:
     """Find out whether the output depends on chance, on earlier calls, on the batch or on the memory layout.
 
@@ -305,6 +347,11 @@ def _check_repeats(target: ModuleTarget, probes: Tensor, raw: Tensor) -> None:
         if not _close(raw[:2], alone, 1e-2):
             if not _close(raw, run(probes.flip(0)).flip(0), 1e-2):
                 raise ModelError("it returns other logits for an image in a batch than alone.")
+            if any(_close(values.sum(0), torch.ones_like(values[0]), 1e-3) for values in (raw, raw.exp())):
+                raise FinalError(
+                    "its probabilities sum to 1 over the images of a batch instead of the classes. Its softmax has "
+                    "dim=0; use dim=1."
+                )
             target.sources["batch"] = (
                 "found: an image's logits depend on the other images of its batch (such as batch norm without running "
                 "statistics), so they hold for the batches that interpkit forms"
@@ -336,6 +383,19 @@ def _words(target: ModuleTarget, error: Exception, probes: Tensor) -> str:
         return (
             f"{target.name} accepts {exported[1]} images at a time, no more and no less. Export it with a free batch "
             f"size, torch.export.export(model, (x,), dynamic_shapes=({{0: torch.export.Dim('batch')}},)), or for one."
+        )
+    line = traceback.extract_tb(error.__traceback__)[-1].line or ""
+    if isinstance(error, IndexError | TypeError) and (key := KEY.search(line)):
+        return (
+            f"{words} Its forward seems to read a dict ({line}), and interpkit passes only images. Wrap it in a "
+            f"module whose forward(x) calls it with {{{key[2]!r}: x}}."
+        )
+    if KIND.search(reason):
+        kind = str(next((p.dtype for p in target.module.parameters() if p.is_floating_point()), probes.dtype))
+        return (
+            f"{words} interpkit passes {kind.removeprefix('torch.')} numbers. Wrap it in a module whose forward(x) "
+            f"converts them, such as net(x.to(torch.uint8)). No gradient passes whole numbers, so if the network can "
+            f"start from floating-point ones, let it."
         )
     if DEVICE.search(reason):
         return f"{words} Its forward seems to name a device; write .to(x.device) there instead."

@@ -33,10 +33,10 @@ class Stationarity(InversionLoss):
         >>> from interpkit import testing, wrap
         >>> from interpkit_losses import Stationarity
         >>> linear = torch.nn.Linear(2, 2, bias=False)
-        >>> linear.weight.data.zero_()  # its probabilities are 1/2, so the gradient is (1/2 - y) x^T
+        >>> _ = torch.nn.init.zeros_(linear.weight)  # its probabilities are 1/2, so the gradient is (1/2 - y) x^T
         >>> target = wrap(linear, input_shape=(2,))
-        >>> testing.evaluate_loss(Stationarity(target), target, torch.ones(1, 2), labels=[0])
-        tensor(1.)
+        >>> testing.evaluate_loss(Stationarity(target), target, torch.ones(1, 2), labels=[0]).item()
+        1.0
     """
 
     name = "stationarity"

@@ -227,7 +227,7 @@ def test_classes_of_few_samples_are_left_out_by_name(rng: Rng) -> None:
     found = Diversity().measure(study)
     assert list(found["per_class"]) == [0]
     assert "takes 10 images of a class" in study.left_out["diversity.per_class"]
-    assert "2 (3 samples)" in study.left_out["diversity.per_class"]
+    assert "2 (2: 3 samples)" in study.left_out["diversity.per_class"]
     with pytest.raises(TooFew, match=r"takes 10 images of a class.*with the most, 1, has 9 samples"):
         Diversity().measure(study_of(random_images(12, rng(3)), torch.tensor([0] * 3 + [1] * 9)))
 
@@ -407,7 +407,7 @@ def test_classes_without_real_images_are_left_out_by_name(rng: Rng) -> None:
     images = random_images(30, rng(6))
     study = study_of(images, torch.arange(30) // 15, (images[:20], torch.zeros(20, dtype=torch.int64)))
     assert list(Reference().measure(study)["per_class"]) == [0]
-    assert "1 (15 samples, 0 reference)" in study.left_out["reference.per_class"]
+    assert "1 (1: 15 samples, 0 reference)" in study.left_out["reference.per_class"]
     with pytest.raises(TooFew, match="has 15 samples, 9 reference"):
         Reference().measure(study_of(images[:15], torch.zeros(15).long(), (images[:9], torch.zeros(9).long())))
     with pytest.raises(TooFew, match="takes 21 images of a class"):  # more than k of both

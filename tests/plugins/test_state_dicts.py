@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import prune
 
 from interpkit import ModelError, fill_architecture
 from interpkit.plugins.state_dicts import match
@@ -278,3 +279,61 @@ def test_weights_that_do_not_fit_are_refused_with_what_to_do(tensors: State, wor
     build: Callable[[Mapping[str, Any]], nn.Module] = only_plain
     with pytest.raises(ModelError, match=re.escape(words)):
         fill_architecture("py:net:Net", {}, tensors, build)
+
+
+class OneLayer(nn.Module):
+    """A layer that may be pruned or normalized, and may keep words in its state dict."""
+
+    def __init__(self, change: Any = None, dtype: torch.dtype | None = None) -> None:
+        super().__init__()
+        self.fc = nn.Linear(4, 3, dtype=dtype)
+        if change is not None:
+            change(self.fc)
+
+
+class WithWords(OneLayer):
+    def get_extra_state(self) -> Any:
+        return {"classes": ["cat", "dog", "owl"]}
+
+    def set_extra_state(self, state: Any) -> None:
+        assert state == self.get_extra_state()
+
+
+def filled(network: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
+    return fill_architecture("py:mine", {}, tensors, lambda _: network)[0].eval()
+
+
+@pytest.mark.parametrize(
+    ("theirs", "mine"),
+    [
+        (lambda: OneLayer(lambda fc: prune.l1_unstructured(fc, "weight", 0.5)), OneLayer),
+        (
+            lambda: OneLayer(nn.utils.spectral_norm),
+            lambda: OneLayer(nn.utils.parametrizations.spectral_norm),
+        ),
+    ],
+)
+def test_masks_of_pruning_and_older_spectral_norms_are_understood(theirs: Any, mine: Any) -> None:
+    torch.manual_seed(0)
+    trained, x = theirs().eval(), torch.rand(2, 4)
+    torch.testing.assert_close(filled(mine(), trained.state_dict()).fc(x), trained.fc(x))  # type: ignore[operator]
+
+
+def test_sparse_and_complex_weights_are_read_as_the_network_has_them() -> None:
+    torch.manual_seed(0)
+    dense = OneLayer().state_dict()
+    read = filled(OneLayer(), {name: t.to_sparse() for name, t in dense.items()}).state_dict()
+    torch.testing.assert_close(read, dense)
+    complex_ = OneLayer(dtype=torch.complex64).state_dict()
+    torch.testing.assert_close(filled(OneLayer(dtype=torch.complex64), complex_).state_dict(), complex_)
+    with pytest.raises(ModelError, match="complex numbers, and its own are not"):
+        filled(OneLayer(), complex_)
+
+
+def test_extra_state_that_is_not_a_tensor_is_left_to_the_code_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    trained = WithWords().fc.state_dict()
+    read = filled(WithWords(), {f"fc.{name}": tensor for name, tensor in trained.items()}).fc
+    torch.testing.assert_close(read.state_dict(), trained)  # type: ignore[operator, union-attr]
+    assert "get_extra_state of the network itself" in caplog.text
+    with pytest.raises(ModelError, match=r"missing: fc\.bias"):
+        filled(WithWords(), {"fc.weight": trained["weight"]})

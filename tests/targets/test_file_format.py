@@ -185,3 +185,52 @@ def test_an_operation_that_onnx_does_not_have_is_reported_in_one_line(tmp_path: 
     with pytest.raises(ModelError, match="bessel"):
         pack_target(target, tmp_path / "packed.safetensors")
     assert list(tmp_path.iterdir()) == []
+
+
+class CountsByLen(nn.Module):
+    """Its exporter takes len(x) for a constant."""
+
+    def __init__(self, dtype: torch.dtype = torch.float32) -> None:
+        super().__init__()
+        self.fc = nn.Linear(12, 3, dtype=dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.fc(x.view(len(x), -1))
+        return logits
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_a_graph_that_holds_for_one_image_is_packed_for_any_number(tmp_path: Path, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    target = wrap(CountsByLen(dtype), (3, 2, 2))
+    packed, images = load_target(pack_target(target, tmp_path / "packed.safetensors")), torch.rand(5, 3, 2, 2)
+    with target.frozen(), packed.frozen(), torch.no_grad():
+        torch.testing.assert_close(packed(images), target(images), rtol=2e-2, atol=2e-2)
+    assert next(target.module.parameters()).dtype == dtype  # type: ignore[union-attr]
+
+
+class Experts(nn.Module):
+    """Each image goes to one of three experts, of which only those that are asked run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = nn.Linear(12, 3)
+        self.experts = nn.ModuleList(nn.Linear(12, 4) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.flatten(1)
+        best = self.gate(20 * (x - 0.5)).argmax(1)
+        out = x.new_zeros(len(x), 4)
+        for number, expert in enumerate(self.experts):
+            rows = (best == number).nonzero().squeeze(1)
+            if len(rows):
+                out[rows] = expert(x[rows])
+        return out
+
+
+def test_a_mixture_of_experts_is_not_packed_and_the_shape_is_not_blamed(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    with pytest.raises(ModelError, match=r"Experts cannot be packed.*choice of an expert.*torch\.where") as caught:
+        pack_target(wrap(Experts(), (3, 2, 2)), tmp_path / "packed.safetensors")
+    assert "input_shape" not in str(caught.value)
+    assert list(tmp_path.iterdir()) == []

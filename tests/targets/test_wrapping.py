@@ -141,6 +141,44 @@ def test_chance_and_dependence_on_the_batch_are_told_apart_from_one_image_at_a_t
     assert interpkit.invert(target, **quick(steps=2)).history[-1].step == 2
 
 
+@pytest.mark.parametrize("softmax", [F.softmax, F.log_softmax])
+def test_a_softmax_over_the_images_of_a_batch_is_refused(softmax: Any) -> None:
+    class Across(Net):
+        def forward(self, x: Tensor, *_: Any) -> Tensor:
+            probabilities: Tensor = softmax(super().forward(x), dim=0)
+            return probabilities
+
+    with pytest.raises(ModelError, match=r"sum to 1 over the images of a batch.*use dim=1"):
+        wrap(Across(), SHAPE)
+
+
+class Observing(Net):
+    """Rounds its features within a range that follows them, as fake quantization does until its observers are off."""
+
+    peak: Tensor
+
+    def __init__(self, follows: bool) -> None:
+        super().__init__()
+        self.follows = follows
+        self.register_buffer("peak", torch.zeros(()))
+
+    def forward(self, x: Tensor, *_: Any) -> Tensor:
+        if self.follows or not self.peak:
+            self.peak = torch.maximum(self.peak, x.detach().abs().max())
+        return super().forward(x.clamp(-self.peak, self.peak) / (self.peak if self.follows else 1))
+
+
+def test_buffers_that_follow_the_images_in_eval_mode_are_named_and_put_back() -> None:
+    net = Observing(follows=True)
+    with pytest.raises(ModelError, match=r"its buffers peak follow the images.*disable_observer"):
+        wrap(net, SHAPE)
+    assert float(net.peak) == 0
+
+
+def test_a_buffer_that_the_first_call_computes_is_no_reason_to_refuse() -> None:
+    assert "batch" not in wrap(Observing(follows=False), SHAPE).sources
+
+
 def test_a_program_that_was_exported_for_some_number_of_images_is_refused_with_that_number() -> None:
     program = torch.export.export(Net().eval(), (torch.rand(2, *SHAPE),)).module()
     with pytest.raises(ModelError, match=r"accepts 2 images at a time, no more and no less.*dynamic_shapes"):
@@ -283,6 +321,17 @@ class Placed(Net):
         raise RuntimeError("Found no NVIDIA driver on your system.")
 
 
+class Bytes(Net):
+    def forward(self, x: Tensor, *_: Any) -> Tensor:
+        assert x.dtype == torch.uint8, f"expected uint8 images, got {x.dtype}"
+        return super().forward(x / 255)
+
+
+class Named(Net):
+    def forward(self, x: Any, *_: Any) -> Tensor:
+        return super().forward(x["pixels"])
+
+
 class Broken(Net):
     def forward(self, x: Tensor, *_: Any) -> Tensor:
         raise KeyError("vocabulary")
@@ -293,6 +342,8 @@ class Broken(Net):
     [
         (TwoInputs, r"passes a fixed value for 'age'", False),
         (Placed, r"\.to\(x\.device\)", False),
+        (Bytes, r"passes float32 numbers.*net\(x\.to\(torch\.uint8\)\)", False),
+        (Named, r"seems to read a dict.*calls it with \{'pixels': x\}", False),
         (Broken, "vocabulary.*comes from the model's own code", False),
         (lambda: nn.Sequential(nn.Flatten(), nn.Linear(7, 3)), "Is input_shape right", True),
     ],
