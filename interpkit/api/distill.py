@@ -108,6 +108,7 @@ def distill(
         log.warning("the samples show %d of %d classes; the student learns no others", shown, target.num_classes)
     lesson = Lesson(pupil, labels=labels, logits=logits, augment=images if augment is None else augment)
     teach(target, [lesson], inversion, steps=steps, batch_size=batch_size, rate=rate, seed=seed, device=device)
+    pupil.to("cpu")
     if file is not None:
         save_target(module, file, architecture=name, arch_args=arguments, input_shape=shape, **facts)
     return pupil

@@ -63,7 +63,7 @@ def teach(
         batch_size: images in a batch, the classes in turn.
         rate: the highest learning rate.
         seed: of the samples and of what moves them.
-        device: what it runs on; the students end on the CPU.
+        device: what it runs on; the students stay there.
 
     Example:
         >>> import torch
@@ -105,8 +105,6 @@ def teach(
                 optimizer.step()
                 cycle.step()
             progress.tell("batches taught", step + 1, steps)
-    for lesson in lessons:
-        lesson.student.to("cpu")
 
 
 @torch.no_grad()

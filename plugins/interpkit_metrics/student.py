@@ -103,7 +103,13 @@ class Student(Metric):
         )
         rows = torch.cat([study.rows("reference", label) for label in classes])
         images, labels = study.unit_images("reference")[rows], study.labels("reference")[rows]
-        answers = {name: study.look(lesson.student, images).logits.argmax(1) for name, lesson in lessons.items()}
+
+        @torch.no_grad()
+        def answered(taught: Target) -> Tensor:
+            parts = study.in_batches(taught, images, lambda rows: taught(images[rows].to(study.device)).cpu())
+            return torch.cat(parts).argmax(1)
+
+        answers = {name: answered(lesson.student) for name, lesson in lessons.items()}
         own = study.response(target, "reference").logits[rows].argmax(1)
 
         def figures(chosen: Tensor) -> dict[str, Any]:
