@@ -43,7 +43,7 @@ KIND = re.compile(
 )
 """Words in an error about numbers of another kind, such as bytes."""
 KEY = re.compile(r"\[\s*(['\"])(\w+)\1\s*\]")
-"""A look-up by a name, in a line of Python."""
+"""A name in square brackets, in a line of Python."""
 DEVICE = re.compile(r"NVIDIA|CUDA|same device|\bMPS\b")
 BATCH = re.compile(r"Guard failed: \w+\.size\(\)\[0\] == (\d+)")
 """What an exported program raises for another number of images."""

@@ -175,7 +175,7 @@ def test_buffers_that_follow_the_images_in_eval_mode_are_named_and_put_back() ->
     assert float(net.peak) == 0
 
 
-def test_a_buffer_that_the_first_call_computes_is_no_reason_to_refuse() -> None:
+def test_a_buffer_that_only_the_first_call_computes_is_accepted() -> None:
     assert "batch" not in wrap(Observing(follows=False), SHAPE).sources
 
 
