@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import re
 import traceback
+from collections import Counter
 from collections.abc import Mapping, Sequence, Set
 from contextlib import suppress
 from typing import Any, NamedTuple, Unpack
@@ -124,7 +125,7 @@ def wrap(
     target.class_names = names_of(options.class_names, raw.shape[1])
     if len(target.class_names) != width:
         raise UsageError(f"{target.name} has {width} classes, but {len(target.class_names)} names are specified.")
-    _find_features(target, heads, options.feature_layer)
+    _find_features(target, heads, options.feature_layer, len(raw))
     resolved = {
         "num_classes": width,
         "mean": _per_channel(options.mean or [0.0], shape[0]),
@@ -404,12 +405,27 @@ def _words(target: ModuleTarget, error: Exception, probes: Tensor) -> str:
     return f"{words} That error comes from the model's own code."
 
 
-def _find_features(target: ModuleTarget, ran: list[_Ran], layer: str | None) -> None:
+def _run_for_some(target: ModuleTarget, ran: list[_Ran], images: int) -> tuple[str, ...]:
+    """Return what the names of layers begin with that may run for some images alone, such as experts in a list."""
+    rows: Counter[str] = Counter()
+    for one in ran:
+        rows[one.name] += len(one.output)
+    lists = {f"{name}.": part for name, part in target.module.named_modules() if isinstance(part, nn.ModuleList)}
+    return tuple(
+        prefix
+        for prefix, part in lists.items()
+        if any(rows[prefix + name] < images for name, layer in part.named_modules() if isinstance(layer, nn.Linear))
+    )
+
+
+def _find_features(target: ModuleTarget, ran: list[_Ran], layer: str | None, images: int) -> None:
     if layer is not None:
         if layer != OUTPUT:
             target.layer(layer)
         target.feature_layer, target.sources["feature_layer"] = layer, "given"
         return
+    some = _run_for_some(target, ran, images)
+    ran = [one for one in ran if not one.name.startswith(some)]
     linear = [one.name for one in ran if one.is_linear]
     if linear:
         target.feature_layer, source = f"{linear[-1]}:in", "found: input of the last linear layer to run"

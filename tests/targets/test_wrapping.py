@@ -179,6 +179,21 @@ def test_a_buffer_that_only_the_first_call_computes_is_accepted() -> None:
     assert "batch" not in wrap(Observing(follows=False), SHAPE).sources
 
 
+class Experts(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.experts = nn.ModuleList(nn.Linear(3, 3) for _ in range(3))
+
+    def forward(self, x: Tensor, *_: Any) -> Tensor:
+        scores = super().forward(x)
+        rows: Tensor = torch.cat([self.experts[0 if row.sum() < 1e9 else 1](row[None]) for row in scores])
+        return rows
+
+
+def test_the_layer_of_one_expert_is_not_the_default_features() -> None:
+    assert wrap(Experts(), SHAPE).feature_layer == "fc:in"
+
+
 def test_a_program_that_was_exported_for_some_number_of_images_is_refused_with_that_number() -> None:
     program = torch.export.export(Net().eval(), (torch.rand(2, *SHAPE),)).module()
     with pytest.raises(ModelError, match=r"accepts 2 images at a time, no more and no less.*dynamic_shapes"):
