@@ -425,7 +425,9 @@ def _find_features(target: ModuleTarget, ran: list[_Ran], layer: str | None, ima
         target.feature_layer, target.sources["feature_layer"] = layer, "given"
         return
     some = _run_for_some(target, ran, images)
-    ran = [one for one in ran if not one.name.startswith(some)]
+    always = [one for one in ran if not one.name.startswith(some)]
+    if any(one.is_linear for one in always):  # else the list holds the heads, of which one is in use
+        ran = always
     linear = [one.name for one in ran if one.is_linear]
     if linear:
         target.feature_layer, source = f"{linear[-1]}:in", "found: input of the last linear layer to run"

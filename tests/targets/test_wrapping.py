@@ -190,6 +190,22 @@ class Experts(Net):
         return rows
 
 
+def test_the_head_in_use_has_the_default_features_though_others_stand_beside_it() -> None:
+    class Heads(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = nn.Conv2d(SHAPE[0], 4, 3)
+            self.heads = nn.ModuleList([nn.LazyLinear(3), nn.LazyLinear(5)])
+            self.heads[0](self.body(torch.zeros(1, *SHAPE)).flatten(1))
+            self.heads[1](self.body(torch.zeros(1, *SHAPE)).flatten(1))
+
+        def forward(self, images: Tensor) -> Tensor:
+            logits: Tensor = self.heads[1](self.body(images).flatten(1))
+            return logits
+
+    assert wrap(Heads(), SHAPE).feature_layer == "heads.1:in"
+
+
 def test_the_layer_of_one_expert_is_not_the_default_features() -> None:
     assert wrap(Experts(), SHAPE).feature_layer == "fc:in"
 
