@@ -18,9 +18,10 @@ class Stationarity(InversionLoss):
     f are the logits, :math:`\theta` the weights of the target, all of them as one vector, x the images,
     ``(B, *input_shape)``, y the condition's labels, (B,), and CE the cross-entropy in nats (`Target.cross_entropy`);
     at least 0. Training ends where this gradient is small on the training images. Without weight decay
-    (:math:`\lambda = 0`) any image of which the target is certain makes it small; with it the images have to hold the weights where they
-    are, which is the stationarity of Haim et al. 2022, "Reconstructing Training Data from Trained Neural Networks",
-    as Buzaglo et al. 2023, "Deconstructing Data Reconstruction", have it for weight decay and any number of classes.
+    (:math:`\lambda = 0`) any image of which the target is certain makes it small; with it the images have to hold the
+    weights where they are, which is the stationarity of Haim et al. 2022, "Reconstructing Training Data from Trained
+    Neural Networks", as Buzaglo et al. 2023, "Deconstructing Data Reconstruction", have it for weight decay
+    and any number of classes.
     After Suhail & Sethi 2024, "Network Inversion for Training-Like Data Reconstruction", who add the gradient of the
     loss with respect to the weights to their objective; how they weight and scale it is our guess.
 
