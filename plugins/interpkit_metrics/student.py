@@ -28,9 +28,9 @@ class Student(Metric):
     - ``augmented``: the sum of both, on images that are also turned, sheared, scaled and shifted at random.
 
     For each, on the reference images of the classes that were sampled: ``accuracy``, with its 95 % interval (Wilson
-    1927); ``relative``, the accuracy / ``target_accuracy``; and ``fidelity``, the share on which student and target
-    answer the same. All in [0, 1]. The real images of a class all count, so that one picture of it, however well made,
-    does not pass.
+    1927); ``relative``, the accuracy / ``target_accuracy``, above 1 for a student that is better; and ``fidelity``,
+    the share on which student and target answer the same. All others are in [0, 1]. The real images of a class all
+    count, so that one picture of it, however well made, does not pass.
 
     The network has a convolution 3 x 3 with batch norm, ReLU and pooling for each halving of the image down to about
     four pixels (16 channels, then twice as many, at most 128), and a linear layer; for vectors, two hidden layers of
@@ -46,7 +46,7 @@ class Student(Metric):
         >>> import torch
         >>> from interpkit import ImageInversion, Recipe, evaluate, wrap
         >>> target = wrap(torch.nn.Identity(), input_shape=(2,))  # its logits are its inputs
-        >>> images, labels = torch.rand(400, 2), None
+        >>> images = torch.rand(400, 2)
         >>> labels = images.argmax(1)
         >>> inversion = ImageInversion(target, Recipe(), [], images[:200], labels[:200])
         >>> metrics = evaluate(inversion, metrics=["student"], reference=(images[200:], labels[200:]))
