@@ -67,7 +67,8 @@ def check(name: str) -> dict[str, str]:
             torch.nn.init.normal_(module.weight, std=0.02)
     shape = input_shape(name)
     images = torch.rand(2, *shape)
-    folder = Path(tempfile.mkdtemp())
+    kept = tempfile.TemporaryDirectory()  # removed with the process
+    folder = Path(kept.name)
     target: Any = None
 
     def wrap() -> None:
