@@ -27,9 +27,9 @@ PICTURES = ROOT / "docs" / "images" / "results"
 SHIPPED = ROOT / "examples" / "models"
 EPOCHS = {"cifar10": 30}
 RADIUS = 1.0
+"""Radius of the L2 ball in which the robustness metric searches."""
 TAUGHT = ("labels", "logits", "augmented")
 """What the students of the metric ``student`` learn from."""
-"""Radius of the L2 ball in which the robustness metric searches."""
 
 
 @dataclass(frozen=True)
