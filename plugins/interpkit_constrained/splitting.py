@@ -13,7 +13,7 @@ from interpkit_constrained.chain import Affine, Chain
 DENSE = 4_000_000
 """The largest number of coefficients of a map that is kept as a matrix."""
 SMALLEST = 1e-6
-NORM = 1.0
+NORM = 2.0
 POWER = 30
 TYPICAL = 16
 """Random images whose activations set the scale of each layer."""
@@ -36,7 +36,6 @@ class Graph:
     def __init__(self, affine: Affine, after: float, iterations: int, device: torch.device) -> None:
         self.after, self.before = after, 1.0
         self.iterations = iterations
-        self.evaluations = 0
         self._affine = affine
         self.bias = affine(torch.zeros(1, affine.inputs, dtype=torch.float64, device=device)) / after
         self._matrix: Tensor | None = None
@@ -48,7 +47,6 @@ class Graph:
             self._matrix = w = self._matrix * self.before
             square = w @ w.T if affine.outputs <= affine.inputs else w.T @ w
             self._factor = torch.linalg.cholesky(square + torch.eye(len(square), dtype=torch.float64, device=device))
-        self.evaluations = 0
 
     def _norm(self, device: torch.device) -> float:
         """Return the largest singular value of W, by power iteration."""
@@ -60,14 +58,12 @@ class Graph:
 
     def linear(self, a: Tensor) -> Tensor:
         """Return W a, (N, out), for a, (N, in)."""
-        self.evaluations += 1
         if self._matrix is not None:
             return a @ self._matrix.T
         return self._affine(a * self.before) / self.after - self.bias
 
     def transposed(self, z: Tensor) -> Tensor:
         """Return the transpose of W applied to z, (N, in)."""
-        self.evaluations += 1
         if self._matrix is not None:
             return z @ self._matrix
         origin = torch.zeros(len(z), self._affine.inputs, dtype=z.dtype, device=z.device)
