@@ -22,7 +22,7 @@ def water_level(base: Tensor, others: Tensor, *, weight: float = 1.0, least: int
     """
     high = others.sort(dim=-1, descending=True).values
     base = base[..., None]
-    counts = torch.arange(1, others.shape[-1] + 1, device=base.device)
+    counts = torch.arange(1, others.shape[-1] + 1)
     levels = torch.cat([base, (weight * base + high.cumsum(-1)) / (weight + counts)], -1)
     k = (high > levels[..., :-1]).sum(-1, keepdim=True).clamp_min(least)
     return levels.gather(-1, k)[..., 0]
@@ -111,7 +111,7 @@ class MaxPool(Activation):
     def region(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """The largest of each window; see `Activation.region`."""
         places = torch.arange(len(z)).view(-1, self.size)
-        best = z.view(-1, self.size).argmax(-1, keepdim=True).cpu()
+        best = z.view(-1, self.size).argmax(-1, keepdim=True)
         take = places.gather(1, best)
         other = places != take
         return take[:, 0], torch.ones(len(take), dtype=z.dtype), take.expand_as(places)[other], places[other]

@@ -40,21 +40,21 @@ class Region:
             chain: the target.
             image: float64.
         """
-        points = torch.cat([torch.zeros_like(image)[None], torch.eye(len(image), dtype=image.dtype).to(image.device)])
+        points = torch.cat([torch.zeros_like(image)[None], torch.eye(len(image), dtype=image.dtype)])
         here = image[None]
         sides, limits = [], []
         for affine, activation in zip(chain.affine, chain.activations, strict=False):
             here, points = affine(here), affine(points)
-            take, slope, above, below = activation.region(here[0].cpu())
-            padded = torch.cat([points.cpu(), torch.zeros(len(points), 1, dtype=points.dtype)], 1)  # place -1 is 0
+            take, slope, above, below = activation.region(here[0])
+            padded = torch.cat([points, torch.zeros(len(points), 1, dtype=points.dtype)], 1)  # place -1 is 0
             difference = padded[:, below] - padded[:, above]
             rows, limit = (difference[1:] - difference[0]).T.numpy(), -difference[0].numpy()
             binding = np.maximum(rows, 0).sum(1) > limit
             rows[np.abs(rows) <= ZERO * np.abs(rows).max(1, keepdims=True, initial=0)] = 0
             sides.append(sparse.csr_array(rows[binding]))
             limits.append(limit[binding])
-            points, here = points[:, take] * slope.to(points.device), activation(here)
-        points = chain.affine[-1](points).cpu()
+            points, here = points[:, take] * slope, activation(here)
+        points = chain.affine[-1](points)
         count = len(image)
         empty = sparse.csr_array((0, count))
         return cls(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import operator
+import re
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, fx
@@ -20,15 +22,15 @@ READS = (
     "linear and convolutional layers, batch norms, average and max pooling, ReLU, leaky ReLU, dropout, reshaping and "
     "scaling, each of which reads the output of the one before"
 )
-LINEAR = frozenset(
-    "view _unsafe_view reshape clone _to_copy detach alias t transpose permute squeeze unsqueeze expand select slice "
-    "index index_select flip constant_pad_nd reflection_pad2d replication_pad2d cat stack split split_with_sizes "
-    "unbind getitem add sub rsub neg sum mean avg_pool1d avg_pool2d _adaptive_avg_pool2d upsample_nearest2d".split()
+LINEAR = re.compile(
+    "view|_unsafe_view|reshape|clone|_to_copy|detach|alias|t|transpose|permute|squeeze|unsqueeze|expand|select|slice|"
+    "index|index_select|flip|cat|stack|split|split_with_sizes|unbind|getitem|add|sub|rsub|neg|sum|mean|avg_pool[12]d|"
+    "_adaptive_avg_pool2d|(constant_pad_n|(reflection|replication)_pad2)d|upsample_(nearest|bilinear)2d"
 )
 """Operations that are affine in all their operands together."""
-BILINEAR = frozenset("mul mm bmm mv addmm convolution".split())
+BILINEAR = re.compile("mul|mm|bmm|mv|addmm|convolution")
 """Operations that are affine in each operand; only one may depend on the input."""
-LINEAR_IN_FIRST = frozenset("div native_batch_norm _native_batch_norm_legit_no_training cudnn_batch_norm".split())
+LINEAR_IN_FIRST = re.compile("div|native_batch_norm|_native_batch_norm_legit_no_training|cudnn_batch_norm")
 """Operations that are affine in the first operand; no other may depend on the input."""
 POOLING = "max_pool2d_with_indices"
 ROUNDING = 1e-3
@@ -56,10 +58,10 @@ class Affine:
 
 
 class Chain:
-    """The affine maps of a target and the activations between them, in float64.
+    """The affine maps of a target and the activations between them, in float64 on the CPU.
 
     Args:
-        target: the frozen target.
+        target: the frozen target, of which a copy is traced.
 
     Attributes:
         affine: L maps; the last one returns logits.
@@ -71,14 +73,14 @@ class Chain:
 
     def __init__(self, target: Target) -> None:
         self.target = target
-        device = next((tensor.device for tensor in (*target.parameters(), *target.buffers())), torch.device("cpu"))
-        probe = torch.rand(2, *target.input_shape, generator=torch.Generator().manual_seed(0)).to(device)
         if target.multi_label:
             raise self._refused("its classes do not exclude each other, and a margin between them means nothing.")
+        probe = torch.rand(2, *target.input_shape, generator=torch.Generator().manual_seed(0))
         with torch.no_grad():
             try:
+                self.target = target = copy.deepcopy(target).cpu()
                 self._graph = make_fx(target)(probe[:1])
-            except Exception as error:  # whatever the user's classifier raises when it is traced
+            except Exception as error:  # whatever the user's classifier raises when it is copied or traced
                 raise self._refused(f"torch.fx cannot trace it ({error}).") from error
             self._graph.graph.eliminate_dead_code()
             self._values: dict[fx.Node, Any] = {}
@@ -112,7 +114,9 @@ class Chain:
             self._values[node] = self._run(node, self._values)
             depends = [used in own for used in operands]
             if any(used in earlier for used in operands):
-                raise self._refused_layer(node, "reads the output of an earlier layer too")
+                raise self._refused_layer(
+                    node, "also reads what an earlier layer returns, as a residual connection or a branch does"
+                )
             if not any(depends):
                 continue
             assert source is not None
@@ -153,7 +157,7 @@ class Chain:
         if node.op == "get_attr":
             constant = getattr(self._graph, str(node.target)).detach()
             return constant.double() if constant.is_floating_point() else constant
-        args, kwargs = fx.map_arg((node.args, node.kwargs), lambda used: values.get(used, self._values.get(used)))
+        args, kwargs = cast(Any, fx.map_arg((node.args, node.kwargs), lambda x: values.get(x, self._values.get(x))))
         if _name(node) == "_to_copy":
             return args[0].clone()
         assert callable(node.target)
@@ -161,13 +165,13 @@ class Chain:
 
     def _activation(self, node: fx.Node) -> tuple[Activation | None, Tensor | None]:
         """Return the activation of an operation; for max pooling, also the places that its windows read."""
-        name, rest = _name(node), node.args[1:]
+        name, rest = _name(node), cast(Any, node.args[1:])
         if name == "relu" or (name in ("clamp", "clamp_min") and rest in ((0,), (0.0,), (0, None))):
             return Leaky(0.0), None
         if name == "leaky_relu":
             return Leaky(float(rest[0]) if rest else 0.01), None
         if name == POOLING:
-            before, after = (self._values[x] for x in (node.args[0], node))
+            before, after = self._values[cast(fx.Node, node.args[0])], self._values[node]
             windows = pooling_windows(before.shape, after[0].shape, *rest)
             return MaxPool(windows.shape[1]), windows.flatten()
         return None, None
@@ -227,19 +231,25 @@ def _name(node: fx.Node) -> str:
 def _operands(node: fx.Node) -> list[fx.Node]:
     """Return the nodes that an operation reads, repeated as often as it reads them."""
     found: list[fx.Node] = []
-    fx.map_arg((node.args, node.kwargs), lambda used: found.append(used) or used)
+
+    def keep(used: fx.Node) -> fx.Node:
+        found.append(used)
+        return used
+
+    fx.map_arg((node.args, node.kwargs), keep)
     return found
 
 
 def _is_affine(node: fx.Node, depends: Sequence[bool]) -> bool:
     name = _name(node)
-    if name in LINEAR:
+    if LINEAR.fullmatch(name):
         return True
-    if name in BILINEAR:
+    if BILINEAR.fullmatch(name):
         return sum(depends) == 1
     training = len(node.args) > 5 and bool(node.args[5]) and name.endswith("batch_norm")
     first = depends[0] and not any(depends[1:])
-    return name in LINEAR_IN_FIRST and first and not training and "rounding_mode" not in node.kwargs
+    fits = LINEAR_IN_FIRST.fullmatch(name) and first and not training
+    return bool(fits) and "rounding_mode" not in node.kwargs
 
 
 def _before_softmax(node: Any) -> Any:
@@ -275,9 +285,8 @@ def _layer_of(target: Target, node: fx.Node) -> str:
             leave = layer.register_forward_hook(lambda *_: log.within.pop() and None)
             hooks.callback(enter.remove)
             hooks.callback(leave.remove)
-        device = next((tensor.device for tensor in (*target.parameters(), *target.buffers())), torch.device("cpu"))
         with log:
-            target(torch.full((1, *target.input_shape), 0.5, device=device))
+            target(torch.full((1, *target.input_shape), 0.5))
     places = [name for func, name in log.calls if func == node.target]
     name = places[same.index(node)] if len(places) == len(same) else ""
     operation = f"the operation {_name(node)!r}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -19,13 +18,12 @@ from interpkit import (
     RunError,
     StoredInversion,
     Target,
-    UsageError,
     derive_seed,
     random_generator,
 )
 from interpkit_constrained.certificate import Certificate, Region, coefficients, largest_margin
 from interpkit_constrained.chain import Chain
-from interpkit_constrained.results import CLOSE, IMAGES, PROOFS, ConstrainedInversion, Proof, read_proofs
+from interpkit_constrained.results import IMAGES, PROOFS, ConstrainedInversion, Proof, read_proofs
 from interpkit_constrained.splitting import Splitting
 
 log = logging.getLogger("interpkit")
@@ -47,7 +45,7 @@ class Constrained(Inverter):
     region has a larger one.
 
     The target must be a chain of layers that are affine or linear in pieces, with any preprocessing; see `Chain`. It is
-    inverted in float64, without the recipe's losses.
+    inverted in float64 on the CPU, without the recipe's losses.
 
     After Wong & Kolter, "Neural network inversion beyond gradient descent" (2017), whose text could not be obtained:
     this is not a reproduction.
@@ -56,7 +54,8 @@ class Constrained(Inverter):
         >>> import torch
         >>> from interpkit import invert, wrap
         >>> net = torch.nn.Sequential(torch.nn.Linear(6, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3))
-        >>> inversion = invert(wrap(net, input_shape=(6,)), inverter="constrained", options={"constrained.per_class": 2})
+        >>> target = wrap(net, input_shape=(6,))
+        >>> inversion = invert(target, inverter="constrained", options={"constrained.per_class": 2})
         >>> inversion.images.shape, {proof.status for proof in inversion.proofs}
         (torch.Size([6, 6]), {'optimal'})
     """
@@ -71,7 +70,7 @@ class Constrained(Inverter):
             "gray", description="gray: the first image of a class, the others with noise on it; noise; or data"
         )
         spread: float = Field(0.2, ge=0, le=10, description="standard deviation of the noise on gray")
-        margin: float = Field(10.0, gt=0, le=1e6, description="logits that the class is to lead by; may be out of reach")
+        margin: float = Field(10.0, gt=0, le=1e6, description="logits that the class is to lead by, in reach or not")
         closeness: float = Field(0.01, ge=0, le=1e6, description="weight of the distance from the start")
         iterations: int = Field(10, ge=1, le=1000, description="of conjugate gradients, for layers too large to factor")
         seconds: float = Field(60.0, ge=0, le=1e6, description="for the linear program of an image; 0: none")
@@ -122,20 +121,17 @@ class Search:
     """
 
     def __init__(self, target: Target, recipe: Recipe, options: Constrained.Options) -> None:
-        device = torch.device(recipe.device)
-        if device.type == "mps":
-            raise UsageError("the inverter 'constrained' computes in float64, which mps lacks. Pass --device cpu.")
         self.target, self.recipe, self.options = target, recipe, options
         self.chain = Chain(target)
         classes = range(target.num_classes) if recipe.labels is None else recipe.labels
-        self.labels = torch.tensor(classes, device=device).repeat(options.per_class)
-        start = self._start().to(device)
+        self.labels = torch.tensor(classes).repeat(options.per_class)
+        start = self._start()
         self.splitting = Splitting(
             self.chain, start, self.labels, options.margin, options.closeness, options.iterations
         )
         self.step = self.sweeps = 0
         self.images, self.logits = start, self._logits(start)
-        self.split = torch.zeros(len(start), dtype=torch.float64, device=device)
+        self.split = torch.zeros(len(start), dtype=torch.float64)
         self.solved: list[Certificate] = []
         self._skips = self._too_large()
 
@@ -175,11 +171,11 @@ class Search:
         return self._shaped(self.images)
 
     def _shaped(self, images: Tensor) -> Tensor:
-        return images.float().unflatten(1, self.target.input_shape)
+        return images.float().view(-1, *self.target.input_shape)
 
     def _logits(self, images: Tensor) -> Tensor:
-        parts = [self.target(part) for part in self._shaped(images).split(self.recipe.batch_size)]
-        return torch.cat(parts)
+        parts = self._shaped(images).split(self.recipe.batch_size)
+        return torch.cat([self.target(part.to(self.recipe.device)).float().cpu() for part in parts])
 
     def sweep(self) -> None:
         """Take one sweep, and keep each image whose margin has grown."""
@@ -202,7 +198,7 @@ class Search:
             return
         found = largest_margin(Region.around(self.chain, self.images[row]), int(self.labels[row]), seconds)
         if found.image is not None:
-            self._keep(found.image[None].to(self.images.device), slice(row, row + 1))
+            self._keep(found.image[None], slice(row, row + 1))
         self.solved.append(found)
 
     def result(self, recorder: Recorder) -> ConstrainedInversion:
@@ -255,8 +251,7 @@ class Search:
             saved = state_dict.get(name)
             if not isinstance(saved, Tensor) or saved.shape != tensor.shape or saved.dtype != tensor.dtype:
                 raise RunError("the checkpoint does not fit its recipe: it has other images. Start again with --force.")
-        device = self.images.device
-        self.splitting.state, self.images, self.split = (state_dict[name].to(device) for name in own)
+        self.splitting.state, self.images, self.split = (state_dict[name] for name in own)
         self.step, self.sweeps = int(state_dict["step"]), int(state_dict["sweeps"])
         self.logits = self._logits(self.images)
         if state_dict["steps"] == self.recipe.steps:

@@ -30,31 +30,30 @@ class Graph:
         affine: the map.
         after: the unit in which z is measured. That of a, ``before``, makes the largest singular value of W `NORM`.
         iterations: of conjugate gradients.
-        device: where to compute.
     """
 
-    def __init__(self, affine: Affine, after: float, iterations: int, device: torch.device) -> None:
+    def __init__(self, affine: Affine, after: float, iterations: int) -> None:
         self.after, self.before = after, 1.0
         self.iterations = iterations
         self._affine = affine
-        self.bias = affine(torch.zeros(1, affine.inputs, dtype=torch.float64, device=device)) / after
+        self.bias = affine(torch.zeros(1, affine.inputs, dtype=torch.float64)) / after
         self._matrix: Tensor | None = None
         if affine.inputs * affine.outputs <= DENSE:
-            columns = affine(torch.eye(affine.inputs, dtype=torch.float64, device=device))
+            columns = affine(torch.eye(affine.inputs, dtype=torch.float64))
             self._matrix = (columns / after - self.bias).T.contiguous()
-        self.before = NORM / max(self._norm(device), SMALLEST)
+        self.before = NORM / max(self._norm(), SMALLEST)
         if self._matrix is not None:
             self._matrix = w = self._matrix * self.before
             square = w @ w.T if affine.outputs <= affine.inputs else w.T @ w
-            self._factor = torch.linalg.cholesky(square + torch.eye(len(square), dtype=torch.float64, device=device))
+            self._factor = torch.linalg.cholesky(square + torch.eye(len(square), dtype=torch.float64))
 
-    def _norm(self, device: torch.device) -> float:
+    def _norm(self) -> float:
         """Return the largest singular value of W, by power iteration."""
         rng = torch.Generator().manual_seed(0)
-        a = torch.randn(1, self._affine.inputs, generator=rng, dtype=torch.float64).to(device)
+        a = torch.randn(1, self._affine.inputs, generator=rng, dtype=torch.float64)
         for _ in range(POWER):
             a = self.transposed(self.linear(a / a.norm().clamp_min(SMALLEST)))
-        return a.norm().sqrt().item()
+        return float(a.norm().sqrt())
 
     def linear(self, a: Tensor) -> Tensor:
         """Return W a, (N, out), for a, (N, in)."""
@@ -67,8 +66,8 @@ class Graph:
         if self._matrix is not None:
             return z @ self._matrix
         origin = torch.zeros(len(z), self._affine.inputs, dtype=z.dtype, device=z.device)
-        _, pull = torch.func.vjp(self._affine, origin)
-        (product,) = pull(z)
+        pull = torch.func.vjp(self._affine, origin)[1]
+        product: Tensor = pull(z)[0]
         return product * (self.before / self.after)
 
     def project(self, a: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
@@ -134,14 +133,11 @@ class Splitting:
     ) -> None:
         self.chain, self.start, self.labels = chain, start, labels
         self.margin, self.closeness = margin, closeness
-        device = start.device
         typical = torch.rand(TYPICAL, start.shape[1], generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-        sizes = [z.square().mean().sqrt().item() for z in self._layers(typical.to(device))[1::2]]
+        sizes = [z.square().mean().sqrt().item() for z in self._layers(typical)[1::2]]
         after = [max(size, SMALLEST) for size in sizes]
         after[-1] = min(after[-1], margin)
-        self.graphs = [
-            Graph(affine, size, iterations, device) for affine, size in zip(chain.affine, after, strict=True)
-        ]
+        self.graphs = [Graph(affine, size, iterations) for affine, size in zip(chain.affine, after, strict=True)]
         self._units = [unit for graph in self.graphs for unit in (graph.before, graph.after)]
         layers = [layer / unit for layer, unit in zip(self._layers(start), self._units, strict=True)]
         self._split = [layer.shape[1] for layer in layers]
