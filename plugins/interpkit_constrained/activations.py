@@ -98,7 +98,7 @@ class MaxPool(Activation):
 
     def __call__(self, z: Tensor) -> Tensor:
         """See `Activation.__call__`."""
-        return z.unflatten(-1, (-1, self.size)).amax(-1)
+        return z.view(*z.shape[:-1], -1, self.size).amax(-1)
 
     def project(self, z: Tensor, a: Tensor, ratio: float) -> tuple[Tensor, Tensor]:
         """Lower the largest values, or raise the largest one, to the level of a."""

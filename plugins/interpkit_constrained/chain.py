@@ -143,7 +143,7 @@ class Chain:
 
         def function(a: Tensor) -> Tensor:
             a = a.reshape(shape)
-            values = {source: (a, None) if pooled else a}
+            values: dict[fx.Node, Any] = {source: (a, None) if pooled else a}
             for node in nodes:
                 values[node] = self._run(node, values)
             z = values[end].flatten()
