@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def water_level(base: Tensor, others: Tensor, *, weight: float = 1.0, least: int = 0) -> Tensor:
-    r"""Return the t that minimises :math:`w (t - b)^2 + \sum_i \max(0, o_i - t)^2`.
+    r"""Return the t that minimizes :math:`w (t - b)^2 + \sum_i \max(0, o_i - t)^2`.
 
     The k largest of the others lie above t, which is the weighted mean of these and b; a sort finds k.
 

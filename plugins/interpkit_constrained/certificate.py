@@ -87,7 +87,7 @@ class Certificate:
 
 
 def largest_margin(region: Region, label: int, seconds: float) -> Certificate:
-    r"""Maximise the margin of a class over a region.
+    r"""Maximize the margin of a class over a region.
 
     .. math:: \max_{x \in [0, 1]^D,\, t} t \quad \text{s.t.} \quad
               t \le (A_y - A_j) x + c_y - c_j \; (j \ne y), \quad G x \le h

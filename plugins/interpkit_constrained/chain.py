@@ -146,7 +146,7 @@ class Chain:
             values: dict[fx.Node, Any] = {source: (a, None) if pooled else a}
             for node in nodes:
                 values[node] = self._run(node, values)
-            z = values[end].flatten()
+            z: Tensor = values[end].flatten()
             return z if windows is None else z[windows]
 
         inputs, outputs = shape.numel(), self._values[end].numel() if windows is None else len(windows)

@@ -39,7 +39,7 @@ class Constrained(Inverter):
               f_y(x) \ge f_j(x) + m \text{ for all } j \ne y
 
     The layers' equations are constraints of their own, each satisfied by an exact projection (`Splitting`), so a unit
-    that is off at x_0, with a gradient of zero, is no obstacle. A step of the run is one sweep over the layers. Of each
+    that is off at x_0, with a gradient of zero, does not stop it. A step of the run is one sweep over the layers. Of each
     image's sweeps, the one with the largest margin counts, as the target computes it. After the last sweep, a linear
     program finds the largest margin within the image's region of linearity; its dual proves that no input of the
     region has a larger one.
@@ -61,6 +61,7 @@ class Constrained(Inverter):
     """
 
     name = "constrained"
+    needs_gradient = False
 
     class Options(DataOptions):
         """How many images, where they start, and what is asked of them."""
