@@ -55,7 +55,7 @@ def compare(target: interpkit.Target) -> None:
     accuracy, count = _accuracy(inversion), len(inversion.proofs)
     certified = f"{tight} of {count}, largest gap {gap:.1e}"
     print(f"| {target.name} | `constrained` | {evaluations} | {accuracy:.3f} | {certified} |", flush=True)
-    for spread in (0.0, 0.2):
+    for spread in (0.0, 0.2, 1.0):
         gray = {"pixels.per_class": PER_CLASS, "pixels.spread": spread, "pixels.jitter": 0.0}
         steps = math.ceil(evaluations / PIXELS_COST)
         rival = interpkit.invert(target, ["pixels"], steps=steps, options=gray, losses={"tv": 0.0}, device="cpu")

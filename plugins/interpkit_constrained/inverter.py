@@ -39,10 +39,10 @@ class Constrained(Inverter):
               f_y(x) \ge f_j(x) + m \text{ for all } j \ne y
 
     The layers' equations are constraints of their own, each satisfied by an exact projection (`Splitting`), so a unit
-    that is off at x_0, with a gradient of zero, does not stop it. A step of the run is one sweep over the layers. Of each
-    image's sweeps, the one with the largest margin counts, as the target computes it. After the last sweep, a linear
-    program finds the largest margin within the image's region of linearity; its dual proves that no input of the
-    region has a larger one.
+    that is off at x_0, with a gradient of zero, does not stop it. A step of the run is one sweep over the layers. Of
+    each image's sweeps, the one with the largest margin counts, as the target computes it. After the last sweep, a
+    linear program finds the largest margin within the image's region of linearity; its dual proves that no input of
+    the region has a larger one.
 
     The target must be a chain of layers that are affine or linear in pieces, with any preprocessing; see `Chain`. It is
     inverted in float64 on the CPU, without the recipe's losses.
