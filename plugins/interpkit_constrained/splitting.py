@@ -12,9 +12,11 @@ from interpkit_constrained.chain import Affine, Chain
 
 DENSE = 4_000_000
 """The largest number of coefficients of a map that is kept as a matrix."""
-SMALLEST = 1e-6
 NORM = 2.0
+"""The largest singular value of each layer, in the units in which the splitting measures; found by trial."""
 POWER = 30
+"""Steps of the power iteration that finds it."""
+SMALLEST = 1e-6
 TYPICAL = 16
 """Random images whose activations set the scale of each layer."""
 
@@ -113,8 +115,9 @@ class Splitting:
                   + \tfrac{\mu}{2} \lVert x - x_0 \rVert^2
 
     Each sweep is :math:`p = \mathrm{prox}_B(u)`, :math:`q = P_A(2 p - u)`, :math:`u \leftarrow u + q - p`. B is not
-    convex, so nothing is promised: the images are judged by the target. Each layer's z and a are measured in units of
-    their typical size, which the activations allow because they are positively homogeneous.
+    convex, so nothing is promised: the images are judged by the target. Each layer's z is measured in units of its
+    typical size, and what it reads in units that make its largest singular value `NORM`; without that, units that are
+    off hardly ever turn on. The activations are positively homogeneous, so this only multiplies them by a constant.
 
     Args:
         chain: the target.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -197,6 +198,15 @@ def test_a_chain_returns_the_logits_of_its_target_up_to_a_constant(name: str) ->
     with target.frozen(), torch.no_grad():
         logits = Chain(target)(images)
         assert torch.allclose(logits.log_softmax(1).float(), target(images).log_softmax(1), atol=1e-4)
+
+
+def test_an_onnx_file_is_inverted_from_gray(dead: Target, tmp_path: Path) -> None:
+    path = tmp_path / "dead.onnx"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the exporter, about itself
+        torch.onnx.export(dead.module, (torch.rand(2, 64),), path, dynamo=False, opset_version=13)
+    inversion = invert(path, options={"per_class": 1}, labels=[2, 7])
+    assert accuracy(inversion) == 1.0 and all(proof.tight for proof in inversion.proofs)
 
 
 class Residual(nn.Module):
