@@ -1,0 +1,2 @@
+"""sat."""
+from interpkit_sat.networks import BinaryNet, BinaryNets
