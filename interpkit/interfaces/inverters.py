@@ -54,6 +54,15 @@ class Inverter(Component, ABC):
         """
         return stored.default()
 
+    @staticmethod
+    def example(input_shape: tuple[int, ...], num_classes: int) -> Target | None:
+        """Return a small classifier that the inverter accepts; only `interpkit.testing` requires this, to run it.
+
+        Override this if the inverter refuses most classifiers. The example may be random, drawn from torch's global
+        generator. By default None: any classifier will do.
+        """
+        return None
+
 
 class StoredInversion(ABC):
     """The inversion that a run folder holds.

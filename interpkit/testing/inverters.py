@@ -65,6 +65,18 @@ class Kept(Recorder):
         self.saved = torch.load(file, weights_only=True)
 
 
+def target_for(cls: Any, shape: toy_models.Shape, num_classes: int) -> Target:
+    """Return a small classifier that the inverter accepts: its own example, or else any; a fresh copy each time."""
+    with global_seed(0, toy_models.CPU):
+        own: Target | None = cls.example(shape, num_classes)
+    return toy_models.target_of(shape, num_classes) if own is None else own
+
+
+def tiny_target(cls: Any) -> Target:
+    """Return such a classifier of 1 x 12 x 12 images and 3 classes."""
+    return target_for(cls, toy_models.TINY, 3)
+
+
 def run(
     cls: Any, target: Target, recorder: Recorder, *, device: torch.device = toy_models.CPU, **settings: Any
 ) -> Inversion:
@@ -120,14 +132,14 @@ def needs(cls: Any) -> None:
     """`needs` names the parts of a recipe that it uses, of conditioner, generator and loss; those are enough."""
     unknown = [part for part in cls.needs if part not in PARTS]
     expect(isinstance(cls.needs, tuple) and not unknown, f"needs is {cls.needs!r}")
-    run(cls, toy_models.tiny_target(), Recorder(1))
+    run(cls, tiny_target(cls), Recorder(1))
 
 
 @promised("inverter", "leave needs_gradient = True, or ask the target for its logits alone")
 def needs_gradient(cls: Any) -> None:
     """With `needs_gradient` = False it inverts a target that no gradient passes."""
     if not cls.needs_gradient:
-        target = toy_models.tiny_target()
+        target = tiny_target(cls)
         target.forward = torch.no_grad()(target.forward)  # type: ignore[method-assign]
         target.respond = torch.no_grad()(target.respond)  # type: ignore[method-assign]
         run(cls, target, Recorder(2))
@@ -141,7 +153,7 @@ def shapes(cls: Any) -> None:
     """
 
     def attempt(shape: toy_models.Shape, count: int) -> Any:
-        inversion = run(cls, toy_models.target_of(shape, count), Recorder(2), labels=[0, count - 1])
+        inversion = run(cls, target_for(cls, shape, count), Recorder(2), labels=[0, count - 1])
         return inversion.empty, *pictures(inversion)
 
     for shape, count, (empty, images, labels) in toy_models.accepted(attempt, toy_models.VARIED):
@@ -157,7 +169,7 @@ def shapes(cls: Any) -> None:
 @promised("inverter", "use recipe.labels if it is not None")
 def labels(cls: Any) -> None:
     """It inverts only the classes that the recipe names."""
-    inversion = run(cls, toy_models.tiny_target(), Recorder(2), labels=[2, 0])
+    inversion = run(cls, tiny_target(cls), Recorder(2), labels=[2, 0])
     found = set(pictures(inversion)[1].tolist())
     expect(found == {0, 2} - inversion.empty.keys(), f"classes 0 and 2 requested, images of {sorted(found)}")
 
@@ -165,7 +177,7 @@ def labels(cls: Any) -> None:
 @promised("inverter", "pass empty={label: 'why there is none'} to the inversion")
 def empty(cls: Any) -> None:
     """A class without an image is in `empty`, with a reason in words, and only classes that were requested are."""
-    inversion = run(cls, toy_models.tiny_target(), Recorder(2))
+    inversion = run(cls, tiny_target(cls), Recorder(2))
     for label, reason in inversion.empty.items():
         expect(type(label) is int and 0 <= label < 3, f"empty names {label!r}, which was not requested")
         expect(isinstance(reason, str) and reason.strip(), f"class {label} is empty, and the reason is {reason!r}")
@@ -174,7 +186,7 @@ def empty(cls: Any) -> None:
 @promised("inverter", "return what sampling needs from files(), and read it in load by stored.read or stored.tensors")
 def loads(cls: Any) -> None:
     """From `files()` and its samples, `load` returns the same inversion: its type, classes, images and sections."""
-    inversion = run(cls, toy_models.tiny_target(), Recorder(SHORT))
+    inversion = run(cls, tiny_target(cls), Recorder(SHORT))
     again = reloaded(cls, inversion)
     expect(type(again) is type(inversion), f"a {type(inversion).__name__} is loaded as a {type(again).__name__}")
     expect(again.classes == inversion.classes, f"the classes {inversion.classes} are loaded as {again.classes}")
@@ -206,7 +218,7 @@ def stops(cls: Any) -> None:
 
 def expect_steps(cls: Any, recorder: Kept, last: int) -> None:
     """Raise `Broken` unless a run takes and records the steps from 1 to ``last``."""
-    inversion = run(cls, toy_models.tiny_target(), recorder)
+    inversion = run(cls, tiny_target(cls), recorder)
     expect(recorder.seen == list(range(1, last + 1)), f"it ran the steps {recorder.seen} instead of 1 to {last}")
     expect(inversion.steps_done == last, f"the history ends at step {inversion.steps_done} instead of {last}")
 
@@ -221,7 +233,7 @@ def resumes(cls: Any) -> None:
 
     Resuming from the one that recorder.start() returns leads to the same result as without the interruption.
     """
-    target = toy_models.tiny_target()
+    target = tiny_target(cls)
     whole = Kept(save=HALFWAY)
     wanted = pictures(run(cls, target, whole))
     expect(whole.saved is not None, f"no checkpoint was saved, though one was due at step {HALFWAY}")
@@ -235,7 +247,7 @@ def resumes(cls: Any) -> None:
 @promised("inverter", "draw with interpkit.random_generator(device, interpkit.derive_seed(recipe.seed, 'a purpose'))")
 def seeded(cls: Any) -> None:
     """recipe.seed and torch's global generator determine the result; those of numpy and Python are unchanged."""
-    target = toy_models.tiny_target()
+    target = tiny_target(cls)
     with expect_no_draws("numpy", "Python"):
         one, other = (pictures(run(cls, target, Recorder(SHORT))) for _ in range(2))
     expect(same(one, other), "two runs with one seed differ")
@@ -244,7 +256,7 @@ def seeded(cls: Any) -> None:
 @promised("inverter", "change nothing of the target, and remove hooks in a finally")
 def target_untouched(cls: Any) -> None:
     """The user's classifier is unchanged: parameters, buffers, modes, hooks, requires_grad."""
-    target = toy_models.tiny_target()
+    target = tiny_target(cls)
     with target.frozen(), expect_unchanged(target):
         run(cls, target, Recorder(SHORT))
 
@@ -252,7 +264,7 @@ def target_untouched(cls: Any) -> None:
 @promised("inverter", "make tensors with device=torch.device(recipe.device), and move modules there")
 def device(cls: Any) -> None:
     """It computes on recipe.device, the target's device."""
-    target = toy_models.tiny_target()
+    target = tiny_target(cls)
     for place in other_devices():
         with place as other:
             images, _ = pictures(run(cls, toy_models.moved(target, other), Recorder(2), device=other))
@@ -262,7 +274,7 @@ def device(cls: Any) -> None:
 @promised("inverter", "optimize the requested class, and make steps descend the loss")
 def converges(cls: Any) -> None:
     """In a short run the loss falls, and the target assigns most images to the class that was asked for."""
-    target = toy_models.tiny_target()
+    target = tiny_target(cls)
     inversion = run(cls, target, Recorder(toy_models.STEPS), optimizer={"lr": 0.05})
     expect_learned(inversion)
     images, asked = pictures(inversion)

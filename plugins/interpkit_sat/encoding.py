@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -24,7 +25,7 @@ REQUIRED = (
     "at the end, as the architecture bnn:net builds and examples/train_bnn.py trains"
 )
 PROBES = 32
-BYTES = 250
+BYTES = 300
 """What a clause takes in Python and in the solver, about."""
 
 
@@ -107,13 +108,13 @@ def read(target: Target) -> Network:
     """
     refusal = f"the inverter 'cnf' cannot encode {target.name}"
     layers: list[Layer] = []
-    before, inside, shape = "", (), target.input_shape
+    before, shape, inside = "", target.input_shape, tuple[str, ...]()
     signs: Signs | None = None
     for name, module in target.layers().items():
         if name.startswith(inside) or isinstance(module, WITHOUT_EFFECT):
             continue
         kind = next((code for code, cls in KINDS.items() if isinstance(module, cls)), "?")
-        if kind not in FOLLOWS[before] or (kind == "?"):
+        if kind not in FOLLOWS[before]:
             wanted = " or ".join(KINDS[code].__name__ for code in FOLLOWS[before]) or "no further layer"
             raise ModelError(
                 f"{refusal}: the layer {name!r} is of the type {type(module).__name__}, where {wanted} is expected. "
@@ -123,7 +124,7 @@ def read(target: Target) -> Network:
         if isinstance(module, Threshold):
             assert signs is not None
             out = signs(torch.zeros(1, *shape, device=signs.weight.device)).shape[1:]
-            layers.append(Layer(signs.cpu(), module.threshold().cpu(), shape, out[1:].numel()))
+            layers.append(Layer(copy.deepcopy(signs).cpu(), module.threshold().cpu(), shape, out[1:].numel()))
             shape = tuple(out)
         signs = module if isinstance(module, Signs) else None
     if not isinstance(signs, Votes):
@@ -162,9 +163,11 @@ class Formula:
 
     def require(self, literals: Sequence[int], needed: int) -> None:
         """Require that at least so many of the literals hold."""
-        if needed == 1 or needed > len(literals):
-            self.clauses.append(tuple(literals) if needed == 1 else ())
-        elif needed > 0:
+        if needed > len(literals):
+            self.clauses += [(1,), (-1,)]  # not the empty clause, which some solvers do not accept
+        elif needed == 1:
+            self.clauses.append(tuple(literals))
+        elif needed > 1:
             self.clauses.append((self._counter(literals, needed, self.new(), both=False),))
 
     def define(self, variable: int, literals: Sequence[int], needed: int) -> None:
@@ -180,7 +183,10 @@ class Formula:
             now = {}
             for j in range(max(1, needed - len(literals) + i), min(i, needed) + 1):
                 s = now[j] = last if i == len(literals) else self.new()
-                without, with_x = before.get(j), before.get(j - 1)  # None: j of i - 1 is impossible; 0 of them is certain
+                without, with_x = (
+                    before.get(j),
+                    before.get(j - 1),
+                )  # None: j of i - 1 is impossible; 0 of them is certain
                 add((-s, x) if without is None else (-s, x, without))
                 if with_x is not None:
                     add((-s, with_x))

@@ -31,7 +31,8 @@ class _Step(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
         (x,) = ctx.saved_tensors
-        return gradient * (x.abs() <= 1)
+        passed: Tensor = gradient * (x.abs() <= 1)
+        return passed
 
 
 def step(x: Tensor) -> Tensor:
@@ -125,7 +126,9 @@ class Threshold(nn.Module):
     def forward(self, sums: Tensor) -> Tensor:
         """Return 0 and 1, in the shape of the sums, (B, channels, ...)."""
         if self.training:
-            return step((self.norm(sums.flatten(2) if sums.dim() > 2 else sums).view_as(sums)) + self._along(self.bias, sums))
+            return step(
+                (self.norm(sums.flatten(2) if sums.dim() > 2 else sums).view_as(sums)) + self._along(self.bias, sums)
+            )
         assert self.norm.running_var is not None
         spread = (self.norm.running_var + self.norm.eps).sqrt()
         # Half a unit lies between the threshold and the sums on either side, so no rounding can cross it.
@@ -179,7 +182,9 @@ class BinaryNet(nn.Sequential):
             layers += [SignConv(shape[0], units, opt.kernel, opt.stride, opt.fan_in), Threshold(units)]
             shape = (units, *((side - opt.kernel) // opt.stride + 1 for side in shape[1:]))
             if min(shape) < 1:
-                raise ValueError(f"convolution {len(layers) // 2} of {len(opt.channels)} has no place left in the image")
+                raise ValueError(
+                    f"convolution {len(layers) // 2} of {len(opt.channels)} has no place left in the image"
+                )
         features = math.prod(shape)
         for units in opt.hidden:
             layers += [SignLinear(features, units, opt.fan_in), Threshold(units)]

@@ -6,11 +6,11 @@ import importlib
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
+import torch
+
 import interpkit
 from interpkit import UsageError, random_generator
 from interpkit_sat.encoding import Clause, Formula
-
-import torch
 
 CONFLICTS = 2000
 """Conflicts after which a solver asks whether to go on."""
@@ -35,7 +35,7 @@ class Search(Protocol):
 
 
 class Glucose:
-    """Glucose 4, which first tries a random value for each input: inputs vary, but are not uniform.
+    """Glucose 4, which first tries a random value for each variable: inputs vary, but are not uniform.
 
     Args:
         formula: what has to hold.
@@ -51,15 +51,15 @@ class Glucose:
     def find(self, seed: int, keep_going: Callable[[], bool]) -> list[bool] | None:
         """Return the values of the inputs, or None if no input exists; see `Search.find`."""
         rng = random_generator(torch.device("cpu"), seed)
-        signs = torch.randint(2, (self._inputs,), generator=rng) * 2 - 1
-        self._solver.set_phases((signs * torch.arange(1, self._inputs + 1)).tolist())
-        while True:
+        count = self._solver.nof_vars()  # random inputs alone do not vary: the solver decides on counters first
+        signs = torch.randint(2, (count,), generator=rng) * 2 - 1
+        self._solver.set_phases((signs * torch.arange(1, count + 1)).tolist())
+        while keep_going():
             self._solver.conf_budget(CONFLICTS)
             answer = self._solver.solve_limited()
             if answer is not None:
                 return [value > 0 for value in self._solver.get_model()[: self._inputs]] if answer else None
-            if not keep_going():
-                raise Stopped
+        raise Stopped
 
     def add(self, clauses: Sequence[Clause]) -> None:
         """Add clauses."""
@@ -87,15 +87,14 @@ class CMSGen:
     def find(self, seed: int, keep_going: Callable[[], bool]) -> list[bool] | None:
         """Return the values of the inputs, or None if no input exists; see `Search.find`."""
         conflicts = CONFLICTS
-        while True:
+        while keep_going():
             solver = self._sampler.Solver(seed=seed % 2**31, confl_limit=conflicts)
             solver.add_clauses(self._clauses)
             answer, model = solver.solve()
             if answer is not None:
                 return list(model[1 : self._inputs + 1]) if answer else None
-            if not keep_going():
-                raise Stopped
             conflicts *= 2  # it cannot go on where it was stopped
+        raise Stopped
 
     def add(self, clauses: Sequence[Clause]) -> None:
         """Add clauses."""
