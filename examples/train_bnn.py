@@ -84,7 +84,13 @@ def main() -> None:
     fit(net, x_train[rows], y_train[rows], seconds=args.seconds, batch_size=args.batch_size, lr=args.lr)
     print(f"test accuracy {accuracy(net, x_test, y_test):.4f}")
     path = interpkit.save_target(
-        net, args.out, architecture="bnn:net", arch_args=arguments, input_shape=x_train.shape[1:]
+        net,
+        args.out,
+        architecture="bnn:net",
+        arch_args=arguments,
+        input_shape=x_train.shape[1:],
+        output="logits",
+        feature_layer=f"{len(net) - 1}:in",
     )
     print(f"saved {path} ({path.stat().st_size / 1e6:.2f} MB)")
 

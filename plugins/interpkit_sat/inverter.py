@@ -134,7 +134,7 @@ class Cnf(Inverter):
     def example(input_shape: tuple[int, ...], num_classes: int) -> Target:
         """Return a small binarised network of random weights; see `Inverter.example`."""
         net = BinaryNet(input_shape=tuple(input_shape), num_classes=num_classes, hidden=[24], fan_in=6)
-        return wrap(net.eval(), input_shape)
+        return wrap(net.eval(), input_shape, output="logits")
 
     def invert(self, target: Target, recipe: Recipe, parts: Parts, recorder: Recorder) -> CnfInversion:
         """Find all inputs; see `Inverter.invert`."""
@@ -351,6 +351,7 @@ class Hunt:
         labels = torch.tensor([label for label in self.labels for _ in self.found[label]], dtype=torch.int64)
         files, findings = dict[str, bytes](), dict[int, dict[str, Any]]()
         empty = {}
+        fixed = " and the fixed pixels" * bool(self.options.on or self.options.off)
         for label in self.labels:
             outcome = self.outcomes.get(label, "unfinished")
             findings[label] = {"outcome": outcome, "images": len(self.found[label])}
@@ -362,7 +363,10 @@ class Hunt:
                 files[f"class-{label}.cnf"] = self._formula(label).dimacs(self.inputs)
             if label in self.proofs:
                 files[f"class-{label}.drat"] = self.proofs[label]
-                empty[label] = f"proved that no such input exists; class-{label}.drat is the proof of class-{label}.cnf"
+                empty[label] = (
+                    f"proved that no input has at least {self.options.margin} more votes for it than for any other class"
+                    f"{fixed}; class-{label}.drat is the proof"
+                )
             elif not len(self.found[label]):
                 late = f"no input was found within cnf.time_limit = {self.options.time_limit:g} s; --resume searches on"
                 empty[label] = late if label in self._late else BEFORE
