@@ -364,8 +364,8 @@ class Hunt:
             if label in self.proofs:
                 files[f"class-{label}.drat"] = self.proofs[label]
                 empty[label] = (
-                    f"proved that no input has at least {self.options.margin} more votes for it than for any other class"
-                    f"{fixed}; class-{label}.drat is the proof"
+                    f"proved that no input has at least {self.options.margin} more votes for it than for any other "
+                    f"class{fixed}; class-{label}.drat is the proof"
                 )
             elif not len(self.found[label]):
                 late = f"no input was found within cnf.time_limit = {self.options.time_limit:g} s; --resume searches on"

@@ -69,6 +69,17 @@ def make_model(place: Path, needs: Callable[[str], Path]) -> None:
     interpkit.save_target(classifier(seed), place, architecture="interpkit:cnn", arch_args=ARCH_ARGS, **FACTS)
 
 
+def make_bnn(place: Path, needs: Callable[[str], Path]) -> None:
+    """Write a small binarised network."""
+    arguments = {"input_shape": list(SHAPE), "num_classes": 10, "hidden": [64], "fan_in": 12}
+    with torch.random.fork_rng([]):
+        torch.manual_seed(0)
+        net = interpkit.build_architecture("bnn:net", arguments)
+    interpkit.save_target(
+        net.eval(), place, architecture="bnn:net", arch_args=arguments, input_shape=SHAPE, output="logits"
+    )
+
+
 def make_data(place: Path, needs: Callable[[str], Path]) -> None:
     """Write labeled images, in two splits."""
     (x_train, y_train), (x_test, y_test) = squares(20, 1), squares(20, 2)
@@ -249,6 +260,7 @@ def make_exported(place: Path, needs: Callable[[str], Path]) -> None:
 MAKERS: dict[str, Maker] = {
     "model.safetensors": make_model,
     "other.safetensors": make_model,
+    "bnn.safetensors": make_bnn,
     "mnist.npz": make_data,
     "test.npz": make_data,
     "train-images": make_folders,
