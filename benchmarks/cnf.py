@@ -14,22 +14,27 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from interpkit_sat import BinaryNet
 
 from examples.train_bnn import fit
 from examples.train_classifier import accuracy, load_data
 from interpkit import Target, invert, wrap
-from interpkit_sat import BinaryNet
 
 PER_CLASS = 10
 
 
-def trained(data: tuple[torch.Tensor, ...], seconds: float, **arguments: Any) -> Target:
-    """Train a network for so many seconds and print its accuracy."""
+def trained(data: tuple[torch.Tensor, ...], steps: int, **arguments: Any) -> Target:
+    """Train a network and print its accuracy."""
     torch.manual_seed(0)
     x_train, y_train, x_test, y_test = data
     net = BinaryNet(input_shape=(1, 28, 28), threshold=0.3, **arguments)
-    fit(net, x_train, y_train, seconds=seconds)
-    print(f"{arguments}: test accuracy {accuracy(net, x_test, y_test):.3f} after {seconds:g} s", flush=True)
+    start = time.process_time()
+    fit(net, x_train, y_train, steps=steps)
+    seconds = time.process_time() - start
+    print(
+        f"{arguments}: test accuracy {accuracy(net, x_test, y_test):.3f} after {steps} steps, {seconds:.0f} s",
+        flush=True,
+    )
     return wrap(net, (1, 28, 28), output="logits")
 
 
@@ -61,10 +66,15 @@ def against_brute_force(count: int) -> None:
     for seed in range(count):
         torch.manual_seed(seed)
         net = BinaryNet(
-            input_shape=(10,), num_classes=3 + seed % 8, hidden=[[8], [16], [12, 8]][seed % 3], fan_in=[4, 6, 0][seed % 3]
+            input_shape=(10,),
+            num_classes=3 + seed % 8,
+            hidden=[[8], [16], [12, 8]][seed % 3],
+            fan_in=[4, 6, 0][seed % 3],
         )
         net.train()
-        net(torch.randint(2, (64, 10)).float())  # batch norms record statistics, so that units are neither all 0 nor all 1
+        net(
+            torch.randint(2, (64, 10)).float()
+        )  # batch norms record statistics, so that units are neither all 0 nor all 1
         target = wrap(net.eval(), (10,), output="logits")
         run = invert(target, inverter="cnf", device="cpu", options={"cnf.per_class": 1025})
         votes = target(inputs)
@@ -77,7 +87,11 @@ def against_brute_force(count: int) -> None:
             classes += 1
             empty += not wanted
             proved += not wanted and f"class-{label}.drat" in run.files()
-    print(f"{count} networks of 10 bits: {equal} of {classes} classes equal to brute force, {proved} of {empty} empty proved")
+    print(
+        f"{count} networks of 10 bits: {equal} of {classes} classes equal to brute force, {proved} of {empty} empty "
+        f"ones proved",
+        flush=True,
+    )
 
 
 def main() -> None:
@@ -85,16 +99,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="mnist.npz")
     parser.add_argument("--networks", type=int, default=50, help="Random networks of ten bits (default: 50).")
-    parser.add_argument("--seconds", type=float, default=45, help="Training of each network (default: 45).")
+    parser.add_argument("--steps", type=int, default=3000, help="Steps of training (default: 3000).")
     args = parser.parse_args()
     torch.set_num_threads(1)
     data = load_data(str(args.data), "")
-    sparse = trained(data, args.seconds, hidden=[200], fan_in=32)
+    sparse = trained(data, args.steps, hidden=[200], fan_in=32)
     sampled(sparse)
     sampled(sparse, distance=100)
-    conv = trained(data, 2 * args.seconds, channels=[16], kernel=5, stride=2, hidden=[300], fan_in=25)
-    sampled(conv)
     against_brute_force(args.networks)
+    conv = trained(data, args.steps, channels=[12], kernel=5, stride=2, hidden=[256], fan_in=32)
+    sampled(conv)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ x_test, y_test: images as uint8, (N, H, W) or (N, H, W, C), and labels 0..n-1.
 from __future__ import annotations
 
 import argparse
-import time
 
 import torch
 import torch.nn.functional as F
@@ -21,23 +20,22 @@ from train_classifier import accuracy, load_data
 import interpkit
 
 
-def fit(net: BinaryNet, x: Tensor, y: Tensor, *, seconds: float, batch_size: int = 100, lr: float = 0.01) -> None:
-    """Train with Adam for about so many seconds, the rate falling to 0; leave the network in eval mode.
+def fit(net: BinaryNet, x: Tensor, y: Tensor, *, steps: int, batch_size: int = 100, lr: float = 0.01) -> None:
+    """Train with Adam, the rate falling to 0, and leave the network in eval mode.
 
     Args:
         net: the network, trained in place.
         x: images (N, C, H, W) in [0, 1].
         y: labels (N,).
-        seconds: how long.
+        steps: how many.
         batch_size: images per step.
         lr: the first learning rate.
     """
     net.train()
     optimizer = torch.optim.Adam(net.parameters(), lr=lr)
-    start = time.monotonic()
-    while (spent := (time.monotonic() - start) / seconds) < 1:
+    for step in range(steps):
         rows = torch.randint(len(x), (batch_size,))
-        optimizer.param_groups[0]["lr"] = lr * (1 - spent)
+        optimizer.param_groups[0]["lr"] = lr * (1 - step / steps)
         loss = F.cross_entropy(net(x[rows]), y[rows])
         optimizer.zero_grad()
         loss.backward()
@@ -55,7 +53,7 @@ def main() -> None:
     parser.add_argument("--out", required=True, help="The .safetensors file to write.")
     parser.add_argument("--root", default="data", help="Folder for torchvision's downloads (default: data).")
     parser.add_argument("--train-images", type=int, help="Use only the first N training images.")
-    parser.add_argument("--seconds", type=float, default=45, help="How long to train (default: 45).")
+    parser.add_argument("--steps", type=int, default=3000, help="Steps of training (default: 3000).")
     parser.add_argument("--batch-size", type=int, default=100, help="Images per step (default: 100).")
     parser.add_argument("--lr", type=float, default=0.01, help="First learning rate (default: 0.01).")
     parser.add_argument("--hidden", type=int, nargs="*", default=[200], help="Units of each layer (default: 200).")
@@ -81,7 +79,7 @@ def main() -> None:
     }
     net = BinaryNet(**arguments)
     rows = slice(args.train_images)
-    fit(net, x_train[rows], y_train[rows], seconds=args.seconds, batch_size=args.batch_size, lr=args.lr)
+    fit(net, x_train[rows], y_train[rows], steps=args.steps, batch_size=args.batch_size, lr=args.lr)
     print(f"test accuracy {accuracy(net, x_test, y_test):.4f}")
     path = interpkit.save_target(
         net,
