@@ -87,7 +87,7 @@ class Cnf(Inverter):
 
     A class that has no input is in `Inversion.empty`, and the run has the formula and the proof. Pixels may be fixed,
     and the inputs of small networks counted. The recipe's losses are not used; one step of a run finds an equal share
-    of the images. When a class exceeds its ``time_limit``, the run goes on with the next and ends as interrupted;
+    of the images. When a class exceeds its ``time_limit``, the run continues with the next and ends as interrupted;
     resuming it gives each unfinished class another ``time_limit``.
 
     After Suhail, Chakraborty & Sethi, "Network Inversion of Binarised Neural Nets" (2024), of which the abstract was

@@ -17,7 +17,7 @@ CONFLICTS = 2000
 
 
 class Stopped(Exception):  # noqa: N818  # not an error
-    """The solver was told not to go on."""
+    """The caller asked the solver to stop."""
 
 
 class Search(Protocol):
@@ -27,7 +27,7 @@ class Search(Protocol):
         """Return the values of the inputs, or None if no input exists.
 
         Raises:
-            Stopped: it was told not to go on.
+            Stopped: ``keep_going`` returned False.
         """
 
     def add(self, clauses: Sequence[Clause]) -> None:
@@ -72,7 +72,7 @@ class Glucose:
 
 
 class CMSGen:
-    """CMSGen (Golia et al. 2021), whose inputs are close to uniform; it solves anew for each.
+    """CMSGen (Golia et al. 2021), whose inputs are close to uniform; it solves the formula again for each.
 
     Args:
         formula: what has to hold.

@@ -187,7 +187,7 @@ def test_a_file_holds_the_network_and_the_family_builds_it_again(tmp_path: Path)
         ({"input_shape": [4, 4]}, "vectors"),
         ({"input_shape": [16], "channels": [2]}, "vectors"),
         ({"input_shape": [1, 4, 4], "channels": [2, 2]}, "no place left"),
-        ({"hiden": [4]}, "hiden"),
+        ({"units": [4]}, "units"),
     ],
 )
 def test_arguments_that_build_no_network_are_refused(arguments: dict[str, Any], words: str) -> None:
