@@ -1,6 +1,8 @@
 """The public names of interpkit and the modules that define them."""
 
 from ._version import __version__ as __version__
+from .api.counterfactual import Counterfactuals as Counterfactuals
+from .api.counterfactual import counterfactual as counterfactual
 from .api.distill import distill as distill
 from .api.evaluate import evaluate as evaluate
 from .api.invert import invert as invert
@@ -52,6 +54,9 @@ from .inversion.checkpoint import TrainingState as TrainingState
 from .inversion.checkpoint import restore as restore
 from .inversion.checkpoint import snapshot as snapshot
 from .inversion.loop import GeneratorInverter as GeneratorInverter
+from .inversion.manifold import nearest_along as nearest_along
+from .inversion.nearest import Nearest as Nearest
+from .inversion.nearest import nearest as nearest
 from .inversion.objective import Objective as Objective
 from .inversion.objective import ObjectiveValue as ObjectiveValue
 from .inversion.objective import falling as falling
