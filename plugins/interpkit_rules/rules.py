@@ -153,7 +153,7 @@ class Rules(_Part):
 
     def condition(self, path: Sequence[tuple[int, bool]]) -> str:
         """Return the conditions of a rule: ``P1 and not P2``."""
-        return " and ".join(f"{'' if above else 'not '}P{plane + 1}" for plane, above in path) or "always"
+        return " and ".join(f"{'not ' * (not above)}P{plane + 1}" for plane, above in sorted(path)) or "always"
 
     @property
     def summary(self) -> str:

@@ -10,6 +10,9 @@ import interpkit
 from interpkit import UsageError
 from interpkit_rules.rules import Leaf, Split
 
+LEAST_SHARE = 0.002
+"""A rule must hold for at least this share of the points."""
+
 
 def need_trees() -> Any:
     """Return the module ``sklearn.tree``.
@@ -38,7 +41,8 @@ def fit(above: Tensor, labels: Tensor, most: int) -> Leaf | Split:
         values, counts = labels.unique(return_counts=True)
         best = int(counts.argmax())
         return Leaf(label=int(values[best]), points=len(labels), agreement=int(counts[best]) / len(labels))
-    model = need_trees().DecisionTreeClassifier(max_leaf_nodes=most, random_state=0)
+    least = max(1, round(LEAST_SHARE * len(labels)))
+    model = need_trees().DecisionTreeClassifier(max_leaf_nodes=most, min_samples_leaf=least, random_state=0)
     model.fit(above.numpy().astype("float32"), labels.numpy())
     return _read(model, 0)
 
