@@ -18,9 +18,13 @@ from interpkit.runtime.random import random_generator
 
 CANDIDATES = 10
 """The other classes with the largest logits, from which those with the nearest linearized boundary are chosen."""
-TRIES = 8
+TRIES = 32
 """Random starting points for an input from which the search does not reach the boundary."""
+SPREAD = 8
+"""The first of these points that may be anywhere; those before are nearer to the input."""
 HALVINGS = 24
+GREEDY = 100
+"""Maximum number of single steps on a grid."""
 BEYOND = tuple(1 + share for share in (0.0, *(2.0**k / 10_000 for k in range(14))))
 """Factors by which a change is enlarged until the input lies clearly beyond the boundary."""
 STRETCHES = (1.0, 1.01, 1.1, 1.5, 3.0)
@@ -205,7 +209,7 @@ class _Box:
 
     def __getitem__(self, rows: Tensor) -> _Box:
         tensors = (self.x, self.low, self.high, self.grid, self.free)
-        return _Box(*(tensor[rows] for tensor in tensors), self.smooth)
+        return _Box(*[tensor[rows] for tensor in tensors], smooth=self.smooth)
 
     def clip(self, points: Tensor) -> Tensor:
         return torch.where(self.free > 0, points.clamp(self.low, self.high), self.x)
@@ -215,13 +219,25 @@ class _Box:
         noise = torch.rand(self.x.shape, generator=rng, device=self.x.device)
         return self.clip(self.x + radius * (self.low + (self.high - self.low) * noise - self.x))
 
-    def on_grid(self, points: Tensor) -> Tensor:
-        """Round each change to a multiple of its step, toward the given input where it would leave the bounds."""
-        change = points - self.x
-        count = (change / self.grid).round()
-        inside = (self.x + count * self.grid - self.low > -1e-6) & (self.x + count * self.grid - self.high < 1e-6)
-        count = torch.where(inside, count, (change / self.grid).trunc())
-        return self.clip(torch.where(self.grid > 0, self.x + count * self.grid, points))
+    def on_grid(self, points: Tensor, down: bool = False) -> Tensor:
+        """Round each change to a multiple of its step; ``down``, or where it would leave the bounds, toward zero."""
+        count = (points - self.x) / self.grid
+        rounded = self.x + count.round() * self.grid
+        inside = (rounded > self.low - 1e-6) & (rounded < self.high + 1e-6) & (not down)
+        rounded = torch.where(inside, rounded, self.x + (count * (1 + 1e-6)).trunc() * self.grid)
+        return self.clip(torch.where(self.grid > 0, rounded, points))
+
+    def one_step(self, points: Tensor, gradient: Tensor) -> Tensor:
+        """Move one input of each row by one step: the one where the margin gains most for the distance it costs."""
+        move = self.grid * gradient.sign()
+        inside = (points + move > self.low - 1e-6) & (points + move < self.high + 1e-6)
+        cost = 2 * (points - self.x) * move + move.square()  # below 0 toward the given input, which is free
+        gain = torch.where(
+            inside & (move != 0) & (self.free > 0), gradient.abs() * self.grid / cost.clamp_min(1e-9), 0.0
+        )
+        chosen = gain.flatten(1).argmax(1, keepdim=True)
+        single = torch.zeros_like(gain.flatten(1)).scatter(1, chosen, 1.0).view_as(points)
+        return self.clip(points + move * single * (gain > 0))
 
     def project(self, gradient: Tensor, needed: Tensor) -> Tensor:
         r"""Return the nearest points at which a linear function has grown by ``needed``, (B,).
@@ -267,15 +283,14 @@ class _Search:
             if not len(rows):
                 break
             own = self[rows]
-            start = own.box.x if attempt == 0 else own.box.random(attempt / (starts + TRIES - 1), rng)
+            start = own.box.x if attempt == 0 else own.box.random(min(1.0, attempt / SPREAD), rng)
             points, distances = own.descend(start, iterations)
             better = distances < least[rows]
             boundary[rows[better]], least[rows[better]] = points[better], distances[better]
         _, normals = self.margin.slope(boundary)
         normals = normals / _wide(normals.flatten(1).norm(dim=1).clamp_min(1e-30), x)
-        points, beyond = self.beyond(boundary)
-        distances = torch.where(least.isfinite() & beyond, _distance(points, x), torch.inf)
-        return points, boundary, normals, distances
+        points, distances = self.beyond(boundary)
+        return points, boundary, normals, torch.where(least.isfinite(), distances, torch.inf)
 
     def descend(self, start: Tensor, iterations: int) -> tuple[Tensor, Tensor]:
         """Return points on the boundary and their distances, inf where none was reached."""
@@ -293,9 +308,9 @@ class _Search:
             keep(now, margin)
             needed = (gradient * (now - x)).flatten(1).sum(1) - margin
             moved = (now + self.box.project(gradient, needed)) / 2
-            converged = (moved - now).abs().max() < 1e-6
+            still = (moved - now).abs().max() < 1e-6 or not gradient.any()
             now = moved
-            if converged:
+            if still:
                 break
         for factor in STRETCHES:
             points = self.box.clip(x + factor * (now - x))
@@ -308,19 +323,32 @@ class _Search:
         return x + _wide(outer, x) * (best - x), outer * least
 
     def beyond(self, boundary: Tensor) -> tuple[Tensor, Tensor]:
-        """Return points clearly beyond the boundary whose changes are on the grid, and whether the target agrees."""
+        """Return the nearest points clearly beyond the boundary whose changes are on the grid, and their distances."""
         x = self.box.x
         with torch.no_grad():
             logits = self.margin.target(x)
         clear = 1e-4 * self.margin.of(logits).abs() + 1e-5 * logits.abs().amax(1)
-        points, done = boundary, torch.zeros(len(x), dtype=torch.bool, device=x.device)
+        best, least = boundary, torch.full((len(x),), torch.inf, device=x.device)
+
+        def keep(points: Tensor, margin: Tensor) -> None:
+            nonlocal best, least
+            distances = torch.where(margin >= clear, _distance(points, x), torch.inf)
+            best = torch.where(_wide(distances < least, x), points, best)
+            least = least.minimum(distances)
+
         for factor in BEYOND:
-            farther = self.box.on_grid(self.box.clip(x + factor * (boundary - x)))
-            points = torch.where(_wide(done, x), points, farther)
-            done = self.margin(points) >= clear
-            if done.all():
+            points = self.box.on_grid(x + factor * (boundary - x))
+            keep(points, self.margin(points))
+            if least.isfinite().all():
                 break
-        return points, done
+        points = self.box.on_grid(boundary, down=True)
+        for _ in range(GREEDY if (self.box.grid > 0).any() else 0):  # the ray misses what single steps would reach
+            margin, gradient = self.margin.slope(points)
+            keep(points, margin)
+            if ((margin >= clear) | (_distance(points, x) >= least)).all():
+                break
+            points = self.box.one_step(points, gradient)
+        return best, least
 
 
 def _wide(values: Tensor, like: Tensor) -> Tensor:
