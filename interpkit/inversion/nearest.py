@@ -1,0 +1,427 @@
+"""`nearest`: the nearest inputs that a target assigns to another class, by linearized projections onto its boundary."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from torchvision.transforms.functional import gaussian_blur
+
+from interpkit.errors import UsageError, setting
+from interpkit.interfaces.targets import Target
+from interpkit.runtime.at_once import in_batches
+from interpkit.runtime.autograd import with_autograd
+from interpkit.runtime.devices import choose_device
+from interpkit.runtime.random import random_generator
+
+CANDIDATES = 10
+"""The other classes with the largest logits, from which those with the nearest linearized boundary are chosen."""
+TRIES = 32
+"""Random starting points for an input from which the search does not reach the boundary."""
+SPREAD = 8
+"""The first of these points that may be anywhere; those before are nearer to the input."""
+HALVINGS = 24
+GREEDY = 100
+"""Maximum number of single steps on a grid."""
+BEYOND = tuple(1 + share for share in (0.0, *(2.0**k / 10_000 for k in range(14))))
+"""Factors by which a change is enlarged until the input lies clearly beyond the boundary."""
+STRETCHES = (1.0, 1.01, 1.1, 1.5, 3.0)
+"""Factors of the last change, because iterations may approach the boundary from the near side."""
+
+Classes = int | str | Sequence[int | str] | Tensor
+
+
+@dataclass(frozen=True)
+class Nearest:
+    """For each input the nearest one of another class, on the CPU; `nearest` returns it.
+
+    Attributes:
+        images: (N, *input_shape) in [0, 1], just beyond the boundary; the given inputs where none was found.
+        before: (N,) int64, the target's most probable classes of the given inputs.
+        answers: (N,) int64, the classes of ``images``, as verified by the target.
+        distances: (N,) Euclidean distances from the given inputs to ``images``, in units of [0, 1]; inf if not found.
+        boundary: (N, *input_shape), the points where the margin between the classes is zero.
+        normals: (N, *input_shape), unit vectors normal to the boundary there, which point to the new class.
+        reasons: why no input was found, a phrase, by row.
+    """
+
+    images: Tensor
+    before: Tensor
+    answers: Tensor
+    distances: Tensor
+    boundary: Tensor
+    normals: Tensor
+    reasons: Mapping[int, str]
+
+    @property
+    def found(self) -> Tensor:
+        """(N,) bool: for which of the inputs another was found."""
+        return self.distances.isfinite()
+
+
+@with_autograd
+def nearest(
+    target: Target,
+    images: Tensor,
+    to: Classes | None = None,
+    *,
+    low: float | Tensor = 0.0,
+    high: float | Tensor = 1.0,
+    steps: float | Tensor = 0.0,
+    fixed: Tensor | None = None,
+    smooth: float = 0.0,
+    rivals: int = 3,
+    starts: int = 1,
+    iterations: int = 60,
+    seed: int = 0,
+    device: str | torch.device = "auto",
+) -> Nearest:
+    r"""Return for each input the nearest one that the target assigns to another class.
+
+    .. math:: \min_x \|x - x_1\|_2 \quad \text{subject to} \quad z_k(x) \geq z_j(x), \; l \leq x \leq h
+
+    with the new class k and the present one j; where k is asked for, with every other class j. An iteration projects
+    the given input :math:`x_1` onto the boundary linearized at the present point, exactly within the bounds, and moves
+    halfway there. A bisection between :math:`x_1` and the points beyond the boundary then finds the boundary, and the
+    target verifies the result. The problem is not convex, so the result is a local minimum: the best over ``rivals``
+    and ``starts``. Where the search does not reach the boundary, for example because no ReLU is active and the gradient
+    is zero, it is repeated from random points.
+
+    Sources: the boundary points of Saad & Wunsch, "Neural network explanation using inversion" (2007); for repeated
+    projections, Moosavi-Dezfooli et al., "DeepFool" (2016) and Croce & Hein, "Minimally distorted adversarial
+    examples with a fast adaptive boundary attack" (2020).
+
+    Args:
+        target: the classifier.
+        images: (N, *input_shape) in [0, 1].
+        to: the class asked for, by number or name, or one for each input; any other class if omitted. A `multi_label`
+            target requires it: the label that the target is to accept.
+        low: lower bounds of the inputs, broadcast to ``images``.
+        high: upper bounds.
+        steps: inputs change by multiples of this, such as 1 / 255 for 8-bit images; broadcast to ``images``, 0 for any
+            change.
+        fixed: bool, broadcast to ``images``: the inputs that keep their values.
+        smooth: standard deviation of a Gaussian, in pixels, that blurs the change of an image.
+        rivals: number of other classes whose boundary is searched, nearest first, if ``to`` is omitted.
+        starts: number of starting points: the given input, then random ones.
+        iterations: maximum number of iterations from each of them.
+        seed: random seed of the starting points.
+        device: device to compute on.
+
+    Raises:
+        UsageError: the target passes no gradient, ``to`` is missing, or an argument does not fit.
+
+    Example:
+        >>> import torch
+        >>> from interpkit import nearest, wrap
+        >>> target = wrap(torch.nn.Identity(), input_shape=(2,))  # its logits are its inputs
+        >>> result = nearest(target, torch.tensor([[0.8, 0.2]]))
+        >>> result.boundary, result.normals, result.answers
+        (tensor([[0.5000, 0.5000]]), tensor([[-0.7071,  0.7071]]), tensor([1]))
+    """
+    _check(target, images, to, smooth)
+    on = choose_device(device) if isinstance(device, str) else device
+    given = images.detach().float().cpu()
+    asked = None if to is None else _numbers(target, to, len(given))
+    least, most, step = (torch.as_tensor(each).float().cpu().expand_as(given) for each in (low, high, steps))
+    free = torch.ones_like(given) if fixed is None else 1 - fixed.cpu().float().expand_as(given)
+    if (least > most).any():
+        raise UsageError("a lower bound is above the upper bound of the same input. Exchange them.")
+    with target.frozen(on):
+        logits = _logits(target, given, on)
+        before = logits.argmax(1)
+
+        def solve(rows: slice) -> tuple[Tensor, ...]:
+            x, lower, upper, grid, loose = (each[rows].to(on) for each in (given, least, most, step, free))
+            box, rng = _Box(x, lower, upper, grid, loose, smooth), random_generator(on, seed)
+            margins = (
+                _rivals(target, x, before[rows].to(on), rivals)
+                if asked is None
+                else [_Margin(target, asked[rows].to(on))]
+            )
+            solutions = [_Search(box, margin).solve(starts, iterations, rng) for margin in margins]
+            columns = [torch.stack(column) for column in zip(*solutions, strict=True)]
+            best = columns[-1].argmin(0), torch.arange(len(x), device=on)
+            return tuple(column[best].cpu() for column in columns)
+
+        parts = in_batches(target, given, solve)
+        points, boundary, normals, distances = (torch.cat(column) for column in zip(*parts, strict=True))
+        reasons = _impossible(target, given, logits, asked, least, most)
+        distances[list(reasons)] = torch.inf
+        missed = distances.isinf()
+        points[missed], boundary[missed], normals[missed] = given[missed], given[missed], 0.0
+        answers = logits.argmax(1) if asked is None else asked
+        answers = target.predictions(_logits(target, points, on), answers)
+    sought = "another class" if asked is None else "the class"
+    for row in missed.nonzero()[:, 0].tolist():
+        name = "" if asked is None else f" {target.class_names[int(asked[row])]!r}"
+        reasons.setdefault(row, f"no input of {sought}{name} was found within the bounds from {TRIES + starts} starts")
+    return Nearest(points, before, answers, distances, boundary, normals, dict(sorted(reasons.items())))
+
+
+@dataclass(frozen=True)
+class _Margin:
+    """How much the wanted logit exceeds the others, (B,): positive beyond the boundary.
+
+    The others are ``rival`` (B,), or all other classes if it is None; a label of a multi-label target has the margin of
+    its own logit.
+    """
+
+    target: Target
+    wanted: Tensor
+    rival: Tensor | None = None
+
+    def __getitem__(self, rows: Tensor) -> _Margin:
+        return replace(self, wanted=self.wanted[rows], rival=None if self.rival is None else self.rival[rows])
+
+    def of(self, logits: Tensor) -> Tensor:
+        own = logits.gather(1, self.wanted[:, None])[:, 0]
+        if self.target.multi_label:
+            return own
+        if self.rival is not None:
+            return own - logits.gather(1, self.rival[:, None])[:, 0]
+        return own - logits.scatter(1, self.wanted[:, None], -torch.inf).amax(1)
+
+    @torch.no_grad()
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.of(self.target(x))
+
+    def slope(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the margin, (B,), and its gradient, (B, *input_shape)."""
+        x = x.detach().requires_grad_()
+        margin = self.of(self.target(x))
+        (gradient,) = torch.autograd.grad(margin.sum(), x)
+        return margin.detach(), gradient
+
+
+@dataclass(frozen=True)
+class _Box:
+    """The given inputs, and the changes that are allowed; all (B, *input_shape)."""
+
+    x: Tensor
+    low: Tensor
+    high: Tensor
+    grid: Tensor
+    free: Tensor
+    smooth: float
+
+    def __getitem__(self, rows: Tensor) -> _Box:
+        tensors = (self.x, self.low, self.high, self.grid, self.free)
+        return _Box(*[tensor[rows] for tensor in tensors], smooth=self.smooth)
+
+    def clip(self, points: Tensor) -> Tensor:
+        return torch.where(self.free > 0, points.clamp(self.low, self.high), self.x)
+
+    def random(self, radius: float, rng: torch.Generator) -> Tensor:
+        """Return random points, at a share of the way from the inputs to uniform ones."""
+        noise = torch.rand(self.x.shape, generator=rng, device=self.x.device)
+        return self.clip(self.x + radius * (self.low + (self.high - self.low) * noise - self.x))
+
+    def on_grid(self, points: Tensor, down: bool = False) -> Tensor:
+        """Round each change to a multiple of its step; ``down``, or where it would leave the bounds, toward zero."""
+        count = (points - self.x) / self.grid
+        rounded = self.x + count.round() * self.grid
+        inside = (rounded > self.low - 1e-6) & (rounded < self.high + 1e-6) & (not down)
+        rounded = torch.where(inside, rounded, self.x + (count * (1 + 1e-6)).trunc() * self.grid)
+        return self.clip(torch.where(self.grid > 0, rounded, points))
+
+    def one_step(self, points: Tensor, gradient: Tensor) -> Tensor:
+        """Move one input of each row by one step: the one where the margin gains most for the distance it costs."""
+        move = self.grid * gradient.sign()
+        inside = (points + move > self.low - 1e-6) & (points + move < self.high + 1e-6)
+        cost = 2 * (points - self.x) * move + move.square()  # below 0 toward the given input, which is free
+        gain = torch.where(
+            inside & (move != 0) & (self.free > 0), gradient.abs() * self.grid / cost.clamp_min(1e-9), 0.0
+        )
+        chosen = gain.flatten(1).argmax(1, keepdim=True)
+        single = torch.zeros_like(gain.flatten(1)).scatter(1, chosen, 1.0).view_as(points)
+        return self.clip(points + move * single * (gain > 0))
+
+    def project(self, gradient: Tensor, needed: Tensor) -> Tensor:
+        r"""Return the nearest points at which a linear function has grown by ``needed``, (B,).
+
+        They are :math:`\mathrm{clip}(x + \lambda d)` with the direction d of the gradient (blurred, if the change is to
+        be smooth). The function is piecewise linear in :math:`\lambda`, and bends where an input reaches its bound, so
+        sorting these places yields :math:`\lambda`; where the bounds do not allow so much, every input is at its bound.
+        """
+        direction = gradient * self.free
+        if self.smooth:
+            direction = gaussian_blur(direction, 2 * round(3 * self.smooth) + 1, self.smooth) * self.free
+        rates = (gradient * direction).flatten(1)
+        direction = direction * _wide(needed.sign(), direction)
+        room = torch.where(direction > 0, self.high - self.x, self.low - self.x)
+        ends, order = torch.where(direction != 0, room / direction, 0.0).flatten(1).sort(1)
+        rates = rates.gather(1, order)
+        stopped = (rates * ends).cumsum(1)
+        moving = rates.sum(1, keepdim=True) - rates.cumsum(1)
+        reached = stopped + ends * moving >= needed.abs()[:, None]
+        first = reached.int().argmax(1, keepdim=True)
+        before, still = stopped - rates * ends, moving + rates
+        factor = (needed.abs()[:, None] - before.gather(1, first)) / still.gather(1, first)
+        factor = torch.where(reached.any(1, keepdim=True), factor, ends[:, -1:])
+        return self.clip(self.x + _wide(factor[:, 0], direction) * direction)
+
+
+@dataclass(frozen=True)
+class _Search:
+    """The search for the nearest points beyond the boundary of a margin, within a box."""
+
+    box: _Box
+    margin: _Margin
+
+    def __getitem__(self, rows: Tensor) -> _Search:
+        return _Search(self.box[rows], self.margin[rows])
+
+    def solve(self, starts: int, iterations: int, rng: torch.Generator) -> tuple[Tensor, ...]:
+        """Return points beyond the boundary, points on it, unit normals there, and distances: inf where not found."""
+        x = self.box.x
+        boundary, least = x.clone(), torch.full((len(x),), torch.inf, device=x.device)
+        for attempt in range(starts + TRIES):
+            rows = (least.isinf() | (attempt < starts)).nonzero()[:, 0]
+            if not len(rows):
+                break
+            own = self[rows]
+            start = own.box.x if attempt == 0 else own.box.random(min(1.0, attempt / SPREAD), rng)
+            points, distances = own.descend(start, iterations)
+            better = distances < least[rows]
+            boundary[rows[better]], least[rows[better]] = points[better], distances[better]
+        _, normals = self.margin.slope(boundary)
+        normals = normals / _wide(normals.flatten(1).norm(dim=1).clamp_min(1e-30), x)
+        points, distances = self.beyond(boundary)
+        return points, boundary, normals, torch.where(least.isfinite(), distances, torch.inf)
+
+    def descend(self, start: Tensor, iterations: int) -> tuple[Tensor, Tensor]:
+        """Return points on the boundary and their distances, inf where none was reached."""
+        x, now = self.box.x, start
+        best, least = now, torch.full((len(x),), torch.inf, device=x.device)
+
+        def keep(points: Tensor, margin: Tensor) -> None:
+            nonlocal best, least
+            distances = torch.where(margin >= 0, _distance(points, x), torch.inf)
+            best = torch.where(_wide(distances < least, x), points, best)
+            least = least.minimum(distances)
+
+        for _ in range(iterations):
+            margin, gradient = self.margin.slope(now)
+            keep(now, margin)
+            needed = (gradient * (now - x)).flatten(1).sum(1) - margin
+            moved = (now + self.box.project(gradient, needed)) / 2
+            still = (moved - now).abs().max() < 1e-6 or not gradient.any()
+            now = moved
+            if still:
+                break
+        for factor in STRETCHES:
+            points = self.box.clip(x + factor * (now - x))
+            keep(points, self.margin(points))
+        inner, outer = torch.zeros_like(least), torch.ones_like(least)
+        for _ in range(HALVINGS):
+            middle = (inner + outer) / 2
+            crossed = self.margin(x + _wide(middle, x) * (best - x)) >= 0
+            inner, outer = torch.where(crossed, inner, middle), torch.where(crossed, middle, outer)
+        return x + _wide(outer, x) * (best - x), outer * least
+
+    def beyond(self, boundary: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the nearest points clearly beyond the boundary whose changes are on the grid, and their distances."""
+        x = self.box.x
+        with torch.no_grad():
+            logits = self.margin.target(x)
+        clear = 1e-4 * self.margin.of(logits).abs() + 1e-5 * logits.abs().amax(1)
+        best, least = boundary, torch.full((len(x),), torch.inf, device=x.device)
+
+        def keep(points: Tensor, margin: Tensor) -> None:
+            nonlocal best, least
+            distances = torch.where(margin >= clear, _distance(points, x), torch.inf)
+            best = torch.where(_wide(distances < least, x), points, best)
+            least = least.minimum(distances)
+
+        for factor in BEYOND:
+            points = self.box.on_grid(x + factor * (boundary - x))
+            keep(points, self.margin(points))
+            if least.isfinite().all():
+                break
+        points = self.box.on_grid(boundary, down=True)
+        for _ in range(GREEDY if (self.box.grid > 0).any() else 0):  # the ray misses what single steps would reach
+            margin, gradient = self.margin.slope(points)
+            keep(points, margin)
+            if ((margin >= clear) | (_distance(points, x) >= least)).all():
+                break
+            points = self.box.one_step(points, gradient)
+        return best, least
+
+
+def _wide(values: Tensor, like: Tensor) -> Tensor:
+    """Return values (B,) as (B, 1, ...), to combine with inputs."""
+    return values.view(-1, *[1] * (like.dim() - 1))
+
+
+def _distance(points: Tensor, x: Tensor) -> Tensor:
+    return (points - x).flatten(1).norm(dim=1)
+
+
+@torch.no_grad()
+def _logits(target: Target, images: Tensor, device: torch.device) -> Tensor:
+    return torch.cat(in_batches(target, images, lambda rows: target(images[rows].to(device)).cpu()))
+
+
+def _rivals(target: Target, x: Tensor, present: Tensor, count: int) -> list[_Margin]:
+    """Return the margins of the classes with the nearest linearized boundaries, nearest first."""
+    with torch.no_grad():
+        logits = target(x)
+    others = logits.scatter(1, present[:, None], -torch.inf)
+    candidates = others.topk(min(CANDIDATES, target.num_classes - 1)).indices
+    margins = [_Margin(target, wanted, present) for wanted in candidates.T]
+    if count < len(margins):
+        slopes = [margin.slope(x) for margin in margins]
+        away = [m.abs() / gradient.flatten(1).norm(dim=1).clamp_min(1e-30) for m, gradient in slopes]
+        order = torch.stack(away, 1).argsort(1)
+        margins = [_Margin(target, wanted, present) for wanted in candidates.gather(1, order)[:, :count].T]
+    return margins
+
+
+def _check(target: Target, images: Tensor, to: Classes | None, smooth: float) -> None:
+    if target.no_gradient:
+        raise UsageError(
+            f"no gradient passes from the logits of {target.name} to its images: {target.no_gradient}. The nearest "
+            f"input of another class is searched by gradients, so use a classifier that passes them."
+        )
+    if target.multi_label and to is None:
+        raise UsageError(
+            f"the labels of {target.name} do not exclude each other, so none is the answer that would change. Name the "
+            f"label that it is to accept: {setting('to', 'LABEL')}."
+        )
+    if not len(images) or tuple(images.shape[1:]) != target.input_shape:
+        raise UsageError(
+            f"expected inputs of shape (N, {', '.join(map(str, target.input_shape))}), not {tuple(images.shape)}."
+        )
+    if smooth and len(target.input_shape) != 3:
+        raise UsageError(f"only a change of images can be smooth; {target.name} classifies vectors. Leave smooth out.")
+
+
+def _numbers(target: Target, to: Classes, count: int) -> Tensor:
+    """Return the class asked for by each row, (N,) int64."""
+    several = to.tolist() if isinstance(to, Tensor) else [to] if isinstance(to, int | str) else list(to)
+    several = several if isinstance(several, list) else [several]
+    if len(several) not in (1, count):
+        raise UsageError(f"{len(several)} classes were asked for, but there are {count} inputs. Name one, or one each.")
+    return torch.tensor([target.class_number(each) for each in several]).expand(count)
+
+
+def _impossible(
+    target: Target, x: Tensor, logits: Tensor, asked: Tensor | None, low: Tensor, high: Tensor
+) -> dict[int, str]:
+    """Return why no search can succeed, by row."""
+    reasons = {}
+    outside = ((x < low - 1e-6) | (x > high + 1e-6)).flatten(1)
+    accepted = torch.zeros(len(x), dtype=torch.bool) if asked is None else target.accepts(logits, asked)
+    for row in range(len(x)):
+        if not logits[row].isfinite().all():
+            reasons[row] = "the target's logits for it are not finite"
+        elif outside[row].any():
+            place = int(outside[row].int().argmax())
+            value, lower, upper = (float(each[row].flatten()[place]) for each in (x, low, high))
+            reasons[row] = f"its value {place} is {value:g}, outside the bounds {lower:g} to {upper:g}"
+        elif asked is not None and accepted[row]:
+            reasons[row] = f"the target classifies it as {target.class_names[int(asked[row])]!r} already"
+    return reasons
