@@ -2,9 +2,9 @@
 
     python -m benchmarks.rules [--epochs N]
 
-For each table and five seeds, a network with two layers of 16 tanh units learns 70 % of the rows. ``hypinv`` makes rules
-from these rows and noisy copies of them; an axis-parallel tree with as many leaves is fitted to the network's answers for
-such points. Both are tested on the other rows, and on further noisy copies ("near").
+For each table and five seeds, a network with two layers of 16 tanh units learns 70 % of the rows. ``hypinv`` makes
+rules from these rows and noisy copies of them; an axis-parallel tree with as many leaves is fitted to the network's
+answers for such points. Both are tested on the other rows, and on further noisy copies ("near").
 """
 
 import argparse
@@ -35,9 +35,7 @@ def trained(x: Tensor, y: Tensor, rows: Tensor, epochs: int, names: list[str]) -
     """Return a classifier of features in the table's own units that has learned the given rows."""
     low, high = x.amin(0), x.amax(0)
     width = x.shape[1]
-    net = nn.Sequential(
-        nn.Linear(width, 16), nn.Tanh(), nn.Linear(16, 16), nn.Tanh(), nn.Linear(16, len(names))
-    )
+    net = nn.Sequential(nn.Linear(width, 16), nn.Tanh(), nn.Linear(16, 16), nn.Tanh(), nn.Linear(16, len(names)))
     optimizer = torch.optim.Adam(net.parameters(), lr=0.01)
     for _ in range(epochs):
         optimizer.zero_grad()
@@ -99,7 +97,10 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             rows = [figures(table, seed, args.epochs, Path(folder)) for seed in SEEDS]
         means = [mean(column) for column in zip(*rows, strict=True)]
-        shown = [f"{value:.1f}" if name in ("planes", "rules", "seconds") else f"{value:.3f}" for name, value in zip(COLUMNS, means, strict=True)]
+        shown = [
+            f"{value:.1f}" if name in ("planes", "rules", "seconds") else f"{value:.3f}"
+            for name, value in zip(COLUMNS, means, strict=True)
+        ]
         print(f"| {table} | {' | '.join(shown)} | {min(row[4] for row in rows):.3f} |", flush=True)
 
 

@@ -72,9 +72,10 @@ def load_data(
 
     Args:
         spec: an ``.npz`` with ``x_test, y_test`` or ``test_images, test_labels`` (``FILE.npz:train`` for another
-            split), ``images, labels`` or ``X, y``, and ``feature_names`` of vectors; a ``.csv`` with the columns image (a path) and label, or label and
-            one number for each of a classifier's inputs; a folder with one folder per class, by name or number; or
-            ``torchvision:NAME``, which may download (``torchvision:NAME:train`` for the training split).
+            split), ``images, labels`` or ``X, y``, and for vectors ``feature_names``; a ``.csv`` with the columns image
+            (a path) and label, or label and one number for each of a classifier's inputs; a folder with one folder per
+            class, by name or number; or ``torchvision:NAME``, which may download (``torchvision:NAME:train`` for the
+            training split).
         input_shape: the classifier's input shape. Arrays of another size are refused; pictures are resized with a
             warning. Signals (C, L) and volumes (C, D, H, W) become vectors.
         class_names: the classifier's class names, for labels and folders given by name.
@@ -184,10 +185,10 @@ def _npz(path: Path, split: str) -> tuple[np.ndarray, ...]:
                 raise UsageError(f"{path} has {listed(arrays.files)}; it needs {wanted}.")
             if split and not any(split in name for name in names):
                 log.warning("%s has no split %r: using its %s and %s.", path, split, *names)
-            names = (*names, *(name for name in (FEATURE_NAMES,) if name in arrays.files))
-            for name in names:
+            used = [*names, *({FEATURE_NAMES} & {*arrays.files})]
+            for name in used:
                 _check_member(path, arrays.zip, f"{name}.npy")
-            return tuple(arrays[name] for name in names)
+            return tuple(arrays[name] for name in used)
     except UsageError:
         raise
     except FileNotFoundError as error:

@@ -36,8 +36,12 @@ LEAST_DISTANCE = 0.02
 """Points nearer to the boundary are nudged as if they were this far from it."""
 CELLS = 6
 """The number of cells of the confusion matrix, largest first, that a step tries before it gives up."""
-GAIN = 1e-6
-STATE = ("normals", "offsets", "classes", "origins", "points", "labels")
+LEAST_GAIN = 1e-6
+PLANES = ("normals", "offsets", "classes", "origins")
+STATE = (*PLANES, "points", "labels")
+
+Planes = tuple[Tensor, Tensor, Tensor, Tensor]
+"""Normals (K, F), offsets (K,), classes (K, 2) and origins (K,) of hyperplanes; see `Search`."""
 
 
 class HypInv(Inverter):
@@ -134,7 +138,7 @@ class Search:
         )
         self.rng = random_generator(torch.device("cpu"), derive_seed(recipe.seed, HypInv.name))
         self.features, self.asked = self._features(self.data.learned), self._classes(self.data.learned)
-        self.names = self._names(self.data)
+        self.names = self._names()
         self.normals = torch.empty(0, self.features.shape[1], dtype=torch.float64)
         self.offsets = torch.empty(0, dtype=torch.float64)
         self.classes = torch.empty(0, 2, dtype=torch.int64)
@@ -144,13 +148,13 @@ class Search:
         self.step = 0
         self._fit()
 
-    def _names(self, data: Points) -> tuple[str, ...]:
-        count, named = self.features.shape[1], self.options.names
-        if self.layer is not None:
-            return tuple(f"f{place}" for place in range(count))
-        if named and len(named) != count:
-            raise UsageError(f"hypinv.names has {len(named)} names, and {self.target.name} takes {count} features.")
-        return feature_names(named or data.columns, count)
+    def _names(self) -> tuple[str, ...]:
+        count, stated = self.features.shape[1], self.options.names
+        if stated and len(stated) != count:
+            raise UsageError(
+                f"hypinv.names has {len(stated)} names, and there are {count} features. Name each of them, or none."
+            )
+        return stated or feature_names(() if self.layer else self.data.columns, count)
 
     # --------------------------------------------------------------------------------- the target
 
@@ -168,7 +172,8 @@ class Search:
             return images.double()
         with torch.no_grad():
             parts = images.split(self.recipe.batch_size)
-            return torch.cat([features_of(self.target, part.to(self.device), self.layer).cpu() for part in parts]).double()
+            features = [features_of(self.target, part.to(self.device), self.layer).cpu() for part in parts]
+        return torch.cat(features).double()
 
     def _tangents(self, points: Tensor, above: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return the hyperplanes tangent to the boundary near points.
@@ -196,10 +201,10 @@ class Search:
                 f"the logits have no gradient with respect to the output of the layer {self.layer!r}. Name the input "
                 f"of the layer that follows it, NAME:in."
             )
-        slope, features, margin = (each.detach().flatten(1).double().cpu() for each in (slope, features, margin[:, None]))
+        slope, features = (each.detach().flatten(1).double().cpu() for each in (slope, features))
         size = slope.norm(dim=1)
-        # The margin itself corrects for points that are not exactly on the boundary.
-        offsets = ((slope * features).sum(1) - margin[:, 0]) / size
+        # The margin corrects for points that are not exactly on the boundary.
+        offsets = ((slope * features).sum(1) - margin.detach().double().cpu()) / size
         return slope / size[:, None], offsets, below[:, 0].cpu()
 
     # ----------------------------------------------------------------------------------- the step
@@ -214,32 +219,28 @@ class Search:
         return tree, (classify(tree, above) == self.asked).double().mean().item()
 
     def move(self) -> None:
-        """Add a hyperplane, unless the rules agree with the target or no hyperplane improves them."""
+        """Add a hyperplane, unless the rules agree with the target or all that are found repeat earlier ones."""
         if len(self.normals) and self.agreement >= self.options.fidelity:
             return
         spare = None
         for start, to in self._cells():
-            normals, offsets, classes, origins = self._candidates(start, to)
-            if not len(normals):
-                continue
-            above = sides(self.features, normals, offsets)
+            found = self._candidates(start, to)
+            above = sides(self.features, found[0], found[1])
             gains = [self._grown(torch.cat([self.above, side[:, None]], 1))[1] - self.agreement for side in above.T]
-            best = max(range(len(gains)), key=gains.__getitem__)
-            chosen = normals[best], offsets[best], classes[best], origins[best]
-            if gains[best] > GAIN:
-                return self._add(*chosen)
-            new = [not self._repeats(side) for side in above.T]
-            if spare is None and any(new):
-                spare = normals[new][0], offsets[new][0], classes[new][0], origins[new][0]
-        if spare is not None:  # it may be of use beside the next one
-            return self._add(*spare)
-        if not len(self.points):
+            best = max(range(len(gains)), key=gains.__getitem__, default=0)
+            if gains and gains[best] > LEAST_GAIN:
+                self._add(found, best)
+                return
+            if spare is None:  # it may be of use beside the next one
+                spare = next(((found, row) for row, side in enumerate(above.T) if not self._repeats(side)), None)
+        if spare is not None:
+            self._add(*spare)
+        elif not len(self.points):
+            name = self.target.class_names[int(self.asked[0])]
             raise RunError(
-                f"no boundary was found from {len(self.data.learned):,} points ({self.data.source}): {self.target.name} "
-                f"assigns class {self.target.class_names[int(self.asked[0])]} to all that were tried. Name data that "
-                f"cover several classes."
+                f"no boundary was found from {len(self.asked):,} points ({self.data.source}): {self.target.name} "
+                f"assigns all inputs that were tried to the class {name}. Name data of several classes (hypinv.data)."
             )
-        return None
 
     def _repeats(self, side: Tensor) -> bool:
         """Return whether a hyperplane divides the points as an earlier one does."""
@@ -260,34 +261,26 @@ class Search:
             rows = rows[torch.randperm(len(rows), generator=self.rng)[: self.options.candidates]]
             yield self.data.learned[rows], other
 
-    def _candidates(self, start: Tensor, to: int | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Find the boundary points nearest to points, keep images from both sides, and return the hyperplanes there.
-
-        Returns:
-            normals, offsets, classes and origins, as `Search` has them.
-        """
+    def _candidates(self, start: Tensor, to: int | None) -> Planes:
+        """Return the hyperplanes at the boundary points nearest to some points; keep images of both of their sides."""
         seed = int(torch.randint(2**31, (), generator=self.rng))
         found = nearest(self.target, start, to, seed=seed, device=self.device)
-        kept, pairs, labels = [], [], []
+        rows, pairs = [], []
         for row in found.found.nonzero()[:, 0].tolist():
-            own = int(found.before[row]), int(found.answers[row])
-            pair = [
-                self._nudged(found.boundary[row], start[row], own[0]),
-                self._nudged(found.boundary[row], 2 * found.boundary[row] - start[row], own[1], found.images[row]),
-            ]
-            if pair[0] is not None and pair[1] is not None:
-                kept.append(row)
-                pairs.append(torch.stack([pair[0], pair[1]]))
-                labels.append(own)
-        if not kept:
+            edge, image = found.boundary[row], found.images[row]
+            before = self._nudged(edge, start[row], int(found.before[row]))
+            after = self._nudged(edge, 2 * edge - start[row], int(found.answers[row]), image)
+            if before is not None and after is not None:
+                rows.append(row)
+                pairs.append(torch.stack([before, after]))
+        if not rows:
             return self.normals[:0], self.offsets[:0], self.classes[:0], self.origins[:0]
-        classes = torch.tensor(labels)
-        normals, offsets, below = self._tangents(found.boundary[kept], classes[:, 1])
-        origins = torch.arange(len(kept)) + len(self.points)
+        normals, offsets, below = self._tangents(found.boundary[rows], found.answers[rows])
+        origins = torch.arange(len(rows)) + len(self.points)
         self.points = torch.cat([self.points, torch.stack(pairs)])
-        self.labels = torch.cat([self.labels, classes])
-        usable = normals.isfinite().all(1) & offsets.isfinite()
-        return normals[usable], offsets[usable], torch.stack([below, classes[:, 1]], 1)[usable], origins[usable]
+        self.labels = torch.cat([self.labels, torch.stack([found.before[rows], found.answers[rows]], 1)])
+        known = normals.isfinite().all(1) & offsets.isfinite()  # the slope of a plateau has no direction
+        return normals[known], offsets[known], torch.stack([below, found.answers[rows]], 1)[known], origins[known]
 
     def _nudged(self, boundary: Tensor, toward: Tensor, label: int, *others: Tensor) -> Tensor | None:
         """Return an image near the boundary that the target assigns to a class, in the precision that a run stores."""
@@ -301,17 +294,23 @@ class Search:
         right = (self._classes(images) == label).nonzero()[:, 0]
         return images[right[0]] if len(right) else None
 
-    def _add(self, normal: Tensor, offset: Tensor, classes: Tensor, origin: Tensor) -> None:
-        self.normals = torch.cat([self.normals, normal[None]])
-        self.offsets = torch.cat([self.offsets, offset[None]])
-        self.classes = torch.cat([self.classes, classes[None]])
-        self.origins = torch.cat([self.origins, origin[None]])
+    def _add(self, planes: Planes, row: int) -> None:
+        """Add one of some hyperplanes."""
+        for name, column in zip(PLANES, planes, strict=True):
+            setattr(self, name, torch.cat([getattr(self, name), column[row : row + 1]]))
         self._fit()
 
     # --------------------------------------------------------------------------------- the result
 
     def result(self, recorder: Recorder) -> RulesInversion:
         """Return the rules so far."""
+        if self.agreement < self.options.fidelity and self.step >= self.recipe.steps:
+            log.warning(
+                "the rules agree with the target on %.1f %% of the points, fewer than the %.1f %% asked for: allow "
+                "more hyperplanes (steps) or more rules (hypinv.rules)",
+                100 * self.agreement,
+                100 * self.options.fidelity,
+            )
         requested = range(self.target.num_classes) if self.recipe.labels is None else self.recipe.labels
         reached = set(self.labels.flatten().tolist())
         empty = {label: self._why_empty(label) for label in requested if label not in reached}

@@ -89,7 +89,7 @@ def near_rows(
     Args:
         target: the classifier.
         options: name the data.
-        count: the number of points to learn from, rows included; all rows if there are more.
+        count: the number of points to learn from; up to half of them are rows.
         sigma: standard deviation of the noise, in units of [0, 1].
         share: the share of the rows that are held out.
         rng: randomness on the CPU.
@@ -101,22 +101,20 @@ def near_rows(
     rows, columns = known.images, known.columns
     if rows.dim() == 2:
         _check_range(target, rows, columns, str(options.data))
-    mixed = rows[torch.randperm(len(rows), generator=rng)]
-    held_out, learned = mixed.split([round(share * len(rows)), len(rows) - round(share * len(rows))])
-    if not len(learned):
-        raise UsageError(f"{options.data} has too few rows to hold out any. Add rows.")
-    count = min(count, MOST_VALUES // math.prod(target.input_shape))
+    count = max(2, min(count, MOST_VALUES // math.prod(target.input_shape)))
+    kept = min(round(share * len(rows)), len(rows) - 1)
+    mixed = torch.randperm(len(rows), generator=rng)
+    held_out, learned = rows[mixed[:kept][:count]], rows[mixed[kept:][: count // 2]]
 
     def noisy(of: Tensor, number: int) -> Tensor:
-        copies = of[torch.randint(len(of), (max(0, number),), generator=rng)] if len(of) else of
+        copies = of[torch.randint(len(of), (number,), generator=rng)] if len(of) else of
         return (copies + sigma * torch.randn(copies.shape, generator=rng)).clamp(0, 1)
 
-    near = noisy(held_out, count)
     what = f"samples of the run {options.data}" if options.is_run else str(options.data)
     return Points(
         torch.cat([learned, noisy(learned, count - len(learned))]),
         held_out,
-        near,
+        noisy(held_out, count),
         f"{len(learned):,} rows of {what}, and copies with noise of {sigma:g}",
         columns,
         () if options.is_run or rows.dim() != 2 else _categorical(target, rows, columns),
@@ -136,12 +134,11 @@ def _check_range(target: Target, rows: Tensor, columns: tuple[str, ...], where: 
         return
     worst = int(beyond.amax(0).argmax())
     low, high = (limit.expand(rows.shape[1])[worst].item() for limit in (target.low, target.high))
-    values = low + (high - low) * rows[:, worst].double()
-    raise_to = f"its values go from {values.min().item():.6g} to {values.max().item():.6g}"
+    least, most = (low + (high - low) * value.item() for value in rows[:, worst].aminmax())
     raise UsageError(
         f"{int(outside.sum())} of the {len(rows)} rows of {where} lie outside the input range of {target.name}: the "
-        f"range of {feature_names(columns, rows.shape[1])[worst]} is {low:g} to {high:g}, and {raise_to}. State a "
-        f"range that includes them (input_range), or leave these rows out."
+        f"range of {feature_names(columns, rows.shape[1])[worst]} is {low:g} to {high:g}, and its values go from "
+        f"{least:.6g} to {most:.6g}. State an input range that includes them, or leave these rows out."
     )
 
 

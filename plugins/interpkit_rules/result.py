@@ -40,16 +40,14 @@ class RulesInversion(ImageInversion):
     ) -> None:
         wanted = torch.tensor(range(target.num_classes) if recipe.labels is None else recipe.labels)
         own = torch.isin(labels.flatten(), wanted)
-        super().__init__(
-            target, recipe, history, points.flatten(0, 1)[own], labels.flatten()[own], empty=empty
-        )
+        super().__init__(target, recipe, history, points.flatten(0, 1)[own], labels.flatten()[own], empty=empty)
         self.rules = rules
         self.points = points
         self.point_labels = labels
 
     def classify(self, images: Tensor) -> Tensor:
         """Return the classes that the rules name, (N,) int64, for images (N, *input_shape) in [0, 1]."""
-        with self.target.frozen(), torch.no_grad():
+        with self.target.frozen(self.device), torch.no_grad():
             return self.rules.classify(features_of(self.target, images, self.rules.layer))
 
     def files(self) -> dict[str, bytes]:
@@ -76,6 +74,7 @@ class RulesInversion(ImageInversion):
         points, labels = tensors.get("points", torch.empty(0)), tensors.get("labels", torch.empty(0))
         fits = points.shape[1:] == (2, *target.input_shape) and labels.shape == points.shape[:2]
         fits = fits and labels.dtype == torch.int64 and len(rules.classes) == target.num_classes
+        fits = fits and (rules.layer is not None or (len(rules.features),) == target.input_shape)
         if not fits or any(plane.point >= len(points) for plane in rules.planes):
             raise RunError(f"{RULES_FILE} and {POINTS_FILE} do not fit each other or {target.name}.")
         points = points / 255 if points.dtype == torch.uint8 else points

@@ -52,9 +52,7 @@ def _read(model: Any, node: int) -> Leaf | Split:
     tree = model.tree_
     shares, points = tree.value[node][0], int(tree.n_node_samples[node])
     best = shares.argmax()
-    leaf = Leaf(
-        label=int(model.classes_[best]), points=points, agreement=min(1.0, float(shares[best] / shares.sum()))
-    )
+    leaf = Leaf(label=int(model.classes_[best]), points=points, agreement=min(1.0, float(shares[best] / shares.sum())))
     if tree.children_left[node] < 0:
         return leaf
     below, above = (_read(model, int(side[node])) for side in (tree.children_left, tree.children_right))
