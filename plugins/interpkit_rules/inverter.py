@@ -24,7 +24,7 @@ from interpkit import (
     random_generator,
 )
 from interpkit_rules import trees
-from interpkit_rules.points import Points, RowOptions, feature_names, near_rows, uniform
+from interpkit_rules.points import RowOptions, feature_names, near_rows, uniform
 from interpkit_rules.result import RulesInversion, features_of
 from interpkit_rules.rules import Fidelity, Leaf, Plane, Rules, Split, classify, sides
 
