@@ -122,16 +122,18 @@ def nearest(
         >>> result.boundary, result.normals, result.answers
         (tensor([[0.5000, 0.5000]]), tensor([[-0.7071,  0.7071]]), tensor([1]))
     """
-    _check(target, images, to, smooth)
+    check_inputs(target, images, to)
+    if smooth and len(target.input_shape) != 3:
+        raise UsageError(f"only a change of images can be smooth; {target.name} classifies vectors. Leave smooth out.")
     on = choose_device(device) if isinstance(device, str) else device
     given = images.detach().float().cpu()
-    asked = None if to is None else _numbers(target, to, len(given))
+    asked = None if to is None else asked_of(target, to, len(given))
     least, most, step = (torch.as_tensor(each).float().cpu().expand_as(given) for each in (low, high, steps))
     free = torch.ones_like(given) if fixed is None else 1 - fixed.cpu().float().expand_as(given)
     if (least > most).any():
         raise UsageError("a lower bound is above the upper bound of the same input. Exchange them.")
     with target.frozen(on):
-        logits = _logits(target, given, on)
+        logits = logits_of(target, given, on)
         before = logits.argmax(1)
         arrived = _arrived(given, before, asked)
 
@@ -148,7 +150,7 @@ def nearest(
         missed = distances.isinf()
         points[missed], boundary[missed], normals[missed] = given[missed], given[missed], 0.0
         answers = logits.argmax(1) if asked is None else asked
-        answers = target.predictions(_logits(target, points, on), answers)
+        answers = target.predictions(logits_of(target, points, on), answers)
     for row in missed.nonzero()[:, 0].tolist():
         sought = "another class" if asked is None else f"the class {target.class_names[int(asked[row])]!r}"
         reasons.setdefault(row, f"no input of {sought} was found within the bounds")
@@ -385,11 +387,12 @@ def _wide(values: Tensor, like: Tensor) -> Tensor:
 
 
 def _distance(points: Tensor, x: Tensor) -> Tensor:
-    return torch.linalg.vector_norm((points - x).flatten(1), dim=1)
+    return (points - x).flatten(1).square().sum(1).sqrt()
 
 
 @torch.no_grad()
-def _logits(target: Target, images: Tensor, device: torch.device) -> Tensor:
+def logits_of(target: Target, images: Tensor, device: torch.device) -> Tensor:
+    """Return the target's logits, on the CPU."""
     logits: Tensor = torch.cat(in_batches(target, images, lambda rows: target(images[rows].to(device)).cpu()))
     return logits
 
@@ -402,7 +405,12 @@ def _arrived(given: Tensor, before: Tensor, asked: Tensor | None) -> Tensor:
     return torch.where(_wide(away.isfinite(), given), given[nearest_], given)
 
 
-def _check(target: Target, images: Tensor, to: Classes | None, smooth: float) -> None:
+def check_inputs(target: Target, images: Tensor, to: Classes | None) -> None:
+    """Check that a target and inputs allow such a search.
+
+    Raises:
+        UsageError: they do not.
+    """
     if target.no_gradient:
         raise UsageError(
             f"no gradient passes from the logits of {target.name} to its images: {target.no_gradient}. The nearest "
@@ -417,11 +425,9 @@ def _check(target: Target, images: Tensor, to: Classes | None, smooth: float) ->
         raise UsageError(
             f"expected inputs of shape (N, {', '.join(map(str, target.input_shape))}), not {tuple(images.shape)}."
         )
-    if smooth and len(target.input_shape) != 3:
-        raise UsageError(f"only a change of images can be smooth; {target.name} classifies vectors. Leave smooth out.")
 
 
-def _numbers(target: Target, to: Classes, count: int) -> Tensor:
+def asked_of(target: Target, to: Classes, count: int) -> Tensor:
     """Return the class asked for by each row, (N,) int64."""
     several = to.tolist() if isinstance(to, Tensor) else [to] if isinstance(to, int | str) else list(to)
     several = several if isinstance(several, list) else [several]
