@@ -52,6 +52,7 @@ from .inversion.checkpoint import TrainingState as TrainingState
 from .inversion.checkpoint import restore as restore
 from .inversion.checkpoint import snapshot as snapshot
 from .inversion.loop import GeneratorInverter as GeneratorInverter
+from .inversion.manifold import nearest_along as nearest_along
 from .inversion.nearest import Nearest as Nearest
 from .inversion.nearest import nearest as nearest
 from .inversion.objective import Objective as Objective

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -16,15 +16,17 @@ from interpkit.runtime.autograd import with_autograd
 from interpkit.runtime.devices import choose_device
 from interpkit.runtime.random import random_generator
 
-CANDIDATES = 10
-"""The other classes with the largest logits, from which those with the nearest linearized boundary are chosen."""
+PROJECTIONS = 15
+"""Projections that lead from a starting point to the boundary."""
 TRIES = 32
 """Random starting points for an input from which the search does not reach the boundary."""
 SPREAD = 8
 """The first of these points that may be anywhere; those before are nearer to the input."""
-HALVINGS = 24
+HALVINGS = 12
+"""In a bisection; the last one takes twice as many."""
 GREEDY = 100
-"""Maximum number of single steps on a grid."""
+"""Maximum number of single steps on a grid, which are tried where it makes the change larger by the factor FAR."""
+FAR = 1.05
 BEYOND = tuple(1 + share for share in (0.0, *(2.0**k / 10_000 for k in range(14))))
 """Factors by which a change is enlarged until the input lies clearly beyond the boundary."""
 STRETCHES = (1.0, 1.01, 1.1, 1.5, 3.0)
@@ -72,9 +74,8 @@ def nearest(
     steps: float | Tensor = 0.0,
     fixed: Tensor | None = None,
     smooth: float = 0.0,
-    rivals: int = 3,
-    starts: int = 1,
-    iterations: int = 60,
+    starts: int = 0,
+    iterations: int = 40,
     seed: int = 0,
     device: str | torch.device = "auto",
 ) -> Nearest:
@@ -82,12 +83,13 @@ def nearest(
 
     .. math:: \min_x \|x - x_1\|_2 \quad \text{subject to} \quad z_k(x) \geq z_j(x), \; l \leq x \leq h
 
-    with the new class k and the present one j; where k is asked for, with every other class j. An iteration projects
-    the given input :math:`x_1` onto the boundary linearized at the present point, exactly within the bounds, and moves
-    halfway there. A bisection between :math:`x_1` and the points beyond the boundary then finds the boundary, and the
-    target verifies the result. The problem is not convex, so the result is a local minimum: the best over ``rivals``
-    and ``starts``. Where the search does not reach the boundary, for example because no ReLU is active and the gradient
-    is zero, it is repeated from random points.
+    with the class k asked for, or any other than the present one, against every other class j. Projections of the given
+    input :math:`x_1` onto the boundary linearized at the present point, exact within the bounds, lead to a first point
+    beyond the boundary. From there the search slides along the boundary as long as the distance decreases: halfway to
+    the projection of :math:`x_1` onto the tangent plane, and back by a step toward :math:`x_1` that the target
+    confirms. The problem is not convex; the result is the best local minimum from several starting points: the given
+    input, the nearest of the other given inputs that is of the class, and random ones. The random ones are also used
+    where nothing else reaches the boundary, for example because no ReLU is active and the gradient is zero.
 
     Sources: the boundary points of Saad & Wunsch, "Neural network explanation using inversion" (2007); for repeated
     projections, Moosavi-Dezfooli et al., "DeepFool" (2016) and Croce & Hein, "Minimally distorted adversarial
@@ -104,9 +106,8 @@ def nearest(
             change.
         fixed: bool, broadcast to ``images``: the inputs that keep their values.
         smooth: standard deviation of a Gaussian, in pixels, that blurs the change of an image.
-        rivals: number of other classes whose boundary is searched, nearest first, if ``to`` is omitted.
-        starts: number of starting points: the given input, then random ones.
-        iterations: maximum number of iterations from each of them.
+        starts: number of random starting points for every input.
+        iterations: number of steps along the boundary from each starting point.
         seed: random seed of the starting points.
         device: device to compute on.
 
@@ -121,30 +122,26 @@ def nearest(
         >>> result.boundary, result.normals, result.answers
         (tensor([[0.5000, 0.5000]]), tensor([[-0.7071,  0.7071]]), tensor([1]))
     """
-    _check(target, images, to, smooth)
+    check_inputs(target, images, to)
+    if smooth and len(target.input_shape) != 3:
+        raise UsageError(f"only a change of images can be smooth; {target.name} classifies vectors. Leave smooth out.")
     on = choose_device(device) if isinstance(device, str) else device
     given = images.detach().float().cpu()
-    asked = None if to is None else _numbers(target, to, len(given))
+    asked = None if to is None else asked_of(target, to, len(given))
     least, most, step = (torch.as_tensor(each).float().cpu().expand_as(given) for each in (low, high, steps))
     free = torch.ones_like(given) if fixed is None else 1 - fixed.cpu().float().expand_as(given)
     if (least > most).any():
         raise UsageError("a lower bound is above the upper bound of the same input. Exchange them.")
     with target.frozen(on):
-        logits = _logits(target, given, on)
+        logits = logits_of(target, given, on)
         before = logits.argmax(1)
+        arrived = _arrived(given, before, asked)
 
         def solve(rows: slice) -> tuple[Tensor, ...]:
-            x, lower, upper, grid, loose = (each[rows].to(on) for each in (given, least, most, step, free))
-            box, rng = _Box(x, lower, upper, grid, loose, smooth), random_generator(on, seed)
-            margins = (
-                _rivals(target, x, before[rows].to(on), rivals)
-                if asked is None
-                else [_Margin(target, asked[rows].to(on))]
-            )
-            solutions = [_Search(box, margin).solve(starts, iterations, rng) for margin in margins]
-            columns = [torch.stack(column) for column in zip(*solutions, strict=True)]
-            best = columns[-1].argmin(0), torch.arange(len(x), device=on)
-            return tuple(column[best].cpu() for column in columns)
+            box = _Box(smooth, *(each[rows].to(on) for each in (given, least, most, step, free)))
+            margin = _Margin(target, before[rows].to(on), None if asked is None else asked[rows].to(on))
+            found = _Search(box, margin).solve(arrived[rows].to(on), starts, iterations, random_generator(on, seed))
+            return tuple(each.cpu() for each in found)
 
         parts = in_batches(target, given, solve)
         points, boundary, normals, distances = (torch.cat(column) for column in zip(*parts, strict=True))
@@ -153,36 +150,35 @@ def nearest(
         missed = distances.isinf()
         points[missed], boundary[missed], normals[missed] = given[missed], given[missed], 0.0
         answers = logits.argmax(1) if asked is None else asked
-        answers = target.predictions(_logits(target, points, on), answers)
-    sought = "another class" if asked is None else "the class"
+        answers = target.predictions(logits_of(target, points, on), answers)
     for row in missed.nonzero()[:, 0].tolist():
-        name = "" if asked is None else f" {target.class_names[int(asked[row])]!r}"
-        reasons.setdefault(row, f"no input of {sought}{name} was found within the bounds from {TRIES + starts} starts")
+        sought = "another class" if asked is None else f"the class {target.class_names[int(asked[row])]!r}"
+        reasons.setdefault(row, f"no input of {sought} was found within the bounds")
     return Nearest(points, before, answers, distances, boundary, normals, dict(sorted(reasons.items())))
 
 
 @dataclass(frozen=True)
 class _Margin:
-    """How much the wanted logit exceeds the others, (B,): positive beyond the boundary.
+    """By how much the answer is the wanted one, (B,): positive beyond the boundary.
 
-    The others are ``rival`` (B,), or all other classes if it is None; a label of a multi-label target has the margin of
-    its own logit.
+    It is the difference of the logits of the wanted class and of the strongest other one; without a wanted class, of
+    the strongest other class and of the present one. A label of a multi-label target has its own logit as margin.
     """
 
     target: Target
-    wanted: Tensor
-    rival: Tensor | None = None
+    present: Tensor
+    wanted: Tensor | None
 
     def __getitem__(self, rows: Tensor) -> _Margin:
-        return replace(self, wanted=self.wanted[rows], rival=None if self.rival is None else self.rival[rows])
+        return _Margin(self.target, self.present[rows], None if self.wanted is None else self.wanted[rows])
 
     def of(self, logits: Tensor) -> Tensor:
-        own = logits.gather(1, self.wanted[:, None])[:, 0]
+        chosen = (self.present if self.wanted is None else self.wanted)[:, None]
+        own = logits.gather(1, chosen)[:, 0]
         if self.target.multi_label:
             return own
-        if self.rival is not None:
-            return own - logits.gather(1, self.rival[:, None])[:, 0]
-        return own - logits.scatter(1, self.wanted[:, None], -torch.inf).amax(1)
+        margin = own - logits.scatter(1, chosen, -torch.inf).amax(1)
+        return -margin if self.wanted is None else margin
 
     @torch.no_grad()
     def __call__(self, x: Tensor) -> Tensor:
@@ -198,18 +194,18 @@ class _Margin:
 
 @dataclass(frozen=True)
 class _Box:
-    """The given inputs, and the changes that are allowed; all (B, *input_shape)."""
+    """The given inputs, and the changes that are allowed; all tensors are (B, *input_shape)."""
 
+    smooth: float
     x: Tensor
     low: Tensor
     high: Tensor
     grid: Tensor
     free: Tensor
-    smooth: float
 
     def __getitem__(self, rows: Tensor) -> _Box:
         tensors = (self.x, self.low, self.high, self.grid, self.free)
-        return _Box(*[tensor[rows] for tensor in tensors], smooth=self.smooth)
+        return _Box(self.smooth, *(tensor[rows] for tensor in tensors))
 
     def clip(self, points: Tensor) -> Tensor:
         return torch.where(self.free > 0, points.clamp(self.low, self.high), self.x)
@@ -274,17 +270,27 @@ class _Search:
     def __getitem__(self, rows: Tensor) -> _Search:
         return _Search(self.box[rows], self.margin[rows])
 
-    def solve(self, starts: int, iterations: int, rng: torch.Generator) -> tuple[Tensor, ...]:
-        """Return points beyond the boundary, points on it, unit normals there, and distances: inf where not found."""
+    def solve(self, arrived: Tensor, starts: int, iterations: int, rng: torch.Generator) -> tuple[Tensor, ...]:
+        """Return points beyond the boundary, points on it, unit normals there, and distances: inf where not found.
+
+        Args:
+            arrived: (B, *input_shape), inputs of the class where there are any, else the given ones.
+            starts: number of random starting points.
+            iterations: number of steps along the boundary.
+            rng: makes the random points.
+        """
         x = self.box.x
         boundary, least = x.clone(), torch.full((len(x),), torch.inf, device=x.device)
-        for attempt in range(starts + TRIES):
-            rows = (least.isinf() | (attempt < starts)).nonzero()[:, 0]
+        other = (arrived != x).flatten(1).any(1)
+        for attempt in range(2 + starts + TRIES):
+            sought = other if attempt == 1 else least.isinf() | (attempt < 2 + starts)
+            rows = sought.nonzero()[:, 0]
             if not len(rows):
-                break
-            own = self[rows]
-            start = own.box.x if attempt == 0 else own.box.random(min(1.0, attempt / SPREAD), rng)
-            points, distances = own.descend(start, iterations)
+                continue
+            own, start = self[rows], (x, self.box.clip(arrived))[attempt][rows] if attempt < 2 else None
+            if start is None:
+                start = own.box.random(min(1.0, (attempt - 1) / SPREAD), rng)
+            points, distances = own.slide(*own.approach(start), iterations)
             better = distances < least[rows]
             boundary[rows[better]], least[rows[better]] = points[better], distances[better]
         _, normals = self.margin.slope(boundary)
@@ -292,8 +298,8 @@ class _Search:
         points, distances = self.beyond(boundary)
         return points, boundary, normals, torch.where(least.isfinite(), distances, torch.inf)
 
-    def descend(self, start: Tensor, iterations: int) -> tuple[Tensor, Tensor]:
-        """Return points on the boundary and their distances, inf where none was reached."""
+    def approach(self, start: Tensor) -> tuple[Tensor, Tensor]:
+        """Return points beyond the boundary and their distances, inf where none was reached."""
         x, now = self.box.x, start
         best, least = now, torch.full((len(x),), torch.inf, device=x.device)
 
@@ -303,24 +309,47 @@ class _Search:
             best = torch.where(_wide(distances < least, x), points, best)
             least = least.minimum(distances)
 
-        for _ in range(iterations):
+        for _ in range(PROJECTIONS):
             margin, gradient = self.margin.slope(now)
             keep(now, margin)
-            needed = (gradient * (now - x)).flatten(1).sum(1) - margin
-            moved = (now + self.box.project(gradient, needed)) / 2
-            still = (moved - now).abs().max() < 1e-6 or not gradient.any()
-            now = moved
-            if still:
+            if not gradient.any():
                 break
+            now = (now + self._projected(now, margin, gradient)) / 2
         for factor in STRETCHES:
             points = self.box.clip(x + factor * (now - x))
             keep(points, self.margin(points))
-        inner, outer = torch.zeros_like(least), torch.ones_like(least)
-        for _ in range(HALVINGS):
+        return best, least
+
+    def slide(self, points: Tensor, distances: Tensor, iterations: int) -> tuple[Tensor, Tensor]:
+        """Move points along the boundary while they come nearer; return them and their distances."""
+        x, found = self.box.x, distances.isfinite()
+        points = self._bisect(points)
+        rate = torch.full_like(distances, 0.5)
+        for step in range(1, iterations + 1):
+            margin, gradient = self.margin.slope(points)
+            moved = points + _wide(rate, x) * (self._projected(points, margin, gradient) - points)
+            nearer = (1 - rate / 50) * _distance(points, x) / _distance(moved, x).clamp_min(1e-12)
+            moved = self.box.clip(x + _wide(nearer, x) * (moved - x))
+            held = self.margin(moved) >= 0
+            points = torch.where(_wide(held, x), moved, points)
+            rate = torch.where(held, 1.5 * rate, rate / 2).clamp(1e-3, 1)
+            if step % 10 == 0:
+                points = self._bisect(points)
+        points = self._bisect(points, 2 * HALVINGS)
+        return points, torch.where(found, _distance(points, x), torch.inf)
+
+    def _projected(self, points: Tensor, margin: Tensor, gradient: Tensor) -> Tensor:
+        """Return the nearest points of the boundary linearized at ``points``."""
+        return self.box.project(gradient, (gradient * (points - self.box.x)).flatten(1).sum(1) - margin)
+
+    def _bisect(self, points: Tensor, halvings: int = HALVINGS) -> Tensor:
+        """Return where the boundary is on the way to points beyond it; the result is still beyond it."""
+        x, inner, outer = self.box.x, points.new_zeros(len(points)), points.new_ones(len(points))
+        for _ in range(halvings):
             middle = (inner + outer) / 2
-            crossed = self.margin(x + _wide(middle, x) * (best - x)) >= 0
+            crossed = self.margin(x + _wide(middle, x) * (points - x)) >= 0
             inner, outer = torch.where(crossed, inner, middle), torch.where(crossed, middle, outer)
-        return x + _wide(outer, x) * (best - x), outer * least
+        return x + _wide(outer, x) * (points - x)
 
     def beyond(self, boundary: Tensor) -> tuple[Tensor, Tensor]:
         """Return the nearest points clearly beyond the boundary whose changes are on the grid, and their distances."""
@@ -341,8 +370,9 @@ class _Search:
             keep(points, self.margin(points))
             if least.isfinite().all():
                 break
+        far = bool((least > FAR * _distance(boundary, x)).any())  # the ray may miss what single steps reach
         points = self.box.on_grid(boundary, down=True)
-        for _ in range(GREEDY if (self.box.grid > 0).any() else 0):  # the ray misses what single steps would reach
+        for _ in range(GREEDY if far else 0):
             margin, gradient = self.margin.slope(points)
             keep(points, margin)
             if ((margin >= clear) | (_distance(points, x) >= least)).all():
@@ -357,30 +387,30 @@ def _wide(values: Tensor, like: Tensor) -> Tensor:
 
 
 def _distance(points: Tensor, x: Tensor) -> Tensor:
-    return (points - x).flatten(1).norm(dim=1)
+    return (points - x).flatten(1).square().sum(1).sqrt()
 
 
 @torch.no_grad()
-def _logits(target: Target, images: Tensor, device: torch.device) -> Tensor:
-    return torch.cat(in_batches(target, images, lambda rows: target(images[rows].to(device)).cpu()))
+def logits_of(target: Target, images: Tensor, device: torch.device) -> Tensor:
+    """Return the target's logits, on the CPU."""
+    logits: Tensor = torch.cat(in_batches(target, images, lambda rows: target(images[rows].to(device)).cpu()))
+    return logits
 
 
-def _rivals(target: Target, x: Tensor, present: Tensor, count: int) -> list[_Margin]:
-    """Return the margins of the classes with the nearest linearized boundaries, nearest first."""
-    with torch.no_grad():
-        logits = target(x)
-    others = logits.scatter(1, present[:, None], -torch.inf)
-    candidates = others.topk(min(CANDIDATES, target.num_classes - 1)).indices
-    margins = [_Margin(target, wanted, present) for wanted in candidates.T]
-    if count < len(margins):
-        slopes = [margin.slope(x) for margin in margins]
-        away = [m.abs() / gradient.flatten(1).norm(dim=1).clamp_min(1e-30) for m, gradient in slopes]
-        order = torch.stack(away, 1).argsort(1)
-        margins = [_Margin(target, wanted, present) for wanted in candidates.gather(1, order)[:, :count].T]
-    return margins
+def _arrived(given: Tensor, before: Tensor, asked: Tensor | None) -> Tensor:
+    """Return for each input the nearest one of the class among all of them; itself where there is none."""
+    away = torch.cdist(given.flatten(1), given.flatten(1))
+    suits = before[:, None] != before if asked is None else asked[:, None] == before
+    away, nearest_ = away.masked_fill(~suits, torch.inf).min(1)
+    return torch.where(_wide(away.isfinite(), given), given[nearest_], given)
 
 
-def _check(target: Target, images: Tensor, to: Classes | None, smooth: float) -> None:
+def check_inputs(target: Target, images: Tensor, to: Classes | None) -> None:
+    """Check that a target and inputs allow such a search.
+
+    Raises:
+        UsageError: they do not.
+    """
     if target.no_gradient:
         raise UsageError(
             f"no gradient passes from the logits of {target.name} to its images: {target.no_gradient}. The nearest "
@@ -395,11 +425,9 @@ def _check(target: Target, images: Tensor, to: Classes | None, smooth: float) ->
         raise UsageError(
             f"expected inputs of shape (N, {', '.join(map(str, target.input_shape))}), not {tuple(images.shape)}."
         )
-    if smooth and len(target.input_shape) != 3:
-        raise UsageError(f"only a change of images can be smooth; {target.name} classifies vectors. Leave smooth out.")
 
 
-def _numbers(target: Target, to: Classes, count: int) -> Tensor:
+def asked_of(target: Target, to: Classes, count: int) -> Tensor:
     """Return the class asked for by each row, (N,) int64."""
     several = to.tolist() if isinstance(to, Tensor) else [to] if isinstance(to, int | str) else list(to)
     several = several if isinstance(several, list) else [several]
