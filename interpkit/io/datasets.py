@@ -117,9 +117,8 @@ def load_data(
     images, labels = _images(spec, x, input_shape), _labels(spec, (x, y), class_names)
     if len(input_shape) not in (1, 3):
         images, input_shape = images.flatten(1), (math.prod(input_shape),)
-    columns = tuple(str(name) for part in names for name in part.flat)
-    known = LabelledImages(images, labels, columns if images.shape[1:] == (len(columns),) else ())
-    return checked(known, spec, input_shape, class_names)
+    columns = [str(name) for part in names if images.shape[1:] == (part.size,) for name in part.flat]
+    return checked(LabelledImages(images, labels, tuple(columns)), spec, input_shape, class_names)
 
 
 def _path_and_split(spec: str) -> tuple[Path, str]:

@@ -237,7 +237,7 @@ def test_images_lie_on_the_side_of_their_class_close_to_the_boundary() -> None:
     inversion = invert(target)
     assert target.accepts(target(inversion.images), inversion.labels).all()
     distances = (inversion.images @ torch.tensor([0.6, -0.8]) + 0.2).abs()
-    assert inversion.classes == [0, 1] and 0 < distances.min() and distances.max() < 0.05
+    assert inversion.classes == [0, 1] and distances.min() > 0 and distances.max() < 0.05
 
 
 def test_rules_of_pictures_separate_the_features_of_a_layer(tiny_target: Target, tmp_path: Path) -> None:
@@ -276,7 +276,7 @@ def test_a_stopped_run_resumes_to_the_same_rules(tmp_path: Path) -> None:
     settings: dict[str, Any] = {"options": {"hypinv.fidelity": 1.0}, "inverter": "hypinv", "steps": 4, **ON_CPU}
     whole = interpkit.invert(target, **settings)
     job = prepare(target, **settings)
-    job.run(out=tmp_path / "run", on_step=lambda step: job.stop() if step == 1 else None)
+    job.run(out=tmp_path / "run", on_step=lambda step: job.request_stop() if step == 1 else None)
     assert len(json.loads((tmp_path / "run" / "rules.json").read_text())["planes"]) == 1
     resumed = interpkit.invert(target, out=tmp_path / "run", resume=True, **settings)
     assert isinstance(resumed, RulesInversion) and isinstance(whole, RulesInversion)
