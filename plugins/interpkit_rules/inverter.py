@@ -34,7 +34,7 @@ NUDGES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 """How far from the boundary an image is, as a share of the distance to the point from which the boundary was found."""
 LEAST_DISTANCE = 0.02
 """Points nearer to the boundary are nudged as if they were this far from it."""
-CELLS = 6
+CELLS = 4
 """The number of cells of the confusion matrix, largest first, that a step tries before it gives up."""
 LEAST_GAIN = 1e-6
 PLANES = ("normals", "offsets", "classes", "origins")
