@@ -110,7 +110,8 @@ def near_rows(
         copies = of[torch.randint(len(of), (number,), generator=rng)] if len(of) else of
         return (copies + sigma * torch.randn(copies.shape, generator=rng)).clamp(0, 1)
 
-    what = f"samples of the run {options.data}" if options.is_run else str(options.data)
+    name = Path(str(options.data)).name
+    what = f"samples of the run {name}" if options.is_run else name
     return Points(
         torch.cat([learned, noisy(learned, count - len(learned))]),
         held_out,

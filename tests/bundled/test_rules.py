@@ -193,7 +193,7 @@ def test_columns_of_a_table_name_the_features_and_categories_are_said(
     assert re.search(r"^P1: -? ?0\.1 length > -?0\.5 ", inversion.rules.text(), re.M)
     assert "though they look like categories: kind." in inversion.rules.text()
     assert inversion.rules.fidelity.near_data == pytest.approx(1, abs=0.01)
-    assert inversion.rules.source.startswith(f"42 rows of {table}, and copies")
+    assert inversion.rules.source.startswith("42 rows of table.csv, and copies")
 
 
 def test_names_of_features_can_be_stated(table: Path) -> None:
