@@ -57,7 +57,7 @@ def test_a_fixed_column_keeps_its_value_and_must_exist(flowers: interpkit.Target
     rows = table(tmp_path, "5.1,1.6,versicolor")
     result = counterfactual(flowers, rows, fixed=["petal width"], device="cpu")
     assert result.free.reasons == {0: "no input of another class was found within the bounds"}
-    with pytest.raises(interpkit.UsageError, match="no column 'petal widht'. Did you mean 'petal width'"):
+    with pytest.raises(interpkit.UsageError, match=r"no column 'petal widht'\. Did you mean 'petal width'"):
         counterfactual(flowers, rows, fixed=["petal widht"], device="cpu")
 
 
