@@ -6,7 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from interpkit.interfaces.targets import Target
@@ -84,9 +86,7 @@ def _bytes(image: Tensor) -> Tensor:
     return (image * 255).round().to(torch.uint8)
 
 
-def _array(picture: Any) -> Any:
+def _array(picture: Image.Image) -> np.ndarray:
     """Return a picture as (C, H, W) uint8."""
-    import numpy as np
-
-    pixels = np.asarray(picture)
+    pixels = np.array(picture)
     return np.ascontiguousarray(pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1))

@@ -119,6 +119,7 @@ class Boundary(Inverter):
         smooth: float = Field(0.0, ge=0, le=100, description="blur of the change, in pixels; 0 for none")
         starts: int = Field(0, ge=0, le=100, description="further random starting points for each image")
         run: str | None = Field(None, description="run folder of a generator whose samples the results must be")
+        confidence: float = Field(0.99, gt=0, lt=1, description="least probability of the class, with run")
 
         @field_validator("to", mode="before")
         @classmethod
@@ -159,6 +160,7 @@ class _Searched:
         given: the images of the data.
         done: how many of them have been searched.
         found: the results by column, (M, ...).
+        first: why the first image without a result has none.
         step: the last completed step.
     """
 
@@ -169,6 +171,7 @@ class _Searched:
         self.step = self.done = 0
         whole, none = self.given[:0], torch.zeros(0, dtype=torch.int64)
         self.found = {"starts": whole, "images": whole, "before": none, "labels": none, "distances": torch.zeros(0)}
+        self.first = ""
         self.last = self.given[:1], none.new_zeros(1), torch.zeros(1)
         self.generator: GeneratorInversion | None = None
         if options.run is not None:
@@ -184,7 +187,9 @@ class _Searched:
         if len(given):
             seed, device = derive_seed(self.recipe.seed, f"boundary {self.done}"), torch.device(self.recipe.device)
             if self.generator is not None:
-                result = nearest_along(self.generator, given, self.to, seed=seed, device=device)
+                result = nearest_along(
+                    self.generator, given, self.to, confidence=self.options.confidence, seed=seed, device=device
+                )
             else:
                 result = nearest(
                     self.target,
@@ -196,6 +201,7 @@ class _Searched:
                     seed=seed,
                     device=device,
                 )
+            self.first = self.first or next(iter(result.reasons.values()), "")
             wanted = torch.tensor(range(self.target.num_classes) if self.recipe.labels is None else self.recipe.labels)
             kept = result.found & torch.isin(result.answers, wanted)
             new = (given, result.images, result.before, result.answers, result.distances)
@@ -207,6 +213,11 @@ class _Searched:
 
     def result(self, recorder: Recorder) -> BoundaryInversion:
         """Return what was found so far."""
+        if self.done == len(self.given) and not len(self.found["labels"]):
+            raise RunError(
+                f"none of the {self.done} images of the data was changed to another class. The first reason: "
+                f"{self.first or 'the classes that they change to are not among those to invert'}."
+            )
         labels = range(self.target.num_classes) if self.recipe.labels is None else self.recipe.labels
         missing = set(labels) - set(self.found["labels"].tolist())
         reason = f"none of the {self.done} images of the data was changed to it"
@@ -219,7 +230,7 @@ class _Searched:
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything that the rest of the run depends on."""
-        return {"step": self.step, "done": self.done, "found": self.found, "last": list(self.last)}
+        return {"step": self.step, "done": self.done, "found": self.found, "last": list(self.last), "first": self.first}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore such a state.
@@ -231,5 +242,5 @@ class _Searched:
         if found.keys() != set(COLUMNS) or found["images"].shape[1:] != self.given.shape[1:]:
             raise RunError("the checkpoint does not fit its recipe. Start again with --force.")
         self.step, self.done, self.found = state_dict["step"], state_dict["done"], dict(found)
-        first, labels, distances = state_dict["last"]
-        self.last = first, labels, distances
+        images, labels, distances = state_dict["last"]
+        self.last, self.first = (images, labels, distances), state_dict["first"]

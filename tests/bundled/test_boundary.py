@@ -55,21 +55,29 @@ def test_stored_in_8_bits_the_samples_are_still_of_their_class(
 
 
 def test_the_other_classes_are_empty_where_one_is_asked_for(target: interpkit.Target, data: str) -> None:
-    inversion = invert(target, data, options={"boundary.to": 1, "boundary.count": 10}, steps=3)
-    assert inversion.classes == [1]
-    reason = "none of the 10 images of the data was changed to it, as the option to asks for '1'"
-    assert inversion.empty == {0: reason, 2: reason}
+    present = invert(target, data).found["before"]
+    asked = int(present.bincount(minlength=3).argmin())
+    inversion = invert(target, data, options={"boundary.to": asked, "boundary.count": 10}, steps=3)
+    assert inversion.classes == [asked] and (inversion.labels == asked).all()
+    reason = f"none of the 10 images of the data was changed to it, as the option to asks for '{asked}'"
+    assert inversion.empty == {label: reason for label in range(3) if label != asked}
+
+
+def test_if_every_image_is_in_the_class_already_the_run_fails(target: interpkit.Target, data: str) -> None:
+    asked = int(invert(target, data).found["before"][0])
+    with torch.no_grad():
+        target.module[1].bias[asked] += 50  # type: ignore[union-attr, index, operator]
+    with pytest.raises(interpkit.RunError, match=r"none of the 24 images .* classifies it as '\d' already"):
+        invert(target, data, options={"boundary.to": str(asked)})
 
 
 def test_along_a_run_the_images_are_samples_of_its_generator(
     target: interpkit.Target, data: str, tmp_path: Path
 ) -> None:
     small = {"upconv.width": 8, "upconv.min_width": 4, "upconv.latent": 8, "upconv.hidden": 8}
-    with torch.no_grad():
-        target.module[1].weight.mul_(20)  # type: ignore[union-attr, index, operator]
     interpkit.invert(target, ["vecmat"], steps=60, batch_size=16, options=small, out=tmp_path / "run", device="cpu")
-    along = {"boundary.run": str(tmp_path / "run"), "boundary.count": 4}
-    inversion = invert(target, data, options=along, steps=2)
+    along = {"boundary.run": str(tmp_path / "run"), "boundary.confidence": 0.34}
+    inversion = invert(target, data, options=along, steps=1)
     assert len(inversion.images) and inversion.found["distances"].min() > invert(target, data).found["distances"].max()
 
 

@@ -30,6 +30,7 @@ def margin(target: interpkit.Target, points: Tensor) -> Tensor:
 def test_the_boundary_of_a_linear_classifier_is_met_at_a_right_angle() -> None:
     target = linear([[3.0, 4.0], [0.0, 0.0]], [-2.5, 0.0])
     result = nearest(target, torch.tensor([[0.9, 0.9], [0.1, 0.1]]))
+    assert isinstance(result, interpkit.Nearest)
     away = torch.tensor([3.8 / 5, 1.8 / 5])
     assert torch.allclose(result.distances, away, rtol=1e-3)
     assert torch.allclose(result.normals, torch.tensor([[-0.6, -0.8], [0.6, 0.8]]), atol=1e-5)
