@@ -1,6 +1,8 @@
 """The public names of interpkit and the modules that define them."""
 
 from ._version import __version__ as __version__
+from .api.counterfactual import Counterfactuals as Counterfactuals
+from .api.counterfactual import counterfactual as counterfactual
 from .api.distill import distill as distill
 from .api.evaluate import evaluate as evaluate
 from .api.invert import invert as invert

@@ -173,6 +173,7 @@ def _add_commands() -> None:
         attribute,
         classify,
         compare,
+        counterfactual,
         distill,
         evaluate,
         inspect,
@@ -192,10 +193,14 @@ def _add_commands() -> None:
         compare.compare,
         inspect.inspect,
         classify.classify,
+        counterfactual.counterfactual,
         distill.distill,
         pack.pack,
     ):
-        about_target = command in (invert.invert, attribute.attribute, inspect.inspect, classify.classify, pack.pack)
+        about_target = command in (
+            *(invert.invert, attribute.attribute, inspect.inspect, classify.classify),
+            *(counterfactual.counterfactual, pack.pack),
+        )
         app.command(command.__name__, cls=options.TargetCommand if about_target else options.Command)(
             console.alone_on_stdout(command)
         )

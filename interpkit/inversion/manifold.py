@@ -33,7 +33,7 @@ def nearest_along(
     images: Tensor,
     to: Classes | None = None,
     *,
-    confidence: float = 0.9,
+    confidence: float = 0.99,
     starts: int = 4,
     steps: int = 100,
     seed: int = 0,

@@ -1,0 +1,198 @@
+"""`counterfactual`: the smallest change of given inputs after which a classifier gives another answer."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from interpkit.attribution.export import load_images
+from interpkit.errors import UsageError, did_you_mean, listed, setting
+from interpkit.interfaces.inversions import Inversion
+from interpkit.interfaces.targets import Target
+from interpkit.inversion.manifold import nearest_along
+from interpkit.inversion.nearest import Classes, Nearest, nearest
+from interpkit.inversion.results import GeneratorInversion
+from interpkit.io.tables import LABEL_COLUMNS, PICTURE_COLUMNS, read_table
+from interpkit.runtime.autograd import with_autograd
+
+log = logging.getLogger("interpkit")
+
+LEVELS = 255
+MOST = 100
+
+
+@dataclass(frozen=True)
+class Counterfactuals:
+    """Inputs, and the nearest ones of another class.
+
+    Attributes:
+        target: the classifier.
+        given: (N, *input_shape) in [0, 1].
+        free: the nearest inputs when every pixel or value may change.
+        along: the nearest samples of the run's generator; None without one.
+        names: the names of a vector's values, by number where the data have none.
+    """
+
+    target: Target
+    given: Tensor
+    free: Nearest
+    along: Nearest | None
+    names: Sequence[str]
+
+    def changes(self, row: int) -> dict[str, tuple[float, float]]:
+        """Return what changes in a vector, from and to, in the classifier's own units; the largest changes first."""
+        before, after = (self.target.from_unit(each[row, None])[0] for each in (self.given, self.free.images))
+        order = (self.free.images[row] - self.given[row]).abs().argsort(descending=True, stable=True).tolist()
+        pairs = [(self.names[k], _short(before[k]), _short(after[k])) for k in order]
+        return {name: (old, new) for name, old, new in pairs if old != new}
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Return a record for each input: its class before and after, the distances, and the changes of a vector."""
+        names = self.target.class_names
+        records: list[dict[str, Any]] = []
+        for row in range(len(self.given)):
+            record: dict[str, Any] = {"row": row, "before": names[int(self.free.before[row])]}
+            for key, result in (("", self.free), ("along_", self.along)):
+                if result is None:
+                    continue
+                if row in result.reasons:
+                    record[f"{key}reason"] = result.reasons[row]
+                else:
+                    record[f"{key}after"] = names[int(result.answers[row])]
+                    record[f"{key}distance"] = round(float(result.distances[row]), 6)
+            if self.given.dim() == 2 and row not in self.free.reasons:
+                record["changes"] = {name: list(pair) for name, pair in self.changes(row).items()}
+            records.append(record)
+        return records
+
+
+@with_autograd
+def counterfactual(
+    model: Target | Inversion,
+    images: Tensor | str | Path,
+    to: Classes | None = None,
+    *,
+    fixed: Sequence[str | int] = (),
+    smooth: float = 0.0,
+    starts: int = 0,
+    count: int = MOST,
+    out: str | Path | None = None,
+    seed: int = 0,
+    device: str = "auto",
+) -> Counterfactuals:
+    """Return what would have to change in inputs for a classifier to give another answer.
+
+    Pixels change by whole levels of 8 bits. The values of a table change by the last decimal place of their column,
+    within the classifier's input range.
+
+    Args:
+        model: the classifier, or an inversion; the samples of its generator then are a second answer beside free
+            pixels.
+        images: (N, *input_shape) in [0, 1]; or a picture, a folder of pictures, or a file of labeled data.
+        to: the class asked for, by name or number, or one for each input; any other class if omitted.
+        fixed: names or numbers of a table's columns that keep their values.
+        smooth: standard deviation of a Gaussian that blurs the change of an image, in pixels.
+        starts: further random starting points.
+        count: the most inputs of a file, from its first.
+        out: a folder to write report.html and, for images, counterfactual.png.
+        seed: random seed of the starting points.
+        device: device to compute on.
+
+    Raises:
+        UsageError: an argument does not fit, or the images cannot be read.
+
+    Example:
+        >>> import torch
+        >>> from interpkit import counterfactual, wrap
+        >>> target = wrap(torch.nn.Identity(), input_shape=(2,), class_names=["low", "high"], input_range=(0, 10))
+        >>> counterfactual(target, torch.tensor([[0.8, 0.2]]), fixed=[0]).changes(0)
+        {'1': (2.0, 8.0007)}
+    """
+    target = model.target if isinstance(model, Inversion) else model
+    names: Sequence[str] = [str(number) for number in range(target.input_shape[0])]
+    steps: float | Tensor = 1 / LEVELS if len(target.input_shape) == 3 else 0.0
+    if isinstance(images, Tensor):
+        given = images.detach().float().cpu()
+    else:
+        given = load_images(str(images), target)[0][:count]
+        if len(target.input_shape) == 1 and Path(images).suffix.lower() in (".csv", ".tsv"):
+            names, steps = _columns(Path(images), target)
+    held = _fixed(fixed, names, target)
+    free = nearest(target, given, to, steps=steps, fixed=held, smooth=smooth, starts=starts, seed=seed, device=device)
+    along = None
+    if isinstance(model, GeneratorInversion):
+        along = nearest_along(model, given, to, seed=seed, device=device)
+    result = Counterfactuals(target, given, _in_own_units(free, target, given, names), along, names)
+    if out is not None:
+        from interpkit.report.counterfactual import write_counterfactuals
+
+        write_counterfactuals(target, given, result.free, along, result.rows(), Path(out))
+    return result
+
+
+def _short(value: Tensor) -> float:
+    """Return a number in the six digits that float32 holds."""
+    return float(f"{float(value):.6g}")
+
+
+def _columns(path: Path, target: Target) -> tuple[list[str], Tensor]:
+    """Return the names of a table's columns without the label, and the steps in [0, 1] by which each changes."""
+    header, rows = read_table(path)
+    lower = [name.lower() for name in header]
+    label = next((lower.index(name) for name in LABEL_COLUMNS if name in lower), None)
+    if any(name in lower for name in PICTURE_COLUMNS) or len(header) - (label is not None) != target.input_shape[0]:
+        return [str(number) for number in range(target.input_shape[0])], torch.tensor(0.0)
+    places = [place for place in range(len(header)) if place != label]
+    decimals = [max(_decimals(row[place]) for row in rows) for place in places]
+    whole = [header[place] for place, digits in zip(places, decimals, strict=True) if digits == 0]
+    if whole:
+        log.warning(
+            "%s: the columns %s hold whole numbers and change by whole steps. If the numbers stand for categories, a "
+            "step between them means nothing: keep such columns by %s.",
+            *(path, listed(whole), setting("fixed", "NAME")),
+        )
+    steps = torch.tensor([10.0**-digits for digits in decimals])
+    return [header[place] for place in places], steps / (target.high - target.low)
+
+
+def _decimals(text: str) -> int:
+    """Return how many decimal places a number is written with."""
+    mantissa, _, exponent = text.lower().partition("e")
+    return max(0, len(mantissa.partition(".")[2].rstrip("0")) - int(exponent or 0))
+
+
+def _fixed(fixed: Sequence[str | int], names: Sequence[str], target: Target) -> Tensor | None:
+    if not fixed:
+        return None
+    if len(target.input_shape) != 1:
+        raise UsageError(f"{setting('fixed', None)} names columns of a table; {target.name} classifies images.")
+    held = torch.zeros(target.input_shape, dtype=torch.bool)
+    for name in map(str, fixed):
+        if name not in names:
+            raise UsageError(f"there is no column {name!r}.{did_you_mean(name, names)} Columns: {listed(names)}.")
+        held[list(names).index(name)] = True
+    return held
+
+
+def _in_own_units(found: Nearest, target: Target, given: Tensor, names: Sequence[str]) -> Nearest:
+    """Return the result with the bounds in a reason as the user knows them: by name, in the classifier's units."""
+    if given.dim() != 2:
+        return found
+    reasons = dict(found.reasons)
+    for row in reasons:
+        outside = ((given[row] < -1e-6) | (given[row] > 1 + 1e-6)).nonzero()[:, 0].tolist()
+        if outside:
+            place = outside[0]
+            value = float(target.from_unit(given[row, None])[0, place])
+            low, high = (float(torch.as_tensor(end).expand(len(names))[place]) for end in (target.low, target.high))
+            reasons[row] = (
+                f"{names[place]} is {value:g}, outside the input range {low:g} to {high:g}; "
+                f"{setting('input_range', None)} states another"
+            )
+    return Nearest(found.images, found.before, found.answers, found.distances, found.boundary, found.normals, reasons)

@@ -1,0 +1,112 @@
+"""``interpkit counterfactual``: what would have to change for the classifier to give another answer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from interpkit.cli import console, options
+from interpkit.errors import UsageError
+
+
+def counterfactual(
+    source: Annotated[
+        Path, typer.Argument(metavar="RUN|MODEL", help="Run folder, or classifier file.", show_default=False)
+    ],
+    ctx: typer.Context,
+    images: Annotated[
+        str,
+        typer.Option(
+            metavar="FILE|DATA",
+            help="Inputs to change: a photo, a folder of photos, samples.safetensors, FILE.npz[:train], FILE.csv, a "
+            "folder with one subfolder per class, or torchvision:NAME.",
+            show_default=False,
+        ),
+    ],
+    to: Annotated[
+        str | None, typer.Option(metavar="CLASS", help="Class asked for, by name or number (default: any other).")
+    ] = None,
+    fixed: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Column of a table that keeps its value, by name; repeatable."),
+    ] = None,
+    smooth: Annotated[
+        float, typer.Option(min=0, max=100, metavar="PIXELS", help="Blur of the change of an image (default: none).")
+    ] = 0.0,
+    starts: Annotated[int, typer.Option(min=0, max=100, metavar="N", help="Further random starting points.")] = 0,
+    count: Annotated[int, typer.Option(min=1, metavar="N", help="Largest number of inputs, from the first.")] = 100,
+    seed: Annotated[int, typer.Option(min=0, metavar="N", help="Random seed.")] = 0,
+    device: Annotated[str, typer.Option(metavar="NAME", help="Device: auto, cpu, cuda, mps, ...")] = "auto",
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Folder to write report.html to, and for images counterfactual.png."),
+    ] = None,
+    model: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Path of the run's classifier, if it has moved.")
+    ] = None,
+    plugin: options.PluginFile = None,
+    json_: options.Json = False,
+) -> None:
+    """Change inputs as little as possible until the classifier gives another answer, or the one that you name.
+
+    Rows of a table change in their own units. With the run of a generator, its nearest samples are a second answer.
+    Example: interpkit counterfactual resnet18.safetensors --images cat.jpg --to dog --out why-not-a-dog
+    """
+    from interpkit.api import counterfactual as api
+    from interpkit.interfaces.inversions import Inversion
+    from interpkit.interfaces.targets import Target
+    from interpkit.plugins import loading
+    from interpkit.runs import folder
+
+    options.load_plugin_files(plugin)
+    known: Target | Inversion
+    if (source / "manifest.json").is_file():
+        extra = sorted(set(ctx.obj) - {"arch", "trust"})
+        if extra:
+            raise UsageError(f"--{extra[0].replace('_', '-')} is in the run's recipe: leave it out, or name the model.")
+        known = folder.Run.open(source).load(model=model, **ctx.obj)
+    else:
+        if model is not None:
+            raise UsageError(f"--model belongs to a run, and {source} is a classifier: leave it out.")
+        known = loading.load_target(source, **ctx.obj)
+    result = api.counterfactual(
+        known,
+        images,
+        to,
+        fixed=fixed or (),
+        smooth=smooth,
+        starts=starts,
+        count=count,
+        out=out,
+        seed=seed,
+        device=device,
+    )
+    rows = result.rows()
+    if json_:
+        console.print_json({"name": result.target.name, "counterfactuals": rows})
+    else:
+        _print(rows)
+    if out is not None:
+        console.note(f"wrote {out / 'report.html'}")
+    if not any("after" in row or "along_after" in row for row in rows):
+        raise UsageError(f"nothing was found for any of the {len(rows)} inputs. The first: {rows[0]['reason']}.")
+
+
+def _print(rows: list[dict[str, Any]]) -> None:
+    from rich.table import Table
+
+    table = Table("input", "before", "after", "distance", "what changes")
+    for row in rows:
+        for key, how in (("", "free"), ("along_", "along the generator")):
+            if f"{key}after" in row:
+                changes = row.get("changes", {}).items() if not key else ()
+                what = ", ".join(f"{name} {old:g} -> {new:g}" for name, (old, new) in changes) or how
+                cells = row[f"{key}after"], f"{row[f'{key}distance']:.3f}", what
+            elif f"{key}reason" in row:
+                cells = "", "", row[f"{key}reason"]
+            else:
+                continue
+            table.add_row("" if key else str(row["row"]), "" if key else row["before"], *cells)
+    console.out.print(table)
