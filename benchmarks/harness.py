@@ -28,6 +28,8 @@ SHIPPED = ROOT / "examples" / "models"
 EPOCHS = {"cifar10": 30}
 RADIUS = 1.0
 """Radius of the L2 ball in which the robustness metric searches."""
+TAUGHT = ("labels", "logits", "augmented")
+"""What the students of the metric ``student`` learn from."""
 
 
 @dataclass(frozen=True)
@@ -38,11 +40,13 @@ class Recipe:
         name: the name in the tables.
         plugins: the presets.
         settings: other arguments of `interpkit.invert`.
+        taught: whether students are to learn from its samples.
     """
 
     name: str
     plugins: Sequence[str]
     settings: Mapping[str, Any] = field(default_factory=dict)
+    taught: bool = False
 
 
 @dataclass(frozen=True)
@@ -177,6 +181,9 @@ def _run(target: str, recipe: Recipe, seed: int, place: Place) -> Result | None:
             options={"robustness.radius": [RADIUS], "robustness.sigma": [0.3], "robustness.samples": 100},
             training=None if kind == "svhn" else (x_train[:FIRST], y_train[:FIRST]),
         )
+    if recipe.taught and "student" not in metrics:
+        reference = held_out(dataset(target), place.data)[2:]
+        metrics = interpkit.evaluate(folder, target=classifier, reference=reference, metrics=["student"])
     accuracies = {row["name"]: row["reference_accuracy"] for row in metrics["evaluators"]}
     return Result(name, model, figures(metrics), accuracies, metrics["reference"]["target_accuracy"])
 
@@ -204,12 +211,16 @@ def figures(metrics: Mapping[str, Any]) -> dict[str, float]:
         "inversion accuracy": metrics["inversion_accuracy"],
         "agreement": mean(row["agreement"] for row in evaluators),
         "agreement / accuracy": mean(row["relative"] for row in evaluators),
+        "agreement, worst class": min(
+            mean(row["agreement"] for row in scored["evaluators"]) for scored in metrics["per_class"]
+        ),
         "excess Vendi": reference.get("excess_vendi"),
         **{
             name: mean(space[name] for space in reference["features"].values())
             for name in ("coverage", "density", "precision", "recall")
         },
         "SSIM": reference.get("ssim", {}).get("mean"),
+        **{f"student, {taught}": metrics.get("student", {}).get(taught, {}).get("relative") for taught in TAUGHT},
         f"kept, PGD {RADIUS:g}": metrics.get("robustness", {}).get("pgd", {}).get(f"{RADIUS:g}", {}).get("kept"),
         "nearer to training": metrics.get("memorisation", {}).get("pixels", {}).get("nearer_to_training"),
     }

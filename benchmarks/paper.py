@@ -27,7 +27,8 @@ RECIPES = {
     for r in (
         Recipe("vecmat", ["vecmat"]),
         Recipe("robust", ["vecmat", "robust"]),
-        Recipe("training-like", ["vecmat", "training-like"]),
+        Recipe("training-like", ["vecmat", "training-like"], taught=True),
+        Recipe("exhaustive", ["vecmat", "exhaustive"], taught=True),
     )
 }
 BASELINES = {
