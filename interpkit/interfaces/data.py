@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from pydantic import Field, field_validator
@@ -48,7 +49,7 @@ class DataOptions(Options):
             UsageError: the option is not set, or the images cannot be read or do not fit the target.
         """
         known = self._read(target)
-        return LabelledImages(to_unit(known.images, target), known.labels)
+        return replace(known, images=to_unit(known.images, target))
 
     def record(self, target: Target) -> dict[str, str]:
         """Return the manifest's entry for the images: their ``path``, and the ``sha256`` of images and labels.

@@ -18,7 +18,7 @@ from torch import Tensor
 from interpkit.errors import UsageError, listed
 from interpkit.io.atomic import digest
 from interpkit.io.picture_files import PICTURE_ENDINGS, channels_first, decode
-from interpkit.io.tables import labels_of, numbers_of, pictures_of, read_table
+from interpkit.io.tables import feature_columns, labels_of, numbers_of, pictures_of, read_table
 
 log = logging.getLogger("interpkit")
 
@@ -42,6 +42,8 @@ KEYS = (
     ("data", "labels"),
 )
 """Names of the images and labels in an .npz, with {} for the split; the first pair that exists is used."""
+FEATURE_NAMES = "feature_names"
+"""Name of the array of column names in an .npz of vectors, as scikit-learn calls it."""
 
 
 @dataclass(frozen=True)
@@ -51,10 +53,12 @@ class LabelledImages:
     Attributes:
         images: (N, C, H, W) float32 in [0, 1], or vectors (N, D) with the values of the file.
         labels: (N,) int64.
+        columns: the names of the D features of vectors, if the file states them.
     """
 
     images: Tensor
     labels: Tensor
+    columns: tuple[str, ...] = ()
 
     def sha256(self) -> str:
         """Return the hex digest of the images and labels, which does not depend on the file's format or place."""
@@ -68,9 +72,10 @@ def load_data(
 
     Args:
         spec: an ``.npz`` with ``x_test, y_test`` or ``test_images, test_labels`` (``FILE.npz:train`` for another
-            split), ``images, labels`` or ``X, y``; a ``.csv`` with the columns image (a path) and label, or label and
-            one number for each of a classifier's inputs; a folder with one folder per class, by name or number; or
-            ``torchvision:NAME``, which may download (``torchvision:NAME:train`` for the training split).
+            split), ``images, labels`` or ``X, y``, and for vectors ``feature_names``; a ``.csv`` with the columns image
+            (a path) and label, or label and one number for each of a classifier's inputs; a folder with one folder per
+            class, by name or number; or ``torchvision:NAME``, which may download (``torchvision:NAME:train`` for the
+            training split).
         input_shape: the classifier's input shape. Arrays of another size are refused; pictures are resized with a
             warning. Signals (C, L) and volumes (C, D, H, W) become vectors.
         class_names: the classifier's class names, for labels and folders given by name.
@@ -94,6 +99,7 @@ def load_data(
     except OSError as error:  # the name is too long
         raise UsageError(f"{spec[:100]}... cannot be read: {error.strerror}.") from error
     ending = path.suffix.lower()
+    arrays: tuple[np.ndarray, ...]
     if spec.startswith(TORCHVISION):
         arrays = _torchvision(spec.removeprefix(TORCHVISION))
     elif ending == ".npz":
@@ -107,10 +113,12 @@ def load_data(
             f"{spec!r} is not reference data: pass an .npz, a .csv, a folder with one folder per class, or "
             f"torchvision:NAME."
         )
-    images, labels = _images(spec, arrays[0], input_shape), _labels(spec, arrays, class_names)
+    x, y, *names = arrays
+    images, labels = _images(spec, x, input_shape), _labels(spec, (x, y), class_names)
     if len(input_shape) not in (1, 3):
         images, input_shape = images.flatten(1), (math.prod(input_shape),)
-    return checked(LabelledImages(images, labels), spec, input_shape, class_names)
+    columns = [str(name) for part in names if images.shape[1:] == (part.size,) for name in part.flat]
+    return checked(LabelledImages(images, labels, tuple(columns)), spec, input_shape, class_names)
 
 
 def _path_and_split(spec: str) -> tuple[Path, str]:
@@ -163,7 +171,7 @@ def checked(
     return data
 
 
-def _npz(path: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
+def _npz(path: Path, split: str) -> tuple[np.ndarray, ...]:
     if path.exists() and not zipfile.is_zipfile(path):
         example = f"numpy.savez({path.name!r}, images=..., labels=...)"
         raise UsageError(f"{path} is not a complete .npz: write one with {example}.")
@@ -176,9 +184,10 @@ def _npz(path: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
                 raise UsageError(f"{path} has {listed(arrays.files)}; it needs {wanted}.")
             if split and not any(split in name for name in names):
                 log.warning("%s has no split %r: using its %s and %s.", path, split, *names)
-            for name in names:
+            used = [*names, *({FEATURE_NAMES} & {*arrays.files})]
+            for name in used:
                 _check_member(path, arrays.zip, f"{name}.npy")
-            return arrays[names[0]], arrays[names[1]]
+            return tuple(arrays[name] for name in used)
     except UsageError:
         raise
     except FileNotFoundError as error:
@@ -231,12 +240,12 @@ def _folder(
 
 def _csv(
     path: Path, class_names: Sequence[str], input_shape: tuple[int, ...], crop_pct: float | None
-) -> tuple[np.ndarray, np.ndarray]:
+) -> tuple[np.ndarray, ...]:
     header, rows = read_table(path)
     pictures = pictures_of(path, header, rows)
     if pictures is None:
         images, names = numbers_of(path, header, rows, input_shape)
-        return images, labels_of(names, class_names, path)
+        return images, labels_of(names, class_names, path), np.array(feature_columns(header))
     labels = labels_of([name for _, name in pictures], class_names, path)  # first, because it is fast
     return _pictures(path, [file for file, _ in pictures], input_shape, crop_pct), labels
 

@@ -83,6 +83,12 @@ def numbers_of(
     return values.reshape(-1, *input_shape), [row[label] for row in rows]
 
 
+def feature_columns(header: Sequence[str]) -> list[str]:
+    """Return the names of a table's columns but for that of the label."""
+    label = _column(header, LABEL_COLUMNS)
+    return [name for place, name in enumerate(header) if place != label]
+
+
 def labels_of(names: Sequence[str], class_names: Sequence[str], where: str | Path) -> np.ndarray:
     """Return the labels (N,) int64 of class names; a number that is not a class name is itself the label.
 

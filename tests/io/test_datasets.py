@@ -323,6 +323,18 @@ def test_a_table_holds_labels_with_pixels_or_features(tmp_path: Path) -> None:
     assert data.images.tolist() == [[1, 2, 3, 4, 5.5]] and data.labels.tolist() == [1]
 
 
+def test_tables_and_arrays_name_the_features_of_vectors(tmp_path: Path) -> None:
+    (tmp_path / "table.csv").write_text("a,b,label,c,d,e\n1,2,0,3,4,5\n")
+    assert load_data(str(tmp_path / "table.csv"), VECTOR).columns == ("a", "b", "c", "d", "e")
+    arrays = {"X": np.zeros((2, 5)), "y": [0, 1]}
+    named = saved(tmp_path / "named.npz", **arrays, feature_names=list("vwxyz"))
+    assert load_data(named, VECTOR).columns == tuple("vwxyz")
+    assert load_data(saved(tmp_path / "few.npz", **arrays, feature_names=["v"]), VECTOR).columns == ()
+    assert load_data(saved(tmp_path / "none.npz", **arrays), VECTOR).columns == ()
+    pickled = saved(tmp_path / "pickled.npz", **arrays, feature_names=np.array(list("vwxyz"), dtype=object))
+    refused(pickled, "holds Python objects, which only a pickle can hold", VECTOR)
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
