@@ -37,6 +37,7 @@ from interpkit.runtime.progress import duration
 from interpkit.runtime.random import derive_seed, global_seed
 from interpkit.runtime.recorder import Recorder, StepRecord
 from interpkit.targets import preprocessing
+from interpkit.targets.layers import has_batch_norm
 
 log = logging.getLogger("interpkit")
 
@@ -177,7 +178,7 @@ def prepare(
             target = loading.load(Path(target), validated(TargetOptions, target_options or {}, "about the classifier"))
         chosen = known_plugins.photograph_preset(target.input_shape)
         if chosen is None:
-            known = listed(known_plugins.registry.names("preset"))
+            known = listed(known_plugins.registry.names("preset"), 30)
             raise UsageError(
                 f"name a preset by {setting('preset', 'NAME')} (there are: {known}), or a recipe by "
                 f"{setting('config', 'FILE')}."
@@ -206,10 +207,14 @@ def prepare(
     if labels is not None:
         layers.append({"labels": _numbers(labels, target)})
     settings, vectors = list((options or {}).items()), len(target.input_shape) == 1
-    expanded = _expanded(layers, vectors)
+    batch_norm = has_batch_norm(target)
+    expanded = _expanded(layers, vectors, batch_norm)
     recipe = compose(expanded, settings)
     if vectors:
         _tell_changes(compose(_expanded(layers)), recipe)
+    changed = [layer.name for layer in layers if isinstance(layer, Preset) and layer.without_batch_norm]
+    if changed and not batch_norm:
+        log.info("%s has no batch norm with statistics, which changes the preset %s", target.name, listed(changed))
     if per_class is not None:
         name = recipe.inverter.name
         if "per_class" not in known_plugins.component("inverter", name).Options.model_fields:
@@ -289,9 +294,13 @@ def _numbers(labels: Any, target: Target) -> Any:
     return list(map(number, labels))
 
 
-def _expanded(layers: Sequence[Layer | Preset], vectors: bool = False) -> list[Layer]:
-    """Return the layers, with the fragments of presets for a classifier of vectors or of images."""
-    return [part for layer in layers for part in (layer.layers(vectors) if isinstance(layer, Preset) else [layer])]
+def _expanded(layers: Sequence[Layer | Preset], vectors: bool = False, batch_norm: bool = True) -> list[Layer]:
+    """Return the layers, with the fragments of presets for a classifier of this kind."""
+    return [
+        part
+        for layer in layers
+        for part in (layer.layers(vectors, batch_norm) if isinstance(layer, Preset) else [layer])
+    ]
 
 
 def _tell_changes(plain: Recipe, recipe: Recipe) -> None:

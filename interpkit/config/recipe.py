@@ -422,6 +422,8 @@ class Preset:
         photographs_from: if specified, a run that names no preset applies this one to a classifier of images whose
             sides are at least this many pixels.
         for_vectors: what changes for a classifier of vectors, signals or volumes; the user's settings override it.
+        without_batch_norm: what changes for a classifier that has recorded no statistics of its training images in
+            batch norms; the user's settings override it.
 
     Example:
         >>> from interpkit import Preset
@@ -435,10 +437,12 @@ class Preset:
     adds_variety: bool = False
     photographs_from: int | None = None
     for_vectors: Layer | None = None
+    without_batch_norm: Layer | None = None
 
-    def layers(self, vectors: bool) -> list[Layer]:
-        """Return the fragments to apply, in order, to a classifier of vectors or of images."""
-        return [self.layer, self.for_vectors] if vectors and self.for_vectors is not None else [self.layer]
+    def layers(self, vectors: bool, batch_norm: bool) -> list[Layer]:
+        """Return the fragments to apply, in order, to a classifier of vectors or of images, with batch norm or not."""
+        changes = (self.for_vectors if vectors else None, None if batch_norm else self.without_batch_norm)
+        return [self.layer, *(change for change in changes if change is not None)]
 
 
 def merge(base: Layer, over: Layer) -> dict[str, Any]:

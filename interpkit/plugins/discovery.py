@@ -273,8 +273,10 @@ class Plugins:
             )
 
         preset: Preset = entry.item
-        for_vectors = None if preset.for_vectors is None else own(preset.for_vectors)
-        return replace(preset, layer=own(preset.layer), for_vectors=for_vectors)
+        for_vectors, without = (
+            None if layer is None else own(layer) for layer in (preset.for_vectors, preset.without_batch_norm)
+        )
+        return replace(preset, layer=own(preset.layer), for_vectors=for_vectors, without_batch_norm=without)
 
     def told_apart(self, layer: Layer, *meant: Callable[[Entry], bool]) -> dict[str, Any]:
         """Return a fragment of a recipe in which names that several plugins use are replaced by full names.

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import nn
 
 from interpkit.interfaces.targets import Target
 from interpkit.runtime.devices import device_of
@@ -50,3 +51,9 @@ def list_layers(target: Target) -> list[Layer]:
         Layer(name, type(module).__name__, shapes.get(name), sum(p.numel() for p in module.parameters()))
         for name, module in layers.items()
     ]
+
+
+def has_batch_norm(target: Target) -> bool:
+    """Return whether a target has batch norms with running statistics."""
+    kind = nn.modules.batchnorm._BatchNorm
+    return any(isinstance(layer, kind) and layer.running_mean is not None for layer in target.layers().values())

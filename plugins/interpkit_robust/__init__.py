@@ -41,6 +41,7 @@ TRAINING_LIKE = Preset(
     "Varied images that resemble the training data: the target's recorded statistics, robustness, smoothness, spread, "
     "and a generator whose images are also warped at random. Apply it on top of vecmat.",
     adds_variety=True,
+    without_batch_norm={"losses": {"robust": {"weight": 2.0}}},  # little else then tells what real images are like
 )
 
 EXHAUSTIVE = Preset(
@@ -48,6 +49,7 @@ EXHAUSTIVE = Preset(
     {**TRAINING_LIKE.layer, "batch_size": 128, "generators": 4},  # separate networks find separate pictures of a class
     "More of what the target accepts, for students that learn from the samples: training-like with four generators. "
     "Apply it on top of vecmat.",
+    without_batch_norm=TRAINING_LIKE.without_batch_norm,
 )
 
 

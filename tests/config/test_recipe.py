@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -157,6 +158,24 @@ def test_presets_typed_apply_left_to_right(tiny_model: Path) -> None:
     both = prepare(tiny_model, ["vecmat", "robust"]).recipe
     assert set(both.losses) == {"kl", "ce", "cosine", "robust"}
     assert both.conditioner is not None and both.conditioner.name == "vecmat"
+
+
+def test_a_preset_may_ask_for_other_weights_where_no_batch_norm_recorded_statistics(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level("INFO", "interpkit")
+
+    def weight(norm: torch.nn.Module, **settings: Any) -> float:
+        net = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3), norm, torch.nn.Flatten(), torch.nn.Linear(72, 2))
+        target = interpkit.wrap(net, input_shape=(1, 8, 8), name="own")
+        return prepare(target, presets=["vecmat", "training-like"], **settings).recipe.losses["robust"].weight
+
+    with_statistics = weight(torch.nn.BatchNorm2d(2))
+    assert "batch norm" not in caplog.text
+    assert weight(torch.nn.Identity()) > with_statistics
+    assert "own has no batch norm with statistics, which changes the preset training-like" in caplog.text
+    assert weight(torch.nn.BatchNorm2d(2, track_running_stats=False)) > with_statistics
+    assert weight(torch.nn.Identity(), losses={"robust": 0.7}) == 0.7
 
 
 def test_a_term_of_weight_zero_is_not_built(tiny_target: interpkit.Target, quick: Quick) -> None:
