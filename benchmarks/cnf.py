@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,11 @@ from typing import Any
 import torch
 from interpkit_sat import BinaryNet
 
-from examples.train_bnn import fit
-from examples.train_classifier import accuracy, load_data
 from interpkit import Target, invert, wrap
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))  # the examples import each other as scripts do
+from train_bnn import fit
+from train_classifier import accuracy, load_data
 
 PER_CLASS = 10
 

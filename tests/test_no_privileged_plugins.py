@@ -26,6 +26,7 @@ ALLOWED = {
     "cosine": "the measure by which class evidence is compared",
     "spread": "English, of a distribution",
     "statistics": "English, of batch norms",
+    "boundary": "English, of classes",
     "constrained": "a layout of matplotlib",
     "pixels": "English, of images",
     "precision": "a field of the recipe",
