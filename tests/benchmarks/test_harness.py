@@ -37,6 +37,11 @@ METRICS: dict[str, Any] = {
         "excess_vendi": 0.75,
     },
     "robustness": {"pgd": {"1": {"kept": 0.25}}},
+    "per_class": [
+        {"evaluators": [{"agreement": 0.9}, {"agreement": 0.9}]},
+        {"evaluators": [{"agreement": 0.2}, {"agreement": 0.4}]},
+    ],
+    "student": {"labels": {"relative": 0.8}, "logits": {"relative": 0.9}},
 }
 
 
@@ -46,11 +51,14 @@ def test_figures_are_means_over_the_evaluators_and_absent_ones_are_left_out(harn
             "inversion accuracy": 0.9,
             "agreement": 0.6,
             "agreement / accuracy": 0.6625,
+            "agreement, worst class": 0.3,
             "excess Vendi": 0.75,
             "coverage": 0.2,
             "density": 0.3,
             "precision": 0.4,
             "recall": 0.5,
+            "student, labels": 0.8,
+            "student, logits": 0.9,
             "kept, PGD 1": 0.25,
         }
     )
