@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -67,8 +68,7 @@ def check(name: str) -> dict[str, str]:
             torch.nn.init.normal_(module.weight, std=0.02)
     shape = input_shape(name)
     images = torch.rand(2, *shape)
-    kept = tempfile.TemporaryDirectory()  # removed with the process
-    folder = Path(kept.name)
+    folder = Path(tempfile.mkdtemp())
     target: Any = None
 
     def wrap() -> None:
@@ -129,6 +129,7 @@ def check(name: str) -> dict[str, str]:
             results[stage] = f"{type(error).__name__}: {error}"[:300]
             if stage == "wrap":
                 break
+    shutil.rmtree(folder)
     return results
 
 

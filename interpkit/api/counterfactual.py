@@ -111,8 +111,9 @@ def counterfactual(
         >>> import torch
         >>> from interpkit import counterfactual, wrap
         >>> target = wrap(torch.nn.Identity(), input_shape=(2,), class_names=["low", "high"], input_range=(0, 10))
-        >>> counterfactual(target, torch.tensor([[0.8, 0.2]]), fixed=[0]).changes(0)
-        {'1': (2.0, 8.0007)}
+        >>> before, after = counterfactual(target, torch.tensor([[0.8, 0.2]]), fixed=[0]).changes(0)["1"]
+        >>> before, round(after, 1)
+        (2.0, 8.0)
     """
     target = model.target if isinstance(model, Inversion) else model
     names: Sequence[str] = [str(number) for number in range(target.input_shape[0])]

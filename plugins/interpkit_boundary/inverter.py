@@ -141,8 +141,9 @@ class Boundary(Inverter):
             images, labels, distances = search.move(len(search.given) * step // recipe.steps)
             with torch.no_grad():
                 logits = target(images.to(recipe.device))
-            distance = distances.mean().to(recipe.device)
-            recorder.step(step, distance, {"distance": distance}, images.to(recipe.device), logits, labels)
+            left = torch.tensor(1 - search.done / len(search.given), device=recipe.device)
+            terms = {"left": left, "distance": distances.mean().to(recipe.device)}
+            recorder.step(step, left, terms, images.to(recipe.device), logits, labels.to(recipe.device))
         return search.result(recorder)
 
     def load(self, stored: StoredInversion) -> BoundaryInversion:
@@ -214,7 +215,7 @@ class _Searched:
     def result(self, recorder: Recorder) -> BoundaryInversion:
         """Return what was found so far."""
         if self.done == len(self.given) and not len(self.found["labels"]):
-            raise RunError(
+            raise UsageError(
                 f"none of the {self.done} images of the data was changed to another class. The first reason: "
                 f"{self.first or 'the classes that they change to are not among those to invert'}."
             )

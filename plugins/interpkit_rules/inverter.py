@@ -68,8 +68,9 @@ class HypInv(Inverter):
         >>> net = torch.nn.Linear(2, 2)
         >>> _ = net.load_state_dict({"weight": torch.tensor([[0.0, 0.0], [1.0, 1.0]]), "bias": torch.tensor([0.0, -9])})
         >>> target = wrap(net, input_shape=(2,), input_range=(0, 10), class_names=["small", "large"])
-        >>> print(invert(target, inverter="hypinv", steps=1).rules.text().splitlines()[2])
-        P1: 0.07071 x0 + 0.07071 x1 > 0.6364   (small | large)
+        >>> inversion = invert(target, inverter="hypinv", steps=1)
+        >>> inversion.classify(torch.tensor([[0.2, 0.3], [0.7, 0.8]]))  # the rule: x0 + x1 > 9
+        tensor([0, 1])
     """
 
     name = "hypinv"

@@ -67,7 +67,7 @@ def test_if_every_image_is_in_the_class_already_the_run_fails(target: interpkit.
     asked = int(invert(target, data).found["before"][0])
     with torch.no_grad():
         target.module[1].bias[asked] += 50  # type: ignore[union-attr, index, operator]
-    with pytest.raises(interpkit.RunError, match=r"none of the 24 images .* classifies it as '\d' already"):
+    with pytest.raises(interpkit.UsageError, match=r"none of the 24 images .* classifies it as '\d' already"):
         invert(target, data, options={"boundary.to": str(asked)})
 
 

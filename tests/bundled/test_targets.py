@@ -226,11 +226,11 @@ def test_an_incomplete_safetensors_file_is_refused(change: Callable[[bytes], byt
         ("torchvision:resnet19", "resnet18"),
         ("torchvision:", "alexnet"),
         ("torchvision:list_models", "torchvision has"),
-        ("nobody:knows", "Registered: interpkit"),
+        ("nobody:knows", "Registered: bnn"),
         ("py:os.system", "not a registered one"),
         ("os:system", "not a registered one"),
         ("targets:torchvision:resnet18", "targets:torchvision:resnet18"),
-        ("", "Registered: interpkit"),
+        ("", "Registered: bnn"),
     ],
 )
 def test_only_a_registered_architecture_is_built(spec: str, word: str, spoiled: Spoiled) -> None:

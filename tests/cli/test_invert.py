@@ -387,7 +387,7 @@ def test_a_file_without_metadata_ends_with_3_and_names_the_flags(
     ("metadata", "words"),
     [
         ({"architecture": "interpkit:cnnn"}, "no architecture 'interpkit:cnnn'. Did you mean 'cnn'"),
-        ({"architecture": "os:system"}, "'os:system' is not a registered one. Registered: interpkit:"),
+        ({"architecture": "os:system"}, "'os:system' is not a registered one. Registered: bnn:"),
         ({"architecture": "resnet18"}, "not a registered one"),
         ({"architecture": "torchvision:resnet18", "arch_args": '{"weights": "DEFAULT"}'}, "'weights' is refused"),
         ({"arch_args": '{"input_shape": [1, 12, 12], "num_classes": 3, "widths": [5], "hidden": 8}'}, "do not fit"),
