@@ -240,7 +240,7 @@ class Plugins:
                 fault = f"the plugin {name!r} has no preset, so {setting('preset', name)} has nothing to apply."
             else:
                 fault = f"there is no plugin or preset {name!r}.{did_you_mean(name, known)}"
-            raise PluginError(f"{fault} Presets: {listed(known)}.{self.left_out_words()}") from error
+            raise PluginError(f"{fault} Presets: {listed(known, 30)}.{self.left_out_words()}") from error
 
     def complete_preset(self) -> str:
         """Return a preset that names all that a run needs, preferably its plugin's own; PRESET if there is none."""
