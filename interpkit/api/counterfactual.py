@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from interpkit.interfaces.targets import Target
 from interpkit.inversion.manifold import nearest_along
 from interpkit.inversion.nearest import Classes, Nearest, nearest
 from interpkit.inversion.results import GeneratorInversion
-from interpkit.io.tables import LABEL_COLUMNS, PICTURE_COLUMNS, read_table
+from interpkit.io.tables import PICTURE_COLUMNS, feature_columns, read_table
 from interpkit.runtime.autograd import with_autograd
 
 log = logging.getLogger("interpkit")
@@ -145,13 +145,11 @@ def _short(value: Tensor) -> float:
 def _columns(path: Path, target: Target) -> tuple[list[str], Tensor]:
     """Return the names of a table's columns without the label, and the steps in [0, 1] by which each changes."""
     header, rows = read_table(path)
-    lower = [name.lower() for name in header]
-    label = next((lower.index(name) for name in LABEL_COLUMNS if name in lower), None)
-    if any(name in lower for name in PICTURE_COLUMNS) or len(header) - (label is not None) != target.input_shape[0]:
+    names = feature_columns(header)
+    if any(name.lower() in PICTURE_COLUMNS for name in header) or len(names) != target.input_shape[0]:
         return [str(number) for number in range(target.input_shape[0])], torch.tensor(0.0)
-    places = [place for place in range(len(header)) if place != label]
-    decimals = [max(_decimals(row[place]) for row in rows) for place in places]
-    whole = [header[place] for place, digits in zip(places, decimals, strict=True) if digits == 0]
+    decimals = [max(_decimals(row[header.index(name)]) for row in rows) for name in names]
+    whole = [name for name, digits in zip(names, decimals, strict=True) if digits == 0]
     if whole:
         log.warning(
             "%s: the columns %s hold whole numbers and change by whole steps. If the numbers stand for categories, a "
@@ -159,7 +157,7 @@ def _columns(path: Path, target: Target) -> tuple[list[str], Tensor]:
             *(path, listed(whole), setting("fixed", "NAME")),
         )
     steps = torch.tensor([10.0**-digits for digits in decimals])
-    return [header[place] for place in places], steps / (target.high - target.low)
+    return names, steps / (target.high - target.low)
 
 
 def _decimals(text: str) -> int:
@@ -196,4 +194,4 @@ def _in_own_units(found: Nearest, target: Target, given: Tensor, names: Sequence
                 f"{names[place]} is {value:g}, outside the input range {low:g} to {high:g}; "
                 f"{setting('input_range', None)} states another"
             )
-    return Nearest(found.images, found.before, found.answers, found.distances, found.boundary, found.normals, reasons)
+    return replace(found, reasons=reasons)

@@ -178,10 +178,9 @@ def prepare(
             target = loading.load(Path(target), validated(TargetOptions, target_options or {}, "about the classifier"))
         chosen = known_plugins.photograph_preset(target.input_shape)
         if chosen is None:
-            known = listed(known_plugins.registry.names("preset"), 30)
             raise UsageError(
-                f"name a preset by {setting('preset', 'NAME')} (there are: {known}), or a recipe by "
-                f"{setting('config', 'FILE')}."
+                f"name a preset by {setting('preset', 'NAME')} (there are: {known_plugins.all_presets()}), or a recipe "
+                f"by {setting('config', 'FILE')}."
             )
         layers.append(known_plugins.preset(chosen))
         applied.append(chosen)

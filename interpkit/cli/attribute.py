@@ -10,8 +10,6 @@ import typer
 from interpkit.cli import console, options
 from interpkit.errors import UsageError
 
-OF_A_RUN = ("arch", "trust")
-"""Target flags that a run needs again; its recipe holds the others."""
 COLUMNS = (
     "Values closer to 0 are better: sum, the error of completeness; del., class, rand., the area under the deletion "
     "curve by the maps, by class evidence and by chance; infidelity; sensitivity; weights, the rank correlation with "
@@ -93,21 +91,15 @@ def attribute(
     from interpkit.interfaces import samples
     from interpkit.io.atomic import inner_folder
     from interpkit.plugins import loading
-    from interpkit.runs import folder
 
     options.load_plugin_files(plugin)
     inverted = None
-    if (source / "manifest.json").is_file():
-        run = folder.Run.open(source)
-        extra = sorted(set(ctx.obj) - set(OF_A_RUN))
-        if extra:
-            raise UsageError(f"--{extra[0].replace('_', '-')} is in the run's recipe: leave it out, or name the model.")
+    run = options.run_of(source, model, ctx.obj)
+    if run is not None:
         target = run.load_target(model, **ctx.obj)
         stored, labels, _ = scoring.read_images(run / "samples.safetensors", target)
         inverted = (samples.to_unit(stored, target), labels)
     else:
-        if model is not None:
-            raise UsageError(f"--model belongs to a run, and {source} is a classifier: leave it out.")
         if images is None:
             raise UsageError("a classifier alone has no images to explain: name some by --images, or name a run.")
         target = loading.load_target(source, **ctx.obj)

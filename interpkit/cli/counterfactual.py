@@ -55,22 +55,11 @@ def counterfactual(
     Example: interpkit counterfactual resnet18.safetensors --images cat.jpg --to dog --out why-not-a-dog
     """
     from interpkit.api import counterfactual as api
-    from interpkit.interfaces.inversions import Inversion
-    from interpkit.interfaces.targets import Target
     from interpkit.plugins import loading
-    from interpkit.runs import folder
 
     options.load_plugin_files(plugin)
-    known: Target | Inversion
-    if (source / "manifest.json").is_file():
-        extra = sorted(set(ctx.obj) - {"arch", "trust"})
-        if extra:
-            raise UsageError(f"--{extra[0].replace('_', '-')} is in the run's recipe: leave it out, or name the model.")
-        known = folder.Run.open(source).load(model=model, **ctx.obj)
-    else:
-        if model is not None:
-            raise UsageError(f"--model belongs to a run, and {source} is a classifier: leave it out.")
-        known = loading.load_target(source, **ctx.obj)
+    run = options.run_of(source, model, ctx.obj)
+    known = loading.load_target(source, **ctx.obj) if run is None else run.load(model=model, **ctx.obj)
     result = api.counterfactual(
         known,
         images,

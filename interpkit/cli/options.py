@@ -7,7 +7,7 @@ import functools
 import inspect
 import re
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,6 +18,7 @@ from interpkit.errors import UsageError
 
 if TYPE_CHECKING:
     from interpkit.config.recipe import Fact
+    from interpkit.runs.folder import Run
 
 _FILE = "About the classifier, if its file does not say"
 
@@ -36,6 +37,8 @@ Trust = Annotated[
     bool, typer.Option("--trust", help="Load a file that can run code (.pt2, TorchScript).", rich_help_panel=_FILE)
 ]
 """For commands on a run, where the rest is known: code runs only if it is named again."""
+OF_A_RUN = ("arch", "trust")
+"""Target flags that a run needs again; its recipe holds the others."""
 
 
 class _PlainFlags:
@@ -234,6 +237,28 @@ def lines(path: Path) -> list[str]:
                 f'{{"0": "cat", "1": "dog"}}.'
             ) from error
     return [line.strip() for line in text.splitlines() if line.strip()]
+
+
+def run_of(source: Path, model: Path | None, facts: Mapping[str, Any]) -> Run | None:
+    """Return the run of a folder, or None if the source is a classifier.
+
+    Args:
+        source: a run folder or a classifier.
+        model: the path of the run's classifier, if the user gave it.
+        facts: what the user said about the classifier.
+
+    Raises:
+        UsageError: the user said what the run's recipe has already, or named a second classifier.
+    """
+    from interpkit.runs.folder import Run
+
+    if (source / "manifest.json").is_file():
+        for name in sorted(facts.keys() - set(OF_A_RUN)):
+            raise UsageError(f"--{name.replace('_', '-')} is in the run's recipe: leave it out, or name the model.")
+        return Run.open(source)
+    if model is not None:
+        raise UsageError(f"--model belongs to a run, and {source} is a classifier: leave it out.")
+    return None
 
 
 READERS: dict[Any, Callable[..., Any]] = {

@@ -83,21 +83,23 @@ def nearest_along(
         logits = logits_of(target, given, on)
         before = logits.argmax(1)
         asked = logits.topk(2).indices[:, 1] if to is None else asked_of(target, to, len(given))
+        accepted = torch.zeros(len(given), dtype=torch.bool) if to is None else target.accepts(logits, asked)
+        done = int(accepted.sum())
         rng = random_generator(on, seed)
         points, least = given.clone(), torch.full((len(given),), torch.inf)
         for label in asked.unique().tolist():
             inversion.choose([label])
             walk = _Walk(inversion, label, confidence, rng)
-            for rows in (asked == label).nonzero()[:, 0].split(max(1, AT_ONCE // starts)):
+            for rows in ((asked == label) & ~accepted).nonzero()[:, 0].split(max(1, AT_ONCE // starts)):
                 points[rows], least[rows] = walk.nearest(given[rows].to(on), starts, steps)
-                progress.tell("inputs searched", int(least.isfinite().sum()), len(given))
+                done += len(rows)
+                progress.tell("inputs searched", done, len(given))
         reasons = {}
         for row in range(len(given)):
-            if to is not None and target.accepts(logits[row, None], asked[row, None]):
-                reasons[row] = f"the target classifies it as {target.class_names[int(asked[row])]!r} already"
-                points[row], least[row] = given[row], torch.inf
+            name = target.class_names[int(asked[row])]
+            if accepted[row]:
+                reasons[row] = f"the target classifies it as {name!r} already"
             elif least[row].isinf():
-                name = target.class_names[int(asked[row])]
                 reasons[row] = f"no sample has the class {name!r} with a probability of {confidence:g}"
         answers = target.predictions(logits_of(target, points, on), asked)
     return Nearest(points, before, answers, least, points, torch.zeros_like(points), reasons)

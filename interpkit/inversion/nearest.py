@@ -301,24 +301,23 @@ class _Search:
     def approach(self, start: Tensor) -> tuple[Tensor, Tensor]:
         """Return points beyond the boundary and their distances, inf where none was reached."""
         x, now = self.box.x, start
-        best, least = now, torch.full((len(x),), torch.inf, device=x.device)
-
-        def keep(points: Tensor, margin: Tensor) -> None:
-            nonlocal best, least
-            distances = torch.where(margin >= 0, _distance(points, x), torch.inf)
-            best = torch.where(_wide(distances < least, x), points, best)
-            least = least.minimum(distances)
-
+        kept = now, torch.full((len(x),), torch.inf, device=x.device)
         for _ in range(PROJECTIONS):
             margin, gradient = self.margin.slope(now)
-            keep(now, margin)
+            kept = self._nearer(kept, now, margin >= 0)
             if not gradient.any():
                 break
             now = (now + self._projected(now, margin, gradient)) / 2
         for factor in STRETCHES:
             points = self.box.clip(x + factor * (now - x))
-            keep(points, self.margin(points))
-        return best, least
+            kept = self._nearer(kept, points, self.margin(points) >= 0)
+        return kept
+
+    def _nearer(self, kept: tuple[Tensor, Tensor], points: Tensor, beyond: Tensor) -> tuple[Tensor, Tensor]:
+        """Return, of points and their distances that were kept and of those points that are beyond, the nearer ones."""
+        best, least = kept
+        distances = torch.where(beyond, _distance(points, self.box.x), torch.inf)
+        return torch.where(_wide(distances < least, points), points, best), least.minimum(distances)
 
     def slide(self, points: Tensor, distances: Tensor, iterations: int) -> tuple[Tensor, Tensor]:
         """Move points along the boundary while they come nearer; return them and their distances."""
@@ -357,28 +356,21 @@ class _Search:
         with torch.no_grad():
             logits = self.margin.target(x)
         clear = 1e-4 * self.margin.of(logits).abs() + 1e-5 * logits.abs().amax(1)
-        best, least = boundary, torch.full((len(x),), torch.inf, device=x.device)
-
-        def keep(points: Tensor, margin: Tensor) -> None:
-            nonlocal best, least
-            distances = torch.where(margin >= clear, _distance(points, x), torch.inf)
-            best = torch.where(_wide(distances < least, x), points, best)
-            least = least.minimum(distances)
-
+        kept = boundary, torch.full((len(x),), torch.inf, device=x.device)
         for factor in BEYOND:
             points = self.box.on_grid(x + factor * (boundary - x))
-            keep(points, self.margin(points))
-            if least.isfinite().all():
+            kept = self._nearer(kept, points, self.margin(points) >= clear)
+            if kept[1].isfinite().all():
                 break
-        far = bool((least > FAR * _distance(boundary, x)).any())  # the ray may miss what single steps reach
+        far = bool((kept[1] > FAR * _distance(boundary, x)).any())  # the ray may miss what single steps reach
         points = self.box.on_grid(boundary, down=True)
         for _ in range(GREEDY if far else 0):
             margin, gradient = self.margin.slope(points)
-            keep(points, margin)
-            if ((margin >= clear) | (_distance(points, x) >= least)).all():
+            kept = self._nearer(kept, points, margin >= clear)
+            if ((margin >= clear) | (_distance(points, x) >= kept[1])).all():
                 break
             points = self.box.one_step(points, gradient)
-        return best, least
+        return kept
 
 
 def _wide(values: Tensor, like: Tensor) -> Tensor:

@@ -240,7 +240,11 @@ class Plugins:
                 fault = f"the plugin {name!r} has no preset, so {setting('preset', name)} has nothing to apply."
             else:
                 fault = f"there is no plugin or preset {name!r}.{did_you_mean(name, known)}"
-            raise PluginError(f"{fault} Presets: {listed(known, 30)}.{self.left_out_words()}") from error
+            raise PluginError(f"{fault} Presets: {self.all_presets()}.{self.left_out_words()}") from error
+
+    def all_presets(self) -> str:
+        """Return the names of the presets as messages list them: all, as one that is cut off cannot be chosen."""
+        return ", ".join(self.registry.names("preset")) or "none"
 
     def complete_preset(self) -> str:
         """Return a preset that names all that a run needs, preferably its plugin's own; PRESET if there is none."""

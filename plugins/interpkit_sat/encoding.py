@@ -183,10 +183,8 @@ class Formula:
             now = {}
             for j in range(max(1, needed - len(literals) + i), min(i, needed) + 1):
                 s = now[j] = last if i == len(literals) else self.new()
-                without, with_x = (
-                    before.get(j),
-                    before.get(j - 1),
-                )  # None: j of i - 1 is impossible; 0 of them is certain
+                # None: j of the first i - 1 is impossible, and 0 of them is certain.
+                without, with_x = before.get(j), before.get(j - 1)
                 add((-s, x) if without is None else (-s, x, without))
                 if with_x is not None:
                     add((-s, with_x))

@@ -126,9 +126,8 @@ class Threshold(nn.Module):
     def forward(self, sums: Tensor) -> Tensor:
         """Return 0 and 1, in the shape of the sums, (B, channels, ...)."""
         if self.training:
-            return step(
-                (self.norm(sums.flatten(2) if sums.dim() > 2 else sums).view_as(sums)) + self._along(self.bias, sums)
-            )
+            normed = self.norm(sums.flatten(2) if sums.dim() > 2 else sums).view_as(sums)
+            return step(normed + self._along(self.bias, sums))
         assert self.norm.running_var is not None
         spread = (self.norm.running_var + self.norm.eps).sqrt()
         # Half a unit lies between the threshold and the sums on either side, so no rounding can cross it.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import itertools
 import json
 import warnings
@@ -25,6 +26,7 @@ import interpkit
 from interpkit import RunError, Target, UsageError
 from interpkit.api.invert import prepare
 
+ROOT = Path(__file__).parents[2]
 ON_CPU: dict[str, Any] = {"device": "cpu", "precision": "fp32"}
 
 
@@ -47,17 +49,10 @@ def rng() -> torch.Generator:
 
 
 @pytest.fixture
-def dead() -> Target:
+def dead(monkeypatch: pytest.MonkeyPatch) -> Target:
     """Ten classes of 64 numbers; around gray, all units of the first layer are off, so that gradients are zero."""
-    net = nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 10))
-    with torch.no_grad():
-        net[0].weight.normal_()
-        net[0].bias.copy_(-net[0].weight.sum(1) / 2 - 2)
-        net[2].weight.normal_(std=0.3)
-        net[4].weight.normal_()
-        net[2].bias.zero_()
-        net[4].bias.zero_()
-    return interpkit.wrap(net, (64,))
+    monkeypatch.syspath_prepend(str(ROOT))
+    return importlib.import_module("benchmarks.constrained").dead_network()
 
 
 @pytest.fixture
