@@ -63,8 +63,8 @@ class GeneratorInverter(Inverter):
         flip: bool | None = Field(
             None, description="mirror the batch left to right in half of the steps, if the classes allow it"
         )
-        alternate: bool = Field(
-            False, description="train one of several generators in each step, in turn, instead of all on shared batches"
+        alternate: bool | None = Field(
+            None, description="train one of several generators in each step, in turn, instead of all on shared batches"
         )
 
     options: Options
