@@ -107,8 +107,8 @@ def pack_target(target: Target, path: str | Path) -> Path:
     facts = target.description
     if isinstance(target, UnitTarget):
         raise UsageError(
-            f"{target.name} cannot be packed with units for its classes: leave out {setting('unit', 'LAYER:CHANNEL')}, and name "
-            f"them where you use the packed file."
+            f"{target.name} cannot be packed with units for its classes: leave out "
+            f"{setting('unit', 'LAYER:CHANNEL')}, and name them where you use the packed file."
         )
     if facts.arch is not None and not facts.runs_code and facts.arch != ONNX_GRAPH:
         return write_target_file(path, _weights(target), facts)

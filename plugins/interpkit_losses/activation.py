@@ -17,8 +17,8 @@ class Activation(InversionLoss):
     z are the target's logits and K_b the label of image b; with `interpkit.units`, that is a unit. If units are named
     by the option, K_b are these, the same for all images, and z are their logits as `interpkit.units` defines them:
     so a class can be inverted with them excited. asinh(z) is z for small z and log(2 z) for large ones, so that no
-    image dominates. Unbounded below: combine it with terms such as ``tv`` that keep the images smooth. Source: activation
-    maximization (Erhan et al. 2009), here for batches of several units.
+    image dominates. Unbounded below: combine it with terms such as ``tv`` that keep the images smooth. Source:
+    activation maximization (Erhan et al. 2009), here for batches of several units.
 
     Example:
         >>> import torch
