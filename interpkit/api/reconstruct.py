@@ -130,9 +130,9 @@ def reconstruct(
             f"name either the images that the classifier answers by {setting('images', 'FILE')}, or its answers by "
             f"{setting('predictions', 'FILE')}."
         )
-    if not isinstance(inversion, GeneratorInversion) or not _accepts_answers(
-        type(getattr(inversion.conditioner, "responsible", inversion.conditioner))
-    ):
+    conditioner: Any = getattr(inversion, "conditioner", None)
+    own = type(getattr(conditioner, "responsible", conditioner))
+    if not isinstance(inversion, GeneratorInversion) or not _accepts_answers(own):
         those = [e.name for e in installed().registry.entries("conditioner") if _accepts_answers(e.item)]
         raise UsageError(
             f"this inversion by {inversion.recipe.inverter.name!r} makes pictures of classes, not of answers. Train a "
