@@ -163,7 +163,7 @@ def _decoded(inversion: GeneratorInversion, answers: Tensor) -> Tensor:
     """Return the pictures of answers, (B, n), at the generator's zero latent."""
     generator, conditioner = inversion.generator, inversion.conditioner
     with sampling_mode(generator, dropout=False), sampling_mode(conditioner, dropout=False):
-        condition = conditioner.of_answers(answers)
+        condition = contracts.condition_of(conditioner, answers)
         latent = answers.new_zeros(len(answers), generator.latent_dim)
         return contracts.images(generator, latent, condition, torch.zeros_like(condition.labels))
 
