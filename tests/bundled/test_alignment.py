@@ -190,7 +190,7 @@ def test_answers_are_kept_when_the_service_fails_and_the_run_goes_on_from_there(
     target, out = target_of(net), tmp_path / "run"
     settings: dict[str, Any] = {"inverter": "alignment", "data": public, "steps": 10, "batch_size": 32, "device": "cpu"}
     net.fails_after = net.seen + 64
-    with pytest.raises(RunError, match=r"failed at query 65 of 90: quota exceeded.*64 answers so far are kept"):
+    with pytest.raises(RunError, match=r"failed at query 65: quota exceeded.*64 answers so far are kept"):
         interpkit.invert(target, out=out, **settings)
     net.fails_after, before = None, net.seen
     interpkit.invert(target, out=out, resume=True, **settings)

@@ -90,7 +90,7 @@ def test_answers_that_were_paid_for_are_kept_when_the_classifier_fails() -> None
     queries = queries_of(service)
     service.fails_at = service.requests + 3
     recorder = Kept(1)
-    with pytest.raises(RunError, match=r"failed at query 9 of 10: the service is down.*8 answers so far are kept"):
+    with pytest.raises(RunError, match=r"failed at query 9: the service is down.*8 answers so far are kept"):
         queries.collect(IMAGES, recorder, State(queries))
     again, already = queries_of(service), service.seen
     again.load_state_dict(recorder.saved)
