@@ -65,7 +65,7 @@ def log_probabilities(values: Tensor, num_classes: int, what: str, *, logits: bo
         logits: whether the values are logits, or log-probabilities.
 
     Raises:
-        UsageError: they are of another number of classes, are no distributions, or are logits where probabilities are
+        UsageError: they are of another number of classes, do not sum to 1, or are logits where probabilities are
             expected, or the reverse.
     """
     if values.dim() != 2 or values.shape[1] != num_classes or not len(values):
@@ -91,8 +91,8 @@ def log_probabilities(values: Tensor, num_classes: int, what: str, *, logits: bo
     if wrong.any():
         row = int(wrong.nonzero()[0, 0])
         raise UsageError(
-            f"{what} is no distribution in row {row}, whose sum is {sums[row]:.4g}. Each row needs the probabilities "
-            f"of all classes: spread what is missing over the classes that have none, or divide each row by its sum."
+            f"{what} is not a distribution in row {row}, whose sum is {sums[row]:.4g}. Each row needs the "
+            f"probabilities of all classes: spread what is missing over the classes that have none, or divide each row by its sum."
         )
     return (values / sums[:, None]).log().float()
 

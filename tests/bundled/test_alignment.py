@@ -185,7 +185,7 @@ def test_a_run_is_resumed_bit_for_bit(public: Path, tmp_path: Path) -> None:
     assert resumed.fingerprint() == whole.fingerprint()
 
 
-def test_answers_are_kept_when_the_service_fails_and_the_run_goes_on_from_there(public: Path, tmp_path: Path) -> None:
+def test_answers_are_kept_when_the_service_fails_and_the_run_resumes_with_them(public: Path, tmp_path: Path) -> None:
     net = Parts()
     target, out = target_of(net), tmp_path / "run"
     settings: dict[str, Any] = {"inverter": "alignment", "data": public, "steps": 10, "batch_size": 32, "device": "cpu"}

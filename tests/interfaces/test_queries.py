@@ -105,7 +105,7 @@ def test_answers_are_kept_when_the_user_stops() -> None:
         queries.collect(IMAGES, recorder, State(queries))
 
 
-def test_an_answer_that_is_no_number_is_refused() -> None:
+def test_an_answer_that_is_not_a_number_is_refused() -> None:
     queries = queries_of(Service())
     queries.target.forward = lambda images: images + torch.nan  # type: ignore[method-assign]
     with pytest.raises(RunError, match="queries 1 to 4 with values that are not finite"):

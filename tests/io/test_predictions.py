@@ -1,4 +1,4 @@
-"""Files of predictions: four formats, and what is no distribution."""
+"""Files of predictions: their formats, and rows that are not distributions."""
 
 from __future__ import annotations
 
@@ -54,12 +54,12 @@ def test_probabilities_and_logits_of_the_same_answer_are_the_same() -> None:
     ("rows", "logits", "words"),
     [
         ([[4.0, -1.0, 0.3]], False, r"from -1 to 4, which are not probabilities.*add logits=True"),
-        ([[0.5, 0.5, 0.0], [0.2, 0.3, 0.1]], False, r"no distribution in row 1, whose sum is 0\.6"),
+        ([[0.5, 0.5, 0.0], [0.2, 0.3, 0.1]], False, r"not a distribution in row 1, whose sum is 0\.6"),
         ([[0.5, 0.5, 0.0]], True, "already holds probabilities: leave logits out"),
         ([[0.5, 0.5]], False, r"shape \(1, 2\); the classifier has 3 classes"),
         ([[0.5, float("nan"), 0.5]], False, "values that are not finite"),
     ],
 )
-def test_what_is_no_distribution_is_refused(rows: list[list[float]], logits: bool, words: str) -> None:
+def test_rows_that_are_not_distributions_are_refused(rows: list[list[float]], logits: bool, words: str) -> None:
     with pytest.raises(UsageError, match=words):
         log_probabilities(torch.tensor(rows), 3, "answers.npy", logits=logits)
