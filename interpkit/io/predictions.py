@@ -92,7 +92,8 @@ def log_probabilities(values: Tensor, num_classes: int, what: str, *, logits: bo
         row = int(wrong.nonzero()[0, 0])
         raise UsageError(
             f"{what} is not a distribution in row {row}, whose sum is {sums[row]:.4g}. Each row needs the "
-            f"probabilities of all classes: spread what is missing over the classes that have none, or divide each row by its sum."
+            f"probabilities of all classes: spread what is missing over the classes that have none, or divide each row "
+            f"by its sum."
         )
     return (values / sums[:, None]).log().float()
 
