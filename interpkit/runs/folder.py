@@ -300,7 +300,9 @@ class Run:
         recipe, manifest = self.recipe(), self.manifest()
         empty = {int(label): reason for label, reason in manifest.empty.items() if int(label) < target.num_classes}
         stored = StoredRun(self.folder, target, recipe, self.history(recipe), manifest.files, empty)
-        return contracts.loaded_inversion(assembly.inverter(recipe, installed()), stored)
+        inversion = contracts.loaded_inversion(assembly.inverter(recipe, installed()), stored)
+        inversion.terms = functools.partial(assembly.terms_with_figures, recipe, target)
+        return inversion
 
     # ------------------------------------------------------------------------------------- writing
 
