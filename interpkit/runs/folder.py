@@ -360,7 +360,7 @@ class Run:
         if self.manifest().data:  # the same images, possibly moved
             places = assembly.data_options(recipe, installed())
             changes["data"] = {
-                name: {"path": str(places[name].data), "sha256": was.sha256}
+                name: {"path": places[name].source, "sha256": was.sha256}
                 for name, was in self.manifest().data.items()
                 if name in places
             }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -73,6 +74,19 @@ class Disagreement(InversionLoss):
         def _absolute(cls, members: list[str]) -> list[str]:
             """Record absolute paths, so that the run can be repeated from any folder."""
             return [str(Path(member).absolute()) for member in members]
+
+        @property
+        def source(self) -> str:
+            """The data and the members."""
+            return ", ".join(filter(None, [self.data, *self.members]))
+
+        def record(self, target: Target) -> dict[str, str]:
+            """Return the manifest's entry: what is read, and the ``sha256`` of the data and the members' weights."""
+            digest = hashlib.sha256(super().record(target)["sha256"].encode() if self.data else b"")
+            for member in load_members(self.members, target):
+                for name, weights in member.state_dict().items():
+                    digest.update(name.encode() + weights.cpu().contiguous().numpy().tobytes())
+            return {"path": self.source, "sha256": digest.hexdigest()}
 
     options: Options
 
