@@ -124,7 +124,10 @@ def tiny_target() -> Target:
 
 @contextmanager
 def data_for(cls: type[Component], target: Target) -> Iterator[dict[str, Any]]:
-    """Give the options by which a component reads toy images of the target's classes; none if it reads no data."""
+    """Give the options by which a component reads toy images of the target's classes; none if it reads no data.
+
+    A loss that trains something of its own takes one step.
+    """
     if not issubclass(cls.Options, ReadingOptions):
         yield {}
         return
@@ -132,7 +135,8 @@ def data_for(cls: type[Component], target: Target) -> Iterator[dict[str, Any]]:
         count = 6 * target.num_classes if issubclass(cls.Options, DataOptions) else PICTURES
         images, labels = Pictures(target.input_shape, target.num_classes).draw(count, 1)
         np.savez(path := Path(folder) / "toy.npz", images=images.numpy(), labels=labels.numpy())
-        yield {"data": str(path)}
+        short = {"steps": 1} if issubclass(cls, InversionLoss) and "steps" in cls.Options.model_fields else {}
+        yield {"data": str(path), **short}
 
 
 def tiny_inversion() -> Inversion:

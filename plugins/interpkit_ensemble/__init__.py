@@ -15,7 +15,7 @@ AUTOINVERSE = Preset(
     {
         "inverter": {"name": "pixels"},
         "steps": 200,
-        "losses": {"ce": {"weight": 1.0}, "tv": {"weight": 1.0}, "disagreement": {"weight": 1.0}},
+        "losses": {"ce": {"weight": 1.0}, "tv": {"weight": 1.0}, "disagreement": {"weight": 10.0}},
         "optimizer": {"lr": 0.1, "beta1": 0.9, "beta2": 0.999},
     },
     "Pixels that an ensemble of other classifiers is sure of, after Autoinverse (Ansari et al. 2022). Name labeled "

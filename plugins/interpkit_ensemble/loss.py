@@ -64,7 +64,7 @@ class Disagreement(InversionLoss):
         train_members: int | None = Field(
             None, ge=1, le=1000, description=f"small members to train on the data; by default {USUAL} if there are data"
         )
-        epochs: int = Field(20, ge=1, le=100_000, description="passes over the data in which a member is trained")
+        steps: int = Field(500, ge=1, le=1_000_000, description="batches of 64 images that each member is trained on")
         answers: bool = Field(False, description="teach them the target's answers to the images instead of the labels")
         entropy: float = Field(1.0, ge=0, description="weight of the entropy of the mean")
         label: float = Field(1.0, ge=0, description="weight of the cross-entropy between the class and the mean")
@@ -104,7 +104,7 @@ class Disagreement(InversionLoss):
         self.loaded = load_members(opt.members, target)
         self.trained = nn.ModuleList()
         if count:
-            self.trained = train_members(target, opt.load(target), count, opt.epochs, answers=opt.answers)
+            self.trained = train_members(target, opt.load(target), count, opt.steps, answers=opt.answers)
 
     def forward(self, batch: InversionBatch) -> Tensor:
         """Return the mean over the images, a scalar."""

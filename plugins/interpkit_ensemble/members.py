@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 
 import torch
@@ -10,8 +9,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from interpkit import LabelledImages, Target, UsageError, load_target, shift_and_flip
-
-log = logging.getLogger("interpkit")
 
 BATCH = 64
 RATE = 4e-3
@@ -63,7 +60,7 @@ def load_members(paths: Sequence[str], target: Target) -> list[Target]:
     return members
 
 
-def train_members(target: Target, data: LabelledImages, count: int, epochs: int, *, answers: bool) -> nn.ModuleList:
+def train_members(target: Target, data: LabelledImages, count: int, steps: int, *, answers: bool) -> nn.ModuleList:
     r"""Train small networks to know the classes, and how sure they may be of them.
 
     Each sees a sample of the images, with replacement and as many as there are (bagging, Breiman 1996), from random
@@ -79,7 +76,7 @@ def train_members(target: Target, data: LabelledImages, count: int, epochs: int,
         target: the classifier whose classes they learn.
         data: labeled images in [0, 1].
         count: the number of members.
-        epochs: passes over the images.
+        steps: batches that each is trained on.
         answers: teach them the target's probabilities instead of the labels.
     """
     device = next(target.parameters(), torch.empty(0)).device
@@ -90,7 +87,6 @@ def train_members(target: Target, data: LabelledImages, count: int, epochs: int,
         with torch.random.fork_rng([]):
             torch.manual_seed(number)
             member = network(target.input_shape, target.num_classes).to(device)
-        steps = epochs * -(-len(images) // BATCH)
         optimizer = torch.optim.AdamW(member.parameters())
         cycle = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=max(2, steps))
         own = torch.randint(len(images), (len(images),), generator=rng)
@@ -112,7 +108,6 @@ def train_members(target: Target, data: LabelledImages, count: int, epochs: int,
             optimizer.step()
             cycle.step()
         members.append(member)
-        log.info("member %d of %d is trained", number + 1, count)
     return members.requires_grad_(False)
 
 
