@@ -65,7 +65,7 @@ def invert(dataset: str, preset: str, settings: Mapping[str, Any], place: Path |
     if kept and kept.exists():
         return float(json.loads(kept.read_text("utf-8")))
     begun = time.process_time()
-    inversion = interpkit.invert(SHIPPED / f"{dataset}_bn.safetensors", preset, seed=0, device="cpu", **settings)
+    inversion = interpkit.invert(SHIPPED / f"{dataset}_bn.safetensors", [preset], seed=0, device="cpu", **settings)
     seconds = time.process_time() - begun
     if place and kept:
         inversion.save(place, force=True)
@@ -111,7 +111,7 @@ def main() -> None:
             if "data" in settings:
                 settings["data"] = images_for_members(dataset, settings["data"], args.data, args.work)
             if name.startswith("ghosts"):
-                spent = invert(dataset, *ROWS["autoinverse"], args.work / f"{dataset}-autoinverse")
+                spent = json.loads((args.work / f"{dataset}-autoinverse" / "seconds.json").read_text("utf-8"))
                 settings["steps"] = round(spent * PROBE / invert(dataset, preset, settings | {"steps": PROBE}))
             place = args.work / f"{dataset}-{name.translate({32: '_', 39: None, 44: None})}"
             print(row(name, judges, place, invert(dataset, preset, settings, place)), flush=True)

@@ -94,9 +94,9 @@ class Disagreement(InversionLoss):
         super().__init__(target, options)
         opt = self.options
         count = (USUAL if opt.data else 0) if opt.train_members is None else opt.train_members
-        if len(opt.members) + count < 2:
+        if (total := len(opt.members) + count) < 2:
             raise UsageError(
-                f"the loss 'disagreement' has {len(opt.members) + count or 'no'} members, and an ensemble has at least "
+                f"the loss 'disagreement' has {'1 member' if total else 'no members'}, and an ensemble has at least "
                 f"two. Name labeled images by its option 'data', on which {USUAL} are trained, or files of two "
                 "classifiers by its option 'members'."
             )
