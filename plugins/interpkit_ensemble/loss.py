@@ -13,7 +13,7 @@ from pydantic import Field, field_validator
 from torch import Tensor, nn
 
 from interpkit import DataOptions, InversionBatch, InversionLoss, Target, UsageError
-from interpkit_ensemble.members import load_members, train_members
+from interpkit_ensemble.members import answers, device_of, load_members, train_members
 
 USUAL = 4
 """The number of members that are trained where the user names only the data."""
@@ -104,7 +104,7 @@ class Disagreement(InversionLoss):
         self.loaded = load_members(opt.members, target)
         self.trained = nn.ModuleList()
         if count:
-            self.trained = train_members(target, opt.load(target), count, opt.steps, answers=opt.answers)
+            self.trained = train_members(target, opt.load(target), count, opt.steps, taught=opt.answers)
 
     def forward(self, batch: InversionBatch) -> Tensor:
         """Return the mean over the images, a scalar."""
@@ -120,11 +120,13 @@ class Disagreement(InversionLoss):
 
     def _uncertainty(self, target: Target, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return the mutual information (B,), the entropy of the mean (B,), and the logarithm of the mean."""
-        if self.loaded and next(self.loaded[0].parameters(), images).device != images.device:
-            self.loaded = [member.to(images.device) for member in self.loaded]
-        answers = torch.stack([_logs(member(images), target) for member in (*self.trained, *self.loaded)])
-        mean = answers.logsumexp(0) - math.log(len(answers))
-        entropy, each = (-(logs.exp() * logs).sum(-1) for logs in (mean, answers))
+        for member in self.loaded:
+            if device_of(member) != images.device:
+                member.to(images.device)
+        members = (*self.trained, *self.loaded)
+        logs = torch.stack([_logs(answers(member, images, target), target) for member in members])
+        mean = logs.logsumexp(0) - math.log(len(logs))
+        entropy, each = (-(log.exp() * log).sum(-1) for log in (mean, logs))
         return (entropy - each.mean(0)).clamp(min=0), entropy, mean
 
 

@@ -30,7 +30,8 @@ def load_members(paths: Sequence[str], target: Target) -> list[Target]:
         ModelError: a file cannot be loaded.
     """
     members: list[Target] = []
-    images = torch.rand(8, *target.input_shape, generator=torch.Generator().manual_seed(0))
+    device = device_of(target)
+    images = torch.rand(8, *target.input_shape, generator=torch.Generator().manual_seed(0)).to(device)
     for path in paths:
         member = load_target(path)
         if member.input_shape != target.input_shape:
@@ -42,25 +43,40 @@ def load_members(paths: Sequence[str], target: Target) -> list[Target]:
         named = not any(all(map(str.isdigit, names)) for names in (ours, theirs))
         if len(ours) != len(theirs) or (named and ours != theirs) or member.multi_label != target.multi_label:
             raise UsageError(
-                f"the member {path} has {len(theirs)} classes, {', '.join(member.class_names[:4])}, ...; {target.name} "
-                f"has {len(ours)}, {', '.join(target.class_names[:4])}, ... Members have the target's classes in the "
-                "same order: name others."
+                f"the member {path} has {len(theirs)} classes ({', '.join(member.class_names[:4])}, ...); "
+                f"{target.name} has {len(ours)} ({', '.join(target.class_names[:4])}, ...). Members have the target's "
+                "classes in the same order: name others."
             )
         if member.no_gradient:
             raise UsageError(f"the member {path} passes no gradient: {member.no_gradient}. Name another file of it.")
-        member.requires_grad_(False)
+        member.requires_grad_(False).to(device)
         for other in (target, *members):
-            with torch.no_grad():
-                if torch.equal(*(one.to("cpu")(images).softmax(1) for one in (member, other))):
-                    raise UsageError(
-                        f"the member {path} answers as {other.origin or other.name} does, so the two can never "
-                        "disagree. Name each classifier once, and not the target."
-                    )
+            with torch.no_grad(), other.frozen():
+                alike = torch.equal(answers(member, images, target), answers(other, images, target))
+            if alike:
+                raise UsageError(
+                    f"the member {path} answers as {other.origin or other.name} does, so the two can never disagree. "
+                    "Name each classifier once, and not the target."
+                )
         members.append(member)
     return members
 
 
-def train_members(target: Target, data: LabelledImages, count: int, steps: int, *, answers: bool) -> nn.ModuleList:
+def answers(member: nn.Module, images: Tensor, target: Target) -> Tensor:
+    """Return a member's logits of images in [0, 1]; vectors are converted from the target's input range to its own."""
+    if isinstance(member, Target) and images.dim() == 2 and member is not target:
+        images = member.to_unit(target.from_unit(images))
+    logits: Tensor = member(images)
+    return logits
+
+
+def device_of(module: nn.Module) -> torch.device:
+    """Return the device of a module's weights."""
+    return next(module.parameters(), torch.empty(0)).device
+
+
+@torch.enable_grad()
+def train_members(target: Target, data: LabelledImages, count: int, steps: int, *, taught: bool) -> nn.ModuleList:
     r"""Train small networks to know the classes, and how sure they may be of them.
 
     Each sees a sample of the images, with replacement and as many as there are (bagging, Breiman 1996), from random
@@ -77,10 +93,19 @@ def train_members(target: Target, data: LabelledImages, count: int, steps: int, 
         data: labeled images in [0, 1].
         count: the number of members.
         steps: batches that each is trained on.
-        answers: teach them the target's probabilities instead of the labels.
+        taught: teach them the target's probabilities instead of the labels.
+
+    Raises:
+        UsageError: a class has no image, so the members would never answer it.
     """
-    device = next(target.parameters(), torch.empty(0)).device
+    device = device_of(target)
     images, labels = data.images, data.labels
+    missing = [target.class_names[label] for label in sorted(set(range(target.num_classes)) - set(labels.tolist()))]
+    if missing and not taught:
+        raise UsageError(
+            f"the members learn from images of which none shows {', '.join(missing[:5])} ({len(missing)} missing). "
+            "Add some, or set the option 'answers' of the loss 'disagreement', which teaches the target's answers."
+        )
     members = nn.ModuleList()
     for number in range(count):
         rng = torch.Generator().manual_seed(number)
@@ -97,8 +122,8 @@ def train_members(target: Target, data: LabelledImages, count: int, steps: int, 
             column = share.view(-1, *[1] * (images.dim() - 1))
             blended = (1 - column) * clean + column * random_fields(clean, rng)
             wanted = F.one_hot(labels[rows], target.num_classes).float().to(device)
-            if answers:
-                with torch.no_grad():
+            if taught:
+                with torch.no_grad(), target.frozen():
                     wanted = target.probabilities(target(clean.to(device)))
             share = share[:, None].to(device)
             wanted = (1 - share) * wanted + share * target.probabilities(torch.zeros_like(wanted))

@@ -105,7 +105,7 @@ def test_members_are_trained_alike_each_time_without_touching_the_global_generat
     images, labels = toy_models.Pictures(SHAPE, CLASSES).draw(90, 1)
     before = torch.get_rng_state()
     one, other = (
-        train_members(tiny_target, LabelledImages(images, labels), 2, 3, answers=False).state_dict() for _ in range(2)
+        train_members(tiny_target, LabelledImages(images, labels), 2, 3, taught=False).state_dict() for _ in range(2)
     )
     assert torch.equal(torch.get_rng_state(), before)
     assert all(torch.equal(one[name], other[name]) for name in one)
@@ -128,7 +128,7 @@ def test_members_can_learn_the_targets_own_answers(tiny_target: Target) -> None:
     opposite = LabelledImages(images, (labels + 1) % CLASSES)
     target = toy_models.tiny_target()
     with target.frozen():
-        (member,) = train_members(target, opposite, 1, 150, answers=True)
+        (member,) = train_members(target, opposite, 1, 150, taught=True)
     with torch.no_grad():
         assert (member(images).argmax(1) == target(images).argmax(1)).double().mean() > 0.9
 
@@ -164,8 +164,16 @@ def test_a_member_with_other_classes_or_inputs_is_refused(
 
 def test_a_member_with_the_same_number_of_other_classes_is_refused(two: list[str], tiny_model: Path) -> None:
     target = load_target(tiny_model, class_names=["cat", "dog", "owl"])
-    with pytest.raises(UsageError, match="has 3 classes, class 0, class 1, class 2"):
+    with pytest.raises(UsageError, match=r"has 3 classes \(class 0, class 1, class 2, ...\)"):
         Disagreement(target, Disagreement.Options(members=two))
+
+
+def test_data_without_an_image_of_a_class_are_refused_unless_the_answers_are_taught(tiny_target: Target) -> None:
+    images, labels = toy_models.Pictures(SHAPE, CLASSES).draw(30, 1)
+    some = LabelledImages(images[labels > 0], labels[labels > 0])
+    with pytest.raises(UsageError, match=r"none shows class 0 \(1 missing\)"):
+        train_members(tiny_target, some, 2, 1, taught=False)
+    assert len(train_members(tiny_target, some, 2, 1, taught=True)) == 2
 
 
 def test_an_ensemble_of_one_or_none_is_refused(two: list[str], tiny_target: Target, data: Path) -> None:
