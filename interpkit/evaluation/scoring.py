@@ -82,7 +82,10 @@ def judge(inversion: Inversion, draw: Draw, on_done: Callable[[int], None] | Non
 def read_samples(path: Path, target: Target, device: torch.device, most: int | None = None) -> Samples:
     """Read the samples of a run, and score them again with the target, ``most`` at a time; see `read_images`."""
     images, labels, generator = read_images(path, target)
-    figures = {name: tensor for name, tensor in read_tensors(path).items() if "." in name and tensor.dim() == 1}
+    figures = {name: tensor for name, tensor in read_tensors(path).items() if "." in name}
+    for name, tensor in figures.items():
+        if tensor.dtype != torch.float32 or tensor.shape != labels.shape or not tensor.isfinite().all():
+            raise RunError(f"{path} is not a file of samples: {name} is not a finite number of each.")
     unit = images if images.dim() == 4 else to_unit(images, target)
     predicted, confidence, probabilities, _ = _classify(target, unit, labels, None, device, most)
     return Samples(images, labels, predicted, confidence, None, generator, probabilities, figures=figures)

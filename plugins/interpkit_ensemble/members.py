@@ -80,7 +80,7 @@ def train_members(target: Target, data: LabelledImages, count: int, steps: int, 
     r"""Train small networks to know the classes, and how sure they may be of them.
 
     Each sees a sample of the images, with replacement and as many as there are (bagging, Breiman 1996), from random
-    weights of its own. Of most images x it sees a blend with something that is no image of any class, a random field u:
+    weights of its own. Most images x it sees blended with a random field u, which shows nothing of any class:
 
     .. math:: \tilde x = (1 - a) x + a u, \qquad \tilde q = (1 - a) q + a / n, \qquad a \sim U(0, 1)
 

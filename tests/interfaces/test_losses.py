@@ -9,11 +9,11 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import interpkit
-from interpkit import InversionBatch, InversionLoss, PluginError, Target
+from interpkit import InversionBatch, InversionLoss, PluginError, RunError, Target
 
 Quick = Callable[..., dict[str, Any]]
 
@@ -56,6 +56,14 @@ def test_they_stay_when_the_run_is_evaluated_again_and_its_report_shows_them(run
     assert "Mean brightness of a sample." in page
     assert '<option value="ink.used_up">ink: used up, highest first</option>' in page
     assert '"figures": {"ink.used_up": [' in page
+
+
+@pytest.mark.parametrize("torn", [torch.zeros(3), torch.full((300,), torch.nan), torch.zeros(300, dtype=torch.int64)])
+def test_a_file_with_figures_of_other_samples_is_refused(run: Path, torn: Tensor) -> None:
+    path = run / "samples.safetensors"
+    save_file(load_file(path) | {"ink.used_up": torn}, path)
+    with pytest.raises(RunError, match=r"ink\.used_up is not a finite number of each"):
+        interpkit.write_report(run)
 
 
 def test_fresh_samples_of_a_stored_run_have_them(run: Path) -> None:
