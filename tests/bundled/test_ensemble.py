@@ -226,6 +226,6 @@ def test_a_generator_is_trained_with_the_term(
     tiny_model: Path, two: list[str], quick: Callable[..., dict[str, Any]]
 ) -> None:
     settings = quick(options={"disagreement.members": two}, losses={"disagreement": 1.0})
-    inversion = interpkit.invert(tiny_model, ["vecmat"], **settings)
+    inversion = interpkit.invert(tiny_model, **settings)
     assert inversion.history[-1].terms["disagreement"] > 0
     assert set(inversion.figures(inversion.sample(2)[0])) == {"disagreement.entropy", "disagreement.mutual_information"}

@@ -34,7 +34,7 @@ class Ink(InversionLoss):
 @pytest.fixture
 def run(tiny_model: Path, tmp_path: Path, quick: Quick, add_plugin: Callable[..., None]) -> Path:
     add_plugin(Ink)
-    interpkit.invert(tiny_model, ["vecmat"], out=tmp_path / "run", **quick(losses={"ink": 0.1}))
+    interpkit.invert(tiny_model, out=tmp_path / "run", **quick(losses={"ink": 0.1}))
     return tmp_path / "run"
 
 
