@@ -6,6 +6,7 @@ import hashlib
 import math
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -69,11 +70,12 @@ class Disagreement(InversionLoss):
         entropy: float = Field(1.0, ge=0, description="weight of the entropy of the mean")
         label: float = Field(1.0, ge=0, description="weight of the cross-entropy between the class and the mean")
 
-        @field_validator("members")
+        @field_validator("members", mode="before")
         @classmethod
-        def _absolute(cls, members: list[str]) -> list[str]:
-            """Record absolute paths, so that the run can be repeated from any folder."""
-            return [str(Path(member).absolute()) for member in members]
+        def _files(cls, members: Any) -> Any:
+            """Split what was typed at commas, and record absolute paths, so that the run can be repeated anywhere."""
+            members = members.split(",") if isinstance(members, str) else members
+            return [str(Path(str(member)).absolute()) for member in members]
 
         @property
         def source(self) -> str:
