@@ -75,6 +75,8 @@ class Disagreement(InversionLoss):
         def _files(cls, members: Any) -> Any:
             """Split what was typed at commas, and record absolute paths, so that the run can be repeated anywhere."""
             members = members.split(",") if isinstance(members, str) else members
+            if not isinstance(members, list | tuple):
+                return members  # to be refused
             return [str(Path(str(member)).absolute()) for member in members]
 
         @property
