@@ -64,6 +64,7 @@ ALLOWED = {
     "noise": "English",
     "robustness": "in the title of a paper",
     "photo": "English, of pictures",
+    "ensemble": "several generators as one",
 }
 """Names of bundled components that are words of the core's own, each with the reason."""
 

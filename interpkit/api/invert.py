@@ -575,6 +575,7 @@ class Job:
                         self.estimate.tell(self.smaller)
                 with self._failing(run), profiler.profiled(device, profile and first) as self.profile:
                     inversion = contracts.inversion(inverter, target, recipe, parts, self.recorder)
+                    inversion.terms = {name: loss for name, (_, loss) in parts.losses.items()}
             self.trained = True
             if run is not None:
                 with self._failing(run):

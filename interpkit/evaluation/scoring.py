@@ -70,18 +70,25 @@ def judge(inversion: Inversion, draw: Draw, on_done: Callable[[int], None] | Non
     predicted, confidence, probabilities, divergence = _classify(
         target, images, draw.labels, draw.distribution, inversion.device, at_once(inversion.recipe, target), on_done
     )
+    figures = inversion.figures(images / 255 if images.dtype == torch.uint8 else images)
     if images.dim() == 2:
         images = target.low + (target.high - target.low) * images
     distribution = None if probabilities is None else draw.distribution
-    return Samples(images, draw.labels, predicted, confidence, divergence, draw.generator, probabilities, distribution)
+    return Samples(
+        images, draw.labels, predicted, confidence, divergence, draw.generator, probabilities, distribution, figures
+    )
 
 
 def read_samples(path: Path, target: Target, device: torch.device, most: int | None = None) -> Samples:
     """Read the samples of a run, and score them again with the target, ``most`` at a time; see `read_images`."""
     images, labels, generator = read_images(path, target)
+    figures = {name: tensor for name, tensor in read_tensors(path).items() if "." in name}
+    for name, tensor in figures.items():
+        if tensor.dtype != torch.float32 or tensor.shape != labels.shape or not tensor.isfinite().all():
+            raise RunError(f"{path} is not a file of samples: {name} is not a finite number of each.")
     unit = images if images.dim() == 4 else to_unit(images, target)
     predicted, confidence, probabilities, _ = _classify(target, unit, labels, None, device, most)
-    return Samples(images, labels, predicted, confidence, None, generator, probabilities)
+    return Samples(images, labels, predicted, confidence, None, generator, probabilities, figures=figures)
 
 
 def read_images(path: Path, target: Target) -> tuple[Tensor, Tensor, Tensor]:
@@ -186,19 +193,24 @@ def measure(samples: Samples, class_names: Sequence[str]) -> dict[str, Any]:
     Inversion accuracy is the share of samples that the target itself accepts as the class asked for (`Target.accepts`),
     with its 95 % interval (`wilson`). Confidence is the mean probability that the target assigns to that class. ``kl``
     is the mean of KL(P || Q) in nats, of the condition's distribution P, if it is known, and the target's Q
-    (`Target.divergence`).
+    (`Target.divergence`). Further figures are means of `InversionLoss.figures`, by term.
     """
     right = samples.predicted == samples.labels
 
     def figures(rows: Tensor) -> dict[str, Any]:
         count, hits = int(rows.sum()), int(right[rows].sum())
         kl = {} if samples.divergence is None else {"kl": samples.divergence[rows].double().mean().item()}
+        of_terms: dict[str, dict[str, float]] = {}
+        for name, values in samples.figures.items():
+            term, _, figure = name.partition(".")
+            of_terms.setdefault(term, {})[figure] = values[rows].double().mean().item()
         return {
             "inversion_accuracy": hits / count,
             "inversion_accuracy_interval": wilson(hits, count),
             "confidence": samples.confidence[rows].double().mean().item(),
             "count": count,
             **kl,
+            **of_terms,
         }
 
     per_class = [

@@ -13,6 +13,7 @@ from interpkit.evaluation.flatten import Figure
 from interpkit.interfaces.contracts import described
 from interpkit.interfaces.metrics import Metric
 from interpkit.plugins.discovery import installed
+from interpkit.plugins.registry import Entry
 
 log = logging.getLogger("interpkit")
 
@@ -46,7 +47,7 @@ def doubts_of_metrics(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, float
 
 
 def class_columns(rows: Sequence[Mapping[str, Figure]]) -> dict[str, str]:
-    """Return the names of figures of classes by the titles that metrics give them; see `Metric.columns`.
+    """Return the names of figures of classes by the titles that metrics and terms give them; see `Metric.columns`.
 
     Args:
         rows: the figures of each class by name, as `flattened` returns them.
@@ -57,7 +58,17 @@ def class_columns(rows: Sequence[Mapping[str, Figure]]) -> dict[str, str]:
         for title, pattern in metric.columns.items():
             matches = (re.fullmatch(pattern, name) for name in names)
             found |= {title.format(*match.groups()): match[0] for match in matches if match}
-    return found
+    described = {f"{entry.name}.{figure}": figure for entry in _losses() for figure in entry.item.describe}
+    return found | {title.replace("_", " "): name for name, title in described.items() if name in names}
+
+
+def meanings_of_terms() -> dict[str, str]:
+    """Return the meanings of what the terms say of single images, by ``TERM.FIGURE``; see `InversionLoss.describe`."""
+    return {f"{entry.name}.{figure}": words for entry in _losses() for figure, words in entry.item.describe.items()}
+
+
+def _losses() -> list[Entry]:
+    return installed().registry.entries("loss")
 
 
 def invalid(metrics: Mapping[str, Any]) -> str | None:

@@ -283,6 +283,23 @@ def term(loss: InversionLoss, batch: InversionBatch) -> Tensor:
     return value
 
 
+def figures(loss: InversionLoss, target: Target, images: Tensor) -> dict[str, Tensor]:
+    """Return a loss's figures of single images, on the CPU; see `InversionLoss.figures`.
+
+    Raises:
+        PluginError: the method fails, or a figure has another name or shape, or is not finite.
+    """
+    with blamed(loss):
+        found = dict(loss.figures(target, images))
+    if found.keys() != loss.describe.keys():
+        raise _breach(loss, f"figures() returns {', '.join(loss.describe) or 'nothing'}", ", ".join(found) or "nothing")
+    for name, values in found.items():
+        _check(loss, f"the figure {name!r}", values, (len(images),), images.device)
+        if not values.isfinite().all():
+            raise _breach(loss, f"the figure {name!r} is finite", "NaN or infinite")
+    return {name: values.float().cpu() for name, values in found.items()}
+
+
 def inversion(inverter: Inverter, target: Target, recipe: Recipe, parts: Parts, recorder: Recorder) -> Inversion:
     """Invert a target; see `Inverter.invert`.
 

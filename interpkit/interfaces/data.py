@@ -35,13 +35,18 @@ class ReadingOptions(Options):
         """Record an absolute path, so that the run can be repeated from any folder."""
         return data if data is None or data.startswith(TORCHVISION) else str(Path(data).absolute())
 
+    @property
+    def source(self) -> str:
+        """What the component reads, for the manifest; empty if nothing."""
+        return self.data or ""
+
     def record(self, target: Target) -> dict[str, str]:
         """Return the manifest's entry for the images: their ``path``, and the ``sha256`` of what is read of them.
 
         Raises:
             UsageError: the option is not set, or the images cannot be read or do not fit the target.
         """
-        return {"path": str(self.data), "sha256": self._read(target).sha256()}
+        return {"path": self.source, "sha256": self._read(target).sha256()}
 
     def _read(self, target: Target) -> LabelledImages:
         raise NotImplementedError

@@ -3,26 +3,32 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Self
 
 import torch
 from torch import Tensor
 
 from interpkit.config.recipe import Recipe
-from interpkit.errors import UsageError, setting
+from interpkit.errors import InterpkitError, UsageError, setting
 from interpkit.interfaces.sections import Section
 from interpkit.interfaces.targets import Target
 from interpkit.runtime import progress
+from interpkit.runtime.at_once import in_batches
 from interpkit.runtime.random import derive_seed
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from interpkit.interfaces.losses import InversionLoss
     from interpkit.runtime.recorder import StepRecord
+
+log = logging.getLogger("interpkit")
 
 SHOWN_CLASSES = 20
 """The maximum number of classes that a notebook shows."""
@@ -75,6 +81,9 @@ class Inversion(ABC):
         >>> drawn.images.shape, drawn.labels
         (torch.Size([4, 1, 8, 8]), tensor([0, 2, 0, 2]))
     """
+
+    terms: Mapping[str, InversionLoss] | Callable[[], Mapping[str, InversionLoss]] = MappingProxyType({})
+    """The terms of the objective by name, or what builds them when `figures` first needs them."""
 
     def __init__(
         self, target: Target, recipe: Recipe, history: Sequence[StepRecord], *, empty: Mapping[int, str] | None = None
@@ -243,6 +252,36 @@ class Inversion(ABC):
             seed: random seed of this chunk.
             dropout: keep the generator's dropout on.
         """
+
+    def figures(self, images: Tensor) -> dict[str, Tensor]:
+        """Return what the terms of the objective say of single images; see `InversionLoss.figures`.
+
+        Args:
+            images: (N, *input_shape) in [0, 1], of `sample` or any others.
+
+        Returns:
+            (N,) float32 on the CPU each, by ``TERM.FIGURE``; empty if no term has figures.
+        """
+        from interpkit.interfaces import contracts
+
+        if callable(self.terms):
+            try:
+                self.terms = self.terms()
+            except InterpkitError as error:
+                log.warning("the figures of single images are left out: %s", error)
+                self.terms = {}
+        terms = {name: loss for name, loss in self.terms.items() if loss.describe}
+
+        def of(rows: slice) -> dict[str, Tensor]:
+            some = images[rows].to(self.device)
+            found = {name: contracts.figures(loss, self.target, some) for name, loss in terms.items()}
+            return {f"{name}.{figure}": found[name][figure] for name in found for figure in found[name]}
+
+        if not terms:
+            return {}
+        with self.target.frozen(self.device), torch.no_grad():
+            parts = in_batches(self.target, images, of)
+        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
     def to(self, device: torch.device | str) -> Self:
         """Generate and classify images on a device from now on; each type of device has its own random numbers."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -72,6 +74,8 @@ class InversionLoss(Component, nn.Module, ABC):
     """
 
     options: Options
+    describe: ClassVar[Mapping[str, str]] = {}
+    """The names of the figures of `figures`, each with its meaning, one sentence, for the report."""
 
     def __init__(self, target: Target, options: Options | None = None) -> None:
         super().__init__()
@@ -87,6 +91,21 @@ class InversionLoss(Component, nn.Module, ABC):
     def layers(self, target: Target) -> list[str]:
         """Return the layers whose features the term reads, in addition to the target's default."""
         return []
+
+    def figures(self, target: Target, images: Tensor) -> Mapping[str, Tensor]:
+        """Return figures of single images, such as how uncertain their class is; by default none.
+
+        A run keeps them with its samples, and shows them of each sample and as the mean over each class. They depend
+        on the images alone, and are computed without a gradient.
+
+        Args:
+            target: the target, frozen.
+            images: (N, *input_shape) float32 in [0, 1].
+
+        Returns:
+            finite numbers, (N,), by the names in ``describe``.
+        """
+        return {}
 
     def views(self, batch: GeneratedBatch, rng: torch.Generator) -> Tensor | None:
         """Return extra images for the target to classify, (V, *input_shape) in [0, 1], or None.

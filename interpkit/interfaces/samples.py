@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
@@ -26,6 +27,8 @@ class Samples:
         generator: (N,) int64, which generator made each.
         probabilities: (N, n) float32, for up to 100 classes; else None.
         distribution: (N, n) float32, the conditions' distributions P, for up to 100 classes; not stored on disk.
+        figures: (N,) float32 each, what the terms of the objective say of each image, by ``TERM.FIGURE``; see
+            `InversionLoss.figures`.
     """
 
     images: Tensor
@@ -36,6 +39,7 @@ class Samples:
     generator: Tensor
     probabilities: Tensor | None
     distribution: Tensor | None = None
+    figures: Mapping[str, Tensor] = field(default_factory=dict)
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the tensors that samples.safetensors stores."""
@@ -45,6 +49,7 @@ class Samples:
             "labels": self.labels,
             "confidence": self.confidence,
             "generator": self.generator,
+            **self.figures,
         }
         if self.probabilities is not None:
             tensors["probabilities"] = self.probabilities

@@ -14,10 +14,11 @@ from interpkit.interfaces.components import Component, Options
 from interpkit.interfaces.data import ReadingOptions
 from interpkit.interfaces.generation import Conditioner, Generator
 from interpkit.interfaces.inverters import Inverter, Parts
+from interpkit.interfaces.losses import InversionLoss
 from interpkit.interfaces.targets import Target
 from interpkit.inversion.ensemble import Ensemble
 from interpkit.inversion.requested import RequestedClasses
-from interpkit.plugins.discovery import Plugins
+from interpkit.plugins.discovery import Plugins, installed
 from interpkit.runtime.compile import choose_compile
 from interpkit.runtime.devices import choose_device, choose_precision
 from interpkit.runtime.distributed import World
@@ -85,11 +86,7 @@ def build(recipe: Recipe, target: Target, plugins: Plugins) -> tuple[Inverter, P
     """Build the parts of a resolved recipe, with weights from torch's global generator; a misfit is a `UsageError`."""
     built = inverter(recipe, plugins)
     conditioner, generator = build_generator(recipe, target, plugins)
-    losses = {}
-    for name, term in recipe.losses.items():
-        if term.weight > 0:
-            cls, options = _options(plugins, "loss", name, term.options)
-            losses[name] = (term.weight, _made(cls, target, options))
+    losses = build_losses(recipe, target, plugins)
     parts = {"conditioner": conditioner, "generator": generator, "loss": losses or None}
     for kind in built.needs:
         if parts[kind] is None:
@@ -98,6 +95,26 @@ def build(recipe: Recipe, target: Target, plugins: Plugins) -> tuple[Inverter, P
                 f"or {setting('preset', 'NAME')} ({listed(plugins.registry.names('preset'))})."
             )
     return built, Parts(conditioner, generator, losses)
+
+
+def build_losses(recipe: Recipe, target: Target, plugins: Plugins) -> dict[str, tuple[float, InversionLoss]]:
+    """Build the terms that the recipe names by name, each with its weight, if that is above 0."""
+    losses = {}
+    for name, term in recipe.losses.items():
+        if term.weight > 0:
+            cls, options = _options(plugins, "loss", name, term.options)
+            losses[name] = (term.weight, _made(cls, target, options))
+    return losses
+
+
+def terms_with_figures(recipe: Recipe, target: Target) -> dict[str, InversionLoss]:
+    """Build those of a run's terms that have figures of single images; see `InversionLoss.figures`."""
+    plugins = installed()
+    there = [name for name in recipe.losses if plugins.registry.has("loss", name)]
+    own = {name for name in there if plugins.component("loss", name).describe}
+    losses = {name: term for name, term in recipe.losses.items() if name in own}
+    built = build_losses(recipe.model_copy(update={"losses": losses}), target, plugins)
+    return {name: loss for name, (_, loss) in built.items()}
 
 
 def inverter(recipe: Recipe, plugins: Plugins) -> Inverter:

@@ -132,6 +132,7 @@ def render_report(
         left_out=metrics.get("left_out", {}),
         confusion=_confusion(samples, target),
         multi_label=target.multi_label,
+        figures_of_samples={name: name.replace(".", ": ").replace("_", " ") for name in samples.figures},
         curves=curves.curves(inversion.history),
         curve_size=(curves.WIDTH, curves.HEIGHT),
         empty=[(names[label], reason) for label, reason in sorted(inversion.empty.items())],
@@ -149,7 +150,8 @@ def _data(samples: Samples, beside: list[_Beside], each: float) -> dict[str, Any
     """Return what the page's script shows of a sample that is opened.
 
     ``shares`` and ``asked`` are, by sample, the largest probabilities as [class, share], and the same of the
-    condition; ``beside`` are lists of pictures, of ``each`` characters, with the sample's place in each.
+    condition; ``figures`` are those of single samples, by name; ``beside`` are lists of pictures, of ``each``
+    characters, with the sample's place in each.
     """
     rows = range(len(samples.labels))
     pictures = [
@@ -162,7 +164,13 @@ def _data(samples: Samples, beside: list[_Beside], each: float) -> dict[str, Any
         for kind in beside
         if len(kind.images)
     ]
-    return {"shares": _largest(samples.probabilities), "asked": _largest(samples.distribution), "beside": pictures}
+    figures = {name: [round(value, 6) for value in values.tolist()] for name, values in samples.figures.items()}
+    return {
+        "shares": _largest(samples.probabilities),
+        "asked": _largest(samples.distribution),
+        "beside": pictures,
+        "figures": figures,
+    }
 
 
 def _largest(distribution: Tensor | None) -> list[list[tuple[int, float]]]:

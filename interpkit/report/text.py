@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from interpkit.evaluation.flatten import flattened
-from interpkit.evaluation.warnings import metric_classes, summary
+from interpkit.evaluation.warnings import meanings_of_terms, metric_classes, summary
 
 MEANINGS = {
     r"inversion_accuracy": "Share of samples that the target classifies as the class asked for, even if it is noise.",
@@ -27,6 +27,8 @@ def meaning(name: str) -> str:
                 if re.fullmatch(pattern, name):
                     return sentence
             first_line = first_line or (metric.__doc__ or "").strip().partition("\n")[0]
+    if words := meanings_of_terms().get(name):
+        return words
     own = (sentence for pattern, sentence in MEANINGS.items() if re.fullmatch(pattern, name))
     return next(own, first_line)
 

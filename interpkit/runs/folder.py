@@ -300,7 +300,9 @@ class Run:
         recipe, manifest = self.recipe(), self.manifest()
         empty = {int(label): reason for label, reason in manifest.empty.items() if int(label) < target.num_classes}
         stored = StoredRun(self.folder, target, recipe, self.history(recipe), manifest.files, empty)
-        return contracts.loaded_inversion(assembly.inverter(recipe, installed()), stored)
+        inversion = contracts.loaded_inversion(assembly.inverter(recipe, installed()), stored)
+        inversion.terms = functools.partial(assembly.terms_with_figures, recipe, target)
+        return inversion
 
     # ------------------------------------------------------------------------------------- writing
 
@@ -358,7 +360,7 @@ class Run:
         if self.manifest().data:  # the same images, possibly moved
             places = assembly.data_options(recipe, installed())
             changes["data"] = {
-                name: {"path": str(places[name].data), "sha256": was.sha256}
+                name: {"path": places[name].source, "sha256": was.sha256}
                 for name, was in self.manifest().data.items()
                 if name in places
             }

@@ -39,7 +39,7 @@ def used_plugins(recipe: Recipe, target: Target) -> dict[str, Any]:
 def used_data(recipe: Recipe, target: Target) -> dict[str, dict[str, str]]:
     """Return the labeled images that the components of a resolved recipe use, keyed by their place in the recipe."""
     data = assembly.data_options(recipe, installed())
-    return {place: options.record(target) for place, options in data.items() if options.data is not None}
+    return {place: options.record(target) for place, options in data.items() if options.source}
 
 
 def describe(recipe: Recipe, target: Target) -> dict[str, Any]:

@@ -77,6 +77,11 @@
     up: (a, b) => number(a, "sure") - number(b, "sure"),
     down: (a, b) => number(b, "sure") - number(a, "sure"),
   };
+  let names, data, current;  // parsed when they are first needed, since they may be megabytes
+  const byFigure = (name) => {
+    const values = (data ??= read("data")).figures[name];
+    return (a, b) => values[number(b, "row")] - values[number(a, "row")];
+  };
   const shown = (sample) => sample.offsetParent !== null || !(sample.hidden || sample.closest(".class").hidden);
 
   // The gallery: filter by class and by error, order by confidence.
@@ -91,7 +96,7 @@
         sample.hidden = wrong.checked && !sample.classList.contains("wrong");
         if (!sample.hidden) inside += 1;
       }
-      if (sorted) grid.append(...samples.sort(orders[order.value]));
+      if (sorted) grid.append(...samples.sort(orders[order.value] ?? byFigure(order.value)));
       group.hidden = group.hidden || inside === 0;
       // Show all samples of a single class or a filtered list.
       const open = group.classList.contains("opened-up") || only.value !== "" || wrong.checked;
@@ -114,7 +119,6 @@
   apply(false);
 
   // One sample, large.
-  let names, data, current;  // parsed when the first sample is opened, since they may be megabytes
   const shares = (title, rows, parent) => {
     make("h3", parent, title);
     const list = make("div", parent, undefined, "shares");
@@ -140,7 +144,8 @@
     const img = sample.querySelector("img"), sure = (100 * number(sample, "sure")).toFixed(1);
     byId("sample-title").textContent = `Made for ${asked}`;
     byId("sample-said").textContent =
-      `Sample ${row + 1}. The target ${data.multi_label ? "" : `classifies it as ${got} and `}assigns ${asked} a probability of ${sure}%.`;
+      `Sample ${row + 1}. The target ${data.multi_label ? "" : `classifies it as ${got} and `}assigns ${asked} a probability of ${sure}%.` +
+      Object.entries(data.figures).map(([name, values]) => ` ${name.replace(".", ": ").replaceAll("_", " ")} ${values[row].toPrecision(3)}.`).join("");
     const beside = byId("sample-beside"), list = byId("sample-shares");
     for (const part of [byId("sample-picture"), beside, list]) part.replaceChildren();
     picture(img.src, img.alt, "The sample", byId("sample-picture"));
