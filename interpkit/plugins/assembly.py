@@ -14,6 +14,7 @@ from interpkit.interfaces.components import Component, Options
 from interpkit.interfaces.data import ReadingOptions
 from interpkit.interfaces.generation import Conditioner, Generator
 from interpkit.interfaces.inverters import Inverter, Parts
+from interpkit.interfaces.losses import InversionLoss
 from interpkit.interfaces.targets import Target
 from interpkit.inversion.ensemble import Ensemble
 from interpkit.inversion.requested import RequestedClasses
@@ -85,11 +86,7 @@ def build(recipe: Recipe, target: Target, plugins: Plugins) -> tuple[Inverter, P
     """Build the parts of a resolved recipe, with weights from torch's global generator; a misfit is a `UsageError`."""
     built = inverter(recipe, plugins)
     conditioner, generator = build_generator(recipe, target, plugins)
-    losses = {}
-    for name, term in recipe.losses.items():
-        if term.weight > 0:
-            cls, options = _options(plugins, "loss", name, term.options)
-            losses[name] = (term.weight, _made(cls, target, options))
+    losses = build_losses(recipe, target, plugins)
     parts = {"conditioner": conditioner, "generator": generator, "loss": losses or None}
     for kind in built.needs:
         if parts[kind] is None:
@@ -98,6 +95,16 @@ def build(recipe: Recipe, target: Target, plugins: Plugins) -> tuple[Inverter, P
                 f"or {setting('preset', 'NAME')} ({listed(plugins.registry.names('preset'))})."
             )
     return built, Parts(conditioner, generator, losses)
+
+
+def build_losses(recipe: Recipe, target: Target, plugins: Plugins) -> dict[str, tuple[float, InversionLoss]]:
+    """Build the terms that the recipe names by name, each with its weight, if that is above 0."""
+    losses = {}
+    for name, term in recipe.losses.items():
+        if term.weight > 0:
+            cls, options = _options(plugins, "loss", name, term.options)
+            losses[name] = (term.weight, _made(cls, target, options))
+    return losses
 
 
 def inverter(recipe: Recipe, plugins: Plugins) -> Inverter:
