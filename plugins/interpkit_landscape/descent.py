@@ -12,15 +12,17 @@ from torch import Tensor, nn
 from interpkit import Condition, GeneratedBatch, InversionLoss, ObjectiveValue, Target, objective
 
 KERNEL = 5
+SMALL = 0.1
+"""What r is multiplied by: its weights may then take large steps without saturating the images."""
 TINY = 1e-20
 
 
 class Theta(nn.Module):
     r"""Maps points of Z to images, :math:`x = \mathrm{sigmoid}(z + r(z, y))`, where r is zero before the training.
 
-    r has two hidden layers of ``width`` channels: convolutions for images (C, H, W), linear layers for vectors (D,).
-    The label y adds a learned number to each channel of the first. Convolutions are the same everywhere, so r has no
-    place for a picture of a class.
+    r has two hidden layers of ``width`` channels, normalized over each image: convolutions for images (C, H, W), linear
+    layers for vectors (D,). The label y adds a learned number to each channel of the first. A convolution is the same
+    everywhere, so r cannot hold a picture of a class.
     """
 
     def __init__(self, shape: tuple[int, ...], num_classes: int, width: int) -> None:
@@ -33,7 +35,6 @@ class Theta(nn.Module):
 
         self.label = nn.Embedding(num_classes, width)
         self.first, self.second, self.last = layer(shape[0], width), layer(width, width), layer(width, shape[0])
-        self.scale = 0.1
         for parameter in self.last.parameters():
             nn.init.zeros_(parameter)
 
@@ -42,10 +43,10 @@ class Theta(nn.Module):
         of_label = self.label(labels).view(len(z), -1, *[1] * (z.dim() - 2))
         hidden = F.silu(F.group_norm(self.first(z), 1) + of_label)
         hidden = F.silu(F.group_norm(self.second(hidden), 1))
-        return (z + self.scale * self.last(hidden)).sigmoid()
+        return (z + SMALL * self.last(hidden)).sigmoid()
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Descent:
     r"""Steps of one length against the gradient of the objective L with respect to z.
 
@@ -73,7 +74,7 @@ class Descent:
 
     def __post_init__(self) -> None:
         terms = nn.ModuleDict({name: loss for name, (_, loss) in self.losses.items()})
-        object.__setattr__(self, "trained", nn.ModuleDict({"theta": self.theta, "terms": terms}))
+        self.trained = nn.ModuleDict({"theta": self.theta, "terms": terms})
 
     def value(
         self, z: Tensor, labels: Tensor, progress: float, rng: torch.Generator
