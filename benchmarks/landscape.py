@@ -26,8 +26,6 @@ from benchmarks.evaluators import EVALUATORS, evaluator, held_out
 
 RIVAL = 50
 """Steps of `pixels` that 5 steps through theta have to beat."""
-LONG = 200
-"""The steps of its preset."""
 
 
 def objective(target: interpkit.Target, images: Tensor, labels: Tensor) -> float:
@@ -56,7 +54,7 @@ def measure(
     """Run one method with one seed, and return the figures of its images."""
     target, data = harness.load(name, place), harness.dataset(name)
     began = time.process_time()
-    tag = "-".join([name, kind, *map(str, settings.values()), str(seed)]).replace("{", "").replace("}", "")
+    tag = f"{name}-{kind}-{settings.get('steps', 'preset')}-{per_class}-{seed}"
     out = place.work / "runs" / f"landscape-{tag}"
     run = interpkit.invert(target, [kind], seed=seed, device="cpu", out=out, resume=True, **settings)
     took = time.process_time() - began
@@ -70,7 +68,7 @@ def measure(
         "objective": objective(target, images, labels),
         "accuracy": figures["inversion accuracy"],
         "gradients per image": run.descent.steps if learned else run.steps_done,
-        "training": run.trained_gradients if learned else 0,
+        "gradients of the training": run.trained_gradients if learned else 0,
         "paid from": run.paid_from(RIVAL) if learned else None,
         "agreement": figures["agreement"],
         "excess Vendi": figures.get("excess Vendi"),
@@ -85,13 +83,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     harness.Place.add_arguments(parser)
     parser.add_argument("--targets", nargs="+", default=["mnist_bn", "cifar10_bn"], help="Classifiers.")
+    parser.add_argument("--rivals", type=int, nargs="*", default=[200], help="More steps of `pixels` (default: 200).")
     parser.add_argument("--seeds", type=int, default=3, help="Seeds of each run (default: 3).")
     parser.add_argument("--per-class", type=int, default=20, help="Images of each class (default: 20).")
     args = parser.parse_args()
     place = harness.Place.parse(args)
     for target in args.targets:
         fixed = {"options": {"pixels.per_class": args.per_class}}
-        ways = {f"`pixels`, {steps} steps": ("pixels", {"steps": steps, **fixed}) for steps in (RIVAL, LONG)}
+        ways = {f"`pixels`, {steps} steps": ("pixels", {"steps": steps, **fixed}) for steps in (RIVAL, *args.rivals)}
         ways["`landscape`, 5 steps"] = ("landscape", {})
         rows = {
             way: [measure(target, kind, settings, seed, args.per_class, place) for seed in range(args.seeds)]
