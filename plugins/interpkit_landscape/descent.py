@@ -43,7 +43,8 @@ class Theta(nn.Module):
         of_label = self.label(labels).view(len(z), -1, *[1] * (z.dim() - 2))
         hidden = F.silu(F.group_norm(self.first(z), 1) + of_label)
         hidden = F.silu(F.group_norm(self.second(hidden), 1))
-        return (z + SMALL * self.last(hidden)).sigmoid()
+        images: Tensor = (z + SMALL * self.last(hidden)).sigmoid()
+        return images
 
 
 @dataclass(eq=False)

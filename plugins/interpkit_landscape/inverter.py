@@ -11,8 +11,10 @@ from torch import Tensor
 
 import interpkit
 from interpkit import (
+    GeneratedBatch,
     InversionLoss,
     Inverter,
+    ObjectiveValue,
     Parts,
     Recipe,
     Recorder,
@@ -129,7 +131,7 @@ class _Training(TrainingState):
         rows = torch.randint(len(self.labels), (count,), device=self.labels.device, generator=self.rng)
         return self.points[rows], self.labels[rows]
 
-    def learn(self, points: Tensor, labels: Tensor, progress: float) -> Any:
+    def learn(self, points: Tensor, labels: Tensor, progress: float) -> tuple[GeneratedBatch, ObjectiveValue]:
         """Take a step of theta at some points; return their images and the objective before it."""
         batch, value = self.descent.value(points, labels, progress, self.rng)
         self.optimizer.zero_grad()
@@ -147,9 +149,10 @@ class _Training(TrainingState):
         Raises:
             RunError: it is of another run.
         """
-        points, labels = state_dict.get("points"), state_dict.get("labels")
-        fits = isinstance(points, Tensor) and isinstance(labels, Tensor) and labels.shape == points.shape[:1]
-        if not fits or points.shape[1:] != self.points.shape[1:] or not 0 < len(points) <= self.size:
+        points: Tensor = state_dict.get("points", self.points)
+        labels: Tensor = state_dict.get("labels", self.labels)
+        fits = points.shape[1:] == self.points.shape[1:] and labels.shape == points.shape[:1]
+        if not fits or not 0 < len(points) <= self.size:
             raise RunError("the checkpoint does not fit its recipe. Start again with --force.")
         super().load_state_dict(state_dict)
         self.points, self.labels = points.to(self.points), labels.to(self.labels)

@@ -116,7 +116,9 @@ def test_a_stored_run_draws_the_same_images_and_reports_the_cost(tiny_model: Pat
     assert "Descent in Z" in page and "The training of theta took 480 gradients" in page
 
 
-def test_terms_with_parameters_are_stored_with_theta(tiny_model: Path, tmp_path: Path, add_plugin: Callable[..., None]) -> None:
+def test_terms_with_parameters_are_stored_with_theta(
+    tiny_model: Path, tmp_path: Path, add_plugin: Callable[..., None]
+) -> None:
     class Level(interpkit.InversionLoss):
         """Compares the mean brightness with a number that is learned."""
 
