@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import sys
 import time
 from collections.abc import Mapping
 from statistics import mean
@@ -59,13 +60,15 @@ def measure(
     run = interpkit.invert(target, [kind], seed=seed, device="cpu", out=out, resume=True, **settings)
     took = time.process_time() - began
     images, labels = run.sample(per_class=per_class, seed=seed)
+    value, spread = objective(target, images, labels), apart(images, labels)
+    print(f"{tag}: objective {value:.4f}, apart {spread:.4f}, {took:.0f} CPU s", file=sys.stderr, flush=True)
     judges = [evaluator(data, judge, place.data, place.trained) for judge in EVALUATORS]
     fixed = interpkit.ImageInversion(target, run.recipe, run.history, images, labels)
     metrics = interpkit.evaluate(fixed, evaluators=judges, reference=held_out(data, place.data)[2:])
     figures = harness.figures(metrics)
     learned = isinstance(run, LandscapeInversion)
     return {
-        "objective": objective(target, images, labels),
+        "objective": value,
         "accuracy": figures["inversion accuracy"],
         "gradients per image": run.descent.steps if learned else run.steps_done,
         "gradients of the training": run.trained_gradients if learned else 0,
@@ -73,7 +76,7 @@ def measure(
         "agreement": figures["agreement"],
         "excess Vendi": figures.get("excess Vendi"),
         "coverage": figures["coverage"],
-        "apart": apart(images, labels),
+        "apart": spread,
         "CPU seconds": took,
     }
 
@@ -83,6 +86,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     harness.Place.add_arguments(parser)
     parser.add_argument("--targets", nargs="+", default=["mnist_bn", "cifar10_bn"], help="Classifiers.")
+    parser.add_argument("--steps", type=int, help="Steps of the training of theta (default: the preset's).")
     parser.add_argument("--rivals", type=int, nargs="*", default=[200], help="More steps of `pixels` (default: 200).")
     parser.add_argument("--seeds", type=int, default=3, help="Seeds of each run (default: 3).")
     parser.add_argument("--per-class", type=int, default=20, help="Images of each class (default: 20).")
@@ -91,7 +95,7 @@ def main() -> None:
     for target in args.targets:
         fixed = {"options": {"pixels.per_class": args.per_class}}
         ways = {f"`pixels`, {steps} steps": ("pixels", {"steps": steps, **fixed}) for steps in (RIVAL, *args.rivals)}
-        ways["`landscape`, 5 steps"] = ("landscape", {})
+        ways["`landscape`, 5 steps"] = ("landscape", {} if args.steps is None else {"steps": args.steps})
         rows = {
             way: [measure(target, kind, settings, seed, args.per_class, place) for seed in range(args.seeds)]
             for way, (kind, settings) in ways.items()
