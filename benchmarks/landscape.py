@@ -3,7 +3,7 @@
 It prints the mean objective, cross-entropy and total variation, of as many images by each; the objective of
 `landscape` over that of `pixels` after 50 steps; the gradients that an image and the training took, and from how many
 images on the training has paid; then what independent classifiers say, and how much the images of a class differ.
-Runs are kept in ``--work`` and resumed.
+Runs are kept in ``--work`` and resumed; CPU seconds count only what a call still had to run.
 """
 
 from __future__ import annotations

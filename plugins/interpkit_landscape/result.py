@@ -108,13 +108,14 @@ class LandscapeInversion(Inversion):
         """Return the cost of the training, and one descent for each of the first ten classes."""
         labels, last = torch.tensor(self.classes[:SHOWN]), self.descent.steps
         shown = sorted({round(last * part / (SHOWN - 1)) for part in range(SHOWN)})
-        path = torch.stack([self._path(labels, derive_seed(self.recipe.seed, "report"))[t] for t in shown], 1)
-        strips = [Strip(self.target.class_names[k], row) for k, row in zip(labels.tolist(), path, strict=True)]
+        path = self._path(labels, derive_seed(self.recipe.seed, "report"))
+        rows = torch.stack([path[t] for t in shown], 1)
+        strips = [Strip(self.target.class_names[k], row) for k, row in zip(labels.tolist(), rows, strict=True)]
         text = (
             f"The training of theta took {self.trained_gradients:,} gradients of the objective, one for each image in "
             f"each step; every image then takes {last}. The table shows the number of images from which this is fewer "
             f"gradients than a method without a training takes. Each strip is one descent, at its steps "
             f"{', '.join(map(str, shown))}."
         )
-        rows = [(rival, "never" if (paid := self.paid_from(rival)) is None else f"{paid:,}") for rival in RIVALS]
-        return [Section("Descent in Z", text, ("gradients per image", "has paid from image"), rows, strips)]
+        paid = [(rival, self.paid_from(rival) or "never") for rival in RIVALS]
+        return [Section("Descent in Z", text, ("gradients per image", "has paid from image"), paid, strips)]
