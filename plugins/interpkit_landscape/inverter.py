@@ -81,7 +81,7 @@ class Landscape(Inverter):
         betas = (recipe.optimizer.beta1, recipe.optimizer.beta2)
         optimizer = torch.optim.Adam(descent.trained.parameters(), lr=recipe.optimizer.lr, betas=betas)
         classes = torch.tensor(range(target.num_classes) if recipe.labels is None else recipe.labels, device=device)
-        state = _Training(descent, optimizer, rng, opt.buffer)
+        state = _Training(descent, optimizer, rng, opt.buffer, device)
         recorder.resume(state)
         for step in recorder.training_steps(state):
             progress = (step - 1) / recipe.steps
@@ -115,11 +115,18 @@ class Landscape(Inverter):
 class _Training(TrainingState):
     """Theta, its optimizer, and the buffer of points that it learns from, with their labels."""
 
-    def __init__(self, descent: Descent, optimizer: torch.optim.Optimizer, rng: torch.Generator, size: int) -> None:
+    def __init__(
+        self,
+        descent: Descent,
+        optimizer: torch.optim.Optimizer,
+        rng: torch.Generator,
+        size: int,
+        device: torch.device,
+    ) -> None:
         super().__init__(descent.trained, optimizer, rng)
         self.descent, self.size = descent, size
-        empty = torch.zeros(0, *descent.target.input_shape, device=rng.device)
-        self.points, self.labels = empty, torch.zeros(0, dtype=torch.int64, device=rng.device)
+        self.points = torch.zeros(0, *descent.target.input_shape, device=device)
+        self.labels = torch.zeros(0, dtype=torch.int64, device=device)
 
     def keep(self, path: list[Tensor], labels: Tensor) -> None:
         """Add paths to the buffer, which forgets its oldest points."""
