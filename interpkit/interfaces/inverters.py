@@ -115,6 +115,14 @@ class StoredInversion(ABC):
         """
 
     @abstractmethod
+    def losses(self) -> Mapping[str, tuple[float, InversionLoss]]:
+        """Return the recipe's terms by name, each with its weight, newly built as for `Inverter.invert`.
+
+        Raises:
+            UsageError: a term cannot be built any more, say because its data are gone.
+        """
+
+    @abstractmethod
     def default(self) -> Inversion:
         """Return the inversion as one of interpkit's own classes; see `Inverter.load`."""
 

@@ -17,6 +17,7 @@ from interpkit.evaluation import scoring
 from interpkit.interfaces.generation import Conditioner, Generator
 from interpkit.interfaces.inversions import Inversion
 from interpkit.interfaces.inverters import StoredInversion
+from interpkit.interfaces.losses import InversionLoss
 from interpkit.interfaces.samples import to_unit
 from interpkit.interfaces.targets import Target
 from interpkit.inversion.results import GENERATOR_FILE, GeneratorInversion, ImageInversion
@@ -85,6 +86,10 @@ class StoredRun(StoredInversion):
             part.eval()
         conditioner.progress = 1.0
         return generator, conditioner
+
+    def losses(self) -> Mapping[str, tuple[float, InversionLoss]]:
+        """Build the recipe's terms; see `StoredInversion.losses`."""
+        return assembly.build_losses(self.recipe, self.target, installed())
 
     def default(self) -> Inversion:
         """Return a `GeneratorInversion` if the run has a generator, otherwise an `ImageInversion` of its samples."""

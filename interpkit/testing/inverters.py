@@ -14,6 +14,7 @@ from interpkit.interfaces import contracts
 from interpkit.interfaces.generation import Conditioner, Generator
 from interpkit.interfaces.inversions import Inversion
 from interpkit.interfaces.inverters import Inverter, Parts
+from interpkit.interfaces.losses import InversionLoss
 from interpkit.interfaces.targets import Target
 from interpkit.runs.folder import RESERVED, write_samples
 from interpkit.runs.stored import StoredRun
@@ -89,7 +90,7 @@ def run(
         parts = Parts(
             conditioner if "conditioner" in cls.needs else None,
             generator if "generator" in cls.needs else None,
-            {"plain": (1.0, toy_models.PlainLoss(target))} if "loss" in cls.needs else {},
+            plain_losses(target) if "loss" in cls.needs else {},
         )
         recipe = toy_models.recipe_of(recorder.steps, device=device, **settings)
         return inverter.invert(target, recipe, parts, recorder)
@@ -101,8 +102,17 @@ def plain_parts(target: Target) -> tuple[Conditioner, Generator]:
     return conditioner, toy_models.PlainGenerator(conditioner.spec, target.input_shape)
 
 
+def plain_losses(target: Target) -> dict[str, tuple[float, InversionLoss]]:
+    """Return the terms that inverters are checked with."""
+    return {"plain": (1.0, toy_models.PlainLoss(target))}
+
+
 class PlainRun(StoredRun):
     """A run folder of an inversion, whose recipe names the plain parts."""
+
+    def losses(self) -> dict[str, tuple[float, InversionLoss]]:
+        """Build the plain terms."""
+        return plain_losses(self.target)
 
     def parts(self) -> tuple[Conditioner, Generator]:
         """Build the plain parts."""

@@ -358,7 +358,7 @@ def test_certificates_of_other_images_are_refused(small: Target) -> None:
         def tensors(self, name: str) -> dict[str, Tensor]:
             return {"images": inversion.images, "labels": inversion.labels}
 
-        samples = generator = default = None  # type: ignore[assignment]
+        samples = generator = losses = default = None  # type: ignore[assignment]
 
     whole = inversion.files()["certificates.json"]
     assert Constrained().load(Stored(whole)).proofs == inversion.proofs

@@ -126,6 +126,25 @@ def test_classes_that_are_no_longer_empty_are_removed_from_the_list(
     assert manifest(tmp_path)["empty"] == {} and "empty" not in json.loads((tmp_path / "metrics.json").read_text())
 
 
+def test_an_inverter_gets_the_recipes_terms_when_it_loads(
+    tmp_path: Path, tiny_model: Path, gray: pytest.MonkeyPatch
+) -> None:
+    found: dict[str, Any] = {}
+    load = Gray.load
+
+    def load_with_terms(self: Gray, stored: StoredInversion) -> Inversion:
+        found.update(stored.losses())
+        return load(self, stored)
+
+    gray.setattr(Gray, "load", load_with_terms)
+    invert(tiny_model, tmp_path, losses={"ce": 2.0, "tv": 0.0, "l2": 0.5})
+    interpkit.load_inversion(tmp_path)
+    assert {name: (weight, loss.name) for name, (weight, loss) in found.items()} == {
+        "ce": (2.0, "ce"),
+        "l2": (0.5, "l2"),
+    }
+
+
 @pytest.mark.usefixtures("gray")
 @pytest.mark.parametrize(
     ("content", "words"),
