@@ -36,8 +36,14 @@ def builder(cls: Any, options: Options | None = None) -> Build:
     if issubclass(cls, Generator):
         return lambda shape, count: cls(ConditionSpec(count, 1, 3), shape, options)
     if issubclass(cls, InversionLoss):
-        return lambda shape, count: cls(toy_models.target_of(shape, count), options)
+        return lambda shape, count: loss_of(cls, toy_models.target_of(shape, count), options)
     return lambda shape, count: cls(options)
+
+
+def loss_of(cls: type[InversionLoss], target: Target, options: Options | None = None) -> InversionLoss:
+    """Return a loss for a target; one that reads images gets toy images unless there are options."""
+    with toy_models.data_for(cls, target) as data:
+        return cls(target, cls.Options(**data) if data and options is None else options)
 
 
 def one_of(cls: Any, options: Options | None = None) -> Any:
@@ -122,9 +128,13 @@ def options_in_recipe(cls: Any) -> None:
 def options_kept(cls: Any) -> None:
     """`options` holds the options that it was built with, or the defaults if there were none."""
     if _declared(cls):
-        given = cls.Options()
-        expect(one_of(cls, given).options is given, "`options` is not the object that was passed")
-        expect(one_of(cls).options == given, "`options` are not the defaults if none were passed")
+        shape, count, usual = next(toy_models.accepted(builder(cls), toy_models.HOMES))
+        with toy_models.data_for(cls, toy_models.target_of(shape, count)) as data:
+            given = cls.Options(**data)
+            kept = builder(cls, given)(shape, count).options
+        expect(kept is given, "`options` is not the object that was passed")
+        known = usual.options.model_copy(update=data)  # each build reads a file of its own
+        expect(known == given, "`options` are not the defaults if none were passed")
 
 
 def _declared(cls: Any) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from interpkit.interfaces.targets import Response
 from interpkit.runtime.random import random_generator
 from interpkit.testing import toy_models
 from interpkit.testing.checks import Broken, expect, promised
-from interpkit.testing.components import builder, expect_no_draws, expect_unchanged, expect_unit, same, with_seed
+from interpkit.testing.components import builder, expect_no_draws, expect_unchanged, expect_unit, loss_of, same, with_seed
 from interpkit.testing.parts import LossTrial, backward
 
 SMOOTH: tuple[tuple[toy_models.Shape, int], ...] = (((3, 5, 5), 3), ((6,), 3))
@@ -59,7 +60,8 @@ def finite_gradients(cls: Any) -> None:
 )
 def gradcheck(cls: Any) -> None:
     """In float64, its gradient on the images and on the target's answers is the derivative of its value."""
-    for target, loss in toy_models.accepted(cls, [(toy_models.SmoothTarget(*case),) for case in SMOOTH], needed=False):
+    targets = [(toy_models.SmoothTarget(*case),) for case in SMOOTH]
+    for target, loss in toy_models.accepted(functools.partial(loss_of, cls), targets, needed=False):
         try:
             _gradcheck(loss, toy_models.generated(target, toy_models.images_of(target.input_shape, 4)))
         except GradcheckError as error:

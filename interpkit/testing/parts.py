@@ -16,7 +16,7 @@ from interpkit.inversion.results import GeneratorInversion
 from interpkit.runtime.random import random_generator
 from interpkit.testing import toy_models
 from interpkit.testing.checks import expect, kind_of, promised
-from interpkit.testing.components import builder, expect_learned, expect_on, expect_unit, same, with_seed
+from interpkit.testing.components import builder, expect_learned, expect_on, expect_unit, loss_of, same, with_seed
 from interpkit.testing.second_device import other_devices
 from interpkit.testing.two_processes import Importable, in_both
 
@@ -93,8 +93,7 @@ class LossTrial(Trial):
     """A loss has a value for images, which have a gradient."""
 
     def _build(self) -> InversionLoss:
-        loss: InversionLoss = self.cls(self.target)
-        return loss
+        return loss_of(self.cls, self.target)
 
     def images(self, count: int = BATCH, seed: int = 0) -> Tensor:
         """Return random images."""

@@ -24,7 +24,7 @@ import interpkit
 from interpkit.config.recipe import Optimizer, Recipe
 from interpkit.errors import UsageError
 from interpkit.interfaces.components import Component
-from interpkit.interfaces.data import ReadingOptions
+from interpkit.interfaces.data import DataOptions, ReadingOptions
 from interpkit.interfaces.generation import Condition, Conditioner, ConditionSpec, Generator
 from interpkit.interfaces.inversions import Inversion
 from interpkit.interfaces.inverters import Parts
@@ -53,6 +53,8 @@ LARGE = 10_000
 """Numbers in an image above which a batch is kept small."""
 STEPS = 30
 """Of an inversion that must still converge."""
+PICTURES = 100
+"""Of a component that learns from pictures without labels."""
 
 
 # ------------------------------------------------------------------------------------------ targets
@@ -127,7 +129,8 @@ def data_for(cls: type[Component], target: Target) -> Iterator[dict[str, Any]]:
         yield {}
         return
     with tempfile.TemporaryDirectory() as folder:
-        images, labels = Pictures(target.input_shape, target.num_classes).draw(6 * target.num_classes, 1)
+        count = 6 * target.num_classes if issubclass(cls.Options, DataOptions) else PICTURES
+        images, labels = Pictures(target.input_shape, target.num_classes).draw(count, 1)
         np.savez(path := Path(folder) / "toy.npz", images=images.numpy(), labels=labels.numpy())
         yield {"data": str(path)}
 

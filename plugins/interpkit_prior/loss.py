@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from interpkit import DataOptions, InversionBatch, InversionLoss, Target, UsageError
+from interpkit import InversionBatch, InversionLoss, PictureOptions, Target, UsageError
 
 LEAST = 64
 """The fewest pictures: a discriminator learns fewer by heart."""
@@ -29,7 +29,7 @@ class Prior(InversionLoss):
 
     with P patches in an image. The pictures need not be of the target's classes: a patch smaller than the object
     transfers strokes, edges and textures, and leaves the object to the target. With a ``patch`` of the image's size the
-    images are drawn towards the pictures' own objects. The pictures' labels, if any, are not used.
+    images are drawn towards the pictures' own objects.
 
     The discriminator belongs to the run: checkpoints hold its weights and the state of their optimizer, which is the
     recipe's. Sources: Goodfellow et al. 2014 for the loss; Isola et al. 2017 for patches; Mescheder et al. 2018 for the
@@ -42,7 +42,7 @@ class Prior(InversionLoss):
         >>> from interpkit_prior import Prior
         >>> net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 3))
         >>> target = wrap(net, input_shape=(1, 8, 8))
-        >>> numpy.savez("mine.npz", images=numpy.random.rand(100, 1, 8, 8), labels=numpy.zeros(100, int))
+        >>> numpy.savez("mine.npz", images=numpy.random.rand(100, 1, 8, 8))
         >>> prior = Prior(target, Prior.Options(data="mine.npz"))
         >>> bool(testing.evaluate_loss(prior, target, torch.zeros(2, 1, 8, 8), labels=[0, 1]) > 0)
         True
@@ -50,7 +50,7 @@ class Prior(InversionLoss):
 
     name = "prior"
 
-    class Options(DataOptions):
+    class Options(PictureOptions):
         """The pictures, and the discriminator."""
 
         patch: int | None = Field(
@@ -69,7 +69,7 @@ class Prior(InversionLoss):
         super().__init__(target, options)
         if len(target.input_shape) != 3 or min(target.input_shape[1:]) < 4:
             raise UsageError(f"the loss 'prior' needs images of at least 4 x 4 pixels; {target.name} takes others.")
-        self.register_buffer("pictures", self.options.load(target).images, persistent=False)
+        self.register_buffer("pictures", self.options.pictures(target, LEAST), persistent=False)
         channels, *sides = target.input_shape
         opt = self.options
         deepest = min(sides).bit_length() - 1  # each layer halves the side
