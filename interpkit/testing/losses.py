@@ -15,7 +15,15 @@ from interpkit.interfaces.targets import Response
 from interpkit.runtime.random import random_generator
 from interpkit.testing import toy_models
 from interpkit.testing.checks import Broken, expect, promised
-from interpkit.testing.components import builder, expect_no_draws, expect_unchanged, expect_unit, loss_of, same, with_seed
+from interpkit.testing.components import (
+    builder,
+    expect_no_draws,
+    expect_unchanged,
+    expect_unit,
+    loss_of,
+    same,
+    with_seed,
+)
 from interpkit.testing.parts import LossTrial, backward
 
 SMOOTH: tuple[tuple[toy_models.Shape, int], ...] = (((3, 5, 5), 3), ((6,), 3))

@@ -56,11 +56,11 @@ class Prior(InversionLoss):
         patch: int | None = Field(
             None,
             ge=1,
-            description="least side in pixels of the patches that are compared; by default the largest of 4, 10, 22, "
-            "46, ... that is at most half the image's shorter side",
+            description="least side in pixels of the patches that are compared; by default the largest of 8, 18, 38, "
+            "78, ... that is at most two thirds of the image's shorter side",
         )
         width: int = Field(32, ge=1, le=4096, description="channels of the first layer; each further one doubles them")
-        penalty: float = Field(1.0, ge=0, description="weight of the discriminator's gradient penalty")
+        penalty: float = Field(0.1, ge=0, description="weight of the discriminator's gradient penalty")
 
     options: Options
     pictures: Tensor
@@ -74,13 +74,14 @@ class Prior(InversionLoss):
         opt = self.options
         deepest = min(sides).bit_length() - 1  # each layer halves the side
         wanted = [depth for depth in range(1, deepest + 1) if opt.patch and field(depth) >= opt.patch]
-        usual = max([depth for depth in range(1, deepest + 1) if field(depth) <= min(sides) / 2], default=1)
+        usual = max([depth for depth in range(1, deepest + 1) if field(depth) <= min(sides) * 2 / 3], default=1)
         depth = usual if opt.patch is None else min(wanted, default=deepest)
         widths = [channels, *(min(opt.width << level, 8 * opt.width) for level in range(depth))]
         layers: list[nn.Module] = []
         for before, after in pairwise(widths):
             layers += [nn.Conv2d(before, after, 4, 2, 1), nn.LeakyReLU(0.2)]
-        self.discriminator = nn.Sequential(*layers, nn.Conv2d(widths[-1], 1, 1))
+        layers += [nn.Conv2d(widths[-1], widths[-1], 3, 1, 1), nn.LeakyReLU(0.2), nn.Conv2d(widths[-1], 1, 1)]
+        self.discriminator = nn.Sequential(*layers)
 
     def forward(self, batch: InversionBatch) -> Tensor:
         """Return the mean over images and patches, a scalar; its gradient trains the discriminator as well."""
@@ -101,5 +102,5 @@ class Prior(InversionLoss):
 
 
 def field(depth: int) -> int:
-    """Return the side of the patch that an output of so many layers sees, in pixels."""
-    return 3 * 2**depth - 2
+    """Return the side of the patch that an output sees after a number of halvings, in pixels."""
+    return 5 * 2**depth - 2

@@ -103,18 +103,18 @@ def test_it_learns_to_prefer_images_like_the_pictures(prior: Prior, batch_of: Ba
     assert alike < math.log(2) < min(noise, across)
 
 
-@pytest.mark.parametrize(("patch", "seen"), [(1, 4), (4, 4), (5, 10), (10, 10), (11, 22), (400, 22)])
+@pytest.mark.parametrize(("patch", "seen"), [(1, 8), (8, 8), (9, 18), (18, 18), (19, 38), (400, 38)])
 def test_a_patch_is_rounded_up_to_what_layers_see(data: Path, tiny_target: Target, patch: int, seen: int) -> None:
     assert side_seen(Prior(tiny_target, Prior.Options(data=str(data), patch=patch))) == seen
 
 
-def test_by_default_a_patch_is_at_most_half_an_image(data: Path) -> None:
-    for side, seen in ((12, 4), (28, 10), (32, 10), (64, 22)):
+def test_by_default_a_patch_is_at_most_two_thirds_of_an_image(data: Path) -> None:
+    for side, seen in ((12, 8), (28, 18), (32, 18), (64, 38)):
         net = nn.Sequential(nn.Flatten(), nn.Linear(side * side, 2))
         np.savez(data, images=np.zeros((LEAST, side, side), np.float32))
         prior = Prior(interpkit.wrap(net, (1, side, side)), Prior.Options(data=str(data)))
         assert side_seen(prior) == seen
-    assert [field(depth) for depth in (1, 2, 3, 4)] == [4, 10, 22, 46]
+    assert [field(depth) for depth in (1, 2, 3, 4)] == [8, 18, 38, 78]
 
 
 def test_a_run_draws_its_images_towards_the_pictures(
