@@ -28,7 +28,7 @@ import interpkit
 from benchmarks.evaluators import EVALUATORS, FIRST, evaluator
 from benchmarks.harness import ROOT, table
 
-CLASSES, PER_CLASS = 5, 100
+CLASSES, PER_CLASS, WEIGHT = 5, 100, 4.0
 SPLITS = ("x_train", "y_train", "x_test", "y_test")
 
 
@@ -88,6 +88,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="Folder of mnist.npz and fashion_mnist.npz.")
     parser.add_argument("--work", type=Path, default=Path("runs/kedmi"), help="Folder for runs (default: runs/kedmi).")
     parser.add_argument("--models", type=Path, help="Folder of the evaluators (default: in the work folder).")
+    parser.add_argument("--steps", type=int, help="Steps of each run (default: the preset's).")
     parser.add_argument("--only", nargs="*", help="Names of rows to run (default: all).")
     args = parser.parse_args()
     work = args.work.absolute()
@@ -109,9 +110,10 @@ def main() -> None:
             run = interpkit.invert(
                 target,
                 presets=["vecmat", "training-like"],
-                losses={"prior": 1.0} if options else {},
+                losses={"prior": WEIGHT} if options else {},
                 options=options,
-                out=work / name.replace(" ", "-").replace(",", ""),
+                steps=args.steps,
+                out=work / f"{name.replace(' ', '-').replace(',', '')}-{args.steps or 'preset'}",
                 resume=True,
                 device="cpu",
             )

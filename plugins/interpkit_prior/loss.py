@@ -59,7 +59,7 @@ class Prior(InversionLoss):
             description="least side in pixels of the patches that are compared; by default the largest of 8, 18, 38, "
             "78, ... that is at most two thirds of the image's shorter side",
         )
-        width: int = Field(32, ge=1, le=4096, description="channels of the first layer; each further one doubles them")
+        width: int = Field(32, ge=1, le=4096, description="channels of the first layer, which the next three double")
         penalty: float = Field(0.1, ge=0, description="weight of the discriminator's gradient penalty")
 
     options: Options
@@ -67,16 +67,20 @@ class Prior(InversionLoss):
 
     def __init__(self, target: Target, options: Options | None = None) -> None:
         super().__init__(target, options)
-        if len(target.input_shape) != 3 or min(target.input_shape[1:]) < 4:
-            raise UsageError(f"the loss 'prior' needs images of at least 4 x 4 pixels; {target.name} takes others.")
-        self.register_buffer("pictures", self.options.pictures(target, LEAST), persistent=False)
         channels, *sides = target.input_shape
+        if len(sides) != 2 or min(sides) < 4:
+            raise UsageError(
+                f"the loss 'prior' needs images of at least 4 x 4 pixels, but the inputs of {target.name} are "
+                f"{tuple(target.input_shape)}. Leave it out, or set its weight to 0 (--loss prior=0)."
+            )
         opt = self.options
-        deepest = min(sides).bit_length() - 1  # each layer halves the side
-        wanted = [depth for depth in range(1, deepest + 1) if opt.patch and field(depth) >= opt.patch]
-        usual = max([depth for depth in range(1, deepest + 1) if field(depth) <= min(sides) * 2 / 3], default=1)
-        depth = usual if opt.patch is None else min(wanted, default=deepest)
-        widths = [channels, *(min(opt.width << level, 8 * opt.width) for level in range(depth))]
+        self.register_buffer("pictures", opt.pictures(target, LEAST), persistent=False)
+        depths = range(1, min(sides).bit_length())  # each layer halves the sides, to one pixel at last
+        if opt.patch is None:
+            depth = max((depth for depth in depths if 3 * field(depth) <= 2 * min(sides)), default=1)
+        else:
+            depth = min((depth for depth in depths if field(depth) >= opt.patch), default=depths[-1])
+        widths = [channels, *(opt.width << min(level, 3) for level in range(depth))]
         layers: list[nn.Module] = []
         for before, after in pairwise(widths):
             layers += [nn.Conv2d(before, after, 4, 2, 1), nn.LeakyReLU(0.2)]
