@@ -59,7 +59,9 @@ class Prior(InversionLoss):
             description="least side in pixels of the patches that are compared; by default the largest of 8, 18, 38, "
             "78, ... that is at most two thirds of the image's shorter side",
         )
-        width: int = Field(32, ge=1, le=4096, description="channels of the first layer; each of the next three doubles them")
+        width: int = Field(
+            32, ge=1, le=4096, description="channels of the first layer; each of the next three doubles them"
+        )
         penalty: float = Field(0.1, ge=0, description="weight of the discriminator's gradient penalty")
 
     options: Options
