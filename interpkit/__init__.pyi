@@ -90,4 +90,6 @@ from .runtime.recorder import StepRecord as StepRecord
 from .targets.file_format import ONNX_GRAPH as ONNX_GRAPH
 from .targets.file_format import ONNX_TENSOR as ONNX_TENSOR
 from .targets.file_format import read_target_file as read_target_file
+from .targets.units import Units as Units
+from .targets.units import units as units
 from .targets.wrapping import wrap as wrap
