@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import logging
 import math
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -136,7 +137,12 @@ def data_for(cls: type[Component], target: Target) -> Iterator[dict[str, Any]]:
         images, labels = Pictures(target.input_shape, target.num_classes).draw(count, 1)
         np.savez(path := Path(folder) / "toy.npz", images=images.numpy(), labels=labels.numpy())
         short = {"steps": 1} if issubclass(cls, InversionLoss) and "steps" in cls.Options.model_fields else {}
-        yield {"data": str(path), **short}
+        before = logging.root.manager.disable
+        logging.disable(logging.INFO)  # what is read here is of no interest
+        try:
+            yield {"data": str(path), **short}
+        finally:
+            logging.disable(before)
 
 
 def tiny_inversion() -> Inversion:
