@@ -28,6 +28,7 @@ from .interfaces.attributions import Attribution as Attribution
 from .interfaces.attributions import AttributionContext as AttributionContext
 from .interfaces.components import Options as Options
 from .interfaces.data import DataOptions as DataOptions
+from .interfaces.data import PictureOptions as PictureOptions
 from .interfaces.generation import Condition as Condition
 from .interfaces.generation import Conditioner as Conditioner
 from .interfaces.generation import ConditionSpec as ConditionSpec
@@ -45,6 +46,8 @@ from .interfaces.losses import InversionLoss as InversionLoss
 from .interfaces.metrics import Metric as Metric
 from .interfaces.metrics import Study as Study
 from .interfaces.metrics import TooFew as TooFew
+from .interfaces.queries import Queries as Queries
+from .interfaces.queries import QueryOptions as QueryOptions
 from .interfaces.samples import Samples as Samples
 from .interfaces.sections import Section as Section
 from .interfaces.sections import Strip as Strip

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from interpkit.evaluation import scoring
 from interpkit.evaluation.judges import AdaptedTarget, load_judges
 from interpkit.evaluation.metrics import PER_CLASS, Data, _chosen, _images, measured
-from interpkit.interfaces.data import DataOptions
+from interpkit.interfaces.data import ReadingOptions
 from interpkit.interfaces.inversions import Inversion
 from interpkit.interfaces.metrics import Study
 from interpkit.interfaces.targets import Target
@@ -125,7 +125,7 @@ def evaluate(
         )
         found = measured(study, chosen, old)
         changes = {name: judge.changes for name, judge in judges.items() if isinstance(judge, AdaptedTarget)}
-        own_data = [(m, m.options) for m in chosen if isinstance(m.options, DataOptions) and m.options.data]
+        own_data = [(m, m.options) for m in chosen if isinstance(m.options, ReadingOptions) and m.options.data]
         found["measured_on"] = {
             **{name: str(d) if isinstance(d, str | Path) else "in memory" for name, d in data.items() if d},
             **({"options": dict(options)} if options else {}),

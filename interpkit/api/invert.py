@@ -67,7 +67,7 @@ def invert(
         on_step: called after each step with its number.
         on_record: called with each line of the history.
         settings: as in `prepare`: ``config``, ``conditioner``, ``generator``, ``inverter``, ``losses``,
-            ``options``, ``target_options``, ``per_class``, ``warm_start``, and the recipe's own ``steps``,
+            ``options``, ``target_options``, ``per_class``, ``data``, ``warm_start``, and the recipe's own ``steps``,
             ``batch_size``, ``labels``, ``classes_per_batch``, ``seed``, ``device``, ``precision``, ``compile``,
             ``checkpoint_every``.
 
@@ -106,6 +106,7 @@ def prepare(
     options: Mapping[str, Any] | None = None,
     target_options: Mapping[str, Any] | None = None,
     per_class: int | None = None,
+    data: str | Path | None = None,
     warm_start: str | Path | None = None,
     resume_from: Path | None = None,
     **fields: Any,
@@ -129,6 +130,7 @@ def prepare(
         options: settings by ``COMPONENT.OPTION``.
         target_options: what the file does not say itself, as in `load_target`.
         per_class: number of images of each class, for an inverter that makes a fixed set of them.
+        data: images for the one component that reads some, as its option ``data``.
         warm_start: a run folder, to whose images the generator is fitted before the training.
         resume_from: a run folder; its recipe is the config if neither ``config`` nor a preset is given.
         fields: of the recipe (``steps``, ``seed``, ...); None stands for "not said".
@@ -209,6 +211,9 @@ def prepare(
     batch_norm = has_batch_norm(target)
     expanded = _expanded(layers, vectors, batch_norm)
     recipe = compose(expanded, settings)
+    if data is not None:
+        settings.append((_reader(recipe, known_plugins), str(data)))
+        recipe = compose(expanded, settings)
     if vectors:
         _tell_changes(compose(_expanded(layers)), recipe)
     changed = [layer.name for layer in layers if isinstance(layer, Preset) and layer.without_batch_norm]
@@ -231,6 +236,23 @@ def prepare(
         with suppress(RunError):  # the file is not in a run folder
             Run(Path(config).parent).changed_since(job.recipe, target)
     return job
+
+
+def _reader(recipe: Recipe, plugins: Plugins) -> str:
+    """Return the option ``data`` of the component that reads images: the inverter, or else the only one.
+
+    Raises:
+        UsageError: no component reads any, or several do.
+    """
+    places = [place.removeprefix("losses.") for place in assembly.data_options(recipe, plugins)]
+    if "inverter.data" in places or len(places) == 1:
+        return "inverter.data" if "inverter.data" in places else places[0]
+    if places:
+        raise UsageError(
+            f"several components read images, so {setting('data', None)} is ambiguous. Name those of each: "
+            f"{listed(setting(place, 'DATA') for place in places)}."
+        )
+    raise UsageError(f"no component of the recipe reads images: leave {setting('data', None)} out.")
 
 
 def _checked(presets: Sequence[str], plugins: Sequence[str | Path]) -> list[str | Path]:

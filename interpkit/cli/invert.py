@@ -99,6 +99,14 @@ def invert(
             rich_help_panel=_METHOD,
         ),
     ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DATA",
+            help="Images for the component that reads some: FILE.npz, FILE.csv, a folder, or torchvision:NAME.",
+            rich_help_panel=_METHOD,
+        ),
+    ] = None,
     classes_per_batch: Annotated[
         int | None,
         typer.Option(
@@ -215,6 +223,7 @@ def invert(
         generators=generators,
         labels=options.classes("--labels", labels),
         per_class=per_class,
+        data=data,
         classes_per_batch=classes_per_batch,
         warm_start=warm_start,
         seed=seed,

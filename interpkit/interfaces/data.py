@@ -1,20 +1,58 @@
-"""`DataOptions`: how an inverter, a loss or a metric receives labeled images, so that a run can be repeated."""
+"""`DataOptions` and `PictureOptions`: how a component receives images, so that a run can be repeated."""
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 from pathlib import Path
 
+import torch
 from pydantic import Field, field_validator
+from torch import Tensor
 
 from interpkit.errors import UsageError, setting
 from interpkit.interfaces.components import Options
 from interpkit.interfaces.samples import to_unit
 from interpkit.interfaces.targets import Target
 from interpkit.io.datasets import TORCHVISION, LabelledImages, load_data
+from interpkit.io.unlabeled import load_unlabeled
+
+log = logging.getLogger("interpkit")
 
 
-class DataOptions(Options):
+class ReadingOptions(Options):
+    """What `DataOptions` and `PictureOptions` share: the option ``data``, and its record in the manifest.
+
+    The manifest of a run records the sha256 of the images. A run can only be resumed with the same ones; if a run is
+    repeated from a recipe and they have changed, interpkit logs a warning.
+    """
+
+    data: str | None = None
+
+    @field_validator("data", "training", check_fields=False)
+    @classmethod
+    def _absolute(cls, data: str | None) -> str | None:
+        """Record an absolute path, so that the run can be repeated from any folder."""
+        return data if data is None or data.startswith(TORCHVISION) else str(Path(data).absolute())
+
+    def record(self, target: Target) -> dict[str, str]:
+        """Return the manifest's entry for the images: their ``path``, and the ``sha256`` of what is read of them.
+
+        Raises:
+            UsageError: the option is not set, or the images cannot be read or do not fit the target.
+        """
+        return {"path": str(self.data), "sha256": self._read(target).sha256()}
+
+    def _read(self, target: Target) -> LabelledImages:
+        raise NotImplementedError
+
+    def _named(self, what: str) -> str:
+        if self.data is None:
+            raise UsageError(f"the option 'data' is not set: name {what} by {setting('COMPONENT.data', 'DATA')}.")
+        return self.data
+
+
+class DataOptions(ReadingOptions):
     """Base class of the ``Options`` of a component that reads labeled images: its option ``data`` names them.
 
     The manifest of a run records their sha256. A run can only be resumed with the same images; if a run is repeated
@@ -36,12 +74,6 @@ class DataOptions(Options):
         None, description="labeled images: FILE.npz, a folder with one folder per class, or torchvision:NAME"
     )
 
-    @field_validator("data")
-    @classmethod
-    def _absolute(cls, data: str | None) -> str | None:
-        """Record an absolute path, so that the run can be repeated from any folder."""
-        return data if data is None or data.startswith(TORCHVISION) else str(Path(data).absolute())
-
     def load(self, target: Target) -> LabelledImages:
         """Return the images, (N, *input_shape) float32 in [0, 1], and their labels.
 
@@ -51,18 +83,75 @@ class DataOptions(Options):
         known = self._read(target)
         return replace(known, images=to_unit(known.images, target))
 
-    def record(self, target: Target) -> dict[str, str]:
-        """Return the manifest's entry for the images: their ``path``, and the ``sha256`` of images and labels.
+    def _read(self, target: Target) -> LabelledImages:
+        facts = target.description
+        spec = self._named("labeled images")
+        return load_data(spec, facts.input_shape or target.input_shape, target.class_names, facts.crop_pct)
+
+
+class PictureOptions(ReadingOptions):
+    """Base class of the ``Options`` of a component that learns from pictures without labels, such as public ones.
+
+    Where the pictures have labels, they are ignored, so any classes will do. The manifest records the sha256 of the
+    pictures, as for `DataOptions`.
+
+    Example:
+        >>> import numpy, torch
+        >>> from interpkit import PictureOptions, wrap
+        >>> numpy.savez("public.npz", images=numpy.zeros((20, 4), "float32"))
+        >>> class Options(PictureOptions):
+        ...     "What the component's class declares."
+        >>> target = wrap(torch.nn.Linear(4, 2), input_shape=(4,))
+        >>> Options(data="public.npz").pictures(target, least=10).shape
+        torch.Size([20, 4])
+    """
+
+    data: str | None = Field(
+        None, description="pictures, whose labels are ignored: FILE.npz, FILE.csv, a folder, or torchvision:NAME"
+    )
+    resize: bool = Field(False, description="resize pictures of another size and crop them at the center")
+    training: str | None = Field(
+        None, description="the classifier's own training images, to warn of pictures that are among them"
+    )
+
+    def pictures(self, target: Target, least: int = 1) -> Tensor:
+        """Return the pictures, (N, *input_shape) float32 in [0, 1].
+
+        With ``training``, a warning says how many of them are among the target's own training images, in 8 bits.
+
+        Args:
+            target: the classifier.
+            least: the number of pictures that the component requires.
 
         Raises:
-            UsageError: as for `load`.
+            UsageError: the option is not set; the pictures cannot be read, have another size (unless ``resize`` is
+                set), or are fewer than ``least``.
         """
-        return {"path": str(self.data), "sha256": self._read(target).sha256()}
+        pictures = to_unit(self._read(target).images, target)
+        if len(pictures) < least:
+            raise UsageError(f"{self.data} has {len(pictures)} pictures; at least {least} are required. Name more.")
+        log.info("%s: %s pictures; labels, where it has them, are ignored", self.data, f"{len(pictures):,}")
+        if self.training is not None:
+            known = set(_in_8_bits(to_unit(self._load(self.training, target), target)))
+            among = sum(picture in known for picture in _in_8_bits(pictures))
+            if among:
+                log.warning(
+                    "%s: %d of its %d pictures (%.1f %%) are among the classifier's own training images (%s), which an "
+                    "outsider would not have.",
+                    *(self.data, among, len(pictures), 100 * among / len(pictures), self.training),
+                )
+        return pictures
 
     def _read(self, target: Target) -> LabelledImages:
-        if self.data is None:
-            raise UsageError(
-                f"the option 'data' is not set: name labeled images by {setting('COMPONENT.data', 'DATA')}."
-            )
+        images = self._load(self._named("pictures"), target)
+        return LabelledImages(images, torch.zeros(len(images), dtype=torch.int64))
+
+    def _load(self, spec: str, target: Target) -> Tensor:
         facts = target.description
-        return load_data(self.data, facts.input_shape or target.input_shape, target.class_names, facts.crop_pct)
+        shape = facts.input_shape or target.input_shape
+        return load_unlabeled(spec, shape, resize=self.resize, crop_pct=facts.crop_pct)
+
+
+def _in_8_bits(images: Tensor) -> list[bytes]:
+    """Return the bytes of each image in 8 bits."""
+    return [row.tobytes() for row in (images * 255).round().to(torch.uint8).flatten(1).numpy()]

@@ -94,16 +94,16 @@ def load_data(
         (torch.Size([5, 1, 28, 28]), tensor([0, 1, 2, 3, 4]))
     """
     try:
-        path, split = _path_and_split(spec)
+        path, split = path_and_split(spec)
         is_folder = bool(spec) and path.is_dir()
     except OSError as error:  # the name is too long
         raise UsageError(f"{spec[:100]}... cannot be read: {error.strerror}.") from error
     ending = path.suffix.lower()
     arrays: tuple[np.ndarray, ...]
     if spec.startswith(TORCHVISION):
-        arrays = _torchvision(spec.removeprefix(TORCHVISION))
+        arrays = read_torchvision(spec.removeprefix(TORCHVISION))
     elif ending == ".npz":
-        arrays = _npz(path, split)
+        arrays = read_npz(path, split)
     elif ending in DATA_ENDINGS:
         arrays = _csv(path, class_names, input_shape, crop_pct)
     elif is_folder:
@@ -114,14 +114,14 @@ def load_data(
             f"torchvision:NAME."
         )
     x, y, *names = arrays
-    images, labels = _images(spec, x, input_shape), _labels(spec, (x, y), class_names)
+    images, labels = to_images(spec, x, input_shape), _labels(spec, (x, y), class_names)
     if len(input_shape) not in (1, 3):
         images, input_shape = images.flatten(1), (math.prod(input_shape),)
     columns = [str(name) for part in names if images.shape[1:] == (part.size,) for name in part.flat]
     return checked(LabelledImages(images, labels, tuple(columns)), spec, input_shape, class_names)
 
 
-def _path_and_split(spec: str) -> tuple[Path, str]:
+def path_and_split(spec: str) -> tuple[Path, str]:
     """Split FILE.npz:SPLIT into path and split; a colon anywhere else belongs to the path."""
     head, _, tail = spec.rpartition(":")
     return (Path(head), tail) if head.lower().endswith(".npz") and not Path(spec).exists() else (Path(spec), "")
@@ -171,20 +171,22 @@ def checked(
     return data
 
 
-def _npz(path: Path, split: str) -> tuple[np.ndarray, ...]:
+def read_npz(path: Path, split: str, *, labeled: bool = True) -> tuple[np.ndarray, ...]:
+    """Return images, labels and any names of features; if not ``labeled``, images alone, which may have no labels."""
     if path.exists() and not zipfile.is_zipfile(path):
         example = f"numpy.savez({path.name!r}, images=..., labels=...)"
         raise UsageError(f"{path} is not a complete .npz: write one with {example}.")
     try:
         with np.load(path, allow_pickle=False) as arrays:
             pairs = [(x.format(split or "test"), y.format(split or "test")) for x, y in KEYS]
-            names = next((pair for pair in pairs if set(pair) <= set(arrays.files)), None)
+            accepted: list[tuple[str, ...]] = [*pairs] if labeled else [(x,) for x, _ in pairs]
+            names = next((names for names in accepted if set(names) <= set(arrays.files)), None)
             if names is None:
-                wanted = f"{' and '.join(pairs[0])}, or {' and '.join(pairs[1])}, or images and labels"
+                wanted = f"{' and '.join(accepted[0])}, or {' and '.join(accepted[1])}, or {' and '.join(accepted[2])}"
                 raise UsageError(f"{path} has {listed(arrays.files)}; it needs {wanted}.")
             if split and not any(split in name for name in names):
-                log.warning("%s has no split %r: using its %s and %s.", path, split, *names)
-            used = [*names, *({FEATURE_NAMES} & {*arrays.files})]
+                log.warning("%s has no split %r: using its %s.", path, split, " and ".join(names))
+            used = [*names, *({FEATURE_NAMES} & {*arrays.files} if labeled else ())]
             for name in used:
                 _check_member(path, arrays.zip, f"{name}.npy")
             return tuple(arrays[name] for name in used)
@@ -235,7 +237,7 @@ def _folder(
         labels += [label] * len(own)
     if not files:
         raise UsageError(f"{folder} has no images in it: it needs one folder per class.")
-    return _pictures(folder, files, input_shape, crop_pct), np.asarray(labels)
+    return read_pictures(folder, files, input_shape, crop_pct), np.asarray(labels)
 
 
 def _csv(
@@ -247,15 +249,17 @@ def _csv(
         images, names = numbers_of(path, header, rows, input_shape)
         return images, labels_of(names, class_names, path), np.array(feature_columns(header))
     labels = labels_of([name for _, name in pictures], class_names, path)  # first, because it is fast
-    return _pictures(path, [file for file, _ in pictures], input_shape, crop_pct), labels
+    return read_pictures(path, [file for file, _ in pictures], input_shape, crop_pct), labels
 
 
-def _pictures(source: Path, files: Iterable[Path], input_shape: tuple[int, ...], crop_pct: float | None) -> np.ndarray:
+def read_pictures(
+    source: Path, files: Iterable[Path], input_shape: tuple[int, ...], crop_pct: float | None, *, resize: bool = True
+) -> np.ndarray:
     """Read pictures, (N, C, H, W) uint8, and log each kind of conversion once, with the number of pictures."""
     images, numbers = [], 0
     done: Counter[str] = Counter()
     for file in files:
-        pixels, notes = decode(file, input_shape, crop_pct)
+        pixels, notes = decode(file, input_shape, crop_pct, resize=resize)
         images.append(channels_first(pixels))
         done.update(SIZE_BEFORE.sub("", note) for note in notes)
         numbers += pixels.size
@@ -266,7 +270,8 @@ def _pictures(source: Path, files: Iterable[Path], input_shape: tuple[int, ...],
     return np.stack(images)
 
 
-def _torchvision(name: str) -> tuple[np.ndarray, np.ndarray]:
+def read_torchvision(name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return images and labels of a torchvision data set, which may be downloaded."""
     import torchvision
 
     name, _, split = name.partition(":")
@@ -286,13 +291,24 @@ def _torchvision(name: str) -> tuple[np.ndarray, np.ndarray]:
     return np.asarray(data.data), np.asarray(data.targets)
 
 
-def _images(spec: str, x: np.ndarray, input_shape: tuple[int, ...]) -> Tensor:
+def arranged(x: np.ndarray, input_shape: tuple[int, ...]) -> np.ndarray:
+    """Return images with their axes in the order of a classifier's."""
     if len(input_shape) == 3 and x.ndim == 3:
         x = x[..., None]
     if len(input_shape) in (2, 4) and input_shape[0] == 1 and x.shape[1:] == input_shape[1:]:
         x = x[:, None]
     if len(input_shape) == 3 and x.ndim == 4 and x.shape[1:] != input_shape:
         x = np.moveaxis(x, 3, 1)
+    return x
+
+
+def to_images(spec: str, x: np.ndarray, input_shape: tuple[int, ...]) -> Tensor:
+    """Return images as float32, (N, *input_shape).
+
+    Raises:
+        UsageError: they do not have that shape, cannot be pixel values, or are too many.
+    """
+    x = arranged(x, input_shape)
     if x.size > MAX_NUMBERS:
         raise _too_many(spec)
     if x.shape[1:] != input_shape:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from interpkit.errors import UsageError
+from interpkit.errors import UsageError, setting
 
 IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
 IMAGE_FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "TIFF")
@@ -40,7 +40,16 @@ def covering(input_shape: tuple[int, ...], crop_pct: float | None) -> str:
     return f"to cover {cover} pixels, and cropped at the center" + (f" to {cropped}" if cover != cropped else "")
 
 
-def decode(file: Path, input_shape: tuple[int, ...], crop_pct: float | None = None) -> tuple[np.ndarray, list[str]]:
+def fitted(picture: Image.Image, input_shape: tuple[int, ...], crop_pct: float | None) -> Image.Image:
+    """Return a picture resized to cover a classifier's input (C, H, W), and cropped at the center; see `covering`."""
+    hidden = (1 - (crop_pct or usual_crop(input_shape))) / 2
+    height, width = input_shape[1:]
+    return ImageOps.fit(picture, (width, height), Image.Resampling.BICUBIC, bleed=hidden)
+
+
+def decode(
+    file: Path, input_shape: tuple[int, ...], crop_pct: float | None = None, *, resize: bool = True
+) -> tuple[np.ndarray, list[str]]:
     """Return a picture as a classifier receives it, and what had to be done to it.
 
     A photo is turned upright by its EXIF orientation. Of 16 bits, white is 65,535; of floats it is 1. Transparent
@@ -51,6 +60,7 @@ def decode(file: Path, input_shape: tuple[int, ...], crop_pct: float | None = No
         file: the picture.
         input_shape: (C, H, W); anything but an ``.npy`` needs one or three channels.
         crop_pct: in (0, 1]; `usual_crop` if None.
+        resize: whether a picture of another size is resized, or refused with how to have it resized.
 
     Returns:
         (H, W) or (H, W, C) uint8, and notes, each the rest of a sentence that begins with the picture.
@@ -85,10 +95,19 @@ def decode(file: Path, input_shape: tuple[int, ...], crop_pct: float | None = No
         raise UsageError(f"{file} is not a readable image: {error}.") from error
     if picture.size != (width, height):
         before = " x ".join(map(str, picture.size))
+        if not resize:
+            raise other_size(file, before, input_shape)
         notes.append(f"is resized from {before} {covering(input_shape, crop_pct)}")
-        hidden = (1 - (crop_pct or usual_crop(input_shape))) / 2
-        picture = ImageOps.fit(picture, (width, height), Image.Resampling.BICUBIC, bleed=hidden)
+        picture = fitted(picture, input_shape, crop_pct)
     return np.array(picture), notes
+
+
+def other_size(source: str | Path, found: str, input_shape: tuple[int, ...]) -> UsageError:
+    """Return the error for pictures of another size that are only resized on request."""
+    return UsageError(
+        f"{source} has pictures of {found}; the classifier takes {input_shape}. Have them resized by "
+        f"{setting('COMPONENT.resize')}, or resize them first."
+    )
 
 
 def channels_first(pixels: np.ndarray) -> np.ndarray:

@@ -59,9 +59,16 @@ def pictures_of(path: Path, header: Sequence[str], rows: Sequence[Sequence[str]]
 
 
 def numbers_of(
-    path: Path, header: Sequence[str], rows: Sequence[Sequence[str]], input_shape: tuple[int, ...]
+    path: Path,
+    header: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    input_shape: tuple[int, ...],
+    *,
+    labeled: bool = True,
 ) -> tuple[np.ndarray, list[str]]:
     """Return inputs (N, *input_shape) and class names from a table with one label and D numbers per row.
+
+    If not ``labeled``, the label may be missing, and there are no class names.
 
     Raises:
         UsageError: the columns do not fit the classifier, or a value is not a number.
@@ -69,7 +76,7 @@ def numbers_of(
     label = _column(header, LABEL_COLUMNS)
     features = [i for i in range(len(header)) if i != label]
     width = math.prod(input_shape)
-    if label is None or len(features) != width or (len(input_shape) == 3 and input_shape[0] != 1):
+    if (labeled and label is None) or len(features) != width or (len(input_shape) == 3 and input_shape[0] != 1):
         raise UsageError(
             f"{path} has the columns {listed(header)}; it needs the columns image (a path) and label"
             + (f", or label and {width} numbers." if len(input_shape) != 3 or input_shape[0] == 1 else ".")
@@ -80,7 +87,7 @@ def numbers_of(
         raise UsageError(f"{path} has a value that is not a number: {error}.") from error
     if len(input_shape) == 3 and (values == values.round()).all() and values.min() >= 0 and 1 < values.max() <= 255:
         values = values.astype(np.uint8)
-    return values.reshape(-1, *input_shape), [row[label] for row in rows]
+    return values.reshape(-1, *input_shape), [row[label] for row in rows] if labeled and label is not None else []
 
 
 def feature_columns(header: Sequence[str]) -> list[str]:

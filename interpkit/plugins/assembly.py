@@ -11,7 +11,7 @@ from interpkit.config.recipe import Recipe, Term, validated
 from interpkit.errors import UsageError, listed, setting
 from interpkit.interfaces import contracts
 from interpkit.interfaces.components import Component, Options
-from interpkit.interfaces.data import DataOptions
+from interpkit.interfaces.data import ReadingOptions
 from interpkit.interfaces.generation import Conditioner, Generator
 from interpkit.interfaces.inverters import Inverter, Parts
 from interpkit.interfaces.targets import Target
@@ -107,12 +107,12 @@ def inverter(recipe: Recipe, plugins: Plugins) -> Inverter:
     return built
 
 
-def data_options(recipe: Recipe, plugins: Plugins) -> dict[str, DataOptions]:
+def data_options(recipe: Recipe, plugins: Plugins) -> dict[str, ReadingOptions]:
     """Return the options of components that read labeled images, by the recipe's entries for them."""
     used = [(kind, kind, part.name, part.options) for kind, part in _parts(recipe)]
     used += [(f"losses.{name}", "loss", name, term.options) for name, term in recipe.losses.items() if term.weight > 0]
     options = {place: _options(plugins, kind, name, values)[1] for place, kind, name, values in used}
-    return {f"{place}.data": chosen for place, chosen in options.items() if isinstance(chosen, DataOptions)}
+    return {f"{place}.data": chosen for place, chosen in options.items() if isinstance(chosen, ReadingOptions)}
 
 
 def build_generator(recipe: Recipe, target: Target, plugins: Plugins) -> tuple[Conditioner | None, Generator | None]:

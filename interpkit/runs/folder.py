@@ -318,7 +318,8 @@ class Run:
         for settings in (old, new):  # the paths of the classifier and the data do not matter
             for place in data.keys() & manifest.data.keys():
                 table = functools.reduce(lambda inner, key: inner.get(key) or {}, place.split(".")[:-1], settings)
-                table.pop("data", None)
+                for name in ("data", "training"):
+                    table.pop(name, None)
             facts = settings.pop("target").items()
             settings |= {f"target.{name}": value for name, value in facts if name not in ("path", "arch", "trust")}
         differing = [f"{name} ({old[name]} there)" for name in old if old[name] != new[name]]

@@ -24,7 +24,7 @@ import interpkit
 from interpkit.config.recipe import Optimizer, Recipe
 from interpkit.errors import UsageError
 from interpkit.interfaces.components import Component
-from interpkit.interfaces.data import DataOptions
+from interpkit.interfaces.data import ReadingOptions
 from interpkit.interfaces.generation import Condition, Conditioner, ConditionSpec, Generator
 from interpkit.interfaces.inversions import Inversion
 from interpkit.interfaces.inverters import Parts
@@ -123,7 +123,7 @@ def tiny_target() -> Target:
 @contextmanager
 def data_for(cls: type[Component], target: Target) -> Iterator[dict[str, Any]]:
     """Give the options by which a component reads toy images of the target's classes; none if it reads no data."""
-    if not issubclass(cls.Options, DataOptions):
+    if not issubclass(cls.Options, ReadingOptions):
         yield {}
         return
     with tempfile.TemporaryDirectory() as folder:

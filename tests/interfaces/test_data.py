@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 import interpkit
-from interpkit import DataOptions, InversionLoss, RunError, UsageError, load_data
+from interpkit import DataOptions, InversionLoss, PictureOptions, RunError, UsageError, load_data
 from interpkit.api.invert import prepare
 from interpkit.config.recipe import read_toml
 
@@ -185,3 +185,60 @@ def test_the_data_that_a_metric_reads_is_recorded_with_its_figures(
     digest = load_data(str(data), SHAPE).sha256()
     assert metrics["measured_on"]["distance.data"] == {"path": str(data), "sha256": digest}
     assert metrics["distance"] > 0
+
+
+@pytest.fixture
+def public(tmp_path: Path) -> Path:
+    images = np.random.default_rng(1).integers(0, 256, (20, *SHAPE), np.uint8)
+    np.savez(tmp_path / "public.npz", images=images, labels=["of no class"] * 20)
+    return tmp_path / "public.npz"
+
+
+def test_pictures_are_returned_without_their_labels_and_must_be_enough(
+    public: Path, tiny_target: interpkit.Target, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    options = PictureOptions(data=str(public))
+    assert options.pictures(tiny_target).shape == (20, *SHAPE)
+    assert "20 pictures; labels, where it has them, are ignored" in caplog.text
+    with pytest.raises(UsageError, match="has 20 pictures; at least 21 are required"):
+        options.pictures(tiny_target, least=21)
+    with pytest.raises(UsageError, match="the option 'data' is not set: name pictures by"):
+        PictureOptions().pictures(tiny_target)
+
+
+def test_pictures_of_another_size_are_resized_only_on_request(public: Path) -> None:
+    larger = interpkit.wrap(torch.nn.Flatten(), (1, 5, 5), num_classes=25)
+    with pytest.raises(UsageError, match="Have them resized by"):
+        PictureOptions(data=str(public)).pictures(larger)
+    assert PictureOptions(data=str(public), resize=True).pictures(larger).shape == (20, 1, 5, 5)
+
+
+def test_pictures_that_the_classifier_was_trained_on_are_counted(
+    public: Path, tiny_target: interpkit.Target, caplog: pytest.LogCaptureFixture
+) -> None:
+    images = np.load(public)["images"]
+    known = public.with_name("training.npz")
+    np.savez(known, images=np.concatenate([images[:5].astype("float32") / 255, np.zeros((3, *SHAPE), "float32")]))
+    PictureOptions(data=str(public), training=str(known)).pictures(tiny_target)
+    assert "5 of its 20 pictures (25.0 %) are among the classifier's own training images" in caplog.text
+    caplog.clear()
+    np.savez(known, images=np.zeros((3, *SHAPE), "float32"))
+    PictureOptions(data=str(public), training=str(known)).pictures(tiny_target)
+    assert not caplog.messages
+
+
+def test_the_digest_of_pictures_does_not_depend_on_their_labels(public: Path, tiny_target: interpkit.Target) -> None:
+    record = PictureOptions(data=str(public)).record(tiny_target)
+    np.savez(public, images=np.load(public)["images"])
+    assert PictureOptions(data=str(public)).record(tiny_target) == record and record["path"] == str(public)
+
+
+def test_data_named_for_the_run_are_those_of_the_component_that_reads_some(
+    tiny_model: Path, settings: dict[str, Any], data: Path, quick: Quick, add_plugin: Callable[..., None]
+) -> None:
+    options = {key: value for key, value in settings["options"].items() if key != "near.data"}
+    job = prepare(tiny_model, **{**settings, "options": options}, data=data)
+    assert job.recipe.losses["near"].options["data"] == str(data)
+    with pytest.raises(UsageError, match="no component of the recipe reads images: leave data out"):
+        prepare(tiny_model, **quick(), data=data)
