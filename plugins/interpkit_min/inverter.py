@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
@@ -30,7 +31,7 @@ from interpkit_min.critic import Critic
 from interpkit_min.results import MinInversion
 from interpkit_min.scores import Score, log_odds
 
-LEAST = 20
+LEAST = 5
 """The pictures that a class requires to be learned."""
 WATCHED, WATCH_EVERY = 16, 10
 """The images that the target classifies to watch the training, and the steps from one such batch to the next."""
@@ -98,15 +99,17 @@ class Min(Inverter):
         empty = training.read(self.options.pictures(target, least=LEAST), recorder)
         for step in recorder.training_steps(training):
             training.move(step, recorder)
-        return MinInversion(target, recipe, recorder.history, training.average.module, conditioner, empty=empty)
+        mean = training.average.module
+        return self._inversion(target, recipe, recorder.history, mean, conditioner, empty=empty)
 
     def load(self, stored: StoredInversion) -> MinInversion:
         """Return the inversion with the weights of the run; see `Inverter.load`."""
         generator, conditioner = stored.generator()
         assert isinstance(conditioner, Score)  # which the recipe names
-        return MinInversion(
-            stored.target, stored.recipe, stored.history, generator, conditioner, empty=stored.empty
-        )
+        return self._inversion(stored.target, stored.recipe, stored.history, generator, conditioner, empty=stored.empty)
+
+    def _inversion(self, *parts: Any, empty: Mapping[int, str]) -> MinInversion:
+        return MinInversion(*parts, empty=empty, inference=self.options.inference, tries=self.options.tries)
 
 
 class _Training(TrainingState):
@@ -155,7 +158,10 @@ class _Training(TrainingState):
                 f"its {len(labels)} pictures to any. Name more pictures, or pictures more like those of the classes."
             )
         self.pictures, self.labels, self.scores, self.weights = (
-            pictures, labels.to(self.device), scores.to(self.device), weights.to(self.device)
+            pictures,
+            labels.to(self.device),
+            scores.to(self.device),
+            weights.to(self.device),
         )
         return empty
 
@@ -196,9 +202,11 @@ class _Training(TrainingState):
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state; see `TrainingState.state_dict`."""
-        return super().state_dict() | {"queries": self.queries.state_dict()}
+        own = {"queries": self.queries.state_dict(), "watched": self.watched and list(self.watched)}
+        return super().state_dict() | own
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore a state; see `TrainingState.load_state_dict`."""
         super().load_state_dict(state_dict)
         self.queries.load_state_dict(state_dict["queries"])
+        self.watched = state_dict["watched"] and tuple(part.to(self.device) for part in state_dict["watched"])

@@ -33,9 +33,15 @@ LONGEST = 1.0
 class MinInversion(GeneratorInversion):
     """A generator of images with a given class and score, and a search of its latents for that score.
 
-    Attributes:
+    Args:
+        target: the classifier.
+        recipe: the resolved recipe.
+        history: the history of the run.
         generator: (latent, class and score) -> images in [0, 1].
         conditioner: knows the scores of the data, and draws those to ask for.
+        inference: how latents are inferred: gradient, selection or none.
+        tries: latents tried for each image.
+        empty: the classes that the target assigned too few pictures to, each with the reason.
     """
 
     conditioner: Score
@@ -48,19 +54,18 @@ class MinInversion(GeneratorInversion):
         generator: Generator,
         conditioner: Score,
         *,
+        inference: str,
+        tries: int,
         empty: Mapping[int, str],
     ) -> None:
         super().__init__(target, recipe, history, generator.eval(), conditioner.eval(), empty=empty)
+        self.inference = "selection" if inference == "gradient" and target.no_gradient else inference
+        self.tries = 1 if inference == "none" else tries
         self._compared: dict[int, Tensor] = {}
 
     def fingerprint(self) -> str:
         """Return a sha256 of the weights and of the options of the search."""
         return Inversion.fingerprint(self)
-
-    @property
-    def by_gradient(self) -> bool:
-        """Whether the latents follow a gradient of the target."""
-        return self.recipe.inverter.options["inference"] == "gradient" and not self.target.no_gradient
 
     def reach(self, labels: Tensor, scores: Tensor, seed: int = 0) -> tuple[Tensor, Tensor]:
         r"""Return images (B, *input_shape) whose scores are near those asked for, and these scores (B,).
@@ -77,17 +82,16 @@ class MinInversion(GeneratorInversion):
             scores: (B,), the log-odds to ask for.
             seed: random seed of the latents.
         """
-        options, device = self.recipe.inverter.options, self.device
-        tries = 1 if options["inference"] == "none" else options["tries"]
+        device, by_gradient = self.device, self.inference == "gradient"
         labels, scores, rng = labels.to(device), scores.to(device), random_generator(device, seed)
         condition = self.conditioner.at(labels, scores)
         latent = torch.randn(len(labels), self.generator.latent_dim, device=device, generator=rng)
         length = latent.norm(dim=1, keepdim=True)
         best, reached = torch.empty(0), torch.full_like(scores, torch.inf)
         with self.target.frozen(device):
-            for left in reversed(range(tries)):
-                latent.requires_grad_(self.by_gradient)
-                with torch.set_grad_enabled(self.by_gradient):
+            for left in reversed(range(self.tries)):
+                latent.requires_grad_(by_gradient)
+                with torch.set_grad_enabled(by_gradient):
                     images = self.generator(latent, condition).float()
                     got = log_odds(self.target, self.target(images), labels)
                 missing = scores - got.detach()
@@ -135,12 +139,11 @@ class MinInversion(GeneratorInversion):
             highest, apart = self.conditioner.edges[label, -1].item(), (got - asked).abs().mean().item()
             name = self.target.class_names[label]
             rows.append((name, f"{ranks.corrcoef()[0, 1]:.2f}", f"{apart:.1f}", f"{got.max():.1f}", f"{highest:.1f}"))
-        options = self.recipe.inverter.options
         how = {
-            "none": "one latent for each image, which the classifier does not choose",
-            "gradient": f"{options['tries']} latents for each image, which follow the gradient of the classifier",
-            "selection": f"the best of {options['tries']} latents for each image, without a gradient",
-        }["gradient" if self.by_gradient else options["inference"].replace("gradient", "selection")]
+            "none": "one latent for each image",
+            "gradient": f"{self.tries} latents for each image, which follow the classifier's gradient",
+            "selection": f"the best of {self.tries} latents for each image, without a gradient",
+        }[self.inference]
         text = (
             "The score is the classifier's log-odds of the class. The table compares scores asked for, from the lowest "
             f"of the data to above the highest, with those of the images. Inference: {how}."
