@@ -173,21 +173,20 @@ class _Training(TrainingState):
         condition = self.conditioner.at(self.labels[rows], self.scores[rows])
         labels, vector, scores = condition.labels, condition.vector, condition.vector[:, -1]
         real = self.pictures[rows.cpu()].to(self.device)
+        latent = torch.randn(size, self.generator.latent_dim, device=self.device, generator=self.rng)
         with self.autocast:
-            latent = torch.randn(size, self.generator.latent_dim, device=self.device, generator=self.rng)
             made = self.generator(latent, condition).float()
-            value, expected = self.critic(torch.cat([real, made.detach()]), labels.repeat(2), vector.repeat(2, 1))
-            told_apart = (F.relu(1 - value[:size]) + F.relu(1 + value[size:])).mean()
-            known = F.mse_loss(expected[:size], scores)
+        value, expected = self._judge(torch.cat([real, made.detach()]), labels.repeat(2), vector.repeat(2, 1))
+        told_apart = (F.relu(1 - value[:size]) + F.relu(1 + value[size:])).mean()
+        known = F.mse_loss(expected[:size], scores)
         self.optimizer.zero_grad()
         (told_apart + known).backward()
         self.optimizer.step()
 
         self.critic.requires_grad_(False)
-        with self.autocast:
-            value, expected = self.critic(made, labels, vector)
-            realism, agreement = -value.mean(), F.mse_loss(expected, scores)
-            loss = realism + self.options.agreement * agreement
+        value, expected = self._judge(made, labels, vector)
+        realism, agreement = -value.mean(), F.mse_loss(expected, scores)
+        loss = realism + self.options.agreement * agreement
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
@@ -199,6 +198,11 @@ class _Training(TrainingState):
             self.watched = images, self.queries(images), labels[:WATCHED]
         terms = {"critic": told_apart, "forward model": known, "realism": realism, "agreement": agreement}
         recorder.step(step, loss, terms, *self.watched)
+
+    def _judge(self, images: Tensor, labels: Tensor, vector: Tensor) -> tuple[Tensor, Tensor]:
+        with self.autocast:
+            value, expected = self.critic(images, labels, vector)
+        return value.float(), expected.float()
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state; see `TrainingState.state_dict`."""

@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from interpkit_min import Min, MinInversion, Score
+from interpkit_min import MinInversion, Score
 from interpkit_min.critic import Critic
 from interpkit_min.scores import log_odds, reweighted
 from torch import Tensor, nn
 
 import interpkit
 from interpkit import Recipe, Target, UsageError
-from interpkit.testing.toy_models import PlainGenerator, Pictures, tiny_target
+from interpkit.testing.toy_models import Pictures, PlainGenerator, tiny_target
 
 
 @pytest.fixture
@@ -109,30 +109,130 @@ class Latents(PlainGenerator):
         return latent.sigmoid()
 
 
-def asking(inference: str, tries: int, target: Target | None = None) -> MinInversion:
-    target = target or interpkit.wrap(nn.Linear(2, 2, bias=False), input_shape=(2,))
-    module = next(target.modules_of_user()) if hasattr(target, "modules_of_user") else None
-    del module
+def made(inference: str, tries: int, target: Target) -> tuple[Tensor, Tensor]:
+    """Return 40 scores asked for of class 0, and those of the images made for them."""
     conditioner = Score(2, (2,))
-    generator = Latents(conditioner.spec, (2,))
-    return MinInversion(
-        target, Recipe(), [], generator, conditioner, inference=inference, tries=tries, empty={}
+    inversion = MinInversion(
+        target,
+        Recipe(),
+        [],
+        Latents(conditioner.spec, (2,)),
+        conditioner,
+        inference=inference,
+        tries=tries,
+        empty={},
     )
-
-
-def distance(inversion: MinInversion) -> float:
-    scores = torch.linspace(-0.2, 0.2, 40)
-    images, got = inversion.reach(torch.zeros(40, dtype=torch.int64), scores)
+    scores, labels = torch.linspace(-0.2, 0.2, 40), torch.zeros(40, dtype=torch.int64)
+    images, got = inversion.reach(labels, scores)
     with torch.no_grad():
-        logits = inversion.target(images)
-    assert torch.allclose(got, log_odds(inversion.target, logits, torch.zeros(40, dtype=torch.int64)))
-    return (got - scores).abs().mean().item()
+        assert torch.allclose(got, log_odds(target, target(images), labels))
+    return scores, got
 
 
-def test_each_inference_comes_nearer_to_what_is_asked_for() -> None:
-    torch.manual_seed(0)
-    target = interpkit.wrap(nn.Linear(2, 2, bias=False), input_shape=(2,))
-    none = distance(asking("none", 8, target))
-    selection = distance(asking("selection", 8, target))
-    gradient = distance(asking("gradient", 8, target))
-    assert gradient < selection < none
+@pytest.fixture
+def linear() -> Target:
+    layer = nn.Linear(2, 2, bias=False)
+    layer.load_state_dict({"weight": torch.tensor([[1.0, -1.0], [-1.0, 1.0]])})
+    return interpkit.wrap(layer, input_shape=(2,))
+
+
+def test_each_kind_of_inference_comes_nearer_to_the_score(linear: Target) -> None:
+    apart = [
+        (got - asked).abs().mean()
+        for asked, got in (made(inference, 6, linear) for inference in ("gradient", "selection", "none"))
+    ]
+    assert apart[0] < apart[1] < apart[2]
+
+
+def test_more_latents_never_make_an_image_worse(linear: Target) -> None:
+    for inference in ("gradient", "selection"):
+        asked, few = made(inference, 2, linear)
+        _, many = made(inference, 5, linear)
+        assert ((many - asked).abs() <= (few - asked).abs()).all()
+
+
+def test_latents_are_selected_where_the_target_has_no_gradient(linear: Target) -> None:
+    by_selection = made("selection", 4, linear)[1]
+    linear.no_gradient = "it is quantized"
+    assert torch.equal(made("gradient", 4, linear)[1], by_selection)
+
+
+# --------------------------------------------------------------------------------------------- runs
+
+
+def test_a_run_comes_back_from_its_folder_and_reports_its_scores(public: str, tmp_path: Path) -> None:
+    target = tiny_target()
+    inversion = invert(target, public, out=tmp_path / "run")
+    again = interpkit.load_inversion(tmp_path / "run", target=target)
+    assert isinstance(again, MinInversion) and (again.inference, again.tries) == ("gradient", 4)
+    images, labels = inversion.sample(4)
+    assert torch.equal(again.sample(4)[0], images) and labels.tolist() == [0] * 4 + [1] * 4 + [2] * 4
+    few, _ = inversion.sample(2)
+    assert torch.equal(images[[0, 1, 4, 5, 8, 9]], few)
+    assert torch.equal(again.compare(1), inversion.compare(1)) and inversion.compare(1).shape == (2, 40)
+    report = (tmp_path / "run" / "report.html").read_text("utf-8")
+    assert "Scores asked for and made" in report and "follow the classifier&#39;s gradient" in report
+
+
+def test_an_interrupted_run_resumes_bit_for_bit(public: str, tmp_path: Path) -> None:
+    whole = invert(tiny_target(), public, out=tmp_path / "whole", steps=14)
+    invert(tiny_target(), public, out=tmp_path / "parts", steps=5)
+    parts = invert(tiny_target(), public, out=tmp_path / "parts", steps=14, resume=True)
+    assert all(torch.equal(tensor, parts.tensors()[name]) for name, tensor in whole.tensors().items())
+    assert parts.history[-1].terms == whole.history[-1].terms
+
+
+def test_the_training_takes_no_gradient_of_the_target_and_counts_its_queries(public: str) -> None:
+    target = tiny_target()
+    asked = 0
+    forward = target.forward
+
+    def counted(images: Tensor) -> Tensor:
+        nonlocal asked
+        assert not torch.is_grad_enabled()
+        asked += len(images)
+        return forward(images)
+
+    target.forward = counted  # type: ignore[method-assign]
+    invert(target, public, steps=12)
+    assert asked == 90 + 2 * 12  # the pictures, and batches at the first and the tenth step
+    with pytest.raises(UsageError, match="budget of 89 queries"):
+        invert(target, public, options={"min.budget": 89})
+
+
+def test_a_class_that_the_target_sees_in_too_few_pictures_is_empty(tmp_path: Path) -> None:
+    images, labels = Pictures((1, 12, 12), 3).draw(90, 1)
+    np.savez(tmp_path / "two.npz", images=images[labels != 1].numpy())
+    inversion = invert(tiny_target(), str(tmp_path / "two.npz"))
+    assert list(inversion.empty) == [1] and inversion.classes == [0, 2]
+    assert inversion.empty[1] == "the classifier assigns 0 of the 60 pictures to it, fewer than 5"
+
+
+def test_classes_may_be_chosen(public: str) -> None:
+    assert invert(tiny_target(), public, labels=[2, 0]).sample(1)[1].tolist() == [2, 0]
+
+
+def test_pictures_of_too_few_of_each_class_are_refused(tmp_path: Path) -> None:
+    images, _ = Pictures((1, 12, 12), 3).draw(6, 1)
+    np.savez(tmp_path / "few.npz", images=images.numpy())
+    with pytest.raises(UsageError, match="has too few pictures of each class.*Name more pictures"):
+        invert(tiny_target(), str(tmp_path / "few.npz"))
+
+
+def test_another_conditioner_is_refused(public: str) -> None:
+    with pytest.raises(UsageError, match=r"the inverter 'min' requires its own conditioner.*conditioner='score'"):
+        invert(tiny_target(), public, conditioner="vecmat")
+
+
+def test_several_generators_are_refused(public: str) -> None:
+    with pytest.raises(UsageError, match="trains one generator"):
+        invert(tiny_target(), public, generators=2)
+
+
+def test_vectors_are_inverted_too(tmp_path: Path) -> None:
+    target = interpkit.wrap(nn.Linear(4, 2), input_shape=(4,))
+    np.savez(tmp_path / "rows.npz", images=np.random.default_rng(0).random((60, 4), dtype=np.float32))
+    options = {"min.data": str(tmp_path / "rows.npz")}
+    inversion = interpkit.invert(target, inverter="min", options=options, steps=2, batch_size=8, device="cpu")
+    assert inversion.recipe.generator is not None and inversion.recipe.generator.name == "dense"
+    assert inversion.sample(2)[0].shape == (4, 4)
