@@ -215,7 +215,7 @@ def test_classes_may_be_chosen(public: str) -> None:
 def test_pictures_of_too_few_of_each_class_are_refused(tmp_path: Path) -> None:
     images, _ = Pictures((1, 12, 12), 3).draw(6, 1)
     np.savez(tmp_path / "few.npz", images=images.numpy())
-    with pytest.raises(UsageError, match="has too few pictures of each class.*Name more pictures"):
+    with pytest.raises(UsageError, match=r"has too few pictures of each class.*Name more pictures"):
         invert(tiny_target(), str(tmp_path / "few.npz"))
 
 
