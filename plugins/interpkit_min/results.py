@@ -94,20 +94,19 @@ class MinInversion(GeneratorInversion):
                 with torch.set_grad_enabled(by_gradient):
                     images = self.generator(latent, condition).float()
                     got = log_odds(self.target, self.target(images), labels)
-                missing = scores - got.detach()
-                nearer = missing.abs() < (scores - reached).abs()
+                    follows = got.requires_grad and left > 0
+                    slope = torch.autograd.grad(got.sum(), latent)[0] if follows else None
+                images, got, latent = images.detach(), got.detach(), latent.detach()
+                nearer = (scores - got).abs() < (scores - reached).abs()
                 pixels = nearer.view(-1, *[1] * len(self.target.input_shape))
-                best = images.detach() if not len(best) else torch.where(pixels, images.detach(), best)
-                reached = torch.where(nearer, got.detach(), reached)
-                if not left:
-                    break
-                if got.requires_grad:
-                    (slope,) = torch.autograd.grad(got.sum(), latent)
-                    size = slope.norm(dim=1, keepdim=True).clamp(min=1e-12)
-                    latent = latent.detach() + (missing[:, None] / size).clamp(-LONGEST, LONGEST) * slope / size
-                    latent = latent * length / latent.norm(dim=1, keepdim=True)
-                else:
+                best = torch.where(pixels, images, best) if len(best) else images
+                reached = torch.where(nearer, got, reached)
+                if slope is None:
                     latent = torch.randn(latent.shape, device=device, generator=rng)
+                else:
+                    size = slope.norm(dim=1, keepdim=True).clamp(min=1e-12)
+                    latent = latent + ((scores - got)[:, None] / size).clamp(-LONGEST, LONGEST) * slope / size
+                    latent = latent * length / latent.norm(dim=1, keepdim=True)
         return best, reached
 
     def chunk(self, labels: Tensor, turns: Tensor, seed: int, dropout: bool) -> Draw:

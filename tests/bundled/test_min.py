@@ -9,13 +9,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from interpkit_min import MinInversion, Score
+from interpkit_min import Min, MinInversion, Score
 from interpkit_min.critic import Critic
 from interpkit_min.scores import log_odds, reweighted
 from torch import Tensor, nn
 
 import interpkit
-from interpkit import Recipe, Target, UsageError
+from interpkit import Recipe, Recorder, Target, UsageError
+from interpkit.api.invert import Job, prepare
+from interpkit.testing.inverters import run
 from interpkit.testing.toy_models import Pictures, PlainGenerator, tiny_target
 
 
@@ -77,7 +79,7 @@ def test_most_scores_asked_for_are_among_the_highest_or_above_them() -> None:
     learned = torch.randn(2000, generator=torch.Generator().manual_seed(0))
     conditioner.learn(1, learned)
     asked = conditioner.ask(torch.ones(2000, dtype=torch.int64), torch.Generator().manual_seed(1))
-    assert (asked > learned.quantile(0.9)).float().mean() > 0.7
+    assert (asked > learned.quantile(0.9)).float().mean() > 0.6
     assert (asked > learned.max()).any()
 
 
@@ -175,16 +177,21 @@ def test_a_run_comes_back_from_its_folder_and_reports_its_scores(public: str, tm
 
 
 def test_an_interrupted_run_resumes_bit_for_bit(public: str, tmp_path: Path) -> None:
-    whole = invert(tiny_target(), public, out=tmp_path / "whole", steps=14)
-    invert(tiny_target(), public, out=tmp_path / "parts", steps=5)
-    parts = invert(tiny_target(), public, out=tmp_path / "parts", steps=14, resume=True)
-    assert all(torch.equal(tensor, parts.tensors()[name]) for name, tensor in whole.tensors().items())
-    assert parts.history[-1].terms == whole.history[-1].terms
+    def job() -> Job:
+        options = {"min.data": public, "min.width": 4, "generator.width": 8}
+        return prepare(tiny_target(), inverter="min", options=options, steps=14, batch_size=12, device="cpu")
+
+    whole, begun = job().run(), job()
+    begun.run(out=tmp_path / "run", on_step=lambda step: begun.request_stop() if step == 7 else None)
+    rest = job().run(out=tmp_path / "run", resume=True)
+    assert isinstance(whole, MinInversion) and isinstance(rest, MinInversion) and rest.steps_done == 14
+    assert all(torch.equal(tensor, rest.tensors()[name]) for name, tensor in whole.tensors().items())
+    assert rest.history[-1].terms == whole.history[-1].terms
+    assert rest.history[-1].inversion_accuracy == whole.history[-1].inversion_accuracy
 
 
 def test_the_training_takes_no_gradient_of_the_target_and_counts_its_queries(public: str) -> None:
-    target = tiny_target()
-    asked = 0
+    target, asked = tiny_target(), 0
     forward = target.forward
 
     def counted(images: Tensor) -> Tensor:
@@ -194,10 +201,10 @@ def test_the_training_takes_no_gradient_of_the_target_and_counts_its_queries(pub
         return forward(images)
 
     target.forward = counted  # type: ignore[method-assign]
-    invert(target, public, steps=12)
-    assert asked == 90 + 2 * 12  # the pictures, and batches at the first and the tenth step
+    run(Min, target, Recorder(12))
+    assert asked == 18 + 2 * 16  # the toy pictures, and what is watched at the first and the tenth step
     with pytest.raises(UsageError, match="budget of 89 queries"):
-        invert(target, public, options={"min.budget": 89})
+        invert(tiny_target(), public, options={"min.budget": 89})
 
 
 def test_a_class_that_the_target_sees_in_too_few_pictures_is_empty(tmp_path: Path) -> None:
@@ -230,7 +237,7 @@ def test_several_generators_are_refused(public: str) -> None:
 
 
 def test_vectors_are_inverted_too(tmp_path: Path) -> None:
-    target = interpkit.wrap(nn.Linear(4, 2), input_shape=(4,))
+    target = interpkit.wrap(nn.Linear(4, 2, bias=False), input_shape=(4,), mean=0.5)
     np.savez(tmp_path / "rows.npz", images=np.random.default_rng(0).random((60, 4), dtype=np.float32))
     options = {"min.data": str(tmp_path / "rows.npz")}
     inversion = interpkit.invert(target, inverter="min", options=options, steps=2, batch_size=8, device="cpu")
