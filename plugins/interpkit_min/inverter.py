@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from interpkit import (
+    Generator,
     Inverter,
     Parts,
     PictureOptions,
@@ -99,8 +100,8 @@ class Min(Inverter):
         empty = training.read(self.options.pictures(target, least=LEAST), recorder)
         for step in recorder.training_steps(training):
             training.move(step, recorder)
-        mean = training.average.module
-        return self._inversion(target, recipe, recorder.history, mean, conditioner, empty=empty)
+        average = training.average.module
+        return self._inversion(target, recipe, recorder.history, average, conditioner, empty=empty)
 
     def load(self, stored: StoredInversion) -> MinInversion:
         """Return the inversion with the weights of the run; see `Inverter.load`."""
@@ -116,7 +117,7 @@ class _Training(TrainingState):
     """The training, with all that it resumes from: the networks, and the target's answers so far."""
 
     def __init__(
-        self, options: Min.Options, target: Target, recipe: Recipe, conditioner: Score, generator: Any
+        self, options: Min.Options, target: Target, recipe: Recipe, conditioner: Score, generator: Generator
     ) -> None:
         self.options, self.target, self.recipe = options, target, recipe
         self.conditioner, self.generator = conditioner, generator
@@ -157,12 +158,8 @@ class _Training(TrainingState):
                 f"{self.options.data} has too few pictures of each class: the classifier assigns fewer than {LEAST} of "
                 f"its {len(labels)} pictures to any. Name more pictures, or pictures more like those of the classes."
             )
-        self.pictures, self.labels, self.scores, self.weights = (
-            pictures,
-            labels.to(self.device),
-            scores.to(self.device),
-            weights.to(self.device),
-        )
+        self.pictures, self.labels = pictures, labels.to(self.device)
+        self.scores, self.weights = scores.to(self.device), weights.to(self.device)
         return empty
 
     def move(self, step: int, recorder: Recorder) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from interpkit import (
@@ -114,7 +115,7 @@ class MinInversion(GeneratorInversion):
         rng = random_generator(self.device, seed)
         scores = self.conditioner.ask(labels.to(self.device), rng)
         images, _ = self.reach(labels, scores, int(torch.randint(2**62, (), device=self.device, generator=rng)))
-        one_hot = torch.nn.functional.one_hot(labels, self.target.num_classes).float()
+        one_hot = F.one_hot(labels, self.target.num_classes).float()
         return Draw(images.cpu(), labels, one_hot, torch.zeros_like(labels))
 
     def compare(self, label: int) -> Tensor:
