@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 import torch.nn.functional as F
 from pydantic import Field
@@ -27,27 +25,16 @@ def log_odds(target: Target, logits: Tensor, labels: Tensor) -> Tensor:
     return own - logits.scatter(1, labels[:, None], -torch.inf).logsumexp(1)
 
 
-class Reweighting(NamedTuple):
-    """The published reweighting of scores.
-
-    Attributes:
-        edges: (21,), the edges of the histogram.
-        shares: (20,), the probabilities of the bins from which scores are asked for.
-        weights: (N,), how often to learn from each picture.
-    """
-
-    edges: Tensor
-    shares: Tensor
-    weights: Tensor
-
-
-def reweighted(scores: Tensor) -> Reweighting:
+def reweighted(scores: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     r"""Weigh scores (N,) towards the highest.
 
     .. math:: p_b \propto e^{e_b / \tau} \frac{h_b}{h_b + 10^{-3}}, \qquad w_i = \min(5, p_{b(i)} / h_{b(i)})
 
     with h the shares of the N scores in 20 bins of equal width, e_b the right edge of a bin, b(i) the bin of a score,
     and :math:`\tau` the distance from the largest score to the 90 % quantile.
+
+    Returns:
+        the edges of the bins, (21,); p, (20,), by which scores are asked for; w, (N,), how often to learn from each.
     """
     low, high = scores.min(), scores.max()
     edges = low + (high - low) * torch.linspace(0, 1, BINS + 1)
@@ -56,7 +43,7 @@ def reweighted(scores: Tensor) -> Reweighting:
     temperature = (high - scores.quantile(0.9)).clamp(min=1e-6)
     shares = ((edges[1:] - high) / temperature).exp() * counted / (counted + SMOOTHING)
     shares = shares / shares.sum()
-    return Reweighting(edges, shares, (shares / counted)[bins].clamp(max=HEAVIEST))
+    return edges, shares, (shares / counted)[bins].clamp(max=HEAVIEST)
 
 
 class Score(Conditioner):
@@ -70,7 +57,9 @@ class Score(Conditioner):
         >>> import torch
         >>> from interpkit_min import Score
         >>> conditioner = Score(num_classes=3, input_shape=(1, 28, 28))
-        >>> conditioner.learn(1, torch.linspace(0, 10, 1001))
+        >>> weights = conditioner.learn(1, torch.linspace(0, 10, 1001))  # of the pictures
+        >>> bool(weights[-1] > 100 * weights[0])
+        True
         >>> labels = torch.ones(500, dtype=torch.int64)
         >>> bool((conditioner.ask(labels) > 9).float().mean() > 0.5)
         True
@@ -107,10 +96,9 @@ class Score(Conditioner):
 
     def learn(self, label: int, scores: Tensor) -> Tensor:
         """Take over the scores (N,) of the data of a class; return the weights of its pictures, (N,)."""
-        found = reweighted(scores)
-        self.edges[label], self.shares[label] = found.edges, found.shares
+        self.edges[label], self.shares[label], weights = reweighted(scores)
         self.centers[label], self.scales[label] = scores.mean(), scores.std().clamp(min=1e-6)
-        return found.weights
+        return weights
 
     def ask(self, labels: Tensor, rng: torch.Generator | None = None) -> Tensor:
         """Draw the score to ask for of each label, (B,)."""

@@ -53,25 +53,25 @@ def test_the_score_is_the_log_odds_of_the_class() -> None:
 
 def test_the_reweighting_is_the_published_one() -> None:
     scores = torch.tensor([0.0] * 6 + [10.0] * 3 + [20.0])
-    found = reweighted(scores)
-    assert found.edges.tolist() == pytest.approx([float(edge) for edge in range(21)])
+    edges, found_shares, weights = reweighted(scores)
+    assert edges.tolist() == pytest.approx([float(edge) for edge in range(21)])
     shares = {0: 0.6, 10: 0.3, 19: 0.1}  # of the scores, by bin
     temperature = 20.0 - 11.0  # from the largest to the 90 % quantile
     raw = {b: math.exp((b + 1 - 20) / temperature) * h / (h + 0.001) for b, h in shares.items()}
     p = {b: value / sum(raw.values()) for b, value in raw.items()}
-    assert {b: float(s) for b, s in enumerate(found.shares) if s > 0} == pytest.approx(p)
-    assert found.weights.tolist() == pytest.approx([p[0] / 0.6] * 6 + [p[10] / 0.3] * 3 + [min(5.0, p[19] / 0.1)])
+    assert {b: float(s) for b, s in enumerate(found_shares) if s > 0} == pytest.approx(p)
+    assert weights.tolist() == pytest.approx([p[0] / 0.6] * 6 + [p[10] / 0.3] * 3 + [min(5.0, p[19] / 0.1)])
 
 
 def test_no_picture_weighs_more_than_five() -> None:
     scores = torch.cat([torch.linspace(0, 1, 200), torch.tensor([30.0])])
-    weights = reweighted(scores).weights
+    _, _, weights = reweighted(scores)
     assert weights[-1] == 5.0 and (weights[:-1] < 1).all()
 
 
 def test_scores_all_alike_are_weighted_alike() -> None:
-    found = reweighted(torch.full((8,), 3.0))
-    assert found.weights.unique().numel() == 1 and found.shares.sum().item() == pytest.approx(1)
+    _, shares, weights = reweighted(torch.full((8,), 3.0))
+    assert weights.unique().numel() == 1 and shares.sum().item() == pytest.approx(1)
 
 
 def test_most_scores_asked_for_are_among_the_highest_or_above_them() -> None:
