@@ -17,6 +17,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from interpkit.config.recipe import Recipe
+from interpkit.errors import UsageError, setting
 from interpkit.interfaces import components, contracts
 from interpkit.interfaces.generation import Condition, Conditioner, Generator
 from interpkit.interfaces.inverters import Inverter, Parts, StoredInversion
@@ -54,13 +55,16 @@ class GeneratorInverter(Inverter):
     needs = ("conditioner", "generator", "loss")
 
     class Options(components.Options):
-        """How the images are moved before the target classifies them; only for images, not for vectors."""
+        """How images (not vectors) are moved before the target classifies them, and how several generators train."""
 
         jitter: float | None = Field(
             None, ge=0, le=1, description="largest random shift in a step, as a share of the side; none if omitted"
         )
         flip: bool | None = Field(
             None, description="mirror the batch left to right in half of the steps, if the classes allow it"
+        )
+        alternate: bool | None = Field(
+            None, description="train one of several generators in each step, in turn, instead of all on shared batches"
         )
 
     options: Options
@@ -77,6 +81,11 @@ class GeneratorInverter(Inverter):
         trained = nn.ModuleDict({"conditioner": conditioner, "generator": generator, "terms": terms})
         trained.to(device).to(memory_format=torch.channels_last).train()
         world = objective.world
+        if world.size > 1 and self.options.alternate:
+            raise UsageError(
+                "several processes cannot train one generator after the other: run one process, or "
+                f"{setting('inverter.alternate', 'false')}."
+            )
         if world.size > 1:
             sync_batch_norms(generator, world.subgroup(recipe.generators))
             torch.manual_seed(derive_seed(recipe.seed, f"process {world.rank}"))  # each process draws its own dropout
@@ -135,11 +144,12 @@ def train(
     for step in run.steps():  # resumes, saves checkpoints, and stops when asked
         progress = (step - 1) / recipe.steps
         conditioner.progress = progress
+        member = (step - 1) % recipe.generators if options.alternate else None
         set_learning_rate(optimizer, recipe, progress, scale=run.lr_scale)
 
         with objective.autocast:
             condition, latent, images = draw_batch(
-                conditioner, generator, objective, recipe, classes, rng, check_values=step == 1
+                conditioner, generator, objective, recipe, classes, rng, member, check_values=step == 1
             )
         seen = shift_and_flip(images, options.jitter or None, options.flip or False, rng)
         value = objective(GeneratedBatch(objective.target, condition, latent, seen, progress), rng)
@@ -165,9 +175,11 @@ def draw_batch(
     recipe: Recipe,
     classes: Tensor | None,
     rng: torch.Generator,
+    member: int | None = None,
     check_values: bool = False,
 ) -> tuple[Condition, Tensor, Tensor]:
-    """Draw conditions, of `classes_of` the recipe, and latents, and generate their images.
+    """Draw conditions, of `classes_of` the recipe, and latents, and generate their images: with one member of an ensemble if
+    specified, otherwise with all.
 
     Returns:
         the condition; the latents, (B, latent_dim); the images, (B, *input_shape).
@@ -181,4 +193,4 @@ def draw_batch(
         labels = classes[torch.randint(len(classes), (size,), device=device, generator=rng)]
     condition = contracts.condition(conditioner, size, labels, rng, check_values=check_values)
     latent = torch.randn(size, generator.latent_dim, device=device, generator=rng)
-    return condition, latent, objective.generate(generator, latent, condition)
+    return condition, latent, objective.generate(generator, latent, condition, member)

@@ -97,19 +97,25 @@ class Objective:
         return count
 
     @phase("generator")
-    def generate(self, generator: Generator, latent: Tensor, condition: Condition) -> Tensor:
+    def generate(
+        self, generator: Generator, latent: Tensor, condition: Condition, member: int | None = None
+    ) -> Tensor:
         """Return the images of a whole batch; each process generates its own rows, one micro-batch at a time.
 
         Args:
             generator: generates the images.
             latent: (B, latent_dim).
             condition: the condition of the same B images.
+            member: the only member of an ensemble that generates images; the members take turns if omitted.
         """
+        members = torch.arange(len(latent), device=latent.device) % generator.num_members
+        if member is not None:
+            members = torch.full_like(members, member)
         if self.world.size == 1 and self.micro_batch is None:
-            return contracts.images(generator, latent, condition)
+            return contracts.images(generator, latent, condition, members)
 
         def generate(rows: Tensor) -> Tensor:
-            return contracts.images(generator, latent[rows], condition[rows], rows % generator.num_members)
+            return contracts.images(generator, latent[rows], condition[rows], members[rows])
 
         rows = self.world.rows(len(latent), latent.device)
         local = torch.cat(in_micro_batches(generate, rows, self.micro_batch, generator, "images generated"))

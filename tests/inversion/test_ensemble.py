@@ -128,6 +128,18 @@ def test_ensemble_members_have_different_initial_weights_and_all_of_them_learn(t
         assert all((after[name] - tensor).abs().max() > 1e-6 for name, tensor in before.items())
 
 
+def test_generators_that_alternate_train_one_after_the_other_on_whole_batches(tiny_model: Path, quick: Quick) -> None:
+    def weights(steps: int) -> list[Tensor]:
+        options = {"inverter.alternate": True, "optimizer.lr": 0.01, "optimizer.decay": 0.0}
+        inversion = interpkit.invert(tiny_model, **pair(quick, steps=steps, generators=2, options=options))
+        assert isinstance(inversion, GeneratorInversion) and isinstance(inversion.generator, Ensemble)
+        return [torch.cat([p.flatten() for p in member.parameters()]) for member in inversion.generator.members]
+
+    one, two, three = weights(1), weights(2), weights(3)
+    assert not torch.equal(one[0], three[0]) and torch.equal(one[0], two[0])
+    assert not torch.equal(one[1], two[1]) and torch.equal(two[1], three[1])
+
+
 def test_a_batch_too_small_for_all_generators_is_refused_with_a_fix(
     tmp_path: Path, tiny_model: Path, quick: Quick
 ) -> None:
