@@ -124,8 +124,13 @@ class _Training(TrainingState):
         self.device = torch.device(recipe.device)
         self.critic = Critic(target.input_shape, conditioner.spec.vector_dim, target.num_classes, options.width)
         self.average = AveragedModel(generator, multi_avg_fn=get_ema_multi_avg_fn(MEMORY), use_buffers=True)
-        networks = {"conditioner": conditioner, "generator": generator, "critic": self.critic, "average": self.average}
-        trained = nn.ModuleDict(networks).to(self.device).to(memory_format=torch.channels_last).train()
+        parts: dict[str, nn.Module] = {
+            "conditioner": conditioner,
+            "generator": generator,
+            "critic": self.critic,
+            "average": self.average,
+        }
+        trained = nn.ModuleDict(parts).to(self.device).to(memory_format=torch.channels_last).train()
         optimizer = torch.optim.Adam(
             [*generator.parameters(), *self.critic.parameters()],
             lr=recipe.optimizer.lr,
