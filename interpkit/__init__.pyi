@@ -7,6 +7,8 @@ from .api.distill import distill as distill
 from .api.evaluate import evaluate as evaluate
 from .api.invert import invert as invert
 from .api.load import load_inversion as load_inversion
+from .api.reconstruct import Reconstruction as Reconstruction
+from .api.reconstruct import reconstruct as reconstruct
 from .attribution.evidence import ClassEvidence as ClassEvidence
 from .attribution.evidence import class_evidence as class_evidence
 from .attribution.evidence import evidence_agreement as evidence_agreement
@@ -90,4 +92,6 @@ from .runtime.recorder import StepRecord as StepRecord
 from .targets.file_format import ONNX_GRAPH as ONNX_GRAPH
 from .targets.file_format import ONNX_TENSOR as ONNX_TENSOR
 from .targets.file_format import read_target_file as read_target_file
+from .targets.units import Units as Units
+from .targets.units import units as units
 from .targets.wrapping import wrap as wrap

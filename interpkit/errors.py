@@ -156,6 +156,7 @@ _IN_PYTHON = {
     "no_plugin": "leaving_out([{}])",
     "plugin": "plugins=[{}]",
     "preset": "presets=[{}]",
+    "unit": "units=[{}]",
 }
 """Settings that are spelled differently there; ``{}`` stands for the value."""
 _FUNCTIONS = {"pack": "pack_target", "report": "write_report"}

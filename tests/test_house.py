@@ -21,6 +21,7 @@ TESTED_ELSEWHERE = {
     "attribution/faithfulness": "attribution/test_explainer.py",
     "cli/compare": "cli/test_evaluate.py",
     "cli/counterfactual": "api/test_counterfactual.py",
+    "cli/reconstruct": "api/test_reconstruct.py",
     "cli/describing": "plugins/test_discovery.py",
     "cli/figures": "cli/test_evaluate.py",
     "cli/inspect": "cli/test_invert.py",

@@ -16,6 +16,9 @@ PACKAGE = ROOT / "interpkit"
 SOURCES = sorted(path for path in PACKAGE.rglob("*") if path.suffix in (".py", ".jinja", ".html", ".js"))
 
 ALLOWED = {
+    "predictions": "what a classifier answers",
+    "decoder": "a network from answers to pictures",
+    "alignment": "how things stand in a row",
     "generator": "a kind of component, and the default inverter of a recipe",
     "conditioner": "a kind of component",
     "label": "what a class is called in files and tables",

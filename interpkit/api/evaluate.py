@@ -7,9 +7,11 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from torch import Tensor
+
 from interpkit.evaluation import scoring
 from interpkit.evaluation.judges import AdaptedTarget, load_judges
-from interpkit.evaluation.metrics import PER_CLASS, Data, _chosen, _images, measured
+from interpkit.evaluation.metrics import PER_CLASS, Data, _chosen, _images, _outliers, measured
 from interpkit.interfaces.data import ReadingOptions
 from interpkit.interfaces.inversions import Inversion
 from interpkit.interfaces.metrics import Study
@@ -30,6 +32,7 @@ def evaluate(
     reference: Data | None = None,
     training: Data | None = None,
     canaries: Data | None = None,
+    ood: str | Path | Tensor | None = None,
     metrics: Sequence[str] = (),
     options: Mapping[str, Any] | None = None,
     target: Target | None = None,
@@ -48,6 +51,8 @@ def evaluate(
         reference: held-out real images: an ``.npz``, one folder per class, ``torchvision:NAME``, or (images, labels).
         training: images that the target was trained on, likewise.
         canaries: a few images that it may remember, likewise; they are ranked among those of ``reference``.
+        ood: images that it should refuse, without labels: any of these forms or a folder of pictures, resized where
+            they have another size; or (M, *input_shape) in [0, 1]. They are held against ``reference``.
         metrics: names of metrics; if left out all that have what they need, but for the slow (`Metric.on_request`).
         options: settings by ``METRIC.OPTION``.
         target: the classifier, for a run of one that was wrapped in memory.
@@ -76,7 +81,7 @@ def evaluate(
     """
     from interpkit.runs.folder import Run
 
-    data = {"reference": reference, "training": training, "canaries": canaries}
+    data = {"reference": reference, "training": training, "canaries": canaries, "ood": ood}
     given = [name for name, images in data.items() if images is not None] + ["evaluator"] * bool(evaluators)
     chosen = _chosen(metrics, given, options or {})
     run = None
@@ -97,6 +102,7 @@ def evaluate(
         reference_images = _images(reference, "the reference data", target)
         training_images = _images(training, "the training data", target)
         canary_images = _images(canaries, "the canaries", target)
+        outliers = _outliers(ood, target)
         if isinstance(inversion, Inversion):
             there = inversion.images_per_class
             per_class = PER_CLASS if there is None else min(PER_CLASS, there)
@@ -118,6 +124,7 @@ def evaluate(
             training_images,
             judges,
             canaries=canary_images,
+            outliers=outliers,
             seed=recipe.seed,
             device=device,
             most=most,
@@ -127,7 +134,7 @@ def evaluate(
         changes = {name: judge.changes for name, judge in judges.items() if isinstance(judge, AdaptedTarget)}
         own_data = [(m, m.options) for m in chosen if isinstance(m.options, ReadingOptions) and m.options.data]
         found["measured_on"] = {
-            **{name: str(d) if isinstance(d, str | Path) else "in memory" for name, d in data.items() if d},
+            **{name: str(d) if isinstance(d, str | Path) else "in memory" for name, d in data.items() if d is not None},
             **({"options": dict(options)} if options else {}),
             **{
                 kind: {name: words[kind] for name, words in changes.items() if kind in words}

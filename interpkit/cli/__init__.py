@@ -180,6 +180,7 @@ def _add_commands() -> None:
         invert,
         pack,
         plugins,
+        reconstruct,
         report,
         sample,
     )
@@ -194,6 +195,7 @@ def _add_commands() -> None:
         inspect.inspect,
         classify.classify,
         counterfactual.counterfactual,
+        reconstruct.reconstruct,
         distill.distill,
         pack.pack,
     ):

@@ -35,6 +35,14 @@ def evaluate(
             "--reference.",
         ),
     ] = None,
+    ood: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DATA",
+            help="Images that the classifier should refuse, without labels, of any size; they are held against "
+            "--reference.",
+        ),
+    ] = None,
     metric: Annotated[
         list[str] | None,
         typer.Option(metavar="NAME", help="Metric to measure; repeatable (default: all that the given data allow)."),
@@ -64,6 +72,7 @@ def evaluate(
         reference=reference,
         training=training,
         canaries=canaries,
+        ood=ood,
         metrics=metric or [],
         options=dict(options.pair("--set", text) for text in set_ or []),
         model=model,

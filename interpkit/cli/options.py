@@ -124,7 +124,7 @@ def _parameter(fact: Fact) -> inspect.Parameter:
     """Return the parameter of a function by which typer makes a fact's flag."""
     assert fact.flag is not None
     flag = typer.Option(fact.flag, metavar=fact.metavar, min=fact.minimum, help=fact.help, rich_help_panel=_FILE)
-    kinds = {dict[str, Any]: list[str], list[str]: Path}
+    kinds = {dict[str, Any]: list[str], tuple[str, ...]: list[str], list[str]: Path}
     kind = kinds.get(fact.type, str if fact.type in READERS else fact.type)
     annotation: Any = Annotated.__class_getitem__((kind | None, flag))  # type: ignore[attr-defined]
     return inspect.Parameter(fact.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
@@ -250,11 +250,12 @@ def run_of(source: Path, model: Path | None, facts: Mapping[str, Any]) -> Run | 
     Raises:
         UsageError: the user said what the run's recipe has already, or named a second classifier.
     """
+    from interpkit.config.recipe import target_facts
     from interpkit.runs.folder import Run
 
     if (source / "manifest.json").is_file():
-        for name in sorted(facts.keys() - set(OF_A_RUN)):
-            raise UsageError(f"--{name.replace('_', '-')} is in the run's recipe: leave it out, or name the model.")
+        for flag in sorted(str(fact.flag) for fact in target_facts() if fact.name in facts.keys() - set(OF_A_RUN)):
+            raise UsageError(f"{flag} is in the run's recipe: leave it out, or name the model.")
         return Run.open(source)
     if model is not None:
         raise UsageError(f"--model belongs to a run, and {source} is a classifier: leave it out.")
@@ -267,5 +268,6 @@ READERS: dict[Any, Callable[..., Any]] = {
     list[float]: functools.partial(numbers, kind=float),
     tuple[float, float] | list[tuple[float, float]]: _ranges,
     list[str]: lambda flag, path: lines(path),
+    tuple[str, ...]: lambda flag, texts: tuple(texts),
 }
 """How a flag is read, by the type of its fact; typer reads other types itself."""

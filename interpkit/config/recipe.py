@@ -185,6 +185,12 @@ class TargetOptions(_Model):
         "of the last linear layer).",
         json_schema_extra={"metavar": "LAYER[:in]"},
     )
+    units: tuple[str, ...] | None = Field(
+        None,
+        description="Take a layer's units for the classes, LAYER:CHANNEL, or LAYER:CHANNEL,CHANNEL for several "
+        "(repeatable).",
+        json_schema_extra={"flag": "--unit", "key": None, "metavar": "LAYER:CHANNEL"},
+    )
     trust: bool = Field(
         False,
         description="Load a file that can run code (.pt2, TorchScript); recorded, but never taken from a recipe.",
@@ -284,6 +290,7 @@ class ClassifierFacts(TypedDict, total=False):
     output_name: str | None
     output_index: int | None
     feature_layer: str | None
+    units: Sequence[str] | None
 
 
 class LoadOptions(ClassifierFacts, total=False):

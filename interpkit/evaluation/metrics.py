@@ -17,15 +17,16 @@ from interpkit.evaluation import doubts, scoring
 from interpkit.interfaces.components import Options
 from interpkit.interfaces.contracts import described, module_of
 from interpkit.interfaces.metrics import Metric, Study, TooFew
-from interpkit.interfaces.samples import Samples
+from interpkit.interfaces.samples import Samples, to_unit
 from interpkit.interfaces.targets import Target
 from interpkit.io.datasets import LabelledImages, checked
+from interpkit.io.unlabeled import load_unlabeled
 from interpkit.plugins.discovery import installed
 from interpkit.runtime import progress
 
 log = logging.getLogger("interpkit")
 
-SOURCES = {"reference": "DATA", "training": "DATA", "canaries": "DATA", "evaluator": "MODEL"}
+SOURCES = {"reference": "DATA", "training": "DATA", "canaries": "DATA", "ood": "DATA", "evaluator": "MODEL"}
 """The settings that provide what a metric needs, each with a placeholder for its value."""
 PER_CLASS = 100
 """Samples per class of an inversion in memory."""
@@ -119,9 +120,9 @@ def _chosen(names: Sequence[str], given: Sequence[str], options: Mapping[str, An
             for entry in entries
             if set(entry.item.needs) <= set(given) and not entry.item.on_request
         }
-        compared = next((kind for kind in ("training", "canaries") if kind in given), None)
+        compared = next((kind for kind in ("training", "canaries", "ood") if kind in given), None)
         if compared and "reference" not in given:
-            images = "training images" if compared == "training" else compared
+            images = {"training": "training images", "ood": "outliers"}.get(compared, compared)
             raise UsageError(f"{images} are compared with held-out ones: add {setting('reference', 'DATA')}.")
     values: dict[str, dict[str, Any]] = {name: {} for name in classes}
     for key, value in options.items():
@@ -144,3 +145,12 @@ def _images(given: Data | None, what: str, target: Target) -> LabelledImages | N
     images, labels = (given.images, given.labels) if isinstance(given, LabelledImages) else given
     images = images / 255 if images.dtype == torch.uint8 and images.dim() == 4 else images.float()
     return checked(LabelledImages(images, labels.long()), what, target.input_shape, target.class_names)
+
+
+def _outliers(given: str | Path | Tensor | None, target: Target) -> Tensor | None:
+    """Load images that the target should refuse, in [0, 1]; those of another size are resized and cropped."""
+    if given is None or isinstance(given, Tensor):
+        return given
+    facts = target.description
+    shape = facts.input_shape or target.input_shape
+    return to_unit(load_unlabeled(str(given), shape, resize=True, crop_pct=facts.crop_pct), target)

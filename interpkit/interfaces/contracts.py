@@ -181,8 +181,23 @@ def condition(
     """
     with blamed(conditioner):
         drawn = conditioner.sample(count, labels=labels, rng=rng)
+    return _checked(conditioner, drawn, "sample", count, check_values)
+
+
+def condition_of(conditioner: Conditioner, answers: Tensor) -> Condition:
+    """Return the conditions of a target's answers, (B, n); see `Conditioner.of_answers`.
+
+    Raises:
+        PluginError: the method fails, or does not return a valid condition for B images.
+    """
+    with blamed(conditioner):
+        made = conditioner.of_answers(answers)
+    return _checked(conditioner, made, "of_answers", len(answers), True)
+
+
+def _checked(conditioner: Conditioner, drawn: Any, method: str, count: int, check_values: bool) -> Condition:
     if not isinstance(drawn, Condition):
-        raise _breach(conditioner, "sample returns a Condition", type(drawn).__name__)
+        raise _breach(conditioner, f"{method} returns a Condition", type(drawn).__name__)
     device = conditioner.device
     _check(conditioner, "Condition.labels", drawn.labels, (count,), device, "int64")
     _check(conditioner, "Condition.distribution", drawn.distribution, (count, conditioner.num_classes), device)

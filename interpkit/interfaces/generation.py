@@ -106,6 +106,26 @@ class Conditioner(Component, nn.Module, ABC):
             rng: source of the randomness, on `device`; the global one if omitted.
         """
 
+    def learn_answers(self, answers: Tensor) -> None:
+        """Learn what a target answers, before the training; overriding this is optional.
+
+        A method that has asked a target about many images calls this, so that `sample` can draw such answers.
+
+        Args:
+            answers: (N, n), the target's logits, on `device`.
+        """
+
+    def of_answers(self, answers: Tensor, *, rng: torch.Generator | None = None) -> Condition:
+        """Return the conditions of given answers of a target; overriding this is optional.
+
+        By default, they are drawn for the most probable classes, so they contain nothing else of the answers.
+
+        Args:
+            answers: (B, n), logits or log-probabilities, on `device`.
+            rng: as for `sample`.
+        """
+        return self.sample(len(answers), labels=answers.argmax(1), rng=rng)
+
 
 class Generator(Component, nn.Module, ABC):
     """(latent, condition) -> images in [0, 1].

@@ -52,6 +52,7 @@ class Study:
         reference: held-out real images as `LabelledImages`; None if there are none.
         training: images that the target was trained on, likewise.
         canaries: images that the target may remember, likewise.
+        outliers: images that the target should refuse, (M, *input_shape) in [0, 1]; None if there are none.
         evaluators: independent classifiers for the same classes, by name. One that does not have all of them has a
             logit of -inf for the others.
         seed: random seed of `rng`.
@@ -73,6 +74,7 @@ class Study:
         evaluators: Mapping[str, Target] | None = None,
         *,
         canaries: LabelledImages | None = None,
+        outliers: Tensor | None = None,
         seed: int = 0,
         device: torch.device | str = "cpu",
         most: int | None = None,
@@ -83,6 +85,7 @@ class Study:
         self.reference = reference
         self.training = training
         self.canaries = canaries
+        self.outliers = outliers
         self.evaluators = dict(evaluators or {})
         self.device = torch.device(device)
         self.left_out: dict[str, str] = {}
@@ -190,7 +193,8 @@ class Metric(Component, ABC):
 
     options: Options
     needs: ClassVar[tuple[str, ...]] = ()
-    """The data that the metric requires, from ``reference``, ``training``, ``canaries`` and ``evaluator``."""
+    """The data that the metric requires, from ``reference``, ``training``, ``canaries``, ``ood`` (`Study.outliers`) and
+    ``evaluator``."""
     key: ClassVar[str] = ""
     """The metric's entry in metrics.json; its name if empty."""
     every_run: ClassVar[bool] = False

@@ -10,7 +10,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from interpkit.errors import RunError, UsageError, first_line, setting
+from interpkit.errors import InterpkitError, RunError, UsageError, first_line, setting
 from interpkit.interfaces.components import Options
 from interpkit.interfaces.targets import Target
 from interpkit.runtime.devices import is_out_of_memory
@@ -73,7 +73,7 @@ class Queries:
 
         Raises:
             UsageError: the budget does not allow so many.
-            RunError: an answer is not finite.
+            RunError: the target fails, or an answer is not finite.
         """
         if self.left is not None and len(images) > self.left:
             raise UsageError(
@@ -82,7 +82,12 @@ class Queries:
             )
         logits = []
         for part in images.split(self.batch_size):
-            logits.append(self.target(part.to(self.device)))
+            try:
+                logits.append(self.target(part.to(self.device)))
+            except Exception as error:
+                if isinstance(error, InterpkitError) or is_out_of_memory(error):
+                    raise
+                raise RunError(f"the classifier failed at query {self.asked + 1:,}: {first_line(error)}.") from error
             self.asked += len(part)
             if not logits[-1].isfinite().all():
                 raise RunError(
@@ -115,17 +120,10 @@ class Queries:
             rows = images[len(self.answers) :][: self.batch_size]
             try:
                 self.answers = torch.cat([self.answers, self(rows).cpu()])
-            except Exception as error:
-                if is_out_of_memory(error):
-                    raise
+            except InterpkitError as error:
                 recorder.save(recorder.next_step - 1, state.state_dict())
                 kept = f" The {len(self.answers):,} answers so far are kept: resume with {setting('resume')}."
-                if isinstance(error, UsageError | RunError):
-                    raise type(error)(f"{error}{kept * bool(recorder.kept())}") from error
-                raise RunError(
-                    f"the classifier failed at query {self.asked + 1:,} of {len(images):,}: {first_line(error)}."
-                    f"{kept * bool(recorder.kept())}"
-                ) from error
+                raise type(error)(f"{error}{kept * bool(recorder.kept())}") from error
         recorder.images_so_far = None
         return self.answers
 

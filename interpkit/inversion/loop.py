@@ -178,8 +178,9 @@ def draw_batch(
     member: int | None = None,
     check_values: bool = False,
 ) -> tuple[Condition, Tensor, Tensor]:
-    """Draw conditions, of `classes_of` the recipe, and latents, and generate their images: with one member of an ensemble if
-    specified, otherwise with all.
+    """Draw conditions, of `classes_of` the recipe, and latents, and generate their images.
+
+    If a member is specified, it alone of the ensemble generates them.
 
     Returns:
         the condition; the latents, (B, latent_dim); the images, (B, *input_shape).

@@ -97,9 +97,7 @@ class Objective:
         return count
 
     @phase("generator")
-    def generate(
-        self, generator: Generator, latent: Tensor, condition: Condition, member: int | None = None
-    ) -> Tensor:
+    def generate(self, generator: Generator, latent: Tensor, condition: Condition, member: int | None = None) -> Tensor:
         """Return the images of a whole batch; each process generates its own rows, one micro-batch at a time.
 
         Args:

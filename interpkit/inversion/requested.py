@@ -46,7 +46,18 @@ class RequestedClasses(Conditioner):
         if labels is not None:
             labels = (labels[:, None] == self.classes).int().argmax(1)
         self.inner.progress = self.progress
-        drawn = contracts.condition(self.inner, batch_size, labels, rng, check_values=False)
-        distribution = drawn.distribution.new_zeros(batch_size, self.num_classes)
+        return self._of_target(contracts.condition(self.inner, batch_size, labels, rng, check_values=False))
+
+    def learn_answers(self, answers: Tensor) -> None:
+        """Learn answers as if these were the only classes; see `Conditioner.learn_answers`."""
+        self.inner.learn_answers(answers[:, self.classes])
+
+    def of_answers(self, answers: Tensor, *, rng: torch.Generator | None = None) -> Condition:
+        """Return the conditions of answers as if these were the only classes; see `Conditioner.of_answers`."""
+        return self._of_target(self.inner.of_answers(answers[:, self.classes], rng=rng))
+
+    def _of_target(self, drawn: Condition) -> Condition:
+        """Return a condition of the inner conditioner with the target's labels and classes."""
+        distribution = drawn.distribution.new_zeros(len(drawn.labels), self.num_classes)
         distribution[:, self.classes] = drawn.distribution
         return Condition(self.classes[drawn.labels], distribution, drawn.vector, drawn.draw_maps)

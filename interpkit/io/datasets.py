@@ -188,7 +188,7 @@ def read_npz(path: Path, split: str, *, labeled: bool = True) -> tuple[np.ndarra
                 log.warning("%s has no split %r: using its %s.", path, split, " and ".join(names))
             used = [*names, *({FEATURE_NAMES} & {*arrays.files} if labeled else ())]
             for name in used:
-                _check_member(path, arrays.zip, f"{name}.npy")
+                check_member(path, arrays.zip, f"{name}.npy")
             return tuple(arrays[name] for name in used)
     except UsageError:
         raise
@@ -199,7 +199,7 @@ def read_npz(path: Path, split: str, *, labeled: bool = True) -> tuple[np.ndarra
         raise UsageError(f"{path} cannot be read as .npz: {reason[:300]}.") from error
 
 
-def _check_member(path: Path, archive: zipfile.ZipFile, name: str) -> None:
+def check_member(path: Path, archive: zipfile.ZipFile, name: str) -> None:
     """Check the size of an array before memory is allocated for it.
 
     Raises:

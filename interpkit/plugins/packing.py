@@ -18,9 +18,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from interpkit.config.recipe import ClassifierFacts, TargetOptions
-from interpkit.errors import ModelError, UsageError, first_line, install_extra
+from interpkit.errors import ModelError, UsageError, first_line, install_extra, setting
 from interpkit.interfaces.targets import Target
 from interpkit.targets.file_format import ONNX_GRAPH, ONNX_TENSOR, write_target_file
+from interpkit.targets.units import UnitTarget
 
 OPSET = 20
 """The oldest with an operator for `torch.nn.functional.affine_grid`, and the newest of torch's older exporter."""
@@ -104,6 +105,11 @@ def pack_target(target: Target, path: str | Path) -> Path:
         'interpkit:cnn'
     """
     facts = target.description
+    if isinstance(target, UnitTarget):
+        raise UsageError(
+            f"{target.name} cannot be packed with units for its classes: leave out "
+            f"{setting('unit', 'LAYER:CHANNEL')}, and name them where you use the packed file."
+        )
     if facts.arch is not None and not facts.runs_code and facts.arch != ONNX_GRAPH:
         return write_target_file(path, _weights(target), facts)
     if "at random" in target.sources.get("batch", ""):

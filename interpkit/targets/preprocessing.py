@@ -72,7 +72,7 @@ def doubts(target: Target, images: Tensor | None = None) -> list[str]:
     if not _batch_norms(target):
         return units
     if images is None:
-        kinds = _plausible(shape)
+        kinds = plausible(shape)
         natural, narrow, *drawings = kinds
         # Where somebody states a normalization, or images are gray, they may well be no photos.
         lenient = kinds if _is_stated(target) or shape[0] != 3 else [natural, narrow]
@@ -217,7 +217,7 @@ def _distance(target: Target, images: Tensor) -> float | None:
     return float(distances.mean())
 
 
-def _plausible(shape: Sequence[int]) -> list[Tensor]:
+def plausible(shape: Sequence[int]) -> list[Tensor]:
     """Return images (N, C, H, W) of four kinds: photos, photos of half the contrast, drawings on black and on white.
 
     The photos are noise with amplitudes 1/f (Field 1987) and the mean, the contrast and the colors of ImageNet.

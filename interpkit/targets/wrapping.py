@@ -25,6 +25,7 @@ from interpkit.runtime.random import global_seed
 from interpkit.targets.module_target import OUTPUT, Layout, ModuleTarget
 from interpkit.targets.outputs import FinalError, choose, select
 from interpkit.targets.scores import find_output, names_of
+from interpkit.targets.units import units
 from interpkit.targets.watch import watch
 
 log = logging.getLogger("interpkit")
@@ -81,6 +82,8 @@ def wrap(
               position, such as ``heads.age`` or ``1``) or by position among all tensors; detected by default.
             - ``feature_layer``: the default features, NAME for a layer's output or NAME:in for its input; the input
               of the last linear layer to run (else of the last convolution) by default.
+            - ``units``: the target's classes are these units, ``LAYER:CHANNEL``, instead of the classifier's classes;
+              see `interpkit.units`.
 
     Raises:
         UsageError: an argument is out of range.
@@ -140,7 +143,7 @@ def wrap(
         "feature_layer": target.feature_layer,
     }
     target.description = options.model_copy(update=resolved)
-    return target
+    return units(target, options.units) if options.units else target
 
 
 def in_order(names: Any) -> list[str] | None:

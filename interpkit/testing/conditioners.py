@@ -99,6 +99,23 @@ def same_law(cls: Any) -> None:
     expect(apart < slack, f"the largest entry is on average {free.mean():.3f} omitting labels, else {given.mean():.3f}")
 
 
+@promised("conditioner", "return what `sample` returns, with the classes of the answers' largest entries as labels")
+def of_answers(cls: Any) -> None:
+    """Answers of a target, (B, n), have valid conditions for their most probable classes, before and after it learned.
+
+    After `learn_answers` it draws conditions as before.
+    """
+    for conditioner, where in all_of(cls):
+        answers = 3 * torch.randn(40, conditioner.num_classes, generator=random_generator(toy_models.CPU, 0))
+        with torch.no_grad():
+            contracts.condition_of(conditioner, answers)
+            conditioner.learn_answers(answers)
+            contracts.condition(conditioner, 6, None, None)
+            found = contracts.condition_of(conditioner, answers).labels
+        wrong = int((found != answers.argmax(1)).sum())
+        expect(wrong == 0, f"{wrong} of 40 conditions are of another class than their answer, {where}")
+
+
 @promised("conditioner", "raise map_size in the spec, or spread the label over more map_channels")
 def maps_tell_labels(cls: Any) -> None:
     """Maps with sides of map_size differ between all labels."""

@@ -20,7 +20,7 @@ from interpkit.testing.checks import Broken, expect, promised
 from interpkit.testing.components import expect_no_draws, expect_unchanged, one_of, with_seed
 from interpkit.testing.second_device import other_devices
 
-NEEDS = ("reference", "training", "canaries", "evaluator")
+NEEDS = ("reference", "training", "canaries", "ood", "evaluator")
 HOME = toy_models.VARIED[0]
 
 
@@ -69,6 +69,7 @@ def study_of(
         data["training"] if "training" in given else None,
         {"other": evaluator} if "evaluator" in given else None,
         canaries=data["canaries"] if "canaries" in given else None,
+        outliers=pictures.draw(per_class * num_classes, 93)[0] if "ood" in given else None,
         device=device,
     )
 
@@ -145,7 +146,7 @@ def _mappings(value: Any) -> Iterator[Mapping[Any, Any]]:
 
 @promised("metric", "write needs = ('reference',), say, in the class, and read what else there may be only if not None")
 def needs(cls: Any) -> None:
-    """`needs` names all that it needs, of reference, training, canaries, evaluator; one of every run needs nothing."""
+    """`needs` names all that it needs, of the entries of `NEEDS`; a metric of every run needs nothing."""
     unknown = [name for name in cls.needs if name not in NEEDS]
     expect(isinstance(cls.needs, tuple) and not unknown, f"needs is {cls.needs!r}")
     expect(not (cls.every_run and cls.needs), f"every_run, and needs {cls.needs!r}")

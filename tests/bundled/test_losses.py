@@ -13,6 +13,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from interpkit_losses.activation import Activation
 from interpkit_losses.labels import CrossEntropy, KLDivergence
 from interpkit_losses.priors import (
     BatchNormStatistics,
@@ -27,7 +28,7 @@ from interpkit_losses.variety import Cosine, Orthogonality, Spread
 from interpkit_losses.weights import Stationarity
 from torch import Tensor, nn
 
-from interpkit import Condition, InversionBatch, InversionLoss, Target, UsageError, testing, wrap
+from interpkit import Condition, InversionBatch, InversionLoss, Preset, Target, UsageError, testing, units, wrap
 
 BatchOf = Callable[..., InversionBatch]
 
@@ -42,6 +43,7 @@ LOSSES: list[Any] = [
     BatchNormStatistics,
     Statistics,
     Stationarity,
+    Activation,
 ]
 
 
@@ -780,10 +782,11 @@ def test_gradients_reach_the_images_and_not_the_target(cls: Any) -> None:
     assert all(parameter.grad is None for parameter in target.parameters())
 
 
-def test_the_plugin_registers_all_its_losses() -> None:
+def test_the_plugin_registers_all_its_losses_and_its_preset() -> None:
     added: list[Any] = []
     interpkit_losses.register(SimpleNamespace(add=added.append))  # type: ignore[arg-type]
-    assert set(added) == {*LOSSES, Chroma} and len(added) == 11
+    losses = [each for each in added if not isinstance(each, Preset)]
+    assert set(losses) == {*LOSSES, Chroma} and len(losses) == 12 and len(added) == 13
 
 
 @pytest.mark.parametrize("cls", LOSSES, ids=lambda cls: cls.name)
@@ -829,3 +832,23 @@ def test_cross_entropy_does_not_constrain_labels_that_were_not_requested() -> No
         for other in (0.0, 1.0)
     ]
     assert values[0] == values[1]
+
+
+# ------------------------------------------------------------------------------------ activation
+
+
+def test_activation_is_asinh_of_the_requested_logit_without_a_bound() -> None:
+    logits = torch.tensor([[3.0, 9.0], [-2.0, 100.0]])
+    target = wrap(nn.Identity(), input_shape=(2,))
+    found = testing.evaluate_loss(Activation(target), target, logits, labels=[0, 1])
+    assert found.item() == pytest.approx(-(math.asinh(3) + math.asinh(100)) / 2, rel=1e-5)
+
+
+def test_activation_of_named_units_does_not_depend_on_the_label() -> None:
+    target = wrap(nn.Sequential(nn.Linear(3, 5), nn.Linear(5, 2)), input_shape=(3,))
+    loss, images = Activation(target, Activation.Options(units=["0:1,4"])), torch.rand(4, 3)
+    values = [testing.evaluate_loss(loss, target, images, labels=[label] * 4).item() for label in (0, 1)]
+    expected = -units(target, ["0:1,4"])(images).asinh().mean().item()
+    assert values == pytest.approx([expected, expected], rel=1e-5)
+    with pytest.raises(UsageError, match="5 channels, 0 to 4, not 5"):
+        Activation(target, Activation.Options(units=["0:5"]))

@@ -90,7 +90,7 @@ def test_answers_that_were_paid_for_are_kept_when_the_classifier_fails() -> None
     queries = queries_of(service)
     service.fails_at = service.requests + 3
     recorder = Kept(1)
-    with pytest.raises(RunError, match=r"failed at query 9 of 10: the service is down.*8 answers so far are kept"):
+    with pytest.raises(RunError, match=r"failed at query 9: the service is down.*8 answers so far are kept"):
         queries.collect(IMAGES, recorder, State(queries))
     again, already = queries_of(service), service.seen
     again.load_state_dict(recorder.saved)
@@ -105,7 +105,7 @@ def test_answers_are_kept_when_the_user_stops() -> None:
         queries.collect(IMAGES, recorder, State(queries))
 
 
-def test_an_answer_that_is_no_number_is_refused() -> None:
+def test_an_answer_that_is_not_a_number_is_refused() -> None:
     queries = queries_of(Service())
     queries.target.forward = lambda images: images + torch.nan  # type: ignore[method-assign]
     with pytest.raises(RunError, match="queries 1 to 4 with values that are not finite"):

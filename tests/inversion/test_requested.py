@@ -68,3 +68,10 @@ def test_a_recipe_that_does_not_say_conditions_on_all_classes_and_is_resumed_so(
     assert isinstance(inversion, GeneratorInversion) and inversion.conditioner.spec.vector_dim == 3
     longer = interpkit.invert(tiny_model, out=tmp_path / "old", resume=True, **(settings | {"steps": 3}))
     assert longer.steps_done == 3 and longer.recipe.conditions == "all"
+
+
+def test_answers_are_conditioned_as_if_there_were_only_the_requested_classes() -> None:
+    answers = torch.full((2, 1000), -9.0)
+    answers[0, 2], answers[1, 900], answers[:, 5] = 4.0, 4.0, 8.0  # class 5 is not requested
+    condition = requested().of_answers(answers)
+    assert condition.labels.tolist() == [2, 900] and condition.vector.argmax(1).tolist() == [1, 2]

@@ -65,7 +65,7 @@ def test_pictures_of_another_size_are_refused_unless_they_may_be_resized(tmp_pat
     assert load_unlabeled(str(place), (3, 16, 16), resize=True).mean().item() == pytest.approx(0.4)
 
 
-def test_what_is_no_source_of_pictures_is_refused(tmp_path: Path) -> None:
+def test_a_source_without_pictures_is_refused(tmp_path: Path) -> None:
     np.savez(tmp_path / "masks.npz", masks=np.zeros((2, 8, 8)))
     with pytest.raises(UsageError, match="has masks; it needs x_test, or test_images, or images"):
         load_unlabeled(str(tmp_path / "masks.npz"), SHAPE)

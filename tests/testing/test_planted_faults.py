@@ -174,6 +174,12 @@ class ConditionerMapsTellLabels(Right):
         return maps * (self.num_classes != 37)
 
 
+@breaks("conditioner", "of-answers")
+class ConditionerOfAnswers(Right):
+    def of_answers(self, answers: Tensor, *, rng: torch.Generator | None = None) -> Condition:
+        return self.sample(len(answers), labels=answers.argmin(1), rng=rng)
+
+
 @breaks("conditioner", "seeded")
 class ConditionerSeeded(Right):
     def sample(self, *arguments: Any, **named: Any) -> Condition:

@@ -1,0 +1,162 @@
+"""How sure the target is of real images, and of images that it should refuse."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+import interpkit
+from interpkit import Metric, Study, Target, TooFew
+
+LEAST = 20
+GARBAGE = "garbage"
+"""The name of a class for whatever belongs to no other."""
+
+
+class Calibration(Metric):
+    r"""Whether the target is right as often as it is sure of it, on real images.
+
+    - ``ece``, in [0, 1]: the expected calibration error :math:`\sum_b \frac{|B_b|}{N} |acc(B_b) - conf(B_b)|` over
+      bins of equal width of the largest probability (Guo et al. 2017, "On Calibration of Modern Neural Networks").
+    - ``accuracy`` and ``confidence``: the target's accuracy and the mean of its largest probability; it is
+      overconfident where the second is larger.
+    - ``nll``: the mean negative log-likelihood of the true class, in nats.
+
+    For classes that exclude each other. The figures say nothing about images unlike the reference; see `Outliers`.
+    """
+
+    name = "calibration"
+    needs = ("reference",)
+    describe = {
+        r"calibration\.ece": "How far the largest probability is from the accuracy, on average over bins; 0 is best.",
+        r"calibration\.nll": "Mean negative log-likelihood of the true class on real images, in nats.",
+        r"calibration\.confidence": "Mean of the target's largest probability on real images.",
+        r"calibration\.accuracy": "The target's accuracy on real images.",
+    }
+
+    class Options(interpkit.Options):
+        """The bins."""
+
+        bins: int = Field(15, ge=1, le=1000, description="bins of the largest probability, of equal width")
+
+    options: Options
+
+    def measure(self, study: Study) -> dict[str, Any]:
+        """Return ``calibration``."""
+        logits, labels = study.response(study.target, "reference").logits, study.labels("reference")
+        if study.target.multi_label:
+            raise TooFew("calibration is measured of classes that exclude each other, and these do not.")
+        if len(labels) < LEAST:
+            raise TooFew(f"calibration requires at least {LEAST} images in the reference, which has {len(labels)}.")
+        confidence, predicted = study.target.probabilities(logits.double()).max(1)
+        right = (predicted == labels).double()
+        bins = (confidence * self.options.bins).ceil().long().clamp(1, self.options.bins) - 1
+        gaps = torch.zeros(self.options.bins, dtype=torch.float64).index_add(0, bins, right - confidence)
+        return {
+            "calibration": {
+                "ece": gaps.abs().sum().item() / len(labels),
+                "accuracy": right.mean().item(),
+                "confidence": confidence.mean().item(),
+                "nll": study.target.cross_entropy(logits.double(), labels).mean().item(),
+                "count": len(labels),
+            }
+        }
+
+
+def uncertainty(p: Tensor) -> Tensor:
+    r"""Return the uncertainty estimate of Suhail & Sethi (arXiv:2505.23448) of probabilities (B, n), in [0, 1].
+
+    .. math:: UE(p) = 1 - \frac{\sum_i (p_i - 1/n)^2}{\sum_i (\delta_{ik} - 1/n)^2}
+              = 1 - \frac{\sum_i (p_i - 1/n)^2}{1 - 1/n}
+
+    1 for equal probabilities, and 0 if one class has all.
+    """
+    n = p.shape[1]
+    return 1 - (p - 1 / n).square().sum(1) / (1 - 1 / n)
+
+
+SCORES: dict[str, Callable[[Target, Tensor], Tensor]] = {
+    "probability": lambda target, logits: target.probabilities(logits).amax(1),
+    "energy": lambda target, logits: logits.logsumexp(1),
+    "certainty": lambda target, logits: 1 - uncertainty(target.probabilities(logits)),
+}
+"""By name, how familiar an image is to the target; the higher, the more."""
+
+
+class Outliers(Metric):
+    r"""Whether the target's answers tell real images of its classes from others, which it should refuse.
+
+    Each score of familiarity s is computed for the reference and for the outliers (``--ood``):
+
+    - ``probability``: the largest probability (Hendrycks & Gimpel 2017);
+    - ``energy``: :math:`\log \sum_k e^{z_k}` of the logits z, minus the energy of Liu et al. 2020;
+    - ``certainty``: 1 - `uncertainty`;
+    - ``garbage``: 1 - the probability of the class named "garbage", where there is one.
+
+    For each, ``auroc`` is the probability that a random reference image has a higher score than a random outlier (ties
+    count half), ``aupr`` the average precision of finding the outliers, ``fpr_at_95`` the share of outliers accepted at
+    the score that 95 % of the reference reaches, and ``rejected`` is 1 - ``fpr_at_95``. With a class "garbage",
+    ``into_garbage`` is the share of outliers whose most probable class it is, and ``reference_into_garbage`` that of
+    the reference. All lie in [0, 1]; an ``auroc`` of 1/2 is chance. They hold for these outliers only: others, nearer
+    to the training data, are harder to find.
+    """
+
+    name = "ood"
+    needs = ("reference", "ood")
+    describe = {
+        r"ood\..*\.auroc": "Probability that a real image is more familiar to the target than an outlier.",
+        r"ood\..*\.aupr": "Average precision of finding the outliers by this score.",
+        r"ood\..*\.fpr_at_95": "Share of outliers that are accepted where 95 % of the real images are.",
+        r"ood\..*\.rejected": "Share of outliers that are refused where 95 % of the real images are accepted.",
+        r"ood\.into_garbage": "Share of outliers that the target puts into its garbage class.",
+        r"ood\.reference_into_garbage": "Share of real images that the target puts into its garbage class.",
+    }
+
+    def measure(self, study: Study) -> dict[str, Any]:
+        """Return ``ood``."""
+        target, outliers = study.target, study.outliers
+        assert outliers is not None  # as `needs` says
+        real = study.response(target, "reference").logits.double()
+        strange = study.look(target, outliers).logits.double()
+        if min(len(real), len(strange)) < LEAST:
+            raise TooFew(
+                f"it requires at least {LEAST} images on both sides; there are {len(real)} and {len(strange)}."
+            )
+        scores = dict(SCORES)
+        names = [name.casefold() for name in target.class_names]
+        found: dict[str, Any] = {"count": len(strange)}
+        if GARBAGE in names:
+            column = names.index(GARBAGE)
+            scores["garbage"] = lambda target, logits: 1 - target.probabilities(logits)[:, column]
+            found["into_garbage"] = (strange.argmax(1) == column).double().mean().item()
+            found["reference_into_garbage"] = (real.argmax(1) == column).double().mean().item()
+        found |= {name: separation(score(target, real), score(target, strange)) for name, score in scores.items()}
+        return {"ood": found}
+
+    @classmethod
+    def warnings(cls, metrics: Mapping[str, Any]) -> list[str]:
+        """Return a warning if no score tells the outliers from real images."""
+        found = [part["auroc"] for part in (metrics.get("ood") or {}).values() if isinstance(part, Mapping)]
+        if not found or max(found) > 0.6:
+            return []
+        return [f"The target hardly tells the outliers from real images: the best AUROC is {max(found):.2f}."]
+
+
+def separation(familiar: Tensor, strange: Tensor) -> dict[str, float]:
+    """Return ``auroc``, ``aupr``, ``fpr_at_95`` and ``rejected`` of scores (N,) and (M,); see `Outliers`."""
+    both = torch.cat([familiar, strange])
+    _, place, counts = both.unique(return_inverse=True, return_counts=True)
+    ranks = (counts.cumsum(0) - (counts - 1) / 2)[place].double()  # ties share their mean rank
+    n, m = len(familiar), len(strange)
+    auroc = (ranks[:n].sum().item() - n * (n + 1) / 2) / (n * m)
+    # The least familiar first; all images of one score are found at once.
+    found = torch.zeros(len(counts), dtype=torch.float64).index_add(0, place[n:], torch.ones(m, dtype=torch.float64))
+    precision = found.cumsum(0) / counts.cumsum(0)
+    threshold = familiar.sort(descending=True).values[max(0, -(-95 * n // 100) - 1)]
+    accepted = (strange >= threshold).double().mean().item()
+    aupr = (precision * found).sum().item() / m
+    return {"auroc": auroc, "aupr": aupr, "fpr_at_95": accepted, "rejected": 1 - accepted}
