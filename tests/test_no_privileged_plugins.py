@@ -30,6 +30,8 @@ ALLOWED = {
     "spread": "English, of a distribution",
     "statistics": "English, of batch norms",
     "boundary": "English, of classes",
+    "min": "English, of minimum, and a function",
+    "score": "English",
     "constrained": "a layout of matplotlib",
     "pixels": "English, of images",
     "precision": "a field of the recipe",

@@ -25,7 +25,7 @@ from torture import keep
 
 MODEL = Path(__file__).parents[1] / "examples" / "models" / "mnist_bn.safetensors"
 NARROW = {f"generator.{size}": 8 for size in ("width", "min_width", "latent", "hidden")}
-ELSEWHERE = ("boundary", "cnf", "hypinv")
+ELSEWHERE = ("boundary", "cnf", "hypinv", "min")
 """Presets that need data, a binarized network or a known boundary; their own tests compare a resumed run."""
 CLOCK = ("seconds", "created", "timings")
 

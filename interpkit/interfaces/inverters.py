@@ -26,6 +26,8 @@ class Inverter(Component, ABC):
     options: Options
     needs: ClassVar[tuple[str, ...]] = ()
     """The parts that a recipe must specify, from ``conditioner``, ``generator`` and ``loss``."""
+    needs_conditioner: ClassVar[type[Conditioner] | None] = None
+    """The class of the only conditioner that it accepts, if it has one of its own; any will do if None."""
     needs_gradient: ClassVar[bool] = True
     """Whether it uses gradients of the target's logits with respect to images; see `Target.no_gradient`."""
     in_groups: ClassVar[bool] = False

@@ -94,6 +94,12 @@ def build(recipe: Recipe, target: Target, plugins: Plugins) -> tuple[Inverter, P
                 f"the recipe names no {kind}: add {setting(kind, 'NAME')} ({listed(plugins.registry.names(kind))}), "
                 f"or {setting('preset', 'NAME')} ({listed(plugins.registry.names('preset'))})."
             )
+    own = built.needs_conditioner
+    if own is not None and not isinstance(conditioner, own):
+        raise UsageError(
+            f"the inverter {built.name!r} requires its own conditioner, for all classes. Set "
+            f"{setting('conditioner', own.name)}, and in a recipe conditions = 'all'."
+        )
     return built, Parts(conditioner, generator, losses)
 
 

@@ -86,7 +86,7 @@ def run(
         if "per_class" in cls.Options.model_fields:
             options["per_class"] = PER_CLASS
         inverter: Inverter = cls(cls.Options(**options))
-        conditioner, generator = plain_parts(target)
+        conditioner, generator = plain_parts(target, cls.needs_conditioner)
         parts = Parts(
             conditioner if "conditioner" in cls.needs else None,
             generator if "generator" in cls.needs else None,
@@ -96,9 +96,9 @@ def run(
         return inverter.invert(target, recipe, parts, recorder)
 
 
-def plain_parts(target: Target) -> tuple[Conditioner, Generator]:
-    """Return the conditioner and the generator that inverters are checked with."""
-    conditioner = toy_models.PlainConditioner(target.num_classes, target.input_shape)
+def plain_parts(target: Target, own: type[Conditioner] | None) -> tuple[Conditioner, Generator]:
+    """Return the conditioner and generator that inverters are checked with, or the conditioner that one requires."""
+    conditioner = (own or toy_models.PlainConditioner)(target.num_classes, target.input_shape)
     return conditioner, toy_models.PlainGenerator(conditioner.spec, target.input_shape)
 
 
@@ -110,13 +110,15 @@ def plain_losses(target: Target) -> dict[str, tuple[float, InversionLoss]]:
 class PlainRun(StoredRun):
     """A run folder of an inversion, whose recipe names the plain parts."""
 
+    own: type[Conditioner] | None = None
+
     def losses(self) -> dict[str, tuple[float, InversionLoss]]:
         """Build the plain terms."""
         return plain_losses(self.target)
 
     def parts(self) -> tuple[Conditioner, Generator]:
         """Build the plain parts."""
-        return plain_parts(self.target)
+        return plain_parts(self.target, self.own)
 
 
 def reloaded(cls: Any, inversion: Inversion) -> Inversion:
@@ -128,6 +130,7 @@ def reloaded(cls: Any, inversion: Inversion) -> Inversion:
         samples = draw_samples(inversion, **sample_size(inversion))
         write_samples(samples, folder / "samples.safetensors")
         stored = PlainRun(folder, inversion.target, inversion.recipe, inversion.history, {}, inversion.empty)
+        stored.own = cls.needs_conditioner
         with inversion.target.frozen():
             return contracts.loaded_inversion(cls(cls.Options()), stored)
 
