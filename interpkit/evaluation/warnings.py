@@ -67,7 +67,7 @@ def meanings_of_terms() -> dict[str, str]:
     return {f"{entry.name}.{figure}": words for entry in _losses() for figure, words in entry.item.describe.items()}
 
 
-def _losses() -> list[Entry]:
+def _losses() -> Iterator[Entry]:
     return installed().registry.entries("loss")
 
 

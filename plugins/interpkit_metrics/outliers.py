@@ -70,7 +70,7 @@ class Calibration(Metric):
 def uncertainty(p: Tensor) -> Tensor:
     r"""Return the uncertainty estimate of Suhail & Sethi (arXiv:2505.23448) of probabilities (B, n), in [0, 1].
 
-    .. math:: UE(p) = 1 - \frac{\sum_i (p_i - 1/n)^2}{\sum_i (\delta_{ik} - 1/n)^2}
+    .. math:: U(p) = 1 - \frac{\sum_i (p_i - 1/n)^2}{\sum_i (\delta_{ik} - 1/n)^2}
               = 1 - \frac{\sum_i (p_i - 1/n)^2}{1 - 1/n}
 
     1 for equal probabilities, and 0 if one class has all.

@@ -104,9 +104,11 @@ class Prior(InversionLoss):
         (slope,) = torch.autograd.grad(odds.sum(), real, create_graph=True)
         penalty = slope.square().sum() / odds.numel()
         loss: Tensor = F.softplus(-odds).mean() + F.softplus(self.discriminator(images)).mean()
-        return loss + self.options.penalty / 2 * penalty
+        loss = loss + self.options.penalty / 2 * penalty
+        return loss
 
 
 def field(depth: int) -> int:
     """Return the side of the patch that an output sees after a number of halvings, in pixels."""
-    return 5 * 2**depth - 2
+    side: int = 5 * 2**depth - 2
+    return side
