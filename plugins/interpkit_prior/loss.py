@@ -102,10 +102,9 @@ class Prior(InversionLoss):
         real = self.pictures[rows].requires_grad_()
         odds = self.discriminator(real)
         (slope,) = torch.autograd.grad(odds.sum(), real, create_graph=True)
-        penalty = slope.square().sum() / odds.numel()
-        loss: Tensor = F.softplus(-odds).mean() + F.softplus(self.discriminator(images)).mean()
-        loss = loss + self.options.penalty / 2 * penalty
-        return loss
+        penalty: Tensor = slope.square().sum() / odds.numel()
+        told_apart = F.softplus(-odds).mean() + F.softplus(self.discriminator(images)).mean()
+        return told_apart + self.options.penalty / 2 * penalty
 
 
 def field(depth: int) -> int:
