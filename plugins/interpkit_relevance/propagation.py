@@ -132,7 +132,8 @@ def _batch_norms(
 
 def _check_layers(target: Target, known: tuple[Any, ...]) -> None:
     """Refuse layers with weights of their own that have no rule, and targets whose layers do not accept hooks."""
-    layers = [layer for layer in target.layers().values() if layer._parameters]
+    inside = [layer for layer in target.modules() if not isinstance(layer, torch.jit.ScriptModule)]
+    layers = [layer for layer in inside if any(True for _ in layer.parameters(recurse=False))]
     if other := sorted({type(layer).__name__ for layer in layers if not isinstance(layer, known)}):
         raise UsageError(f"lrp has no rule for these layers of {target.name}: {', '.join(other)}. {INSTEAD}.")
     if not layers:
