@@ -61,6 +61,10 @@ def attribute(
     checks: Annotated[
         bool, typer.Option(help="Measure infidelity, sensitivity and the effect of randomized weights.")
     ] = True,
+    quantus: Annotated[
+        list[str] | None,
+        typer.Option(metavar="METRIC", help="Metric of Quantus to compute on the maps, such as Sparseness; repeatable."),
+    ] = None,
     rows: Annotated[
         int | None,
         typer.Option(
@@ -119,6 +123,7 @@ def attribute(
         layer=layer,
         options=dict(options.pair("--set", text) for text in set_ or []),
         checks=checks,
+        quantus=quantus or [],
         seed=seed,
         rows=rows,
         device=device,
@@ -146,7 +151,8 @@ def _table(summary: dict[str, Any]) -> Any:
     from rich.table import Table
 
     names = ("method", "sum", "del.", "class", "rand.", "infid", "sens.", "weights")
-    table = Table(*names, box=box.SIMPLE, pad_edge=False)
+    of_quantus = list(next(iter(summary["methods"].values())).get("quantus", {}))
+    table = Table(*names, *of_quantus, box=box.SIMPLE, pad_edge=False)
     table.columns[0].no_wrap = True
     for column in table.columns[1:]:
         column.justify, column.overflow = "right", "fold"
@@ -159,6 +165,7 @@ def _table(summary: dict[str, Any]) -> Any:
             figures.get("infidelity"),
             figures.get("sensitivity"),
             last,
+            *(figures["quantus"][key] for key in of_quantus),
         ]
         table.add_row(name, *("-" if value is None else f"{value:.3f}" for value in values))
     return table

@@ -8,7 +8,7 @@ from pydantic import Field
 from torch import Tensor
 
 import interpkit
-from interpkit import Attribution, AttributionContext, Target
+from interpkit import Attribution, AttributionContext, Target, UsageError
 
 FINEST = 28
 """Most cells along a side of the mask that is optimized; it is enlarged to the image."""
@@ -76,6 +76,11 @@ class MinimalEvidence(Attribution):
             removed = baseline if step % 2 else (baseline + 0.2 * torch.randn_like(baseline)).clamp(0, 1)
             shown = m * images + (1 - m) * removed
             missing = ((nothing + rise - score(shown)) / rise).relu()
+            if not missing.requires_grad:
+                raise UsageError(
+                    f"minimal-evidence cannot explain {target.name}: it needs gradients, but none reach the image (a "
+                    f"rounding or a detach() stops them). Choose a method without gradients, such as rise."
+                )
             near = F.cosine_similarity(target.respond(shown).penultimate, features)
             flat = m.flatten(1)
             terms = {
@@ -98,7 +103,7 @@ class MinimalEvidence(Attribution):
             kept = torch.where(holds.view(-1, *(1 for _ in m.shape[1:])), fewer, kept)
             enough |= holds
         context.note(
-            f"minimal-evidence: {kept.double().mean():.0%} of the pixels hold {self.options.keep:.0%} of the score in "
+            f"minimal-evidence: {kept.double().mean().item():.0%} of the pixels hold {self.options.keep:.0%} of the score in "
             f"{int(enough.sum())} of {len(images)} images{'' if enough.all() else '; the others do not support the class'}."
         )
         return (m * kept).expand_as(images)
