@@ -33,7 +33,9 @@ def quantus_metrics(names: Sequence[Any], num_classes: int) -> dict[str, Any]:
             from quantus.metrics.base import Metric
     except ImportError as error:
         raise UsageError(f"these metrics require the package quantus: {install_extra('quantus')}.") from error
-    known = {name: found for name, found in vars(quantus).items() if isinstance(found, type) and issubclass(found, Metric)}
+    known: dict[str, Any] = {
+        name: found for name, found in vars(quantus).items() if isinstance(found, type) and issubclass(found, Metric)
+    }
     metrics = {}
     for name in names:
         if not isinstance(name, str):
@@ -42,7 +44,9 @@ def quantus_metrics(names: Sequence[Any], num_classes: int) -> dict[str, Any]:
             classes = {"num_classes": num_classes} if "num_classes" in signature(known[name]).parameters else {}
             metrics[name] = known[name](disable_warnings=True, **classes)
         else:
-            raise UsageError(f"Quantus has no metric {name!r}.{did_you_mean(name, known)} It has {listed(sorted(known), 50)}.")
+            raise UsageError(
+                f"Quantus has no metric {name!r}.{did_you_mean(name, known)} It has {listed(sorted(known), 50)}."
+            )
     return metrics
 
 
@@ -77,7 +81,9 @@ def quantus_scores(
             try:
                 with _seeded(explainer):
                     a_batch = maps.numpy().copy()  # Quantus normalizes maps in place
-                    found[name] = metric(explainer.score_module(), a_batch=a_batch, device=str(explainer.device), **given)
+                    found[name] = metric(
+                        explainer.score_module(), a_batch=a_batch, device=str(explainer.device), **given
+                    )
             except Exception as error:  # raised by Quantus
                 reason = first_line(error) or type(error).__name__
                 raise UsageError(f"{name} of Quantus fails on maps of {explainer.method.name}: {reason}") from error

@@ -63,7 +63,9 @@ def attribute(
     ] = True,
     quantus: Annotated[
         list[str] | None,
-        typer.Option(metavar="METRIC", help="Metric of Quantus to compute on the maps, such as Sparseness; repeatable."),
+        typer.Option(
+            metavar="METRIC", help="Metric of Quantus to compute on the maps, such as Sparseness; repeatable."
+        ),
     ] = None,
     rows: Annotated[
         int | None,
@@ -85,7 +87,7 @@ def attribute(
     plugin: options.PluginFile = None,
     json_: options.Json = False,
 ) -> None:
-    """Explain images with Captum: show which pixels support a class, and test whether the maps can be trusted.
+    """Explain images: show which pixels support a class, and test whether the maps can be trusted.
 
     Writes METHOD.safetensors, METHOD.png, METHOD-classes.png and summary.json.
     Example: interpkit attribute runs/mnist-vecmat-1 --images mnist.npz --method integrated-gradients --method grad-cam
@@ -139,6 +141,9 @@ def attribute(
         return
     console.note(COLUMNS)
     console.out.print(_table(summary))
+    for name, figures in summary["methods"].items():
+        for metric, value in figures.get("quantus", {}).items():
+            console.out.out(f"{name} {metric}: {'-' if value is None else f'{value:.4g}'}")
     for figures in summary["methods"].values():
         for name in figures["files"]:
             console.out.out(str(place / name))
@@ -151,8 +156,7 @@ def _table(summary: dict[str, Any]) -> Any:
     from rich.table import Table
 
     names = ("method", "sum", "del.", "class", "rand.", "infid", "sens.", "weights")
-    of_quantus = list(next(iter(summary["methods"].values())).get("quantus", {}))
-    table = Table(*names, *of_quantus, box=box.SIMPLE, pad_edge=False)
+    table = Table(*names, box=box.SIMPLE, pad_edge=False)
     table.columns[0].no_wrap = True
     for column in table.columns[1:]:
         column.justify, column.overflow = "right", "fold"
@@ -165,7 +169,6 @@ def _table(summary: dict[str, Any]) -> Any:
             figures.get("infidelity"),
             figures.get("sensitivity"),
             last,
-            *(figures["quantus"][key] for key in of_quantus),
         ]
         table.add_row(name, *("-" if value is None else f"{value:.3f}" for value in values))
     return table

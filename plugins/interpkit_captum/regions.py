@@ -94,7 +94,7 @@ class KernelShap(Attribution):
     class Options(RegionOptions):
         """How many coalitions of which regions."""
 
-        samples: int = Field(500, ge=3, le=100_000, description="coalitions for each image, more than regions")
+        samples: int = Field(200, ge=3, le=100_000, description="coalitions for each image, more than regions")
 
     options: Options
 
@@ -125,8 +125,8 @@ class KernelShap(Attribution):
 class RegionAblation(Attribution):
     """Region ablation: how far the score falls when a region of the image is replaced with the first baseline.
 
-    The fall is spread evenly over the pixels and channels of the region. It needs no gradients, and one forward pass per
-    region; the regions are those of `KernelShap`. Source: Captum's FeatureAblation.
+    The fall is spread evenly over the pixels and channels of the region. It needs no gradients. The regions are those of
+    `KernelShap`. Source: Captum's FeatureAblation.
 
     Example:
         >>> import torch
@@ -161,7 +161,8 @@ class RegionAblation(Attribution):
 
 def _sizes(mask: Tensor, images: Tensor) -> Tensor:
     """Return the number of values in each pixel's region."""
-    return mask.flatten().bincount()[mask] * (images.shape[1] if images.dim() == 4 else 1)
+    sizes = mask.flatten().bincount()[mask]
+    return sizes * images.shape[1] if images.dim() == 4 else sizes
 
 
 class _LeastSquares:

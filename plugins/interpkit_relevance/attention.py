@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 from unittest import mock
 
@@ -87,7 +86,7 @@ def _tokens(target: Target, attentions: list[Tensor], images: Tensor) -> tuple[t
     if not attentions:
         raise UsageError(f"{refusal}no attention over tokens of the image is seen in its forward pass.{instead}")
     lengths = sorted({attention.shape[-1] for attention in attentions})
-    whole = all(len(each) == len(images) or each.dim() == 3 and not len(each) % len(images) for each in attentions)
+    whole = all(len(each) == len(images) or (each.dim() == 3 and not len(each) % len(images)) for each in attentions)
     if len(lengths) > 1 or not whole:
         raise UsageError(
             f"{refusal}its attention is within windows of the image, or tokens are merged between layers (attention "
@@ -122,7 +121,13 @@ class _Attentions(TorchFunctionMode):
         return self._keep(result) if getattr(func, "__name__", "") in ("softmax", "_safe_softmax") else result
 
     def _attend(
-        self, query: Tensor, key: Tensor, value: Tensor, *args: Any, attend: Any = F.scaled_dot_product_attention, **kw: Any
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        *args: Any,
+        attend: Any = F.scaled_dot_product_attention,
+        **kw: Any,
     ) -> Tensor:
         """Compute attention with its weights, which are what it returns for the unit vectors as values."""
         units = torch.eye(key.shape[-2], dtype=value.dtype, device=value.device)

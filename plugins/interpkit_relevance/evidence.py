@@ -44,7 +44,7 @@ class MinimalEvidence(Attribution):
     class Options(interpkit.Options):
         """How long it is optimized, and how much of the score remains."""
 
-        steps: int = Field(150, ge=1, le=10_000, description="steps of the optimizer")
+        steps: int = Field(100, ge=1, le=10_000, description="steps of the optimizer")
         keep: float = Field(0.9, gt=0, le=1, description="share of the score's rise over the baseline that must remain")
 
     options: Options
@@ -60,7 +60,9 @@ class MinimalEvidence(Attribution):
         with torch.no_grad():
             whole, nothing = score(images), score(baseline.expand_as(images))
             features = target.respond(images).penultimate
-        rise = (whole - nothing).abs().clamp_min(1e-6)  # where the image has less than the baseline: what would raise it
+        rise = (
+            (whole - nothing).abs().clamp_min(1e-6)
+        )  # where the image has less than the baseline: what would raise it
         sides = [min(side, FINEST) for side in images.shape[2:]] if picture else list(images.shape[1:])
         logits = torch.full((len(images), *sides), 2.0, device=images.device, requires_grad=True)
 
@@ -90,21 +92,24 @@ class MinimalEvidence(Attribution):
                 "binary": 4 * (flat * (1 - flat)).mean(1),
                 "variation": _variation(m) if picture else torch.zeros_like(missing),
             }
-            loss = sum(WEIGHTS[name] * term for name, term in terms.items())
+            loss = torch.stack([WEIGHTS[name] * term for name, term in terms.items()])
             (logits.grad,) = torch.autograd.grad(loss.sum(), logits)
             optimizer.step()
         m = mask().detach()
         kept, enough = m > 0.5, torch.zeros(len(images), dtype=torch.bool, device=images.device)
-        order = m.flatten(1).argsort(dim=1, descending=True, stable=True).argsort(1).view_as(m)  # 0 is the most evidence
+        order = (
+            m.flatten(1).argsort(dim=1, descending=True, stable=True).argsort(1).view_as(m)
+        )  # 0 is the most evidence
         for share in torch.linspace(1, 0, SHARES + 1)[:-1] ** 2:  # ever fewer pixels; the last that suffices counts
             fewer = order < max(1, round(share.item() * order[0].numel()))
             with torch.no_grad():
                 holds = score(torch.where(fewer, images, baseline)) >= nothing + self.options.keep * rise
             kept = torch.where(holds.view(-1, *(1 for _ in m.shape[1:])), fewer, kept)
             enough |= holds
+        share, others = kept.double().mean().item(), "" if enough.all() else "; the others do not support the class"
         context.note(
-            f"minimal-evidence: {kept.double().mean().item():.0%} of the pixels hold {self.options.keep:.0%} of the score in "
-            f"{int(enough.sum())} of {len(images)} images{'' if enough.all() else '; the others do not support the class'}."
+            f"minimal-evidence: {share:.0%} of the pixels hold {self.options.keep:.0%} of the score in "
+            f"{int(enough.sum())} of {len(images)} images{others}."
         )
         return (m * kept).expand_as(images)
 

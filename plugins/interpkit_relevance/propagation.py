@@ -26,10 +26,13 @@ LINEAR |= {"adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d"}
 """Functions that are linear in their input: each value gets its share of the output's relevance."""
 ACTIVATIONS = {"silu", "gelu", "hardswish", "sigmoid", "hardsigmoid", "tanh", "elu", "selu", "mish", "leaky_relu"}
 """Functions that pass the relevance on, whatever their gradient is."""
-ROUTING = set(
-    "relu relu6 hardtanh clamp clip max_pool1d max_pool2d max_pool3d adaptive_max_pool2d dropout dropout2d flatten pad "
-    "reshape view view_as permute transpose swapaxes movedim contiguous clone unsqueeze squeeze getitem get cat concat "
-    "chunk split unbind flip roll float double half bfloat16 to type type_as expand expand_as repeat unflatten gather".split()
+ROUTING = frozenset(
+    (  # noqa: SIM905
+        "relu relu6 hardtanh clamp clip max_pool1d max_pool2d max_pool3d adaptive_max_pool2d dropout dropout2d "
+        "flatten pad reshape view view_as permute transpose swapaxes movedim contiguous clone unsqueeze squeeze "
+        "getitem get cat concat chunk split unbind flip roll float double half bfloat16 to type type_as expand "
+        "expand_as repeat unflatten gather "
+    ).split()
 )
 """Functions that move values, or let them through or not, as their gradient does relevance."""
 LAYERS = {"linear", "batch_norm", *(f"conv{kind}{axes}d" for kind in ("", "_transpose") for axes in (1, 2, 3))}
@@ -48,7 +51,7 @@ class RelevancePropagation(Attribution):
     among their terms; products pass it to the larger factor, and not to a gate (as in squeeze and excitation). Batch
     norms are first merged into the layer before them. Targets that compute anything else are refused. The relevances
     sum to the score, less what the biases take. Source: Bach et al. 2015, "On pixel-wise explanations for non-linear
-    classifier decisions by layer-wise relevance propagation", eq. 58 and 60; the rules are zennit's (Anders et al. 2021).
+    classifier decisions by layer-wise relevance propagation", eq. 58 and 60; the rules are zennit's.
 
     Example:
         >>> import torch

@@ -14,12 +14,12 @@ from interpkit import Attribution, AttributionContext, Target
 
 
 class Rise(Attribution):
-    r"""RISE, :math:`E[(f(m \odot x + (1 - m) \odot x') - \bar f)\, m] / p (1 - p)`: which pixels raise the score when kept.
+    r"""RISE, :math:`E[(f(m \odot x + (1 - m) \odot x') - \bar f)\, m] / p (1 - p)`: what raises the score when kept.
 
     f is the score, x' the first baseline, :math:`\bar f` the mean over the masks. A mask m is a grid of cells, each
     kept with probability p, enlarged to the image (bilinear) at a random position; vectors keep or lose each feature.
-    It needs no gradients. The paper explains probabilities and does not subtract the mean, which only adds the same
-    number to all pixels and, without it, the sign says which pixels speak against the class. Source: Petsiuk et al.
+    It needs no gradients. The paper explains probabilities and does not subtract the mean, which is the same number for
+    all pixels; without it, negative values are pixels that speak against the class. Source: Petsiuk et al.
     2018, "RISE: randomized input sampling for explanation of black-box models", eq. 6.
 
     Example:
@@ -37,7 +37,7 @@ class Rise(Attribution):
     class Options(interpkit.Options):
         """How many masks, and of what kind."""
 
-        masks: int = Field(1000, ge=2, le=100_000, description="random masks; the error falls with their root")
+        masks: int = Field(500, ge=2, le=100_000, description="random masks; the error falls with their root")
         cells: int = Field(7, ge=1, le=100, description="cells along a side of a mask")
         kept: float = Field(0.5, gt=0, lt=1, description="probability that a cell is kept")
 
@@ -52,7 +52,6 @@ class Rise(Attribution):
         # All are drawn first, and on the CPU, so that neither rows nor device change them.
         grids = (torch.rand(count, *([side + 1 for side in cells] or images.shape[1:])) < kept).float()
         shifts = torch.rand(count, len(sides))
-        scores, total, moments = 0.0, torch.zeros_like(grids[0]), 0.0
         scores = torch.zeros(len(images), device=images.device)
         total = torch.zeros(sides or images.shape[1:], device=images.device)
         products = torch.zeros(len(images), *total.shape, device=images.device)
@@ -64,8 +63,8 @@ class Rise(Attribution):
             scores += found.sum(0)
             total += masks.sum(0)
             products += torch.einsum("mb,m...->b...", found, masks)
-        mean = scores.view(-1, *(1 for _ in total.shape)) / count
-        maps = (products / count - mean * total / count) / (kept * (1 - kept))
+        mean: Tensor = scores.view(-1, *(1 for _ in total.shape)) / count
+        maps: Tensor = (products / count - mean * total / count) / (kept * (1 - kept))
         return maps[:, None].expand_as(images) if sides else maps
 
 

@@ -173,7 +173,9 @@ def test_kernel_shap_equals_exact_shapley_values_where_features_interact() -> No
 
 
 def test_regions_that_do_not_fit_are_refused(linear_target: Callable[..., Target], tmp_path: Path) -> None:
-    def refuses(message: str, method: str = "kernel-shap", shape: tuple[int, ...] = (1, 40, 40), **options: Any) -> None:
+    def refuses(
+        message: str, method: str = "kernel-shap", shape: tuple[int, ...] = (1, 40, 40), **options: Any
+    ) -> None:
         with pytest.raises(UsageError, match=message):
             attribute(linear_target(shape), torch.rand(1, *shape), [0], method=method, options=options, device="cpu")
 

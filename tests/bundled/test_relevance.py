@@ -190,9 +190,9 @@ def test_rollout_reads_what_multi_head_attention_computes(need_weights: bool) ->
 
 def test_attention_within_windows_and_no_attention_are_refused() -> None:
     image = torch.rand(1, 1, 8, 8)
-    with pytest.raises(UsageError, match="within windows of the image, or tokens are merged .* 4 tokens"):
+    with pytest.raises(UsageError, match=r"within windows of the image, or tokens are merged .* 4 tokens"):
         explain(wrap(Attends(ATTENTION, windows=2), (1, 8, 8)), image, [0], "attention-rollout")
-    with pytest.raises(UsageError, match="no attention over tokens .* Use another method, such as grad-cam"):
+    with pytest.raises(UsageError, match=r"no attention over tokens .* Use another method, such as grad-cam"):
         explain(wrap(Patch(), (1, 8, 8)), image, [0], "attention-rollout")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
