@@ -125,7 +125,7 @@ class KernelShap(Attribution):
 class RegionAblation(Attribution):
     """Region ablation: how far the score falls when a region of the image is replaced with the first baseline.
 
-    The fall is spread evenly over the pixels and channels of the region. It needs no gradients. The regions are those of
+    The fall is spread evenly over the pixels and channels of the region. It needs no gradients. For the regions, see
     `KernelShap`. Source: Captum's FeatureAblation.
 
     Example:
@@ -161,8 +161,8 @@ class RegionAblation(Attribution):
 
 def _sizes(mask: Tensor, images: Tensor) -> Tensor:
     """Return the number of values in each pixel's region."""
-    sizes = mask.flatten().bincount()[mask]
-    return sizes * images.shape[1] if images.dim() == 4 else sizes
+    sizes: Tensor = mask.flatten().bincount()[mask]
+    return sizes.mul(images.shape[1] if images.dim() == 4 else 1)
 
 
 class _LeastSquares:

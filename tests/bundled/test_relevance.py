@@ -14,6 +14,7 @@ import torchvision
 from torch import Tensor, nn
 
 from interpkit import Explainer, Target, UsageError, attribute, wrap
+from interpkit.attribution import faithfulness
 
 
 def explain(target: Target, images: Tensor, classes: list[int], method: str, **options: Any) -> Tensor:
@@ -216,6 +217,13 @@ def test_rise_does_not_depend_on_the_rows_of_a_pass() -> None:
     target, images = wrap(Patch(), (1, 8, 8)), torch.rand(3, 1, 8, 8)
     one, other = (attribute(target, images, [0, 1, 0], method="rise", rows=rows, device="cpu") for rows in (3, 64))
     torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("method", ["rise", "kernel-shap"])
+def test_one_image_is_checked_as_several_are(method: str) -> None:
+    explainer = Explainer(wrap(Patch(), (1, 8, 8)), method, device="cpu")
+    images, classes = torch.rand(1, 1, 8, 8), torch.tensor([1])
+    assert 0 < faithfulness.sensitivity(explainer, images, classes) < 1
 
 
 def test_minimal_evidence_lies_in_the_patch_and_suffices(in_patch: Tensor) -> None:
