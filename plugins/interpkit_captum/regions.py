@@ -161,8 +161,8 @@ class RegionAblation(Attribution):
 
 def _sizes(mask: Tensor, images: Tensor) -> Tensor:
     """Return the number of values in each pixel's region."""
-    sizes: Tensor = mask.flatten().bincount()[mask]
-    return sizes.mul(images.shape[1] if images.dim() == 4 else 1)
+    sizes: Tensor = mask.flatten().bincount()[mask] * (images.shape[1] if images.dim() == 4 else 1)
+    return sizes
 
 
 class _LeastSquares:
