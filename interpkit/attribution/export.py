@@ -24,6 +24,7 @@ from interpkit.attribution.explainer import (
     default_method,
     how_many,
 )
+from interpkit.attribution.quantus import quantus_means, quantus_metrics, quantus_scores
 from interpkit.config.recipe import set_option
 from interpkit.errors import InterpkitError, PluginError, UsageError, listed, setting
 from interpkit.evaluation import scoring
@@ -64,6 +65,7 @@ def explain(
     layer: str | None = None,
     options: Mapping[str, Any] | None = None,
     checks: bool = True,
+    quantus: Sequence[str] = (),
     seed: int = 0,
     rows: int | None = None,
     device: str = "auto",
@@ -87,6 +89,7 @@ def explain(
         layer: for Grad-CAM.
         options: settings by ``METHOD.OPTION``.
         checks: measure infidelity, sensitivity and the effect of randomized weights on a few images.
+        quantus: metrics of Quantus to compute on the maps, by name.
         seed: of all draws.
         rows: the most images that pass the target at once; see `interpkit.attribute`.
         device: where to compute.
@@ -103,6 +106,8 @@ def explain(
     if given is None:
         raise UsageError(f"name the images to explain by {setting('images', 'FILE')}, or a run to explain its samples.")
     names, settings = _options_by_method(methods, options or {})
+    if quantus:
+        quantus_metrics(quantus, target.num_classes)  # refuses unknown names before anything is computed
     rows = how_many(target, device) if rows is None else rows
     select = partial(_select, target, target_class=target_class, per_class=per_class, rows=rows, device=device)
     shown = select(given)
@@ -126,7 +131,7 @@ def explain(
             if on_method is not None:
                 on_method(name)
             try:
-                found[name] = _explain_by(explainer, out, shown, others, checks)
+                found[name] = _explain_by(explainer, out, shown, others, checks, quantus)
             except InterpkitError as error:
                 left_out[name] = error
         if not found:
@@ -241,7 +246,12 @@ def _options_by_method(
 
 
 def _explain_by(
-    explainer: Explainer, out: Path, shown: ExplainedImages, inverted: ExplainedImages | None, checks: bool
+    explainer: Explainer,
+    out: Path,
+    shown: ExplainedImages,
+    inverted: ExplainedImages | None,
+    checks: bool,
+    quantus: Sequence[str],
 ) -> dict[str, Any]:
     """Run one method, write its files, and return its figures."""
     target, method = explainer.target, explainer.method
@@ -269,6 +279,14 @@ def _explain_by(
         figures["sensitivity"] = faithfulness.sensitivity(explainer, *part)
         try:
             figures["randomisation"] = faithfulness.weight_randomisation(explainer, *part, maps[few])
+        except UsageError as error:
+            explainer.notes.append(str(error))
+    if quantus:
+        figures["quantus"] = dict.fromkeys(quantus)
+    for name in quantus:
+        try:
+            scores = quantus_scores(explainer, shown.images, shown.classes, maps, [name])
+            figures["quantus"] |= quantus_means(scores)
         except UsageError as error:
             explainer.notes.append(str(error))
     if not maps.any():

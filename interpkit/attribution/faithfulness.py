@@ -113,7 +113,8 @@ def sensitivity(
 
     def explain(inputs: Tensor | tuple[Tensor, ...], target: Tensor) -> tuple[Tensor]:
         shown = inputs[0] if isinstance(inputs, tuple) else inputs
-        return (explainer.maps(shown, target),)  # for a bare tensor Captum would use only the first image's map
+        classes = target.expand(len(shown)) if len(target) == 1 else target  # Captum repeats only several
+        return (explainer.maps(shown, classes),)  # for a bare tensor Captum would use only the first image's map
 
     with global_seed(derive_seed(explainer.seed, "sensitivity"), torch.device("cpu")):
         worst = sensitivity_max(

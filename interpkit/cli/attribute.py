@@ -61,6 +61,12 @@ def attribute(
     checks: Annotated[
         bool, typer.Option(help="Measure infidelity, sensitivity and the effect of randomized weights.")
     ] = True,
+    quantus: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="METRIC", help="Metric of Quantus to compute on the maps, such as Sparseness; repeatable."
+        ),
+    ] = None,
     rows: Annotated[
         int | None,
         typer.Option(
@@ -81,7 +87,7 @@ def attribute(
     plugin: options.PluginFile = None,
     json_: options.Json = False,
 ) -> None:
-    """Explain images with Captum: show which pixels support a class, and test whether the maps can be trusted.
+    """Explain images: show which pixels support a class, and test whether the maps can be trusted.
 
     Writes METHOD.safetensors, METHOD.png, METHOD-classes.png and summary.json.
     Example: interpkit attribute runs/mnist-vecmat-1 --images mnist.npz --method integrated-gradients --method grad-cam
@@ -119,6 +125,7 @@ def attribute(
         layer=layer,
         options=dict(options.pair("--set", text) for text in set_ or []),
         checks=checks,
+        quantus=quantus or [],
         seed=seed,
         rows=rows,
         device=device,
@@ -134,6 +141,9 @@ def attribute(
         return
     console.note(COLUMNS)
     console.out.print(_table(summary))
+    for name, figures in summary["methods"].items():
+        for metric, value in figures.get("quantus", {}).items():
+            console.out.out(f"{name} {metric}: {'-' if value is None else f'{value:.4g}'}")
     for figures in summary["methods"].values():
         for name in figures["files"]:
             console.out.out(str(place / name))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -42,18 +42,29 @@ def attributed(
         return contracts.maps(one_of(cls), target, images, classes, context).detach()
 
 
-def case(shape: toy_models.Shape, num_classes: int, count: int = BATCH) -> tuple[Target, Tensor, Tensor]:
+Setting = tuple[toy_models.Shape, int, Callable[[toy_models.Shape, int], Target]]
+SETTINGS: tuple[Setting, ...] = (
+    *((*setting, toy_models.target_of) for setting in toy_models.VARIED),
+    (toy_models.TINY, 3, toy_models.attention_target),
+)
+"""Targets of many shapes, and one with attention for methods that explain nothing else."""
+
+
+def case(
+    shape: toy_models.Shape,
+    num_classes: int,
+    build: Callable[[toy_models.Shape, int], Target] = toy_models.target_of,
+    count: int = BATCH,
+) -> tuple[Target, Tensor, Tensor]:
     """Return a target, images and classes."""
     images, labels = toy_models.Pictures(shape, num_classes).draw(count, 7)
-    return toy_models.target_of(shape, num_classes), images, labels
+    return build(shape, num_classes), images, labels
 
 
 def home(cls: Any) -> tuple[Target, Tensor, Tensor]:
     """Return the first target that the method supports, with images and classes."""
-    shape, num_classes, _ = next(
-        toy_models.accepted(lambda *setting: attributed(cls, *case(*setting)), toy_models.VARIED)
-    )
-    return case(shape, num_classes)
+    *setting, _ = next(toy_models.accepted(lambda *setting: attributed(cls, *case(*setting)), SETTINGS))
+    return case(*setting)
 
 
 def linear(cls: Any) -> Iterator[tuple[toy_models.LinearTarget, Tensor, Tensor, Tensor]]:
@@ -71,7 +82,7 @@ def shapes(cls: Any) -> None:
     A target that it does not support is refused with a UsageError.
     """
     for count in (1, BATCH):
-        cases = [case(shape, num_classes, count) for shape, num_classes in toy_models.VARIED]
+        cases = [case(*setting, count) for setting in SETTINGS]
         for target, _, _, maps in toy_models.accepted(functools.partial(attributed, cls), cases):
             expect(maps.isfinite().all(), f"maps that are not finite for {count} images of {target.input_shape}")
 

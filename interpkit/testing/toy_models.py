@@ -107,6 +107,23 @@ def _target_of(shape: Shape, num_classes: int) -> Target:
     return wrap(module, shape, mean=0.4, std=0.3, name="tiny")
 
 
+def attention_target(shape: Shape, num_classes: int) -> Target:
+    """Return a small vision transformer, untrained, for images whose sides are multiples of 4; always the same."""
+    with global_seed(0, CPU):
+        layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)
+        parts = [nn.Conv2d(shape[0], 8, 4, 4), nn.Flatten(2), Transposed(), layer, nn.Flatten()]
+        module = nn.Sequential(*parts, nn.Linear(8 * math.prod(side // 4 for side in shape[1:]), num_classes))
+    return wrap(module.eval(), shape, name="attention")
+
+
+class Transposed(nn.Module):
+    """Channels (B, C, N) as tokens (B, N, C)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return tokens."""
+        return x.transpose(1, 2)
+
+
 def _train(module: nn.Module, pictures: Pictures) -> None:
     optimizer = torch.optim.Adam(module.parameters(), lr=5e-3)
     for step in range(60):

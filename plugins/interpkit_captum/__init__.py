@@ -1,4 +1,4 @@
-"""Attribution methods from Captum: gradients, path integrals, Grad-CAM and occlusion, for any target.
+"""Attribution methods from Captum: gradients, path integrals, Grad-CAM, occlusion and regions, for any target.
 
 Captum is imported when a method first runs, so that the command line starts quickly.
 """
@@ -13,6 +13,7 @@ from interpkit_captum.pixels import (
     Saliency,
     SmoothGrad,
 )
+from interpkit_captum.regions import KernelShap, RegionAblation
 
 INTERPKIT_INTERFACE = 1
 
@@ -29,5 +30,7 @@ def register(registry: Registration) -> None:
         Occlusion,
         GradientShap,
         SmoothGrad,
+        KernelShap,
+        RegionAblation,
     ):
         registry.add(method)

@@ -363,7 +363,7 @@ def test_maps_of_zeros_are_drawn_and_noted(tmp_path: Path) -> None:
     assert figures["completeness"] == {"relative_error": 0.0, "worst": 0.0}
     assert any("zero all over" in note for note in figures["notes"])
     assert figures["agreement"][0]["cosine"] is None
-    assert set(summary["left_out"]) == {"grad-cam", "guided-grad-cam"}  # a linear layer has no grid
+    assert set(summary["left_out"]) == {"grad-cam", "guided-grad-cam", "attention-rollout"}  # no grid, no attention
     with Image.open(tmp_path / "integrated-gradients.png") as picture:
         colors = {picture.convert("RGB").getpixel((picture.width - 10, 20))}
     assert colors == {(255, 255, 255)}

@@ -10,6 +10,7 @@ from typing import Any
 
 import captum.attr
 import numpy as np
+import PIL.Image
 import pytest
 import torch
 import torch.nn.functional as F
@@ -25,6 +26,7 @@ QUICK: dict[str, dict[str, Any]] = {
     "integrated-gradients": {"steps": 4},
     "gradient-shap": {"samples": 5},
     "smoothgrad": {"samples": 5},
+    "kernel-shap": {"samples": 20, "cells": 3},
 }
 METHODS = (
     "integrated-gradients",
@@ -35,6 +37,8 @@ METHODS = (
     "occlusion",
     "gradient-shap",
     "smoothgrad",
+    "kernel-shap",
+    "region-ablation",
 )
 every_method = pytest.mark.parametrize("method", METHODS)
 
@@ -126,6 +130,66 @@ def test_grad_cam_gives_every_channel_the_same_map() -> None:
     net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, 2))
     maps = quick(wrap(net, (3, 8, 8)), torch.rand(2, 3, 8, 8), torch.tensor([0, 1]), "grad-cam")
     assert maps.shape == (2, 3, 8, 8) and maps.any() and torch.equal(maps[:, 0], maps[:, 2])
+
+
+# -------------------------------------------------------------------------------------------- regions
+
+
+@pytest.mark.parametrize(("method", "options"), [("kernel-shap", {"samples": 60}), ("region-ablation", {})])
+def test_regions_of_a_linear_target_add_up_their_pixels(
+    method: str, options: dict[str, Any], linear_target: Callable[..., Target], tmp_path: Path
+) -> None:
+    target, x, base = linear_target((3, 4, 4)), torch.rand(2, 3, 4, 4), torch.rand(1, 3, 4, 4)
+    shares = target.module[1].weight[0].detach().view(3, 4, 4) * (x - base)
+
+    def maps(**more: Any) -> Tensor:
+        return attribute(target, x, [0, 0], method=method, baseline=base, options=options | more, device="cpu")
+
+    by_cell = F.avg_pool2d(shares, 2).mean(1, keepdim=True)
+    by_cell = F.interpolate(by_cell, scale_factor=2).expand_as(x)
+    torch.testing.assert_close(maps(cells=2), by_cell, rtol=1e-3, atol=1e-4)
+    drawn = np.zeros((4, 4, 3), np.uint8)
+    drawn[1:3, :, 0] = 200  # a red stripe on black
+    PIL.Image.fromarray(drawn).save(tmp_path / "regions.png")
+    stripe = torch.from_numpy(drawn[:, :, 0] > 0)
+    by_color = torch.where(
+        stripe, shares[:, :, stripe].mean((1, 2))[:, None, None], shares[:, :, ~stripe].mean((1, 2))[:, None, None]
+    )
+    found = maps(regions=str(tmp_path / "regions.png"))
+    torch.testing.assert_close(found, by_color[:, None].expand_as(x), rtol=1e-3, atol=1e-4)
+
+
+def test_kernel_shap_equals_exact_shapley_values_where_features_interact() -> None:
+    class Products(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            score = x[:, 0] * x[:, 1] + 2 * x[:, 2] + x[:, 0] * x[:, 1] * x[:, 2]
+            return torch.stack([score, -score], 1)
+
+    target = wrap(Products(), (3,))
+    found = attribute(target, torch.ones(1, 3), [0], method="kernel-shap", options={"samples": 2000}, device="cpu")
+    by_hand = torch.tensor([[1 / 2 + 1 / 3, 1 / 2 + 1 / 3, 2 + 1 / 3]])
+    torch.testing.assert_close(found, by_hand, rtol=0.05, atol=0.02)
+    torch.testing.assert_close(found.sum(), torch.tensor(4.0), rtol=1e-3, atol=1e-3)  # complete, whatever was drawn
+
+
+def test_regions_that_do_not_fit_are_refused(linear_target: Callable[..., Target], tmp_path: Path) -> None:
+    def refuses(
+        message: str, method: str = "kernel-shap", shape: tuple[int, ...] = (1, 40, 40), **options: Any
+    ) -> None:
+        with pytest.raises(UsageError, match=message):
+            attribute(linear_target(shape), torch.rand(1, *shape), [0], method=method, options=options, device="cpu")
+
+    noise = np.random.default_rng(0).integers(0, 255, (40, 40, 3), np.uint8)
+    PIL.Image.fromarray(noise).save(tmp_path / "noise.png")
+    PIL.Image.fromarray(noise[:8]).save(tmp_path / "small.png")
+    (tmp_path / "text.png").write_text("no picture")
+    refuses("cannot be read as a picture", regions=str(tmp_path / "text.png"))
+    refuses("cannot be read as a picture", method="region-ablation", regions=str(tmp_path / "missing.png"))
+    refuses(r"small.png have 8 x 40 pixels, but the target's images 40 x 40", regions=str(tmp_path / "small.png"))
+    refuses("more than 1000. Use fewer: draw each in one flat color", regions=str(tmp_path / "noise.png"))
+    refuses("needs more samples than regions: there are 49 regions and 40 samples", samples=40)
+    refuses("needs at least two regions", cells=1)
+    refuses("the option 'regions' is for images", shape=(6,), regions=str(tmp_path / "small.png"))
 
 
 # --------------------------------------------------------------------------------------------- layers
@@ -384,7 +448,7 @@ def test_methods_do_not_change_the_module(
 def test_equal_seeds_repeat_the_maps(method: str, tiny_target: Target, images: Tensor, labels: Tensor) -> None:
     one, again, other = (quick(tiny_target, images, labels, method, seed=seed) for seed in (1, 1, 2))
     assert torch.equal(one, again)
-    assert torch.equal(one, other) == (method not in ("gradient-shap", "smoothgrad"))
+    assert torch.equal(one, other) == (method not in ("gradient-shap", "smoothgrad", "kernel-shap"))
 
 
 @every_method

@@ -71,6 +71,18 @@ def test_a_run_is_explained_by_its_samples(run_copy: Path) -> None:
     assert "agreement" not in figures  # nothing to agree with
 
 
+@pytest.mark.filterwarnings("ignore")  # of Quantus, and of what it imports
+def test_metrics_of_quantus_are_added_and_those_that_fail_are_noted(run_copy: Path, tmp_path: Path) -> None:
+    flags = ["--method", "saliency", "--no-checks", "--quantus", "Sparseness", "--quantus", "PointingGame"]
+    result = cli(run_copy, *flags, "--device", "cpu", "--out", tmp_path / "out", "--json")
+    figures = json.loads(result.stdout)["methods"]["saliency"]
+    assert 0 < figures["quantus"]["Sparseness"] < 1 and figures["quantus"]["PointingGame"] is None
+    assert "PointingGame of Quantus fails" in " ".join(result.stderr.split())
+    table = cli(run_copy, *flags, "--device", "cpu", "--out", tmp_path / "out").stdout
+    assert f"saliency Sparseness: {figures['quantus']['Sparseness']:.4g}\nsaliency PointingGame: -\n" in table
+    fails(2, "no metric 'Sparse'.*Did you mean 'Sparseness'", run_copy, "--quantus", "Sparse")
+
+
 def test_real_images_against_inverted_ones(run_copy: Path, data: Path, tmp_path: Path) -> None:
     flags = ["--images", data, "--method", "saliency", "--method", "grad-cam", "--no-checks", "--json"]
     result = cli(run_copy, *flags, "--per-class", "4", "--device", "cpu", "--out", tmp_path / "out")

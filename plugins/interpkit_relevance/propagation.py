@@ -1,0 +1,202 @@
+"""Layer-wise relevance propagation: zennit's rules for layers, and for what forward methods compute outside them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+import interpkit
+from interpkit import Attribution, AttributionContext, Target, UsageError, install_extra
+
+OPERATORS: dict[str, Callable[..., Tensor]] = {
+    **dict.fromkeys(("add", "iadd", "radd"), torch.add),
+    **dict.fromkeys(("sub", "isub", "subtract"), torch.sub),
+    "rsub": lambda one, other: other - one,
+    **dict.fromkeys(("mul", "imul", "rmul", "multiply"), torch.mul),
+    **dict.fromkeys(("div", "idiv", "truediv", "itruediv", "true_divide"), torch.div),
+}
+"""What operators compute, never in place."""
+LINEAR = {"mean", "sum", "interpolate", "avg_pool1d", "avg_pool2d", "avg_pool3d"}
+LINEAR |= {"adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d"}
+"""Functions that are linear in their input: each value gets its share of the output's relevance."""
+ACTIVATIONS = {"silu", "gelu", "hardswish", "sigmoid", "hardsigmoid", "tanh", "elu", "selu", "mish", "leaky_relu"}
+"""Functions that pass the relevance on, whatever their gradient is."""
+ROUTING = frozenset(
+    (  # noqa: SIM905
+        "relu relu6 hardtanh clamp clip max_pool1d max_pool2d max_pool3d adaptive_max_pool2d dropout dropout2d "
+        "flatten pad reshape view view_as permute transpose swapaxes movedim contiguous clone unsqueeze squeeze "
+        "getitem get cat concat chunk split unbind flip roll float double half bfloat16 to type type_as expand "
+        "expand_as repeat unflatten gather "
+    ).split()
+)
+"""Functions that move values, or let them through or not, as their gradient does relevance."""
+LAYERS = {"linear", "batch_norm", *(f"conv{kind}{axes}d" for kind in ("", "_transpose") for axes in (1, 2, 3))}
+"""Functions of the layers that zennit has rules for."""
+LOST = 0.1
+"""Share of the scores that the maps must hold, or else a note says so."""
+INSTEAD = "Use another method, such as integrated-gradients"
+
+
+class RelevancePropagation(Attribution):
+    r"""Layer-wise relevance propagation: the score is distributed over the inputs of each layer, down to the pixels.
+
+    An input i of a linear layer receives :math:`R_i = \sum_j x_i w_{ij} R_j / z_j`, where z is the layer's output
+    (rule ``epsilon``). In convolutions, the rule ``plus`` counts only positive contributions, and no bias, which gives
+    maps with less noise. Activations, constants and the preprocessing pass the relevance on; sums and means share it
+    among their terms; products pass it to the larger factor, and not to a gate (as in squeeze and excitation). Batch
+    norms are first merged into the layer before them. Targets that compute anything else are refused. The relevances
+    sum to the score, less what the biases take. Source: Bach et al. 2015, "On pixel-wise explanations for non-linear
+    classifier decisions by layer-wise relevance propagation", eq. 58 and 60; the rules are zennit's.
+
+    Example:
+        >>> import torch
+        >>> from interpkit import attribute, wrap
+        >>> linear = torch.nn.Linear(3, 2, bias=False)
+        >>> linear.weight.data = torch.tensor([[2.0, -1.0, 0.0], [0.0, 0.0, 1.0]])
+        >>> target = wrap(linear, input_shape=(3,))
+        >>> attribute(target, torch.tensor([[1.0, 0.5, 1.0]]), [0], method="lrp").round(decimals=3)
+        tensor([[ 2.0000, -0.5000,  0.0000]])
+    """
+
+    name = "lrp"
+
+    class Options(interpkit.Options):
+        """Which rule applies to convolutions."""
+
+        rule: Literal["plus", "epsilon"] = Field("plus", description="rule of convolutions; other layers have epsilon")
+
+    options: Options
+
+    def attribute(self, target: Target, images: Tensor, classes: Tensor, context: AttributionContext) -> Tensor:
+        """Return maps; see `Attribution.attribute`."""
+        try:
+            from zennit.canonizers import NamedMergeBatchNorm
+            from zennit.composites import LayerMapComposite, layer_map_base
+            from zennit.rules import Epsilon, ZPlus
+            from zennit.types import BatchNorm, Convolution, Linear
+        except ImportError as error:
+            raise UsageError(f"lrp requires the package zennit: {install_extra('zennit')}.") from error
+
+        _check_layers(target, (Linear, BatchNorm, nn.PReLU))
+        of_convolutions = ZPlus(zero_params="bias") if self.options.rule == "plus" else Epsilon()
+        rules = [(Convolution, of_convolutions), ((Linear, BatchNorm), Epsilon()), *layer_map_base()]
+        scores, pairs = _batch_norms(target, context.scores, images, (Linear, BatchNorm))
+        scores = scores.gather(1, classes[:, None])
+        near = 1e-3 * (1 + scores.abs().max().item())
+        # Without merging where a layer has other uses besides its batch norm.
+        for canonizers in ([NamedMergeBatchNorm(pairs)], []):
+            pixels, functions = images.detach().clone().requires_grad_(), _Functions()
+            with LayerMapComposite(rules, canonizers).context(target):
+                with functions:
+                    found = context.scores(pixels).gather(1, classes[:, None])
+                if functions.unknown:
+                    names = ", ".join(sorted(functions.unknown))
+                    raise UsageError(f"lrp has no rule for what {target.name} computes: {names}. {INSTEAD}.")
+                if (found - scores).abs().max() <= near:
+                    (relevance,) = torch.autograd.grad(found, pixels, found.detach())
+                    share = (relevance.sum() / scores.sum()).item()
+                    if abs(share) < LOST:
+                        context.note(f"the maps of lrp add up to {share:.2g} of the scores; biases take the rest.")
+                    return relevance
+        raise UsageError(f"lrp cannot explain {target.name}: its scores change with hooks on its layers. {INSTEAD}.")
+
+
+@torch.no_grad()
+def _batch_norms(
+    target: Target, scores: nn.Module, images: Tensor, kinds: tuple[Any, Any]
+) -> tuple[Tensor, list[tuple[list[str], str]]]:
+    """Return the scores, and the pairs of linear layer and batch norm in which the one's output enters the other."""
+    linear, norm = kinds
+    outputs: list[tuple[str, Tensor]] = []
+    pairs: list[tuple[list[str], str]] = []
+
+    def watch(name: str, layer: nn.Module) -> Any:
+        def hook(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            if isinstance(layer, linear):
+                outputs.append((name, output))
+            elif layer.affine and layer.running_mean is not None:
+                pairs.extend(([before], name) for before, tensor in outputs if tensor is inputs[0])
+
+        return layer.register_forward_hook(hook)
+
+    layers = {name: layer for name, layer in target.named_modules() if isinstance(layer, (linear, norm))}
+    handles = [watch(name, layer) for name, layer in layers.items()]
+    try:
+        return scores(images), pairs
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _check_layers(target: Target, known: tuple[Any, ...]) -> None:
+    """Refuse layers with weights of their own that have no rule, and targets whose layers do not accept hooks."""
+    inside = [layer for layer in target.modules() if not isinstance(layer, torch.jit.ScriptModule)]
+    layers = [layer for layer in inside if any(True for _ in layer.parameters(recurse=False))]
+    if other := sorted({type(layer).__name__ for layer in layers if not isinstance(layer, known)}):
+        raise UsageError(f"lrp has no rule for these layers of {target.name}: {', '.join(other)}. {INSTEAD}.")
+    if not layers:
+        raise UsageError(
+            f"lrp cannot explain {target.name}: it has no layers with weights that accept hooks, as in TorchScript or "
+            f"an exported program. {INSTEAD}."
+        )
+
+
+class _Function(nn.Module):
+    """A function as a layer, to which a rule can be attached."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x)
+
+
+class _Functions(TorchFunctionMode):
+    """Attaches rules to functions that run outside layers; ``unknown`` are the names of those that have none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.unknown: set[str] = set()
+        self._rules: list[Any] = []  # zennit refers to them weakly
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name, kwargs = getattr(func, "__name__", str(func)).strip("_"), kwargs or {}
+        tracked = _tracked(args)
+        if len(tracked) == 2 and OPERATORS.get(name) in (torch.add, torch.sub):
+            operator, terms = OPERATORS[name], torch.stack(torch.broadcast_tensors(*args[:2]))
+            return self._by_rule(lambda both: operator(both[0], both[1], **kwargs), terms)
+        if tracked and name in LINEAR:
+            return self._by_rule(lambda x: func(x, *args[1:], **kwargs), args[0])
+        if tracked and (name in OPERATORS or name in ACTIVATIONS):
+            operator, of_copies = OPERATORS.get(name, func), [_copied(each) for each in args]
+            feature, *gates = sorted(tracked, key=torch.Tensor.numel, reverse=True)
+            if gates and gates[0].numel() == feature.numel():
+                self.unknown.add(f"{name} of two features")
+            return feature + (operator(*of_copies, **kwargs) - feature).detach()
+        result = func(*args, **kwargs)
+        if name not in ROUTING | LAYERS and _tracked([result]):
+            self.unknown.add(name)
+        return result
+
+    def _by_rule(self, function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        from zennit.rules import Norm
+
+        self._rules.append(Norm())
+        self._rules[-1].register(layer := _Function(function))
+        result: Tensor = layer(x)
+        return result
+
+
+def _copied(value: Any) -> Any:
+    return value.clone() if isinstance(value, Tensor) else value
+
+
+def _tracked(values: Iterable[Any]) -> list[Tensor]:
+    """Return the tensors that depend on the image."""
+    return [each for each in values if isinstance(each, Tensor) and each.requires_grad]
