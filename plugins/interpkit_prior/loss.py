@@ -103,10 +103,11 @@ class Prior(InversionLoss):
         odds = self.discriminator(real)
         (slope,) = torch.autograd.grad(odds.sum(), real, create_graph=True)
         penalty = slope.square().sum() / odds.numel()
-        loss: Tensor = F.softplus(-odds).mean() + F.softplus(self.discriminator(images)).mean()
-        return loss + self.options.penalty / 2 * penalty
+        apart = F.softplus(-odds).mean() + F.softplus(self.discriminator(images)).mean()
+        loss: Tensor = apart + self.options.penalty / 2 * penalty
+        return loss
 
 
 def field(depth: int) -> int:
     """Return the side of the patch that an output sees after a number of halvings, in pixels."""
-    return 5 * 2**depth - 2
+    return 5 * (1 << depth) - 2
