@@ -39,7 +39,6 @@ TESTED_ELSEWHERE = {
     "interfaces/inversions": "inversion/test_results.py",
     "interfaces/inverters": "inversion/test_results.py",
     "interfaces/loaders": "bundled/test_formats.py",
-    "interfaces/losses": "interfaces/test_components.py",
     "interfaces/metrics": "evaluation/test_metrics.py",
     "interfaces/samples": "evaluation/test_metrics.py",
     "interfaces/sections": "report/test_run.py",
