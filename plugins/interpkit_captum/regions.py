@@ -177,4 +177,5 @@ class _LeastSquares:
 
     def representation(self) -> Tensor:
         """Return the coefficients of the regions."""
-        return self.solution[:-1].float()
+        found: Tensor = self.solution[:-1].float()
+        return found
