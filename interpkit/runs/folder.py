@@ -91,11 +91,12 @@ class Run:
         return cls(folder)
 
     def has_started(self) -> bool:
-        """Return whether the folder has a run; one that was killed before its second file does not count."""
-        if [name for name in FILES if (self / name).exists()] != ["manifest.json"]:
-            return (self / "manifest.json").exists()
+        """Return whether the folder has a run; one that ended before it kept anything does not count."""
+        present = [name for name in FILES if (self / name).exists()]
+        if "manifest.json" not in present or set(present) - {"manifest.json", "recipe.toml"}:
+            return "manifest.json" in present
         try:
-            return self.manifest().status != "running"
+            return self.manifest().status not in (["running"] if len(present) == 1 else ["failed"])
         except RunError:
             return True
 

@@ -14,6 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import safetensors
 import safetensors.torch
@@ -757,3 +758,14 @@ def test_no_plugin_is_blamed_for_a_full_disk(
     with pytest.raises(RunError, match=rf"^{tmp_path / name}: No space left on device\..*resume=True") as caught:
         interpkit.invert(tiny_model, ["pixels"], out=tmp_path, steps=4, checkpoint_every=2, device="cpu", on_step=fill)
     assert not isinstance(caught.value, interpkit.PluginError)
+
+
+def test_a_run_that_was_refused_before_its_first_step_is_not_in_the_way(
+    tiny_model: Path, quick: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    np.savez(tmp_path / "few.npz", images=np.zeros((2, *interpkit.load_target(tiny_model).input_shape), "float32"))
+    for _ in range(2):
+        with pytest.raises(UsageError, match=r"few\.npz has 2 pictures"):
+            interpkit.invert(tiny_model, inverter="alignment", data=tmp_path / "few.npz", out=tmp_path / "run")
+    interpkit.invert(tiny_model, out=tmp_path / "run", **quick(steps=2))
+    assert interpkit.load_inversion(tmp_path / "run").steps_done == 2
