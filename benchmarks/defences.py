@@ -1,6 +1,6 @@
 """What a classifier gives away after six ways of training it, and what they cost in accuracy.
 
-    python -m benchmarks.defences --data mnist.npz [--defences plain,dropout] [--inverters training-like] [--write]
+    python -m benchmarks.defences --data mnist.npz [--defenses plain,dropout] [--inverters training-like] [--write]
 
 Trains one small CNN on 6,000 images, planted canaries among them: plainly, with label smoothing, on the hardest images
 in an L2 ball, on noisy images (as for randomized smoothing), with dropout, and with differential privacy (the extra
@@ -42,7 +42,7 @@ DELTA, CLIP = 1e-5, 1.0
 
 
 @dataclass(frozen=True)
-class Defence:
+class Defense:
     """One way of training; 0 leaves a part out.
 
     Attributes:
@@ -60,23 +60,23 @@ class Defence:
     epsilon: float = 0.0
 
 
-DEFENCES = {
-    "plain": Defence(),
-    "label-smoothing": Defence(label_smoothing=0.1),
-    "adversarial": Defence(radius=1.5),
-    "noise": Defence(noise=0.5),
-    "dropout": Defence(dropout=0.25),
-    "private": Defence(epsilon=8.0),
+DEFENSES = {
+    "plain": Defense(),
+    "label-smoothing": Defense(label_smoothing=0.1),
+    "adversarial": Defense(radius=1.5),
+    "noise": Defense(noise=0.5),
+    "dropout": Defense(dropout=0.25),
+    "private": Defense(epsilon=8.0),
 }
 
 
-def inverters(public: Path) -> dict[str, dict[str, Any]]:
-    """Return the arguments of `interpkit.invert` for each inverter; ``public`` is the file of an outsider's images."""
-    presets = ["vecmat", "training-like"]
+def inverters(public: Path = Path(), steps: int = 1) -> dict[str, dict[str, Any]]:
+    """Return the arguments of `interpkit.invert` by inverter; ``public`` is the file of the outsider's images."""
+    plain = {"presets": ["vecmat", "training-like"], "steps": steps}
     return {
-        "training-like": {"presets": presets},
-        "alignment": {"inverter": "alignment", "options": {"inverter.data": str(public)}},
-        "prior": {"presets": presets, "losses": {"prior": 1.0}, "options": {"prior.data": str(public)}},
+        "training-like": plain,
+        "alignment": {"inverter": "alignment", "options": {"inverter.data": str(public)}},  # as many steps as it has
+        "prior": {**plain, "losses": {"prior": 1.0}, "options": {"prior.data": str(public)}},
     }
 
 
@@ -96,18 +96,18 @@ def normalized(images: Tensor) -> Tensor:
     return (images - MIDDLE) / MIDDLE
 
 
-def loss_of(defence: Defence, model: nn.Module, shape: Sequence[int]) -> Callable[[Tensor, Tensor], Tensor]:
-    """Return the loss that a defence trains with, of normalized images and labels."""
+def loss_of(defense: Defense, model: nn.Module, shape: Sequence[int]) -> Callable[[Tensor, Tensor], Tensor]:
+    """Return the loss that a defense trains with, of normalized images and labels."""
     target = interpkit.wrap(model, shape, mean=MIDDLE, std=MIDDLE, output="logits")
     rng = torch.Generator().manual_seed(0)
 
     def loss(x: Tensor, labels: Tensor) -> Tensor:
-        if defence.radius:
+        if defense.radius:
             images = (MIDDLE + MIDDLE * x).clamp(0, 1)
-            x = normalized(perturbations.pgd(target, images, labels, defence.radius, "l2", 3, rng))
-        if defence.noise:
-            x = x + defence.noise / MIDDLE * torch.randn_like(x)
-        return F.cross_entropy(model(x), labels, label_smoothing=defence.label_smoothing)
+            x = normalized(perturbations.pgd(target, images, labels, defense.radius, "l2", 3, rng))
+        if defense.noise:
+            x = x + defense.noise / MIDDLE * torch.randn_like(x)
+        return F.cross_entropy(model(x), labels, label_smoothing=defense.label_smoothing)
 
     return loss
 
@@ -137,19 +137,19 @@ def fit_privately(model: nn.Module, x: Tensor, y: Tensor, *, epochs: int, epsilo
     return spent
 
 
-def train(defence: Defence, split: Split, epochs: int, path: Path) -> dict[str, float]:
+def train(defense: Defense, split: Split, epochs: int, path: Path) -> dict[str, float]:
     """Train a classifier and save it; return its accuracy on unseen images and on the canaries, and its epsilon."""
     torch.manual_seed(0)
     x, y = split.training
     shape = list(x.shape[1:])
-    arguments = {"input_shape": shape, "num_classes": int(y.max()) + 1, "widths": [16, 32], "dropout": defence.dropout}
+    arguments = {"input_shape": shape, "num_classes": int(y.max()) + 1, "widths": [16, 32], "dropout": defense.dropout}
     arguments["group_norm"] = True  # batch norm would mix the images whose gradients are clipped one by one
     model = SmallCNN(**arguments)
     found: dict[str, float] = {}
-    if defence.epsilon:
-        found["epsilon"] = fit_privately(model, normalized(x), y, epochs=epochs, epsilon=defence.epsilon)
+    if defense.epsilon:
+        found["epsilon"] = fit_privately(model, normalized(x), y, epochs=epochs, epsilon=defense.epsilon)
     else:
-        fit(model, normalized(x), y, epochs=epochs, jittered=False, loss=loss_of(defence, model, shape))
+        fit(model, normalized(x), y, epochs=epochs, jittered=False, loss=loss_of(defense, model, shape))
     for name, (images, labels) in {"accuracy": split.held_out, "accuracy on canaries": split.canaries}.items():
         found[name] = accuracy(model, normalized(images), labels)
     facts = {"input_shape": shape, "mean": MIDDLE, "std": MIDDLE}
@@ -157,13 +157,13 @@ def train(defence: Defence, split: Split, epochs: int, path: Path) -> dict[str, 
     return found
 
 
-def measure(defence: str, how: Mapping[str, Any], args: argparse.Namespace, run: str) -> dict[str, float]:
+def measure(defense: str, how: Mapping[str, Any], args: argparse.Namespace, run: str) -> dict[str, float]:
     """Train a classifier, if it is not in the folder yet, invert it and return what the samples give away."""
-    split, model = split_of(args.data), args.work / f"{defence}.safetensors"
+    split, model = split_of(args.data), args.work / f"{defense}.safetensors"
     settings = {"data": args.data.name, "epochs": args.epochs}
-    training = partial(train, DEFENCES[defence], split, args.epochs, model)
-    costs = harness.measured_once(args.work / "classifiers.json", defence, settings, training)
-    inversion = interpkit.invert(model, steps=args.steps, seed=0, device="cpu", out=args.work / run, resume=True, **how)
+    training = partial(train, DEFENSES[defense], split, args.epochs, model)
+    costs = harness.measured_once(args.work / "classifiers.json", defense, settings, training)
+    inversion = interpkit.invert(model, seed=0, device="cpu", out=args.work / run, resume=True, **how)
     metrics = interpkit.evaluate(
         inversion,
         evaluators=[evaluator(args.data.stem, name, args.data.parent, args.work) for name in EVALUATORS],
@@ -189,20 +189,20 @@ def study(args: argparse.Namespace, kept: Path = KEPT) -> dict[str, Any]:
     public = args.work / "public.npz"
     with np.load(args.data) as arrays:
         np.savez(public, images=arrays["x_train"][FIRST:], labels=arrays["y_train"][FIRST:])
-    ways = inverters(public)
+    ways = inverters(public, args.steps)
     settings = {"data": args.data.name, "epochs": args.epochs, "steps": args.steps}
     for inverter in args.inverters:
-        for defence in args.defences:
-            cell = f"{defence}, {inverter}"
-            harness.measured_once(kept, cell, settings, partial(measure, defence, ways[inverter], args, cell))
+        for defense in args.defenses:
+            cell = f"{defense}, {inverter}"
+            harness.measured_once(kept, cell, settings, partial(measure, defense, ways[inverter], args, cell))
     return harness.figures_of(kept)
 
 
 def shown(figures: Mapping[str, Any]) -> str:
-    """Return a Markdown table for each inverter, with a row for each defence."""
+    """Return a Markdown table for each inverter, with a row for each defense."""
     text = ""
-    for inverter in inverters(Path()):
-        cells = {name: figures.get(f"{name}, {inverter}", {}).get("figures") for name in DEFENCES}
+    for inverter in inverters():
+        cells = {name: figures.get(f"{name}, {inverter}", {}).get("figures") for name in DEFENSES}
         rows = {name: _row(found) for name, found in cells.items() if found}
         if rows:
             text += f"Inverted by `{inverter}`:\n\n{harness.table(rows, 'trained')}\n"
@@ -224,8 +224,8 @@ def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument("--data", type=Path, required=True, help="The .npz file of the images.")
     made.add_argument("--work", type=Path, default=Path("runs/defences"), help="Folder of classifiers and runs.")
-    made.add_argument("--defences", type=names, default=list(DEFENCES), help="Separated by commas.")
-    made.add_argument("--inverters", type=names, default=list(inverters(Path())), help="Separated by commas.")
+    made.add_argument("--defenses", type=names, default=list(DEFENSES), help="Separated by commas.")
+    made.add_argument("--inverters", type=names, default=list(inverters()), help="Separated by commas.")
     made.add_argument("--epochs", type=int, default=8, help="Epochs of a training (default: 8).")
     made.add_argument("--steps", type=int, default=300, help="Steps of an inversion and of a student (default: 300).")
     made.add_argument("--write", action="store_true", help="Write the table into docs/results.md.")

@@ -1,4 +1,4 @@
-"""The table of defences: each way of training learns and does what its name says; each cell is measured once."""
+"""The table of defenses: each way of training learns and does what its name says; each cell is measured once."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from torch import nn
 
 import interpkit
 from benchmarks import defences
-from benchmarks.defences import DEFENCES, Defence
+from benchmarks.defences import DEFENSES, Defense
 from benchmarks.memory import Split
 
 
@@ -51,10 +51,10 @@ def test_canaries_are_trained_on_and_are_neither_decoys_nor_an_outsiders(data: P
     assert len(outsiders) == 100 and not outsiders & (known[0] | known[1] | known[2])
 
 
-@pytest.mark.parametrize("name", [name for name in DEFENCES if name != "private"])
+@pytest.mark.parametrize("name", [name for name in DEFENSES if name != "private"])
 def test_a_classifier_that_is_trained_in_any_way_learns_and_is_saved(name: str, bars: Split, tmp_path: Path) -> None:
     path = tmp_path / "net.safetensors"
-    found = defences.train(DEFENCES[name], bars, 20, path)
+    found = defences.train(DEFENSES[name], bars, 20, path)
     assert found["accuracy"] > 0.7 and found["accuracy on canaries"] > 0.7
     target = interpkit.load_target(path)
     with target.frozen():
@@ -64,7 +64,7 @@ def test_a_classifier_that_is_trained_in_any_way_learns_and_is_saved(name: str, 
 
 def test_a_private_classifier_learns_within_its_budget_and_is_saved(bars: Split, tmp_path: Path) -> None:
     pytest.importorskip("opacus")
-    found = defences.train(Defence(epsilon=50.0), bars, 20, tmp_path / "net.safetensors")
+    found = defences.train(Defense(epsilon=50.0), bars, 20, tmp_path / "net.safetensors")
     assert 40 < found["epsilon"] <= 50 and found["accuracy"] > 0.3
     interpkit.load_target(tmp_path / "net.safetensors")
 
@@ -76,17 +76,17 @@ def linear() -> nn.Sequential:
     return nn.Sequential(nn.Flatten(), head)
 
 
-def test_the_loss_of_a_defence_worked_by_hand() -> None:
+def test_the_loss_of_a_defense_worked_by_hand() -> None:
     x, labels = torch.zeros(1, 1, 4, 4), torch.tensor([0])  # gray: both logits are 0
     model = linear()
 
     def loss(**how: float) -> float:
-        return float(defences.loss_of(Defence(**how), model, (1, 4, 4))(x, labels).detach())
+        return float(defences.loss_of(Defense(**how), model, (1, 4, 4))(x, labels).detach())
 
     assert loss() == pytest.approx(0.693147)
     assert loss(label_smoothing=0.5) == pytest.approx(0.693147)
-    # The steepest change of length 1 moves each pixel by 1/4, and each normalized one by 1/2: logits -4 and 4.
-    assert loss(radius=1.0) == pytest.approx(float(F.softplus(torch.tensor(8.0))), abs=1e-3)
+    # The worst change of length 1 moves each pixel by 1/4, and each normalized one by 1/2: to logits of -4 and 4.
+    assert 7.5 < loss(radius=1.0) <= float(F.softplus(torch.tensor(8.0))) + 1e-4
     assert loss(noise=0.5) != loss(noise=0.5)
 
 
@@ -95,13 +95,13 @@ def test_each_cell_is_measured_once_and_shown(
 ) -> None:
     asked = []
 
-    def measure(defence: str, how: Mapping[str, Any], args: argparse.Namespace, run: str) -> dict[str, float]:
+    def measure(defense: str, how: Mapping[str, Any], args: argparse.Namespace, run: str) -> dict[str, float]:
         asked.append(run)
         row = dict.fromkeys(("accuracy", "student", "agreement", "SSIM", "nearer to training"), 0.5)
         return row | {"canary rank": 40.0, "canary rank by chance": 98.5, "canaries, p": 0.01}
 
     monkeypatch.setattr(defences, "measure", measure)
-    words = ["--data", str(data), "--work", str(tmp_path), "--defences", "plain,noise", "--inverters", "training-like"]
+    words = ["--data", str(data), "--work", str(tmp_path), "--defenses", "plain,noise", "--inverters", "training-like"]
     kept = tmp_path / "defences.json"
     figures = defences.study(defences.parser().parse_args(words), kept)
     assert asked == list(figures) == ["plain, training-like", "noise, training-like"]
@@ -120,7 +120,7 @@ def test_a_cell_has_all_figures(data: Path, bars: Split, tmp_path: Path, monkeyp
     monkeypatch.setattr(defences, "evaluator", lambda *_: other)
     words = ["--data", str(data), "--work", str(tmp_path), "--epochs", "1", "--steps", "2"]
     args = defences.parser().parse_args(words)
-    how = defences.inverters(tmp_path / "public.npz")["training-like"]
+    how = defences.inverters(steps=2)["training-like"]
     found = defences.measure("plain", how, args, "run")
     assert {"accuracy", "student", "agreement", "SSIM", "nearer to training"} <= found.keys()
     assert found["canary rank by chance"] == 10.5 and 0 < found["canaries, p"] <= 1
