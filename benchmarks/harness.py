@@ -8,7 +8,8 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import mean, stdev
@@ -18,7 +19,7 @@ import interpkit
 from benchmarks.evaluators import EVALUATORS, FIRST, evaluator, held_out
 from examples.train_classifier import load_data
 from interpkit.api import invert
-from interpkit.io.atomic import sha256
+from interpkit.io.atomic import sha256, write_atomically
 from interpkit.runs.folder import Run
 
 ROOT = Path(__file__).parent.parent
@@ -159,7 +160,7 @@ def _run(target: str, recipe: Recipe, seed: int, place: Place) -> Result | None:
     folder = place.work / "runs" / name
     assert classifier.origin is not None
     model = sha256(classifier.origin)
-    kept = _kept().get(name)
+    kept = figures_of(KEPT).get(name)
     if kept is not None and kept["model"] == model and not folder.exists() and not place.fresh:
         return Result(**kept)
     done = job.is_done(folder)
@@ -189,13 +190,9 @@ def _run(target: str, recipe: Recipe, seed: int, place: Place) -> Result | None:
     return Result(name, model, figures(metrics), accuracies, metrics["reference"]["target_accuracy"])
 
 
-def _kept() -> dict[str, Any]:
-    return json.loads(KEPT.read_text("utf-8")) if KEPT.exists() else {}
-
-
 def keep(results: Sequence[Result], place: Place, *, pictures: bool = False) -> None:
     """Add results to docs/results.json; with ``pictures``, also copy the grids of local runs to docs/images/results."""
-    entries = _kept() | {result.name: asdict(result) for result in results}
+    entries = figures_of(KEPT) | {result.name: asdict(result) for result in results}
     KEPT.write_text(json.dumps(dict(sorted(entries.items())), indent=1) + "\n", "utf-8")
     PICTURES.mkdir(parents=True, exist_ok=True)
     for result in results if pictures else ():
@@ -239,6 +236,26 @@ def over_seeds(rows: Sequence[Mapping[str, float]]) -> dict[str, str]:
 
     names = dict.fromkeys(name for row in rows for name in row)
     return {name: cell(name) for name in names}
+
+
+def figures_of(kept: Path) -> dict[str, Any]:
+    """Return the settings and figures of each cell in a file; none if there is no such file."""
+    return json.loads(kept.read_text("utf-8")) if kept.exists() else {}
+
+
+def measured_once(
+    kept: Path, cell: str, settings: Mapping[str, Any], measure: Callable[[], dict[str, float]]
+) -> dict[str, float]:
+    """Return the figures of a cell: those in the file if they have the same settings, or else new ones, added to it."""
+    figures = figures_of(kept)
+    if figures.get(cell, {}).get("settings") != settings:
+        begun = time.process_time()
+        found = measure()
+        found["CPU seconds"] = time.process_time() - begun
+        figures = figures_of(kept) | {cell: {"settings": dict(settings), "figures": found}}
+        write_atomically(kept, json.dumps(figures, indent=1) + "\n")
+        print(f"{cell}: {found['CPU seconds']:.0f} s", flush=True)
+    return figures[cell]["figures"]
 
 
 def table(rows: Mapping[str, Mapping[str, str]], corner: str) -> str:

@@ -12,10 +12,9 @@ already is not repeated, so that the study can be stopped and resumed.
 from __future__ import annotations
 
 import argparse
-import json
-import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +23,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import interpkit
-from benchmarks.harness import table
+from benchmarks.harness import figures_of, measured_once, table
 from examples.train_classifier import accuracy, load_data
-from interpkit.io.atomic import write_atomically
 
 KEPT = Path(__file__).parents[1] / "docs" / "memory.json"
 NETWORKS = ("mlp", "cnn", "vit")
@@ -107,12 +105,12 @@ class Split:
             (torch.cat([x_train[others], x_test]), torch.cat([y_train[others], y_test])),
         )
 
-    def planted(self) -> Split:
-        """Return the same split with the canaries, repeated, in place of as many training images."""
+    def planted(self, repeated: int) -> Split:
+        """Return the same split with the canaries, ``repeated`` times, in place of as many training images."""
         (x, y), (canaries, labels) = self.training, self.canaries
-        kept = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))[: len(x) - REPEATED * len(canaries)]
-        images = torch.cat([x[kept], canaries.repeat(REPEATED, 1, 1, 1)])
-        return replace(self, training=(images, torch.cat([y[kept], labels.repeat(REPEATED)])))
+        kept = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))[: len(x) - repeated * len(canaries)]
+        images = torch.cat([x[kept], canaries.repeat(repeated, 1, 1, 1)])
+        return replace(self, training=(images, torch.cat([y[kept], labels.repeat(repeated)])))
 
 
 def trained(name: str, split: Split, steps: int) -> interpkit.Target:
@@ -163,32 +161,24 @@ def measure(target: interpkit.Target, split: Split, steps: int, *, stationarity:
 
 def study(args: argparse.Namespace, kept: Path = KEPT) -> dict[str, Any]:
     """Measure what is not in the file of figures yet, and return all of it by the name of the cell."""
-    figures: dict[str, Any] = json.loads(kept.read_text("utf-8")) if kept.exists() else {}
     sizes = sorted(args.sizes)
     for size, planted in [*((size, False) for size in sizes), (sizes[-1], True)]:
         split = Split.of(args.data, size)
-        split = split.planted() if planted else split
+        split = split.planted(REPEATED) if planted else split
         for name in args.networks:
-            target = None
+            make = cache(partial(trained, name, split, args.training))
             for stationarity in (False, True):
                 cell = f"{name}, {size} images{', canaries planted' * planted}{', stationarity' * stationarity}"
                 wanted = {"data": args.data.name, "steps": args.steps, "training": args.training}
-                if cell in figures and figures[cell]["settings"] == wanted:
-                    continue
-                begun = time.process_time()
-                target = target or trained(name, split, args.training)
-                found = measure(target, split, args.steps, stationarity=stationarity)
-                found |= {"target's accuracy": _accuracy(target, split.held_out)}
-                found |= {"CPU seconds": time.process_time() - begun}
-                figures[cell] = {"settings": wanted, "figures": found}
-                write_atomically(kept, json.dumps(figures, indent=1) + "\n")
-                print(f"{cell}: {found['CPU seconds']:.0f} s", flush=True)
-    return figures
+                measured_once(kept, cell, wanted, partial(_cell, make, split, args.steps, stationarity=stationarity))
+    return figures_of(kept)
 
 
-def _accuracy(target: interpkit.Target, data: Images) -> float:
+def _cell(make: Callable[[], interpkit.Target], split: Split, steps: int, *, stationarity: bool) -> dict[str, float]:
+    target = make()
+    found = measure(target, split, steps, stationarity=stationarity)
     with target.frozen():
-        return accuracy(target, *data)
+        return found | {"target's accuracy": accuracy(target, *split.held_out)}
 
 
 def shown(figures: Mapping[str, Any]) -> str:

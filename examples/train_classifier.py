@@ -13,6 +13,7 @@ An .npz file holds x_train, y_train, x_test, y_test: images as uint8, (N, H, W) 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -71,7 +72,9 @@ def fit(
     batch_size: int = 128,
     lr: float = 2e-3,
     mirrored: bool = False,
+    jittered: bool = True,
     noise: Tensor | None = None,
+    loss: Callable[[Tensor, Tensor], Tensor] | None = None,
     test: tuple[Tensor, Tensor] | None = None,
 ) -> None:
     """Train a classifier on normalized images (N, C, H, W): AdamW, one-cycle learning rate, random affine jitter.
@@ -84,14 +87,17 @@ def fit(
         batch_size: images per step.
         lr: the highest learning rate.
         mirrored: whether to mirror images at random.
+        jittered: whether to turn, shift and scale images at random.
         noise: standard deviation of Gaussian noise on the normalized images, (C, 1, 1); no noise if omitted.
+        loss: the loss of a batch, from its normalized images and labels; the model's cross-entropy if omitted.
         test: normalized images and labels; if given, the accuracy on them is printed after each epoch.
     """
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=1e-2)
     steps = epochs * -(-len(x_train) // batch_size)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps)
     fill = x_train.amin((0, 2, 3)).tolist()
-    jitter: list[nn.Module] = [RandomAffine(8, translate=(0.08, 0.08), scale=(0.92, 1.08), fill=fill)]
+    affine = RandomAffine(8, translate=(0.08, 0.08), scale=(0.92, 1.08), fill=fill)
+    jitter: list[nn.Module] = [affine] if jittered else []
     if mirrored:
         jitter.append(RandomHorizontalFlip())
     for epoch in range(epochs):
@@ -105,12 +111,13 @@ def fit(
             x = torch.cat(pieces)
             if noise is not None:
                 x = x + noise * torch.randn_like(x)
-            loss = F.cross_entropy(model(x), y_train[rows])
+            labels = y_train[rows]
+            error = F.cross_entropy(model(x), labels) if loss is None else loss(x, labels)
             optimizer.zero_grad()
-            loss.backward()
+            error.backward()
             optimizer.step()
             schedule.step()
-            losses.append(loss.detach())
+            losses.append(error.detach())
         model.eval()
         suffix = f"  test accuracy {accuracy(model, *test):.4f}" if test else ""
         print(f"epoch {epoch + 1:2d}  loss {torch.stack(losses).mean():.4f}{suffix}", flush=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
@@ -16,8 +17,9 @@ from interpkit import Architectures, ModelError
 class SmallCNN(nn.Sequential):
     """The reference classifier: convolutions, leaky ReLU, pooling and dropout, as in the paper.
 
-    For each width: 3x3 convolution, (batch norm,) leaky ReLU, twice; 2x2 max pooling; dropout of channels. Then a
-    hidden linear layer, leaky ReLU, dropout, and the linear head. Each pooling halves the sides, rounding down.
+    For each width: 3x3 convolution, (batch norm,) (group norm of 8 groups,) leaky ReLU, twice; 2x2 max pooling; dropout
+    of channels. Then a hidden linear layer, leaky ReLU, dropout, and the linear head. Each pooling halves the sides,
+    rounding down.
     """
 
     class Options(interpkit.Options):
@@ -31,6 +33,7 @@ class SmallCNN(nn.Sequential):
         hidden: int = pydantic.Field(96, ge=1, le=65_536)
         dropout: float = pydantic.Field(0.25, ge=0, lt=1)
         batch_norm: bool = False
+        group_norm: bool = False
 
     def __init__(self, **arguments: Any) -> None:
         opt = self.Options(**arguments)
@@ -41,6 +44,8 @@ class SmallCNN(nn.Sequential):
                 layers.append(nn.Conv2d(before, after, 3, padding=1, bias=not opt.batch_norm))
                 if opt.batch_norm:
                     layers.append(nn.BatchNorm2d(after))
+                if opt.group_norm:
+                    layers.append(nn.GroupNorm(math.gcd(8, after), after))
                 layers.append(nn.LeakyReLU(0.1))
             layers += [nn.MaxPool2d(2), nn.Dropout2d(opt.dropout)]
             channels, height, width = after, height // 2, width // 2

@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -15,18 +14,6 @@ from torch import Tensor
 import interpkit
 from benchmarks import memory
 from interpkit.plugins.discovery import installed
-
-
-@pytest.fixture
-def data(tmp_path: Path) -> Path:
-    """Write 300 training and 200 test images of ten classes, each image another one."""
-    rng = np.random.default_rng(0)
-    arrays: dict[str, Any] = {}
-    for split, count in (("train", 300), ("test", 200)):
-        arrays[f"x_{split}"] = rng.integers(0, 256, (count, 12, 12), dtype=np.uint8)
-        arrays[f"y_{split}"] = np.arange(count) % 10
-    np.savez(tmp_path / "data.npz", **arrays)
-    return tmp_path / "data.npz"
 
 
 def among(images: Tensor, others: Tensor) -> int:
@@ -44,10 +31,9 @@ def test_no_image_has_two_parts(data: Path) -> None:
     assert among(split.held_out[0], split.training[0]) == 0 and among(split.held_out[0], split.canaries[0]) == 0
 
 
-def test_planted_canaries_replace_training_images(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "REPEATED", 4)
+def test_planted_canaries_replace_training_images(data: Path) -> None:
     split = memory.Split.of(data, 100)
-    planted = split.planted()
+    planted = split.planted(4)
     assert len(planted.training[0]) == 100 and among(planted.training[0], split.canaries[0]) == 40
     assert among(planted.training[0], split.training[0]) == 60
 

@@ -79,7 +79,11 @@ def refusal(path: Path) -> str:
 # ------------------------------------------------------------------------------------------ there and back
 
 
-@pytest.mark.parametrize("arguments", [{}, {"batch_norm": True, "widths": [4, 6]}], ids=["plain", "batch-norm"])
+@pytest.mark.parametrize(
+    "arguments",
+    [{}, {"batch_norm": True, "widths": [4, 6]}, {"group_norm": True, "widths": [4, 6]}],
+    ids=["plain", "batch-norm", "group-norm"],
+)
 def test_a_saved_reference_net_loads_with_equal_logits(arguments: dict[str, Any], tmp_path: Path) -> None:
     module = small_cnn(**arguments)
     path = save_target(

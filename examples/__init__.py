@@ -1,0 +1,1 @@
+"""Scripts to read and run. A package, because one of that name comes with opacus and would hide a folder."""
