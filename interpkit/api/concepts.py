@@ -27,6 +27,7 @@ from interpkit.io import strict_json
 from interpkit.io.atomic import inner_folder, read_tensors, to_json, write_atomically, write_tensors
 from interpkit.io.locking import only_writer
 from interpkit.runtime.autograd import with_autograd
+from interpkit.runtime.devices import choose_device
 
 SCHEMA = 1
 FOLDER, FIGURES, TENSORS, PAGE = "concepts", "concepts.json", "concepts.safetensors", "report.html"
@@ -62,8 +63,7 @@ class Concepts:
     @property
     def detector(self) -> ConceptTarget:
         """A target whose classes are the concepts, for `interpkit.attribute` and Captum."""
-        names = [str(number) for number in range(self.record["latents"])]
-        names = [self.record["names"].get(name) or name for name in names]
+        names = [self.record["names"].get(str(number), str(number)) for number in range(self.record["latents"])]
         return ConceptTarget(self.target, self.layer, self.dictionary, names)
 
     def where(self, images: Tensor, concept: int | str, device: str = "auto") -> Tensor:
@@ -72,8 +72,7 @@ class Concepts:
         Where the layer has a grid, these are the concept's codes on it; elsewhere they are attributions.
         """
         images, number = checked_images(self.target, images), self.detector.class_number(concept)
-        wanted = torch.full((len(images),), number)
-        return found_by.maps(self.target, self.layer, self.dictionary, images, wanted, device)
+        return found_by.maps(self.detector, images, torch.full((len(images),), number), device)
 
     def save(self, folder: str | Path) -> Path:
         """Write concepts.json, concepts.safetensors and report.html into a folder; return the folder.
@@ -143,7 +142,7 @@ def concepts(
     Example:
         >>> import torch
         >>> from interpkit import concepts, wrap
-        >>> net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3))
+        >>> net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 8), torch.nn.Linear(8, 3))
         >>> found = concepts(wrap(net, input_shape=(1, 4, 4)), torch.rand(200, 1, 4, 4), latents=16, steps=20)
         >>> sorted(found.record["samples"])
         ['active', 'images', 'label_kept', 'silent', 'variance_explained']
@@ -156,18 +155,18 @@ def concepts(
     layer = layer or target.feature_layer
     if learn_from != "samples" and reference is None:
         raise UsageError(f"there is no reference to learn from: name real images by {setting('reference', 'DATA')}.")
-    if target.num_classes < 2 or active < 1 or steps < 1:
+    if active < 1 or steps < 1:
         raise UsageError(f"concepts need at least 1 step and 1 active concept, not {steps} and {active}.")
     kind = known(dictionary) if isinstance(dictionary, str) else "custom"
     size = latents or LATENTS.get(kind, 0)
     samples = _samples(model, images, layer, count, seed, device)
     read = found_by.read(target, layer, samples, device)
     real = None if reference is None else _reference(reference, target)
-    learned, judged, their = [read[0]], real, None
+    given_features, judged = [read[0]], real
     if real is not None and learn_from != "samples":
         half, judged = real[::2], real[1::2]
-        learned = [found_by.read(target, layer, half, device)[0]] + (learned if learn_from == "both" else [])
-    rows = torch.cat([found_by.positions(each).flatten(0, 1) for each in learned])
+        given_features = [found_by.read(target, layer, half, device)[0]] + given_features * (learn_from == "both")
+    rows = torch.cat([found_by.positions(each).flatten(0, 1) for each in given_features])
     if (rows == rows[0]).all():
         raise UsageError(f"the features of the layer {layer!r} are the same for all samples: name another layer.")
     if len(rows) < size:
@@ -176,14 +175,16 @@ def concepts(
             f"{setting('latents', max(1, len(rows) // 4))}, or draw more samples."
         )
     if isinstance(dictionary, str):
-        learner = DICTIONARIES[kind]
-        learned_dictionary: Dictionary = learner.fit(rows, size, active, steps=steps, seed=seed)
+        learned: Any = DICTIONARIES[kind].fit(rows, size, active, steps=steps, seed=seed)
     else:
-        learned_dictionary = dictionary(rows)
-    found = found_by.find(target, layer, learned_dictionary, samples, read, device)
+        learned = dictionary(rows)
+        if not isinstance(learned, Dictionary):
+            raise UsageError(f"dictionary= returned a {type(learned).__name__}: return an interpkit.Dictionary.")
+    width = learned.encode(rows[:1]).shape[1]
+    detector = ConceptTarget(target, layer, learned, [str(number) for number in range(width)])
+    found, their = found_by.find(detector, samples, *read, device), None
     if judged is not None:
-        read_real = found_by.read(target, layer, judged, device)
-        their = found_by.find(target, layer, learned_dictionary, judged, read_real, device)
+        their = found_by.find(detector, judged, *found_by.read(target, layer, judged, device), device)
     given = {"layer": layer, "dictionary": kind, "latents": found.codes.shape[1], "active": active, "seed": seed}
     settings = {**given, "steps": steps, "learn_from": learn_from, "images": len(samples), "vectors": len(rows)}
     record: dict[str, Any] = {
@@ -196,27 +197,26 @@ def concepts(
         **({} if their is None else {"reference": their.to_json(), **_only(found, their)}),
         "names": _named(names or {}, found, their),
     }
-    strongest = {
-        concept: found.codes[:, concept].topk(min(STRONGEST, int((found.codes[:, concept] > 0).sum()))).indices
-        for concept in (found.fires > 0).nonzero()[:, 0].tolist()
-    }
-    own = {concept: samples[places] for concept, places in strongest.items()}
-    changes = found_by.effects(target, layer, learned_dictionary, own, device)
-    table = [_row(concept, strongest[concept], changes[concept], found, their, target) for concept in strongest]
+    with target.frozen(choose_device(device)):
+        table = [
+            _row(detector, concept, samples, found, their, device)
+            for concept in (found.fires > 0).nonzero()[:, 0].tolist()
+        ]
     record["concepts"] = sorted(table, key=lambda row: -row["fires"] * abs(row["effect"]["logit"]))
-    shown = record["concepts"][:SHOWN]
-    places = torch.tensor([place for row in shown for place in row["samples"]], dtype=torch.long)
-    wanted = torch.tensor([row["concept"] for row in shown for _ in row["samples"]], dtype=torch.long)
+    shown = [(place, row["concept"]) for row in record["concepts"][:SHOWN] for place in row["samples"]]
+    places, wanted = torch.tensor(shown, dtype=torch.long).reshape(-1, 2).T
     pictures, where = samples[places], torch.zeros(0, 1, 1, 1)
-    if samples.dim() == 4 and len(places):
-        where = found_by.maps(target, layer, learned_dictionary, pictures, wanted, device)
-    result = Concepts(target, layer, learned_dictionary, record, pictures, where, found.codes)
+    if samples.dim() == 4 and shown:
+        where = found_by.maps(detector, pictures, wanted, device)
+    result = Concepts(target, layer, learned, record, pictures, where, found.codes)
     if out is not None:
         result.save(out)
     return result
 
 
-def load_concepts(folder: str | Path, *, target: Target | None = None, dictionary: Dictionary | None = None) -> Concepts:
+def load_concepts(
+    folder: str | Path, *, target: Target | None = None, dictionary: Dictionary | None = None
+) -> Concepts:
     """Load the concepts that `Concepts.save` or ``interpkit concepts`` wrote.
 
     Args:
@@ -227,6 +227,14 @@ def load_concepts(folder: str | Path, *, target: Target | None = None, dictionar
     Raises:
         RunError: there are no concepts, or a file is damaged.
         UsageError: the classifier or the dictionary is missing.
+
+    Example:
+        >>> import torch
+        >>> from interpkit import concepts, load_concepts, wrap
+        >>> target = wrap(torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Linear(8, 3)), input_shape=(4,))
+        >>> folder = concepts(target, torch.rand(50, 4), layer="0", latents=16, steps=20, out="known").save("known")
+        >>> load_concepts(folder, target=target).layer
+        '0'
     """
     place = Path(folder)
     if not (place / FIGURES).is_file():
@@ -322,23 +330,26 @@ def _named(names: Mapping[int, str], found: Found, their: Found | None) -> dict[
 
 
 def _row(
-    concept: int, places: Tensor, change: Tensor, found: Found, their: Found | None, target: Target
+    detector: ConceptTarget, concept: int, samples: Tensor, found: Found, their: Found | None, device: str
 ) -> dict[str, Any]:
     """Return the figures of a concept.
 
     ``selectivity`` is the share of its mean activation that the class has in which it is strongest, and ``effect`` the
     largest change of a logit when it is taken out of its strongest samples.
     """
-    codes, here = found.codes[:, concept], found.predicted
-    means = torch.stack([codes[here == k].mean() if (here == k).any() else codes.new_zeros(()) for k in here.unique()])
-    best, moved = int(here.unique()[means.argmax()]), int(change.abs().argmax())
+    codes, names = found.codes[:, concept], detector.classifier.class_names
+    labels, here = found.predicted.unique(return_inverse=True)
+    means = torch.zeros(len(labels)).index_add(0, here, codes) / here.bincount()
+    places = codes.topk(min(STRONGEST, int((codes > 0).sum()))).indices
+    change = found_by.effect(detector, concept, samples[places], device)
+    best, moved = int(labels[means.argmax()]), int(change.abs().argmax())
     return {
         "concept": concept,
         "fires": found.fires[concept].item(),
         **({} if their is None else {"fires_on_reference": their.fires[concept].item()}),
         "strength": codes[codes > 0].mean().item(),
-        "class": {"label": best, "name": target.class_names[best]},
+        "class": {"label": best, "name": names[best]},
         "selectivity": (means.max() / means.sum()).item(),
-        "effect": {"label": moved, "name": target.class_names[moved], "logit": change[moved].item()},
+        "effect": {"label": moved, "name": names[moved], "logit": change[moved].item()},
         "samples": places.tolist(),
     }

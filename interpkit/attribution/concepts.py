@@ -1,4 +1,4 @@
-"""What a dictionary of a layer's features finds in images: where each concept is, and what the classifier makes of it."""
+"""What a dictionary of a layer's features finds in images, where in them, and what the classifier makes of it."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ class Found:
 
 
 def positions(features: Tensor) -> Tensor:
-    """Return features as (N, P, D): one position of vectors, each place of a grid (N, D, H, W), each token (N, P, D)."""
+    """Return features as (N, P, D): the places of a grid (N, D, H, W), tokens (N, P, D), or one position (N, D)."""
     if features.dim() == 4:
         return features.flatten(2).transpose(1, 2)
     return features[:, None] if features.dim() == 2 else features
@@ -138,8 +138,8 @@ def read(target: Target, layer: str, images: Tensor, device: str = "auto") -> tu
 
 
 @contextmanager
-def replaced(target: Target, layer: str, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
-    """Within the block, the target goes on from changed features: ``change`` receives and returns (N, D) on the CPU."""
+def replaced(detector: ConceptTarget, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """Let the classifier continue from changed features: ``change`` maps (N, D) to (N, D), on the CPU."""
 
     def swap(value: Any) -> Any:
         if isinstance(value, tuple | list):
@@ -148,7 +148,8 @@ def replaced(target: Target, layer: str, change: Callable[[Tensor], Tensor]) -> 
         new = change(rows.flatten(0, 1).float().cpu()).unflatten(0, rows.shape[:2])
         return _as_before(new, value.shape).to(value)
 
-    module = target.layers()[layer.removesuffix(":in")]
+    layer = detector.layer
+    module = detector.layers()[layer.removesuffix(":in")]
     if layer.endswith(":in"):
         handle = module.register_forward_pre_hook(lambda _, inputs: swap(inputs))
     else:
@@ -160,11 +161,9 @@ def replaced(target: Target, layer: str, change: Callable[[Tensor], Tensor]) -> 
 
 
 @torch.no_grad()
-def find(
-    target: Target, layer: str, dictionary: Dictionary, images: Tensor, read_already: tuple[Tensor, Tensor], device: str
-) -> Found:
+def find(detector: ConceptTarget, images: Tensor, features: Tensor, predicted: Tensor, device: str) -> Found:
     """Return what a dictionary finds in images, whose features and labels `read` returned."""
-    features, predicted = read_already
+    target, dictionary = detector.classifier, detector.dictionary
     rows = positions(features)
     mean = rows.flatten(0, 1).mean(0)
     codes, error, variance, active = [], 0.0, 0.0, 0.0
@@ -176,7 +175,7 @@ def find(
         active += float((code > 0).sum())
         codes.append(code.unflatten(0, part.shape[:2]).amax(1))
     place, few = choose_device(device), images[:KEPT]
-    with target.frozen(place), replaced(target, layer, lambda flat: dictionary.decode(dictionary.encode(flat))):
+    with target.frozen(place), replaced(detector, lambda flat: dictionary.decode(dictionary.encode(flat))):
         again = in_batches(target, few, lambda rows: target(few[rows].to(place)).argmax(1).cpu())
     kept = (torch.cat(again) == predicted[:KEPT]).double().mean().item()
     explained = 1 - error / variance if variance > 0 else math.nan
@@ -184,45 +183,35 @@ def find(
 
 
 @torch.no_grad()
-def effects(
-    target: Target, layer: str, dictionary: Dictionary, images: Mapping[int, Tensor], device: str
-) -> dict[int, Tensor]:
-    """Return by how much the logits (n classes) change, on average, when a concept is taken out of its images."""
-    place, changes = choose_device(device), {}
-    with target.frozen(place):
-        for concept, own in images.items():
+def effect(detector: ConceptTarget, concept: int, images: Tensor, device: str) -> Tensor:
+    """Return by how much the logits, (n classes,), change on average when a concept is taken out of images."""
+    target, dictionary, place = detector.classifier, detector.dictionary, choose_device(device)
 
-            def without(flat: Tensor, concept: int = concept) -> Tensor:
-                codes = dictionary.encode(flat)
-                rest = codes.clone()
-                rest[:, concept] = 0
-                return flat - dictionary.decode(codes) + dictionary.decode(rest)
+    def without(flat: Tensor) -> Tensor:
+        codes = dictionary.encode(flat)
+        rest = codes.clone()
+        rest[:, concept] = 0
+        return flat - dictionary.decode(codes) + dictionary.decode(rest)
 
-            batch = own.to(place)
-            before = target(batch)
-            with replaced(target, layer, without):
-                changes[concept] = (target(batch) - before).mean(0).cpu()
-    return changes
+    batch = images.to(place)
+    before = target(batch)
+    with replaced(detector, without):
+        return (target(batch) - before).mean(0).cpu()
 
 
-def maps(
-    target: Target, layer: str, dictionary: Dictionary, images: Tensor, concepts: Tensor, device: str = "auto"
-) -> Tensor:
+def maps(detector: ConceptTarget, images: Tensor, concepts: Tensor, device: str = "auto") -> Tensor:
     """Return where in each image its concept is, (N, 1 or C, H, W).
 
     Where the layer has a grid, these are the concept's codes on it, enlarged (bilinear); elsewhere the default
     attribution method explains how strongly it is present.
     """
-    features, _ = read(target, layer, images, device)
+    features, _ = read(detector.classifier, detector.layer, images, device)
     size = grid(features)
     if size is None or images.dim() != 4:
-        names = [str(number) for number in range(int(concepts.max()) + 1)]
-        width = dictionary.evidence(positions(features[:1]).flatten(0, 1)).shape[1]
-        names += [str(number) for number in range(len(names), width)]
-        return Explainer(ConceptTarget(target, layer, dictionary, names), device=device).maps(images, concepts)
+        return Explainer(detector, device=device).maps(images, concepts)
     rows = positions(features)[:, -size[0] * size[1] :]
     with torch.no_grad():
-        codes = dictionary.encode(rows.flatten(0, 1)).unflatten(0, rows.shape[:2])
+        codes = detector.dictionary.encode(rows.flatten(0, 1)).unflatten(0, rows.shape[:2])
     own = codes.gather(2, concepts[:, None, None].expand(-1, codes.shape[1], 1))
     small = own.transpose(1, 2).unflatten(2, size)
     return F.interpolate(small, size=images.shape[2:], mode="bilinear", align_corners=False)

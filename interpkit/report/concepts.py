@@ -1,25 +1,21 @@
-"""The page of a classifier's concepts, and their section in the report of a run."""
+"""The page of a classifier's concepts."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from interpkit.interfaces.sections import Section
 from interpkit.interfaces.targets import Target
-from interpkit.io import strict_json
 from interpkit.report import classes as of_classes
 from interpkit.report import encode
 from interpkit.report.page import render
 
-FILE = Path("concepts") / "concepts.json"
 MEANING = (
-    "A concept is a direction of the layer's features that few images use. Its figures say what the classifier computes; "
-    "whether a person would call it one thing, only the images show. Another seed finds other concepts."
+    "A concept is a direction of the layer's features that few images use. The figures say what the classifier "
+    "computes; only the images show whether a person would call it one thing. Another seed finds other concepts."
 )
 
 
@@ -59,29 +55,3 @@ def write_concepts(target: Target, record: Mapping[str, Any], pictures: Tensor, 
         sizes=[(strip.shape[2], strip.shape[1]) for strip in strips[::each]],
         numbers={row["concept"]: row["name"] or row["concept"] for row in rows},
     )
-
-
-def stored_section(folder: Path) -> list[Section]:
-    """Return the section of the concepts that a run folder holds, if any; a file that is no such record is ignored."""
-    try:
-        record = strict_json.parse(strict_json.read_text(folder / FILE))
-        rows = [
-            (
-                row["name"] or row["concept"],
-                f"{row['fires']:.1%}",
-                f"{row['class']['name']} ({row['selectivity']:.0%})",
-                f"{row['effect']['name']} {row['effect']['logit']:+.2f}",
-            )
-            for row in record["concepts"][:20]
-        ]
-        figures = "; ".join(
-            f"{kind}: variance explained {record[kind]['variance_explained']:.3f}, label kept "
-            f"{record[kind]['label_kept']:.3f}"
-            for kind in ("samples", "reference")
-            if kind in record
-        )
-        text = f"Of the layer {record['layer']}. {figures}. {MEANING} Their images are in concepts/report.html."
-    except (OSError, ValueError, KeyError, TypeError):
-        return []
-    columns = ("Concept", "Fires on", "Strongest in", "Logit without it")
-    return [Section("Concepts", text, columns=columns, rows=rows)]

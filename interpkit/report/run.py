@@ -25,7 +25,6 @@ from interpkit.io.datasets import LabelledImages
 from interpkit.io.images import composite
 from interpkit.report import classes as of_classes
 from interpkit.report import curves, encode, text
-from interpkit.report.concepts import stored_section
 from interpkit.report.page import render
 from interpkit.runs.folder import Run
 from interpkit.runtime.at_once import in_batches
@@ -137,7 +136,7 @@ def render_report(
         curves=curves.curves(inversion.history),
         curve_size=(curves.WIDTH, curves.HEIGHT),
         empty=[(names[label], reason) for label, reason in sorted(inversion.empty.items())],
-        sections=_sections(inversion, samples, run.folder),
+        sections=_sections(inversion, samples),
         recipe=inversion.recipe.to_toml(),
         facts=_facts(inversion, manifest) | _of_evaluators(metrics),
         command=_command(run, inversion.recipe.target, manifest),
@@ -229,10 +228,10 @@ def _attributions(run: Run, samples: Samples) -> list[_Beside]:
 
 
 @torch.no_grad()
-def _sections(inversion: Inversion, samples: Samples, folder: Path) -> list[dict[str, Any]]:
-    """Return the sections of the inversion's own and of its concepts, each strip as one picture with what the target says of its images."""
+def _sections(inversion: Inversion, samples: Samples) -> list[dict[str, Any]]:
+    """Return the sections of the inversion's own, each strip as one picture with what the target says of its images."""
     target = inversion.target
-    sections = [*contracts.sections(inversion), *stored_section(folder)]
+    sections = contracts.sections(inversion)
     strips = [strip for section in sections for strip in section.strips]
     if not strips:
         return [{"section": section, "strips": []} for section in sections]
