@@ -13,6 +13,7 @@ from torch import Tensor
 
 from interpkit.api.load import load_inversion
 from interpkit.attribution import concepts as found_by
+from interpkit.attribution import dictionaries
 from interpkit.attribution.concepts import ConceptTarget, Found
 from interpkit.attribution.dictionaries import DICTIONARIES, LATENTS, Dictionary, Learn, known
 from interpkit.attribution.explainer import checked_images
@@ -33,7 +34,7 @@ SCHEMA = 1
 FOLDER, FIGURES, TENSORS, PAGE = "concepts", "concepts.json", "concepts.safetensors", "report.html"
 STRONGEST = 6
 """Images of a concept that are kept, of the `SHOWN` concepts with the largest effect."""
-SHOWN = 40
+SHOWN = 24
 RARE, OFTEN = 0.1, 0.005
 """A concept fires on one kind of images only if it fires on this share of them, and on the other at a tenth of that."""
 
@@ -110,7 +111,7 @@ def concepts(
     latents: int | None = None,
     active: int = 8,
     count: int = 10_000,
-    steps: int = 2000,
+    steps: int | None = None,
     names: Mapping[int, str] | None = None,
     out: str | Path | None = None,
     seed: int = 0,
@@ -129,7 +130,7 @@ def concepts(
         latents: the number of concepts: 256, and 32 of ``nmf``, if omitted.
         active: the most concepts at one position, for ``topk``.
         count: the number of samples to draw.
-        steps: steps of the dictionary's training.
+        steps: steps of the dictionary's training; 2,000 if omitted.
         names: names of concepts by number.
         out: a folder to write; see `Concepts.save`.
         seed: random seed of the dictionary and the samples.
@@ -155,6 +156,7 @@ def concepts(
     layer = layer or target.feature_layer
     if learn_from != "samples" and reference is None:
         raise UsageError(f"there is no reference to learn from: name real images by {setting('reference', 'DATA')}.")
+    steps = dictionaries.STEPS if steps is None else steps
     if active < 1 or steps < 1:
         raise UsageError(f"concepts need at least 1 step and 1 active concept, not {steps} and {active}.")
     kind = known(dictionary) if isinstance(dictionary, str) else "custom"

@@ -14,7 +14,7 @@ from interpkit.errors import UsageError, did_you_mean, listed
 from interpkit.runtime import progress
 from interpkit.runtime.random import random_generator
 
-BATCH, RATE, REVIVAL, ASLEEP = 256, 2e-3, 1 / 32, 200
+STEPS, BATCH, RATE, REVIVAL, ASLEEP = 2000, 256, 2e-3, 1 / 32, 200
 SMALL = 0.05
 UPDATES = 50
 CPU = torch.device("cpu")

@@ -39,7 +39,9 @@ def concepts(
     ] = None,
     active: Annotated[int, typer.Option(min=1, metavar="N", help="Most concepts at one position, for topk.")] = 8,
     count: Annotated[int, typer.Option(min=1, metavar="N", help="Samples to draw.")] = 10_000,
-    steps: Annotated[int, typer.Option(min=1, metavar="N", help="Steps of the dictionary's training.")] = 2000,
+    steps: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Steps of the dictionary's training (default: 2000).")
+    ] = None,
     name: Annotated[
         list[str] | None, typer.Option(metavar="N=TEXT", help="Name of a concept by its number; repeatable.")
     ] = None,
