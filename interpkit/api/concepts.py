@@ -18,6 +18,7 @@ from interpkit.attribution.concepts import ConceptTarget, Found
 from interpkit.attribution.dictionaries import DICTIONARIES, LATENTS, Dictionary, Learn, known
 from interpkit.attribution.explainer import checked_images
 from interpkit.attribution.export import load_images
+from interpkit.config.sizes import is_large
 from interpkit.errors import RunError, UsageError, setting
 from interpkit.evaluation import scoring
 from interpkit.evaluation.statistics import wilson
@@ -50,7 +51,7 @@ class Concepts:
         record: all figures, as ``concepts.json`` has them.
         pictures: (U, *input_shape) in [0, 1], the strongest samples of the concepts in ``record["concepts"]``.
         codes: (N, n), how strongly each concept is present in each sample; empty if the concepts were loaded.
-        maps: (U', C, H, W), where the concept is in its strongest samples, in their order; empty for vectors.
+        maps: (U', C, H, W), where the concepts are in the first of these; empty for vectors.
     """
 
     target: Target
@@ -209,7 +210,9 @@ def concepts(
     places, wanted = torch.tensor(shown, dtype=torch.long).reshape(-1, 2).T
     pictures, where = samples[places], torch.zeros(0, 1, 1, 1)
     if samples.dim() == 4 and shown:
-        where = found_by.maps(detector, pictures, wanted, device)
+        costly = is_large(target.input_shape) and found_by.grid(read[0]) is None
+        few = slice(2 * STRONGEST if costly else None)
+        where = found_by.maps(detector, pictures[few], wanted[few], device)
     result = Concepts(target, layer, learned, record, pictures, where, found.codes)
     if out is not None:
         result.save(out)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from typing import Any
 
@@ -28,30 +29,24 @@ def write_concepts(target: Target, record: Mapping[str, Any], pictures: Tensor, 
         pictures: the strongest samples of its concepts, in [0, 1], one concept after the other.
         maps: where the concept is in them; empty for vectors.
     """
-    rows, start, strips = record["concepts"], 0, []
-    drawn = pictures
-    if len(pictures) and pictures.dim() == 4:
-        drawn = (pictures * 255).round().clamp(0, 255).to(torch.uint8)
-    drawn = encode.drawable(drawn, shape=target.description.input_shape or ()) if len(pictures) else drawn
-    heat = encode.heat(maps, drawn) if len(maps) else None
-    for row in rows:
+    drawn = (pictures * 255).round().clamp(0, 255).to(torch.uint8) if pictures.dim() == 4 else pictures
+    if len(pictures):
+        drawn = encode.drawable(drawn, shape=target.description.input_shape or ())
+    heat = encode.heat(maps, drawn[: len(maps)]) if len(maps) else maps
+    strips: list[list[Tensor]] = []
+    start = 0
+    for row in record["concepts"]:
         end = start + len(row["samples"])
-        if end > len(pictures):
-            break
-        strips.append(encode.strip(drawn[start:end]))
-        if heat is not None:
-            strips.append(encode.strip(heat[start:end]))
+        kinds = [kind for kind in (drawn, heat) if end <= len(kind)]
+        strips.append([encode.strip(kind[start:end]) for kind in kinds])
         start = end
-    each = 1 if heat is None else 2
-    uris = encode.encode(strips, of_classes.CHARACTERS) if strips else []
+    uris = iter(encode.encode(list(itertools.chain(*strips)), of_classes.CHARACTERS))
     return render(
         "concepts.html",
         title=f"{target.name}: concepts of the layer {record['layer']}",
         meaning=MEANING,
         record=record,
-        rows=rows,
         judged=[(kind, record[kind]) for kind in ("samples", "reference") if kind in record],
-        uris=[uris[place : place + each] for place in range(0, len(uris), each)],
-        sizes=[(strip.shape[2], strip.shape[1]) for strip in strips[::each]],
-        numbers={row["concept"]: row["name"] or row["concept"] for row in rows},
+        shown=[[(next(uris), (strip.shape[2], strip.shape[1])) for strip in row] for row in strips],
+        names={row["concept"]: row["name"] or row["concept"] for row in record["concepts"]},
     )
