@@ -165,11 +165,14 @@ def concepts(
     samples = _samples(model, images, layer, count, seed, device)
     read = found_by.read(target, layer, samples, device)
     real = None if reference is None else _reference(reference, target)
-    given_features, judged = [read[0]], real
+    given, judged = [read], real
     if real is not None and learn_from != "samples":
         half, judged = real[::2], real[1::2]
-        given_features = [found_by.read(target, layer, half, device)[0]] + given_features * (learn_from == "both")
-    rows = torch.cat([found_by.positions(each).flatten(0, 1) for each in given_features])
+        given = [found_by.read(target, layer, half, device)] + given * (learn_from == "both")
+    rows = torch.cat([found_by.positions(features).flatten(0, 1) for features, _ in given])
+    logits = torch.cat(
+        [logits.repeat_interleave(found_by.positions(features).shape[1], 0) for features, logits in given]
+    )
     if (rows == rows[0]).all():
         raise UsageError(f"the features of the layer {layer!r} are the same for all samples: name another layer.")
     if len(rows) < size:
@@ -178,7 +181,7 @@ def concepts(
             f"{setting('latents', max(1, len(rows) // 4))}, or draw more samples."
         )
     if isinstance(dictionary, str):
-        learned: Any = DICTIONARIES[kind].fit(rows, size, active, steps=steps, seed=seed)
+        learned: Any = DICTIONARIES[kind].fit(rows, logits, size, active, steps=steps, seed=seed)
     else:
         learned = dictionary(rows)
         if not isinstance(learned, Dictionary):
@@ -188,13 +191,13 @@ def concepts(
     found, their = found_by.find(detector, samples, *read, device), None
     if judged is not None:
         their = found_by.find(detector, judged, *found_by.read(target, layer, judged, device), device)
-    given = {"layer": layer, "dictionary": kind, "latents": found.codes.shape[1], "active": active, "seed": seed}
-    settings = {**given, "steps": steps, "learn_from": learn_from, "images": len(samples), "vectors": len(rows)}
+    facts = {"layer": layer, "dictionary": kind, "latents": found.codes.shape[1], "active": active, "seed": seed}
+    facts |= {"learn_from": learn_from}
+    settings = {**facts, "steps": steps, "images": len(samples), "vectors": len(rows)}
     record: dict[str, Any] = {
         "schema": SCHEMA,
         "name": target.name,
-        **given,
-        "learn_from": learn_from,
+        **facts,
         "settings": settings,
         "samples": found.to_json(),
         **({} if their is None else {"reference": their.to_json(), **_only(found, their)}),
@@ -303,11 +306,11 @@ def _reference(reference: str | Path | tuple[Tensor, Tensor], target: Target) ->
         data = scoring.load_labelled(str(reference), target)
         images, labels = to_unit(data.images, target), data.labels
     few = slice(0, found_by.KEPT)
-    _, predicted = found_by.read(target, target.feature_layer, images[few])
-    hits = int((predicted == labels[few]).sum())
-    if not target.multi_label and wilson(hits, len(predicted))[0] <= 1 / target.num_classes:
+    _, logits = found_by.read(target, target.feature_layer, images[few])
+    hits = int((logits.argmax(1) == labels[few]).sum())
+    if not target.multi_label and wilson(hits, len(logits))[0] <= 1 / target.num_classes:
         raise UsageError(
-            f"{target.name} classifies {hits} of {len(predicted)} reference images as they are labeled, which is no "
+            f"{target.name} classifies {hits} of {len(logits)} reference images as they are labeled, which is no "
             f"better than chance: they are of other classes, or their labels are in another order. Name images of its "
             f"classes by {setting('reference', 'DATA')}."
         )

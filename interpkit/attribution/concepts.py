@@ -113,7 +113,7 @@ def grid(features: Tensor) -> tuple[int, int] | None:
 
 @torch.no_grad()
 def read(target: Target, layer: str, images: Tensor, device: str = "auto") -> tuple[Tensor, Tensor]:
-    """Return a layer's features of images and the labels that the target gives them, on the CPU.
+    """Return a layer's features of images and the target's logits, on the CPU.
 
     Raises:
         UsageError: the layer does not exist, or has no features.
@@ -122,7 +122,7 @@ def read(target: Target, layer: str, images: Tensor, device: str = "auto") -> tu
 
     def respond(rows: slice) -> tuple[Tensor, Tensor]:
         response = target.respond(images[rows].to(place), [layer])
-        return response.features[layer].cpu(), response.logits.argmax(1).cpu()
+        return response.features[layer].cpu(), response.logits.cpu()
 
     with target.frozen(place):
         first, _ = respond(slice(0, 1))
@@ -133,8 +133,8 @@ def read(target: Target, layer: str, images: Tensor, device: str = "auto") -> tu
                 f"name one that returns (N, D), (N, C, H, W) or (N, tokens, D). Its layers: {', '.join(shapes)}."
             )
         parts = in_batches(target, images, respond)
-    features, predicted = (torch.cat(column) for column in zip(*parts, strict=True))
-    return features, predicted
+    features, logits = (torch.cat(column) for column in zip(*parts, strict=True))
+    return features, logits
 
 
 @contextmanager
@@ -161,9 +161,9 @@ def replaced(detector: ConceptTarget, change: Callable[[Tensor], Tensor]) -> Ite
 
 
 @torch.no_grad()
-def find(detector: ConceptTarget, images: Tensor, features: Tensor, predicted: Tensor, device: str) -> Found:
-    """Return what a dictionary finds in images, whose features and labels `read` returned."""
-    target, dictionary = detector.classifier, detector.dictionary
+def find(detector: ConceptTarget, images: Tensor, features: Tensor, logits: Tensor, device: str) -> Found:
+    """Return what a dictionary finds in images, whose features and logits `read` returned."""
+    target, dictionary, predicted = detector.classifier, detector.dictionary, logits.argmax(1)
     rows = positions(features)
     mean = rows.flatten(0, 1).mean(0)
     codes, error, variance, active = [], 0.0, 0.0, 0.0

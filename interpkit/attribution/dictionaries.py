@@ -14,7 +14,7 @@ from interpkit.errors import UsageError, did_you_mean, listed
 from interpkit.runtime import progress
 from interpkit.runtime.random import random_generator
 
-STEPS, BATCH, RATE, REVIVAL, ASLEEP = 2000, 256, 2e-3, 1 / 32, 200
+STEPS, BATCH, RATE, REVIVAL, ASLEEP, LOGITS = 2000, 256, 2e-3, 1 / 32, 200, 0.5
 SMALL = 0.05
 UPDATES = 50
 CPU = torch.device("cpu")
@@ -94,11 +94,16 @@ class TopK(Dictionary):
         return (codes @ self.atoms + self.center) * self.scale + self.mean
 
     @classmethod
-    def fit(cls, features: Tensor, latents: int, active: int, *, steps: int, seed: int) -> Self:
-        """Learn a dictionary from features (N, D)."""
+    def fit(cls, features: Tensor, logits: Tensor, latents: int, active: int, *, steps: int, seed: int) -> Self:
+        """Learn a dictionary from features (N, D) and the logits of their images (N, n).
+
+        Besides the features, the logits are to be explained, as far as they are linear in the features.
+        """
         self, rng = cls(features.shape[1], latents, active), random_generator(CPU, seed)
         self.mean, self.scale = features.mean(0), features.std(0, correction=0).square().mean().sqrt()
         z = (features - self.mean) / self.scale
+        weights = torch.linalg.lstsq(z, logits - logits.mean(0), driver="gelsd").solution
+        weights = weights / (z @ weights).square().mean().sqrt().clamp_min(1e-12)
         with torch.no_grad():
             self.atoms.copy_(F.normalize(torch.randn(self.atoms.shape, generator=rng), dim=1))
             self.encoder.copy_(self.atoms)
@@ -111,7 +116,7 @@ class TopK(Dictionary):
             evidence = self._evidence(batch)
             codes = _largest(F.relu(evidence), self.active)
             rest = codes @ self.atoms + self.center - batch
-            loss = rest.square().mean() / batch.square().mean()
+            loss = rest.square().mean() / batch.square().mean() + LOGITS * (rest @ weights).square().mean()
             silent = torch.where((codes > 0).any(0), 0, silent + 1)
             if (asleep := silent > ASLEEP).any():
                 woken = _largest(F.relu(evidence.masked_fill(~asleep, -1)), features.shape[1] // 2)
@@ -155,7 +160,7 @@ class Factors(Dictionary):
         return codes @ self.atoms
 
     @classmethod
-    def fit(cls, features: Tensor, latents: int, active: int, *, steps: int, seed: int) -> Self:
+    def fit(cls, features: Tensor, logits: Tensor, latents: int, active: int, *, steps: int, seed: int) -> Self:
         """Learn a dictionary from features (N, D); it sets the number of active concepts by itself."""
         self, features = cls(features.shape[1], latents), F.relu(features)
         codes, atoms = (
