@@ -310,8 +310,8 @@ def _reference(reference: str | Path | tuple[Tensor, Tensor], target: Target) ->
     hits = int((logits.argmax(1) == labels[few]).sum())
     if not target.multi_label and wilson(hits, len(logits))[0] <= 1 / target.num_classes:
         raise UsageError(
-            f"{target.name} classifies {hits} of {len(logits)} reference images as they are labeled, which is no "
-            f"better than chance: they are of other classes, or their labels are in another order. Name images of its "
+            f"{target.name} classifies {hits} of {len(logits)} reference images as they are labeled, not better "
+            f"than chance: they are of other classes, or their labels are in another order. Name images of its "
             f"classes by {setting('reference', 'DATA')}."
         )
     return images

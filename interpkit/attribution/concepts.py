@@ -129,7 +129,7 @@ def read(target: Target, layer: str, images: Tensor, device: str = "auto") -> tu
         if first.dim() not in (2, 3, 4) or first[0].numel() < 2:
             shapes = [f"{known.name} {known.shape}" for known in list_layers(target) if known.shape]
             raise UsageError(
-                f"the layer {layer!r} of {target.name} returns {tuple(first.shape)}, which are no features of images: "
+                f"the layer {layer!r} of {target.name} returns {tuple(first.shape)}, which cannot be used as features of images: "
                 f"name one that returns (N, D), (N, C, H, W) or (N, tokens, D). Its layers: {', '.join(shapes)}."
             )
         parts = in_batches(target, images, respond)
@@ -196,7 +196,8 @@ def effect(detector: ConceptTarget, concept: int, images: Tensor, device: str) -
     batch = images.to(place)
     before = target(batch)
     with replaced(detector, without):
-        return (target(batch) - before).mean(0).cpu()
+        change: Tensor = (target(batch) - before).mean(0).cpu()
+    return change
 
 
 def maps(detector: ConceptTarget, images: Tensor, concepts: Tensor, device: str = "auto") -> Tensor:

@@ -144,7 +144,7 @@ def test_what_cannot_be_learned_from_is_refused(quarters: interpkit.Target) -> N
         concepts(quarters, images, device="cpu")
     with pytest.raises(UsageError, match="the same for all samples"):
         concepts(quarters, torch.ones(20, 1, 8, 8), latents=4, device="cpu")
-    with pytest.raises(UsageError, match="no better than chance: they are of other classes"):
+    with pytest.raises(UsageError, match="not better than chance: they are of other classes"):
         concepts(quarters, images, reference=(images, (labels + 1) % 3), latents=4, device="cpu")
     with pytest.raises(UsageError, match="has no layer 'nine'"):
         concepts(quarters, images, layer="nine", device="cpu")
@@ -171,7 +171,7 @@ class _Off(Dictionary):
 def test_a_layer_without_features_is_refused_with_the_shapes_of_all() -> None:
     net = nn.Sequential(nn.Unflatten(1, (1, 1, 2, 2)), nn.Flatten(), nn.Linear(4, 3))
     target = interpkit.wrap(net, input_shape=(4,))
-    with pytest.raises(UsageError, match=r"no features of images.*2 \(3,\)"):
+    with pytest.raises(UsageError, match=r"cannot be used as features of images.*2 \(3,\)"):
         concepts(target, torch.rand(30, 4), layer="0", latents=4, device="cpu")
 
 
