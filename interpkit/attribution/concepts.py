@@ -129,8 +129,9 @@ def read(target: Target, layer: str, images: Tensor, device: str = "auto") -> tu
         if first.dim() not in (2, 3, 4) or first[0].numel() < 2:
             shapes = [f"{known.name} {known.shape}" for known in list_layers(target) if known.shape]
             raise UsageError(
-                f"the layer {layer!r} of {target.name} returns {tuple(first.shape)}, which cannot be used as features of images: "
-                f"name one that returns (N, D), (N, C, H, W) or (N, tokens, D). Its layers: {', '.join(shapes)}."
+                f"the layer {layer!r} of {target.name} returns {tuple(first.shape)}, which cannot be used as "
+                f"features of images: name one that returns (N, D), (N, C, H, W) or (N, tokens, D). Its layers: "
+                f"{', '.join(shapes)}."
             )
         parts = in_batches(target, images, respond)
     features, logits = (torch.cat(column) for column in zip(*parts, strict=True))
