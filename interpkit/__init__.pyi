@@ -1,6 +1,9 @@
 """The public names of interpkit and the modules that define them."""
 
 from ._version import __version__ as __version__
+from .api.concepts import Concepts as Concepts
+from .api.concepts import concepts as concepts
+from .api.concepts import load_concepts as load_concepts
 from .api.counterfactual import Counterfactuals as Counterfactuals
 from .api.counterfactual import counterfactual as counterfactual
 from .api.distill import distill as distill
@@ -9,6 +12,7 @@ from .api.invert import invert as invert
 from .api.load import load_inversion as load_inversion
 from .api.reconstruct import Reconstruction as Reconstruction
 from .api.reconstruct import reconstruct as reconstruct
+from .attribution.dictionaries import Dictionary as Dictionary
 from .attribution.evidence import ClassEvidence as ClassEvidence
 from .attribution.evidence import class_evidence as class_evidence
 from .attribution.evidence import evidence_agreement as evidence_agreement

@@ -173,6 +173,7 @@ def _add_commands() -> None:
         attribute,
         classify,
         compare,
+        concepts,
         counterfactual,
         distill,
         evaluate,
@@ -196,12 +197,13 @@ def _add_commands() -> None:
         classify.classify,
         counterfactual.counterfactual,
         reconstruct.reconstruct,
+        concepts.concepts,
         distill.distill,
         pack.pack,
     ):
         about_target = command in (
             *(invert.invert, attribute.attribute, inspect.inspect, classify.classify),
-            *(counterfactual.counterfactual, pack.pack),
+            *(counterfactual.counterfactual, concepts.concepts, pack.pack),
         )
         app.command(command.__name__, cls=options.TargetCommand if about_target else options.Command)(
             console.alone_on_stdout(command)

@@ -444,7 +444,7 @@ FILES = (
     "checkpoint",
 )
 """The files that interpkit itself writes into a run folder; an inversion may add its own."""
-RESERVED = {*FILES, "attributions"} - {GENERATOR_FILE}
+RESERVED = {*FILES, "attributions", "concepts"} - {GENERATOR_FILE}
 """Names that an inversion's own files must not use; the generator's weights are such a file."""
 
 

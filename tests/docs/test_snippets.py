@@ -25,7 +25,8 @@ import pytest
 from markdown_it import MarkdownIt
 from typer.testing import CliRunner
 
-from interpkit.attribution import export, faithfulness
+from interpkit.api import concepts
+from interpkit.attribution import dictionaries, export, faithfulness
 from interpkit.cli import app
 from interpkit.evaluation import scoring
 from interpkit.inversion import interpolation
@@ -190,6 +191,10 @@ def cut(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(interpolation, "FRAMES", 2)
     monkeypatch.setattr(export, "PER_CLASS", 1)
     monkeypatch.setattr(export, "CHECKED", 2)
+    monkeypatch.setattr(dictionaries, "STEPS", 20)
+    monkeypatch.setattr(concepts, "SHOWN", 2)
+    monkeypatch.setitem(dictionaries.LATENTS, "topk", 16)
+    monkeypatch.setitem(dictionaries.LATENTS, "nmf", 8)
     monkeypatch.setattr(faithfulness, "DRAWS", 2)
     # Kept once made, and a short one is not for the tests after these.
     monkeypatch.setattr(toy_models, "_tiny_inversion", toy_models._tiny_inversion.__wrapped__)

@@ -1,0 +1,363 @@
+"""`concepts`: what a layer of a classifier tells apart, as a dictionary learned from the samples of an inversion."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor
+
+from interpkit.api.load import load_inversion
+from interpkit.attribution import concepts as found_by
+from interpkit.attribution import dictionaries
+from interpkit.attribution.concepts import ConceptTarget, Found
+from interpkit.attribution.dictionaries import DICTIONARIES, LATENTS, Dictionary, Learn, known
+from interpkit.attribution.explainer import checked_images
+from interpkit.attribution.export import load_images
+from interpkit.config.sizes import is_large
+from interpkit.errors import RunError, UsageError, setting
+from interpkit.evaluation import scoring
+from interpkit.evaluation.statistics import wilson
+from interpkit.interfaces.inversions import Inversion
+from interpkit.interfaces.samples import to_unit
+from interpkit.interfaces.targets import Target
+from interpkit.io import strict_json
+from interpkit.io.atomic import inner_folder, read_tensors, to_json, write_atomically, write_tensors
+from interpkit.io.locking import only_writer
+from interpkit.runtime.autograd import with_autograd
+from interpkit.runtime.devices import choose_device
+
+SCHEMA = 1
+FOLDER, FIGURES, TENSORS, PAGE = "concepts", "concepts.json", "concepts.safetensors", "report.html"
+STRONGEST = 6
+"""Images of a concept that are kept, of the `SHOWN` concepts with the largest effect."""
+SHOWN = 24
+RARE, OFTEN = 0.1, 0.005
+"""A concept fires on one kind of images only if it fires on this share of them, and on the other at a tenth of that."""
+
+
+@dataclass
+class Concepts:
+    """The concepts of a classifier's layer.
+
+    Attributes:
+        target: the classifier.
+        layer: the layer.
+        dictionary: what turns its features into concepts and back.
+        record: all figures, as ``concepts.json`` has them.
+        pictures: (U, *input_shape) in [0, 1], the strongest samples of the concepts in ``record["concepts"]``.
+        codes: (N, n), how strongly each concept is present in each sample; empty if the concepts were loaded.
+        maps: (U', C, H, W), where the concepts are in the first of these; empty for vectors.
+    """
+
+    target: Target
+    layer: str
+    dictionary: Dictionary
+    record: dict[str, Any]
+    pictures: Tensor
+    maps: Tensor
+    codes: Tensor = field(default_factory=lambda: torch.zeros(0, 0))
+
+    @property
+    def detector(self) -> ConceptTarget:
+        """A target whose classes are the concepts, for `interpkit.attribute` and Captum."""
+        names = [self.record["names"].get(str(number), str(number)) for number in range(self.record["latents"])]
+        return ConceptTarget(self.target, self.layer, self.dictionary, names)
+
+    def where(self, images: Tensor, concept: int | str, device: str = "auto") -> Tensor:
+        """Return where in each image, (N, *input_shape) in [0, 1], a concept is, by name or number: (N, 1 or C, H, W).
+
+        Where the layer has a grid, these are the concept's codes on it; elsewhere they are attributions.
+        """
+        images, number = checked_images(self.target, images), self.detector.class_number(concept)
+        return found_by.maps(self.detector, images, torch.full((len(images),), number), device)
+
+    def save(self, folder: str | Path) -> Path:
+        """Write concepts.json, concepts.safetensors and report.html into a folder; return the folder.
+
+        Names that an earlier call gave to the same concepts stay.
+        """
+        from interpkit.report.concepts import write_concepts
+
+        place = inner_folder(Path(folder))
+        with only_writer(place, [FIGURES, TENSORS, PAGE]):
+            if (place / FIGURES).is_file():
+                before = _read(place)
+                if before.get("settings") == self.record["settings"]:
+                    self.record["names"] = {**before["names"], **self.record["names"]}
+            for row in self.record["concepts"]:
+                row["name"] = self.record["names"].get(str(row["concept"]), "")
+            tensors = {f"dictionary.{name}": value for name, value in self.dictionary.state_dict().items()}
+            tensors |= {"pictures": self.pictures, "maps": self.maps}
+            metadata = {"format": "pt", "interpkit.schema": str(SCHEMA), "interpkit.kind": "concepts"}
+            write_tensors(place / TENSORS, {name: value.contiguous() for name, value in tensors.items()}, metadata)
+            write_atomically(place / FIGURES, to_json(self.record))
+            write_atomically(place / PAGE, write_concepts(self.target, self.record, self.pictures, self.maps))
+        return place
+
+
+@with_autograd
+def concepts(
+    model: Target | Inversion | str | Path,
+    images: Tensor | str | Path | None = None,
+    *,
+    layer: str | None = None,
+    reference: str | Path | tuple[Tensor, Tensor] | None = None,
+    learn_from: Literal["samples", "reference", "both"] = "samples",
+    dictionary: str | Learn = "topk",
+    latents: int | None = None,
+    active: int = 8,
+    count: int = 10_000,
+    steps: int | None = None,
+    names: Mapping[int, str] | None = None,
+    out: str | Path | None = None,
+    seed: int = 0,
+    device: str = "auto",
+) -> Concepts:
+    """Learn the concepts that a layer's features are sums of, from the samples of an inversion and so without data.
+
+    Args:
+        model: an inversion or the folder of a run; or a classifier, which needs ``images``.
+        images: images to learn from in place of the run's samples: (N, *input_shape) in [0, 1], or a path.
+        layer: a layer, ``NAME`` or ``NAME:in``; that before the last linear one if omitted.
+        reference: real images with labels, a path or (images, labels), to judge the concepts on.
+        learn_from: ``reference`` and ``both`` use every other reference image, and judge on the rest. Only a dictionary
+            of ``both`` can have concepts that the samples lack.
+        dictionary: ``topk``, a sparse auto-encoder; ``nmf``; or a function that learns a `Dictionary` from (N, D).
+        latents: the number of concepts: 256, and 32 of ``nmf``, if omitted.
+        active: the most concepts at one position, for ``topk``.
+        count: the number of samples to draw.
+        steps: steps of the dictionary's training; 2,000 if omitted.
+        names: names of concepts by number.
+        out: a folder to write; see `Concepts.save`.
+        seed: random seed of the dictionary and the samples.
+        device: device to run the classifier on.
+
+    Raises:
+        UsageError: an argument does not fit, there are fewer samples than concepts, the features are the same for all
+            samples, or the reference does not have the classifier's classes.
+
+    Example:
+        >>> import torch
+        >>> from interpkit import concepts, wrap
+        >>> net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 8), torch.nn.Linear(8, 3))
+        >>> found = concepts(wrap(net, input_shape=(1, 4, 4)), torch.rand(200, 1, 4, 4), latents=16, steps=20)
+        >>> sorted(found.record["samples"])
+        ['active', 'images', 'label_kept', 'silent', 'variance_explained']
+        >>> found.where(torch.rand(2, 1, 4, 4), 0).shape  # where concept 0 is in two images
+        torch.Size([2, 1, 4, 4])
+    """
+    if not isinstance(model, Target | Inversion):
+        model = load_inversion(model)
+    target = model.target if isinstance(model, Inversion) else model
+    layer = layer or target.feature_layer
+    if learn_from != "samples" and reference is None:
+        raise UsageError(f"there is no reference to learn from: name real images by {setting('reference', 'DATA')}.")
+    steps = dictionaries.STEPS if steps is None else steps
+    if active < 1 or steps < 1:
+        raise UsageError(f"concepts need at least 1 step and 1 active concept, not {steps} and {active}.")
+    kind = known(dictionary) if isinstance(dictionary, str) else "custom"
+    size = latents or LATENTS.get(kind, 0)
+    samples = _samples(model, images, layer, count, seed, device)
+    read = found_by.read(target, layer, samples, device)
+    real = None if reference is None else _reference(reference, target)
+    given, judged = [read], real
+    if real is not None and learn_from != "samples":
+        half, judged = real[::2], real[1::2]
+        given = [found_by.read(target, layer, half, device)] + given * (learn_from == "both")
+    rows = torch.cat([found_by.positions(features).flatten(0, 1) for features, _ in given])
+    logits = torch.cat(
+        [logits.repeat_interleave(found_by.positions(features).shape[1], 0) for features, logits in given]
+    )
+    if (rows == rows[0]).all():
+        raise UsageError(f"the features of the layer {layer!r} are the same for all samples: name another layer.")
+    if len(rows) < size:
+        raise UsageError(
+            f"{size} concepts cannot be learned from {len(rows)} samples: ask for fewer by "
+            f"{setting('latents', max(1, len(rows) // 4))}, or draw more samples."
+        )
+    if isinstance(dictionary, str):
+        learned: Any = DICTIONARIES[kind].fit(rows, logits, size, active, steps=steps, seed=seed)
+    else:
+        learned = dictionary(rows)
+        if not isinstance(learned, Dictionary):
+            raise UsageError(f"dictionary= returned a {type(learned).__name__}: return an interpkit.Dictionary.")
+    width = learned.encode(rows[:1]).shape[1]
+    detector = ConceptTarget(target, layer, learned, [str(number) for number in range(width)])
+    found, their = found_by.find(detector, samples, *read, device), None
+    if judged is not None:
+        their = found_by.find(detector, judged, *found_by.read(target, layer, judged, device), device)
+    facts = {"layer": layer, "dictionary": kind, "latents": found.codes.shape[1], "active": active, "seed": seed}
+    facts |= {"learn_from": learn_from}
+    settings = {**facts, "steps": steps, "images": len(samples), "vectors": len(rows)}
+    record: dict[str, Any] = {
+        "schema": SCHEMA,
+        "name": target.name,
+        **facts,
+        "settings": settings,
+        "samples": found.to_json(),
+        **({} if their is None else {"reference": their.to_json(), **_only(found, their)}),
+        "names": _named(names or {}, found, their),
+    }
+    with target.frozen(choose_device(device)):
+        table = [
+            _row(detector, concept, samples, found, their, device)
+            for concept in (found.fires > 0).nonzero()[:, 0].tolist()
+        ]
+    record["concepts"] = sorted(table, key=lambda row: -row["fires"] * abs(row["effect"]["logit"]))
+    shown = [(place, row["concept"]) for row in record["concepts"][:SHOWN] for place in row["samples"]]
+    places, wanted = torch.tensor(shown, dtype=torch.long).reshape(-1, 2).T
+    pictures, where = samples[places], torch.zeros(0, 1, 1, 1)
+    if samples.dim() == 4 and shown:
+        costly = is_large(target.input_shape) and found_by.grid(read[0]) is None
+        few = slice(2 * STRONGEST if costly else None)
+        where = found_by.maps(detector, pictures[few], wanted[few], device)
+    result = Concepts(target, layer, learned, record, pictures, where, found.codes)
+    if out is not None:
+        result.save(out)
+    return result
+
+
+def load_concepts(
+    folder: str | Path, *, target: Target | None = None, dictionary: Dictionary | None = None
+) -> Concepts:
+    """Load the concepts that `Concepts.save` or ``interpkit concepts`` wrote.
+
+    Args:
+        folder: a run with concepts, or the folder that they were written to.
+        target: the classifier; that of the run if omitted.
+        dictionary: an unfitted dictionary of the same kind and size, if it was a third party's.
+
+    Raises:
+        RunError: there are no concepts, or a file is damaged.
+        UsageError: the classifier or the dictionary is missing.
+
+    Example:
+        >>> import torch
+        >>> from interpkit import concepts, load_concepts, wrap
+        >>> target = wrap(torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Linear(8, 3)), input_shape=(4,))
+        >>> folder = concepts(target, torch.rand(50, 4), layer="0", latents=16, steps=20, out="known").save("known")
+        >>> load_concepts(folder, target=target).layer
+        '0'
+    """
+    place = Path(folder)
+    if not (place / FIGURES).is_file():
+        place = place / FOLDER
+    if target is None:
+        if not (place.parent / "manifest.json").is_file():
+            raise UsageError(f"{place} is not in a run: pass the classifier as target=.")
+        target = load_inversion(place.parent).target
+    record, tensors = _read(place), read_tensors(place / TENSORS, f"there is no {place / TENSORS}.")
+    weights = {n.removeprefix("dictionary."): value for n, value in tensors.items() if n.startswith("dictionary.")}
+    if dictionary is None:
+        if record["dictionary"] not in DICTIONARIES:
+            raise UsageError(f"{place} has a third party's dictionary: pass one of its kind as dictionary=.")
+        width, latents = weights["atoms"].shape[1], weights["atoms"].shape[0]
+        dictionary = cast(Any, DICTIONARIES[record["dictionary"]])(
+            width, latents, *([record["active"]] if record["dictionary"] == "topk" else [])
+        )
+    assert dictionary is not None
+    try:
+        dictionary.load_state_dict(weights)
+    except RuntimeError as error:
+        raise RunError(f"{place / TENSORS} does not fit the dictionary: {error}.") from error
+    return Concepts(target, record["layer"], dictionary.eval(), record, tensors["pictures"], tensors["maps"])
+
+
+def _read(place: Path) -> dict[str, Any]:
+    try:
+        record = strict_json.parse(strict_json.read_text(place / FIGURES))
+        if not isinstance(record, dict) or record.get("schema") != SCHEMA:
+            raise ValueError(f"it is not of schema {SCHEMA}")
+    except (OSError, ValueError) as error:
+        raise RunError(f"{place / FIGURES} cannot be read: {error}. Remove it, and find the concepts again.") from error
+    return record
+
+
+def _samples(
+    model: Target | Inversion, images: Tensor | str | Path | None, layer: str, count: int, seed: int, device: str
+) -> Tensor:
+    """Return the images to learn from, as many as memory allows."""
+    target = model.target if isinstance(model, Inversion) else model
+    if isinstance(images, str | Path):
+        images = load_images(str(images), target)[0]
+    if isinstance(images, Tensor):
+        return checked_images(target, images)
+    if not isinstance(model, Inversion):
+        raise UsageError(
+            f"a classifier alone has no samples to learn from: name some by {setting('images', 'FILE')}, or name a run."
+        )
+    features = found_by.read(target, layer, torch.full((1, *target.input_shape), 0.5), device)[0]
+    most = found_by.MOST_VALUES // max(features[0].numel(), math.prod(target.input_shape))
+    there = model.images_per_class
+    available = count if there is None else there * len(model.classes)
+    return model.sample(count=max(1, min(count, most, available)), seed=seed)[0]
+
+
+def _reference(reference: str | Path | tuple[Tensor, Tensor], target: Target) -> Tensor:
+    """Return real images, of which the target must classify more than chance as they are labeled."""
+    if isinstance(reference, tuple):
+        images, labels = checked_images(target, reference[0]), reference[1]
+    else:
+        data = scoring.load_labelled(str(reference), target)
+        images, labels = to_unit(data.images, target), data.labels
+    few = slice(0, found_by.KEPT)
+    _, logits = found_by.read(target, target.feature_layer, images[few])
+    hits = int((logits.argmax(1) == labels[few]).sum())
+    if not target.multi_label and wilson(hits, len(logits))[0] <= 1 / target.num_classes:
+        raise UsageError(
+            f"{target.name} classifies {hits} of {len(logits)} reference images as they are labeled, not better "
+            f"than chance: they are of other classes, or their labels are in another order. Name images of its "
+            f"classes by {setting('reference', 'DATA')}."
+        )
+    return images
+
+
+def _only(found: Found, their: Found) -> dict[str, list[int]]:
+    """Return the concepts that fire on one kind of images and, beside that, hardly on the other."""
+
+    def alone(one: Tensor, other: Tensor) -> list[int]:
+        places: list[int] = ((one >= OFTEN) & (other <= RARE * one)).nonzero()[:, 0].tolist()
+        return sorted(places, key=lambda place: -float(one[place]))
+
+    return {"only_samples": alone(found.fires, their.fires), "only_reference": alone(their.fires, found.fires)}
+
+
+def _named(names: Mapping[int, str], found: Found, their: Found | None) -> dict[str, str]:
+    fires = found.fires if their is None else found.fires + their.fires
+    for number in names:
+        if not 0 <= number < len(fires):
+            raise UsageError(f"there is no concept {number} to name: they are 0 to {len(fires) - 1}.")
+        if fires[number] == 0:
+            raise UsageError(f"concept {number} is off in every image, so there is nothing to name: name another.")
+    return {str(number): name for number, name in names.items()}
+
+
+def _row(
+    detector: ConceptTarget, concept: int, samples: Tensor, found: Found, their: Found | None, device: str
+) -> dict[str, Any]:
+    """Return the figures of a concept.
+
+    ``selectivity`` is the share of its mean activation that the class has in which it is strongest, and ``effect`` the
+    largest change of a logit when it is taken out of its strongest samples.
+    """
+    codes, names = found.codes[:, concept], detector.classifier.class_names
+    labels, here = found.predicted.unique(return_inverse=True)
+    means = torch.zeros(len(labels)).index_add(0, here, codes) / here.bincount()
+    places = codes.topk(min(STRONGEST, int((codes > 0).sum()))).indices
+    change = found_by.effect(detector, concept, samples[places], device)
+    best, moved = int(labels[means.argmax()]), int(change.abs().argmax())
+    return {
+        "concept": concept,
+        "fires": found.fires[concept].item(),
+        **({} if their is None else {"fires_on_reference": their.fires[concept].item()}),
+        "strength": codes[codes > 0].mean().item(),
+        "class": {"label": best, "name": names[best]},
+        "selectivity": (means.max() / means.sum()).item(),
+        "effect": {"label": moved, "name": names[moved], "logit": change[moved].item()},
+        "samples": places.tolist(),
+    }

@@ -1,0 +1,219 @@
+"""What a dictionary of a layer's features finds in images, where in them, and what the classifier makes of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from interpkit.attribution.dictionaries import Dictionary
+from interpkit.attribution.explainer import Explainer
+from interpkit.errors import UsageError
+from interpkit.interfaces.targets import Response, Target
+from interpkit.runtime.at_once import in_batches
+from interpkit.runtime.devices import choose_device
+from interpkit.targets.layers import list_layers
+
+MOST_VALUES = 2**28
+"""Values of features that are kept at once, 1 GiB."""
+KEPT = 2000
+"""Images on which the label is compared."""
+
+
+class ConceptTarget(Target):
+    """A target whose classes are the concepts: its logits (N, n) say how strongly each is present in an image.
+
+    Whatever explains a target explains a concept: `interpkit.attribute` and any tool for Captum.
+    """
+
+    def __init__(self, classifier: Target, layer: str, dictionary: Dictionary, names: list[str]) -> None:
+        super().__init__()
+        self.classifier, self.layer, self.dictionary = classifier, layer, dictionary
+        self.name = f"concepts of {classifier.name}"
+        self.input_shape, self.description = classifier.input_shape, classifier.description
+        self.num_classes, self.class_names, self.multi_label = len(names), names, True
+        self.feature_layer, self.sources = classifier.feature_layer, {}
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return how strongly each concept is present, (N, n), at its strongest position."""
+        return self.respond(images).logits
+
+    def respond(self, images: Tensor, layers: Sequence[str] = ()) -> Response:
+        """Return the concepts and the classifier's features; see `Target.respond`."""
+        response = self.classifier.respond(images, [self.layer, *layers])
+        rows = positions(response.features[self.layer])
+        logits = self.dictionary.evidence(rows.flatten(0, 1)).unflatten(0, rows.shape[:2]).amax(1)
+        return Response(logits, response.features, self.feature_layer)
+
+    def layers(self) -> Mapping[str, torch.nn.Module]:
+        """Return the classifier's layers; see `Target.layers`."""
+        return self.classifier.layers()
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a dictionary finds in images.
+
+    Attributes:
+        codes: (N, n), each concept at its strongest position in each image.
+        variance_explained: 1 - (squared error) / (squared distance from the mean), over all features.
+        label_kept: the share of images whose label stays when the features are replaced by what the codes stand for.
+        active: how many concepts a position has on average.
+        predicted: (N,) the labels.
+    """
+
+    codes: Tensor
+    variance_explained: float
+    label_kept: float
+    active: float
+    predicted: Tensor
+
+    @property
+    def fires(self) -> Tensor:
+        """The share of images in which each concept is present, (n,)."""
+        return (self.codes > 0).double().mean(0)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the figures."""
+        return {
+            "images": len(self.codes),
+            "variance_explained": self.variance_explained,
+            "label_kept": self.label_kept,
+            "active": self.active,
+            "silent": int((self.fires == 0).sum()),
+        }
+
+
+def positions(features: Tensor) -> Tensor:
+    """Return features as (N, P, D): the places of a grid (N, D, H, W), tokens (N, P, D), or one position (N, D)."""
+    if features.dim() == 4:
+        return features.flatten(2).transpose(1, 2)
+    return features[:, None] if features.dim() == 2 else features
+
+
+def _as_before(rows: Tensor, shape: torch.Size) -> Tensor:
+    return rows.transpose(1, 2).reshape(shape) if len(shape) == 4 else rows.reshape(shape)
+
+
+def grid(features: Tensor) -> tuple[int, int] | None:
+    """Return the height and width of a layer's grid; None if it has none. Tokens may have one for the class."""
+    if features.dim() == 4:
+        return (features.shape[2], features.shape[3]) if features.shape[2:].numel() > 1 else None
+    if features.dim() == 3:
+        side = math.isqrt(features.shape[1])
+        return (side, side) if side > 1 and features.shape[1] - side**2 in (0, 1) else None
+    return None
+
+
+@torch.no_grad()
+def read(target: Target, layer: str, images: Tensor, device: str = "auto") -> tuple[Tensor, Tensor]:
+    """Return a layer's features of images and the target's logits, on the CPU.
+
+    Raises:
+        UsageError: the layer does not exist, or has no features.
+    """
+    place = choose_device(device)
+
+    def respond(rows: slice) -> tuple[Tensor, Tensor]:
+        response = target.respond(images[rows].to(place), [layer])
+        return response.features[layer].cpu(), response.logits.cpu()
+
+    with target.frozen(place):
+        first, _ = respond(slice(0, 1))
+        if first.dim() not in (2, 3, 4) or first[0].numel() < 2:
+            shapes = [f"{known.name} {known.shape}" for known in list_layers(target) if known.shape]
+            raise UsageError(
+                f"the layer {layer!r} of {target.name} returns {tuple(first.shape)}, which cannot be used as "
+                f"features of images: name one that returns (N, D), (N, C, H, W) or (N, tokens, D). Its layers: "
+                f"{', '.join(shapes)}."
+            )
+        parts = in_batches(target, images, respond)
+    features, logits = (torch.cat(column) for column in zip(*parts, strict=True))
+    return features, logits
+
+
+@contextmanager
+def replaced(detector: ConceptTarget, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """Let the classifier continue from changed features: ``change`` maps (N, D) to (N, D), on the CPU."""
+
+    def swap(value: Any) -> Any:
+        if isinstance(value, tuple | list):
+            return type(value)([swap(value[0]), *value[1:]])
+        rows = positions(value)
+        new = change(rows.flatten(0, 1).float().cpu()).unflatten(0, rows.shape[:2])
+        return _as_before(new, value.shape).to(value)
+
+    layer = detector.layer
+    module = detector.layers()[layer.removesuffix(":in")]
+    if layer.endswith(":in"):
+        handle = module.register_forward_pre_hook(lambda _, inputs: swap(inputs))
+    else:
+        handle = module.register_forward_hook(lambda _, inputs, output: swap(output))
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@torch.no_grad()
+def find(detector: ConceptTarget, images: Tensor, features: Tensor, logits: Tensor, device: str) -> Found:
+    """Return what a dictionary finds in images, whose features and logits `read` returned."""
+    target, dictionary, predicted = detector.classifier, detector.dictionary, logits.argmax(1)
+    rows = positions(features)
+    mean = rows.flatten(0, 1).mean(0)
+    codes, error, variance, active = [], 0.0, 0.0, 0.0
+    for part in rows.split(max(1, 4096 // rows.shape[1])):
+        flat = part.flatten(0, 1)
+        code = dictionary.encode(flat)
+        error += float((dictionary.decode(code) - flat).square().sum())
+        variance += float((flat - mean).square().sum())
+        active += float((code > 0).sum())
+        codes.append(code.unflatten(0, part.shape[:2]).amax(1))
+    place, few = choose_device(device), images[:KEPT]
+    with target.frozen(place), replaced(detector, lambda flat: dictionary.decode(dictionary.encode(flat))):
+        again = in_batches(target, few, lambda rows: target(few[rows].to(place)).argmax(1).cpu())
+    kept = (torch.cat(again) == predicted[:KEPT]).double().mean().item()
+    explained = 1 - error / variance if variance > 0 else math.nan
+    return Found(torch.cat(codes), explained, kept, active / rows.shape[:2].numel(), predicted)
+
+
+@torch.no_grad()
+def effect(detector: ConceptTarget, concept: int, images: Tensor, device: str) -> Tensor:
+    """Return by how much the logits, (n classes,), change on average when a concept is taken out of images."""
+    target, dictionary, place = detector.classifier, detector.dictionary, choose_device(device)
+
+    def without(flat: Tensor) -> Tensor:
+        codes = dictionary.encode(flat)
+        rest = codes.clone()
+        rest[:, concept] = 0
+        return flat - dictionary.decode(codes) + dictionary.decode(rest)
+
+    batch = images.to(place)
+    before = target(batch)
+    with replaced(detector, without):
+        change: Tensor = (target(batch) - before).mean(0).cpu()
+    return change
+
+
+def maps(detector: ConceptTarget, images: Tensor, concepts: Tensor, device: str = "auto") -> Tensor:
+    """Return where in each image its concept is, (N, 1 or C, H, W).
+
+    Where the layer has a grid, these are the concept's codes on it, enlarged (bilinear); elsewhere the default
+    attribution method explains how strongly it is present.
+    """
+    features, _ = read(detector.classifier, detector.layer, images, device)
+    size = grid(features)
+    if size is None or images.dim() != 4:
+        return Explainer(detector, device=device).maps(images, concepts)
+    rows = positions(features)[:, -size[0] * size[1] :]
+    with torch.no_grad():
+        codes = detector.dictionary.encode(rows.flatten(0, 1)).unflatten(0, rows.shape[:2])
+    own = codes.gather(2, concepts[:, None, None].expand(-1, codes.shape[1], 1))
+    small = own.transpose(1, 2).unflatten(2, size)
+    return F.interpolate(small, size=images.shape[2:], mode="bilinear", align_corners=False)

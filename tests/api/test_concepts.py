@@ -1,0 +1,210 @@
+"""`concepts`: a dictionary finds what a layer computes, also planted, and refuses what cannot be learned from."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from typer.testing import CliRunner, Result
+
+import interpkit
+from interpkit import Concepts, Dictionary, UsageError, concepts, load_concepts
+from interpkit.api import concepts as api
+from interpkit.attribution.concepts import effect, grid, positions
+from interpkit.cli import app
+
+logging.getLogger("interpkit").setLevel(logging.WARNING)
+
+
+@pytest.fixture(scope="module")
+def quarters() -> interpkit.Target:
+    """A classifier whose three features are the brightness of three quarters of the image, and its logits those."""
+    first, last = nn.Linear(64, 3, bias=False), nn.Linear(3, 3, bias=False)
+    with torch.no_grad():
+        first.weight.zero_()
+        for k in range(3):
+            first.weight[k].view(8, 8)[4 * (k // 2) :, 4 * (k % 2) :][:4, :4] = 1 / 4
+        last.weight.copy_(torch.eye(3))
+    return interpkit.wrap(nn.Sequential(nn.Flatten(), first, last), input_shape=(1, 8, 8), output="logits")
+
+
+def bright(count: int, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Return images with one bright quarter each, and which."""
+    rng = torch.Generator().manual_seed(seed)
+    labels = torch.randint(3, (count,), generator=rng)
+    images = torch.zeros(count, 1, 8, 8)
+    for image, k in zip(images, labels.tolist(), strict=True):
+        image[0, 4 * (k // 2) :, 4 * (k % 2) :][:4, :4] = 0.2 + 0.8 * torch.rand((), generator=rng)
+    return images, labels
+
+
+@pytest.fixture(scope="module")
+def found(quarters: interpkit.Target) -> Concepts:
+    images = bright(300)[0]
+    return concepts(quarters, images, reference=bright(90, 1), latents=6, active=1, steps=600, device="cpu")
+
+
+def test_each_planted_feature_is_a_concept_of_its_class(found: Concepts) -> None:
+    for figures in (found.record["samples"], found.record["reference"]):
+        assert figures["variance_explained"] > 0.9 and figures["label_kept"] > 0.95
+    rows = [row for row in found.record["concepts"] if row["selectivity"] > 0.95 and row["fires"] > 0.1]
+    assert {row["class"]["label"] for row in rows} == {0, 1, 2}
+    assert all(row["effect"]["label"] == row["class"]["label"] and row["effect"]["logit"] < 0 for row in rows)
+    assert found.record["only_samples"] == found.record["only_reference"] == []
+
+
+def test_a_concept_is_where_its_feature_is(found: Concepts) -> None:
+    row = next(row for row in found.record["concepts"] if row["selectivity"] > 0.95 and row["class"]["label"] == 0)
+    images, labels = bright(30, 2)
+    own = images[labels == 0]
+    maps = found.where(own, row["concept"], device="cpu")
+    assert maps.shape == own.shape
+    inside = maps[:, :, :4, :4].abs().sum() / maps.abs().sum()
+    assert inside > 0.99
+    attributed = interpkit.attribute(found.detector, own, [row["concept"]] * len(own), device="cpu")
+    torch.testing.assert_close(attributed, maps)  # the detector is a target like any other
+
+
+def test_concepts_on_one_kind_of_images_only_are_said(quarters: interpkit.Target) -> None:
+    images, labels = bright(300)
+    real, real_labels = bright(300, 3)
+    few = labels < 2
+    seen = concepts(
+        quarters,
+        images[few],
+        reference=(real[real_labels > 0], real_labels[real_labels > 0]),
+        learn_from="both",
+        latents=6,
+        active=1,
+        steps=600,
+        device="cpu",
+    )
+    rows = {row["concept"]: row["class"]["label"] for row in seen.record["concepts"]}
+    assert {rows[number] for number in seen.record["only_samples"]} == {0}
+    assert seen.record["only_reference"] and not set(seen.record["only_reference"]) & set(seen.record["only_samples"])
+
+
+def test_taking_a_concept_out_changes_the_logits_by_its_part(quarters: interpkit.Target) -> None:
+    class Axes(Dictionary):
+        def evidence(self, features: Tensor) -> Tensor:
+            return features
+
+        def decode(self, codes: Tensor) -> Tensor:
+            return codes
+
+    seen = concepts(quarters, bright(50)[0], dictionary=lambda rows: Axes(), device="cpu")
+    assert seen.record["samples"]["variance_explained"] == pytest.approx(1)
+    image = torch.zeros(1, 1, 8, 8)
+    image[0, 0, :4, :4] = 0.5
+    image[0, 0, :4, 4:] = 1
+    with quarters.frozen():
+        torch.testing.assert_close(effect(seen.detector, 0, image, "cpu"), torch.tensor([-2.0, 0.0, 0.0]))
+    with pytest.raises(UsageError, match="returned a list"):
+        concepts(quarters, bright(50)[0], dictionary=lambda rows: [], device="cpu")  # type: ignore[arg-type, return-value]
+
+
+def test_a_layer_with_a_grid_says_where_by_its_codes() -> None:
+    conv = nn.Conv2d(1, 2, 1, bias=False)
+    with torch.no_grad():
+        conv.weight.copy_(torch.tensor([1.0, -1.0]).view(2, 1, 1, 1))
+    net = nn.Sequential(conv, nn.ReLU(), nn.Flatten(), nn.Linear(128, 3))
+    target = interpkit.wrap(net, input_shape=(1, 8, 8))
+    images = bright(80)[0]
+    seen = concepts(target, images, layer="1", dictionary="nmf", latents=1, steps=100, device="cpu")
+    assert seen.record["samples"]["variance_explained"] > 0.99
+    torch.testing.assert_close(seen.where(images[:5], 0, device="cpu") > 0, images[:5] > 0)
+    assert grid(torch.zeros(1, 5, 3)) == (2, 2) == grid(torch.zeros(1, 4, 3)) and grid(torch.zeros(1, 3)) is None
+    assert positions(torch.zeros(2, 3, 4, 5)).shape == (2, 20, 3)
+
+
+def test_concepts_are_stored_with_their_names_and_read_back(found: Concepts, tmp_path: Path) -> None:
+    number = found.record["concepts"][0]["concept"]
+    found.record["names"] = {str(number): "a bright corner"}
+    place = found.save(tmp_path / "here")
+    found.record["names"] = {}
+    found.save(place)  # the same concepts keep their names
+    again = load_concepts(place, target=found.target)
+    assert again.detector.class_names[number] == "a bright corner"
+    images = bright(5, 4)[0]
+    torch.testing.assert_close(again.detector(images), found.detector(images))
+    assert "a bright corner" in (place / "report.html").read_text("utf-8")
+    (place / "concepts.json").write_text("[")
+    with pytest.raises(interpkit.RunError, match="cannot be read"):
+        load_concepts(place, target=found.target)
+
+
+def test_what_cannot_be_learned_from_is_refused(quarters: interpkit.Target) -> None:
+    images, labels = bright(60)
+    with pytest.raises(UsageError, match=r"256 concepts cannot be learned from 60 samples: .* latents=15"):
+        concepts(quarters, images, device="cpu")
+    with pytest.raises(UsageError, match="the same for all samples"):
+        concepts(quarters, torch.ones(20, 1, 8, 8), latents=4, device="cpu")
+    with pytest.raises(UsageError, match="not better than chance: they are of other classes"):
+        concepts(quarters, images, reference=(images, (labels + 1) % 3), latents=4, device="cpu")
+    with pytest.raises(UsageError, match="has no layer 'nine'"):
+        concepts(quarters, images, layer="nine", device="cpu")
+    with pytest.raises(UsageError, match="there is no dictionary 'overcomplete'"):
+        concepts(quarters, images, dictionary="overcomplete", device="cpu")
+    with pytest.raises(UsageError, match="there is no reference to learn from"):
+        concepts(quarters, images, learn_from="both", device="cpu")
+    with pytest.raises(UsageError, match="a classifier alone has no samples"):
+        concepts(quarters, device="cpu")
+    with pytest.raises(UsageError, match="is off in every image"):
+        concepts(quarters, images, dictionary=lambda rows: _Off(), names={1: "nothing"}, device="cpu")
+
+
+class _Off(Dictionary):
+    """Concept 0 is always on, concept 1 never."""
+
+    def evidence(self, features: Tensor) -> Tensor:
+        return torch.stack([features.sum(1), -torch.ones(len(features))], 1)
+
+    def decode(self, codes: Tensor) -> Tensor:
+        return codes[:, :1].expand(-1, 3) / 3
+
+
+def test_a_layer_without_features_is_refused_with_the_shapes_of_all() -> None:
+    net = nn.Sequential(nn.Unflatten(1, (1, 1, 2, 2)), nn.Flatten(), nn.Linear(4, 3))
+    target = interpkit.wrap(net, input_shape=(4,))
+    with pytest.raises(UsageError, match=r"cannot be used as features of images.*2 \(3,\)"):
+        concepts(target, torch.rand(30, 4), layer="0", latents=4, device="cpu")
+
+
+def cli(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(app, ["concepts", *map(str, arguments)])
+
+
+def test_the_command_writes_into_the_run_and_prints_figures(tmp_path: Path, tiny_model: Path) -> None:
+    run = tmp_path / "run"
+    interpkit.invert(tiny_model, ["vecmat"], steps=2, batch_size=16, out=run, device="cpu")
+    few = ["--latents", "8", "--count", "40", "--steps", "20", "--device", "cpu"]
+    result = cli(run, *few, "--json")
+    assert result.exit_code == 0, result.output
+    record = json.loads(result.stdout)
+    assert set(record["samples"]) >= {"variance_explained", "label_kept"} and record["samples"]["images"] == 40
+    written = {path.name for path in (run / api.FOLDER).iterdir()}
+    assert written == {"concepts.json", "concepts.safetensors", "report.html"}
+    number = record["concepts"][0]["concept"]
+    result = cli(run, *few, "--name", f"{number}=edge")
+    assert result.exit_code == 0 and "edge" in result.stdout, result.output
+    assert load_concepts(run).record["names"] == {str(number): "edge"}
+    for wrong, said in (["--name", "edge"], "N=TEXT"), (["--learn-from", "noise"], "samples, reference or both"):
+        refused = cli(run, *few, *wrong)
+        assert refused.exit_code == 2 and said in refused.stderr
+    assert cli(tiny_model, *few).exit_code == 2
+
+
+def test_a_classifier_learns_from_images_of_the_user(tmp_path: Path, tiny_model: Path) -> None:
+    np.savez(tmp_path / "own.npz", images=np.random.default_rng(0).random((40, 1, 12, 12), "float32"), labels=[0] * 40)
+    out = tmp_path / "out"
+    result = cli(
+        tiny_model,
+        *("--images", tmp_path / "own.npz", "--latents", "8", "--steps", "20", "--out", out, "--device", "cpu"),
+    )
+    assert result.exit_code == 0, result.output
+    assert (out / "report.html").is_file()
