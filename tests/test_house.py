@@ -16,6 +16,7 @@ TESTED_ELSEWHERE = {
     "api/evaluate": "evaluation/test_metrics.py",
     "api/invert": "inversion/test_loop.py",
     "api/load": "runs/test_folder.py",
+    "targets/around": "targets/test_units.py",
     "attribution/concepts": "api/test_concepts.py",
     "attribution/dictionaries": "api/test_concepts.py",
     "attribution/evidence": "attribution/test_explainer.py",

@@ -345,7 +345,7 @@ def _row(
     ``selectivity`` is the share of its mean activation that the class has in which it is strongest, and ``effect`` the
     largest change of a logit when it is taken out of its strongest samples.
     """
-    codes, names = found.codes[:, concept], detector.classifier.class_names
+    codes, names = found.codes[:, concept], detector.target.class_names
     labels, here = found.predicted.unique(return_inverse=True)
     means = torch.zeros(len(labels)).index_add(0, here, codes) / here.bincount()
     places = codes.topk(min(STRONGEST, int((codes > 0).sum()))).indices

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +18,7 @@ from interpkit.errors import UsageError
 from interpkit.interfaces.targets import Response, Target
 from interpkit.runtime.at_once import in_batches
 from interpkit.runtime.devices import choose_device
+from interpkit.targets.around import TargetAround
 from interpkit.targets.layers import list_layers
 
 MOST_VALUES = 2**28
@@ -26,19 +27,17 @@ KEPT = 2000
 """Images on which the label is compared."""
 
 
-class ConceptTarget(Target):
+class ConceptTarget(TargetAround):
     """A target whose classes are the concepts: its logits (N, n) say how strongly each is present in an image.
 
     Whatever explains a target explains a concept: `interpkit.attribute` and any tool for Captum.
     """
 
     def __init__(self, classifier: Target, layer: str, dictionary: Dictionary, names: list[str]) -> None:
-        super().__init__()
-        self.classifier, self.layer, self.dictionary = classifier, layer, dictionary
+        super().__init__(classifier)
+        self.layer, self.dictionary = layer, dictionary
         self.name = f"concepts of {classifier.name}"
-        self.input_shape, self.description = classifier.input_shape, classifier.description
         self.num_classes, self.class_names, self.multi_label = len(names), names, True
-        self.feature_layer, self.sources = classifier.feature_layer, {}
 
     def forward(self, images: Tensor) -> Tensor:
         """Return how strongly each concept is present, (N, n), at its strongest position."""
@@ -46,14 +45,10 @@ class ConceptTarget(Target):
 
     def respond(self, images: Tensor, layers: Sequence[str] = ()) -> Response:
         """Return the concepts and the classifier's features; see `Target.respond`."""
-        response = self.classifier.respond(images, [self.layer, *layers])
+        response = self.target.respond(images, [self.layer, *layers])
         rows = positions(response.features[self.layer])
         logits = self.dictionary.evidence(rows.flatten(0, 1)).unflatten(0, rows.shape[:2]).amax(1)
         return Response(logits, response.features, self.feature_layer)
-
-    def layers(self) -> Mapping[str, torch.nn.Module]:
-        """Return the classifier's layers; see `Target.layers`."""
-        return self.classifier.layers()
 
 
 @dataclass(frozen=True)
@@ -164,7 +159,7 @@ def replaced(detector: ConceptTarget, change: Callable[[Tensor], Tensor]) -> Ite
 @torch.no_grad()
 def find(detector: ConceptTarget, images: Tensor, features: Tensor, logits: Tensor, device: str) -> Found:
     """Return what a dictionary finds in images, whose features and logits `read` returned."""
-    target, dictionary, predicted = detector.classifier, detector.dictionary, logits.argmax(1)
+    target, dictionary, predicted = detector.target, detector.dictionary, logits.argmax(1)
     rows = positions(features)
     mean = rows.flatten(0, 1).mean(0)
     codes, error, variance, active = [], 0.0, 0.0, 0.0
@@ -186,7 +181,7 @@ def find(detector: ConceptTarget, images: Tensor, features: Tensor, logits: Tens
 @torch.no_grad()
 def effect(detector: ConceptTarget, concept: int, images: Tensor, device: str) -> Tensor:
     """Return by how much the logits, (n classes,), change on average when a concept is taken out of images."""
-    target, dictionary, place = detector.classifier, detector.dictionary, choose_device(device)
+    target, dictionary, place = detector.target, detector.dictionary, choose_device(device)
 
     def without(flat: Tensor) -> Tensor:
         codes = dictionary.encode(flat)
@@ -207,7 +202,7 @@ def maps(detector: ConceptTarget, images: Tensor, concepts: Tensor, device: str 
     Where the layer has a grid, these are the concept's codes on it, enlarged (bilinear); elsewhere the default
     attribution method explains how strongly it is present.
     """
-    features, _ = read(detector.classifier, detector.layer, images, device)
+    features, _ = read(detector.target, detector.layer, images, device)
     size = grid(features)
     if size is None or images.dim() != 4:
         return Explainer(detector, device=device).maps(images, concepts)

@@ -5,8 +5,7 @@ from __future__ import annotations
 import logging
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -15,11 +14,12 @@ from torch import Tensor, nn
 from interpkit.errors import UsageError, command, listed, setting
 from interpkit.interfaces.targets import Response, Target
 from interpkit.plugins.loading import load_target
+from interpkit.targets.around import TargetAround
 
 log = logging.getLogger("interpkit")
 
 
-class AdaptedTarget(Target):
+class AdaptedTarget(TargetAround):
     """A classifier that receives images of another size, resized to its own, and answers in other classes.
 
     Args:
@@ -39,24 +39,12 @@ class AdaptedTarget(Target):
         class_names: list[str],
         changes: Mapping[str, str],
     ) -> None:
-        super().__init__()
-        self.target, self.size, self.columns, self.changes = target, size, columns, changes
-        self.name = target.name
+        super().__init__(target)
+        self.size, self.columns, self.changes = size, columns, changes
         self.input_shape = target.input_shape if size is None else (target.input_shape[0], *size)
         self.num_classes, self.class_names = len(class_names), class_names
-        self.feature_layer, self.no_gradient, self.multi_label = (
-            target.feature_layer,
-            target.no_gradient,
-            target.multi_label,
-        )
         facts = {"input_shape": self.input_shape, "num_classes": self.num_classes, "class_names": class_names}
         self.description = target.description.model_copy(update=facts)
-        self.origin, self.sources = target.origin, target.sources
-
-    @property
-    def family(self) -> str:
-        """The target's family."""
-        return self.target.family
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the logits of the answer's classes."""
@@ -66,18 +54,6 @@ class AdaptedTarget(Target):
         """Return the response to resized images, with the logits of the answer's classes."""
         response = self.target.respond(self._resized(images), layers)
         return Response(self._answer(response.logits), response.features, response.feature_layer)
-
-    def layers(self) -> Mapping[str, nn.Module]:
-        """Return the layers of the target."""
-        return self.target.layers()
-
-    @contextmanager
-    def frozen(
-        self, device: torch.device | str | None = None, layout: torch.memory_format = torch.preserve_format
-    ) -> Iterator[None]:
-        """Freeze the target; see `Target.frozen`."""
-        with self.target.frozen(device, layout):
-            yield
 
     def _resized(self, images: Tensor) -> Tensor:
         if self.size is None:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +13,7 @@ from interpkit.errors import UsageError, listed
 from interpkit.interfaces.targets import Response, Target
 from interpkit.runtime.autograd import with_autograd
 from interpkit.runtime.devices import device_of
+from interpkit.targets.around import TargetAround
 from interpkit.targets.layers import list_layers
 from interpkit.targets.preprocessing import plausible
 
@@ -107,7 +107,7 @@ class Units(nn.Module):
         return features.flatten(1, -2).mean(1) if last else features.flatten(2).mean(2)
 
 
-class UnitTarget(Target):
+class UnitTarget(TargetAround):
     """A target whose classes are units of another target; `units` makes it.
 
     Its logits are those of `Units`. Units do not exclude each other (`Target.multi_label`). A single unit z becomes two
@@ -115,20 +115,13 @@ class UnitTarget(Target):
     """
 
     def __init__(self, target: Target, read: Units, stated: Sequence[str]) -> None:
-        super().__init__()
-        self.target, self.read = target, read
-        self.name, self.input_shape, self.origin = target.name, target.input_shape, target.origin
-        self.feature_layer, self.no_gradient = target.feature_layer, target.no_gradient
+        super().__init__(target)
+        self.read = read
         self.multi_label = len(read.names) > 1
         self.class_names = read.names if self.multi_label else [f"not {read.names[0]}", *read.names]
         self.num_classes = len(self.class_names)
         self.description = target.description.model_copy(update={"units": tuple(stated) or None})
         self.sources = {**target.sources, "units": "given"}
-
-    @property
-    def family(self) -> str:
-        """The target's family."""
-        return self.target.family
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the units' logits."""
@@ -141,18 +134,6 @@ class UnitTarget(Target):
         if not self.multi_label:
             logits = torch.cat([-logits / 2, logits / 2], 1)
         return Response(logits, response.features, response.feature_layer)
-
-    def layers(self) -> Mapping[str, nn.Module]:
-        """Return the target's layers."""
-        return self.target.layers()
-
-    @contextmanager
-    def frozen(
-        self, device: torch.device | str | None = None, layout: torch.memory_format = torch.preserve_format
-    ) -> Iterator[None]:
-        """Freeze the target; see `Target.frozen`."""
-        with self.target.frozen(device, layout), super().frozen(device):
-            yield
 
 
 @with_autograd
