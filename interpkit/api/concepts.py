@@ -1,4 +1,4 @@
-"""`concepts`: what a layer of a classifier tells apart, as a dictionary learned from the samples of an inversion."""
+"""`concepts`: decomposes the features of a layer by a dictionary that is learned from the samples of an inversion."""
 
 from __future__ import annotations
 
@@ -34,10 +34,11 @@ from interpkit.runtime.devices import choose_device
 SCHEMA = 1
 FOLDER, FIGURES, TENSORS, PAGE = "concepts", "concepts.json", "concepts.safetensors", "report.html"
 STRONGEST = 6
-"""Images of a concept that are kept, of the `SHOWN` concepts with the largest effect."""
+"""Images that are kept of each of the `SHOWN` concepts."""
 SHOWN = 24
 RARE, OFTEN = 0.1, 0.005
-"""A concept fires on one kind of images only if it fires on this share of them, and on the other at a tenth of that."""
+"""A concept fires on one kind of images only if it fires on at least ``OFTEN`` of them, and at most ``RARE`` times as
+often on the other kind."""
 
 
 @dataclass
@@ -47,9 +48,9 @@ class Concepts:
     Attributes:
         target: the classifier.
         layer: the layer.
-        dictionary: what turns its features into concepts and back.
-        record: all figures, as ``concepts.json`` has them.
-        pictures: (U, *input_shape) in [0, 1], the strongest samples of the concepts in ``record["concepts"]``.
+        dictionary: converts its features to codes of concepts and back.
+        record: all figures, as in ``concepts.json``.
+        pictures: (U, *input_shape) in [0, 1], the strongest samples of the first concepts in ``record["concepts"]``.
         codes: (N, n), how strongly each concept is present in each sample; empty if the concepts were loaded.
         maps: (U', C, H, W), where the concepts are in the first of these; empty for vectors.
     """
@@ -69,9 +70,14 @@ class Concepts:
         return ConceptTarget(self.target, self.layer, self.dictionary, names)
 
     def where(self, images: Tensor, concept: int | str, device: str = "auto") -> Tensor:
-        """Return where in each image, (N, *input_shape) in [0, 1], a concept is, by name or number: (N, 1 or C, H, W).
+        """Return maps (N, 1 or C, H, W) of where a concept is in images (N, *input_shape) in [0, 1].
 
-        Where the layer has a grid, these are the concept's codes on it; elsewhere they are attributions.
+        If the layer has a grid, these are the concept's codes on it; otherwise they are attributions.
+
+        Args:
+            images: the images.
+            concept: the name or the number of the concept.
+            device: device to compute on.
         """
         images, number = checked_images(self.target, images), self.detector.class_number(concept)
         return found_by.maps(self.detector, images, torch.full((len(images),), number), device)
@@ -79,7 +85,7 @@ class Concepts:
     def save(self, folder: str | Path) -> Path:
         """Write concepts.json, concepts.safetensors and report.html into a folder; return the folder.
 
-        Names that an earlier call gave to the same concepts stay.
+        Names that an earlier call gave to the same concepts are kept.
         """
         from interpkit.report.concepts import write_concepts
 
@@ -118,17 +124,17 @@ def concepts(
     seed: int = 0,
     device: str = "auto",
 ) -> Concepts:
-    """Learn the concepts that a layer's features are sums of, from the samples of an inversion and so without data.
+    """Learn concepts whose sums approximate a layer's features, from the samples of an inversion and thus without data.
 
     Args:
         model: an inversion or the folder of a run; or a classifier, which needs ``images``.
         images: images to learn from in place of the run's samples: (N, *input_shape) in [0, 1], or a path.
-        layer: a layer, ``NAME`` or ``NAME:in``; that before the last linear one if omitted.
-        reference: real images with labels, a path or (images, labels), to judge the concepts on.
-        learn_from: ``reference`` and ``both`` use every other reference image, and judge on the rest. Only a dictionary
-            of ``both`` can have concepts that the samples lack.
+        layer: a layer, ``NAME`` or ``NAME:in``; the one before the last linear layer if omitted.
+        reference: real images with labels, a path or (images, labels), to evaluate the concepts on.
+        learn_from: ``reference`` and ``both`` learn from every other reference image, and evaluate on the rest. A
+            dictionary learned from ``samples`` alone can hardly have concepts that the samples lack.
         dictionary: ``topk``, a sparse auto-encoder; ``nmf``; or a function that learns a `Dictionary` from (N, D).
-        latents: the number of concepts: 256, and 32 of ``nmf``, if omitted.
+        latents: the number of concepts; if omitted, 256, or 32 for ``nmf``.
         active: the most concepts at one position, for ``topk``.
         count: the number of samples to draw.
         steps: steps of the dictionary's training; 2,000 if omitted.
@@ -229,8 +235,8 @@ def load_concepts(
 
     Args:
         folder: a run with concepts, or the folder that they were written to.
-        target: the classifier; that of the run if omitted.
-        dictionary: an unfitted dictionary of the same kind and size, if it was a third party's.
+        target: the classifier; the run's own if omitted.
+        dictionary: an untrained dictionary of the same kind and size, if the stored one is of a class of your own.
 
     Raises:
         RunError: there are no concepts, or a file is damaged.
@@ -299,7 +305,7 @@ def _samples(
 
 
 def _reference(reference: str | Path | tuple[Tensor, Tensor], target: Target) -> Tensor:
-    """Return real images, of which the target must classify more than chance as they are labeled."""
+    """Return real images; the target must classify them as they are labeled more often than by chance."""
     if isinstance(reference, tuple):
         images, labels = checked_images(target, reference[0]), reference[1]
     else:
@@ -318,7 +324,7 @@ def _reference(reference: str | Path | tuple[Tensor, Tensor], target: Target) ->
 
 
 def _only(found: Found, their: Found) -> dict[str, list[int]]:
-    """Return the concepts that fire on one kind of images and, beside that, hardly on the other."""
+    """Return the concepts that fire on one kind of images and hardly on the other."""
 
     def alone(one: Tensor, other: Tensor) -> list[int]:
         places: list[int] = ((one >= OFTEN) & (other <= RARE * one)).nonzero()[:, 0].tolist()
@@ -342,8 +348,8 @@ def _row(
 ) -> dict[str, Any]:
     """Return the figures of a concept.
 
-    ``selectivity`` is the share of its mean activation that the class has in which it is strongest, and ``effect`` the
-    largest change of a logit when it is taken out of its strongest samples.
+    ``selectivity`` is its mean activation in the class where that is largest, as a share of the sum over all classes;
+    ``effect`` is the largest change of a logit when the concept is removed from its strongest samples.
     """
     codes, names = found.codes[:, concept], detector.target.class_names
     labels, here = found.predicted.unique(return_inverse=True)

@@ -1,4 +1,4 @@
-"""`reconstruct`: the pictures that go with given answers of a classifier, by a decoder trained on such answers."""
+"""`reconstruct`: decodes answers of a classifier into pictures, with a decoder trained on such answers."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from interpkit.runtime.devices import choose_device
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """Answers of a classifier, and the pictures that go with them, in the order of the input; all on the CPU.
+    """Answers of a classifier, and the pictures decoded from them, in the order of the input; all on the CPU.
 
     Attributes:
         target: the classifier.
@@ -51,7 +51,7 @@ class Reconstruction:
         return None if self.originals is None else (self.images - self.originals).square().flatten(1).mean(1)
 
     def rows(self) -> list[dict[str, Any]]:
-        """Return a record for each answer: its class, confidence, whether the class is kept, and the error."""
+        """Return a record for each answer: class, confidence, whether the picture keeps the class, and error."""
         confidence, label = self.predictions.max(1)
         records: list[dict[str, Any]] = [
             {
@@ -67,7 +67,7 @@ class Reconstruction:
         return records
 
     def save(self, path: Path) -> list[Path]:
-        """Write the tensors, and for images a picture of the first 50 beside it, each beside its original.
+        """Write the tensors, and for images also a ``.png`` of the first 50, each beside its original if there is one.
 
         Args:
             path: a ``.safetensors`` file; it holds ``images`` (and ``originals``) as uint8, or as float32 in the units
@@ -102,10 +102,10 @@ def reconstruct(
     logits: bool = False,
     device: str = "auto",
 ) -> Reconstruction:
-    """Return the pictures that go with answers of a classifier: those to given images, or given ones.
+    """Decode answers of a classifier into pictures: its answers to ``images``, or those in ``predictions``.
 
     Args:
-        inversion: with a generator whose conditioner accepts answers; see `Conditioner.of_answers`.
+        inversion: an inversion with a generator whose conditioner accepts answers; see `Conditioner.of_answers`.
         images: (N, *input_shape) in [0, 1], or a picture, a folder of pictures, or a file of images; the target
             answers each of them once.
         predictions: (N, n) probabilities, or a file of them (``.npy``, ``.npz``, ``.safetensors``, ``.csv``).
@@ -160,7 +160,7 @@ def reconstruct(
 
 
 def _decoded(inversion: GeneratorInversion, answers: Tensor) -> Tensor:
-    """Return the pictures of answers, (B, n), at the generator's zero latent."""
+    """Return the pictures decoded from answers, (B, n), with a latent of zeros."""
     generator, conditioner = inversion.generator, inversion.conditioner
     with sampling_mode(generator, dropout=False), sampling_mode(conditioner, dropout=False):
         condition = contracts.condition_of(conditioner, answers)
@@ -169,7 +169,7 @@ def _decoded(inversion: GeneratorInversion, answers: Tensor) -> Tensor:
 
 
 def _images(given: Tensor | str | Path, target: Target) -> Tensor:
-    """Return images, (N, *input_shape) in [0, 1], whose labels do not matter."""
+    """Return images, (N, *input_shape) in [0, 1]; any labels are ignored."""
     if isinstance(given, Tensor):
         return checked_images(target, given)
     if Path(given).suffix.lower() in (*PICTURE_ENDINGS, ".safetensors"):

@@ -1,4 +1,4 @@
-"""`DataOptions` and `PictureOptions`: how a component receives images, so that a run can be repeated."""
+"""`DataOptions` and `PictureOptions`: options for reading images, recorded so that a run can be repeated."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ log = logging.getLogger("interpkit")
 
 
 class ReadingOptions(Options):
-    """What `DataOptions` and `PictureOptions` share: the option ``data``, and its record in the manifest.
+    """Base class of `DataOptions` and `PictureOptions`: the option ``data``, and its record in the manifest.
 
     The manifest of a run records the sha256 of the images. A run can only be resumed with the same ones; if a run is
     repeated from a recipe and they have changed, interpkit logs a warning.
@@ -37,11 +37,11 @@ class ReadingOptions(Options):
 
     @property
     def source(self) -> str:
-        """What the component reads, for the manifest; empty if nothing."""
+        """The path or name of what the component reads, for the manifest; empty if it reads nothing."""
         return self.data or ""
 
     def record(self, target: Target) -> dict[str, str]:
-        """Return the manifest's entry for the images: their ``path``, and the ``sha256`` of what is read of them.
+        """Return the manifest's entry for the images: their ``path``, and the ``sha256`` of their content.
 
         Raises:
             UsageError: the option is not set, or the images cannot be read or do not fit the target.
@@ -97,7 +97,7 @@ class DataOptions(ReadingOptions):
 class PictureOptions(ReadingOptions):
     """Base class of the ``Options`` of a component that learns from pictures without labels, such as public ones.
 
-    Where the pictures have labels, they are ignored, so any classes will do. The manifest records the sha256 of the
+    Any labels of the pictures are ignored, so they may show any classes. The manifest records the sha256 of the
     pictures, as for `DataOptions`.
 
     Example:
@@ -122,7 +122,7 @@ class PictureOptions(ReadingOptions):
     def pictures(self, target: Target, least: int = 1) -> Tensor:
         """Return the pictures, (N, *input_shape) float32 in [0, 1].
 
-        With ``training``, a warning says how many of them are among the target's own training images, in 8 bits.
+        With ``training``, a warning reports how many of them equal one of the target's own training images in 8 bits.
 
         Args:
             target: the classifier.
@@ -158,5 +158,5 @@ class PictureOptions(ReadingOptions):
 
 
 def _in_8_bits(images: Tensor) -> list[bytes]:
-    """Return the bytes of each image in 8 bits."""
+    """Return the bytes of each image, rounded to 8 bits."""
     return [row.tobytes() for row in (images * 255).round().to(torch.uint8).flatten(1).numpy()]

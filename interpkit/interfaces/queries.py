@@ -1,4 +1,4 @@
-"""`Queries`: what a target answers to an outsider, who has no gradient, counted and paid for once."""
+"""`Queries`: a target's answers to an outsider, who has no gradient; each query is counted, and its answer kept."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ from interpkit.runtime.recorder import Recorder, Resumable
 
 
 class QueryOptions(Options):
-    """Base class of the ``Options`` of a component that uses a target's answers alone: how many, and how fast."""
+    """Base class of the ``Options`` of a component that uses a target's answers alone: the budget and the pace."""
 
     budget: int | None = Field(None, ge=1, description="most images that the classifier is asked about; any if omitted")
     pause: float = Field(0.0, ge=0, le=60, description="seconds to wait after each batch of queries")
 
 
 class Queries:
-    """Asks a target about images, batch by batch, without a gradient, and counts the images.
+    """Classifies images with a target, batch by batch and without a gradient, and counts the images.
 
     Args:
         target: the classifier, on the device of the run.
         options: the budget and the pause.
-        batch_size: the most images that are asked about at once.
+        batch_size: the most images in one batch.
         device: the device of the run.
 
     Attributes:
-        asked: how many images the target has been asked about.
+        asked: how many images the target has classified.
         answers: (M, n), the logits of the first M images of `collect`, on the CPU.
 
     Example:
@@ -64,7 +64,7 @@ class Queries:
 
     @property
     def left(self) -> int | None:
-        """How many more images the target may be asked about; None without a budget."""
+        """How many more images the budget allows; None without a budget."""
         return None if self.options.budget is None else self.options.budget - self.asked
 
     @torch.no_grad()
@@ -72,7 +72,7 @@ class Queries:
         """Return the target's logits, (B, n), for images (B, *input_shape) in [0, 1]; on the device of the run.
 
         Raises:
-            UsageError: the budget does not allow so many.
+            UsageError: the budget does not allow so many images.
             RunError: the target fails, or an answer is not finite.
         """
         if self.left is not None and len(images) > self.left:
@@ -98,10 +98,10 @@ class Queries:
         return torch.cat(logits)
 
     def collect(self, images: Tensor, recorder: Recorder, state: Resumable) -> Tensor:
-        """Return the target's logits, (N, n), for images (N, *input_shape); ask only about those without an answer yet.
+        """Return the target's logits, (N, n), for images (N, *input_shape); query only those without an answer yet.
 
-        If the classifier fails or the user stops the run, a checkpoint keeps the answers so far. Call this before the
-        first step.
+        If the classifier fails or the user stops the run, the answers so far are kept in a checkpoint. Call this before
+        the first step.
 
         Args:
             images: in [0, 1]; the same ones, in the same order, as before the run was interrupted.
@@ -109,9 +109,9 @@ class Queries:
             state: what a checkpoint saves, with this object's `state_dict` in it.
 
         Raises:
-            UsageError: the budget does not allow so many.
+            UsageError: the budget does not allow so many images.
             RunError: the classifier fails.
-            KeyboardInterrupt: asked to stop.
+            KeyboardInterrupt: the user stopped the run.
         """
         while len(self.answers) < len(images):
             recorder.part(len(self.answers), len(images), "queries", 0)
@@ -132,10 +132,10 @@ class Queries:
         return {"asked": self.asked, "answers": self.answers}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Restore such a state.
+        """Restore the answers and the count from a checkpoint.
 
         Raises:
-            RunError: it is of another classifier.
+            RunError: the checkpoint is of another classifier.
         """
         answers = state_dict.get("answers")
         if not isinstance(answers, Tensor) or answers.shape[1:] != self.answers.shape[1:]:

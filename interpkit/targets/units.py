@@ -21,10 +21,10 @@ log = logging.getLogger("interpkit")
 
 UNIT = re.compile(r"(?P<layer>.+?(:in)?):(?P<channels>\d+(,\d+)*)")
 SHARE = 0.99
-"""The share of plausible images that excite a unit less than images that count as its own."""
+"""An image counts as a unit's if it excites the unit more than this share of plausible images do."""
 CHANNELS_LAST = (nn.Linear, nn.LayerNorm)
 IN_ROWS = (nn.Conv1d, nn.BatchNorm1d, nn.MaxPool1d, nn.AvgPool1d)
-"""Their outputs (B, C, L) have the channels first; those (B, T, D) of other layers have tokens first."""
+"""Their outputs (B, C, L) have the channels first; 3-D outputs of other layers, (B, T, D), have tokens first."""
 
 
 class Units(nn.Module):
@@ -39,14 +39,14 @@ class Units(nn.Module):
     Args:
         target: the classifier; no reference to it is kept.
         names: the units, ``LAYER:CHANNEL`` or ``LAYER:CHANNEL,CHANNEL``; ``LAYER`` as in `Target.respond`.
-        directions: by a name of your own, a layer and a direction in the space of its channels, (C,): a concept.
+        directions: a name of your own -> a layer, and a direction in the space of its channels, (C,), e.g. a concept.
 
     Attributes:
-        names: the units' names, K.
-        layers: the layers that a response must have.
+        names: the names of the K units.
+        layers: the layers whose features a response must contain.
 
     Raises:
-        UsageError: a layer, a channel or a direction does not fit; the message says what the layer has.
+        UsageError: a layer, a channel or a direction does not fit; the message names what exists.
 
     Example:
         >>> import torch
@@ -90,7 +90,7 @@ class Units(nn.Module):
             )
 
     def forward(self, response: Response) -> Tensor:
-        """Return the units' logits, (B, K), from a response that has `layers`."""
+        """Return the units' logits, (B, K), from a response with the features of `layers`."""
         pooled = {layer: self._pooled(response, layer) for layer in self.layers}
         return (self._activations(pooled) - self.level) / self.spread
 
@@ -108,10 +108,10 @@ class Units(nn.Module):
 
 
 class UnitTarget(TargetAround):
-    """A target whose classes are units of another target; `units` makes it.
+    """A target whose classes are units of another target; create it with `units`.
 
-    Its logits are those of `Units`. Units do not exclude each other (`Target.multi_label`). A single unit z becomes two
-    classes that do, with the logits (-z/2, z/2).
+    Its logits are those of `Units`. Units do not exclude each other (`Target.multi_label`), except that a single unit
+    with the logit z becomes two exclusive classes with the logits (-z/2, z/2).
     """
 
     def __init__(self, target: Target, read: Units, stated: Sequence[str]) -> None:
@@ -145,7 +145,7 @@ def units(
     Args:
         target: the classifier.
         names: the units; see `Units`.
-        directions: further ones by name; see `Units`. A run with them needs the target again when it is loaded.
+        directions: further units by name; see `Units`. To load a run with directions, pass the target again.
 
     Raises:
         UsageError: as for `Units`.
@@ -189,7 +189,7 @@ def _direction(target: Target, name: str, layer: str, which: int | Tensor, chann
 
 
 def _has_channels_last(target: Target, layer: str) -> bool | None:
-    """Return whether a layer's channels come last; None if only where there are tokens, (B, T, C)."""
+    """Return whether a layer's channels come last; None if they do only in outputs of tokens, (B, T, C)."""
     module = target.layers().get(layer.removesuffix(":in"))
     return True if isinstance(module, CHANNELS_LAST) else False if isinstance(module, IN_ROWS) else None
 
@@ -202,6 +202,6 @@ def _images(shape: Sequence[int]) -> Tensor:
 
 
 def _example(target: Target) -> str:
-    """Return a unit of the last layer, and the layers' shapes from the last one on, which an error lists."""
+    """Return a unit of the last layer, and the shapes of the layers, last one first, for an error message."""
     shaped = [layer for layer in reversed(list_layers(target)) if layer.shape]
     return f"{shaped[0].name if shaped else 'LAYER'}:0 (layers: {listed(f'{la.name} {la.shape}' for la in shaped)})"

@@ -1,7 +1,7 @@
-"""What an outsider can see: pictures decoded from a classifier's answers, by a decoder trained on public pictures.
+"""Decodes a classifier's answers into pictures, as an outsider can, with a decoder trained on the outsider's pictures.
 
 Source: after Yang, Zhang, Chang & Liang, "Neural Network Inversion in Adversarial Setting via Background Knowledge
-Alignment" (CCS 2019), by the authors' code, yziqi/adversarial-model-inversion; the paper's figures were not at hand.
+Alignment" (CCS 2019), from the authors' code (yziqi/adversarial-model-inversion); the paper was not available to us.
 """
 
 from interpkit import Preset, Registration, hookimpl

@@ -1,4 +1,4 @@
-"""A decoder: from a condition's vector to the picture that goes with it."""
+"""A generator that decodes the vector of a condition into a picture."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ import interpkit
 from interpkit import Condition, ConditionSpec, Generator, UsageError
 
 DENSE = 4096
-"""The most numbers that a linear layer produces; larger images are doubled from there by convolutions."""
+"""The most values that the linear layers produce; convolutions enlarge these to larger images, doubling the sides."""
 
 
 class Decoder(Generator):
-    """Decodes the vector of a condition: two hidden layers, then the picture, which is doubled to its size if large.
+    """Decodes the vector of a condition by two hidden layers, followed by convolutions that enlarge large pictures.
 
-    The latent is noise on the vector, of the deviation ``jitter``: it smooths the decoder in training and varies its
-    samples. At zero the picture is that of the vector itself.
+    The latent is noise on the vector, with the standard deviation ``jitter``. It smooths the decoder in training and
+    varies its samples. With a latent of zeros, the vector itself is decoded.
 
-    Source: after Yang et al. (2019), whose decoder has transposed convolutions from 1 x 1 to 64 x 64. Pictures of up to
-    4,096 numbers come directly out of a linear layer here, which costs less.
+    Source: after Yang et al. (2019), whose decoder has transposed convolutions from 1 x 1 to 64 x 64. Here, a
+    linear layer produces pictures of up to 4,096 values directly, which costs less.
 
     Example:
         >>> import torch

@@ -1,4 +1,4 @@
-"""A decoder that learns pictures from a classifier's answers to them: inversion by background knowledge alignment."""
+"""Inversion by background knowledge alignment: a decoder learns to map a classifier's answers to pictures."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ log = logging.getLogger("interpkit")
 
 LEAST = 10
 WATCHED, WATCHES = 16, 100
-"""Reconstructions that the target classifies at a time, so that the history shows how many keep their class, and the
-number of times that it does so in a run."""
+"""How many reconstructions the target classifies at a time, for the inversion accuracy in the history, and how many
+times it does so in a run."""
 
 
 class Alignment(Inverter):
@@ -38,10 +38,10 @@ class Alignment(Inverter):
 
     .. math:: \min_G \; E_{x \sim \text{data}} \, \|G(\operatorname{trunc}_m(F(x))) - x\|^2
 
-    The target F answers each picture once, and no gradient of it is used. Further queries follow the training: 16
-    reconstructions, at most a hundred times. The conditioner turns answers into conditions (`Conditioner.of_answers`):
-    ``predictions`` keeps the m largest probabilities; the generator can be any. Pictures need no labels, and need not
-    be of the target's classes. A class that the target sees in none of them has no images.
+    The target F classifies each picture once, and its gradient is not used. Further queries monitor the training: 16
+    reconstructions, about a hundred times. The conditioner converts answers to conditions (`Conditioner.of_answers`);
+    ``predictions`` keeps the m largest probabilities. Any generator that accepts a vector will do. The pictures need no
+    labels and need not show the target's classes. A class to which the target assigns none of them stays empty.
 
     Source: after Yang et al., "Neural Network Inversion in Adversarial Setting via Background Knowledge Alignment"
     (2019).
@@ -127,7 +127,7 @@ class Alignment(Inverter):
 
 
 class _State(TrainingState):
-    """A training state with the target's answers, and the reconstructions that it classified last."""
+    """The training state, with the target's answers and the reconstructions that it classified last."""
 
     def __init__(
         self, trained: nn.Module, optimizer: torch.optim.Optimizer, rng: torch.Generator, queries: Queries
@@ -135,10 +135,10 @@ class _State(TrainingState):
         super().__init__(trained, optimizer, rng)
         self.queries = queries
         self.watched: list[Tensor] = []
-        """Images, the target's logits, and the classes of the answers that they were made for."""
+        """Reconstructions, the target's logits for them, and the classes of the answers that they were decoded from."""
 
     def watch(self, images: Tensor, labels: Tensor) -> None:
-        """Let the target classify reconstructions, unless the budget is used up."""
+        """Classify reconstructions with the target, unless the budget is used up."""
         if self.queries.left is None or self.queries.left >= len(images):
             self.watched = [images, self.queries(images), labels]
 
@@ -147,7 +147,7 @@ class _State(TrainingState):
         return {**super().state_dict(), **self.queries.state_dict(), "watched": self.watched}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore such a state."""
+        """Restore a state that `state_dict` returned."""
         super().load_state_dict(state_dict)
         self.queries.load_state_dict(state_dict)
         device = self.queries.device

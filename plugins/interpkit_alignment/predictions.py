@@ -1,4 +1,4 @@
-"""Conditions that are a classifier's own answers, as an outsider receives them: the m largest probabilities."""
+"""Conditions made of a classifier's answers, as an outsider receives them: the m largest probabilities."""
 
 from __future__ import annotations
 
@@ -10,26 +10,27 @@ import interpkit
 from interpkit import Condition, Conditioner, ConditionSpec
 
 KEPT, MOST_NUMBERS = 200, 5_000_000
-"""Answers of a class that are kept to draw from, and numbers in all of them together."""
+"""The most answers of a class that are kept to draw from, and the most probabilities in all of them together."""
 SURE = 0.9
-"""The probability of the class in the answers that are drawn before any were learned."""
+"""The probability of the class in the answers that are drawn for a class without learned ones."""
 FINEST = 17.0
-"""Largest log-odds: those of the last probability below 1 in 32 bits, in which an outsider receives it, are 16.6."""
+"""The largest log-odds. Those of the largest probability below 1 that float32 can represent are 16.6."""
 
 
 class PredictionConditioner(Conditioner):
-    r"""The m largest probabilities of an answer as log-odds in their places, and which places those are.
+    r"""Conditions on the m largest probabilities of an answer, as log-odds, and on which classes they belong to.
 
     .. math:: v_k = \left(\log \frac{p_k}{1 - p_k} - \mu_k\right) / \sigma_k
         \text{ for the } m \text{ largest } p_k, \quad v_k = 0 \text{ elsewhere}
 
-    with the log-odds clamped to [-c, 17], and their mean and deviation over the answers learned. If m < n, a 1 for each
-    of the m places and a 0 for the others follow. `sample` draws some of those answers; of a class that had none, an
-    answer that is sure of the class. The distribution is that of the m probabilities, with what they leave spread
-    evenly over the other classes.
+    with the log-odds clamped to [-c, 17], and with their mean and standard deviation over the learned answers. If
+    m < n, n numbers follow: 1 for each of the m classes, 0 for the others. `sample` draws from the learned answers; for
+    a class without any, it uses an answer that is sure of the class. The distribution consists of the m probabilities,
+    with the remainder spread evenly over the other classes.
 
     Source: after Yang et al., "Neural Network Inversion in Adversarial Setting via Background Knowledge Alignment"
-    (2019), who shift log-probabilities by c = 50. Log-odds tell sure answers apart, whose log-probability is nearly 0.
+    (2019), who shift log-probabilities by c = 50. Log-odds distinguish sure answers, whose
+    log-probabilities are all nearly 0.
 
     Example:
         >>> import torch
@@ -71,7 +72,7 @@ class PredictionConditioner(Conditioner):
 
     @property
     def spec(self) -> ConditionSpec:
-        """A vector of the length n, or 2n if answers are truncated."""
+        """A vector of length n, or 2n if answers are truncated."""
         return ConditionSpec(self.num_classes * (1 if self.m == self.num_classes else 2))
 
     def learn_answers(self, answers: Tensor) -> None:
@@ -98,7 +99,7 @@ class PredictionConditioner(Conditioner):
         return self._condition(self.kept[labels, row], self.places[labels, row])
 
     def _truncated(self, answers: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the m largest probabilities of answers, and their places; both (B, m)."""
+        """Return the m largest probabilities of answers, and their classes; both (B, m)."""
         p, places = answers.float().softmax(1).topk(self.m, 1)
         return p, places
 
@@ -106,7 +107,7 @@ class PredictionConditioner(Conditioner):
         return (p.log() - (-p).log1p()).clamp(-self.options.c, FINEST)
 
     def _standardize_by(self, p: Tensor, places: Tensor) -> None:
-        """Take the mean and deviation of the log-odds at each place, over the answers that have it; 0 and 1 if none."""
+        """Set each class's mean and deviation of log-odds, over the answers that contain the class; 0 and 1 if none."""
         odds, sums = self._log_odds(p), p.new_zeros(3, self.num_classes)
         for power in range(3):
             sums[power].index_add_(0, places.flatten(), odds.flatten() ** power)

@@ -1,8 +1,8 @@
-"""An ensemble of other classifiers: where its members disagree, an image is none that a classifier can be sure of.
+"""Keeps images where an ensemble of other classifiers is certain of the class.
 
 After Autoinverse (Ansari et al. 2022), which inverts an ensemble of surrogates and stays where their predictive
-uncertainty is low. The method was published for regression; its text could not be read. For classifiers, the two
-uncertainties are those of the members' class probabilities: mutual information, and the entropy of the mean.
+uncertainty is low. The method was published for regression, and we could not read its text. For classifiers, we use two
+uncertainties of the members' class probabilities: their mutual information, and the entropy of their mean.
 """
 
 from interpkit import Preset, Registration, hookimpl

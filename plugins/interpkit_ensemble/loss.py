@@ -1,4 +1,4 @@
-"""How uncertain an ensemble of other classifiers is, as a term of the inversion loss."""
+"""Uncertainty of an ensemble of other classifiers, as a term of the inversion loss."""
 
 from __future__ import annotations
 
@@ -17,28 +17,28 @@ from interpkit import DataOptions, InversionBatch, InversionLoss, Target, UsageE
 from interpkit_ensemble.members import answers, device_of, load_members, train_members
 
 USUAL = 4
-"""The number of members that are trained where the user names only the data."""
+"""The number of members that are trained if the user names only the data."""
 
 
 class Disagreement(InversionLoss):
-    r"""Uncertainty of an ensemble about an image: its members' disagreement, and the entropy of what they say together.
+    r"""Uncertainty of an ensemble about an image: its members' disagreement, and the entropy of their mean answer.
 
     .. math:: L = \frac{1}{B} \sum_b \Big[ \underbrace{H(\bar q_b) - \tfrac{1}{K} \textstyle\sum_k H(q_{kb})}_{I_b}
               + \beta \, H(\bar q_b) - \gamma \log \bar q_b(y_b) \Big],
               \qquad \bar q_b = \tfrac{1}{K} \textstyle\sum_k q_{kb}
 
-    q are the class probabilities of K members, H is Shannon's entropy in nats. The mutual information I is the part of
-    the uncertainty that more data would remove (epistemic): it is large where the members were not told what to
-    say. It lies between 0 and log min(K, n), H between 0 and log n. The last term keeps the class: without it the
-    members may all be sure of another one than the target is. Of a multi-label target, H sums over the labels.
+    q are the class probabilities of K members, and H is Shannon's entropy in nats. The mutual information I is the part
+    of the uncertainty that more data would remove (epistemic). It is between 0 and log min(K, n), and H between 0 and
+    log n. The last term keeps the class: without it, the members may all be sure of a class that the target is not sure
+    of. For a multi-label target, H sums over the labels.
 
-    Members come from files (``members``), or are small networks that are trained for it when the term is built, on
-    labeled images (``data``), each on a sample of them with replacement and from weights of its own.
-    Their training depends on their options alone, so a run that is resumed, or read, has the same members again.
+    Members come from files (``members``), or are small networks that are trained on labeled images (``data``) when the
+    term is built, each from its own random weights and on its own sample of the images, drawn with replacement. Their
+    training depends on the data and the options alone, so a run that is resumed or loaded has the same members.
 
     Sources: BALD (Houlsby et al. 2011) for the mutual information, deep ensembles (Lakshminarayanan et al. 2017).
-    After Autoinverse (Ansari et al. 2022), which weighs an ensemble's epistemic and aleatoric variance against
-    the error of its mean, in regression; its text was not available, so this is not a reproduction.
+    After Autoinverse (Ansari et al. 2022), which weighs an ensemble's epistemic and aleatoric variance against the
+    error of its mean, in regression. Its text was not available to us, so this is not a reproduction.
 
     Example:
         >>> import numpy, torch
@@ -73,7 +73,7 @@ class Disagreement(InversionLoss):
         @field_validator("members", mode="before")
         @classmethod
         def _files(cls, members: Any) -> Any:
-            """Split what was typed at commas, and record absolute paths, so that the run can be repeated anywhere."""
+            """Split a text at commas, and record absolute paths, so that the run can be repeated from any folder."""
             members = members.split(",") if isinstance(members, str) else members
             if not isinstance(members, list | tuple):
                 return members  # to be refused
@@ -81,7 +81,7 @@ class Disagreement(InversionLoss):
 
         @property
         def source(self) -> str:
-            """The data and the members."""
+            """The data and the files of members."""
             return ", ".join(filter(None, [self.data, *self.members]))
 
         def record(self, target: Target) -> dict[str, str]:
@@ -135,7 +135,7 @@ class Disagreement(InversionLoss):
 
 
 def _logs(logits: Tensor, target: Target) -> Tensor:
-    """Return log q, (B, n); of labels that do not exclude each other log q and log (1 - q), (B, 2n)."""
+    """Return log q, (B, n); for labels that do not exclude each other, log q and log (1 - q), (B, 2n)."""
     if target.multi_label:
         return F.logsigmoid(torch.cat([logits, -logits], 1))
     return logits.log_softmax(1)

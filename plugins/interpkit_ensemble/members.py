@@ -1,4 +1,4 @@
-"""The members of an ensemble: classifiers from files, and small ones that are trained for it."""
+"""The members of an ensemble: classifiers from files, and small networks that are trained for it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ RATE = 4e-3
 SHIFT = 0.07
 """The most that a training image is shifted, as a share of its side."""
 BLENDED = 0.7
-"""The share of the training images that are blended with something else."""
+"""The share of the training images that are blended with a random field."""
 WIDTH, HIDDEN = 16, 64
 SIDE = 8
 """Convolutions halve the sides of an image until the shorter one is at most this."""
@@ -25,8 +25,8 @@ def load_members(paths: Sequence[str], target: Target) -> list[Target]:
     """Load classifiers that accept the target's images and have its classes.
 
     Raises:
-        UsageError: one differs from the target in its inputs or classes, passes no gradient, or is the target itself or
-            another member again.
+        UsageError: a member differs from the target in its inputs or classes, passes no gradient, or is the same
+            classifier as the target or an earlier member.
         ModelError: a file cannot be loaded.
     """
     members: list[Target] = []
@@ -63,7 +63,7 @@ def load_members(paths: Sequence[str], target: Target) -> list[Target]:
 
 
 def answers(member: nn.Module, images: Tensor, target: Target) -> Tensor:
-    """Return a member's logits of images in [0, 1]; vectors are converted from the target's input range to its own."""
+    """Return a member's logits for images in [0, 1]; vectors are converted from the target's range to its own."""
     if isinstance(member, Target) and images.dim() == 2 and member is not target:
         images = member.to_unit(target.from_unit(images))
     logits: Tensor = member(images)
@@ -77,26 +77,26 @@ def device_of(module: nn.Module) -> torch.device:
 
 @torch.enable_grad()
 def train_members(target: Target, data: LabelledImages, count: int, steps: int, *, taught: bool) -> nn.ModuleList:
-    r"""Train small networks to know the classes, and how sure they may be of them.
+    r"""Train small networks to recognize the classes, and to be unsure of images that show none.
 
-    Each sees a sample of the images, with replacement and as many as there are (bagging, Breiman 1996), from random
-    weights of its own. Most images x it sees blended with a random field u, which shows nothing of any class:
+    Each starts from its own random weights and is trained on its own sample of the images, as many as there are, drawn
+    with replacement (bagging, Breiman 1996). Most images x are blended with a random field u, which shows no class:
 
     .. math:: \tilde x = (1 - a) x + a u, \qquad \tilde q = (1 - a) q + a / n, \qquad a \sim U(0, 1)
 
-    with q the label, or the target's answer, and n classes (1/2 for 1/n, if they do not exclude each other). So the
-    members grow surer all along the way from noise to an image, where a network that has only seen images is sure
-    almost everywhere. After mixup (Zhang et al. 2018).
+    with q the label, or the target's answer, and n classes (1/2 instead of 1/n if they do not exclude each other). The
+    members thus become gradually surer on the way from noise to an image, whereas a network that has only seen images
+    is sure almost everywhere. After mixup (Zhang et al. 2018).
 
     Args:
         target: the classifier whose classes they learn.
         data: labeled images in [0, 1].
         count: the number of members.
-        steps: batches that each is trained on.
-        taught: teach them the target's probabilities instead of the labels.
+        steps: number of batches that each is trained on.
+        taught: whether to train them on the target's probabilities instead of the labels.
 
     Raises:
-        UsageError: a class has no image, so the members would never answer it.
+        UsageError: a class has no image, so the members could not learn it.
     """
     device = device_of(target)
     images, labels = data.images, data.labels
@@ -137,7 +137,7 @@ def train_members(target: Target, data: LabelledImages, count: int, steps: int, 
 
 
 def network(input_shape: tuple[int, ...], num_classes: int) -> nn.Sequential:
-    """Return a small network without layers that behave otherwise in training, so that it needs no mode."""
+    """Return a small network without layers that behave differently in training and evaluation."""
     layers: list[nn.Module] = []
     if len(input_shape) == 1:
         layers += [nn.Linear(input_shape[0], HIDDEN), nn.ReLU()]
@@ -154,7 +154,7 @@ def network(input_shape: tuple[int, ...], num_classes: int) -> nn.Sequential:
 
 
 def random_fields(images: Tensor, rng: torch.Generator) -> Tensor:
-    """Return random fields in [0, 1] of the shape of images: between smooth and noise, and between dark and bright."""
+    """Return random fields in [0, 1] of the shape of the images, from smooth to noisy and from dark to bright."""
     each = (len(images), *[1] * (images.dim() - 1))
     noise = torch.randn(images.shape, generator=rng)
     if images.dim() == 4:

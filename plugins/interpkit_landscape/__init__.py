@@ -1,4 +1,4 @@
-"""A learned map in front of the pixels, with which a few steps of descent suffice: ``landscape`` and its preset."""
+"""A learned map from points to images, with which a few steps of descent suffice: ``landscape`` and its preset."""
 
 from interpkit import Preset, Registration, hookimpl
 from interpkit_landscape.inverter import Landscape

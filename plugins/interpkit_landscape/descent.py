@@ -1,4 +1,4 @@
-"""Gradient descent in Z, through a learned map from Z to images."""
+"""Gradient descent in Z, the space of points, through a learned map theta from Z to images."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from interpkit import Condition, GeneratedBatch, InversionLoss, ObjectiveValue, 
 
 KERNEL = 5
 SMALL = 0.1
-"""What r is multiplied by: its weights may then take large steps without saturating the images."""
+"""The factor of r, so that its weights may take large steps without saturating the images."""
 TINY = 1e-20
 
 
@@ -21,8 +21,8 @@ class Theta(nn.Module):
     r"""Maps points of Z to images, :math:`x = \mathrm{sigmoid}(z + r(z, y))`, where r is zero before the training.
 
     r has two hidden layers of ``width`` channels, normalized over each image: convolutions for images (C, H, W), linear
-    layers for vectors (D,). The label y adds a learned number to each channel of the first. A convolution is the same
-    everywhere, so r cannot hold a picture of a class.
+    layers for vectors (D,). The label y adds a learned number to each channel of the first. Convolutions are the same
+    at every position, so r can hardly store a picture of a class.
     """
 
     def __init__(self, shape: tuple[int, ...], num_classes: int, width: int) -> None:
@@ -49,7 +49,7 @@ class Theta(nn.Module):
 
 @dataclass(eq=False)
 class Descent:
-    r"""Steps of one length against the gradient of the objective L with respect to z.
+    r"""Steps of equal length against the gradient of the objective L with respect to z.
 
     .. math:: z_{t+1} = z_t - \alpha \, g_t / \mathrm{rms}(g_t), \qquad g_t = \nabla_z L(\theta(z_t), y)
 
@@ -59,7 +59,7 @@ class Descent:
         theta: the map.
         steps: T, the number of steps.
         rate: alpha, the root mean square of a step.
-        autocast: the precision of the networks.
+        autocast: the context that sets the precision of the networks.
         micro_batch: images in memory at a time; all if None.
         trained: theta and the terms, which may have parameters of their own.
     """
@@ -80,7 +80,7 @@ class Descent:
     def value(
         self, z: Tensor, labels: Tensor, progress: float, rng: torch.Generator
     ) -> tuple[GeneratedBatch, ObjectiveValue]:
-        """Return the images of points (B, *shape), and L."""
+        """Return the images of points (B, *shape), and their objective L."""
         with self.autocast:
             images = self.theta(z, labels).float()
         one_hot = F.one_hot(labels, self.target.num_classes).float()

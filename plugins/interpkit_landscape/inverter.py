@@ -1,4 +1,4 @@
-"""The inverter ``landscape``: a map from Z to images is trained so that few steps of descent in Z suffice."""
+"""The inverter ``landscape``: trains a map from Z to images so that a few steps of descent in Z suffice."""
 
 from __future__ import annotations
 
@@ -33,21 +33,22 @@ END = "after descent"
 
 
 class Landscape(Inverter):
-    r"""Learns a map theta from Z to images through which few steps of descent in Z reach a low objective.
+    r"""Learns a map theta from Z to images with which a few steps of descent in Z reach a low objective.
 
     .. math:: \min_\theta \; \mathbb{E}_{t, y} \, L(\theta(z_t, y), y), \qquad
               z_{t+1} = z_t - \alpha \, g_t / \mathrm{rms}(g_t), \quad g_t = \nabla_z L(\theta(z_t, y), y)
 
-    L are the recipe's terms, Z has the shape of an image, z_0 is standard normal, and :math:`t = 0, \dots, T`. A step
-    of the run alternates the two: with theta frozen, a batch of points takes T steps and its paths go into a buffer;
-    then theta takes ``updates`` steps of Adam, as the recipe's ``optimizer`` says: the first at the new ends of the
-    paths, the others at random points of the buffer. The history records L as its mean over the new paths and, as
-    ``after descent``, at their ends. An image is drawn by T steps from a new point, so the run can draw any number.
+    L are the recipe's terms, Z has the shape of an image, z_0 is standard normal, and :math:`t = 0, \dots, T`. Each
+    step of the run alternates the two. First, with theta frozen, a batch of points takes T steps, and its paths go into
+    a buffer. Then theta takes ``updates`` steps of Adam with the recipe's ``optimizer`` settings: the first at the ends
+    of the new paths, the others at random points of the buffer. The history records the mean of L over the new paths
+    and, as ``after descent``, L at their ends. An image is drawn by T steps from a new point, so the run can draw any
+    number.
 
     Source: after Liu et al., "Landscape Learning for Neural Network Inversion" (2022), which inverts generators and
-    other networks that have one answer for an input. Not verified, because neither the code nor these details could be
-    found: the architecture of theta, the rate, the size of the buffer. The steps of equal length are ours: so a rate
-    means the same for every classifier.
+    other networks. We could not verify the architecture of theta, the rate and the size of the buffer, because we found
+    neither the code nor these details. The steps of equal length are ours; with them, a rate means the same for every
+    classifier.
 
     Example:
         >>> import torch
@@ -129,7 +130,7 @@ class _Training(TrainingState):
         self.labels = torch.zeros(0, dtype=torch.int64, device=device)
 
     def keep(self, path: list[Tensor], labels: Tensor) -> None:
-        """Add paths to the buffer, which forgets its oldest points."""
+        """Add paths to the buffer, which drops its oldest points."""
         self.points = torch.cat([self.points, *path])[-self.size :]
         self.labels = torch.cat([self.labels, labels.repeat(len(path))])[-self.size :]
 
@@ -139,7 +140,7 @@ class _Training(TrainingState):
         return self.points[rows], self.labels[rows]
 
     def learn(self, points: Tensor, labels: Tensor, progress: float) -> tuple[GeneratedBatch, ObjectiveValue]:
-        """Take a step of theta at some points; return their images and the objective before it."""
+        """Update theta once at some points; return their images and the objective before the update."""
         batch, value = self.descent.value(points, labels, progress, self.rng)
         self.optimizer.zero_grad()
         value.total.backward()
@@ -151,10 +152,10 @@ class _Training(TrainingState):
         return {**super().state_dict(), "points": self.points, "labels": self.labels}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore such a state.
+        """Restore a state that `state_dict` returned.
 
         Raises:
-            RunError: it is of another run.
+            RunError: the state is of another run.
         """
         points: Tensor = state_dict.get("points", self.points)
         labels: Tensor = state_dict.get("labels", self.labels)

@@ -28,12 +28,12 @@ from interpkit_landscape.descent import Descent
 
 FILE = "theta.safetensors"
 SHOWN = 10
-"""Classes and points of a path in the report."""
+"""The most classes, and the most points of a path, in the report."""
 RIVALS = (20, 50, 200, 1000)
 
 
 class LandscapeInversion(Inversion):
-    """A trained map theta; an image is drawn by a descent in Z, from a new point each.
+    """A trained map theta, with which each image is drawn by a descent in Z from a new point.
 
     Attributes:
         descent: theta, and the steps that draw an image.
@@ -60,11 +60,11 @@ class LandscapeInversion(Inversion):
 
     @property
     def trained_gradients(self) -> int:
-        """The gradients of the objective that the training took, one for each image in each step of z or theta."""
+        """The gradients of the objective that the training needed, one for each image in each step of z or theta."""
         return self.steps_done * self.recipe.batch_size * (self.descent.steps + self.updates)
 
     def paid_from(self, rival: int) -> int | None:
-        """Return the number of images from which theta has paid, training included; None if it never does.
+        """Return from how many images on theta pays off, training included; None if it never does.
 
         Args:
             rival: gradients per image of the method to compare with.
@@ -82,14 +82,14 @@ class LandscapeInversion(Inversion):
         device, rng = self.device, random_generator(self.device, seed)
         own = labels.to(device)
         z = torch.randn(len(labels), *self.target.input_shape, device=device, generator=rng)
-        # the layout of the training: another rounds differently, and a descent makes more of it
+        # the layout of the training: another rounds differently, and a descent amplifies the difference
         with self.target.frozen(device, torch.channels_last):
             points, _ = self.descent.path(z, own, 1 - 1 / self.recipe.steps, rng)
         with torch.no_grad():
             return [self.descent.theta(point, own).cpu() for point in points]
 
     def files(self) -> dict[str, bytes]:
-        """Return theta.safetensors: the weights of theta and of terms that have some."""
+        """Return theta.safetensors: the weights of theta and of those terms that have any."""
         weights = {name: tensor.cpu().contiguous() for name, tensor in self.descent.trained.state_dict().items()}
         return {FILE: safetensors.torch.save(weights)}
 

@@ -1,4 +1,4 @@
-"""Pictures with a score that is asked for: the inverter ``min``, its conditioner ``score``, and its preset."""
+"""Makes pictures with a requested score: the inverter ``min``, its conditioner ``score``, and its preset."""
 
 from interpkit import Preset, Registration, hookimpl
 from interpkit_min.inverter import Min

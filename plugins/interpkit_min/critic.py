@@ -1,4 +1,4 @@
-"""The critic: how real an image is under its condition, and the score that it expects of it."""
+"""The critic: rates how real an image is given its condition, and predicts the image's score."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Critic(nn.Module):
         input_shape: (C, H, W), or (D,).
         vector_dim: length of the condition's vector.
         num_classes: n.
-        width: channels of the first layer, which each further one doubles.
+        width: channels of the first layer; each further layer doubles them.
     """
 
     def __init__(self, input_shape: tuple[int, ...], vector_dim: int, num_classes: int, width: int) -> None:
@@ -45,7 +45,7 @@ class Critic(nn.Module):
         self.scores = nn.Linear(features, num_classes)
 
     def forward(self, images: Tensor, labels: Tensor, vector: Tensor) -> tuple[Tensor, Tensor]:
-        """Return how real each image is, and its expected score in the units of the condition, both (B,)."""
+        """Return how real each image is, and its predicted score in the units of the condition, both (B,)."""
         features = self.features(images)
         real = self.real(features)[:, 0] + (features * self.fits(vector)).sum(1)
         return real, self.scores(features).gather(1, labels[:, None])[:, 0]

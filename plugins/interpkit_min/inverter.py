@@ -33,30 +33,30 @@ from interpkit_min.results import MinInversion
 from interpkit_min.scores import Score, log_odds
 
 LEAST = 5
-"""The pictures that a class requires to be learned."""
+"""The fewest pictures from which a class is learned."""
 WATCHED, WATCH_EVERY = 16, 10
-"""The images that the target classifies to watch the training, and the steps from one such batch to the next."""
+"""The number of images that the target classifies to monitor the training, and the steps between such batches."""
 MEMORY = 0.995
-"""The decay of the average of the generator's weights, which is the result."""
+"""The decay of the moving average of the generator's weights, which is the result."""
 
 
 class Min(Inverter):
-    r"""Learns to make pictures of a given class and score, and asks for scores above those in the data.
+    r"""Learns to make pictures of a given class and score, for scores up to and above those in the data.
 
     The score of a picture is the target's log-odds of the class that it predicts. A conditional GAN learns the inverse
-    map :math:`G(z, y, s)` from pictures without labels, those with high scores more often (`reweighted`), by the hinge
-    loss with one critic step for each generator step. A forward model :math:`\hat f` on the critic's features learns
-    the scores of the pictures, and the generator minimizes
+    map :math:`G(z, y, s)` from pictures without labels, by the hinge loss with one critic step for each generator step.
+    It sees pictures with high scores more often (`reweighted`). A forward model :math:`\hat f` on the critic's features
+    learns the scores of the pictures, and the generator minimizes
 
     .. math:: -D(G(z, y, s), y, s) + \lambda \, (\hat f_y(G(z, y, s)) - s)^2
 
-    with scores in standard deviations of the class's. The result is a moving average of the generator. Drawing asks
-    for the scores of `Score` and infers a latent for each (`MinInversion.reach`). The training uses the target's
-    answers alone; the inference follows the target's gradient, if there is one and ``inference`` allows it.
+    with scores in standard deviations of the class's scores. The result is a moving average of the generator. To draw
+    an image, a score is drawn from `Score` and a latent is inferred for it (`MinInversion.reach`). The training uses
+    the target's answers alone; the inference follows the target's gradient if it has one and ``inference`` allows it.
 
     Source: after Kumar & Levine, "Model Inversion Networks for Model-Based Optimization" (2020), with the reweighting
-    of their public code. There, scores are of designs, not of classes; the critic, the term of the forward model and
-    the search of the latents are not theirs.
+    of their public code. Their scores are of designs, not of classes. The critic, the term of the forward model and
+    the search for latents are not theirs.
 
     Example:
         >>> import numpy, torch
@@ -114,7 +114,7 @@ class Min(Inverter):
 
 
 class _Training(TrainingState):
-    """The training, with all that it resumes from: the networks, and the target's answers so far."""
+    """The training and the state from which it resumes: the networks, and the target's answers so far."""
 
     def __init__(
         self, options: Min.Options, target: Target, recipe: Recipe, conditioner: Score, generator: Generator

@@ -1,4 +1,4 @@
-"""The result of the inverter `min`: a generator of images whose score the target confirms."""
+"""The result of the inverter `min`: a generator of images, whose scores the target computes."""
 
 from __future__ import annotations
 
@@ -22,24 +22,24 @@ from interpkit import (
 from interpkit_min.scores import Score, log_odds
 
 COMPARED = 40
-"""Scores that are asked for of a class, to compare them with those of the images."""
+"""The number of requested scores of a class that are compared with those of the images."""
 MOST_CLASSES = 20
-"""The classes that the report compares."""
+"""The most classes that the report compares."""
 BEYOND = 0.1
-"""How far above the data the comparison asks, as a share of the range of the data."""
+"""How far the requested scores of the comparison exceed those of the data, as a share of the range of the data."""
 LONGEST = 1.0
 """The longest step of a latent."""
 
 
 class MinInversion(GeneratorInversion):
-    """A generator of images with a given class and score, and a search of its latents for that score.
+    """A generator of images with a given class and score, and a search for latents that reach the score.
 
     Args:
         target: the classifier.
         recipe: the resolved recipe.
         history: the history of the run.
         generator: (latent, class and score) -> images in [0, 1].
-        conditioner: knows the scores of the data, and draws those to ask for.
+        conditioner: contains the scores of the data, and draws the scores to request.
         inference: how latents are inferred: gradient, selection or none.
         tries: latents tried for each image.
         empty: the classes that the target assigned too few pictures to, each with the reason.
@@ -69,18 +69,18 @@ class MinInversion(GeneratorInversion):
         return Inversion.fingerprint(self)
 
     def reach(self, labels: Tensor, scores: Tensor, seed: int = 0) -> tuple[Tensor, Tensor]:
-        r"""Return images (B, *input_shape) whose scores are near those asked for, and these scores (B,).
+        r"""Return images (B, *input_shape) whose scores are near the requested ones, and the scores of the images (B,).
 
         Of ``tries`` latents for each image, the one whose score is nearest is used. By gradient, each is a Newton step
-        from the one before, at most 1 long, and scaled to the length of the first, so that it stays as probable:
+        from the one before, at most 1 long, and is scaled to the length of the first, so that it stays as probable:
 
         .. math:: z' = z + \frac{y - f(G(z))}{\|g\|^2} g, \qquad g = \nabla_z f(G(z))
 
-        Otherwise they are independent.
+        Otherwise, the latents are independent.
 
         Args:
             labels: (B,) int64, the classes.
-            scores: (B,), the log-odds to ask for.
+            scores: (B,), the requested log-odds.
             seed: random seed of the latents.
         """
         device, by_gradient = self.device, self.inference == "gradient"
@@ -111,7 +111,7 @@ class MinInversion(GeneratorInversion):
         return best, reached
 
     def chunk(self, labels: Tensor, turns: Tensor, seed: int, dropout: bool) -> Draw:
-        """Draw scores to ask for, and make images of them; without dropout. See `Inversion.chunk`."""
+        """Draw scores to request, and make images with them, without dropout; see `Inversion.chunk`."""
         rng = random_generator(self.device, seed)
         scores = self.conditioner.ask(labels.to(self.device), rng)
         images, _ = self.reach(labels, scores, int(torch.randint(2**62, (), device=self.device, generator=rng)))
@@ -119,9 +119,10 @@ class MinInversion(GeneratorInversion):
         return Draw(images.cpu(), labels, one_hot, torch.zeros_like(labels))
 
     def compare(self, label: int) -> Tensor:
-        """Return scores asked for of a class and the scores of the images made for them, (2, 40), on the CPU.
+        """Return requested scores of a class and the scores of the images made for them, (2, 40), on the CPU.
 
-        They are evenly spaced from the lowest score of the data to a tenth of their range above the highest.
+        The requested scores are evenly spaced from the lowest score of the data to a tenth of their range above the
+        highest.
         """
         if label not in self._compared:
             low, high = self.conditioner.edges[label, [0, -1]].tolist()
@@ -131,7 +132,7 @@ class MinInversion(GeneratorInversion):
         return self._compared[label]
 
     def sections(self) -> list[Section]:
-        """Return the comparison of scores for each class, before the sections of any generator."""
+        """Return the comparison of scores for each class, followed by the sections that every generator has."""
         rows = []
         for label in self.classes[:MOST_CLASSES]:
             asked, got = self.compare(label)

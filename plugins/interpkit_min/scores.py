@@ -1,4 +1,4 @@
-"""Scores, the weight of each picture in the training, and the conditioner that asks for a score."""
+"""Scores, the weight of each picture in the training, and a conditioner that requests scores."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ import interpkit
 from interpkit import Condition, Conditioner, ConditionSpec, Target
 
 BINS = 20
-"""Of the histogram of scores, as published."""
+"""The number of bins in the histogram of scores, as published."""
 SMOOTHING = 1e-3
 HEAVIEST = 5.0
 """The largest weight of a picture, as published."""
 
 
 def log_odds(target: Target, logits: Tensor, labels: Tensor) -> Tensor:
-    r"""Return the score of each image for its class, :math:`\log p_y / (1 - p_y)`, (B,), from logits (B, n)."""
+    r"""Return the score of each image for its class, :math:`\log (p_y / (1 - p_y))`, (B,), from logits (B, n)."""
     own = logits.gather(1, labels[:, None])[:, 0]
     if target.multi_label:
         return own
@@ -26,7 +26,7 @@ def log_odds(target: Target, logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def reweighted(scores: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    r"""Weigh scores (N,) towards the highest.
+    r"""Return weights of scores (N,) that favor the highest ones.
 
     .. math:: p_b \propto e^{e_b / \tau} \frac{h_b}{h_b + 10^{-3}}, \qquad w_i = \min(5, p_{b(i)} / h_{b(i)})
 
@@ -34,7 +34,7 @@ def reweighted(scores: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     and :math:`\tau` the distance from the largest score to the 90 % quantile.
 
     Returns:
-        the edges of the bins, (21,); p, (20,), by which scores are asked for; w, (N,), how often to learn from each.
+        the edges of the bins, (21,); p, (20,), by which scores are drawn; w, (N,), how often to learn from each.
     """
     low, high = scores.min(), scores.max()
     edges = low + (high - low) * torch.linspace(0, 1, BINS + 1)
@@ -47,11 +47,11 @@ def reweighted(scores: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 class Score(Conditioner):
-    """A label, and the score that its image should have; the inverter ``min`` teaches it the scores of the data.
+    """Conditions on a label and on the score that its image should have; it learns the scores of the data from ``min``.
 
-    The vector is the one-hot label and the score, in standard deviations from the mean of the class's data. Scores are
-    drawn from the published distribution (the right edge of a bin) plus an exponential variate, so most are among the
-    highest of the data or above them.
+    The vector consists of the one-hot label and the score, in standard deviations from the class's mean. A drawn score
+    is the right edge of a bin, from the published distribution, plus an exponential variate, so most are among the
+    highest scores of the data or above them.
 
     Example:
         >>> import torch
@@ -91,17 +91,17 @@ class Score(Conditioner):
 
     @property
     def spec(self) -> ConditionSpec:
-        """A vector of n + 1."""
+        """A vector of length n + 1."""
         return ConditionSpec(self.num_classes + 1)
 
     def learn(self, label: int, scores: Tensor) -> Tensor:
-        """Take over the scores (N,) of the data of a class; return the weights of its pictures, (N,)."""
+        """Learn the scores (N,) of a class's pictures; return the weights of these pictures, (N,)."""
         self.edges[label], self.shares[label], weights = reweighted(scores)
         self.centers[label], self.scales[label] = scores.mean(), scores.std().clamp(min=1e-6)
         return weights
 
     def ask(self, labels: Tensor, rng: torch.Generator | None = None) -> Tensor:
-        """Draw the score to ask for of each label, (B,)."""
+        """Draw a score to request for each label, (B,)."""
         bins = self.shares[labels].multinomial(1, generator=rng)
         more = torch.empty(len(labels), device=self.device).exponential_(generator=rng)
         return self.edges[labels, bins[:, 0] + 1] + self.options.beyond * self.scales[labels] * more

@@ -1,4 +1,4 @@
-"""What a user's own unlabeled pictures look like, as a term of the inversion loss."""
+"""Resemblance to the user's own unlabeled pictures, as a term of the inversion loss."""
 
 from interpkit import Registration, hookimpl
 from interpkit_prior.loss import Prior

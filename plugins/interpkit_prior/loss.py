@@ -12,27 +12,27 @@ from torch import Tensor, nn
 from interpkit import InversionBatch, InversionLoss, PictureOptions, Target, UsageError
 
 LEAST = 64
-"""The fewest pictures: a discriminator learns fewer by heart."""
+"""The fewest pictures: a discriminator would memorize fewer."""
 
 
 class Prior(InversionLoss):
-    r"""Resemblance to pictures of the user's own, patch by patch, as a discriminator sees it that is trained along.
+    r"""Resemblance to the user's own pictures, patch by patch, judged by a discriminator that is trained alongside.
 
     .. math:: L = \mathrm{mean}_{b, p} \log\big(1 + e^{-D_p(x_b)}\big)
 
-    x are the images, (B, C, H, W) in [0, 1], and :math:`D_p` the log-odds by which the discriminator takes patch p for
-    one of the pictures; at least 0, and log 2 where it cannot tell. In the same step, on as many pictures r, drawn at
-    random, its own weights minimize
+    x are the images, (B, C, H, W) in [0, 1], and :math:`D_p` is the discriminator's log-odds that patch p comes from a
+    picture. L is at least 0, and log 2 if the discriminator cannot tell. In the same step, its own weights minimize the
+    following, on the images and on as many pictures r, drawn at random:
 
     .. math:: L_D = \mathrm{mean} \log\big(1 + e^{-D_p(r_b)}\big) + \mathrm{mean} \log\big(1 + e^{D_p(x_b)}\big)
               + \frac{\gamma}{2P} \, \mathrm{mean}_b \Big\| \nabla_r \sum_p D_p(r_b) \Big\|^2
 
-    with P patches in an image. The pictures need not be of the target's classes: a patch smaller than the object
-    transfers strokes, edges and textures, and leaves the object to the target. With a ``patch`` of the image's size the
-    images are drawn towards the pictures' own objects.
+    with P patches in an image. The pictures need not show the target's classes: patches that are smaller than an object
+    transfer strokes, edges and textures, while the target determines the object. With a ``patch`` of the image's size,
+    the loss also asks for the pictures' own objects.
 
-    The discriminator belongs to the run: checkpoints hold its weights and the state of their optimizer, which is the
-    recipe's. Sources: Goodfellow et al. 2014 for the loss; Isola et al. 2017 for patches; Mescheder et al. 2018 for the
+    The discriminator is trained by the recipe's optimizer; checkpoints contain its weights and the optimizer's state.
+    Sources: Goodfellow et al. 2014 for the loss; Isola et al. 2017 for patches; Mescheder et al. 2018 for the
     penalty (R1). Attacks that train a GAN on public pictures (GMI, Zhang et al. 2020; KED-MI, Chen et al. 2021; PPA,
     Struppek et al. 2022) first train it alone and then search its latent space; here one generator is trained for both.
 
