@@ -119,4 +119,4 @@ SOURCES = [
 def test_the_core_names_no_flag_of_the_command_line(path: Path) -> None:
     strings = [node.value for node in ast.walk(ast.parse(path.read_text("utf-8"))) if isinstance(node, ast.Constant)]
     flags = {flag for text in strings if isinstance(text, str) for flag in FLAG.findall(text)}
-    assert flags <= {"--upgrade", "--arch-arg"}, "write errors.setting(...)"  # pip's, and a declaration
+    assert flags <= {"--upgrade", "--arch-arg", "--unit"}, "write errors.setting(...)"  # pip's, and declarations

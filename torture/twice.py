@@ -25,7 +25,7 @@ from torture import keep
 
 MODEL = Path(__file__).parents[1] / "examples" / "models" / "mnist_bn.safetensors"
 NARROW = {f"generator.{size}": 8 for size in ("width", "min_width", "latent", "hidden")}
-ELSEWHERE = ("boundary", "cnf", "hypinv", "min")
+ELSEWHERE = ("alignment", "autoinverse", "boundary", "cnf", "hypinv", "min")
 """Presets that need data, a binarized network or a known boundary; their own tests compare a resumed run."""
 CLOCK = ("seconds", "created", "timings")
 
@@ -43,7 +43,10 @@ def kinds() -> dict[str, dict[str, Any]]:
     for kind in ("generator", "conditioner"):
         own = installed().preset("vecmat").layer[kind]["name"]
         settings |= {f"{kind} {name}": vecmat | {kind: name} for name in known.names(kind) if name != own}
-    settings["all losses"] = vecmat | {"losses": dict.fromkeys(known.names("loss"), 0.1)}
+    alone = [
+        name for name in known.names("loss") if "data" not in installed().component("loss", name).Options.model_fields
+    ]
+    settings["all losses"] = vecmat | {"losses": dict.fromkeys(alone, 0.1)}
     settings["two generators"] = vecmat | {"generators": 2}
     settings["in pieces"] = vecmat | {"micro_batch": 4}
     return settings

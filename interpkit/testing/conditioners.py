@@ -105,6 +105,8 @@ def of_answers(cls: Any) -> None:
 
     After `learn_answers` it draws conditions as before.
     """
+    if cls.of_answers is Conditioner.of_answers and cls.learn_answers is Conditioner.learn_answers:
+        return
     for conditioner, where in all_of(cls):
         answers = 3 * torch.randn(40, conditioner.num_classes, generator=random_generator(toy_models.CPU, 0))
         with torch.no_grad():

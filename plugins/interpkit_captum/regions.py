@@ -170,7 +170,8 @@ class _LeastSquares:
 
     def fit(self, data: Any) -> None:
         """Fit values to coalitions with weights."""
-        inputs, values, weights = (torch.cat(parts).double() for parts in zip(*data, strict=True))
+        place = data[0][1].device  # Captum's weights are on the CPU
+        inputs, values, weights = (torch.cat(parts).to(place).double() for parts in zip(*data, strict=True))
         design = torch.cat([inputs, torch.ones_like(inputs[:, :1])], 1)
         root = weights.flatten()[:, None].sqrt()
         self.solution = torch.linalg.lstsq(design * root, values.reshape(-1, 1) * root).solution[:, 0]

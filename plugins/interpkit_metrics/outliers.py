@@ -27,6 +27,16 @@ class Calibration(Metric):
     - ``nll``: the mean negative log-likelihood of the true class, in nats.
 
     For classes that exclude each other. The figures say nothing about images unlike the reference; see `Outliers`.
+
+    Example:
+        >>> import torch
+        >>> from interpkit import evaluate, invert, wrap
+        >>> target = wrap(torch.nn.Linear(4, 2), input_shape=(4,))
+        >>> inversion = invert(target, ["pixels"], steps=2, losses={"tv": 0})
+        >>> known = torch.rand(40, 4), torch.arange(40) % 2
+        >>> found = evaluate(inversion, reference=known, metrics=["calibration"])["calibration"]
+        >>> 0 <= found["ece"] <= 1, found["count"]
+        (True, 40)
     """
 
     name = "calibration"
@@ -103,6 +113,16 @@ class Outliers(Metric):
     ``into_garbage`` is the share of outliers whose most probable class it is, and ``reference_into_garbage`` that of
     the reference. All lie in [0, 1]; an ``auroc`` of 1/2 is chance. They hold for these outliers only: others, nearer
     to the training data, are harder to find.
+
+    Example:
+        >>> import torch
+        >>> from interpkit import evaluate, invert, wrap
+        >>> target = wrap(torch.nn.Identity(), input_shape=(2,))  # its logits are its inputs
+        >>> inversion = invert(target, ["pixels"], steps=2, losses={"tv": 0})
+        >>> sure, unsure = torch.tensor([[0.0, 1.0]]).repeat(20, 1), torch.tensor([[0.5, 0.5]]).repeat(20, 1)
+        >>> known = sure, torch.ones(20, dtype=torch.int64)
+        >>> evaluate(inversion, reference=known, ood=unsure, metrics=["ood"])["ood"]["probability"]["auroc"]
+        1.0
     """
 
     name = "ood"

@@ -16,6 +16,7 @@ from interpkit_metrics.agreement import Agreement, blurred
 from interpkit_metrics.canaries import Canaries
 from interpkit_metrics.diversity import Diversity
 from interpkit_metrics.memorisation import Memorisation
+from interpkit_metrics.outliers import Calibration, Outliers
 from interpkit_metrics.reference import Reference, manifold, matched_ssim
 from interpkit_metrics.similarity import directions, kernel_distance, pooled, vendi
 from interpkit_metrics.student import Student
@@ -61,7 +62,7 @@ def random_images(count: int, rng: torch.Generator, shape: tuple[int, ...] = SHA
 def test_the_plugin_registers_all_its_metrics() -> None:
     added: list[Any] = []
     interpkit_metrics.register(SimpleNamespace(add=added.append))  # type: ignore[arg-type]
-    assert added == [Diversity, Agreement, Reference, Memorisation, Student, Canaries]
+    assert added == [Diversity, Agreement, Reference, Memorisation, Student, Canaries, Calibration, Outliers]
 
 
 # ---------------------------------------------------------------------------------------- the measures

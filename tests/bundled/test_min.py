@@ -202,7 +202,7 @@ def test_the_training_takes_no_gradient_of_the_target_and_counts_its_queries(pub
 
     target.forward = counted  # type: ignore[method-assign]
     run(Min, target, Recorder(12))
-    assert asked == 18 + 2 * 16  # the toy pictures, and what is watched at the first and the tenth step
+    assert asked == PICTURES + 2 * 16  # the toy pictures, and what is watched at the first and the tenth step
     with pytest.raises(UsageError, match="budget of 89 queries"):
         invert(tiny_target(), public, options={"min.budget": 89})
 

@@ -265,6 +265,8 @@ def test_metrics_are_known_to_the_plugins_commands() -> None:
         "memorisation",
         "canaries",
         "student",
+        "calibration",
+        "ood",
     }
     assert provides["robust"]["metric"] == ["robustness"]
     shown = " ".join(cli("plugins", "show", "memorisation").stdout.split())

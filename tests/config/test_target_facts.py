@@ -41,11 +41,12 @@ TYPED: dict[str, tuple[str, Any]] = {
     "output_name": ("logits", "logits"),
     "output_index": ("1", 1),
     "feature_layer": ("1:in", "1:in"),
+    "units": ("1:0", ("1:0",)),
     "trust": ("", True),
 }
 """By the name of a fact: what one types after its flag, and what that means."""
 FACTS = {fact.name: fact for fact in target_facts()}
-NOT_STORED = {"path", "weights_key", "trust"}
+NOT_STORED = {"path", "weights_key", "units", "trust"}
 
 
 def net() -> nn.Module:
@@ -109,13 +110,13 @@ def test_each_fact_is_stored_or_listed_as_not_stored(tmp_path: Path) -> None:
     assert keys == {"format", "interpkit.schema"} | {f"interpkit.{fact.key}" for fact in FACTS.values() if fact.key}
     assert {name for name, fact in FACTS.items() if fact.key is None} == NOT_STORED
     _, facts = file_format.read_target_file(path)
-    assert facts == stated.model_copy(update={"trust": False, "weights_key": None})
+    assert facts == stated.model_copy(update={"trust": False, "weights_key": None, "units": None})
 
 
 @pytest.mark.parametrize("name", FACTS)
 def test_wrap_and_save_target_accept_the_facts_of_a_module_alone(name: str, tmp_path: Path) -> None:
-    if name in ("input_shape", "output_name", "output_index"):
-        return  # an argument of its own, and those of modules with several outputs: tests/targets/test_outputs.py
+    if name in ("input_shape", "output_name", "output_index", "units"):
+        return  # tested elsewhere: an argument of its own, those of modules with several outputs, and not stored
     facts: Any = {name: TYPED[name][1] if name in TYPED else "net.safetensors"}
     if FACTS[name].of_file:
         with pytest.raises(TypeError, match=f"wrap does not accept the argument '{name}'"):
