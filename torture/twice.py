@@ -24,7 +24,7 @@ from interpkit.plugins.discovery import installed
 from torture import keep
 
 MODEL = Path(__file__).parents[1] / "examples" / "models" / "mnist_bn.safetensors"
-NARROW = {f"generator.{size}": 8 for size in ("width", "min_width", "latent", "hidden")}
+NARROW = ("width", "min_width", "latent", "hidden")
 ELSEWHERE = ("alignment", "autoinverse", "boundary", "cnf", "hypinv", "min")
 """Presets that need data, a binarized network or a known boundary; their own tests compare a resumed run."""
 CLOCK = ("seconds", "created", "timings")
@@ -35,9 +35,8 @@ def kinds() -> dict[str, dict[str, Any]]:
     known = installed().registry
     settings: dict[str, dict[str, Any]] = {}
     for name in [name for name in known.names("preset") if name not in ELSEWHERE]:
-        whole = (
-            name == "vecmat" or "inverter" in installed().preset(name).layer
-        )  # other presets need a complete one below
+        # Presets without an inverter need a complete one below.
+        whole = name == "vecmat" or "inverter" in installed().preset(name).layer
         settings[f"preset {name}"] = {"plugins": [name] if whole else ["vecmat", name]}
     vecmat: dict[str, Any] = {"plugins": ["vecmat"]}
     for kind in ("generator", "conditioner"):
@@ -55,9 +54,12 @@ def kinds() -> dict[str, dict[str, Any]]:
 def run_all(model: Path, folder: Path, names: Sequence[str], **settings: Any) -> None:
     """Make a run of each kind, each in its own folder."""
     every = kinds()
+    own = installed().preset("vecmat").layer["generator"]["name"]
     for name in names:
         arguments = every[name]
-        options = NARROW if "vecmat" in arguments["plugins"] and arguments.get("generator") != "dense" else {}
+        fields = installed().component("generator", arguments.get("generator", own)).Options.model_fields
+        narrow = {f"generator.{size}": 8 for size in NARROW if size in fields}
+        options = narrow if "vecmat" in arguments["plugins"] else {}
         interpkit.invert(model, out=folder / name, device="cpu", options=options, **arguments, **settings)
 
 

@@ -170,8 +170,8 @@ class _LeastSquares:
 
     def fit(self, data: Any) -> None:
         """Fit values to coalitions with weights."""
-        place = data[0][1].device  # Captum's weights are on the CPU
-        inputs, values, weights = (torch.cat(parts).to(place).double() for parts in zip(*data, strict=True))
+        parts = [torch.cat(part).double() for part in zip(*data, strict=True)]
+        inputs, values, weights = (part.to(parts[1].device) for part in parts)  # Captum's weights are on the CPU
         design = torch.cat([inputs, torch.ones_like(inputs[:, :1])], 1)
         root = weights.flatten()[:, None].sqrt()
         self.solution = torch.linalg.lstsq(design * root, values.reshape(-1, 1) * root).solution[:, 0]

@@ -23,9 +23,9 @@ USUAL = 4
 class Disagreement(InversionLoss):
     r"""Uncertainty of an ensemble about an image: its members' disagreement, and the entropy of their mean answer.
 
-    .. math:: L = \frac{1}{B} \sum_b \Big[ \underbrace{H(\bar q_b) - \tfrac{1}{K} \textstyle\sum_k H(q_{kb})}_{I_b}
+    .. math:: L = \frac{1}{B} \sum_b \Big[ \underbrace{H(\bar q_b) - \tfrac{1}{K} \sum_k H(q_{kb})}_{I_b}
               + \beta \, H(\bar q_b) - \gamma \log \bar q_b(y_b) \Big],
-              \qquad \bar q_b = \tfrac{1}{K} \textstyle\sum_k q_{kb}
+              \qquad \bar q_b = \tfrac{1}{K} \sum_k q_{kb}
 
     q are the class probabilities of K members, and H is Shannon's entropy in nats. The mutual information I is the part
     of the uncertainty that more data would remove (epistemic). It is between 0 and log min(K, n), and H between 0 and

@@ -38,7 +38,7 @@ class Landscape(Inverter):
     .. math:: \min_\theta \; \mathbb{E}_{t, y} \, L(\theta(z_t, y), y), \qquad
               z_{t+1} = z_t - \alpha \, g_t / \mathrm{rms}(g_t), \quad g_t = \nabla_z L(\theta(z_t, y), y)
 
-    L are the recipe's terms, Z has the shape of an image, z_0 is standard normal, and :math:`t = 0, \dots, T`. Each
+    L are the recipe's terms, Z has the shape of an image, z_0 is standard normal, and :math:`t = 0, \ldots, T`. Each
     step of the run alternates the two. First, with theta frozen, a batch of points takes T steps, and its paths go into
     a buffer. Then theta takes ``updates`` steps of Adam with the recipe's ``optimizer`` settings: the first at the ends
     of the new paths, the others at random points of the buffer. The history records the mean of L over the new paths

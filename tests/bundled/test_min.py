@@ -18,7 +18,7 @@ import interpkit
 from interpkit import Recipe, Recorder, Target, UsageError
 from interpkit.api.invert import Job, prepare
 from interpkit.testing.inverters import run
-from interpkit.testing.toy_models import Pictures, PlainGenerator, tiny_target
+from interpkit.testing.toy_models import PICTURES, Pictures, PlainGenerator, tiny_target
 
 
 @pytest.fixture

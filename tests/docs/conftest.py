@@ -103,7 +103,7 @@ def make_run(place: Path, needs: Callable[[str], Path]) -> None:
     """Write a finished run of model.safetensors that has found every class; each name gets a seed of its own."""
     options = {f"upconv.{size}": 8 for size in ("width", "min_width", "latent", "hidden")}
     options |= {"upconv.dropout": 0.05, "optimizer.lr": 0.01}
-    recipe = {"steps": 90, "batch_size": 16, "seed": sum(map(ord, place.name)), "losses": {"kl": 0, "cosine": 0}}
+    recipe = {"steps": 150, "batch_size": 16, "seed": sum(map(ord, place.name)), "losses": {"kl": 0, "cosine": 0}}
     inversion = interpkit.invert(
         needs("model.safetensors"), ["vecmat"], out=place, device="cpu", precision="fp32", options=options, **recipe
     )
