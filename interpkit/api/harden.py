@@ -155,7 +155,7 @@ def harden(
     given = (known, epochs, batch_size, rate, augment, seed, place)
     typed = [*map(str, (*plugins, *presets)), steps, samples, *given[1:-1], settings]
     begun = {
-        "classifier": digest(target.state_dict()),
+        "weights": digest(target.state_dict()),
         "data": known.sha256(),
         "settings": json.dumps(typed, default=str),
     }

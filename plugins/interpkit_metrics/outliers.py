@@ -137,6 +137,7 @@ class Outliers(Metric):
     name = "ood"
     needs = ("reference", "ood")
     describe = {
+        r"ood\.count": "Number of outliers. The figures hold for these alone: others may be harder to tell.",
         r"ood\..*\.auroc": "Probability that a real image is more familiar to the target than an outlier.",
         r"ood\..*\.aupr": "Average precision of finding the outliers by this score.",
         r"ood\..*\.fpr_at_95": "Share of outliers that are accepted where 95 % of the real images are.",
@@ -163,6 +164,19 @@ class Outliers(Metric):
             found["reference_into_garbage"] = (real.argmax(1) == column).double().mean().item()
         found |= {name: separation(score(target, real), score(target, strange)) for name, score in scores.items()}
         return {"ood": found}
+
+    @classmethod
+    def summary(cls, metrics: Mapping[str, Any]) -> str:
+        """Say how well the best score tells the outliers from real images."""
+        parts = [(name, part) for name, part in (metrics.get("ood") or {}).items() if isinstance(part, Mapping)]
+        if not parts:
+            return ""
+        name, best = max(parts, key=lambda part: part[1]["auroc"])
+        return (
+            f"By its best score ({name}), the classifier tells the outliers from real images with an AUROC of "
+            f"{best['auroc']:.3f}, and refuses {best['rejected']:.1%} of them where it accepts 95 % of the real images. "
+            f"These are the figures for these outliers alone; others may be harder to tell."
+        )
 
     @classmethod
     def warnings(cls, metrics: Mapping[str, Any]) -> list[str]:

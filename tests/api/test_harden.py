@@ -164,7 +164,7 @@ def test_the_training_split_is_the_default(tiny_model: Path, short: dict[str, An
     ("given", "words"),
     [
         ((torch.rand(30, 1, 8, 8), torch.arange(30) % 3), r"has \(30, 1, 8, 8\) images"),
-        ((torch.rand(30, *SHAPE), torch.arange(30) % 5), "has the label 4"),
+        ((torch.rand(30, *SHAPE), torch.arange(30) % 5), "has the label 3"),
         ((torch.rand(30, *SHAPE), torch.arange(30) % 2), "no images of 'class 2', which the classifier would forget"),
     ],
 )
