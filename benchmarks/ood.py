@@ -59,8 +59,9 @@ def main() -> None:
     parser.add_argument("dataset", choices=OTHERS, help="What the classifier was trained on.")
     parser.add_argument("--data", type=Path, required=True, help="Folder of the .npz files.")
     parser.add_argument("--out", type=Path, required=True, help="Folder for the classifiers.")
-    parser.add_argument("--rounds", type=int, default=5, help="Rounds of hardening (default: 5).")
+    parser.add_argument("--rounds", type=int, default=3, help="Rounds of hardening (default: 3).")
     parser.add_argument("--steps", type=int, default=100, help="Steps of each inversion (default: 100).")
+    parser.add_argument("--batch-size", type=int, default=32, help="Images in a step of it (default: 32).")
     parser.add_argument("--presets", nargs="+", default=["vecmat"], help="What inverts (default: vecmat).")
     parser.add_argument("--seed", type=int, default=0, help="Random seed (default: 0).")
     args = parser.parse_args()
@@ -75,7 +76,10 @@ def main() -> None:
     file = MODELS / f"{args.dataset}_bn.safetensors"
     print_rows("plain", interpkit.load_target(file), (test[0], test[1]), others)
     for name, extra in (
-        ("hardened", {"rounds": args.rounds, "steps": args.steps, "presets": args.presets}),
+        (
+            "hardened",
+            {"rounds": args.rounds, "steps": args.steps, "batch_size": args.batch_size, "presets": args.presets},
+        ),
         ("garbage of noise", {"rounds": 0, "epochs": args.rounds + 1}),
     ):
         out = args.out / f"{args.dataset}_{name.replace(' ', '_')}_{args.seed}.safetensors"

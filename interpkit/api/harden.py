@@ -36,6 +36,8 @@ from interpkit.targets.wrapping import wrap
 
 log = logging.getLogger("interpkit")
 
+BATCH = 128
+"""Images in a batch of the training."""
 LEAST_FOUND = 0.05
 """The share of accepted samples below which a round has found nothing."""
 LIKE_DATA, NOTHING, ALL = "the samples look like data", "the inverter finds no samples", "all rounds are done"
@@ -74,7 +76,6 @@ def harden(
     steps: int = 100,
     samples: int = 600,
     epochs: int = 1,
-    batch_size: int = 128,
     rate: float = 0.001,
     stop_at: float = 0.5,
     augment: bool | None = None,
@@ -104,8 +105,7 @@ def harden(
         steps: of each inversion.
         samples: how many of each inversion to learn from; a sixth more are drawn to see what is still accepted.
         epochs: passes over data and garbage, of each round and of the noise before.
-        batch_size: images in a batch of the training.
-        rate: its highest learning rate.
+        rate: highest learning rate of the training.
         stop_at: the share of accepted samples at which they look like data.
         augment: turn, shear, scale and shift the images at random; by default images, but not vectors.
         seed: of everything drawn at random.
@@ -131,10 +131,10 @@ def harden(
         >>> load_target("hard.safetensors").class_names
         ['0', '1', '2', 'garbage']
     """
-    if rounds < 0 or min(steps, epochs, batch_size - 1) < 1 or samples < 12 or not 0 < stop_at <= 1:
+    if rounds < 0 or min(steps, epochs) < 1 or samples < 12 or not 0 < stop_at <= 1:
         raise UsageError(
-            f"hardening requires at least 1 step, 1 epoch, batches of 2, 12 samples and a share to stop at up to 1, "
-            f"not {steps}, {epochs}, {batch_size}, {samples} and {stop_at}."
+            f"hardening requires at least 1 step, 1 epoch, 12 samples and a share to stop at up to 1, not {steps}, "
+            f"{epochs}, {samples} and {stop_at}."
         )
     file = None if out is None else target_path(out)
     if not isinstance(target, Target):
@@ -152,7 +152,7 @@ def harden(
     if held_out is not None:
         refuse_shared(held_out.images, known.images, "the reference data", "the training data")
     place = choose_device(device)
-    given = (known, epochs, batch_size, rate, augment, seed, place)
+    given = (known, epochs, rate, augment, seed, place)
     typed = [*map(str, (*plugins, *presets)), steps, samples, *given[1:-1], settings]
     begun = {
         "weights": digest(target.state_dict()),
@@ -246,7 +246,7 @@ def _with_garbage(target: Target) -> tuple[ModuleTarget, dict[str, Any]]:
     if facts.arch in (None, ONNX_GRAPH) or facts.runs_code or not isinstance(target, ModuleTarget):
         kind = "a graph" if facts.arch == ONNX_GRAPH else "code of your own" if facts.runs_code else "without a name"
         raise ModelError(
-            f"{name} cannot be retrained: harden builds it anew with one more class, which requires a registered "
+            f"{name} cannot be retrained: harden builds it again, with one more class, which requires a registered "
             f"architecture, and its own is {kind}. Register it by a plugin, write its weights by interpkit.save_target "
             f"with {setting('architecture', 'FAMILY:NAME')}, and harden that file."
         )
@@ -302,7 +302,6 @@ def _retrain(
     number: int,
     data: LabelledImages,
     epochs: int,
-    batch_size: int,
     rate: float,
     augment: bool | None,
     seed: int,
@@ -315,7 +314,7 @@ def _retrain(
     weights = (len(labels) / pupil.num_classes / labels.bincount(minlength=pupil.num_classes)).float().to(device)
     rng = torch.Generator().manual_seed(derive_seed(seed, "training", number))
     optimizer = torch.optim.AdamW(pupil.to(device).parameters(), rate, weight_decay=0.01)
-    total = epochs * max(1, len(labels) // batch_size)
+    total = epochs * max(1, len(labels) // BATCH)
     cycle = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=max(2, total))
     moving = images.dim() == 4 if augment is None else augment
     done = 0

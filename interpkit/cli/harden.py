@@ -29,8 +29,10 @@ def harden(
     steps: Annotated[int, typer.Option(min=1, help="Steps of each round's inversion.")] = 100,
     samples: Annotated[int, typer.Option(min=12, help="Samples of each round to learn from.")] = 600,
     epochs: Annotated[int, typer.Option(min=1, help="Passes over data and garbage in each round.")] = 1,
-    batch_size: Annotated[int, typer.Option(min=2, help="Images in a batch of the retraining.")] = 128,
-    rate: Annotated[float, typer.Option(help="Highest learning rate.")] = 0.001,
+    batch_size: Annotated[
+        int | None, typer.Option(min=2, help="Images in a step of the inversion (default: the preset's).")
+    ] = None,
+    rate: Annotated[float, typer.Option(help="Highest learning rate of the retraining.")] = 0.001,
     stop_at: Annotated[
         float, typer.Option(metavar="SHARE", help="Share of new samples accepted at which they look like data.")
     ] = 0.5,

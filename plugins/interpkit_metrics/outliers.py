@@ -174,7 +174,7 @@ class Outliers(Metric):
         name, best = max(parts, key=lambda part: part[1]["auroc"])
         return (
             f"By its best score ({name}), the classifier tells the outliers from real images with an AUROC of "
-            f"{best['auroc']:.3f}, and refuses {best['rejected']:.1%} of them where it accepts 95 % of the real images. "
+            f"{best['auroc']:.3f}, and refuses {best['rejected']:.1%} of them where it accepts 95 % of the real ones. "
             f"These are the figures for these outliers alone; others may be harder to tell."
         )
 

@@ -83,7 +83,7 @@ def test_the_users_classifier_is_not_changed(
 
 
 def test_it_learns_to_refuse_noise_and_to_tell_the_classes_apart(tiny_target: Target, data: Data) -> None:
-    found = harden(tiny_target, data, rounds=0, epochs=60, batch_size=20, rate=0.01, samples=30, augment=False)
+    found = harden(tiny_target, data, rounds=0, epochs=60, rate=0.01, samples=30, augment=False)
     images, labels = stripes(30, 5)
     with torch.no_grad():
         assert (found.target(images).argmax(1) == labels).double().mean() > 0.9

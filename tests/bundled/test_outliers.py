@@ -127,9 +127,9 @@ def test_evaluate_resizes_outliers_of_another_size(run_copy: Path, tmp_path: Pat
     assert "These are the figures for these outliers alone" in Outliers.summary(found)
     with pytest.raises(interpkit.UsageError, match=r"30 of the 30 .* outliers are among the reference data"):
         interpkit.evaluate(run, reference=tmp_path / "real.npz", ood=tmp_path / "real.npz")
+    real, strange = (tmp_path / f"{name}.npz" for name in ("real", "more"))
+    np.savez(strange, images=rng.random((30, *shape), "float32"), labels=np.arange(30) % 3)
     with pytest.raises(interpkit.UsageError, match="among the training data"):
-        real, strange = (tmp_path / f"{name}.npz" for name in ("real", "more"))
-        np.savez(strange, images=rng.random((30, *shape), "float32"), labels=np.arange(30) % 3)
         interpkit.evaluate(run, reference=real, training=strange, ood=strange)
     with pytest.raises(interpkit.UsageError, match="outliers are compared with held-out ones: add reference="):
         interpkit.evaluate(run, ood=torch.zeros(30, *shape))

@@ -45,7 +45,7 @@ def test_a_classifier_becomes_one_with_a_garbage_class(tiny_model: Path, data: P
     assert replaced.exit_code == 0 and "after 1 rounds" in replaced.stderr
     assert replaced.stdout.strip() == str(out)
     resumed = cli(tiny_model, *short, "--resume")
-    assert resumed.exit_code == 4 and "there is nothing to resume" in resumed.stderr, resumed.output
+    assert resumed.exit_code == 1 and "there is nothing to resume" in resumed.stderr, resumed.output
 
 
 def test_a_preset_is_required(tiny_model: Path, data: Path, tmp_path: Path) -> None:
