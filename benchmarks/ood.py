@@ -3,10 +3,10 @@
     python -m benchmarks.ood mnist --data DIR --out DIR
 
 The classifiers are the shipped ones with batch norm, trained on the first 6,000 training images, and all retraining is
-on the same. The other sets are the test images of the files in DIR, resized to 28 x 28 gray. *AUROC* is by the score
-that the row names. *refused* is, for a plain classifier, the share of these images below the score that 95 % of the
-test images of its own set reach; with a garbage class, the share that it puts there. The classifier with a garbage
-class of noise alone is trained for as many epochs as the hardened one.
+on the same. The other sets are the test images of the files in DIR, resized to 28 x 28 gray. A cell has the AUROC of
+the score that the row names, the share of these images below the score that 95 % of the test images of the
+classifier's own set reach, and, with a garbage class, the share that it puts there. The classifier with a garbage class
+of noise alone is trained for as many epochs as the hardened one.
 """
 
 from __future__ import annotations
@@ -48,8 +48,9 @@ def print_rows(name: str, target: Target, test: tuple[Tensor, Tensor], others: d
         cells = []
         for strange in answers.values():
             found = separation(familiar(target, real), familiar(target, strange))
-            refused = found["rejected"] if garbage is None else (strange.argmax(1) == garbage).double().mean().item()
-            cells.append(f"{found['auroc']:.4f}, {refused:.1%}")
+            cells.append(f"{found['auroc']:.4f}, {found['rejected']:.1%}")
+            if garbage is not None:
+                cells[-1] += f", {(strange.argmax(1) == garbage).double().mean():.1%}"
         print(f"| {name} | {score} | {accuracy:.2%} | {' | '.join(cells)} |", flush=True)
 
 
@@ -71,7 +72,7 @@ def main() -> None:
     others = {
         name: load_unlabeled(str(args.data / f"{name}.npz"), (1, 28, 28), resize=True) for name in OTHERS[args.dataset]
     }
-    print(f"| classifier | score | accuracy | {' | '.join(f'{name}: AUROC, refused' for name in others)} |")
+    print(f"| classifier | score | accuracy | {' | '.join(f'{name}: AUROC, refused, garbage' for name in others)} |")
     print("|---|---|---|" + "---|" * len(others), flush=True)
     file = MODELS / f"{args.dataset}_bn.safetensors"
     print_rows("plain", interpkit.load_target(file), (test[0], test[1]), others)
