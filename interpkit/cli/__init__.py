@@ -177,6 +177,7 @@ def _add_commands() -> None:
         counterfactual,
         distill,
         evaluate,
+        harden,
         inspect,
         invert,
         pack,
@@ -199,11 +200,12 @@ def _add_commands() -> None:
         reconstruct.reconstruct,
         concepts.concepts,
         distill.distill,
+        harden.harden,
         pack.pack,
     ):
         about_target = command in (
             *(invert.invert, attribute.attribute, inspect.inspect, classify.classify),
-            *(counterfactual.counterfactual, concepts.concepts, pack.pack),
+            *(counterfactual.counterfactual, concepts.concepts, harden.harden, pack.pack),
         )
         app.command(command.__name__, cls=options.TargetCommand if about_target else options.Command)(
             console.alone_on_stdout(command)
