@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import interpkit
-from interpkit import ModelError, RunError, Target, UsageError, harden, load_target, wrap
+from interpkit import Hardened, ModelError, RunError, Target, UsageError, harden, load_target, wrap
 from interpkit.api import harden as api
 
 SHAPE, CLASSES = (1, 12, 12), 3
@@ -62,6 +62,7 @@ def test_a_hardened_classifier_is_a_file_like_any_other(
     never_ends(monkeypatch)
     out = tmp_path / "hard.safetensors"
     found = harden(tiny_model, data, out=out, reference=stripes(20, 1), **short)
+    assert isinstance(found, Hardened)
     assert found.ended == "all rounds are done"
     assert [row.keys() for row in found.rounds] == [{"found", "accepted", "refused"}] * 2
     assert found.reference.keys() == {"accuracy", "accuracy_before", "refused"}
