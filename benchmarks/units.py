@@ -50,9 +50,9 @@ def main() -> None:
     parser.add_argument("datasets", nargs="+", help="Data sets of the classifiers.")
     parser.add_argument("--data", type=Path, required=True, help="Folder of the data sets' .npz files.")
     parser.add_argument("--work", type=Path, default=Path("runs/units"), help="Folder for the runs.")
-    parser.add_argument("--presets", nargs="+", default=["vecmat", "excite"])
+    parser.add_argument("--presets", nargs="+", default=["vecmat", "excite"], help="Presets.")
     parser.add_argument("--units", type=int, default=25, help="Units of each classifier (default: 25).")
-    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--steps", type=int, default=100, help="Steps of an inversion (default: 100).")
     args = parser.parse_args()
     ratios = []
     print("| classifier | unit | inverted | 100 strongest real | ratio |\n|---|---|---|---|---|", flush=True)
@@ -62,7 +62,10 @@ def main() -> None:
         if not (folder / "report.html").exists():
             begun = time.process_time()
             found = interpkit.units(target, units)
-            interpkit.invert(found, args.presets, steps=args.steps, seed=0, device="cpu", out=folder, force=True)
+            small = {"options": {"upconv.width": 32, "upconv.min_width": 16}, "batch_size": 32}
+            interpkit.invert(
+                found, args.presets, steps=args.steps, seed=0, device="cpu", out=folder, force=True, **small
+            )
             print(f"{time.process_time() - begun:.0f} CPU s", flush=True)
         images, labels = interpkit.load_inversion(folder).sample(per_class=100, seed=1)
         x_train, _, x_test, _ = load_data(str(args.data / f"{dataset}.npz"), "")
