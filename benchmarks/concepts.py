@@ -5,9 +5,9 @@
 
 The first learns a dictionary from the samples of each run (all of one classifier), one from noise and one from real
 images, and evaluates all on the test images: the variance of the layer's features that they explain, and the share of
-images that keep their label when the features are replaced by the reconstruction. Real images to learn from are the last
-training images, which the shipped classifiers never saw. *Stability* is the mean cosine of a dictionary's concepts and
-the nearest one of another run with the same presets.
+images that keep their label when the features are replaced by the reconstruction. Real images to learn from are the
+last training images, which the shipped classifiers never saw. *Stability* is the mean cosine of a dictionary's concepts
+and the nearest one of another run with the same presets.
 
 The second trains small classifiers of digits, one class of which has a small mark in a corner, inverts them, and looks
 for the concept that fires on the mark: its AUROC between test images of all classes without the mark and the same with
@@ -69,7 +69,9 @@ def judged(runs: list[Path], data: Path, work: Path, count: int, steps: int) -> 
         for seed, (source, given) in enumerate(group.items()):
             folder = work / f"{target.name}-{source}"
             if not (folder / "concepts.json").exists():
-                images = given if isinstance(given, Tensor) else interpkit.load_inversion(given).sample(count=count, seed=100 + seed)[0]
+                images = given
+                if not isinstance(images, Tensor):
+                    images = interpkit.load_inversion(images).sample(count=count, seed=100 + seed)[0]
                 learned = concepts(target, images, reference=(x_test, y_test), steps=steps, seed=seed, device="cpu")
                 learned.save(folder)
             found.append(load_concepts(folder, target=target))

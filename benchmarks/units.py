@@ -2,9 +2,9 @@
 
     python -m benchmarks.units mnist fashion_mnist --data DIR --work runs/units
 
-Of each shipped classifier with batch norm, 25 units are drawn at random among the channels of its activation layers, and
-inverted together with `excite`. The ratio is a unit's mean activation over its samples, divided by that over the 100 of
-all real images (train and test) that excite it most. Finished runs are kept in --work.
+Of each shipped classifier with batch norm, 25 units are drawn at random among the channels of its activation layers,
+and inverted together with `excite`. The ratio is a unit's mean activation over its samples, divided by that over the
+100 of all real images (train and test) that excite it most. Finished runs are kept in --work.
 """
 
 from __future__ import annotations

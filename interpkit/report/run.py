@@ -167,7 +167,8 @@ def _concepts(run: Run) -> dict[str, Any] | None:
             for kind in ("samples", "reference")
             if kind in record
         ]
-        return {"layer": record["layer"], "count": len(record["concepts"]), "rows": rows, "meaning": of_concepts.MEANING}
+        facts = {"layer": record["layer"], "count": len(record["concepts"])}
+        return {**facts, "rows": rows, "meaning": of_concepts.MEANING}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RunError(f"{path} cannot be read: {error!r}. Remove it, or find the concepts again.") from error
 

@@ -46,12 +46,13 @@ class RelevancePropagation(Attribution):
     r"""Layer-wise relevance propagation: the score is distributed over the inputs of each layer, down to the pixels.
 
     An input i of a linear layer receives :math:`R_i = \sum_j x_i w_{ij} R_j / z_j`, where z is the layer's output
-    (rule ``epsilon``). In convolutions, the rule ``plus`` counts only positive contributions, which gives maps with less
-    noise, and spreads that of the bias evenly over the inputs. Activations, constants and the preprocessing pass the relevance on; sums and means share it
-    among their terms; products pass it to the larger factor, and not to a gate (as in squeeze and excitation). Batch
-    norms are first merged into the layer before them. Targets that compute anything else are refused. The relevances
-    sum to the score, less what the biases take. Source: Bach et al. 2015, "On pixel-wise explanations for non-linear
-    classifier decisions by layer-wise relevance propagation", eq. 58 and 60; the rules are zennit's.
+    (rule ``epsilon``). In convolutions, the rule ``plus`` counts only positive contributions, which gives maps with
+    less noise, and spreads that of the bias evenly over the inputs. Activations, constants and the preprocessing pass
+    the relevance on; sums and means share it among their terms; products pass it to the larger factor, and not to a
+    gate (as in squeeze and excitation). Batch norms are first merged into the layer before them. Targets that compute
+    anything else are refused. The relevances sum to the score, less what other biases take. Source: Bach et al. 2015,
+    "On pixel-wise explanations for non-linear classifier decisions by layer-wise relevance propagation", eq. 58 and 60;
+    the rules are zennit's.
 
     Example:
         >>> import torch
