@@ -122,7 +122,7 @@ def planted(seed: int, data: Path, work: Path, steps: int, images: int, count: i
     found = {"mark decides": fooled}
     for layer in LAYERS:
         for name, given in {"samples": samples, **({} if layer else {"noise": noise})}.items():
-            few = given[: 150 if layer else None]
+            few = given[: 60 if layer else None]
             learned = concepts(target, few, layer=layer, latents=64, active=4, steps=1000, seed=seed, device="cpu")
             with torch.no_grad():
                 plain, with_mark = learned.detector(x_test), learned.detector(mark(x_test))
