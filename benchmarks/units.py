@@ -3,8 +3,9 @@
     python -m benchmarks.units mnist fashion_mnist --data DIR --work runs/units
 
 Of each shipped classifier with batch norm, 25 units are drawn at random among the channels of its activation layers,
-and inverted together with `excite`. The ratio is a unit's mean activation over its samples, divided by that over the
-100 of all real images (train and test) that excite it most. Finished runs are kept in --work.
+and inverted by `pixels` with `excite`, four images each. The ratio is a unit's mean activation over its samples,
+divided by that over the 100 of all real images (train and test) that excite it most. Finished runs are kept in
+--work.
 """
 
 from __future__ import annotations
@@ -37,10 +38,11 @@ def chosen(target: interpkit.Target, count: int, seed: int = 0) -> list[str]:
 def activations(target: interpkit.Target, images: Tensor, units: list[str]) -> Tensor:
     """Return the units' activations, (N, units): means over positions."""
     places = [(name, int(channel)) for name, channel in (unit.split(":") for unit in units)]
-    rows = []
+    layers, rows = list({name for name, _ in places}), []
     for part in images.split(500):
-        features = target.respond(part, list({name for name, _ in places})).features
-        rows.append(torch.stack([features[name][:, channel].flatten(1).mean(1) for name, channel in places], 1))
+        features = target.respond(part, layers).features
+        means = {name: features[name].reshape(*features[name].shape[:2], -1).mean(2) for name in layers}
+        rows.append(torch.stack([means[name][:, channel] for name, channel in places], 1))
     return torch.cat(rows)
 
 
@@ -50,7 +52,7 @@ def main() -> None:
     parser.add_argument("datasets", nargs="+", help="Data sets of the classifiers.")
     parser.add_argument("--data", type=Path, required=True, help="Folder of the data sets' .npz files.")
     parser.add_argument("--work", type=Path, default=Path("runs/units"), help="Folder for the runs.")
-    parser.add_argument("--presets", nargs="+", default=["vecmat", "excite"], help="Presets.")
+    parser.add_argument("--presets", nargs="+", default=["pixels", "excite"], help="Presets.")
     parser.add_argument("--units", type=int, default=25, help="Units of each classifier (default: 25).")
     parser.add_argument("--steps", type=int, default=100, help="Steps of an inversion (default: 100).")
     args = parser.parse_args()
@@ -62,12 +64,11 @@ def main() -> None:
         if not (folder / "report.html").exists():
             begun = time.process_time()
             found = interpkit.units(target, units)
-            small = {"options": {"upconv.width": 32, "upconv.min_width": 16}, "batch_size": 32}
             interpkit.invert(
-                found, args.presets, steps=args.steps, seed=0, device="cpu", out=folder, force=True, **small
+                found, args.presets, steps=args.steps, per_class=4, seed=0, device="cpu", out=folder, force=True
             )
             print(f"{time.process_time() - begun:.0f} CPU s", flush=True)
-        images, labels = interpkit.load_inversion(folder).sample(per_class=100, seed=1)
+        images, labels = interpkit.load_inversion(folder).sample(per_class=4)
         x_train, _, x_test, _ = load_data(str(args.data / f"{dataset}.npz"), "")
         made, real = activations(target, images, units), activations(target, torch.cat([x_train, x_test]), units)
         for k, unit in enumerate(units):
