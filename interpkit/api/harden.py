@@ -6,7 +6,7 @@ import json
 import logging
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -58,9 +58,9 @@ class Hardened:
     """
 
     target: Target
-    rounds: list[dict[str, float]] = field(default_factory=list)
-    ended: str = ""
-    reference: dict[str, float] = field(default_factory=dict)
+    rounds: list[dict[str, float]]
+    ended: str
+    reference: dict[str, float]
 
 
 @with_autograd
@@ -167,7 +167,7 @@ def harden(
     else:
         garbage, done = _noise(pupil, samples, seed), []
         _retrain(pupil, garbage, 0, *given)
-    found = Hardened(pupil, done)
+    found = Hardened(pupil, done, "", {})
     while not found.ended:
         if file is not None:
             _save(file, found, garbage, begun, target, arguments)
