@@ -77,7 +77,7 @@ def keep_freed_memory(device: torch.device) -> bool:
     if device.type != "cpu" or decided or platform.libc_ver()[0] != "glibc":
         return False
     mallopt = ctypes.CDLL(None).mallopt  # a threshold would not do: blocks over 32 MiB are mapped under any
-    return bool(mallopt(M_MMAP_MAX, 0) and mallopt(M_TRIM_THRESHOLD, -1))
+    return bool(mallopt(M_MMAP_MAX, 0) and mallopt(M_TRIM_THRESHOLD, 2**31 - 1))
 
 
 def is_out_of_memory(error: BaseException) -> bool:
