@@ -1,6 +1,8 @@
 """Small classifiers with a planted fault, and clean ones, to measure what `interpkit audit` finds.
 
     python -m benchmarks.planted train --data DIR [--work runs/planted]     # 84 classifiers; resumes
+    python -m benchmarks.planted audit --data DIR [--half held-out]         # audits those that are trained; resumes
+    python -m benchmarks.planted table --data DIR                           # prints the tables of both halves
 
 DIR has mnist.npz, fashion_mnist.npz and cifar10.npz. Each classifier is `NAME.safetensors`; what was planted in it is
 in `NAME.json` beside it, for the scorer alone. Thresholds were chosen on one half of them; the other half is held out.
@@ -11,7 +13,8 @@ from __future__ import annotations
 import argparse
 import json
 import math
-from collections.abc import Iterator
+import time
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -190,20 +193,141 @@ def train(plant: Plant, folder: Path, work: Path) -> dict[str, Any]:
     return facts
 
 
+def examine(plant: Plant, folder: Path, work: Path) -> dict[str, Any]:
+    """Audit a classifier without data and with 100 real images, and compare what was recovered with what was planted."""
+    _, _, x_test, y_test = dataset(folder, plant.data)
+    target = interpkit.load_target(work / f"{plant.name}.safetensors")
+    start = time.process_time()
+    report = interpkit.audit(target, device="cpu")
+    seconds = time.process_time() - start
+    few = torch.cat([(y_test == label).nonzero()[:10, 0] for label in range(10)])
+    real = interpkit.audit(target, reference=(x_test[few], y_test[few]), tests=["patch"], per_class=10, device="cpu")
+    others = x_test[y_test != plant.label]
+    recovered = {}
+    for name in ("patch", "noise", "tint"):
+        test, result = report.results[name]
+        parts = [result.tensors[f"{name}.{plant.label}.{i}"][None] for i in range(2 if name == "patch" else 1)]
+        with torch.no_grad():
+            answers = torch.cat([target(test().change(x[None], parts)[0]).argmax(1) for x in others.split(300)])
+        recovered[name] = (answers == plant.label).float().mean().item()
+    if plant.kind in ("corner", "pixel", "watermark"):
+        mask = torch.sigmoid(report.results["patch"].result.tensors[f"patch.{plant.label}.0"])[0]
+        planted = mark(plant, x_test.shape[1:])[0][0] > 0
+        found = mask > mask.max() / 2
+        recovered["overlap"] = (found & planted).sum().item() / (found | planted).sum().item()
+    return {"record": report.record, "real": real.record, "recovered": recovered, "CPU seconds": seconds}
+
+
+def kept(plant: Plant, work: Path) -> dict[str, Any] | None:
+    """Return what is known of a classifier; None if it is not trained and examined."""
+    if not (work / f"{plant.name}.audit.json").exists():
+        return None
+    facts = json.loads((work / f"{plant.name}.json").read_text())
+    return {**json.loads((work / f"{plant.name}.audit.json").read_text()), **facts}
+
+
+def median_rule(record: dict[str, Any], name: str) -> int | None:
+    """Return the class that Neural Cleanse flags: more than two deviations (by the median) from the median norm."""
+    rows = record["tests"][name]["classes"]
+    norms = torch.tensor([math.exp(-row["statistic"]) for row in rows])
+    index = (norms.median() - norms) / (1.4826 * (norms - norms.median()).abs().median()).clamp_min(1e-9)
+    return int(index.argmax()) if index.max() > 2 else None
+
+
+def gamma_rule(record: dict[str, Any]) -> int | None:
+    """Return the class that MM-BD flags: its margin is above the 5 % point of the largest of n Gamma variables.
+
+    The distribution has the mean and the variance of the other margins.
+    """
+    margins = torch.tensor([math.exp(row["statistic"]) for row in record["tests"]["margin"]["classes"]]).double()
+    others = margins[margins < margins.max()]
+    shape, rate = others.mean() ** 2 / others.var(), others.mean() / others.var()
+    below = torch.special.gammainc(shape, rate * margins.max()) ** len(margins)
+    return int(margins.argmax()) if 1 - below < 0.05 else None
+
+
+def auroc(positive: list[float], negative: list[float]) -> float:
+    """Return the probability that a planted classifier scores above a clean one."""
+    wins = [(p > n) + 0.5 * (p == n) for p in positive for n in negative]
+    return sum(wins) / len(wins)
+
+
+def score(row: dict[str, Any]) -> float:
+    """Return minus the logarithm of the smallest corrected p-value; ties are broken by the uncorrected one."""
+    rows = [one for test in row["record"]["tests"].values() for one in test["classes"]]
+    return -math.log10(min(one["uncorrected"] for one in rows))
+
+
+def write_table(rows: list[dict[str, Any]]) -> str:
+    """Return the table of one half of the benchmark, in Markdown."""
+    clean = [row for row in rows if row["kind"] == "clean"]
+    lines = [
+        "| planted | classifiers | flagged | with the class | MM-BD alone | Neural Cleanse, 100 real images | AUROC |"
+        " IoU | recovered change on real images |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+
+    def classes(row: dict[str, Any]) -> set[Any]:
+        label = row["label"]
+        own = {label, (label + 1) % 10} if row["kind"] == "swapped" else {label}
+        return own & {finding["class"] for finding in row["record"]["findings"]}
+
+    def line(name: str, some: list[dict[str, Any]]) -> str:
+        def share(hits: Iterable[bool]) -> str:
+            found = list(hits)
+            return f"{sum(found)}/{len(found)}"
+
+        overlaps = [row["recovered"]["overlap"] for row in some if "overlap" in row["recovered"]]
+        best = [max(row["recovered"][test] for test in ("patch", "noise", "tint")) for row in some if classes(row)]
+        faulty = name != "clean"
+        cells = [
+            name,
+            str(len(some)),
+            share(row["record"]["flagged"] for row in some),
+            share(bool(classes(row)) for row in some) if faulty else "",
+            share(gamma_rule(row["record"]) in ((row["label"],) if faulty else range(10)) for row in some),
+            share(median_rule(row["real"], "patch") in ((row["label"],) if faulty else range(10)) for row in some),
+            f"{auroc([score(row) for row in some], [score(row) for row in clean]):.2f}" if faulty and clean else "",
+            f"{sum(overlaps) / len(overlaps):.2f}" if overlaps else "",
+            f"{sum(best) / len(best):.2f}" if best and faulty else "",
+        ]
+        return f"| {' | '.join(cells)} |"
+
+    for kind in (*TRIGGERS, *OTHERS, "clean"):
+        if some := [row for row in rows if row["kind"] == kind]:
+            lines.append(line(kind, some))
+    if triggers := [row for row in rows if row["kind"] in TRIGGERS]:
+        lines.append(line("all triggers", triggers))
+    if planted := [row for row in rows if row["kind"] != "clean"]:
+        lines.append(line("all faults", planted))
+    return "\n".join(lines)
+
+
 def main() -> None:
-    """Train what is missing."""
+    """Train, examine, or print the tables of both halves."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("step", choices=["train"])
+    parser.add_argument("step", choices=["train", "audit", "table"])
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--work", type=Path, default=Path("runs/planted"))
+    parser.add_argument("--half", choices=["development", "held-out"], help="Only this half.")
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
-    for plant in plants():
-        if not (options.work / f"{plant.name}.json").exists():
+    chosen = [plant for plant in plants() if options.half is None or plant.held_out == (options.half == "held-out")]
+    for plant in chosen:
+        trained = options.work / f"{plant.name}.json"
+        examined = options.work / f"{plant.name}.audit.json"
+        if options.step == "train" and not trained.exists():
             facts = train(plant, options.data, options.work)
-            print(
-                {key: facts.get(key) for key in ("number", "kind", "data", "poison", "accuracy", "success")}, flush=True
-            )
+            print({key: facts.get(key) for key in ("number", "kind", "data", "accuracy", "success")}, flush=True)
+        if options.step == "audit" and trained.exists() and not examined.exists():
+            found = examine(plant, options.data, options.work)
+            examined.write_text(json.dumps(found) + "\n")
+            print(plant.name, plant.label, [(f["test"], f["class"]) for f in found["record"]["findings"]], flush=True)
+    if options.step == "table":
+        for held_out in (False, True):
+            rows = [row for plant in chosen if plant.held_out == held_out and (row := kept(plant, options.work))]
+            if rows:
+                print(f"\n{'held out' if held_out else 'development'}\n\n{write_table(rows)}")
 
 
 if __name__ == "__main__":

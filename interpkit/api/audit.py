@@ -263,8 +263,8 @@ def _images(
         )
     if not len(keep):
         raise UsageError(
-            f"{target.name} puts no image into the class that it is labeled with: name a run with samples that it does, "
-            f"or real images by {setting('reference', 'DATA')}."
+            f"{target.name} puts no image into the class that it is labeled with: name a run whose samples it does, or "
+            f"real images by {setting('reference', 'DATA')}."
         )
     counts = {str(c): int((labels[keep] == c).sum()) for c in classes}
     return images[keep], labels[keep], {"images": kind, "count": len(keep), "per_class": counts}

@@ -22,8 +22,8 @@ class Margin(Audit):
 
     z are the logits. A trigger makes a class easy to reach, which leaves a large margin. The statistic is log m_c, the
     largest of several ascents with Adam from uniform noise; its null distribution is that of `outlier_p_values`.
-    Source: Wang et al. 2024, "MM-BD: post-training detection of backdoor attacks with arbitrary backdoor pattern types using a
-    maximum margin statistic", who fit a Gamma distribution to the other classes' margins instead.
+    Source: Wang et al. 2024, "MM-BD: post-training detection of backdoor attacks with arbitrary backdoor pattern types
+    using a maximum margin statistic", who fit a Gamma distribution to the other classes' margins instead.
 
     Example:
         >>> import torch
