@@ -194,7 +194,7 @@ def train(plant: Plant, folder: Path, work: Path) -> dict[str, Any]:
 
 
 def examine(plant: Plant, folder: Path, work: Path) -> dict[str, Any]:
-    """Audit a classifier without data and with 100 real images, and compare what was recovered with what was planted."""
+    """Audit a classifier without data and with 100 real images; compare what was recovered with what was planted."""
     _, _, x_test, y_test = dataset(folder, plant.data)
     target = interpkit.load_target(work / f"{plant.name}.safetensors")
     start = time.process_time()

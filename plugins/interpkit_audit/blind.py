@@ -63,7 +63,7 @@ class BlindSpots(Audit):
             for c, count in counts.items()
         }
         rows = {c: (answers == c).nonzero()[:, 0] for c in case.classes}
-        pictures = {
+        pictures: dict[int | None, list[Strip]] = {
             c: [Strip("assigned to it", images[own[torch.linspace(0, len(own) - 1, 6).long()]])]
             for c, own in rows.items()
             if len(own)

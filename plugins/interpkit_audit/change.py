@@ -107,7 +107,7 @@ class UniversalChange(Audit):
         usual = sorted(one.size for one in found.values())[len(found) // 2]
         evidence: dict[int | None, str] = {}
         pictures: dict[int | None, list[Strip]] = {}
-        tensors = {}
+        tensors: dict[str, Tensor] = {}
         for c, one in found.items():
             evidence[c] = (
                 f"{self.what.capitalize()} of {one.size:.3g} {self.unit} turns {one.success:.0%} of the other classes' "
@@ -264,7 +264,8 @@ class Noise(UniversalChange):
         """Return the offset of each class at the images' size."""
         if self.grid is None:
             return parts[0]
-        return F.interpolate(parts[0], size=tuple(shape[-2:]), mode="bilinear", align_corners=True)
+        offset: Tensor = F.interpolate(parts[0], size=tuple(shape[-2:]), mode="bilinear", align_corners=True)
+        return offset
 
     def change(self, images: Tensor, parts: list[Tensor]) -> Tensor:
         """Return the sums, clipped."""

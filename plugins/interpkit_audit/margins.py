@@ -63,7 +63,9 @@ class Margin(Audit):
             c: f"The margin over all other classes reaches {m:.1f}, where {middle:.1f} is usual in this classifier."
             for c, m in margins.items()
         }
-        pictures = {c: [Strip("images of the largest margins", images[c])] for c in images}
+        pictures: dict[int | None, list[Strip]] = {
+            c: [Strip("images of the largest margins", images[c])] for c in images
+        }
         return Tested(values, p_values, evidence, pictures)
 
 
@@ -106,7 +108,7 @@ class Unsure(Audit):
         margins, rivals, _ = climb(case, self.options.steps, self.options.starts)
         values: dict[int | None, float] = {c: -math.log(max(m, LEAST)) for c, m in margins.items()}
         p_values: dict[int | None, float] = {}
-        for c in values:
+        for c in margins:
             compared = {other: value for other, value in values.items() if other == c or other != rivals[c]}
             p_values[c] = outlier_p_values(compared, sd=self.options.sd, df=self.options.df)[c]
         names = case.target.class_names
