@@ -273,7 +273,8 @@ class Noise(UniversalChange):
 
     def norm(self, parts: list[Tensor], shape: torch.Size) -> Tensor:
         """Return the L2 norms."""
-        return self.offset(parts, shape).flatten(1).norm(dim=1)
+        norms: Tensor = self.offset(parts, shape).flatten(1).norm(dim=1)
+        return norms
 
     def largest(self, shape: torch.Size) -> float:
         """Return the norm from black to white."""
