@@ -259,8 +259,8 @@ def _images(
     keep = torch.cat([((labels == c) & (own == 1)).nonzero()[:per_class, 0] for c in classes])
     if len(found) and len(set(found.tolist())) < 2:
         raise UsageError(
-            f"{target.name} gives one answer to all {len(found)} images, {target.class_names[int(found[0])]}: there is "
-            f"nothing to compare. Look at what it says of real images: interpkit predict."
+            f"{target.name} gives one answer to all {len(found)} {kind}, {target.class_names[int(found[0])]}: there is "
+            f"nothing to compare. If it does tell real images apart, name some by {setting('reference', 'DATA')}, or a run."
         )
     if not len(keep):
         raise UsageError(

@@ -94,8 +94,6 @@ class UniversalChange(Audit):
 
     def test(self, case: AuditCase) -> Tested:
         """Return the statistics; see `Audit.test`."""
-        if case.images.dim() != 4:
-            raise TooFew("it changes pictures, and this is no classifier of pictures.")
         found: dict[int, Found] = {}
         at_once = max(1, case.most // self.options.images)
         for start in range(0, len(case.classes), at_once):
@@ -175,7 +173,8 @@ class Patch(UniversalChange):
     """A patch: a mask of any shape through which a fixed pattern covers the image.
 
     A changed image is (1 - m) x + m p with a mask m in [0, 1], the same for all channels, and a pattern p in [0, 1].
-    The norm is the sum of the mask, in pixels. See `UniversalChange`.
+    The norm is the sum of the mask, in pixels. Of inputs that are no pictures, each value has a mask of its own. See
+    `UniversalChange`.
 
     Example:
         >>> import torch
@@ -202,7 +201,8 @@ class Patch(UniversalChange):
 
     def parameters(self, classes: int, shape: torch.Size, rng: torch.Generator) -> list[Tensor]:
         """Return logits of a faint mask and of a gray pattern."""
-        return [torch.full((classes, 1, *shape[1:]), -2.0), 0.1 * torch.randn(classes, *shape, generator=rng)]
+        one = (1, *shape[1:]) if len(shape) == 3 else shape
+        return [torch.full((classes, *one), -2.0), 0.1 * torch.randn(classes, *shape, generator=rng)]
 
     def change(self, images: Tensor, parts: list[Tensor]) -> Tensor:
         """Return images covered by the pattern."""
@@ -214,8 +214,8 @@ class Patch(UniversalChange):
         return torch.sigmoid(parts[0]).flatten(1).sum(1)
 
     def largest(self, shape: torch.Size) -> float:
-        """Return the number of pixels."""
-        return float(shape[1] * shape[2])
+        """Return the number of pixels, or of values where there are none."""
+        return float(shape[1] * shape[2] if len(shape) == 3 else shape.numel())
 
     def drawn(self, images: Tensor, parts: list[Tensor]) -> Strip:
         """Return the mask, and the pattern through it."""
@@ -320,3 +320,9 @@ class Tint(Noise):
         sd: float = Field(0.35, gt=0, description="standard deviation of the statistic on clean classifiers")
 
     options: Options
+
+    def test(self, case: AuditCase) -> Tested:
+        """Return the statistics; see `Audit.test`."""
+        if case.images.dim() != 4:
+            raise TooFew("it changes colors, and this is no classifier of pictures.")
+        return super().test(case)
