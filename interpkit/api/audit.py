@@ -260,7 +260,7 @@ def _images(
     if len(found) and len(set(found.tolist())) < 2:
         raise UsageError(
             f"{target.name} gives one answer to all {len(found)} {kind}, {target.class_names[int(found[0])]}: there is "
-            f"nothing to compare. If it does tell real images apart, name some by {setting('reference', 'DATA')}, or a run."
+            f"nothing to compare. If it tells real images apart, name some by {setting('reference', 'DATA')}, or a run."
         )
     if not len(keep):
         raise UsageError(
