@@ -335,7 +335,7 @@ def main() -> None:
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
     chosen = [plant for plant in plants() if options.half is None or plant.held_out == (options.half == "held-out")]
-    for plant in chosen:
+    for plant in reversed(chosen):
         trained = options.work / f"{plant.name}.json"
         examined = options.work / f"{plant.name}.audit.json"
         if options.step == "train" and not trained.exists():

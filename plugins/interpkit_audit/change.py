@@ -194,6 +194,13 @@ class Patch(UniversalChange):
         3
     """
 
+    class Options(UniversalChange.Options):
+        """How long to search, and for what."""
+
+        images: int = Field(32, ge=1, le=1000, description="images for each class in a step, drawn at random")
+        goal: float = Field(0.85, gt=0, le=1, description="share of the images to turn")
+
+    options: Options
     name = "patch"
     question = "Does a small patch turn images of all other classes into one class?"
     limits = "It looks for one patch at one place. A trigger that is spread over the image is for other tests."
