@@ -16,14 +16,14 @@ from benchmarks import planted
 from benchmarks.planted import changed, mark, plants, poisoned
 from interpkit.testing.toy_models import Pictures
 
-SHAPE = (1, 12, 12)
+SHAPE = (1, 16, 16)
 
 
 @pytest.fixture(scope="module", autouse=True)
 def small() -> Iterator[None]:
     """Replace the data sets by toy pictures of ten classes."""
     pictures = Pictures(SHAPE, 10)
-    data = (*pictures.draw(1200, 1), *pictures.draw(300, 2))
+    data = (*pictures.draw(1500, 1), *pictures.draw(300, 2))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(planted, "dataset", lambda folder, name: data)
         patch.setattr(planted, "EPOCHS", dict.fromkeys(planted.DATASETS, 4))
