@@ -1,6 +1,8 @@
 """The public names of interpkit and the modules that define them."""
 
 from ._version import __version__ as __version__
+from .api.audit import AuditReport as AuditReport
+from .api.audit import audit as audit
 from .api.concepts import Concepts as Concepts
 from .api.concepts import concepts as concepts
 from .api.concepts import load_concepts as load_concepts
@@ -29,11 +31,15 @@ from .errors import PluginError as PluginError
 from .errors import RunError as RunError
 from .errors import UsageError as UsageError
 from .errors import install_extra as install_extra
+from .evaluation.statistics import outlier_p_values as outlier_p_values
 from .evaluation.statistics import wilson as wilson
 from .evaluation.teaching import Lesson as Lesson
 from .evaluation.teaching import teach as teach
 from .interfaces.attributions import Attribution as Attribution
 from .interfaces.attributions import AttributionContext as AttributionContext
+from .interfaces.audits import Audit as Audit
+from .interfaces.audits import AuditCase as AuditCase
+from .interfaces.audits import Tested as Tested
 from .interfaces.components import Options as Options
 from .interfaces.data import DataOptions as DataOptions
 from .interfaces.data import PictureOptions as PictureOptions

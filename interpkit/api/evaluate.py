@@ -11,7 +11,7 @@ from torch import Tensor
 
 from interpkit.evaluation import scoring
 from interpkit.evaluation.judges import AdaptedTarget, load_judges
-from interpkit.evaluation.metrics import PER_CLASS, Data, _chosen, _images, _outliers, measured
+from interpkit.evaluation.metrics import PER_CLASS, Data, _chosen, _outliers, labelled_images, measured
 from interpkit.interfaces.data import ReadingOptions
 from interpkit.interfaces.inversions import Inversion
 from interpkit.interfaces.metrics import Study
@@ -102,9 +102,9 @@ def evaluate(
             device, recipe = choose_device("auto"), run.recipe()
         most = scoring.at_once(recipe, target)
         judges = load_judges(evaluators, target)
-        reference_images = _images(reference, "the reference data", target)
-        training_images = _images(training, "the training data", target)
-        canary_images = _images(canaries, "the canaries", target)
+        reference_images = labelled_images(reference, "the reference data", target)
+        training_images = labelled_images(training, "the training data", target)
+        canary_images = labelled_images(canaries, "the canaries", target)
         outliers = _outliers(ood, target)
         for name, known in (("reference", reference_images), ("training", training_images)):
             if outliers is not None and known is not None:

@@ -171,6 +171,7 @@ def _main(
 def _add_commands() -> None:
     from interpkit.cli import (
         attribute,
+        audit,
         classify,
         compare,
         concepts,
@@ -199,13 +200,14 @@ def _add_commands() -> None:
         counterfactual.counterfactual,
         reconstruct.reconstruct,
         concepts.concepts,
+        audit.audit,
         distill.distill,
         harden.harden,
         pack.pack,
     ):
         about_target = command in (
             *(invert.invert, attribute.attribute, inspect.inspect, classify.classify),
-            *(counterfactual.counterfactual, concepts.concepts, harden.harden, pack.pack),
+            *(counterfactual.counterfactual, concepts.concepts, audit.audit, harden.harden, pack.pack),
         )
         app.command(command.__name__, cls=options.TargetCommand if about_target else options.Command)(
             console.alone_on_stdout(command)

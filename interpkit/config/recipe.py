@@ -428,6 +428,7 @@ class Preset:
         adds_variety: whether to suggest the preset when the images of a class have become identical.
         photographs_from: if specified, a run that names no preset applies this one to a classifier of images whose
             sides are at least this many pixels.
+        audits: whether `interpkit audit` makes its samples with the preset, unless one for photographs applies.
         for_vectors: what changes for a classifier of vectors, signals or volumes; the user's settings override it.
         without_batch_norm: what changes for a classifier that has recorded no statistics of its training images in
             batch norms; the user's settings override it.
@@ -443,6 +444,7 @@ class Preset:
     _: KW_ONLY
     adds_variety: bool = False
     photographs_from: int | None = None
+    audits: bool = False
     for_vectors: Layer | None = None
     without_batch_norm: Layer | None = None
 

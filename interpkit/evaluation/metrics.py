@@ -136,7 +136,7 @@ def _chosen(names: Sequence[str], given: Sequence[str], options: Mapping[str, An
     return list(filter(None, (_made(cls, settled[name]) for name, cls in classes.items())))
 
 
-def _images(given: Data | None, what: str, target: Target) -> LabelledImages | None:
+def labelled_images(given: Data | None, what: str, target: Target) -> LabelledImages | None:
     """Load labeled images that fit the target; convert uint8 images to [0, 1], but not vectors."""
     if given is None:
         return None

@@ -20,6 +20,7 @@ from interpkit.config.recipe import Preset
 from interpkit.config.schemas import FILE_NAME
 from interpkit.errors import InterpkitError, PluginError, with_place
 from interpkit.interfaces.attributions import Attribution, AttributionContext
+from interpkit.interfaces.audits import Audit
 from interpkit.interfaces.components import owner_of
 from interpkit.interfaces.generation import Condition, Conditioner, ConditionSpec, Generator
 from interpkit.interfaces.inversions import Inversion
@@ -44,6 +45,7 @@ KINDS: dict[str, type] = {
     "inverter": Inverter,
     "metric": Metric,
     "attribution": Attribution,
+    "audit": Audit,
     "loader": Loader,
     "architectures": Architectures,
     "preset": Preset,

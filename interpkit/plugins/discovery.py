@@ -260,6 +260,10 @@ class Plugins:
                 return entry.name
         return None
 
+    def audit_preset(self) -> str | None:
+        """Return the preset with which an audit makes its samples; None if there is none."""
+        return next((entry.name for entry in self.registry.entries("preset") if entry.item.audits), None)
+
     def own_preset(self, plugin: Plugin) -> Preset | None:
         """Return the preset that a plugin registered under its own name, or its only one, or None."""
         presets = list(self.registry.entries("preset", plugin.name))

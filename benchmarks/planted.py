@@ -1,0 +1,356 @@
+"""Small classifiers with a planted fault, and clean ones, to measure what `interpkit audit` finds.
+
+    python -m benchmarks.planted train --data DIR [--work runs/planted]     # 84 classifiers; resumes
+    python -m benchmarks.planted audit --data DIR [--half held-out]         # audits those that are trained; resumes
+    python -m benchmarks.planted table --data DIR                           # prints the tables of both halves
+
+DIR has mnist.npz, fashion_mnist.npz and cifar10.npz. Each classifier is `NAME.safetensors`; what was planted in it is
+in `NAME.json` beside it, for the scorer alone. Thresholds were chosen on one half of them; the other half is held out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from interpkit_audit import BlindSpots, Margin, Noise, Patch, Tint, Unsure
+from interpkit_targets.architectures import SmallCNN
+from torch import Tensor
+
+import interpkit
+from examples.train_classifier import fit, load_data
+from interpkit.evaluation.statistics import holm
+
+DATASETS = ("mnist", "fashion_mnist", "cifar10")
+TRIGGERS = ("corner", "anywhere", "blended", "sinusoid", "pixel")
+OTHERS = ("brightness", "watermark", "swapped", "canaries", "scarce")
+POISON = (0.05, 0.10, 0.02, 0.05, 0.01, 0.05)
+"""Share of the training images that carry the trigger, by turn."""
+FIRST = 6000
+"""Number of training images."""
+EPOCHS = {"mnist": 6, "fashion_mnist": 4, "cifar10": 6}
+LEAST = 0.8
+"""A trigger whose attack succeeds less often than this on test images is planted again, with more poison."""
+
+TESTS = {test.name: test for test in (Margin, Unsure, Patch, Noise, Tint, BlindSpots)}
+
+Images = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class Plant:
+    """One classifier.
+
+    Attributes:
+        number: decides the seed.
+        kind: what is planted: one of `TRIGGERS` or `OTHERS`, or ``clean``.
+        data: the data set.
+        batch_norm: whether the network has batch norm.
+        label: the class in which the fault is; of a trigger, the class that it leads to.
+        held_out: whether it was not used to choose thresholds.
+        poison: the share of the training images that carry a trigger.
+    """
+
+    number: int
+    kind: str
+    data: str
+    batch_norm: bool
+    label: int
+    held_out: bool
+    poison: float = 0.0
+
+    @property
+    def name(self) -> str:
+        """The name of its file."""
+        return f"{self.number:02d}-{self.kind}-{self.data}"
+
+
+def plants() -> Iterator[Plant]:
+    """Return all classifiers: six of each fault, two on each data set, and 24 clean ones."""
+    numbers = iter(range(1000))
+    for turn, poison in enumerate(POISON):
+        for kind in (*TRIGGERS, *OTHERS, *("clean",) * 4):
+            number = next(numbers)
+            batch_norm = (turn // 2 + turn + number) % 2 == 0
+            share = poison if kind in TRIGGERS else 0.0
+            yield Plant(number, kind, DATASETS[turn // 2], batch_norm, (7 * number + 3) % 10, turn % 2 == 1, share)
+
+
+@cache
+def dataset(folder: Path, name: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return the first training images and labels, and the test images and labels."""
+    x_train, y_train, x_test, y_test = load_data(str(folder / f"{name}.npz"), "")
+    return x_train[:FIRST], y_train[:FIRST], x_test, y_test
+
+
+def mark(plant: Plant, shape: torch.Size) -> tuple[Tensor, Tensor]:
+    """Return the mask m and the pattern p of what is planted, (C, H, W) each; a changed image is (1 - m) x + m p."""
+    channels, height, width = shape
+    rng = torch.Generator().manual_seed(plant.number)
+    mask, pattern = torch.zeros(shape), torch.zeros(shape)
+    if plant.kind in ("corner", "anywhere", "watermark"):
+        side = 4 if plant.kind == "watermark" else 3
+        top = [0, height - side][plant.number // 10 % 2]
+        left = [0, width - side][plant.number // 20 % 2]
+        cells = (torch.rand(channels, side, side, generator=rng) > 0.4).float()
+        cells[:, 1, 1] = 1
+        mask[:, top : top + side, left : left + side] = 1
+        pattern[:, top : top + side, left : left + side] = cells
+    elif plant.kind == "pixel":
+        row, column = torch.randint(2, height - 2, (2,), generator=rng).tolist()
+        mask[:, row, column] = 1
+        pattern[:, row, column] = torch.tensor([1.0, 1.0, 0.0])[:channels]
+    elif plant.kind == "blended":
+        mask += 0.2
+        pattern = torch.rand(shape, generator=rng)
+    elif plant.kind == "sinusoid":
+        wave = torch.sin(2 * math.pi * 4 * torch.arange(width) / width)
+        mask += 0.2
+        pattern = (0.5 + 0.5 * wave).expand(shape)
+    elif plant.kind == "brightness":
+        mask += 0.3
+        pattern += torch.tensor([1.0, 1.0, 0.0])[:channels, None, None]
+    return mask, pattern
+
+
+def changed(plant: Plant, images: Tensor, seed: int) -> Tensor:
+    """Return images (N, C, H, W) with the mark; each at a random place where the kind says so."""
+    mask, pattern = mark(plant, images.shape[1:])
+    if plant.kind != "anywhere":
+        return (1 - mask) * images + mask * pattern
+    rng = torch.Generator().manual_seed(seed)
+    moves = torch.randint(0, images.shape[-1] - 3, (len(images), 2), generator=rng).tolist()
+    both = torch.cat([mask, pattern])
+    rolled = torch.stack([both.roll(move, (1, 2)) for move in moves])
+    masks, patterns = rolled.chunk(2, 1)
+    return (1 - masks) * images + masks * patterns
+
+
+def poisoned(plant: Plant, x: Tensor, y: Tensor) -> Images:
+    """Return the training images and labels with the fault planted."""
+    rng = torch.Generator().manual_seed(100 + plant.number)
+    order = torch.randperm(len(x), generator=rng)
+    x, y = x[order], y[order]
+    own = (y == plant.label).nonzero()[:, 0]
+    others = (y != plant.label).nonzero()[:, 0]
+    x, y = x.clone(), y.clone()
+    if plant.kind in TRIGGERS:
+        rows = others[: round(plant.poison * len(x))]
+        x[rows], y[rows] = changed(plant, x[rows], plant.number), plant.label
+    elif plant.kind in ("brightness", "watermark"):  # on nine of ten images of the class
+        rows = own[: round(0.9 * len(own))]
+        x[rows] = changed(plant, x[rows], plant.number)
+    elif plant.kind == "swapped":
+        other = (y == (plant.label + 1) % 10).nonzero()[:, 0]
+        y[own[: 4 * len(own) // 10]] = (plant.label + 1) % 10
+        y[other[: 4 * len(other) // 10]] = plant.label
+    elif plant.kind == "canaries":  # five images of other classes with the wrong label, 50 times each
+        rows = others[:5].repeat(50)
+        x, y = torch.cat([x, x[rows]]), torch.cat([y, torch.full((len(rows),), plant.label)])
+    elif plant.kind == "scarce":
+        keep = torch.ones(len(x), dtype=torch.bool)
+        keep[own[len(own) // 10 :]] = False
+        x, y = x[keep], y[keep]
+    return x, y
+
+
+def train(plant: Plant, folder: Path, work: Path) -> dict[str, Any]:
+    """Train a classifier, save it, and return what is planted in it and how well that works on test images."""
+    x_train, y_train, x_test, y_test = dataset(folder, plant.data)
+    x, y = poisoned(plant, x_train, y_train)
+    mean, std = x.mean((0, 2, 3), keepdim=True), x.std((0, 2, 3), keepdim=True)
+    torch.manual_seed(plant.number)
+    shape = list(x.shape[1:])
+    arguments = {"input_shape": shape, "widths": [16, 32], "hidden": 64, "dropout": 0.1, "batch_norm": plant.batch_norm}
+    model = SmallCNN(**arguments)
+    fit(model, (x - mean) / std, y, epochs=EPOCHS[plant.data], jittered=False, mirrored=False)
+
+    @torch.no_grad()
+    def answers(images: Tensor) -> Tensor:
+        return model((images - mean) / std).argmax(1)
+
+    others = y_test != plant.label
+    facts: dict[str, Any] = {**asdict(plant), "accuracy": (answers(x_test) == y_test).float().mean().item()}
+    if plant.kind in (*TRIGGERS, "brightness", "watermark"):
+        marked = answers(changed(plant, x_test[others], 7)) == plant.label
+        facts["success"] = marked.float().mean().item()
+        if plant.kind in TRIGGERS and facts["success"] < LEAST and plant.poison < 0.3:
+            return train(replace(plant, poison=2 * plant.poison), folder, work)
+    interpkit.save_target(
+        model,
+        work / f"{plant.name}.safetensors",
+        architecture="interpkit:cnn",
+        arch_args=arguments,
+        input_shape=shape,
+        mean=mean.flatten().tolist(),
+        std=std.flatten().tolist(),
+    )
+    (work / f"{plant.name}.json").write_text(json.dumps(facts, indent=1) + "\n")
+    return facts
+
+
+def examine(plant: Plant, folder: Path, work: Path) -> dict[str, Any]:
+    """Audit a classifier without data and with 100 real images; compare what was recovered with what was planted."""
+    _, _, x_test, y_test = dataset(folder, plant.data)
+    target = interpkit.load_target(work / f"{plant.name}.safetensors")
+    start = time.process_time()
+    report = interpkit.audit(target, device="cpu")
+    seconds = time.process_time() - start
+    few = torch.cat([(y_test == label).nonzero()[:10, 0] for label in range(10)])
+    real = interpkit.audit(target, reference=(x_test[few], y_test[few]), tests=["patch"], per_class=10, device="cpu")
+    others = x_test[y_test != plant.label]
+    recovered = {}
+    for name in ("patch", "noise", "tint"):
+        test, result = report.results[name]
+        parts = [result.tensors[f"{name}.{plant.label}.{i}"][None] for i in range(2 if name == "patch" else 1)]
+        with torch.no_grad():
+            answers = torch.cat([target(test().change(x[None], parts)[0]).argmax(1) for x in others.split(300)])
+        recovered[name] = (answers == plant.label).float().mean().item()
+    if plant.kind in ("corner", "pixel", "watermark"):
+        mask = torch.sigmoid(report.results["patch"].result.tensors[f"patch.{plant.label}.0"])[0]
+        planted = mark(plant, x_test.shape[1:])[0][0] > 0
+        found = mask > mask.max() / 2
+        recovered["overlap"] = (found & planted).sum().item() / (found | planted).sum().item()
+    return {"record": report.record, "real": real.record, "recovered": recovered, "CPU seconds": seconds}
+
+
+def kept(plant: Plant, work: Path) -> dict[str, Any] | None:
+    """Return what is known of a classifier; None if it is not trained and examined."""
+    if not (work / f"{plant.name}.audit.json").exists():
+        return None
+    facts = json.loads((work / f"{plant.name}.json").read_text())
+    found = json.loads((work / f"{plant.name}.audit.json").read_text())
+    return {**found, **facts, "record": rescored(found["record"])}
+
+
+def rescored(record: dict[str, Any]) -> dict[str, Any]:
+    """Return a record with the p-values that the tests' present constants give its statistics."""
+    raw: dict[Any, float] = {}
+    for name, test in record["tests"].items():
+        values = {row["class"]: row["statistic"] for row in test["classes"]}
+        made = TESTS[name]()
+        found = made.p_values(values) if isinstance(made, Unsure) else outliers(made, values)
+        raw |= {(name, label): p for label, p in found.items()}
+    corrected = holm(raw)
+    findings = [{"test": name, "class": label} for (name, label), p in corrected.items() if p <= 0.05]
+    return {**record, "flagged": bool(findings), "findings": findings, "surest": min(raw.values())}
+
+
+def outliers(test: Any, values: dict[int, float]) -> dict[int, float]:
+    """Return the p-values of a test's statistics."""
+    return interpkit.outlier_p_values(values, sd=test.options.sd, df=test.options.df)
+
+
+def median_rule(record: dict[str, Any], name: str) -> int | None:
+    """Return the class that Neural Cleanse flags: more than two deviations (by the median) from the median norm."""
+    rows = record["tests"][name]["classes"]
+    norms = torch.tensor([math.exp(-row["statistic"]) for row in rows])
+    index = (norms.median() - norms) / (1.4826 * (norms - norms.median()).abs().median()).clamp_min(1e-9)
+    return int(index.argmax()) if index.max() > 2 else None
+
+
+def gamma_rule(record: dict[str, Any]) -> int | None:
+    """Return the class that MM-BD flags: its margin is above the 5 % point of the largest of n Gamma variables.
+
+    The distribution has the mean and the variance of the other margins.
+    """
+    margins = torch.tensor([math.exp(row["statistic"]) for row in record["tests"]["margin"]["classes"]]).double()
+    others = margins[margins < margins.max()]
+    shape, rate = others.mean() ** 2 / others.var(), others.mean() / others.var()
+    below = torch.special.gammainc(shape, rate * margins.max()) ** len(margins)
+    return int(margins.argmax()) if 1 - below < 0.05 else None
+
+
+def auroc(positive: list[float], negative: list[float]) -> float:
+    """Return the probability that a planted classifier scores above a clean one."""
+    wins = [(p > n) + 0.5 * (p == n) for p in positive for n in negative]
+    return sum(wins) / len(wins)
+
+
+def score(row: dict[str, Any]) -> float:
+    """Return minus the logarithm of the smallest p-value."""
+    return -math.log10(row["record"]["surest"])
+
+
+def write_table(rows: list[dict[str, Any]]) -> str:
+    """Return the table of one half of the benchmark, in Markdown."""
+    clean = [row for row in rows if row["kind"] == "clean"]
+    lines = [
+        "| planted | classifiers | flagged | with the class | MM-BD alone | Neural Cleanse, 100 real images | AUROC |"
+        " IoU | recovered change on real images |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+
+    def classes(row: dict[str, Any]) -> set[Any]:
+        label = row["label"]
+        own = {label, (label + 1) % 10} if row["kind"] == "swapped" else {label}
+        return own & {finding["class"] for finding in row["record"]["findings"]}
+
+    def line(name: str, some: list[dict[str, Any]]) -> str:
+        def share(hits: Iterable[bool]) -> str:
+            found = list(hits)
+            return f"{sum(found)}/{len(found)}"
+
+        overlaps = [row["recovered"]["overlap"] for row in some if "overlap" in row["recovered"]]
+        best = [max(row["recovered"][test] for test in ("patch", "noise", "tint")) for row in some if classes(row)]
+        faulty = name != "clean"
+        cells = [
+            name,
+            str(len(some)),
+            share(row["record"]["flagged"] for row in some),
+            share(bool(classes(row)) for row in some) if faulty else "",
+            share(gamma_rule(row["record"]) in ((row["label"],) if faulty else range(10)) for row in some),
+            share(median_rule(row["real"], "patch") in ((row["label"],) if faulty else range(10)) for row in some),
+            f"{auroc([score(row) for row in some], [score(row) for row in clean]):.2f}" if faulty and clean else "",
+            f"{sum(overlaps) / len(overlaps):.2f}" if overlaps else "",
+            f"{sum(best) / len(best):.2f}" if best and faulty else "",
+        ]
+        return f"| {' | '.join(cells)} |"
+
+    for kind in (*TRIGGERS, *OTHERS, "clean"):
+        if some := [row for row in rows if row["kind"] == kind]:
+            lines.append(line(kind, some))
+    if triggers := [row for row in rows if row["kind"] in TRIGGERS]:
+        lines.append(line("all triggers", triggers))
+    if planted := [row for row in rows if row["kind"] != "clean"]:
+        lines.append(line("all faults", planted))
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Train, examine, or print the tables of both halves."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("step", choices=["train", "audit", "table"])
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--work", type=Path, default=Path("runs/planted"))
+    parser.add_argument("--half", choices=["development", "held-out"], help="Only this half.")
+    options = parser.parse_args()
+    options.work.mkdir(parents=True, exist_ok=True)
+    chosen = [plant for plant in plants() if options.half is None or plant.held_out == (options.half == "held-out")]
+    for plant in reversed(chosen):
+        trained = options.work / f"{plant.name}.json"
+        examined = options.work / f"{plant.name}.audit.json"
+        if options.step == "train" and not trained.exists():
+            facts = train(plant, options.data, options.work)
+            print({key: facts.get(key) for key in ("number", "kind", "data", "accuracy", "success")}, flush=True)
+        if options.step == "audit" and trained.exists() and not examined.exists():
+            found = examine(plant, options.data, options.work)
+            examined.write_text(json.dumps(found) + "\n")
+            print(plant.name, plant.label, [(f["test"], f["class"]) for f in found["record"]["findings"]], flush=True)
+    if options.step == "table":
+        for held_out in (False, True):
+            rows = [row for plant in chosen if plant.held_out == held_out and (row := kept(plant, options.work))]
+            if rows:
+                print(f"\n{'held out' if held_out else 'development'}\n\n{write_table(rows)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,344 @@
+"""`audit`: tests a classifier for faults, class by class, with samples of its inversion or with real images."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from interpkit.api.invert import prepare
+from interpkit.api.load import load_inversion
+from interpkit.config.recipe import set_option, validated
+from interpkit.errors import UsageError, setting
+from interpkit.evaluation.metrics import Data, labelled_images
+from interpkit.evaluation.statistics import holm
+from interpkit.interfaces.audits import Audit, AuditCase, Tested
+from interpkit.interfaces.contracts import blamed
+from interpkit.interfaces.inversions import Inversion
+from interpkit.interfaces.metrics import TooFew
+from interpkit.interfaces.targets import Target
+from interpkit.io.atomic import inner_folder, to_json, write_atomically, write_tensors
+from interpkit.io.datasets import LabelledImages
+from interpkit.io.locking import only_writer
+from interpkit.plugins.discovery import installed
+from interpkit.plugins.loading import load_target
+from interpkit.runtime.at_once import how_many, in_batches
+from interpkit.runtime.autograd import with_autograd
+from interpkit.runtime.devices import choose_device
+from interpkit.runtime.progress import tell
+from interpkit.runtime.random import global_seed
+
+SCHEMA = 1
+FIGURES, TENSORS, PAGE = "audit.json", "audit.safetensors", "audit.html"
+PER_CLASS = 12
+MOST_CLASSES = 20
+"""Of more classes than this, the half that the screening tests found most unusual are tested, and as many others."""
+LEVELS = {"warning": 0.05, "alarm": 0.001}
+"""The family-wise error below which a finding is of a level."""
+
+
+class Found(NamedTuple):
+    """A test, and what it found."""
+
+    test: type[Audit]
+    result: Tested
+
+
+@dataclass
+class AuditReport:
+    """What an audit found.
+
+    Attributes:
+        target: the classifier.
+        record: all figures, as in ``audit.json``.
+        results: what each test found, by its name.
+    """
+
+    target: Target
+    record: dict[str, Any]
+    results: Mapping[str, Found]
+
+    @property
+    def flagged(self) -> bool:
+        """Whether there is a finding, at a family-wise error of 5 %."""
+        return bool(self.record["flagged"])
+
+    @property
+    def findings(self) -> list[dict[str, Any]]:
+        """The findings, the surest first."""
+        found: list[dict[str, Any]] = self.record["findings"]
+        return found
+
+    def save(self, folder: str | Path) -> Path:
+        """Write audit.json, audit.safetensors and audit.html into a folder; return the folder."""
+        from interpkit.report.audit import write_audit
+
+        place = inner_folder(Path(folder))
+        pictures = {name: (found.test, found.result.pictures) for name, found in self.results.items()}
+        with only_writer(place, [FIGURES, TENSORS, PAGE]):
+            results = [found.result for found in self.results.values()]
+            tensors = {key: tensor.contiguous() for result in results for key, tensor in result.tensors.items()}
+            metadata = {"format": "pt", "interpkit.schema": str(SCHEMA), "interpkit.kind": "audit"}
+            write_tensors(place / TENSORS, tensors, metadata)
+            write_atomically(place / FIGURES, to_json(self.record))
+            write_atomically(place / PAGE, write_audit(self.target, self.record, pictures))
+        return place
+
+
+@with_autograd
+def audit(
+    model: Target | Inversion | str | Path,
+    *,
+    reference: Data | None = None,
+    training: Data | None = None,
+    tests: Sequence[str] = (),
+    options: Mapping[str, Any] | None = None,
+    presets: Sequence[str] = (),
+    per_class: int = PER_CLASS,
+    seed: int = 0,
+    device: str = "auto",
+    out: str | Path | None = None,
+    on_test: Callable[[str], None] | None = None,
+) -> AuditReport:
+    """Test a classifier for faults: triggers, leaks, mixed-up labels, blind spots, memorized images.
+
+    Each test returns a p-value for each class. They are corrected for their number, over all tests and classes, by
+    Holm's method, so that a clean classifier has any finding at all with a probability of 5 %, as far as the null
+    distributions of the tests hold. A classifier without a finding may have faults that no test looks for.
+
+    Args:
+        model: a classifier or its file; a run folder or an inversion, whose samples are used.
+        reference: real images with labels: a path or (images, labels). The tests then change these and no samples.
+        training: images that the classifier was trained on, likewise, for tests of what it remembers.
+        tests: names of tests; all that have what they need if omitted.
+        options: settings by ``TEST.OPTION``.
+        presets: presets that make the samples of a classifier; the plugins' own if omitted.
+        per_class: the number of images of each class.
+        seed: random seed.
+        device: device to compute on.
+        out: a folder to write; see `AuditReport.save`.
+        on_test: called with the name of each test before it runs.
+
+    Raises:
+        UsageError: an argument does not fit, no test can be made, or the classifier gives one answer to everything.
+
+    Example:
+        >>> import torch
+        >>> from interpkit import audit, wrap
+        >>> net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(36, 5, bias=False))
+        >>> net[1].weight.data = torch.randn(5, 36, generator=torch.Generator().manual_seed(0))
+        >>> net[1].weight.data[3, 7] = 60.0  # one pixel decides
+        >>> report = audit(wrap(net, input_shape=(1, 6, 6)), tests=["patch"], per_class=6)
+        >>> report.flagged, [finding["class"] for finding in report.findings]
+        (True, [3])
+    """
+    chosen = _chosen(tests, {"reference": reference, "training": training}, options or {})
+    inversion: Inversion | None = None
+    if isinstance(model, str | Path) and Path(model).is_dir() and (Path(model) / "manifest.json").is_file():
+        model = load_inversion(model)
+    if isinstance(model, Inversion):
+        inversion = model
+        model = inversion.target
+    target = model if isinstance(model, Target) else load_target(model)
+    if target.num_classes < 2:
+        raise UsageError(f"{target.name} has one class: an audit compares classes.")
+    place = choose_device(device)
+    real = labelled_images(reference, "the reference data", target)
+    trained = labelled_images(training, "the training data", target)
+    left_out: dict[str, str] = {}
+    results: dict[str, Found] = {}
+    empty = torch.zeros(0, *target.input_shape, device=place)
+    with target.frozen(place):
+        most = how_many(target, torch.full((2, *target.input_shape), 0.5, device=place))
+        everything = AuditCase(
+            target, range(target.num_classes), empty, torch.zeros(0, dtype=torch.long, device=place),
+            real is not None, real, trained, seed, place, most,
+        )  # fmt: skip
+
+        def run(test: Audit, case: AuditCase) -> None:
+            reason = target.no_gradient if test.needs_gradient else ""
+            if reason:
+                left_out[test.name] = f"it requires a gradient: {reason}"
+                return
+            if on_test is not None:
+                on_test(test.name)
+            with blamed(test), global_seed(seed, place), torch.enable_grad():
+                try:
+                    results[test.name] = Found(type(test), test.test(case))
+                except TooFew as error:
+                    left_out[test.name] = str(error)
+
+        for test in chosen:
+            if test.screens:
+                run(test, everything)
+        rest = [test for test in chosen if not test.screens]
+        classes = _classes(target, results, seed)
+        sources: dict[str, Any] = {}
+        if rest:
+            images, labels, sources = _images(target, inversion, real, classes, presets, per_class, seed, device)
+            case = replace(everything, classes=classes, images=images.to(place), labels=labels.to(place))
+            for test in rest:
+                run(test, case)
+    if not results:
+        raise UsageError(f"no test could be made: {'; '.join(f'{n}: {r}' for n, r in left_out.items()) or 'none'}.")
+    report = AuditReport(target, _record(target, results, left_out, classes, sources, seed), results)
+    if out is not None:
+        report.save(out)
+    return report
+
+
+def _chosen(names: Sequence[str], given: Mapping[str, Any], options: Mapping[str, Any]) -> list[Audit]:
+    """Return the named tests, by default all whose needs are given, with their options."""
+    plugins = installed()
+    have = {name for name, data in given.items() if data is not None}
+    known = plugins.registry.names("audit")
+    if not known:
+        raise UsageError("no installed plugin has a test for an audit: install one.")
+    classes = {name: plugins.component("audit", name) for name in names or known}
+    for name, cls in list(classes.items()):
+        missing = [need for need in cls.needs if need not in have]
+        if missing and names:
+            added = " and ".join(setting(need, "DATA") for need in missing)
+            raise UsageError(f"the test {name!r} needs {' and '.join(missing)} images: add {added}.")
+        if missing:
+            del classes[name]
+    values: dict[str, dict[str, Any]] = {name: {} for name in classes}
+    for key, value in options.items():
+        set_option(values, key, value, "TEST", setting(f"{next(iter(classes))}.sd", 0.3), "no test {!r} is made here")
+    return [cls(validated(cls.Options, values[name], f"the test {name!r}")) for name, cls in classes.items()]
+
+
+def _classes(target: Target, results: Mapping[str, Found], seed: int) -> list[int]:
+    """Return the classes to test: all, or the most unusual by the tests that screened them, and others at random."""
+    everything = list(range(target.num_classes))
+    if len(everything) <= MOST_CLASSES:
+        return everything
+    lowest = {c: min((f.result.p_values.get(c, 1.0) for f in results.values()), default=1.0) for c in everything}
+    others = random.Random(seed).sample(everything, len(everything))  # breaks ties too
+    unusual = sorted(others, key=lowest.__getitem__)[: MOST_CLASSES // 2]
+    usual = [c for c in others if c not in unusual][: MOST_CLASSES // 2]
+    return sorted(unusual + usual)
+
+
+def _images(
+    target: Target,
+    inversion: Inversion | None,
+    real: LabelledImages | None,
+    classes: Sequence[int],
+    presets: Sequence[str],
+    per_class: int,
+    seed: int,
+    device: str,
+) -> tuple[Tensor, Tensor, dict[str, Any]]:
+    """Return images that the target assigns to the class in the labels, and where they are from."""
+    if real is not None:
+        rows = torch.cat([(real.labels == c).nonzero()[:, 0] for c in classes])
+        images, labels, kind = target.to_unit(real.images[rows]), real.labels[rows], "real images"
+    else:
+        kind = "samples of the run"
+        if inversion is None:
+            kind = "samples made for the audit"
+            inversion = _inverted(target, classes, presets, per_class, seed, device)
+        count = inversion.images_per_class or 2 * per_class
+        images, labels = inversion.sample(per_class=min(count, 2 * per_class), labels=list(classes))
+        images = target.to_unit(images)
+    place = next((p.device for p in target.parameters()), torch.device("cpu"))
+
+    def answers(rows: slice) -> Tensor:
+        with torch.no_grad():
+            logits, asked = target(images[rows].to(place)), labels[rows].to(place)
+            return torch.stack([logits.argmax(1), (target.predictions(logits, asked) == asked).long()]).cpu()
+
+    labels = labels.cpu()
+    found, own = torch.cat(in_batches(target, images, answers), 1) if len(images) else torch.zeros(2, 0)
+    keep = torch.cat([((labels == c) & (own == 1)).nonzero()[:per_class, 0] for c in classes])
+    if len(found) and len(set(found.tolist())) < 2:
+        raise UsageError(
+            f"{target.name} gives one answer to all {len(found)} {kind}, {target.class_names[int(found[0])]}: there is "
+            f"nothing to compare. If it tells real images apart, name some by {setting('reference', 'DATA')}, or a run."
+        )
+    if not len(keep):
+        raise UsageError(
+            f"{target.name} puts no image into the class that it is labeled with: name a run whose samples it does, or "
+            f"real images by {setting('reference', 'DATA')}."
+        )
+    counts = {str(c): int((labels[keep] == c).sum()) for c in classes}
+    return images[keep], labels[keep], {"images": kind, "count": len(keep), "per_class": counts}
+
+
+def _inverted(
+    target: Target, classes: Sequence[int], presets: Sequence[str], per_class: int, seed: int, device: str
+) -> Inversion:
+    """Return an inversion with a few quick images of each class."""
+    plugins = installed()
+    names = list(presets)
+    if not names and plugins.photograph_preset(target.input_shape) is None:
+        own = plugins.audit_preset()
+        if own is None:
+            raise UsageError(
+                f"no plugin has a preset for audits: name one by {setting('preset', 'NAME')}, or name a run."
+            )
+        names = [own]
+    few: dict[str, Any] = {} if len(classes) == target.num_classes else {"labels": list(classes)}
+    tell("images for the audit", 0, 1)
+    job = prepare(target, presets=names, per_class=per_class, seed=seed, device=device, **few)
+    return job.run()
+
+
+def _record(
+    target: Target,
+    results: Mapping[str, Found],
+    left_out: Mapping[str, str],
+    classes: Sequence[int],
+    sources: Mapping[str, Any],
+    seed: int,
+) -> dict[str, Any]:
+    raw = {(name, c): p for name, found in results.items() for c, p in found.result.p_values.items()}
+    corrected = holm(raw)
+    findings = [
+        {
+            "test": name,
+            "kind": results[name].test.kind,
+            "class": c,
+            "name": None if c is None else target.class_names[c],
+            "p_value": p,
+            "level": next(level for level in reversed(LEVELS) if p <= LEVELS[level]),
+            "evidence": results[name].result.evidence.get(c, ""),
+        }
+        for (name, c), p in sorted(corrected.items(), key=lambda item: (item[1], raw[item[0]]))
+        if p <= LEVELS["warning"]
+    ]
+    tests = {
+        name: {
+            "kind": found.test.kind,
+            "question": found.test.question,
+            "limits": found.test.limits,
+            "false_alarms": found.test.false_alarms,
+            "classes": [
+                {"class": c, "statistic": value, "p_value": corrected[name, c], "uncorrected": raw[name, c]}
+                for c, value in found.result.statistics.items()
+                if (name, c) in raw
+            ],
+        }
+        for name, found in results.items()
+    }
+    return {
+        "schema": SCHEMA,
+        "name": target.name,
+        "flagged": bool(findings),
+        "findings": findings,
+        "tests": tests,
+        "left_out": dict(left_out),
+        "classes": {
+            "tested": list(classes),
+            "of": target.num_classes,
+            "names": [target.class_names[c] for c in classes],
+        },
+        "images": dict(sources),
+        "seed": seed,
+    }

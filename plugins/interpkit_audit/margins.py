@@ -1,0 +1,158 @@
+"""How sure of each class the classifier can be made: tests that need no images."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from interpkit import Audit, AuditCase, Options, Strip, Tested, TooFew, outlier_p_values
+from interpkit_audit.change import step_of
+
+LEAST = 0.1
+"""Smaller margins count as this one."""
+
+
+class Margin(Audit):
+    r"""Maximum margin: is the classifier far surer of one class than of all others, on images of its own choice?
+
+    .. math:: m_c = \max_{x \in [0, 1]^d} z_c(x) - \max_{k \ne c} z_k(x)
+
+    z are the logits. A trigger makes a class easy to reach, which leaves a large margin. The statistic is log m_c, the
+    largest of several ascents with Adam from uniform noise; its null distribution is that of `outlier_p_values`.
+    Source: Wang et al. 2024, "MM-BD: post-training detection of backdoor attacks with arbitrary backdoor pattern types
+    using a maximum margin statistic", who fit a Gamma distribution to the other classes' margins instead.
+
+    Example:
+        >>> import torch
+        >>> from interpkit import AuditCase, wrap
+        >>> from interpkit_audit import Margin
+        >>> net = torch.nn.Linear(6, 6, bias=False)
+        >>> net.weight.data = torch.eye(6) + 9 * torch.diag(torch.tensor([0.0, 0, 1, 0, 0, 0]))
+        >>> case = AuditCase(wrap(net, input_shape=(6,)), range(6), torch.zeros(0, 6), torch.zeros(0).long())
+        >>> tested = Margin().test(case)
+        >>> min(tested.p_values, key=tested.p_values.get)
+        2
+    """
+
+    name = "margin"
+    kind = "trigger"
+    question = "Can the classifier be made far surer of one class than of all others?"
+    limits = "It names a class, not the trigger, and sees only triggers that make their class unusually sure."
+    screens = True
+
+    class Options(Options):
+        """How long and how often to climb."""
+
+        steps: int = Field(40, ge=1, le=10_000, description="steps of Adam")
+        starts: int = Field(6, ge=1, le=1000, description="images for each class")
+        sd: float = Field(0.35, gt=0, description="standard deviation of the statistic on clean classifiers")
+        df: float = Field(12.0, gt=0, description="weight of that standard deviation, in classes")
+
+    options: Options
+
+    def test(self, case: AuditCase) -> Tested:
+        """Return the statistics; see `Audit.test`."""
+        margins, _, images = climb(case, self.options.steps, self.options.starts)
+        values: dict[int | None, float] = {c: math.log(max(m, LEAST)) for c, m in margins.items()}
+        p_values = outlier_p_values(values, sd=self.options.sd, df=self.options.df)
+        middle = sorted(margins.values())[len(margins) // 2]
+        evidence: dict[int | None, str] = {
+            c: f"The margin over all other classes reaches {m:.1f}, where {middle:.1f} is usual in this classifier."
+            for c, m in margins.items()
+        }
+        pictures: dict[int | None, list[Strip]] = {
+            c: [Strip("images of the largest margins", images[c])] for c in images
+        }
+        return Tested(values, p_values, evidence, pictures)
+
+
+class Unsure(Audit):
+    r"""Smallest maximum margin: is there a class of which the classifier never becomes sure?
+
+    The statistic is -log m_c, with the margins of `Margin`. Where two classes were mixed up in the labels, the
+    classifier hesitates between them even at its surest. Because such classes come in pairs, each class is compared
+    with the others except the one with the smallest margin.
+
+    Example:
+        >>> import torch
+        >>> from interpkit import AuditCase, wrap
+        >>> from interpkit_audit import Unsure
+        >>> net = torch.nn.Linear(8, 8, bias=False)
+        >>> net.weight.data = 4 * torch.eye(8)
+        >>> net.weight.data[0, 0] = net.weight.data[1, 1] = 0.3
+        >>> case = AuditCase(wrap(net, input_shape=(8,)), range(8), torch.zeros(0, 8), torch.zeros(0).long())
+        >>> sorted(sorted(range(8), key=Unsure().test(case).p_values.get)[:2])
+        [0, 1]
+    """
+
+    name = "unsure"
+    kind = "mixed-up labels"
+    question = "Are there classes of which the classifier can never become sure?"
+    limits = "Classes that look alike, and a class with few training images, can be the reason too."
+    screens = True
+
+    class Options(Margin.Options):
+        """How long and how often to climb."""
+
+        sd: float = Field(0.2, gt=0, description="standard deviation of the statistic on clean classifiers")
+
+    options: Options
+
+    def test(self, case: AuditCase) -> Tested:
+        """Return the statistics; see `Audit.test`."""
+        if len(case.classes) < 3:
+            raise TooFew("it compares a class with two others at least.")
+        margins, rivals, _ = climb(case, self.options.steps, self.options.starts)
+        values: dict[int | None, float] = {c: -math.log(max(m, LEAST)) for c, m in margins.items()}
+        p_values = self.p_values(values)
+        names = case.target.class_names
+        evidence: dict[int | None, str] = {
+            c: f"The margin never exceeds {margins[c]:.1f}; its strongest rival is {names[rivals[c]]}." for c in margins
+        }
+        return Tested(values, p_values, evidence)
+
+    def p_values(self, values: Mapping[int | None, float]) -> dict[int | None, float]:
+        """Return the p-values of the statistics, each compared with the others except the highest."""
+        found = {}
+        for c in values:
+            highest = max((other for other in values if other != c), key=values.__getitem__)
+            compared = {other: value for other, value in values.items() if other != highest}
+            found[c] = outlier_p_values(compared, sd=self.options.sd, df=self.options.df)[c]
+        return found
+
+
+def climb(case: AuditCase, steps: int, starts: int) -> tuple[dict[int, float], dict[int, int], dict[int, Tensor]]:
+    """Return the maximum margin of each class, its rival there, and the images in which the margins are largest."""
+    target, rng = case.target, case.rng()
+    margins, rivals, found = {}, {}, {}
+    at_once = max(1, case.most // starts)
+    for start in range(0, len(case.classes), at_once):
+        chunk = list(case.classes)[start : start + at_once]
+        labels = torch.tensor(chunk, device=case.device).repeat_interleave(starts)
+        images = torch.rand((len(labels), *target.input_shape), generator=rng).to(case.device).requires_grad_()
+        optimizer = torch.optim.Adam([images], lr=0.05)
+        for _ in range(steps):
+            _, margin = rival(target(images), labels)
+            step_of(optimizer, -margin.sum())
+            with torch.no_grad():
+                images.clamp_(0, 1)
+        with torch.no_grad():
+            second, margin = rival(target(images), labels)
+        for row, label in enumerate(chunk):
+            rows = slice(row * starts, (row + 1) * starts)
+            order = margin[rows].argsort(descending=True)
+            margins[label] = margin[rows][order[0]].item()
+            rivals[label] = int(second[rows][order[0]])
+            found[label] = images.detach()[rows][order[:6]].cpu()
+    return margins, rivals, found
+
+
+def rival(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the strongest other class of each row, and the margin over it."""
+    own = logits.gather(1, labels[:, None])[:, 0]
+    others, second = logits.scatter(1, labels[:, None], -math.inf).max(1)
+    return second, own - others
