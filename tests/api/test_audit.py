@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 from typer.testing import CliRunner, Result
 
@@ -26,7 +27,7 @@ class Known(Audit):
     limits = "It does not look."
     screens = True
     needs_gradient = False
-    p_values: Any = {0: 0.5, 1: 1e-6, 2: 0.02}
+    p_values: ClassVar[Any] = {0: 0.5, 1: 1e-6, 2: 0.02}
 
     def test(self, case: Any) -> Tested:
         pictures = {c: [Strip("gray", torch.full((2, *case.target.input_shape), 0.5))] for c in case.classes}
@@ -39,14 +40,14 @@ class Whole(Known):
     """It finds something in the classifier as a whole."""
 
     name = "whole"
-    p_values: Any = {None: 0.012}
+    p_values: ClassVar[Any] = {None: 0.012}
 
 
 class Clean(Known):
     """It finds nothing."""
 
     name = "clean"
-    p_values: Any = {0: 1.0, 1: 0.4, 2: 0.3}
+    p_values: ClassVar[Any] = {0: 1.0, 1: 0.4, 2: 0.3}
 
 
 class Lacking(Known):
@@ -100,7 +101,7 @@ def test_the_files_have_the_documented_keys(tiny_target: interpkit.Target, tmp_p
     page = (tmp_path / "audit" / "audit.html").read_text()
     assert "Evidence against &lt;1&gt;." in page and "data:image/" in page
     assert "lacking was left out: it takes 1,000 classes." in page and "It does not look." in page
-    kept = interpkit.load_plain(tmp_path / "audit" / "audit.safetensors")
+    kept = load_file(tmp_path / "audit" / "audit.safetensors")
     assert torch.equal(kept["known.0"], torch.ones(2))
 
 
@@ -124,14 +125,14 @@ def test_the_command_prints_findings_and_the_page(tiny_model: Path, tmp_path: Pa
     result = cli(tiny_model, "--test", "known", "--test", "whole", "--out", tmp_path / "audit")
     assert (result.exit_code, result.stdout.strip()) == (0, str(tmp_path / "audit" / "audit.html"))
     said = " ".join(result.stderr.split())
-    assert "alarm: class 1: made-up fault (p = 4e-06). Evidence against <1>." in said
+    assert "class 1: made-up fault (p = 4e-06). Evidence against <1>." in said
     assert "warning: the whole classifier: made-up fault" in said
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--test", "knwon"], "knwon"),
+        (["--test", "no-such"], "no-such"),
         (["--test", "looking"], "the test 'looking' needs reference images"),
         (["--test", "lacking"], "no test could be made: lacking: it takes 1,000 classes"),
         (["--test", "known", "--fail-on", "error"], "--fail-on takes warning or alarm, not 'error'"),
@@ -151,5 +152,5 @@ def test_a_classifier_with_one_answer_is_refused() -> None:
     nn.init.zeros_(module[1].weight)
     module[1].bias.data = torch.tensor([0.0, 1.0, 0.0])
     images, labels = torch.rand(9, 1, 6, 6), torch.arange(9) % 3
-    with pytest.raises(UsageError, match="gives one answer to all 9 images"):
+    with pytest.raises(UsageError, match="gives one answer to all 9 real images"):
         interpkit.audit(interpkit.wrap(module, (1, 6, 6)), reference=(images, labels), tests=["looking"])

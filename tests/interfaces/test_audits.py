@@ -13,7 +13,7 @@ from interpkit import Audit, AuditCase, Options, Target, Tested
 
 
 class Size(Audit):
-    """The number of images of each class, of which many are no fault."""
+    """The number of images of each class, which says nothing of faults."""
 
     name = "size"
     kind = "none"
@@ -65,7 +65,7 @@ def test_a_test_without_the_method_is_abstract() -> None:
         Audit()  # type: ignore[abstract]
 
 
-def test_what_a_test_found_is_no_test_of_pytest() -> None:
+def test_pytest_does_not_collect_what_a_test_found() -> None:
     found = Tested({None: 1.0}, {None: 0.5})
     assert (found.evidence, found.pictures, found.tensors) == ({}, {}, {})
     assert Tested.__test__ is False
