@@ -70,6 +70,7 @@ ALLOWED = {
     "mean": "English",
     "noise": "English",
     "robustness": "in the title of a paper",
+    "audit": "a kind of component, and a command",
     "photo": "English, of pictures",
     "ensemble": "several generators as one",
 }
