@@ -138,11 +138,12 @@ def audit(
         (True, [3])
     """
     chosen = _chosen(tests, {"reference": reference, "training": training}, options or {})
-    inversion = None
+    inversion: Inversion | None = None
     if isinstance(model, str | Path) and Path(model).is_dir() and (Path(model) / "manifest.json").is_file():
         model = load_inversion(model)
     if isinstance(model, Inversion):
-        model, inversion = model.target, model
+        inversion = model
+        model = inversion.target
     target = model if isinstance(model, Target) else load_target(model)
     if target.num_classes < 2:
         raise UsageError(f"{target.name} has one class: an audit compares classes.")
@@ -258,8 +259,8 @@ def _images(
     keep = torch.cat([((labels == c) & (own == 1)).nonzero()[:per_class, 0] for c in classes])
     if len(found) and len(set(found.tolist())) < 2:
         raise UsageError(
-            f"{target.name} gives one answer to all {len(found)} images, {target.class_names[int(found[0])]}: there is "
-            f"nothing to compare. Look at what it says of real images: interpkit predict."
+            f"{target.name} gives one answer to all {len(found)} {kind}, {target.class_names[int(found[0])]}: there is "
+            f"nothing to compare. If it tells real images apart, name some by {setting('reference', 'DATA')}, or a run."
         )
     if not len(keep):
         raise UsageError(
@@ -283,7 +284,7 @@ def _inverted(
                 f"no plugin has a preset for audits: name one by {setting('preset', 'NAME')}, or name a run."
             )
         names = [own]
-    few = {} if len(classes) == target.num_classes else {"labels": list(classes)}
+    few: dict[str, Any] = {} if len(classes) == target.num_classes else {"labels": list(classes)}
     tell("images for the audit", 0, 1)
     job = prepare(target, presets=names, per_class=per_class, seed=seed, device=device, **few)
     return job.run()

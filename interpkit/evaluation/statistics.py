@@ -111,7 +111,9 @@ def student_tail(t: float, df: float) -> float:
     scale = math.lgamma((df + 1) / 2) - math.lgamma(df / 2) - math.log(math.pi) / 2
     start, parts = math.atan(t / math.sqrt(df)), 2000
     width = (math.pi / 2 - start) / parts
-    heights = [math.sin(width * (parts - i)) ** (df - 1) for i in range(parts + 1)]  # the cosine of each angle
+    heights: list[float] = [
+        math.sin(width * (parts - i)) ** (df - 1) for i in range(parts + 1)
+    ]  # the cosine of each angle
     area = width / 3 * (heights[0] + heights[-1] + 4 * sum(heights[1:-1:2]) + 2 * sum(heights[2:-1:2]))
     return max(math.exp(scale) * area, 1e-300)
 

@@ -26,7 +26,7 @@ def write_audit(target: Target, record: Mapping[str, Any], pictures: Pictures) -
         pictures: the pictures of each test, by class.
     """
     shown: list[list[tuple[str, int]]] = []
-    strips = []
+    strips: list[torch.Tensor] = []
     for finding in record["findings"]:
         _, of_test = pictures[finding["test"]]
         row = []

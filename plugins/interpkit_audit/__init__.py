@@ -34,6 +34,7 @@ PRESET = Preset(
     },
     "A few quick images of each class, for interpkit audit to change.",
     audits=True,
+    for_vectors={"losses": {"tv": {"weight": 0.0}}},
     without_batch_norm={"losses": {"batchnorm": {"weight": 0.0}}},
 )
 

@@ -9,15 +9,16 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from interpkit import Audit, AuditCase, Options, Strip, Tested, TooFew, outlier_p_values
+from interpkit import Audit, AuditCase, Options, Strip, Tested, outlier_p_values
 
 
 class BlindSpots(Audit):
     r"""Blind spots: does one class get most of the images that show nothing?
 
-    The images are uniform noise, noise of coarse blocks, and even blends of two samples. The statistic is the log odds
-    of the share that is assigned to a class, with one image added to each side; the null distribution is that of
-    `outlier_p_values`. A classifier has to put such images somewhere, so that the shares differ widely on clean ones.
+    The images are uniform noise, coarse noise where they are pictures, and even blends of two samples. The statistic
+    is the log odds of the share that is assigned to a class, with one image added to each side; the null distribution
+    is that of `outlier_p_values`. A classifier has to put such images somewhere, so that shares differ widely on clean
+    ones.
 
     Example:
         >>> import torch
@@ -40,7 +41,7 @@ class BlindSpots(Audit):
     class Options(Options):
         """How many images."""
 
-        images: int = Field(600, ge=10, le=100_000, description="images of each of the three kinds")
+        images: int = Field(600, ge=10, le=100_000, description="images of each kind")
         sd: float = Field(1.3, gt=0, description="standard deviation of the statistic on clean classifiers")
         df: float = Field(12.0, gt=0, description="weight of that standard deviation, in classes")
 
@@ -49,8 +50,6 @@ class BlindSpots(Audit):
     @torch.no_grad()
     def test(self, case: AuditCase) -> Tested:
         """Return the statistics; see `Audit.test`."""
-        if case.images.dim() != 4:
-            raise TooFew("it makes pictures, and this is no classifier of pictures.")
         images = nothing(case, self.options.images)
         answers = torch.cat([case.target(some.to(case.device)).argmax(1).cpu() for some in images.split(case.most)])
         counts = {c: int((answers == c).sum()) for c in case.classes}
@@ -63,7 +62,7 @@ class BlindSpots(Audit):
             for c, count in counts.items()
         }
         rows = {c: (answers == c).nonzero()[:, 0] for c in case.classes}
-        pictures = {
+        pictures: dict[int | None, list[Strip]] = {
             c: [Strip("assigned to it", images[own[torch.linspace(0, len(own) - 1, 6).long()]])]
             for c, own in rows.items()
             if len(own)
@@ -76,5 +75,8 @@ def nothing(case: AuditCase, count: int) -> Tensor:
     rng, shape = case.rng(), case.images.shape[1:]
     pairs = torch.randint(len(case.images), (2, count), generator=rng)
     blends = case.images.cpu()[pairs].mean(0)
+    noise = torch.rand(count, *shape, generator=rng)
+    if len(shape) != 3:
+        return torch.cat([noise, blends])
     coarse = F.interpolate(torch.rand(count, shape[0], 4, 4, generator=rng), size=tuple(shape[1:]), mode="bilinear")
-    return torch.cat([torch.rand(count, *shape, generator=rng), coarse, blends])
+    return torch.cat([noise, coarse, blends])

@@ -94,8 +94,6 @@ class UniversalChange(Audit):
 
     def test(self, case: AuditCase) -> Tested:
         """Return the statistics; see `Audit.test`."""
-        if case.images.dim() != 4:
-            raise TooFew("it changes pictures, and this is no classifier of pictures.")
         found: dict[int, Found] = {}
         at_once = max(1, case.most // self.options.images)
         for start in range(0, len(case.classes), at_once):
@@ -107,7 +105,7 @@ class UniversalChange(Audit):
         usual = sorted(one.size for one in found.values())[len(found) // 2]
         evidence: dict[int | None, str] = {}
         pictures: dict[int | None, list[Strip]] = {}
-        tensors = {}
+        tensors: dict[str, Tensor] = {}
         for c, one in found.items():
             evidence[c] = (
                 f"{self.what.capitalize()} of {one.size:.3g} {self.unit} turns {one.success:.0%} of the other classes' "
@@ -175,7 +173,8 @@ class Patch(UniversalChange):
     """A patch: a mask of any shape through which a fixed pattern covers the image.
 
     A changed image is (1 - m) x + m p with a mask m in [0, 1], the same for all channels, and a pattern p in [0, 1].
-    The norm is the sum of the mask, in pixels. See `UniversalChange`.
+    The norm is the sum of the mask, in pixels. Of inputs that are no pictures, each value has a mask of its own. See
+    `UniversalChange`.
 
     Example:
         >>> import torch
@@ -195,6 +194,13 @@ class Patch(UniversalChange):
         3
     """
 
+    class Options(UniversalChange.Options):
+        """How long to search, and for what."""
+
+        images: int = Field(32, ge=1, le=1000, description="images for each class in a step, drawn at random")
+        goal: float = Field(0.85, gt=0, le=1, description="share of the images to turn")
+
+    options: Options
     name = "patch"
     question = "Does a small patch turn images of all other classes into one class?"
     limits = "It looks for one patch at one place. A trigger that is spread over the image is for other tests."
@@ -202,7 +208,8 @@ class Patch(UniversalChange):
 
     def parameters(self, classes: int, shape: torch.Size, rng: torch.Generator) -> list[Tensor]:
         """Return logits of a faint mask and of a gray pattern."""
-        return [torch.full((classes, 1, *shape[1:]), -2.0), 0.1 * torch.randn(classes, *shape, generator=rng)]
+        one = (1, *shape[1:]) if len(shape) == 3 else shape
+        return [torch.full((classes, *one), -2.0), 0.1 * torch.randn(classes, *shape, generator=rng)]
 
     def change(self, images: Tensor, parts: list[Tensor]) -> Tensor:
         """Return images covered by the pattern."""
@@ -214,8 +221,8 @@ class Patch(UniversalChange):
         return torch.sigmoid(parts[0]).flatten(1).sum(1)
 
     def largest(self, shape: torch.Size) -> float:
-        """Return the number of pixels."""
-        return float(shape[1] * shape[2])
+        """Return the number of pixels, or of values where there are none."""
+        return float(shape[1] * shape[2] if len(shape) == 3 else shape.numel())
 
     def drawn(self, images: Tensor, parts: list[Tensor]) -> Strip:
         """Return the mask, and the pattern through it."""
@@ -264,7 +271,8 @@ class Noise(UniversalChange):
         """Return the offset of each class at the images' size."""
         if self.grid is None:
             return parts[0]
-        return F.interpolate(parts[0], size=tuple(shape[-2:]), mode="bilinear", align_corners=True)
+        offset: Tensor = F.interpolate(parts[0], size=tuple(shape[-2:]), mode="bilinear", align_corners=True)
+        return offset
 
     def change(self, images: Tensor, parts: list[Tensor]) -> Tensor:
         """Return the sums, clipped."""
@@ -272,7 +280,8 @@ class Noise(UniversalChange):
 
     def norm(self, parts: list[Tensor], shape: torch.Size) -> Tensor:
         """Return the L2 norms."""
-        return self.offset(parts, shape).flatten(1).norm(dim=1)
+        norms: Tensor = self.offset(parts, shape).flatten(1).norm(dim=1)
+        return norms
 
     def largest(self, shape: torch.Size) -> float:
         """Return the norm from black to white."""
@@ -318,3 +327,9 @@ class Tint(Noise):
         sd: float = Field(0.35, gt=0, description="standard deviation of the statistic on clean classifiers")
 
     options: Options
+
+    def test(self, case: AuditCase) -> Tested:
+        """Return the statistics; see `Audit.test`."""
+        if case.images.dim() != 4:
+            raise TooFew("it changes colors, and this is no classifier of pictures.")
+        return super().test(case)

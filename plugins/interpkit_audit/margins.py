@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import torch
 from pydantic import Field
@@ -63,7 +64,9 @@ class Margin(Audit):
             c: f"The margin over all other classes reaches {m:.1f}, where {middle:.1f} is usual in this classifier."
             for c, m in margins.items()
         }
-        pictures = {c: [Strip("images of the largest margins", images[c])] for c in images}
+        pictures: dict[int | None, list[Strip]] = {
+            c: [Strip("images of the largest margins", images[c])] for c in images
+        }
         return Tested(values, p_values, evidence, pictures)
 
 
@@ -71,8 +74,8 @@ class Unsure(Audit):
     r"""Smallest maximum margin: is there a class of which the classifier never becomes sure?
 
     The statistic is -log m_c, with the margins of `Margin`. Where two classes were mixed up in the labels, the
-    classifier hesitates between them even at its surest. Each class is therefore compared with the others except its
-    strongest rival.
+    classifier hesitates between them even at its surest. Because such classes come in pairs, each class is compared
+    with the others except the one with the smallest margin.
 
     Example:
         >>> import torch
@@ -105,15 +108,21 @@ class Unsure(Audit):
             raise TooFew("it compares a class with two others at least.")
         margins, rivals, _ = climb(case, self.options.steps, self.options.starts)
         values: dict[int | None, float] = {c: -math.log(max(m, LEAST)) for c, m in margins.items()}
-        p_values: dict[int | None, float] = {}
-        for c in values:
-            compared = {other: value for other, value in values.items() if other == c or other != rivals[c]}
-            p_values[c] = outlier_p_values(compared, sd=self.options.sd, df=self.options.df)[c]
+        p_values = self.p_values(values)
         names = case.target.class_names
         evidence: dict[int | None, str] = {
             c: f"The margin never exceeds {margins[c]:.1f}; its strongest rival is {names[rivals[c]]}." for c in margins
         }
         return Tested(values, p_values, evidence)
+
+    def p_values(self, values: Mapping[int | None, float]) -> dict[int | None, float]:
+        """Return the p-values of the statistics, each compared with the others except the highest."""
+        found = {}
+        for c in values:
+            highest = max((other for other in values if other != c), key=values.__getitem__)
+            compared = {other: value for other, value in values.items() if other != highest}
+            found[c] = outlier_p_values(compared, sd=self.options.sd, df=self.options.df)[c]
+        return found
 
 
 def climb(case: AuditCase, steps: int, starts: int) -> tuple[dict[int, float], dict[int, int], dict[int, Tensor]]:

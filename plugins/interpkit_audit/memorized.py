@@ -68,7 +68,7 @@ class Memorized(Audit):
         values: dict[int | None, float] = {}
         p_values: dict[int | None, float] = {}
         evidence: dict[int | None, str] = {}
-        pictures = {}
+        pictures: dict[int | None, list[Strip]] = {}
         for c in case.classes:
             own, other = (fragile[data.labels == c] for fragile, data in (training, reference))
             own, other = own[own >= 0], other[other >= 0]
