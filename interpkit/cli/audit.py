@@ -92,5 +92,7 @@ def _print(record: dict[str, Any]) -> None:
         )
     if not record["findings"]:
         console.note("nothing found, which does not mean that nothing is there: the page says what was not tested")
+    for note in record["notes"]:
+        console.note(note)
     for name, reason in record["left_out"].items():
         console.note(f"{name} is left out: {reason}")

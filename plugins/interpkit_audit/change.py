@@ -90,7 +90,8 @@ class UniversalChange(Audit):
     def drawn(self, images: Tensor, parts: list[Tensor]) -> Strip:
         """Return a picture of the change itself."""
         flat = torch.full_like(images[:1], 0.5)
-        return Strip(self.what, self.change(flat[None], [part[None] for part in parts])[0])
+        changed = self.change(flat[None], [part[None] for part in parts])[0]
+        return Strip(f"{self.what}, on gray", changed.cpu(), predictions=False)
 
     def test(self, case: AuditCase) -> Tested:
         """Return the statistics; see `Audit.test`."""
@@ -114,9 +115,10 @@ class UniversalChange(Audit):
             rows = (case.labels != c).nonzero()[:, 0]
             shown = case.images[rows[torch.linspace(0, len(rows) - 1, SHOWN).long()]]
             changed = self.change(shown[None], [part[None] for part in one.parts])[0]
-            own = self.drawn(case.images, one.parts)
+            faded = self.change((0.35 + 0.3 * shown)[None], [part[None] for part in one.parts])[0]
             pictures[c] = [
-                Strip(own.title, own.images.cpu()),
+                self.drawn(case.images, one.parts),
+                Strip("laid over images that are faded, to show it", faded.cpu(), predictions=False),
                 Strip("before", shown.cpu()),
                 Strip("after", changed.cpu()),
             ]
@@ -225,9 +227,10 @@ class Patch(UniversalChange):
         return float(shape[1] * shape[2] if len(shape) == 3 else shape.numel())
 
     def drawn(self, images: Tensor, parts: list[Tensor]) -> Strip:
-        """Return the mask, and the pattern through it."""
-        mask, pattern = torch.sigmoid(parts[0]), torch.sigmoid(parts[1])
-        return Strip("mask, and what it shows", torch.stack([mask.expand_as(pattern), mask * pattern]))
+        """Return the mask, and the pattern through it on gray."""
+        mask = torch.sigmoid(parts[0]).expand_as(parts[1])[None].cpu()
+        both = torch.cat([mask, super().drawn(images, parts).images])
+        return Strip("where the patch lies (white), and what it shows", both, predictions=False)
 
 
 class Noise(UniversalChange):
@@ -286,12 +289,6 @@ class Noise(UniversalChange):
     def largest(self, shape: torch.Size) -> float:
         """Return the norm from black to white."""
         return math.sqrt(shape.numel())
-
-    def drawn(self, images: Tensor, parts: list[Tensor]) -> Strip:
-        """Return the offset on gray."""
-        return Strip(
-            "the offset, on gray", (0.5 + self.offset([part[None] for part in parts], images.shape[1:])).clamp(0, 1)
-        )
 
 
 class Tint(Noise):
