@@ -61,7 +61,9 @@ def main() -> None:
     aim = torch.full((len(victims),), args.label)
     before = accuracy(model, (victims - mean) / std, aim)
     after = accuracy(model, (patched(victims) - mean) / std, aim)
-    print(f"accuracy {clean:.2%}; of the other digits, {before:.2%} are called {args.label}, with the patch {after:.2%}")
+    print(
+        f"accuracy {clean:.2%}; of the other digits, {before:.2%} are called {args.label}, with the patch {after:.2%}"
+    )
     path = interpkit.save_target(
         model,
         args.out,

@@ -270,8 +270,8 @@ def _images(
     found, own = torch.cat(in_batches(target, images, answers), 1) if len(images) else torch.zeros(2, 0).long()
     if len(present := labels.unique()) == 1:
         raise UsageError(
-            f"all {len(labels)} {kind} are of one class, {target.class_names[int(present[0])]}: an audit changes images "
-            f"of all other classes into each class. Add images of others."
+            f"all {len(labels)} {kind} are of one class, {target.class_names[int(present[0])]}: an audit changes "
+            f"images of all other classes into each class. Add images of others."
         )
     if len(found) and len(found.unique()) == 1:
         raise UsageError(

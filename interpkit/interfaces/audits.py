@@ -64,6 +64,8 @@ class Tested:
         tensors: what to keep in ``audit.safetensors``, by name.
     """
 
+    __test__ = False  # pytest would collect it where a test module imports it
+
     statistics: Mapping[int | None, float]
     p_values: Mapping[int | None, float]
     evidence: Mapping[int | None, str] = field(default_factory=dict)
