@@ -44,7 +44,7 @@ LEVELS = {"warning": 0.05, "alarm": 0.001}
 
 REAL = "real images"
 SUSPICIOUS = 10
-"""Of so many real images with a wrong answer, it is unusual that most get the same one."""
+"""If at least this number of real images get a wrong answer, it is unusual that most get the same one."""
 
 
 class Found(NamedTuple):

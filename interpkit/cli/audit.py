@@ -50,7 +50,7 @@ def audit(
     """Test a classifier for triggers, leaks, mixed-up labels and other faults, with no data.
 
     Writes audit.html, audit.json and audit.safetensors. A warning is a finding at a family-wise error of 5 %, an alarm
-    one at 0.1 %. What it cannot show, the documentation says on a page of its own. Example: interpkit audit model.safetensors
+    one at 0.1 %. The page "What an audit cannot show" states its limits. Example: interpkit audit model.safetensors
     """
     from interpkit.api import audit as api
     from interpkit.plugins import loading

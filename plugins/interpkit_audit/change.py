@@ -175,7 +175,7 @@ class Patch(UniversalChange):
     """A patch: a mask of any shape through which a fixed pattern covers the image.
 
     A changed image is (1 - m) x + m p with a mask m in [0, 1], the same for all channels, and a pattern p in [0, 1].
-    The norm is the sum of the mask, in pixels. Of inputs that are no pictures, each value has a mask of its own. See
+    The norm is the sum of the mask, in pixels. In inputs other than pictures, each value has a mask of its own. See
     `UniversalChange`.
 
     Example:
@@ -329,5 +329,5 @@ class Tint(Noise):
     def test(self, case: AuditCase) -> Tested:
         """Return the statistics; see `Audit.test`."""
         if case.images.dim() != 4:
-            raise TooFew("it changes colors, and this is no classifier of pictures.")
+            raise TooFew("it changes colors, and this classifier does not read pictures.")
         return super().test(case)

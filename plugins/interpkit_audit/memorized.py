@@ -62,7 +62,7 @@ class Memorized(Audit):
     def test(self, case: AuditCase) -> Tested:
         """Return the statistics; see `Audit.test`."""
         if case.images.dim() != 4:
-            raise TooFew("it shifts pictures, and this is no classifier of pictures.")
+            raise TooFew("it shifts pictures, and this classifier does not read pictures.")
         assert case.reference is not None and case.training is not None
         training, reference = (self.fragile(case, data) for data in (case.training, case.reference))
         values: dict[int | None, float] = {}

@@ -159,7 +159,7 @@ def test_a_classifier_of_vectors_is_tested_as_far_as_it_can_be() -> None:
     few = {f"{name}.steps": 3 for name in ("margin", "unsure", "patch", "noise", "tint")}
     report = interpkit.audit(target, reference=images_of(target), options=few, device="cpu")
     assert {"margin", "patch"} <= report.record["tests"].keys()
-    assert "no classifier of pictures" in report.record["left_out"]["tint"]
+    assert "does not read pictures" in report.record["left_out"]["tint"]
 
 
 def constant() -> Target:

@@ -1,4 +1,4 @@
-"""``interpkit audit``: what it prints, writes and exits with. The test that it makes here finds what it is told to."""
+"""``interpkit audit``: what it prints, writes and exits with, for a test that finds what its option states."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_a_finding_is_printed_and_a_page_written(tiny_model: Path, tmp_path: Pat
     assert "Almost certainly not clean" in (tmp_path / "found" / "audit.html").read_text()
 
 
-def test_no_finding_is_no_certificate(tiny_model: Path, tmp_path: Path) -> None:
+def test_no_finding_does_not_certify_anything(tiny_model: Path, tmp_path: Path) -> None:
     result = cli(tiny_model, 0.5, "--out", tmp_path / "found")
     assert result.exit_code == 0
     assert "nothing found, which does not mean that nothing is there" in " ".join(result.stderr.split())
