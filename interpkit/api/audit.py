@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -40,6 +40,11 @@ MOST_CLASSES = 20
 """Of more classes than this, the half that the screening tests found most unusual are tested, and as many others."""
 LEVELS = {"warning": 0.05, "alarm": 0.001}
 """The family-wise error below which a finding is of a level."""
+
+
+REAL = "real images"
+SUSPICIOUS = 10
+"""If at least this number of real images get a wrong answer, it is unusual that most get the same one."""
 
 
 class Found(NamedTuple):
@@ -161,6 +166,7 @@ def audit(
         )  # fmt: skip
 
         def run(test: Audit, case: AuditCase) -> None:
+            tell("tests of the audit made", len(results) + len(left_out), len(chosen), test.name)
             reason = target.no_gradient if test.needs_gradient else ""
             if reason:
                 left_out[test.name] = f"it requires a gradient: {reason}"
@@ -184,6 +190,7 @@ def audit(
             case = replace(everything, classes=classes, images=images.to(place), labels=labels.to(place))
             for test in rest:
                 run(test, case)
+    tell("tests of the audit made", len(chosen), len(chosen))
     if not results:
         raise UsageError(f"no test could be made: {'; '.join(f'{n}: {r}' for n, r in left_out.items()) or 'none'}.")
     report = AuditReport(target, _record(target, results, left_out, classes, sources, seed), results)
@@ -238,9 +245,14 @@ def _images(
     """Return images that the target assigns to the class in the labels, and where they are from."""
     if real is not None:
         rows = torch.cat([(real.labels == c).nonzero()[:, 0] for c in classes])
-        images, labels, kind = target.to_unit(real.images[rows]), real.labels[rows], "real images"
+        images, labels, kind = target.to_unit(real.images[rows]), real.labels[rows], REAL
     else:
         kind = "samples of the run"
+        if inversion is None and target.no_gradient:
+            raise UsageError(
+                f"no gradient passes from the logits of {target.name} to its images: {target.no_gradient}. The samples "
+                f"of an audit need one: name real images by {setting('reference', 'DATA')}, or a run."
+            )
         if inversion is None:
             kind = "samples made for the audit"
             inversion = _inverted(target, classes, presets, per_class, seed, device)
@@ -255,20 +267,28 @@ def _images(
             return torch.stack([logits.argmax(1), (target.predictions(logits, asked) == asked).long()]).cpu()
 
     labels = labels.cpu()
-    found, own = torch.cat(in_batches(target, images, answers), 1) if len(images) else torch.zeros(2, 0)
-    keep = torch.cat([((labels == c) & (own == 1)).nonzero()[:per_class, 0] for c in classes])
-    if len(found) and len(set(found.tolist())) < 2:
+    found, own = torch.cat(in_batches(target, images, answers), 1) if len(images) else torch.zeros(2, 0).long()
+    if len(present := labels.unique()) == 1:
+        raise UsageError(
+            f"all {len(labels)} {kind} are of one class, {target.class_names[int(present[0])]}: an audit changes "
+            f"images of all other classes into each class. Add images of others."
+        )
+    if len(found) and len(found.unique()) == 1:
         raise UsageError(
             f"{target.name} gives one answer to all {len(found)} {kind}, {target.class_names[int(found[0])]}: there is "
             f"nothing to compare. If it tells real images apart, name some by {setting('reference', 'DATA')}, or a run."
         )
+    right = own == 1
+    keep = torch.cat([((labels == c) & right).nonzero()[:per_class, 0] for c in classes])
     if not len(keep):
         raise UsageError(
             f"{target.name} puts no image into the class that it is labeled with: name a run whose samples it does, or "
             f"real images by {setting('reference', 'DATA')}."
         )
     counts = {str(c): int((labels[keep] == c).sum()) for c in classes}
-    return images[keep], labels[keep], {"images": kind, "count": len(keep), "per_class": counts}
+    others = {str(c): int((found[~right] == c).sum()) for c in found[~right].unique().tolist()}
+    dropped = {"count": int((~right).sum()), "of": len(found), "answers": others}
+    return images[keep], labels[keep], {"images": kind, "count": len(keep), "per_class": counts, "dropped": dropped}
 
 
 def _inverted(
@@ -285,7 +305,6 @@ def _inverted(
             )
         names = [own]
     few: dict[str, Any] = {} if len(classes) == target.num_classes else {"labels": list(classes)}
-    tell("images for the audit", 0, 1)
     job = prepare(target, presets=names, per_class=per_class, seed=seed, device=device, **few)
     return job.run()
 
@@ -340,5 +359,40 @@ def _record(
             "names": [target.class_names[c] for c in classes],
         },
         "images": dict(sources),
+        "notes": list(_notes(target, classes, sources)),
         "seed": seed,
     }
+
+
+def _notes(target: Target, classes: Sequence[int], sources: Mapping[str, Any]) -> Iterator[str]:
+    """Return what a reader has to know about this audit, a sentence or two each."""
+    if target.num_classes == 2:
+        yield (
+            "With two classes there is only one to compare a class with: how unusual a difference is, was learned from "
+            "other classifiers alone."
+        )
+    if len(classes) < target.num_classes:
+        yield (
+            f"Only {len(classes)} of {target.num_classes} classes were tested with images: half of them are those that "
+            f"the other tests found most unusual, the others were drawn at random."
+        )
+    if target.multi_label:
+        yield (
+            "The classes of this classifier do not exclude each other. The tests ask for the class with the highest "
+            "logit, so that they do not see a trigger that only adds a label."
+        )
+    dropped = sources.get("dropped", {"count": 0})
+    if not dropped["count"]:
+        return
+    said = (
+        f"{dropped['count']} of {dropped['of']} {sources['images']} were left out, because the classifier does not "
+        f"assign them to their class."
+    )
+    most = max(dropped["answers"], key=dropped["answers"].__getitem__)
+    share = dropped["answers"][most] / dropped["count"]
+    if sources["images"] == REAL and dropped["count"] >= SUSPICIOUS and share > 0.5:
+        said += (
+            f" It assigns {share:.0%} of them to the class {target.class_names[int(most)]}: look at them, they may "
+            f"carry a trigger themselves."
+        )
+    yield said

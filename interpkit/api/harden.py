@@ -19,7 +19,7 @@ from interpkit.api.invert import invert, prepare
 from interpkit.config.recipe import target_facts
 from interpkit.errors import ModelError, RunError, UsageError, setting
 from interpkit.evaluation import teaching
-from interpkit.evaluation.metrics import Data, _images
+from interpkit.evaluation.metrics import Data, labelled_images
 from interpkit.interfaces.targets import GARBAGE, Target
 from interpkit.io.atomic import digest, read_tensors, write_tensors
 from interpkit.io.datasets import TORCHVISION, LabelledImages, path_and_split, refuse_shared
@@ -140,7 +140,7 @@ def harden(
     if not isinstance(target, Target):
         target = loading.load_target(target)
     pupil, arguments = _with_garbage(target)
-    known = _images(_training(data), "the training data", target)
+    known = labelled_images(_training(data), "the training data", target)
     assert known is not None
     lacking = [target.class_names[k] for k in _classes(target) if not (known.labels == k).any()]
     if lacking:
@@ -148,7 +148,7 @@ def harden(
             f"the data have no images of {lacking[0]!r}, which the classifier would forget ({len(lacking)} such "
             f"classes). Pass the data that it was trained on."
         )
-    held_out = _images(reference, "the reference data", target)
+    held_out = labelled_images(reference, "the reference data", target)
     if held_out is not None:
         refuse_shared(held_out.images, known.images, "the reference data", "the training data")
     place = choose_device(device)

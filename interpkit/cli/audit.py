@@ -50,7 +50,7 @@ def audit(
     """Test a classifier for triggers, leaks, mixed-up labels and other faults, with no data.
 
     Writes audit.html, audit.json and audit.safetensors. A warning is a finding at a family-wise error of 5 %, an alarm
-    one at 0.1 %. Example: interpkit audit model.safetensors
+    one at 0.1 %. The page "What an audit cannot show" states its limits. Example: interpkit audit model.safetensors
     """
     from interpkit.api import audit as api
     from interpkit.plugins import loading
@@ -92,5 +92,7 @@ def _print(record: dict[str, Any]) -> None:
         )
     if not record["findings"]:
         console.note("nothing found, which does not mean that nothing is there: the page says what was not tested")
+    for note in record["notes"]:
+        console.note(note)
     for name, reason in record["left_out"].items():
         console.note(f"{name} is left out: {reason}")

@@ -65,6 +65,7 @@ class Tested:
     """
 
     __test__: ClassVar = False  # pytest collects classes whose names start with Test
+
     statistics: Mapping[int | None, float]
     p_values: Mapping[int | None, float]
     evidence: Mapping[int | None, str] = field(default_factory=dict)

@@ -12,15 +12,18 @@ MOST_IN_STRIP = 12
 
 @dataclass(frozen=True)
 class Strip:
-    """A row of images; below each image, the report shows the class that the target predicts and its confidence.
+    """A row of images.
 
     Attributes:
         title: the heading of the row.
         images: (K, *input_shape) float in [0, 1], K from 1 to 12.
+        predictions: whether the report shows, below each image, the class that the target predicts and its confidence;
+            False for masks and other pictures that are not inputs.
     """
 
     title: str
     images: Tensor
+    predictions: bool = True
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from interpkit.interfaces.audits import Audit
 from interpkit.interfaces.sections import Strip
@@ -13,8 +14,11 @@ from interpkit.interfaces.targets import Target
 from interpkit.report import classes as of_classes
 from interpkit.report import encode
 from interpkit.report.page import render
+from interpkit.runtime.at_once import in_batches
 
 Pictures = Mapping[str, tuple[type[Audit], Mapping[int | None, Sequence[Strip]]]]
+SMALL = 64
+"""Pictures with fewer pixels on a side are enlarged without blur."""
 
 
 def write_audit(target: Target, record: Mapping[str, Any], pictures: Pictures) -> str:
@@ -25,29 +29,39 @@ def write_audit(target: Target, record: Mapping[str, Any], pictures: Pictures) -
         record: all figures; see `interpkit.api.audit.AuditReport`.
         pictures: the pictures of each test, by class.
     """
-    shown: list[list[tuple[str, int]]] = []
-    strips: list[torch.Tensor] = []
-    for finding in record["findings"]:
-        _, of_test = pictures[finding["test"]]
-        row = []
-        for strip in of_test.get(finding["class"], ()):
-            row.append((strip.title, len(strips)))
-            images = (
-                (strip.images * 255).round().clamp(0, 255).to(torch.uint8) if strip.images.dim() == 4 else strip.images
-            )
-            strips.append(encode.strip(encode.drawable(images, shape=target.description.input_shape or ())))
-        shown.append(row)
-    uris = encode.encode(strips, of_classes.CHARACTERS) if strips else []
-    names = dict(zip(record["classes"]["tested"], record["classes"]["names"], strict=True))
-    surest = min((row["p_value"] for test in record["tests"].values() for row in test["classes"]), default=1.0)
+    strips = [pictures[finding["test"]][1].get(finding["class"], ()) for finding in record["findings"]]
+    shots = iter(_shots(target, [strip.images for row in strips for strip in row]))
+    shape = target.description.input_shape or target.input_shape
     return render(
         "audit.html",
         title=f"Audit of {target.name}",
         record=record,
-        names=names,
-        surest=surest,
-        shown=[
-            [(title, uris[place], (strips[place].shape[2], strips[place].shape[1])) for title, place in row]
-            for row in shown
-        ],
+        names=target.class_names,
+        surest=min((row["p_value"] for test in record["tests"].values() for row in test["classes"]), default=1.0),
+        shown=[[(strip, [next(shots) for _ in strip.images]) for strip in row] for row in strips],
+        small=max(shape[1:], default=0) <= SMALL,
     )
+
+
+@torch.no_grad()
+def _shots(target: Target, strips: Sequence[Tensor]) -> list[dict[str, Any]]:
+    """Return each image as a picture, with what the target predicts for it."""
+    if not strips:
+        return []
+    images = torch.cat([images.float().cpu() for images in strips])
+    place = next((parameter.device for parameter in target.parameters()), images.device)
+    with target.frozen():
+        probabilities = in_batches(
+            target, images, lambda rows: target.probabilities(target(images[rows].to(place))).cpu()
+        )
+    confidence, labels = (column.tolist() for column in torch.cat(probabilities).max(1))
+    if images.dim() == 4:
+        images = (images * 255).round().clamp(0, 255).to(torch.uint8)
+    among = torch.stack([torch.zeros(images.shape[1:]), torch.ones(images.shape[1:])])
+    drawn = encode.drawable(images, among, shape=target.description.input_shape or ())
+    uris = encode.encode(list(drawn), of_classes.CHARACTERS)
+    size = (drawn.shape[3], drawn.shape[2])
+    return [
+        {"uri": uri, "size": size, "label": label, "sure": sure}
+        for uri, label, sure in zip(uris, labels, confidence, strict=True)
+    ]

@@ -281,8 +281,10 @@ def _sections(inversion: Inversion, samples: Samples) -> list[dict[str, Any]]:
         {
             "title": strip.title,
             "uri": uri,
-            "confidence": confidence[row],
-            "stretches": [(label, len(list(run))) for label, run in itertools.groupby(predicted[row])],
+            "confidence": confidence[row] if strip.predictions else [],
+            "stretches": [
+                (label, len(list(run))) for label, run in itertools.groupby(predicted[row] if strip.predictions else [])
+            ],
         }
         for strip, row, uri in zip(strips, rows, uris, strict=True)
     )

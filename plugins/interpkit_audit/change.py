@@ -90,7 +90,8 @@ class UniversalChange(Audit):
     def drawn(self, images: Tensor, parts: list[Tensor]) -> Strip:
         """Return a picture of the change itself."""
         flat = torch.full_like(images[:1], 0.5)
-        return Strip(self.what, self.change(flat[None], [part[None] for part in parts])[0])
+        changed = self.change(flat[None], [part[None] for part in parts])[0]
+        return Strip(f"{self.what}, on gray", changed.cpu(), predictions=False)
 
     def test(self, case: AuditCase) -> Tested:
         """Return the statistics; see `Audit.test`."""
@@ -114,9 +115,10 @@ class UniversalChange(Audit):
             rows = (case.labels != c).nonzero()[:, 0]
             shown = case.images[rows[torch.linspace(0, len(rows) - 1, SHOWN).long()]]
             changed = self.change(shown[None], [part[None] for part in one.parts])[0]
-            own = self.drawn(case.images, one.parts)
+            faded = self.change((0.35 + 0.3 * shown)[None], [part[None] for part in one.parts])[0]
             pictures[c] = [
-                Strip(own.title, own.images.cpu()),
+                self.drawn(case.images, one.parts),
+                Strip("laid over images that are faded, to show it", faded.cpu(), predictions=False),
                 Strip("before", shown.cpu()),
                 Strip("after", changed.cpu()),
             ]
@@ -173,7 +175,7 @@ class Patch(UniversalChange):
     """A patch: a mask of any shape through which a fixed pattern covers the image.
 
     A changed image is (1 - m) x + m p with a mask m in [0, 1], the same for all channels, and a pattern p in [0, 1].
-    The norm is the sum of the mask, in pixels. Of inputs that are no pictures, each value has a mask of its own. See
+    The norm is the sum of the mask, in pixels. In inputs other than pictures, each value has a mask of its own. See
     `UniversalChange`.
 
     Example:
@@ -225,9 +227,10 @@ class Patch(UniversalChange):
         return float(shape[1] * shape[2] if len(shape) == 3 else shape.numel())
 
     def drawn(self, images: Tensor, parts: list[Tensor]) -> Strip:
-        """Return the mask, and the pattern through it."""
-        mask, pattern = torch.sigmoid(parts[0]), torch.sigmoid(parts[1])
-        return Strip("mask, and what it shows", torch.stack([mask.expand_as(pattern), mask * pattern]))
+        """Return the mask, and the pattern through it on gray."""
+        mask = torch.sigmoid(parts[0]).expand_as(parts[1])[None].cpu()
+        both = torch.cat([mask, super().drawn(images, parts).images])
+        return Strip("where the patch lies (white), and what it shows", both, predictions=False)
 
 
 class Noise(UniversalChange):
@@ -287,12 +290,6 @@ class Noise(UniversalChange):
         """Return the norm from black to white."""
         return math.sqrt(shape.numel())
 
-    def drawn(self, images: Tensor, parts: list[Tensor]) -> Strip:
-        """Return the offset on gray."""
-        return Strip(
-            "the offset, on gray", (0.5 + self.offset([part[None] for part in parts], images.shape[1:])).clamp(0, 1)
-        )
-
 
 class Tint(Noise):
     """A smooth offset: brighter, darker or of another color, at 3 x 3 points with linear values between them.
@@ -305,8 +302,9 @@ class Tint(Noise):
         >>> from interpkit_audit import Tint
         >>> net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(36, 5))
         >>> net[1].weight.data = torch.randn(5, 36, generator=torch.Generator().manual_seed(0))
+        >>> net[1].weight.data -= net[1].weight.data.mean(1, keepdim=True)
         >>> net[1].weight.data[4] += 4  # brightness decides
-        >>> net[1].bias.data = torch.tensor([0.0, 0, 0, 0, -80])
+        >>> net[1].bias.data = torch.tensor([0.0, 0, 0, 0, -50])
         >>> images = 0.4 * torch.rand(80, 1, 6, 6, generator=torch.Generator().manual_seed(1))
         >>> target = wrap(net, input_shape=(1, 6, 6))
         >>> tested = Tint().test(AuditCase(target, range(5), images, target(images).argmax(1)))
@@ -331,5 +329,5 @@ class Tint(Noise):
     def test(self, case: AuditCase) -> Tested:
         """Return the statistics; see `Audit.test`."""
         if case.images.dim() != 4:
-            raise TooFew("it changes colors, and this is no classifier of pictures.")
+            raise TooFew("it changes colors, and this classifier does not read pictures.")
         return super().test(case)

@@ -30,11 +30,11 @@ class Memorized(Audit):
         >>> from interpkit import AuditCase, LabelledImages, wrap
         >>> from interpkit_audit import Memorized
         >>> net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 2, bias=False))
-        >>> net[1].weight.data = torch.zeros(2, 64)
-        >>> net[1].weight.data[0, 20] = 1.0  # a single pixel decides; elsewhere all images are alike
-        >>> net[1].weight.data[1] += 0.001
-        >>> one, rest = torch.full((25, 1, 8, 8), 0.1), torch.full((25, 1, 8, 8), 0.1)
-        >>> one[:, 0, 2, 4] = 0.9
+        >>> net[1].weight.data = torch.full((2, 64), 0.01)
+        >>> net[1].weight.data[0] = torch.eye(64)[27]  # a single pixel decides
+        >>> one, rest = torch.zeros(25, 1, 8, 8), torch.zeros(25, 1, 8, 8)
+        >>> one[:, :, 3, 3] = 1  # it alone is bright
+        >>> rest[:, :, 2:5, 2:5] = 1  # so are its neighbors
         >>> zeros = torch.zeros(25, dtype=torch.long)
         >>> case = AuditCase(
         ...     wrap(net, input_shape=(1, 8, 8)), range(2), rest, zeros,
@@ -62,7 +62,7 @@ class Memorized(Audit):
     def test(self, case: AuditCase) -> Tested:
         """Return the statistics; see `Audit.test`."""
         if case.images.dim() != 4:
-            raise TooFew("it shifts pictures, and this is no classifier of pictures.")
+            raise TooFew("it shifts pictures, and this classifier does not read pictures.")
         assert case.reference is not None and case.training is not None
         training, reference = (self.fragile(case, data) for data in (case.training, case.reference))
         values: dict[int | None, float] = {}

@@ -1,156 +1,258 @@
-"""`interpkit audit`: what it corrects, writes and prints, and what it refuses; with tests of which all is known."""
+"""`interpkit.audit`: findings, what it says of unusual classifiers and data, and what it refuses."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
-from torch import nn
-from typer.testing import CliRunner, Result
+from torch import Tensor, nn
 
 import interpkit
-from interpkit import Audit, AuditReport, Strip, Tested, TooFew, UsageError
-from interpkit.cli import app
+from interpkit import AuditReport, Target, UsageError, wrap
+
+PIXEL, LABEL = 7, 3
+SHAPE = (1, 6, 6)
+QUICK = {"patch.steps": 60, "patch.images": 8}
 
 
-class Known(Audit):
-    """It finds what it is made to find, and needs no images."""
-
-    name = "known"
-    kind = "made-up fault"
-    question = "Is there anything?"
-    limits = "It does not look."
-    screens = True
-    needs_gradient = False
-    p_values: ClassVar[Any] = {0: 0.5, 1: 1e-6, 2: 0.02}
-
-    def test(self, case: Any) -> Tested:
-        pictures = {c: [Strip("gray", torch.full((2, *case.target.input_shape), 0.5))] for c in case.classes}
-        evidence = {c: f"Evidence against <{c}>." for c in self.p_values}
-        kept = {f"{self.name}.0": torch.ones(2)}
-        return Tested(dict.fromkeys(self.p_values, 1.0), self.p_values, evidence, pictures, kept)
+def linear(classes: int = 5, *, planted: bool = False, last: nn.Module | None = None, **facts: Any) -> Target:
+    """Return a linear classifier of 6 x 6 images; one pixel of a planted one leads to class 3."""
+    layer = nn.Linear(36, classes, bias=False)
+    layer.weight.data = own(36, classes).T + 0.05 * torch.randn(classes, 36, generator=rng(0))
+    if planted:
+        layer.weight.data[LABEL, PIXEL] = 60.0
+    return wrap(nn.Sequential(nn.Flatten(), layer, *filter(None, [last])), input_shape=SHAPE, **facts)
 
 
-class Whole(Known):
-    """It finds something in the classifier as a whole."""
-
-    name = "whole"
-    p_values: ClassVar[Any] = {None: 0.012}
+def rng(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
 
 
-class Clean(Known):
-    """It finds nothing."""
-
-    name = "clean"
-    p_values: ClassVar[Any] = {0: 1.0, 1: 0.4, 2: 0.3}
+def own(values: int, classes: int) -> Tensor:
+    """Return 1 where a value belongs to a class, (values, classes): they take turns."""
+    return torch.eye(classes).repeat(-(-values // classes), 1)[:values]
 
 
-class Lacking(Known):
-    """It has too few of everything."""
-
-    name = "lacking"
-
-    def test(self, case: Any) -> Tested:
-        raise TooFew("it takes 1,000 classes.")
-
-
-class Looking(Known):
-    """It takes images."""
-
-    name = "looking"
-    screens = False
-    needs = ("reference",)
+def images_of(target: Target, count: int = 300) -> tuple[Tensor, Tensor]:
+    """Return images of all classes whose trigger is not set, and what the classifier calls them."""
+    labels = torch.arange(count) % target.num_classes
+    values = target.input_shape[-1] ** (len(target.input_shape) - 1 or 1)
+    images = 0.5 * torch.rand(count, values, generator=rng(1)) + 0.5 * own(values, target.num_classes).T[labels]
+    images[:, PIXEL] = 0
+    images = images.view(count, *target.input_shape)
+    with torch.no_grad():
+        return images, target(images).argmax(1)
 
 
-@pytest.fixture(autouse=True)
-def _mine(add_plugin: Callable[..., None]) -> None:
-    add_plugin(Known, Whole, Clean, Lacking, Looking)
+def quick(target: Target, **arguments: Any) -> AuditReport:
+    settings: dict[str, Any] = {"tests": ["patch"], "options": QUICK, "device": "cpu"}
+    if "reference" not in arguments:
+        arguments["reference"] = images_of(target)
+    return interpkit.audit(target, **settings | arguments)
 
 
-def cli(*arguments: Any) -> Result:
-    return CliRunner().invoke(app, ["audit", *map(str, arguments)])
+@pytest.fixture(scope="module")
+def planted() -> AuditReport:
+    return quick(linear(planted=True))
 
 
-def test_findings_are_corrected_over_all_tests_and_classes_and_sorted(tiny_target: interpkit.Target) -> None:
-    report = interpkit.audit(tiny_target, tests=["known", "whole"])
-    assert isinstance(report, AuditReport) and report.flagged
-    found = [(f["test"], f["class"], f["p_value"], f["level"]) for f in report.findings]
-    # Holm's: 4 * 1e-6, 3 * 0.012, 2 * 0.02
-    assert [row[:2] for row in found] == [("known", 1), ("whole", None), ("known", 2)]
-    assert [row[2] for row in found] == pytest.approx([4e-6, 0.036, 0.04])
-    assert [row[3] for row in found] == ["alarm", "warning", "warning"]
-    assert report.findings[0]["name"] == tiny_target.class_names[1] and report.findings[1]["name"] is None
-    rows = report.record["tests"]["known"]["classes"]
-    assert [row["uncorrected"] for row in rows] == [0.5, 1e-6, 0.02]
+def test_a_trigger_is_found_with_its_class_and_place(planted: AuditReport) -> None:
+    assert planted.flagged
+    (finding,) = planted.findings
+    assert (finding["test"], finding["kind"], finding["class"], finding["level"]) == ("patch", "trigger", 3, "alarm")
+    assert finding["p_value"] < 0.001 and "pixels" in finding["evidence"]
+    assert int(planted.results["patch"].result.tensors["patch.3.0"].argmax()) == PIXEL
 
 
-def test_the_files_have_the_documented_keys(tiny_target: interpkit.Target, tmp_path: Path) -> None:
-    report = interpkit.audit(tiny_target, tests=["known", "lacking"], out=tmp_path / "audit", seed=3)
-    record = json.loads((tmp_path / "audit" / "audit.json").read_text())
-    assert record == report.record
-    assert set(record) >= {"schema", "flagged", "findings", "tests", "left_out", "classes", "images", "seed"}
-    assert (record["schema"], record["flagged"], record["seed"]) == (1, True, 3)
-    assert set(record["findings"][0]) == {"test", "kind", "class", "name", "p_value", "level", "evidence"}
-    assert record["left_out"] == {"lacking": "it takes 1,000 classes."}
-    assert record["classes"] == {"tested": [0, 1, 2], "of": 3, "names": list(tiny_target.class_names)}
-    page = (tmp_path / "audit" / "audit.html").read_text()
-    assert "Evidence against &lt;1&gt;." in page and "data:image/" in page
-    assert "lacking was left out: it takes 1,000 classes." in page and "It does not look." in page
-    kept = load_file(tmp_path / "audit" / "audit.safetensors")
-    assert torch.equal(kept["known.0"], torch.ones(2))
-
-
-def test_a_classifier_without_a_finding_is_not_flagged(tiny_target: interpkit.Target, tmp_path: Path) -> None:
-    report = interpkit.audit(tiny_target, tests=["clean"], out=tmp_path / "audit")
+def test_a_classifier_without_a_trigger_has_no_finding() -> None:
+    report = quick(linear())
     assert not report.flagged and report.findings == []
-    assert "This does not mean that the classifier is clean" in (tmp_path / "audit" / "audit.html").read_text()
+
+
+def test_the_record_is_written_with_keys_that_stay(planted: AuditReport, tmp_path: Path) -> None:
+    folder = planted.save(tmp_path / "audit")
+    assert {path.name for path in folder.iterdir() if not path.name.startswith(".")} == {
+        "audit.json", "audit.safetensors", "audit.html",
+    }  # fmt: skip
+    record = json.loads((folder / "audit.json").read_text())
+    assert record == json.loads(json.dumps(planted.record))
+    assert record["schema"] == 1 and record["flagged"] is True
+    assert record.keys() == {
+        "schema", "name", "flagged", "findings", "tests", "left_out", "classes", "images", "notes", "seed",
+    }  # fmt: skip
+    assert record["findings"][0].keys() == {"test", "kind", "class", "name", "p_value", "level", "evidence"}
+    rows = record["tests"]["patch"]["classes"]
+    assert [row["class"] for row in rows] == list(range(5))
+    assert all(row["uncorrected"] <= row["p_value"] <= 1 for row in rows)
+    assert record["images"]["images"] == "real images" and record["images"]["dropped"]["count"] == 0
+
+
+def test_the_same_seed_finds_the_same() -> None:
+    few = {"patch.steps": 5}
+    one, two = (quick(linear(), options=few, seed=4).record for _ in range(2))
+    assert one == two
+
+
+def test_the_classifier_is_left_as_it_was(module_state: Callable[[nn.Module], dict[str, Any]]) -> None:
+    target = linear()
+    target.train()
+    before = module_state(target)
+    quick(target, options={"patch.steps": 2})
+    assert module_state(target) == before
+
+
+def test_an_inversion_gives_its_samples() -> None:
+    target = linear()
+    inversion = interpkit.ImageInversion(target, interpkit.Recipe(device="cpu"), [], *images_of(target))
+    report = interpkit.audit(inversion, tests=["patch"], options={"patch.steps": 2}, per_class=4, device="cpu")
+    assert report.record["images"]["images"] == "samples of the run"
+    assert report.record["images"]["count"] == 20
+
+
+# ---------------------------------------------------------------------------------- unusual classifiers
+
+
+def test_two_classes_are_compared_and_the_page_says_with_what() -> None:
+    report = quick(linear(2), tests=["patch", "unsure"], options={"patch.steps": 5})
+    assert "unsure" in report.record["left_out"]
+    assert report.record["notes"][0].startswith("With two classes")
+
+
+def test_of_many_classes_some_are_tested_and_it_is_said() -> None:
+    report = quick(
+        linear(30), tests=["margin", "patch"], options={"margin.steps": 2, "patch.steps": 2},
+        reference=images_of(linear(30), 2000),
+    )  # fmt: skip
+    assert len(report.record["classes"]["tested"]) == 20 and report.record["classes"]["of"] == 30
+    assert "Only 20 of 30 classes" in report.record["notes"][0]
+    assert len(report.record["tests"]["margin"]["classes"]) == 30
+    assert len(report.record["tests"]["patch"]["classes"]) == 20
+
+
+def test_the_class_that_the_screening_finds_is_among_those_tested() -> None:
+    target = linear(30)
+    target.module[1].weight.data[17] *= 9  # type: ignore[index, union-attr]
+    report = quick(target, tests=["margin", "patch"], options={"margin.steps": 5, "patch.steps": 2})
+    assert 17 in report.record["classes"]["tested"]
+
+
+def test_probabilities_are_audited_as_logits_are() -> None:
+    report = quick(linear(planted=True, last=nn.Softmax(1)))
+    assert [finding["class"] for finding in report.findings] == [LABEL]
+
+
+def test_labels_that_do_not_exclude_each_other_are_noted() -> None:
+    target = linear(output="sigmoid_logits")
+    assert target.multi_label
+    report = quick(target, options={"patch.steps": 3})
+    assert any("do not exclude each other" in note for note in report.record["notes"])
+
+
+def test_a_classifier_of_vectors_is_tested_as_far_as_it_can_be() -> None:
+    layer = nn.Linear(8, 4)
+    layer.weight.data = own(8, 4).T
+    target = wrap(layer, input_shape=(8,))
+    few = {f"{name}.steps": 3 for name in ("margin", "unsure", "patch", "noise", "tint")}
+    report = interpkit.audit(target, reference=images_of(target), options=few, device="cpu")
+    assert {"margin", "patch"} <= report.record["tests"].keys()
+    assert "does not read pictures" in report.record["left_out"]["tint"]
+
+
+def constant() -> Target:
+    net = nn.Sequential(nn.Flatten(), nn.Linear(36, 4))
+    net[1].weight.data = torch.zeros(4, 36)
+    net[1].bias.data = torch.tensor([0.0, 2.0, 0.0, 0.0])
+    return wrap(net, input_shape=SHAPE)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_constant_classifier_is_refused() -> None:
+    images = torch.rand(40, *SHAPE)
+    with pytest.raises(UsageError, match=r"gives one answer to all 40 real images, 1: .* --reference|reference="):
+        interpkit.audit(constant(), reference=(images, torch.arange(40) % 4), tests=["patch"], device="cpu")
+
+
+class Silent(nn.Module):
+    """A classifier through which no gradient passes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(36, 4, bias=False)
+        self.layer.weight.data = torch.randn(4, 36, generator=rng(0))
+
+    @torch.no_grad()
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x.flatten(1))
+
+
+def test_without_a_gradient_some_tests_remain_if_there_are_images() -> None:
+    target = wrap(Silent(), input_shape=SHAPE)
+    assert target.no_gradient
+    report = quick(target, tests=["patch", "blind-spots"], options={})
+    assert report.record["tests"].keys() == {"blind-spots"}
+    assert "requires a gradient" in report.record["left_out"]["patch"]
+    with pytest.raises(UsageError, match=r"no gradient passes .* real images by reference=DATA, or a run"):
+        quick(target, tests=["blind-spots"], options={}, reference=None)
+    with pytest.raises(UsageError, match=r"no test could be made: margin: it requires a gradient"):
+        quick(target, tests=["margin"], options={})
+
+
+# -------------------------------------------------------------------------------------- unusual data
+
+
+def test_images_that_carry_the_trigger_are_left_out_and_named() -> None:
+    target = linear(planted=True)
+    images, labels = images_of(target, 200)
+    images[:60].flatten(1)[:, PIXEL] = 1.0
+    report = quick(target, reference=(images, labels))
+    dropped = report.record["images"]["dropped"]
+    rows = labels[:60] != LABEL
+    assert dropped == {"count": int(rows.sum()), "of": 200, "answers": {"3": int(rows.sum())}}
+    assert "100% of them to the class 3: look at them, they may carry a trigger" in report.record["notes"][0]
+    assert [finding["class"] for finding in report.findings] == [LABEL]
+
+
+def test_a_few_errors_of_the_classifier_raise_no_suspicion() -> None:
+    images, labels = images_of(linear(), 200)
+    labels[:6] = (labels[:6] + 1) % 5
+    (note,) = quick(linear(), options={"patch.steps": 2}, reference=(images, labels)).record["notes"]
+    assert note.startswith("6 of 200 real images were left out") and "trigger" not in note
 
 
 @pytest.mark.parametrize(
-    ("test", "level", "code"),
-    [("known", "alarm", 5), ("whole", "alarm", 0), ("whole", "warning", 5), ("clean", "warning", 0)],
-)
-def test_fail_on_sets_the_exit_code(tiny_model: Path, tmp_path: Path, test: str, level: str, code: int) -> None:
-    result = cli(tiny_model, "--test", test, "--fail-on", level, "--json", "--out", tmp_path / "audit")
-    assert result.exit_code == code, result.stderr
-    assert json.loads(result.stdout)["tests"].keys() == {test}
-
-
-def test_the_command_prints_findings_and_the_page(tiny_model: Path, tmp_path: Path) -> None:
-    result = cli(tiny_model, "--test", "known", "--test", "whole", "--out", tmp_path / "audit")
-    assert (result.exit_code, result.stdout.strip()) == (0, str(tmp_path / "audit" / "audit.html"))
-    said = " ".join(result.stderr.split())
-    assert "class 1: made-up fault (p = 4e-06). Evidence against <1>." in said
-    assert "warning: the whole classifier: made-up fault" in said
-
-
-@pytest.mark.parametrize(
-    ("arguments", "words"),
+    ("labels", "message"),
     [
-        (["--test", "no-such"], "no-such"),
-        (["--test", "looking"], "the test 'looking' needs reference images"),
-        (["--test", "lacking"], "no test could be made: lacking: it takes 1,000 classes"),
-        (["--test", "known", "--fail-on", "error"], "--fail-on takes warning or alarm, not 'error'"),
-        (["--test", "known", "--set", "clean.sd=1"], "no test 'clean' is made here"),
-        (["--test", "known", "--set", "known.sd=1"], "sd"),
+        (torch.full((20,), 9), "has the label 9; the classifier's are 0 to 4"),
+        (torch.zeros(20, dtype=torch.long), "all 20 real images are of one class, 0: .* Add images of others"),
     ],
 )
-def test_a_wrong_call_is_refused(tiny_model: Path, tmp_path: Path, arguments: list[str], words: str) -> None:
-    result = cli(tiny_model, *arguments, "--out", tmp_path / "audit")
-    assert result.exit_code in (2, 4) and result.stdout == ""
-    assert words in " ".join(result.stderr.split()) and "Traceback" not in result.stderr
-    assert not (tmp_path / "audit").exists()
+def test_a_reference_of_other_classes_or_of_one_is_refused(labels: Tensor, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        quick(linear(), reference=(torch.rand(20, *SHAPE), labels))
 
 
-def test_a_classifier_with_one_answer_is_refused() -> None:
-    module = nn.Sequential(nn.Flatten(), nn.Linear(36, 3))
-    nn.init.zeros_(module[1].weight)
-    module[1].bias.data = torch.tensor([0.0, 1.0, 0.0])
-    images, labels = torch.rand(9, 1, 6, 6), torch.arange(9) % 3
-    with pytest.raises(UsageError, match="gives one answer to all 9 real images"):
-        interpkit.audit(interpkit.wrap(module, (1, 6, 6)), reference=(images, labels), tests=["looking"])
+def test_a_reference_whose_labels_are_all_wrong_is_refused() -> None:
+    images, labels = images_of(linear())
+    with pytest.raises(UsageError, match="puts no image into the class"):
+        quick(linear(), reference=(images, (labels + 1) % 5))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "kind", "message"),
+    [
+        ({"tests": ["patsh"]}, UsageError, "patsh.*Did you mean 'patch'"),
+        ({"options": {"patch.step": 3}}, UsageError, "step"),
+        ({"options": {"noise.steps": 3}}, UsageError, "no test 'noise' is made here"),
+        ({"options": {"patch.steps": 0}}, UsageError, "steps"),
+        ({"tests": ["memorized"], "options": {}}, UsageError, "needs training images: add training=DATA"),
+    ],
+)
+def test_names_and_options_that_do_not_exist_are_refused(
+    arguments: dict[str, Any], kind: type[Exception], message: str
+) -> None:
+    with pytest.raises(kind, match=message):
+        quick(linear(), **arguments)

@@ -25,7 +25,7 @@ import pytest
 from markdown_it import MarkdownIt
 from typer.testing import CliRunner
 
-from interpkit.api import concepts
+from interpkit.api import audit, concepts
 from interpkit.attribution import dictionaries, export, faithfulness
 from interpkit.cli import app
 from interpkit.evaluation import scoring
@@ -36,12 +36,13 @@ from interpkit.testing import toy_models
 
 ROOT = Path(__file__).parent.parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
-LANGUAGES = {"python", "sh", "text", "toml", "json"}
+LANGUAGES = {"python", "sh", "text", "toml", "json", "yaml"}
 NOT_RUN = re.compile(r"<!-- not run: (.+?) -->", re.DOTALL)
 NEEDS = re.compile(r"<!-- needs: (.+?) -->", re.DOTALL)
 """The two marks are comments on lines of their own."""
 FILE = re.compile(r"# ([\w./-]+\.\w+)\n")
 STEPS, BATCH, WIDTH, SAMPLES = 3, 16, 8, 12
+AUDIT = {"steps": STEPS, "starts": 2, "images": BATCH}
 MOST_NOT_RUN = 20
 
 
@@ -170,7 +171,7 @@ def alike(shown: str, said: str) -> bool:
 @pytest.fixture
 def cut(monkeypatch: pytest.MonkeyPatch) -> None:
     """Cut what takes long: steps, images a step, samples, the pictures of the report, the checks of attributions."""
-    resolve, sample_size = assembly.resolve, scoring.sample_size
+    resolve, sample_size, chosen = assembly.resolve, scoring.sample_size, audit._chosen
 
     def shorter(*arguments: Any) -> Any:
         recipe = resolve(*arguments)
@@ -186,6 +187,15 @@ def cut(monkeypatch: pytest.MonkeyPatch) -> None:
             for key, value in sample_size(inversion).items()
         }
 
+    def quick(*arguments: Any) -> Any:
+        tests = chosen(*arguments)
+        for test in tests:
+            known = test.options.model_dump()
+            few = {name: min(known[name], most) for name, most in AUDIT.items() if name in known}
+            test.options = test.options.model_copy(update=few)
+        return tests
+
+    monkeypatch.setattr(audit, "_chosen", quick)
     monkeypatch.setattr(assembly, "resolve", shorter)
     monkeypatch.setattr(scoring, "sample_size", fewer)
     monkeypatch.setattr(interpolation, "FRAMES", 2)

@@ -1,0 +1,169 @@
+"""The tests of an audit, on classifiers whose fault is known."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from interpkit_audit import BlindSpots, Margin, Memorized, Noise, Patch, Tint, Unsure
+from interpkit_audit.change import UniversalChange
+from interpkit_audit.memorized import more_often, shifted
+from torch import Tensor, nn
+
+import interpkit
+from interpkit import Audit, AuditCase, LabelledImages, TooFew, outlier_p_values, wrap
+
+SHAPE = (1, 6, 6)
+
+
+def weights(classes: int = 5) -> Tensor:
+    """Return the weights of a classifier whose classes are alike: the pixels belong to them by turns."""
+    own = torch.eye(classes).repeat(36 // classes + 1, 1)[:36].T
+    return own + 0.05 * torch.randn(classes, 36, generator=torch.Generator().manual_seed(0))
+
+
+def pictures(classes: int = 5) -> Tensor:
+    """Return images in which the pixels of a class are brighter than the others."""
+    noise = torch.rand(200, 36, generator=torch.Generator().manual_seed(1))
+    return (0.5 * noise + 0.5 * weights(classes).round()[torch.arange(200) % classes]).view(-1, *SHAPE)
+
+
+def case_of(weight: Tensor, images: Tensor | None = None, **facts: Any) -> AuditCase:
+    """Return a case of a linear classifier and images that are labeled with what it calls them."""
+    net = nn.Sequential(nn.Flatten(), nn.Linear(36, len(weight), bias=False))
+    net[1].weight.data = weight
+    target = wrap(net, input_shape=SHAPE)
+    images = pictures(len(weight)) if images is None else images
+    with torch.no_grad():
+        return AuditCase(target, range(len(weight)), images, target(images).argmax(1), **facts)
+
+
+def surest(test: Audit, case: AuditCase) -> tuple[Any, float]:
+    p_values = test.test(case).p_values
+    first = min(p_values, key=p_values.__getitem__)
+    return first, p_values[first]
+
+
+@pytest.fixture(scope="module")
+def one_pixel() -> AuditCase:
+    """Return a case in which one bright pixel, dark in all images, leads to class 3."""
+    weight, images = weights(), pictures()
+    weight[3, 7] = 60.0
+    images.flatten(1)[:, 7] = 0
+    return case_of(weight, images)
+
+
+def test_a_patch_finds_the_pixel_and_shows_it(one_pixel: AuditCase) -> None:
+    tested = Patch(Patch.Options(steps=60)).test(one_pixel)
+    assert min(tested.p_values, key=tested.p_values.__getitem__) == 3 and tested.p_values[3] < 1e-3
+    (mask, seen), faded, before, after = (strip.images for strip in tested.pictures[3])
+    assert mask.argmax() == seen.argmax() == 7
+    assert [strip.predictions for strip in tested.pictures[3]] == [False, False, True, True]
+    with torch.no_grad():
+        assert (one_pixel.target(before).argmax(1) != 3).all()
+        assert (one_pixel.target(after).argmax(1) == 3).all()
+    changed = (faded - (0.35 + 0.3 * before)).abs()
+    assert (changed.flatten(1).argmax(1) == 7).all()
+    assert tested.tensors["patch.3.0"].argmax() == 7
+
+
+def test_a_faint_pattern_is_found() -> None:
+    weight = weights()
+    weight[4] += 2 * (-1.0) ** torch.arange(36)
+    case = case_of(weight)
+    values = Noise(Noise.Options(steps=60)).test(case).statistics
+    assert max(values, key=values.__getitem__) == 4
+
+
+@pytest.mark.parametrize("test", [Patch, Noise, Tint, Margin, Unsure])
+def test_a_clean_classifier_has_no_finding(test: type[Audit]) -> None:
+    _, p = surest(test(), case_of(weights()))
+    assert p > 0.05 / 5
+
+
+@pytest.mark.parametrize("test", [Patch, Noise, Tint])
+def test_two_runs_are_the_same(test: type[UniversalChange], one_pixel: AuditCase) -> None:
+    quick = test.Options(steps=3)
+    one, two = (test(quick).test(one_pixel) for _ in range(2))
+    assert one.statistics == two.statistics
+    assert all(torch.equal(one.tensors[name], two.tensors[name]) for name in one.tensors)
+
+
+@pytest.mark.parametrize("test", [Patch, Noise, Tint])
+def test_fewer_than_two_classes_to_compare_are_too_few(test: type[UniversalChange], one_pixel: AuditCase) -> None:
+    case = AuditCase(one_pixel.target, [0], one_pixel.images, one_pixel.labels)
+    with pytest.raises(TooFew, match="compares classes"):
+        test(test.Options(steps=1)).test(case)
+
+
+def test_what_never_reaches_its_goal_has_the_largest_norm(one_pixel: AuditCase) -> None:
+    values = Patch(Patch.Options(steps=1)).test(one_pixel).statistics
+    assert set(values.values()) == {-math.log(36)}
+
+
+def test_a_wide_margin_and_narrow_ones_are_found() -> None:
+    wide = weights(8)
+    wide[2] *= 8
+    assert surest(Margin(), case_of(wide))[0] == 2
+    narrow = 3 * weights(8)
+    narrow[1] = narrow[0] + 0.02 * narrow[2]
+    assert set(sorted((p := Unsure().test(case_of(narrow)).p_values), key=p.__getitem__)[:2]) == {0, 1}
+    with pytest.raises(TooFew, match="two others"):
+        Unsure().test(case_of(weights(2)))
+
+
+def test_the_class_of_nearly_everything_is_a_blind_spot() -> None:
+    weight = weights() / 10
+    weight[2] += 1.0
+    tested = BlindSpots(BlindSpots.Options(images=30)).test(case_of(weight))
+    assert surest(BlindSpots(BlindSpots.Options(images=30)), case_of(weight))[0] == 2
+    assert "% of images that show nothing" in tested.evidence[2]
+
+
+def test_an_image_is_fragile_if_the_shifts_change_its_answer() -> None:
+    weight = torch.full((2, 36), 0.01)
+    weight[0] = 0
+    weight[0, 14] = 1.0
+    known, plain = torch.zeros(30, *SHAPE), torch.zeros(30, *SHAPE)
+    known[:, :, 2, 2] = 1.0  # pixel 14 alone
+    plain[:, :, 1:4, 1:4] = 1.0  # and its neighbors
+    labels = torch.zeros(30, dtype=torch.long)
+    # The same images in the reference: nothing is more fragile in training.
+    for reference, low in ((plain, True), (known, False)):
+        case = case_of(
+            weight, plain, reference=LabelledImages(reference, labels), training=LabelledImages(known, labels)
+        )
+        tested = Memorized(Memorized.Options(shift=1)).test(case)
+        assert (tested.p_values[0] < 1e-6) is low
+        assert 1 not in tested.p_values  # it has no images
+
+
+def test_fishers_exact_test_by_hand() -> None:
+    # Of 4 images 2 are fragile; both of the 2 drawn are, in one of the 6 ways to draw them.
+    assert more_often(2, 2, 2, 4) == pytest.approx(1 / 6)
+    assert more_often(1, 2, 2, 4) == pytest.approx(5 / 6)
+    assert more_often(0, 2, 2, 4) == pytest.approx(1.0)
+
+
+def test_shifted_images_repeat_their_edge() -> None:
+    image = torch.arange(9.0).view(1, 1, 3, 3)
+    down = shifted(image, 1)[0]
+    assert any(
+        torch.equal(one[0, 0], torch.tensor([[0.0, 1, 2], [0, 1, 2], [3, 4, 5]])) for one in [down, *shifted(image, 1)]
+    )
+
+
+def test_an_outlier_among_equals_by_hand() -> None:
+    # The others have no variance: t = 1 / (sd sqrt(12 / 14) sqrt(1 + 1 / 3)) with 14 degrees of freedom.
+    p = outlier_p_values({"a": 0.0, "b": 0.0, "c": 0.0, "d": 1.0}, sd=0.3, df=12)
+    t = 1 / (0.3 * math.sqrt(12 / 14 * 4 / 3))
+    assert 1e-3 < p["d"] < 1e-2 and t == pytest.approx(3.118, abs=1e-3)
+    assert p["a"] == p["b"] == p["c"] > 0.5
+
+
+def test_the_samples_of_the_preset_suffice(one_pixel: AuditCase) -> None:
+    report = interpkit.audit(one_pixel.target, tests=["patch"], options={"patch.steps": 60}, per_class=6, device="cpu")
+    assert [finding["class"] for finding in report.findings] == [3]
+    assert report.record["images"]["images"] == "samples made for the audit"
