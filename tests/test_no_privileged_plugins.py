@@ -74,6 +74,8 @@ ALLOWED = {
     "noise": "English",
     "robustness": "in the title of a paper",
     "audit": "a kind of component, and a command",
+    "margin": "English, of logits",
+    "p_value": "a key of audit.json",
     "photo": "English, of pictures",
     "ensemble": "several generators as one",
 }
