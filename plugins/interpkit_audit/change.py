@@ -306,9 +306,8 @@ class Tint(Noise):
         >>> from interpkit_audit import Tint
         >>> net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(36, 5))
         >>> net[1].weight.data = torch.randn(5, 36, generator=torch.Generator().manual_seed(0))
-        >>> net[1].weight.data -= net[1].weight.data.mean(1, keepdim=True)
-        >>> net[1].weight.data[4] += 4  # brightness decides
-        >>> net[1].bias.data = torch.tensor([0.0, 0, 0, 0, -50])
+        >>> net[1].weight.data[4] += 10  # brightness decides
+        >>> net[1].bias.data = torch.tensor([0.0, 0, 0, 0, -80])
         >>> images = 0.4 * torch.rand(80, 1, 6, 6, generator=torch.Generator().manual_seed(1))
         >>> target = wrap(net, input_shape=(1, 6, 6))
         >>> tested = Tint().test(AuditCase(target, range(5), images, target(images).argmax(1)))
