@@ -203,7 +203,9 @@ def too_few(cls: Any) -> None:
     """Of one image, of images of one class, or of few real ones it finds such figures, or raises TooFew."""
     case = home(cls)
     one = case.labels == case.labels[0]
-    few = {name: LabelledImages(data.images[:2], data.labels[:2]) for name in NEEDS if (data := getattr(case, name))}
+    few: dict[str, Any] = {
+        name: LabelledImages(data.images[:2], data.labels[:2]) for name in NEEDS if (data := getattr(case, name))
+    }
     cases = {
         "for one image": replace(case, images=case.images[:1], labels=case.labels[:1]),
         "for images of one class": replace(case, images=case.images[one], labels=case.labels[one]),
