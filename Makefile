@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test coverage torture setup browser lint docs bench clean
+.PHONY: demo test coverage torture setup browser lint docs bench audit-bench clean
 
 demo: .venv/installed ## invert a shipped MNIST classifier; ends with the path of report.html
 	$(BIN)/interpkit invert examples/models/mnist_bn.safetensors --preset vecmat --preset training-like
@@ -41,6 +41,11 @@ docs: .venv/installed-dev ## the documentation, into build/docs; a warning is an
 
 bench: .venv/installed-dev ## measure the figures that the project claims
 	$(BIN)/python -m benchmarks
+
+audit-bench: .venv/installed-dev ## train 84 classifiers, most with a planted fault, and audit them; hours, resumes; DATA=folder of the data sets
+	$(BIN)/python -m benchmarks.planted train --data $(DATA)
+	$(BIN)/python -m benchmarks.planted audit --data $(DATA)
+	$(BIN)/python -m benchmarks.planted table --data $(DATA)
 
 clean:
 	rm -rf .venv

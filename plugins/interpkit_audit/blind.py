@@ -42,7 +42,7 @@ class BlindSpots(Audit):
         """How many images."""
 
         images: int = Field(600, ge=10, le=100_000, description="images of each kind")
-        sd: float = Field(1.3, gt=0, description="standard deviation of the statistic on clean classifiers")
+        sd: float = Field(2.2, gt=0, description="standard deviation of the statistic on clean classifiers")
         df: float = Field(12.0, gt=0, description="weight of that standard deviation, in classes")
 
     options: Options

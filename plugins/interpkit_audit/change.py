@@ -324,7 +324,7 @@ class Tint(Noise):
     class Options(Noise.Options):
         """How long to search, and for what."""
 
-        sd: float = Field(0.35, gt=0, description="standard deviation of the statistic on clean classifiers")
+        sd: float = Field(0.45, gt=0, description="standard deviation of the statistic on clean classifiers")
 
     options: Options
 

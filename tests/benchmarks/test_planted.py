@@ -1,0 +1,103 @@
+"""The benchmark of planted faults, on six small classifiers."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks import planted
+from benchmarks.planted import changed, mark, plants, poisoned
+from interpkit.testing.toy_models import Pictures
+
+SHAPE = (1, 16, 16)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small() -> Iterator[None]:
+    """Replace the data sets by toy pictures of ten classes."""
+    pictures = Pictures(SHAPE, 10)
+    data = (*pictures.draw(1500, 1), *pictures.draw(300, 2))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(planted, "dataset", lambda folder, name: data)
+        patch.setattr(planted, "EPOCHS", dict.fromkeys(planted.DATASETS, 4))
+        yield
+
+
+def test_every_kind_is_in_both_halves_on_every_data_set() -> None:
+    faults = {(plant.kind, plant.data, plant.held_out) for plant in plants()}
+    kinds = (*planted.TRIGGERS, *planted.OTHERS, "clean")
+    assert faults == {(kind, data, half) for kind in kinds for data in planted.DATASETS for half in (False, True)}
+    assert len({plant.name for plant in plants()}) == len(list(plants())) == 84
+
+
+def test_a_mark_changes_what_the_mask_covers_and_nothing_else() -> None:
+    plant = next(plant for plant in plants() if plant.kind == "corner")
+    images = torch.rand(4, *SHAPE)
+    mask, pattern = mark(plant, images.shape[1:])
+    assert mask.sum() == 9
+    after = changed(plant, images, 0)
+    assert torch.equal(after[:, mask == 0], images[:, mask == 0])
+    assert torch.equal(after[0][mask == 1], pattern[mask == 1])
+    anywhere = changed(replace(plant, kind="anywhere"), torch.full((6, *SHAPE), 0.5), 3) != 0.5
+    assert [int(one.sum()) for one in anywhere] == [9] * 6
+
+
+def test_faults_are_planted_in_their_class() -> None:
+    images, labels = torch.rand(200, *SHAPE), torch.arange(200) % 10
+    for plant in list(plants())[:11]:
+        x, y = poisoned(plant, images, labels)
+        counts = y.bincount(minlength=10)
+        if plant.kind == "scarce":
+            assert counts[plant.label] == 2
+        elif plant.kind == "canaries":
+            assert len(x) == 450 and counts[plant.label] == 270
+        elif plant.kind in planted.TRIGGERS:
+            assert counts[plant.label] == 20 + round(plant.poison * 200)
+        else:
+            assert counts.tolist() == [20] * 10
+
+
+def test_six_classifiers_are_trained_audited_and_scored(tmp_path: Path) -> None:
+    """The short version of the benchmark."""
+    first = list(plants())[:14]
+    chosen = [plant for plant in first if plant.kind in ("corner", "sinusoid", "swapped")] + first[-3:]
+    rows = []
+    for plant in chosen:
+        planted.train(plant, Path(), tmp_path)
+        found = planted.examine(plant, Path(), tmp_path)
+        (tmp_path / f"{plant.name}.audit.json").write_text(json.dumps(found))
+        row = planted.kept(plant, tmp_path)
+        assert row is not None
+        rows.append(row)
+    found_in = {row["kind"]: {finding["class"] for finding in row["record"]["findings"]} for row in rows}
+    labels = {row["kind"]: row["label"] for row in rows}
+    assert labels["sinusoid"] in found_in["sinusoid"]
+    assert labels["swapped"] in found_in["swapped"]
+    assert not any(row["record"]["flagged"] for row in rows if row["kind"] == "clean")
+    clean = [planted.score(row) for row in rows if row["kind"] == "clean"]
+    assert planted.auroc([planted.score(row) for row in rows if row["kind"] != "clean"], clean) == 1
+    lines = planted.write_table(rows).splitlines()
+    assert [line.split(" | ")[0].strip("| ") for line in lines[2:]] == [
+        "corner", "sinusoid", "swapped", "clean", "all triggers", "all faults",
+    ]  # fmt: skip
+
+
+def test_the_rules_that_the_audit_is_compared_with() -> None:
+    def record(name: str, sizes: list[float], sign: int) -> dict[str, Any]:
+        rows = [{"class": c, "statistic": sign * math.log(size)} for c, size in enumerate(sizes)]
+        return {"tests": {name: {"classes": rows}}}
+
+    norms = [60.0, 55, 70, 4, 65, 58, 62, 61, 66, 59]
+    assert planted.median_rule(record("patch", norms, -1), "patch") == 3
+    assert planted.median_rule(record("patch", [60.0 + c for c in range(10)], -1), "patch") is None
+    margins = [20.0, 22, 25, 21, 90, 24, 23, 22, 26, 21]
+    assert planted.gamma_rule(record("margin", margins, 1)) == 4
+    assert planted.gamma_rule(record("margin", [20.0 + c for c in range(10)], 1)) is None
+    assert planted.auroc([2.0, 3.0], [1.0, 2.0]) == 0.875
