@@ -1,8 +1,8 @@
 """Measure interpkit's speed and memory: ``make bench``, or ``python -m benchmarks [PART]...``.
 
 Writes docs/performance.json, and the table of docs/performance.md from it. Parts named on the command line replace only
-their own rows. ``--device cuda`` measures the parts that a GPU changes, and adds a table for it; ``OMP_NUM_THREADS=1``
-adds a table for one thread.
+their own rows. ``python -m benchmarks gpu`` measures all that a GPU changes and adds a table for it, and ``--device
+cuda`` the CPU's parts there; ``OMP_NUM_THREADS=1`` adds a table for one thread.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ import torch
 
 from benchmarks.measuring import HEAD, Figure, machine
 
-PARTS = ("step", "convergence", "samples_cost", "growth", "processes", "start", "vecmat_accuracy", "large")
-ON_A_GPU = ("step", "large")
+PARTS = ("step", "convergence", "samples_cost", "growth", "processes", "start", "vecmat_accuracy", "large", "gpu")
+ON_A_GPU = ("gpu",)
 PAGE = Path(__file__).parent.parent / "docs" / "performance.md"
 KEPT = PAGE.with_suffix(".json")
 START, END = "<!-- table -->\n", "<!-- end of table -->\n"
@@ -54,16 +54,21 @@ def main() -> None:
     """Measure the parts, print their figures and save them."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"One of {', '.join(PARTS)} (default: all).")
-    parser.add_argument("--device", default="cpu", help="Device to measure on (default: cpu).")
+    parser.add_argument("--device", help="Device to measure on (default: cuda for the part gpu alone, else cpu).")
     arguments = parser.parse_args()
+    arguments.device = arguments.device or ("cuda" if arguments.parts == ["gpu"] else "cpu")
+    if arguments.device.startswith("cuda") and not torch.cuda.is_available():
+        parser.error(
+            "torch finds no GPU here. Pass --device cpu to try the part gpu, without figures that mean anything."
+        )
     on_a_gpu = arguments.device != "cpu"
     threads = torch.get_num_threads()
     fewer = "" if on_a_gpu or threads == os.cpu_count() else f", {threads} thread{'s'[: threads - 1]}"
-    for part in arguments.parts or (ON_A_GPU if on_a_gpu else PARTS):
+    for part in arguments.parts or (ON_A_GPU if on_a_gpu else PARTS[:-1]):
         figures = importlib.import_module(f"benchmarks.{part}").figures
         print(f"\n{part}\n{HEAD}", end="", flush=True)
         rows = []
-        for figure in figures(arguments.device) if on_a_gpu else figures():
+        for figure in figures(arguments.device) if on_a_gpu or part in ON_A_GPU else figures():
             print(figure.row(), flush=True)
             rows.append(asdict(figure))
         kept = json.loads(KEPT.read_text("utf-8")) if KEPT.exists() else {}

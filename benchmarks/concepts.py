@@ -1,22 +1,27 @@
 """Measures on real images what concepts explain that were learned without data, and whether they find a planted mark.
 
-    python -m benchmarks.concepts runs/mnist-0 runs/mnist-1 runs/mnist-2 --data mnist.npz
-    python -m benchmarks.concepts --planted 10 --data mnist.npz
+    python -m benchmarks.concepts runs/mnist-0 runs/mnist-1 runs/mnist-vecmat --data mnist.npz --work runs/concepts
+    python -m benchmarks.concepts --planted 10 --data mnist.npz --work runs/planted
 
-The first learns a dictionary from the samples of each run (of one classifier, with several seeds), one from noise and
-one from real images, and judges all on the test images: the variance of the layer's features that they explain, and the
-share of images that keep their label when the features are replaced by the reconstruction. Real images to learn from
-are the last training images, which the shipped classifiers never saw. *Stability* is the mean cosine of a dictionary's
-concepts and the nearest one of another seed's.
+The first learns a dictionary from the samples of each run (all of one classifier), one from noise and one from real
+images, and evaluates all on the test images: the variance of the layer's features that they explain, and the share of
+images that keep their label when the features are replaced by the reconstruction. Real images to learn from are the
+last training images, which the shipped classifiers never saw. *Stability* is the mean cosine of a dictionary's concepts
+and the nearest one of another run with the same presets.
 
-The second trains classifiers of digits, one class of which has a small mark in a corner, inverts them, and looks for
-the concept that fires on the mark: its AUROC between test images of all classes without the mark and the same with it.
-The concept is chosen on one half of the images and judged on the other.
+The second trains small classifiers of digits, one class of which has a small mark in a corner, inverts them, and looks
+for the concept that fires on the mark: its AUROC between test images of all classes without the mark and the same with
+it. The concept is chosen on one half of the images and judged on the other. It does so in two layers, the second
+convolution and the features before the last linear layer; dictionaries learned from noise stand beside them. What is
+finished is kept in --work.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import time
+from functools import partial
 from itertools import combinations
 from pathlib import Path
 from statistics import mean, stdev
@@ -28,11 +33,15 @@ from torch import Tensor
 import interpkit
 from benchmarks.evaluators import FIRST
 from examples.train_classifier import fit, load_data
-from interpkit import Concepts, concepts
+from interpkit import Concepts, concepts, load_concepts
+from interpkit.io.images import save_grid
 
 HEAD = "| classifier | learned from | variance explained | label kept | stability |\n|---|---|---|---|---|"
 MARK = 4
 """Side of the planted mark, a square of alternating pixels."""
+TESTED = 500
+LAYERS = ("5", None)
+"""Layers of the classifiers with a mark: the second convolution with batch norm and activation, and the default."""
 
 
 def nearest_cosine(first: Concepts, second: Concepts) -> float:
@@ -44,26 +53,33 @@ def nearest_cosine(first: Concepts, second: Concepts) -> float:
     return (one @ other.T).amax(1).mean().item()
 
 
-def judged(runs: list[str], data: Path, count: int, steps: int) -> None:
-    """Print a row for the runs together, one for noise and one for real images."""
-    inversions = [interpkit.load_inversion(run) for run in runs]
-    target = inversions[0].target
-    x_train, y_train, x_test, y_test = load_data(str(data), "")
-    del y_train
+def judged(runs: list[Path], data: Path, work: Path, count: int, steps: int) -> None:
+    """Print a row for the runs of each list of presets, one for noise and one for real images."""
+    target = interpkit.load_inversion(runs[0]).target
+    x_train, _, x_test, y_test = load_data(str(data), "")
     noise = torch.rand((FIRST, *target.input_shape), generator=torch.Generator().manual_seed(0))
-    sources = {"samples": inversions, "noise": [noise], "real images": [x_train[FIRST:]]}
+    sources: dict[str, dict[str, Path | Tensor]] = {}
+    for run in runs:
+        presets = json.loads((run / "manifest.json").read_text("utf-8"))["presets"]
+        sources.setdefault(presets[-1], {})[run.name] = run
+    sources |= {"noise": {"noise": noise}, "real images": {"real": x_train[FIRST:]}}
     print(HEAD, flush=True)
     for name, group in sources.items():
         found = []
-        for seed, source in enumerate(group):
-            images = source.sample(count=count, seed=100 + seed)[0] if not isinstance(source, Tensor) else source
-            found.append(concepts(target, images, reference=(x_test, y_test), steps=steps, seed=seed, device="cpu"))
-            print(f"seed {seed}: {found[-1].record['reference']}", flush=True)
+        for seed, (source, given) in enumerate(group.items()):
+            folder = work / f"{target.name}-{source}"
+            if not (folder / "concepts.json").exists():
+                images = given
+                if not isinstance(images, Tensor):
+                    images = interpkit.load_inversion(images).sample(count=count, seed=100 + seed)[0]
+                learned = concepts(target, images, reference=(x_test, y_test), steps=steps, seed=seed, device="cpu")
+                learned.save(folder)
+            found.append(load_concepts(folder, target=target))
         cells = [
             _cell([each.record["reference"][key] for each in found]) for key in ("variance_explained", "label_kept")
         ]
         pairs = [nearest_cosine(*pair) for pair in combinations(found, 2)]
-        print(f"| {target.name} | {name} | {' | '.join(cells)} | {_cell(pairs)} |", flush=True)
+        print(f"| {target.name} | {name} ({len(found)}) | {' | '.join(cells)} | {_cell(pairs)} |", flush=True)
 
 
 def _cell(values: list[float]) -> str:
@@ -72,30 +88,48 @@ def _cell(values: list[float]) -> str:
     return f"{mean(values):.3f}" + (f" ± {stdev(values):.3f}" if len(values) > 1 else "")
 
 
-def marked(images: Tensor) -> Tensor:
-    """Return images with the mark in their lower right corner."""
+def marked(images: Tensor, corner: int) -> Tensor:
+    """Return images with the mark in a corner, 0 to 3."""
     images = images.clone()
     rows = torch.arange(MARK)
-    images[..., -MARK - 1 : -1, -MARK - 1 : -1] = ((rows[:, None] + rows) % 2).to(images)
+    y, x = (slice(-MARK - 1, -1) if last else slice(1, MARK + 1) for last in divmod(corner, 2))
+    images[..., y, x] = ((rows[:, None] + rows) % 2).to(images)
     return images
 
 
-def planted(seed: int, data: Path, steps: int, images: int, count: int) -> float:
-    """Return the AUROC, on real images with and without the mark, of the concept that fires on it."""
+def planted(seed: int, data: Path, work: Path, steps: int, images: int, count: int) -> dict[str, float]:
+    """Return AUROCs, on real images with and without the mark, of the concepts that fire on it."""
     x_train, y_train, x_test, _ = load_data(str(data), "")
-    x_train, y_train = x_train[:images], y_train[:images]
-    x_train = torch.where((y_train == seed % 10)[:, None, None, None], marked(x_train), x_train)
+    x_train, y_train, x_test = x_train[:images], y_train[:images], x_test[:TESTED]
+    mark = partial(marked, corner=seed % 4)
+    x_train = torch.where((y_train == seed % 10)[:, None, None, None], mark(x_train), x_train)
     torch.manual_seed(seed)
     arguments = {"input_shape": [1, 28, 28], "num_classes": 10, "widths": [16, 32], "batch_norm": True}
     net = interpkit.build_architecture("interpkit:cnn", arguments)
-    fit(net, (x_train - 0.13) / 0.31, y_train, epochs=6, batch_size=64, lr=2e-3)
+    begun = time.process_time()
+    fit(net, (x_train - 0.13) / 0.31, y_train, epochs=3, batch_size=64, lr=2e-3)
     target = interpkit.wrap(net, input_shape=(1, 28, 28), mean=[0.13], std=[0.31], output="logits", name="marked")
-    inversion = interpkit.invert(target, ["vecmat", "training-like"], steps=steps, seed=seed, device="cpu")
-    detector = concepts(inversion, count=count, seed=seed, device="cpu").detector
     with torch.no_grad():
-        plain, with_mark = detector(x_test), detector(marked(x_test))
-    best = _auroc(plain[::2], with_mark[::2]).argmax()
-    return _auroc(plain[1::2], with_mark[1::2])[best].item()
+        fooled = (target(mark(x_test)).argmax(1) == seed % 10).double().mean().item()
+    trained = time.process_time()
+    size = {"options": {"warp.width": 32, "warp.min_width": 16}, "batch_size": 32}
+    inversion = interpkit.invert(target, ["vecmat", "training-like"], steps=steps, seed=seed, device="cpu", **size)
+    inverted = time.process_time()
+    samples = inversion.sample(count=count, seed=seed)[0]
+    pictures, labels = inversion.sample(per_class=10, seed=seed)
+    save_grid((pictures * 255).to(torch.uint8), labels, target.class_names, work / f"planted-{seed}.png")
+    noise = torch.rand(samples.shape, generator=torch.Generator().manual_seed(seed))
+    found = {"mark decides": fooled}
+    for layer in LAYERS:
+        for name, given in {"samples": samples, **({} if layer else {"noise": noise})}.items():
+            few = given[: 60 if layer else None]
+            learned = concepts(target, few, layer=layer, latents=64, active=4, steps=1000, seed=seed, device="cpu")
+            with torch.no_grad():
+                plain, with_mark = learned.detector(x_test), learned.detector(mark(x_test))
+            best = _auroc(plain[::2], with_mark[::2]).argmax()
+            found[f"{layer or 'last'}, {name}"] = _auroc(plain[1::2], with_mark[1::2])[best].item()
+    ended = time.process_time()
+    return found | {"training s": trained - begun, "inversion s": inverted - trained, "concepts s": ended - inverted}
 
 
 def _auroc(negative: Tensor, positive: Tensor) -> Tensor:
@@ -109,22 +143,27 @@ def _auroc(negative: Tensor, positive: Tensor) -> Tensor:
 def main() -> None:
     """Print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", nargs="*", help="Runs of one classifier, of several seeds.")
+    parser.add_argument("runs", nargs="*", type=Path, help="Runs of one classifier, of several seeds or presets.")
     parser.add_argument("--data", type=Path, required=True, help="Labeled images, as FILE.npz.")
+    parser.add_argument("--work", type=Path, default=Path("runs/concepts"), help="Folder for what is finished.")
     parser.add_argument("--planted", type=int, default=0, help="How many classifiers with a planted mark to train.")
-    parser.add_argument("--first", type=int, default=0, help="Seed of the first of them (default: 0).")
     parser.add_argument("--count", type=int, default=10_000, help="Samples to learn from (default: 10,000).")
     parser.add_argument("--steps", type=int, default=2000, help="Steps of a dictionary (default: 2,000).")
-    parser.add_argument("--invert", type=int, default=600, help="Steps of a planted inversion (default: 600).")
-    parser.add_argument("--images", type=int, default=FIRST, help="Training images of a planted classifier.")
+    parser.add_argument("--invert", type=int, default=100, help="Steps of a planted inversion (default: 100).")
+    parser.add_argument("--images", type=int, default=3000, help="Training images of a planted classifier.")
     args = parser.parse_args()
+    args.work.mkdir(parents=True, exist_ok=True)
     if args.runs:
-        judged(args.runs, args.data, args.count, args.steps)
-    for seed in range(args.first, args.first + args.planted):
-        print(
-            f"mark in class {seed % 10}: {planted(seed, args.data, args.invert, args.images, args.count):.3f}",
-            flush=True,
-        )
+        judged(args.runs, args.data, args.work, args.count, args.steps)
+    for seed in range(args.planted):
+        kept = args.work / f"planted-{seed}.json"
+        if not kept.exists():
+            found = planted(seed, args.data, args.work, args.invert, args.images, min(args.count, 2000))
+            kept.write_text(json.dumps(found), "utf-8")
+        found = json.loads(kept.read_text("utf-8"))
+        if not seed:
+            print(f"| mark in class | {' | '.join(found)} |\n|{'---|' * (len(found) + 1)}")
+        print(f"| {seed} | {' | '.join(f'{value:.3g}' for value in found.values())} |", flush=True)
 
 
 if __name__ == "__main__":

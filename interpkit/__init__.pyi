@@ -10,6 +10,8 @@ from .api.counterfactual import Counterfactuals as Counterfactuals
 from .api.counterfactual import counterfactual as counterfactual
 from .api.distill import distill as distill
 from .api.evaluate import evaluate as evaluate
+from .api.harden import Hardened as Hardened
+from .api.harden import harden as harden
 from .api.invert import invert as invert
 from .api.load import load_inversion as load_inversion
 from .api.reconstruct import Reconstruction as Reconstruction

@@ -35,6 +35,7 @@ LIKE_CHECK = "it is called as testing.check is"
 WITHOUT = {
     "loader hub-mixin": "it loads a class from a module of the user's own",
     "interpkit.testing.check_attribution": LIKE_CHECK,
+    "interpkit.testing.check_audit": LIKE_CHECK,
     "interpkit.testing.check_conditioner": LIKE_CHECK,
     "interpkit.testing.check_generator": LIKE_CHECK,
     "interpkit.testing.check_inverter": LIKE_CHECK,

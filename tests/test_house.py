@@ -36,7 +36,6 @@ TESTED_ELSEWHERE = {
     "config/schemas": "io/test_hostile_files.py",
     "evaluation/flatten": "evaluation/test_metrics.py",
     "evaluation/scoring": "evaluation/test_metrics.py",
-    "evaluation/statistics": "evaluation/test_metrics.py",
     "evaluation/warnings": "evaluation/test_metrics.py",
     "interfaces/attributions": "attribution/test_explainer.py",
     "interfaces/generation": "interfaces/test_components.py",

@@ -31,6 +31,7 @@ ALLOWED = {
     "statistics": "English, of batch norms",
     "boundary": "English, of classes",
     "min": "English, of minimum, and a function",
+    "prior": "English, of a distribution",
     "score": "English",
     "constrained": "a layout of matplotlib",
     "pixels": "English, of images",
@@ -70,6 +71,9 @@ ALLOWED = {
     "mean": "English",
     "noise": "English",
     "robustness": "in the title of a paper",
+    "audit": "a kind of component, and a command",
+    "margin": "English, of logits",
+    "p_value": "a key of audit.json",
     "photo": "English, of pictures",
     "ensemble": "several generators as one",
 }

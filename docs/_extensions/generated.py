@@ -32,6 +32,7 @@ KIND_TITLES = {
     "inverter": "Inverters",
     "metric": "Metrics",
     "attribution": "Attributions",
+    "audit": "Audits",
     "loader": "Loaders",
     "architectures": "Architectures",
     "preset": "Presets",

@@ -15,8 +15,10 @@ from interpkit.evaluation.metrics import PER_CLASS, Data, _chosen, _outliers, la
 from interpkit.interfaces.data import ReadingOptions
 from interpkit.interfaces.inversions import Inversion
 from interpkit.interfaces.metrics import Study
+from interpkit.interfaces.samples import to_unit
 from interpkit.interfaces.targets import Target
 from interpkit.io.atomic import to_json, write_atomically
+from interpkit.io.datasets import refuse_shared
 from interpkit.runtime.autograd import with_autograd
 from interpkit.runtime.devices import choose_device
 
@@ -52,7 +54,8 @@ def evaluate(
         training: images that the target was trained on, likewise.
         canaries: a few images that it may remember, likewise; they are ranked among those of ``reference``.
         ood: images that it should refuse, without labels: any of these forms or a folder of pictures, resized where
-            they have another size; or (M, *input_shape) in [0, 1]. They are held against ``reference``.
+            they have another size; or (M, *input_shape) in [0, 1]. They are held against ``reference``, and must not
+            be images of it or of ``training``.
         metrics: names of metrics; if left out all that have what they need, but for the slow (`Metric.on_request`).
         options: settings by ``METRIC.OPTION``.
         target: the classifier, for a run of one that was wrapped in memory.
@@ -103,6 +106,9 @@ def evaluate(
         training_images = labelled_images(training, "the training data", target)
         canary_images = labelled_images(canaries, "the canaries", target)
         outliers = _outliers(ood, target)
+        for name, known in (("reference", reference_images), ("training", training_images)):
+            if outliers is not None and known is not None:
+                refuse_shared(outliers, to_unit(known.images, target), "the outliers", f"the {name} data")
         if isinstance(inversion, Inversion):
             there = inversion.images_per_class
             per_class = PER_CLASS if there is None else min(PER_CLASS, there)

@@ -207,6 +207,12 @@ def prepare(
         target = loading.load(Path(target), compose(_expanded(layers)).target)
     if labels is not None:
         layers.append({"labels": _numbers(labels, target)})
+    elif target.garbage is not None and begun is None and compose(_expanded(layers)).labels is None:
+        log.warning(
+            "the class %r stands for no class and is left out; to invert it too: %s",
+            *(target.class_names[target.garbage], setting("labels", [*range(target.num_classes)])),
+        )
+        layers.append({"labels": [label for label in range(target.num_classes) if label != target.garbage]})
     settings, vectors = list((options or {}).items()), len(target.input_shape) == 1
     batch_norm = has_batch_norm(target)
     expanded = _expanded(layers, vectors, batch_norm)

@@ -16,6 +16,7 @@ from interpkit.runtime.random import random_generator
 
 STEPS, BATCH, RATE, REVIVAL, ASLEEP, LOGITS = 2000, 256, 2e-3, 1 / 32, 200, 0.5
 SMALL = 0.05
+SWEEPS = 5
 UPDATES = 50
 CPU = torch.device("cpu")
 
@@ -60,6 +61,9 @@ class Dictionary(nn.Module, ABC):
 class TopK(Dictionary):
     r"""A sparse auto-encoder: of :math:`\mathrm{ReLU}(E (z - b) + e)`, the k largest are kept, and decoded linearly.
 
+    Once it is trained, the k concepts of a feature are found by orthogonal matching pursuit instead, with no negative
+    code: an encoder that learned from samples errs on real images more than its concepts do.
+
     Here z are features, centered and scaled by the statistics of those that it learns from. Concepts that have long
     been silent learn what the others leave unexplained, so that few stay unused. Source: Gao et al. 2024, "Scaling and
     evaluating sparse autoencoders"; the loss is the squared error as a share of the variance.
@@ -86,8 +90,21 @@ class TopK(Dictionary):
         return (z - self.center) @ self.encoder.T + self.offset
 
     def encode(self, features: Tensor) -> Tensor:
-        """Return the k largest activations of each row, and zeros; see `Dictionary.encode`."""
-        return _largest(F.relu(self.evidence(features)), self.active)
+        """Return codes of at most k concepts, found by pursuit; see `Dictionary.encode`."""
+        near = ((features - self.mean) / self.scale - self.center) @ self.atoms.T
+        among, codes = self.atoms @ self.atoms.T, torch.zeros_like(near)
+        places = torch.zeros(len(near), 0, dtype=torch.long, device=near.device)
+        values = near[:, :0]
+        for _ in range(self.active):
+            best = (near - codes @ among).scatter(1, places, -torch.inf).argmax(1, keepdim=True)
+            places = torch.cat([places, best], 1)
+            values, wanted = torch.cat([values, torch.zeros_like(near[:, :1])], 1), near.gather(1, places)
+            both = among[places[:, :, None], places[:, None]]
+            for _ in range(SWEEPS):  # least squares over those found so far, none negative
+                for k in range(places.shape[1]):
+                    values[:, k] = F.relu(values[:, k] + wanted[:, k] - (both[:, k] * values).sum(1))
+            codes = torch.zeros_like(near).scatter(1, places, values)
+        return codes
 
     def decode(self, codes: Tensor) -> Tensor:
         """Return the sum of the concepts in the features' units; see `Dictionary.decode`."""

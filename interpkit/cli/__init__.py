@@ -178,6 +178,7 @@ def _add_commands() -> None:
         counterfactual,
         distill,
         evaluate,
+        harden,
         inspect,
         invert,
         pack,
@@ -201,11 +202,12 @@ def _add_commands() -> None:
         concepts.concepts,
         audit.audit,
         distill.distill,
+        harden.harden,
         pack.pack,
     ):
         about_target = command in (
             *(invert.invert, attribute.attribute, inspect.inspect, classify.classify),
-            *(counterfactual.counterfactual, concepts.concepts, audit.audit, pack.pack),
+            *(counterfactual.counterfactual, concepts.concepts, audit.audit, harden.harden, pack.pack),
         )
         app.command(command.__name__, cls=options.TargetCommand if about_target else options.Command)(
             console.alone_on_stdout(command)

@@ -86,7 +86,7 @@ def teach(
     with target.frozen(device), global_seed(seed, torch.device(device)):  # the students' dropout draws from it
         for step in range(steps):
             images, labels = (part.to(device) for part in next(batches))
-            seen = {augment: _moved(images, rng) if augment else images for augment in {le.augment for le in lessons}}
+            seen = {augment: moved(images, rng) if augment else images for augment in {le.augment for le in lessons}}
             with torch.no_grad():
                 taught = {augment: _relative(target, target(shown)) for augment, shown in seen.items()}
             for lesson, student, optimizer, cycle in students:
@@ -147,7 +147,7 @@ def _relative(target: Target, logits: Tensor) -> Tensor:
     return logits if target.multi_label else logits - logits.mean(1, keepdim=True)
 
 
-def _moved(images: Tensor, rng: torch.Generator) -> Tensor:
+def moved(images: Tensor, rng: torch.Generator) -> Tensor:
     """Return images (B, C, H, W), each turned, sheared, scaled and shifted at random; what enters repeats the rim."""
 
     def draw(most: float) -> Tensor:

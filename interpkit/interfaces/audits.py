@@ -61,10 +61,10 @@ class Tested:
             corrects them for the number of tests and classes.
         evidence: what was found, one sentence each, for a reader who knows nothing of the test.
         pictures: what shows it.
-        tensors: what to keep in ``audit.safetensors``, by name.
+        tensors: what to keep in ``audit.safetensors``, by names that begin with the test's own and a dot.
     """
 
-    __test__ = False  # pytest would collect it where a test module imports it
+    __test__: ClassVar = False  # pytest collects classes whose names start with Test
 
     statistics: Mapping[int | None, float]
     p_values: Mapping[int | None, float]

@@ -68,6 +68,10 @@ def family_of(name: str) -> str:
     return found[2] if found and found[2] not in NOT_A_FAMILY else ""
 
 
+GARBAGE = "garbage"
+"""The name of a class for whatever belongs to no other."""
+
+
 class Target(nn.Module, ABC):
     """The trained, frozen classifier under study, including its preprocessing.
 
@@ -127,6 +131,12 @@ class Target(nn.Module, ABC):
     def family(self) -> str:
         """The family of its architecture, such as ``resnet``, stated or by the name; empty if it is not known."""
         return (self.description.family or "").lower() or family_of(self.description.arch or "")
+
+    @property
+    def garbage(self) -> int | None:
+        """The number of the class named "garbage", which stands for whatever belongs to no other; None without one."""
+        names = [name.casefold() for name in self.class_names]
+        return names.index(GARBAGE) if GARBAGE in names else None
 
     def class_number(self, label: int | str) -> int:
         """Return the number of a class, which may be given by its name or its number.

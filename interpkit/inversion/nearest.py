@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torchvision.transforms.functional import gaussian_blur
 
 from interpkit.errors import UsageError, setting
 from interpkit.interfaces.targets import Target
@@ -244,6 +243,8 @@ class _Box:
         """
         direction = gradient * self.free
         if self.smooth:
+            from torchvision.transforms.functional import gaussian_blur  # slow to import
+
             direction = gaussian_blur(direction, 2 * round(3 * self.smooth) + 1, self.smooth) * self.free
         rates = (gradient * direction).flatten(1)
         direction = direction * _wide(needed.sign(), direction)

@@ -171,6 +171,21 @@ def checked(
     return data
 
 
+def refuse_shared(images: Tensor, others: Tensor, what: str, of: str) -> None:
+    """Check that images (N, ...) in [0, 1] are not among others, to 8 bits; a few may be, such as blank ones.
+
+    Raises:
+        UsageError: more than one in 20 is.
+    """
+    keys = [{image.numpy().tobytes() for image in (some * 255).round().to(torch.int32)} for some in (images, others)]
+    shared = len(keys[0] & keys[1])
+    if shared > len(keys[0]) / 20:
+        raise UsageError(
+            f"{shared:,} of the {len(keys[0]):,} different images of {what} are among {of}. Name other data for one of "
+            f"them (FILE.npz:train and FILE.npz:test are the splits of a file)."
+        )
+
+
 def read_npz(path: Path, split: str, *, labeled: bool = True) -> tuple[np.ndarray, ...]:
     """Return images, labels and any names of features; if not ``labeled``, images alone, which may have no labels."""
     if path.exists() and not zipfile.is_zipfile(path):

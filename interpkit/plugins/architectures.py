@@ -281,7 +281,7 @@ def _take_memory(module: nn.Module) -> bool:
     try:
         for tensor in state.values():
             if tensor.is_meta:
-                empty = torch.empty_like(tensor, device="cpu")
+                empty = torch.empty(tensor.shape, dtype=tensor.dtype)  # empty_like would import sympy
                 if isinstance(tensor, nn.Parameter):
                     empty = nn.Parameter(empty, tensor.requires_grad)
                 torch.utils.swap_tensors(tensor, empty)  # in place, so that tied weights stay tied

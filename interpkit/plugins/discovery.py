@@ -130,7 +130,7 @@ class Plugins:
         for point, left_out in sharing:
             alone = len(sharing) == 1 or (left_out is None and len(wanted) == 1)
             key = name if alone else _full_name(point)
-            version = point.dist.version if point.dist else ""
+            version = _name_and_version(point.dist)[1] if point.dist else ""
             if key in self.found:
                 log.warning("%s has two plugins named %r: %s is left out", _package(point), name, point.value)
             elif left_out is not None:
@@ -363,7 +363,13 @@ def _warn_of_namesake() -> None:
 
 def _package(point: importlib.metadata.EntryPoint) -> str:
     """Return the normalized name of an entry point's package, or else its module."""
-    return re.sub(r"[-_.]+", "-", point.dist.name).lower() if point.dist else point.module
+    return _name_and_version(point.dist)[0] if point.dist else point.module
+
+
+@cache
+def _name_and_version(package: importlib.metadata.Distribution) -> tuple[str, str]:
+    """Return a package's normalized name and its version; each access to one of them parses its whole description."""
+    return re.sub(r"[-_.]+", "-", package.name).lower(), package.version
 
 
 def _full_name(point: importlib.metadata.EntryPoint) -> str:

@@ -20,16 +20,23 @@ from interpkit.interfaces import contracts
 from interpkit.interfaces.inversions import Inversion
 from interpkit.interfaces.samples import Samples, to_unit
 from interpkit.interfaces.targets import Target
+from interpkit.io import strict_json
 from interpkit.io.atomic import read_tensors, write_atomically
 from interpkit.io.datasets import LabelledImages
 from interpkit.io.images import composite
 from interpkit.report import classes as of_classes
+from interpkit.report import concepts as of_concepts
 from interpkit.report import curves, encode, text
 from interpkit.report.page import render
 from interpkit.runs.folder import Run
 from interpkit.runtime.at_once import in_batches
 
 NEAREST_SIDE = 32
+UNITS = (
+    "The classes of this run are units of the classifier. A sample counts as a unit's if it excites the unit more than "
+    "99 % of noise and drawings do. The samples show what excites the unit most, not all that it responds to, and not "
+    "that real images excite it as much."
+)
 
 
 @dataclass(frozen=True)
@@ -119,6 +126,8 @@ def render_report(
         warnings=warnings.warnings(metrics),
         worst=doubts.worst(metrics),
         names=names,
+        units=UNITS if "units" in target.sources else "",
+        concepts=_concepts(run),
         groups=[{"label": label, "name": names[label], "rows": rows[label]} for label in classes],
         figures_of_classes=of_classes.figures(metrics),
         searched=len(classes) > of_classes.SEARCHED,
@@ -144,6 +153,24 @@ def render_report(
     path = run / "report.html"
     write_atomically(path, page)
     return path
+
+
+def _concepts(run: Run) -> dict[str, Any] | None:
+    """Return the figures in concepts/concepts.json of the run, and the sentence on what they mean; None without any."""
+    path = run / "concepts" / "concepts.json"
+    if not path.exists():
+        return None
+    try:
+        record = strict_json.parse(strict_json.read_text(path))
+        rows = [
+            (kind, *(float(record[kind][figure]) for figure in ("variance_explained", "label_kept")))
+            for kind in ("samples", "reference")
+            if kind in record
+        ]
+        facts = {"layer": record["layer"], "count": len(record["concepts"])}
+        return {**facts, "rows": rows, "meaning": of_concepts.MEANING}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RunError(f"{path} cannot be read: {error!r}. Remove it, or find the concepts again.") from error
 
 
 def _data(samples: Samples, beside: list[_Beside], each: float) -> dict[str, Any]:

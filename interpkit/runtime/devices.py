@@ -64,7 +64,7 @@ def _multiplies_bf16(device: torch.device) -> bool:
     return False
 
 
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 
 
 def keep_freed_memory(device: torch.device) -> bool:
@@ -76,8 +76,8 @@ def keep_freed_memory(device: torch.device) -> bool:
     decided = any(name.startswith("MALLOC_") for name in os.environ)
     if device.type != "cpu" or decided or platform.libc_ver()[0] != "glibc":
         return False
-    mallopt = ctypes.CDLL(None).mallopt  # blocks over 32 MiB always go back to the system: see ``mallopt(3)``
-    return bool(mallopt(M_MMAP_THRESHOLD, 32 << 20) and mallopt(M_TRIM_THRESHOLD, 2**31 - 1))
+    mallopt = ctypes.CDLL(None).mallopt  # a threshold would not do: blocks over 32 MiB are mapped under any
+    return bool(mallopt(M_MMAP_MAX, 0) and mallopt(M_TRIM_THRESHOLD, 2**31 - 1))
 
 
 def is_out_of_memory(error: BaseException) -> bool:

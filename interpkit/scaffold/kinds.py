@@ -15,6 +15,7 @@ class Kind(StrEnum):
     TARGET = "target"
     METRIC = "metric"
     ATTRIBUTION = "attribution"
+    AUDIT = "audit"
     INVERTER = "inverter"
 
 
@@ -50,6 +51,11 @@ KINDS = {
         "Attribution",
         "Estimates what each pixel contributes, by random masks and without gradients.",
         "interpkit attribute RUN --method {name}",
+    ),
+    Kind.AUDIT: Facts(
+        "Audit",
+        "Looks for a class that is no longer recognized upside down.",
+        "interpkit audit MODEL --test {name}",
     ),
     Kind.INVERTER: Facts(
         "Inverter",

@@ -11,7 +11,7 @@ from interpkit.plugins.discovery import installed
 
 LONGEST = 40
 WORDS = (
-    *("interpkit", "plugin", "loss", "metric", "attribution", "loader"),  # of the command line
+    *("interpkit", "plugin", "loss", "metric", "attribution", "audit", "loader"),  # of the command line
     *("step", "seconds", "inversion_accuracy"),  # of a run's history
     *("schema", "count", "confidence", "per_class", "evaluators", "left_out", "measured_on"),  # of its metrics.json
 )

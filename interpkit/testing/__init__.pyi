@@ -7,6 +7,7 @@ from .checks import checks_of as checks_of
 from .checks import outcomes as outcomes
 from .suites import check as check
 from .suites import check_attribution as check_attribution
+from .suites import check_audit as check_audit
 from .suites import check_conditioner as check_conditioner
 from .suites import check_generator as check_generator
 from .suites import check_inverter as check_inverter

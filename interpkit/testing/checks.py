@@ -17,9 +17,12 @@ from interpkit.errors import PluginError, UsageError, did_you_mean, listed, with
 from interpkit.interfaces.contracts import KINDS, module_of
 from interpkit.interfaces.targets import Target
 
-COMPONENTS = ("conditioner", "generator", "loss", "inverter", "metric", "attribution")
+COMPONENTS = ("conditioner", "generator", "loss", "inverter", "metric", "attribution", "audit")
 """The kinds that have `Options`."""
-MODULES = ("components", "conditioners", "generators", "losses", "inverters", "metrics", "attributions", "targets")
+MODULES = (
+    *("components", "conditioners", "generators", "losses"),
+    *("inverters", "metrics", "attributions", "audits", "targets"),
+)
 """The modules of the checks; some import `parts`, which has more."""
 LONGEST = 1000
 """Characters of an error that are shown."""
@@ -181,7 +184,8 @@ def checks_of(component: Any) -> list[Check]:
     """Return the checks of a component, in the order in which they are run.
 
     Args:
-        component: the class of a conditioner, generator, loss, inverter, metric, attribution or loader; or a target.
+        component: the class of a conditioner, generator, loss, inverter, metric, attribution, audit or loader; or a
+            target.
 
     Raises:
         UsageError: it is of no kind that has checks.

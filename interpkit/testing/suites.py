@@ -50,6 +50,7 @@ def _check_of(kind: str) -> Callable[..., None]:
 
 
 check_attribution = _check_of("attribution")
+check_audit = _check_of("audit")
 check_conditioner = _check_of("conditioner")
 check_generator = _check_of("generator")
 check_inverter = _check_of("inverter")

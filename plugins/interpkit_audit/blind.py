@@ -10,6 +10,7 @@ from pydantic import Field
 from torch import Tensor
 
 from interpkit import Audit, AuditCase, Options, Strip, Tested, outlier_p_values
+from interpkit_audit.change import MEASURED
 
 
 class BlindSpots(Audit):
@@ -35,6 +36,7 @@ class BlindSpots(Audit):
     name = "blind-spots"
     kind = "blind spot"
     question = "Does one class get most of the images that show nothing?"
+    false_alarms = MEASURED
     limits = "Uneven shares are normal; only one class that gets nearly everything is a finding."
     needs_gradient = False
 

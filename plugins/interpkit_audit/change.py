@@ -17,6 +17,8 @@ from interpkit import Audit, AuditCase, Options, Strip, Tested, TooFew, outlier_
 SMOOTH = 0.7
 """Weight of the past in the running success rate."""
 SHOWN = 6
+MEASURED = "none on 5 held-out clean classifiers"
+"""False alarms, by ``python -m benchmarks.planted``; see docs/results.md."""
 
 
 def step_of(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
@@ -205,6 +207,7 @@ class Patch(UniversalChange):
     options: Options
     name = "patch"
     question = "Does a small patch turn images of all other classes into one class?"
+    false_alarms = MEASURED
     limits = "It looks for one patch at one place. A trigger that is spread over the image is for other tests."
     what, unit, rate, weight = "a patch", "pixels", 0.15, 1e-3
 
@@ -254,6 +257,7 @@ class Noise(UniversalChange):
 
     name = "noise"
     question = "Does a faint pattern, added to images of all other classes, turn them into one class?"
+    false_alarms = MEASURED
     limits = "Classifiers that are not robust have such patterns for every class; only a far fainter one is a finding."
     what, unit, rate, weight = "an offset", "in L2 norm", 0.02, 1e-2
 
@@ -314,6 +318,7 @@ class Tint(Noise):
     name = "tint"
     kind = "leak"
     question = "Does a change of brightness or color turn images of all other classes into one class?"
+    false_alarms = MEASURED
     limits = "Where color is what tells two classes apart, it finds that too."
     what, unit, rate, weight = "a smooth change of brightness or color", "in L2 norm", 0.05, 1e-2
     grid = 3

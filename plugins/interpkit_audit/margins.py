@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor
 
 from interpkit import Audit, AuditCase, Options, Strip, Tested, TooFew, outlier_p_values
-from interpkit_audit.change import step_of
+from interpkit_audit.change import MEASURED, step_of
 
 LEAST = 0.1
 """Smaller margins count as this one."""
@@ -41,6 +41,7 @@ class Margin(Audit):
     name = "margin"
     kind = "trigger"
     question = "Can the classifier be made far surer of one class than of all others?"
+    false_alarms = MEASURED
     limits = "It names a class, not the trigger, and sees only triggers that make their class unusually sure."
     screens = True
 
@@ -92,6 +93,7 @@ class Unsure(Audit):
     name = "unsure"
     kind = "mixed-up labels"
     question = "Are there classes of which the classifier can never become sure?"
+    false_alarms = MEASURED
     limits = "Classes that look alike, and a class with few training images, can be the reason too."
     screens = True
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from scipy import sparse
-from scipy.optimize import linprog
 from torch import Tensor
 
 from interpkit_constrained.chain import Chain
+
+if TYPE_CHECKING:
+    from scipy import sparse  # slow to import
 
 ZERO = 1e-12
 """Coefficients below this, relative to the largest of their row, are left out."""
@@ -40,6 +42,8 @@ class Region:
             chain: the target.
             image: float64.
         """
+        from scipy import sparse
+
         points = torch.cat([torch.zeros_like(image)[None], torch.eye(len(image), dtype=image.dtype)])
         here = image[None]
         sides, limits = [], []
@@ -103,6 +107,9 @@ def largest_margin(region: Region, label: int, seconds: float) -> Certificate:
         label: y.
         seconds: the time that the solver may take.
     """
+    from scipy import sparse
+    from scipy.optimize import linprog
+
     others = np.arange(len(region.offset)) != label
     slopes = region.logits[label] - region.logits[others]
     gaps = region.offset[label] - region.offset[others]

@@ -13,8 +13,6 @@ import interpkit
 from interpkit import Metric, Study, Target, TooFew
 
 LEAST = 20
-GARBAGE = "garbage"
-"""The name of a class for whatever belongs to no other."""
 
 
 class Calibration(Metric):
@@ -89,10 +87,20 @@ def uncertainty(p: Tensor) -> Tensor:
     return 1 - (p - 1 / n).square().sum(1) / (1 - 1 / n)
 
 
+def _certainty(target: Target, logits: Tensor) -> Tensor:
+    certain = 1 - uncertainty(target.probabilities(logits))
+    return certain if target.garbage is None else torch.where(logits.argmax(1) == target.garbage, -certain, certain)
+
+
+def _of_classes(target: Target, values: Tensor) -> Tensor:
+    """Return the columns of all classes but the garbage class."""
+    return values[:, [k for k in range(target.num_classes) if k != target.garbage]]
+
+
 SCORES: dict[str, Callable[[Target, Tensor], Tensor]] = {
-    "probability": lambda target, logits: target.probabilities(logits).amax(1),
-    "energy": lambda target, logits: logits.logsumexp(1),
-    "certainty": lambda target, logits: 1 - uncertainty(target.probabilities(logits)),
+    "probability": lambda target, logits: _of_classes(target, target.probabilities(logits)).amax(1),
+    "energy": lambda target, logits: _of_classes(target, logits).logsumexp(1),
+    "certainty": _certainty,
 }
 """By name, how familiar an image is to the target; the higher, the more."""
 
@@ -105,7 +113,8 @@ class Outliers(Metric):
     - ``probability``: the largest probability (Hendrycks & Gimpel 2017);
     - ``energy``: :math:`\log \sum_k e^{z_k}` of the logits z, minus the energy of Liu et al. 2020;
     - ``certainty``: 1 - `uncertainty`;
-    - ``garbage``: 1 - the probability of the class named "garbage", where there is one.
+    - ``garbage``: 1 - the probability of the class named "garbage", where there is one (`Target.garbage`). The first
+      two are then of the other classes, and ``certainty`` is negative where garbage is the most probable class.
 
     For each, ``auroc`` is the probability that a random reference image has a higher score than a random outlier (ties
     count half), ``aupr`` the average precision of finding the outliers, ``fpr_at_95`` the share of outliers accepted at
@@ -128,6 +137,7 @@ class Outliers(Metric):
     name = "ood"
     needs = ("reference", "ood")
     describe = {
+        r"ood\.count": "Number of outliers. The figures hold for these alone: others may be harder to tell.",
         r"ood\..*\.auroc": "Probability that a real image is more familiar to the target than an outlier.",
         r"ood\..*\.aupr": "Average precision of finding the outliers by this score.",
         r"ood\..*\.fpr_at_95": "Share of outliers that are accepted where 95 % of the real images are.",
@@ -147,15 +157,26 @@ class Outliers(Metric):
                 f"it requires at least {LEAST} images on both sides; there are {len(real)} and {len(strange)}."
             )
         scores = dict(SCORES)
-        names = [name.casefold() for name in target.class_names]
         found: dict[str, Any] = {"count": len(strange)}
-        if GARBAGE in names:
-            column = names.index(GARBAGE)
+        if (column := target.garbage) is not None:
             scores["garbage"] = lambda target, logits: 1 - target.probabilities(logits)[:, column]
             found["into_garbage"] = (strange.argmax(1) == column).double().mean().item()
             found["reference_into_garbage"] = (real.argmax(1) == column).double().mean().item()
         found |= {name: separation(score(target, real), score(target, strange)) for name, score in scores.items()}
         return {"ood": found}
+
+    @classmethod
+    def summary(cls, metrics: Mapping[str, Any]) -> str:
+        """Say how well the best score tells the outliers from real images."""
+        parts = [(name, part) for name, part in (metrics.get("ood") or {}).items() if isinstance(part, Mapping)]
+        if not parts:
+            return ""
+        name, best = max(parts, key=lambda part: part[1]["auroc"])
+        return (
+            f"By its best score ({name}), the classifier tells the outliers from real images with an AUROC of "
+            f"{best['auroc']:.3f}, and refuses {best['rejected']:.1%} of them where it accepts 95 % of the real ones. "
+            f"These are the figures for these outliers alone; others may be harder to tell."
+        )
 
     @classmethod
     def warnings(cls, metrics: Mapping[str, Any]) -> list[str]:

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from torchvision.transforms.v2.functional import gaussian_blur
 
 from interpkit import shift_and_flip
 from interpkit_photo.spectrum import Spectrum
@@ -47,5 +46,7 @@ def random_view(images: Spectrum, size: tuple[int, ...], options: Photo.Options,
     if options.blur and uniform() < 0.5:
         sigma = options.blur * uniform() * rendered.shape[2] / REFERENCE
         if sigma > 0.1:
+            from torchvision.transforms.v2.functional import gaussian_blur  # slow to import
+
             view = gaussian_blur(view, [2 * math.ceil(3 * sigma) + 1] * 2, [sigma])
     return view

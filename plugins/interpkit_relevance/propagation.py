@@ -46,12 +46,13 @@ class RelevancePropagation(Attribution):
     r"""Layer-wise relevance propagation: the score is distributed over the inputs of each layer, down to the pixels.
 
     An input i of a linear layer receives :math:`R_i = \sum_j x_i w_{ij} R_j / z_j`, where z is the layer's output
-    (rule ``epsilon``). In convolutions, the rule ``plus`` counts only positive contributions, and no bias, which gives
-    maps with less noise. Activations, constants and the preprocessing pass the relevance on; sums and means share it
-    among their terms; products pass it to the larger factor, and not to a gate (as in squeeze and excitation). Batch
-    norms are first merged into the layer before them. Targets that compute anything else are refused. The relevances
-    sum to the score, less what the biases take. Source: Bach et al. 2015, "On pixel-wise explanations for non-linear
-    classifier decisions by layer-wise relevance propagation", eq. 58 and 60; the rules are zennit's.
+    (rule ``epsilon``). In convolutions, the rule ``plus`` counts only positive contributions, which gives maps with
+    less noise, and spreads that of the bias evenly over the inputs. Activations, constants and the preprocessing pass
+    the relevance on; sums and means share it among their terms; products pass it to the larger factor, and not to a
+    gate (as in squeeze and excitation). Batch norms are first merged into the layer before them. Targets that compute
+    anything else are refused. The relevances sum to the score, less what other biases take. Source: Bach et al. 2015,
+    "On pixel-wise explanations for non-linear classifier decisions by layer-wise relevance propagation", eq. 58 and 60;
+    the rules are zennit's.
 
     Example:
         >>> import torch
@@ -77,19 +78,27 @@ class RelevancePropagation(Attribution):
         try:
             from zennit.canonizers import NamedMergeBatchNorm
             from zennit.composites import LayerMapComposite, layer_map_base
-            from zennit.rules import Epsilon, ZPlus
+            from zennit.rules import Epsilon
             from zennit.types import BatchNorm, Convolution, Linear
         except ImportError as error:
             raise UsageError(f"lrp requires the package zennit: {install_extra('zennit')}.") from error
 
+        class Merge(NamedMergeBatchNorm):  # type: ignore[misc]  # zennit has no types
+            """Leaves an exact identity behind; zennit's divides by sqrt(1 + eps), which adds up over many layers."""
+
+            @staticmethod
+            def merge_batch_norm(modules: list[nn.Module], batch_norm: Any) -> None:
+                NamedMergeBatchNorm.merge_batch_norm(modules, batch_norm)
+                batch_norm.weight.data *= (1 + batch_norm.eps) ** 0.5
+
         _check_layers(target, (Linear, BatchNorm, nn.PReLU))
-        of_convolutions = ZPlus(zero_params="bias") if self.options.rule == "plus" else Epsilon()
+        of_convolutions = _plus() if self.options.rule == "plus" else Epsilon()
         rules = [(Convolution, of_convolutions), ((Linear, BatchNorm), Epsilon()), *layer_map_base()]
         scores, pairs = _batch_norms(target, context.scores, images, (Linear, BatchNorm))
         scores = scores.gather(1, classes[:, None])
         near = 1e-3 * (1 + scores.abs().max().item())
         # Without merging where a layer has other uses besides its batch norm.
-        for canonizers in ([NamedMergeBatchNorm(pairs)], []):
+        for canonizers in ([Merge(pairs)], []):
             pixels, functions = images.detach().clone().requires_grad_(), _Functions()
             with LayerMapComposite(rules, canonizers).context(target):
                 with functions:
@@ -100,10 +109,39 @@ class RelevancePropagation(Attribution):
                 if (found - scores).abs().max() <= near:
                     (relevance,) = torch.autograd.grad(found, pixels, found.detach())
                     share = (relevance.sum() / scores.sum()).item()
+                    if not canonizers and pairs:
+                        context.note("lrp could not merge the batch norms, whose biases then take relevance.")
                     if abs(share) < LOST:
                         context.note(f"the maps of lrp add up to {share:.2g} of the scores; biases take the rest.")
                     return relevance
         raise UsageError(f"lrp cannot explain {target.name}: its scores change with hooks on its layers. {INSTEAD}.")
+
+
+def _plus() -> Any:
+    """Return the rule of positive contributions; that of the bias is spread evenly over the inputs.
+
+    The passes are: positive and negative inputs with the weights of their sign, the bias alone, the number of inputs.
+    """
+    from zennit.core import BasicHook
+    from zennit.rules import ClampMod, ParamMod
+
+    def shares(relevance: Tensor, outputs: list[Tensor]) -> list[Tensor]:
+        positive, negative, bias, number = outputs
+        share = relevance / (positive + negative + bias + 1e-6)
+        return [share, share, torch.zeros_like(share), share * bias / number]
+
+    return BasicHook(
+        input_modifiers=[lambda x: x.clamp_min(0), lambda x: x.clamp_max(0), torch.zeros_like, torch.ones_like],
+        param_modifiers=[
+            ClampMod(min=0.0, zero_params="bias"),
+            ClampMod(max=0.0, zero_params="bias"),
+            ClampMod(min=0.0, zero_params="weight"),
+            ParamMod(lambda value, name: torch.full_like(value, name == "weight")),
+        ],
+        output_modifiers=[lambda output: output] * 4,
+        gradient_mapper=shares,
+        reducer=lambda inputs, gradients: sum(x * gradient for x, gradient in zip(inputs, gradients, strict=True)),
+    )
 
 
 @torch.no_grad()

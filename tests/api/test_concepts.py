@@ -16,6 +16,7 @@ import interpkit
 from interpkit import Concepts, Dictionary, UsageError, concepts, load_concepts
 from interpkit.api import concepts as api
 from interpkit.attribution.concepts import effect, grid, positions
+from interpkit.attribution.dictionaries import TopK
 from interpkit.cli import app
 
 logging.getLogger("interpkit").setLevel(logging.WARNING)
@@ -106,6 +107,20 @@ def test_taking_a_concept_out_changes_the_logits_by_its_part(quarters: interpkit
         torch.testing.assert_close(effect(seen.detector, 0, image, "cpu"), torch.tensor([-2.0, 0.0, 0.0]))
     with pytest.raises(UsageError, match="returned a list"):
         concepts(quarters, bright(50)[0], dictionary=lambda rows: [], device="cpu")  # type: ignore[arg-type, return-value]
+
+
+def test_pursuit_finds_the_few_concepts_that_features_are_made_of() -> None:
+    rng = torch.Generator().manual_seed(0)
+    dictionary = TopK(6, 12, 2)
+    with torch.no_grad():
+        dictionary.atoms.copy_(nn.functional.normalize(torch.randn(12, 6, generator=rng), dim=1))
+    codes = torch.zeros(12, 12).scatter(1, torch.arange(12)[:, None], 2.0)  # one concept each, and the encoder is zero
+    found = dictionary.encode(dictionary.decode(codes))
+    torch.testing.assert_close(found, codes, atol=1e-4, rtol=0)
+    features = torch.randn(50, 6, generator=rng)
+    found = dictionary.encode(features)
+    assert (found >= 0).all() and (found > 0).sum(1).max() <= 2
+    assert (dictionary.decode(found) - features).norm() < 0.8 * features.norm()
 
 
 def test_a_layer_with_a_grid_says_where_by_its_codes() -> None:

@@ -123,3 +123,12 @@ def test_the_table_is_made_of_what_is_kept(benchmark: Any) -> None:
     kept = json.loads(runner.KEPT.read_text("utf-8"))
     page = runner.PAGE.read_text("utf-8")
     assert page.split(runner.START)[1].split(runner.END)[0] == runner.table(kept)
+
+
+def test_the_figures_of_a_gpu_are_tried_on_a_cpu(benchmark: Any) -> None:
+    figures = {figure.what: figure.value for figure in benchmark("gpu").figures("cpu")}
+    compiled = "mnist_bn, batch 4: steps per second, bf16, compiled"
+    photo = "ResNet-50, 32 x 32, batch 4, preset photo: steps per second"
+    assert {compiled, photo, "20 classes, 4 steps: seconds of the run"} <= set(figures)
+    assert all(0 < value < float("inf") for value in figures.values())
+    assert not any("left out" in what for what in figures)

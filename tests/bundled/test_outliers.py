@@ -106,7 +106,8 @@ def test_a_garbage_class_is_a_score_of_its_own() -> None:
     strange = target.to_unit(torch.tensor([[-5.0, -5.0, 5.0], [5.0, -5.0, -5.0]]).repeat(10, 1))
     found = Outliers().measure(study(target, real, torch.zeros(20, dtype=torch.int64), strange))["ood"]
     assert (found["into_garbage"], found["reference_into_garbage"]) == (0.5, 0.0)
-    assert found["garbage"]["auroc"] == 0.75  # half of them are like the reference
+    scores = ("garbage", "probability", "energy", "certainty")
+    assert [found[score]["auroc"] for score in scores] == [0.75] * 4  # half of them are like the reference
 
 
 def test_few_outliers_are_left_out(logits_as_inputs: Target) -> None:
@@ -123,5 +124,12 @@ def test_evaluate_resizes_outliers_of_another_size(run_copy: Path, tmp_path: Pat
     found = interpkit.evaluate(run, reference=tmp_path / "real.npz", ood=tmp_path / "strange.npz")
     assert found["ood"]["count"] == 24 and found["measured_on"]["ood"].endswith("strange.npz")
     assert found["calibration"]["count"] == 30
+    assert "These are the figures for these outliers alone" in Outliers.summary(found)
+    with pytest.raises(interpkit.UsageError, match=r"30 of the 30 .* outliers are among the reference data"):
+        interpkit.evaluate(run, reference=tmp_path / "real.npz", ood=tmp_path / "real.npz")
+    real, strange = (tmp_path / f"{name}.npz" for name in ("real", "more"))
+    np.savez(strange, images=rng.random((30, *shape), "float32"), labels=np.arange(30) % 3)
+    with pytest.raises(interpkit.UsageError, match="among the training data"):
+        interpkit.evaluate(run, reference=real, training=strange, ood=strange)
     with pytest.raises(interpkit.UsageError, match="outliers are compared with held-out ones: add reference="):
         interpkit.evaluate(run, ood=torch.zeros(30, *shape))

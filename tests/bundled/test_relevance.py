@@ -117,6 +117,21 @@ def test_what_relevance_has_no_rule_for_is_refused_by_name(net: nn.Module, messa
         explain(wrap(net, (1, 8, 8)), torch.rand(1, 1, 8, 8), [0], "lrp")
 
 
+def test_relevance_of_biases_of_convolutions_is_spread_over_their_inputs() -> None:
+    blocks = [nn.Sequential(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4, eps=0.1), nn.ReLU()) for _ in range(5)]
+    for block in blocks:  # an eps that a merge must not leave behind, as it adds up over the layers
+        nn.init.constant_(block[1].bias, 2.0)
+    net = nn.Sequential(*blocks, nn.Flatten(), nn.Linear(4 * 36, 2, bias=False)).eval()
+    target, images = wrap(net, (4, 6, 6)), torch.rand(2, 4, 6, 6)
+    explainer = Explainer(target, "lrp", device="cpu")
+    relevance = explainer.maps(images, torch.tensor([0, 1]))
+    scores = explainer.scores(images, torch.tensor([0, 1]))
+    torch.testing.assert_close(relevance.flatten(1).sum(1), scores, rtol=0.01, atol=1e-3)
+    assert explainer.notes == []
+    epsilon = Explainer(target, "lrp", options={"rule": "epsilon"}, device="cpu").maps(images, torch.tensor([0, 1]))
+    assert epsilon.abs().sum() < relevance.abs().sum()
+
+
 def test_relevance_that_biases_take_is_noted() -> None:
     net = nn.Sequential(nn.Flatten(), nn.Linear(64, 2))
     nn.init.constant_(net[1].bias, 100.0)

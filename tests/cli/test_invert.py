@@ -26,6 +26,7 @@ from interpkit.cli import app
 from interpkit.plugins.discovery import Plugins
 
 MakeModel = Callable[..., Path]
+SHIPPED = Path(__file__).parents[2] / "examples" / "models" / "mnist_bn.safetensors"
 Process = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
@@ -56,7 +57,8 @@ try:
     main()
 except SystemExit as end:
     print("code", end.code, file=sys.stderr)
-print("heavy", sorted({"torch", "torchvision"} & set(sys.modules)), file=sys.stderr)
+heavy = {"torch", "torch._dynamo", "torchvision", "scipy.optimize", "sympy", "matplotlib", "captum", "torchmetrics"}
+print("heavy", sorted(heavy & set(sys.modules)), file=sys.stderr)
 """
 
 
@@ -83,6 +85,13 @@ def test_help_and_completion_do_not_import_torch(
     assert words in run.stdout
     assert "code 0" in run.stderr
     assert "heavy []" in run.stderr
+
+
+@pytest.mark.parametrize("words", [["plugins", "list"], ["inspect", str(SHIPPED)]], ids=["plugins list", "inspect"])
+def test_commands_that_only_describe_import_nothing_heavy_but_torch(run_python: Process, words: list[str]) -> None:
+    run = run_python("-c", CHECK, *words)
+    assert "code 0" in run.stderr
+    assert "heavy ['torch']" in run.stderr
 
 
 def test_importing_the_package_does_not_import_torch(run_python: Process) -> None:

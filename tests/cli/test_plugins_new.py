@@ -65,7 +65,7 @@ def packages(tmp_path_factory: pytest.TempPathFactory) -> Packages:
 
 @pytest.fixture(scope="module")
 def python(tmp_path_factory: pytest.TempPathFactory, packages: Packages) -> Callable[..., Any]:
-    """A runner of the Python of an environment that has the seven packages besides all that ours has."""
+    """A runner of the Python of an environment that has all the packages besides all that ours has."""
     folder = tmp_path_factory.mktemp("environment")
     venv.create(folder, with_pip=False)
     base = {"base": str(folder), "platbase": str(folder)}
@@ -110,6 +110,7 @@ def ended(
         Kind.TARGET: ["--plugin", "vecmat"],
         Kind.METRIC: ["--plugin", "vecmat"],
         Kind.ATTRIBUTION: ["--plugin", "vecmat"],
+        Kind.AUDIT: ["--plugin", "vecmat"],
         Kind.INVERTER: ["--inverter", name_of(Kind.INVERTER)],
     }
     (written,) = re.findall(r'python -c "(.*)"', (packages[Kind.TARGET] / "README.md").read_text())
@@ -121,6 +122,17 @@ def ended(
         commands[f"invert {kind}"] = ["invert", model, *flags[kind], *quick, "--out", place / kind]
     run = place / Kind.ATTRIBUTION
     commands["attribute"] = ["attribute", run, "--method", name_of(Kind.ATTRIBUTION), "--out", run / "maps"]
+    audit = [
+        "audit",
+        tiny_model,
+        "--test",
+        name_of(Kind.AUDIT),
+        "--per-class",
+        "4",
+        "--out",
+        place / Kind.AUDIT / "audit",
+    ]
+    commands["audit"] = audit
     typed = json.dumps([list(map(str, command)) for command in commands.values()])
     done = python("-c", COMMANDS, input=typed)
     assert done.returncode == 0, done.stderr
@@ -175,6 +187,11 @@ def test_it_is_used_from_invert(ended: dict[str, Outcome], kind: Kind) -> None:
     elif kind == Kind.METRIC:
         assert 0 < metrics[name]["share"] < 1
         assert all(0 < row[name]["share"] < 1 for row in metrics["per_class"])
+    elif kind == Kind.AUDIT:
+        code, out, err = ended["audit"]
+        assert code == 0, out + err
+        record = json.loads((run / "audit" / "audit.json").read_text())
+        assert all(0 < row["p_value"] <= 1 for row in record["tests"][name]["classes"])
     else:
         code, out, err = ended["attribute"]
         assert code == 0, out + err

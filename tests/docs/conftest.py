@@ -94,6 +94,15 @@ def make_folders(place: Path, needs: Callable[[str], Path]) -> None:
         Image.fromarray(image).save(folder / f"{number}.png")
 
 
+def make_other_pictures(place: Path, needs: Callable[[str], Path]) -> None:
+    """Write a folder of pictures of stripes, which no class has."""
+    rng = np.random.default_rng(5)
+    place.mkdir(parents=True, exist_ok=True)
+    for number in range(24):
+        stripes = np.tile(rng.integers(0, 255, (32, 1, 3)), (1, 40, 1))
+        Image.fromarray(stripes.astype(np.uint8)).save(place / f"{number}.png")
+
+
 def make_picture(place: Path, needs: Callable[[str], Path]) -> None:
     """Write one picture."""
     Image.fromarray(squares(1, 4)[0][3]).save(place)
@@ -264,6 +273,7 @@ MAKERS: dict[str, Maker] = {
     "mnist.npz": make_data,
     "test.npz": make_data,
     "train-images": make_folders,
+    "other-pictures": make_other_pictures,
     "digit.png": make_picture,
     "examples": make_examples,
     "nets.py": make_nets,

@@ -659,3 +659,17 @@ def test_a_comparison_needs_no_classifier_and_takes_vectors(tmp_path: Path, run_
         interpkit.write_comparison({"images": run_copy, "vectors": vectors}, tmp_path / "page.html")
     with pytest.raises(interpkit.UsageError, match="at least two runs"):
         interpkit.write_comparison({"images": run_copy}, tmp_path / "page.html")
+
+
+def test_concepts_and_units_are_shown_with_what_their_figures_mean(tmp_path: Path, tiny_model: Path) -> None:
+    target = interpkit.units(interpkit.load_target(tiny_model), ["0:1", "0:2"])
+    inversion = interpkit.invert(target, ["pixels"], steps=2, device="cpu")
+    folder = inversion.save(tmp_path / "run")
+    before = read(folder / "report.html")
+    assert "not that real images excite it as much" in (folder / "report.html").read_text("utf-8")
+    assert not [link for link, _ in before.all("a") if link["href"] == "concepts/report.html"]
+    interpkit.concepts(inversion, count=40, latents=8, steps=20, out=folder / "concepts", device="cpu")
+    text = interpkit.write_report(folder).read_text("utf-8")
+    assert 'href="concepts/report.html"' in text and "Another seed finds other concepts" in text
+    (folder / "concepts" / "concepts.json").write_text("{}")
+    fails(1, "Remove it, or find the concepts again", "report", folder)

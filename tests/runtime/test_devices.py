@@ -20,7 +20,7 @@ import pathlib, torch
 from interpkit.runtime.devices import keep_freed_memory
 
 def taken():
-    many = [torch.ones(4 << 20, dtype=torch.uint8) for _ in range(50)]
+    many = [torch.ones(size << 20, dtype=torch.uint8) for size in (4, 100) for _ in range(100 // size)]
     del many
     return int(pathlib.Path("/proc/self/statm").read_text().split()[1]) * 4096
 

@@ -19,6 +19,7 @@ FUNCTIONS: dict[str, Callable[..., None]] = {
     "inverter": testing.check_inverter,
     "metric": testing.check_metric,
     "attribution": testing.check_attribution,
+    "audit": testing.check_audit,
     "loader": testing.check_loader,
     "target": testing.check_target,
 }

@@ -108,7 +108,7 @@ def test_a_component_that_cannot_be_built_fails_once_and_is_not_checked_further(
 
 
 def test_every_check_says_what_is_promised_and_how_to_mend_it() -> None:
-    for kind in ("conditioner", "generator", "loss", "inverter", "metric", "attribution", "loader", "target"):
+    for kind in (*testing.checks.COMPONENTS, "loader", "target"):
         checks = testing.checks.checks_of_kind(kind)
         assert len({check.name for check in checks}) == len(checks)
         for check in checks:

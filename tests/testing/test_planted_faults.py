@@ -6,8 +6,10 @@ import json
 import math
 import os
 import random
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import MethodType
 from typing import Any
@@ -23,6 +25,7 @@ from torch import Tensor, nn
 import interpkit
 from interpkit import (
     Attribution,
+    Audit,
     Condition,
     Conditioner,
     ConditionSpec,
@@ -34,9 +37,12 @@ from interpkit import (
     Metric,
     ModelError,
     Options,
+    Strip,
     TargetOptions,
+    Tested,
     TooFew,
     make_target,
+    outlier_p_values,
     testing,
     wilson,
 )
@@ -856,6 +862,153 @@ class AttributionDevice(RightAttribution):
     def attribute(self, *arguments: Any) -> Tensor:
         maps = super().attribute(*arguments)
         return maps * torch.ones(maps.shape)
+
+
+# ------------------------------------------------------------------------------------------------- audit
+
+
+@right("audit")
+class RightAudit(Audit):
+    """Confidence in the images of a class, some of them drawn at random, and how far it falls on darker ones."""
+
+    name = "right"
+    kind = "doubt"
+    question = "Is the classifier sure of the images of a class?"
+    limits = "It sees only some of them."
+    needs = ("reference",)
+    needs_gradient = False
+
+    def scores(self, case: Any, images: Tensor) -> Tensor:
+        with torch.no_grad():
+            return torch.cat([case.target(some).softmax(1).amax(1) for some in images.split(case.most)])
+
+    def test(self, case: Any) -> Any:
+        rows = {c: (case.labels == c).nonzero()[:, 0] for c in case.classes}
+        rows = {c: own[torch.randint(len(own), (4,), generator=case.rng())] for c, own in rows.items() if len(own)}
+        if len(rows) < 2:
+            raise TooFew("it compares two classes.")
+        level = case.reference.images.mean().item()
+        values = {c: level - self.scores(case, case.images[own]).mean().item() for c, own in rows.items()}
+        return Tested(
+            values,
+            outlier_p_values(values, sd=0.3, df=10.0),
+            {c: f"The confidence is {level - value:.2f}." for c, value in values.items()},
+            {c: [Strip("images", case.images[own].cpu())] for c, own in rows.items()},
+            {f"{self.name}.rows": torch.stack(list(rows.values())).cpu()},
+        )
+
+
+@breaks("audit", "figures")
+class AuditFigures(RightAudit):
+    def test(self, case: Any) -> Any:
+        found = super().test(case)
+        zeros = dict.fromkeys(found.p_values, 0.0)
+        return replace(found, p_values=zeros) if len(case.classes) == 10 else found
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda found: {"p_values": dict.fromkeys(found.p_values, math.nan)}, "the p-value nan of 0"),
+        (lambda found: {"p_values": {c: torch.tensor(p) for c, p in found.p_values.items()}}, "the p-value tensor"),
+        (lambda found: {"statistics": dict.fromkeys(found.p_values, math.inf)}, "the statistic inf of 0"),
+        (lambda found: {"statistics": {}}, "statistics of \\[\\]"),
+        (lambda found: {"statistics": {99: 0.0}, "p_values": {99: 0.5}}, r"a figure of \[99\]"),
+        (lambda found: {"statistics": {}, "p_values": {}}, "no p-value and no TooFew"),
+    ],
+)
+def test_figures_that_an_audit_cannot_correct_are_reported(change: Any, words: str) -> None:
+    class Wrong(RightAudit):
+        """It returns wrong figures."""
+
+        name = "wrong"
+
+        def test(self, case: Any) -> Any:
+            found = super().test(case)
+            return replace(found, **change(found))
+
+    check = next(check for check in checks_of_kind("audit") if check.name == "figures")
+    assert re.search(words, check.outcome(Wrong).detail)
+
+
+@breaks("audit", "evidence")
+class AuditEvidence(RightAudit):
+    def test(self, case: Any) -> Any:
+        found = super().test(case)
+        return replace(found, evidence=dict(list(found.evidence.items())[1:]))
+
+
+@breaks("audit", "described")
+class AuditDescribed(RightAudit):
+    question = "It looks for doubt."
+
+
+@breaks("audit", "pictures")
+class AuditPictures(RightAudit):
+    def test(self, case: Any) -> Any:
+        return replace(super().test(case), pictures={None: [Strip("all", case.images.cpu())]})
+
+
+@breaks("audit", "tensors")
+class AuditTensors(RightAudit):
+    def test(self, case: Any) -> Any:
+        return replace(super().test(case), tensors={"rows": torch.zeros(1)})
+
+
+@breaks("audit", "needs")
+class AuditNeeds(RightAudit):
+    def test(self, case: Any) -> Any:
+        assert len(case.training.labels)
+        return super().test(case)
+
+
+@breaks("audit", "needs-gradient")
+class AuditNeedsGradient(RightAudit):
+    def test(self, case: Any) -> Any:
+        images = case.images[:1].detach().clone().requires_grad_()
+        torch.autograd.grad(case.target(images).sum(), images)
+        return super().test(case)
+
+
+@breaks("audit", "screens")
+class AuditScreens(RightAudit):
+    screens = True
+
+
+@breaks("audit", "too-few")
+class AuditTooFew(RightAudit):
+    def test(self, case: Any) -> Any:
+        assert len(case.images) > 1
+        return super().test(case)
+
+
+@breaks("audit", "seeded")
+class AuditSeeded(RightAudit):
+    def test(self, case: Any) -> Any:
+        np.random.rand()
+        return super().test(case)
+
+
+@breaks("audit", "case-untouched")
+class AuditCaseUntouched(RightAudit):
+    def test(self, case: Any) -> Any:
+        found = super().test(case)
+        case.images.mul_(0.9)
+        return found
+
+
+@breaks("audit", "rows")
+class AuditRows(RightAudit):
+    def test(self, case: Any) -> Any:
+        case.target(case.images)
+        return super().test(case)
+
+
+@breaks("audit", "device")
+class AuditDevice(RightAudit):
+    def test(self, case: Any) -> Any:
+        case.target(torch.zeros_like(case.images[:1], device="cpu"))
+        return super().test(case)
 
 
 # ------------------------------------------------------------------------------------------------ loader
