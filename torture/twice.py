@@ -25,8 +25,9 @@ from torture import keep
 
 MODEL = Path(__file__).parents[1] / "examples" / "models" / "mnist_bn.safetensors"
 NARROW = ("width", "min_width", "latent", "hidden")
-ELSEWHERE = ("alignment", "autoinverse", "boundary", "cnf", "hypinv", "min")
-"""Presets that need data, a binarized network or a known boundary; their own tests compare a resumed run."""
+ELSEWHERE = ("alignment", "audit", "autoinverse", "boundary", "cnf", "hypinv", "min")
+"""Presets that need data, a binarized network or a known boundary, whose own tests compare a resumed run; and a short
+form of another preset."""
 CLOCK = ("seconds", "created", "timings")
 
 

@@ -45,7 +45,7 @@ class BlindSpots(Audit):
 
         images: int = Field(600, ge=10, le=100_000, description="images of each kind")
         sd: float = Field(2.2, gt=0, description="standard deviation of the statistic on clean classifiers")
-        df: float = Field(12.0, gt=0, description="weight of that standard deviation, in classes")
+        df: float = Field(12.0, ge=1, description="weight of that standard deviation, in classes")
 
     options: Options
 

@@ -69,7 +69,7 @@ class UniversalChange(Audit):
         images: int = Field(16, ge=1, le=1000, description="images for each class in a step, drawn at random")
         goal: float = Field(0.9, gt=0, le=1, description="share of the images to turn")
         sd: float = Field(0.3, gt=0, description="standard deviation of the statistic on clean classifiers")
-        df: float = Field(12.0, gt=0, description="weight of that standard deviation, in classes")
+        df: float = Field(12.0, ge=1, description="weight of that standard deviation, in classes")
 
     options: Options
 
@@ -130,12 +130,13 @@ class UniversalChange(Audit):
     def search(self, case: AuditCase, classes: list[int]) -> dict[int, Found]:
         """Return the smallest change of each class that has images of other classes."""
         opt, rng, shape = self.options, case.rng(), case.images.shape[1:]
+        some = min(opt.images, case.most)
         pools = {c: (case.labels != c).nonzero()[:, 0] for c in classes}
         classes = [c for c in classes if len(pools[c])]
         if not classes:
             return {}
         count, chosen = len(classes), [pools[c] for c in classes]
-        labels = torch.tensor(classes, device=case.device)[:, None].expand(count, opt.images)
+        labels = torch.tensor(classes, device=case.device)[:, None].expand(count, some)
         parts = [p.to(case.device).requires_grad_() for p in self.parameters(count, shape, rng)]
         optimizer = torch.optim.Adam(parts, lr=self.rate, betas=(0.5, 0.9))
         weight = torch.full((count,), self.weight, device=case.device)
@@ -143,9 +144,9 @@ class UniversalChange(Audit):
         best = torch.full((count,), math.inf, device=case.device)
         kept = [part.detach().clone() for part in parts]
         for _ in range(opt.steps):
-            rows = [pool[torch.randint(len(pool), (opt.images,), generator=rng).to(pool.device)] for pool in chosen]
+            rows = [pool[torch.randint(len(pool), (some,), generator=rng).to(pool.device)] for pool in chosen]
             images = self.change(case.images[torch.stack(rows)], parts)
-            logits = case.target(images.flatten(0, 1)).view(count, opt.images, -1)
+            logits = case.target(images.flatten(0, 1)).view(count, some, -1)
             losses = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none").view(count, -1).mean(1)
             success = (logits.argmax(2) == labels).float().mean(1)
             running = SMOOTH * running + (1 - SMOOTH) * success

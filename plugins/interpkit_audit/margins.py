@@ -51,7 +51,7 @@ class Margin(Audit):
         steps: int = Field(40, ge=1, le=10_000, description="steps of Adam")
         starts: int = Field(6, ge=1, le=1000, description="images for each class")
         sd: float = Field(0.35, gt=0, description="standard deviation of the statistic on clean classifiers")
-        df: float = Field(12.0, gt=0, description="weight of that standard deviation, in classes")
+        df: float = Field(12.0, ge=1, description="weight of that standard deviation, in classes")
 
     options: Options
 
