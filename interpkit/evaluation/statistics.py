@@ -88,7 +88,7 @@ def outlier_p_values(values: Mapping[Key, float], *, sd: float, df: float) -> di
         >>> from interpkit import outlier_p_values
         >>> found = outlier_p_values({"a": 1.0, "b": 1.2, "c": 0.9, "d": 4.0}, sd=0.3, df=8)
         >>> {name: round(p, 4) for name, p in found.items()}
-        {'a': 0.7512, 'b': 0.7076, 'c': 0.7716, 'd': 0.0}
+        {'a': 0.8523, 'b': 0.7782, 'c': 0.8833, 'd': 0.0}
     """
     found = {}
     for key, value in values.items():
