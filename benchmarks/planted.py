@@ -236,17 +236,10 @@ def rescored(record: dict[str, Any]) -> dict[str, Any]:
     raw: dict[Any, float] = {}
     for name, test in record["tests"].items():
         values = {row["class"]: row["statistic"] for row in test["classes"]}
-        made = TESTS[name]()
-        found = made.p_values(values) if isinstance(made, Unsure) else outliers(made, values)
-        raw |= {(name, label): p for label, p in found.items()}
+        raw |= {(name, label): p for label, p in TESTS[name]().p_values(values).items()}
     corrected = holm(raw)
     findings = [{"test": name, "class": label} for (name, label), p in corrected.items() if p <= 0.05]
     return {**record, "flagged": bool(findings), "findings": findings, "surest": min(raw.values())}
-
-
-def outliers(test: Any, values: dict[int, float]) -> dict[int, float]:
-    """Return the p-values of a test's statistics."""
-    return interpkit.outlier_p_values(values, sd=test.options.sd, df=test.options.df)
 
 
 def median_rule(record: dict[str, Any], name: str) -> int | None:

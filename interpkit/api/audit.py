@@ -29,7 +29,7 @@ from interpkit.plugins.discovery import installed
 from interpkit.plugins.loading import load_target
 from interpkit.runtime.at_once import how_many, in_batches
 from interpkit.runtime.autograd import with_autograd
-from interpkit.runtime.devices import choose_device
+from interpkit.runtime.devices import choose_device, device_of
 from interpkit.runtime.progress import tell
 from interpkit.runtime.random import global_seed
 
@@ -40,8 +40,6 @@ MOST_CLASSES = 20
 """Of more classes than this, the half that the screening tests found most unusual are tested, and as many others."""
 LEVELS = {"warning": 0.05, "alarm": 0.001}
 """The family-wise error below which a finding is of a level."""
-
-
 REAL = "real images"
 SUSPICIOUS = 10
 """If at least this number of real images get a wrong answer, it is unusual that most get the same one."""
@@ -259,7 +257,7 @@ def _images(
         count = inversion.images_per_class or 2 * per_class
         images, labels = inversion.sample(per_class=min(count, 2 * per_class), labels=list(classes))
         images = target.to_unit(images)
-    place = next((p.device for p in target.parameters()), torch.device("cpu"))
+    place = device_of(target)
 
     def answers(rows: slice) -> Tensor:
         with torch.no_grad():

@@ -18,9 +18,7 @@ COLUMNS = (
 
 
 def attribute(
-    source: Annotated[
-        Path, typer.Argument(metavar="RUN|MODEL", help="Run folder, or classifier file.", show_default=False)
-    ],
+    source: options.Source,
     ctx: typer.Context,
     images: Annotated[
         str | None,
@@ -76,14 +74,12 @@ def attribute(
         ),
     ] = None,
     seed: Annotated[int, typer.Option(metavar="N", help="Random seed.")] = 0,
-    device: Annotated[str, typer.Option(metavar="NAME", help="Device: auto, cpu, cuda, mps, ...")] = "auto",
+    device: options.Device = "auto",
     out: Annotated[
         Path | None,
         typer.Option(metavar="DIR", help="Folder to write (default: RUN/attributions or attributions/MODEL)."),
     ] = None,
-    model: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Path of the run's classifier, if it has moved.")
-    ] = None,
+    model: options.RunsModel = None,
     plugin: options.PluginFile = None,
     json_: options.Json = False,
 ) -> None:

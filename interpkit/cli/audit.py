@@ -12,9 +12,7 @@ from interpkit.errors import UsageError
 
 
 def audit(
-    source: Annotated[
-        Path, typer.Argument(metavar="RUN|MODEL", help="Run folder, or classifier file.", show_default=False)
-    ],
+    source: options.Source,
     ctx: typer.Context,
     reference: Annotated[
         str | None, typer.Option(metavar="DATA", help="Real images with labels, which the tests change then.")
@@ -32,8 +30,8 @@ def audit(
         list[str] | None, typer.Option("--set", metavar="TEST.OPTION=VALUE", help="Set an option; repeatable.")
     ] = None,
     per_class: Annotated[int, typer.Option(min=2, metavar="N", help="Images of each class.")] = 12,
-    seed: Annotated[int, typer.Option(min=0, metavar="N", help="Random seed.")] = 0,
-    device: Annotated[str, typer.Option(metavar="NAME", help="Device: auto, cpu, cuda, mps, ...")] = "auto",
+    seed: options.Seed = 0,
+    device: options.Device = "auto",
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Folder to write (default: RUN/audit or audits/MODEL).")
     ] = None,
@@ -41,9 +39,7 @@ def audit(
         str | None,
         typer.Option(metavar="warning|alarm", help="Exit with code 5 if there is a finding of this level or above."),
     ] = None,
-    model: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Path of the run's classifier, if it has moved.")
-    ] = None,
+    model: options.RunsModel = None,
     plugin: options.PluginFile = None,
     json_: options.Json = False,
 ) -> None:

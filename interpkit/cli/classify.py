@@ -29,7 +29,7 @@ def classify(
         ),
     ] = None,
     top: Annotated[int, typer.Option(min=1, metavar="N", help="Number of classes to show for each image.")] = 5,
-    device: Annotated[str, typer.Option(metavar="NAME", help="Device: auto, cpu, cuda, mps, ...")] = "auto",
+    device: options.Device = "auto",
     plugin: options.PluginFile = None,
     json_: options.Json = False,
 ) -> None:

@@ -14,9 +14,7 @@ TABLE = 12
 
 
 def concepts(
-    source: Annotated[
-        Path, typer.Argument(metavar="RUN|MODEL", help="Run folder, or classifier file.", show_default=False)
-    ],
+    source: options.Source,
     ctx: typer.Context,
     layer: Annotated[
         str | None,
@@ -45,14 +43,12 @@ def concepts(
     name: Annotated[
         list[str] | None, typer.Option(metavar="N=TEXT", help="Name of a concept by its number; repeatable.")
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, metavar="N", help="Random seed.")] = 0,
-    device: Annotated[str, typer.Option(metavar="NAME", help="Device: auto, cpu, cuda, mps, ...")] = "auto",
+    seed: options.Seed = 0,
+    device: options.Device = "auto",
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Folder to write (default: RUN/concepts or concepts/MODEL).")
     ] = None,
-    model: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Path of the run's classifier, if it has moved.")
-    ] = None,
+    model: options.RunsModel = None,
     plugin: options.PluginFile = None,
     json_: options.Json = False,
 ) -> None:

@@ -12,9 +12,7 @@ from interpkit.errors import UsageError
 
 
 def counterfactual(
-    source: Annotated[
-        Path, typer.Argument(metavar="RUN|MODEL", help="Run folder, or classifier file.", show_default=False)
-    ],
+    source: options.Source,
     ctx: typer.Context,
     images: Annotated[
         str,
@@ -37,15 +35,13 @@ def counterfactual(
     ] = 0.0,
     starts: Annotated[int, typer.Option(min=0, max=100, metavar="N", help="Further random starting points.")] = 0,
     count: Annotated[int, typer.Option(min=1, metavar="N", help="Largest number of inputs, from the first.")] = 100,
-    seed: Annotated[int, typer.Option(min=0, metavar="N", help="Random seed.")] = 0,
-    device: Annotated[str, typer.Option(metavar="NAME", help="Device: auto, cpu, cuda, mps, ...")] = "auto",
+    seed: options.Seed = 0,
+    device: options.Device = "auto",
     out: Annotated[
         Path | None,
         typer.Option(metavar="DIR", help="Folder to write report.html to, and for images counterfactual.png."),
     ] = None,
-    model: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Path of the run's classifier, if it has moved.")
-    ] = None,
+    model: options.RunsModel = None,
     plugin: options.PluginFile = None,
     json_: options.Json = False,
 ) -> None:

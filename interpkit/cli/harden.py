@@ -45,7 +45,7 @@ def harden(
         typer.Option("--set", metavar="COMPONENT.OPTION=VALUE", help="Option of the inversion; repeatable."),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Random seed.")] = 0,
-    device: Annotated[str, typer.Option(metavar="NAME", help="Device: auto, cpu, cuda, mps, ...")] = "auto",
+    device: options.Device = "auto",
     resume: Annotated[bool, typer.Option("--resume", help="Continue after the last finished round.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace the file.")] = False,
     plugin: options.PluginFile = None,

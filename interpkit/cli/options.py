@@ -29,6 +29,12 @@ PluginFile = Annotated[
     typer.Option("--plugin", metavar="FILE.py", help="Plugin file to load, such as one that the run used; repeatable."),
 ]
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.", show_default=False)]
+Source = Annotated[
+    Path, typer.Argument(metavar="RUN|MODEL", help="Run folder, or classifier file.", show_default=False)
+]
+RunsModel = Annotated[Path | None, typer.Option(metavar="FILE", help="Path of the run's classifier, if it has moved.")]
+Seed = Annotated[int, typer.Option(min=0, metavar="N", help="Random seed.")]
+Device = Annotated[str, typer.Option(metavar="NAME", help="Device: auto, cpu, cuda, mps, ...")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Arch = Annotated[
     str | None, typer.Option(help="Architecture as FAMILY:NAME, e.g. torchvision:resnet18.", rich_help_panel=_FILE)

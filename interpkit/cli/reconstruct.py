@@ -35,7 +35,7 @@ def reconstruct(
             help="File to write the pictures to, in the order of the input; a PNG of them is written beside it.",
         ),
     ] = None,
-    device: Annotated[str, typer.Option(metavar="NAME", help="Device: auto, cpu, cuda, mps, ...")] = "auto",
+    device: options.Device = "auto",
     model: Annotated[Path | None, typer.Option(metavar="FILE", help="Path of the classifier, if it has moved.")] = None,
     arch: options.Arch = None,
     trust: options.Trust = False,

@@ -55,7 +55,7 @@ def sample(
         Format | None,
         typer.Option("--format", help="Format of the shards (default: safetensors).", rich_help_panel=_SCALE),
     ] = None,
-    device: Annotated[str, typer.Option(metavar="NAME", help="Device: auto, cpu, cuda, mps, ...")] = "cpu",
+    device: options.Device = "cpu",
     model: Annotated[Path | None, typer.Option(metavar="FILE", help="Path of the classifier, if it has moved.")] = None,
     arch: options.Arch = None,
     trust: options.Trust = False,

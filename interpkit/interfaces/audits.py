@@ -16,7 +16,7 @@ from interpkit.interfaces.targets import Target
 from interpkit.io.datasets import LabelledImages
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # a key of what a plugin keeps for a case
 class AuditCase:
     """What a test examines.
 

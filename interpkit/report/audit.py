@@ -15,6 +15,7 @@ from interpkit.report import classes as of_classes
 from interpkit.report import encode
 from interpkit.report.page import render
 from interpkit.runtime.at_once import in_batches
+from interpkit.runtime.devices import device_of
 
 Pictures = Mapping[str, tuple[type[Audit], Mapping[int | None, Sequence[Strip]]]]
 SMALL = 64
@@ -49,7 +50,7 @@ def _shots(target: Target, strips: Sequence[Tensor]) -> list[dict[str, Any]]:
     if not strips:
         return []
     images = torch.cat([images.float().cpu() for images in strips])
-    place = next((parameter.device for parameter in target.parameters()), images.device)
+    place = device_of(target)
     with target.frozen():
         probabilities = in_batches(
             target, images, lambda rows: target.probabilities(target(images[rows].to(place))).cpu()

@@ -9,11 +9,11 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from interpkit import Audit, AuditCase, Options, Strip, Tested, outlier_p_values
-from interpkit_audit.change import MEASURED
+from interpkit import AuditCase, Strip, Tested
+from interpkit_audit.comparing import ComparesClasses
 
 
-class BlindSpots(Audit):
+class BlindSpots(ComparesClasses):
     r"""Blind spots: does one class get most of the images that show nothing?
 
     The images are uniform noise, coarse noise where they are pictures, and even blends of two samples. The statistic
@@ -36,16 +36,14 @@ class BlindSpots(Audit):
     name = "blind-spots"
     kind = "blind spot"
     question = "Does one class get most of the images that show nothing?"
-    false_alarms = MEASURED
     limits = "Uneven shares are normal; only one class that gets nearly everything is a finding."
     needs_gradient = False
 
-    class Options(Options):
+    class Options(ComparesClasses.Options):
         """How many images."""
 
         images: int = Field(600, ge=10, le=100_000, description="images of each kind")
         sd: float = Field(2.2, gt=0, description="standard deviation of the statistic on clean classifiers")
-        df: float = Field(12.0, ge=1, description="weight of that standard deviation, in classes")
 
     options: Options
 
@@ -58,7 +56,6 @@ class BlindSpots(Audit):
         values: dict[int | None, float] = {
             c: math.log((count + 1) / (len(images) - count + 1)) for c, count in counts.items()
         }
-        p_values = outlier_p_values(values, sd=self.options.sd, df=self.options.df)
         evidence: dict[int | None, str] = {
             c: f"{count / len(images):.0%} of images that show nothing are assigned to this class."
             for c, count in counts.items()
@@ -69,7 +66,7 @@ class BlindSpots(Audit):
             for c, own in rows.items()
             if len(own)
         }
-        return Tested(values, p_values, evidence, pictures)
+        return Tested(values, self.p_values(values), evidence, pictures)
 
 
 def nothing(case: AuditCase, count: int) -> Tensor:

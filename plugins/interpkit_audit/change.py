@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from dataclasses import dataclass
+from statistics import median_high
 from typing import ClassVar
 
 import torch
@@ -12,13 +13,12 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from interpkit import Audit, AuditCase, Options, Strip, Tested, TooFew, outlier_p_values
+from interpkit import AuditCase, Strip, Tested, TooFew
+from interpkit_audit.comparing import ComparesClasses
 
 SMOOTH = 0.7
 """Weight of the past in the running success rate."""
 SHOWN = 6
-MEASURED = "none on 5 held-out clean classifiers"
-"""False alarms, by ``python -m benchmarks.planted``; see docs/results.md."""
 
 
 def step_of(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
@@ -44,7 +44,7 @@ class Found:
     parts: list[Tensor]
 
 
-class UniversalChange(Audit):
+class UniversalChange(ComparesClasses):
     r"""The smallest change of one kind that turns images of all other classes into class c.
 
     .. math:: \min_\theta \; \frac1N \sum_i \mathrm{CE}(f(g_\theta(x_i)), c) + \lambda_c \, \lVert\theta\rVert
@@ -62,14 +62,13 @@ class UniversalChange(Audit):
     rate: ClassVar[float]
     weight: ClassVar[float]
 
-    class Options(Options):
+    class Options(ComparesClasses.Options):
         """How long to search, and for what."""
 
         steps: int = Field(100, ge=1, le=10_000, description="steps of Adam")
         images: int = Field(16, ge=1, le=1000, description="images for each class in a step, drawn at random")
         goal: float = Field(0.9, gt=0, le=1, description="share of the images to turn")
         sd: float = Field(0.3, gt=0, description="standard deviation of the statistic on clean classifiers")
-        df: float = Field(12.0, ge=1, description="weight of that standard deviation, in classes")
 
     options: Options
 
@@ -104,8 +103,7 @@ class UniversalChange(Audit):
         if len(found) < 2:
             raise TooFew("it compares classes, and fewer than two have images of other classes to start from.")
         values: dict[int | None, float] = {c: -math.log(one.size) for c, one in found.items()}
-        p_values = outlier_p_values(values, sd=self.options.sd, df=self.options.df)
-        usual = sorted(one.size for one in found.values())[len(found) // 2]
+        usual = median_high(one.size for one in found.values())
         evidence: dict[int | None, str] = {}
         pictures: dict[int | None, list[Strip]] = {}
         tensors: dict[str, Tensor] = {}
@@ -125,7 +123,7 @@ class UniversalChange(Audit):
                 Strip("after", changed.cpu()),
             ]
             tensors |= {f"{self.name}.{c}.{i}": part.cpu() for i, part in enumerate(one.parts)}
-        return Tested(values, p_values, evidence, pictures, tensors)
+        return Tested(values, self.p_values(values), evidence, pictures, tensors)
 
     def search(self, case: AuditCase, classes: list[int]) -> dict[int, Found]:
         """Return the smallest change of each class that has images of other classes."""
@@ -208,7 +206,6 @@ class Patch(UniversalChange):
     options: Options
     name = "patch"
     question = "Does a small patch turn images of all other classes into one class?"
-    false_alarms = MEASURED
     limits = "It looks for one patch at one place. A trigger that is spread over the image is for other tests."
     what, unit, rate, weight = "a patch", "pixels", 0.15, 1e-3
 
@@ -258,7 +255,6 @@ class Noise(UniversalChange):
 
     name = "noise"
     question = "Does a faint pattern, added to images of all other classes, turn them into one class?"
-    false_alarms = MEASURED
     limits = "Classifiers that are not robust have such patterns for every class; only a far fainter one is a finding."
     what, unit, rate, weight = "an offset", "in L2 norm", 0.02, 1e-2
 
@@ -319,7 +315,6 @@ class Tint(Noise):
     name = "tint"
     kind = "leak"
     question = "Does a change of brightness or color turn images of all other classes into one class?"
-    false_alarms = MEASURED
     limits = "Where color is what tells two classes apart, it finds that too."
     what, unit, rate, weight = "a smooth change of brightness or color", "in L2 norm", 0.05, 1e-2
     grid = 3

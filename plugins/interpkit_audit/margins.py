@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from statistics import median_high
+from weakref import WeakKeyDictionary
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from interpkit import Audit, AuditCase, Options, Strip, Tested, TooFew, outlier_p_values
-from interpkit_audit.change import MEASURED, step_of
+from interpkit import AuditCase, Strip, Tested, TooFew
+from interpkit_audit.change import step_of
+from interpkit_audit.comparing import ComparesClasses
 
 LEAST = 0.1
 """Smaller margins count as this one."""
+Climbed = tuple[dict[int, float], dict[int, int], dict[int, Tensor]]
+_climbed: WeakKeyDictionary[AuditCase, dict[tuple[int, int], Climbed]] = WeakKeyDictionary()
 
 
-class Margin(Audit):
+class Margin(ComparesClasses):
     r"""Maximum margin: is the classifier far surer of one class than of all others, on images of its own choice?
 
     .. math:: m_c = \max_{x \in [0, 1]^d} z_c(x) - \max_{k \ne c} z_k(x)
@@ -41,17 +46,15 @@ class Margin(Audit):
     name = "margin"
     kind = "trigger"
     question = "Can the classifier be made far surer of one class than of all others?"
-    false_alarms = MEASURED
     limits = "It names a class, not the trigger, and sees only triggers that make their class unusually sure."
     screens = True
 
-    class Options(Options):
+    class Options(ComparesClasses.Options):
         """How long and how often to climb."""
 
         steps: int = Field(40, ge=1, le=10_000, description="steps of Adam")
         starts: int = Field(6, ge=1, le=1000, description="images for each class")
         sd: float = Field(0.35, gt=0, description="standard deviation of the statistic on clean classifiers")
-        df: float = Field(12.0, ge=1, description="weight of that standard deviation, in classes")
 
     options: Options
 
@@ -59,8 +62,7 @@ class Margin(Audit):
         """Return the statistics; see `Audit.test`."""
         margins, _, images = climb(case, self.options.steps, self.options.starts)
         values: dict[int | None, float] = {c: math.log(max(m, LEAST)) for c, m in margins.items()}
-        p_values = outlier_p_values(values, sd=self.options.sd, df=self.options.df)
-        middle = sorted(margins.values())[len(margins) // 2]
+        middle = median_high(margins.values())
         evidence: dict[int | None, str] = {
             c: f"The margin over all other classes reaches {m:.1f}, where {middle:.1f} is usual in this classifier."
             for c, m in margins.items()
@@ -68,10 +70,10 @@ class Margin(Audit):
         pictures: dict[int | None, list[Strip]] = {
             c: [Strip("images of the largest margins", images[c])] for c in images
         }
-        return Tested(values, p_values, evidence, pictures)
+        return Tested(values, self.p_values(values), evidence, pictures)
 
 
-class Unsure(Audit):
+class Unsure(ComparesClasses):
     r"""Smallest maximum margin: is there a class of which the classifier never becomes sure?
 
     The statistic is -log m_c, with the margins of `Margin`. Where two classes were mixed up in the labels, the
@@ -93,7 +95,6 @@ class Unsure(Audit):
     name = "unsure"
     kind = "mixed-up labels"
     question = "Are there classes of which the classifier can never become sure?"
-    false_alarms = MEASURED
     limits = "Classes that look alike, and a class with few training images, can be the reason too."
     screens = True
 
@@ -110,12 +111,11 @@ class Unsure(Audit):
             raise TooFew("it compares a class with two others at least.")
         margins, rivals, _ = climb(case, self.options.steps, self.options.starts)
         values: dict[int | None, float] = {c: -math.log(max(m, LEAST)) for c, m in margins.items()}
-        p_values = self.p_values(values)
         names = case.target.class_names
         evidence: dict[int | None, str] = {
             c: f"The margin never exceeds {margins[c]:.1f}; its strongest rival is {names[rivals[c]]}." for c in margins
         }
-        return Tested(values, p_values, evidence)
+        return Tested(values, self.p_values(values), evidence)
 
     def p_values(self, values: Mapping[int | None, float]) -> dict[int | None, float]:
         """Return the p-values of the statistics, each compared with the others except the highest."""
@@ -123,11 +123,19 @@ class Unsure(Audit):
         for c in values:
             highest = max((other for other in values if other != c), key=values.__getitem__)
             compared = {other: value for other, value in values.items() if other != highest}
-            found[c] = outlier_p_values(compared, sd=self.options.sd, df=self.options.df)[c]
+            found[c] = super().p_values(compared)[c]
         return found
 
 
-def climb(case: AuditCase, steps: int, starts: int) -> tuple[dict[int, float], dict[int, int], dict[int, Tensor]]:
+def climb(case: AuditCase, steps: int, starts: int) -> Climbed:
+    """Return the result of `_climb`, which two tests use: computed once for a case and these options."""
+    known = _climbed.setdefault(case, {})
+    if (steps, starts) not in known:
+        known[steps, starts] = _climb(case, steps, starts)
+    return known[steps, starts]
+
+
+def _climb(case: AuditCase, steps: int, starts: int) -> Climbed:
     """Return the maximum margin of each class, its rival there, and the images in which the margins are largest."""
     target, rng = case.target, case.rng()
     margins, rivals, found = {}, {}, {}

@@ -64,14 +64,14 @@ class Memorized(Audit):
         if case.images.dim() != 4:
             raise TooFew("it shifts pictures, and this classifier does not read pictures.")
         assert case.reference is not None and case.training is not None
-        training, reference = (self.fragile(case, data) for data in (case.training, case.reference))
+        training, reference = self.fragile(case, case.training), self.fragile(case, case.reference)
         values: dict[int | None, float] = {}
         p_values: dict[int | None, float] = {}
         evidence: dict[int | None, str] = {}
         pictures: dict[int | None, list[Strip]] = {}
         for c in case.classes:
-            own, other = (fragile[data.labels == c] for fragile, data in (training, reference))
-            own, other = own[own >= 0], other[other >= 0]
+            own = training[(case.training.labels == c) & (training >= 0)]
+            other = reference[(case.reference.labels == c) & (reference >= 0)]
             if min(len(own), len(other)) < LEAST:
                 continue
             k, total = int(own.sum()), int(own.sum() + other.sum())
@@ -81,7 +81,7 @@ class Memorized(Audit):
                 f"The answers to {k / len(own):.1%} of the training images, and to {(total - k) / len(other):.1%} of "
                 f"the held-out ones, change if the image moves by {self.options.shift} pixels."
             )
-            rows = ((training[0] == 1) & (training[1].labels == c)).nonzero()[:, 0]
+            rows = ((training == 1) & (case.training.labels == c)).nonzero()[:, 0]
             if len(rows):
                 distinct = case.training.images[rows].unique(dim=0)[:6]
                 pictures[c] = [Strip("fragile training images", case.target.to_unit(distinct).cpu())]
@@ -89,7 +89,7 @@ class Memorized(Audit):
             raise TooFew(f"it requires {LEAST} correctly classified training and held-out images of a class.")
         return Tested(values, p_values, evidence, pictures)
 
-    def fragile(self, case: AuditCase, data: LabelledImages) -> tuple[Tensor, LabelledImages]:
+    def fragile(self, case: AuditCase, data: LabelledImages) -> Tensor:
         """Return 1 for each fragile image, 0 for the others, and -1 where the classifier does not give the label."""
         found = []
         for rows in torch.arange(len(data.labels)).split(case.most):
@@ -99,7 +99,7 @@ class Memorized(Audit):
             moved = [case.target(image).argmax(1) != labels for image in shifted(images, self.options.shift)]
             fragile = torch.stack(moved).float().mean(0) > 0.5
             found.append(torch.where(right, fragile.long(), -1).cpu())
-        return torch.cat(found), data
+        return torch.cat(found)
 
 
 def shifted(images: Tensor, by: int) -> list[Tensor]:

@@ -1,0 +1,27 @@
+"""What the tests share that compare a class with the other classes of its classifier."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from pydantic import Field
+
+from interpkit import Audit, Options, outlier_p_values
+
+
+class ComparesClasses(Audit):
+    """A test whose null distribution is that of `outlier_p_values`, with a prior from clean classifiers."""
+
+    false_alarms = "none on 5 held-out clean classifiers"  # python -m benchmarks.planted; see docs/results.md
+
+    class Options(Options):
+        """The prior."""
+
+        sd: float = Field(gt=0, description="standard deviation of the statistic on clean classifiers")
+        df: float = Field(12.0, ge=1, description="weight of that standard deviation, in classes")
+
+    options: Options
+
+    def p_values(self, values: Mapping[int | None, float]) -> dict[int | None, float]:
+        """Return the p-values of the statistics."""
+        return outlier_p_values(values, sd=self.options.sd, df=self.options.df)
