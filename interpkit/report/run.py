@@ -126,7 +126,7 @@ def render_report(
         warnings=warnings.warnings(metrics),
         worst=doubts.worst(metrics),
         names=names,
-        units=UNITS if "units" in target.sources else "",
+        units=UNITS if target.description.units else "",
         concepts=_concepts(run),
         groups=[{"label": label, "name": names[label], "rows": rows[label]} for label in classes],
         figures_of_classes=of_classes.figures(metrics),

@@ -673,3 +673,8 @@ def test_concepts_and_units_are_shown_with_what_their_figures_mean(tmp_path: Pat
     assert 'href="concepts/report.html"' in text and "Another seed finds other concepts" in text
     (folder / "concepts" / "concepts.json").write_text("{}")
     fails(1, "Remove it, or find the concepts again", "report", folder)
+
+
+def test_only_a_run_of_units_says_that_its_classes_are_units(tmp_path: Path, tiny_model: Path) -> None:
+    folder = interpkit.invert(tiny_model, ["pixels"], steps=2, device="cpu").save(tmp_path / "run")
+    assert "are units of the classifier" not in (folder / "report.html").read_text("utf-8")
