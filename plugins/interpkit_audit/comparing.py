@@ -6,7 +6,8 @@ from collections.abc import Mapping
 
 from pydantic import Field
 
-from interpkit import Audit, Options, outlier_p_values
+import interpkit
+from interpkit import Audit, outlier_p_values
 
 
 class ComparesClasses(Audit):
@@ -14,7 +15,7 @@ class ComparesClasses(Audit):
 
     false_alarms = "none on 5 held-out clean classifiers"  # python -m benchmarks.planted; see docs/results.md
 
-    class Options(Options):
+    class Options(interpkit.Options):
         """The prior."""
 
         sd: float = Field(gt=0, description="standard deviation of the statistic on clean classifiers")
