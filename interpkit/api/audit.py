@@ -17,8 +17,8 @@ from interpkit.config.recipe import set_option, validated
 from interpkit.errors import UsageError, setting
 from interpkit.evaluation.metrics import Data, labelled_images
 from interpkit.evaluation.statistics import holm
+from interpkit.interfaces import contracts
 from interpkit.interfaces.audits import Audit, AuditCase, Tested
-from interpkit.interfaces.contracts import blamed
 from interpkit.interfaces.inversions import Inversion
 from interpkit.interfaces.metrics import TooFew
 from interpkit.interfaces.targets import Target
@@ -171,9 +171,9 @@ def audit(
                 return
             if on_test is not None:
                 on_test(test.name)
-            with blamed(test), global_seed(seed, place), torch.enable_grad():
+            with global_seed(seed, place), torch.enable_grad():
                 try:
-                    results[test.name] = Found(type(test), test.test(case))
+                    results[test.name] = Found(type(test), contracts.tested(test, case))
                 except TooFew as error:
                     left_out[test.name] = str(error)
 

@@ -14,6 +14,7 @@ from interpkit.interfaces.targets import Target
 from interpkit.report import classes as of_classes
 from interpkit.report import encode
 from interpkit.report.page import render
+from interpkit.report.text import place_of
 from interpkit.runtime.at_once import in_batches
 from interpkit.runtime.devices import device_of
 
@@ -38,6 +39,7 @@ def write_audit(target: Target, record: Mapping[str, Any], pictures: Pictures) -
         title=f"Audit of {target.name}",
         record=record,
         names=target.class_names,
+        where=place_of,
         surest=min((row["p_value"] for test in record["tests"].values() for row in test["classes"]), default=1.0),
         shown=[[(strip, [next(shots) for _ in strip.images]) for strip in row] for row in strips],
         small=max(shape[1:], default=0) <= SMALL,

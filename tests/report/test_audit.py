@@ -13,6 +13,7 @@ from torch import nn
 
 import interpkit
 from interpkit import Audit, AuditCase, Strip, Target, Tested, wrap
+from interpkit.report.text import place_of
 
 NAMES = ["<b>bold</b>", "\"'><img src=x>", "plain"]
 
@@ -91,3 +92,12 @@ def test_without_a_finding_the_page_says_that_this_proves_nothing(page: Callable
     text = page(1, 8, 8, p=0.4)
     assert "Nothing was found." in text and "does not mean that the classifier is clean" in text
     assert "It sees &lt;i&gt;one&lt;/i&gt; thing." in text
+
+
+@pytest.mark.parametrize(
+    ("label", "name", "place"),
+    [(7, "7", "class 7"), (1, "Class 1", "Class 1"), (2, "classic car", "class classic car"), (0, "class", "class")],
+)
+def test_a_finding_is_of_a_class_and_says_so_once(label: int, name: str, place: str) -> None:
+    assert place_of({"class": label, "name": name}) == place
+    assert place_of({"class": None, "name": None}) == "the whole classifier"
