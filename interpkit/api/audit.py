@@ -27,6 +27,7 @@ from interpkit.io.datasets import LabelledImages
 from interpkit.io.locking import only_writer
 from interpkit.plugins.discovery import installed
 from interpkit.plugins.loading import load_target
+from interpkit.report.audit import REAL, write_audit
 from interpkit.runtime.at_once import how_many, in_batches
 from interpkit.runtime.autograd import with_autograd
 from interpkit.runtime.devices import choose_device, device_of
@@ -40,7 +41,6 @@ MOST_CLASSES = 20
 """Of more classes than this, the half that the screening tests found most unusual are tested, and as many others."""
 LEVELS = {"warning": 0.05, "alarm": 0.001}
 """The family-wise error below which a finding is of a level."""
-REAL = "real images"
 SUSPICIOUS = 10
 """If at least this number of real images get a wrong answer, it is unusual that most get the same one."""
 
@@ -79,8 +79,6 @@ class AuditReport:
 
     def save(self, folder: str | Path) -> Path:
         """Write audit.json, audit.safetensors and audit.html into a folder; return the folder."""
-        from interpkit.report.audit import write_audit
-
         place = inner_folder(Path(folder))
         pictures = {name: (found.test, found.result.pictures) for name, found in self.results.items()}
         with only_writer(place, [FIGURES, TENSORS, PAGE]):

@@ -13,6 +13,7 @@ from torch import nn
 
 import interpkit
 from interpkit import Audit, AuditCase, Strip, Target, Tested, wrap
+from interpkit.report.audit import write_audit
 from interpkit.report.text import place_of
 
 NAMES = ["<b>bold</b>", "\"'><img src=x>", "plain"]
@@ -86,6 +87,16 @@ def test_small_pictures_are_enlarged_without_blur(page: Callable[..., str]) -> N
 
 def test_vectors_are_drawn(page: Callable[..., str]) -> None:
     assert page(9).count("data:image/") == 4
+
+
+def test_the_page_says_what_to_do_and_what_the_images_are(page: Callable[..., str]) -> None:
+    text = page(1, 8, 8)
+    assert "Repeat the audit with real images (--reference DATA)" in text and "computed from the classifier" in text
+    assert "What to do" not in page(1, 8, 8, p=0.4)
+    report = interpkit.audit(target_of(1, 8, 8), tests=["planted"], device="cpu")
+    record = report.record | {"images": {"images": "real images", "count": 3}}
+    real = write_audit(report.target, record, {"planted": (Planted, {})})
+    assert "more images of your own" in real and "computed from the classifier" not in real
 
 
 def test_without_a_finding_the_page_says_that_this_proves_nothing(page: Callable[..., str]) -> None:
