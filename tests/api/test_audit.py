@@ -126,7 +126,7 @@ def test_two_classes_are_compared_and_the_page_says_with_what() -> None:
 
 def test_of_many_classes_some_are_tested_and_it_is_said() -> None:
     report = quick(
-        linear(30), tests=["margin", "patch"], options={"margin.steps": 2, "patch.steps": 2},
+        linear(30), tests=["margin", "patch"], options={"margin.steps": 20, "patch.steps": 2},
         reference=images_of(linear(30), 2000),
     )  # fmt: skip
     assert len(report.record["classes"]["tested"]) == 20 and report.record["classes"]["of"] == 30
@@ -138,7 +138,7 @@ def test_of_many_classes_some_are_tested_and_it_is_said() -> None:
 def test_the_class_that_the_screening_finds_is_among_those_tested() -> None:
     target = linear(30)
     target.module[1].weight.data[17] *= 9  # type: ignore[index, union-attr]
-    report = quick(target, tests=["margin", "patch"], options={"margin.steps": 5, "patch.steps": 2})
+    report = quick(target, tests=["margin", "patch"], options={"margin.steps": 20, "patch.steps": 2})
     assert 17 in report.record["classes"]["tested"]
 
 
