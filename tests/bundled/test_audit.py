@@ -124,11 +124,14 @@ def test_margins_that_most_classes_do_not_reach_are_not_compared() -> None:
 
 
 def test_each_of_many_classes_is_climbed_once() -> None:
-    case = case_of(torch.randn(120, 36, generator=torch.Generator().manual_seed(0)), torch.rand(9, *SHAPE))
+    prototypes = torch.rand(120, 36, generator=torch.Generator().manual_seed(0)).round()
+    net = nn.Sequential(nn.Flatten(), nn.Linear(36, 120))
+    net[1].weight.data, net[1].bias.data = 2 * prototypes, -prototypes.sum(1)  # the nearest prototype wins
+    case = AuditCase(wrap(net, input_shape=SHAPE), range(120), torch.zeros(0, *SHAPE), torch.zeros(0).long())
     passed: list[int] = []
     case.target.register_forward_pre_hook(lambda _, inputs: passed.append(len(inputs[0])))
-    tested = Margin(Margin.Options(steps=7)).test(case)
-    assert sum(passed) == 120 * 3  # two steps, and one pass for the margins
+    tested = Margin(Margin.Options(steps=40)).test(case)
+    assert sum(passed) == 120 * 11  # ten steps, and one pass for the margins
     assert len(tested.p_values) == 120
 
 
