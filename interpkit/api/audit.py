@@ -188,7 +188,8 @@ def audit(
                 run(test, case)
     tell("tests of the audit made", len(chosen), len(chosen))
     if not results:
-        raise UsageError(f"no test could be made: {'; '.join(f'{n}: {r}' for n, r in left_out.items()) or 'none'}.")
+        reasons = "; ".join(f"{name}: {reason.rstrip('.')}" for name, reason in left_out.items())
+        raise UsageError(f"no test could be made: {reasons or 'none'}.")
     report = AuditReport(target, _record(target, results, left_out, classes, sources, seed), results)
     if out is not None:
         report.save(out)
