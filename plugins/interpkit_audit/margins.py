@@ -122,12 +122,10 @@ class Unsure(ComparesClasses):
 
     def p_values(self, values: Mapping[int | None, float]) -> dict[int | None, float]:
         """Return the p-values of the statistics, each compared with the others except the highest."""
-        found = {}
-        for c in values:
-            highest = max((other for other in values if other != c), key=values.__getitem__)
-            compared = {other: value for other, value in values.items() if other != highest}
-            found[c] = super().p_values(compared)[c]
-        return found
+        first, second = sorted(values, key=values.__getitem__, reverse=True)[:2]
+        others = super().p_values({c: value for c, value in values.items() if c != first})
+        own = super().p_values({c: value for c, value in values.items() if c != second})
+        return {c: own[c] if c == first else others[c] for c in values}
 
 
 def climb(case: AuditCase, steps: int, starts: int) -> Climbed:
