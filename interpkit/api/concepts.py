@@ -30,6 +30,7 @@ from interpkit.io.atomic import inner_folder, read_tensors, to_json, write_atomi
 from interpkit.io.locking import only_writer
 from interpkit.runtime.autograd import with_autograd
 from interpkit.runtime.devices import choose_device
+from interpkit.targets.layers import list_layers
 
 SCHEMA = 1
 FOLDER, FIGURES, TENSORS, PAGE = "concepts", "concepts.json", "concepts.safetensors", "report.html"
@@ -183,8 +184,8 @@ def concepts(
         raise UsageError(f"the features of the layer {layer!r} are the same for all samples: name another layer.")
     if len(rows) < size:
         raise UsageError(
-            f"{size} concepts cannot be learned from {len(rows)} samples: ask for fewer by "
-            f"{setting('latents', max(1, len(rows) // 4))}, or draw more samples."
+            f"{size} concepts cannot be learned from {len(rows)} samples: draw more samples, ask for fewer concepts by "
+            f"{setting('latents', max(1, len(rows) // 4))}{_or_a_grid(target, read[0])}."
         )
     if isinstance(dictionary, str):
         learned: Any = DICTIONARIES[kind].fit(rows, logits, size, active, steps=steps, seed=seed)
@@ -211,7 +212,7 @@ def concepts(
     }
     with target.frozen(choose_device(device)):
         table = [
-            _row(detector, concept, samples, found, their, device)
+            _row(detector, concept, samples, read[1], found, their, device)
             for concept in (found.fires > 0).nonzero()[:, 0].tolist()
         ]
     record["concepts"] = sorted(table, key=lambda row: -row["fires"] * abs(row["effect"]["logit"]))
@@ -295,13 +296,23 @@ def _samples(
         return checked_images(target, images)
     if not isinstance(model, Inversion):
         raise UsageError(
-            f"a classifier alone has no samples to learn from: name some by {setting('images', 'FILE')}, or name a run."
+            f"a classifier alone has no samples to learn from: name some by {setting('images', 'FILE')}, or "
+            f"invert it first (interpkit invert) and name the run."
         )
     features = found_by.read(target, layer, torch.full((1, *target.input_shape), 0.5), device)[0]
     most = found_by.MOST_VALUES // max(features[0].numel(), math.prod(target.input_shape))
     there = model.images_per_class
     available = count if there is None else there * len(model.classes)
     return model.sample(count=max(1, min(count, most, available)), seed=seed)[0]
+
+
+def _or_a_grid(target: Target, features: Tensor) -> str:
+    """Return advice to name the last layer with a grid, if the features have no positions and there is such a layer."""
+    grids = [layer for layer in list_layers(target) if len(layer.shape or ()) == 3 and math.prod(layer.shape[1:]) > 1]
+    if features.dim() > 2 or not grids:
+        return ""
+    shape = " x ".join(map(str, grids[-1].shape or ()))
+    return f", or name a layer of which every place counts as a sample, such as {setting('layer', grids[-1].name)} ({shape})"
 
 
 def _reference(reference: str | Path | tuple[Tensor, Tensor], target: Target) -> Tensor:
@@ -344,7 +355,13 @@ def _named(names: Mapping[int, str], found: Found, their: Found | None) -> dict[
 
 
 def _row(
-    detector: ConceptTarget, concept: int, samples: Tensor, found: Found, their: Found | None, device: str
+    detector: ConceptTarget,
+    concept: int,
+    samples: Tensor,
+    logits: Tensor,
+    found: Found,
+    their: Found | None,
+    device: str,
 ) -> dict[str, Any]:
     """Return the figures of a concept.
 
@@ -355,7 +372,7 @@ def _row(
     labels, here = found.predicted.unique(return_inverse=True)
     means = torch.zeros(len(labels)).index_add(0, here, codes) / here.bincount()
     places = codes.topk(min(STRONGEST, int((codes > 0).sum()))).indices
-    change = found_by.effect(detector, concept, samples[places], device)
+    change = found_by.effect(detector, concept, samples[places], logits[places], device)
     best, moved = int(labels[means.argmax()]), int(change.abs().argmax())
     return {
         "concept": concept,

@@ -8,7 +8,7 @@ because it reads them anyway.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -343,6 +343,29 @@ def files(inversion: Inversion, reserved: Collection[str]) -> dict[str, bytes]:
     return made
 
 
+def sections_of_metric(metric: type[Metric], metrics: Mapping[str, Any]) -> list[Section]:
+    """Return the sections that a metric adds to the report; see `Metric.sections`.
+
+    Raises:
+        PluginError: the method fails, or the report cannot show a section.
+    """
+    with blamed(metric):
+        made = list(metric.sections(metrics))
+    for section in made:
+        _laid_out(metric, section)
+        if section.strips:
+            raise _breach(metric, "sections() has no pictures, as metrics.json has none", section.title)
+    return made
+
+
+def _laid_out(component: Any, section: Any) -> None:
+    if not isinstance(section, Section):
+        raise _breach(component, "sections() returns Sections", type(section).__name__)
+    for row in section.rows:
+        if len(row) != len(section.columns):
+            raise _breach(component, f"a row of {section.title!r} has {len(section.columns)} cells", str(len(row)))
+
+
 def sections(inversion: Inversion) -> list[Section]:
     """Return the sections that an inversion adds to the report; see `Inversion.sections`.
 
@@ -352,11 +375,7 @@ def sections(inversion: Inversion) -> list[Section]:
     with blamed(inversion):
         made = list(inversion.sections())
     for section in made:
-        if not isinstance(section, Section):
-            raise _breach(inversion, "sections() returns Sections", type(section).__name__)
-        for row in section.rows:
-            if len(row) != len(section.columns):
-                raise _breach(inversion, f"a row of {section.title!r} has {len(section.columns)} cells", str(len(row)))
+        _laid_out(inversion, section)
         for strip in section.strips:
             count = min(len(strip.images), MOST_IN_STRIP) or 1
             _check(inversion, f"the strip {strip.title!r}", strip.images, (count, *inversion.target.input_shape), None)
