@@ -311,8 +311,8 @@ def _or_a_grid(target: Target, features: Tensor) -> str:
     grids = [layer for layer in list_layers(target) if len(layer.shape or ()) == 3 and math.prod(layer.shape[1:]) > 1]
     if features.dim() > 2 or not grids:
         return ""
-    shape = " x ".join(map(str, grids[-1].shape or ()))
-    return f", or name a layer of which every place counts as a sample, such as {setting('layer', grids[-1].name)} ({shape})"
+    shape, name = " x ".join(map(str, grids[-1].shape or ())), setting("layer", grids[-1].name)
+    return f", or name a layer of which every place counts as a sample, such as {name} ({shape})"
 
 
 def _reference(reference: str | Path | tuple[Tensor, Tensor], target: Target) -> Tensor:

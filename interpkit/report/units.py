@@ -13,11 +13,10 @@ from interpkit.runtime.at_once import in_batches
 STRONGEST, SHOWN = 100, 8
 """Real images of a unit whose mean is reported, and of these those that are shown."""
 MEANING = (
-    "How strongly each unit is excited by its samples, and by the {} real images that excite it most: the means, in "
-    "standard deviations above the level that 99 % of noise and drawings stay below. Below the table, the strongest of "
-    "{:,} real images. Samples that are far above them show what the unit could respond to, and not what it responds "
-    "to in real images: for that, look for what samples and real images have in common. Other real images may excite "
-    "it more."
+    "How strongly each unit is excited by its samples, and by those {} of {:,} real images that excite it most: means, "
+    "in standard deviations above the level that 99 % of noise and drawings stay below. Where the samples are far above "
+    "the real images, they show what the unit could respond to, and not what it responds to in real images: look for "
+    "what both have in common. Other real images may excite it more."
 )
 
 

@@ -41,7 +41,7 @@ def test_the_real_images_that_excite_a_unit_most_are_found(names: tuple[str, ...
     with target.frozen(), torch.no_grad():
         logits = target(real) if len(names) > 1 else 2 * target(real)
     assert row[2] == pytest.approx(logits[:, -1].mean().item(), abs=0.01)
-    assert "4 real images that excite it most" in found.text and "not what it responds to" in found.text
+    assert "those 4 of 4 real images that excite it most" in found.text and "not what it responds to" in found.text
 
 
 def test_a_report_on_units_needs_no_labels_of_the_reference(tmp_path: Path, tiny_model: Path) -> None:
@@ -53,3 +53,5 @@ def test_a_report_on_units_needs_no_labels_of_the_reference(tmp_path: Path, tiny
     assert result.exit_code == 0, result.output
     text = (folder / "report.html").read_text("utf-8")
     assert "Units among real images" in text and "0:2: strongest real images" in text
+    with pytest.raises(interpkit.UsageError, match="are units, of which the reference data have no labels"):
+        interpkit.evaluate(folder, reference=tmp_path / "real.npz")
