@@ -28,6 +28,7 @@ from interpkit.interfaces.targets import Target
 from interpkit.io import strict_json
 from interpkit.io.atomic import inner_folder, read_tensors, to_json, write_atomically, write_tensors
 from interpkit.io.locking import only_writer
+from interpkit.runtime import progress
 from interpkit.runtime.autograd import with_autograd
 from interpkit.runtime.devices import choose_device
 from interpkit.targets.layers import list_layers
@@ -211,10 +212,10 @@ def concepts(
         "names": _named(names or {}, found, their),
     }
     with target.frozen(choose_device(device)):
-        table = [
-            _row(detector, concept, samples, read[1], found, their, device)
-            for concept in (found.fires > 0).nonzero()[:, 0].tolist()
-        ]
+        table, firing = [], (found.fires > 0).nonzero()[:, 0].tolist()
+        for concept in firing:
+            table.append(_row(detector, concept, samples, read[1], found, their, device))
+            progress.tell("concepts taken out", len(table), len(firing))
     record["concepts"] = sorted(table, key=lambda row: -row["fires"] * abs(row["effect"]["logit"]))
     shown = [(place, row["concept"]) for row in record["concepts"][:SHOWN] for place in row["samples"]]
     places, wanted = torch.tensor(shown, dtype=torch.long).reshape(-1, 2).T

@@ -14,9 +14,9 @@ STRONGEST, SHOWN = 100, 8
 """Real images of a unit whose mean is reported, and of these those that are shown."""
 MEANING = (
     "How strongly each unit is excited by its samples, and by those {} of {:,} real images that excite it most: means, "
-    "in standard deviations above the level that 99 % of noise and drawings stay below. Where the samples are far above "
-    "the real images, they show what the unit could respond to, and not what it responds to in real images: look for "
-    "what both have in common. Other real images may excite it more."
+    "in standard deviations above the level that 99 % of noise and drawings stay below. Where the samples are far "
+    "above the real images, they show what the unit could respond to, and not what it responds to in real images: look "
+    "for what both have in common. Other real images may excite it more."
 )
 
 
