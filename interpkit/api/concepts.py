@@ -37,6 +37,8 @@ SCHEMA = 1
 FOLDER, FIGURES, TENSORS, PAGE = "concepts", "concepts.json", "concepts.safetensors", "report.html"
 STRONGEST = 6
 """Images that are kept of each of the `SHOWN` concepts."""
+LARGE = 2
+"""Those from which a concept is removed, where images are large: the classifier runs again for each concept."""
 SHOWN = 24
 RARE, OFTEN = 0.1, 0.005
 """A concept fires on one kind of images only if it fires on at least ``OFTEN`` of them, and at most ``RARE`` times as
@@ -367,13 +369,15 @@ def _row(
     """Return the figures of a concept.
 
     ``selectivity`` is its mean activation in the class where that is largest, as a share of the sum over all classes;
-    ``effect`` is the largest change of a logit when the concept is removed from its strongest samples.
+    ``effect`` is the largest change of a logit when the concept is removed from its strongest samples, of large images
+    from the strongest two.
     """
     codes, names = found.codes[:, concept], detector.target.class_names
     labels, here = found.predicted.unique(return_inverse=True)
     means = torch.zeros(len(labels)).index_add(0, here, codes) / here.bincount()
     places = codes.topk(min(STRONGEST, int((codes > 0).sum()))).indices
-    change = found_by.effect(detector, concept, samples[places], logits[places], device)
+    few = places[: LARGE if is_large(detector.input_shape) else None]
+    change = found_by.effect(detector, concept, samples[few], logits[few], device)
     best, moved = int(labels[means.argmax()]), int(change.abs().argmax())
     return {
         "concept": concept,
