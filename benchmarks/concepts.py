@@ -12,8 +12,9 @@ and the nearest one of another run with the same presets.
 The second trains small classifiers of digits, one class of which has a small mark in a corner, inverts them, and looks
 for the concept that fires on the mark: its AUROC between test images of all classes without the mark and the same with
 it. *Best* is the concept that does so best on one half of the test images, judged on the other half; *unaided* is the
-one that a user without data would look at, the most selective of those of the class. A dictionary learned from noise
-stands beside. What is finished is kept in --work.
+one that a user without data would look at: of the concepts that are strongest in the class, that with the largest
+selectivity times share of the images (0.5 stands for none). A dictionary learned from noise stands beside. What is
+finished is kept in --work.
 """
 
 from __future__ import annotations
