@@ -12,9 +12,8 @@ and the nearest one of another run with the same presets.
 The second trains small classifiers of digits, one class of which has a small mark in a corner, inverts them, and looks
 for the concept that fires on the mark: its AUROC between test images of all classes without the mark and the same with
 it. *Best* is the concept that does so best on one half of the test images, judged on the other half; *unaided* is the
-one that a user without data would look at: of the concepts that are strongest in the class, that with the largest
-selectivity times share of the images (0.5 stands for none). A dictionary learned from noise stands beside. What is
-finished is kept in --work.
+one that a user without data would look at, the first on the page that lowers the logit of the class when it is removed
+(0.5 stands for none). A dictionary learned from noise stands beside. What is finished is kept in --work.
 """
 
 from __future__ import annotations
@@ -125,12 +124,9 @@ def planted(seed: int, data: Path, work: Path, steps: int, images: int, count: i
             plain, with_mark = learned.detector(x_test), learned.detector(mark(x_test))
         best = _auroc(plain[::2], with_mark[::2]).argmax()
         found[f"{name}, best"] = _auroc(plain[1::2], with_mark[1::2])[best].item()
-        own = [row for row in learned.record["concepts"] if row["class"]["label"] == seed % 10]
-        if own:
-            unaided = max(own, key=lambda row: row["selectivity"] * row["fires"])["concept"]
-            found[f"{name}, unaided"] = _auroc(plain, with_mark)[unaided].item()
-        else:
-            found[f"{name}, unaided"] = 0.5
+        effects = ((row["concept"], row["effect"]) for row in learned.record["concepts"])
+        own = [concept for concept, change in effects if change["label"] == seed % 10 and change["logit"] < 0]
+        found[f"{name}, unaided"] = _auroc(plain, with_mark)[own[0]].item() if own else 0.5
     ended = time.process_time()
     return found | {"training s": trained - begun, "inversion s": inverted - trained, "concepts s": ended - inverted}
 

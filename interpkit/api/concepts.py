@@ -311,10 +311,11 @@ def _samples(
 
 def _or_a_grid(target: Target, features: Tensor) -> str:
     """Return advice to name the last layer with a grid, if the features have no positions and there is such a layer."""
-    grids = [layer for layer in list_layers(target) if len(layer.shape or ()) == 3 and math.prod(layer.shape[1:]) > 1]
+    shapes = {layer.name: layer.shape for layer in list_layers(target) if layer.shape and len(layer.shape) == 3}
+    grids = [layer for layer, (_, *places) in shapes.items() if math.prod(places) > 1]
     if features.dim() > 2 or not grids:
         return ""
-    shape, name = " x ".join(map(str, grids[-1].shape or ())), setting("layer", grids[-1].name)
+    shape, name = " x ".join(map(str, shapes[grids[-1]])), setting("layer", grids[-1])
     return f", or name a layer of which every place counts as a sample, such as {name} ({shape})"
 
 

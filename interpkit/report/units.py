@@ -20,7 +20,7 @@ MEANING = (
 )
 
 
-def section(samples: Samples, real: Tensor, target: Target, device: torch.device | str, most: int) -> Section:
+def section(samples: Samples, real: Tensor, target: Target, device: torch.device | str, most: int | None) -> Section:
     """Return the section on units: their samples next to the real images that excite them most.
 
     Args:
@@ -28,7 +28,7 @@ def section(samples: Samples, real: Tensor, target: Target, device: torch.device
         real: real images (M, *input_shape) in [0, 1].
         target: a target whose classes are units; see `interpkit.units`.
         device: what it runs on.
-        most: the number of images that it runs on at a time.
+        most: the number of images that it runs on at a time; as many as fit into memory if None.
     """
 
     @torch.no_grad()
