@@ -32,7 +32,7 @@ EXACT = {"precision": "fp32", "options": {"upconv.dropout": 0.0}}
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
-def measure(steps: int, batch: int, exact: str) -> dict[str, list[float]]:
+def measure(steps: int, batch: int, exact: str, generators: int) -> dict[str, list[float]]:
     """Take steps in this process, which may be one of several; return the seconds and the loss of each.
 
     If ``exact`` names a type of `DTYPES`, everything is computed in it.
@@ -41,7 +41,8 @@ def measure(steps: int, batch: int, exact: str) -> dict[str, list[float]]:
     if exact:
         torch.set_default_dtype(DTYPES[exact])
         target.to(DTYPES[exact])
-    job = invert.prepare(target, ["vecmat"], steps=steps, batch_size=batch, device="cpu", **(EXACT if exact else {}))
+    settings = {"steps": steps, "batch_size": batch, "generators": generators, "device": "cpu"}
+    job = invert.prepare(target, ["vecmat"], **settings, **(EXACT if exact else {}))
     seconds, begun = [], time.perf_counter()
 
     def after_step(step: int, loss: float) -> None:
@@ -55,11 +56,11 @@ def measure(steps: int, batch: int, exact: str) -> dict[str, list[float]]:
     return {"seconds": seconds, "losses": losses}
 
 
-def start(count: int, steps: int, batch: int, exact: str = "", threads: int = 1) -> Any:
+def start(count: int, steps: int, batch: int, exact: str = "", threads: int = 1, generators: int = 1) -> Any:
     """Run ``count`` processes; return the measurements of the first."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "out.json"
-        words = ["-m", "benchmarks.processes", "--part", str(out), str(steps), str(batch), exact]
+        words = ["-m", "benchmarks.processes", "--part", str(out), str(steps), str(batch), exact, str(generators)]
         if count > 1:
             words = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count), *words]
         environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
@@ -76,19 +77,26 @@ def apart(some: list[float], others: list[float]) -> float:
 
 def figures(steps: int = 30, pairs: int = 3) -> Iterator[Figure]:
     """Yield the figures."""
-    efficiencies, shares, times = [], [], []
+    efficiencies, shares, own, times = [], [], [], []
+
+    def step(count: int, generators: int = 1) -> float:
+        return statistics.median(start(count, steps, 128 * count, generators=generators)["seconds"][5:])
+
     for _ in range(pairs):
-        one, two = (statistics.median(start(count, steps, 128 * count)["seconds"][5:]) for count in (1, 2))
+        one, two, apiece = step(1), step(2), step(2, 2)
         with ThreadPoolExecutor() as both:
             independent = [both.submit(start, 1, steps, 128) for _ in range(2)]
         beside = statistics.mean(statistics.median(each.result()["seconds"][5:]) for each in independent)
         efficiencies.append(one / two)
         shares.append(beside / two)
-        times.append(f"{1e3 * one:.0f}, {1e3 * two:.0f}, {1e3 * beside:.0f}")
-    detail = f"ms per step of 1 process, of 2 that share a batch, of 2 independent ones: {'; '.join(times)}"
+        own.append(one / apiece)
+        times.append(", ".join(f"{1e3 * seconds:.0f}" for seconds in (one, two, apiece, beside)))
+    names = "1 process, 2 that share a batch, 2 with a generator each, 2 independent ones"
+    detail = f"ms per step of {names}: {'; '.join(times)}"
     yield Figure.of("weak scaling efficiency of 2 processes, one thread each, over 1", efficiencies, ">= 0.9", detail)
     what = "the same, of 2 processes that share a batch over 2 independent ones"
     yield Figure.of(what, shares)
+    yield Figure.of("weak scaling efficiency with a generator per process (--generators 2)", own, ">= 0.95")
     for exact in DTYPES:
         one, two, threads = (start(count, 10, 128, exact, n)["losses"] for count, n in ((1, 1), (2, 1), (1, 2)))
         what = f"largest relative difference of the loss of 2 processes over 10 steps, {exact}"
@@ -96,19 +104,19 @@ def figures(steps: int = 30, pairs: int = 3) -> Iterator[Figure]:
         yield Figure(what, apart(one, two), "<= 0.0001", detail=detail)
 
 
-def _part(out: str, steps: int, batch: int, exact: str) -> None:
+def _part(out: str, steps: str, batch: str, exact: str, generators: str) -> None:
     with processes() as world:
-        result = measure(steps, batch, exact)
+        result = measure(int(steps), int(batch), exact, int(generators))
         if world.rank == 0:
             Path(out).write_text(json.dumps(result))
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--part", nargs=4, help=argparse.SUPPRESS)
+    parser.add_argument("--part", nargs=5, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.part:
-        _part(arguments.part[0], int(arguments.part[1]), int(arguments.part[2]), arguments.part[3])
+        _part(*arguments.part)
     else:
         print(machine(torch.device("cpu")))
         for figure in figures():

@@ -8,8 +8,9 @@ import inspect
 import re
 import tomllib
 from collections.abc import Callable, Mapping
+from operator import getitem
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 from typer.core import TyperCommand, TyperGroup
@@ -132,7 +133,7 @@ def _parameter(fact: Fact) -> inspect.Parameter:
     flag = typer.Option(fact.flag, metavar=fact.metavar, min=fact.minimum, help=fact.help, rich_help_panel=_FILE)
     kinds = {dict[str, Any]: list[str], tuple[str, ...]: list[str], list[str]: Path}
     kind = kinds.get(fact.type, str if fact.type in READERS else fact.type)
-    annotation: Any = Annotated.__class_getitem__((kind | None, flag))  # type: ignore[attr-defined]
+    annotation: Any = getitem(cast(Any, Annotated), (kind | None, flag))  # mypy takes Annotated[...] for a type
     return inspect.Parameter(fact.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
 
 

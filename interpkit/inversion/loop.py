@@ -87,7 +87,8 @@ class GeneratorInverter(Inverter):
                 f"{setting('inverter.alternate', 'false')}."
             )
         if world.size > 1:
-            sync_batch_norms(generator, world.subgroup(recipe.generators))
+            if recipe.generators < world.size:  # else each process runs generators of its own
+                sync_batch_norms(generator, world.subgroup(recipe.generators))
             torch.manual_seed(derive_seed(recipe.seed, f"process {world.rank}"))  # each process draws its own dropout
         optimizer = torch.optim.Adam(
             trained.parameters(),

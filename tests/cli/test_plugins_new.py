@@ -122,17 +122,8 @@ def ended(
         commands[f"invert {kind}"] = ["invert", model, *flags[kind], *quick, "--out", place / kind]
     run = place / Kind.ATTRIBUTION
     commands["attribute"] = ["attribute", run, "--method", name_of(Kind.ATTRIBUTION), "--out", run / "maps"]
-    audit = [
-        "audit",
-        tiny_model,
-        "--test",
-        name_of(Kind.AUDIT),
-        "--per-class",
-        "4",
-        "--out",
-        place / Kind.AUDIT / "audit",
-    ]
-    commands["audit"] = audit
+    audit = ["--test", name_of(Kind.AUDIT), "--per-class", "4", "--out", place / Kind.AUDIT / "audit"]
+    commands["audit"] = ["audit", example, *audit]
     typed = json.dumps([list(map(str, command)) for command in commands.values()])
     done = python("-c", COMMANDS, input=typed)
     assert done.returncode == 0, done.stderr

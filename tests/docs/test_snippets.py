@@ -263,7 +263,7 @@ def test_each_component_of_the_how_to_satisfies_its_contract(source: str, plugin
 
 def test_the_how_to_has_a_component_of_each_kind() -> None:
     bases = {base for text in COMPONENTS for base in re.findall(r"\(interpkit\.(\w+)\):", text)} - {"Options"}
-    names = ("Conditioner", "Generator", "InversionLoss", "Loader", "Metric", "Attribution", "Inverter")
+    names = ("Conditioner", "Generator", "InversionLoss", "Loader", "Metric", "Attribution", "Inverter", "Audit")
     assert bases == {*names, "Inversion"}
 
 
