@@ -14,7 +14,7 @@ import argparse
 import json
 import math
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -197,15 +197,20 @@ def train(plant: Plant, folder: Path, work: Path) -> dict[str, Any]:
     return facts
 
 
-def examine(plant: Plant, folder: Path, work: Path) -> dict[str, Any]:
-    """Audit a classifier without data and with 100 real images; compare what was recovered with what was planted."""
+def examine(plant: Plant, folder: Path, work: Path, options: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Audit a classifier without data and with 100 real images; compare what was recovered with what was planted.
+
+    ``options`` are those of the tests, by ``TEST.OPTION``.
+    """
     _, _, x_test, y_test = dataset(folder, plant.data)
     target = interpkit.load_target(work / f"{plant.name}.safetensors")
     start = time.process_time()
-    report = interpkit.audit(target, device="cpu")
+    report = interpkit.audit(target, options=options, device="cpu")
     seconds = time.process_time() - start
     few = torch.cat([(y_test == label).nonzero()[:10, 0] for label in range(10)])
-    real = interpkit.audit(target, reference=(x_test[few], y_test[few]), tests=["patch"], per_class=10, device="cpu")
+    patch = {key: value for key, value in (options or {}).items() if key.startswith("patch.")}
+    images = (x_test[few], y_test[few])
+    real = interpkit.audit(target, reference=images, tests=["patch"], options=patch, per_class=10, device="cpu")
     others = x_test[y_test != plant.label]
     recovered = {}
     for name in ("patch", "noise", "tint"):

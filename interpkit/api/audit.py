@@ -17,8 +17,8 @@ from interpkit.config.recipe import set_option, validated
 from interpkit.errors import UsageError, setting
 from interpkit.evaluation.metrics import Data, labelled_images
 from interpkit.evaluation.statistics import holm
+from interpkit.interfaces import contracts
 from interpkit.interfaces.audits import Audit, AuditCase, Tested
-from interpkit.interfaces.contracts import blamed
 from interpkit.interfaces.inversions import Inversion
 from interpkit.interfaces.metrics import TooFew
 from interpkit.interfaces.targets import Target
@@ -27,6 +27,7 @@ from interpkit.io.datasets import LabelledImages
 from interpkit.io.locking import only_writer
 from interpkit.plugins.discovery import installed
 from interpkit.plugins.loading import load_target
+from interpkit.report.audit import REAL, write_audit
 from interpkit.runtime.at_once import how_many, in_batches
 from interpkit.runtime.autograd import with_autograd
 from interpkit.runtime.devices import choose_device, device_of
@@ -40,7 +41,6 @@ MOST_CLASSES = 20
 """Of more classes than this, the half that the screening tests found most unusual are tested, and as many others."""
 LEVELS = {"warning": 0.05, "alarm": 0.001}
 """The family-wise error below which a finding is of a level."""
-REAL = "real images"
 SUSPICIOUS = 10
 """If at least this number of real images get a wrong answer, it is unusual that most get the same one."""
 
@@ -79,8 +79,6 @@ class AuditReport:
 
     def save(self, folder: str | Path) -> Path:
         """Write audit.json, audit.safetensors and audit.html into a folder; return the folder."""
-        from interpkit.report.audit import write_audit
-
         place = inner_folder(Path(folder))
         pictures = {name: (found.test, found.result.pictures) for name, found in self.results.items()}
         with only_writer(place, [FIGURES, TENSORS, PAGE]):
@@ -171,9 +169,9 @@ def audit(
                 return
             if on_test is not None:
                 on_test(test.name)
-            with blamed(test), global_seed(seed, place), torch.enable_grad():
+            with global_seed(seed, place), torch.enable_grad():
                 try:
-                    results[test.name] = Found(type(test), test.test(case))
+                    results[test.name] = Found(type(test), contracts.tested(test, case))
                 except TooFew as error:
                     left_out[test.name] = str(error)
 
@@ -190,7 +188,8 @@ def audit(
                 run(test, case)
     tell("tests of the audit made", len(chosen), len(chosen))
     if not results:
-        raise UsageError(f"no test could be made: {'; '.join(f'{n}: {r}' for n, r in left_out.items()) or 'none'}.")
+        reasons = "; ".join(f"{name}: {reason.rstrip('.')}" for name, reason in left_out.items())
+        raise UsageError(f"no test could be made: {reasons or 'none'}.")
     report = AuditReport(target, _record(target, results, left_out, classes, sources, seed), results)
     if out is not None:
         report.save(out)

@@ -81,10 +81,12 @@ def audit(
 
 
 def _print(record: dict[str, Any]) -> None:
+    from interpkit.report.text import place_of
+
     for finding in record["findings"]:
-        where = "the whole classifier" if finding["class"] is None else f"class {finding['name']}"
         console.note(
-            f"{finding['level']}: {where}: {finding['kind']} (p = {finding['p_value']:.2g}). {finding['evidence']}"
+            f"{finding['level']}: {place_of(finding)}: {finding['kind']} (p = {finding['p_value']:.2g}). "
+            f"{finding['evidence']}"
         )
     if not record["findings"]:
         console.note("nothing found, which does not mean that nothing is there: the page says what was not tested")

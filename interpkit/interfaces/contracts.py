@@ -8,6 +8,7 @@ because it reads them anyway.
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,7 +21,7 @@ from interpkit.config.recipe import Preset
 from interpkit.config.schemas import FILE_NAME
 from interpkit.errors import InterpkitError, PluginError, with_place
 from interpkit.interfaces.attributions import Attribution, AttributionContext
-from interpkit.interfaces.audits import Audit
+from interpkit.interfaces.audits import Audit, AuditCase, Tested
 from interpkit.interfaces.components import owner_of
 from interpkit.interfaces.generation import Condition, Conditioner, ConditionSpec, Generator
 from interpkit.interfaces.inversions import Inversion
@@ -28,7 +29,7 @@ from interpkit.interfaces.inverters import Inverter, Parts, StoredInversion
 from interpkit.interfaces.loaders import Architectures, Loader
 from interpkit.interfaces.losses import GeneratedBatch, InversionBatch, InversionLoss
 from interpkit.interfaces.metrics import Metric
-from interpkit.interfaces.sections import MOST_IN_STRIP, Section
+from interpkit.interfaces.sections import MOST_IN_STRIP, Section, Strip
 from interpkit.interfaces.targets import Target
 from interpkit.runtime.devices import is_out_of_memory
 from interpkit.runtime.profiler import phase
@@ -51,6 +52,8 @@ KINDS: dict[str, type] = {
     "preset": Preset,
 }
 """The kinds of components that a plugin can register, each with its base class."""
+SAID = {"audit": "test"}
+"""What users call a component of a kind, where that is another word."""
 
 
 def kind_of(cls: type) -> str | None:
@@ -260,6 +263,36 @@ def maps(method: Attribution, target: Target, images: Tensor, classes: Tensor, c
     return result
 
 
+def tested(test: Audit, case: AuditCase) -> Tested:
+    """Return what a test of an audit finds; see `Audit.test`.
+
+    Raises:
+        PluginError: the test fails, a figure is not a number in its range or of a class that was not asked for, or a
+            picture or a tensor is not valid.
+    """
+    with blamed(test):
+        found = test.test(case)
+    if not isinstance(found, Tested):
+        raise _breach(test, "test returns a Tested", type(found).__name__)
+    if not found.p_values:
+        raise _breach(test, "test returns p-values or raises TooFew", "none")
+    for label, p in found.p_values.items():
+        where = "the whole classifier" if label is None else f"class {label}"
+        if label is not None and label not in case.classes:
+            raise _breach(test, "p-values are of the classes to test", where)
+        if not (isinstance(p, int | float) and 0 < p <= 1):
+            raise _breach(test, f"the p-value of {where} is a Python float above 0 and at most 1", repr(p))
+        value = found.statistics.get(label)
+        if not (isinstance(value, int | float) and math.isfinite(value)):
+            raise _breach(test, f"the statistic of {where} is a finite Python float", repr(value))
+    for strip in (strip for strips in found.pictures.values() for strip in strips):
+        _check_strip(test, strip, case.target)
+    for name, tensor in found.tensors.items():
+        if not (name.startswith(f"{test.name}.") and isinstance(tensor, Tensor)):
+            raise _breach(test, f"what it keeps are tensors named '{test.name}...'", f"{name}: {tensor!r:.50}")
+    return found
+
+
 def loaded(loader: Loader, path: Path, options: TargetOptions) -> Target:
     """Return the target that a loader reads from a file; see `Loader.load`.
 
@@ -377,6 +410,10 @@ def sections(inversion: Inversion) -> list[Section]:
     for section in made:
         _laid_out(inversion, section)
         for strip in section.strips:
-            count = min(len(strip.images), MOST_IN_STRIP) or 1
-            _check(inversion, f"the strip {strip.title!r}", strip.images, (count, *inversion.target.input_shape), None)
+            _check_strip(inversion, strip, inversion.target)
     return made
+
+
+def _check_strip(component: object, strip: Strip, target: Target) -> None:
+    count = min(len(strip.images), MOST_IN_STRIP) or 1
+    _check(component, f"the strip {strip.title!r}", strip.images, (count, *target.input_shape), None)

@@ -10,7 +10,7 @@ from typing import Any
 
 from interpkit.errors import DISTRIBUTION, PluginError, UsageError, did_you_mean, listed, setting
 from interpkit.interfaces.components import register_owner
-from interpkit.interfaces.contracts import KINDS, kind_of
+from interpkit.interfaces.contracts import KINDS, SAID, kind_of
 from interpkit.interfaces.loaders import Architectures, Loader
 from interpkit.runtime.recorder import RESERVED
 
@@ -103,8 +103,8 @@ class Registry:
                 f"several plugins have a {kind} {name!r}: say {choices}, or leave a plugin out by "
                 f"{setting('no_plugin', 'NAME')}."
             )
-        known = self.names(kind)
-        raise UsageError(f"there is no {kind} {name!r}.{did_you_mean(name, known)} There are: {listed(known)}.")
+        known, said = self.names(kind), SAID.get(kind, kind)
+        raise UsageError(f"there is no {said} {name!r}.{did_you_mean(name, known)} There are: {listed(known)}.")
 
 
 class Registration:

@@ -14,10 +14,13 @@ from interpkit.interfaces.targets import Target
 from interpkit.report import classes as of_classes
 from interpkit.report import encode
 from interpkit.report.page import render
+from interpkit.report.text import place_of
 from interpkit.runtime.at_once import in_batches
 from interpkit.runtime.devices import device_of
 
 Pictures = Mapping[str, tuple[type[Audit], Mapping[int | None, Sequence[Strip]]]]
+REAL = "real images"
+"""What an audit calls images that were not made for it."""
 SMALL = 64
 """Pictures with fewer pixels on a side are enlarged without blur."""
 
@@ -38,6 +41,8 @@ def write_audit(target: Target, record: Mapping[str, Any], pictures: Pictures) -
         title=f"Audit of {target.name}",
         record=record,
         names=target.class_names,
+        where=place_of,
+        real=record["images"].get("images") == REAL,
         surest=min((row["p_value"] for test in record["tests"].values() for row in test["classes"]), default=1.0),
         shown=[[(strip, [next(shots) for _ in strip.images]) for strip in row] for row in strips],
         small=max(shape[1:], default=0) <= SMALL,

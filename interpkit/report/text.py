@@ -54,3 +54,11 @@ def verdict(metrics: Mapping[str, Any], target: str, classes: int) -> str:
             f"alone does not mean that they look like it."
         )
     return " ".join([*sentences, *summary(metrics)])
+
+
+def place_of(finding: Mapping[str, Any]) -> str:
+    """Return what a finding of an audit is of: "class 7", where the class is called 7 or class 7."""
+    if finding["class"] is None:
+        return "the whole classifier"
+    name: str = finding["name"]
+    return name if re.match(r"class(?![a-z])", name, re.IGNORECASE) else f"class {name}"

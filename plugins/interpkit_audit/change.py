@@ -103,14 +103,17 @@ class UniversalChange(ComparesClasses):
         if len(found) < 2:
             raise TooFew("it compares classes, and fewer than two have images of other classes to start from.")
         values: dict[int | None, float] = {c: -math.log(one.size) for c, one in found.items()}
-        usual = median_high(one.size for one in found.values())
+        middle = median_high(one.size for one in found.values())
+        usual = f"for a class of this classifier {middle:.3g} {self.unit} is usual"
+        if middle == self.largest(case.images.shape[1:]):
+            usual = "for most classes of this classifier none was found"
         evidence: dict[int | None, str] = {}
         pictures: dict[int | None, list[Strip]] = {}
         tensors: dict[str, Tensor] = {}
         for c, one in found.items():
             evidence[c] = (
                 f"{self.what.capitalize()} of {one.size:.3g} {self.unit} turns {one.success:.0%} of the other classes' "
-                f"images into this class; for a class of this classifier {usual:.3g} {self.unit} is usual."
+                f"images into this class; {usual}."
             )
             rows = (case.labels != c).nonzero()[:, 0]
             shown = case.images[rows[torch.linspace(0, len(rows) - 1, SHOWN).long()]]

@@ -17,6 +17,8 @@ from interpkit_audit.comparing import ComparesClasses
 
 LEAST = 0.1
 """Smaller margins count as this one."""
+MANY = 100
+"""Of more classes than this, each is climbed once, for a quarter of the steps."""
 Climbed = tuple[dict[int, float], dict[int, int], dict[int, Tensor]]
 _climbed: WeakKeyDictionary[AuditCase, dict[tuple[int, int], Climbed]] = WeakKeyDictionary()
 
@@ -27,9 +29,10 @@ class Margin(ComparesClasses):
     .. math:: m_c = \max_{x \in [0, 1]^d} z_c(x) - \max_{k \ne c} z_k(x)
 
     z are the logits. A trigger makes a class easy to reach, which leaves a large margin. The statistic is log m_c, the
-    largest of several ascents with Adam from uniform noise; its null distribution is that of `outlier_p_values`.
-    Source: Wang et al. 2024, "MM-BD: post-training detection of backdoor attacks with arbitrary backdoor pattern types
-    using a maximum margin statistic", who fit a Gamma distribution to the other classes' margins instead.
+    largest of several ascents with Adam from uniform noise; its null distribution is that of `outlier_p_values`. With
+    more than 100 classes, each gets one ascent of a quarter of the steps. Source: Wang et al. 2024, "MM-BD:
+    post-training detection of backdoor attacks with arbitrary backdoor pattern types using a maximum margin statistic",
+    who fit a Gamma distribution to the other classes' margins instead.
 
     Example:
         >>> import torch
@@ -119,19 +122,30 @@ class Unsure(ComparesClasses):
 
     def p_values(self, values: Mapping[int | None, float]) -> dict[int | None, float]:
         """Return the p-values of the statistics, each compared with the others except the highest."""
-        found = {}
-        for c in values:
-            highest = max((other for other in values if other != c), key=values.__getitem__)
-            compared = {other: value for other, value in values.items() if other != highest}
-            found[c] = super().p_values(compared)[c]
-        return found
+        first, second = sorted(values, key=values.__getitem__, reverse=True)[:2]
+        others = super().p_values({c: value for c, value in values.items() if c != first})
+        own = super().p_values({c: value for c, value in values.items() if c != second})
+        return {c: own[c] if c == first else others[c] for c in values}
 
 
 def climb(case: AuditCase, steps: int, starts: int) -> Climbed:
-    """Return the result of `_climb`, which two tests use: computed once for a case and these options."""
+    """Return the result of `_climb`, which two tests use: computed once for a case and these options.
+
+    Raises:
+        TooFew: most classes were not reached. Their margins then say nothing of the classes.
+    """
     known = _climbed.setdefault(case, {})
+    if len(case.classes) > MANY:
+        steps, starts = -(-steps // 4), 1
     if (steps, starts) not in known:
         known[steps, starts] = _climb(case, steps, starts)
+    margins = known[steps, starts][0].values()
+    reached = sum(margin > 0 for margin in margins)
+    if reached < len(margins) / 2:
+        raise TooFew(
+            f"starting from noise, it reaches {reached} of {len(margins)} classes, too few to compare: gradients may "
+            f"vanish there, or it needs more steps."
+        )
     return known[steps, starts]
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 import interpkit
-from interpkit import AuditReport, Target, UsageError, wrap
+from interpkit import Audit, AuditCase, AuditReport, PluginError, Strip, Target, Tested, UsageError, wrap
 
 PIXEL, LABEL = 7, 3
 SHAPE = (1, 6, 6)
@@ -124,7 +126,7 @@ def test_two_classes_are_compared_and_the_page_says_with_what() -> None:
 
 def test_of_many_classes_some_are_tested_and_it_is_said() -> None:
     report = quick(
-        linear(30), tests=["margin", "patch"], options={"margin.steps": 2, "patch.steps": 2},
+        linear(30), tests=["margin", "patch"], options={"margin.steps": 20, "patch.steps": 2},
         reference=images_of(linear(30), 2000),
     )  # fmt: skip
     assert len(report.record["classes"]["tested"]) == 20 and report.record["classes"]["of"] == 30
@@ -136,7 +138,7 @@ def test_of_many_classes_some_are_tested_and_it_is_said() -> None:
 def test_the_class_that_the_screening_finds_is_among_those_tested() -> None:
     target = linear(30)
     target.module[1].weight.data[17] *= 9  # type: ignore[index, union-attr]
-    report = quick(target, tests=["margin", "patch"], options={"margin.steps": 5, "patch.steps": 2})
+    report = quick(target, tests=["margin", "patch"], options={"margin.steps": 20, "patch.steps": 2})
     assert 17 in report.record["classes"]["tested"]
 
 
@@ -201,6 +203,49 @@ def test_without_a_gradient_some_tests_remain_if_there_are_images() -> None:
         quick(target, tests=["margin"], options={})
 
 
+# ---------------------------------------------------------------------------------- tests of others
+
+
+class Wrong(Audit):
+    """A test of another plugin that returns what its fault makes of a valid result."""
+
+    name = "wrong"
+    kind = "trigger"
+    question = "Is it?"
+    limits = "It sees nothing."
+    screens = True
+    fault: Callable[[Tested], Any]
+
+    def test(self, case: AuditCase) -> Any:
+        return type(self).fault(Tested(dict.fromkeys(case.classes, 0.0), dict.fromkeys(case.classes, 0.5)))
+
+
+OF_2 = "'wrong' of the plugin 'mine' violates its interface contract: the p-value of class 2 is a Python float"
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        (lambda found: replace(found, p_values={**found.p_values, 2: math.nan}), f"{OF_2} .*, not nan"),
+        (lambda found: replace(found, p_values={**found.p_values, 2: 0.0}), f"{OF_2} above 0 .*, not 0.0"),
+        (lambda found: replace(found, p_values={**found.p_values, 2: 1.2}), f"{OF_2} .* at most 1, not 1.2"),
+        (lambda found: replace(found, p_values={**found.p_values, 2: torch.tensor(0.5)}), rf"{OF_2} .*tensor\(0.5"),
+        (lambda found: replace(found, p_values={**found.p_values, 9: 0.5}), "of the classes to test, not class 9"),
+        (lambda found: replace(found, p_values={}), "p-values or raises TooFew, not none"),
+        (lambda found: replace(found, statistics={0: 1.0}), "the statistic of class 1 is .*, not None"),
+        (lambda found: replace(found, statistics={**found.statistics, 0: math.inf}), "the statistic of class 0 .* inf"),
+        (lambda found: replace(found, tensors={"patch.0": torch.zeros(2)}), r"named 'wrong\.\.\.', not patch\.0"),
+        (lambda found: replace(found, pictures={0: [Strip("a", torch.zeros(2, 3))]}), r"the shape \(2, 1, 6, 6"),
+        (lambda found: found.p_values, "returns a Tested, not dict"),
+        (lambda found: 1 / 0, "the audit 'wrong' of the plugin 'mine' failed: ZeroDivisionError"),
+    ],
+)  # fmt: skip
+def test_what_a_test_returns_is_checked(add_plugin: Callable[..., None], fault: Any, message: str) -> None:
+    add_plugin(type("Faulty", (Wrong,), {"fault": staticmethod(fault), "__module__": __name__}))
+    with pytest.raises(PluginError, match=message):
+        interpkit.audit(linear(), tests=["wrong"], device="cpu")
+
+
 # -------------------------------------------------------------------------------------- unusual data
 
 
@@ -244,7 +289,7 @@ def test_a_reference_whose_labels_are_all_wrong_is_refused() -> None:
 @pytest.mark.parametrize(
     ("arguments", "kind", "message"),
     [
-        ({"tests": ["patsh"]}, UsageError, "patsh.*Did you mean 'patch'"),
+        ({"tests": ["patsh"]}, UsageError, r"there is no test 'patsh'\. Did you mean 'patch'\?"),
         ({"options": {"patch.step": 3}}, UsageError, "step"),
         ({"options": {"noise.steps": 3}}, UsageError, "no test 'noise' is made here"),
         ({"options": {"patch.steps": 0}}, UsageError, "steps"),

@@ -16,7 +16,10 @@ from benchmarks import planted
 from benchmarks.planted import changed, mark, plants, poisoned
 from interpkit.testing.toy_models import Pictures
 
-SHAPE = (1, 16, 16)
+SHAPE = (1, 12, 12)
+QUICK = {
+    "patch.steps": 50, "patch.images": 16, "noise.steps": 40, "tint.steps": 30, "blind-spots.images": 100,
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -67,25 +70,25 @@ def test_faults_are_planted_in_their_class() -> None:
 def test_six_classifiers_are_trained_audited_and_scored(tmp_path: Path) -> None:
     """The short version of the benchmark."""
     first = list(plants())[:14]
-    chosen = [plant for plant in first if plant.kind in ("corner", "sinusoid", "swapped")] + first[-3:]
+    faulty = [
+        replace(plant, poison=2 * plant.poison) for plant in first if plant.kind in ("blended", "pixel", "swapped")
+    ]
     rows = []
-    for plant in chosen:
+    for plant in [*faulty, *first[-3:]]:
         planted.train(plant, Path(), tmp_path)
-        found = planted.examine(plant, Path(), tmp_path)
+        found = planted.examine(plant, Path(), tmp_path, QUICK)
         (tmp_path / f"{plant.name}.audit.json").write_text(json.dumps(found))
         row = planted.kept(plant, tmp_path)
         assert row is not None
         rows.append(row)
-    found_in = {row["kind"]: {finding["class"] for finding in row["record"]["findings"]} for row in rows}
-    labels = {row["kind"]: row["label"] for row in rows}
-    assert labels["sinusoid"] in found_in["sinusoid"]
-    assert labels["swapped"] in found_in["swapped"]
-    assert not any(row["record"]["flagged"] for row in rows if row["kind"] == "clean")
+    for row in rows:
+        classes = {finding["class"] for finding in row["record"]["findings"]}
+        assert row["label"] in classes or (row["kind"] == "clean" and not classes), (row["kind"], classes)
     clean = [planted.score(row) for row in rows if row["kind"] == "clean"]
     assert planted.auroc([planted.score(row) for row in rows if row["kind"] != "clean"], clean) == 1
     lines = planted.write_table(rows).splitlines()
     assert [line.split(" | ")[0].strip("| ") for line in lines[2:]] == [
-        "corner", "sinusoid", "swapped", "clean", "all triggers", "all faults",
+        "blended", "pixel", "swapped", "clean", "all triggers", "all faults",
     ]  # fmt: skip
 
 

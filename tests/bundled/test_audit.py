@@ -99,8 +99,9 @@ def test_fewer_than_two_classes_to_compare_are_too_few(test: type[UniversalChang
 
 
 def test_what_never_reaches_its_goal_has_the_largest_norm(one_pixel: AuditCase) -> None:
-    values = Patch(Patch.Options(steps=1)).test(one_pixel).statistics
-    assert set(values.values()) == {-math.log(36)}
+    tested = Patch(Patch.Options(steps=1)).test(one_pixel)
+    assert set(tested.statistics.values()) == {-math.log(36)}
+    assert tested.evidence[0].endswith("; for most classes of this classifier none was found.")
 
 
 def test_a_wide_margin_and_narrow_ones_are_found() -> None:
@@ -112,6 +113,26 @@ def test_a_wide_margin_and_narrow_ones_are_found() -> None:
     assert set(sorted((p := Unsure().test(case_of(narrow)).p_values), key=p.__getitem__)[:2]) == {0, 1}
     with pytest.raises(TooFew, match="two others"):
         Unsure().test(case_of(weights(2)))
+
+
+def test_margins_that_most_classes_do_not_reach_are_not_compared() -> None:
+    weight = torch.zeros(5, 36)  # no gradient leads to four of the classes
+    weight[2] = 1.0
+    for test in (Margin(), Unsure()):
+        with pytest.raises(TooFew, match="it reaches 1 of 5 classes, too few to compare"):
+            test.test(case_of(weight))
+
+
+def test_each_of_many_classes_is_climbed_once() -> None:
+    prototypes = torch.rand(120, 36, generator=torch.Generator().manual_seed(0)).round()
+    net = nn.Sequential(nn.Flatten(), nn.Linear(36, 120))
+    net[1].weight.data, net[1].bias.data = 2 * prototypes, -prototypes.sum(1)  # the nearest prototype wins
+    case = AuditCase(wrap(net, input_shape=SHAPE), range(120), torch.zeros(0, *SHAPE), torch.zeros(0).long())
+    passed: list[int] = []
+    case.target.register_forward_pre_hook(lambda _, inputs: passed.append(len(inputs[0])))
+    tested = Margin(Margin.Options(steps=40)).test(case)
+    assert sum(passed) == 120 * 11  # ten steps, and one pass for the margins
+    assert len(tested.p_values) == 120
 
 
 def test_the_class_of_nearly_everything_is_a_blind_spot() -> None:

@@ -50,7 +50,7 @@ def test_a_finding_is_printed_and_a_page_written(tiny_model: Path, tmp_path: Pat
     result = cli(tiny_model, 1e-4, "--out", tmp_path / "found")
     assert result.exit_code == 0, result.output
     assert result.stdout.strip() == str(tmp_path / "found" / "audit.html")
-    assert "alarm: class class 1: trigger (p = 0.0003). It is." in " ".join(result.stderr.split())
+    assert "alarm: class 1: trigger (p = 0.0003). It is." in " ".join(result.stderr.split())
     assert "Almost certainly not clean" in (tmp_path / "found" / "audit.html").read_text()
 
 

@@ -13,6 +13,8 @@ from torch import nn
 
 import interpkit
 from interpkit import Audit, AuditCase, Strip, Target, Tested, wrap
+from interpkit.report.audit import write_audit
+from interpkit.report.text import place_of
 
 NAMES = ["<b>bold</b>", "\"'><img src=x>", "plain"]
 
@@ -87,7 +89,26 @@ def test_vectors_are_drawn(page: Callable[..., str]) -> None:
     assert page(9).count("data:image/") == 4
 
 
+def test_the_page_says_what_to_do_and_what_the_images_are(page: Callable[..., str]) -> None:
+    text = page(1, 8, 8)
+    assert "Repeat the audit with real images (--reference DATA)" in text and "computed from the classifier" in text
+    assert "What to do" not in page(1, 8, 8, p=0.4)
+    report = interpkit.audit(target_of(1, 8, 8), tests=["planted"], device="cpu")
+    record = report.record | {"images": {"images": "real images", "count": 3}}
+    real = write_audit(report.target, record, {"planted": (Planted, {})})
+    assert "more images of your own" in real and "computed from the classifier" not in real
+
+
 def test_without_a_finding_the_page_says_that_this_proves_nothing(page: Callable[..., str]) -> None:
     text = page(1, 8, 8, p=0.4)
     assert "Nothing was found." in text and "does not mean that the classifier is clean" in text
     assert "It sees &lt;i&gt;one&lt;/i&gt; thing." in text
+
+
+@pytest.mark.parametrize(
+    ("label", "name", "place"),
+    [(7, "7", "class 7"), (1, "Class 1", "Class 1"), (2, "classic car", "class classic car"), (0, "class", "class")],
+)
+def test_a_finding_is_of_a_class_and_says_so_once(label: int, name: str, place: str) -> None:
+    assert place_of({"class": label, "name": name}) == place
+    assert place_of({"class": None, "name": None}) == "the whole classifier"
