@@ -28,13 +28,17 @@ from interpkit.interfaces.targets import Target
 from interpkit.io import strict_json
 from interpkit.io.atomic import inner_folder, read_tensors, to_json, write_atomically, write_tensors
 from interpkit.io.locking import only_writer
+from interpkit.runtime import progress
 from interpkit.runtime.autograd import with_autograd
 from interpkit.runtime.devices import choose_device
+from interpkit.targets.layers import list_layers
 
 SCHEMA = 1
 FOLDER, FIGURES, TENSORS, PAGE = "concepts", "concepts.json", "concepts.safetensors", "report.html"
 STRONGEST = 6
 """Images that are kept of each of the `SHOWN` concepts."""
+LARGE = 2
+"""Those from which a concept is removed, where images are large: the classifier runs again for each concept."""
 SHOWN = 24
 RARE, OFTEN = 0.1, 0.005
 """A concept fires on one kind of images only if it fires on at least ``OFTEN`` of them, and at most ``RARE`` times as
@@ -183,8 +187,8 @@ def concepts(
         raise UsageError(f"the features of the layer {layer!r} are the same for all samples: name another layer.")
     if len(rows) < size:
         raise UsageError(
-            f"{size} concepts cannot be learned from {len(rows)} samples: ask for fewer by "
-            f"{setting('latents', max(1, len(rows) // 4))}, or draw more samples."
+            f"{size} concepts cannot be learned from {len(rows)} samples: draw more samples, ask for fewer concepts by "
+            f"{setting('latents', max(1, len(rows) // 4))}{_or_a_grid(target, read[0])}."
         )
     if isinstance(dictionary, str):
         learned: Any = DICTIONARIES[kind].fit(rows, logits, size, active, steps=steps, seed=seed)
@@ -210,10 +214,10 @@ def concepts(
         "names": _named(names or {}, found, their),
     }
     with target.frozen(choose_device(device)):
-        table = [
-            _row(detector, concept, samples, found, their, device)
-            for concept in (found.fires > 0).nonzero()[:, 0].tolist()
-        ]
+        table, firing = [], (found.fires > 0).nonzero()[:, 0].tolist()
+        for concept in firing:
+            table.append(_row(detector, concept, samples, read[1], found, their, device))
+            progress.tell("concepts taken out", len(table), len(firing))
     record["concepts"] = sorted(table, key=lambda row: -row["fires"] * abs(row["effect"]["logit"]))
     shown = [(place, row["concept"]) for row in record["concepts"][:SHOWN] for place in row["samples"]]
     places, wanted = torch.tensor(shown, dtype=torch.long).reshape(-1, 2).T
@@ -295,13 +299,24 @@ def _samples(
         return checked_images(target, images)
     if not isinstance(model, Inversion):
         raise UsageError(
-            f"a classifier alone has no samples to learn from: name some by {setting('images', 'FILE')}, or name a run."
+            f"a classifier alone has no samples to learn from: name some by {setting('images', 'FILE')}, or "
+            f"invert it first (interpkit invert) and name the run."
         )
     features = found_by.read(target, layer, torch.full((1, *target.input_shape), 0.5), device)[0]
     most = found_by.MOST_VALUES // max(features[0].numel(), math.prod(target.input_shape))
     there = model.images_per_class
     available = count if there is None else there * len(model.classes)
     return model.sample(count=max(1, min(count, most, available)), seed=seed)[0]
+
+
+def _or_a_grid(target: Target, features: Tensor) -> str:
+    """Return advice to name the last layer with a grid, if the features have no positions and there is such a layer."""
+    shapes = {layer.name: layer.shape for layer in list_layers(target) if layer.shape and len(layer.shape) == 3}
+    grids = [layer for layer, (_, *places) in shapes.items() if math.prod(places) > 1]
+    if features.dim() > 2 or not grids:
+        return ""
+    shape, name = " x ".join(map(str, shapes[grids[-1]])), setting("layer", grids[-1])
+    return f", or name a layer of which every place counts as a sample, such as {name} ({shape})"
 
 
 def _reference(reference: str | Path | tuple[Tensor, Tensor], target: Target) -> Tensor:
@@ -344,18 +359,26 @@ def _named(names: Mapping[int, str], found: Found, their: Found | None) -> dict[
 
 
 def _row(
-    detector: ConceptTarget, concept: int, samples: Tensor, found: Found, their: Found | None, device: str
+    detector: ConceptTarget,
+    concept: int,
+    samples: Tensor,
+    logits: Tensor,
+    found: Found,
+    their: Found | None,
+    device: str,
 ) -> dict[str, Any]:
     """Return the figures of a concept.
 
     ``selectivity`` is its mean activation in the class where that is largest, as a share of the sum over all classes;
-    ``effect`` is the largest change of a logit when the concept is removed from its strongest samples.
+    ``effect`` is the largest change of a logit when the concept is removed from its strongest samples, of large images
+    from the strongest two.
     """
     codes, names = found.codes[:, concept], detector.target.class_names
     labels, here = found.predicted.unique(return_inverse=True)
     means = torch.zeros(len(labels)).index_add(0, here, codes) / here.bincount()
     places = codes.topk(min(STRONGEST, int((codes > 0).sum()))).indices
-    change = found_by.effect(detector, concept, samples[places], device)
+    few = places[: LARGE if is_large(detector.input_shape) else None]
+    change = found_by.effect(detector, concept, samples[few], logits[few], device)
     best, moved = int(labels[means.argmax()]), int(change.abs().argmax())
     return {
         "concept": concept,

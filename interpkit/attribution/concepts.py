@@ -179,8 +179,8 @@ def find(detector: ConceptTarget, images: Tensor, features: Tensor, logits: Tens
 
 
 @torch.no_grad()
-def effect(detector: ConceptTarget, concept: int, images: Tensor, device: str) -> Tensor:
-    """Return by how much the logits, (n classes,), change on average when a concept is taken out of images."""
+def effect(detector: ConceptTarget, concept: int, images: Tensor, logits: Tensor, device: str) -> Tensor:
+    """Return by how much the logits (N, n) of images change on average when a concept is taken out, (n,)."""
     target, dictionary, place = detector.target, detector.dictionary, choose_device(device)
 
     def without(flat: Tensor) -> Tensor:
@@ -189,10 +189,8 @@ def effect(detector: ConceptTarget, concept: int, images: Tensor, device: str) -
         rest[:, concept] = 0
         return flat - dictionary.decode(codes) + dictionary.decode(rest)
 
-    batch = images.to(place)
-    before = target(batch)
     with replaced(detector, without):
-        change: Tensor = (target(batch) - before).mean(0).cpu()
+        change: Tensor = (target(images.to(place)).cpu() - logits).mean(0)
     return change
 
 

@@ -23,6 +23,7 @@ from interpkit.io.datasets import LabelledImages, checked
 from interpkit.io.unlabeled import load_unlabeled
 from interpkit.plugins.discovery import installed
 from interpkit.runtime import progress
+from interpkit.targets.units import UnitTarget
 
 log = logging.getLogger("interpkit")
 
@@ -140,6 +141,11 @@ def labelled_images(given: Data | None, what: str, target: Target) -> LabelledIm
     """Load labeled images that fit the target; convert uint8 images to [0, 1], but not vectors."""
     if given is None:
         return None
+    if isinstance(target, UnitTarget):
+        raise UsageError(
+            f"The classes of {target.name} are units, of which {what} have no labels. Leave them out; `interpkit "
+            f"report RUN --reference DATA` shows which real images excite each unit most."
+        )
     if isinstance(given, str | Path):
         return scoring.load_labelled(str(given), target)
     images, labels = (given.images, given.labels) if isinstance(given, LabelledImages) else given

@@ -10,8 +10,9 @@ from typing import Any
 import pydantic
 
 from interpkit.evaluation.flatten import Figure
-from interpkit.interfaces.contracts import described
+from interpkit.interfaces.contracts import described, sections_of_metric
 from interpkit.interfaces.metrics import Metric
+from interpkit.interfaces.sections import Section
 from interpkit.plugins.discovery import installed
 from interpkit.plugins.registry import Entry
 
@@ -31,6 +32,11 @@ def warnings(metrics: Mapping[str, Any]) -> list[str]:
 def summary(metrics: Mapping[str, Any]) -> list[str]:
     """Return the metrics' sentences for the report; see `Metric.summary`."""
     return [text for text in _each(lambda metric: metric.summary(metrics)) if text]
+
+
+def sections(metrics: Mapping[str, Any]) -> list[Section]:
+    """Return the metrics' sections of the report; see `Metric.sections`."""
+    return [made for each in _each(lambda metric: sections_of_metric(metric, metrics)) for made in each]
 
 
 def doubts_of_metrics(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, float]]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -376,6 +376,29 @@ def files(inversion: Inversion, reserved: Collection[str]) -> dict[str, bytes]:
     return made
 
 
+def sections_of_metric(metric: type[Metric], metrics: Mapping[str, Any]) -> list[Section]:
+    """Return the sections that a metric adds to the report; see `Metric.sections`.
+
+    Raises:
+        PluginError: the method fails, or the report cannot show a section.
+    """
+    with blamed(metric):
+        made = list(metric.sections(metrics))
+    for section in made:
+        _laid_out(metric, section)
+        if section.strips:
+            raise _breach(metric, "sections() has no pictures, as metrics.json has none", section.title)
+    return made
+
+
+def _laid_out(component: Any, section: Any) -> None:
+    if not isinstance(section, Section):
+        raise _breach(component, "sections() returns Sections", type(section).__name__)
+    for row in section.rows:
+        if len(row) != len(section.columns):
+            raise _breach(component, f"a row of {section.title!r} has {len(section.columns)} cells", str(len(row)))
+
+
 def sections(inversion: Inversion) -> list[Section]:
     """Return the sections that an inversion adds to the report; see `Inversion.sections`.
 
@@ -385,11 +408,7 @@ def sections(inversion: Inversion) -> list[Section]:
     with blamed(inversion):
         made = list(inversion.sections())
     for section in made:
-        if not isinstance(section, Section):
-            raise _breach(inversion, "sections() returns Sections", type(section).__name__)
-        for row in section.rows:
-            if len(row) != len(section.columns):
-                raise _breach(inversion, f"a row of {section.title!r} has {len(section.columns)} cells", str(len(row)))
+        _laid_out(inversion, section)
         for strip in section.strips:
             _check_strip(inversion, strip, inversion.target)
     return made

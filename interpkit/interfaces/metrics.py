@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from interpkit.errors import InterpkitError
 from interpkit.interfaces.components import Component, Options
+from interpkit.interfaces.sections import Section
 from interpkit.interfaces.targets import Target
 from interpkit.runtime.at_once import in_batches
 
@@ -231,6 +232,15 @@ class Metric(Component, ABC):
             metrics: the content of metrics.json.
         """
         return ""
+
+    @classmethod
+    def sections(cls, metrics: Mapping[str, Any]) -> Sequence[Section]:
+        """Return sections of text and tables for the report, which otherwise lists each figure by itself.
+
+        Args:
+            metrics: the content of metrics.json.
+        """
+        return ()
 
     @classmethod
     def doubts(cls, row: Mapping[str, Any]) -> Mapping[str, float]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,17 +19,21 @@ from interpkit.evaluation import doubts, scoring, warnings
 from interpkit.interfaces import contracts
 from interpkit.interfaces.inversions import Inversion
 from interpkit.interfaces.samples import Samples, to_unit
+from interpkit.interfaces.sections import Section
 from interpkit.interfaces.targets import Target
 from interpkit.io import strict_json
 from interpkit.io.atomic import read_tensors, write_atomically
 from interpkit.io.datasets import LabelledImages
 from interpkit.io.images import composite
+from interpkit.io.unlabeled import load_unlabeled
 from interpkit.report import classes as of_classes
 from interpkit.report import concepts as of_concepts
 from interpkit.report import curves, encode, text
+from interpkit.report import units as of_units
 from interpkit.report.page import render
 from interpkit.runs.folder import Run
 from interpkit.runtime.at_once import in_batches
+from interpkit.targets.units import UnitTarget
 
 NEAREST_SIDE = 32
 UNITS = (
@@ -65,7 +69,8 @@ def write_report(
 
     Args:
         run: the folder of a run that is finished, or was interrupted.
-        reference: real images, as `interpkit.evaluate` takes them; each sample is shown beside its nearest one.
+        reference: real images, as `interpkit.evaluate` takes them; each sample is shown beside its nearest one. For a
+            run of units, those that excite each unit most are shown, and labels are not needed.
         target: the classifier, for a run of one that was wrapped in memory.
         model: the classifier's file, if it has moved.
         arch: as in `load_target`, where the run records code of the user's own.
@@ -97,11 +102,14 @@ def write_report(
         drawn = inversion.draw(**scoring.sample_size(inversion))  # as when the run ended: the same conditions
         if torch.equal(drawn.labels, samples.labels):
             samples = replace(samples, distribution=drawn.distribution)
-    real = None
-    if reference is not None:
-        real = scoring.load_labelled(str(reference), inversion.target)
+    real, sections, known = None, [], inversion.target
+    if reference is not None and isinstance(known, UnitTarget):
+        images = to_unit(load_unlabeled(str(reference), known.description.input_shape or known.input_shape), known)
+        sections = [of_units.section(samples, images, known, inversion.device, most)]
+    elif reference is not None:
+        real = scoring.load_labelled(str(reference), known)
     with opened.locked():
-        return render_report(opened, inversion, samples, metrics, real)
+        return render_report(opened, inversion, samples, metrics, real, sections)
 
 
 def render_report(
@@ -110,8 +118,12 @@ def render_report(
     samples: Samples,
     metrics: Mapping[str, Any],
     reference: LabelledImages | None = None,
+    sections: Sequence[Section] = (),
 ) -> Path:
-    """Write report.html of a run whose inversion, judged samples and metrics are in memory, and return its path."""
+    """Write report.html of a run whose inversion, judged samples and metrics are in memory, and return its path.
+
+    ``sections`` come before those of the inversion and of the metrics.
+    """
     target, manifest = inversion.target, run.manifest()
     classes = samples.labels.unique().tolist()
     names = target.class_names
@@ -126,7 +138,7 @@ def render_report(
         warnings=warnings.warnings(metrics),
         worst=doubts.worst(metrics),
         names=names,
-        units=UNITS if target.description.units else "",
+        units=UNITS if isinstance(target, UnitTarget) else "",
         concepts=_concepts(run),
         groups=[{"label": label, "name": names[label], "rows": rows[label]} for label in classes],
         figures_of_classes=of_classes.figures(metrics),
@@ -145,7 +157,9 @@ def render_report(
         curves=curves.curves(inversion.history),
         curve_size=(curves.WIDTH, curves.HEIGHT),
         empty=[(names[label], reason) for label, reason in sorted(inversion.empty.items())],
-        sections=_sections(inversion, samples),
+        sections=_sections(
+            inversion, samples, [*sections, *contracts.sections(inversion), *warnings.sections(metrics)]
+        ),
         recipe=inversion.recipe.to_toml(),
         facts=_facts(inversion, manifest) | _of_evaluators(metrics),
         command=_command(run, inversion.recipe.target, manifest),
@@ -255,10 +269,9 @@ def _attributions(run: Run, samples: Samples) -> list[_Beside]:
 
 
 @torch.no_grad()
-def _sections(inversion: Inversion, samples: Samples) -> list[dict[str, Any]]:
-    """Return the sections of the inversion's own, each strip as one picture with what the target says of its images."""
+def _sections(inversion: Inversion, samples: Samples, sections: Sequence[Section]) -> list[dict[str, Any]]:
+    """Return sections for the page, each strip as one picture with what the target says of its images."""
     target = inversion.target
-    sections = contracts.sections(inversion)
     strips = [strip for section in sections for strip in section.strips]
     if not strips:
         return [{"section": section, "strips": []} for section in sections]

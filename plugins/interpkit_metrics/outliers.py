@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,9 +10,15 @@ from pydantic import Field
 from torch import Tensor
 
 import interpkit
-from interpkit import Metric, Study, Target, TooFew
+from interpkit import Metric, Section, Study, Target, TooFew
 
 LEAST = 20
+MEANING = (
+    "Each score says how familiar an image is to the classifier; {} outliers are compared with real images of its "
+    "classes. AUROC is the probability that a real image has the higher score: 1 is best, 0.5 is chance. AUPR is the "
+    "average precision of finding the outliers, and depends on how many there are. The figures do not say which "
+    "threshold to use, and hold for these outliers alone: images closer to the training data are harder to tell."
+)
 
 
 class Calibration(Metric):
@@ -164,6 +170,27 @@ class Outliers(Metric):
             found["reference_into_garbage"] = (real.argmax(1) == column).double().mean().item()
         found |= {name: separation(score(target, real), score(target, strange)) for name, score in scores.items()}
         return {"ood": found}
+
+    @classmethod
+    def sections(cls, metrics: Mapping[str, Any]) -> Sequence[Section]:
+        """Return a table of the scores, and what its figures mean and do not."""
+        own = metrics.get("ood") or {}
+        parts = {name: part for name, part in own.items() if isinstance(part, Mapping)}
+        if not parts:
+            return ()
+        rows = [
+            (name, *(round(part[figure], 3) for figure in ("auroc", "aupr", "fpr_at_95", "rejected")))
+            for name, part in parts.items()
+        ]
+        garbage = ""
+        if "into_garbage" in own:
+            garbage = (
+                f" Without any threshold, {own['into_garbage']:.1%} of the outliers and "
+                f"{own['reference_into_garbage']:.1%} of the real images are put into the class garbage."
+            )
+        columns = ("score", "AUROC", "AUPR", "accepted where 95 % of the real images are", "refused")
+        text = MEANING.format(own["count"]) + garbage
+        return (Section("Images that it should refuse", text, columns, rows),)
 
     @classmethod
     def summary(cls, metrics: Mapping[str, Any]) -> str:

@@ -104,7 +104,9 @@ def test_taking_a_concept_out_changes_the_logits_by_its_part(quarters: interpkit
     image[0, 0, :4, :4] = 0.5
     image[0, 0, :4, 4:] = 1
     with quarters.frozen():
-        torch.testing.assert_close(effect(seen.detector, 0, image, "cpu"), torch.tensor([-2.0, 0.0, 0.0]))
+        torch.testing.assert_close(
+            effect(seen.detector, 0, image, seen.target(image), "cpu"), torch.tensor([-2.0, 0.0, 0.0])
+        )
     with pytest.raises(UsageError, match="returned a list"):
         concepts(quarters, bright(50)[0], dictionary=lambda rows: [], device="cpu")  # type: ignore[arg-type, return-value]
 
@@ -157,6 +159,9 @@ def test_what_cannot_be_learned_from_is_refused(quarters: interpkit.Target) -> N
     images, labels = bright(60)
     with pytest.raises(UsageError, match=r"256 concepts cannot be learned from 60 samples: .* latents=15"):
         concepts(quarters, images, device="cpu")
+    grid = nn.Sequential(nn.Conv2d(1, 2, 3), nn.AvgPool2d(6), nn.Flatten(), nn.Linear(2, 3))
+    with pytest.raises(UsageError, match=r"every place counts as a sample, such as layer='0' \(2 x 6 x 6\)"):
+        concepts(interpkit.wrap(grid, input_shape=(1, 8, 8)), images, device="cpu")
     with pytest.raises(UsageError, match="the same for all samples"):
         concepts(quarters, torch.ones(20, 1, 8, 8), latents=4, device="cpu")
     with pytest.raises(UsageError, match="not better than chance: they are of other classes"):

@@ -110,6 +110,16 @@ def test_a_garbage_class_is_a_score_of_its_own() -> None:
     assert [found[score]["auroc"] for score in scores] == [0.75] * 4  # half of them are like the reference
 
 
+def test_the_report_has_a_table_of_the_scores() -> None:
+    figures = {"auroc": 0.91234, "aupr": 0.8, "fpr_at_95": 0.25, "rejected": 0.75}
+    own = {"count": 40, "energy": figures, "into_garbage": 0.5, "reference_into_garbage": 0.01}
+    (section,) = Outliers.sections({"ood": own})
+    assert section.rows == [("energy", 0.912, 0.8, 0.25, 0.75)]
+    assert "40 outliers" in section.text and "hold for these outliers alone" in section.text
+    assert "50.0% of the outliers and 1.0% of the real images" in section.text
+    assert Outliers.sections({}) == ()
+
+
 def test_few_outliers_are_left_out(logits_as_inputs: Target) -> None:
     with pytest.raises(TooFew, match="at least 20 images on both sides; there are 30 and 3"):
         Outliers().measure(study(logits_as_inputs, torch.zeros(30, 3), torch.zeros(30).long(), torch.zeros(3, 3)))

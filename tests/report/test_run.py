@@ -558,6 +558,26 @@ def test_an_invalid_section_is_named(tiny_target: interpkit.Target, tmp_path: Pa
         render_report(Run.open(run), inversion, draw_samples(inversion), {})
 
 
+@pytest.mark.parametrize(
+    ("section", "fault"),
+    [
+        (Section("Rows", "Why.", columns=("a",), rows=[(0.5,)]), ""),
+        (Section("Rows", columns=("a", "b"), rows=[("one",)]), "a row of 'Rows' has 2 cells, not 1"),
+        (Section("Rows", strips=[Strip("p", torch.rand(1, 1, 12, 12))]), "sections() has no pictures"),
+        (None, "sections() returns Sections"),
+    ],
+    ids=["a table", "a short row", "a picture", "nothing"],
+)
+def test_a_metric_adds_sections_of_tables(
+    section: Any, fault: str, run_copy: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    metric = interpkit.evaluation.warnings.metric_classes()[0]
+    monkeypatch.setattr(metric, "sections", lambda metrics: [section])
+    page = read(interpkit.write_report(run_copy))
+    assert ("Rows" in [text for _, text in page.all("h2")]) == (not fault)
+    assert fault in caplog.text
+
+
 # ------------------------------------------------------------------------------ commands and faults
 
 
