@@ -143,8 +143,8 @@ def labelled_images(given: Data | None, what: str, target: Target) -> LabelledIm
         return None
     if isinstance(target, UnitTarget):
         raise UsageError(
-            f"The classes of {target.name} are units, of which {what} have no labels: leave them out. The report of the "
-            f"run shows which real images excite each unit most, if it gets them by {setting('reference', 'DATA')}."
+            f"The classes of {target.name} are units, of which {what} have no labels: leave them out. The report of "
+            f"the run shows which real images excite each unit most, if it gets them by {setting('reference', 'DATA')}."
         )
     if isinstance(given, str | Path):
         return scoring.load_labelled(str(given), target)
