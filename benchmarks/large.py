@@ -88,7 +88,7 @@ def alone(name: str, device: str) -> dict[str, float]:
 def own(name: str, device: str) -> dict[str, float]:
     """Do the classifier's own passes alone; return the seconds per batch and the peak memory in MB."""
     build, facts, settings = CASES[name]
-    target = interpkit.wrap(build(), **facts).to(device).eval().requires_grad_(False)
+    target = interpkit.wrap(build(), **facts)
     job = invert.prepare(target, ["vecmat"], device=device, **settings)
     batch, at_once = job.recipe.batch_size, job.recipe.micro_batch or job.recipe.batch_size
     keep_freed_memory(torch.device(device))

@@ -14,6 +14,7 @@ import argparse
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from statistics import mean
 
 import torch
 from torch import Tensor
@@ -83,9 +84,7 @@ def cost(method: str, target: interpkit.Target, evaluators: list[interpkit.Targe
     seen = images.float() / 255
     right = target.eval()(seen).argmax(1) == labels
     share = distinct(images[right], labels[right])
-    agreement = sum(
-        float((each.eval()(seen[right]).argmax(1) == labels[right]).float().mean()) for each in evaluators
-    ) / len(evaluators)
+    agreement = mean((each.eval()(seen[right]).argmax(1) == labels[right]).float().mean().item() for each in evaluators)
     seconds = once + apiece * COUNT / max(int(right.sum()) * share, 1)
     detail = (
         f"{once:.0f} s, {apiece:.1f} s for {len(labels)}, {right.float().mean():.1%} accepted, {share:.1%} distinct"

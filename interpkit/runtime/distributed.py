@@ -104,13 +104,15 @@ class World:
         return [bool(count) for count in raised.tolist()]
 
     def subgroup(self, generators: int) -> dist.ProcessGroup | None:
-        """Return the group of the processes that run the same generators as this one; None stands for all of them."""
+        """Return the group of the processes that run the same generator as this one; None stands for all of them.
+
+        There are fewer generators than processes.
+        """
         if generators == 1:
             return None
-        number = min(generators, self.size)
         # Every process must create every group.
-        groups = [dist.new_group(list(range(first, self.size, generators))) for first in range(number)]
-        return cast(dist.ProcessGroup, groups[self.rank % number])
+        groups = [dist.new_group(list(range(first, self.size, generators))) for first in range(generators)]
+        return cast(dist.ProcessGroup, groups[self.rank % generators])
 
     def broadcast(self, value: Any) -> Any:
         """Return the first process's value on every process."""
