@@ -77,14 +77,16 @@ def samples_of(method: str, target: interpkit.Target) -> tuple[Tensor, Tensor, f
     return drawn.images, drawn.labels, trained, time.process_time() - begun - trained
 
 
-@torch.no_grad()
 def cost(method: str, target: interpkit.Target, evaluators: list[interpkit.Target]) -> Cost:
     """Measure one method."""
     images, labels, once, apiece = samples_of(method, target)
     seen = images.float() / 255
-    right = target.eval()(seen).argmax(1) == labels
+    with torch.no_grad():
+        right = target.eval()(seen).argmax(1) == labels
+        agreement = mean(
+            (each.eval()(seen[right]).argmax(1) == labels[right]).float().mean().item() for each in evaluators
+        )
     share = distinct(images[right], labels[right])
-    agreement = mean((each.eval()(seen[right]).argmax(1) == labels[right]).float().mean().item() for each in evaluators)
     seconds = once + apiece * COUNT / max(int(right.sum()) * share, 1)
     detail = (
         f"{once:.0f} s, {apiece:.1f} s for {len(labels)}, {right.float().mean():.1%} accepted, {share:.1%} distinct"
