@@ -29,15 +29,18 @@ def rows(kept: dict[str, Any]) -> list[Row]:
         killed, same = kills["killed"], kills["the same"]
         rows.append(("runs killed with -9, bit-identical once resumed", f"{same} of {killed}", "all", same == killed))
     if faults := kept.get("faults"):
-        tried, failed = faults["tried"], faults["failed"]
-        operations = sum(row["operations"] for row in faults["commands"].values())
-        commands = len(faults["commands"])
-        what = f"faults at each of {operations:,} file operations of {commands} commands: guarantees violated"
-        rows.append((what, f"{failed} of {tried:,}", "0", failed == 0))
+        commands = faults["commands"].values()
+        operations, possible, tried = (
+            sum(row[key] for row in commands) for key in ("operations", "possible", "faults")
+        )
+        failed = sum(len(row["failed"]) for row in commands)
+        what = f"{possible:,} faults at {operations:,} file operations of {len(commands)} commands: guarantees violated"
+        rows.append((what, f"{failed} of {tried:,} tried", f"0 of {possible:,}", failed == 0 and tried == possible))
     if fuzz := kept.get("fuzz"):
-        wrong = sum(fuzz["findings"].values())
-        what = f"mutated inputs of {len(fuzz['readers'])} readers: tracebacks, hangs, growth, imports, files outside"
-        rows.append((what, f"{wrong} of {fuzz['inputs']:,}", "0 of 200,000", wrong == 0 and fuzz["inputs"] >= 200_000))
+        readers = fuzz["readers"].values()
+        inputs, wrong = (sum(row["inputs"] for row in readers), sum(sum(row["findings"].values()) for row in readers))
+        what = f"mutated inputs of {len(readers)} readers: tracebacks, hangs, growth, imports, files outside"
+        rows.append((what, f"{wrong} of {inputs:,}", "0 of 300,000", wrong == 0 and inputs >= 300_000))
     if long_run := kept.get("long_run"):
         ratio = long_run["memory at the end over memory at step 500"]
         what = f"memory after {long_run['steps']:,} steps over that after 500"

@@ -42,7 +42,7 @@ import torch
 from PIL import Image
 
 from interpkit.io.locking import HOLDER, LOCK
-from torture import keep
+from torture import keep_part
 from torture.kills import arguments, command, differences, load_all
 from torture.long_run import classifier
 from torture.twice import content, differing
@@ -375,7 +375,12 @@ def cases(job: Job, scratch: Path) -> list[tuple[str, int]]:
 
 
 def faults(
-    folder: Path, share: float = 1.0, seed: int = 0, names: Sequence[str] = (), kinds: Sequence[str] = ()
+    folder: Path,
+    share: float = 1.0,
+    seed: int = 0,
+    names: Sequence[str] = (),
+    kinds: Sequence[str] = (),
+    saved: bool = False,
 ) -> dict[str, Any]:
     """Inject every fault (of some kinds, or a random share of them) into every command; return the result."""
     load_all()
@@ -389,15 +394,17 @@ def faults(
             if violations:
                 failed[f"{fault} {at}"] = violations
                 print(name, fault, at, *violations, sep="\n", flush=True)
-        operations_there = max(at for fault, at in every if fault != "limit")
+        row = {"operations": max(at for fault, at in every if fault != "limit"), "possible": len(every)}
         counted = dict(Counter(fault for fault, _ in chosen))
-        result[name] = {"operations": operations_there, "faults": len(chosen), "by kind": counted, "failed": failed}
-        print(name, operations_there, "operations,", len(chosen), "faults,", len(failed), "failed", flush=True)
+        result[name] = {**row, "faults": len(chosen), "by kind": counted, "failed": failed}
+        print(name, row["operations"], "operations,", len(chosen), "faults,", len(failed), "failed", flush=True)
+        if saved:
+            keep_part("faults", "commands", name, result[name], command="python -m torture.faults", seed=seed)
     return result
 
 
 def main(words: Sequence[str] = ()) -> None:
-    """Inject the faults and save the result."""
+    """Inject the faults, and save the result of each command as soon as it is known."""
     parser = argparse.ArgumentParser(prog="python -m torture.faults", description=(__doc__ or "").splitlines()[0])
     parser.add_argument(
         "--share", type=float, default=1.0, help="Share of the faults to inject, drawn at random (default: 1)."
@@ -405,15 +412,10 @@ def main(words: Sequence[str] = ()) -> None:
     parser.add_argument("--seed", type=int, default=0, help="Random seed (default: 0).")
     parser.add_argument("--job", action="append", default=[], help="Test only this command; repeatable.")
     kinds = [*FAULTS, "limit"]
-    parser.add_argument("--kind", action="append", default=[], choices=kinds, help="Only this kind; repeatable.")
+    parser.add_argument("--kind", action="append", default=[], choices=kinds, help="Only this kind; saves nothing.")
     options = parser.parse_args(words)
     with tempfile.TemporaryDirectory() as folder:
-        result = faults(Path(folder), options.share, options.seed, options.job, options.kind)
-    total = sum(row["faults"] for row in result.values())
-    failed = sum(len(row["failed"]) for row in result.values())
-    whole = {"command": f"python -m torture.faults --share {options.share:g} --seed {options.seed}"}
-    if not options.job and not options.kind:
-        keep("faults", {**whole, "tried": total, "failed": failed, "commands": result})
+        result = faults(Path(folder), options.share, options.seed, options.job, options.kind, saved=not options.kind)
     print(json.dumps(result, indent=1))
 
 

@@ -1,8 +1,8 @@
 """Mutated files for every reader: each is read, or refused in one message, within seconds and without side effects.
 
-    python -m torture.fuzz [--seed N] [--inputs N] [--reader NAME]... [--number N]
+    python -m torture.fuzz [--seed N] [--inputs N] [--share S] [--reader NAME]... [--number N]
 
-Without ``--inputs`` and ``--reader`` the result is saved.
+Without ``--inputs`` the result of each reader is saved as soon as it is known.
 Workers are forked with a memory limit, an alarm, and an audit hook that sees imports, processes, sockets and files.
 Any input can be reproduced from the seed, the reader and its number; inputs that failed are saved in ``build/fuzz``.
 """
@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import importlib.metadata
 import json
+import math
 import mmap
 import os
 import random
@@ -33,12 +34,12 @@ from types import FrameType
 from typing import Any
 
 from interpkit.errors import InterpkitError
-from torture import keep
+from torture import keep_part
 from torture.mutate import Files, files
 from torture.readers import READERS, Reader
 
 SEED = 1
-INPUTS = 220_000
+INPUTS = 300_000
 GROWTH = 1_000_000_000
 """Bytes of address space that a worker may use beyond those it starts with."""
 SECONDS = 5
@@ -246,35 +247,40 @@ def save(finding: Finding, seed: int) -> None:
     put(made(reader, reader.corpus(), seed, finding.number), folder)
 
 
-def run(inputs: int, seed: int = SEED, names: list[str] | None = None) -> dict[str, Any]:
-    """Run inputs through all readers, according to their shares; print and return the findings."""
+def run(inputs: int | None, seed: int = SEED, names: list[str] | None = None, share: float = 1.0) -> bool:
+    """Run inputs through readers, according to their shares; print the findings, and return whether there are any.
+
+    Args:
+        inputs: how many over these readers; None for their part of `INPUTS`, whose results are saved.
+        seed: random seed.
+        names: the readers, or all.
+        share: of `INPUTS`, for less time.
+    """
     readers = [READERS[name] for name in names or READERS]
-    shares = sum(reader.share for reader in readers)
-    tried: dict[str, int] = {}
-    seconds: dict[str, float] = {}
-    findings: list[Finding] = []
+    shares = sum(reader.share for reader in (READERS.values() if inputs is None else readers))
+    facts = {
+        "seed": seed,
+        "versions": {name: importlib.metadata.version(name) for name in ("torch", "safetensors", "numpy", "pillow")},
+        "command": "python -m torture.fuzz",
+    }
+    failed = False
     for reader in readers:
-        count = -(-inputs * reader.share // shares)
+        count = math.ceil((inputs or share * INPUTS) * reader.share / shares)
         begun = time.monotonic()
         new = fuzz(reader, seed, range(count))
-        tried[reader.name], seconds[reader.name] = count, round(time.monotonic() - begun, 1)
-        findings += new
-        print(f"{reader.name}: {count} inputs, {len(new)} findings, {seconds[reader.name]} s", flush=True)
+        seconds = round(time.monotonic() - begun, 1)
+        failed |= bool(new)
+        print(f"{reader.name}: {count} inputs, {len(new)} findings, {seconds} s", flush=True)
         for finding in new:
             save(finding, seed)
         for detail, many in Counter((finding.kind, finding.detail) for finding in new).most_common(20):
             first = next(finding.number for finding in new if (finding.kind, finding.detail) == detail)
             print(f"    {many} x {detail[0]}: {detail[1]} (the first is {first})", flush=True)
-    kinds = Counter(finding.kind for finding in findings)
-    return {
-        "seed": seed,
-        "inputs": sum(tried.values()),
-        "readers": tried,
-        "seconds": seconds,
-        "findings": dict(kinds),
-        "versions": {name: importlib.metadata.version(name) for name in ("torch", "safetensors", "numpy", "pillow")},
-        "command": "python -m torture.fuzz",
-    }
+        if inputs is None:
+            kinds = dict(Counter(finding.kind for finding in new))
+            result = {"inputs": count, "findings": kinds, "seconds": seconds}
+            keep_part("fuzz", "readers", reader.name, result, **facts)
+    return failed
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -282,6 +288,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seed", type=int, default=SEED, help=f"Random seed (default: {SEED}).")
     parser.add_argument("--inputs", type=int, help=f"Number of inputs over all readers (default: {INPUTS:,}).")
+    parser.add_argument("--share", type=float, default=1.0, help="Share of that number to read and save (default: 1).")
     parser.add_argument("--reader", action="append", choices=sorted(READERS), help="Test only this one; repeatable.")
     parser.add_argument("--number", type=int, help="Read only this input, in this process, with a traceback.")
     parser.add_argument(
@@ -295,10 +302,7 @@ def main(arguments: list[str] | None = None) -> None:
             put(made(reader, reader.corpus(), options.seed, options.number), Path(folder, "input"))
             reader.read(Path(folder, "input"))
         return
-    result = run(options.inputs or INPUTS, options.seed, options.reader)
-    if options.inputs is None and options.reader is None:
-        keep("fuzz", result)
-    if result["findings"]:
+    if run(options.inputs, options.seed, options.reader, options.share):
         raise SystemExit(1)
 
 

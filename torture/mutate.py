@@ -68,6 +68,7 @@ def _by_name(path: PurePath) -> Callable[[bytes, random.Random], bytes] | None:
         ".toml": of_toml,
         ".safetensors": of_safetensors,
         ".npz": of_zip,
+        ".npy": _npy,
         ".pt": of_zip,
         ".pth": of_zip,
         ".bin": of_zip,

@@ -6,10 +6,12 @@ import io
 import shutil
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import onnx2torch  # noqa: F401, architecture families and formats import these on demand, whatever the file contains
@@ -23,12 +25,16 @@ from interpkit_targets import examples
 from PIL import Image
 
 import interpkit
-from interpkit import ModelError
-from interpkit.api import invert
+from interpkit import ModelError, PluginError
+from interpkit.api import harden, invert
 from interpkit.attribution import export
 from interpkit.cli import app, options
-from interpkit.io import datasets
+from interpkit.interfaces import contracts
+from interpkit.io import datasets, predictions, unlabeled
+from interpkit.plugins import assembly
+from interpkit.plugins.discovery import installed
 from interpkit.runs import shards
+from interpkit.runs.stored import StoredRun
 from interpkit.scaffold import package
 from interpkit.scaffold.kinds import Kind
 from torture.mutate import Files
@@ -36,6 +42,7 @@ from torture.mutate import Files
 SHAPE = examples.SHAPE
 OPTIONS = {"upconv.width": 8, "upconv.min_width": 4, "upconv.latent": 8, "upconv.hidden": 8}
 SETTINGS = {"steps": 12, "batch_size": 8, "device": "cpu", "precision": "fp32", "options": OPTIONS}
+BITS = {"input_shape": [8], "num_classes": 3, "hidden": [6], "fan_in": 4}
 NAMED = {"arch": examples.ARCHITECTURE, "arch_args": examples.ARGUMENTS, "input_shape": SHAPE}
 
 
@@ -112,19 +119,19 @@ def _target_files() -> list[Files]:
     return [named, told]
 
 
-@reader(30, _target_files)
+@reader(110, _target_files)
 def target_file(folder: Path) -> None:
     """A self-describing classifier."""
     interpkit.load_target(only(folder, ".safetensors"))
 
 
-@reader(3, _target_files)
+@reader(2, _target_files)
 def inspected(folder: Path) -> None:
     """What `interpkit inspect` reads of a classifier."""
     command("inspect", only(folder, ".safetensors"))
 
 
-@reader(18, lambda: [{"net.safetensors": safetensors.torch.save(examples.small_net().state_dict())}])
+@reader(66, lambda: [{"net.safetensors": safetensors.torch.save(examples.small_net().state_dict())}])
 def weights(folder: Path) -> None:
     """Weights in safetensors, for which the user specifies the rest."""
     interpkit.load_target(only(folder, ".safetensors"), **NAMED)
@@ -141,25 +148,25 @@ def _checkpoints() -> list[Files]:
     return corpus
 
 
-@reader(30, _checkpoints)
+@reader(76, _checkpoints)
 def checkpoint(folder: Path) -> None:
     """A state dict saved with `torch.save`."""
     interpkit.load_target(only(folder, ".pt"), **NAMED)
 
 
-@reader(3, lambda: [made(examples.timm_folder)])
+@reader(1, lambda: [made(examples.timm_folder)])
 def timm_folder(folder: Path) -> None:
     """A folder that timm saved."""
     interpkit.load_target(folder / "timm")
 
 
-@reader(3, lambda: [made(examples.transformers_folder)])
+@reader(2, lambda: [made(examples.transformers_folder)])
 def transformers_folder(folder: Path) -> None:
     """A folder that transformers saved."""
     interpkit.load_target(folder / "vit")
 
 
-@reader(5, lambda: [made(examples.hub_mixin_folder)])
+@reader(3, lambda: [made(examples.hub_mixin_folder)])
 def hub_mixin_folder(folder: Path) -> None:
     """A folder that PyTorchModelHubMixin saved, with the user's own code, which is not mutated."""
     (folder / "net.py").write_text(examples.CODE, "utf-8")
@@ -176,7 +183,7 @@ def onnx_graph(folder: Path) -> None:
     interpkit.load_target(only(folder, ".onnx"))
 
 
-@reader(12, lambda: [{"names.txt": b"cat\ndog\nowl\n"}, {"names.json": b'["cat", "dog", "owl"]'}])
+@reader(40, lambda: [{"names.txt": b"cat\ndog\nowl\n"}, {"names.json": b'["cat", "dog", "owl"]'}])
 def class_names(folder: Path) -> None:
     """A file for ``--class-names``."""
     interpkit.wrap(_target().module, SHAPE, class_names=options.lines(only(folder, ".txt", ".json")))
@@ -206,7 +213,7 @@ def _arrays() -> list[Files]:
     return corpus
 
 
-@reader(30, _arrays)
+@reader(90, _arrays)
 def npz(folder: Path) -> None:
     """Reference images in an npz."""
     datasets.load_data(str(only(folder, ".npz")), SHAPE, ["cat", "dog", "owl"])
@@ -217,7 +224,7 @@ def _tables() -> list[Files]:
     return [{"data.csv": f"label,a,b,c\n{rows}".encode()}]
 
 
-@reader(6, _tables)
+@reader(34, _tables)
 def table(folder: Path) -> None:
     """Reference vectors in a CSV file."""
     datasets.load_data(str(only(folder, ".csv")), (3,), ["cat", "dog", "owl"])
@@ -236,16 +243,66 @@ def _pictures() -> list[Files]:
     return corpus
 
 
-@reader(20, _pictures)
+@reader(26, _pictures)
 def pictures(folder: Path) -> None:
     """One folder of pictures per class."""
     datasets.load_data(str(folder), SHAPE, ["cat", "dog", "owl"])
 
 
-@reader(10, _pictures)
+@reader(20, _pictures)
 def picture(folder: Path) -> None:
     """One picture to explain."""
     export.load_images(str(next(path for path in sorted(folder.rglob("*.*")))), _target())
+
+
+@reader(8, lambda: [*_arrays()[:2], *_tables(), _pictures()[0]])
+def without_labels(folder: Path) -> None:
+    """Pictures or rows whose labels are not read."""
+    path = only(folder, ".npz", ".csv")
+    shape = (3,) if path.suffix == ".csv" else SHAPE
+    unlabeled.load_unlabeled(str(path if path.is_file() else folder), shape, resize=True)
+
+
+@reader(2, lambda: [{"samples.safetensors": _run()["samples.safetensors"]}, *_arrays()[:2]])
+def classified(folder: Path) -> None:
+    """What `interpkit classify` reads."""
+    command("classify", model(), "--images", only(folder, ".safetensors", ".npz"))
+
+
+@reader(4, _tables)
+def rows(folder: Path) -> None:
+    """The table of `interpkit counterfactual`."""
+    interpkit.counterfactual(_classifier_of_rows(), only(folder, ".csv"), count=1, fixed=["b"])
+
+
+@cache
+def _classifier_of_rows() -> interpkit.Target:
+    with torch.random.fork_rng([]):
+        torch.manual_seed(0)
+        return interpkit.wrap(torch.nn.Linear(3, 3), (3,), class_names=["cat", "dog", "owl"], input_range=[-2000, 10])
+
+
+def _answers() -> list[Files]:
+    values = np.array([[0.7, 0.2, 0.1], [0.0, 0.5, 0.5], [1 / 3, 1 / 3, 1 / 3]])
+    one, several = io.BytesIO(), io.BytesIO()
+    np.save(one, values)
+    np.savez_compressed(several, predictions=values, other=values)
+    table = "a,b,c\n" + "".join(",".join(map(str, row)) + "\n" for row in values)
+    tensors = safetensors.torch.save({"logits": torch.from_numpy(values).log().clamp_min(-50)})
+    return [
+        {"answers.npy": one.getvalue()},
+        {"answers.npz": several.getvalue()},
+        {"answers.csv": table.encode()},
+        {"answers.safetensors": tensors},
+    ]
+
+
+@reader(30, _answers)
+def answers(folder: Path) -> None:
+    """The predictions of `interpkit reconstruct`."""
+    path = only(folder, ".npy", ".npz", ".csv", ".safetensors")
+    values = predictions.load_predictions(path)
+    predictions.log_probabilities(values, 3, str(path), logits=path.suffix == ".safetensors")
 
 
 # ---------------------------------------------------------------------------------------- runs, recipes
@@ -294,53 +351,136 @@ def _other_run() -> Path:
     return _whole(folder)
 
 
-@reader(10, lambda: [{"recipe.toml": _run()["recipe.toml"]}])
+@reader(16, lambda: [{"recipe.toml": _run()["recipe.toml"]}])
 def recipe(folder: Path) -> None:
     """A stranger's recipe, as ``--config``."""
     job = invert.prepare(_target(), config=only(folder, ".toml"))
     job.recipe.to_toml()
 
 
-@reader(4, _of_run("manifest.json", "recipe.toml", "history.jsonl", "generator.safetensors"))
+@reader(2, _of_run("manifest.json", "recipe.toml", "history.jsonl", "generator.safetensors"))
 def run_sample(folder: Path) -> None:
     """What `interpkit sample` reads."""
     command("sample", _whole(folder), "--per-class", "1", "--out", folder / "drawn.safetensors")
 
 
-@reader(4, _of_run("manifest.json", "metrics.json", "samples.safetensors"))
+@reader(2, _of_run("manifest.json", "metrics.json", "samples.safetensors"))
 def run_compare(folder: Path) -> None:
     """What `interpkit compare` reads."""
     command("compare", _whole(folder), _other_run(), "--html", folder / "compared.html")
 
 
-@reader(3, _of_run("metrics.json", "samples.safetensors", "history.jsonl", "manifest.json"))
+@reader(1, _of_run("metrics.json", "samples.safetensors", "history.jsonl", "manifest.json"))
 def run_evaluate(folder: Path) -> None:
     """What `interpkit evaluate` reads."""
     command("evaluate", _whole(folder), "--metric", "diversity")
 
 
-@reader(3, _of_run("metrics.json", "samples.safetensors", "history.jsonl", "manifest.json"))
+@reader(1, _of_run("metrics.json", "samples.safetensors", "history.jsonl", "manifest.json"))
 def run_report(folder: Path) -> None:
     """What `interpkit report` reads."""
     command("report", _whole(folder))
 
 
-@reader(3, _of_run("attributions/integrated-gradients.safetensors"))
+@reader(1, _of_run("attributions/integrated-gradients.safetensors"))
 def run_maps(folder: Path) -> None:
     """What `interpkit report` reads of the attribution maps in a run."""
     command("report", _whole(folder))
 
 
-@reader(4, _of_run("manifest.json", "recipe.toml", "metrics.json"))
+@reader(2, _of_run("manifest.json", "recipe.toml", "metrics.json"))
 def run_finished(folder: Path) -> None:
     """What `interpkit invert --resume` reads of a finished run."""
     command("invert", model(), "--out", _whole(folder), "--resume")
 
 
-@reader(4, _of_run("checkpoint", "history.jsonl"))
+@reader(1, _of_run("checkpoint", "history.jsonl"))
 def run_resumed(folder: Path) -> None:
     """What `interpkit invert --resume` reads of an interrupted run."""
     command("invert", model(), "--out", _whole(folder), "--resume", "--steps", "13")
+
+
+@cache
+def _concepts() -> Files:
+    images = torch.rand((40, *SHAPE), generator=torch.Generator().manual_seed(0))
+    return made(lambda folder: interpkit.concepts(_target(), images, latents=6, active=2, steps=5, out=folder))
+
+
+@reader(3, lambda: [{name: content for name, content in _concepts().items() if not name.endswith(".html")}])
+def concepts_folder(folder: Path) -> None:
+    """The concepts of a classifier, loaded, used, and written again."""
+    found = interpkit.load_concepts(folder, target=_target())
+    found.where(torch.zeros(1, *SHAPE), 0)
+    found.save(folder)
+
+
+@reader(1, lambda: [{"concepts/concepts.json": _concepts()["concepts.json"]}])
+def run_concepts(folder: Path) -> None:
+    """What `interpkit report` reads of the concepts in a run."""
+    command("report", _whole(folder))
+
+
+def _hardened(folder: Path, **settings: Any) -> interpkit.Hardened:
+    images, labels = torch.linspace(0, 1, 6).repeat_interleave(144).view(6, *SHAPE), torch.arange(6) % 3
+    settings = {"samples": 12, "steps": 1, "seed": 1, "device": "cpu", "presets": ["vecmat"], "rounds": 0} | settings
+    return interpkit.harden(model(), (images, labels), out=folder / "hard.safetensors", **settings)
+
+
+def _rounds() -> list[Files]:
+    class Stop(Exception): ...
+
+    def make(folder: Path) -> None:
+        with patch.object(harden, "_verdict", side_effect=Stop), suppress(Stop):
+            _hardened(folder)
+        (folder / "hard.safetensors").unlink()
+
+    return [made(make)]
+
+
+@reader(2, _rounds)
+def rounds(folder: Path) -> None:
+    """What `interpkit harden --resume` reads."""
+    _hardened(folder, resume=True)
+
+
+@cache
+def _inversions() -> dict[str, tuple[interpkit.Inversion, Files]]:
+    """Return inversions that store files of their own, by the name of the inverter, and these files."""
+    torch.manual_seed(0)
+    rng, few = np.random.default_rng(0), {"steps": 4, "batch_size": 8, "device": "cpu", "precision": "fp32"}
+    data = model().parent / "data.npz"
+    np.savez(data, images=rng.integers(0, 256, (6, 12, 12), np.uint8), labels=np.zeros(6, np.int64))
+    bits = interpkit.wrap(interpkit.build_architecture("bnn:net", BITS), (8,))
+    chosen: dict[str, tuple[interpkit.Target, dict[str, Any]]] = {
+        "cnf": (bits, {"cnf.per_class": 2, "cnf.dimacs": True}),
+        "hypinv": (_classifier_of_rows(), {}),
+        "constrained": (_classifier_of_rows(), {"constrained.per_class": 1}),
+        "boundary": (_target(), {"boundary.data": str(data)}),
+        "landscape": (_target(), {}),
+    }
+    found = {}
+    for name, (target, settings) in chosen.items():
+        with tempfile.TemporaryDirectory() as place:
+            inversion = interpkit.invert(target, inverter=name, options=settings, out=Path(place, "run"), **few)
+            own = ["samples.safetensors", *inversion.files()]
+            found[name] = inversion, {f"{name}/{file}": Path(place, "run", file).read_bytes() for file in own}
+    return found
+
+
+@reader(4, lambda: [content for _, content in _inversions().values()])
+def own_files(folder: Path) -> None:
+    """What inverters read of a run whose manifest fits: rules, formulas, certificates, images, weights."""
+    place = next((place for place in folder.iterdir() if place.is_dir()), None)
+    if place is None:
+        return
+    known, _ = _inversions()[place.name]
+    stored = StoredRun(place, known.target, known.recipe, known.history, {}, known.empty)
+    try:
+        found = contracts.loaded_inversion(assembly.inverter(known.recipe, installed()), stored)
+        found.sample(count=2)
+        contracts.sections(found)
+    except PluginError as error:  # which blames the inverter for the file
+        raise AssertionError(str(error)) from error
 
 
 @cache
@@ -352,7 +492,7 @@ def _shards() -> list[Files]:
     return [made(lambda folder: shards.write_shards(_inversion(), folder / "out", count=5, shard_size=3))]
 
 
-@reader(4, _shards)
+@reader(2, _shards)
 def shard_folder(folder: Path) -> None:
     """Shards that are resumed."""
     shards.write_shards(_inversion(), folder / "out", count=5, shard_size=3)
@@ -362,7 +502,7 @@ def _names() -> list[Files]:
     return [{"name.txt": name.encode()} for name in ("my-loss", "loss2", "a-b-c")]
 
 
-@reader(4, _names)
+@reader(2, _names)
 def plugin_name(folder: Path) -> None:
     """The name of a package for `interpkit plugins new`."""
     name = only(folder, ".txt").read_text("utf-8", "surrogateescape")
@@ -377,7 +517,7 @@ def _programs() -> list[Files]:
     return [made(examples.torchscript_file), made(examples.exported_program)]
 
 
-@reader(10, _programs)
+@reader(30, _programs)
 def program(folder: Path) -> None:
     """TorchScript and exported programs without ``--trust``: refused, whatever they contain."""
     try:

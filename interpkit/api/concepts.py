@@ -25,9 +25,9 @@ from interpkit.evaluation.statistics import wilson
 from interpkit.interfaces.inversions import Inversion
 from interpkit.interfaces.samples import to_unit
 from interpkit.interfaces.targets import Target
-from interpkit.io import strict_json
 from interpkit.io.atomic import inner_folder, read_tensors, to_json, write_atomically, write_tensors
 from interpkit.io.locking import only_writer
+from interpkit.report.concepts import read_concepts, write_concepts
 from interpkit.runtime import progress
 from interpkit.runtime.autograd import with_autograd
 from interpkit.runtime.devices import choose_device
@@ -91,12 +91,10 @@ class Concepts:
 
         Names that an earlier call gave to the same concepts are kept.
         """
-        from interpkit.report.concepts import write_concepts
-
         place = inner_folder(Path(folder))
         with only_writer(place, [FIGURES, TENSORS, PAGE]):
             if (place / FIGURES).is_file():
-                before = _read(place)
+                before = read_concepts(place / FIGURES)
                 if before.get("settings") == self.record["settings"]:
                     self.record["names"] = {**before["names"], **self.record["names"]}
             for row in self.record["concepts"]:
@@ -261,31 +259,27 @@ def load_concepts(
         if not (place.parent / "manifest.json").is_file():
             raise UsageError(f"{place} is not in a run: pass the classifier as target=.")
         target = load_inversion(place.parent).target
-    record, tensors = _read(place), read_tensors(place / TENSORS, f"there is no {place / TENSORS}.")
+    record, tensors = read_concepts(place / FIGURES), read_tensors(place / TENSORS, f"there is no {place / TENSORS}.")
     weights = {n.removeprefix("dictionary."): value for n, value in tensors.items() if n.startswith("dictionary.")}
+    gray = torch.full((1, *target.input_shape), 0.5)
+    width = found_by.positions(found_by.read(target, record["layer"], gray, "cpu")[0]).shape[2]
     if dictionary is None:
         if record["dictionary"] not in DICTIONARIES:
             raise UsageError(f"{place} has a third party's dictionary: pass one of its kind as dictionary=.")
-        width, latents = weights["atoms"].shape[1], weights["atoms"].shape[0]
+        if weights.get("atoms", torch.zeros(0)).shape != (record["latents"], width):
+            raise RunError(f"{place / TENSORS} does not fit {FIGURES} beside it, or is of another classifier.")
         dictionary = cast(Any, DICTIONARIES[record["dictionary"]])(
-            width, latents, *([record["active"]] if record["dictionary"] == "topk" else [])
+            width, record["latents"], *([record["active"]] if record["dictionary"] == "topk" else [])
         )
     assert dictionary is not None
+    pictures, maps = (tensors.get(name, torch.zeros(0)).float() for name in ("pictures", "maps"))
     try:
         dictionary.load_state_dict(weights)
-    except RuntimeError as error:
-        raise RunError(f"{place / TENSORS} does not fit the dictionary: {error}.") from error
-    return Concepts(target, record["layer"], dictionary.eval(), record, tensors["pictures"], tensors["maps"])
-
-
-def _read(place: Path) -> dict[str, Any]:
-    try:
-        record = strict_json.parse(strict_json.read_text(place / FIGURES))
-        if not isinstance(record, dict) or record.get("schema") != SCHEMA:
-            raise ValueError(f"it is not of schema {SCHEMA}")
-    except (OSError, ValueError) as error:
-        raise RunError(f"{place / FIGURES} cannot be read: {error}. Remove it, and find the concepts again.") from error
-    return record
+        if pictures.shape[1:] != target.input_shape or maps.dim() != 4 or len(maps) > len(pictures):
+            raise ValueError(f"its pictures are {tuple(pictures.shape)}, its maps {tuple(maps.shape)}")
+    except (RuntimeError, ValueError) as error:
+        raise RunError(f"{place / TENSORS} does not fit the dictionary or the classifier: {error}.") from error
+    return Concepts(target, record["layer"], dictionary.eval(), record, pictures, maps)
 
 
 def _samples(

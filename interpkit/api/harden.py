@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from interpkit.api.invert import invert, prepare
+from interpkit.config import schemas
 from interpkit.config.recipe import target_facts
 from interpkit.errors import ModelError, RunError, UsageError, setting
 from interpkit.evaluation import teaching
@@ -384,6 +385,16 @@ def _resumed(file: Path | None, begun: Mapping[str, str], pupil: ModuleTarget) -
             raise RunError(
                 f"{path} was begun with other {name}: resume it with the same, or remove it and start again."
             )
-    state = {name: tensors[f"weights.{name}"] for name in pupil.module.state_dict()}
+    state = {name.removeprefix("weights."): tensor for name, tensor in tensors.items() if name.startswith("weights.")}
+    garbage = tensors.get("garbage", torch.zeros(0))
+    fault = mismatch(pupil.module.state_dict(), state)
+    if garbage.shape[1:] != pupil.input_shape or garbage.dtype != _stored(torch.zeros(1, *pupil.input_shape)).dtype:
+        fault = f"its garbage is {garbage.dtype} {tuple(garbage.shape)}"
+    try:
+        done = schemas.HardeningRounds.validate_json(metadata.get("rounds", ""))
+    except ValueError:
+        fault = f"its rounds are {metadata.get('rounds')!r:.40}"
+    if fault:
+        raise RunError(f"{path} is damaged: {fault}. Remove it and start again.")
     pupil.module.load_state_dict(state)
-    return tensors["garbage"], json.loads(metadata["rounds"])
+    return garbage, [figures.model_dump() for figures in done]

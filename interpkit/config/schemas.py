@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints, TypeAdapter, ValidationError
 
 from interpkit.errors import DISTRIBUTION
 
@@ -17,6 +17,12 @@ FileName = Annotated[str, StringConstraints(pattern=f"^{FILE_NAME.pattern}$")]
 """Name of an inversion's own file; it cannot point outside the run folder."""
 ClassNumber = Annotated[str, StringConstraints(pattern=r"^[0-9]{1,9}$")]
 """A label as a JSON key."""
+
+
+def first_fault(error: ValidationError) -> str:
+    """Return the first validation error, with the key where it occurred."""
+    fault = error.errors()[0]
+    return f"{'.'.join(map(str, fault['loc'])):.100}: {fault['msg'][:1].lower()}{fault['msg'][1:]:.100}"
 
 
 class _Stored(BaseModel):
@@ -124,3 +130,64 @@ class ShardFacts(_Stored):
     count: int = Field(ge=1)
     bytes: int = Field(ge=0)
     per_class: dict[ClassNumber, Annotated[list[int], Field(min_length=3, max_length=3)]]
+
+
+class _Named(_Stored):
+    label: int
+    name: str
+
+
+class _Effect(_Named):
+    logit: Number
+
+
+class ConceptRow(_Stored):
+    """One concept; ``samples`` are the places of its strongest ones."""
+
+    concept: int
+    name: str
+    fires: Number
+    fires_on_reference: Number = 0.0
+    strongest_in: _Named = Field(alias="class")
+    selectivity: Number
+    effect: _Effect
+    samples: list[int]
+
+
+class ConceptFigures(_Stored):
+    """How well the concepts describe images of one kind."""
+
+    images: int
+    variance_explained: Number
+    label_kept: Number
+    active: Number
+
+
+class Concepts(_Stored):
+    """concepts.json."""
+
+    version: Literal[1] = Field(alias="schema")
+    layer: str
+    dictionary: str
+    latents: int = Field(ge=1, le=10_000_000)
+    active: int = Field(ge=1)
+    learn_from: Literal["samples", "reference", "both"]
+    settings: dict[str, JsonValue]
+    samples: ConceptFigures
+    reference: ConceptFigures | None = None
+    only_samples: list[int] = []
+    only_reference: list[int] = []
+    names: dict[ClassNumber, str]
+    concepts: list[ConceptRow]
+
+
+class HardeningRound(_Stored):
+    """The figures of one round of hardening; see `interpkit.Hardened`."""
+
+    found: Number
+    accepted: Number
+    refused: Number
+
+
+HardeningRounds = TypeAdapter(list[HardeningRound])
+"""The rounds so far, in the metadata of the file from which a hardening is resumed."""

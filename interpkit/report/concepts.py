@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+import pydantic
 import torch
 from torch import Tensor
 
+from interpkit.config import schemas
+from interpkit.errors import RunError
 from interpkit.interfaces.targets import Target
+from interpkit.io import strict_json
 from interpkit.report import classes as of_classes
 from interpkit.report import encode
 from interpkit.report.page import render
@@ -18,6 +23,17 @@ MEANING = (
     "A concept is a direction of the layer's features that few images use. The figures say what the classifier "
     "computes; only the images show whether a person would call it one thing. Another seed finds other concepts."
 )
+
+
+def read_concepts(path: Path) -> dict[str, Any]:
+    """Return the figures in a concepts.json; raise a `RunError` if it is damaged or of another schema."""
+    try:
+        record: dict[str, Any] = strict_json.parse(strict_json.read_text(path))
+        schemas.Concepts.model_validate(record)
+    except (OSError, ValueError) as error:
+        fault = schemas.first_fault(error) if isinstance(error, pydantic.ValidationError) else error
+        raise RunError(f"{path} cannot be read: {fault}. Remove it, or find the concepts again.") from error
+    return record
 
 
 def write_concepts(target: Target, record: Mapping[str, Any], pictures: Tensor, maps: Tensor) -> str:

@@ -21,7 +21,6 @@ from interpkit.interfaces.inversions import Inversion
 from interpkit.interfaces.samples import Samples, to_unit
 from interpkit.interfaces.sections import Section
 from interpkit.interfaces.targets import Target
-from interpkit.io import strict_json
 from interpkit.io.atomic import read_tensors, write_atomically
 from interpkit.io.datasets import LabelledImages
 from interpkit.io.images import composite
@@ -174,17 +173,13 @@ def _concepts(run: Run) -> dict[str, Any] | None:
     path = run / "concepts" / "concepts.json"
     if not path.exists():
         return None
-    try:
-        record = strict_json.parse(strict_json.read_text(path))
-        rows = [
-            (kind, *(float(record[kind][figure]) for figure in ("variance_explained", "label_kept")))
-            for kind in ("samples", "reference")
-            if kind in record
-        ]
-        facts = {"layer": record["layer"], "count": len(record["concepts"])}
-        return {**facts, "rows": rows, "meaning": of_concepts.MEANING}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise RunError(f"{path} cannot be read: {error!r}. Remove it, or find the concepts again.") from error
+    record = of_concepts.read_concepts(path)
+    rows = [
+        (kind, record[kind]["variance_explained"], record[kind]["label_kept"])
+        for kind in ("samples", "reference")
+        if kind in record
+    ]
+    return {"layer": record["layer"], "count": len(record["concepts"]), "rows": rows, "meaning": of_concepts.MEANING}
 
 
 def _data(samples: Samples, beside: list[_Beside], each: float) -> dict[str, Any]:

@@ -124,7 +124,9 @@ class Run:
                 missing = {"model": "which classifier was inverted", "plugins": "which plugins the run was made with"}
                 what = missing.get(str(error.errors()[0]["loc"][0]))
                 words = "is not in interpkit's format" if what is None else f"does not state {what}"
-                raise RunError(f"{self / 'manifest.json'} {words} ({_fault(error)}). Run it again.") from error
+                raise RunError(
+                    f"{self / 'manifest.json'} {words} ({schemas.first_fault(error)}). Run it again."
+                ) from error
         return self._manifest
 
     def metrics(self) -> dict[str, Any]:
@@ -134,7 +136,7 @@ class Run:
             schemas.Metrics.model_validate(metrics)
             fault = invalid(metrics)
         except pydantic.ValidationError as error:
-            fault = _fault(error)
+            fault = schemas.first_fault(error)
         if fault is not None:
             raise RunError(
                 f"{self / 'metrics.json'} is not in interpkit's format ({fault}). Replace its content with "
@@ -417,12 +419,6 @@ class Run:
     def _write_manifest(self, facts: Mapping[str, Any]) -> None:
         self._manifest = Manifest.model_validate(facts)
         write_atomically(self / "manifest.json", to_json(facts))
-
-
-def _fault(error: pydantic.ValidationError) -> str:
-    """Return the first validation error, with the key where it occurred."""
-    fault = error.errors()[0]
-    return f"{'.'.join(map(str, fault['loc'])):.100}: {fault['msg'][:1].lower()}{fault['msg'][1:]:.100}"
 
 
 def write_samples(samples: Samples, path: Path) -> None:

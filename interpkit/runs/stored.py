@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from interpkit.config.recipe import Recipe
+from interpkit.config.schemas import FILE_NAME
 from interpkit.errors import RunError, setting
 from interpkit.evaluation import scoring
 from interpkit.interfaces.generation import Conditioner, Generator
@@ -47,6 +48,8 @@ class StoredRun(StoredInversion):
     def read(self, name: str) -> bytes:
         """Return the content of one of the inversion's own files; see `StoredInversion.read`."""
         path = self.folder / name
+        if not FILE_NAME.fullmatch(name):  # another file of a run may have named it
+            raise RunError(f"{self.folder} cannot have a file {name!r:.100} of its inverter.")
         if not path.is_file():  # also refuses a pipe, which would never end
             raise RunError(f"{self.folder} has no {name}: resume the run with {setting('resume')}.")
         content = path.read_bytes()

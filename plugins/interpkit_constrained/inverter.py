@@ -102,10 +102,12 @@ class Constrained(Inverter):
         tensors = stored.tensors(IMAGES)
         if tensors.keys() != {"images", "labels"}:
             raise RunError(f"{IMAGES} contains {sorted(tensors)} instead of images and labels. Run again with --force.")
-        proofs = read_proofs(stored.read(PROOFS), tensors["labels"])
-        return ConstrainedInversion(
-            stored.target, stored.recipe, stored.history, tensors["images"], tensors["labels"], proofs
-        )
+        target, images, labels = stored.target, tensors["images"], tensors["labels"]
+        fits = images.shape == (labels.numel(), *target.input_shape) and images.dtype == torch.float32
+        if not fits or labels.dtype != torch.int64 or not torch.isin(labels, torch.arange(target.num_classes)).all():
+            raise RunError(f"{IMAGES} does not hold images of {target.name} with their labels. Run again with --force.")
+        proofs = read_proofs(stored.read(PROOFS), labels)
+        return ConstrainedInversion(target, stored.recipe, stored.history, images, labels, proofs)
 
 
 class Search:

@@ -39,6 +39,26 @@ FINDINGS = "cnf.json"
 BEFORE = "the run was stopped before its inputs were sought"
 
 
+class Finding(pydantic.BaseModel):
+    """What was found for a class; see `CnfInversion`."""
+
+    outcome: Literal["complete", "exhausted", "empty", "unfinished"]
+    images: int
+    variables: int | None = None
+    clauses: int | None = None
+    count: int | None = None
+    exact: bool | None = None
+
+
+class Findings(pydantic.BaseModel):
+    """cnf.json: the other files of the run, and what was found for each class."""
+
+    model_config = pydantic.ConfigDict(strict=True)
+
+    files: list[str]
+    classes: dict[int, Finding]
+
+
 class CnfInversion(ImageInversion):
     """The inputs that were found, and what was proved about each class.
 
@@ -156,7 +176,12 @@ class Cnf(Inverter):
         """Return the inversion of a run folder; see `Inverter.load`."""
         plain = stored.default()
         assert isinstance(plain, ImageInversion)
-        names = [FINDINGS, *json.loads(stored.read(FINDINGS))["files"]]
+        try:
+            known = Findings.model_validate_json(stored.read(FINDINGS))
+        except ValueError as error:
+            raise RunError(f"{FINDINGS} does not hold what was found for each class: {error}.") from error
+        if not all(0 <= label < stored.target.num_classes for label in known.classes):
+            raise RunError(f"{FINDINGS} has classes that {stored.target.name} lacks. Run again with --force.")
         return CnfInversion(
             stored.target,
             stored.recipe,
@@ -164,7 +189,7 @@ class Cnf(Inverter):
             plain.images,
             plain.labels,
             empty=stored.empty,
-            files={name: stored.read(name) for name in names},
+            files={name: stored.read(name) for name in (FINDINGS, *known.files)},
         )
 
 
