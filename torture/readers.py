@@ -427,10 +427,8 @@ def _hardened(folder: Path, **settings: Any) -> interpkit.Hardened:
 
 
 def _rounds() -> list[Files]:
-    class Stop(Exception): ...
-
     def make(folder: Path) -> None:
-        with patch.object(harden, "_verdict", side_effect=Stop), suppress(Stop):
+        with patch.object(harden, "_verdict", side_effect=KeyboardInterrupt), suppress(KeyboardInterrupt):
             _hardened(folder)
         (folder / "hard.safetensors").unlink()
 
