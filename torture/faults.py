@@ -37,14 +37,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import safetensors.torch
 import torch
 from PIL import Image
 
+import interpkit
 from interpkit.io.locking import HOLDER, LOCK
 from torture import keep_part
-from torture.kills import arguments, command, differences, load_all
-from torture.long_run import classifier
+from torture.kills import NARROW, arguments, command, differences, load_all
+from torture.long_run import CNN, SHAPE, classifier
 from torture.twice import content, differing
 
 SIGNALS = ("SIGTERM", "SIGINT", "SIGHUP", "SIGKILL")
@@ -174,6 +176,7 @@ class Job:
         differ: returns the names of the files that differ between ``whole`` and another folder.
         tidies: whether a second attempt removes the temporary files of a killed one. In a folder of the user's own,
             where another process may be writing, a hidden file next to the output file stays.
+        over: what a second attempt says if the first one had finished after all.
     """
 
     words: list[str]
@@ -182,6 +185,7 @@ class Job:
     whole: Path
     differ: Callable[[Path, Path], list[str]]
     tidies: bool = True
+    over: str = ""
 
     def prepare(self) -> None:
         """Restore the folder to its state before the command."""
@@ -213,7 +217,7 @@ def _read(path: Path) -> None:
             json.loads(line)
     elif path.suffix == ".toml":
         tomllib.loads(path.read_text("utf-8"))
-    elif path.suffix == ".safetensors":
+    elif path.suffix in (".safetensors", ".rounds"):
         safetensors.torch.load_file(path)
     elif path.suffix == ".png":
         with Image.open(path) as picture:
@@ -268,6 +272,9 @@ def inject(job: Job, scratch: Path, fault: str, at: int) -> list[str]:
         violations += [f"left {name}" for name in litter(job.watched) if name not in excused]
     if job.before is not None:
         names = {path.relative_to(job.before) for path in job.before.rglob("*") if path.is_file()}
+        names = {
+            name for name in names if (job.whole / name).exists()
+        }  # a finished command removes what it resumed from
         violations += [f"lost {name}" for name in names if not (job.watched / name).exists()]
     if status == 0 and fault not in SIGNALS:
         violations += [
@@ -275,8 +282,9 @@ def inject(job: Job, scratch: Path, fault: str, at: int) -> list[str]:
         ]
     log.unlink()
     status = command(job.words, log)
-    if status != 0:
-        violations.append(f"again: exit {status}: {log.read_text('utf-8', errors='replace')[-300:]}")
+    output_again = log.read_text("utf-8", errors="replace")
+    if status != 0 and not (job.over and job.over in output_again):
+        violations.append(f"again: exit {status}: {output_again[-300:]}")
     else:
         if fault == "SIGKILL":
             # A finished run is only read, so the lock of the killed process may remain: it blocks no one.
@@ -312,6 +320,15 @@ def jobs(scratch: Path, names: Sequence[str] = ()) -> Iterator[tuple[str, Job]]:
         watched.rename(job.whole)
         yield name, job
 
+    def stop(job: Job, operation: str, which: int, folder: Path) -> None:
+        """Ask a command to stop at one of its operations of a kind, and move what it left into ``folder``."""
+        those = [at for at, what in enumerate(operations(job, scratch), 1) if what.startswith(operation)]
+        job.prepare()
+        before = Injector(job.watched, those[which], "SIGTERM", scratch / "operations").install
+        if command(job.words, log, before=before) != 130:
+            raise SystemExit("the command was not interrupted: " + log.read_text("utf-8"))
+        job.watched.rename(folder)
+
     for kind in ("pixels", "vecmat"):
         yield from made(f"invert {kind}", arguments(kind, model, run, STEPS), None, run, differences)
     finished, stopped, place, empty = (base / name for name in ("invert vecmat", "stopped", "place", "empty"))
@@ -323,13 +340,7 @@ def jobs(scratch: Path, names: Sequence[str] = ()) -> Iterator[tuple[str, Job]]:
     if not names or "invert --resume" in names:
         # A run that was asked to stop, ready to be resumed.
         job = Job(arguments("vecmat", model, run, STEPS), run, None, finished, differences)
-        first = next(
-            at for at, what in enumerate(operations(job, scratch), 1) if what.startswith("replace .checkpoint")
-        )
-        job.prepare()
-        if command(job.words, log, before=Injector(run, first, "SIGTERM", scratch / "operations").install) != 130:
-            raise SystemExit("the run was not interrupted: " + log.read_text("utf-8"))
-        run.rename(stopped)
+        stop(job, "replace .checkpoint", 0, stopped)
         yield "invert --resume", Job(job.words, run, stopped, finished, differences)
     for name in ("evaluate", "report"):
         yield from made(name, [name, str(run)], finished, run, differing)
@@ -342,6 +353,70 @@ def jobs(scratch: Path, names: Sequence[str] = ()) -> Iterator[tuple[str, Job]]:
     yield from made("sample FILE", few, empty, place, differing, tidies=False)
     pack = ["pack", str(model), "--force", "--out", str(place / "model.safetensors")]
     yield from made("pack", pack, empty, place, differing, tidies=False)
+    other, decoder = base / "other", base / "decoder"
+    shutil.copytree(finished, other)
+    page = ["compare", str(finished), str(other), "--html", str(place / "compared.html")]
+    yield from made("compare", page, empty, place, _differing_in_depth, tidies=False)
+    balanced, data, answers = _balanced(scratch)
+    few = ["--latents", "8", "--active", "2", "--count", "24", "--steps", "3"]
+    yield from made(
+        "concepts", ["concepts", str(finished), *few, "--out", str(place)], None, place, _differing_in_depth
+    )
+    tests = ["--test", "noise", "--per-class", "2", "--reference", str(data)]
+    yield from made("audit", ["audit", str(balanced), *tests, "--out", str(place)], None, place, _differing_in_depth)
+    changes = ["counterfactual", str(balanced), "--images", str(data), "--count", "2", "--out", str(place)]
+    yield from made("counterfactual", changes, None, place, _differing_in_depth)
+    student = ["distill", str(finished), "--arch", "interpkit:cnn", "--arch-arg", "hidden=4", "--steps", "2"]
+    student += ["--batch-size", "4", "--force", "--out", str(place / "student.safetensors")]
+    yield from made("distill", student, empty, place, differing, tidies=False)
+    if not names or "reconstruct" in names:
+        learned = ["invert", str(model), "--preset", "alignment", "--data", str(data), "--out", str(decoder)]
+        if command([*learned, "--steps", "2", "--batch-size", "12", "--device", "cpu"], log) != 0:
+            raise SystemExit(log.read_text("utf-8"))
+    decoded = ["reconstruct", str(decoder), "--predictions", str(answers)]
+    yield from made(
+        "reconstruct", [*decoded, "--out", str(place / "decoded.safetensors")], empty, place, differing, tidies=False
+    )
+    hard = [
+        "harden",
+        str(balanced),
+        "--data",
+        str(data),
+        "--preset",
+        "vecmat",
+        *NARROW,
+        "--device",
+        "cpu",
+        "--seed",
+        "1",
+    ]
+    hard += ["--rounds", "1", "--steps", "2", "--samples", "12", "--batch-size", "12", "--stop-at", "1"]
+    hard += ["--out", str(place / "hard.safetensors")]
+    yield from made("harden", [*hard, "--force"], empty, place, differing, tidies=False)
+    if not names or "harden --resume" in names:
+        whole, begun = base / "harden", base / "begun"
+        job = Job([*hard, "--force"], place, empty, whole, differing)
+        stop(job, "open to write .hard.rounds", -1, begun)  # of the last round
+        if not whole.exists():
+            job.prepare()
+            command(job.words, log)
+            place.rename(whole)
+        over = "there is nothing to resume"
+        yield "harden --resume", Job([*hard, "--resume"], place, begun, whole, differing, tidies=False, over=over)
+
+
+def _balanced(scratch: Path) -> tuple[Path, Path, Path]:
+    """Write a classifier that gives each class to some of its images, those images, and answers."""
+    module = interpkit.build_architecture("interpkit:cnn", CNN)
+    images = torch.randint(0, 256, (60, *SHAPE), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    with torch.no_grad():
+        list(module.parameters())[-1].sub_(module.eval()(images / 255).mean(0))
+        labels = module(images / 255).argmax(1)
+    model, data, answers = scratch / "balanced.safetensors", scratch / "data.npz", scratch / "answers.npy"
+    interpkit.save_target(module, model, architecture="interpkit:cnn", arch_args=CNN, input_shape=SHAPE)
+    np.savez(data, images=images.numpy(), labels=labels.numpy())
+    np.save(answers, 0.7 * np.eye(CNN["num_classes"]) + 0.1)
+    return model, data, answers
 
 
 def _differing_in_depth(one: Path, other: Path) -> list[str]:

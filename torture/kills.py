@@ -14,6 +14,7 @@ import argparse
 import importlib
 import json
 import os
+import pkgutil
 import random
 import shutil
 import signal
@@ -28,6 +29,7 @@ from typing import Any
 
 import torch
 
+import interpkit
 from interpkit.plugins.discovery import installed
 from torture import keep
 from torture.long_run import classifier
@@ -55,8 +57,11 @@ def arguments(kind: str, model: Path, out: Path, steps: int) -> list[str]:
 def load_all() -> None:
     """Import everything that a command needs, so that no fork has to, and compute in one thread."""
     torch.set_num_threads(1)
-    for name in ("torch._dynamo", "PIL.ImageDraw", "PIL.ImageFont", "PIL.PngImagePlugin", "captum.attr"):
+    for name in ("torch._dynamo", "PIL.ImageDraw", "PIL.ImageFont", "PIL.PngImagePlugin", "captum.attr", "scipy.stats"):
         importlib.import_module(name)
+    for module in pkgutil.walk_packages(interpkit.__path__, "interpkit."):
+        if module.name.startswith(("interpkit.api.", "interpkit.cli.", "interpkit.report.", "interpkit.runs.")):
+            importlib.import_module(module.name)
     for kind in ("loss", "generator", "conditioner", "inverter", "preset", "metric", "attribution", "loader"):
         for name in installed().registry.names(kind):
             installed().registry.get(kind, name)

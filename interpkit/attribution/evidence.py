@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import scipy.stats
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -81,7 +80,9 @@ def evidence_agreement(one: ClassEvidence, other: ClassEvidence) -> dict[int, di
 
 def rank_correlation(one: Tensor, other: Tensor) -> Tensor:
     """Return Spearman's rank correlation of each pair of maps, (N,) float64 in [-1, 1]; NaN if one is constant."""
-    ranks = [torch.from_numpy(scipy.stats.rankdata(maps.flatten(1).numpy(), axis=1)) for maps in (one, other)]
+    from scipy.stats import rankdata  # which takes a second to import
+
+    ranks = [torch.from_numpy(rankdata(maps.flatten(1).numpy(), axis=1)) for maps in (one, other)]
     first, second = (r - r.mean(1, keepdim=True) for r in ranks)
     scale = (first.norm(dim=1) * second.norm(dim=1)).numpy()
     product = (first * second).sum(1).numpy()

@@ -134,18 +134,21 @@ def nearest(
     with target.frozen(on):
         logits = logits_of(target, given, on)
         before = logits.argmax(1)
-        arrived = _arrived(given, before, asked)
+        arrived, reasons = _arrived(given, before, asked), _impossible(target, given, logits, asked, least, most)
+        possible = torch.tensor([row for row in range(len(given)) if row not in reasons], dtype=torch.long)
 
-        def solve(rows: slice) -> tuple[Tensor, ...]:
+        def solve(part: slice) -> tuple[Tensor, ...]:
+            rows = possible[part]
             box = _Box(smooth, *(each[rows].to(on) for each in (given, least, most, step, free)))
             margin = _Margin(target, before[rows].to(on), None if asked is None else asked[rows].to(on))
             found = _Search(box, margin).solve(arrived[rows].to(on), starts, iterations, random_generator(on, seed))
             return tuple(each.cpu() for each in found)
 
-        parts = in_batches(target, given, solve)
-        points, boundary, normals, distances = (torch.cat(column) for column in zip(*parts, strict=True))
-        reasons = _impossible(target, given, logits, asked, least, most)
-        distances[list(reasons)] = torch.inf
+        points, boundary, normals = given.clone(), given.clone(), torch.zeros_like(given)
+        distances = torch.full((len(given),), torch.inf)
+        parts = in_batches(target, given[possible], solve)
+        for whole, column in zip((points, boundary, normals, distances), zip(*parts, strict=True), strict=bool(parts)):
+            whole[possible] = torch.cat(column)
         missed = distances.isinf()
         points[missed], boundary[missed], normals[missed] = given[missed], given[missed], 0.0
         answers = logits.argmax(1) if asked is None else asked
