@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from torch import Tensor, nn
 from typer.testing import CliRunner, Result
@@ -153,6 +154,35 @@ def test_concepts_are_stored_with_their_names_and_read_back(found: Concepts, tmp
     (place / "concepts.json").write_text("[")
     with pytest.raises(interpkit.RunError, match="cannot be read"):
         load_concepts(place, target=found.target)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "match"),
+    [
+        ('"selectivity":', '"selective":', r"cannot be read: concepts\.0\.selectivity: field required"),
+        ('"learn_from": "samples"', '"learn_from": "dreams"', "cannot be read: learn_from: input should be"),
+        ('"schema": 1', '"schema": 2', "cannot be read: schema: input should be 1"),
+        ('"latents": ', '"latents": 1', r"does not fit concepts\.json beside it, or is of another classifier"),
+    ],
+)
+def test_changed_concepts_are_refused(found: Concepts, before: str, after: str, match: str, tmp_path: Path) -> None:
+    text = (found.save(tmp_path) / "concepts.json").read_text("utf-8")
+    assert before in text
+    (tmp_path / "concepts.json").write_text(text.replace(before, after), "utf-8")
+    with pytest.raises(interpkit.RunError, match=match):
+        load_concepts(tmp_path, target=found.target)
+
+
+def test_tensors_of_other_concepts_are_refused(found: Concepts, tmp_path: Path) -> None:
+    path = found.save(tmp_path) / "concepts.safetensors"
+    tensors = safetensors.torch.load_file(path)
+    for changed in ({"pictures": tensors["pictures"][..., 1:].contiguous()}, {"maps": torch.zeros(3)}):
+        safetensors.torch.save_file({**tensors, **changed}, path)
+        with pytest.raises(interpkit.RunError, match="does not fit the dictionary or the classifier: its pictures are"):
+            load_concepts(tmp_path, target=found.target)
+    safetensors.torch.save_file({"pictures": tensors["pictures"]}, path)
+    with pytest.raises(interpkit.RunError, match=r"does not fit concepts\.json beside it"):
+        load_concepts(tmp_path, target=found.target)
 
 
 def test_what_cannot_be_learned_from_is_refused(quarters: interpkit.Target) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from torch import Tensor, nn
 
@@ -92,6 +93,25 @@ def test_it_learns_to_refuse_noise_and_to_tell_the_classes_apart(tiny_target: Ta
         assert (found.target(noise).argmax(1) == found.target.garbage).double().mean() > 0.9
 
 
+def assert_damage_is_refused(path: Path, resume: Callable[[], Hardened]) -> None:
+    """Assert that a file to resume from which fits but is not as it was written is refused."""
+    whole = path.read_bytes()
+    with safetensors.safe_open(path, framework="pt") as opened:
+        metadata, tensors = opened.metadata(), {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+    weight = next(name for name in tensors if name.startswith("weights."))
+    for entries, changed, match in (
+        ({"rounds": "[{}]"}, {}, "its rounds are"),
+        ({"rounds": "["}, {}, "its rounds are"),
+        ({}, {"garbage": tensors["garbage"].float()}, "its garbage is torch.float32"),
+        ({}, {"garbage": tensors["garbage"][..., 1:].contiguous()}, "its garbage is torch.uint8"),
+        ({}, {weight: tensors[weight][1:].contiguous()}, "of another shape"),
+    ):
+        safetensors.torch.save_file({**tensors, **changed}, path, {**metadata, **entries})
+        with pytest.raises(RunError, match=rf"hard\.rounds is damaged: .*{match}"):
+            resume()
+    path.write_bytes(whole)
+
+
 def test_an_interrupted_hardening_is_resumed_as_if_nothing_had_happened(
     tiny_model: Path, data: Data, tmp_path: Path, short: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -113,6 +133,9 @@ def test_an_interrupted_hardening_is_resumed_as_if_nothing_had_happened(
         harden(tiny_model, data, out=out, resume=True, **{**short, "samples": 15})
     with pytest.raises(RunError, match="begun with other data"):
         harden(tiny_model, stripes(60, 9), out=out, resume=True, **short)
+    assert_damage_is_refused(
+        out.with_suffix(".rounds"), lambda: harden(tiny_model, data, out=out, resume=True, **short)
+    )
     resumed = harden(tiny_model, data, out=out, resume=True, **short)
     assert resumed.rounds == whole.rounds
     images = torch.rand(3, *SHAPE)

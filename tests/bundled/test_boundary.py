@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from interpkit_boundary import BoundaryInversion
 from torch import nn
@@ -87,3 +89,18 @@ def test_data_must_be_named_and_a_run_needs_a_generator(target: interpkit.Target
     invert(target, data, out=tmp_path / "run")
     with pytest.raises(interpkit.UsageError, match="has no generator to move along"):
         invert(target, data, options={"boundary.run": str(tmp_path / "run")})
+
+
+def test_a_file_of_other_images_is_refused(target: interpkit.Target, data: str, tmp_path: Path) -> None:
+    found = invert(target, data, out=tmp_path / "run").found
+    manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
+    manifest["files"] = {}  # as if somebody had written both
+    (tmp_path / "run" / "manifest.json").write_text(json.dumps(manifest))
+    for changed in (
+        {"images": found["images"][:, :, 1:].clone()},
+        {"before": found["before"] + 3},
+        {"starts": found["before"].clone()},
+    ):
+        safetensors.torch.save_file({**found, **changed}, tmp_path / "run" / "boundary.safetensors")
+        with pytest.raises(interpkit.RunError, match="does not hold images of Sequential with their classes"):
+            interpkit.load_inversion(tmp_path / "run", target=target)

@@ -348,15 +348,15 @@ def test_certificates_of_other_images_are_refused(small: Target) -> None:
     inversion = invert(small, steps=2)
 
     class Stored(interpkit.StoredInversion):
-        def __init__(self, proofs: bytes) -> None:
+        def __init__(self, proofs: bytes, **changed: Tensor) -> None:
             super().__init__(small, inversion.recipe, [])
-            self.proofs = proofs
+            self.proofs, self.changed = proofs, changed
 
         def read(self, name: str) -> bytes:
             return self.proofs
 
         def tensors(self, name: str) -> dict[str, Tensor]:
-            return {"images": inversion.images, "labels": inversion.labels}
+            return {"images": inversion.images, "labels": inversion.labels, **self.changed}
 
         samples = generator = losses = default = None  # type: ignore[assignment]
 
@@ -365,6 +365,15 @@ def test_certificates_of_other_images_are_refused(small: Target) -> None:
     for broken in (b"", b"[]", whole.replace(b'"label": 0', b'"label": 1'), whole.replace(b'"margin": ', b'"m": ')):
         with pytest.raises(RunError, match=r"certificates\.json does not hold one certificate for each image"):
             Constrained().load(Stored(broken))
+    images, labels = inversion.images, inversion.labels
+    for changed in (
+        {"images": images[:, :3]},
+        {"images": images.half()},
+        {"labels": labels + 3},
+        {"labels": labels / 1},
+    ):
+        with pytest.raises(RunError, match=r"does not hold images of Sequential with their labels"):
+            Constrained().load(Stored(whole, **changed))
 
 
 def test_a_resumed_run_equals_an_uninterrupted_one(tiny_model: Path, tmp_path: Path) -> None:

@@ -469,3 +469,23 @@ def test_cmsgen_samples_where_it_is_installed() -> None:
     formula = Encoding(read(target)).of_class(inversion.classes[0], 1)
     with pytest.raises(Stopped):
         CMSGen(formula, 10).find(0, lambda: False)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "match"),
+    [
+        ('"outcome":', '"result":', r"cnf\.json does not hold what was found"),
+        ('"class-0.cnf"', "7", r"cnf\.json does not hold what was found"),
+        ('"class-0.cnf"', '"../secret"', r"cannot have a file '\.\./secret'"),
+        ('"2": {', '"9": {', r"cnf\.json has classes that BinaryNet lacks"),
+    ],
+)
+def test_changed_findings_are_refused(before: str, after: str, match: str, tmp_path: Path) -> None:
+    inversion = cnf(without_class_1(), tmp_path / "run", per_class=2, dimacs=True)
+    (tmp_path / "secret").write_text("not a file of the run")
+    manifest, path = tmp_path / "run" / "manifest.json", tmp_path / "run" / "cnf.json"
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"files": {}}))  # as if somebody had written both
+    assert before in path.read_text()
+    path.write_text(path.read_text().replace(before, after))
+    with pytest.raises(RunError, match=match):
+        interpkit.load_inversion(tmp_path / "run", target=inversion.target)

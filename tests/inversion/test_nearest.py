@@ -109,6 +109,14 @@ def test_what_cannot_be_found_has_a_reason() -> None:
     assert not result.found.any() and torch.equal(result.images, given) and result.distances.isinf().all()
 
 
+def test_an_input_that_cannot_be_changed_is_not_searched_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The search would try every starting point, which takes minutes."""
+    monkeypatch.setattr("interpkit.inversion.nearest._Search", None)
+    target = linear([[1.0, 0.0], [0.0, 1.0]], [0.0, 0.0])
+    result = nearest(target, torch.tensor([[0.9, 1e30], [-1.0, 0.1]]))
+    assert list(result.reasons) == [0, 1] and result.normals.eq(0).all()
+
+
 def test_a_label_of_a_multi_label_target_is_accepted_afterwards() -> None:
     net = nn.Linear(2, 2)
     net.load_state_dict({"weight": torch.eye(2), "bias": torch.tensor([-0.5, -0.5])})

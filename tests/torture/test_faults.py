@@ -24,7 +24,7 @@ json.dump(faults(Path(sys.argv[1]), float(sys.argv[2]), 5, sys.argv[3:]), open(s
 
 
 def test_no_fault_loses_or_tears_a_file(tmp_path: Path, run_python: Callable[..., Any]) -> None:
-    commands = ["invert vecmat", "invert --resume", "report", "sample safetensors"]
+    commands = ["invert vecmat", "invert --resume", "report", "sample safetensors", "concepts", "harden --resume"]
     tried = run_python("-c", TRY, tmp_path, "0.008", *commands, cwd=Path(__file__).parents[2])
     assert tried.returncode == 0, tried.stderr
     result = json.loads((tmp_path / "result").read_text())
