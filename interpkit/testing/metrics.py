@@ -145,9 +145,9 @@ def _mappings(value: Any) -> Iterator[Mapping[Any, Any]]:
             yield from _mappings(part)
 
 
-@promised("metric", "read figures by .get(), where there may be none; return texts, Sections without strips, and shares")
+@promised("metric", "read figures by .get(), as there may be none; return texts, Sections without strips, and shares")
 def said(cls: Any) -> None:
-    """The report can show what `warnings`, `summary`, `sections` and `doubts` return, if only the texts of no figures."""
+    """The report can show what `warnings`, `summary`, `sections` and `doubts` return, of its figures and of none."""
     for found, _, where in all_found(cls):
         classes = found.get("per_class", {}).items()
         rows = [{"label": label, "name": str(label), **row} for label, row in classes]

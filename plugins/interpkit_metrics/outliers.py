@@ -21,10 +21,10 @@ MEANING = (
 )
 
 CALIBRATED = (
-    "On {count} real images, the classifier gives its answer a probability of {confidence:.1%} on average, and is right "
-    "on {accuracy:.1%}. The table groups the images by that probability, and should show the same share of right "
-    "answers; the mean difference (the expected calibration error) is {ece:.3f}. The figures hold for images like these "
-    "alone, and do not say how sure the classifier is of other things."
+    "On {count} real images, the classifier gives its answer a probability of {confidence:.1%} on average, and is "
+    "right on {accuracy:.1%}. The table groups the images by that probability, and should show the same share of "
+    "right answers; the mean difference (the expected calibration error) is {ece:.3f}. The figures hold for images "
+    "like these alone, and do not say how sure the classifier is of other things."
 )
 
 
