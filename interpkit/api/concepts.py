@@ -28,6 +28,7 @@ from interpkit.interfaces.targets import Target
 from interpkit.io import strict_json
 from interpkit.io.atomic import inner_folder, read_tensors, to_json, write_atomically, write_tensors
 from interpkit.io.locking import only_writer
+from interpkit.plugins.loading import load_target
 from interpkit.runtime import progress
 from interpkit.runtime.autograd import with_autograd
 from interpkit.runtime.devices import choose_device
@@ -233,13 +234,13 @@ def concepts(
 
 
 def load_concepts(
-    folder: str | Path, *, target: Target | None = None, dictionary: Dictionary | None = None
+    folder: str | Path, *, target: Target | str | Path | None = None, dictionary: Dictionary | None = None
 ) -> Concepts:
     """Load the concepts that `Concepts.save` or ``interpkit concepts`` wrote.
 
     Args:
         folder: a run with concepts, or the folder that they were written to.
-        target: the classifier; the run's own if omitted.
+        target: the classifier or its file; the run's own if omitted.
         dictionary: an untrained dictionary of the same kind and size, if the stored one is of a class of your own.
 
     Raises:
@@ -261,6 +262,8 @@ def load_concepts(
         if not (place.parent / "manifest.json").is_file():
             raise UsageError(f"{place} is not in a run: pass the classifier as target=.")
         target = load_inversion(place.parent).target
+    if not isinstance(target, Target):
+        target = load_target(target)
     record, tensors = _read(place), read_tensors(place / TENSORS, f"there is no {place / TENSORS}.")
     weights = {n.removeprefix("dictionary."): value for n, value in tensors.items() if n.startswith("dictionary.")}
     if dictionary is None:
