@@ -191,6 +191,7 @@ def concepts(
             f"{size} concepts cannot be learned from {len(rows)} samples: draw more samples, ask for fewer concepts by "
             f"{setting('latents', max(1, len(rows) // 4))}{_or_a_grid(target, read[0])}."
         )
+    active = min(active, size or active)
     if isinstance(dictionary, str):
         learned: Any = DICTIONARIES[kind].fit(rows, logits, size, active, steps=steps, seed=seed)
     else:
