@@ -180,6 +180,11 @@ EQUIVALENT: dict[tuple[str, str, str], str] = {
         "to_training, to_held_out = (torch.cat(column) for column in zip(*columns, strict=True))",
         "to_training, to_held_out = (torch.cat(column) for column in zip(*columns, strict=None))",
     ): "the columns are pairs",
+    (
+        "audit/memorized",
+        "height, width = images.shape[-2:]",
+        "height, width = images.shape[+2:]",
+    ): "the images have four axes",
 }
 """Mutants without observable effect, and the reason, by (file, line, mutated line); listed by hand, so incomplete."""
 
