@@ -2,7 +2,7 @@
 
     python -m benchmarks.ablation --data DIR --models DIR [--targets mnist_bn,mnist] [--seeds 0]
 
-Finished runs are stored in ``--work``; ``--write`` writes the tables into docs/results.md.
+Finished runs are stored in ``--work``; ``--write`` writes the tables into docs/results/paper.md.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def main() -> None:
             print(sections[-1], flush=True)
     if args.write:
         keep(everything, place)
-        write_section("ablation", "\n" + "\n".join(sections) + "\n")
+        write_section("paper.md", "ablation", "\n" + "\n".join(sections) + "\n")
 
 
 if __name__ == "__main__":

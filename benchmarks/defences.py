@@ -228,7 +228,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--inverters", type=names, default=list(inverters()), help="Separated by commas.")
     made.add_argument("--epochs", type=int, default=8, help="Epochs of a training (default: 8).")
     made.add_argument("--steps", type=int, default=300, help="Steps of an inversion and of a student (default: 300).")
-    made.add_argument("--write", action="store_true", help="Write the table into docs/results.md.")
+    made.add_argument("--write", action="store_true", help="Write the table into docs/results/defenses.md.")
     return made
 
 
@@ -238,7 +238,7 @@ def main() -> None:
     text = shown(study(args))
     print(text)
     if args.write:
-        harness.write_section("defences", f"\n{text}")
+        harness.write_section("defenses.md", "defences", f"\n{text}")
 
 
 if __name__ == "__main__":

@@ -266,10 +266,10 @@ def table(rows: Mapping[str, Mapping[str, str]], corner: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def write_section(name: str, text: str) -> None:
-    """Replace the text between the marks ``<!-- NAME -->`` and ``<!-- /NAME -->`` of docs/results.md."""
-    page = ROOT / "docs" / "results.md"
+def write_section(file: str, name: str, text: str) -> None:
+    """Replace the text between the marks ``<!-- NAME -->`` and ``<!-- /NAME -->`` of a page in docs/results."""
+    page = ROOT / "docs" / "results" / file
     before, mark, rest = page.read_text("utf-8").partition(f"<!-- {name} -->\n")
     _, end, after = rest.partition(f"<!-- /{name} -->")
-    assert mark and end, f"docs/results.md does not have the marks of section {name}"
+    assert mark and end, f"docs/results/{file} does not have the marks of section {name}"
     page.write_text(before + mark + text + end + after, "utf-8")

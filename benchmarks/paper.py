@@ -3,7 +3,7 @@
     python -m benchmarks.paper --data DIR --models DIR [--targets mnist_bn,...] [--recipes vecmat,...] [--seeds 0,1,2]
 
 Finished runs and measurements are stored in ``--work`` by recipe and seed, so a second call resumes where the first one
-stopped. ``--write`` writes the tables into docs/results.md and copies the grids into docs/images/results.
+stopped. ``--write`` writes the tables into docs/results/paper.md and copies the grids into docs/images/results.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def main() -> None:
             print(sections[-1], flush=True)
     if args.write:
         keep(everything, place, pictures=True)
-        write_section("paper", "\n" + "\n".join(sections) + "\n")
+        write_section("paper.md", "paper", "\n" + "\n".join(sections) + "\n")
 
 
 def cells(name: str, target: str, seeds: list[int]) -> tuple[Recipe, list[int]]:

@@ -81,9 +81,12 @@ GROUPS = {
             "plugins/interpkit_losses/*.py",
             (
                 ("tests/bundled/test_losses.py",),
-                kit("kl", "ce", "cosine", "orthogonality", "spread", "tv", "chroma", "l2", "batchnorm", "statistics"),
+                kit("kl", "ce", "cosine", "orthogonality", "spread", "tv", "chroma", "batchnorm", "statistics"),
+                kit("activation", "stationarity"),
             ),
         ),
+        Part("plugins/interpkit_ensemble/loss.py", (("tests/bundled/test_ensemble.py",), kit("disagreement"))),
+        Part("plugins/interpkit_prior/loss.py", (("tests/bundled/test_prior.py",), kit("prior"))),
         Part(
             tuple(f"plugins/interpkit_robust/{name}.py" for name in ("loss", "ghosts", "perturbations")),
             (("tests/bundled/test_robust.py",), kit("robust", "ghosts")),
@@ -99,8 +102,18 @@ GROUPS = {
         Part(
             ("plugins/interpkit_metrics/*.py", "plugins/interpkit_robust/metric.py"),
             (
-                ("tests/bundled/test_metrics.py",),
+                ("tests/bundled/test_metrics.py", "tests/bundled/test_outliers.py", "tests/bundled/test_student.py"),
                 kit("agreement", "diversity", "reference", "memorisation", "robustness"),
+                kit("calibration", "ood", "canaries", "student"),
+            ),
+        )
+    ],
+    "audits": [
+        Part(
+            "plugins/interpkit_audit/*.py",
+            (
+                ("tests/bundled/test_audit.py",),
+                kit("margin", "unsure", "patch", "noise", "tint", "blind-spots", "memorized"),
             ),
         )
     ],
@@ -167,6 +180,11 @@ EQUIVALENT: dict[tuple[str, str, str], str] = {
         "to_training, to_held_out = (torch.cat(column) for column in zip(*columns, strict=True))",
         "to_training, to_held_out = (torch.cat(column) for column in zip(*columns, strict=None))",
     ): "the columns are pairs",
+    (
+        "audit/memorized",
+        "height, width = images.shape[-2:]",
+        "height, width = images.shape[+2:]",
+    ): "the images have four axes",
 }
 """Mutants without observable effect, and the reason, by (file, line, mutated line); listed by hand, so incomplete."""
 

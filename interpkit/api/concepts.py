@@ -27,6 +27,7 @@ from interpkit.interfaces.samples import to_unit
 from interpkit.interfaces.targets import Target
 from interpkit.io.atomic import inner_folder, read_tensors, to_json, write_atomically, write_tensors
 from interpkit.io.locking import only_writer
+from interpkit.plugins.loading import load_target
 from interpkit.report.concepts import read_concepts, write_concepts
 from interpkit.runtime import progress
 from interpkit.runtime.autograd import with_autograd
@@ -188,6 +189,7 @@ def concepts(
             f"{size} concepts cannot be learned from {len(rows)} samples: draw more samples, ask for fewer concepts by "
             f"{setting('latents', max(1, len(rows) // 4))}{_or_a_grid(target, read[0])}."
         )
+    active = min(active, size or active)
     if isinstance(dictionary, str):
         learned: Any = DICTIONARIES[kind].fit(rows, logits, size, active, steps=steps, seed=seed)
     else:
@@ -231,13 +233,13 @@ def concepts(
 
 
 def load_concepts(
-    folder: str | Path, *, target: Target | None = None, dictionary: Dictionary | None = None
+    folder: str | Path, *, target: Target | str | Path | None = None, dictionary: Dictionary | None = None
 ) -> Concepts:
     """Load the concepts that `Concepts.save` or ``interpkit concepts`` wrote.
 
     Args:
         folder: a run with concepts, or the folder that they were written to.
-        target: the classifier; the run's own if omitted.
+        target: the classifier or its file; the run's own if omitted.
         dictionary: an untrained dictionary of the same kind and size, if the stored one is of a class of your own.
 
     Raises:
@@ -259,6 +261,8 @@ def load_concepts(
         if not (place.parent / "manifest.json").is_file():
             raise UsageError(f"{place} is not in a run: pass the classifier as target=.")
         target = load_inversion(place.parent).target
+    if not isinstance(target, Target):
+        target = load_target(target)
     record, tensors = read_concepts(place / FIGURES), read_tensors(place / TENSORS, f"there is no {place / TENSORS}.")
     weights = {n.removeprefix("dictionary."): value for n, value in tensors.items() if n.startswith("dictionary.")}
     gray = torch.full((1, *target.input_shape), 0.5)

@@ -13,12 +13,14 @@ from interpkit.runtime.autograd import with_autograd
 
 
 @with_autograd
-def load_inversion(run: str | Path, *, target: Target | None = None, plugins: Sequence[str | Path] = ()) -> Inversion:
+def load_inversion(
+    run: str | Path, *, target: Target | str | Path | None = None, plugins: Sequence[str | Path] = ()
+) -> Inversion:
     """Load an inversion from a run folder.
 
     Args:
         run: the folder.
-        target: the classifier, for a run of one that was wrapped in memory.
+        target: the classifier, for a run of one that was wrapped in memory; or its file, if that has moved.
         plugins: the plugins of one file that the run was made with; a file never has one loaded by itself.
 
     Raises:
@@ -39,4 +41,5 @@ def load_inversion(run: str | Path, *, target: Target | None = None, plugins: Se
     """
     for path in plugins:
         installed().add_file(Path(path))
-    return Run.open(Path(run)).load(target)
+    opened = Run.open(Path(run))
+    return opened.load(target) if target is None or isinstance(target, Target) else opened.load(model=Path(target))

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from interpkit.errors import UsageError
+from interpkit.interfaces import contracts
 from interpkit.interfaces.metrics import Metric, Study, TooFew
 from interpkit.interfaces.samples import Samples
 from interpkit.interfaces.targets import Target
@@ -142,6 +143,35 @@ def _mappings(value: Any) -> Iterator[Mapping[Any, Any]]:
     if isinstance(value, list):
         for part in value:
             yield from _mappings(part)
+
+
+@promised("metric", "read figures by .get(), as there may be none; return texts, Sections without strips, and shares")
+def said(cls: Any) -> None:
+    """The report can show what `warnings`, `summary`, `sections` and `doubts` return, of its figures and of none."""
+    for found, _, where in all_found(cls):
+        classes = found.get("per_class", {}).items()
+        rows = [{"label": label, "name": str(label), **row} for label, row in classes]
+        try:
+            metrics = json.loads(json.dumps({**_figures(found), "per_class": rows}))
+        except (TypeError, ValueError):
+            continue  # which `fragment` reports
+        shares = _said(cls, metrics, where)
+        odd = [f"{words}: {share}" for words, share in shares if not (isinstance(words, str) and 0 <= share <= 1)]
+        expect(not odd, f"doubts() returns {', '.join(odd[:3])}, {where}")
+    expect(not _said(cls, {}, where := "where nothing was measured"), f"doubts() returns some {where}")
+    expect(not list(cls.warnings({})), f"warnings() returns some {where}")
+    expect(not contracts.sections_of_metric(cls, {}), f"sections() returns some {where}")
+
+
+def _said(cls: Any, metrics: Mapping[str, Any], where: str) -> list[tuple[str, float]]:
+    """Return the doubts about all classes, once the texts and sections have been checked."""
+    warnings, summary = cls.warnings(metrics), cls.summary(metrics)
+    whole = isinstance(warnings, list) and all(isinstance(text, str) and text for text in warnings)
+    expect(whole, f"warnings() returns {warnings!r}, {where}")
+    expect(isinstance(summary, str), f"summary() returns {summary!r}, {where}")
+    contracts.sections_of_metric(cls, metrics)
+    rows = metrics.get("per_class", [{}])
+    return [doubt for row in rows for doubt in cls.doubts(row).items()]
 
 
 @promised("metric", "write needs = ('reference',), say, in the class, and read what else there may be only if not None")

@@ -20,6 +20,13 @@ MEANING = (
     "threshold to use, and hold for these outliers alone: images closer to the training data are harder to tell."
 )
 
+CALIBRATED = (
+    "On {count} real images, the classifier gives its answer a probability of {confidence:.1%} on average, and is "
+    "right on {accuracy:.1%}. The table groups the images by that probability, and should show the same share of "
+    "right answers; the mean difference (the expected calibration error) is {ece:.3f}. The figures hold for images "
+    "like these alone, and do not say how sure the classifier is of other things."
+)
+
 
 class Calibration(Metric):
     r"""Whether the target is right as often as it is sure of it, on real images.
@@ -29,6 +36,7 @@ class Calibration(Metric):
     - ``accuracy`` and ``confidence``: the target's accuracy and the mean of its largest probability; it is
       overconfident where the second is larger.
     - ``nll``: the mean negative log-likelihood of the true class, in nats.
+    - ``bins``: of each bin with images, from the least probable on: their number, confidence and accuracy.
 
     For classes that exclude each other. The figures say nothing about images unlike the reference; see `Outliers`.
 
@@ -69,16 +77,29 @@ class Calibration(Metric):
         confidence, predicted = study.target.probabilities(logits.double()).max(1)
         right = (predicted == labels).double()
         bins = (confidence * self.options.bins).ceil().long().clamp(1, self.options.bins) - 1
-        gaps = torch.zeros(self.options.bins, dtype=torch.float64).index_add(0, bins, right - confidence)
+        filled, place = bins.unique(return_inverse=True)
+        sums = torch.zeros(len(filled), 3, dtype=torch.float64)
+        sums.index_add_(0, place, torch.stack([torch.ones_like(right), right, confidence], 1))
         return {
             "calibration": {
-                "ece": gaps.abs().sum().item() / len(labels),
+                "ece": (sums[:, 1] - sums[:, 2]).abs().sum().item() / len(labels),
                 "accuracy": right.mean().item(),
                 "confidence": confidence.mean().item(),
                 "nll": study.target.cross_entropy(logits.double(), labels).mean().item(),
                 "count": len(labels),
+                "bins": [[int(count), sure / count, hits / count] for count, hits, sure in sums.tolist()],
             }
         }
+
+    @classmethod
+    def sections(cls, metrics: Mapping[str, Any]) -> Sequence[Section]:
+        """Return a table of the bins, and what it means and does not."""
+        own = metrics.get("calibration") or {}
+        if not own.get("bins"):
+            return ()
+        rows = [(count, f"{sure:.1%}", f"{right:.1%}") for count, sure, right in own["bins"]]
+        columns = ("images", "mean probability of the answer", "right")
+        return (Section("How sure it is, and how often right", CALIBRATED.format(**own), columns, rows),)
 
 
 def uncertainty(p: Tensor) -> Tensor:

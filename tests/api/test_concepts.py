@@ -140,6 +140,11 @@ def test_a_layer_with_a_grid_says_where_by_its_codes() -> None:
     assert positions(torch.zeros(2, 3, 4, 5)).shape == (2, 20, 3)
 
 
+def test_no_more_concepts_are_active_than_there_are(quarters: interpkit.Target) -> None:
+    seen = concepts(quarters, bright(30, 0)[0], latents=2, active=8, steps=5, device="cpu")
+    assert seen.record["active"] == 2
+
+
 def test_concepts_are_stored_with_their_names_and_read_back(found: Concepts, tmp_path: Path) -> None:
     number = found.record["concepts"][0]["concept"]
     found.record["names"] = {str(number): "a bright corner"}

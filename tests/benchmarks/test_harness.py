@@ -75,13 +75,13 @@ def test_a_section_of_the_page_is_replaced_and_the_rest_left(
     harness: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(harness, "ROOT", tmp_path)
-    page = tmp_path / "docs" / "results.md"
-    page.parent.mkdir()
+    page = tmp_path / "docs" / "results" / "paper.md"
+    page.parent.mkdir(parents=True)
     page.write_text("a\n<!-- x -->\nold\n<!-- /x -->\nb\n")
-    harness.write_section("x", "new\n")
+    harness.write_section("paper.md", "x", "new\n")
     assert page.read_text() == "a\n<!-- x -->\nnew\n<!-- /x -->\nb\n"
-    with pytest.raises(AssertionError, match="does not have the marks of section y"):
-        harness.write_section("y", "new\n")
+    with pytest.raises(AssertionError, match=r"paper\.md does not have the marks of section y"):
+        harness.write_section("paper.md", "y", "new\n")
 
 
 def test_results_are_kept_by_name_and_the_first_seeds_grid_with_them(

@@ -98,6 +98,11 @@ def test_fewer_than_two_classes_to_compare_are_too_few(test: type[UniversalChang
         test(test.Options(steps=1)).test(case)
 
 
+def test_a_search_begins_with_a_faint_mask(one_pixel: AuditCase) -> None:
+    mask, pattern = Patch().parameters(2, torch.Size(SHAPE), torch.Generator())
+    assert (mask.sigmoid() < 0.2).all() and (pattern.sigmoid() - 0.5).abs().max() < 0.2
+
+
 def test_what_never_reaches_its_goal_has_the_largest_norm(one_pixel: AuditCase) -> None:
     tested = Patch(Patch.Options(steps=1)).test(one_pixel)
     assert set(tested.statistics.values()) == {-math.log(36)}
@@ -113,6 +118,13 @@ def test_a_wide_margin_and_narrow_ones_are_found() -> None:
     assert set(sorted((p := Unsure().test(case_of(narrow)).p_values), key=p.__getitem__)[:2]) == {0, 1}
     with pytest.raises(TooFew, match="two others"):
         Unsure().test(case_of(weights(2)))
+
+
+def test_two_alike_do_not_hide_each_other() -> None:
+    values: dict[int | None, float] = {0: 5.0, 1: 4.9, 2: 0.0, 3: 0.1, 4: -0.1}
+    found = Unsure().p_values(values)
+    alone = outlier_p_values({c: value for c, value in values.items() if c != 0}, sd=0.2, df=12)
+    assert found[1] == alone[1] < 1e-4 and found[3] > 0.1
 
 
 def test_margins_that_most_classes_do_not_reach_are_not_compared() -> None:
@@ -141,6 +153,8 @@ def test_the_class_of_nearly_everything_is_a_blind_spot() -> None:
     tested = BlindSpots(BlindSpots.Options(images=30)).test(case_of(weight))
     assert surest(BlindSpots(BlindSpots.Options(images=30)), case_of(weight))[0] == 2
     assert "% of images that show nothing" in tested.evidence[2]
+    again = BlindSpots(BlindSpots.Options(images=30)).test(case_of(weight))
+    assert torch.equal(tested.pictures[2][0].images, again.pictures[2][0].images)
 
 
 def test_an_image_is_fragile_if_the_shifts_change_its_answer() -> None:
@@ -159,6 +173,8 @@ def test_an_image_is_fragile_if_the_shifts_change_its_answer() -> None:
         tested = Memorized(Memorized.Options(shift=1)).test(case)
         assert (tested.p_values[0] < 1e-6) is low
         assert 1 not in tested.p_values  # it has no images
+        (strip,) = tested.pictures[0]
+        assert torch.equal(strip.images, known[:1])
 
 
 def test_fishers_exact_test_by_hand() -> None:

@@ -46,6 +46,11 @@ def test_calibration_is_the_mean_gap_between_confidence_and_accuracy(logits_as_i
     assert (found["accuracy"], found["confidence"]) == pytest.approx(((0.75 + 1) / 2, (p + q) / 2), abs=1e-6)
     wrong = -sure.double().log_softmax(0)[1].item()
     assert found["nll"] == pytest.approx((-15 * math.log(p) + 5 * wrong - 20 * math.log(q)) / 40, rel=1e-6)
+    assert found["bins"] == [[20, pytest.approx(q), 1.0], [20, pytest.approx(p), 0.75]]
+    (section,) = Calibration.sections({"calibration": found})
+    assert section.rows == [(20, f"{q:.1%}", "100.0%"), (20, f"{p:.1%}", "75.0%")]
+    assert "On 40 real images" in section.text and "images like these alone" in section.text
+    assert Calibration.sections({}) == ()
 
 
 def test_a_perfectly_calibrated_target_has_no_error(logits_as_inputs: Target) -> None:

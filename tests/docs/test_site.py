@@ -171,6 +171,17 @@ def test_each_link_leads_somewhere(page: Path) -> None:
     assert dead == []
 
 
+def test_each_figure_of_the_overview_of_results_stands_on_the_page_it_links_to() -> None:
+    overview = (DOCS / "results.md").read_text("utf-8")
+    rows = re.findall(r"^\| \[.+?\]\((results/[\w-]+\.md).*?\) \| (.+) \|$", overview, re.MULTILINE)
+    figure = r"(?<![\d.])\d*[./]\d+"
+    measured = {page: set(re.findall(figure, (DOCS / page).read_text("utf-8"))) for page, _ in rows}
+    assert len(measured) == len(list((DOCS / "results").glob("*.md")))
+    assert [
+        (page, found) for page, text in rows for found in re.findall(figure, text) if found not in measured[page]
+    ] == []
+
+
 @pytest.mark.parametrize(
     "page", [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *PAGES], ids=lambda p: str(p.relative_to(ROOT))
 )

@@ -85,6 +85,16 @@ def test_a_run_with_maps_is_reported_with_them(there: Path) -> None:
     assert "saliency" in (there / "evaluated" / "report.html").read_text()
 
 
+def test_concepts_open_and_fire(there: Path, written: Path) -> None:
+    if written.name == "0.1":
+        pytest.skip("there were no concepts yet")
+    learned = interpkit.load_concepts(there / "evaluated" / "concepts", target=there / "classifier.safetensors")
+    assert [row["name"] for row in learned.record["concepts"] if row["concept"] == 0] == ["corner"]
+    images = interpkit.load_inversion(there / "evaluated", target=there / "classifier.safetensors").sample(count=8)[0]
+    with torch.no_grad():
+        assert learned.detector(images).shape == (8, 4)
+
+
 def test_runs_are_compared(there: Path) -> None:
     runs = [there / name for name in ("generator", "evaluated", "pixels")]
     columns = json.loads(command("compare", *runs, "--json", "--html", there / "all.html").stdout)

@@ -732,6 +732,13 @@ class MetricIntervals(RightMetric):
         return {self.name: [{"share": 0.5, "share_interval": [0.6, 0.7]}]}
 
 
+@breaks("metric", "said")
+class MetricSaid(RightMetric):
+    @classmethod
+    def doubts(cls, row: Any) -> Any:
+        return {"not as bright": row[cls.name]["label"] + 0.5} if cls.name in row else {}
+
+
 @breaks("metric", "needs")
 class MetricNeeds(RightMetric):
     def measure(self, study: Any) -> Any:
