@@ -13,7 +13,7 @@ from interpkit import Audit, outlier_p_values
 class ComparesClasses(Audit):
     """A test whose null distribution is that of `outlier_p_values`, with a prior from clean classifiers."""
 
-    false_alarms = "none on 10 held-out clean classifiers"  # python -m benchmarks.planted; see docs/results/audit.md
+    false_alarms = "none on 12 held-out clean classifiers"  # python -m benchmarks.planted; see docs/results/audit.md
 
     class Options(interpkit.Options):
         """The prior."""

@@ -327,6 +327,16 @@ def test_what_a_blur_costs_is_warned_of_unless_real_images_lose_as_much() -> Non
     assert Agreement.warnings({"evaluators": [row | {"blurred_agreement": 0.5}]}) == []
 
 
+def test_what_speaks_against_a_class_is_the_share_that_is_missing() -> None:
+    (share,) = Reference.doubts({"reference": {"excess_vendi": 0.3}}).values()
+    assert share == pytest.approx(0.7)
+    assert list(Reference.doubts({"reference": {"excess_vendi": 1.4}}).values()) == [0.0]
+    evaluator = {"agreement": 0.9, "blurred_agreement": 0.6}
+    shares = Agreement.doubts({"evaluators": [evaluator, {"agreement": 0.5}]})
+    assert list(shares.values()) == pytest.approx([0.3, 0.15])
+    assert Reference.doubts({}) == Agreement.doubts({}) == {}
+
+
 def test_the_summary_names_each_evaluator_with_its_family_and_says_which_are_relatives() -> None:
     rows = [
         {"name": "a", "agreement": 0.8, "blurred_agreement": 0.5, "family": "resnet", "same_family": True},
