@@ -182,7 +182,7 @@ def concepts(
     logits = torch.cat(
         [logits.repeat_interleave(found_by.positions(features).shape[1], 0) for features, logits in given]
     )
-    if (rows == rows[0]).all():
+    if _equal(rows):
         raise UsageError(f"the features of the layer {layer!r} are the same for all samples: name another layer.")
     if len(rows) < size:
         raise UsageError(
@@ -200,7 +200,12 @@ def concepts(
     detector = ConceptTarget(target, layer, learned, [str(number) for number in range(width)])
     found, their = found_by.find(detector, samples, *read, device), None
     if judged is not None:
-        their = found_by.find(detector, judged, *found_by.read(target, layer, judged, device), device)
+        features, answers = found_by.read(target, layer, judged, device)
+        if _equal(found_by.positions(features).flatten(0, 1)):
+            raise UsageError(
+                f"the features of the layer {layer!r} are the same for all reference images: name images that differ."
+            )
+        their = found_by.find(detector, judged, features, answers, device)
     facts = {"layer": layer, "dictionary": kind, "latents": found.codes.shape[1], "active": active, "seed": seed}
     facts |= {"learn_from": learn_from}
     settings = {**facts, "steps": steps, "images": len(samples), "vectors": len(rows)}
@@ -284,6 +289,11 @@ def load_concepts(
     except (RuntimeError, ValueError) as error:
         raise RunError(f"{place / TENSORS} does not fit the dictionary or the classifier: {error}.") from error
     return Concepts(target, record["layer"], dictionary.eval(), record, pictures, maps)
+
+
+def _equal(rows: Tensor) -> bool:
+    """Return whether features (N, D) differ by no more than rounding."""
+    return bool((rows - rows.mean(0)).square().sum() <= 1e-10 * rows.square().sum())
 
 
 def _samples(

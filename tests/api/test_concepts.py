@@ -199,6 +199,9 @@ def test_what_cannot_be_learned_from_is_refused(quarters: interpkit.Target) -> N
         concepts(interpkit.wrap(grid, input_shape=(1, 8, 8)), images, device="cpu")
     with pytest.raises(UsageError, match="the same for all samples"):
         concepts(quarters, torch.ones(20, 1, 8, 8), latents=4, device="cpu")
+    same = torch.full((20, 1, 8, 8), 0.3), torch.zeros(20, dtype=torch.int64)
+    with pytest.raises(UsageError, match="the same for all reference images"):
+        concepts(quarters, images, reference=same, latents=4, steps=5, device="cpu")
     with pytest.raises(UsageError, match="not better than chance: they are of other classes"):
         concepts(quarters, images, reference=(images, (labels + 1) % 3), latents=4, device="cpu")
     with pytest.raises(UsageError, match="has no layer 'nine'"):
