@@ -181,6 +181,16 @@ EQUIVALENT: dict[tuple[str, str, str], str] = {
         "to_training, to_held_out = (torch.cat(column) for column in zip(*columns, strict=None))",
     ): "the columns are pairs",
     (
+        "metrics/reference",
+        "x, r = (torch.cat(parts) for parts in zip(*near.values(), strict=True))",
+        "x, r = (torch.cat(parts) for parts in zip(*near.values(), strict=False))",
+    ): "the values are pairs",
+    (
+        "robust/metric",
+        "return (x + sigma * perturbations.noise(x, rng)).clamp(0, 1)",
+        "return (x - sigma * perturbations.noise(x, rng)).clamp(0, 1)",
+    ): "the noise is symmetric",
+    (
         "audit/memorized",
         "height, width = images.shape[-2:]",
         "height, width = images.shape[+2:]",

@@ -28,6 +28,16 @@ def strokes(count: int, seed: int) -> tuple[Tensor, Tensor]:
     return images, labels
 
 
+def test_the_student_is_always_the_same_network() -> None:
+    def size(of: Target) -> int:
+        return sum(parameter.numel() for parameter in student(of).parameters())
+
+    digits, rows = wrap(nn.Sequential(nn.Flatten(), nn.Linear(784, 10)), (1, 28, 28)), wrap(nn.Identity(), (4,))
+    # Kernels of 3 x 3 with 16, 32 and 64 channels, their batch norms, and a linear layer of 3 x 3 places.
+    assert size(digits) == 9 * (16 + 16 * 32 + 32 * 64) + 2 * (16 + 32 + 64) + 10 * (64 * 9 + 1)
+    assert size(rows) == 128 * (4 + 1) + 128 * 129 + 4 * 129
+
+
 @pytest.fixture(scope="module")
 def target() -> Target:
     """A network trained on `strokes`, which knows nearly all of them."""
