@@ -534,6 +534,8 @@ class Job:
         world.check(recipe.batch_size, recipe.generators)
         if world.broadcast(first and resume and out is not None and self.is_done(out)):
             assert out is not None
+            if first:
+                Run(out).tidy()
             return Run.open(out).load(target)
         device = torch.device(recipe.device)
         keep_freed_memory(device)

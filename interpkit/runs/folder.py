@@ -7,7 +7,7 @@ import hashlib
 import logging
 import math
 from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ from interpkit.interfaces.targets import Target
 from interpkit.inversion.results import GENERATOR_FILE
 from interpkit.io import strict_json
 from interpkit.io.atomic import sha256, to_json, to_path, write_atomically, write_tensors
-from interpkit.io.locking import only_writer
+from interpkit.io.locking import LOCK, only_writer
 from interpkit.io.safe_load import load_plain
 from interpkit.plugins import assembly, loading, typed_code
 from interpkit.plugins.discovery import installed
@@ -103,6 +103,12 @@ class Run:
     def locked(self) -> AbstractContextManager[None]:
         """Keep other processes from writing to the run during a block; see `interpkit.io.locking.only_writer`."""
         return only_writer(self.folder, FILES)
+
+    def tidy(self) -> None:
+        """Remove the lock that a process left which was killed as it ended, unless another one writes now."""
+        if (self / LOCK).exists():
+            with suppress(RunError), self.locked():
+                pass
 
     @classmethod
     def open(cls, folder: Path) -> Run:

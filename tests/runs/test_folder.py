@@ -21,12 +21,15 @@ import safetensors.torch
 import torch
 from PIL import Image
 from torch import Tensor, nn
+from typer.testing import CliRunner
 
 import interpkit
 from interpkit import Condition, Generator, Inversion, ModelError, RunError, UsageError
 from interpkit.api.invert import prepare
+from interpkit.cli import app
 from interpkit.config.recipe import Recipe, read_toml
 from interpkit.io.atomic import sha256, write_atomically
+from interpkit.io.locking import HOLDER, LOCK
 from interpkit.runs.folder import Run
 
 Quick = Callable[..., dict[str, Any]]
@@ -659,6 +662,28 @@ def test_a_folder_counts_as_a_run_until_force_has_removed_everything(
         Run.create(run_copy, force=True)
     kept = [name for name in removed if not name.startswith(".")]
     assert set(kept) >= CONTRACT and kept[-1] == "manifest.json"
+
+
+@pytest.mark.parametrize("by", ["Python", "the shell"])
+def test_resuming_a_finished_run_removes_the_lock_of_a_process_that_was_killed_as_it_ended(
+    run_copy: Path, by: str
+) -> None:
+    model = Run.open(run_copy).manifest().model.path
+
+    def resumed() -> None:
+        if by == "Python":
+            assert interpkit.invert(str(model), out=run_copy, resume=True).steps_done
+        else:
+            result = CliRunner().invoke(app, ["invert", str(model), "--out", str(run_copy), "--resume"])
+            assert result.exit_code == 0 and "nothing to do" in result.stderr
+
+    for name in (LOCK, HOLDER):
+        (run_copy / name).touch()
+    resumed()
+    assert not (run_copy / LOCK).exists() and not (run_copy / HOLDER).exists()
+    with Run(run_copy).locked():  # by a process that lives
+        resumed()
+        assert (run_copy / HOLDER).exists()
 
 
 def test_a_run_that_was_killed_before_its_recipe_was_written_starts_again(
