@@ -112,7 +112,7 @@ def read_proofs(content: bytes, labels: Tensor) -> list[Proof]:
         proofs = [Proof(int(row["label"]), float(row["margin"]), row["bound"], str(row["status"])) for row in rows]
         fits = [proof.label for proof in proofs] == labels.tolist()
         fits = fits and all(proof.bound is None or isinstance(proof.bound, float) for proof in proofs)
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         fits = False
     if not fits:
         raise RunError(f"{PROOFS} does not hold one certificate for each image of {IMAGES}. Run again with --force.")

@@ -362,7 +362,9 @@ def test_certificates_of_other_images_are_refused(small: Target) -> None:
 
     whole = inversion.files()["certificates.json"]
     assert Constrained().load(Stored(whole)).proofs == inversion.proofs
-    for broken in (b"", b"[]", whole.replace(b'"label": 0', b'"label": 1'), whole.replace(b'"margin": ', b'"m": ')):
+    other = whole.replace(b'"label": 0', b'"label": 1'), whole.replace(b'"margin": ', b'"m": ')
+    huge = whole.replace(b'"margin": ', b'"margin": 9' + b"0" * 400 + b', "m": ')
+    for broken in (b"", b"[]", b"[" * 100_000, huge, *other):
         with pytest.raises(RunError, match=r"certificates\.json does not hold one certificate for each image"):
             Constrained().load(Stored(broken))
     images, labels = inversion.images, inversion.labels
