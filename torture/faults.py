@@ -272,9 +272,7 @@ def inject(job: Job, scratch: Path, fault: str, at: int) -> list[str]:
         violations += [f"left {name}" for name in litter(job.watched) if name not in excused]
     if job.before is not None:
         names = {path.relative_to(job.before) for path in job.before.rglob("*") if path.is_file()}
-        names = {
-            name for name in names if (job.whole / name).exists()
-        }  # a finished command removes what it resumed from
+        names = {name for name in names if (job.whole / name).exists()}  # what it resumed from is removed at the end
         violations += [f"lost {name}" for name in names if not (job.watched / name).exists()]
     if status == 0 and fault not in SIGNALS:
         violations += [

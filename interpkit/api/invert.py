@@ -499,6 +499,8 @@ class Job:
     def is_done(self, out: Path) -> bool:
         """Say whether the folder holds a finished run of this job, at least as long as is asked for.
 
+        The lock of a process that was killed just before it ended is removed from such a run.
+
         Raises:
             RunError: it holds a finished run of another.
         """
@@ -509,6 +511,7 @@ class Job:
         if manifest.status != "finished" or manifest.steps_done < self.recipe.steps:
             return False
         run.check_same(self.recipe.model_copy(update={"steps": manifest.steps_done}), self.target)
+        run.tidy()
         return True
 
     @with_autograd
@@ -534,8 +537,6 @@ class Job:
         world.check(recipe.batch_size, recipe.generators)
         if world.broadcast(first and resume and out is not None and self.is_done(out)):
             assert out is not None
-            if first:
-                Run(out).tidy()
             return Run.open(out).load(target)
         device = torch.device(recipe.device)
         keep_freed_memory(device)

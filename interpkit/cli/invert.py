@@ -243,9 +243,6 @@ def invert(
     if world.broadcast(world.rank == 0 and resume and job.is_done(folder)):
         if world.rank > 0:
             return
-        from interpkit.runs.folder import Run
-
-        Run(folder).tidy()
         console.note(
             f"{folder} is finished after {job.recipe.steps} steps: nothing to do. A larger --steps extends it."
         )

@@ -14,6 +14,7 @@ from interpkit.errors import UsageError
 from interpkit.interfaces import contracts
 from interpkit.interfaces.metrics import Metric, Study, TooFew
 from interpkit.interfaces.samples import Samples
+from interpkit.interfaces.sections import Section
 from interpkit.interfaces.targets import Target
 from interpkit.io.datasets import LabelledImages
 from interpkit.testing import toy_models
@@ -155,23 +156,21 @@ def said(cls: Any) -> None:
             metrics = json.loads(json.dumps({**_figures(found), "per_class": rows}))
         except (TypeError, ValueError):
             continue  # which `fragment` reports
-        shares = _said(cls, metrics, where)
+        *_, shares = _said(cls, metrics, where)
         odd = [f"{words}: {share}" for words, share in shares if not (isinstance(words, str) and 0 <= share <= 1)]
         expect(not odd, f"doubts() returns {', '.join(odd[:3])}, {where}")
-    expect(not _said(cls, {}, where := "where nothing was measured"), f"doubts() returns some {where}")
-    expect(not list(cls.warnings({})), f"warnings() returns some {where}")
-    expect(not contracts.sections_of_metric(cls, {}), f"sections() returns some {where}")
+    for name, some in zip(("warnings", "sections", "doubts"), _said(cls, {}, "of no figures"), strict=True):
+        expect(not some, f"{name}() returns {some!r}, where nothing was measured")
 
 
-def _said(cls: Any, metrics: Mapping[str, Any], where: str) -> list[tuple[str, float]]:
-    """Return the doubts about all classes, once the texts and sections have been checked."""
+def _said(cls: Any, metrics: Mapping[str, Any], where: str) -> tuple[list[str], list[Section], list[tuple[str, float]]]:
+    """Return the warnings, the sections and the doubts about all classes, checked but for the shares."""
     warnings, summary = cls.warnings(metrics), cls.summary(metrics)
     whole = isinstance(warnings, list) and all(isinstance(text, str) and text for text in warnings)
     expect(whole, f"warnings() returns {warnings!r}, {where}")
     expect(isinstance(summary, str), f"summary() returns {summary!r}, {where}")
-    contracts.sections_of_metric(cls, metrics)
-    rows = metrics.get("per_class", [{}])
-    return [doubt for row in rows for doubt in cls.doubts(row).items()]
+    doubts = [doubt for row in metrics.get("per_class", [{}]) for doubt in cls.doubts(row).items()]
+    return warnings, contracts.sections_of_metric(cls, metrics), doubts
 
 
 @promised("metric", "write needs = ('reference',), say, in the class, and read what else there may be only if not None")

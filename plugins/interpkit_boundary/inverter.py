@@ -152,10 +152,8 @@ class Boundary(Inverter):
         if found.keys() != set(COLUMNS):
             raise RunError(f"{FILE} contains {sorted(found)} instead of the images that this inverter writes.")
         target, classes = stored.target, torch.arange(stored.target.num_classes)
-        shapes = dict.fromkeys(COLUMNS, (len(found["labels"]),)) | dict.fromkeys(
-            ("starts", "images"), (len(found["labels"]), *target.input_shape)
-        )
-        fits = all(found[name].shape == shape for name, shape in shapes.items())
+        count, images = len(found["labels"]), ("starts", "images")
+        fits = all(found[n].shape == (count, *(target.input_shape if n in images else ())) for n in COLUMNS)
         fits = fits and all(found[name].dtype == torch.float32 for name in ("starts", "images", "distances"))
         if not fits or not all(torch.isin(found[name], classes).all() for name in ("before", "labels")):
             raise RunError(f"{FILE} does not hold images of {target.name} with their classes. Run again with --force.")

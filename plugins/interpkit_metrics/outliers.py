@@ -79,7 +79,7 @@ class Calibration(Metric):
         bins = (confidence * self.options.bins).ceil().long().clamp(1, self.options.bins) - 1
         filled, place = bins.unique(return_inverse=True)
         sums = torch.zeros(len(filled), 3, dtype=torch.float64)
-        sums.index_add_(0, place, torch.stack([torch.ones_like(right), right, confidence], 1))
+        sums.index_add_(0, place, torch.stack([torch.ones_like(right), confidence, right], 1))
         return {
             "calibration": {
                 "ece": (sums[:, 1] - sums[:, 2]).abs().sum().item() / len(labels),
@@ -87,7 +87,7 @@ class Calibration(Metric):
                 "confidence": confidence.mean().item(),
                 "nll": study.target.cross_entropy(logits.double(), labels).mean().item(),
                 "count": len(labels),
-                "bins": [[int(count), sure / count, hits / count] for count, hits, sure in sums.tolist()],
+                "bins": [[int(count), sure / count, hits / count] for count, sure, hits in sums.tolist()],
             }
         }
 
