@@ -21,7 +21,7 @@ MEANING = (
 )
 
 CALIBRATED = (
-    "On {count} real images, the classifier gives its answer a probability of {confidence:.1%} on average, and is "
+    "On {count:,} real images, the classifier gives its answer a probability of {confidence:.1%} on average, and is "
     "right on {accuracy:.1%}. The table groups the images by that probability, and should show the same share of "
     "right answers; the mean difference (the expected calibration error) is {ece:.3f}. The figures hold for images "
     "like these alone, and do not say how sure the classifier is of other things."
@@ -97,9 +97,9 @@ class Calibration(Metric):
         own = metrics.get("calibration") or {}
         if not own.get("bins"):
             return ()
-        rows = [(count, f"{sure:.1%}", f"{right:.1%}") for count, sure, right in own["bins"]]
-        columns = ("images", "mean probability of the answer", "right")
-        return (Section("How sure it is, and how often right", CALIBRATED.format(**own), columns, rows),)
+        rows = [(count, round(sure, 3), round(right, 3)) for count, sure, right in own["bins"]]
+        columns = ("images", "mean probability of the answer", "share of right answers")
+        return (Section("Calibration", CALIBRATED.format(**own), columns, rows),)
 
 
 def uncertainty(p: Tensor) -> Tensor:

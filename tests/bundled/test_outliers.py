@@ -48,7 +48,7 @@ def test_calibration_is_the_mean_gap_between_confidence_and_accuracy(logits_as_i
     assert found["nll"] == pytest.approx((-15 * math.log(p) + 5 * wrong - 20 * math.log(q)) / 40, rel=1e-6)
     assert found["bins"] == [[20, pytest.approx(q), 1.0], [20, pytest.approx(p), 0.75]]
     (section,) = Calibration.sections({"calibration": found})
-    assert section.rows == [(20, f"{q:.1%}", "100.0%"), (20, f"{p:.1%}", "75.0%")]
+    assert section.rows == [(20, round(q, 3), 1.0), (20, round(p, 3), 0.75)]
     assert "On 40 real images" in section.text and "images like these alone" in section.text
     assert Calibration.sections({}) == ()
 
