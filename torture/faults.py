@@ -43,7 +43,6 @@ import torch
 from PIL import Image
 
 import interpkit
-from interpkit.io.locking import HOLDER, LOCK
 from torture import keep_part
 from torture.kills import NARROW, arguments, command, differences, load_all
 from torture.long_run import CNN, SHAPE, classifier
@@ -284,11 +283,9 @@ def inject(job: Job, scratch: Path, fault: str, at: int) -> list[str]:
     if status != 0 and not (job.over and job.over in output_again):
         violations.append(f"again: exit {status}: {output_again[-300:]}")
     else:
-        if fault == "SIGKILL":
-            # A finished run is only read, so the lock of the killed process may remain: it blocks no one.
+        if fault == "SIGKILL" and not job.tidies:
             for name in litter(job.watched):
-                if not job.tidies or name in (LOCK, HOLDER):
-                    (job.watched / name).unlink()
+                (job.watched / name).unlink()
         violations += [f"again: {name} differs" for name in job.differ(job.whole, job.watched) if name not in excused]
         violations += [f"again: left {name}" for name in litter(job.watched) if name not in excused]
     return [f"{operation}: {what}: {output[-300:]}" for what in violations]
