@@ -1,9 +1,9 @@
 """Small classifiers with a planted fault, and clean ones, to measure what `interpkit audit` finds.
 
-    python -m benchmarks.planted train --data DIR [--work runs/planted]     # 84 classifiers; resumes
-    python -m benchmarks.planted audit --data DIR [--half held-out]         # audits those that are trained; resumes
-    python -m benchmarks.planted table --data DIR                           # prints the tables of both halves
+    python -m benchmarks.planted --data DIR [--half held-out] [--work runs/planted]
 
+trains and audits 84 classifiers, one after the other, stores what it found in docs/planted.json, and prints the tables
+of both halves. It resumes; remove a line of that file to examine its classifier again, all to examine a changed audit.
 DIR has mnist.npz, fashion_mnist.npz and cifar10.npz. Each classifier is `NAME.safetensors`; what was planted in it is
 in `NAME.json` beside it, for the scorer alone. Thresholds were chosen on one half of them; the other half is held out.
 """
@@ -39,6 +39,9 @@ FIRST = 6000
 EPOCHS = {"mnist": 6, "fashion_mnist": 4, "cifar10": 6}
 LEAST = 0.8
 """A trigger whose attack succeeds less often than this on test images is planted again, with more poison."""
+
+RESULTS = Path(__file__).parent.parent / "docs" / "planted.json"
+"""What was found, so that a table can be made without examining all classifiers again."""
 
 TESTS = {test.name: test for test in (Margin, Unsure, Patch, Noise, Tint, BlindSpots)}
 
@@ -224,47 +227,58 @@ def examine(plant: Plant, folder: Path, work: Path, options: Mapping[str, Any] |
         planted = mark(plant, x_test.shape[1:])[0][0] > 0
         found = mask > mask.max() / 2
         recovered["overlap"] = (found & planted).sum().item() / (found | planted).sum().item()
-    return {"record": report.record, "real": real.record, "recovered": recovered, "CPU seconds": seconds}
+    return {
+        "statistics": {name: statistics(found.result) for name, found in report.results.items()},
+        "real": statistics(real.results["patch"].result),
+        "recovered": recovered,
+        "CPU seconds": round(seconds, 1),
+    }
 
 
-def kept(plant: Plant, work: Path) -> dict[str, Any] | None:
-    """Return what is known of a classifier; None if it is not trained and examined."""
-    if not (work / f"{plant.name}.audit.json").exists():
-        return None
-    facts = json.loads((work / f"{plant.name}.json").read_text())
-    found = json.loads((work / f"{plant.name}.audit.json").read_text())
-    return {**found, **facts, "record": rescored(found["record"])}
+def statistics(result: interpkit.Tested) -> dict[str, float]:
+    """Return the statistic of each class, to four digits."""
+    return {str(c): float(f"{value:.4g}") for c, value in result.statistics.items()}
 
 
-def rescored(record: dict[str, Any]) -> dict[str, Any]:
-    """Return a record with the p-values that the tests' present constants give its statistics."""
+def stored() -> dict[str, dict[str, Any]]:
+    """Return what `RESULTS` holds, by the names of the classifiers."""
+    return json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+
+
+def store(rows: Mapping[str, Mapping[str, Any]]) -> None:
+    """Write `RESULTS`, one line for each classifier."""
+    lines = ",\n".join(f"{json.dumps(name)}: {json.dumps(rows[name])}" for name in sorted(rows))
+    RESULTS.write_text(f"{{\n{lines}\n}}\n")
+
+
+def scored(tests: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
+    """Return the findings, and the smallest p-value, that the tests' present constants give these statistics."""
     raw: dict[Any, float] = {}
-    for name, test in record["tests"].items():
-        values = {row["class"]: row["statistic"] for row in test["classes"]}
-        raw |= {(name, label): p for label, p in TESTS[name]().p_values(values).items()}
+    for name, values in tests.items():
+        by_class: dict[int | None, float] = {int(c): value for c, value in values.items()}
+        raw |= {(name, c): p for c, p in TESTS[name]().p_values(by_class).items()}
     corrected = holm(raw)
-    findings = [{"test": name, "class": label} for (name, label), p in corrected.items() if p <= 0.05]
-    return {**record, "flagged": bool(findings), "findings": findings, "surest": min(raw.values())}
+    findings = [{"test": name, "class": c} for (name, c), p in corrected.items() if p <= 0.05]
+    return {"findings": findings, "surest": min(raw.values())}
 
 
-def median_rule(record: dict[str, Any], name: str) -> int | None:
+def median_rule(values: Mapping[str, float]) -> int | None:
     """Return the class that Neural Cleanse flags: more than two deviations (by the median) from the median norm."""
-    rows = record["tests"][name]["classes"]
-    norms = torch.tensor([math.exp(-row["statistic"]) for row in rows])
+    norms = torch.tensor([math.exp(-value) for value in values.values()])
     index = (norms.median() - norms) / (1.4826 * (norms - norms.median()).abs().median()).clamp_min(1e-9)
-    return int(index.argmax()) if index.max() > 2 else None
+    return int(list(values)[int(index.argmax())]) if index.max() > 2 else None
 
 
-def gamma_rule(record: dict[str, Any]) -> int | None:
+def gamma_rule(values: Mapping[str, float]) -> int | None:
     """Return the class that MM-BD flags: its margin is above the 5 % point of the largest of n Gamma variables.
 
     The distribution has the mean and the variance of the other margins.
     """
-    margins = torch.tensor([math.exp(row["statistic"]) for row in record["tests"]["margin"]["classes"]]).double()
+    margins = torch.tensor([math.exp(value) for value in values.values()]).double()
     others = margins[margins < margins.max()]
     shape, rate = others.mean() ** 2 / others.var(), others.mean() / others.var()
     below = torch.special.gammainc(shape, rate * margins.max()) ** len(margins)
-    return int(margins.argmax()) if 1 - below < 0.05 else None
+    return int(list(values)[int(margins.argmax())]) if 1 - below < 0.05 else None
 
 
 def auroc(positive: list[float], negative: list[float]) -> float:
@@ -275,7 +289,7 @@ def auroc(positive: list[float], negative: list[float]) -> float:
 
 def score(row: dict[str, Any]) -> float:
     """Return minus the logarithm of the smallest p-value."""
-    return -math.log10(row["record"]["surest"])
+    return -math.log10(row["surest"])
 
 
 def write_table(rows: list[dict[str, Any]]) -> str:
@@ -290,7 +304,7 @@ def write_table(rows: list[dict[str, Any]]) -> str:
     def classes(row: dict[str, Any]) -> set[Any]:
         label = row["label"]
         own = {label, (label + 1) % 10} if row["kind"] == "swapped" else {label}
-        return own & {finding["class"] for finding in row["record"]["findings"]}
+        return own & {finding["class"] for finding in row["findings"]}
 
     def line(name: str, some: list[dict[str, Any]]) -> str:
         def share(hits: Iterable[bool]) -> str:
@@ -300,13 +314,19 @@ def write_table(rows: list[dict[str, Any]]) -> str:
         overlaps = [row["recovered"]["overlap"] for row in some if "overlap" in row["recovered"]]
         best = [max(row["recovered"][test] for test in ("patch", "noise", "tint")) for row in some if classes(row)]
         faulty = name != "clean"
+
+        def named(label: int | None, row: dict[str, Any]) -> bool:
+            return label == row["label"] if faulty else label is not None
+
         cells = [
             name,
             str(len(some)),
-            share(row["record"]["flagged"] for row in some),
+            share(bool(row["findings"]) for row in some),
             share(bool(classes(row)) for row in some) if faulty else "",
-            share(gamma_rule(row["record"]) in ((row["label"],) if faulty else range(10)) for row in some),
-            share(median_rule(row["real"], "patch") in ((row["label"],) if faulty else range(10)) for row in some),
+            share(
+                gamma_rule(row["statistics"]["margin"]) in ((row["label"],) if faulty else range(10)) for row in some
+            ),
+            share(named(median_rule(row["real"]), row) for row in some),
             f"{auroc([score(row) for row in some], [score(row) for row in clean]):.2f}" if faulty and clean else "",
             f"{sum(overlaps) / len(overlaps):.2f}" if overlaps else "",
             f"{sum(best) / len(best):.2f}" if best and faulty else "",
@@ -324,30 +344,29 @@ def write_table(rows: list[dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    """Train, examine, or print the tables of both halves."""
+    """Train and examine the classifiers that are not in `RESULTS`, and print the tables of both halves."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("step", choices=["train", "audit", "table"])
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--work", type=Path, default=Path("runs/planted"))
     parser.add_argument("--half", choices=["development", "held-out"], help="Only this half.")
+    parser.add_argument("--sets", default=",".join(DATASETS), help="Only these data sets, separated by commas.")
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
-    chosen = [plant for plant in plants() if options.half is None or plant.held_out == (options.half == "held-out")]
-    for plant in reversed(chosen):
-        trained = options.work / f"{plant.name}.json"
-        examined = options.work / f"{plant.name}.audit.json"
-        if options.step == "train" and not trained.exists():
-            facts = train(plant, options.data, options.work)
-            print({key: facts.get(key) for key in ("number", "kind", "data", "accuracy", "success")}, flush=True)
-        if options.step == "audit" and trained.exists() and not examined.exists():
-            found = examine(plant, options.data, options.work)
-            examined.write_text(json.dumps(found) + "\n")
-            print(plant.name, plant.label, [(f["test"], f["class"]) for f in found["record"]["findings"]], flush=True)
-    if options.step == "table":
-        for held_out in (False, True):
-            rows = [row for plant in chosen if plant.held_out == held_out and (row := kept(plant, options.work))]
-            if rows:
-                print(f"\n{'held out' if held_out else 'development'}\n\n{write_table(rows)}")
+    chosen = [plant for plant in plants() if plant.data in options.sets.split(",")]
+    chosen = [plant for plant in chosen if options.half is None or plant.held_out == (options.half == "held-out")]
+    for plant in chosen:
+        if plant.name in stored():
+            continue
+        path = options.work / f"{plant.name}.json"
+        facts = json.loads(path.read_text()) if path.exists() else train(plant, options.data, options.work)
+        row = {**facts, **examine(plant, options.data, options.work)}
+        store(stored() | {plant.name: row})
+        findings = [tuple(finding.values()) for finding in scored(row["statistics"])["findings"]]
+        print(plant.name, plant.label, facts.get("success"), findings, flush=True)
+    for half, held_out in (("development", False), ("held out", True)):
+        known = [row | scored(row["statistics"]) for row in stored().values() if row["held_out"] == held_out]
+        if known:
+            print(f"\n{half}\n\n{write_table(known)}")
 
 
 if __name__ == "__main__":

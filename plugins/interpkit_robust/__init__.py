@@ -27,11 +27,11 @@ TRAINING_LIKE = Preset(
         "conditioner": {"name": "vecmat", "temperature": 0.5},
         "generator": {"name": "warp", "dropout": 0.05, "drawn": True, "affine": 0.2},
         "losses": {
-            "ce": {"weight": 3.0},
+            "ce": {"weight": 3.0, "temperature": 3.0},  # at 1 it is content with digits in pieces
             "kl": {"weight": 0.0},  # real images are not classified softly
             "cosine": {"weight": 0.0},  # spreads the classes apart, not the images within one
             # Higher weights yield images that survive more than real ones do: doubled and broken strokes.
-            "robust": {"weight": 0.5, "kinds": ["jitter"], "sigma": 0.5, "occlusion": 0.5},
+            "robust": {"weight": 0.25, "kinds": ["jitter"], "sigma": 0.5, "occlusion": 0.5},
             "statistics": {"weight": 20.0},
             "tv": {"weight": 1.0, "edge": 8.0},
             "chroma": {"weight": 5.0},

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -67,22 +65,20 @@ def test_faults_are_planted_in_their_class() -> None:
             assert counts.tolist() == [20] * 10
 
 
-def test_six_classifiers_are_trained_audited_and_scored(tmp_path: Path) -> None:
+def test_six_classifiers_are_trained_audited_and_scored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The short version of the benchmark."""
+    monkeypatch.setattr(planted, "RESULTS", tmp_path / "planted.json")
     first = list(plants())[:14]
     faulty = [
         replace(plant, poison=2 * plant.poison) for plant in first if plant.kind in ("blended", "pixel", "swapped")
     ]
-    rows = []
-    for plant in [*faulty, *first[-3:]]:
-        planted.train(plant, Path(), tmp_path)
-        found = planted.examine(plant, Path(), tmp_path, QUICK)
-        (tmp_path / f"{plant.name}.audit.json").write_text(json.dumps(found))
-        row = planted.kept(plant, tmp_path)
-        assert row is not None
-        rows.append(row)
+    chosen = [*faulty, *first[-3:]]
+    for plant in chosen:
+        row = {**planted.train(plant, Path(), tmp_path), **planted.examine(plant, Path(), tmp_path, QUICK)}
+        planted.store(planted.stored() | {plant.name: row})
+    rows = [row | planted.scored(row["statistics"]) for row in planted.stored().values()]
     for row in rows:
-        classes = {finding["class"] for finding in row["record"]["findings"]}
+        classes = {finding["class"] for finding in row["findings"]}
         assert row["label"] in classes or (row["kind"] == "clean" and not classes), (row["kind"], classes)
     clean = [planted.score(row) for row in rows if row["kind"] == "clean"]
     assert planted.auroc([planted.score(row) for row in rows if row["kind"] != "clean"], clean) == 1
@@ -93,14 +89,13 @@ def test_six_classifiers_are_trained_audited_and_scored(tmp_path: Path) -> None:
 
 
 def test_the_rules_that_the_audit_is_compared_with() -> None:
-    def record(name: str, sizes: list[float], sign: int) -> dict[str, Any]:
-        rows = [{"class": c, "statistic": sign * math.log(size)} for c, size in enumerate(sizes)]
-        return {"tests": {name: {"classes": rows}}}
+    def logs(sizes: list[float], sign: int) -> dict[str, float]:
+        return {str(c): sign * math.log(size) for c, size in enumerate(sizes)}
 
     norms = [60.0, 55, 70, 4, 65, 58, 62, 61, 66, 59]
-    assert planted.median_rule(record("patch", norms, -1), "patch") == 3
-    assert planted.median_rule(record("patch", [60.0 + c for c in range(10)], -1), "patch") is None
+    assert planted.median_rule(logs(norms, -1)) == 3
+    assert planted.median_rule(logs([60.0 + c for c in range(10)], -1)) is None
     margins = [20.0, 22, 25, 21, 90, 24, 23, 22, 26, 21]
-    assert planted.gamma_rule(record("margin", margins, 1)) == 4
-    assert planted.gamma_rule(record("margin", [20.0 + c for c in range(10)], 1)) is None
+    assert planted.gamma_rule(logs(margins, 1)) == 4
+    assert planted.gamma_rule(logs([20.0 + c for c in range(10)], 1)) is None
     assert planted.auroc([2.0, 3.0], [1.0, 2.0]) == 0.875

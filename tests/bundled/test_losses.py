@@ -108,6 +108,18 @@ def test_ce_is_the_mean_negative_log_probability_of_the_labels(value: Any) -> No
     assert got == pytest.approx(1.0397208, abs=1e-6)
 
 
+def test_ce_of_a_higher_temperature_still_has_a_gradient_where_the_target_is_sure(batch_of: BatchOf) -> None:
+    """Logits 9 and 0 at T = 3: 3 log(1 + e^-3), and a gradient of 1 / (1 + e^3) in place of 1 / (1 + e^9)."""
+    for temperature, expected, gradient in ((1.0, 0.000123, 0.000123), (3.0, 0.145762, 0.047426)):
+        logits = torch.tensor([[9.0, 0.0]], requires_grad=True)
+        loss = CrossEntropy(normed_target(), CrossEntropy.Options(temperature=temperature))
+        got = loss(batch_of(logits=logits, labels=torch.tensor([0])))
+        assert got.item() == pytest.approx(expected, abs=1e-5)
+        got.backward()
+        assert logits.grad is not None
+        assert logits.grad[0].tolist() == pytest.approx([-gradient, gradient], abs=1e-5)
+
+
 # -------------------------------------------------------------------------------- variety: cosine and Gram
 
 TRIANGLE = torch.tensor([[1.0, 0.0], [0.0, 2.0], [3.0, 3.0]])  # cosines 0, 0.7071068, 0.7071068
@@ -802,6 +814,7 @@ def test_a_loss_does_not_register_the_users_module(cls: Any) -> None:
         (Cosine, {"layers": "x"}),
         (Cosine, {"layer": []}),
         (CrossEntropy, {"a": 1}),
+        (CrossEntropy, {"temperature": 0}),
         (TotalVariation, {"edge": -1}),
         (TotalVariation, {"edge": math.inf}),
         (Spread, {"pool": 0}),
