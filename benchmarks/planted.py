@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from interpkit_audit import BlindSpots, Margin, Noise, Patch, Tint, Unsure
+from interpkit_audit import BlindSpots, Likeness, Margin, Noise, Patch, Rim, Sturdiness, Tint, Unsure
 from interpkit_targets.architectures import SmallCNN
 from torch import Tensor
 
@@ -43,7 +43,7 @@ LEAST = 0.8
 RESULTS = Path(__file__).parent.parent / "docs" / "planted.json"
 """What was found, so that a table can be made without examining all classifiers again."""
 
-TESTS = {test.name: test for test in (Margin, Unsure, Patch, Noise, Tint, BlindSpots)}
+TESTS = {test.name: test for test in (Margin, Unsure, Patch, Noise, Tint, BlindSpots, Likeness, Sturdiness, Rim)}
 
 Images = tuple[Tensor, Tensor]
 
@@ -208,7 +208,7 @@ def examine(plant: Plant, folder: Path, work: Path, options: Mapping[str, Any] |
     _, _, x_test, y_test = dataset(folder, plant.data)
     target = interpkit.load_target(work / f"{plant.name}.safetensors")
     start = time.process_time()
-    report = interpkit.audit(target, options=options, device="cpu")
+    report = interpkit.audit(target, tests=[*TESTS], options=options, device="cpu")
     seconds = time.process_time() - start
     few = torch.cat([(y_test == label).nonzero()[:10, 0] for label in range(10)])
     patch = {key: value for key, value in (options or {}).items() if key.startswith("patch.")}
@@ -251,10 +251,14 @@ def store(rows: Mapping[str, Mapping[str, Any]]) -> None:
     RESULTS.write_text(f"{{\n{lines}\n}}\n")
 
 
-def scored(tests: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
-    """Return the findings, and the smallest p-value, that the tests' present constants give these statistics."""
+def scored(found: Mapping[str, Mapping[str, float]], tests: Iterable[str] = ()) -> dict[str, Any]:
+    """Return the findings and the smallest p-value that the tests' present constants give these statistics.
+
+    By default, the tests are those that an audit makes unasked.
+    """
     raw: dict[Any, float] = {}
-    for name, values in tests.items():
+    for name in tests or [name for name, test in TESTS.items() if not test.on_request]:
+        values = found[name]
         by_class: dict[int | None, float] = {int(c): value for c, value in values.items()}
         raw |= {(name, c): p for c, p in TESTS[name]().p_values(by_class).items()}
     corrected = holm(raw)

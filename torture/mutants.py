@@ -114,6 +114,7 @@ GROUPS = {
             (
                 ("tests/bundled/test_audit.py",),
                 kit("margin", "unsure", "patch", "noise", "tint", "blind-spots", "memorized"),
+                kit("likeness", "sturdiness", "rim"),
             ),
         )
     ],

@@ -116,7 +116,7 @@ def audit(
         model: a classifier or its file; a run folder or an inversion, whose samples are used.
         reference: real images with labels: a path or (images, labels). The tests then change these and no samples.
         training: images that the classifier was trained on, likewise, for tests of what it remembers.
-        tests: names of tests; all that have what they need if omitted.
+        tests: names of tests; if omitted, all that have what they need, but for those of `Audit.on_request`.
         options: settings by ``TEST.OPTION``.
         presets: presets that make the samples of a classifier; the plugins' own if omitted.
         per_class: the number of images of each class.
@@ -197,13 +197,14 @@ def audit(
 
 
 def _chosen(names: Sequence[str], given: Mapping[str, Any], options: Mapping[str, Any]) -> list[Audit]:
-    """Return the named tests, by default all whose needs are given, with their options."""
+    """Return the named tests, by default the usual ones whose needs are given, with their options."""
     plugins = installed()
     have = {name for name, data in given.items() if data is not None}
     known = plugins.registry.names("audit")
     if not known:
         raise UsageError("no installed plugin has a test for an audit: install one.")
-    classes = {name: plugins.component("audit", name) for name in names or known}
+    usual = [name for name in known if not plugins.component("audit", name).on_request]
+    classes = {name: plugins.component("audit", name) for name in names or usual}
     for name, cls in list(classes.items()):
         missing = [need for need in cls.needs if need not in have]
         if missing and names:

@@ -21,7 +21,7 @@ def audit(
         str | None, typer.Option(metavar="DATA", help="Images that it was trained on, for tests of its memory.")
     ] = None,
     test: Annotated[
-        list[str] | None, typer.Option(metavar="NAME", help="Test to make; repeatable (default: all).")
+        list[str] | None, typer.Option(metavar="NAME", help="Test to make; repeatable (default: the usual ones).")
     ] = None,
     preset: Annotated[
         list[str] | None, typer.Option(metavar="NAME", help="Preset that makes the samples; repeatable.")

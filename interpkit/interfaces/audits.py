@@ -93,6 +93,8 @@ class Audit(Component, ABC):
     """The data that the test requires, from ``reference`` and ``training``."""
     needs_gradient: ClassVar[bool] = True
     """Whether it requires the gradient with respect to the images."""
+    on_request: ClassVar[bool] = False
+    """Whether it is made only if it is named: each test made lowers the power of all others, which share one error."""
     screens: ClassVar[bool] = False
     """Whether it needs no images and is fast enough for all classes, so that it can choose those that the other tests
     examine if there are many."""

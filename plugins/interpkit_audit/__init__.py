@@ -7,6 +7,9 @@
 ``noise``        a faint pattern that does: a blended trigger
 ``tint``         a change of brightness or color that does: a leak
 ``blind-spots``  a class that gets most of the images that show nothing
+``likeness``     a class whose samples are far more alike, or less, than those of the others
+``sturdiness``   a class that keeps its certainty under noise
+``rim``          a class that decides by the rim of the image
 ``memorized``    training images that were learned by heart
 ===============  ====================================================================================================
 """
@@ -16,6 +19,7 @@ from interpkit_audit.blind import BlindSpots
 from interpkit_audit.change import Noise, Patch, Tint, UniversalChange
 from interpkit_audit.margins import Margin, Unsure
 from interpkit_audit.memorized import Memorized
+from interpkit_audit.samples import Likeness, Rim, Sturdiness
 
 INTERPKIT_INTERFACE = 1
 
@@ -42,9 +46,12 @@ PRESET = Preset(
 @hookimpl
 def register(registry: Registration) -> None:
     """Add the tests and the preset."""
-    for test in (Margin, Unsure, Patch, Noise, Tint, BlindSpots, Memorized):
+    for test in (Margin, Unsure, Patch, Noise, Tint, BlindSpots, Likeness, Sturdiness, Rim, Memorized):
         registry.add(test)
     registry.add(PRESET)
 
 
-__all__ = ["BlindSpots", "Margin", "Memorized", "Noise", "Patch", "Tint", "UniversalChange", "Unsure", "register"]
+__all__ = [
+    "BlindSpots", "Rim", "Margin", "Memorized", "Noise", "Patch", "Sturdiness", "Tint", "UniversalChange",
+    "Unsure", "Likeness", "register",
+]  # fmt: skip

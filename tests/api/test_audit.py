@@ -203,6 +203,16 @@ def test_without_a_gradient_some_tests_remain_if_there_are_images() -> None:
         quick(target, tests=["margin"], options={})
 
 
+def test_tests_on_request_are_made_if_they_are_named() -> None:
+    target = linear()
+    inversion = interpkit.ImageInversion(target, interpkit.Recipe(device="cpu"), [], *images_of(target))
+    few = {f"{name}.steps": 2 for name in ("margin", "unsure", "patch", "noise", "tint")}
+    unasked = interpkit.audit(inversion, options=few, device="cpu").record
+    assert {"likeness", "sturdiness", "rim"}.isdisjoint({*unasked["tests"], *unasked["left_out"]})
+    named = interpkit.audit(inversion, tests=["sturdiness", "likeness"], device="cpu").record
+    assert list(named["tests"]) == ["sturdiness", "likeness"]
+
+
 # ---------------------------------------------------------------------------------- tests of others
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from interpkit_audit import BlindSpots, Margin, Memorized, Noise, Patch, Tint, Unsure
+from interpkit_audit import BlindSpots, Likeness, Margin, Memorized, Noise, Patch, Rim, Sturdiness, Tint, Unsure
 from interpkit_audit.change import UniversalChange
 from interpkit_audit.memorized import more_often, shifted
 from torch import Tensor, nn
@@ -155,6 +155,84 @@ def test_the_class_of_nearly_everything_is_a_blind_spot() -> None:
     assert "% of images that show nothing" in tested.evidence[2]
     again = BlindSpots(BlindSpots.Options(images=30)).test(case_of(weight))
     assert torch.equal(tested.pictures[2][0].images, again.pictures[2][0].images)
+
+
+def alike(classes: int = 6, side: int = 14) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the weights of classes that are alike, and ten images and labels of each."""
+    rng = torch.Generator().manual_seed(0)
+    weight = torch.randn(classes, 1, side, side, generator=rng)
+    labels = torch.arange(10 * classes) % classes
+    noise = torch.rand(len(labels), 1, side, side, generator=rng)
+    return weight, (0.6 * noise + 0.4 * (weight[labels] > 0)).clamp(0, 1), labels
+
+
+def case_of_samples(weight: Tensor, images: Tensor, labels: Tensor, **facts: Any) -> AuditCase:
+    net = nn.Sequential(nn.Flatten(), nn.Linear(weight[0].numel(), len(weight), bias=False))
+    net[1].weight.data = weight.flatten(1).clone()
+    return AuditCase(wrap(net, input_shape=tuple(weight.shape[1:])), range(len(weight)), images, labels, **facts)
+
+
+@pytest.mark.parametrize("test", [Likeness, Sturdiness, Rim])
+def test_samples_of_classes_that_are_alike_have_no_finding(test: type[Audit]) -> None:
+    weight, images, labels = alike()
+    _, p = surest(test(), case_of_samples(weight, images, labels))
+    assert p > 0.05 / 6
+
+
+@pytest.mark.parametrize("change", [0.0, 2.0])
+def test_samples_more_and_less_alike_than_others_are_found(change: float) -> None:
+    weight, images, labels = alike()
+    own = labels == 2
+    images[own] = images[own].mean(0) + change * (images[own] - images[own].mean(0))
+    found, p = surest(Likeness(), case_of_samples(weight, images, labels))
+    assert (found, p < 0.01) == (2, True)
+
+
+def test_the_variance_by_hand() -> None:
+    """Of 0, 0 and 3 it is 3: in each square of 4 x 4, whose mean counts."""
+    images = torch.zeros(9, 1, 4, 8)
+    images[2:9:3] = 3.0
+    labels = torch.tensor([0, 0, 0, 1, 1, 1, 2, 2, 2])
+    tested = Likeness().test(case_of_samples(torch.zeros(3, 1, 4, 8), images, labels))
+    assert list(tested.statistics.values()) == pytest.approx([math.log(3)] * 3)
+    assert tested.evidence[0] == "The variance between its samples is 3, where 3 is usual in this classifier."
+
+
+def test_a_class_that_keeps_its_margin_under_noise_is_found_and_one_that_loses_it_is_not() -> None:
+    """A class is asked for by one pixel, and class 4 by sixteen, whose sum noise can hardly change."""
+    weight, labels = torch.zeros(6, 1, 14, 14), torch.arange(60) % 6
+    weight[range(6), 0, 0, range(6)] = 1.0
+    plain, sturdy = weight.clone(), weight.clone()
+    sturdy[4, 0, 5:9, :4] = 1.0
+    assert surest(Sturdiness(), case_of_samples(sturdy, sturdy[labels], labels))[0] == 4
+    faint = plain[labels].clone()
+    faint[labels == 4] *= 0.1
+    tested = Sturdiness().test(case_of_samples(plain, faint, labels))
+    assert min(tested.statistics, key=tested.statistics.__getitem__) == 4 and tested.p_values[4] > 0.9
+    assert "keep a share of their margin of" in tested.evidence[4]
+
+
+def test_the_share_of_the_rim_by_hand() -> None:
+    """All evidence of class 1 is in a corner; the other classes have one pixel of it at the rim and one inside."""
+    weight = torch.zeros(6, 1, 14, 14)
+    for c in (0, 2, 3, 4, 5):
+        weight[c, 0, 0, c] = weight[c, 0, 7, c + 3] = 1.0
+    weight[1, 0, 13, 13] = weight[1, 0, 12, 12] = 1.0
+    labels = torch.arange(18) % 6
+    images = (weight[labels] > 0).float()
+    tested = Rim().test(case_of_samples(weight, images, labels))
+    assert tested.evidence[0].startswith("The outer seventh of the image holds a share of its evidence of 5")
+    assert min(tested.p_values, key=tested.p_values.__getitem__) == 1
+
+
+def test_what_the_samples_tests_cannot_compare_is_said() -> None:
+    weight, images, labels = alike(3, 6)
+    with pytest.raises(TooFew, match="the images are real"):
+        Likeness().test(case_of_samples(weight, images, labels, real=True))
+    with pytest.raises(TooFew, match="there are 1"):
+        Sturdiness().test(case_of_samples(weight, images[labels == 0], labels[labels == 0]))
+    with pytest.raises(TooFew, match="pictures of 7 pixels or more"):
+        Rim().test(case_of_samples(weight, images, labels))
 
 
 def test_an_image_is_fragile_if_the_shifts_change_its_answer() -> None:
