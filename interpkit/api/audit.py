@@ -203,14 +203,13 @@ def _chosen(names: Sequence[str], given: Mapping[str, Any], options: Mapping[str
     known = plugins.registry.names("audit")
     if not known:
         raise UsageError("no installed plugin has a test for an audit: install one.")
-    usual = [name for name in known if not plugins.component("audit", name).on_request]
-    classes = {name: plugins.component("audit", name) for name in names or usual}
+    classes = {name: plugins.component("audit", name) for name in names or known}
     for name, cls in list(classes.items()):
         missing = [need for need in cls.needs if need not in have]
         if missing and names:
             added = " and ".join(setting(need, "DATA") for need in missing)
             raise UsageError(f"the test {name!r} needs {' and '.join(missing)} images: add {added}.")
-        if missing:
+        if missing or (cls.on_request and not names):
             del classes[name]
     values: dict[str, dict[str, Any]] = {name: {} for name in classes}
     for key, value in options.items():

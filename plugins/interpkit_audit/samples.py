@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from statistics import median_high
 from typing import ClassVar
 
@@ -14,12 +14,12 @@ from pydantic import Field
 from torch import Tensor
 
 from interpkit import AuditCase, Strip, Tested, TooFew
+from interpkit_audit.change import SHOWN
 from interpkit_audit.comparing import ComparesClasses
 from interpkit_audit.margins import rival
 
 LEAST = 3
 """Samples of a class, and classes, to compare."""
-SHOWN = 6
 
 
 class ComparesSamples(ComparesClasses):
@@ -36,7 +36,7 @@ class ComparesSamples(ComparesClasses):
     """What the figure is, to complete "... 0.3, where 0.2 is usual in this classifier"."""
 
     @abstractmethod
-    def measure(self, case: AuditCase, classes: list[int]) -> dict[int, float]:
+    def measure(self, case: AuditCase, classes: list[int]) -> dict[int | None, float]:
         """Return the statistic of each class, whose samples are ``case.labels == c``."""
 
     @abstractmethod
@@ -59,8 +59,7 @@ class ComparesSamples(ComparesClasses):
         pictures: dict[int | None, list[Strip]] = {
             c: [Strip("samples of this class", case.images[case.labels == c][:SHOWN].cpu())] for c in classes
         }
-        values: dict[int | None, float] = {c: value for c, value in found.items()}  # noqa: C416
-        return Tested(values, self.p_values(values), evidence, pictures)
+        return Tested(found, self.p_values(found), evidence, pictures)
 
     def p_values(self, values: Mapping[int | None, float]) -> dict[int | None, float]:
         """Return the p-values of the statistics, of one side or both."""
@@ -105,7 +104,7 @@ class Likeness(ComparesSamples):
 
     options: Options
 
-    def measure(self, case: AuditCase, classes: list[int]) -> dict[int, float]:
+    def measure(self, case: AuditCase, classes: list[int]) -> dict[int | None, float]:
         """Return the logarithm of the variance; see `ComparesSamples.measure`."""
         images = case.images
         if images.dim() == 4:
@@ -156,7 +155,7 @@ class Sturdiness(ComparesSamples):
     options: Options
 
     @torch.no_grad()
-    def measure(self, case: AuditCase, classes: list[int]) -> dict[int, float]:
+    def measure(self, case: AuditCase, classes: list[int]) -> dict[int | None, float]:
         """Return the share of the margin that is left; see `ComparesSamples.measure`."""
         noise = torch.randn(case.images.shape, generator=case.rng()).to(case.device)
         noisy = (case.images + self.options.sigma * noise).clamp(0, 1)
@@ -206,7 +205,7 @@ class Rim(ComparesSamples):
 
     options: Options
 
-    def measure(self, case: AuditCase, classes: list[int]) -> dict[int, float]:
+    def measure(self, case: AuditCase, classes: list[int]) -> dict[int | None, float]:
         """Return the log odds of the share; see `ComparesSamples.measure`."""
         if case.images.dim() != 4 or min(case.images.shape[2:]) < 7:
             raise TooFew("it looks at the rim of pictures of 7 pixels or more, which this classifier does not read.")
@@ -214,13 +213,13 @@ class Rim(ComparesSamples):
         height, width = (side // 7 for side in rim.shape)
         rim[height:-height, width:-width] = False
         found = []
-        for images, labels in zip(case.images.split(case.most), case.labels.split(case.most), strict=True):
+        for images, labels in batches(case, case.images):
             seen = images.detach().requires_grad_()
             _, lead = rival(case.target(seen), labels)
             (gradient,) = torch.autograd.grad(lead.sum(), seen)
             found.append((gradient * (images - images.mean((2, 3), keepdim=True))).sum(1).abs())
         maps = torch.cat(found)
-        shares = {}
+        shares: dict[int | None, float] = {}
         for c in classes:
             own = maps[case.labels == c]
             share = (own[:, rim].sum() / own.sum().clamp(min=1e-12)).clamp(1e-4, 1 - 1e-4)
@@ -234,5 +233,9 @@ class Rim(ComparesSamples):
 
 def margins(case: AuditCase, images: Tensor) -> Tensor:
     """Return the lead of each image's label over the next class, (N,)."""
-    batches = zip(images.split(case.most), case.labels.split(case.most), strict=True)
-    return torch.cat([rival(case.target(some), labels)[1] for some, labels in batches])
+    return torch.cat([rival(case.target(some), labels)[1] for some, labels in batches(case, images)])
+
+
+def batches(case: AuditCase, images: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Return as many images and their labels at a time as the classifier runs on."""
+    return zip(images.split(case.most), case.labels.split(case.most), strict=True)
