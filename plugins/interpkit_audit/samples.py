@@ -142,7 +142,7 @@ class Sturdiness(ComparesSamples):
     name = "sturdiness"
     question = "Does one class keep far more of its certainty under noise than the others?"
     limits = "A class of large and simple objects is sturdy, too. It names a class, and no trigger."
-    says = "Under noise, its samples keep a share of their margin of"
+    says = "Noise multiplies the lead of its samples over the next class (below 0: another class leads) by"
     needs_gradient = False
     both_sides = False
 
@@ -164,8 +164,8 @@ class Sturdiness(ComparesSamples):
         return {c: (after[own].sum() / before[own].sum().clamp(min=1e-6)).item() for c, own in rows.items()}
 
     def shown(self, statistic: float) -> str:
-        """Return the share."""
-        return f"{statistic:.0%}"
+        """Return the factor."""
+        return f"{statistic:.3g}"
 
 
 class Rim(ComparesSamples):

@@ -209,7 +209,7 @@ def test_a_class_that_keeps_its_margin_under_noise_is_found_and_one_that_loses_i
     faint[labels == 4] *= 0.1
     tested = Sturdiness().test(case_of_samples(plain, faint, labels))
     assert min(tested.statistics, key=tested.statistics.__getitem__) == 4 and tested.p_values[4] > 0.9
-    assert "keep a share of their margin of" in tested.evidence[4]
+    assert "Noise multiplies the lead of its samples over the next class" in tested.evidence[4]
 
 
 def test_the_share_of_the_rim_by_hand() -> None:
