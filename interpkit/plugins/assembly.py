@@ -65,15 +65,26 @@ def resolve(recipe: Recipe, target: Target, plugins: Plugins) -> Recipe:
         "compile": choose_compile(recipe.compile, device, update.get("steps", recipe.steps)),
         "target": target.description,
     }
+    return with_options(recipe.model_copy(update=update), plugins)
+
+
+def with_options(recipe: Recipe, plugins: Plugins) -> Recipe:
+    """Return the recipe with the default of every option of its components filled in.
+
+    Raises:
+        UsageError: a component or option is unknown or out of range.
+        PluginError: the plugin that a component is named after is broken.
+    """
 
     def settled(kind: str, name: str, values: Mapping[str, Any]) -> dict[str, Any]:
         return _options(plugins, kind, name, values)[1].model_dump(mode="json", exclude_none=True)
 
+    update: dict[str, Any] = {
+        kind: Named(name=part.name, **settled(kind, part.name, part.options)) for kind, part in _parts(recipe)
+    }
     update["losses"] = {
         name: Term(weight=term.weight, **settled("loss", name, term.options)) for name, term in recipe.losses.items()
     }
-    for kind, part in _parts(recipe):
-        update[kind] = Named(name=part.name, **settled(kind, part.name, part.options))
     return recipe.model_copy(update=update)
 
 

@@ -323,7 +323,9 @@ class Run:
 
     def check_same(self, recipe: Recipe, target: Target) -> None:
         """Raise a `RunError` if the recipe, classifier or data differ from the run's; only more steps are allowed."""
-        here, manifest, data = self.recipe(), self.manifest(), used_data(recipe, target)
+        # A component may have got an option since the run was begun: its default is what the component did before.
+        here = assembly.with_options(self.recipe(), installed())
+        manifest, data = self.manifest(), used_data(recipe, target)
         free = {"steps", "checkpoint_every", "micro_batch", "compile", "fall_back", "plugin_files"}
         old, new = (r.model_dump(exclude=free, mode="json") for r in (here, recipe))
         for settings in (old, new):  # the paths of the classifier and the data do not matter
