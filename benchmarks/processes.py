@@ -77,7 +77,7 @@ def apart(some: list[float], others: list[float]) -> float:
 
 def figures(steps: int = 30, pairs: int = 3) -> Iterator[Figure]:
     """Yield the figures."""
-    efficiencies, shares, own, times = [], [], [], []
+    efficiencies, shares, own, slower, times = [], [], [], [], []
 
     def step(count: int, generators: int = 1) -> float:
         return statistics.median(start(count, steps, 128 * count, generators=generators)["seconds"][5:])
@@ -86,16 +86,20 @@ def figures(steps: int = 30, pairs: int = 3) -> Iterator[Figure]:
         one, two, apiece = step(1), step(2), step(2, 2)
         with ThreadPoolExecutor() as both:
             independent = [both.submit(start, 1, steps, 128) for _ in range(2)]
-        beside = statistics.mean(statistics.median(each.result()["seconds"][5:]) for each in independent)
+        seconds = [each.result()["seconds"][5:] for each in independent]
+        beside = statistics.mean(statistics.median(each) for each in seconds)
+        slower.append(one / statistics.median(max(step) for step in zip(*seconds, strict=True)))
         efficiencies.append(one / two)
         shares.append(beside / two)
         own.append(one / apiece)
-        times.append(", ".join(f"{1e3 * seconds:.0f}" for seconds in (one, two, apiece, beside)))
+        times.append(", ".join(f"{1e3 * each:.0f}" for each in (one, two, apiece, beside)))
     names = "1 process, 2 that share a batch, 2 with a generator each, 2 independent ones"
     detail = f"ms per step of {names}: {'; '.join(times)}"
     yield Figure.of("weak scaling efficiency of 2 processes, one thread each, over 1", efficiencies, ">= 0.9", detail)
     what = "the same, of 2 processes that share a batch over 2 independent ones"
     yield Figure.of(what, shares)
+    what = "the same, of 2 independent ones that wait for each other once a step: the most that can be had here"
+    yield Figure.of(what, slower)
     yield Figure.of("weak scaling efficiency with a generator per process (--generators 2)", own, ">= 0.95")
     for exact in DTYPES:
         one, two, threads = (start(count, 10, 128, exact, n)["losses"] for count, n in ((1, 1), (2, 1), (1, 2)))

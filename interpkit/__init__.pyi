@@ -97,6 +97,7 @@ from .plugins.registry import Registration as Registration
 from .report.compare import write_comparison as write_comparison
 from .report.run import write_report as write_report
 from .runs.shards import write_shards as write_shards
+from .runtime.progress import tell as tell
 from .runtime.random import derive_seed as derive_seed
 from .runtime.random import random_generator as random_generator
 from .runtime.recorder import Recorder as Recorder

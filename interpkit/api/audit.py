@@ -303,7 +303,7 @@ def _inverted(
         names = [own]
     few: dict[str, Any] = {} if len(classes) == target.num_classes else {"labels": list(classes)}
     job = prepare(target, presets=names, per_class=per_class, seed=seed, device=device, **few)
-    return job.run()
+    return job.run(on_step=lambda step: tell("steps of the samples", step, job.recipe.steps))
 
 
 def _record(

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from interpkit import AuditCase, Strip, Tested, TooFew
+from interpkit import AuditCase, Strip, Tested, TooFew, tell
 from interpkit_audit.comparing import ComparesClasses
 
 SMOOTH = 0.7
@@ -99,7 +99,9 @@ class UniversalChange(ComparesClasses):
         found: dict[int, Found] = {}
         at_once = max(1, case.most // self.options.images)
         for start in range(0, len(case.classes), at_once):
-            found |= self.search(case, list(case.classes)[start : start + at_once])
+            chunk = list(case.classes)[start : start + at_once]
+            found |= self.search(case, chunk, start * self.options.steps)
+        tell(f"steps of {self.name}", 1, 1)  # also if some classes had no images
         if len(found) < 2:
             raise TooFew("it compares classes, and fewer than two have images of other classes to start from.")
         values: dict[int | None, float] = {c: -math.log(one.size) for c, one in found.items()}
@@ -128,8 +130,14 @@ class UniversalChange(ComparesClasses):
             tensors |= {f"{self.name}.{c}.{i}": part.cpu() for i, part in enumerate(one.parts)}
         return Tested(values, self.p_values(values), evidence, pictures, tensors)
 
-    def search(self, case: AuditCase, classes: list[int]) -> dict[int, Found]:
-        """Return the smallest change of each class that has images of other classes."""
+    def search(self, case: AuditCase, classes: list[int], done: int = 0) -> dict[int, Found]:
+        """Return the smallest change of each class that has images of other classes.
+
+        Args:
+            case: what the test examines.
+            classes: some of its classes, of which it searches the changes at once.
+            done: the number of steps that earlier classes took.
+        """
         opt, rng, shape = self.options, case.rng(), case.images.shape[1:]
         some = min(opt.images, case.most)
         pools = {c: (case.labels != c).nonzero()[:, 0] for c in classes}
@@ -158,6 +166,8 @@ class UniversalChange(ComparesClasses):
                 old[better] = part.detach()[better]
             step_of(optimizer, (losses + weight * norms).sum())
             weight = torch.where(running >= opt.goal, weight * 1.2, weight / 1.2)
+            done += count
+            tell(f"steps of {self.name}", done, len(case.classes) * opt.steps)
         for old, part in zip(kept, parts, strict=True):
             old[best.isinf()] = part.detach()[best.isinf()]
         found = {}

@@ -11,7 +11,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from interpkit import AuditCase, Strip, Tested, TooFew
+from interpkit import AuditCase, Strip, Tested, TooFew, tell
 from interpkit_audit.change import step_of
 from interpkit_audit.comparing import ComparesClasses
 
@@ -153,7 +153,7 @@ def _climb(case: AuditCase, steps: int, starts: int) -> Climbed:
     """Return the maximum margin of each class, its rival there, and the images in which the margins are largest."""
     target, rng = case.target, case.rng()
     margins, rivals, found = {}, {}, {}
-    at_once = max(1, case.most // starts)
+    at_once, done = max(1, case.most // starts), 0
     for start in range(0, len(case.classes), at_once):
         chunk = list(case.classes)[start : start + at_once]
         labels = torch.tensor(chunk, device=case.device).repeat_interleave(starts)
@@ -164,6 +164,8 @@ def _climb(case: AuditCase, steps: int, starts: int) -> Climbed:
             step_of(optimizer, -margin.sum())
             with torch.no_grad():
                 images.clamp_(0, 1)
+            done += len(chunk)
+            tell("steps to the largest margins", done, len(case.classes) * steps)
         with torch.no_grad():
             second, margin = rival(target(images), labels)
         for row, label in enumerate(chunk):

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
-from interpkit_audit import BlindSpots, Likeness, Margin, Memorized, Noise, Patch, Rim, Sturdiness, Tint, Unsure
+from interpkit_audit import BlindSpots, Likeness, Margin, Memorized, Noise, Patch, Rim, Sturdiness, Tint, Unsure, change
 from interpkit_audit.change import UniversalChange
 from interpkit_audit.memorized import more_often, shifted
 from torch import Tensor, nn
@@ -53,6 +54,16 @@ def one_pixel() -> AuditCase:
     weight[3, 7] = 60.0
     images.flatten(1)[:, 7] = 0
     return case_of(weight, images)
+
+
+@pytest.mark.parametrize("most", [256, 40])  # all classes at once, or one and the last alone
+def test_a_search_tells_how_far_it_is(one_pixel: AuditCase, monkeypatch: pytest.MonkeyPatch, most: int) -> None:
+    told = []
+    monkeypatch.setattr(change, "tell", lambda what, done, total: told.append((what, done, total)))
+    Patch(Patch.Options(steps=4)).test(replace(one_pixel, most=most))
+    *steps, end = told
+    assert [done for _, done, _ in steps] == sorted(done for _, done, _ in steps)
+    assert steps[-1] == ("steps of patch", 20, 20) and end[1] == end[2]
 
 
 def test_a_patch_finds_the_pixel_and_shows_it(one_pixel: AuditCase) -> None:

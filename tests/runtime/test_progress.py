@@ -32,6 +32,31 @@ def test_a_part_is_current_until_all_of_it_is_done() -> None:
     assert progress.current() is None
 
 
+def test_the_time_for_the_rest_is_stated_once_it_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds = iter([100.0, 105.0, 160.0, 200.0])
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(seconds))
+    lines = []
+    for done in (10, 12, 40, 5):  # the last begins anew
+        progress.tell("steps", done, 100)
+        lines.append(str(progress.current()))
+    assert lines == [
+        "10 of 100 steps",
+        "12 of 100 steps",
+        "40 of 100 steps (about 2 min for the rest)",  # 30 took a minute
+        "5 of 100 steps",
+    ]
+    progress.restart()
+
+
+def test_few_pieces_may_take_different_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds = iter([0.0, 60.0])
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(seconds))
+    progress.tell("metrics", 0, 9)
+    progress.tell("metrics", 1, 9)
+    assert str(progress.current()) == "1 of 9 metrics"
+    progress.restart()
+
+
 def test_the_innermost_part_is_current() -> None:
     progress.tell("metrics", 0, 2)
     progress.tell("images", 1, 2)
