@@ -2,7 +2,8 @@
 
 Writes docs/performance.json, and the table of docs/performance.md from it. Parts named on the command line replace only
 their own rows. ``python -m benchmarks gpu`` measures all that a GPU changes and adds a table for it, and ``--device
-cuda`` the CPU's parts there; ``OMP_NUM_THREADS=1`` adds a table for one thread.
+cuda`` the CPU's parts there; ``OMP_NUM_THREADS=1`` adds a table for one thread. CPUs that compute in bf16 and those that
+do not have a table each.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import Any
 import torch
 
 from benchmarks.measuring import HEAD, Figure, machine
+from interpkit.runtime.devices import choose_precision
 
 PARTS = ("step", "convergence", "samples_cost", "growth", "processes", "start", "vecmat_accuracy", "large", "gpu")
 ON_A_GPU = ("gpu",)
@@ -29,9 +31,9 @@ START, END = "<!-- table -->\n", "<!-- end of table -->\n"
 def table(kept: dict[str, Any]) -> str:
     """Return a Markdown table for each device, with the machine that it was measured on."""
     text = ""
-    for _, parts in sorted(kept.items()):
+    for device, parts in sorted(kept.items()):
         machines = {json.dumps(part["machine"], sort_keys=True): part["machine"] for part in parts.values()}
-        text += HEAD
+        text += f"**{device.replace('cpu', 'CPU')}**\n\n{HEAD}"
         for name in PARTS:
             text += "".join(Figure(**row).row() + "\n" for row in parts.get(name, {"figures": []})["figures"])
         setup = "; ".join(
@@ -62,8 +64,11 @@ def main() -> None:
             "torch finds no GPU here. Pass --device cpu to try the part gpu, without figures that mean anything."
         )
     on_a_gpu = arguments.device != "cpu"
-    threads = torch.get_num_threads()
-    fewer = "" if on_a_gpu or threads == os.cpu_count() else f", {threads} thread{'s'[: threads - 1]}"
+    kind = arguments.device
+    if not on_a_gpu:
+        threads = torch.get_num_threads()
+        kind += " with bf16" if choose_precision("auto", torch.device("cpu")) == "bf16" else " without bf16"
+        kind += "" if threads == os.cpu_count() else f", {threads} thread{'s'[: threads - 1]}"
     for part in arguments.parts or (ON_A_GPU if on_a_gpu else PARTS[:-1]):
         figures = importlib.import_module(f"benchmarks.{part}").figures
         print(f"\n{part}\n{HEAD}", end="", flush=True)
@@ -72,7 +77,7 @@ def main() -> None:
             print(figure.row(), flush=True)
             rows.append(asdict(figure))
         kept = json.loads(KEPT.read_text("utf-8")) if KEPT.exists() else {}
-        kept.setdefault(arguments.device + fewer, {})[part] = {
+        kept.setdefault(kind, {})[part] = {
             "machine": machine(torch.device(arguments.device)),
             "figures": rows,
         }

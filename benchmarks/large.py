@@ -27,7 +27,7 @@ import interpkit
 from benchmarks.growth import Classes
 from benchmarks.measuring import Figure, in_turn, ratios, stepwise, synchronize
 from interpkit.api import invert
-from interpkit.runtime.devices import autocast, keep_freed_memory
+from interpkit.runtime.devices import autocast, choose_precision, keep_freed_memory
 
 STEPS = 3
 IMAGENET: dict[str, Any] = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225], "input_shape": (3, 224, 224)}
@@ -126,18 +126,19 @@ def figures(device: str = "cpu") -> Iterator[Figure]:
         what = f"its peak memory over that of the classifier's own passes: {name}"
         yield Figure(what, ours["peak"] / theirs["peak"], goal, detail=detail)
     seconds = in_turn(attending(torch.device(device)), rounds=3, warm_up=1)
-    what = "ViT-B/16: forward and backward pass of 2 images in bf16, over the same with weights frozen by hand"
-    detail = "s over s: " + " over ".join(f"{statistics.median(values):.2f}" for values in seconds.values())
+    what = "ViT-B/16: forward and backward pass of 2 images, over the same with weights frozen by hand"
+    detail = f"{choose_precision('auto', torch.device(device))}, s over s: " + " over ".join(f"{statistics.median(values):.2f}" for values in seconds.values())
     yield Figure.of(what, ratios(seconds["frozen"], seconds["by hand"]), detail=detail)
 
 
 def attending(device: torch.device) -> dict[str, Callable[[], None]]:
     """Return a ViT's forward and backward pass, with attention as `Target.frozen` arranges it and frozen by hand."""
+    precision = choose_precision("auto", device)
     target = interpkit.wrap(_torchvision("vit_b_16"), **IMAGENET).to(device).eval().requires_grad_(False)
     images = torch.rand(2, 3, 224, 224, device=device, requires_grad=True)
 
     def by_hand() -> None:
-        with torch.autocast(device.type, torch.bfloat16):
+        with autocast(device, precision):
             logits = target(images)
         torch.autograd.grad(logits.float().logsumexp(1).sum(), images)
         synchronize(device)

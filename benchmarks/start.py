@@ -15,7 +15,7 @@ from benchmarks.measuring import Figure, ratios
 
 PLUGINS = 20
 MODEL = Path(__file__).parents[1] / "examples" / "models" / "mnist_bn.safetensors"
-GOALS = {"--help": "<= 0.2", "plugins list": "<= 1.4", "inspect MODEL": "<= 1.4"}
+GOALS = {"--help": "<= 0.15", "plugins list": "<= 1.4", "inspect MODEL": "<= 1.4"}
 SOURCE = '''
 """A plugin with a loss."""
 from pydantic import Field
@@ -56,14 +56,15 @@ def install(folder: Path, count: int) -> None:
 
 
 def seconds(command: list[str]) -> float:
-    """Run a command; return its CPU seconds, which other programs on the machine change little."""
+    """Run a command with cached bytecode; return its CPU seconds, which other programs on the machine change little."""
 
     def used() -> float:
         children = resource.getrusage(resource.RUSAGE_CHILDREN)
         return children.ru_utime + children.ru_stime
 
+    cached = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     before = used()
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=cached)
     return used() - before
 
 

@@ -117,8 +117,8 @@ def test_the_table_is_made_of_what_is_kept(benchmark: Any) -> None:
     machine = {"processor": "P", "capability": "AVX2", "cores": 4, "threads": 2, "device": "cpu"}
     machine |= {"torch": "2.0", "python": "3.11"}
     row = {"what": "w", "value": 2.0, "goal": "<= 1", "low": None, "high": None, "detail": "d"}
-    text = runner.table({"cpu": {"step": {"machine": machine, "figures": [row]}}})
-    assert "| w | 2 | <= 1 | **no** | d |\n" in text
+    text = runner.table({"cpu with bf16": {"step": {"machine": machine, "figures": [row]}}})
+    assert text.startswith("**CPU with bf16**\n\n") and "| w | 2 | <= 1 | **no** | d |\n" in text
     assert text.strip().endswith("On P (AVX2), 2 of 4 cores, torch 2.0, Python 3.11.")
     kept = json.loads(runner.KEPT.read_text("utf-8"))
     page = runner.PAGE.read_text("utf-8")
