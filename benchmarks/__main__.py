@@ -1,9 +1,9 @@
 """Measure interpkit's speed and memory: ``make bench``, or ``python -m benchmarks [PART]...``.
 
-Writes docs/performance.json, and the table of docs/performance.md from it. Parts named on the command line replace only
-their own rows. ``python -m benchmarks gpu`` measures all that a GPU changes and adds a table for it, and ``--device
-cuda`` the CPU's parts there; ``OMP_NUM_THREADS=1`` adds a table for one thread. CPUs that compute in bf16 and those that
-do not have a table each.
+Writes docs/performance.json, and the tables of docs/performance.md from it. Parts named on the command line replace
+only their own rows. ``python -m benchmarks gpu`` measures all that a GPU changes and adds a table for it, and
+``--device cuda`` the CPU's parts there; ``OMP_NUM_THREADS=1`` adds a table for one thread. CPUs that compute in bf16
+and those that do not have a table each.
 """
 
 from __future__ import annotations

@@ -127,7 +127,8 @@ def figures(device: str = "cpu") -> Iterator[Figure]:
         yield Figure(what, ours["peak"] / theirs["peak"], goal, detail=detail)
     seconds = in_turn(attending(torch.device(device)), rounds=3, warm_up=1)
     what = "ViT-B/16: forward and backward pass of 2 images, over the same with weights frozen by hand"
-    detail = f"{choose_precision('auto', torch.device(device))}, s over s: " + " over ".join(f"{statistics.median(values):.2f}" for values in seconds.values())
+    times = " over ".join(f"{statistics.median(values):.2f}" for values in seconds.values())
+    detail = f"{choose_precision('auto', torch.device(device))}, s over s: {times}"
     yield Figure.of(what, ratios(seconds["frozen"], seconds["by hand"]), detail=detail)
 
 

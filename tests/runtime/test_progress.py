@@ -36,7 +36,7 @@ def test_the_time_for_the_rest_is_stated_once_it_is_known(monkeypatch: pytest.Mo
     seconds = iter([100.0, 105.0, 160.0, 200.0])
     monkeypatch.setattr(progress.time, "monotonic", lambda: next(seconds))
     lines = []
-    for done in (10, 12, 40, 5):  # the last begins anew
+    for done in (10, 12, 40, 5):  # the last begins again
         progress.tell("steps", done, 100)
         lines.append(str(progress.current()))
     assert lines == [
