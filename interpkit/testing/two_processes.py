@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from multiprocessing.connection import Connection, wait
@@ -26,6 +27,8 @@ from interpkit.testing.checks import Broken
 
 SECONDS = 60.0
 """How long a call may take."""
+START_SECONDS = 600.0
+"""How long the two may take to start, with the import of torch, on a machine that is busy with other things."""
 GRACE_SECONDS = 1.0
 """How long the other process may go on once one has failed; it may wait for the failed one in vain."""
 _pairs: list[_Pair] = []
@@ -84,12 +87,20 @@ class _Pair:
                 self.processes.append(process)
         finally:
             sys.modules["__main__"] = main
+        self.ready = False
 
     def call(self, function: Callable[..., Any], *arguments: Any) -> list[Any]:
+        if not self.ready:
+            self.answers(START_SECONDS)
+            self.ready = True
         for end in self.ends:
-            end.send((function, arguments))
+            with suppress(OSError):  # it has ended, which `answers` reports
+                end.send((function, arguments))
+        return self.answers(SECONDS)
+
+    def answers(self, seconds: float) -> list[Any]:
         answers: dict[Connection, tuple[Any, str | None]] = {}
-        until = time.monotonic() + SECONDS
+        until = time.monotonic() + seconds
         while waiting := [end for end in self.ends if end not in answers]:
             ready: list[Any] = wait(waiting, max(0.0, until - time.monotonic()))
             if not ready:
@@ -100,13 +111,14 @@ class _Pair:
                     answers[done] = done.recv()
                 except (OSError, EOFError):
                     answers[done] = None, "the process ended"
+                    self.processes[self.ends.index(done)].join()  # so that the pair is replaced
                 if answers[done][1] is not None:
                     until = min(until, time.monotonic() + GRACE_SECONDS)
         for _, error in answers.values():
             if error is not None:
                 raise Broken(f"in one of two processes: {error}")
         if waiting:
-            raise Broken(f"two processes were not done after {SECONDS:g} s; one may wait for the other in vain")
+            raise Broken(f"two processes were not done after {seconds:g} s; one may wait for the other in vain")
         return [answers[end][0] for end in self.ends]
 
     def stop(self) -> None:
@@ -145,9 +157,10 @@ def _serve(rank: int, store: str, calls: Connection) -> None:
 
     os.dup2(2, 1)  # what a component prints is not a result of the command that checks it
     torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo", init_method=f"file://{store}", rank=rank, world_size=2, timeout=timedelta(seconds=SECONDS)
-    )
+    meeting = dist.FileStore(store, 2)
+    meeting.set_timeout(timedelta(seconds=START_SECONDS))
+    dist.init_process_group("gloo", store=meeting, rank=rank, world_size=2, timeout=timedelta(seconds=SECONDS))
+    calls.send((None, None))  # it is ready
     while True:
         try:
             function, arguments = calls.recv()

@@ -6,6 +6,7 @@ import json
 import os
 import random
 import re
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
@@ -329,6 +330,14 @@ def test_a_process_that_fails_alone_is_reported_and_both_processes_are_replaced(
         in_both(parts.step_in_process, Importable.of(Unruly))
     again = in_both(os.getpid)
     assert not set(again) & set(first)
+
+
+def test_a_process_that_was_killed_is_reported_and_both_are_replaced() -> None:
+    first = in_both(os.getpid)
+    os.kill(first[0], signal.SIGKILL)
+    with pytest.raises(Broken, match="in one of two processes: the process ended"):
+        in_both(os.getpid)
+    assert not set(in_both(os.getpid)) & set(first)
 
 
 def test_a_class_inside_a_function_cannot_be_checked_in_two_processes() -> None:
