@@ -157,7 +157,7 @@ def _serve(rank: int, store: str, calls: Connection) -> None:
 
     os.dup2(2, 1)  # what a component prints is not a result of the command that checks it
     torch.set_num_threads(1)
-    meeting = dist.FileStore(store, 2)
+    meeting = dist.FileStore(store, 2)  # type: ignore[attr-defined]  # public, though not listed
     meeting.set_timeout(timedelta(seconds=START_SECONDS))
     dist.init_process_group("gloo", store=meeting, rank=rank, world_size=2, timeout=timedelta(seconds=SECONDS))
     calls.send((None, None))  # it is ready
