@@ -104,7 +104,7 @@ class Unsure(ComparesClasses):
     class Options(Margin.Options):
         """How long and how often to climb."""
 
-        sd: float = Field(0.2, gt=0, description="standard deviation of the statistic on clean classifiers")
+        sd: float = Field(0.22, gt=0, description="standard deviation of the statistic on clean classifiers")
 
     options: Options
 
