@@ -134,7 +134,7 @@ def test_a_wide_margin_and_narrow_ones_are_found() -> None:
 def test_two_alike_do_not_hide_each_other() -> None:
     values: dict[int | None, float] = {0: 5.0, 1: 4.9, 2: 0.0, 3: 0.1, 4: -0.1}
     found = Unsure().p_values(values)
-    alone = outlier_p_values({c: value for c, value in values.items() if c != 0}, sd=0.2, df=12)
+    alone = outlier_p_values({c: value for c, value in values.items() if c != 0}, sd=Unsure.Options().sd, df=12)
     assert found[1] == alone[1] < 1e-4 and found[3] > 0.1
 
 
