@@ -16,14 +16,14 @@ from torch import Tensor
 
 import interpkit
 from examples.train_classifier import load_data
+from interpkit.runtime.at_once import in_batches
 
 
 @torch.no_grad()
 def leads(target: interpkit.Target, images: Tensor, labels: Tensor) -> list[float]:
     """Return the mean lead of each class; below 0 where another class leads."""
     with target.frozen("cpu"):
-        batches = zip(images.split(500), labels.split(500), strict=True)
-        lead = torch.cat([rival(target(some), own)[1] for some, own in batches])
+        lead = torch.cat(in_batches(target, images, lambda rows: rival(target(images[rows]), labels[rows])[1]))
     return [lead[labels == label].mean().item() for label in range(target.num_classes)]
 
 
