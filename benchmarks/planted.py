@@ -45,6 +45,8 @@ RESULTS = Path(__file__).parent.parent / "docs" / "planted.json"
 """What was found, so that a table can be made without examining all classifiers again."""
 
 TESTS = {test.name: test for test in (Margin, Unsure, Patch, Noise, Tint, BlindSpots, Likeness, Sturdiness, Rim)}
+USUAL = [name for name, test in TESTS.items() if not test.on_request]
+"""The tests that an audit makes unasked."""
 
 Images = tuple[Tensor, Tensor]
 
@@ -252,13 +254,10 @@ def store(rows: Mapping[str, Mapping[str, Any]]) -> None:
     write_atomically(RESULTS, f"{{\n{lines}\n}}\n")
 
 
-def scored(found: Mapping[str, Mapping[str, float]], tests: Iterable[str] = ()) -> dict[str, Any]:
-    """Return the findings and the smallest p-value that the tests' present constants give these statistics.
-
-    By default, the tests are those that an audit makes unasked.
-    """
+def scored(found: Mapping[str, Mapping[str, float]], tests: Iterable[str] = USUAL) -> dict[str, Any]:
+    """Return the findings and the smallest p-value that the tests' present constants give these statistics."""
     raw: dict[Any, float] = {}
-    for name in tests or [name for name, test in TESTS.items() if not test.on_request]:
+    for name in tests:
         values = found[name]
         by_class: dict[int | None, float] = {int(c): value for c, value in values.items()}
         raw |= {(name, c): p for c, p in TESTS[name]().p_values(by_class).items()}
@@ -286,6 +285,12 @@ def gamma_rule(values: Mapping[str, float]) -> int | None:
     return int(list(values)[int(margins.argmax())]) if 1 - below < 0.05 else None
 
 
+def share(hits: Iterable[bool]) -> str:
+    """Return how many hits there are, of how many: "3/12"."""
+    found = list(hits)
+    return f"{sum(found)}/{len(found)}"
+
+
 def auroc(positive: list[float], negative: list[float]) -> float:
     """Return the probability that a planted classifier scores above a clean one."""
     wins = [(p > n) + 0.5 * (p == n) for p in positive for n in negative]
@@ -297,11 +302,15 @@ def score(row: dict[str, Any]) -> float:
     return -math.log10(row["surest"])
 
 
+def planted(row: dict[str, Any]) -> set[Any]:
+    """Return the classes that have the fault: two, if those were swapped."""
+    label = row["label"]
+    return {label, (label + 1) % 10} if row["kind"] == "swapped" else {label}
+
+
 def classes(row: dict[str, Any]) -> set[Any]:
     """Return the planted classes that a finding names."""
-    label = row["label"]
-    own = {label, (label + 1) % 10} if row["kind"] == "swapped" else {label}
-    return own & {finding["class"] for finding in row["findings"]}
+    return planted(row) & {finding["class"] for finding in row["findings"]}
 
 
 def write_table(rows: list[dict[str, Any]]) -> str:
@@ -314,10 +323,6 @@ def write_table(rows: list[dict[str, Any]]) -> str:
     ]
 
     def line(name: str, some: list[dict[str, Any]]) -> str:
-        def share(hits: Iterable[bool]) -> str:
-            found = list(hits)
-            return f"{sum(found)}/{len(found)}"
-
         overlaps = [row["recovered"]["overlap"] for row in some if "overlap" in row["recovered"]]
         best = [max(row["recovered"][test] for test in ("patch", "noise", "tint")) for row in some if classes(row)]
         faulty = name != "clean"
@@ -349,15 +354,31 @@ def write_table(rows: list[dict[str, Any]]) -> str:
 
 
 def alone(rows: list[dict[str, Any]]) -> str:
-    """Return what each test would find if it were the only one, in Markdown."""
-    lines = ["| test by itself | planted faults, with the class | clean ones flagged |", "|---|---|---|"]
-    for name in TESTS:
-        found = [row | scored(row["statistics"], [name]) for row in rows]
-        clean = [row for row in found if row["kind"] == "clean"]
-        faulty = [row for row in found if row["kind"] != "clean"]
-        hits, alarms = sum(bool(classes(row)) for row in faulty), sum(bool(row["findings"]) for row in clean)
-        lines.append(f"| {name} | {hits}/{len(faulty)} | {alarms}/{len(clean)} |")
+    """Return what each test would find by itself, and what the usual ones and all of them find, in Markdown."""
+    choices = {f"`{name}`": [name] for name in TESTS} | {"the usual ones": USUAL, "all": [*TESTS]}
+    halves = {"first half": False, "held out": True}
+    heads = [f"{half}: {what}" for half in halves for what in ("with the class", "other classes", "clean")]
+    lines = [f"| tests | {' | '.join(heads)} |", "|---" * (len(heads) + 1) + "|"]
+    for name, tests in choices.items():
+        cells = [name]
+        for held_out in halves.values():
+            found = [row | scored(row["statistics"], tests) for row in rows if row["held_out"] == held_out]
+            clean = [row for row in found if row["kind"] == "clean"]
+            faulty = [row for row in found if row["kind"] != "clean"]
+            cells += [
+                share(bool(classes(row)) for row in faulty),
+                share(bool({finding["class"] for finding in row["findings"]} - planted(row)) for row in faulty),
+                share(bool(row["findings"]) for row in clean),
+            ]
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def tables(rows: Iterable[dict[str, Any]]) -> list[str]:
+    """Return the tables of both halves, and that of the tests."""
+    known = [row | scored(row["statistics"]) for row in rows]
+    halves = ([row for row in known if row["held_out"] == held_out] for held_out in (False, True))
+    return [*(write_table(half) for half in halves), alone(known)]
 
 
 def main() -> None:
@@ -380,10 +401,7 @@ def main() -> None:
         store(stored() | {plant.name: row})
         findings = [tuple(finding.values()) for finding in scored(row["statistics"])["findings"]]
         print(plant.name, plant.label, facts.get("success"), findings, flush=True)
-    for half, held_out in (("development", False), ("held out", True)):
-        known = [row | scored(row["statistics"]) for row in stored().values() if row["held_out"] == held_out]
-        if known:
-            print(f"\n{half}\n\n{write_table(known)}\n\n{alone(known)}")
+    print("", *tables(stored().values()), sep="\n\n")
 
 
 if __name__ == "__main__":
