@@ -223,7 +223,7 @@ def examine(plant: Plant, folder: Path, work: Path, options: Mapping[str, Any] |
         test, result = report.results[name]
         parts = [result.tensors[f"{name}.{plant.label}.{i}"][None] for i in range(2 if name == "patch" else 1)]
         with torch.no_grad():
-            answers = torch.cat([target(test().change(x[None], parts)[0]).argmax(1) for x in others.split(300)])
+            answers = torch.cat([target(test.change(x[None], parts)[0]).argmax(1) for x in others.split(300)])
         recovered[name] = (answers == plant.label).float().mean().item()
     if plant.kind in ("corner", "pixel", "watermark"):
         mask = torch.sigmoid(report.results["patch"].result.tensors[f"patch.{plant.label}.0"])[0]

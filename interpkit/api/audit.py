@@ -46,9 +46,9 @@ SUSPICIOUS = 10
 
 
 class Found(NamedTuple):
-    """A test, and what it found."""
+    """A test with its options, and what it found."""
 
-    test: type[Audit]
+    test: Audit
     result: Tested
 
 
@@ -80,7 +80,7 @@ class AuditReport:
     def save(self, folder: str | Path) -> Path:
         """Write audit.json, audit.safetensors and audit.html into a folder; return the folder."""
         place = inner_folder(Path(folder))
-        pictures = {name: (found.test, found.result.pictures) for name, found in self.results.items()}
+        pictures = {name: found.result.pictures for name, found in self.results.items()}
         with only_writer(place, [FIGURES, TENSORS, PAGE]):
             results = [found.result for found in self.results.values()]
             tensors = {key: tensor.contiguous() for result in results for key, tensor in result.tensors.items()}
@@ -171,7 +171,7 @@ def audit(
                 on_test(test.name)
             with global_seed(seed, place), torch.enable_grad():
                 try:
-                    results[test.name] = Found(type(test), contracts.tested(test, case))
+                    results[test.name] = Found(test, contracts.tested(test, case))
                 except TooFew as error:
                     left_out[test.name] = str(error)
 
@@ -334,7 +334,8 @@ def _record(
             "kind": found.test.kind,
             "question": found.test.question,
             "limits": found.test.limits,
-            "false_alarms": found.test.false_alarms,
+            "false_alarms": "" if found.test.options.model_dump(exclude_defaults=True) else found.test.false_alarms,
+            "options": found.test.options.model_dump(mode="json"),
             "classes": [
                 {"class": c, "statistic": value, "p_value": corrected[name, c], "uncorrected": raw[name, c]}
                 for c, value in found.result.statistics.items()
@@ -356,12 +357,12 @@ def _record(
             "names": [target.class_names[c] for c in classes],
         },
         "images": dict(sources),
-        "notes": list(_notes(target, classes, sources)),
+        "notes": list(_notes(target, classes, sources, any(found.test.screens for found in results.values()))),
         "seed": seed,
     }
 
 
-def _notes(target: Target, classes: Sequence[int], sources: Mapping[str, Any]) -> Iterator[str]:
+def _notes(target: Target, classes: Sequence[int], sources: Mapping[str, Any], screened: bool) -> Iterator[str]:
     """Return what a reader has to know about this audit, a sentence or two each."""
     if target.num_classes == 2:
         yield (
@@ -369,10 +370,10 @@ def _notes(target: Target, classes: Sequence[int], sources: Mapping[str, Any]) -
             "other classifiers alone."
         )
     if len(classes) < target.num_classes:
-        yield (
-            f"Only {len(classes)} of {target.num_classes} classes were tested with images: half of them are those that "
-            f"the other tests found most unusual, the others were drawn at random."
-        )
+        how = "drawn at random"
+        if screened:
+            how = "half of them are those that the other tests found most unusual, the others were drawn at random"
+        yield f"Only {len(classes)} of {target.num_classes} classes were tested with images: {how}."
     if target.multi_label:
         yield (
             "The classes of this classifier do not exclude each other. The tests ask for the class with the highest "

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from interpkit.interfaces.audits import Audit
 from interpkit.interfaces.sections import Strip
 from interpkit.interfaces.targets import Target
 from interpkit.report import classes as of_classes
@@ -18,7 +17,7 @@ from interpkit.report.text import place_of
 from interpkit.runtime.at_once import in_batches
 from interpkit.runtime.devices import device_of
 
-Pictures = Mapping[str, tuple[type[Audit], Mapping[int | None, Sequence[Strip]]]]
+Pictures = Mapping[str, Mapping[int | None, Sequence[Strip]]]
 REAL = "real images"
 """What an audit calls images that were not made for it."""
 SMALL = 64
@@ -33,7 +32,7 @@ def write_audit(target: Target, record: Mapping[str, Any], pictures: Pictures) -
         record: all figures; see `interpkit.api.audit.AuditReport`.
         pictures: the pictures of each test, by class.
     """
-    strips = [pictures[finding["test"]][1].get(finding["class"], ()) for finding in record["findings"]]
+    strips = [pictures[finding["test"]].get(finding["class"], ()) for finding in record["findings"]]
     shots = iter(_shots(target, [strip.images for row in strips for strip in row]))
     shape = target.description.input_shape or target.input_shape
     return render(

@@ -31,7 +31,7 @@ from interpkit.testing.components import (
 from interpkit.testing.second_device import other_devices
 
 NEEDS = ("reference", "training")
-STEPS = 2
+STEPS = 16
 PER_CLASS = 24
 """Real images of each class, enough for a test that counts them."""
 MOST = 16

@@ -104,10 +104,16 @@ class UniversalChange(ComparesClasses):
         tell(f"steps of {self.name}", 1, 1)  # also if some classes had no images
         if len(found) < 2:
             raise TooFew("it compares classes, and fewer than two have images of other classes to start from.")
+        largest = self.largest(case.images.shape[1:])
+        if all(one.size == largest for one in found.values()):
+            raise TooFew(
+                f"in {self.options.steps} steps it finds no change that turns {self.options.goal:.0%} of the other "
+                f"classes' images into any class, and without one it compares nothing: it may need more steps."
+            )
         values: dict[int | None, float] = {c: -math.log(one.size) for c, one in found.items()}
         middle = median_high(one.size for one in found.values())
         usual = f"for a class of this classifier {middle:.3g} {self.unit} is usual"
-        if middle == self.largest(case.images.shape[1:]):
+        if middle == largest:
             usual = "for most classes of this classifier none was found"
         evidence: dict[int | None, str] = {}
         pictures: dict[int | None, list[Strip]] = {}

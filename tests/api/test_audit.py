@@ -93,8 +93,17 @@ def test_the_record_is_written_with_keys_that_stay(planted: AuditReport, tmp_pat
     assert record["images"]["images"] == "real images" and record["images"]["dropped"]["count"] == 0
 
 
+def test_false_alarms_that_were_counted_with_other_options_are_not_shown(planted: AuditReport) -> None:
+    by_options = {
+        "changed": planted.record["tests"]["patch"],
+        "usual": quick(linear(), tests=["blind-spots"], options={}).record["tests"]["blind-spots"],
+    }
+    assert by_options["changed"]["options"]["steps"] == 60 and by_options["changed"]["false_alarms"] == ""
+    assert by_options["usual"]["options"]["images"] == 600 and "12 held-out" in by_options["usual"]["false_alarms"]
+
+
 def test_the_same_seed_finds_the_same() -> None:
-    few = {"patch.steps": 5}
+    few = {"patch.steps": 20}
     one, two = (quick(linear(), options=few, seed=4).record for _ in range(2))
     assert one == two
 
@@ -103,14 +112,14 @@ def test_the_classifier_is_left_as_it_was(module_state: Callable[[nn.Module], di
     target = linear()
     target.train()
     before = module_state(target)
-    quick(target, options={"patch.steps": 2})
+    quick(target, options={"patch.steps": 20})
     assert module_state(target) == before
 
 
 def test_an_inversion_gives_its_samples() -> None:
     target = linear()
     inversion = interpkit.ImageInversion(target, interpkit.Recipe(device="cpu"), [], *images_of(target))
-    report = interpkit.audit(inversion, tests=["patch"], options={"patch.steps": 2}, per_class=4, device="cpu")
+    report = interpkit.audit(inversion, tests=["patch"], options={"patch.steps": 20}, per_class=4, device="cpu")
     assert report.record["images"]["images"] == "samples of the run"
     assert report.record["images"]["count"] == 20
 
@@ -119,18 +128,20 @@ def test_an_inversion_gives_its_samples() -> None:
 
 
 def test_two_classes_are_compared_and_the_page_says_with_what() -> None:
-    report = quick(linear(2), tests=["patch", "unsure"], options={"patch.steps": 5})
+    report = quick(linear(2), tests=["patch", "unsure"], options={"patch.steps": 20})
     assert "unsure" in report.record["left_out"]
     assert report.record["notes"][0].startswith("With two classes")
 
 
 def test_of_many_classes_some_are_tested_and_it_is_said() -> None:
     report = quick(
-        linear(30), tests=["margin", "patch"], options={"margin.steps": 20, "patch.steps": 2},
+        linear(30), tests=["margin", "patch"], options={"margin.steps": 20, "patch.steps": 20},
         reference=images_of(linear(30), 2000),
     )  # fmt: skip
     assert len(report.record["classes"]["tested"]) == 20 and report.record["classes"]["of"] == 30
-    assert "Only 20 of 30 classes" in report.record["notes"][0]
+    assert report.record["notes"][0].startswith("Only 20 of 30 classes were tested with images: half of them")
+    unscreened = quick(linear(30), tests=["patch"], options={"patch.steps": 20})
+    assert unscreened.record["notes"] == ["Only 20 of 30 classes were tested with images: drawn at random."]
     assert len(report.record["tests"]["margin"]["classes"]) == 30
     assert len(report.record["tests"]["patch"]["classes"]) == 20
 
@@ -138,7 +149,7 @@ def test_of_many_classes_some_are_tested_and_it_is_said() -> None:
 def test_the_class_that_the_screening_finds_is_among_those_tested() -> None:
     target = linear(30)
     target.module[1].weight.data[17] *= 9  # type: ignore[index, union-attr]
-    report = quick(target, tests=["margin", "patch"], options={"margin.steps": 20, "patch.steps": 2})
+    report = quick(target, tests=["margin", "patch"], options={"margin.steps": 20, "patch.steps": 20})
     assert 17 in report.record["classes"]["tested"]
 
 
@@ -150,7 +161,7 @@ def test_probabilities_are_audited_as_logits_are() -> None:
 def test_labels_that_do_not_exclude_each_other_are_noted() -> None:
     target = linear(output="sigmoid_logits")
     assert target.multi_label
-    report = quick(target, options={"patch.steps": 3})
+    report = quick(target, options={"patch.steps": 20})
     assert any("do not exclude each other" in note for note in report.record["notes"])
 
 
@@ -158,7 +169,7 @@ def test_a_classifier_of_vectors_is_tested_as_far_as_it_can_be() -> None:
     layer = nn.Linear(8, 4)
     layer.weight.data = own(8, 4).T
     target = wrap(layer, input_shape=(8,))
-    few = {f"{name}.steps": 3 for name in ("margin", "unsure", "patch", "noise", "tint")}
+    few = {f"{name}.steps": 20 for name in ("margin", "unsure", "patch", "noise", "tint")}
     report = interpkit.audit(target, reference=images_of(target), options=few, device="cpu")
     assert {"margin", "patch"} <= report.record["tests"].keys()
     assert "does not read pictures" in report.record["left_out"]["tint"]
@@ -206,7 +217,7 @@ def test_without_a_gradient_some_tests_remain_if_there_are_images() -> None:
 def test_tests_on_request_are_made_if_they_are_named() -> None:
     target = linear()
     inversion = interpkit.ImageInversion(target, interpkit.Recipe(device="cpu"), [], *images_of(target))
-    few = {f"{name}.steps": 2 for name in ("margin", "unsure", "patch", "noise", "tint")}
+    few = {f"{name}.steps": 20 for name in ("margin", "unsure", "patch", "noise", "tint")}
     unasked = interpkit.audit(inversion, options=few, device="cpu").record
     assert {"likeness", "sturdiness", "rim"}.isdisjoint({*unasked["tests"], *unasked["left_out"]})
     named = interpkit.audit(inversion, tests=["sturdiness", "likeness"], device="cpu").record
@@ -274,7 +285,7 @@ def test_images_that_carry_the_trigger_are_left_out_and_named() -> None:
 def test_a_few_errors_of_the_classifier_raise_no_suspicion() -> None:
     images, labels = images_of(linear(), 200)
     labels[:6] = (labels[:6] + 1) % 5
-    (note,) = quick(linear(), options={"patch.steps": 2}, reference=(images, labels)).record["notes"]
+    (note,) = quick(linear(), options={"patch.steps": 20}, reference=(images, labels)).record["notes"]
     assert note.startswith("6 of 200 real images were left out") and "trigger" not in note
 
 

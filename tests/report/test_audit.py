@@ -95,7 +95,7 @@ def test_the_page_says_what_to_do_and_what_the_images_are(page: Callable[..., st
     assert "What to do" not in page(1, 8, 8, p=0.4)
     report = interpkit.audit(target_of(1, 8, 8), tests=["planted"], device="cpu")
     record = report.record | {"images": {"images": "real images", "count": 3}}
-    real = write_audit(report.target, record, {"planted": (Planted, {})})
+    real = write_audit(report.target, record, {"planted": {}})
     assert "more images of your own" in real and "computed from the classifier" not in real
 
 
