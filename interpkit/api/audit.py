@@ -179,7 +179,7 @@ def audit(
             if test.screens:
                 run(test, everything)
         rest = [test for test in chosen if not test.screens]
-        classes = _classes(target, results, seed)
+        classes = _classes(target, results, seed) if rest else everything.classes
         sources: dict[str, Any] = {}
         if rest:
             images, labels, sources = _images(target, inversion, real, classes, presets, per_class, seed, device)

@@ -62,4 +62,4 @@ def _characters(path: Path) -> frozenset[int]:
 
 @functools.cache
 def _opened(path: Path) -> ImageFont.FreeTypeFont:
-    return ImageFont.truetype(path, SIZE)
+    return ImageFont.truetype(str(path), SIZE)  # Pillow 10.1 opens no Path

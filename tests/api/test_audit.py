@@ -140,6 +140,8 @@ def test_of_many_classes_some_are_tested_and_it_is_said() -> None:
     )  # fmt: skip
     assert len(report.record["classes"]["tested"]) == 20 and report.record["classes"]["of"] == 30
     assert report.record["notes"][0].startswith("Only 20 of 30 classes were tested with images: half of them")
+    without_images = quick(linear(30), tests=["margin"], options={"margin.steps": 20}).record
+    assert without_images["notes"] == [] and len(without_images["classes"]["tested"]) == 30
     unscreened = quick(linear(30), tests=["patch"], options={"patch.steps": 20})
     assert unscreened.record["notes"] == ["Only 20 of 30 classes were tested with images: drawn at random."]
     assert len(report.record["tests"]["margin"]["classes"]) == 30
