@@ -30,7 +30,7 @@ from interpkit.plugins.loading import load_target
 from interpkit.report.audit import REAL, write_audit
 from interpkit.runtime.at_once import how_many, in_batches
 from interpkit.runtime.autograd import with_autograd
-from interpkit.runtime.devices import choose_device, device_of
+from interpkit.runtime.devices import choose_device, device_of, keep_freed_memory
 from interpkit.runtime.progress import tell
 from interpkit.runtime.random import global_seed
 
@@ -149,6 +149,7 @@ def audit(
     if target.num_classes < 2:
         raise UsageError(f"{target.name} has one class: an audit compares classes.")
     place = choose_device(device)
+    keep_freed_memory(place)
     real = labelled_images(reference, "the reference data", target)
     trained = labelled_images(training, "the training data", target)
     left_out: dict[str, str] = {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -114,6 +115,13 @@ def test_the_classifier_is_left_as_it_was(module_state: Callable[[nn.Module], di
     before = module_state(target)
     quick(target, options={"patch.steps": 20})
     assert module_state(target) == before
+
+
+def test_freed_memory_is_kept_from_the_first_test_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept: list[torch.device] = []
+    monkeypatch.setattr(sys.modules[interpkit.audit.__module__], "keep_freed_memory", kept.append)
+    quick(linear(), options={"patch.steps": 20})
+    assert kept == [torch.device("cpu")]
 
 
 def test_an_inversion_gives_its_samples() -> None:
