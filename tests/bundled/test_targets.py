@@ -42,7 +42,7 @@ class Spoiled:
         save_target(
             small_cnn(), self.path, architecture="interpkit:cnn", arch_args=ARGUMENTS, input_shape=(1, 12, 12), mean=0.3
         )
-        self.metadata, self.tensors = metadata_of(self.path), safetensors.torch.load_file(self.path)
+        self.metadata, self.tensors = metadata_of(self.path), safetensors.torch.load(self.path.read_bytes())
 
     def with_bytes(self, change: Callable[[bytes], bytes]) -> Path:
         self.path.write_bytes(change(self.path.read_bytes()))

@@ -669,7 +669,7 @@ def test_a_comparison_needs_no_classifier_and_takes_vectors(tmp_path: Path, run_
     manifest["model"]["path"] = "/gone"
     (run_copy / "manifest.json").write_text(json.dumps(manifest))
     vectors = Path(shutil.copytree(run_copy, tmp_path / "vectors"))
-    stored = safetensors.torch.load_file(vectors / "samples.safetensors")
+    stored = safetensors.torch.load((vectors / "samples.safetensors").read_bytes())
     del stored["images"]
     safetensors.torch.save_file(stored | {"inputs": torch.randn(300, 5)}, vectors / "samples.safetensors")
     page = read(interpkit.write_comparison({"images": run_copy, "vectors": vectors}, tmp_path / "page.html"))
