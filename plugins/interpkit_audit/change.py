@@ -34,12 +34,14 @@ class Found:
     """The change that was found for one class.
 
     Attributes:
-        size: its norm; the largest possible one if no change reached the goal.
+        size: its norm; the largest one that was tried, if none reached the goal.
+        reached: whether one did.
         success: the share of the other classes' images that it turns into the class.
         parts: the mask and the pattern, or the offset.
     """
 
     size: float
+    reached: bool
     success: float
     parts: list[Tensor]
 
@@ -51,8 +53,10 @@ class UniversalChange(ComparesClasses):
 
     over images x_i that the classifier does not assign to c. The weight λ_c rises while at least the share ``goal`` of
     the images is turned and falls while it is not; the smallest norm at which the goal was reached counts. The
-    statistic is minus its logarithm, and the null distribution that of `outlier_p_values`. The images are real ones or
-    samples of an inversion, which need no data. After Wang et al. 2019, "Neural Cleanse: identifying and mitigating
+    statistic is minus its logarithm, and the null distribution that of `outlier_p_values`. Where the goal was never
+    reached, the largest norm that was tried counts, or the largest that another class needed if that is more: the
+    search says no more, and one that fails must not look like a small change. The images are real ones or samples of
+    an inversion, which need no data. After Wang et al. 2019, "Neural Cleanse: identifying and mitigating
     backdoor attacks in neural networks", which has the change of `Patch` and real images.
     """
 
@@ -104,25 +108,26 @@ class UniversalChange(ComparesClasses):
         tell(f"steps of {self.name}", 1, 1)  # also if some classes had no images
         if len(found) < 2:
             raise TooFew("it compares classes, and fewer than two have images of other classes to start from.")
-        largest = self.largest(case.images.shape[1:])
-        if all(one.size == largest for one in found.values()):
+        reached = [one.size for one in found.values() if one.reached]
+        if not reached:
             raise TooFew(
                 f"in {self.options.steps} steps it finds no change that turns {self.options.goal:.0%} of the other "
                 f"classes' images into any class, and without one it compares nothing: it may need more steps."
             )
-        values: dict[int | None, float] = {c: -math.log(one.size) for c, one in found.items()}
-        middle = median_high(one.size for one in found.values())
-        usual = f"for a class of this classifier {middle:.3g} {self.unit} is usual"
-        if middle == largest:
-            usual = "for most classes of this classifier none was found"
+        sizes = {c: one.size if one.reached else max(one.size, *reached) for c, one in found.items()}
+        values: dict[int | None, float] = {c: -math.log(size) for c, size in sizes.items()}
+        middle = f"{median_high(sizes.values()):.3g} {self.unit}"
+        usual = f"for a class of this classifier {middle} is usual"
+        if 2 * len(reached) <= len(found):
+            usual = f"for most classes of this classifier none was found, up to {middle}"
         evidence: dict[int | None, str] = {}
         pictures: dict[int | None, list[Strip]] = {}
         tensors: dict[str, Tensor] = {}
         for c, one in found.items():
-            evidence[c] = (
-                f"{self.what.capitalize()} of {one.size:.3g} {self.unit} turns {one.success:.0%} of the other classes' "
-                f"images into this class; {usual}."
-            )
+            size, share = f"{one.size:.3g} {self.unit}", f"{one.success:.0%} of the other classes' images"
+            evidence[c] = f"{self.what.capitalize()} of {size} turns {share} into this class; {usual}."
+            if not one.reached:
+                evidence[c] = f"None was found, up to {size}."
             rows = (case.labels != c).nonzero()[:, 0]
             shown = case.images[rows[torch.linspace(0, len(rows) - 1, SHOWN).long()]]
             changed = self.change(shown[None], [part[None] for part in one.parts])[0]
@@ -157,6 +162,7 @@ class UniversalChange(ComparesClasses):
         weight = torch.full((count,), self.weight, device=case.device)
         running = torch.zeros(count, device=case.device)
         best = torch.full((count,), math.inf, device=case.device)
+        tried = torch.zeros(count, device=case.device)
         kept = [part.detach().clone() for part in parts]
         for _ in range(opt.steps):
             rows = [pool[torch.randint(len(pool), (some,), generator=rng).to(pool.device)] for pool in chosen]
@@ -168,19 +174,21 @@ class UniversalChange(ComparesClasses):
             norms = self.norm(parts, shape)
             better = (running >= opt.goal) & (success >= opt.goal) & (norms.detach() < best)
             best = torch.where(better, norms.detach(), best)
+            tried = torch.maximum(tried, norms.detach())
             for old, part in zip(kept, parts, strict=True):
                 old[better] = part.detach()[better]
             step_of(optimizer, (losses + weight * norms).sum())
             weight = torch.where(running >= opt.goal, weight * 1.2, weight / 1.2)
             done += count
             tell(f"steps of {self.name}", done, len(case.classes) * opt.steps)
+        reached = best.isfinite()
+        sizes = torch.where(reached, best, tried).clamp_max(self.largest(shape)).tolist()
         for old, part in zip(kept, parts, strict=True):
-            old[best.isinf()] = part.detach()[best.isinf()]
+            old[~reached] = part.detach()[~reached]
         found = {}
         for i, c in enumerate(classes):
             own = [part[i] for part in kept]
-            size = min(best[i].item(), self.largest(shape))
-            found[c] = Found(size, self.success(case, c, pools[c], own), own)
+            found[c] = Found(sizes[i], bool(reached[i]), self.success(case, c, pools[c], own), own)
         return found
 
     @torch.no_grad()

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from interpkit_audit import BlindSpots, Likeness, Margin, Memorized, Noise, Patch, Rim, Sturdiness, Tint, Unsure, change
-from interpkit_audit.change import UniversalChange
+from interpkit_audit.change import Found, UniversalChange
 from interpkit_audit.memorized import more_often, shifted
 from torch import Tensor, nn
 
 import interpkit
-from interpkit import Audit, AuditCase, LabelledImages, TooFew, outlier_p_values, wrap
+from interpkit import Audit, AuditCase, LabelledImages, Strip, TooFew, outlier_p_values, wrap
 
 SHAPE = (1, 6, 6)
 
@@ -114,10 +115,27 @@ def test_a_search_begins_with_a_faint_mask(one_pixel: AuditCase) -> None:
     assert (mask.sigmoid() < 0.2).all() and (pattern.sigmoid() - 0.5).abs().max() < 0.2
 
 
-def test_what_never_reaches_its_goal_has_the_largest_norm(one_pixel: AuditCase) -> None:
+def test_what_never_reaches_its_goal_needs_more_than_was_tried(one_pixel: AuditCase) -> None:
+    found = Patch(Patch.Options(steps=12)).search(one_pixel, list(range(5)))
+    assert {c for c, one in found.items() if one.reached} == {3}
     tested = Patch(Patch.Options(steps=12)).test(one_pixel)
-    assert {c for c, value in tested.statistics.items() if value > -math.log(36)} == {3}
-    assert tested.evidence[0].endswith("; for most classes of this classifier none was found.")
+    assert tested.statistics == {c: -math.log(max(one.size, found[3].size)) for c, one in found.items()}
+    assert re.search(
+        r"; for most classes of this classifier none was found, up to [\d.]+ pixels\.$", tested.evidence[3]
+    )
+    assert re.fullmatch(r"None was found, up to [\d.]+ pixels\.", tested.evidence[0])
+
+
+def test_a_search_that_ends_too_early_finds_nothing_unusual(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two classes reach the goal a step before the end, the others would have after it."""
+    almost = {c: Found(size, c in (2, 4), 0.9, []) for c, size in enumerate([44.0, 45.0, 46.4, 44.5, 47.2])}
+    case = case_of(weights())
+    monkeypatch.setattr(Noise, "search", lambda self, case, classes, done: almost)
+    monkeypatch.setattr(Noise, "change", lambda self, images, parts: images)
+    monkeypatch.setattr(Noise, "drawn", lambda self, images, parts: Strip("none", images[:1], predictions=False))
+    tested = Noise().test(case)
+    assert min(tested.p_values.values()) > 0.3
+    assert max(tested.statistics, key=tested.statistics.__getitem__) == 2
 
 
 @pytest.mark.parametrize("test", [Patch, Noise, Tint])
