@@ -382,6 +382,8 @@ OPERATORS: dict[str, tuple[int, list[Any], dict[str, Any]]] = {
 @pytest.mark.parametrize("name", OPERATORS)
 def test_operators_of_old_and_new_versions_are_converted(name: str, tmp_path: Path) -> None:
     opset, nodes, constants = OPERATORS[name]
+    if opset > onnx.defs.onnx_opset_version():
+        pytest.skip(f"onnx {onnx.__version__} does not have opset {opset}")
     path = write(tmp_path / "net.onnx", [*net()[:1], *nodes, *AFTER[1:]], constants, opset=opset)
     assert_like_onnxruntime(load_target(path), path)
 
