@@ -47,8 +47,8 @@ KIND = re.compile(
 KEY = re.compile(r"\[\s*(['\"])(\w+)\1\s*\]")
 """A name in square brackets, in a line of Python."""
 DEVICE = re.compile(r"NVIDIA|CUDA|same device|\bMPS\b")
-BATCH = re.compile(r"Guard failed: \w+\.size\(\)\[0\] == (\d+)")
-"""What an exported program raises for another number of images."""
+BATCH = re.compile(r"(?:Guard failed: \w+\.size\(\)\[0\] ==|Expected input at \S+\.shape\[0\] to be equal to) (\d+)")
+"""What an exported program raises for another number of images, in new releases of torch and in old ones."""
 MISSING = re.compile(r"missing \d+ required (?:positional|keyword-only) arguments?: (.*)")
 
 
