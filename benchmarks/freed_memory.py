@@ -11,11 +11,11 @@ import ctypes
 import resource
 import subprocess
 import sys
-from pathlib import Path
 
 import torch
 import torchvision
 
+from benchmarks.measuring import peak_memory, system_share
 from interpkit.runtime.devices import M_TRIM_THRESHOLD, keep_freed_memory
 
 M_MMAP_THRESHOLD = -3
@@ -37,11 +37,9 @@ def alone(name: str, kept: bool, batch: int, passes: int = 3) -> str:
         torch.autograd.grad(network(images).logsumexp(1).sum(), images)
         used.append(resource.getrusage(resource.RUSAGE_SELF))
     first, last = used[0], used[-1]  # the first pass fills the memory
-    system, user = last.ru_stime - first.ru_stime, last.ru_utime - first.ru_utime
-    peak = int(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0]) / 1e3
     faults = (last.ru_minflt - first.ru_minflt) // (passes - 1)
     how = "no block mapped alone" if kept else "threshold of 32 MiB"
-    return f"| {name} | {how} | {faults:,} | {system / (system + user):.1%} | {peak:,.0f} |"
+    return f"| {name} | {how} | {faults:,} | {system_share(first, last):.1%} | {peak_memory():,.0f} |"
 
 
 def main() -> None:

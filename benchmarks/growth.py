@@ -17,7 +17,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import interpkit
-from benchmarks.measuring import Figure, OurLoop, in_turn, machine, ratios
+from benchmarks.measuring import Figure, OurLoop, in_turn, machine, peak_memory, ratios
 from benchmarks.step import MANY
 from interpkit.api import invert
 from interpkit.plugins.discovery import installed
@@ -142,9 +142,7 @@ def _alone(what: str, number: int) -> None:
         inversion = interpkit.invert(MODEL, ["vecmat"], steps=1, options=narrow)
         with tempfile.TemporaryDirectory() as folder:
             interpkit.write_shards(inversion, folder, count=number, shard_size=10_000)
-    # Not `resource.getrusage`: it reports the peak of the parent process if that is higher.
-    status = Path("/proc/self/status").read_text()
-    print(int(status.partition("VmHWM:")[2].split()[0]) / 1e3)
+    print(peak_memory())
 
 
 if __name__ == "__main__":

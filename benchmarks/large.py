@@ -18,7 +18,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,7 +25,7 @@ from torch import nn
 
 import interpkit
 from benchmarks.growth import Classes
-from benchmarks.measuring import Figure, in_turn, ratios, stepwise, synchronize
+from benchmarks.measuring import Figure, in_turn, peak_memory, ratios, stepwise, synchronize, system_share
 from interpkit.api import invert
 from interpkit.runtime.devices import autocast, choose_precision, keep_freed_memory
 
@@ -90,9 +89,8 @@ def alone(name: str, device: str) -> dict[str, float]:
 
     stepwise(job, after_step)
     assert len(losses) == STEPS and all(loss == loss for loss in losses)
-    user, system = used[-1].ru_utime - used[0].ru_utime, used[-1].ru_stime - used[0].ru_stime
     seconds = statistics.median(b - a for a, b in pairwise(times[1:]))
-    return {"seconds": seconds, "peak": peak(device), "system": system / (user + system)}
+    return {"seconds": seconds, "peak": peak(device), "system": system_share(used[0], used[-1])}
 
 
 def own(name: str, device: str) -> dict[str, float]:
@@ -119,7 +117,7 @@ def peak(device: str) -> float:
     """Return the peak memory of this process in MB; on a GPU, that of its tensors."""
     if device == "cuda":
         return torch.cuda.max_memory_allocated() / 1e6
-    return int(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0]) / 1e3
+    return peak_memory()
 
 
 def figures(device: str = "cpu") -> Iterator[Figure]:

@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import platform
 import re
+import resource
 import statistics
 import threading
 import time
@@ -218,6 +219,20 @@ def best_matrix_product(dtype: torch.dtype, device: torch.device, sizes: Sequenc
             synchronize(device)
             best = max(best, 2 * size**3 / (time.perf_counter() - begun))
     return best
+
+
+def peak_memory() -> float:
+    """Return the peak memory of this process in MB.
+
+    Not by `resource.getrusage`, which reports the peak of the parent process if that is higher.
+    """
+    return int(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0]) / 1e3
+
+
+def system_share(before: resource.struct_rusage, after: resource.struct_rusage) -> float:
+    """Return the share of CPU time between two measurements that was spent in the system."""
+    system, user = after.ru_stime - before.ru_stime, after.ru_utime - before.ru_utime
+    return system / (system + user)
 
 
 def synchronize(device: torch.device) -> None:

@@ -125,9 +125,11 @@ class UniversalChange(ComparesClasses):
         tensors: dict[str, Tensor] = {}
         for c, one in found.items():
             size, share = f"{one.size:.3g} {self.unit}", f"{one.success:.0%} of the other classes' images"
-            evidence[c] = f"{self.what.capitalize()} of {size} turns {share} into this class; {usual}."
-            if not one.reached:
-                evidence[c] = f"None was found, up to {size}."
+            evidence[c] = (
+                f"{self.what.capitalize()} of {size} turns {share} into this class; {usual}."
+                if one.reached
+                else f"None was found, up to {size}."
+            )
             rows = (case.labels != c).nonzero()[:, 0]
             shown = case.images[rows[torch.linspace(0, len(rows) - 1, SHOWN).long()]]
             changed = self.change(shown[None], [part[None] for part in one.parts])[0]
@@ -172,9 +174,9 @@ class UniversalChange(ComparesClasses):
             success = (logits.argmax(2) == labels).float().mean(1)
             running = SMOOTH * running + (1 - SMOOTH) * success
             norms = self.norm(parts, shape)
-            better = (running >= opt.goal) & (success >= opt.goal) & (norms.detach() < best)
-            best = torch.where(better, norms.detach(), best)
-            tried = torch.maximum(tried, norms.detach())
+            sizes = norms.detach()
+            better = (running >= opt.goal) & (success >= opt.goal) & (sizes < best)
+            best, tried = torch.where(better, sizes, best), torch.maximum(tried, sizes)
             for old, part in zip(kept, parts, strict=True):
                 old[better] = part.detach()[better]
             step_of(optimizer, (losses + weight * norms).sum())
@@ -182,13 +184,13 @@ class UniversalChange(ComparesClasses):
             done += count
             tell(f"steps of {self.name}", done, len(case.classes) * opt.steps)
         reached = best.isfinite()
-        sizes = torch.where(reached, best, tried).clamp_max(self.largest(shape)).tolist()
+        sizes = torch.where(reached, best, tried).clamp_max(self.largest(shape))
         for old, part in zip(kept, parts, strict=True):
             old[~reached] = part.detach()[~reached]
         found = {}
         for i, c in enumerate(classes):
             own = [part[i] for part in kept]
-            found[c] = Found(sizes[i], bool(reached[i]), self.success(case, c, pools[c], own), own)
+            found[c] = Found(sizes[i].item(), bool(reached[i]), self.success(case, c, pools[c], own), own)
         return found
 
     @torch.no_grad()

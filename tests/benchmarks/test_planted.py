@@ -86,6 +86,10 @@ def test_six_classifiers_are_trained_audited_and_scored(tmp_path: Path, monkeypa
     assert [line.split(" | ")[0].strip("| ") for line in lines[2:]] == [
         "blended", "pixel", "swapped", "clean", "all triggers", "all faults",
     ]  # fmt: skip
+    by_test = [line.split(" | ") for line in planted.alone(rows).splitlines()[2:]][: len(planted.TESTS)]
+    assert [cells[0].strip("| `") for cells in by_test] == [*planted.TESTS]
+    assert max(cells[1] for cells in by_test) in ("1/3", "2/3", "3/3")
+    assert all(cells[3].strip("| ").endswith("/3") for cells in by_test)
 
 
 def test_the_table_of_tests_counts_what_each_finds_by_itself() -> None:

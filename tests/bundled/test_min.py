@@ -59,9 +59,10 @@ def test_the_reweighting_is_the_published_one() -> None:
     temperature = 20.0 - 11.0  # from the largest to the 90 % quantile
     raw = {b: math.exp((b + 1 - 20) / temperature) * h / (h + 0.001) for b, h in shares.items()}
     p = {b: value / sum(raw.values()) for b, value in raw.items()}
-    assert {b: float(s) for b, s in enumerate(found_shares) if s > 0} == pytest.approx(p, rel=1e-5)
+    rel = 1e-5 if torch.__version__ < (2, 7) else None  # torch 2.6 rounds more
+    assert {b: float(s) for b, s in enumerate(found_shares) if s > 0} == pytest.approx(p, rel=rel)
     expected = [p[0] / 0.6] * 6 + [p[10] / 0.3] * 3 + [min(5.0, p[19] / 0.1)]
-    assert weights.tolist() == pytest.approx(expected, rel=1e-5)
+    assert weights.tolist() == pytest.approx(expected, rel=rel)
 
 
 def test_no_picture_weighs_more_than_five() -> None:

@@ -136,9 +136,9 @@ def test_an_unreadable_file_is_refused_with_the_code_that_converts_it(tmp_path: 
     subprocess.run([sys.executable, "-c", str(other.value).split("`")[1]], check=True)  # by a user who trusts the file
     assert checkpoints.read_checkpoint(tmp_path / "net-weights.pth") == {"a": ONE}
     torch.save({"a": ONE, "printed": Printed()}, path)
-    with pytest.raises(
-        ModelError, match=r"holds more than weights \(it refers to (builtins\.)?print\).*weights_only=False"
-    ) as code:
+    name = r"builtins\.print" if torch.__version__ < (2, 7) else "print"
+    words = rf"holds more than weights \(it refers to {name}\).*weights_only=False"
+    with pytest.raises(ModelError, match=words) as code:
         checkpoints.read_checkpoint(path)
     assert "\n" not in str(code.value)
 

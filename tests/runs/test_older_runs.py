@@ -123,7 +123,7 @@ def test_a_run_is_repeated_from_its_recipe(there: Path) -> None:
     command("invert", there / "classifier.safetensors", "--config", there / "generator" / "recipe.toml", "--out", again)
     first, *_, last = losses(there / "generator").items()
     assert losses(again)[first[0]] == pytest.approx(first[1], rel=1e-3)
-    assert losses(again)[last[0]] == pytest.approx(last[1], rel=0.1)
+    assert losses(again)[last[0]] == pytest.approx(last[1], rel=0.1 if torch.__version__ < (2, 7) else 0.05)
 
 
 def test_shards_are_added_to(there: Path, same_tensors: Callable[..., bool]) -> None:
