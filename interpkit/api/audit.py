@@ -113,7 +113,8 @@ def audit(
     distributions of the tests hold. A classifier without a finding may have faults that no test looks for.
 
     Args:
-        model: a classifier or its file; a run folder or an inversion, whose samples are used.
+        model: a classifier or its file; a run folder or an inversion, whose samples are used. A class "garbage", as
+            `harden` adds it, is not tested.
         reference: real images with labels: a path or (images, labels). The tests then change these and no samples.
         training: images that the classifier was trained on, likewise, for tests of what it remembers.
         tests: names of tests; if omitted, all that have what they need, but for those of `Audit.on_request`.
@@ -146,8 +147,10 @@ def audit(
         inversion = model
         model = inversion.target
     target = model if isinstance(model, Target) else load_target(model)
-    if target.num_classes < 2:
+    everything = [c for c in range(target.num_classes) if c != target.garbage]
+    if len(everything) < 2:
         raise UsageError(f"{target.name} has one class: an audit compares classes.")
+    shown = everything
     place = choose_device(device)
     keep_freed_memory(place)
     real = labelled_images(reference, "the reference data", target)
@@ -157,8 +160,8 @@ def audit(
     empty = torch.zeros(0, *target.input_shape, device=place)
     with target.frozen(place):
         most = how_many(target, torch.full((2, *target.input_shape), 0.5, device=place))
-        everything = AuditCase(
-            target, range(target.num_classes), empty, torch.zeros(0, dtype=torch.long, device=place),
+        without = AuditCase(
+            target, everything, empty, torch.zeros(0, dtype=torch.long, device=place),
             real is not None, real, trained, seed, place, most,
         )  # fmt: skip
 
@@ -178,20 +181,22 @@ def audit(
 
         for test in chosen:
             if test.screens:
-                run(test, everything)
+                run(test, without)
         rest = [test for test in chosen if not test.screens]
-        classes = _classes(target, results, seed) if rest else everything.classes
+        if rest and inversion is not None and real is None:
+            shown = [c for c in everything if c in inversion.classes]
+        classes = _classes(shown, results, seed) if rest else everything
         sources: dict[str, Any] = {}
         if rest:
             images, labels, sources = _images(target, inversion, real, classes, presets, per_class, seed, device)
-            case = replace(everything, classes=classes, images=images.to(place), labels=labels.to(place))
+            case = replace(without, classes=classes, images=images.to(place), labels=labels.to(place))
             for test in rest:
                 run(test, case)
     tell("tests of the audit made", len(chosen), len(chosen))
     if not results:
         reasons = "; ".join(f"{name}: {reason.rstrip('.')}" for name, reason in left_out.items())
         raise UsageError(f"no test could be made: {reasons or 'none'}.")
-    report = AuditReport(target, _record(target, results, left_out, classes, sources, seed), results)
+    report = AuditReport(target, _record(target, results, left_out, classes, shown, sources, seed), results)
     if out is not None:
         report.save(out)
     return report
@@ -218,13 +223,12 @@ def _chosen(names: Sequence[str], given: Mapping[str, Any], options: Mapping[str
     return [cls(validated(cls.Options, values[name], f"the test {name!r}")) for name, cls in classes.items()]
 
 
-def _classes(target: Target, results: Mapping[str, Found], seed: int) -> list[int]:
+def _classes(shown: list[int], results: Mapping[str, Found], seed: int) -> list[int]:
     """Return the classes to test: all, or the most unusual by the tests that screened them, and others at random."""
-    everything = list(range(target.num_classes))
-    if len(everything) <= MOST_CLASSES:
-        return everything
-    lowest = {c: min((f.result.p_values.get(c, 1.0) for f in results.values()), default=1.0) for c in everything}
-    others = random.Random(seed).sample(everything, len(everything))  # breaks ties too
+    if len(shown) <= MOST_CLASSES:
+        return shown
+    lowest = {c: min((f.result.p_values.get(c, 1.0) for f in results.values()), default=1.0) for c in shown}
+    others = random.Random(seed).sample(shown, len(shown))  # breaks ties too
     unusual = sorted(others, key=lowest.__getitem__)[: MOST_CLASSES // 2]
     usual = [c for c in others if c not in unusual][: MOST_CLASSES // 2]
     return sorted(unusual + usual)
@@ -256,7 +260,6 @@ def _images(
             inversion = _inverted(target, classes, presets, per_class, seed, device)
         count = inversion.images_per_class or 2 * per_class
         images, labels = inversion.sample(per_class=min(count, 2 * per_class), labels=list(classes))
-        images = target.to_unit(images)
     place = device_of(target)
 
     def answers(rows: slice) -> Tensor:
@@ -312,6 +315,7 @@ def _record(
     results: Mapping[str, Found],
     left_out: Mapping[str, str],
     classes: Sequence[int],
+    shown: Sequence[int],
     sources: Mapping[str, Any],
     seed: int,
 ) -> dict[str, Any]:
@@ -358,23 +362,30 @@ def _record(
             "names": [target.class_names[c] for c in classes],
         },
         "images": dict(sources),
-        "notes": list(_notes(target, classes, sources, any(found.test.screens for found in results.values()))),
+        "notes": list(_notes(target, classes, shown, sources, any(f.test.screens for f in results.values()))),
         "seed": seed,
     }
 
 
-def _notes(target: Target, classes: Sequence[int], sources: Mapping[str, Any], screened: bool) -> Iterator[str]:
+def _notes(
+    target: Target, classes: Sequence[int], shown: Sequence[int], sources: Mapping[str, Any], screened: bool
+) -> Iterator[str]:
     """Return what a reader has to know about this audit, a sentence or two each."""
-    if target.num_classes == 2:
+    known = target.num_classes - (target.garbage is not None)
+    if target.garbage is not None:
+        yield f"The class {target.class_names[target.garbage]} was not tested: it stands for what belongs to no other."
+    if known == 2:
         yield (
             "With two classes there is only one to compare a class with: how unusual a difference is, was learned from "
             "other classifiers alone."
         )
-    if len(classes) < target.num_classes:
+    if len(shown) < known:
+        yield f"The run has samples of {len(shown)} of {known} classes. The others were not tested with images."
+    if len(classes) < len(shown):
         how = "drawn at random"
         if screened:
             how = "half of them are those that the other tests found most unusual, the others were drawn at random"
-        yield f"Only {len(classes)} of {target.num_classes} classes were tested with images: {how}."
+        yield f"Only {len(classes)} of {len(shown)} classes were tested with images: {how}."
     if target.multi_label:
         yield (
             "The classes of this classifier do not exclude each other. The tests ask for the class with the highest "

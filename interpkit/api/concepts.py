@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -20,7 +21,7 @@ from interpkit.attribution.explainer import checked_images
 from interpkit.attribution.export import load_images
 from interpkit.config.sizes import is_large
 from interpkit.errors import RunError, UsageError, setting
-from interpkit.evaluation import scoring
+from interpkit.evaluation.metrics import labelled_images
 from interpkit.evaluation.statistics import wilson
 from interpkit.interfaces.inversions import Inversion
 from interpkit.interfaces.samples import to_unit
@@ -33,6 +34,8 @@ from interpkit.runtime import progress
 from interpkit.runtime.autograd import with_autograd
 from interpkit.runtime.devices import choose_device
 from interpkit.targets.layers import list_layers
+
+log = logging.getLogger("interpkit")
 
 SCHEMA = 1
 FOLDER, FIGURES, TENSORS, PAGE = "concepts", "concepts.json", "concepts.safetensors", "report.html"
@@ -96,17 +99,37 @@ class Concepts:
         with only_writer(place, [FIGURES, TENSORS, PAGE]):
             if (place / FIGURES).is_file():
                 before = read_concepts(place / FIGURES)
-                if before.get("settings") == self.record["settings"]:
+                if before.get("settings") == self.record["settings"] and self._learned_in(place / TENSORS):
                     self.record["names"] = {**before["names"], **self.record["names"]}
+                elif before["names"]:
+                    old = ", ".join(f"{number}={name}" for number, name in before["names"].items())
+                    log.warning(
+                        "the names in %s are those of other concepts and are not kept: %s", place / FIGURES, old
+                    )
             for row in self.record["concepts"]:
                 row["name"] = self.record["names"].get(str(row["concept"]), "")
-            tensors = {f"dictionary.{name}": value for name, value in self.dictionary.state_dict().items()}
-            tensors |= {"pictures": self.pictures, "maps": self.maps}
+            tensors = {**self._weights(), "pictures": self.pictures, "maps": self.maps}
             metadata = {"format": "pt", "interpkit.schema": str(SCHEMA), "interpkit.kind": "concepts"}
             write_tensors(place / TENSORS, {name: value.contiguous() for name, value in tensors.items()}, metadata)
             write_atomically(place / FIGURES, to_json(self.record))
             write_atomically(place / PAGE, write_concepts(self.target, self.record, self.pictures, self.maps))
         return place
+
+    def _weights(self) -> dict[str, Tensor]:
+        return {f"dictionary.{name}": value for name, value in self.dictionary.state_dict().items()}
+
+    def _learned_in(self, file: Path) -> bool:
+        """Return whether a file holds this dictionary, and not one of another classifier or other images."""
+        try:
+            stored = read_tensors(file)
+        except RunError:
+            return False
+        return all(
+            name in stored
+            and stored[name].shape == own.shape
+            and torch.allclose(stored[name].double(), own.double(), rtol=1e-3)
+            for name, own in self._weights().items()
+        )
 
 
 @with_autograd
@@ -173,7 +196,7 @@ def concepts(
     size = latents or LATENTS.get(kind, 0)
     samples = _samples(model, images, layer, count, seed, device)
     read = found_by.read(target, layer, samples, device)
-    real = None if reference is None else _reference(reference, target)
+    real = None if reference is None else _reference(reference, target, device)
     given, judged = [read], real
     if real is not None and learn_from != "samples":
         half, judged = real[::2], real[1::2]
@@ -327,16 +350,13 @@ def _or_a_grid(target: Target, features: Tensor) -> str:
     return f", or name a layer of which every place counts as a sample, such as {name} ({shape})"
 
 
-def _reference(reference: str | Path | tuple[Tensor, Tensor], target: Target) -> Tensor:
+def _reference(reference: str | Path | tuple[Tensor, Tensor], target: Target, device: str) -> Tensor:
     """Return real images; the target must classify them as they are labeled more often than by chance."""
-    if isinstance(reference, tuple):
-        images, labels = checked_images(target, reference[0]), reference[1]
-    else:
-        data = scoring.load_labelled(str(reference), target)
-        images, labels = to_unit(data.images, target), data.labels
-    few = slice(0, found_by.KEPT)
-    _, logits = found_by.read(target, target.feature_layer, images[few])
-    hits = int((logits.argmax(1) == labels[few]).sum())
+    data = labelled_images(reference, "the reference data", target)
+    assert data is not None
+    images, few = to_unit(data.images, target), slice(0, found_by.KEPT)
+    _, logits = found_by.read(target, target.feature_layer, images[few], device)
+    hits = int((logits.argmax(1) == data.labels[few]).sum())
     if not target.multi_label and wilson(hits, len(logits))[0] <= 1 / target.num_classes:
         raise UsageError(
             f"{target.name} classifies {hits} of {len(logits)} reference images as they are labeled, not better "

@@ -140,6 +140,8 @@ def harden(
     file = None if out is None else target_path(out)
     if not isinstance(target, Target):
         target = loading.load_target(target)
+    if augment and len(target.input_shape) != 3:
+        raise UsageError(f"only images can be turned and moved; {target.name} classifies vectors.")
     pupil, arguments = _with_garbage(target)
     known = labelled_images(_training(data), "the training data", target)
     assert known is not None
@@ -182,7 +184,8 @@ def harden(
         count = samples + samples // 6
         images, labels = inversion.sample(count=count if there is None else min(count, there * len(inversion.classes)))
         images = images.cpu()
-        fresh = torch.arange(len(images)) % 7 == 6
+        mixed = torch.randperm(len(images), generator=torch.Generator().manual_seed(derive_seed(seed, "fresh", number)))
+        fresh = mixed < max(1, len(images) // 7)  # not every seventh: the classes take turns
         share = _share(_answers(pupil, images, place), labels.cpu())
         garbage = torch.cat([garbage, _stored(images[~fresh])])
         _retrain(pupil, garbage, number, *given)

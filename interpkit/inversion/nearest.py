@@ -248,7 +248,8 @@ class _Box:
         if self.smooth:
             from torchvision.transforms.functional import gaussian_blur  # slow to import
 
-            direction = gaussian_blur(direction, 2 * round(3 * self.smooth) + 1, self.smooth) * self.free
+            radius = min(round(3 * self.smooth), *(side - 1 for side in direction.shape[-2:]))  # it pads by reflection
+            direction = gaussian_blur(direction, 2 * radius + 1, self.smooth) * self.free
         rates = (gradient * direction).flatten(1)
         direction = direction * _wide(needed.sign(), direction)
         room = torch.where(direction > 0, self.high - self.x, self.low - self.x)

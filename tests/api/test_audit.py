@@ -132,7 +132,33 @@ def test_an_inversion_gives_its_samples() -> None:
     assert report.record["images"]["count"] == 20
 
 
+def test_a_run_of_some_classes_has_those_tested_with_images() -> None:
+    target = linear()
+    images, labels = images_of(target)
+    rows = labels < 3
+    inversion = interpkit.ImageInversion(
+        target, interpkit.Recipe(device="cpu", labels=[0, 1, 2]), [], images[rows], labels[rows]
+    )
+    few = {"patch.steps": 20, "margin.steps": 20}
+    record = interpkit.audit(inversion, tests=["margin", "patch"], options=few, per_class=4, device="cpu").record
+    assert record["classes"]["tested"] == [0, 1, 2] and len(record["tests"]["margin"]["classes"]) == 5
+    assert record["notes"] == ["The run has samples of 3 of 5 classes. The others were not tested with images."]
+
+
 # ---------------------------------------------------------------------------------- unusual classifiers
+
+
+@pytest.mark.parametrize("made", [False, True])
+def test_a_class_of_garbage_is_not_tested(made: bool) -> None:
+    target = linear(class_names=["a", "b", "Garbage", "c", "d"])
+    images, labels = images_of(target)
+    few = {"margin.steps": 20, "blind-spots.images": 20}
+    given = {"per_class": 4, "presets": ["pixels"]} if made else {"reference": (images, labels)}
+    record = interpkit.audit(target, tests=["margin", "blind-spots"], options=few, device="cpu", **given).record
+    assert record["notes"][0].startswith("The class Garbage was not tested")
+    assert record["classes"]["tested"] == [0, 1, 3, 4]
+    for test in ("margin", "blind-spots"):
+        assert [row["class"] for row in record["tests"][test]["classes"]] == [0, 1, 3, 4]
 
 
 def test_two_classes_are_compared_and_the_page_says_with_what() -> None:
@@ -190,6 +216,23 @@ def constant() -> Target:
     net[1].weight.data = torch.zeros(4, 36)
     net[1].bias.data = torch.tensor([0.0, 2.0, 0.0, 0.0])
     return wrap(net, input_shape=SHAPE)
+
+
+def test_samples_of_vectors_are_tested_as_they_are(add_plugin: Callable[..., None]) -> None:
+    layer = nn.Linear(8, 4)
+    layer.weight.data, layer.bias.data = own(8, 4).T, torch.zeros(4)
+    target = wrap(layer, input_shape=(8,), input_range=(-3, 3))
+    images, labels = images_of(target)
+    inversion = interpkit.ImageInversion(target, interpkit.Recipe(device="cpu"), [], images, labels)
+    seen: list[AuditCase] = []
+
+    def test(self: Audit, case: AuditCase) -> Tested:
+        seen.append(case)
+        return Tested(dict.fromkeys(case.classes, 0.0), dict.fromkeys(case.classes, 0.5))
+
+    add_plugin(type("Looking", (Wrong,), {"test": test, "screens": False, "__module__": __name__}))
+    interpkit.audit(inversion, tests=["wrong"], per_class=4, device="cpu")
+    assert all(any(torch.equal(image, one) for one in images) for image in seen[0].images)
 
 
 @pytest.mark.filterwarnings("ignore")

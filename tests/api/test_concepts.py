@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 from pathlib import Path
@@ -159,6 +160,40 @@ def test_concepts_are_stored_with_their_names_and_read_back(found: Concepts, tmp
     (place / "concepts.json").write_text("[")
     with pytest.raises(interpkit.RunError, match="cannot be read"):
         load_concepts(place, target=found.target)
+
+
+def test_names_are_not_given_to_concepts_of_another_classifier(
+    quarters: interpkit.Target, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    other = copy.deepcopy(quarters.module)
+    with torch.no_grad():
+        other[1].weight.copy_(other[1].weight[[1, 2, 0]])
+    few = {"latents": 4, "steps": 20, "out": tmp_path / "here", "device": "cpu"}
+    first = concepts(quarters, bright(60)[0], **few)
+    named = first.record["concepts"][0]["concept"]
+    assert concepts(quarters, bright(60)[0], names={named: "corner"}, **few).record["names"] == {str(named): "corner"}
+    assert concepts(quarters, bright(60)[0], **few).record["names"] == {str(named): "corner"} and not caplog.text
+    assert concepts(interpkit.wrap(other, input_shape=(1, 8, 8)), bright(60)[0], **few).record["names"] == {}
+    assert f"are those of other concepts and are not kept: {named}=corner" in caplog.text
+
+
+def test_a_reference_of_vectors_is_in_the_units_of_the_classifier(monkeypatch: pytest.MonkeyPatch) -> None:
+    net = nn.Sequential(nn.Linear(3, 3, bias=False), nn.Linear(3, 3, bias=False))
+    for layer in net:
+        layer.weight.data = torch.eye(3)
+    target = interpkit.wrap(net, input_shape=(3,), input_range=(-3, 3))
+    vectors = torch.rand(60, 3, generator=torch.Generator().manual_seed(0)) * 6 - 3
+    read: list[tuple[Tensor, str]] = []
+    real = api.found_by.read
+
+    def reading(target: interpkit.Target, layer: str, images: Tensor, device: str) -> tuple[Tensor, Tensor]:
+        read.append((images, device))
+        return real(target, layer, images, device)
+
+    monkeypatch.setattr(api.found_by, "read", reading)
+    concepts(target, torch.rand(60, 3), reference=(vectors, vectors.argmax(1)), latents=3, steps=5, device="cpu")
+    assert all(device == "cpu" for _, device in read)
+    torch.testing.assert_close(read[1][0], (vectors + 3) / 6)
 
 
 @pytest.mark.parametrize(

@@ -170,6 +170,41 @@ def test_images_made_one_by_one_serve_too_and_vectors(data: Data) -> None:
     assert len(found.rounds) == 1
 
 
+@pytest.mark.parametrize("classes", [3, 7])
+def test_each_class_can_be_among_the_samples_that_are_not_learned(
+    classes: int, tiny_model: Path, short: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = {"input_shape": list(SHAPE), "num_classes": classes, "widths": [2], "hidden": 4}
+    net = interpkit.build_architecture("interpkit:cnn", sizes)
+    interpkit.save_target(net, "net.safetensors", architecture="interpkit:cnn", arch_args=sizes, input_shape=SHAPE)
+    drawn: list[Tensor] = []
+    asked: list[Tensor] = []
+    answers, stored = api._answers, api._stored
+
+    def answered(target: Target, images: Tensor, device: torch.device) -> Tensor:
+        asked.append(images)
+        return answers(target, images, device)
+
+    monkeypatch.setattr(api, "_answers", answered)
+    monkeypatch.setattr(api, "_stored", lambda images: drawn.append(images) or stored(images))
+    labels = torch.arange(40) % classes
+    harden("net.safetensors", (torch.rand(40, *SHAPE), labels), **{**short, "rounds": 1, "samples": 60})
+    all_of_them, fresh = asked[0], asked[1]  # the classes take turns in the first
+    places = [next(i for i, one in enumerate(all_of_them) if torch.equal(one, image)) for image in fresh]
+    assert len(fresh) == len(all_of_them) // 7 and len({place % classes for place in places}) > 1
+    assert len(drawn[-1]) == len(all_of_them) - len(fresh)
+
+
+def test_a_handful_of_samples_is_enough(data: Data, tiny_model: Path) -> None:
+    found = harden(tiny_model, data, ["pixels"], rounds=1, steps=2, samples=20, per_class=1)
+    assert 0 <= found.rounds[0]["accepted"] <= 1
+
+
+def test_vectors_are_not_turned_and_moved() -> None:
+    with pytest.raises(UsageError, match="only images can be turned and moved"):
+        harden(wrap(nn.Linear(4, 3), (4,)), (torch.rand(30, 4), torch.arange(30) % 3), ["vecmat"], augment=True)
+
+
 @pytest.fixture(autouse=True)
 def _in_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)

@@ -136,6 +136,7 @@ def test_a_smooth_change_has_less_contrast_between_neighbors() -> None:
         for result in (rough, smooth)
     ]
     assert smooth.found.all() and contrasts[1] < contrasts[0] / 2
+    assert nearest(target, given, smooth=20.0).found.all()  # wider than the image
     with pytest.raises(interpkit.UsageError, match="only a change of images can be smooth"):
         nearest(curved(), torch.rand(1, 4), smooth=1.0)
 
