@@ -237,6 +237,7 @@ def concepts(
         "name": target.name,
         **facts,
         "settings": settings,
+        **({"inversion": model.fingerprint()} if isinstance(model, Inversion) and images is None else {}),
         "samples": found.to_json(),
         **({} if their is None else {"reference": their.to_json(), **_only(found, their)}),
         "names": _named(names or {}, found, their),

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from interpkit.evaluation import scoring
 from interpkit.evaluation.judges import AdaptedTarget, load_judges
-from interpkit.evaluation.metrics import PER_CLASS, Data, _chosen, _outliers, labelled_images, measured
+from interpkit.evaluation.metrics import PER_CLASS, Data, _chosen, _outliers, labelled_images, measured, measured_on
 from interpkit.interfaces.data import ReadingOptions
 from interpkit.interfaces.inversions import Inversion
 from interpkit.interfaces.metrics import Study
@@ -136,11 +136,14 @@ def evaluate(
             most=most,
             inversion=loaded,
         )
-        found = measured(study, chosen, old)
+        sources = {
+            name: str(d) if isinstance(d, str | Path) else "in memory" for name, d in data.items() if d is not None
+        }
+        found = measured(study, chosen, old, sources)
         changes = {name: judge.changes for name, judge in judges.items() if isinstance(judge, AdaptedTarget)}
         own_data = [(m, m.options) for m in chosen if isinstance(m.options, ReadingOptions) and m.options.data]
-        found["measured_on"] = {
-            **{name: str(d) if isinstance(d, str | Path) else "in memory" for name, d in data.items() if d is not None},
+        now: dict[str, Any] = {
+            **sources,
             **({"options": dict(options)} if options else {}),
             **{
                 kind: {name: words[kind] for name, words in changes.items() if kind in words}
@@ -148,6 +151,7 @@ def evaluate(
             },
             **{f"{metric.name}.data": read.record(target) for metric, read in own_data},
         }
+        found["measured_on"] = measured_on(old.get("measured_on", {}), now, chosen, bool(evaluators))
         if run is not None:
             write_atomically(run / "metrics.json", to_json(found))
         return found

@@ -173,6 +173,7 @@ class Concepts(_Stored):
     active: int = Field(ge=1)
     learn_from: Literal["samples", "reference", "both"]
     settings: dict[str, JsonValue]
+    inversion: str | None = None
     samples: ConceptFigures
     reference: ConceptFigures | None = None
     only_samples: list[int] = []

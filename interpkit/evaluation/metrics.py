@@ -6,6 +6,7 @@ import json
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -61,10 +62,16 @@ def _tell(metric: Metric | type[Metric], error: BaseException) -> None:
     log.warning("%s failed and is skipped: %s", described(metric), words, exc_info=log.isEnabledFor(10))
 
 
-def measured(study: Study, metrics: Iterable[Metric], old: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def measured(
+    study: Study,
+    metrics: Iterable[Metric],
+    old: Mapping[str, Any] | None = None,
+    sources: Mapping[str, str] = MappingProxyType({}),
+) -> dict[str, Any]:
     """Return ``old`` metrics updated with those of a study.
 
-    A metric that fails is listed in ``left_out`` with the reason, and the others are still measured.
+    A metric that fails is listed in ``left_out`` with the reason, and the others are still measured. Old figures are
+    dropped, and listed there too, where ``sources`` names other data than those that they were measured on.
     """
     old = old or {}
     names = study.target.class_names
@@ -74,6 +81,14 @@ def measured(study: Study, metrics: Iterable[Metric], old: Mapping[str, Any] | N
     rows = {row["label"]: {**before.get(row["label"], {}), **row} for row in found["per_class"]}
     left_out = dict(old.get("left_out", {}))
     metrics = list(metrics)
+    for cls in _outdated(old.get("measured_on", {}), sources, metrics):
+        key = cls.key or cls.name
+        holders = [part for part in (found, *rows.values()) if key in part]
+        for part in holders:
+            del part[key]
+        if holders:
+            left_out[cls.name] = "it was measured on other data than the other metrics: measure it again"
+            log.warning("the figures of %s are dropped: they were measured on other data", described(cls))
     for number, metric in enumerate(metrics):
         progress.tell("metrics measured", number, len(metrics))
         for part in [part for part in left_out if part.partition(".")[0] == metric.name]:
@@ -102,6 +117,40 @@ def measured(study: Study, metrics: Iterable[Metric], old: Mapping[str, Any] | N
     per_class = [rows[label] for label in sorted(rows)]
     found |= {"per_class": per_class, "doubts": doubts.by_class({"per_class": per_class})}
     return found | ({"left_out": left_out} if left_out else {})
+
+
+def _outdated(
+    before: Mapping[str, Any], sources: Mapping[str, str], measured_now: Iterable[Metric]
+) -> list[type[Metric]]:
+    """Return the metrics not measured now that depend on data which differ from those before.
+
+    Each metric that needs data may use the reference too.
+    """
+    changed = {kind for kind, data in sources.items() if before.get(kind, data) != data}
+    now = {metric.name for metric in measured_now}
+    others = [entry.item for entry in installed().registry.entries("metric") if entry.name not in now]
+    return [cls for cls in others if changed & set(cls.needs) or (cls.needs and "reference" in changed)]
+
+
+def measured_on(
+    before: Mapping[str, Any], now: Mapping[str, Any], metrics: Iterable[Metric], judged: bool
+) -> dict[str, Any]:
+    """Return what all figures of a metrics.json were measured on.
+
+    Args:
+        before: what those were that it had; empty if it had none.
+        now: what the present metrics were measured on.
+        metrics: the present metrics.
+        judged: whether evaluators were given now.
+    """
+    names = {metric.name for metric in metrics}
+    kept = {key: value for key, value in before.items() if key.partition(".")[0] not in names}
+    options = {key: value for key, value in kept.get("options", {}).items() if key.rpartition(".")[0] not in names}
+    options |= now.get("options", {})
+    if judged:
+        kept = {key: value for key, value in kept.items() if key not in ("resized_for", "classes_matched_for")}
+    found = {**kept, **now, "options": options}
+    return {key: value for key, value in found.items() if key != "options" or options}
 
 
 def _chosen(names: Sequence[str], given: Sequence[str], options: Mapping[str, Any]) -> list[Metric]:

@@ -99,8 +99,10 @@ class ImageInversion(Inversion):
         return len(self._rows[label])
 
     def fingerprint(self) -> str:
-        """Return the sha256 of the images and labels."""
-        return digest({"images": self.images, "labels": self.labels})
+        """Return the sha256 of the images and labels, in the form in which a run stores them."""
+        images = (self.images * 255).round().to(torch.uint8) if self.images.dim() == 4 else self.images
+        order = self.labels.argsort(stable=True)
+        return digest({"images": images[order], "labels": self.labels[order]})
 
     def chunk(self, labels: Tensor, turns: Tensor, seed: int, dropout: bool) -> Draw:
         """Return the images of each class in turn, starting over after its last."""

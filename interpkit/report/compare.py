@@ -58,7 +58,7 @@ def write_comparison(runs: Mapping[str, Run | str | Path], path: str | Path) -> 
     figures = [flattened(column["metrics"]) for column in columns]
     labels = sorted({label for column in columns for label in column["cells"]})
     counts = [sum(len(column["cells"].get(label, [])) for column in columns) for label in labels]
-    names = {row["label"]: str(row["name"]) for column in columns for row in column["metrics"].get("per_class", [])}
+    names = {label: dict.fromkeys(c["names"][label] for c in columns if label in c["names"]) for label in labels}
     page = render(
         "compare.html",
         title=f"{len(columns)} runs compared",
@@ -68,7 +68,8 @@ def write_comparison(runs: Mapping[str, Run | str | Path], path: str | Path) -> 
         titles=[f"{title} of {c['name']}" for c in columns for title in c["figures"].titles],
         searched=len(labels) > of_classes.SEARCHED,
         layout=of_classes.layout(max(column["size"][0] for column in columns), counts),
-        names={label: names.get(label, str(label)) for label in labels},
+        names={label: " / ".join(names[label]) or str(label) for label in labels},
+        differ={label for label in labels if len(names[label]) > 1},
         figures=[
             {"name": name, "meaning": text.meaning(name), "values": [column.get(name) for column in figures]}
             for name in dict.fromkeys(name for column in figures for name in column)
@@ -97,6 +98,7 @@ def _column(heading: str, run: Run, budget: float) -> dict[str, Any]:
         "presets": ", ".join(manifest.presets or []),
         "steps": manifest.steps_done,
         "metrics": metrics,
+        "names": {row["label"]: str(row["name"]) for row in metrics.get("per_class", [])},
         "verdict": text.verdict(metrics, target, len(metrics.get("per_class", [])) or len(cells)),
         "warnings": warnings.warnings(metrics),
         "cells": cells,

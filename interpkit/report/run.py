@@ -34,7 +34,7 @@ from interpkit.runs.folder import Run
 from interpkit.runtime.at_once import in_batches
 from interpkit.targets.units import UnitTarget
 
-NEAREST_SIDE = 32
+NEAREST_SIDE, NEAREST_AT_ONCE = 32, 2048
 UNITS = (
     "The classes of this run are units of the classifier. A sample counts as a unit's if it excites the unit more than "
     "99 % of noise and drawings do. The samples show what excites the unit most, not all that it responds to, and not "
@@ -99,7 +99,7 @@ def write_report(
     samples = scoring.read_samples(path, inversion.target, inversion.device, most)
     if samples.probabilities is not None:
         drawn = inversion.draw(**scoring.sample_size(inversion))  # as when the run ended: the same conditions
-        if torch.equal(drawn.labels, samples.labels):
+        if torch.equal(drawn.labels, samples.labels) and _alike(drawn.images, samples, inversion.target):
             samples = replace(samples, distribution=drawn.distribution)
     real, sections, known = None, [], inversion.target
     if reference is not None and isinstance(known, UnitTarget):
@@ -138,7 +138,7 @@ def render_report(
         worst=doubts.worst(metrics),
         names=names,
         units=UNITS if isinstance(target, UnitTarget) else "",
-        concepts=_concepts(run),
+        concepts=_concepts(run, inversion),
         groups=[{"label": label, "name": names[label], "rows": rows[label]} for label in classes],
         figures_of_classes=of_classes.figures(metrics),
         searched=len(classes) > of_classes.SEARCHED,
@@ -168,16 +168,25 @@ def render_report(
     return path
 
 
-def _concepts(run: Run) -> dict[str, Any] | None:
-    """Return the figures in concepts/concepts.json of the run, and the sentence on what they mean; None without any."""
+def _alike(images: Tensor, samples: Samples, target: Target) -> bool:
+    """Return whether images are the samples, but for rounding: on another device, the same seed draws others."""
+    return bool((images - to_unit(samples.images, target)).abs().mean() < 0.01)
+
+
+def _concepts(run: Run, inversion: Inversion) -> dict[str, Any] | None:
+    """Return the figures in concepts/concepts.json of the run, and the sentence on what they mean; None without any.
+
+    ``rows`` is empty if they were learned from the samples of another inversion, which this one has replaced.
+    """
     path = run / "concepts" / "concepts.json"
     if not path.exists():
         return None
     record = of_concepts.read_concepts(path)
+    own = record.get("inversion", inversion.fingerprint()) == inversion.fingerprint()
     rows = [
         (kind, record[kind]["variance_explained"], record[kind]["label_kept"])
         for kind in ("samples", "reference")
-        if kind in record
+        if kind in record and own
     ]
     return {"layer": record["layer"], "count": len(record["concepts"]), "rows": rows, "meaning": of_concepts.MEANING}
 
@@ -221,16 +230,25 @@ def _largest(distribution: Tensor | None) -> list[list[tuple[int, float]]]:
 
 def _nearest(samples: Samples, reference: LabelledImages, target: Target) -> _Beside:
     """Find the real image nearest to each sample, by Euclidean distance of pixels, large images averaged to 32 x 32."""
-    real = small = to_unit(reference.images[:20_000], target)
-    made = to_unit(samples.images, target)
-    if made.dim() == 4 and max(made.shape[2:]) > NEAREST_SIDE:
-        made, small = (torch.nn.functional.adaptive_avg_pool2d(images, NEAREST_SIDE) for images in (made, real))
-    places = [torch.cdist(part.flatten(1), small.flatten(1)).argmin(1) for part in made.split(256)]
-    nearest, place = torch.cat(places).unique(return_inverse=True)
+
+    def pooled(images: Tensor) -> Tensor:
+        images = to_unit(images, target)
+        if images.dim() == 4 and max(images.shape[2:]) > NEAREST_SIDE:
+            images = torch.nn.functional.adaptive_avg_pool2d(images, NEAREST_SIDE)
+        return images.flatten(1)
+
+    made = pooled(samples.images)
+    least, places = torch.full((len(made),), torch.inf), torch.zeros(len(made), dtype=torch.long)
+    for start in range(0, len(reference.images), NEAREST_AT_ONCE):
+        distance, place = torch.cdist(made, pooled(reference.images[start : start + NEAREST_AT_ONCE])).min(1)
+        places, least = torch.where(distance < least, start + place, places), torch.minimum(distance, least)
+    nearest, place = places.unique(return_inverse=True)
     labels = reference.labels[nearest][place].tolist()
-    images = (real[nearest] * 255).round().clamp(0, 255).to(torch.uint8) if real.dim() == 4 else real[nearest]
+    real = to_unit(reference.images[nearest], target)
+    images = (real * 255).round().clamp(0, 255).to(torch.uint8) if real.dim() == 4 else real
     notes = {row: f"of the class {target.class_names[label]}" for row, label in enumerate(labels)}
-    drawn = encode.drawable(images, among=made, shape=target.description.input_shape or ())
+    among = to_unit(samples.images, target)
+    drawn = encode.drawable(images, among=among, shape=target.description.input_shape or ())
     return _Beside("Nearest reference image", drawn, dict(enumerate(place.tolist())), notes)
 
 

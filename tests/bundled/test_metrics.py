@@ -622,6 +622,17 @@ def test_a_limited_number_of_samples_is_tried_spread_over_all(
     assert module_state(net) == before
 
 
+def test_a_sample_of_the_samples_has_all_classes_also_where_they_take_turns() -> None:
+    labels = torch.arange(12) % 2
+    images = torch.zeros(12, 2)
+    images[:, 0] = labels == 0  # the target recognizes the samples of class 0 alone, all others are of class 2
+    study = study_of(images, labels, target=wrap(nn.Linear(2, 3), input_shape=(2,)))
+    weight, bias = study.target.parameters()
+    weight.data, bias.data = torch.tensor([[9.0, 0], [0, 0], [0, 0]]), torch.tensor([0.0, 0, 1])
+    found = KeptLabels(KeptLabels.Options(samples=6, sigma=[0.01], radius=[0.01], steps=1)).measure(study)
+    assert found["robustness"]["clean"] == 0.5
+
+
 def test_a_sample_lost_in_a_ball_is_lost_in_a_larger_ball() -> None:
     study, net = on_the_line(torch.tensor([0.05, 0.05, 0.25]))
     attacked: list[float] = []

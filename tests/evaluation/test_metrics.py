@@ -311,6 +311,54 @@ def test_new_figures_replace_those_in_metrics_json(tiny_target: Target) -> None:
     assert found["left_out"] == {"other": "still"}
 
 
+class Judges(Says):
+    name = "judges"
+    needs = ("reference",)
+
+
+class Remembers(Says):
+    name = "remembers"
+    needs = ("reference", "training")
+
+
+@pytest.mark.parametrize(
+    ("sources", "stale"),
+    [
+        ({"reference": "a.npz"}, set()),
+        ({"reference": "b.npz"}, {"judges", "remembers"}),
+        ({"reference": "a.npz", "training": "d.npz"}, {"remembers"}),
+    ],
+)
+def test_figures_on_other_data_than_the_present_are_dropped(
+    tiny_target: Target, add_plugin: Callable[..., None], sources: dict[str, str], stale: set[str]
+) -> None:
+    add_plugin(Says, Judges, Remembers)
+    old = {
+        "says": 1,
+        "judges": 1,
+        "remembers": 1,
+        "per_class": [{"label": 1, "remembers": 1}],
+        "measured_on": {"reference": "a.npz", "training": "c.npz"},
+    }
+    found = measured(Study(tiny_target, samples_of([1, 0])), [Draws()], old, sources)
+    assert {"says", "judges", "remembers"} - found.keys() == stale == found.get("left_out", {}).keys()
+    assert any("remembers" in row for row in found["per_class"]) is ("remembers" not in stale)
+
+
+def test_what_was_measured_before_stays_recorded(run_copy: Path, tmp_path: Path, reference: Any) -> None:
+    images, labels = reference
+    for name in ("a", "b"):
+        np.savez(tmp_path / f"{name}.npz", images=images[:, 0].numpy(), labels=labels.numpy())
+    one, two = str(tmp_path / "a.npz"), str(tmp_path / "b.npz")
+    settings = {"reference.k": 3, "robustness.samples": 20, "robustness.steps": 2}
+    interpkit.evaluate(run_copy, reference=one, options=settings)
+    again = interpkit.evaluate(run_copy, metrics=["robustness"], options={"robustness.samples": 21})
+    assert again["measured_on"] == {"reference": one, "options": {"reference.k": 3, "robustness.samples": 21}}
+    other = interpkit.evaluate(run_copy, reference=two, metrics=["calibration"])
+    assert other["measured_on"]["reference"] == two and "reference" not in other
+    assert "other data" in other["left_out"]["reference"] and other["robustness"]["count"] == 21
+
+
 def test_a_metric_that_fails_is_listed_with_the_reason_and_others_are_measured(
     tiny_target: Target, caplog: pytest.LogCaptureFixture
 ) -> None:

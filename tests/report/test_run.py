@@ -357,6 +357,14 @@ def test_a_report_written_later_shows_the_same_conditions(page: Page, hostile_ru
     assert read(interpkit.write_report(tmp_path / "run")).data["asked"] == page.data["asked"]
 
 
+def test_conditions_of_other_samples_are_not_shown(run_copy: Path) -> None:
+    path = run_copy / "samples.safetensors"
+    stored = safetensors.torch.load(path.read_bytes())
+    turned = stored["images"].flip(3).contiguous()  # as on another device, the same seed draws others
+    safetensors.torch.save_file({**stored, "images": turned}, path)
+    assert read(interpkit.write_report(run_copy)).data["asked"] == []
+
+
 # ------------------------------------------------------------------------------- beside the samples
 
 
@@ -375,6 +383,16 @@ def test_the_nearest_reference_image_is_found(run_copy: Path, tmp_path: Path) ->
     distances = torch.cdist(stored.flatten(1).float(), some.flatten(1).float())
     shown = torch.stack([decode(nearest["uris"][place]) for place in nearest["places"]])
     assert torch.equal(shown, some[distances.argmin(1), 0])
+
+
+def test_the_nearest_is_sought_among_all_reference_images(run_copy: Path, tmp_path: Path) -> None:
+    stored = safetensors.torch.load_file(run_copy / "samples.safetensors")["images"]
+    many = torch.full((20_001, 12, 12), 255, dtype=torch.uint8)
+    many[-1] = stored[250, 0]
+    np.savez(tmp_path / "real.npz", images=many.numpy(), labels=np.arange(20_001) % 3)
+    (nearest,) = read(interpkit.write_report(run_copy, reference=f"{tmp_path / 'real.npz'}")).data["beside"]
+    assert torch.equal(decode(nearest["uris"][nearest["places"][250]]), stored[250, 0])
+    assert nearest["notes"][250] == f"of the class class {20_000 % 3}"
 
 
 def test_attributions_are_shown_beside_their_samples(run_copy: Path) -> None:
@@ -637,7 +655,11 @@ def test_a_comparison_shows_runs_side_by_side(hostile_run: Path, finished_run: P
     result = cli("compare", hostile_run, odd, "--html", out)
     assert result.exit_code == 0 and result.stdout.splitlines()[-1] == str(out), result.output
     page = read(out)
-    assert [text for _, text in page.all("h4")] == ["run", "<u>odd"] * 3 and not page.all("u")
+    assert [text for _, text in page.all("h4")] == [
+        f"{run}: {name}"
+        for pair in zip(Run.open(hostile_run).load().target.class_names, ["class 0", "class 1", "class 2"], strict=True)
+        for run, name in zip(("run", "<u>odd"), pair, strict=True)
+    ] and not page.all("u")
     images = page.pictures()
     assert len(images) == 60
     stored = [safetensors.torch.load_file(run / "samples.safetensors")["images"] for run in (hostile_run, odd)]
@@ -649,6 +671,16 @@ def test_a_comparison_shows_runs_side_by_side(hostile_run: Path, finished_run: P
         assert name in names
     (row,) = [text for _, text in page.all("tr") if text.strip().startswith("inversion_accuracy")]
     assert all(str(column["inversion_accuracy"]) in row for column in figures)
+
+
+def test_a_comparison_names_a_class_as_each_run_does(run_copy: Path, finished_run: Path, tmp_path: Path) -> None:
+    metrics = json.loads((run_copy / "metrics.json").read_text())
+    metrics["per_class"][0]["name"] = "dog"
+    (run_copy / "metrics.json").write_text(json.dumps(metrics))
+    page = read(interpkit.write_comparison({"a": finished_run, "b": run_copy}, tmp_path / "page.html"))
+    assert [text for _, text in page.all("h3")][-3:] == ["class 0 / dog", "class 1", "class 2"]
+    assert [text for _, text in page.all("h4")][:4] == ["a: class 0", "b: dog", "a", "b"]
+    assert next(image["alt"] for image in page.pictures() if "for dog" in image["alt"]).startswith("Sample 1 of b")
 
 
 def test_a_comparison_shows_a_thousand_classes_and_sorts_them_by_the_figures_of_each_run(
@@ -691,6 +723,10 @@ def test_concepts_and_units_are_shown_with_what_their_figures_mean(tmp_path: Pat
     interpkit.concepts(inversion, count=40, latents=8, steps=20, out=folder / "concepts", device="cpu")
     text = interpkit.write_report(folder).read_text("utf-8")
     assert 'href="concepts/report.html"' in text and "Another seed finds other concepts" in text
+    interpkit.invert(target, ["pixels"], steps=3, device="cpu").save(folder, force=True)
+    text = (folder / "report.html").read_text("utf-8")
+    assert 'href="concepts/report.html"' in text and "samples that this run has since replaced" in text
+    assert "Another seed finds other concepts" not in text
     (folder / "concepts" / "concepts.json").write_text("{}")
     fails(1, "Remove it, or find the concepts again", "report", folder)
 
