@@ -145,10 +145,11 @@ def _short(value: Tensor) -> float:
 def _columns(path: Path, target: Target) -> tuple[list[str], Tensor]:
     """Return the names of a table's columns without the label, and the steps in [0, 1] by which each changes."""
     header, rows = read_table(path)
-    names = feature_columns(header)
+    places = feature_columns(header)
+    names = [*places.values()]
     if any(name.lower() in PICTURE_COLUMNS for name in header) or len(names) != target.input_shape[0]:
         return [str(number) for number in range(target.input_shape[0])], torch.tensor(0.0)
-    decimals = [max(_decimals(row[header.index(name)]) for row in rows) for name in names]
+    decimals = [max(_decimals(row[place]) for row in rows) for place in places]
     whole = [name for name, digits in zip(names, decimals, strict=True) if digits == 0]
     if whole:
         log.warning(

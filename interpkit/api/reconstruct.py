@@ -151,8 +151,9 @@ def reconstruct(
             answers = answered(originals)
         else:
             assert predictions is not None  # as checked above
-            given = predictions if isinstance(predictions, Tensor) else load_predictions(Path(predictions))
-            what = "predictions" if isinstance(predictions, Tensor) else str(predictions)
+            given, what = predictions, "predictions"
+            if not isinstance(given, Tensor):
+                given, what = load_predictions(Path(given), target.class_names), str(given)
             answers = log_probabilities(given, target.num_classes, what, logits=logits)
         made = torch.cat([_decoded(inversion, part.to(place)).cpu() for part in answers.split(size)])
         kept = answered(made).argmax(1) == answers.argmax(1)

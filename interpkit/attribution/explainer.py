@@ -23,6 +23,7 @@ from interpkit.runtime.at_once import bytes_per_image
 from interpkit.runtime.autograd import with_autograd
 from interpkit.runtime.devices import choose_device, is_out_of_memory
 from interpkit.runtime.random import derive_seed, global_seed
+from interpkit.targets.file_format import ONNX_GRAPH
 
 ROWS = 64
 """Default number of images per forward pass; for large images fewer if fewer fit into memory."""
@@ -351,7 +352,8 @@ def _baselines(target: Target, baseline: str | Tensor) -> Tensor:
         return torch.zeros(1, *target.input_shape)
     if baseline == "mean":
         facts = target.description
-        if facts.mean is None or target.sources.get("mean") == "default":
+        inside = facts.arch == ONNX_GRAPH  # which subtracts the mean itself
+        if facts.mean is None or target.sources.get("mean") == "default" or inside:
             raise UsageError(f"the mean color of {target.name} is not known: state its mean and std, or use black.")
         mean = torch.tensor(facts.mean)
         if facts.channel_order == "bgr":

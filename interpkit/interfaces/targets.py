@@ -236,12 +236,14 @@ class Target(nn.Module, ABC):
             images: (N, C, H, W), uint8 or float in [0, 1]; or vectors (N, D) in the units of the input range.
         """
         if images.dim() == 2:
-            return (images - self.low) / (self.high - self.low)
+            low, high = self.low.to(images.device), self.high.to(images.device)
+            return (images - low) / (high - low)
         return images / 255 if images.dtype == torch.uint8 else images
 
     def from_unit(self, images: Tensor) -> Tensor:
         """Convert vectors (N, D) in [0, 1] to the units of the input range; return images unchanged."""
-        return self.low + (self.high - self.low) * images if images.dim() == 2 else images
+        low, high = self.low.to(images.device), self.high.to(images.device)
+        return low + (high - low) * images if images.dim() == 2 else images
 
     @abstractmethod
     def layers(self) -> Mapping[str, nn.Module]:

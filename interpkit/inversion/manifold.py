@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -10,7 +11,7 @@ from torch import Tensor
 from interpkit.errors import UsageError
 from interpkit.interfaces import contracts
 from interpkit.interfaces.generation import Condition
-from interpkit.inversion.nearest import Classes, Nearest, asked_of, check_inputs, logits_of
+from interpkit.inversion.nearest import Classes, Nearest, among_of, asked_of, check_inputs, logits_of
 from interpkit.inversion.results import GeneratorInversion, sampling_mode
 from interpkit.runtime import progress
 from interpkit.runtime.autograd import with_autograd
@@ -33,6 +34,7 @@ def nearest_along(
     images: Tensor,
     to: Classes | None = None,
     *,
+    among: Sequence[int | str] | None = None,
     confidence: float = 0.99,
     starts: int = 4,
     steps: int = 100,
@@ -50,7 +52,9 @@ def nearest_along(
     Args:
         inversion: the generator; its conditions must include the classes.
         images: (N, *input_shape) in [0, 1].
-        to: the class asked for, by number or name, or one for each input; if omitted, the target's second answer.
+        to: the class asked for, by number or name, or one for each input; if omitted, the target's strongest answer
+            but for the present one.
+        among: the classes that may be the other one where ``to`` is omitted; those of the inversion by default.
         confidence: the least probability p that the target assigns to the class.
         starts: number of starting points.
         steps: number of steps from each of them.
@@ -82,8 +86,13 @@ def nearest_along(
     with target.frozen(on), sampling_mode(inversion.generator, False), sampling_mode(inversion.conditioner, False):
         logits = logits_of(target, given, on)
         before = logits.argmax(1)
-        asked = logits.topk(2).indices[:, 1] if to is None else asked_of(target, to, len(given))
-        accepted = torch.zeros(len(given), dtype=torch.bool) if to is None else target.accepts(logits, asked)
+        if to is None:
+            others = among_of(target, inversion.classes if among is None else among)
+            good = others.expand_as(logits).scatter(1, before[:, None], False)
+            asked = torch.where(good.any(1), logits.masked_fill(~good, -torch.inf).argmax(1), before)
+        else:
+            asked = asked_of(target, to, len(given))
+        accepted = target.accepts(logits, asked)
         done = int(accepted.sum())
         rng = random_generator(on, seed)
         points, least = given.clone(), torch.full((len(given),), torch.inf)

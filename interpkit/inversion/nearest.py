@@ -68,6 +68,7 @@ def nearest(
     images: Tensor,
     to: Classes | None = None,
     *,
+    among: Sequence[int | str] | None = None,
     low: float | Tensor = 0.0,
     high: float | Tensor = 1.0,
     steps: float | Tensor = 0.0,
@@ -99,6 +100,7 @@ def nearest(
         images: (N, *input_shape) in [0, 1].
         to: the class asked for, by number or name, or one for each input; any other class if omitted. A `multi_label`
             target requires it: the label that the target is to accept.
+        among: the classes that may be the other one where ``to`` is omitted; all by default.
         low: lower bounds of the inputs, broadcast to ``images``.
         high: upper bounds.
         steps: inputs change by multiples of this, such as 1 / 255 for 8-bit images; broadcast to ``images``, 0 for any
@@ -127,6 +129,7 @@ def nearest(
     on = choose_device(device) if isinstance(device, str) else device
     given = images.detach().float().cpu()
     asked = None if to is None else asked_of(target, to, len(given))
+    others = among_of(target, range(target.num_classes) if among is None else among)
     least, most, step = (torch.as_tensor(each).float().cpu().expand_as(given) for each in (low, high, steps))
     free = torch.ones_like(given) if fixed is None else 1 - fixed.cpu().float().expand_as(given)
     if (least > most).any():
@@ -134,13 +137,14 @@ def nearest(
     with target.frozen(on):
         logits = logits_of(target, given, on)
         before = logits.argmax(1)
-        arrived, reasons = _arrived(given, before, asked), _impossible(target, given, logits, asked, least, most)
+        arrived = _arrived(given, before, asked, others)
+        reasons = _impossible(target, given, logits, asked, others, least, most)
         possible = torch.tensor([row for row in range(len(given)) if row not in reasons], dtype=torch.long)
 
         def solve(part: slice) -> tuple[Tensor, ...]:
             rows = possible[part]
             box = _Box(smooth, *(each[rows].to(on) for each in (given, least, most, step, free)))
-            margin = _Margin(target, before[rows].to(on), None if asked is None else asked[rows].to(on))
+            margin = _Margin(target, before[rows].to(on), None if asked is None else asked[rows].to(on), others.to(on))
             found = _Search(box, margin).solve(arrived[rows].to(on), starts, iterations, random_generator(on, seed))
             return tuple(each.cpu() for each in found)
 
@@ -163,24 +167,27 @@ def nearest(
 class _Margin:
     """By how much the answer is the wanted one, (B,): positive beyond the boundary.
 
-    It is the difference of the logits of the wanted class and of the strongest other one; without a wanted class, of
-    the strongest other class and of the present one. A label of a multi-label target has its own logit as margin.
+    It is the difference of the logits of the wanted class and of the strongest other one. Without a wanted class, the
+    strongest class that may be the other one is wanted. A label of a multi-label target has its own logit as margin.
     """
 
     target: Target
     present: Tensor
     wanted: Tensor | None
+    others: Tensor
 
     def __getitem__(self, rows: Tensor) -> _Margin:
-        return _Margin(self.target, self.present[rows], None if self.wanted is None else self.wanted[rows])
+        wanted = None if self.wanted is None else self.wanted[rows]
+        return _Margin(self.target, self.present[rows], wanted, self.others)
 
     def of(self, logits: Tensor) -> Tensor:
-        chosen = (self.present if self.wanted is None else self.wanted)[:, None]
-        own = logits.gather(1, chosen)[:, 0]
-        if self.target.multi_label:
-            return own
-        margin = own - logits.scatter(1, chosen, -torch.inf).amax(1)
-        return -margin if self.wanted is None else margin
+        if self.target.multi_label and self.wanted is not None:
+            return logits.gather(1, self.wanted[:, None])[:, 0]
+        if self.wanted is None:
+            good = self.others.expand_as(logits).scatter(1, self.present[:, None], False)
+        else:
+            good = torch.zeros_like(logits, dtype=torch.bool).scatter(1, self.wanted[:, None], True)
+        return logits.masked_fill(~good, -torch.inf).amax(1) - logits.masked_fill(good, -torch.inf).amax(1)
 
     @torch.no_grad()
     def __call__(self, x: Tensor) -> Tensor:
@@ -394,10 +401,10 @@ def logits_of(target: Target, images: Tensor, device: torch.device) -> Tensor:
     return logits
 
 
-def _arrived(given: Tensor, before: Tensor, asked: Tensor | None) -> Tensor:
+def _arrived(given: Tensor, before: Tensor, asked: Tensor | None, others: Tensor) -> Tensor:
     """Return for each input the nearest one of the class among all of them; itself where there is none."""
     away = torch.cdist(given.flatten(1), given.flatten(1))
-    suits = before[:, None] != before if asked is None else asked[:, None] == before
+    suits = (before[:, None] != before) & others[before] if asked is None else asked[:, None] == before
     away, nearest_ = away.masked_fill(~suits, torch.inf).min(1)
     return torch.where(_wide(away.isfinite(), given), given[nearest_], given)
 
@@ -433,8 +440,15 @@ def asked_of(target: Target, to: Classes, count: int) -> Tensor:
     return torch.tensor([target.class_number(each) for each in several]).expand(count)
 
 
+def among_of(target: Target, among: Sequence[int | str]) -> Tensor:
+    """Return which classes were named, (C,) bool."""
+    named = torch.zeros(target.num_classes, dtype=torch.bool)
+    named[[target.class_number(each) for each in among]] = True
+    return named
+
+
 def _impossible(
-    target: Target, x: Tensor, logits: Tensor, asked: Tensor | None, low: Tensor, high: Tensor
+    target: Target, x: Tensor, logits: Tensor, asked: Tensor | None, others: Tensor, low: Tensor, high: Tensor
 ) -> dict[int, str]:
     """Return why no search can succeed, by row."""
     reasons = {}
@@ -449,4 +463,6 @@ def _impossible(
             reasons[row] = f"its value {place} is {value:g}, outside the bounds {lower:g} to {upper:g}"
         elif asked is not None and accepted[row]:
             reasons[row] = f"the target classifies it as {target.class_names[int(asked[row])]!r} already"
+        elif asked is None and others.nonzero()[:, 0].tolist() in ([], [int(logits[row].argmax())]):
+            reasons[row] = "no other class was named"
     return reasons

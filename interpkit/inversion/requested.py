@@ -54,6 +54,7 @@ class RequestedClasses(Conditioner):
 
     def of_answers(self, answers: Tensor, *, rng: torch.Generator | None = None) -> Condition:
         """Return the conditions of answers as if these were the only classes; see `Conditioner.of_answers`."""
+        self.inner.progress = self.progress
         return self._of_target(self.inner.of_answers(answers[:, self.classes], rng=rng))
 
     def _of_target(self, drawn: Condition) -> Condition:

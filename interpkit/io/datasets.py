@@ -135,6 +135,11 @@ def read_picture(file: Path, input_shape: tuple[int, ...], crop_pct: float | Non
     return pixels
 
 
+def out_of_range(what: str, low: float, high: float) -> UsageError:
+    """Return the error that images are not in [0, 1]."""
+    return UsageError(f"{what} has images from {low:g} to {high:g}: pass uint8, or float in [0, 1].")
+
+
 def checked(
     data: LabelledImages, what: str, input_shape: tuple[int, ...], class_names: Sequence[str] = ()
 ) -> LabelledImages:
@@ -159,7 +164,7 @@ def checked(
         raise UsageError(f"{what} has images of {images.dtype} and labels of {labels.dtype}: use float32 and int64.")
     low, high = images.min().item(), images.max().item()
     if images.dim() == 4 and not (low >= -0.001 and high <= 1.001):  # also refuses NaN
-        raise UsageError(f"{what} has images from {low:g} to {high:g}: pass uint8, or float in [0, 1].")
+        raise out_of_range(what, low, high)
     if not images.isfinite().all():
         raise UsageError(f"{what} has values that are not finite.")
     wrong = labels[(labels < 0) | (labels >= len(class_names))] if class_names else labels[:0]
@@ -245,8 +250,11 @@ def _folder(
     folder: Path, class_names: Sequence[str], input_shape: tuple[int, ...], crop_pct: float | None
 ) -> tuple[np.ndarray, np.ndarray]:
     files, labels = [], []
-    for place in sorted(p for p in folder.iterdir() if p.is_dir()):
-        (label,) = labels_of([place.name], class_names, place)
+    places = sorted(p for p in folder.iterdir() if p.is_dir())
+    numbered = (folder / "classes.json").is_file() and all(place.name.isdecimal() for place in places)
+    # Where `interpkit sample` wrote the folders, their names are numbers, also where classes have numbers for names.
+    own_labels = labels_of([place.name for place in places], () if numbered else class_names, folder)
+    for place, label in zip(places, own_labels.tolist(), strict=True):
         own = sorted(p for p in place.iterdir() if p.suffix.lower() in PICTURE_ENDINGS)
         files += own
         labels += [label] * len(own)
@@ -262,7 +270,7 @@ def _csv(
     pictures = pictures_of(path, header, rows)
     if pictures is None:
         images, names = numbers_of(path, header, rows, input_shape)
-        return images, labels_of(names, class_names, path), np.array(feature_columns(header))
+        return images, labels_of(names, class_names, path), np.array([*feature_columns(header).values()])
     labels = labels_of([name for _, name in pictures], class_names, path)  # first, because it is fast
     return read_pictures(path, [file for file, _ in pictures], input_shape, crop_pct), labels
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,12 +21,13 @@ ROUNDING = 0.01
 """How far the sum of a row may differ from 1, as probabilities are often rounded."""
 
 
-def load_predictions(path: Path) -> Tensor:
+def load_predictions(path: Path, class_names: Sequence[str] = ()) -> Tensor:
     """Return the numbers of a file of predictions, (N, n) float64.
 
     Args:
         path: an ``.npy``; an ``.npz`` or ``.safetensors`` whose array is called predictions, probabilities or logits,
             or is the only one; or a ``.csv`` with one column per class, with or without a header.
+        class_names: those of the classifier. Columns with these names are put into their order.
 
     Raises:
         UsageError: it cannot be read as such.
@@ -47,7 +49,7 @@ def load_predictions(path: Path) -> Tensor:
             tensors = read_tensors(path)
             values = tensors[_name(path, list(tensors))].numpy()
         else:
-            values = _table(path)
+            values = _table(path, class_names)
         return torch.from_numpy(np.array(values, dtype=np.float64))
     except InterpkitError as error:
         raise UsageError(str(error)) from error
@@ -106,12 +108,18 @@ def _name(path: Path, names: list[str]) -> str:
     return found[0]
 
 
-def _table(path: Path) -> np.ndarray:
+def _table(path: Path, class_names: Sequence[str]) -> np.ndarray:
     header, rows = read_table(path)
-    places = [header.index(name) for name in feature_columns(header)]
-    try:
-        rows = [[str(float(name)) for name in header], *rows]
-        places = list(range(len(header)))
-    except ValueError:
-        pass  # names, not the first row
+    columns = feature_columns(header)
+    places = list(columns)
+    numbered = header == [str(number) for number in range(len(header))]  # as pandas names columns
+    numbered = numbered and any("." in value for row in rows for value in row)  # else an answer of whole numbers
+    if not numbered and sorted(columns.values()) == sorted(class_names) and len({*class_names}) == len(columns):
+        places = [place for name in class_names for place, own in columns.items() if own == name]
+    elif not numbered:
+        try:
+            rows = [[str(float(name)) for name in header], *rows]
+            places = list(range(len(header)))
+        except ValueError:
+            pass  # names, not the first row
     return np.array([[float(row[place]) for place in places] for row in rows])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import logging
 import math
 import os
 import unicodedata
@@ -12,6 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from interpkit.errors import UsageError, listed
+
+log = logging.getLogger("interpkit")
 
 MAX_TABLE_BYTES = 500_000_000
 PICTURE_COLUMNS = ("image", "image_path", "filename", "file_name", "file", "path", "filepath", "image_id")
@@ -90,10 +93,10 @@ def numbers_of(
     return values.reshape(-1, *input_shape), [row[label] for row in rows] if labeled and label is not None else []
 
 
-def feature_columns(header: Sequence[str]) -> list[str]:
-    """Return the names of a table's columns but for that of the label."""
+def feature_columns(header: Sequence[str]) -> dict[int, str]:
+    """Return the names of a table's columns but for that of the label, by place."""
     label = _column(header, LABEL_COLUMNS)
-    return [name for place, name in enumerate(header) if place != label]
+    return {place: name for place, name in enumerate(header) if place != label}
 
 
 def labels_of(names: Sequence[str], class_names: Sequence[str], where: str | Path) -> np.ndarray:
@@ -119,6 +122,9 @@ def labels_of(names: Sequence[str], class_names: Sequence[str], where: str | Pat
                 f"number of the class instead."
             )
         labels[name] = label
+    named = [name for name, label in labels.items() if name.isdecimal() and label != int(name) < len(normal)]
+    if named:
+        log.warning("%s: %s are taken for the names of classes, not for their numbers.", where, listed(named))
     return np.array([labels[name] for name in names], dtype=np.int64)
 
 

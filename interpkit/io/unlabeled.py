@@ -16,6 +16,7 @@ from interpkit.io.datasets import (
     LabelledImages,
     arranged,
     checked,
+    out_of_range,
     path_and_split,
     read_npz,
     read_pictures,
@@ -64,18 +65,20 @@ def load_unlabeled(
     if len(input_shape) == 3 and x.ndim in (3, 4) and arranged(x, input_shape).shape[1:] != input_shape:
         if not resize:
             raise other_size(spec, " x ".join(map(str, x.shape[1:])), input_shape)
-        x = _resized(x, input_shape, crop_pct)
+        x = _resized(spec, x, input_shape, crop_pct)
     images = to_images(spec, x, input_shape)
     if len(input_shape) not in (1, 3):
         images, input_shape = images.flatten(1), (math.prod(input_shape),)
     return checked(LabelledImages(images, torch.zeros(len(images), dtype=torch.int64)), spec, input_shape).images
 
 
-def _resized(x: np.ndarray, input_shape: tuple[int, ...], crop_pct: float | None) -> np.ndarray:
+def _resized(spec: str, x: np.ndarray, input_shape: tuple[int, ...], crop_pct: float | None) -> np.ndarray:
     """Return pictures (N, H, W), or with their channels first or last, as (N, *input_shape) uint8."""
     if x.ndim == 4 and x.shape[3] not in (1, 3):
         x = np.moveaxis(x, 1, 3)
     if x.dtype != np.uint8:
+        if x.size and not (x.min() >= -0.001 and x.max() <= 1.001):  # also where a value is not a number
+            raise out_of_range(spec, x.min(), x.max())
         x = (x.clip(0, 1) * 255).round().astype(np.uint8)
     if x.ndim == 4 and x.shape[3] == 1:
         x = x[..., 0]

@@ -129,6 +129,7 @@ def pack_target(target: Target, path: str | Path) -> Path:
         mean=[0.0] * shape[0],
         std=[1.0] * shape[0],
         input_range=_units(target),
+        crop_pct=facts.crop_pct,
         output="sigmoid_logits" if target.multi_label else "logits",
     )
     exported = target

@@ -277,7 +277,7 @@ class Run:
             raise ModelError(f"{path} may run code when it is loaded. If you trust it, add {setting('trust')}.")
         # Hash only what a loader recognizes: a manifest may name any folder, even the root of the file system.
         digest = loading.digest(path) if path.exists() and loading.loader_of(path) else None
-        if options.runs_code and not options.trust and arch is None:
+        if (options.arch or "").startswith("py:") and arch is None:  # trust is for the classifier's file
             reason = typed_code.refusal(options, digest)
             if reason is not None:
                 raise ModelError(

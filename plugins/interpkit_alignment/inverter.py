@@ -76,6 +76,8 @@ class Alignment(Inverter):
             )
         if parts.start is not None:
             raise UsageError(f"{self.name} learns from the pictures that you name: leave the warm start out.")
+        if recipe.labels is not None and recipe.conditions != "all":
+            raise UsageError(f"an answer is a distribution over all classes: {self.name} needs conditions = 'all'.")
         device = torch.device(recipe.device)
         rng = random_generator(device, derive_seed(recipe.seed, self.name))
         pictures = self._chosen(target, derive_seed(recipe.seed, "pictures"))

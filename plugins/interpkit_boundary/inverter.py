@@ -30,6 +30,7 @@ from interpkit import (
     load_inversion,
     nearest,
     nearest_along,
+    random_generator,
 )
 
 FILE = "boundary.safetensors"
@@ -114,7 +115,7 @@ class Boundary(Inverter):
     class Options(DataOptions):
         """Which images to change, to which class, and how."""
 
-        count: int = Field(200, ge=1, description="images of the data, from its first")
+        count: int = Field(200, ge=1, description="images of the data, drawn at random if it has more")
         to: str | None = Field(None, description="class to change them to, by name or number; any other by default")
         smooth: float = Field(0.0, ge=0, le=100, description="blur of the change, in pixels; 0 for none")
         starts: int = Field(0, ge=0, le=100, description="further random starting points for each image")
@@ -173,7 +174,12 @@ class _Searched:
 
     def __init__(self, options: Boundary.Options, target: Target, recipe: Recipe) -> None:
         self.options, self.target, self.recipe = options, target, recipe
-        self.given = options.load(target).images[: options.count]
+        self.given = options.load(target).images
+        if len(self.given) > options.count:  # data may be sorted by class
+            rng = random_generator(torch.device("cpu"), derive_seed(recipe.seed, "boundary images"))
+            self.given = self.given[torch.randperm(len(self.given), generator=rng)[: options.count].sort().values]
+        if self.given.dim() == 4:  # in the levels in which a run stores its samples
+            self.given = (self.given * LEVELS).round() / LEVELS
         self.to = None if options.to is None else target.class_number(options.to)
         self.step = self.done = 0
         whole, none = self.given[:0], torch.zeros(0, dtype=torch.int64)
@@ -193,15 +199,24 @@ class _Searched:
         self.done = max(self.done, until)
         if len(given):
             seed, device = derive_seed(self.recipe.seed, f"boundary {self.done}"), torch.device(self.recipe.device)
+            wanted = list(range(self.target.num_classes) if self.recipe.labels is None else self.recipe.labels)
             if self.generator is not None:
+                among = [label for label in wanted if label in self.generator.classes]
                 result = nearest_along(
-                    self.generator, given, self.to, confidence=self.options.confidence, seed=seed, device=device
+                    self.generator,
+                    given,
+                    self.to,
+                    among=among,
+                    confidence=self.options.confidence,
+                    seed=seed,
+                    device=device,
                 )
             else:
                 result = nearest(
                     self.target,
                     given,
                     self.to,
+                    among=wanted,
                     steps=1 / LEVELS if given.dim() == 4 else 0.0,
                     smooth=self.options.smooth,
                     starts=self.options.starts,
@@ -209,8 +224,7 @@ class _Searched:
                     device=device,
                 )
             self.first = self.first or next(iter(result.reasons.values()), "")
-            wanted = torch.tensor(range(self.target.num_classes) if self.recipe.labels is None else self.recipe.labels)
-            kept = result.found & torch.isin(result.answers, wanted)
+            kept = result.found & torch.isin(result.answers, torch.tensor(wanted))
             new = (given, result.images, result.before, result.answers, result.distances)
             for name, column in zip(COLUMNS, new, strict=True):
                 self.found[name] = torch.cat([self.found[name], column[kept]])

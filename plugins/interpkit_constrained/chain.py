@@ -241,7 +241,9 @@ def _operands(node: fx.Node) -> list[fx.Node]:
 
 
 def _is_affine(node: fx.Node, depends: Sequence[bool]) -> bool:
-    name = _name(node)
+    name, dtype = _name(node), node.kwargs.get("dtype")
+    if isinstance(dtype, torch.dtype) and not dtype.is_floating_point:
+        return False  # a cast to whole numbers
     if LINEAR.fullmatch(name):
         return True
     if BILINEAR.fullmatch(name):

@@ -287,6 +287,7 @@ def pixel_statistics(target: Target) -> tuple[Tensor, Tensor] | None:
 def normalization(target: Target) -> tuple[Tensor, Tensor]:
     """Return the mean and variance of the target's normalization, (C,) or (D,) each, in units of images in [0, 1]."""
     facts, features = target.description, target.input_shape[0]
-    mean = target.to_unit(torch.tensor([facts.mean or [0.0]]))[0].expand(features)
-    variance = (torch.tensor(facts.std or [1.0]) / (target.high - target.low)).square().expand(features)
+    stated = (torch.tensor(each) for each in (facts.mean or [0.0], facts.std or [1.0]))
+    mean, std = (each.repeat_interleave(features // len(each)) for each in stated)  # a signal has them by channel
+    mean, variance = target.to_unit(mean[None])[0], (std / (target.high - target.low)).square()
     return (mean.flip(0), variance.flip(0)) if facts.channel_order == "bgr" else (mean, variance)

@@ -95,6 +95,8 @@ class Min(Inverter):
         assert isinstance(conditioner, Score) and generator is not None  # as `needs_conditioner` and `needs` say
         if recipe.generators > 1:
             raise UsageError("the inverter 'min' trains one generator: leave --generators out.")
+        if parts.start is not None:
+            raise UsageError("the inverter 'min' learns from the pictures that you name: leave the warm start out.")
         training = _Training(self.options, target, recipe, conditioner, generator)
         recorder.resume(training)
         empty = training.read(self.options.pictures(target, least=LEAST), recorder)

@@ -18,6 +18,8 @@ from interpkit_targets.loaders import WEIGHTS, assemble
 MAX_CONFIG_BYTES = 16_000_000
 LARGEST_FACTOR = 10**9
 CONFIG = "its config.json"
+FLIPPED = ("mobilevit", "mobilevitv2")
+"""The model types whose processor, unless told otherwise, turns RGB into BGR and does not normalize."""
 ADAPTERS = ("adapter_model.safetensors", "adapter_model.bin")
 """The names of the weights of a PEFT adapter."""
 
@@ -240,10 +242,20 @@ class TransformersFolderLoader(FolderLoader):
             factor = processor.get("rescale_factor", 1 / 255) if processor.get("do_rescale", True) else 1.0
             if not isinstance(factor, int | float) or not abs(factor) < LARGEST_FACTOR:
                 raise ModelError(f"{file}: rescale_factor is not a number, but {str(factor)[:60]}.")
+            kind = config.get("model_type")
+            twice = kind == "efficientnet" and processor.get("include_top", True)
+            low = -1.0 if kind == "efficientnet" and factor != 1 and processor.get("rescale_offset") else 0.0
             # 255 / 255 is 1 but for rounding, and 0..1 is what people expect to read.
-            facts["input_range"] = [0.0, round(255.0 * factor, 9)]
-            if processor.get("do_normalize", True):
-                facts |= {"mean": processor.get("image_mean"), "std": processor.get("image_std")}
+            facts["input_range"] = [low, round(low + 255.0 * factor, 9)]
+            mean, std = processor.get("image_mean"), processor.get("image_std")
+            if processor.get("do_normalize", kind not in FLIPPED):
+                facts |= {"mean": mean, "std": std}
+            elif twice:
+                facts |= {"mean": 0.0, "std": std}
+            if twice and processor.get("do_normalize", True) and std is not None:  # it divides by std again
+                facts["std"] = [s * s for s in (std if isinstance(std, list) else [std])]
+            if kind in FLIPPED and processor.get("do_flip_channel_order", True):
+                facts["channel_order"] = "bgr"
         return facts
 
 

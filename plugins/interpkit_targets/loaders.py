@@ -93,7 +93,15 @@ def belongs_to_folder(path: Path, options: TargetOptions) -> bool:
     """Say whether a file is the weights of a folder whose config.json says the rest."""
     named = options.arch is not None and not options.arch.startswith(user_code.PREFIX)
     whole = re.sub(r"-\d{5}-of-\d{5}", "", path.name)  # where it is a part
-    return not named and whole in WEIGHTS and (path.parent / "config.json").is_file()
+    if named or whole not in WEIGHTS or not (path.parent / "config.json").is_file():
+        return False
+    there = [name for name in WEIGHTS if any((path.parent / end).is_file() for end in (name, f"{name}.index.json"))]
+    if there and there[0] != whole:
+        raise ModelError(
+            f"{path} stands beside {there[0]}, which would be read in its place. Move the one that you do not mean to "
+            f"another folder."
+        )
+    return True
 
 
 def assemble(

@@ -6,7 +6,8 @@ import hashlib
 import importlib
 import importlib.util
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -45,23 +46,32 @@ def _import_file(path: Path) -> Any:
         raise FileNotFoundError(f"there is no file {path}")
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
-    sys.path.append(str(path.parent))  # for what stands beside it
     try:
-        spec.loader.exec_module(module)
+        with _importable(path.parent):  # for what stands beside it
+            spec.loader.exec_module(module)
     except BaseException:
         del sys.modules[spec.name]
         raise
-    finally:
-        sys.path.remove(str(path.parent))
     return module
 
 
 def _import_module(name: str) -> Any:
-    sys.path.append(str(Path.cwd()))  # as `python -m` does
-    try:
+    with _importable(Path.cwd()):  # as `python -m` does
         return importlib.import_module(name)
+
+
+@contextmanager
+def _importable(folder: Path) -> Iterator[None]:
+    """Import also from a folder, after all others, unless it is among them."""
+    if str(folder) in sys.path:
+        yield
+        return
+    sys.path.append(str(folder))
+    try:
+        yield
     finally:
-        sys.path.remove(str(Path.cwd()))
+        with suppress(ValueError):  # the code may have taken it out
+            sys.path.remove(str(folder))
 
 
 def build(spec: str, factory: Callable[..., nn.Module], arguments: Mapping[str, Any]) -> nn.Module:

@@ -56,6 +56,33 @@ def test_stored_in_8_bits_the_samples_are_still_of_their_class(
     assert "To the boundary" in (tmp_path / "run" / "report.html").read_text("utf-8")
 
 
+def test_images_between_the_levels_of_8_bits_are_first_rounded(target: interpkit.Target, tmp_path: Path) -> None:
+    images = np.random.default_rng(0).random((12, 8, 8)).astype("float32")
+    np.savez(tmp_path / "floats.npz", images=images, labels=np.zeros(12, dtype=np.int64))
+    inversion = invert(target, str(tmp_path / "floats.npz"), out=tmp_path / "run")
+    levels = inversion.images * 255
+    assert (levels - levels.round()).abs().max() < 1e-3
+    assert json.loads((tmp_path / "run" / "metrics.json").read_text())["inversion_accuracy"] == 1.0
+
+
+def test_with_labels_each_image_changes_to_one_of_them(target: interpkit.Target, data: str) -> None:
+    free = invert(target, data).found
+    rare = int(free["labels"].bincount(minlength=3).argmin())
+    found = invert(target, data, labels=[rare]).found
+    others = int((free["before"] != rare).sum())
+    assert len(found["labels"]) == others > int((free["labels"] == rare).sum())
+    assert (found["labels"] == rare).all() and (found["before"] != rare).all()
+
+
+def test_of_data_sorted_by_class_images_of_all_classes_are_changed(target: interpkit.Target, tmp_path: Path) -> None:
+    images = np.zeros((90, 8, 8), dtype=np.uint8)
+    for row in range(90):
+        images[row, 0, row // 30] = 255
+    np.savez(tmp_path / "sorted.npz", images=images, labels=np.arange(90) // 30)
+    found = invert(target, str(tmp_path / "sorted.npz"), options={"boundary.count": 20}).found
+    assert len(found["starts"][:, 0, 0, :3].unique(dim=0)) == 3
+
+
 def test_the_other_classes_are_empty_where_one_is_asked_for(target: interpkit.Target, data: str) -> None:
     present = invert(target, data).found["before"]
     asked = int(present.bincount(minlength=3).argmin())

@@ -238,6 +238,22 @@ def test_other_layers_are_refused_by_name_before_the_run(net: nn.Module, message
         invert(target)
 
 
+class Truncates(nn.Module):
+    """Takes 0 to 255 and drops what follows the decimal point."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Flatten(), nn.Linear(16, 4), nn.ReLU(), nn.Linear(4, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x.to(torch.uint8).float() / 255)
+
+
+def test_a_classifier_that_truncates_its_input_is_refused() -> None:
+    with pytest.raises(UsageError, match="the operation '_to_copy'"):
+        invert(interpkit.wrap(Truncates(), (1, 4, 4), input_range=(0, 255)))
+
+
 def test_the_users_classifier_is_not_changed_by_reading_it(small: Target) -> None:
     before = {name: tensor.clone() for name, tensor in small.state_dict().items()}
     invert(small, steps=3)

@@ -22,13 +22,14 @@ import timm.models
 import torch
 import torchvision
 import transformers
+from interpkit_targets import user_code
 from interpkit_targets.architectures import SmallCNN
 from PIL import Image
 from torch import Tensor, nn
 from typer.testing import CliRunner, Result
 
 import interpkit
-from interpkit import ModelError, Target, load_target
+from interpkit import ModelError, Target, UsageError, load_target
 from interpkit.cli import app
 
 ARGUMENTS: dict[str, Any] = {
@@ -727,6 +728,18 @@ def test_a_timm_folder_of_either_layout_loads_without_flags(
     assert target.sources["mean"] == target.sources["input_shape"] == "its config.json"
 
 
+def test_a_named_weights_file_is_not_replaced_by_another_of_its_folder(tmp_path: Path) -> None:
+    module = seeded_module(lambda: timm.create_model("test_resnet", num_classes=5))
+    folder = write_config(
+        tmp_path / "net", {"architecture": "test_resnet", "num_classes": 5, "input_size": [3, 32, 32]}
+    )
+    torch.save(module.state_dict(), folder / "pytorch_model.bin")
+    safetensors.torch.save_file(module.state_dict(), folder / "model.safetensors")
+    assert load_target(folder / "model.safetensors").num_classes == 5
+    with pytest.raises(ModelError, match=r"stands beside model\.safetensors, which would be read in its place"):
+        load_target(folder / "pytorch_model.bin")
+
+
 def test_a_timm_name_may_have_its_tag_and_the_channels_are_read_from_the_weights(tmp_path: Path) -> None:
     net = seeded_module(lambda: timm.create_model("test_resnet", num_classes=3, in_chans=1))
     torch.save(net.state_dict(), tmp_path / "net.pth")
@@ -1134,6 +1147,14 @@ def test_a_graph_that_differs_from_its_classifier_or_cannot_be_read_again_is_not
     assert not list(tmp_path.iterdir())
 
 
+def test_a_graph_keeps_the_crop_and_does_not_claim_a_mean_color(tmp_path: Path) -> None:
+    target = interpkit.wrap(nn.Sequential(nn.Flatten(), nn.Linear(12, 2)), (3, 2, 2), mean=0.5, std=0.5, crop_pct=1.0)
+    packed = load_target(interpkit.pack_target(target, tmp_path / "net.safetensors"))
+    assert packed.description.crop_pct == 1.0
+    with pytest.raises(UsageError, match="the mean color of net is not known"):
+        interpkit.attribute(packed, torch.rand(1, 3, 2, 2), [0], baseline="mean", device="cpu")
+
+
 def test_the_accuracy_of_a_good_binary_classifier_is_not_reported_as_chance(tmp_path: Path) -> None:
     brighter = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
     brighter[1].load_state_dict({"weight": torch.tensor([[-1.0] * 4, [1.0] * 4]), "bias": torch.tensor([4.0, -4.0])})
@@ -1265,6 +1286,32 @@ def test_a_run_made_elsewhere_loads_code_only_when_its_name_is_typed(
     assert sorted(out.iterdir()) == before
     succeeds("sample", out, "--arch", kind.options["arch"], "--per-class", "1")
     succeeds("sample", out, "--per-class", "1", "--out", tmp_path / "again.safetensors")  # remembered now
+
+
+def test_trust_in_a_file_lets_no_code_run_that_a_run_names(
+    tmp_path: Path, nets: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kind = make_user_code(tmp_path, nets)
+    out = tmp_path / "run"
+    succeeds("invert", kind.path, *TINY_RUN, *kind.flags, "--out", out)
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "of somebody else"))
+    recipe = (out / "recipe.toml").read_text("utf-8")
+    (out / "recipe.toml").write_text(recipe.replace("\ntrust = false", "\ntrust = true", 1), "utf-8")
+    assert "\ntrust = true" in (out / "recipe.toml").read_text("utf-8")
+    fails(3, "--arch py:", "sample", out, "--per-class", "1", "--trust")
+    succeeds("sample", out, "--per-class", "1", "--trust", "--arch", kind.options["arch"])
+
+
+@pytest.mark.parametrize("listed", [False, True])
+def test_code_is_loaded_without_changing_what_python_imports_from_where(
+    listed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "own_net.py").write_text("import own_helper\nfrom torch.nn import Flatten as Net\n")
+    (tmp_path / "own_helper.py").write_text("")
+    monkeypatch.setattr("sys.path", [*[str(tmp_path)] * listed, *sys.path])
+    before = list(sys.path)
+    user_code.find_factory(f"py:{tmp_path / 'own_net.py'}:Net")
+    assert sys.path == before
 
 
 @pytest.mark.parametrize("changed", ["code", "helper", "arguments", "classifier", "record"])

@@ -398,6 +398,13 @@ def test_l2_measures_the_distance_from_the_color_that_is_normalized_to_zero(orde
     assert value(SquaredNorm(target), images=images[1:]) == pytest.approx(0.32 / 3 if order == "rgb" else 0, abs=1e-7)
 
 
+def test_l2_of_a_signal_is_measured_by_channel(value: Any) -> None:
+    target = wrap(nn.Sequential(nn.Flatten(), nn.Linear(6, 2)), (2, 3), mean=[0.25, 0.5], std=[1.0, 0.5])
+    centers = torch.tensor([[0.25] * 3 + [0.5] * 3])
+    assert target.input_shape == (6,) and normalization(target)[0].tolist() == centers[0].tolist()
+    assert value(SquaredNorm(target), images=centers) == pytest.approx(0.0, abs=1e-9)
+
+
 def test_l2_of_vectors_scales_each_feature_by_its_range(value: Any) -> None:
     target = wrap(nn.Linear(2, 2), (2,), mean=[6.0, 0.5], input_range=[(4, 8), (0, 2)])  # zero is at (0.5, 0.25)
     assert value(SquaredNorm(target), images=torch.tensor([[0.5, 0.25]])) == pytest.approx(0)

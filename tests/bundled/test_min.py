@@ -38,6 +38,13 @@ def invert(target: Target, public: str, **settings: Any) -> MinInversion:
     return inversion
 
 
+def test_a_warm_start_is_refused(public: str, tmp_path: Path) -> None:
+    target = tiny_target()
+    run = interpkit.invert(target, ["vecmat"], steps=2, batch_size=16, device="cpu").save(tmp_path / "run")
+    with pytest.raises(UsageError, match="leave the warm start out"):
+        invert(target, public, warm_start=str(run))
+
+
 # ------------------------------------------------------------------------------------------- scores
 
 

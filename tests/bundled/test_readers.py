@@ -329,6 +329,32 @@ def test_the_preprocessing_follows_both_configs(
     assert set(found) == {"input_shape"} | (set() if processor is None else read)
 
 
+@pytest.mark.parametrize(
+    ("kind", "name", "settings"),
+    [
+        ("mobilevit", "MobileViTImageProcessor", {}),
+        ("mobilevitv2", "MobileViTImageProcessor", {"do_flip_channel_order": False}),
+        ("efficientnet", "EfficientNetImageProcessor", {"image_mean": [0.4, 0.5, 0.6], "image_std": [0.2, 0.3, 0.4]}),
+        ("efficientnet", "EfficientNetImageProcessor", {"rescale_offset": True, "rescale_factor": 1 / 127.5}),
+        ("efficientnet", "EfficientNetImageProcessor", {"include_top": False}),
+        ("efficientnet", "EfficientNetImageProcessor", {"do_normalize": False}),
+        ("vit", "ViTImageProcessor", {}),
+    ],
+)
+def test_images_are_prepared_as_the_processor_prepares_them(
+    kind: str, name: str, settings: dict[str, Any], tmp_path: Path
+) -> None:
+    transformers = pytest.importorskip("transformers")
+    no_change = {"do_resize": False, "do_center_crop": False}
+    processor = getattr(transformers, name)(**no_change, **settings)
+    processor.save_pretrained(tmp_path)
+    facts = folders.TransformersFolderLoader()._preprocessing(tmp_path, {"model_type": kind, "image_size": 4})
+    pixels = torch.randint(0, 256, (2, 3, 4, 4), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    expected = processor(list(pixels), return_tensors="pt", input_data_format="channels_first")["pixel_values"]
+    target = interpkit.wrap(nn.Flatten(), **{key: value for key, value in facts.items() if value is not None})
+    torch.testing.assert_close(target(pixels / 255), expected.flatten(1).float(), atol=1e-5, rtol=1e-5)
+
+
 def test_a_processor_without_normalization_has_no_mean_and_its_factor_must_be_a_number(tmp_path: Path) -> None:
     loader = folders.TransformersFolderLoader()
     config(tmp_path, {"do_normalize": False, "image_mean": [0.5]}, "preprocessor_config.json")

@@ -127,6 +127,17 @@ def test_a_label_of_a_multi_label_target_is_accepted_afterwards() -> None:
         nearest(target, torch.rand(1, 2))
 
 
+def test_only_the_classes_named_count_as_another_one() -> None:
+    target = wrap(nn.Identity(), input_shape=(3,))  # its logits are its inputs
+    given = torch.tensor([[0.9, 0.8, 0.1], [0.1, 0.9, 0.3]])
+    assert nearest(target, given).answers.tolist() == [1, 2]
+    result = nearest(target, given, among=[2])
+    assert result.answers.tolist() == [2, 2] and result.found.all()
+    # from (0.9, 0.8, 0.1), all three are equal where 2 is the largest
+    assert torch.allclose(result.distances[0], torch.tensor([0.3, 0.2, 0.5]).norm(), atol=0.02)
+    assert nearest(target, given, among=[0]).reasons == {0: "no other class was named"}
+
+
 def test_a_smooth_change_has_less_contrast_between_neighbors() -> None:
     target = wrap(nn.Sequential(nn.Flatten(), nn.Linear(64, 3)), input_shape=(1, 8, 8))
     given = torch.full((4, 1, 8, 8), 0.5)

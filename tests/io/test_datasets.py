@@ -17,6 +17,7 @@ from torch import Tensor
 
 from interpkit import LabelledImages, UsageError
 from interpkit.io.datasets import checked, load_data, read_picture
+from interpkit.io.images import save_images
 
 GRAY, COLOR, VECTOR = (1, 4, 6), (3, 4, 6), (5,)
 NAMES = ("cat", "dog", "7")
@@ -361,13 +362,24 @@ def test_class_names_match_regardless_of_unicode_normalization(tmp_path: Path) -
     assert load_data(str(tmp_path), GRAY, ("bar", "\u00e9t\u00e9")).labels.tolist() == [1]
 
 
+def test_folders_of_samples_are_numbered_also_where_classes_are_called_by_numbers(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    save_images(torch.zeros(3, 1, 4, 6, dtype=torch.uint8), torch.arange(3), ["1", "2", "3"], tmp_path / "samples")
+    assert load_data(str(tmp_path / "samples"), GRAY, ["1", "2", "3"]).labels.tolist() == [0, 1, 2]
+    assert not caplog.text
+    picture(tmp_path / "own" / "2" / "a.png", numbers(4, 6))
+    assert load_data(str(tmp_path / "own"), GRAY, ["1", "2", "3"]).labels.tolist() == [1]
+    assert "2 are taken for the names of classes, not for their numbers" in caplog.text
+
+
 def test_folders_that_do_not_fit_are_refused_with_what_was_found(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "empty").mkdir()
     refused(tmp_path / "empty", "empty has no images in it: it needs one folder per class")
     picture(tmp_path / "unknown" / "bird" / "a.png", numbers(4, 6))
-    refused(tmp_path / "unknown", "bird: no class is named 'bird'. Classes: cat, dog, 7", names=NAMES)
+    refused(tmp_path / "unknown", "unknown: no class is named 'bird'. Classes: cat, dog, 7", names=NAMES)
     picture(tmp_path / "wide" / "0" / "a.png", numbers(4, 7))
     refused(tmp_path / "wide", "is a picture, and the classifier takes .*: give an .npz", VECTOR)
     refused(tmp_path / "wide", "is a picture, and the classifier takes", (2, 4, 7))

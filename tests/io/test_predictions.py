@@ -25,6 +25,22 @@ def test_every_format_holds_the_same_rows(tmp_path: Path) -> None:
         assert load_predictions(file).tolist() == ROWS.tolist(), file
 
 
+@pytest.mark.parametrize(
+    ("text", "rows"),
+    [
+        ("0,1,2\n0.5,0.25,0.25\n", [[0.5, 0.25, 0.25]]),  # names, as pandas writes them
+        ("0,1\n0.5,0.5\n", [[0.5, 0.5]]),
+        ("0,1\n1,0\n", [[0, 1], [1, 0]]),  # answers
+        ("dog,fox,cat\n0.5,0.3,0.2\n", [[0.2, 0.5, 0.3]]),  # in another order
+        ("one,two,three\n0.5,0.3,0.2\n", [[0.5, 0.3, 0.2]]),  # names of others
+        ("crane,crane,cat\n0.5,0.3,0.2\n", [[0.5, 0.3, 0.2]]),
+    ],
+)
+def test_the_first_line_of_a_table_may_name_the_classes(text: str, rows: list[list[float]], tmp_path: Path) -> None:
+    (tmp_path / "p.csv").write_text(text)
+    assert load_predictions(tmp_path / "p.csv", ["cat", "dog", "fox"]).tolist() == rows
+
+
 def test_a_file_that_holds_no_predictions_is_refused(tmp_path: Path) -> None:
     np.savez(tmp_path / "two.npz", a=ROWS, b=ROWS)
     with pytest.raises(UsageError, match="has a, b; call the array of predictions 'predictions'"):

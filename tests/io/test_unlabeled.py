@@ -50,6 +50,14 @@ def test_a_table_needs_no_label_column(tmp_path: Path) -> None:
     assert load_unlabeled(str(tmp_path / "files.csv"), SHAPE).mean().item() == pytest.approx(0.2)
 
 
+@pytest.mark.parametrize("kind", ["int64", "float32"])
+def test_values_beyond_1_of_another_size_are_refused_as_those_of_the_same_size_are(tmp_path: Path, kind: str) -> None:
+    for name, side in (("same", 8), ("larger", 20)):
+        np.savez(tmp_path / f"{name}.npz", images=np.full((2, side, side), 100).astype(kind))
+        with pytest.raises(UsageError, match=f"{name}.npz has images from .* to 100: pass uint8, or float"):
+            load_unlabeled(str(tmp_path / f"{name}.npz"), SHAPE, resize=True)
+
+
 @pytest.mark.parametrize("layout", ["gray", "channels first", "channels last", "floats", "files"])
 def test_pictures_of_another_size_are_refused_unless_they_may_be_resized(tmp_path: Path, layout: str) -> None:
     place = tmp_path / ("pictures" if layout == "files" else "pictures.npz")
