@@ -229,3 +229,12 @@ def test_a_subset_of_the_classes_is_drawn_from_a_decoder_of_all_answers(public: 
     inversion = invert(public, steps=5, labels=[2, 0])
     assert inversion.sample(2)[1].tolist() == [2, 2, 0, 0]
     assert inversion.draw(2).distribution[:, 1].gt(0).all()
+
+
+def test_conditions_of_some_classes_are_refused_where_labels_are_named(public: Path) -> None:
+    target = interpkit.wrap(Parts(), SHAPE)
+    with pytest.raises(UsageError, match="alignment needs conditions = 'all'"):
+        interpkit.invert(
+            target, ["vecmat"], inverter="alignment", labels=[2, 0], options={"alignment.data": str(public)},
+            conditions="requested", steps=2, batch_size=16, device="cpu",
+        )  # fmt: skip

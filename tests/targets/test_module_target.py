@@ -491,3 +491,9 @@ def test_a_module_without_a_layer_to_watch_has_its_logits_as_features() -> None:
     assert target.feature_layer == "output"
     torch.testing.assert_close(target.respond(images).penultimate, target(images))
     assert plain(net, (3, 1, 1), feature_layer="0").respond(images).penultimate.shape == (2, 3)
+
+
+def test_vectors_are_converted_on_whatever_device_they_are() -> None:
+    target = interpkit.wrap(nn.Linear(2, 2), (2,), input_range=[(4, 8), (0, 2)])
+    elsewhere = torch.zeros(3, 2, device="meta")
+    assert target.to_unit(elsewhere).device == target.from_unit(elsewhere).device == elsewhere.device
