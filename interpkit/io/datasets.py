@@ -135,9 +135,10 @@ def read_picture(file: Path, input_shape: tuple[int, ...], crop_pct: float | Non
     return pixels
 
 
-def out_of_range(what: str, low: float, high: float) -> UsageError:
-    """Return the error that images are not in [0, 1]."""
-    return UsageError(f"{what} has images from {low:g} to {high:g}: pass uint8, or float in [0, 1].")
+def check_range(what: str, low: float, high: float) -> None:
+    """Refuse images whose least and largest values are not in [0, 1], but for rounding, or not numbers."""
+    if not (low >= -0.001 and high <= 1.001):
+        raise UsageError(f"{what} has images from {low:g} to {high:g}: pass uint8, or float in [0, 1].")
 
 
 def checked(
@@ -163,8 +164,8 @@ def checked(
     if images.dtype != torch.float32 or labels.dtype != torch.int64:
         raise UsageError(f"{what} has images of {images.dtype} and labels of {labels.dtype}: use float32 and int64.")
     low, high = images.min().item(), images.max().item()
-    if images.dim() == 4 and not (low >= -0.001 and high <= 1.001):  # also refuses NaN
-        raise out_of_range(what, low, high)
+    if images.dim() == 4:
+        check_range(what, low, high)
     if not images.isfinite().all():
         raise UsageError(f"{what} has values that are not finite.")
     wrong = labels[(labels < 0) | (labels >= len(class_names))] if class_names else labels[:0]

@@ -15,8 +15,8 @@ from interpkit.io.datasets import (
     TORCHVISION,
     LabelledImages,
     arranged,
+    check_range,
     checked,
-    out_of_range,
     path_and_split,
     read_npz,
     read_pictures,
@@ -77,8 +77,8 @@ def _resized(spec: str, x: np.ndarray, input_shape: tuple[int, ...], crop_pct: f
     if x.ndim == 4 and x.shape[3] not in (1, 3):
         x = np.moveaxis(x, 1, 3)
     if x.dtype != np.uint8:
-        if x.size and not (x.min() >= -0.001 and x.max() <= 1.001):  # also where a value is not a number
-            raise out_of_range(spec, x.min(), x.max())
+        if x.size:
+            check_range(spec, x.min(), x.max())
         x = (x.clip(0, 1) * 255).round().astype(np.uint8)
     if x.ndim == 4 and x.shape[3] == 1:
         x = x[..., 0]

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from interpkit import Loader, ModelError, Target, TargetOptions, build_architecture, make_target, read_target_file
 from interpkit_targets import checkpoints, examples, formats
-from interpkit_targets.loaders import WEIGHTS, assemble
+from interpkit_targets.loaders import INDEX, WEIGHTS, assemble, weights_in
 
 MAX_CONFIG_BYTES = 16_000_000
 LARGEST_FACTOR = 10**9
@@ -49,13 +49,10 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
     """
     if any((folder / name).is_file() for name in ADAPTERS):
         raise ModelError(checkpoints.adapter_words(folder))
-    for name in WEIGHTS:
-        path, index = folder / name, folder / f"{name}.index.json"
-        if path.is_file():
-            return read_file(path)
-        if index.is_file():
-            return read_parts(index)
-    raise ModelError(f"{folder} has no {' or '.join(WEIGHTS)}.")
+    path = weights_in(folder)
+    if path is None:
+        raise ModelError(f"{folder} has no {' or '.join(WEIGHTS)}.")
+    return read_parts(path) if path.name.endswith(INDEX) else read_file(path)
 
 
 def read_file(path: Path) -> dict[str, Tensor]:
@@ -248,11 +245,10 @@ class TransformersFolderLoader(FolderLoader):
             # 255 / 255 is 1 but for rounding, and 0..1 is what people expect to read.
             facts["input_range"] = [low, round(low + 255.0 * factor, 9)]
             mean, std = processor.get("image_mean"), processor.get("image_std")
-            if processor.get("do_normalize", kind not in FLIPPED):
-                facts |= {"mean": mean, "std": std}
-            elif twice:
-                facts |= {"mean": 0.0, "std": std}
-            if twice and processor.get("do_normalize", True) and std is not None:  # it divides by std again
+            normalizes = processor.get("do_normalize", kind not in FLIPPED)
+            if normalizes or twice:
+                facts |= {"mean": mean if normalizes else 0.0, "std": std}
+            if normalizes and twice and std is not None:  # it divides by std again
                 facts["std"] = [s * s for s in (std if isinstance(std, list) else [std])]
             if kind in FLIPPED and processor.get("do_flip_channel_order", True):
                 facts["channel_order"] = "bgr"

@@ -26,7 +26,8 @@ from interpkit_targets import checkpoints, examples, formats, graphs, user_code
 
 METADATA = "the file's metadata"
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
-"""The names of a folder's weights; split ones have an index beside them, of that name and ``.index.json``."""
+"""The names of a folder's weights; split ones have an index beside them, of that name and `INDEX`."""
+INDEX = ".index.json"
 
 
 class SafetensorsLoader(Loader):
@@ -89,17 +90,23 @@ class CheckpointLoader(Loader):
         return assemble(path, tensors, TargetOptions(), options)
 
 
+def weights_in(folder: Path) -> Path | None:
+    """Return the file of a folder's weights, or the index of its parts, that is read first; None without any."""
+    files = (folder / f"{name}{ending}" for name in WEIGHTS for ending in ("", INDEX))
+    return next((file for file in files if file.is_file()), None)
+
+
 def belongs_to_folder(path: Path, options: TargetOptions) -> bool:
     """Say whether a file is the weights of a folder whose config.json says the rest."""
     named = options.arch is not None and not options.arch.startswith(user_code.PREFIX)
     whole = re.sub(r"-\d{5}-of-\d{5}", "", path.name)  # where it is a part
     if named or whole not in WEIGHTS or not (path.parent / "config.json").is_file():
         return False
-    there = [name for name in WEIGHTS if any((path.parent / end).is_file() for end in (name, f"{name}.index.json"))]
-    if there and there[0] != whole:
+    first = weights_in(path.parent)
+    if first is not None and first.name.removesuffix(INDEX) != whole:
         raise ModelError(
-            f"{path} stands beside {there[0]}, which would be read in its place. Move the one that you do not mean to "
-            f"another folder."
+            f"{path} stands beside {first.name}, which would be read in its place. Move the one that you do not mean "
+            f"to another folder."
         )
     return True
 

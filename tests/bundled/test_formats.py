@@ -1265,14 +1265,19 @@ def test_a_run_loads_the_users_own_code_if_this_user_has_typed_its_name(tmp_path
     succeeds("invert", kind.path, "--out", out, "--resume", "--steps", "3")
 
 
+def run_made_elsewhere(tmp_path: Path, nets: Any, monkeypatch: pytest.MonkeyPatch) -> tuple[Kind, Path]:
+    """Return a user's own code and a run with it, which this user has not typed."""
+    kind, out = make_user_code(tmp_path, nets), tmp_path / "run"
+    succeeds("invert", kind.path, *TINY_RUN, *kind.flags, "--out", out)
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "of somebody else"))
+    return kind, out
+
+
 def test_a_run_made_elsewhere_loads_code_only_when_its_name_is_typed(
     tmp_path: Path, nets: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    kind = make_user_code(tmp_path, nets)
-    out = tmp_path / "run"
-    succeeds("invert", kind.path, *TINY_RUN, *kind.flags, "--out", out)
+    kind, out = run_made_elsewhere(tmp_path, nets, monkeypatch)
     before = sorted(out.iterdir())
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "of somebody else"))
 
     def found(spec: str) -> None:
         raise AssertionError(f"{spec} was looked up because a file names it")
@@ -1291,10 +1296,7 @@ def test_a_run_made_elsewhere_loads_code_only_when_its_name_is_typed(
 def test_trust_in_a_file_lets_no_code_run_that_a_run_names(
     tmp_path: Path, nets: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    kind = make_user_code(tmp_path, nets)
-    out = tmp_path / "run"
-    succeeds("invert", kind.path, *TINY_RUN, *kind.flags, "--out", out)
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "of somebody else"))
+    kind, out = run_made_elsewhere(tmp_path, nets, monkeypatch)
     recipe = (out / "recipe.toml").read_text("utf-8")
     (out / "recipe.toml").write_text(recipe.replace("\ntrust = false", "\ntrust = true", 1), "utf-8")
     assert "\ntrust = true" in (out / "recipe.toml").read_text("utf-8")
