@@ -16,7 +16,7 @@ from interpkit.interfaces import contracts
 from interpkit.interfaces.generation import Conditioner
 from interpkit.interfaces.inversions import Inversion
 from interpkit.interfaces.targets import Target
-from interpkit.inversion.results import GeneratorInversion, sampling_mode
+from interpkit.inversion.results import GeneratorInversion, moved, sampling_mode
 from interpkit.io.atomic import write_tensors
 from interpkit.io.images import is_picture, save_panel, to_picture
 from interpkit.io.picture_files import PICTURE_ENDINGS
@@ -141,8 +141,7 @@ def reconstruct(
     target, place = inversion.target, choose_device(device)
     size = inversion.recipe.sampling.chunk
     originals = None if images is None else _images(images, target)
-    inversion.to(place)
-    with target.frozen(place), torch.no_grad():
+    with moved(inversion, place), target.frozen(place), torch.no_grad():
 
         def answered(given: Tensor) -> Tensor:
             return torch.cat([target(part.to(place)).cpu() for part in given.split(size)])

@@ -136,6 +136,7 @@ class _Stopwatch(Recorder):
 
     def __init__(self, steps: int, kept: memory.Kept, clock: Callable[[], float]) -> None:
         super().__init__(steps)
+        self.trial = True
         self.images = 0
         self.bytes = 0
         self.took = 0.0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 
 from interpkit.config.recipe import Recipe
-from interpkit.errors import InterpkitError, UsageError, setting
+from interpkit.errors import InterpkitError, UsageError, listed, setting
 from interpkit.interfaces.sections import Section
 from interpkit.interfaces.targets import Target
 from interpkit.runtime import progress
@@ -208,7 +209,7 @@ class Inversion(ABC):
         """Return the requested classes; all that have images if None.
 
         Raises:
-            UsageError: a class was not inverted or is empty, or there are no classes.
+            UsageError: a class was not inverted, is empty or occurs twice, or there are no classes.
         """
         number = self.target.class_number
         classes = self.classes if labels is None else [number(x) if isinstance(x, str) else x for x in labels]
@@ -222,6 +223,8 @@ class Inversion(ABC):
                 known = f"{self.classes[0]} to {self.classes[-1]}"
             more = f" and {len(unknown) - 5:,} more" if len(unknown) > 5 else ""
             raise UsageError(f"labels {unknown[:5]}{more} were not inverted; this inversion has {known}.")
+        if repeated := [str(label) for label, times in Counter(classes).items() if times > 1]:
+            raise UsageError(f"labels name {listed(repeated)} more than once. Name each class once.")
         return classes
 
     def check_count(self, classes: Sequence[int], total: int) -> None:
@@ -270,7 +273,7 @@ class Inversion(ABC):
             except InterpkitError as error:
                 log.warning("the figures of single images are left out: %s", error)
                 self.terms = {}
-        terms = {name: loss for name, loss in self.terms.items() if loss.describe}
+        terms = {name: loss.to(self.device) for name, loss in self.terms.items() if loss.describe}
 
         def of(rows: slice) -> dict[str, Tensor]:
             some = images[rows].to(self.device)

@@ -30,6 +30,9 @@ class Inverter(Component, ABC):
     """The class of the only conditioner that it accepts, if it has one of its own; any will do if None."""
     needs_gradient: ClassVar[bool] = True
     """Whether it uses gradients of the target's logits with respect to images; see `Target.no_gradient`."""
+    shares_batch: ClassVar[bool] = False
+    """Whether several processes (``torchrun``) can share its batches, as `Objective` does, and average the gradients of
+    what it trains, by `World.average_gradients`. If not, it runs in one process only."""
     in_groups: ClassVar[bool] = False
     """Whether it finishes its images in groups of at most the recipe's ``batch_size`` and its checkpoints keep only the
     present group in full; then less disk space is reserved for a run."""

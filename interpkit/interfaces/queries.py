@@ -101,7 +101,7 @@ class Queries:
         """Return the target's logits, (N, n), for images (N, *input_shape); query only those without an answer yet.
 
         If the classifier fails or the user stops the run, the answers so far are kept in a checkpoint. Call this before
-        the first step.
+        the first step. A trial of a run (`Recorder.trial`) gets random answers and queries nothing.
 
         Args:
             images: in [0, 1]; the same ones, in the same order, as before the run was interrupted.
@@ -113,6 +113,9 @@ class Queries:
             RunError: the classifier fails.
             KeyboardInterrupt: the user stopped the run.
         """
+        if recorder.trial:
+            generator = torch.Generator().manual_seed(0)
+            self.answers = torch.randn(len(images), self.target.num_classes, generator=generator)
         while len(self.answers) < len(images):
             recorder.part(len(self.answers), len(images), "queries", 0)
             if recorder.pause(state) or recorder.stop_requested:

@@ -100,7 +100,7 @@ def fit_images(
     recipe = recipe.model_copy(update={"optimizer": faster})
     adam = _adam(networks := nn.ModuleList([conditioner, generator]))
     state = _FitOfRun(run, networks, adam)
-    recorder.images_so_far = 0
+    recorder.images_so_far, last = 0, None
     with global_seed(derive_seed(recipe.seed, "warm start"), device):
         if run.fit is not None:
             state.load_state_dict(run.fit)
@@ -112,7 +112,8 @@ def fit_images(
             if recorder.pause(state) or recorder.stop_requested:
                 raise KeyboardInterrupt
     recorder.images_so_far = None
-    log.info("fitted to %d images in %d steps: the mean error of a pixel is %.3f", len(images), steps, float(last))
+    if last is not None:  # a run that was stopped after the last step of the fit has none left
+        log.info("fitted to %d images in %d steps: the mean error of a pixel is %.3f", len(images), steps, float(last))
 
 
 def fit_steps(recipe: Recipe, count: int) -> int:

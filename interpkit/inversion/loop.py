@@ -53,6 +53,7 @@ class GeneratorInverter(Inverter):
 
     name = "generator"
     needs = ("conditioner", "generator", "loss")
+    shares_batch = True
 
     class Options(components.Options):
         """How images (not vectors) are moved before the target classifies them, and how several generators train."""

@@ -12,7 +12,7 @@ from interpkit.errors import UsageError
 from interpkit.interfaces import contracts
 from interpkit.interfaces.generation import Condition
 from interpkit.inversion.nearest import Classes, Nearest, among_of, asked_of, check_inputs, logits_of
-from interpkit.inversion.results import GeneratorInversion, sampling_mode
+from interpkit.inversion.results import GeneratorInversion, moved, sampling_mode
 from interpkit.runtime import progress
 from interpkit.runtime.autograd import with_autograd
 from interpkit.runtime.devices import choose_device
@@ -80,10 +80,12 @@ def nearest_along(
     check_inputs(target, images, to)
     if not 0 < confidence < 1:
         raise UsageError(f"confidence is a probability above 0 and below 1, not {confidence:g}.")
+    if starts < 1 or steps < 0:
+        raise UsageError(f"a search takes at least 1 start and 0 steps, not {starts} and {steps}.")
     on = choose_device(device) if isinstance(device, str) else device
     given = images.detach().float().cpu()
-    inversion.to(on)
-    with target.frozen(on), sampling_mode(inversion.generator, False), sampling_mode(inversion.conditioner, False):
+    modes = sampling_mode(inversion.generator, False), sampling_mode(inversion.conditioner, False)
+    with moved(inversion, on), target.frozen(on), modes[0], modes[1]:
         logits = logits_of(target, given, on)
         before = logits.argmax(1)
         if to is None:

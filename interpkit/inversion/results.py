@@ -208,6 +208,17 @@ class GeneratorInversion(Inversion):
 
 
 @contextmanager
+def moved(inversion: GeneratorInversion, device: torch.device) -> Iterator[None]:
+    """Move an inversion to a device for a block: elsewhere it draws other images."""
+    before = inversion.device
+    inversion.to(device)
+    try:
+        yield
+    finally:
+        inversion.to(before)
+
+
+@contextmanager
 def sampling_mode(module: nn.Module, dropout: bool) -> Iterator[None]:
     """Put the module in eval mode, except dropout if requested; restore each submodule's mode at the end."""
     modes = [(part, part.training) for part in module.modules()]

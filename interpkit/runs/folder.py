@@ -41,7 +41,7 @@ from interpkit.io.safe_load import load_plain
 from interpkit.plugins import assembly, loading, typed_code
 from interpkit.plugins.discovery import installed
 from interpkit.plugins.registry import Entry
-from interpkit.runs.manifest import SCHEMA, conditions, describe, used_data
+from interpkit.runs.manifest import SCHEMA, conditions, describe, used_data, weights_digest
 from interpkit.runs.stored import StoredRun
 from interpkit.runtime import environment
 from interpkit.runtime.recorder import StepRecord
@@ -307,8 +307,17 @@ class Run:
         else:
             self.check_plugins()
         recipe, manifest = self.recipe(), self.manifest()
+        history = self.history(recipe)
+        if manifest.status in ("running", "failed") and 0 < manifest.steps_done < recipe.steps:
+            log.warning(
+                "%s is being extended to %d steps, or that was interrupted: what it holds is of step %d",
+                self.folder,
+                recipe.steps,
+                manifest.steps_done,
+            )
+            history = [record for record in history if record.step <= manifest.steps_done]
         empty = {int(label): reason for label, reason in manifest.empty.items() if int(label) < target.num_classes}
-        stored = StoredRun(self.folder, target, recipe, self.history(recipe), manifest.files, empty)
+        stored = StoredRun(self.folder, target, recipe, history, manifest.files, empty)
         inversion = contracts.loaded_inversion(assembly.inverter(recipe, installed()), stored)
         inversion.terms = functools.partial(assembly.terms_with_figures, recipe, target)
         return inversion
@@ -342,10 +351,15 @@ class Run:
                 f"give {setting('resume')} without presets and settings; for a new run, name another folder with "
                 f"{setting('out', None)}."
             )
-        if target.origin is not None and manifest.model.sha256 != loading.digest(target.origin):
+        known = manifest.model
+        if target.origin is not None:
+            differs = known.sha256 != loading.digest(target.origin)
+        else:  # in memory; a run of 0.1 and 0.2 has no digest of it
+            differs = known.path is None and known.sha256 not in (None, weights_digest(target))
+        if differs:
+            which = known.path or "one in memory with other weights"
             raise RunError(
-                f"{self.folder} inverts another classifier ({manifest.model.path}). Name another folder with "
-                f"{setting('out', None)}."
+                f"{self.folder} inverts another classifier ({which}). Name another folder with {setting('out', None)}."
             )
         for place, now in data.items():
             if place in manifest.data and manifest.data[place].sha256 != now["sha256"]:

@@ -9,6 +9,7 @@ import torch
 
 from interpkit.config.recipe import Recipe
 from interpkit.interfaces.targets import Target
+from interpkit.io.atomic import digest
 from interpkit.plugins import assembly, loading
 from interpkit.plugins.discovery import installed
 from interpkit.runtime import environment
@@ -36,6 +37,11 @@ def used_plugins(recipe: Recipe, target: Target) -> dict[str, Any]:
     return used_by
 
 
+def weights_digest(target: Target) -> str:
+    """Return the sha256 of a classifier's weights and buffers, by which one in memory is known."""
+    return digest({name: value for name, value in target.state_dict().items() if isinstance(value, torch.Tensor)})
+
+
 def used_data(recipe: Recipe, target: Target) -> dict[str, dict[str, str]]:
     """Return the labeled images that the components of a resolved recipe use, keyed by their place in the recipe."""
     data = assembly.data_options(recipe, installed())
@@ -51,7 +57,7 @@ def describe(recipe: Recipe, target: Target) -> dict[str, Any]:
         "model": {
             "name": target.name,
             "path": str(path) if path else None,
-            "sha256": loading.digest(path) if path else None,
+            "sha256": loading.digest(path) if path else weights_digest(target),
         },
         **conditions(recipe, target),
         **({"data": data} if data else {}),

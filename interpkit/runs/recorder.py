@@ -64,7 +64,8 @@ class RunRecorder(Recorder):
         return (
             step == self.steps
             or self.stop_requested
-            or (every is not None and step is not None and step % every == 0)
+            # Several processes ask only at some steps, and may have passed the one that was due.
+            or (every is not None and step is not None and step // every > (self._saved_step or 0) // every)
             or time.monotonic() - self._saved_at >= CHECKPOINT_SECONDS
         )
 

@@ -118,6 +118,8 @@ class Recorder:
         self.stop_requested = False
         self.images_so_far: int | None = None
         """The images that there are to judge if the run stops now; None if it can then make as many as it likes."""
+        self.trial = False
+        """Whether this is a trial of a few steps, whose results are discarded."""
         self.advice = f"Try a lower rate ({setting('optimizer.lr', 0.0005)}) or {setting('precision', 'fp32')}."
         self._record_every = RECORD_EVERY * math.ceil(steps / (RECORD_EVERY * MOST_RECORDS))
         self._class_names = class_names
@@ -241,7 +243,8 @@ class Recorder:
         self._names = list(terms)
         with phase("recorder"):
             right = self._accepts(logits, labels)
-            watched = [images.detach().abs().amax(), logits.detach().abs().amax(), *terms.values(), loss]
+            away = (images.detach() - 0.5).abs().amax() - 0.5  # how far outside [0, 1] a value is; below 0: inside
+            watched = [away, logits.detach().abs().amax(), *terms.values(), loss]
             values = [value.detach().float() for value in (*watched, right.float().mean())]
             self._pending.append((step, torch.stack(values)))
         if self._on_step is not None:
@@ -292,9 +295,9 @@ class Recorder:
             owner = self._owner(bad, by_a_gradient=step > 1)
             what = f"{names[bad]} turned non-finite at step {step}{owner}"
             raise DivergedError(f"{what}. {self.advice}{self.kept()}", what, step)
-        if row[0] > 1 + ROUNDING:
+        if row[0] > ROUNDING:
             owner = self._owner(0)
-            raise RunError(f"{names[0]} left [0, 1], for {row[0]:.3g}, at step {step}{owner}.{self.kept()}")
+            raise RunError(f"{names[0]} left [0, 1] by {row[0]:.3g} at step {step}{owner}.{self.kept()}")
         if self._recent and abs(row[-2]) > EXPLODED * self._usual(-2):
             grown = max(range(2, len(row) - 1), key=lambda i: abs(row[i]) / self._usual(i))
             before, now = self._usual(grown), row[grown]

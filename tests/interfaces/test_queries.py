@@ -105,6 +105,14 @@ def test_answers_are_kept_when_the_user_stops() -> None:
         queries.collect(IMAGES, recorder, State(queries))
 
 
+def test_a_trial_queries_nothing() -> None:
+    service, recorder = Service(), Recorder(1)
+    queries, already = queries_of(service), service.seen
+    recorder.trial = True
+    assert queries.collect(IMAGES, recorder, State(queries)).shape == (len(IMAGES), 2)
+    assert (queries.asked, service.seen) == (0, already)
+
+
 def test_an_answer_that_is_not_a_number_is_refused() -> None:
     queries = queries_of(Service())
     queries.target.forward = lambda images: images + torch.nan  # type: ignore[method-assign]

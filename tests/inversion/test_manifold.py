@@ -51,3 +51,14 @@ def test_an_image_in_the_class_already_and_a_class_out_of_reach_have_reasons(
     assert unsure.reasons == {0: "no sample has the class '2' with a probability of 1"}
     with pytest.raises(interpkit.UsageError, match="confidence is a probability"):
         nearest_along(inversion, given, confidence=1.5)
+
+
+def test_the_inversion_returns_to_its_device_and_a_search_needs_a_start(
+    inversion: interpkit.GeneratorInversion, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    places: list[torch.device] = []
+    monkeypatch.setattr(inversion, "to", places.append)
+    nearest_along(inversion, torch.rand(1, 1, 8, 8), starts=1, steps=1, device="cpu")
+    assert places == [torch.device("cpu"), inversion.device]
+    with pytest.raises(interpkit.UsageError, match="at least 1 start"):
+        nearest_along(inversion, torch.rand(1, 1, 8, 8), starts=0)

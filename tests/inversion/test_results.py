@@ -46,6 +46,8 @@ def test_count_lets_the_classes_take_turns(inversion: GeneratorInversion) -> Non
     assert inversion.sample(count=7)[1].tolist() == [0, 1, 2, 0, 1, 2, 0]
     assert inversion.sample(count=2)[1].tolist() == [0, 1]
     assert inversion.sample(count=5, labels=[2, 1])[1].tolist() == [2, 1, 2, 1, 2]
+    with pytest.raises(UsageError, match="labels name 2 more than once"):
+        inversion.sample(count=5, labels=[2, 1, "2"])
 
 
 def test_per_class_and_count_give_the_same_images_in_another_order(in_chunks: GeneratorInversion) -> None:

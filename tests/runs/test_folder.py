@@ -265,12 +265,47 @@ def test_a_run_of_a_wrapped_module_needs_the_module(
 ) -> None:
     target = interpkit.wrap(tiny_module(), (1, 12, 12))
     inversion = interpkit.invert(target, out=tmp_path, **quick(steps=2))
-    assert manifest(tmp_path)["model"] == {"name": "SmallCNN", "path": None, "sha256": None}
+    model = manifest(tmp_path)["model"]
+    assert (model["name"], model["path"], len(model["sha256"])) == ("SmallCNN", None, 64)
     with pytest.raises(RunError, match=r"load_inversion\(\.\.\., target=\.\.\.\)"):
         interpkit.load_inversion(tmp_path)
     again = interpkit.load_inversion(tmp_path, target=target)
     assert again.target is target
     assert torch.allclose(again.sample(count=3)[0], inversion.sample(count=3)[0], atol=1e-6)
+
+
+def test_a_run_of_a_wrapped_module_is_resumed_with_the_same_weights_only(
+    tmp_path: Path, tiny_module: Callable[..., nn.Module], quick: Quick
+) -> None:
+    module = tiny_module()
+    target = interpkit.wrap(module, (1, 12, 12))
+    interpkit.invert(target, out=tmp_path, **quick(steps=2))
+    interpkit.invert(target, out=tmp_path, resume=True, **quick(steps=3))
+    with torch.no_grad():
+        next(module.parameters()).mul_(2)
+    for steps in (3, 4):
+        with pytest.raises(RunError, match=r"another classifier \(one in memory with other weights"):
+            interpkit.invert(target, out=tmp_path, resume=True, **quick(steps=steps))
+
+
+def test_a_run_whose_extension_was_killed_says_of_which_step_it_is(
+    run_copy: Path, tiny_model: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    before = Run.open(run_copy).load()
+    assert not caplog.messages
+    stop = before.steps_done + 11
+
+    def die(step: int) -> None:
+        if step == stop:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interpkit.invert(tiny_model, out=run_copy, steps=stop + 9, resume=True, on_step=die)
+    caplog.clear()
+    after = Run.open(run_copy).load()
+    assert f"to {stop + 9} steps, or that was interrupted: what it holds is of step {before.steps_done}" in caplog.text
+    assert after.steps_done == before.steps_done
+    assert torch.equal(after.sample(count=3)[0], before.sample(count=3)[0])
 
 
 def test_a_target_that_is_not_the_runs_is_refused(finished_run: Path) -> None:

@@ -223,3 +223,11 @@ def test_a_run_in_micro_batches_has_the_terms_of_a_run_at_once(tiny_target: inte
     first = [run.history[0].loss for run in runs]
     assert first[1] == pytest.approx(first[0], rel=1e-5)
     assert first[2] == pytest.approx(first[0], rel=0.2)
+
+
+def test_an_inverter_that_cannot_share_its_batches_is_refused(
+    tiny_target: interpkit.Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(World, "current", lambda: World(0, 2))
+    with pytest.raises(UsageError, match=r"'pixels' runs in one process, and there are 2: start it without torchrun"):
+        interpkit.invert(tiny_target, ["pixels"], steps=1)

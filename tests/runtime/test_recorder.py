@@ -109,6 +109,15 @@ def test_the_first_value_that_is_not_finite_is_named_with_its_step(
     assert all(record.step < step for record in recorder.history)
 
 
+@pytest.mark.parametrize(
+    ("image", "words"), [(-0.5, r"left \[0, 1\] by 0\.5 at step 1"), (1.7, r"left \[0, 1\] by 0\.7")]
+)
+def test_images_outside_the_unit_range_are_reported_on_either_side(image: float, words: str) -> None:
+    with pytest.raises(RunError, match=words):
+        feed(Recorder(1), 1, image=image)
+    feed(Recorder(1), 1, image=-0.0005)  # rounding
+
+
 def test_a_faulty_step_is_never_recorded_even_if_the_recorder_is_flushed_again() -> None:
     recorder = Recorder(20)
     feed(recorder, 1)
