@@ -31,8 +31,8 @@ class Inverter(Component, ABC):
     needs_gradient: ClassVar[bool] = True
     """Whether it uses gradients of the target's logits with respect to images; see `Target.no_gradient`."""
     shares_batch: ClassVar[bool] = False
-    """Whether several processes (``torchrun``) can share its batches, as `Objective` does, and average the gradients of
-    what it trains, by `World.average_gradients`. If not, it runs in one process only."""
+    """Whether several processes (``torchrun``) can share its batches: it computes its loss by an `Objective`, and then
+    averages gradients by ``objective.world.average_gradients(parameters)``. If not, it runs in one process only."""
     in_groups: ClassVar[bool] = False
     """Whether it finishes its images in groups of at most the recipe's ``batch_size`` and its checkpoints keep only the
     present group in full; then less disk space is reserved for a run."""
