@@ -25,10 +25,11 @@ LINEAR = {"mean", "sum", "interpolate", "avg_pool1d", "avg_pool2d", "avg_pool3d"
 LINEAR |= {"adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d"}
 """Functions that are linear in their input: each value gets its share of the output's relevance."""
 ACTIVATIONS = {"silu", "gelu", "hardswish", "sigmoid", "hardsigmoid", "tanh", "elu", "selu", "mish", "leaky_relu"}
+ACTIVATIONS |= {"relu", "relu6", "hardtanh", "clamp", "clip", "neg", "negative"}
 """Functions that pass the relevance on, whatever their gradient is."""
 ROUTING = frozenset(
     (  # noqa: SIM905
-        "relu relu6 hardtanh clamp clip max_pool1d max_pool2d max_pool3d adaptive_max_pool2d dropout dropout2d "
+        "max_pool1d max_pool2d max_pool3d adaptive_max_pool2d dropout dropout2d "
         "flatten pad reshape view view_as permute transpose swapaxes movedim contiguous clone unsqueeze squeeze "
         "getitem get cat concat chunk split unbind flip roll float double half bfloat16 to type type_as expand "
         "expand_as repeat unflatten gather "

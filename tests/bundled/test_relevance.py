@@ -92,6 +92,30 @@ def test_relevance_of_networks_of_rectifiers_is_input_times_gradient() -> None:
     torch.testing.assert_close(found, theirs, rtol=0.01, atol=1e-4)
 
 
+def test_relevance_of_a_single_logit_passes_its_negation() -> None:
+    net = nn.Sequential(nn.Flatten(), nn.Linear(12, 1, bias=False))
+    images = torch.rand(2, 3, 2, 2)
+    shares = net[1].weight.detach().view(3, 2, 2) * images / 2
+    found = explain(wrap(net, (3, 2, 2), output="logits"), images, [0, 1], "lrp")
+    torch.testing.assert_close(found, torch.stack([-shares[0], shares[1]]), rtol=1e-3, atol=1e-4)
+
+
+class Called(nn.Sequential):
+    """The same layers as in `nn.Sequential`, but its activations are functions."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self:
+            x = F.relu(x, inplace=True) if isinstance(layer, nn.ReLU) else layer(x)
+        return x
+
+
+def test_a_function_passes_relevance_as_its_layer_does() -> None:
+    layers = nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(64, 2)
+    images = torch.rand(2, 1, 8, 8)
+    one, other = (explain(wrap(kind(*layers), (1, 8, 8)), images, [0, 1], "lrp") for kind in (nn.Sequential, Called))
+    torch.testing.assert_close(one, other)
+
+
 class Calls(nn.Module):
     """A linear classifier that calls a function first."""
 
