@@ -38,8 +38,8 @@ ROUTING = frozenset(
 """Functions that move values, or let them through or not, as their gradient does relevance."""
 LAYERS = {"linear", "batch_norm", *(f"conv{kind}{axes}d" for kind in ("", "_transpose") for axes in (1, 2, 3))}
 """Functions of the layers that zennit has rules for."""
-LOST = 0.1
-"""Share of the scores that the maps must hold, or else a note says so."""
+FAR = 0.5
+"""How far the sums of the maps may be from the scores, as a share of these, before a note says so."""
 INSTEAD = "Use another method, such as integrated-gradients"
 
 
@@ -51,9 +51,9 @@ class RelevancePropagation(Attribution):
     less noise, and spreads that of the bias evenly over the inputs. Activations, constants and the preprocessing pass
     the relevance on; sums and means share it among their terms; products pass it to the larger factor, and not to a
     gate (as in squeeze and excitation). Batch norms are first merged into the layer before them. Targets that compute
-    anything else are refused. The relevances sum to the score, less what other biases take. Source: Bach et al. 2015,
-    "On pixel-wise explanations for non-linear classifier decisions by layer-wise relevance propagation", eq. 58 and 60;
-    the rules are zennit's.
+    anything else are refused. The relevances sum to the score, except for what other biases take or add; a note says
+    if that is more than half of it. Source: Bach et al. 2015, "On pixel-wise explanations for non-linear classifier
+    decisions by layer-wise relevance propagation", eq. 58 and 60; the rules are zennit's.
 
     Example:
         >>> import torch
@@ -109,11 +109,14 @@ class RelevancePropagation(Attribution):
                     raise UsageError(f"lrp has no rule for what {target.name} computes: {names}. {INSTEAD}.")
                 if (found - scores).abs().max() <= near:
                     (relevance,) = torch.autograd.grad(found, pixels, found.detach())
-                    share = (relevance.sum() / scores.sum()).item()
+                    gap = (relevance.flatten(1).sum(1) - scores[:, 0]).abs().sum() / scores.abs().sum()
                     if not canonizers and pairs:
                         context.note("lrp could not merge the batch norms, whose biases then take relevance.")
-                    if abs(share) < LOST:
-                        context.note(f"the maps of lrp add up to {share:.2g} of the scores; biases take the rest.")
+                    if gap > FAR:
+                        context.note(
+                            f"the maps of lrp do not add up to the scores: the difference is {gap:.0%} of these, which "
+                            f"biases take or add."
+                        )
                     return relevance
         raise UsageError(f"lrp cannot explain {target.name}: its scores change with hooks on its layers. {INSTEAD}.")
 

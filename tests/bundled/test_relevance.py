@@ -156,12 +156,15 @@ def test_relevance_of_biases_of_convolutions_is_spread_over_their_inputs() -> No
     assert epsilon.abs().sum() < relevance.abs().sum()
 
 
-def test_relevance_that_biases_take_is_noted() -> None:
-    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 2))
-    nn.init.constant_(net[1].bias, 100.0)
+@pytest.mark.parametrize(("bias", "mean", "gap"), [(100.0, 0.0, "99%"), (0.0, 0.9, "900%")])
+def test_relevance_that_biases_take_or_add_is_noted(bias: float, mean: float, gap: str) -> None:
+    net = nn.Sequential(nn.BatchNorm2d(1), nn.Flatten(), nn.Linear(64, 2)).eval()
+    nn.init.constant_(net[0].running_mean, mean)
+    nn.init.constant_(net[2].weight, 1 / 64)
+    nn.init.constant_(net[2].bias, bias)
     explainer = Explainer(wrap(net, (1, 8, 8)), "lrp", device="cpu")
-    explainer.maps(torch.rand(1, 1, 8, 8), torch.tensor([0]))
-    assert "of the scores; biases take the rest" in explainer.notes[0]
+    explainer.maps(torch.ones(2, 1, 8, 8), torch.tensor([0, 1]))
+    assert f"do not add up to the scores: the difference is {gap} of these" in explainer.notes[0]
 
 
 def test_a_missing_zennit_is_reported_with_how_to_install_it(
