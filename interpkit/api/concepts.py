@@ -33,7 +33,7 @@ from interpkit.report.concepts import read_concepts, write_concepts
 from interpkit.runtime import progress
 from interpkit.runtime.autograd import with_autograd
 from interpkit.runtime.devices import choose_device
-from interpkit.targets.layers import list_layers
+from interpkit.targets.layers import count_runs, list_layers
 
 log = logging.getLogger("interpkit")
 
@@ -170,8 +170,8 @@ def concepts(
         device: device to run the classifier on.
 
     Raises:
-        UsageError: an argument does not fit, there are fewer samples than concepts, the features are the same for all
-            samples, or the reference does not have the classifier's classes.
+        UsageError: an argument does not fit, there are fewer samples than concepts, the layer runs several times, its
+            features are the same for all samples, or the reference does not have the classifier's classes.
 
     Example:
         >>> import torch
@@ -187,6 +187,7 @@ def concepts(
         model = load_inversion(model)
     target = model.target if isinstance(model, Inversion) else model
     layer = layer or target.feature_layer
+    found_by.check_layer(target, layer)
     if learn_from != "samples" and reference is None:
         raise UsageError(f"there is no reference to learn from: name real images by {setting('reference', 'DATA')}.")
     steps = dictionaries.STEPS if steps is None else steps
@@ -201,9 +202,10 @@ def concepts(
     if real is not None and learn_from != "samples":
         half, judged = real[::2], real[1::2]
         given = [found_by.read(target, layer, half, device)] + given * (learn_from == "both")
-    rows = torch.cat([found_by.positions(features).flatten(0, 1) for features, _ in given])
+    parts = [found_by.positions(target, layer, features) for features, _ in given]
+    rows = torch.cat([part.flatten(0, 1) for part in parts])
     logits = torch.cat(
-        [logits.repeat_interleave(found_by.positions(features).shape[1], 0) for features, logits in given]
+        [logits.repeat_interleave(part.shape[1], 0) for part, (_, logits) in zip(parts, given, strict=True)]
     )
     if _equal(rows):
         raise UsageError(f"the features of the layer {layer!r} are the same for all samples: name another layer.")
@@ -224,7 +226,7 @@ def concepts(
     found, their = found_by.find(detector, samples, *read, device), None
     if judged is not None:
         features, answers = found_by.read(target, layer, judged, device)
-        if _equal(found_by.positions(features).flatten(0, 1)):
+        if _equal(found_by.positions(target, layer, features).flatten(0, 1)):
             raise UsageError(
                 f"the features of the layer {layer!r} are the same for all reference images: name images that differ."
             )
@@ -252,7 +254,7 @@ def concepts(
     places, wanted = torch.tensor(shown, dtype=torch.long).reshape(-1, 2).T
     pictures, where = samples[places], torch.zeros(0, 1, 1, 1)
     if samples.dim() == 4 and shown:
-        costly = is_large(target.input_shape) and found_by.grid(read[0]) is None
+        costly = is_large(target.input_shape) and found_by.grid(target, layer, read[0].shape[1:]) is None
         few = slice(2 * STRONGEST if costly else None)
         where = found_by.maps(detector, pictures[few], wanted[few], device)
     result = Concepts(target, layer, learned, record, pictures, where, found.codes)
@@ -295,7 +297,8 @@ def load_concepts(
     record, tensors = read_concepts(place / FIGURES), read_tensors(place / TENSORS, f"there is no {place / TENSORS}.")
     weights = {n.removeprefix("dictionary."): value for n, value in tensors.items() if n.startswith("dictionary.")}
     gray = torch.full((1, *target.input_shape), 0.5)
-    width = found_by.positions(found_by.read(target, record["layer"], gray, "cpu")[0]).shape[2]
+    features, _ = found_by.read(target, record["layer"], gray, "cpu")
+    width = found_by.positions(target, record["layer"], features).shape[2]
     if dictionary is None:
         if record["dictionary"] not in DICTIONARIES:
             raise UsageError(f"{place} has a third party's dictionary: pass one of its kind as dictionary=.")
@@ -343,8 +346,9 @@ def _samples(
 
 def _or_a_grid(target: Target, features: Tensor) -> str:
     """Return advice to name the last layer with a grid, if the features have no positions and there is such a layer."""
+    runs = count_runs(target)
     shapes = {layer.name: layer.shape for layer in list_layers(target) if layer.shape and len(layer.shape) == 3}
-    grids = [layer for layer, (_, *places) in shapes.items() if math.prod(places) > 1]
+    grids = [layer for layer, shape in shapes.items() if runs[layer] == 1 and found_by.grid(target, layer, shape)]
     if features.dim() > 2 or not grids:
         return ""
     shape, name = " x ".join(map(str, shapes[grids[-1]])), setting("layer", grids[-1])

@@ -14,12 +14,13 @@ from torch import Tensor
 
 from interpkit.attribution.dictionaries import Dictionary
 from interpkit.attribution.explainer import Explainer
-from interpkit.errors import UsageError
+from interpkit.errors import UsageError, listed
 from interpkit.interfaces.targets import Response, Target
 from interpkit.runtime.at_once import in_batches
 from interpkit.runtime.devices import choose_device
 from interpkit.targets.around import TargetAround
-from interpkit.targets.layers import list_layers
+from interpkit.targets.layers import count_runs, list_layers
+from interpkit.targets.units import grid_of, has_channels_last
 
 MOST_VALUES = 2**28
 """Values of features that are kept at once, 1 GiB."""
@@ -46,7 +47,7 @@ class ConceptTarget(TargetAround):
     def respond(self, images: Tensor, layers: Sequence[str] = ()) -> Response:
         """Return the concepts and the classifier's features; see `Target.respond`."""
         response = self.target.respond(images, [self.layer, *layers])
-        rows = positions(response.features[self.layer])
+        rows = positions(self.target, self.layer, response.features[self.layer])
         logits = self.dictionary.evidence(rows.flatten(0, 1)).unflatten(0, rows.shape[:2]).amax(1)
         return Response(logits, response.features, self.feature_layer)
 
@@ -85,25 +86,36 @@ class Found:
         }
 
 
-def positions(features: Tensor) -> Tensor:
-    """Return features as (N, P, D): the places of a grid (N, D, H, W), tokens (N, P, D), or one position (N, D)."""
-    if features.dim() == 4:
-        return features.flatten(2).transpose(1, 2)
-    return features[:, None] if features.dim() == 2 else features
+def positions(target: Target, layer: str, features: Tensor) -> Tensor:
+    """Return a layer's features as (N, P, D): P places of a grid or of a signal, or tokens; one position for (N, D)."""
+    if features.dim() == 2:
+        return features[:, None]
+    last = has_channels_last(target, layer, features.shape[1:])
+    return features.flatten(1, -2) if last else features.flatten(2).transpose(1, 2)
 
 
-def _as_before(rows: Tensor, shape: torch.Size) -> Tensor:
-    return rows.transpose(1, 2).reshape(shape) if len(shape) == 4 else rows.reshape(shape)
+def grid(target: Target, layer: str, shape: Sequence[int]) -> tuple[int, int] | None:
+    """Return the height and width of a layer's grid, of its output's shape for one image; None if it has none.
+
+    Tokens may have one for the class ahead of the patches.
+    """
+    if len(shape) not in (2, 3):
+        return None
+    places = shape[:-1] if has_channels_last(target, layer, shape) else shape[1:]
+    if len(places) == 1:
+        return grid_of(target, places)
+    return (places[0], places[1]) if math.prod(places) > 1 else None
 
 
-def grid(features: Tensor) -> tuple[int, int] | None:
-    """Return the height and width of a layer's grid; None if it has none. Tokens may have one for the class."""
-    if features.dim() == 4:
-        return (features.shape[2], features.shape[3]) if features.shape[2:].numel() > 1 else None
-    if features.dim() == 3:
-        side = math.isqrt(features.shape[1])
-        return (side, side) if side > 1 and features.shape[1] - side**2 in (0, 1) else None
-    return None
+def check_layer(target: Target, layer: str) -> None:
+    """Refuse a layer that runs several times: its concepts would be those of one run, taken out of all of them."""
+    runs = count_runs(target)
+    if (count := runs[layer.removesuffix(":in")]) > 1:
+        once = [name for name in target.layers() if runs[name] == 1]
+        raise UsageError(
+            f"the layer {layer!r} of {target.name} runs {count} times for an image, so its features are of several "
+            f"places in the network. Name a layer that runs once: {listed(once)}."
+        )
 
 
 @torch.no_grad()
@@ -140,9 +152,10 @@ def replaced(detector: ConceptTarget, change: Callable[[Tensor], Tensor]) -> Ite
     def swap(value: Any) -> Any:
         if isinstance(value, tuple | list):
             return type(value)([swap(value[0]), *value[1:]])
-        rows = positions(value)
+        rows = positions(detector.target, layer, value)
         new = change(rows.flatten(0, 1).float().cpu()).unflatten(0, rows.shape[:2])
-        return _as_before(new, value.shape).to(value)
+        last = value.dim() == 2 or has_channels_last(detector.target, layer, value.shape[1:])
+        return (new if last else new.transpose(1, 2)).reshape(value.shape).to(value)
 
     layer = detector.layer
     module = detector.layers()[layer.removesuffix(":in")]
@@ -160,7 +173,7 @@ def replaced(detector: ConceptTarget, change: Callable[[Tensor], Tensor]) -> Ite
 def find(detector: ConceptTarget, images: Tensor, features: Tensor, logits: Tensor, device: str) -> Found:
     """Return what a dictionary finds in images, whose features and logits `read` returned."""
     target, dictionary, predicted = detector.target, detector.dictionary, logits.argmax(1)
-    rows = positions(features)
+    rows = positions(target, detector.layer, features)
     mean = rows.flatten(0, 1).mean(0)
     codes, error, variance, active = [], 0.0, 0.0, 0.0
     for part in rows.split(max(1, 4096 // rows.shape[1])):
@@ -201,10 +214,10 @@ def maps(detector: ConceptTarget, images: Tensor, concepts: Tensor, device: str 
     attribution method explains how strongly it is present.
     """
     features, _ = read(detector.target, detector.layer, images, device)
-    size = grid(features)
+    size = grid(detector.target, detector.layer, features.shape[1:])
     if size is None or images.dim() != 4:
         return Explainer(detector, device=device).maps(images, concepts)
-    rows = positions(features)[:, -size[0] * size[1] :]
+    rows = positions(detector.target, detector.layer, features)[:, -size[0] * size[1] :]
     with torch.no_grad():
         codes = detector.dictionary.encode(rows.flatten(0, 1)).unflatten(0, rows.shape[:2])
     own = codes.gather(2, concepts[:, None, None].expand(-1, codes.shape[1], 1))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,6 +52,15 @@ def list_layers(target: Target) -> list[Layer]:
         Layer(name, type(module).__name__, shapes.get(name), sum(p.numel() for p in module.parameters()))
         for name, module in layers.items()
     ]
+
+
+@torch.no_grad()
+def count_runs(target: Target) -> Counter[str]:
+    """Return how often each layer runs in the forward pass of one image."""
+    runs = Counter[str]()
+    with watch(target.layers(), lambda name, _: runs.update([name])), target.frozen():
+        target(torch.full((1, *target.input_shape), 0.5, device=device_of(target)))
+    return runs
 
 
 def has_batch_norm(target: Target) -> bool:

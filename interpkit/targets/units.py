@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import re
 from collections.abc import Mapping, Sequence
 
@@ -24,7 +25,7 @@ SHARE = 0.99
 """An image counts as a unit's if it excites the unit more than this share of plausible images do."""
 CHANNELS_LAST = (nn.Linear, nn.LayerNorm)
 IN_ROWS = (nn.Conv1d, nn.BatchNorm1d, nn.MaxPool1d, nn.AvgPool1d)
-"""Their outputs (B, C, L) have the channels first; 3-D outputs of other layers, (B, T, D), have tokens first."""
+"""Their outputs (B, C, L) have the channels first."""
 
 
 class Units(nn.Module):
@@ -69,9 +70,13 @@ class Units(nn.Module):
             raise UsageError(f"name at least one unit as LAYER:CHANNEL, such as {_example(target)}.")
         self.names, self.layers = list(wanted), list(dict.fromkeys(layer for layer, _ in wanted.values()))
         self._layer_of = [layer for layer, _ in wanted.values()]
-        self._channels_last = {layer: _has_channels_last(target, layer) for layer in self.layers}
         device = device_of(target)
         with torch.no_grad(), target.frozen():
+            gray = torch.full((1, *target.input_shape), 0.5, device=device)
+            features = target.respond(gray, self.layers).features
+            self._channels_last = {
+                layer: has_channels_last(target, layer, features[layer].shape[1:]) for layer in self.layers
+            }
             parts = [target.respond(x.to(device), self.layers) for x in _images(target.input_shape).split(32)]
             pooled = {layer: torch.cat([self._pooled(part, layer) for part in parts]) for layer in self.layers}
         for number, (name, (layer, which)) in enumerate(wanted.items()):
@@ -103,8 +108,7 @@ class Units(nn.Module):
         features = response.features[layer]
         if features.dim() == 2:
             return features
-        last = self._channels_last[layer] or (self._channels_last[layer] is None and features.dim() == 3)
-        return features.flatten(1, -2).mean(1) if last else features.flatten(2).mean(2)
+        return features.flatten(1, -2).mean(1) if self._channels_last[layer] else features.flatten(2).mean(2)
 
 
 class UnitTarget(TargetAround):
@@ -188,10 +192,55 @@ def _direction(target: Target, name: str, layer: str, which: int | Tensor, chann
     return which
 
 
-def _has_channels_last(target: Target, layer: str) -> bool | None:
-    """Return whether a layer's channels come last; None if they do only in outputs of tokens, (B, T, C)."""
-    module = target.layers().get(layer.removesuffix(":in"))
-    return True if isinstance(module, CHANNELS_LAST) else False if isinstance(module, IN_ROWS) else None
+def has_channels_last(target: Target, layer: str, shape: Sequence[int]) -> bool:
+    """Return whether a layer's channels come last, (H, W, C) or (T, C), and not first, (C, H, W) or (C, L).
+
+    Whichever axes can be a grid of the image decide. Where both or neither can, the kind of the layer does, for (T, C)
+    and (C, L) that of the last layer inside it or before it whose kind says so.
+
+    Args:
+        target: the classifier.
+        layer: the layer, NAME or NAME:in.
+        shape: of its output for one image.
+    """
+    name = layer.removesuffix(":in")
+    module = target.layers().get(name)
+    if len(shape) not in (2, 3):
+        return isinstance(module, CHANNELS_LAST)
+    first, last = (grid_of(target, places) is not None for places in (shape[1:], shape[:-1]))
+    if first != last and not _is_convolution(module, shape[0]):
+        return last
+    if len(shape) == 3:
+        return isinstance(module, CHANNELS_LAST)
+    kinds, inside = [], False
+    for known, part in target.layers().items():
+        if inside and not known.startswith(f"{name}."):
+            break
+        inside = inside or known == name
+        kinds += [isinstance(part, CHANNELS_LAST)] if isinstance(part, CHANNELS_LAST + IN_ROWS) else []
+    return kinds[-1] if kinds else True
+
+
+def grid_of(target: Target, places: Sequence[int]) -> tuple[int, int] | None:
+    """Return the height and width of the grid that places (H, W), or tokens (T,), are of the target's images.
+
+    Tokens may have one for the class ahead of the patches. None if they are not such a grid.
+    """
+    if len(target.input_shape) != 3:
+        return None
+    _, height, width = target.input_shape
+    for patch in range(1, min(height, width) + 1):
+        for grid in ((height // patch, width // patch), (-(-height // patch), -(-width // patch))):
+            count = math.prod(grid)
+            if count > 1 and (tuple(places) == grid or (len(places) == 1 and places[0] - count in (0, 1))):
+                return grid
+    return None
+
+
+def _is_convolution(module: nn.Module | None, channels: int) -> bool:
+    """Return whether a layer contains a convolution or batch norm with these channels, whose axes are known."""
+    parts = [] if module is None else [p for p in module.modules() if isinstance(p, nn.Conv2d | nn.BatchNorm2d)]
+    return any(getattr(part, "out_channels", getattr(part, "num_features", None)) == channels for part in parts)
 
 
 def _images(shape: Sequence[int]) -> Tensor:

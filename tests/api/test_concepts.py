@@ -92,14 +92,17 @@ def test_concepts_on_one_kind_of_images_only_are_said(quarters: interpkit.Target
     assert seen.record["only_reference"] and not set(seen.record["only_reference"]) & set(seen.record["only_samples"])
 
 
+class Axes(Dictionary):
+    """Each feature is a concept."""
+
+    def evidence(self, features: Tensor) -> Tensor:
+        return features
+
+    def decode(self, codes: Tensor) -> Tensor:
+        return codes
+
+
 def test_taking_a_concept_out_changes_the_logits_by_its_part(quarters: interpkit.Target) -> None:
-    class Axes(Dictionary):
-        def evidence(self, features: Tensor) -> Tensor:
-            return features
-
-        def decode(self, codes: Tensor) -> Tensor:
-            return codes
-
     seen = concepts(quarters, bright(50)[0], dictionary=lambda rows: Axes(), device="cpu")
     assert seen.record["samples"]["variance_explained"] == pytest.approx(1)
     image = torch.zeros(1, 1, 8, 8)
@@ -137,8 +140,75 @@ def test_a_layer_with_a_grid_says_where_by_its_codes() -> None:
     seen = concepts(target, images, layer="1", dictionary="nmf", latents=1, steps=100, device="cpu")
     assert seen.record["samples"]["variance_explained"] > 0.99
     torch.testing.assert_close(seen.where(images[:5], 0, device="cpu") > 0, images[:5] > 0)
-    assert grid(torch.zeros(1, 5, 3)) == (2, 2) == grid(torch.zeros(1, 4, 3)) and grid(torch.zeros(1, 3)) is None
-    assert positions(torch.zeros(2, 3, 4, 5)).shape == (2, 20, 3)
+
+
+class Shaped(nn.Module):
+    """Layers by name that do not run: only their kinds count."""
+
+    def __init__(self, inputs: tuple[int, ...], layers: dict[str, nn.Module]) -> None:
+        super().__init__()
+        self.layers, self.head = nn.ModuleDict(layers), nn.Linear(torch.Size(inputs).numel(), 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(x.flatten(1))
+
+
+IMAGES, SIGNALS = (3, 16, 64), (100,)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "layers", "shape", "places", "channels", "size"),
+    [
+        (IMAGES, {"x": nn.Identity()}, (24, 4, 16), 64, 24, (4, 16)),
+        (IMAGES, {"x": nn.Identity()}, (4, 16, 24), 64, 24, (4, 16)),  # as in Swin transformers
+        (IMAGES, {"x": nn.Conv2d(3, 8, 1)}, (8, 14, 62), 868, 8, (14, 62)),  # without padding
+        (IMAGES, {"x": nn.Conv2d(3, 8, 1)}, (8, 32, 4), 128, 8, (32, 4)),  # the channels look like rows
+        (IMAGES, {"x": nn.Identity()}, (65, 24), 65, 24, (4, 16)),  # with a token of the class
+        (IMAGES, {"x": nn.Identity()}, (64, 24), 64, 24, (4, 16)),
+        (IMAGES, {"x": nn.Identity()}, (63, 24), 63, 24, None),
+        (IMAGES, {"x": nn.Identity()}, (24,), 1, 24, None),
+        (SIGNALS, {"x": nn.Conv1d(1, 8, 1)}, (8, 50), 50, 8, None),
+        (SIGNALS, {"w": nn.Conv1d(1, 8, 1), "x": nn.ReLU(), "y": nn.Linear(2, 2)}, (8, 50), 50, 8, None),
+        (SIGNALS, {"w": nn.Conv1d(1, 8, 1), "x": nn.Sequential(nn.LayerNorm(8))}, (50, 8), 50, 8, None),
+    ],
+)
+def test_places_and_channels_of_features_are_told_apart(
+    inputs: tuple[int, ...],
+    layers: dict[str, nn.Module],
+    shape: tuple[int, ...],
+    places: int,
+    channels: int,
+    size: tuple[int, int] | None,
+) -> None:
+    target = interpkit.wrap(Shaped(inputs, layers), input_shape=inputs)
+    assert positions(target, "layers.x", torch.zeros(2, *shape)).shape == (2, places, channels)
+    assert grid(target, "layers.x", shape) == size
+
+
+class Last(nn.Module):
+    """Grids (B, C, H, W) as (B, H, W, C)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.permute(0, 2, 3, 1)
+
+
+def test_a_grid_with_channels_last_is_taken_apart_and_put_together_again() -> None:
+    net = nn.Sequential(nn.Conv2d(1, 3, 1), nn.ReLU(), nn.AvgPool2d(2), Last(), nn.Flatten(), nn.Linear(48, 3))
+    target, images = interpkit.wrap(net, input_shape=(1, 8, 8)), bright(40)[0]
+    seen = concepts(target, images, layer="3", dictionary=lambda rows: Axes(), device="cpu")
+    assert seen.record["latents"] == 3 and seen.record["samples"]["label_kept"] == 1
+    first = concepts(target, images, layer="2", dictionary=lambda rows: Axes(), device="cpu")
+    torch.testing.assert_close(seen.where(images[:5], 1, device="cpu"), first.where(images[:5], 1, device="cpu"))
+
+
+def test_a_layer_that_runs_twice_is_refused_and_not_recommended() -> None:
+    shared = nn.ReLU()
+    net = nn.Sequential(nn.Conv2d(1, 2, 3), shared, nn.AvgPool2d(2), shared, nn.AvgPool2d(3), nn.Flatten())
+    target, images = interpkit.wrap(net.append(nn.Linear(2, 3)), input_shape=(1, 8, 8)), bright(40)[0]
+    with pytest.raises(UsageError, match=r"the layer '1' of .* runs 2 times for an image.* runs once: 0, 2, 4, 5, 6\."):
+        concepts(target, images, layer="1", latents=4, steps=5, device="cpu")
+    with pytest.raises(UsageError, match=r"such as layer='2' \(2 x 3 x 3\)"):
+        concepts(target, images, device="cpu")
 
 
 def test_no_more_concepts_are_active_than_there_are(quarters: interpkit.Target) -> None:
