@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Annotated
 
@@ -142,14 +143,22 @@ class Rules(_Part):
         return {"rules": len(self.paths), "planes": len(set(conditions)), "conditions": len(conditions)}
 
     def inequality(self, plane: Plane) -> str:
-        """Return what it means to be above a hyperplane: ``0.41 petal width + 0.2 petal length > 1.6``."""
+        """Return what it means to be above a hyperplane: ``0.41 petal width + 0.2 petal length > 1.6``.
+
+        Numbers have enough digits that the hyperplane moves by about 1/10,000 of the features' ranges at most.
+        """
+        spans = zip(plane.normal, self.ranges, strict=True)
+        largest = max(abs(plane.offset), *(abs(n) * max(abs(low), abs(high)) for n, (low, high) in spans))
+        digits = 4 + max(0, round(math.log10(largest)))
         influence = [abs(n) * (high - low) for n, (low, high) in zip(plane.normal, self.ranges, strict=True)]
         order = sorted(range(len(influence)), key=lambda i: -influence[i])
         shown = [i for i in order if plane.normal[i]][:MOST_TERMS]
-        terms = [f"{'-' if plane.normal[i] < 0 else '+'} {abs(plane.normal[i]):.4g} {self.features[i]}" for i in shown]
+        terms = [
+            f"{'-' if plane.normal[i] < 0 else '+'} {abs(plane.normal[i]):.{digits}g} {self.features[i]}" for i in shown
+        ]
         rest = sum(map(bool, plane.normal)) - len(shown)
         more = f" + {rest} smaller terms" * (rest > 0)
-        return f"{' '.join(terms).removeprefix('+ ')}{more} > {plane.offset:.4g}"
+        return f"{' '.join(terms).removeprefix('+ ')}{more} > {plane.offset:.{digits}g}"
 
     def condition(self, path: Sequence[tuple[int, bool]]) -> str:
         """Return the conditions of a rule: ``P1 and not P2``."""

@@ -152,6 +152,12 @@ def test_long_inequalities_name_the_terms_of_most_influence() -> None:
     assert text.startswith("0.01 x9 + 0.18 x8 + 0.17 x7") and text.endswith("+ 0.12 x2 + 2 smaller terms > 1")
 
 
+def test_rules_of_features_far_from_zero_have_the_digits_that_they_need() -> None:
+    rules = two_planes().model_copy(update={"ranges": ((2010.0, 2020.0), (0.0, 1.0))})
+    plane = Plane(normal=(0.1, 0.0), offset=201.46, classes=(0, 1), point=0)
+    assert rules.inequality(plane) == "0.1 length > 201.46"
+
+
 def test_leaves_of_one_class_are_joined() -> None:
     # of three planes only the first matters; the third class's single point is below the least share of a rule
     above = torch.tensor([[i % 2 == 0, i % 3 == 0, i % 5 == 0] for i in range(1000)])
