@@ -64,8 +64,9 @@ class CnfInversion(ImageInversion):
 
     Attributes:
         findings: per class: ``images``, how many were found; ``outcome``, one of ``complete``, ``exhausted`` (proved
-            that there are no more), ``empty`` (proved that there are none) and ``unfinished``; ``variables`` and
-            ``clauses`` of its formula; and where inputs were counted ``count``, and whether it is ``exact``.
+            that there are no more in the ``distance`` from each of them), ``empty`` (proved that there are none) and
+            ``unfinished``; ``variables`` and ``clauses`` of its formula; and where inputs were counted ``count``, and
+            whether it is ``exact``.
     """
 
     def __init__(self, *arguments: Any, files: Mapping[str, bytes], **keywords: Any) -> None:
@@ -86,9 +87,12 @@ class CnfInversion(ImageInversion):
             count = str(finding.get("count", "")) + ("" if finding.get("exact", True) else " or more")
             sizes = (finding.get("variables", ""), finding.get("clauses", ""))
             rows.append((self.target.class_names[label], finding["outcome"], finding["images"], count, *sizes))
+        distance = self.recipe.inverter.options.get("distance", 1)
+        apart = f" that differ from each of these in at least {distance} places" * (distance > 1)
         text = (
-            "Every image satisfies the formula of its class, so it is right by construction. exhausted: the solver "
-            "proved that there are no more. empty: it proved that there is none; the proof can be checked by drat-trim."
+            f"Every image satisfies the formula of its class, so it is right by construction. exhausted: the solver "
+            f"proved that there are no more{apart}. empty: it proved that there is none; the proof can be checked by "
+            f"drat-trim."
         )
         columns = ("class", "outcome", "images", "inputs counted", "variables", "clauses")
         return [Section("What the solver found", text, columns, rows)]
@@ -158,6 +162,11 @@ class Cnf(Inverter):
 
     def invert(self, target: Target, recipe: Recipe, parts: Parts, recorder: Recorder) -> CnfInversion:
         """Find all inputs; see `Inverter.invert`."""
+        if target.multi_label:
+            raise UsageError(
+                f"the inverter 'cnf' explains classes that exclude each other; those of {target.name} do not. Use "
+                f"another inverter."
+            )
         hunt = Hunt(target, recipe, self.options, recorder)
         recorder.resume(hunt)
         for step in recorder.training_steps(hunt):

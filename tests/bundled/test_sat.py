@@ -246,6 +246,16 @@ def test_a_class_has_all_of_its_inputs_if_more_are_asked_for_than_exist() -> Non
         assert finding["outcome"] == "exhausted"
 
 
+def test_a_class_without_further_inputs_in_a_distance_may_have_others() -> None:
+    inversion = cnf(target_of(1, hidden=[12]), per_class=40, distance=8, count=1024)
+    assert any(
+        finding["outcome"] == "exhausted" and finding["count"] > finding["images"]
+        for finding in inversion.findings.values()
+    )
+    assert "no more that differ from each of these in at least 8 places. empty" in inversion.sections()[0].text
+    assert "no more. empty" in cnf(target_of(1, hidden=[12]), per_class=1).sections()[0].text
+
+
 def test_inputs_are_counted_up_to_a_limit() -> None:
     target = target_of(1, hidden=[12])
     wanted = [int((leads(target, label) >= 1).sum()) for label in range(3)]
@@ -430,6 +440,11 @@ def test_other_networks_are_refused_by_the_layer_that_is_not_known(net: nn.Modul
     with pytest.raises(ModelError, match="cannot encode") as refusal:
         cnf(wrap(net, (10,), name="net"))
     assert words in str(refusal.value)
+
+
+def test_labels_that_do_not_exclude_each_other_are_refused() -> None:
+    with pytest.raises(UsageError, match="explains classes that exclude each other"):
+        cnf(wrap(random_net(0, hidden=[6]), (10,), output="sigmoid_logits"))
 
 
 def test_normalized_inputs_are_refused() -> None:
