@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
@@ -80,7 +81,7 @@ class RelevancePropagation(Attribution):
             from zennit.canonizers import NamedMergeBatchNorm
             from zennit.composites import LayerMapComposite, layer_map_base
             from zennit.rules import Epsilon
-            from zennit.types import BatchNorm, Convolution, Linear
+            from zennit.types import AvgPool, BatchNorm, Convolution, Linear
         except ImportError as error:
             raise UsageError(f"lrp requires the package zennit: {install_extra('zennit')}.") from error
 
@@ -95,7 +96,7 @@ class RelevancePropagation(Attribution):
         _check_layers(target, (Linear, BatchNorm, nn.PReLU))
         of_convolutions = _plus() if self.options.rule == "plus" else Epsilon()
         rules = [(Convolution, of_convolutions), ((Linear, BatchNorm), Epsilon()), *layer_map_base()]
-        scores, pairs = _batch_norms(target, context.scores, images, (Linear, BatchNorm))
+        scores, pairs = _batch_norms(target, context.scores, images, (Linear, BatchNorm, AvgPool))
         scores = scores.gather(1, classes[:, None])
         near = 1e-3 * (1 + scores.abs().max().item())
         # Without merging where a layer has other uses besides its batch norm.
@@ -150,29 +151,41 @@ def _plus() -> Any:
 
 @torch.no_grad()
 def _batch_norms(
-    target: Target, scores: nn.Module, images: Tensor, kinds: tuple[Any, Any]
+    target: Target, scores: nn.Module, images: Tensor, kinds: tuple[Any, Any, Any]
 ) -> tuple[Tensor, list[tuple[list[str], str]]]:
-    """Return the scores, and the pairs of linear layer and batch norm in which the one's output enters the other."""
-    linear, norm = kinds
+    """Return the scores, and the pairs of linear layer and batch norm in which the one's output enters the other.
+
+    Raises:
+        UsageError: a layer with a rule runs several times, of which zennit keeps only the last input.
+    """
+    linear, norm, _ = kinds
+    runs = Counter[str]()
     outputs: list[tuple[str, Tensor]] = []
     pairs: list[tuple[list[str], str]] = []
 
     def watch(name: str, layer: nn.Module) -> Any:
         def hook(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            runs[name] += 1
             if isinstance(layer, linear):
                 outputs.append((name, output))
-            elif layer.affine and layer.running_mean is not None:
+            elif isinstance(layer, norm) and layer.affine and layer.running_mean is not None:
                 pairs.extend(([before], name) for before, tensor in outputs if tensor is inputs[0])
 
         return layer.register_forward_hook(hook)
 
-    layers = {name: layer for name, layer in target.named_modules() if isinstance(layer, (linear, norm))}
+    layers = {name: layer for name, layer in target.named_modules() if isinstance(layer, kinds)}
     handles = [watch(name, layer) for name, layer in layers.items()]
     try:
-        return scores(images), pairs
+        found = scores(images)
     finally:
         for handle in handles:
             handle.remove()
+    if several := [name.removeprefix("module.") for name, count in runs.items() if count > 1]:
+        raise UsageError(
+            f"lrp cannot explain {target.name}: these layers run more than once: {', '.join(several)}. {INSTEAD}, or "
+            f"rows=1 (--rows 1) if the classifier processes one image at a time."
+        )
+    return found, pairs
 
 
 def _check_layers(target: Target, known: tuple[Any, ...]) -> None:

@@ -116,6 +116,17 @@ def test_a_function_passes_relevance_as_its_layer_does() -> None:
     torch.testing.assert_close(one, other)
 
 
+class Twice(nn.Module):
+    """A classifier that runs one layer twice."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer, self.head = layer, nn.Linear(64, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.layer(self.layer(x)).flatten(1))
+
+
 class Calls(nn.Module):
     """A linear classifier that calls a function first."""
 
@@ -134,6 +145,8 @@ class Calls(nn.Module):
         (Calls(lambda x: x * x.flip(2)), "mul of two features"),
         (nn.Sequential(nn.Flatten(), nn.LayerNorm(64), nn.Linear(64, 2)), "these layers of Sequential: LayerNorm"),
         (Patch(), "lrp cannot explain Patch: it has no layers with weights"),
+        (Twice(nn.Conv2d(1, 1, 1)), "lrp cannot explain Twice: these layers run more than once: layer. Use another"),
+        (Twice(nn.AvgPool2d(3, 1, 1)), "more than once: layer"),
     ],
 )
 def test_what_relevance_has_no_rule_for_is_refused_by_name(net: nn.Module, message: str) -> None:
