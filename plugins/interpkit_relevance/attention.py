@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 from unittest import mock
 
@@ -22,12 +23,13 @@ class AttentionRollout(Attribution):
     r"""Attention rollout, :math:`R \leftarrow R + E_h[(\nabla A \odot A)^+] R` over the layers, from R = 1.
 
     A is a layer's attention, (heads, tokens, tokens), :math:`\nabla A` the gradient of the score with respect to it,
-    and :math:`E_h` the mean over the heads. The map is the class token's row of R - 1 (without a class token, the mean
-    row), arranged as the grid of the patches and enlarged to the image (bilinear); it is not negative, and the same for
-    every channel. Every self-attention by softmax or torch's ``scaled_dot_product_attention`` counts; attention within
-    windows, and tokens that are merged between layers, are refused. Source: Chefer et al. 2021, "Generic
-    attention-model explainability", eq. 5 and 6; without gradients Abnar & Zuidema 2020, "Quantifying attention flow
-    in transformers", eq. 1: the same map for each class.
+    and :math:`E_h` the mean over the heads. The map is the mean of R - 1 over the rows of the tokens from whose last
+    attention the score comes (the class token, or those that are pooled), arranged as the grid of the patches and
+    enlarged to the image (bilinear); it is not negative, and the same for every channel. Every self-attention by
+    softmax or torch's ``scaled_dot_product_attention`` counts; attention within windows, and tokens that are merged
+    between layers, are refused. Source: Chefer et al. 2021, "Generic attention-model explainability", eq. 5 and 6;
+    without gradients Abnar & Zuidema 2020, "Quantifying attention flow in transformers", eq. 1: the same map for each
+    class.
 
     Example:
         >>> import torch
@@ -69,10 +71,18 @@ class AttentionRollout(Attribution):
             elif gradient is not None:
                 rollout = rollout + (gradient.reshape(weights.shape) * weights).relu().mean(1) @ rollout
         rollout = rollout - one if self.options.gradients else rollout
-        of_patches = (rollout[:, 0] if extra else rollout.mean(1))[:, extra:].unflatten(1, (1, rows, columns))
+        used = _used(gradients, rollout)
+        of_patches = ((used @ rollout)[:, 0] / used.sum(2))[:, extra:].unflatten(1, (1, rows, columns))
         tokens = f"{extra} + " * (extra > 0) + f"{rows} x {columns}"
         context.note(f"attention-rollout reads {count} layers of attention over {tokens} tokens.")
         return F.interpolate(of_patches, images.shape[2:], mode="bilinear", align_corners=False).expand_as(images)
+
+
+def _used(gradients: Sequence[Tensor | None], rollout: Tensor) -> Tensor:
+    """Return 1 for each token of which the last attention moves the score, else 0, (B, 1, tokens); 1 if none does."""
+    last = next((each for each in reversed(gradients) if each is not None), torch.zeros_like(rollout))
+    moves = last.reshape(len(rollout), -1, *rollout.shape[1:]).ne(0).any(3).any(1)
+    return (moves | ~moves.any(1, keepdim=True))[:, None].to(rollout)
 
 
 def _tokens(target: Target, attentions: list[Tensor], images: Tensor) -> tuple[tuple[int, int, int], int]:

@@ -205,6 +205,7 @@ class Attends(nn.Module):
         return torch.cat([moved.mean(1), -moved.mean(1)], 1)
 
 
+WITH_CLASS = torch.softmax(torch.arange(25.0).view(5, 5).sin(), 1)
 ATTENTION = torch.tensor([[0.7, 0.1, 0.1, 0.1], [0.4, 0.4, 0.1, 0.1], [0.4, 0.1, 0.4, 0.1], [0.25] * 4])
 
 
@@ -220,6 +221,22 @@ def test_rollout_of_one_layer_is_its_attention_by_hand() -> None:
     plain = explain(target, image, [0], "attention-rollout", gradients=False)
     by_hand = ((ATTENTION + torch.eye(4)) / 2).mean(0).view(1, 1, 2, 2)
     torch.testing.assert_close(plain, F.interpolate(by_hand, (8, 8), mode="bilinear", align_corners=False))
+
+
+@pytest.mark.parametrize("pooled", [slice(0, 1), slice(1, None)], ids=["class token", "patches"])
+def test_rollout_starts_at_the_tokens_that_the_score_comes_from(pooled: slice) -> None:
+    class Net(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            patches = F.avg_pool2d(x, 4).flatten(2).transpose(1, 2)
+            tokens = torch.cat([patches.mean(1, keepdim=True), patches], 1)
+            moved = (WITH_CLASS.log() + 0 * x.sum()).expand(len(x), 1, 5, 5).softmax(-1)[:, 0] @ tokens
+            score = moved[:, pooled].mean(1)
+            return torch.cat([score, -score], 1)
+
+    found = explain(wrap(Net(), (1, 8, 8)), torch.rand(2, 1, 8, 8), [0, 0], "attention-rollout", gradients=False)
+    by_hand = ((WITH_CLASS + torch.eye(5)) / 2)[pooled, 1:].mean(0).view(1, 1, 2, 2)
+    enlarged = F.interpolate(by_hand, (8, 8), mode="bilinear", align_corners=False)
+    torch.testing.assert_close(found, enlarged.expand_as(found))
 
 
 @pytest.mark.parametrize("need_weights", [False, True])
