@@ -318,21 +318,22 @@ def _explain_by(
 
 
 def _deletion(explainer: Explainer, shown: ExplainedImages, maps: Tensor, evidence: ClassEvidence) -> dict[str, float]:
-    """Return the mean areas under the deletion curve of the maps, of the class evidence, and of random pixels."""
+    """Return the mean areas under the deletion curve of the maps, of the class evidence, and of random pixels.
+
+    All three are of the images whose class has evidence; of all images, without the evidence, if none has.
+    """
     of_class, known = maps.clone(), torch.isin(shown.groups, evidence.labels)
     for label, mean in zip(evidence.labels.tolist(), evidence.mean, strict=True):
         of_class[shown.groups == label] = mean
     rng = torch.Generator().manual_seed(explainer.seed)
-    every = torch.ones_like(known)
-    orders = {
-        "maps": (maps, every),
-        "class_evidence": (of_class, known),
-        "random": (torch.rand(maps.shape, generator=rng), every),
-    }
+    orders = {"maps": maps, "class_evidence": of_class, "random": torch.rand(maps.shape, generator=rng)}
+    if not known.any():
+        del orders["class_evidence"]
+        known = ~known
+    images, classes = shown.images[known], shown.classes[known]
     return {
-        name: faithfulness.deletion(explainer, shown.images[rows], shown.classes[rows], order[rows]).mean().item()
-        for name, (order, rows) in orders.items()
-        if rows.any()
+        name: faithfulness.deletion(explainer, images, classes, order[known]).mean().item()
+        for name, order in orders.items()
     }
 
 

@@ -290,6 +290,20 @@ def test_the_deletion_curve_by_hand(linear: Target) -> None:
     )
 
 
+def test_deletion_compares_maps_on_the_images_whose_class_has_evidence(tiny_target: Target, tmp_path: Path) -> None:
+    images, labels = torch.rand(6, 1, 12, 12), torch.tensor([0, 0, 1, 1, 2, 2])
+
+    def deletion(shown: Tensor) -> dict[str, float]:
+        given = {"images": (images[shown], labels[shown]), "inverted": (images[labels == 1], labels[labels == 1])}
+        summary = explain(tiny_target, tmp_path, methods=["saliency"], checks=False, device="cpu", **given)
+        figures: dict[str, float] = summary["methods"]["saliency"]["deletion"]
+        return figures
+
+    of_all, of_one = deletion(labels >= 0), deletion(labels == 1)
+    assert (of_all["maps"], of_all["class_evidence"]) == pytest.approx((of_one["maps"], of_one["class_evidence"]))
+    assert set(deletion(labels == 0)) == {"maps", "random"}
+
+
 def test_randomised_weights_tell_an_explanation_from_an_edge_detector(
     tiny_target: Target, module_state: Callable[[nn.Module], dict[str, Any]], made: Callable[..., None]
 ) -> None:
