@@ -198,9 +198,14 @@ class Search:
             margin = (logits.gather(1, above) - logits.gather(1, below))[:, 0]
             (slope,) = torch.autograd.grad(margin.sum(), features, allow_unused=True)
         if slope is None:
+            kind = next((w.dtype for w in self.target.parameters() if w.is_floating_point()), torch.float32)
+            instead = (
+                "Name the input of the layer that follows it, NAME:in"
+                if kind == torch.float32
+                else f"Its features are read as copies in float32, and the classifier has {kind}: wrap model.float()"
+            )
             raise UsageError(
-                f"the logits have no gradient with respect to the output of the layer {self.layer!r}. Name the input "
-                f"of the layer that follows it, NAME:in."
+                f"the logits have no gradient with respect to the output of the layer {self.layer!r}. {instead}."
             )
         slope, features = (each.detach().flatten(1).double().cpu() for each in (slope, features))
         size = slope.norm(dim=1)

@@ -336,3 +336,9 @@ def test_labels_that_do_not_exclude_each_other_are_refused() -> None:
 def test_a_layer_that_the_gradient_does_not_pass_is_refused(tiny_target: Target) -> None:
     with pytest.raises(UsageError, match=r"no gradient with respect to the output of the layer .*NAME:in"):
         invert(tiny_target, layer=next(name for name in reversed(tiny_target.layers()) if name), points=50)
+
+
+def test_another_precision_is_refused_with_what_to_wrap() -> None:
+    net = nn.Sequential(nn.Conv2d(1, 3, 3), nn.ReLU(), nn.Flatten(), nn.Linear(108, 2)).double()
+    with pytest.raises(UsageError, match=r"the classifier has torch.float64: wrap model.float\(\)"):
+        invert(interpkit.wrap(net, (1, 8, 8)), points=200)
