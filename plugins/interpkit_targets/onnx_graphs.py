@@ -85,11 +85,11 @@ def load_graph(path: Path, content: bytes, facts: TargetOptions, sources: dict[s
             f"{path} takes {list(taken)}, {math.prod(taken)} numbers per image; --input-shape "
             f"{','.join(map(str, shape))} has {math.prod(shape)}."
         )
-    nhwc = len(shape) == 3 and taken == (*shape[1:], shape[0])
-    if nhwc and taken != shape:
+    if len(shape) == 3 and taken == (*shape[1:], shape[0]) and taken != shape:
         facts = facts.model_copy(update={"layout": "nhwc"})
         sources["layout"] = f"found: the graph's input is {list(taken)}"
     elif taken != shape:
+        refuse_other_sides(path, taken, shape)
         module = Reshaped(module, taken)
         facts = facts.model_copy(update={"layout": "nchw"}) if len(shape) == 3 else facts
         sources["layout"] = f"found: reshaped to the graph's input {list(taken)}"
@@ -102,6 +102,21 @@ def load_graph(path: Path, content: bytes, facts: TargetOptions, sources: dict[s
     if roundings:
         log.warning("%s is quantized: gradients pass its %d roundings as if they were not there.", path.name, roundings)
     return target
+
+
+def refuse_other_sides(path: Path, taken: tuple[int, ...], shape: tuple[int, ...]) -> None:
+    """Refuse to reshape images, other than to or from vectors or by sides of 1: that would mix up their pixels.
+
+    Raises:
+        ModelError: the graph takes images of other sides.
+    """
+    sides, stated = ([side for side in each if side > 1] for each in (taken, shape))
+    if len(sides) > 1 and len(stated) > 1 and sides != stated:
+        fitting = guess_layout(taken, None)[0]
+        raise ModelError(
+            f"{path} takes {list(taken)}, which --input-shape {','.join(map(str, shape))} does not fit: reshaping would "
+            f"mix up its pixels. Leave it out, or use --input-shape {','.join(map(str, fitting))}."
+        )
 
 
 def read_graph(path: Path, content: bytes) -> Any:

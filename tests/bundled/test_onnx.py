@@ -174,6 +174,23 @@ def test_a_shape_that_does_not_fit_the_stated_sides_is_refused(tmp_path: Path) -
     assert "takes ['N', 3, 'h', 'w'], which --input-shape 1,9,9 does not fit" in refusal(path, input_shape=(1, 9, 9))
 
 
+@pytest.mark.parametrize("swapped", [(3, 15, 9), (15, 9, 3), (3, 5, 27)], ids=str)
+def test_a_shape_that_would_mix_up_the_pixels_is_refused(swapped: tuple[int, ...], tmp_path: Path) -> None:
+    path = write(tmp_path / "net.onnx", net(), shape=("N", 3, 9, 15))
+    message = refusal(path, input_shape=swapped)
+    assert "would mix up its pixels" in message and "use --input-shape 3,9,15" in message
+
+
+def test_sides_of_one_and_flat_pixels_are_reshaped(tmp_path: Path) -> None:
+    nodes = [Node("Flatten", ["x"], ["f"]), Node("MatMul", ["f", "v"], ["y"])]
+    path = write(tmp_path / "net.onnx", nodes, {"v": weights(27, 5)}, shape=("N", 3, 9, 1))
+    images = torch.rand(2, 27)
+    expected = torch.from_numpy(numbers_of(path, images.view(2, 3, 9, 1).numpy()))
+    for shape in ((27,), (3, 9), (3, 1, 9)):
+        target = load_target(path, input_shape=shape)
+        torch.testing.assert_close(target(images.view(2, *target.input_shape)), expected)
+
+
 @pytest.mark.parametrize("strides", [[1, 1], [2, 2], [3, 2]], ids=str)
 @pytest.mark.parametrize("how", ["SAME_UPPER", "SAME_LOWER", "VALID"])
 def test_auto_padding_becomes_explicit_sizes(how: str, strides: list[int], tmp_path: Path) -> None:
