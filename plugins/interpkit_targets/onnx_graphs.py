@@ -27,6 +27,8 @@ from interpkit_targets import (
 
 log = logging.getLogger("interpkit")
 CHANNELS = (1, 3, 4)
+ORDERS = {"nchw": ("channels, height, width", "nhwc"), "nhwc": ("height, width, channels", "nchw")}
+"""What the sides of an image are in a layout, and the layout that it might have instead."""
 OLDER_OPSET = 17
 LARGEST_VALUE = 200_000_000
 """Numbers per image that a layer may return, as of architectures."""
@@ -74,6 +76,9 @@ def load_graph(path: Path, content: bytes, facts: TargetOptions, sources: dict[s
     module = convert(graph, taken, path)
     if facts.input_shape is None:
         guessed, layout = guess_layout(taken, facts.layout)
+        if facts.layout is None and layout and taken[1] != taken[2] and not {taken[0], taken[2]} & {*CHANNELS}:
+            order, other = ORDERS[layout]
+            log.warning("%s takes %s, read as %s. If that is wrong, add --layout %s.", path.name, [*taken], order, other)
         facts = facts.model_copy(update={"input_shape": guessed, "layout": layout})
         sources["input_shape"] = f"the graph's input {list(taken)}"
         if layout is not None:
@@ -89,10 +94,12 @@ def load_graph(path: Path, content: bytes, facts: TargetOptions, sources: dict[s
         facts = facts.model_copy(update={"layout": "nhwc"})
         sources["layout"] = f"found: the graph's input is {list(taken)}"
     elif taken != shape:
-        refuse_other_sides(path, taken, shape)
+        given = (*shape[1:], shape[0]) if len(shape) == 3 and facts.layout == "nhwc" else shape
+        refuse_other_sides(path, taken, given)
         module = Reshaped(module, taken)
-        facts = facts.model_copy(update={"layout": "nchw"}) if len(shape) == 3 else facts
-        sources["layout"] = f"found: reshaped to the graph's input {list(taken)}"
+        if len(shape) == 3 and facts.layout is None:
+            facts = facts.model_copy(update={"layout": "nchw"})
+        sources.setdefault("layout", f"found: reshaped to the graph's input {list(taken)}")
     if facts.input_range is None and input_kind(graph) == np.uint8:
         facts = facts.model_copy(update={"input_range": (0.0, 255.0)})
         sources["input_range"] = "found: the graph's input is bytes"
@@ -114,8 +121,8 @@ def refuse_other_sides(path: Path, taken: tuple[int, ...], shape: tuple[int, ...
     if len(sides) > 1 and len(stated) > 1 and sides != stated:
         fitting = guess_layout(taken, None)[0]
         raise ModelError(
-            f"{path} takes {list(taken)}, which --input-shape {','.join(map(str, shape))} does not fit: reshaping would "
-            f"mix up its pixels. Leave it out, or use --input-shape {','.join(map(str, fitting))}."
+            f"{path} takes {list(taken)}, and images of {list(shape)} do not fit: reshaping would mix up their pixels. "
+            f"Leave out --input-shape, or use --input-shape {','.join(map(str, fitting))}."
         )
 
 
@@ -268,10 +275,11 @@ def fits(dims: tuple[int, ...], shape: tuple[int, ...]) -> bool:
 
 
 def guess_layout(taken: tuple[int, ...], layout: str | None) -> tuple[tuple[int, ...], str | None]:
-    """Return the shape of an image and the layout, by where the channels stand."""
+    """Return the shape of an image and the layout, by where the channels stand; an image is often square."""
     if len(taken) != 3:
         return (math.prod(taken),), None
-    last = layout == "nhwc" or (layout is None and taken[0] not in CHANNELS and taken[2] in CHANNELS)
+    square = taken[0] == taken[1] != taken[2]
+    last = layout == "nhwc" or (layout is None and taken[0] not in CHANNELS and (square or taken[2] in CHANNELS))
     return ((taken[2], *taken[:2]), "nhwc") if last else (taken, "nchw")
 
 

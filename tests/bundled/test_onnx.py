@@ -178,7 +178,7 @@ def test_a_shape_that_does_not_fit_the_stated_sides_is_refused(tmp_path: Path) -
 def test_a_shape_that_would_mix_up_the_pixels_is_refused(swapped: tuple[int, ...], tmp_path: Path) -> None:
     path = write(tmp_path / "net.onnx", net(), shape=("N", 3, 9, 15))
     message = refusal(path, input_shape=swapped)
-    assert "would mix up its pixels" in message and "use --input-shape 3,9,15" in message
+    assert "would mix up their pixels" in message and "use --input-shape 3,9,15" in message
 
 
 def test_sides_of_one_and_flat_pixels_are_reshaped(tmp_path: Path) -> None:
@@ -189,6 +189,37 @@ def test_sides_of_one_and_flat_pixels_are_reshaped(tmp_path: Path) -> None:
     for shape in ((27,), (3, 9), (3, 1, 9)):
         target = load_target(path, input_shape=shape)
         torch.testing.assert_close(target(images.view(2, *target.input_shape)), expected)
+
+
+@pytest.mark.parametrize(
+    ("sides", "shape", "words"),
+    [
+        ((9, 9, 13), (13, 9, 9), "read as height, width, channels. If that is wrong, add --layout nchw"),
+        ((9, 9, 2), (2, 9, 9), "read as height, width, channels. If that is wrong, add --layout nchw"),
+        ((9, 8, 13), (9, 8, 13), "read as channels, height, width. If that is wrong, add --layout nhwc"),
+        ((13, 9, 9), (13, 9, 9), ""),
+        ((9, 8, 3), (3, 9, 8), ""),
+    ],
+)
+def test_channels_of_any_number_are_found_where_images_are_square_and_doubts_are_reported(
+    sides: tuple[int, ...], shape: tuple[int, ...], words: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    nodes = [Node("Flatten", ["x"], ["f"]), Node("MatMul", ["f", "v"], ["y"])]
+    path = write(tmp_path / "net.onnx", nodes, {"v": weights(int(np.prod(sides)), 5)}, shape=("N", *sides))
+    with caplog.at_level(logging.WARNING, "interpkit"):
+        assert load_target(path).input_shape == shape
+    assert words in caplog.text and ("read as" in caplog.text) == bool(words)
+    assert load_target(path, layout="nchw").input_shape == sides
+
+
+def test_flat_pixels_have_the_layout_that_the_user_states(tmp_path: Path) -> None:
+    path = write(tmp_path / "net.onnx", [Node("MatMul", ["x", "v"], ["y"])], {"v": weights(60, 5)}, shape=("N", 60))
+    images = torch.rand(2, 3, 4, 5)
+    for layout, rows in (("nchw", images), ("nhwc", images.permute(0, 2, 3, 1)), ("flat", images)):
+        target = load_target(path, input_shape=(3, 4, 5), layout=layout)
+        expected = torch.from_numpy(numbers_of(path, rows.flatten(1).numpy()))
+        torch.testing.assert_close(target(images), expected)
+        assert (target.description.layout, target.sources["layout"]) == (layout, "given")
 
 
 @pytest.mark.parametrize("strides", [[1, 1], [2, 2], [3, 2]], ids=str)
