@@ -20,6 +20,8 @@ from torch.nn import functional
 from interpkit.config.recipe import ClassifierFacts, TargetOptions
 from interpkit.errors import ModelError, UsageError, first_line, install_extra, setting
 from interpkit.interfaces.targets import Target
+from interpkit.runtime.autograd import with_autograd
+from interpkit.runtime.random import global_seed
 from interpkit.targets.file_format import ONNX_GRAPH, ONNX_TENSOR, write_target_file
 from interpkit.targets.units import UnitTarget
 
@@ -32,6 +34,7 @@ DEPENDS = (
 )
 
 
+@with_autograd
 def save_target(
     module: nn.Module,
     path: str | Path,
@@ -52,7 +55,8 @@ def save_target(
         facts: any others that `wrap` accepts: ``mean``, ``std``, ``input_range``, ``class_names``, ``layout``, ...
 
     Raises:
-        UsageError: the architecture is not registered, or its tensors differ from the module's.
+        UsageError: the architecture is not registered, its tensors differ from the module's, or with the same tensors
+            it returns other logits.
         ModelError: the module does not classify such images.
 
     Example:
@@ -64,7 +68,7 @@ def save_target(
         ... ).name
         'net.safetensors'
     """
-    from interpkit.plugins.architectures import build_architecture, mismatch
+    from interpkit.plugins.architectures import build_architecture, fill_architecture, mismatch
     from interpkit.targets.wrapping import wrap
 
     target = wrap(module, input_shape, **facts)
@@ -76,6 +80,10 @@ def save_target(
     difference = mismatch(expected, module.state_dict())
     if difference:
         raise UsageError(f"{architecture} with {arguments} does not match the module: {difference}")
+    with global_seed(0, torch.device("cpu")):  # building draws weights, as in `load`
+        rebuilt, _ = fill_architecture(architecture, arguments, module.state_dict())
+    if "at random" not in target.sources.get("batch", ""):
+        _refuse_other_logits(target, rebuilt, f"{architecture} with {arguments}")
     named = {"arch": architecture, "arch_args": arguments}
     return write_target_file(path, dict(module.state_dict()), target.description.model_copy(update=named))
 
@@ -182,6 +190,28 @@ def _check_same(target: Target, packed: Path) -> None:
         raise ModelError(
             f"{target.name} cannot be packed: the probabilities of its graph are up to {apart:.2g} apart from its own. "
             f"{DEPENDS}"
+        )
+
+
+def _refuse_other_logits(target: Target, rebuilt: nn.Module, built: str) -> None:
+    """Check that a target returns the same logits with its module replaced, in place, by one built as the file says.
+
+    Raises:
+        UsageError: it does not.
+    """
+    target = target.target if isinstance(target, UnitTarget) else target
+    images = torch.rand(4, *target.input_shape, generator=torch.Generator().manual_seed(0))
+    logits = []
+    for module in (target.module, rebuilt):
+        target.module = module
+        with target.frozen("cpu"), torch.no_grad():
+            logits.append(target(images))
+    apart = float((logits[1] - logits[0]).abs().max())
+    if apart > 1e-3 * float(logits[0].abs().max()):
+        raise UsageError(
+            f"{built} fits the module's weights, but its logits are up to {apart:.2g} apart from the module's. State "
+            f"everything that the module was built with in arch_args, such as act_layer or transform_input. If the "
+            f"module was changed after it was built, use pack_target(wrap(module, ...), PATH)."
         )
 
 

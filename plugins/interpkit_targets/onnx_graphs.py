@@ -78,7 +78,9 @@ def load_graph(path: Path, content: bytes, facts: TargetOptions, sources: dict[s
         guessed, layout = guess_layout(taken, facts.layout)
         if facts.layout is None and layout and taken[1] != taken[2] and not {taken[0], taken[2]} & {*CHANNELS}:
             order, other = ORDERS[layout]
-            log.warning("%s takes %s, read as %s. If that is wrong, add --layout %s.", path.name, [*taken], order, other)
+            log.warning(
+                "%s takes %s, read as %s. If that is wrong, add --layout %s.", path.name, [*taken], order, other
+            )
         facts = facts.model_copy(update={"input_shape": guessed, "layout": layout})
         sources["input_shape"] = f"the graph's input {list(taken)}"
         if layout is not None:

@@ -186,6 +186,15 @@ def test_saving_under_the_wrong_architecture_is_refused(changes: dict[str, Any],
     assert list(tmp_path.iterdir()) == []
 
 
+def test_saving_with_arguments_of_another_function_of_the_same_weights_is_refused(tmp_path: Path) -> None:
+    net = small_cnn()
+    net[1] = torch.nn.ReLU()
+    path, state = tmp_path / "net.safetensors", torch.get_rng_state()
+    with pytest.raises(UsageError, match=r"fits the module's weights, but its logits are up to .* apart"):
+        save_target(net, path, architecture="interpkit:cnn", arch_args=ARGUMENTS, input_shape=(1, 12, 12))
+    assert list(tmp_path.iterdir()) == [] and torch.equal(torch.get_rng_state(), state)
+
+
 # ---------------------------------------------------------------------------------------- no file of ours
 
 
