@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -24,10 +25,13 @@ from interpkit import (
 )
 from interpkit_targets import checkpoints, examples, formats, graphs, user_code
 
+log = logging.getLogger("interpkit")
 METADATA = "the file's metadata"
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 """The names of a folder's weights; split ones have an index beside them, of that name and `INDEX`."""
 INDEX = ".index.json"
+TRANSFORM_INPUT = ("torchvision:googlenet", "torchvision:inception_v3")
+"""The architectures with an option, off by default, that torchvision turns on for its own weights."""
 
 
 class SafetensorsLoader(Loader):
@@ -148,6 +152,12 @@ def assemble(
     assert facts.arch is not None
     if written.arch is None:  # else it is one network, which may have been packed from a checkpoint that needs the key
         tensors = checkpoints.chosen(tensors, facts.weights_key, path)
+        if facts.arch in TRANSFORM_INPUT and "transform_input" not in facts.arch_args:
+            log.warning(
+                "%s: torchvision's own weights of %s, and what is fine-tuned from them, expect transform_input=True, "
+                "which weights do not show. False is assumed. State --arch-arg transform_input=true or =false.",
+                *(path.name, facts.arch),
+            )
     arguments, build = facts.arch_args, None
     if facts.arch.startswith(user_code.PREFIX) and options.arch == facts.arch:
         build = functools.partial(user_code.build, facts.arch, user_code.find_factory(facts.arch))

@@ -567,6 +567,18 @@ def test_a_head_of_another_width_is_found_without_flags(name: str, tmp_path: Pat
     assert_like(target, module, atol=1e-4)
 
 
+def test_an_option_that_weights_do_not_show_is_asked_for_unless_it_is_stated(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path, sizes = tmp_path / "net.pth", {"num_classes": 7, "aux_logits": False}
+    torch.save(torchvision.models.googlenet(**sizes, init_weights=False).state_dict(), path)
+    stated = {**sizes, "transform_input": True}
+    load_target(path, arch="torchvision:googlenet", arch_args=stated, input_shape=(3, 32, 32))
+    assert "transform_input" not in caplog.text
+    load_target(path, arch="torchvision:googlenet", input_shape=(3, 32, 32))
+    assert caplog.text.count("State --arch-arg transform_input=true or =false") == 1
+
+
 def test_weights_that_do_not_fit_are_listed_with_the_nearest_architecture(tmp_path: Path) -> None:
     path = tmp_path / "net.pth"
     torch.save(torchvision.models.resnet18(num_classes=7).state_dict(), path)
