@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx2torch
 import onnxruntime
 import pytest
 import torch
@@ -263,6 +264,17 @@ def test_a_graph_of_a_fixed_batch_size_accepts_any(batch: int, tmp_path: Path) -
     torch.testing.assert_close(target(torch.cat([images, images[:1]])), torch.cat([expected, expected[:1]]))
 
 
+@pytest.mark.parametrize("statistic", ["ReduceMax", "ReduceMin", "ReduceMean"])
+def test_a_graph_that_subtracts_a_statistic_of_the_whole_batch_runs_on_one_image_at_a_time(
+    statistic: str, tmp_path: Path
+) -> None:
+    nodes = [Node(statistic, ["x"], ["m"], keepdims=0), Node("Sub", ["x", "m"], ["z"]), *net("z")]
+    path = write(tmp_path / "net.onnx", nodes, shape=(1, 3, 15, 15))
+    target = load_target(path)
+    images = torch.rand(3, 3, 15, 15) * torch.tensor([0.2, 1.0, 0.5]).view(3, 1, 1, 1) + 0.1
+    torch.testing.assert_close(target(images), torch.from_numpy(numbers_of(path, images.numpy())))
+
+
 def test_a_fixed_batch_size_that_matters_is_refused_with_what_to_do(tmp_path: Path) -> None:
     nodes = [Node("Add", ["x", "each"], ["z"]), *net("z")]
     constants = {"each": RANDOM.random((2, 3, 15, 15)).astype("f")}
@@ -300,6 +312,34 @@ def test_a_uint8_input_has_the_range_of_bytes(tmp_path: Path) -> None:
     logits.sum().backward()
     assert images.grad is not None and images.grad.any()
     assert load_target(path, input_range=(0, 1)).description.input_range == (0, 1)
+
+
+def test_an_int8_input_has_the_range_of_signed_bytes(tmp_path: Path) -> None:
+    nodes = [Node("Cast", ["x"], ["a"], to=TensorProto.FLOAT), Node("Add", ["a", "o"], ["z"]), *net("z")]
+    path = write(tmp_path / "net.onnx", nodes, {"o": np.float32(128)}, kind=TensorProto.INT8)
+    target = load_target(path)
+    assert target.description.input_range == (-128, 127)
+    pixels = RANDOM.integers(-128, 128, (2, 3, 15, 15)).astype(np.int8)
+    expected = torch.from_numpy(numbers_of(path, pixels))
+    torch.testing.assert_close(target((torch.from_numpy(pixels) + 128.0) / 255), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_larger_whole_numbers_require_a_range(tmp_path: Path) -> None:
+    nodes = [Node("Cast", ["x"], ["z"], to=TensorProto.FLOAT), *net("z")]
+    path = write(tmp_path / "net.onnx", nodes, kind=TensorProto.INT32)
+    assert "takes whole numbers (int32)" in refusal(path) and "Add --input-range LO,HI" in refusal(path)
+    assert load_target(path, input_range=(0, 1023)).description.input_range == (0, 1023)
+
+
+def test_a_graph_is_compared_with_onnxruntime_over_the_stated_range(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bend = [Node("Sub", ["x", "two"], ["s"]), Node("Relu", ["s"], ["b"]), Node("Add", ["x", "b"], ["z"])]
+    path = write(tmp_path / "net.onnx", [*bend, *net("z")], {"two": np.float32(2)})
+    straight = onnx2torch.convert(onnx.load(write(tmp_path / "straight.onnx", net())))
+    monkeypatch.setattr(onnx2torch, "convert", lambda graph: straight)
+    assert load_target(path).num_classes == 5
+    assert "other numbers than onnxruntime" in refusal(path, input_range=(0, 255))
 
 
 @pytest.mark.parametrize("all_double", [False, True])
