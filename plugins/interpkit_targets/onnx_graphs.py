@@ -46,6 +46,7 @@ ADVICE = (
     ),
 )
 """What to do about kinds of operations that cannot be converted."""
+MOST_OPERATIONS = 100_000
 MOST_TRIED = 10_000_000
 """Numbers in a batch on which a graph is tried."""
 
@@ -69,7 +70,10 @@ def load_graph(path: Path, content: bytes, facts: TargetOptions, sources: dict[s
     Raises:
         ModelError: the graph is invalid, an operation has no converter, or the two outputs differ.
     """
-    graph = read_graph(path, content)
+    graph, names = read_graph(path, content)
+    if names and facts.class_names is None:
+        facts = facts.model_copy(update={"class_names": names})
+        sources["class_names"] = "the graph's labels"
     taken = input_shape(graph, path, facts)
     if facts.input_range is None and input_kind(graph).kind in "iu":
         facts = facts.model_copy(update={"input_range": range_of_bytes(graph, path)})
@@ -129,8 +133,11 @@ def refuse_other_sides(path: Path, taken: tuple[int, ...], shape: tuple[int, ...
         )
 
 
-def read_graph(path: Path, content: bytes) -> Any:
+def read_graph(path: Path, content: bytes) -> tuple[Any, list[str] | None]:
     """Read and check an ONNX file, with weights that stand beside it under its own name.
+
+    Returns:
+        the model, which returns scores alone, and the class names that it states.
 
     Raises:
         ModelError: it is torn, invalid, too large, refers to other files, or has windows that would fill the memory.
@@ -142,7 +149,13 @@ def read_graph(path: Path, content: bytes) -> Any:
             if value.type.HasField("tensor_type"):  # runtimes accept an input without a shape, the checker does not
                 value.type.tensor_type.shape.SetInParent()
         onnx.checker.check_model(graph)
-        names = [value.name for value in graph.graph.output]
+        operations = onnx_rewrites.written_out(graph)
+        if operations > MOST_OPERATIONS:
+            raise ModelError(
+                f"{path} has {operations:,} operations once its functions are written out; up to {MOST_OPERATIONS:,} "
+                "are taken."
+            )
+        outputs, names = [value.name for value in graph.graph.output], onnx_rewrites.class_names(graph)
         onnx_rewrites.make_single(graph)
         onnx_rewrites.keep_scores(graph)
     except ModelError:
@@ -152,10 +165,10 @@ def read_graph(path: Path, content: bytes) -> Any:
     refuse_large_windows(graph, path)
     if not graph.graph.output:
         raise ModelError(
-            f"{path} returns no scores, but {', '.join(names)}: whole numbers, text or the largest scores alone. "
+            f"{path} returns no scores, but {', '.join(outputs)}: whole numbers, text or the largest scores alone. "
             "Export it with the logits or probabilities of all classes."
         )
-    return graph
+    return graph, names
 
 
 def read_weights_beside(graph: Any, path: Path) -> None:
@@ -222,9 +235,11 @@ def refuse_large_values(graph: Any, path: Path) -> None:
     Raises:
         ModelError: a value has too many numbers per image.
     """
-    for value in graph.graph.value_info:
+    batch = fixed_batch(graph) or 1
+    for value in (*graph.graph.value_info, *graph.graph.output):
         sides = onnx_rewrites.sizes_of(value)
-        if math.prod(sides[1:]) > LARGEST_VALUE:
+        first = next(iter(sides), 0) or 1  # often the batch, and then open
+        if first * math.prod(sides[1:]) > LARGEST_VALUE * batch:
             raise ModelError(f"{path} computes {sides} numbers at once; up to {LARGEST_VALUE:,} per image are taken.")
 
 

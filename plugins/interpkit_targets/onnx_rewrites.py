@@ -6,6 +6,7 @@ original one, so that a mistake here ends in a refusal.
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 from collections import Counter
@@ -147,6 +148,35 @@ def keep_scores(model: Any) -> None:
     del model.graph.output[:]
     model.graph.output.extend(kept)
     drop_dead_nodes(model.graph)
+
+
+def class_names(model: Any) -> list[str] | None:
+    """Return the labels of the classes that a ZipMap states, or the table in which a graph looks up the label."""
+    tables = {tensor.name: tensor for tensor in model.graph.initializer}
+    for node in model.graph.node:
+        if node.op_type == "ZipMap":
+            labels = next(iter(attributes(node).values()), [])
+        elif node.op_type == "ArrayFeatureExtractor" and node.input[0] in tables:
+            labels = onnx.numpy_helper.to_array(tables[node.input[0]]).ravel().tolist()
+        else:
+            continue
+        return [label.decode() if isinstance(label, bytes) else str(label) for label in labels] or None
+    return None
+
+
+def written_out(model: Any) -> int:
+    """Return the number of nodes that a model has once each call of a function of its own is replaced by its nodes."""
+    bodies = {(function.domain, function.name, function.overload): function.node for function in model.functions}
+
+    @functools.cache
+    def size(*function: str) -> int:
+        return count(bodies[function]) if function in bodies else 1
+
+    def count(nodes: Any) -> int:
+        inner = (g.node for node in nodes for each in node.attribute for g in (each.g, *each.graphs))
+        return sum(size(node.domain, node.op_type, node.overload) for node in nodes) + sum(map(count, inner))
+
+    return count(model.graph.node)
 
 
 def make_single(model: Any) -> None:
@@ -346,7 +376,7 @@ def free_batch(model: Any) -> None:
     model.graph.node.extend(nodes)
     value.type.tensor_type.shape.dim[0].dim_param = "batch"
     for known in (*model.graph.value_info, *model.graph.output):
-        if known.type.tensor_type.shape.dim:
+        if sizes_of(known)[:1] == [batch]:
             known.type.tensor_type.shape.dim[0].dim_param = "batch"
 
 

@@ -1025,6 +1025,8 @@ def test_names_in_an_onnx_graph_are_not_run(tmp_path: Path, marker: Path) -> Non
     [
         ("Pad", np.array([0, 0, 0, 10**9]), ["N", 4]),
         ("Expand", np.array([1, 10**9, 4]), ["N", 1, 4]),
+        ("Expand", np.array([10**9, 4]), ["N", 4]),
+        ("Expand", np.array([10**9, 4]), [1, 4]),
         ("Conv", np.ones((1000, 1, 1, 1), np.float32), [1, 1, 1500, 1500]),
     ],
 )
@@ -1053,6 +1055,21 @@ def test_a_function_in_an_onnx_graph_cannot_read_other_files(
     graph.functions.append(helper.make_function("own", "F", ["x"], ["y"], inside, [helper.make_opsetid("", 13)]))
     path.write_bytes(graph.SerializeToString())
     refused(path, "keeps weights in other files: 'secret.bin'")
+
+
+def test_functions_of_an_onnx_graph_that_call_each_other_many_times_are_refused(
+    tmp_path: Path, refused: Callable[..., str]
+) -> None:
+    path = write_graph(tmp_path / "net.onnx", [helper.make_node("F40", ["x"], ["y"], domain="own")], domains=("own",))
+    graph, opsets = onnx.load(path), [helper.make_opsetid("", 13), helper.make_opsetid("own", 1)]
+    graph.functions.append(
+        helper.make_function("own", "F0", ["x"], ["y"], [helper.make_node("Relu", ["x"], ["y"])], opsets)
+    )
+    for depth in range(40):
+        calls = [helper.make_node(f"F{depth}", [a], [b], domain="own") for a, b in (("x", "z"), ("z", "y"))]
+        graph.functions.append(helper.make_function("own", f"F{depth + 1}", ["x"], ["y"], calls, opsets))
+    path.write_bytes(graph.SerializeToString())
+    refused(path, "has 1,099,511,627,776 operations once its functions are written out")
 
 
 def test_an_onnx_operator_of_another_domain_is_not_mistaken_for_a_cast(

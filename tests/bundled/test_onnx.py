@@ -403,7 +403,7 @@ def test_of_the_outputs_label_and_probabilities_the_probabilities_are_used(tmp_p
         *net(),
         Node("Softmax", ["y"], ["q"], axis=1),
         Node("ArgMax", ["q"], ["label"], axis=1, keepdims=0),
-        Node("ZipMap", ["q"], ["scores"], domain="ai.onnx.ml", classlabels_int64s=[0, 1, 2, 3, 4]),
+        Node("ZipMap", ["q"], ["scores"], domain="ai.onnx.ml", classlabels_int64s=[3, 4, 5, 6, 7]),
     ]
     path = write(tmp_path / "net.onnx", nodes, outputs={"label": (TensorProto.INT64, ["N"])})
     graph = onnx.load(path)
@@ -412,7 +412,21 @@ def test_of_the_outputs_label_and_probabilities_the_probabilities_are_used(tmp_p
     onnx.save(graph, tmp_path / "zipped.onnx")
     target = load_target(tmp_path / "zipped.onnx")
     assert target.num_classes == 5 and target.description.output == "probs"
+    assert target.class_names == ["3", "4", "5", "6", "7"] and target.sources["class_names"] == "the graph's labels"
+    assert load_target(tmp_path / "zipped.onnx", class_names=list("abcde")).class_names == list("abcde")
     assert "returns no scores, but label" in refusal(path)
+
+
+def test_the_table_in_which_a_graph_looks_up_its_label_names_the_classes(tmp_path: Path) -> None:
+    nodes = [
+        *net(),
+        Node("ArgMax", ["y"], ["i"], axis=1),
+        Node("ArrayFeatureExtractor", ["labels", "i"], ["label"], domain="ai.onnx.ml"),
+    ]
+    outputs = {"label": (TensorProto.STRING, [1, "N"]), "y": (TensorProto.FLOAT, ["N", 5])}
+    labels = np.array(["ant", "bee", "cat", "dog", "eel"], object)
+    target = load_target(write(tmp_path / "net.onnx", nodes, {"labels": labels}, outputs=outputs))
+    assert target.class_names == ["ant", "bee", "cat", "dog", "eel"]
 
 
 def test_top_k_scores_are_not_mistaken_for_the_scores_of_all_classes(tmp_path: Path) -> None:
