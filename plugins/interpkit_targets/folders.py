@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from interpkit import Loader, ModelError, Target, TargetOptions, build_architect
 from interpkit_targets import checkpoints, examples, formats
 from interpkit_targets.loaders import INDEX, WEIGHTS, assemble, weights_in
 
+log = logging.getLogger("interpkit")
 MAX_CONFIG_BYTES = 16_000_000
 LARGEST_FACTOR = 10**9
 CONFIG = "its config.json"
@@ -156,7 +158,7 @@ class TimmFolderLoader(FolderLoader):
             arguments.setdefault("num_classes", both["num_classes"])
         if isinstance(config.get("global_pool"), str):
             arguments.setdefault("global_pool", config["global_pool"])
-        names = both.get("label_names")
+        names = both.get("label_names", both.get("labels"))  # as older versions of timm call it
         written = as_options(
             path,
             arch=f"timm:{config['architecture'].partition('.')[0]}",
@@ -214,7 +216,7 @@ class TransformersFolderLoader(FolderLoader):
             arch_args=arguments,
             class_names=names,
             output=_output(path, config.get("problem_type")),
-            **self._preprocessing(path, config),
+            **self._preprocessing(path, config, options.input_shape),
         )
         facts, sources = written.overlaid(options, CONFIG)
         if facts.input_shape is None:
@@ -225,14 +227,23 @@ class TransformersFolderLoader(FolderLoader):
         recorded = {"arch": facts.arch, "arch_args": facts.arch_args, "weights_key": facts.weights_key}
         return make_target(module, path.name, facts, sources, **recorded)
 
-    def _preprocessing(self, path: Path, config: Mapping[str, Any]) -> dict[str, Any]:
+    def _preprocessing(
+        self, path: Path, config: Mapping[str, Any], given: Sequence[int] | None = None
+    ) -> dict[str, Any]:
         file = path / "preprocessor_config.json"
         processor = read_json(file) if file.is_file() else {}
         channels = config.get("num_channels", 3)
-        size = _size(config.get("image_size"))
-        if processor.get("do_resize", True) and size is None:
-            size = _size(processor.get("crop_size") if processor.get("do_center_crop") else None)
-            size = size or _size(processor.get("size"))
+        size, prepared = _size(config.get("image_size")), None
+        if processor.get("do_resize", True):
+            prepared = _size(processor.get("crop_size") if processor.get("do_center_crop") else None)
+            prepared = prepared or _size(processor.get("size"))
+        if given is None and size and prepared and size != prepared:
+            log.warning(
+                "%s: its config.json is for images of %s, its preprocessor_config.json makes images of %s. The former "
+                "are used; for the latter, add --input-shape %s.",
+                *(path.name, size, prepared, ",".join(map(str, [channels, *prepared]))),
+            )
+        size = size or prepared
         facts: dict[str, Any] = {"input_shape": None if size is None else [channels, *size]}
         if processor:
             facts["crop_pct"] = _crop_pct(processor)

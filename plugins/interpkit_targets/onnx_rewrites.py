@@ -155,7 +155,7 @@ def class_names(model: Any) -> list[str] | None:
     tables = {tensor.name: tensor for tensor in model.graph.initializer}
     for node in model.graph.node:
         if node.op_type == "ZipMap":
-            labels = next(iter(attributes(node).values()), [])
+            labels: list[Any] = next(iter(attributes(node).values()), [])
         elif node.op_type == "ArrayFeatureExtractor" and node.input[0] in tables:
             labels = onnx.numpy_helper.to_array(tables[node.input[0]]).ravel().tolist()
         else:

@@ -726,7 +726,8 @@ def test_a_timm_folder_of_either_layout_loads_without_flags(
 ) -> None:
     module = seeded_module(lambda: timm.create_model("test_resnet", num_classes=5))
     pretrained = {"mean": [0.5, 0.4, 0.3], "std": [0.2, 0.3, 0.4], "input_size": [3, 32, 32], "num_classes": 5}
-    config: dict[str, Any] = {"architecture": "test_resnet", "num_classes": 5, "label_names": list("abcde")}
+    names = "label_names" if layout == "current" else "labels"
+    config: dict[str, Any] = {"architecture": "test_resnet", "num_classes": 5, names: list("abcde")}
     config |= {"num_features": module.num_features, "pretrained_cfg": pretrained} if layout == "current" else pretrained
     folder = write_config(tmp_path / "net", config)
     if weights.endswith(".bin"):

@@ -319,11 +319,17 @@ def test_unnamed_labels_are_named_by_their_numbers(labels: Any, good: bool) -> N
     ids=str,
 )
 def test_the_preprocessing_follows_both_configs(
-    main: dict[str, Any], processor: dict[str, Any] | None, facts: dict[str, Any], tmp_path: Path
+    main: dict[str, Any],
+    processor: dict[str, Any] | None,
+    facts: dict[str, Any],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     if processor is not None:
         config(tmp_path, processor, "preprocessor_config.json")
     found = folders.TransformersFolderLoader()._preprocessing(tmp_path, main)
+    doubtful = "image_size" in main and processor is not None
+    assert ("for the latter, add --input-shape 3,30,30" in caplog.text) == doubtful
     assert {name: found[name] for name in facts} == facts
     read = {"input_range", "mean", "std", "crop_pct"}
     assert set(found) == {"input_shape"} | (set() if processor is None else read)
