@@ -54,8 +54,8 @@ def evaluate(
         training: images that the target was trained on, likewise.
         canaries: a few images that it may remember, likewise; they are ranked among those of ``reference``.
         ood: images that it should refuse, without labels: any of these forms or a folder of pictures, resized where
-            they have another size; or (M, *input_shape) in [0, 1]. They are held against ``reference``, and must not
-            be images of it or of ``training``.
+            they have another size; or (M, *input_shape), uint8 or in [0, 1], of vectors in the units of the target's
+            input range. They are held against ``reference``, and must not be images of it or of ``training``.
         metrics: names of metrics; if left out all that have what they need, but for the slow (`Metric.on_request`).
         options: settings by ``METRIC.OPTION``.
         target: the classifier, for a run of one that was wrapped in memory.

@@ -203,9 +203,12 @@ def labelled_images(given: Data | None, what: str, target: Target) -> LabelledIm
 
 
 def _outliers(given: str | Path | Tensor | None, target: Target) -> Tensor | None:
-    """Load images that the target should refuse, in [0, 1]; those of another size are resized and cropped."""
-    if given is None or isinstance(given, Tensor):
-        return given
+    """Load images that the target should refuse, in [0, 1]; files of another size are resized and cropped."""
+    if isinstance(given, Tensor):
+        known = labelled_images((given, torch.zeros(len(given), dtype=torch.int64)), "ood", target)
+        return None if known is None else to_unit(known.images, target)
+    if given is None:
+        return None
     facts = target.description
     shape = facts.input_shape or target.input_shape
     return to_unit(load_unlabeled(str(given), shape, resize=True, crop_pct=facts.crop_pct), target)

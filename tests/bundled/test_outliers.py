@@ -148,3 +148,22 @@ def test_evaluate_resizes_outliers_of_another_size(run_copy: Path, tmp_path: Pat
         interpkit.evaluate(run, reference=real, training=strange, ood=strange)
     with pytest.raises(interpkit.UsageError, match="outliers are compared with held-out ones: add reference="):
         interpkit.evaluate(run, ood=torch.zeros(30, *shape))
+
+
+def test_outliers_in_memory_are_converted_and_checked_like_the_reference(
+    run_copy: Path, logits_as_inputs: Target
+) -> None:
+    rng = torch.Generator().manual_seed(0)
+    real, strange = (torch.randint(0, 256, (30, 1, 12, 12), dtype=torch.uint8, generator=rng) for _ in range(2))
+    known = real, torch.arange(30) % 3
+    by_bytes, by_floats = (
+        interpkit.evaluate(run_copy, reference=known, ood=images, metrics=["ood"])["ood"]
+        for images in (strange, strange / 255)
+    )
+    assert by_bytes == by_floats
+    with pytest.raises(interpkit.UsageError, match=r"ood has images from 0 to 255: pass uint8, or float in \[0, 1\]"):
+        interpkit.evaluate(run_copy, reference=known, ood=strange.float(), metrics=["ood"])
+    inversion = interpkit.invert(logits_as_inputs, ["pixels"], steps=1, per_class=1, losses={"tv": 0})
+    sure, unsure = torch.tensor([[2.0, -5.0, -5.0]]).repeat(20, 1), torch.tensor([[1.0, 0.0, 0.0]]).repeat(20, 1)
+    found = interpkit.evaluate(inversion, reference=(sure, torch.zeros(20)), ood=unsure, metrics=["ood"])["ood"]
+    assert found["probability"]["auroc"] == 1.0  # read in [0, 1] instead of -5 to 5, their logits would be 5, -5, -5
