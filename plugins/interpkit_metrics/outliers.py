@@ -138,8 +138,9 @@ class Outliers(Metric):
     Each score of familiarity s is computed for the reference and for the outliers (``--ood``):
 
     - ``probability``: the largest probability (Hendrycks & Gimpel 2017);
-    - ``energy``: :math:`\log \sum_k e^{z_k}` of the logits z, minus the energy of Liu et al. 2020;
-    - ``certainty``: 1 - `uncertainty`;
+    - ``energy``: :math:`\log \sum_k e^{z_k}` of the logits z, minus the energy of Liu et al. 2020. It is left out for
+      a target that outputs probabilities or their logarithms, for which the sum is 1 whatever the image;
+    - ``certainty``: 1 - `uncertainty`. It is left out for classes that do not exclude each other;
     - ``garbage``: 1 - the probability of the class named "garbage", where there is one (`Target.garbage`). The first
       two are then of the other classes, and ``certainty`` is negative where garbage is the most probable class.
 
@@ -184,6 +185,12 @@ class Outliers(Metric):
                 f"it requires at least {LEAST} images on both sides; there are {len(real)} and {len(strange)}."
             )
         scores = dict(SCORES)
+        if target.description.output in ("probs", "log_probs", "neg_log_probs"):
+            del scores["energy"]
+            study.leave_out("ood.energy", "it requires logits, and the classifier returns probabilities.")
+        if target.multi_label:
+            del scores["certainty"]
+            study.leave_out("ood.certainty", "it requires classes that exclude each other, and these do not.")
         found: dict[str, Any] = {"count": len(strange)}
         if (column := target.garbage) is not None:
             scores["garbage"] = lambda target, logits: 1 - target.probabilities(logits)[:, column]

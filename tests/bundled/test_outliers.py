@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -113,6 +114,22 @@ def test_a_garbage_class_is_a_score_of_its_own() -> None:
     assert (found["into_garbage"], found["reference_into_garbage"]) == (0.5, 0.0)
     scores = ("garbage", "probability", "energy", "certainty")
     assert [found[score]["auroc"] for score in scores] == [0.75] * 4  # half of them are like the reference
+
+
+@pytest.mark.parametrize(
+    ("module", "output", "left"),
+    [
+        (nn.Softmax(1), "probs", "energy"),
+        (nn.LogSoftmax(1), "log_probs", "energy"),
+        (nn.Identity(), "sigmoid_logits", "certainty"),
+    ],
+)
+def test_a_score_that_says_nothing_about_the_output_is_left_out(module: nn.Module, output: Any, left: str) -> None:
+    target = wrap(module, input_shape=(3,), output=output)
+    images = torch.rand(40, 3, generator=torch.Generator().manual_seed(0))
+    some = study(target, images, torch.zeros(40).long(), images.flip(0))
+    assert {"probability", "energy", "certainty"} - Outliers().measure(some)["ood"].keys() == {left}
+    assert some.left_out.keys() == {f"ood.{left}"}
 
 
 def test_the_report_has_a_table_of_the_scores() -> None:
