@@ -128,14 +128,16 @@ def _matched(judge: Target, target: Target) -> list[int] | None:
     """Return the evaluator's class for each of the target's; None if they are the same in the same order.
 
     They are if their number is the same, at least half of the names are where they should be and none is elsewhere, or
-    only numbers are known of one of them. Else names decide. Classes of a name that several have, and those that the
-    evaluator does not know, have no counterpart, for which the number of the evaluator's classes stands.
+    only numbers are known of one of them, which are not the other's names. Else names decide. Classes of a name that
+    several have, and those that the evaluator does not know, have no counterpart, for which the number of the
+    evaluator's classes stands.
 
     Raises:
         UsageError: no class has a counterpart.
     """
     ours, theirs = ([_plain(name) for name in classifier.class_names] for classifier in (target, judge))
-    same_number, named = len(ours) == len(theirs), not any(all(map(str.isdigit, names)) for names in (ours, theirs))
+    same_number, same_names = len(ours) == len(theirs), sorted(ours) == sorted(theirs)
+    named = same_names or not any(all(map(str.isdigit, names)) for names in (ours, theirs))
     counts, own_counts = Counter(theirs), Counter(ours)
     places = {name: label for label, name in enumerate(theirs) if counts[name] == 1}
     columns = [places.get(name, len(theirs)) if own_counts[name] == 1 else len(theirs) for name in ours]

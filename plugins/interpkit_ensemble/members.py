@@ -40,7 +40,7 @@ def load_members(paths: Sequence[str], target: Target) -> list[Target]:
                 "Members receive the same images as the target: name classifiers of that size."
             )
         ours, theirs = ([name.casefold() for name in one.class_names] for one in (target, member))
-        named = not any(all(map(str.isdigit, names)) for names in (ours, theirs))
+        named = sorted(ours) == sorted(theirs) or not any(all(map(str.isdigit, names)) for names in (ours, theirs))
         if len(ours) != len(theirs) or (named and ours != theirs) or member.multi_label != target.multi_label:
             raise UsageError(
                 f"the member {path} has {len(theirs)} classes ({', '.join(member.class_names[:4])}, ...); "

@@ -168,6 +168,23 @@ def test_a_member_with_the_same_number_of_other_classes_is_refused(two: list[str
         Disagreement(target, Disagreement.Options(members=two))
 
 
+def test_a_member_whose_names_are_the_targets_numbers_in_another_order_is_refused(
+    two: list[str], tiny_model: Path, tiny_module: Callable[..., nn.Module], tmp_path: Path
+) -> None:
+    arguments = {"input_shape": list(SHAPE), "num_classes": CLASSES, "widths": [4], "hidden": 8}
+    sorted_otherwise = interpkit.save_target(
+        tiny_module(3),
+        tmp_path / "other.safetensors",
+        architecture="interpkit:cnn",
+        arch_args=arguments,
+        input_shape=SHAPE,
+        class_names=["0", "10", "2"],
+    )
+    target = load_target(tiny_model, class_names=["0", "2", "10"])
+    with pytest.raises(UsageError, match=r"has 3 classes \(0, 10, 2, ...\); tiny has 3 \(0, 2, 10, ...\)"):
+        Disagreement(target, Disagreement.Options(members=[str(sorted_otherwise), two[0]]))
+
+
 def test_data_without_an_image_of_a_class_are_refused_unless_the_answers_are_taught(tiny_target: Target) -> None:
     images, labels = toy_models.Pictures(SHAPE, CLASSES).draw(30, 1)
     some = LabelledImages(images[labels > 0], labels[labels > 0])

@@ -66,6 +66,12 @@ def test_classes_in_another_order_are_matched_by_name(caplog: pytest.LogCaptureF
     assert "the evaluator judge is matched in 3 of 3 classes by name." in caplog.text
 
 
+def test_numbers_as_names_in_another_order_are_matched_too(caplog: pytest.LogCaptureFixture) -> None:
+    judge = adapted(reader("0", "1", "10", "2", of=4), identity("0", "1", "2", "10"))  # as folders are sorted
+    assert judge(torch.tensor([[1.0, 2.0, 3.0, 4.0]])).tolist() == [[1.0, 2.0, 4.0, 3.0]]
+    assert "the evaluator judge is matched in 4 of 4 classes by name." in caplog.text
+
+
 def test_more_classes_stay_in_the_choice_and_missing_ones_have_no_logit(caplog: pytest.LogCaptureFixture) -> None:
     judge = adapted(reader("owl", "cat", "cow", "fox", of=4), identity("cat", "dog", "owl", "ape"))
     (logits,) = judge(torch.tensor([[1.0, 2.0, 3.0, 4.0]])).tolist()
