@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,9 @@ MOST_CLASSES = 1000
 
 def write_comparison(runs: Mapping[str, Run | str | Path], path: str | Path) -> Path:
     """Write a self-contained HTML page that shows runs side by side; the classifiers are not needed.
+
+    Vectors are drawn as bars, signals as a row of bars per channel, and volumes by their middle slice, those of one
+    shape on one scale.
 
     Args:
         runs: two or more runs, keyed by the headings of their columns.
@@ -54,7 +58,8 @@ def write_comparison(runs: Mapping[str, Run | str | Path], path: str | Path) -> 
         raise UsageError(f"{path} cannot be written: name a file in a folder that exists.")
     refuse_run_files(path)
     opened = {name: run if isinstance(run, Run) else Run.open(Path(run)) for name, run in runs.items()}
-    columns = [_column(name, run, of_classes.CHARACTERS / len(runs)) for name, run in opened.items()]
+    ends = _ends(opened.values())
+    columns = [_column(name, run, of_classes.CHARACTERS / len(runs), ends) for name, run in opened.items()]
     figures = [flattened(column["metrics"]) for column in columns]
     labels = sorted({label for column in columns for label in column["cells"]})
     counts = [sum(len(column["cells"].get(label, [])) for column in columns) for label in labels]
@@ -79,14 +84,33 @@ def write_comparison(runs: Mapping[str, Run | str | Path], path: str | Path) -> 
     return path
 
 
-def _column(heading: str, run: Run, budget: float) -> dict[str, Any]:
+def _ends(runs: Iterable[Run]) -> dict[tuple[int, ...], Tensor]:
+    """Return the lowest and the highest values, (M, D), of the vectors of all runs, by their shape."""
+    found: dict[tuple[int, ...], list[Tensor]] = {}
+    for run in runs:
+        images = _stored(run / "samples.safetensors")[0]
+        if shape := _shape(run, images):
+            found.setdefault(shape, []).extend((images.amin(0), images.amax(0)))
+    return {shape: torch.stack(values) for shape, values in found.items()}
+
+
+def _shape(run: Run, images: Tensor) -> tuple[int, ...]:
+    """Return the shape that vectors, signals and volumes have for the classifier; nothing for images."""
+    if images.dim() == 4:
+        return ()
+    shape = tuple(run.recipe().target.input_shape or ())
+    return shape if math.prod(shape) == images.shape[1] else tuple(images.shape[1:])
+
+
+def _column(heading: str, run: Run, budget: float, ends: Mapping[tuple[int, ...], Tensor]) -> dict[str, Any]:
     """Return the content of a run's column; ``cells`` has its pictures and the target's confidence by class."""
     metrics, manifest = run.metrics(), run.manifest()
     images, labels, confidence = _stored(run / "samples.safetensors")
     classes = labels.unique().tolist()[:MOST_CLASSES]
     shown = min(SHOWN, max(1, MOST // len(classes)))
     rows = {k: (labels == k).nonzero()[:shown, 0] for k in classes}
-    drawn = encode.drawable(images)[torch.cat(list(rows.values()))]
+    shape = _shape(run, images)
+    drawn = encode.drawable(images[torch.cat(list(rows.values()))], ends.get(shape), shape)
     cells: dict[int, list[tuple[str, float]]] = {k: [] for k in rows}
     order = [(k, row) for k, some in rows.items() for row in some.tolist()]
     for (label, row), uri in zip(order, encode.encode(drawn, budget), strict=True):

@@ -713,6 +713,20 @@ def test_a_comparison_needs_no_classifier_and_takes_vectors(tmp_path: Path, run_
         interpkit.write_comparison({"images": run_copy}, tmp_path / "page.html")
 
 
+def test_signals_are_compared_as_rows_of_bars_on_one_scale(tmp_path: Path) -> None:
+    target = interpkit.wrap(nn.Sequential(nn.Flatten(), nn.Linear(12, 2)), (3, 4))
+    signals = torch.rand(4, 12, generator=torch.Generator().manual_seed(0))
+    labels, runs = torch.tensor([0, 0, 1, 1]), {}
+    recipe = Recipe(device="cpu", precision="fp32", target=target.description)
+    for name, images in (("all", signals), ("half", signals / 2)):
+        runs[name] = ImageInversion(target, recipe, [], images, labels).save(tmp_path / name)
+    page = read(interpkit.write_comparison(runs, tmp_path / "page.html"))
+    expected = encode.drawable(torch.cat([signals, signals / 2]), shape=(3, 4))
+    order = [0, 1, 4, 5, 2, 3, 6, 7]  # class by class, the runs side by side
+    for picture, wanted in zip(page.pictures(), expected[order], strict=True):
+        assert torch.equal(decode(picture["src"]), wanted[0])
+
+
 def test_concepts_and_units_are_shown_with_what_their_figures_mean(tmp_path: Path, tiny_model: Path) -> None:
     target = interpkit.units(interpkit.load_target(tiny_model), ["0:1", "0:2"])
     inversion = interpkit.invert(target, ["pixels"], steps=2, device="cpu")
