@@ -43,6 +43,7 @@ class AdaptedTarget(TargetAround):
         self.size, self.columns, self.changes = size, columns, changes
         self.input_shape = target.input_shape if size is None else (target.input_shape[0], *size)
         self.num_classes, self.class_names = len(class_names), class_names
+        self.lacks = frozenset(label for label, column in enumerate(columns or ()) if column == target.num_classes)
         facts = {"input_shape": self.input_shape, "num_classes": self.num_classes, "class_names": class_names}
         self.description = target.description.model_copy(update=facts)
 

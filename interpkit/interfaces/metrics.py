@@ -55,7 +55,7 @@ class Study:
         canaries: images that the target may remember, likewise.
         outliers: images that the target should refuse, (M, *input_shape) in [0, 1]; None if there are none.
         evaluators: independent classifiers for the same classes, by name. One that does not have all of them has a
-            logit of -inf for the others.
+            logit of -inf for the others, which `Target.lacks` names.
         seed: random seed of `rng`.
         device: the device that the classifiers run on.
         most: the number of images that they run on at a time; as many as fit into memory if omitted.

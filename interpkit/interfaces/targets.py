@@ -92,6 +92,7 @@ class Target(nn.Module, ABC):
         origin: the file or folder that the classifier was loaded from; None if it was wrapped in memory.
         sources: the origin of each entry of ``description``, in a few words.
         no_gradient: why no gradient passes from the logits to the images; empty if one does.
+        lacks: the classes, by number, that it cannot answer, whose logit is always -inf; see `Study`.
 
     Example:
         >>> import torch
@@ -114,6 +115,7 @@ class Target(nn.Module, ABC):
     origin: Path | None = None
     sources: dict[str, str]
     no_gradient: str = ""
+    lacks: frozenset[int] = frozenset()
 
     @abstractmethod
     def forward(self, images: Tensor) -> Tensor:

@@ -216,7 +216,7 @@ class Agreement(Metric):
             logits = torch.cat([study.look(judge, blurred(part, sigma)).logits for part in parts])
         else:
             logits = study.response(judge, which).logits
-        return judge.accepts(logits, labels), logits.gather(1, labels[:, None])[:, 0] > -torch.inf
+        return judge.accepts(logits, labels), ~torch.isin(labels, torch.tensor([*judge.lacks], dtype=torch.int64))
 
 
 def blurred(images: Tensor, sigma: float) -> Tensor:

@@ -263,6 +263,19 @@ def test_agreement_is_counted_for_each_evaluator_and_class() -> None:
     )
 
 
+def test_samples_that_an_evaluator_rules_out_count_against_the_agreement() -> None:
+    class RulesOut(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            return (200 * images.flatten(1)[:, :3]).softmax(1).log()  # -inf for all but the largest
+
+    images = torch.zeros(4, *SHAPE)
+    images.view(4, -1)[:, 1] = 1
+    judge = wrap(RulesOut(), SHAPE, output="logits")
+    study = study_of(images, torch.tensor([0, 0, 1, 1]), evaluators={"judge": judge})
+    (row,) = Agreement().measure(study)["evaluators"]
+    assert (row["agreement"], row["agreement_interval"]) == (0.5, wilson(2, 4))
+
+
 class Edges(nn.Module):
     """Sees only the finest detail: class 1 if neighboring pixels differ, else class 0."""
 

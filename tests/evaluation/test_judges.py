@@ -76,6 +76,7 @@ def test_more_classes_stay_in_the_choice_and_missing_ones_have_no_logit(caplog: 
     judge = adapted(reader("owl", "cat", "cow", "fox", of=4), identity("cat", "dog", "owl", "ape"))
     (logits,) = judge(torch.tensor([[1.0, 2.0, 3.0, 4.0]])).tolist()
     assert logits == [2.0, -torch.inf, 1.0, -torch.inf, 3.0, 4.0]
+    assert judge.lacks == {1, 3}
     assert judge.class_names == ["cat", "dog", "owl", "ape", "cow", "fox"] and judge.num_classes == 6
     assert "2 of 4 classes by name; it does not evaluate samples of dog (1), ape (3)." in caplog.text
 
