@@ -155,9 +155,10 @@ def moved(images: Tensor, rng: torch.Generator) -> Tensor:
 
     angle, shear = draw(math.radians(ROTATION)), draw(SHEAR)
     across, down = 1 + draw(SCALE), 1 + draw(SCALE)
+    ratio = images.shape[2] / images.shape[3]  # affine_grid's coordinates run from -1 to 1 on both axes
     rows = [
-        torch.stack([across * angle.cos(), shear - down * angle.sin(), 2 * draw(SHIFT)], 1),
-        torch.stack([across * angle.sin(), down * angle.cos(), 2 * draw(SHIFT)], 1),
+        torch.stack([across * angle.cos(), (shear - down * angle.sin()) * ratio, 2 * draw(SHIFT)], 1),
+        torch.stack([across * angle.sin() / ratio, down * angle.cos(), 2 * draw(SHIFT)], 1),
     ]
     where = F.affine_grid(torch.stack(rows, 1).to(images.device), list(images.shape), align_corners=False)
     return F.grid_sample(images, where, padding_mode="border", align_corners=False)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 import interpkit
 from interpkit import ImageInversion, LabelledImages, Lesson, Recipe, Target, teach, wrap
+from interpkit.evaluation import teaching
 from interpkit.evaluation.teaching import graded
 
 SHAPE = (1, 8, 8)
@@ -43,6 +44,14 @@ def test_a_student_learns_what_the_samples_show(target: Target, lesson: dict[str
     figures = graded(student, target, LabelledImages(*halves(60)))
     assert figures["target_accuracy"] == 1.0
     assert figures["student_accuracy"] == figures["fidelity"] > 0.95
+
+
+def test_a_wide_image_is_moved_as_part_of_a_square_would_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(teaching, "SHIFT", 0.0)  # which is a share of the side
+    square = torch.rand(8, 1, 48, 48, generator=torch.Generator().manual_seed(0))
+    square[:, :, :18] = square[:, :, 30:] = 0
+    whole, wide = (teaching.moved(images, torch.Generator().manual_seed(1)) for images in (square, square[:, :, 12:36]))
+    assert torch.allclose(whole[:, :, 12:36], wide, atol=1e-4)
 
 
 def test_labels_that_do_not_exclude_each_other_are_learned_with_their_level() -> None:
