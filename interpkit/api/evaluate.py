@@ -17,7 +17,7 @@ from interpkit.interfaces.inversions import Inversion
 from interpkit.interfaces.metrics import Study
 from interpkit.interfaces.samples import to_unit
 from interpkit.interfaces.targets import Target
-from interpkit.io.atomic import to_json, write_atomically
+from interpkit.io.atomic import digest, to_json, write_atomically
 from interpkit.io.datasets import refuse_shared
 from interpkit.runtime.autograd import with_autograd
 from interpkit.runtime.devices import choose_device
@@ -139,6 +139,11 @@ def evaluate(
         sources = {
             name: str(d) if isinstance(d, str | Path) else "in memory" for name, d in data.items() if d is not None
         }
+        # A name may stand for other data than before: "in memory", or a file that was written again.
+        read = {"reference": reference_images, "training": training_images, "canaries": canary_images}
+        sources |= {f"{name}.sha256": known.sha256()[:16] for name, known in read.items() if known is not None}
+        if outliers is not None:
+            sources["ood.sha256"] = digest({"images": outliers})[:16]
         found = measured(study, chosen, old, sources)
         changes = {name: judge.changes for name, judge in judges.items() if isinstance(judge, AdaptedTarget)}
         own_data = [(m, m.options) for m in chosen if isinstance(m.options, ReadingOptions) and m.options.data]

@@ -71,7 +71,8 @@ def measured(
     """Return ``old`` metrics updated with those of a study.
 
     A metric that fails is listed in ``left_out`` with the reason, and the others are still measured. Old figures are
-    dropped, and listed there too, where ``sources`` names other data than those that they were measured on.
+    dropped, and listed there too, where ``sources`` names other data than those that they were measured on, or states
+    another ``KIND.sha256``; a digest that was not recorded then is not compared.
     """
     old = old or {}
     names = study.target.class_names
@@ -126,7 +127,7 @@ def _outdated(
 
     Each metric that needs data may use the reference too.
     """
-    changed = {kind for kind, data in sources.items() if before.get(kind, data) != data}
+    changed = {kind.partition(".")[0] for kind, data in sources.items() if before.get(kind, data) != data}
     now = {metric.name for metric in measured_now}
     others = [entry.item for entry in installed().registry.entries("metric") if entry.name not in now]
     return [cls for cls in others if changed & set(cls.needs) or (cls.needs and "reference" in changed)]

@@ -327,6 +327,8 @@ class Remembers(Says):
         ({"reference": "a.npz"}, set()),
         ({"reference": "b.npz"}, {"judges", "remembers"}),
         ({"reference": "a.npz", "training": "d.npz"}, {"remembers"}),
+        ({"training": "c.npz", "training.sha256": "changed"}, {"remembers"}),
+        ({"reference": "a.npz", "reference.sha256": "not known before"}, set()),
     ],
 )
 def test_figures_on_other_data_than_the_present_are_dropped(
@@ -338,7 +340,7 @@ def test_figures_on_other_data_than_the_present_are_dropped(
         "judges": 1,
         "remembers": 1,
         "per_class": [{"label": 1, "remembers": 1}],
-        "measured_on": {"reference": "a.npz", "training": "c.npz"},
+        "measured_on": {"reference": "a.npz", "training": "c.npz", "training.sha256": "as before"},
     }
     found = measured(Study(tiny_target, samples_of([1, 0])), [Draws()], old, sources)
     assert {"says", "judges", "remembers"} - found.keys() == stale == found.get("left_out", {}).keys()
@@ -353,10 +355,22 @@ def test_what_was_measured_before_stays_recorded(run_copy: Path, tmp_path: Path,
     settings = {"reference.k": 3, "robustness.samples": 20, "robustness.steps": 2}
     interpkit.evaluate(run_copy, reference=one, options=settings)
     again = interpkit.evaluate(run_copy, metrics=["robustness"], options={"robustness.samples": 21})
-    assert again["measured_on"] == {"reference": one, "options": {"reference.k": 3, "robustness.samples": 21}}
+    assert again["measured_on"] == {
+        "reference": one,
+        "reference.sha256": LabelledImages(images, labels).sha256()[:16],
+        "options": {"reference.k": 3, "robustness.samples": 21},
+    }
     other = interpkit.evaluate(run_copy, reference=two, metrics=["calibration"])
     assert other["measured_on"]["reference"] == two and "reference" not in other
     assert "other data" in other["left_out"]["reference"] and other["robustness"]["count"] == 21
+
+
+def test_figures_on_data_that_changed_under_the_same_name_are_dropped(run_copy: Path, reference: Any) -> None:
+    images, labels = reference
+    assert "reference" in interpkit.evaluate(run_copy, reference=reference, metrics=["reference"])
+    assert "reference" in interpkit.evaluate(run_copy, reference=reference, metrics=["calibration"])
+    other = interpkit.evaluate(run_copy, reference=(1 - images, labels), metrics=["calibration"])
+    assert "reference" not in other and "other data" in other["left_out"]["reference"]
 
 
 def test_a_metric_that_fails_is_listed_with_the_reason_and_others_are_measured(
