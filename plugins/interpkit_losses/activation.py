@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import logging
+
 from pydantic import Field
 from torch import Tensor
 
 import interpkit
 from interpkit import InversionBatch, InversionLoss, Target
+
+log = logging.getLogger("interpkit")
 
 
 class Activation(InversionLoss):
@@ -17,8 +21,10 @@ class Activation(InversionLoss):
     z are the target's logits and K_b the label of image b; with `interpkit.units`, that is a unit. If units are named
     by the option, K_b are these, the same for all images, and z are their logits as `interpkit.units` defines them:
     so a class can be inverted with them excited. asinh(z) is z for small z and log(2 z) for large ones, so that no
-    image dominates. Unbounded below: combine it with terms such as ``tv`` that keep the images smooth. Source:
-    activation maximization (Erhan et al. 2009), here for batches of several units.
+    image dominates. Unbounded below: combine it with terms such as ``tv`` that keep the images smooth. The classes of a
+    target that outputs probabilities p are an exception: z is log p, so L is at least 0, and a variant of the
+    cross-entropy; a warning says so. Source: activation maximization (Erhan et al. 2009), here for batches of several
+    units.
 
     Example:
         >>> import torch
@@ -43,6 +49,13 @@ class Activation(InversionLoss):
     def __init__(self, target: Target, options: Options | None = None) -> None:
         super().__init__(target, options)
         self.units = interpkit.Units(target, self.options.units) if self.options.units else None
+        facts = target.description
+        if not (self.units or facts.units) and facts.output in ("probs", "log_probs", "neg_log_probs"):
+            log.warning(
+                "the loss 'activation' excites logits, and %s returns probabilities, whose logarithms replace them: "
+                "it asks for no more than the loss 'ce' does. Wrap the model without its softmax to excite the logits.",
+                target.name,
+            )
 
     def layers(self, target: Target) -> list[str]:
         """Return the layers of the units."""

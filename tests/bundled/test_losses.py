@@ -28,7 +28,7 @@ from interpkit_losses.variety import Cosine, Orthogonality, Spread
 from interpkit_losses.weights import Stationarity
 from torch import Tensor, nn
 
-from interpkit import Condition, InversionBatch, InversionLoss, Preset, Target, UsageError, testing, units, wrap
+from interpkit import Condition, InversionBatch, InversionLoss, Preset, Target, UsageError, invert, testing, units, wrap
 
 BatchOf = Callable[..., InversionBatch]
 
@@ -862,6 +862,17 @@ def test_activation_is_asinh_of_the_requested_logit_without_a_bound() -> None:
     target = wrap(nn.Identity(), input_shape=(2,))
     found = testing.evaluate_loss(Activation(target), target, logits, labels=[0, 1])
     assert found.item() == pytest.approx(-(math.asinh(3) + math.asinh(100)) / 2, rel=1e-5)
+
+
+def test_activation_of_probabilities_is_warned_of_as_it_is_bounded(caplog: pytest.LogCaptureFixture) -> None:
+    net = nn.Sequential(nn.Linear(3, 5), nn.Softmax(1))
+    likely = wrap(net, input_shape=(3,))
+    Activation(wrap(net[0], input_shape=(3,)))
+    Activation(units(likely, ["0:1"]))
+    Activation(likely, Activation.Options(units=["0:1"]))
+    assert not caplog.records
+    invert(likely, ["pixels", "excite"], steps=1, losses={"tv": 0})
+    assert caplog.text.count("the loss 'activation' excites logits, and Sequential returns probabilities") == 1
 
 
 def test_activation_of_named_units_does_not_depend_on_the_label() -> None:
