@@ -16,7 +16,11 @@ if TYPE_CHECKING:
 
 
 class Loader(ABC):
-    """Reads classifiers of one file format."""
+    """Reads classifiers of one file format.
+
+    The first loader that accepts a file reads it. Loaders of plugin files are asked first, then those of installed
+    packages, and the bundled ones last, so that yours may replace a bundled one for some files.
+    """
 
     name: ClassVar[str]
     help: ClassVar[str] = ""

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from interpkit.config.recipe import LoadOptions, TargetOptions, target_facts, validated
-from interpkit.errors import ModelError, PluginError, UsageError, did_you_mean
+from interpkit.errors import DISTRIBUTION, ModelError, PluginError, UsageError, did_you_mean
 from interpkit.interfaces import contracts
 from interpkit.interfaces.loaders import Loader
 from interpkit.interfaces.targets import Target
@@ -56,8 +56,12 @@ def load_target(path: str | Path, **options: Unpack[LoadOptions]) -> Target:
 
 
 def loader_of(path: Path) -> Entry | None:
-    """Return the first of the registered loaders that accepts the file or folder; a loader that fails is skipped."""
-    for entry in installed().registry.entries("loader"):
+    """Return the first loader that accepts the file or folder; a loader that fails is skipped.
+
+    Those of plugin files are asked first, then those of other packages, and the bundled ones last.
+    """
+    loaders = installed().registry.entries("loader")
+    for entry in sorted(loaders, key=lambda entry: (entry.package == DISTRIBUTION, entry.package != "")):
         try:
             with contracts.blamed(entry.item):
                 if entry.item.accepts(path):

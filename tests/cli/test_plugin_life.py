@@ -20,6 +20,7 @@ from interpkit import PluginError, UsageError
 from interpkit.cli import app
 from interpkit.config.recipe import read_toml
 from interpkit.plugins.discovery import Plugins
+from interpkit.plugins.loading import loader_of
 from interpkit.runs.folder import Run
 
 Process = Callable[..., Any]
@@ -408,12 +409,27 @@ def test_a_loader_that_fails_is_named_and_takes_no_other_with_it(
 ) -> None:
     register = interpkit.hookimpl(lambda registry: registry.add(FaultyLoader))
     plugins.add("a-first", lambda: type("Module", (), {"register": staticmethod(register)}))
-    plugins.registry._entries.sort(key=lambda entry: entry.owner)  # as if it had been found before the others
     assert interpkit.load_target(tiny_model).num_classes == 3
     assert "the loader 'faulty' of the plugin 'a-first' failed: ValueError: how odd (" in caplog.text
     (tmp_path / "x.odd").touch()
     with pytest.raises(PluginError, match=r"'faulty' of the plugin 'a-first' .*load returns a Target, not NoneType"):
         interpkit.load_target(tmp_path / "x.odd")
+
+
+def test_loaders_of_plugin_files_are_asked_first_and_the_bundled_ones_last(plugins: Plugins, tiny_model: Path) -> None:
+    class Greedy(FaultyLoader):
+        name = "greedy"
+
+        def accepts(self, path: Path) -> bool:
+            return True
+
+    register = interpkit.hookimpl(lambda registry: registry.add(Greedy))
+    for owner, package in (("of-a-package", "other"), ("of-a-file", "")):
+        plugins.add(owner, lambda: type("Module", (), {"register": staticmethod(register)}), package=package)
+    for owner in ("of-a-file", "of-a-package", "targets"):
+        entry = loader_of(tiny_model)
+        assert entry is not None and entry.owner == owner
+        plugins.registry.remove(owner)
 
 
 def test_a_run_means_by_a_name_what_it_meant_when_it_was_made(add_plugin: Any, run_copy: Path) -> None:
