@@ -59,6 +59,7 @@ def harden(
     from interpkit.errors import UsageError
     from interpkit.plugins import loading
 
+    options.load_plugin_files(plugin)
     if out.exists() and not (force or resume):
         raise UsageError(f"{out} exists: name another file, or add --force; --resume continues an interrupted one.")
     found = api.harden(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from typer.testing import CliRunner, Result
 
 import interpkit
 from interpkit.cli import app
+from interpkit.plugins.discovery import Plugins
 
 
 def cli(*arguments: str | Path) -> Result:
@@ -46,6 +48,21 @@ def test_a_classifier_becomes_one_with_a_garbage_class(tiny_model: Path, data: P
     assert replaced.stdout.strip() == str(out)
     resumed = cli(tiny_model, *short, "--resume")
     assert resumed.exit_code == 1 and "there is nothing to resume" in resumed.stderr, resumed.output
+
+
+def test_a_plugin_file_is_loaded_before_the_classifier(
+    plugins: Plugins, tiny_model: Path, data: Path, tmp_path: Path
+) -> None:
+    mine = tmp_path / "mine.py"
+    mine.write_text(
+        "import interpkit\nclass Own(interpkit.Loader):\n    name = 'own'\n"
+        "    def accepts(self, path): return path.suffix == '.own'\n"
+        "    def load(self, path, options): raise interpkit.ModelError('read by its own loader')\n"
+        "@interpkit.hookimpl\ndef register(registry): registry.add(Own)\n"
+    )
+    model = shutil.copy(tiny_model, tmp_path / "model.own")
+    result = cli(model, "--data", data, "--out", tmp_path / "hard.safetensors", "--plugin", mine)
+    assert result.exit_code == 3 and "read by its own loader" in result.stderr, result.output
 
 
 def test_a_preset_is_required(tiny_model: Path, data: Path, tmp_path: Path) -> None:
