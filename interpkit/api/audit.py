@@ -119,7 +119,8 @@ def audit(
         training: images that the classifier was trained on, likewise, for tests of what it remembers.
         tests: names of tests; if omitted, all that have what they need, but for those of `Audit.on_request`.
         options: settings by ``TEST.OPTION``.
-        presets: presets that make the samples of a classifier; the plugins' own if omitted.
+        presets: presets that make the samples of a classifier, without a run or a reference; the plugins' own if
+            omitted.
         per_class: the number of images of each class.
         seed: random seed.
         device: device to compute on.
@@ -146,6 +147,11 @@ def audit(
     if isinstance(model, Inversion):
         inversion = model
         model = inversion.target
+    if presets and (inversion is not None or reference is not None):
+        source = "samples of the run" if reference is None else "images of the reference"
+        raise UsageError(
+            f"presets make samples, and this audit uses the {source}: leave {setting('preset', presets[0])} out."
+        )
     target = model if isinstance(model, Target) else load_target(model)
     everything = [c for c in range(target.num_classes) if c != target.garbage]
     if len(everything) < 2:

@@ -277,6 +277,15 @@ def test_tests_on_request_are_made_if_they_are_named() -> None:
     assert list(named["tests"]) == ["sturdiness", "likeness"]
 
 
+def test_a_preset_that_would_make_no_samples_is_refused() -> None:
+    target = linear()
+    inversion = interpkit.ImageInversion(target, interpkit.Recipe(device="cpu"), [], *images_of(target))
+    with pytest.raises(UsageError, match=r"this audit uses the samples of the run: leave presets=\['vecmta'\] out"):
+        interpkit.audit(inversion, tests=["patch"], presets=["vecmta"], device="cpu")
+    with pytest.raises(UsageError, match="this audit uses the images of the reference"):
+        quick(target, presets=["vecmat"])
+
+
 # ---------------------------------------------------------------------------------- tests of others
 
 
