@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -136,6 +137,10 @@ def harden(
         raise UsageError(
             f"hardening requires at least 1 step, 1 epoch, 12 samples and a share to stop at up to 1, not {steps}, "
             f"{epochs}, {samples} and {stop_at}."
+        )
+    if not 0 < rate < math.inf:
+        raise UsageError(
+            f"{setting('rate', rate)}: a learning rate is above 0 and finite, e.g. {setting('rate', 1e-3)}."
         )
     file = None if out is None else target_path(out)
     if not isinstance(target, Target):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -240,6 +241,9 @@ def test_what_to_invert_with_is_checked_before_the_training(
         harden(tiny_model, data)
     with pytest.raises(UsageError, match="at least 1 step"):
         harden(tiny_model, data, steps=0)
+    for rate in (-1.0, 0.0, math.nan, math.inf):
+        with pytest.raises(UsageError, match=r"a learning rate is above 0 and finite, e\.g\. rate=0\.001"):
+            harden(tiny_model, data, ["vecmat"], rate=rate)
 
 
 def test_a_classifier_that_cannot_be_retrained_is_refused(tiny_target: Target, data: Data) -> None:
