@@ -213,7 +213,8 @@ def prepare(
             *(target.class_names[target.garbage], setting("labels", [*range(target.num_classes)])),
         )
         layers.append({"labels": [label for label in range(target.num_classes) if label != target.garbage]})
-    settings, vectors = list((options or {}).items()), len(target.input_shape) == 1
+    settings = [(known_plugins.settled_key(key), value) for key, value in (options or {}).items()]
+    vectors = len(target.input_shape) == 1
     batch_norm = has_batch_norm(target)
     expanded = _expanded(layers, vectors, batch_norm)
     recipe = compose(expanded, settings)
@@ -238,6 +239,9 @@ def prepare(
     if resume_from is None:
         for doubt in preprocessing.doubts(target):
             log.warning(doubt)
+        idle = assembly.without_effect(job.recipe, known_plugins)
+        if idle:
+            log.warning("the inverter %r does not use %s", job.recipe.inverter.name, listed(idle))
     if config is not None and resume_from is None:
         with suppress(RunError):  # the file is not in a run folder
             Run(Path(config).parent).changed_since(job.recipe, target)
@@ -322,9 +326,9 @@ def _numbers(labels: Any, target: Target) -> Any:
 
 
 def _expanded(layers: Sequence[Layer | Preset], vectors: bool = False, batch_norm: bool = True) -> list[Layer]:
-    """Return the layers, with the fragments of presets for a classifier of this kind."""
+    """Return the layers, with the fragments of presets for a classifier of this kind, and one name per component."""
     return [
-        part
+        installed().settled(part)
         for layer in layers
         for part in (layer.layers(vectors, batch_norm) if isinstance(layer, Preset) else [layer])
     ]

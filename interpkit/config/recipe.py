@@ -457,13 +457,14 @@ class Preset:
 def merge(base: Layer, over: Layer) -> dict[str, Any]:
     """Merge one fragment into another: tables are merged key by key, other values are replaced.
 
-    A component with another name replaces the whole table, because the old options do not apply to it.
+    A component with another name replaces the whole table, because the old options do not apply to it. Options without
+    a name are those of the component that the other fragment names.
     """
     merged: dict[str, Any] = copy.deepcopy(dict(base))
     for key, value in over.items():
         old = merged.get(key)
         if isinstance(old, Mapping) and isinstance(value, Mapping):
-            another = "name" in value and value["name"] != old.get("name")
+            another = "name" in value and old.get("name", value["name"]) != value["name"]
             merged[key] = copy.deepcopy(dict(value)) if another else merge(old, value)
         else:
             merged[key] = copy.deepcopy(value)

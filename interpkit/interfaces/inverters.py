@@ -25,7 +25,8 @@ class Inverter(Component, ABC):
 
     options: Options
     needs: ClassVar[tuple[str, ...]] = ()
-    """The parts that a recipe must specify, from ``conditioner``, ``generator`` and ``loss``."""
+    """The parts that it uses and a recipe must specify, from ``conditioner``, ``generator`` and ``loss``; a run warns
+    of any others in its recipe, which have no effect."""
     needs_conditioner: ClassVar[type[Conditioner] | None] = None
     """The class of the only conditioner that it accepts, if it has one of its own; any will do if None."""
     needs_gradient: ClassVar[bool] = True

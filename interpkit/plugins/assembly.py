@@ -98,6 +98,17 @@ def trains_generator(recipe: Recipe, plugins: Plugins) -> bool:
     return "generator" in plugins.component("inverter", recipe.inverter.name).needs
 
 
+def without_effect(recipe: Recipe, plugins: Plugins) -> list[str]:
+    """Return what the recipe sets for its inverter and the inverter does not use, as presets may leave it there."""
+    used = ("inverter", *plugins.component("inverter", recipe.inverter.name).needs)
+    parts = [(kind, part.name) for kind, part in _parts(recipe)]
+    parts += [("loss", name) for name, term in recipe.losses.items() if term.weight > 0]
+    idle = [f"the {kind} {name!r}" for kind, name in parts if kind not in used]
+    if recipe.classes_per_batch is not None and "generator" not in used:
+        idle.append(setting("classes_per_batch", recipe.classes_per_batch))
+    return idle
+
+
 def build(recipe: Recipe, target: Target, plugins: Plugins) -> tuple[Inverter, Parts]:
     """Build the parts of a resolved recipe, with weights from torch's global generator; a misfit is a `UsageError`."""
     built = inverter(recipe, plugins)

@@ -293,7 +293,7 @@ class Plugins:
         """
 
         def full(kind: str, name: str) -> str:
-            alike = [entry for entry in self.registry.entries(kind) if entry.is_called(name)]
+            alike = self._called(kind, name)
             if len(alike) > 1:
                 for fits in meant:
                     fitting = [entry for entry in alike if fits(entry)]
@@ -301,13 +301,29 @@ class Plugins:
                         return fitting[0].full_name
             return name
 
-        layer = dict(layer)
-        for kind in ("inverter", "conditioner", "generator"):
-            if isinstance(layer.get(kind), Mapping) and "name" in layer[kind]:
-                layer[kind] = {**layer[kind], "name": full(kind, layer[kind]["name"])}
-        if isinstance(layer.get("losses"), Mapping):
-            layer["losses"] = {full("loss", name): term for name, term in layer["losses"].items()}
-        return layer
+        return _renamed(layer, full)
+
+    def settled(self, layer: Layer) -> dict[str, Any]:
+        """Return a fragment of a recipe with one name for each component, so that fragments can be merged by name.
+
+        That is its own name, or its full name where several plugins use its own.
+        """
+        return _renamed(layer, self._settled_name)
+
+    def settled_key(self, key: str) -> str:
+        """Return a setting's key ``COMPONENT.OPTION`` with the name that `settled` gives to the component."""
+        name, dot, option = key.rpartition(".")
+        for kind in (*_SLOTS, "loss"):
+            name = self._settled_name(kind, name)
+        return f"{name}{dot}{option}"
+
+    def _settled_name(self, kind: str, name: str) -> str:
+        found = self._called(kind, name)
+        names = (found[0].name, found[0].full_name) if len(found) == 1 else ()
+        return next((known for known in names if self._called(kind, known) == found), name)
+
+    def _called(self, kind: str, name: str) -> list[Entry]:
+        return [entry for entry in self.registry.entries(kind) if entry.is_called(name)]
 
     def raise_if_broken(self, name: str) -> None:
         """Raise a `PluginError` if the plugin ``name``, or the one in ``plugin:component``, is broken or disabled."""
@@ -345,6 +361,20 @@ class Plugins:
         if not plugins:
             return None
         return PluginError(f"the plugin {plugins[-1].name!r} failed: {with_place(error, plugins[-1].module)}")
+
+
+_SLOTS = ("inverter", "conditioner", "generator")
+
+
+def _renamed(layer: Layer, rename: Callable[[str, str], str]) -> dict[str, Any]:
+    """Return a fragment of a recipe in which each component has the name that ``rename(kind, name)`` returns."""
+    layer = dict(layer)
+    for kind in _SLOTS:
+        if isinstance(layer.get(kind), Mapping) and "name" in layer[kind]:
+            layer[kind] = {**layer[kind], "name": rename(kind, layer[kind]["name"])}
+    if isinstance(layer.get("losses"), Mapping):
+        layer["losses"] = {rename("loss", name): term for name, term in layer["losses"].items()}
+    return layer
 
 
 # ------------------------------------------------------------------------------------ which to load

@@ -97,6 +97,11 @@ def test_a_component_of_another_name_replaces_all_options_of_the_old() -> None:
     assert merge(base, {"conditioner": {"max_side": 8}}) == kept
 
 
+def test_options_before_the_name_of_their_component_are_its_own() -> None:
+    merged = merge({"generator": {"latent": 64}}, {"generator": {"name": "upconv", "width": 8}})
+    assert merged == {"generator": {"latent": 64, "name": "upconv", "width": 8}}
+
+
 @given(fragments)
 def test_merging_with_nothing_or_itself_changes_nothing(fragment: dict[str, Any]) -> None:
     assert merge(fragment, {}) == merge({}, fragment) == merge(fragment, fragment) == fragment
@@ -152,6 +157,48 @@ def test_each_layer_wins_over_the_one_before(tmp_path: Path, tiny_model: Path) -
     assert recipe(["vecmat"], losses={"kl": 2.0}, options={"kl.weight": 3.0}).losses["kl"].weight == 3.0  # --set last
     assert recipe(options={"upconv.width": 7}).generator.options["width"] == 7
     assert recipe(steps=6).steps == 6
+
+
+def test_a_full_name_means_the_component_that_another_layer_calls_by_its_short_name(tiny_model: Path) -> None:
+    recipe = prepare(
+        tiny_model,
+        ["vecmat"],
+        conditioner="interpkit:vecmat",
+        losses={"interpkit:ce": 0.0, "losses:kl": 2.0},
+        options={"vecmat.temperature": 0.5, "interpkit:cosine.weight": 3.0},
+    ).recipe
+    assert recipe.conditioner is not None and recipe.conditioner.name == "vecmat"
+    assert recipe.conditioner.options["temperature"] == 0.5
+    assert {name: term.weight for name, term in recipe.losses.items()} == {"kl": 2.0, "ce": 0.0, "cosine": 3.0}
+
+
+def test_a_name_that_two_plugins_use_stays_full(add_plugin: Callable[..., None], tiny_model: Path) -> None:
+    class Mine(interpkit.InversionLoss):
+        """Mean brightness."""
+
+        name = "ce"
+
+        def forward(self, batch: interpkit.InversionBatch) -> torch.Tensor:
+            return batch.images.mean()
+
+    add_plugin(Mine)
+    losses = {"network-inversion:ce": 0.5, "mine:ce": 2.0}
+    recipe = prepare(tiny_model, ["vecmat"], losses=losses, options={"mine:ce.weight": 3.0}).recipe
+    weights = {name: term.weight for name, term in recipe.losses.items()}
+    assert weights == {"kl": 1.0, "losses:ce": 0.5, "cosine": 1.0, "mine:ce": 3.0}
+
+
+def test_parts_that_the_inverter_does_not_use_are_named(tiny_model: Path, caplog: pytest.LogCaptureFixture) -> None:
+    prepare(tiny_model, ["vecmat"], inverter="pixels", classes_per_batch=2)
+    expected = "'pixels' does not use the conditioner 'vecmat', the generator 'upconv', classes_per_batch=2"
+    assert expected in caplog.text
+    caplog.clear()
+    prepare(tiny_model, ["evolution"], losses={"tv": 5.0, "ce": 0.0})
+    assert "'evolution' does not use the loss 'tv'" in caplog.text and "'ce'" not in caplog.text
+    caplog.clear()
+    for preset in ("vecmat", "pixels"):
+        prepare(tiny_model, [preset])
+    assert "does not use" not in caplog.text
 
 
 def test_presets_typed_apply_left_to_right(tiny_model: Path) -> None:
