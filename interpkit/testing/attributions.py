@@ -67,12 +67,16 @@ def home(cls: Any) -> tuple[Target, Tensor, Tensor]:
     return case(*setting)
 
 
-def linear(cls: Any) -> Iterator[tuple[toy_models.LinearTarget, Tensor, Tensor, Tensor]]:
-    """Yield the linear targets that the method supports, with images, classes and maps."""
+def linear(cls: Any, level: float = 0.0) -> Iterator[tuple[toy_models.LinearTarget, Tensor, Tensor, Tensor]]:
+    """Yield the linear targets that the method supports, with images, classes and maps for a baseline of this level."""
     cases = [
         (toy_models.LinearTarget(shape, 3), toy_models.images_of(shape, BATCH), torch.arange(BATCH)) for shape in FLAT
     ]
-    return toy_models.accepted(functools.partial(attributed, cls), cases, needed=False)
+
+    def maps(target: Target, images: Tensor, classes: Tensor) -> Tensor:
+        return attributed(cls, target, images, classes, baselines=torch.full_like(images[:1], level))
+
+    return toy_models.accepted(maps, cases, needed=False)
 
 
 @promised("attribution", "enlarge a layer's map to the image, one per channel; or raise interpkit.UsageError")
@@ -99,18 +103,18 @@ def signs(cls: Any) -> None:
             expect((agree > 0).all(), f"on a linear classifier of {target.input_shape} they have the opposite sign")
 
 
-@promised("attribution", "fix the sum, or remove complete = True")
+@promised("attribution", "fix the sum, which depends on context.baselines, or remove complete = True")
 def complete(cls: Any) -> None:
     """If it declares complete = True, a map sums to the image's score minus the baselines' mean score.
 
     It does so exactly on a linear classifier.
     """
-    if cls.complete:
-        for target, images, classes, maps in linear(cls):
-            scores = target(images).gather(1, classes[:, None])[:, 0]
+    for level in (0.0, 0.75) if cls.complete else ():
+        for target, images, classes, maps in linear(cls, level):
+            scores = (target(images) - target(torch.full_like(images, level))).gather(1, classes[:, None])[:, 0]
             apart = (maps.flatten(1).sum(1) - scores).abs().max().item()
             most = 1e-3 * (1 + scores.abs().max().item())
-            expect(apart <= most, f"a map's sum differs from its image's score by {apart:.3g}")
+            expect(apart <= most, f"for a baseline of {level:g} a map's sum is {apart:.3g} away from what it explains")
 
 
 @promised("attribution", "fix the scale, or remove local = True")

@@ -239,7 +239,12 @@ def bf16(target: Target) -> None:
 
 @promised("target", "see that its gradient points the right way: compare it with finite differences")
 def converges(target: Target) -> None:
-    """It can be inverted: in a short inversion the cross-entropy of the class asked for falls."""
+    """It can be inverted: in a short inversion the cross-entropy of the class asked for falls.
+
+    One that says by `no_gradient` why it has no gradient is not tried.
+    """
+    if target.no_gradient:
+        return
     history = toy_models.invert(target).history
     first, last = history[0].loss, history[-1].loss
     expect(last < first, f"cross-entropy went from {first:.4g} to {last:.4g}")
@@ -310,18 +315,29 @@ def target_kept(component: Any) -> None:
 def user_wins(component: Any) -> None:
     """What the user says of a classifier wins over what its file says."""
     with example_of(component) as (loader, path, options):
-        count = loader.load(path, options).num_classes
-        names = [f"class number {label}" for label in range(count)]
-        said = options.model_copy(update={"class_names": names})
-        found = loader.load(path, said).class_names
-        expect(list(found) == names, f"class names {found[:2]} in place of {names[:2]}, as the user says")
+        usual = loader.load(path, options)
+        channels = (usual.description.input_shape or usual.input_shape)[0]
+        said = {
+            "class_names": [f"class number {label}" for label in range(usual.num_classes)],
+            "mean": [0.3] * channels,
+            "std": [0.7] * channels,
+            "input_range": (0.0, 2.0),
+            "family": "said",
+        }
+        target = loader.load(path, options.model_copy(update=said))
+        found = {**dict(target.description), "class_names": list(target.class_names)}
+        lost = [
+            f"{fact} {found[fact]!r:.60} in place of {said[fact]!r:.60}" for fact in said if found[fact] != said[fact]
+        ]
+        expect(not lost, f"{', '.join(lost)}, as the user says")
 
 
 @promised("loader", "catch what the format's library raises, and raise interpkit.ModelError with what to do")
 def refuses_torn(component: Any) -> None:
     """A file that is torn or empty is refused by a ModelError."""
     with example_of(component) as (loader, path, options):
-        file = max(path.rglob("*") if path.is_dir() else [path], key=lambda part: part.stat().st_size)
+        files = filter(Path.is_file, path.rglob("*")) if path.is_dir() else [path]
+        file = max(files, key=lambda part: part.stat().st_size)
         content = file.read_bytes()
         for what, left in (("torn", content[: len(content) // 2]), ("empty", b"")):
             file.write_bytes(left)

@@ -816,6 +816,15 @@ class AttributionComplete(RightAttribution):
         return 1.5 * super().attribute(*arguments)
 
 
+class OfNoBaseline(RightAttribution):
+    """Complete for a black baseline alone."""
+
+    name = "of-no-baseline"
+
+    def attribute(self, target: Any, images: Tensor, classes: Tensor, context: Any) -> Tensor:
+        return images * self.slope(images, classes, context.scores)
+
+
 @breaks("attribution", "local")
 class AttributionLocal(Incomplete):
     local = True
@@ -1106,6 +1115,33 @@ class LoaderUserWins(RightLoader):
         return {}
 
 
+class LoaderOfNames(RightLoader):
+    """It passes the names of classes on, and no other fact."""
+
+    name = "of-names"
+
+    def said(self, options: TargetOptions) -> dict[str, Any]:
+        return {"class_names": options.class_names}
+
+
+class LoaderOfFolders(RightLoader):
+    """It reads a folder with a folder in it."""
+
+    name = "of-folders"
+
+    @staticmethod
+    def example(folder: Path) -> Path:
+        (folder / "net" / "more").mkdir(parents=True)
+        RightLoader.example(folder / "net")
+        return folder / "net"
+
+    def accepts(self, path: Path) -> bool:
+        return (path / "net.linear.json").is_file()
+
+    def read(self, path: Path) -> Any:
+        return super().read(path / "net.linear.json")
+
+
 @breaks("loader", "refuses-torn")
 class LoaderRefusesTorn(RightLoader):
     def read(self, path: Path) -> Any:
@@ -1298,6 +1334,25 @@ def test_a_planted_fault_fails_exactly_its_check(kind: str, check: str) -> None:
     found = broken(made(kind, FAULTY[kind, check]))
     assert list(found) == [check], found
     assert found[check].strip()
+
+
+@pytest.mark.parametrize(("component", "check"), [(OfNoBaseline, "complete"), (LoaderOfNames, "user-wins")])
+def test_a_fault_in_one_case_alone_fails_its_check(component: Any, check: str) -> None:
+    assert list(broken(component)) == [check]
+
+
+def test_a_folder_in_the_folder_that_a_loader_reads_is_not_torn() -> None:
+    assert broken(LoaderOfFolders) == {}
+
+
+def test_a_target_that_says_why_it_has_no_gradient_passes_all_checks() -> None:
+    class Rounded(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x.detach())
+
+    target = interpkit.wrap(Rounded(4, 3), (4,))
+    assert target.no_gradient
+    assert broken(target) == {}
 
 
 @pytest.mark.parametrize("kind", [*COMPONENTS, "loader", "target"])
