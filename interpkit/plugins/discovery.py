@@ -24,6 +24,7 @@ from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from traceback import walk_tb
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import pluggy
@@ -172,7 +173,7 @@ class Plugins:
             if (known.file, known.sha256, known.error) == (path, plugin.sha256, None):
                 return known
             self._forget(known.name)
-        self._add(plugin, lambda: _import_file(path))
+        self._add(plugin, lambda: import_file(path, _module_of(path)))
         self.raise_if_broken(plugin.name)
         return plugin
 
@@ -530,8 +531,8 @@ def _module_of(file: Path) -> str:
     return f"interpkit_file_{file.stem}"
 
 
-def _import_file(path: Path) -> object:
-    name = _module_of(path)
+def import_file(path: Path, name: str) -> ModuleType:
+    """Import a file as the module ``name``; it may import the modules beside it."""
     spec = importlib.util.spec_from_loader(name, _Uncached(name, str(path)))
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)

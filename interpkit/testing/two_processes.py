@@ -7,7 +7,6 @@ needed, and serve until the process that started them ends.
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import inspect
 import multiprocessing
 import os
@@ -19,10 +18,13 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from multiprocessing.connection import Connection, wait
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from interpkit.errors import first_line
+from interpkit.plugins.discovery import import_file
+from interpkit.testing import checks
 from interpkit.testing.checks import Broken
 
 SECONDS = 60.0
@@ -31,6 +33,8 @@ START_SECONDS = 600.0
 """How long the two may take to start, with the import of torch, on a machine that is busy with other things."""
 GRACE_SECONDS = 1.0
 """How long the other process may go on once one has failed; it may wait for the failed one in vain."""
+SCRIPT = "interpkit_checked_script"
+"""The name that the main script has in the other processes, where ``__main__`` is another."""
 _pairs: list[_Pair] = []
 """The two processes that are running; empty or one pair."""
 
@@ -48,21 +52,28 @@ class Importable:
         """Return the way to import a class.
 
         Raises:
-            Broken: there is none, as it was made inside a function.
+            Broken: there is none, as it was made inside a function or in no file.
         """
         if "<locals>" in thing.__qualname__:
             raise Broken(f"{thing.__qualname__} is defined inside a function, where no other process can import it")
-        return cls(thing.__module__, thing.__qualname__, inspect.getfile(thing))
+        try:
+            file = inspect.getfile(thing)
+        except (OSError, TypeError) as error:
+            raise Broken(
+                f"{thing.__qualname__} is in no file, so no other process can import it: if it is in a notebook, move "
+                f"it into a file of Python and import it"
+            ) from error
+        return cls(SCRIPT if thing.__module__ == "__main__" else thing.__module__, thing.__qualname__, file)
 
     def load(self) -> Any:
-        """Import the class."""
+        """Import the class; its module may run checks itself, of which none runs here."""
+        checks.only_importing = True
         try:
             found: Any = importlib.import_module(self.module)
-        except ImportError:  # a test's module, say, which pytest has under a name of its own
-            spec = importlib.util.spec_from_file_location(self.module, self.file)
-            assert spec is not None and spec.loader is not None
-            found = sys.modules[self.module] = importlib.util.module_from_spec(spec)
-            spec.loader.exec_module(found)
+        except ImportError:  # a script, a plugin file, or a test's module, which pytest has under a name of its own
+            found = import_file(Path(self.file), self.module)
+        finally:
+            checks.only_importing = False
         for name in self.name.split("."):
             found = getattr(found, name)
         return found

@@ -7,7 +7,8 @@ import os
 import random
 import re
 import signal
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -23,7 +24,7 @@ from interpkit.cli import app
 from interpkit.testing import parts, toy_models
 from interpkit.testing.checks import Broken
 from interpkit.testing.second_device import SECOND, OtherDeviceError, second_device
-from interpkit.testing.two_processes import Importable, in_both
+from interpkit.testing.two_processes import SCRIPT, Importable, in_both
 
 pytest_plugins = ["pytester"]
 
@@ -349,6 +350,48 @@ def test_a_class_inside_a_function_cannot_be_checked_in_two_processes() -> None:
     found = {o.check.name: o.detail for o in testing.outcomes(Hidden) if o.status == "broken"}
     assert set(found) == {"picklable", "two-processes"}
     assert "defined inside a function" in found["two-processes"]
+
+
+INK = """
+from shade import dark
+import interpkit
+from interpkit import testing
+
+class Ink(interpkit.InversionLoss):
+    def forward(self, batch):
+        return dark(batch.images.sum())
+
+testing.check_loss(Ink)  # which fails: it is a sum, and has no name
+"""
+
+
+@pytest.fixture
+def script(tmp_path: Path) -> Iterator[Path]:
+    """Return a script that checks its own class as it runs, and imports a module beside it."""
+    (tmp_path / "shade.py").write_text("def dark(value):\n    return -value\n")
+    (tmp_path / "ink.py").write_text(INK)
+    yield tmp_path / "ink.py"
+    for name in (SCRIPT, "interpkit_file_ink", "shade"):
+        sys.modules.pop(name, None)
+
+
+@pytest.mark.parametrize("module", [SCRIPT, "interpkit_file_ink"])
+def test_a_class_of_a_script_or_a_plugin_file_is_imported_without_its_checks(script: Path, module: str) -> None:
+    assert issubclass(Importable(module, "Ink", str(script)).load(), InversionLoss)
+    assert str(script.parent) not in sys.path
+    with pytest.raises(testing.CheckFailed):  # elsewhere checks run
+        testing.check_loss(Sum)
+
+
+def test_a_class_of_the_main_script_is_imported_from_its_file() -> None:
+    made = Importable.of(type("Made", (Brightness,), {"__module__": "__main__"}))
+    assert made.module == SCRIPT and made.file == sys.modules["__main__"].__file__
+
+
+def test_a_class_of_a_notebook_cannot_be_checked_in_two_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(sys.modules["__main__"], "__file__")
+    with pytest.raises(Broken, match=r"Made is in no file, .* move it into a file of Python"):
+        Importable.of(type("Made", (Brightness,), {"__module__": "__main__"}))
 
 
 # ------------------------------------------------------------------------------------------- the shell
