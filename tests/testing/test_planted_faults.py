@@ -471,6 +471,15 @@ class LossBatchMean(RightLoss):
         return super().forward(batch) * len(batch.images)
 
 
+class NormOfBatch(RightLoss):
+    """It grows with the root of the batch."""
+
+    name = "norm-of-batch"
+
+    def forward(self, batch: Any) -> Tensor:
+        return super().forward(batch) + batch.images.norm()
+
+
 @breaks("loss", "target-untouched")
 class LossTargetUntouched(RightLoss):
     def __init__(self, target: Any, options: Any = None) -> None:
@@ -1336,7 +1345,9 @@ def test_a_planted_fault_fails_exactly_its_check(kind: str, check: str) -> None:
     assert found[check].strip()
 
 
-@pytest.mark.parametrize(("component", "check"), [(OfNoBaseline, "complete"), (LoaderOfNames, "user-wins")])
+@pytest.mark.parametrize(
+    ("component", "check"), [(NormOfBatch, "batch-mean"), (OfNoBaseline, "complete"), (LoaderOfNames, "user-wins")]
+)
 def test_a_fault_in_one_case_alone_fails_its_check(component: Any, check: str) -> None:
     assert list(broken(component)) == [check]
 
