@@ -17,14 +17,20 @@ import typer
 from interpkit import _version
 from interpkit.cli import console, options
 from interpkit.cli.signals import INTERRUPTED, on_stop
-from interpkit.errors import InterpkitError, PluginError, RunError, in_shell
+from interpkit.errors import InterpkitError, PluginError, RunError, in_shell, listed
 from interpkit.runtime import torchrun
 
 PLUGIN_COMMANDS = "interpkit.commands"
 
 
-def _plugin_commands() -> dict[str, importlib.metadata.EntryPoint]:
-    return {point.name: point for point in importlib.metadata.entry_points(group=PLUGIN_COMMANDS)}
+def _plugin_command(name: str) -> importlib.metadata.EntryPoint | None:
+    """Return the plugins' command of this name, if there is one; a `PluginError` if there are several."""
+    points = importlib.metadata.entry_points(group=PLUGIN_COMMANDS, name=name)
+    found = {point.value: point for point in points}
+    if len(found) > 1:
+        owners = sorted(f"{point.dist.name} ({value})" if point.dist else value for value, point in found.items())
+        raise PluginError(f"several packages have a command {name!r}: {listed(owners)}. Uninstall all but one of them.")
+    return next(iter(found.values()), None)
 
 
 class Commands(options.Group):
@@ -48,7 +54,7 @@ class Commands(options.Group):
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         """Return interpkit's own command, else a plugin's, imported only now."""
         command = super().get_command(ctx, cmd_name)
-        point = None if command else _plugin_commands().get(cmd_name)
+        point = None if command else _plugin_command(cmd_name)
         if point is None:
             return command
         try:

@@ -378,6 +378,19 @@ def test_a_recipe_cannot_have_a_file_loaded(plugin_file: Path, plugins: Plugins,
 # -------------------------------------------------------------------------------------------- faults
 
 
+def test_a_command_of_two_packages_is_refused_and_both_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for package in ("one", "two"):
+        info = tmp_path / f"{package}-1.0.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: 1.0\n")
+        (info / "entry_points.txt").write_text(f"[interpkit.commands]\ngreet = {package}_commands:app\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    words = r"several packages have a command 'greet': one \(one_commands:app\), two .* Uninstall all but one of them\."
+    fails(4, words, "greet")
+
+
 def test_a_plugin_that_fails_outside_the_loop_ends_with_4_and_is_named(
     tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
