@@ -148,8 +148,8 @@ class Rules(_Part):
         Numbers have enough digits that the hyperplane moves by about 1/10,000 of the features' ranges at most.
         """
         spans = zip(plane.normal, self.ranges, strict=True)
-        largest = max(abs(plane.offset), *(abs(n) * max(abs(low), abs(high)) for n, (low, high) in spans))
-        digits = 4 + max(0, round(math.log10(largest)))
+        largest = max(1.0, abs(plane.offset), *(abs(n) * max(abs(low), abs(high)) for n, (low, high) in spans))
+        digits = 4 + round(math.log10(largest))
         influence = [abs(n) * (high - low) for n, (low, high) in zip(plane.normal, self.ranges, strict=True)]
         order = sorted(range(len(influence)), key=lambda i: -influence[i])
         shown = [i for i in order if plane.normal[i]][:MOST_TERMS]
