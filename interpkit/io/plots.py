@@ -42,7 +42,7 @@ def to_html(sentence: str, images: Tensor, labels: Tensor, names: Sequence[str])
 
 
 def sample_figure(images: Tensor, labels: Tensor, names: Sequence[str], shape: Sequence[int] = ()) -> Figure:
-    """Return a figure of samples, one row per class.
+    """Return a figure of samples, one row per class; vectors and signals are drawn on one scale.
 
     Args:
         images: (N, *input_shape) in [0, 1], the same number of each class.
@@ -53,7 +53,8 @@ def sample_figure(images: Tensor, labels: Tensor, names: Sequence[str], shape: S
     classes = labels.unique().tolist()
     per_class = len(labels) // len(classes)
     figure = ShownFigure(figsize=(0.8 * per_class + 1, 0.8 * len(classes)), layout="compressed")
-    axes = figure.subplots(len(classes), per_class, squeeze=False)
+    drawn_as_numbers = images.dim() == 2 and len(shape) != 4
+    axes = figure.subplots(len(classes), per_class, squeeze=False, sharey=drawn_as_numbers)
     for row, label in zip(axes, classes, strict=True):
         for place, image in zip(row, images[labels == label], strict=True):
             place.set(xticks=[], yticks=[])

@@ -70,6 +70,7 @@ def write_comparison(runs: Mapping[str, Run | str | Path], path: str | Path) -> 
         columns=columns,
         labels=labels[:MOST_CLASSES],
         left_out=len(labels[MOST_CLASSES:]),
+        legends=dict.fromkeys(column["legend"] for column in columns if column["legend"]),
         titles=[f"{title} of {c['name']}" for c in columns for title in c["figures"].titles],
         searched=len(labels) > of_classes.SEARCHED,
         layout=of_classes.layout(max(column["size"][0] for column in columns), counts),
@@ -128,6 +129,7 @@ def _column(heading: str, run: Run, budget: float, ends: Mapping[tuple[int, ...]
         "cells": cells,
         "figures": of_classes.figures(metrics),
         "size": drawn.shape[:1:-1],
+        "legend": encode.legend(images, shape),
     }
 
 

@@ -55,6 +55,19 @@ def drawable(images: Tensor, among: Tensor | None = None, shape: Sequence[int] =
     return bars.flatten(3).flatten(1, 2)[:, None].to(torch.uint8) * 255
 
 
+def legend(images: Tensor, shape: Sequence[int] = ()) -> str:
+    """Return how to read what `drawable` draws; empty for images."""
+    if images.dim() == 4:
+        return ""
+    if len(shape) == 4:
+        return "A picture is the middle slice of a volume. Black is the lowest value of all samples, white the highest."
+    drawn, part = ("row of bars", "channel") if len(shape) == 2 else ("bar", "feature")
+    return (
+        f"Each {drawn} is a {part}. A bar shows where the value stands between the lowest and the highest of that "
+        f"{part} in all samples; values beyond them are cut off."
+    )
+
+
 def encode(images: Tensor | Sequence[Tensor], budget: float) -> list[str]:
     """Return images, N of (C, H, W) uint8, as ``data:`` URIs, the best that fit into a budget of characters.
 

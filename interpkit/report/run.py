@@ -128,7 +128,8 @@ def render_report(
     names = target.class_names
     beside = ([] if reference is None else [_nearest(samples, reference, target)]) + _attributions(run, samples)
     each = of_classes.CHARACTERS / (len(samples.labels) + sum(len(kind.images) for kind in beside))
-    drawn = encode.drawable(samples.images, shape=inversion.target.description.input_shape or ())
+    shape = target.description.input_shape or ()
+    drawn = encode.drawable(samples.images, shape=shape)
     rows = {label: (samples.labels == label).nonzero()[:, 0].tolist() for label in classes}
     page = render(
         "report.html",
@@ -137,6 +138,7 @@ def render_report(
         warnings=warnings.warnings(metrics),
         worst=doubts.worst(metrics),
         names=names,
+        legend=encode.legend(samples.images, shape),
         units=UNITS if isinstance(target, UnitTarget) else "",
         concepts=_concepts(run, inversion),
         groups=[{"label": label, "name": names[label], "rows": rows[label]} for label in classes],

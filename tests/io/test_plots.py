@@ -71,7 +71,9 @@ def test_inversions_of_vectors_and_of_few_images_are_shown() -> None:
     job = {"plugins": ["vecmat"], "generator": "dense", "steps": 2, "batch_size": 4}
     vectors = interpkit.invert(target, **job)  # type: ignore[arg-type]
     assert _Parts(vectors._repr_html_()).images == []
-    assert len(vectors.figure(2).axes[0].patches) == 5
+    figure = vectors.figure(2)
+    assert len(figure.axes[0].patches) == 5
+    assert len({place.get_ylim() for place in figure.axes}) == 1
     pictures = interpkit.wrap(nn.Sequential(nn.Flatten(), nn.Linear(16, 2)), (1, 4, 4))
     few = ImageInversion(pictures, vectors.recipe, [], torch.rand(4, 1, 4, 4), torch.tensor([0, 1, 0, 1]))
     assert "of 4 samples" in _Parts(few._repr_html_()).words

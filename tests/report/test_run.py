@@ -502,6 +502,21 @@ def test_vectors_are_shown_as_bars_beside_their_nearest(add_plugin: Callable[...
         assert torch.equal(decode(nearest["uris"][place]), decode(images[row]["src"]))
     assert len(page.all("img", "strip")) == 6
     assert page.all("pre")[0][1].startswith("interpkit.invert(target, config=")
+    assert any("Each bar is a feature." in text for _, text in page.all("p", "note"))
+
+
+@pytest.mark.parametrize(
+    ("images", "shape", "words"),
+    [
+        (torch.zeros(1, 1, 2, 2), (1, 2, 2), ""),
+        (torch.zeros(1, 4), (4,), "that feature in all samples"),
+        (torch.zeros(1, 4), (2, 2), "that channel in all samples"),
+        (torch.zeros(1, 4), (1, 1, 2, 2), "middle slice"),
+    ],
+)
+def test_a_legend_says_how_vectors_are_scaled(images: torch.Tensor, shape: tuple[int, ...], words: str) -> None:
+    said = encode.legend(images, shape)
+    assert words in said and bool(said) == bool(words)
 
 
 # ------------------------------------------------------------------------------------------ sections
@@ -721,6 +736,7 @@ def test_signals_are_compared_as_rows_of_bars_on_one_scale(tmp_path: Path) -> No
     for name, images in (("all", signals), ("half", signals / 2)):
         runs[name] = ImageInversion(target, recipe, [], images, labels).save(tmp_path / name)
     page = read(interpkit.write_comparison(runs, tmp_path / "page.html"))
+    assert len([text for _, text in page.all("p", "note") if "Each row of bars is a channel." in text]) == 1
     expected = encode.drawable(torch.cat([signals, signals / 2]), shape=(3, 4))
     order = [0, 1, 4, 5, 2, 3, 6, 7]  # class by class, the runs side by side
     for picture, wanted in zip(page.pictures(), expected[order], strict=True):
