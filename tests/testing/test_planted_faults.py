@@ -852,7 +852,7 @@ class AttributionExplainsClass(RightAttribution):
 @breaks("attribution", "explains-scores")
 class AttributionExplainsScores(RightAttribution):
     def attribute(self, target: Any, images: Tensor, classes: Tensor, context: Any) -> Tensor:
-        return images * self.slope(images, classes, target)
+        return (images - context.baselines.mean(0)) * self.slope(images, classes, target)
 
 
 @breaks("attribution", "image-alone")
