@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import ctypes
 import logging
+import mmap
 import os
 import platform
 from itertools import chain
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -65,6 +66,8 @@ def _multiplies_bf16(device: torch.device) -> bool:
 
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
+MOST_FREE = 2**30
+"""Bytes of freed memory that a process keeps between the pieces of a batch."""
 
 
 def keep_freed_memory(device: torch.device) -> bool:
@@ -76,8 +79,36 @@ def keep_freed_memory(device: torch.device) -> bool:
     decided = any(name.startswith("MALLOC_") for name in os.environ)
     if device.type != "cpu" or decided or platform.libc_ver()[0] != "glibc":
         return False
-    mallopt = ctypes.CDLL(None).mallopt  # a threshold would not do: blocks over 32 MiB are mapped under any
-    return bool(mallopt(M_MMAP_MAX, 0) and mallopt(M_TRIM_THRESHOLD, 2**31 - 1))
+    libc = ctypes.CDLL(None)
+    # A threshold would not do: blocks over 32 MiB are mapped under any.
+    kept = bool(libc.mallopt(M_MMAP_MAX, 0) and libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1))
+    if kept and hasattr(libc, "mallinfo2"):  # from glibc 2.33 on
+        libc.mallinfo2.restype = _Heap
+        _heaps[:] = [libc]
+    return kept
+
+
+class _Heap(ctypes.Structure):
+    """What glibc knows of its memory, in bytes; ``uordblks`` is in use."""
+
+    _fields_ = [("before", 7 * ctypes.c_size_t), ("uordblks", ctypes.c_size_t), ("after", 2 * ctypes.c_size_t)]
+
+
+_heaps: list[Any] = []
+"""The C library, if this process keeps freed memory; empty or one."""
+
+
+def bound_freed_memory() -> None:
+    """Return memory that `keep_freed_memory` keeps to the system, once it is more than `MOST_FREE`.
+
+    Call this between pieces of work that leave something behind: what they leave splits the free blocks, which then are
+    too small for the next piece, so that memory would grow with the number of pieces.
+    """
+    for libc in _heaps:
+        with open("/proc/self/statm", encoding="ascii") as file:
+            _, resident, shared = (int(pages) * mmap.PAGESIZE for pages in file.read().split()[:3])
+        if resident - shared - libc.mallinfo2().uordblks > MOST_FREE:
+            libc.malloc_trim(0)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

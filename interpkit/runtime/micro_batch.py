@@ -11,6 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
 from interpkit.runtime import progress
+from interpkit.runtime.devices import bound_freed_memory
 
 
 def in_micro_batches(
@@ -35,6 +36,7 @@ def in_micro_batches(
 
     def counted(piece: Tensor) -> Any:
         nonlocal made
+        bound_freed_memory()
         result = make(piece)
         again, made = made >= len(rows), made + len(piece)
         words = f"{what}, and once more for the gradient" if again else what

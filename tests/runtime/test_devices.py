@@ -29,6 +29,28 @@ assert keep_freed_memory(torch.device("cpu"))
 assert taken() - before > 150 << 20
 """
 
+BOUNDED = """
+import pathlib, torch
+from interpkit.runtime import devices
+
+def taken():
+    return int(pathlib.Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+devices.keep_freed_memory(torch.device("cpu"))
+small = []
+for size in (100, 80, 60):  # what is left behind splits the free blocks
+    large = torch.ones(size << 20, dtype=torch.uint8)
+    small.append(torch.ones(1 << 20, dtype=torch.uint8))
+    del large
+before = taken()
+devices.bound_freed_memory()
+assert before - taken() < 1 << 20, "less is free than may be"
+devices.MOST_FREE = 50 << 20
+devices.bound_freed_memory()
+assert before - taken() > 60 << 20
+assert all(part.all() for part in small)
+"""
+
 
 def unset() -> dict[str, str]:
     """Return the environment without the variables that affect memory."""
@@ -38,6 +60,12 @@ def unset() -> dict[str, str]:
 @pytest.mark.skipif(not GLIBC, reason="another C library")
 def test_memory_that_was_freed_stays_with_the_process():
     done = subprocess.run([sys.executable, "-c", KEPT], env=unset(), capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.skipif(not GLIBC, reason="another C library")
+def test_what_is_freed_between_the_pieces_of_a_batch_is_bounded():
+    done = subprocess.run([sys.executable, "-c", BOUNDED], env=unset(), capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
