@@ -204,25 +204,25 @@ def prepare(
         conditions = "requested" if begun is None else begun.conditions
         layers.insert(0, {"conditions": conditions})
     if not isinstance(target, Target):
-        target = loading.load(Path(target), compose(_expanded(layers)).target)
+        target = loading.load(Path(target), compose(_expanded(layers, begun)).target)
     if labels is not None:
         layers.append({"labels": _numbers(labels, target)})
-    elif target.garbage is not None and begun is None and compose(_expanded(layers)).labels is None:
+    elif target.garbage is not None and begun is None and compose(_expanded(layers, begun)).labels is None:
         log.warning(
             "the class %r stands for no class and is left out; to invert it too: %s",
             *(target.class_names[target.garbage], setting("labels", [*range(target.num_classes)])),
         )
         layers.append({"labels": [label for label in range(target.num_classes) if label != target.garbage]})
-    settings = [(known_plugins.settled_key(key), value) for key, value in (options or {}).items()]
+    settings = [(known_plugins.settled_key(key, begun), value) for key, value in (options or {}).items()]
     vectors = len(target.input_shape) == 1
     batch_norm = has_batch_norm(target)
-    expanded = _expanded(layers, vectors, batch_norm)
+    expanded = _expanded(layers, begun, vectors, batch_norm)
     recipe = compose(expanded, settings)
     if data is not None:
         settings.append((_reader(recipe, known_plugins), str(data)))
         recipe = compose(expanded, settings)
     if vectors:
-        _tell_changes(compose(_expanded(layers)), recipe)
+        _tell_changes(compose(_expanded(layers, begun)), recipe)
     changed = [layer.name for layer in layers if isinstance(layer, Preset) and layer.without_batch_norm]
     if changed and not batch_norm:
         log.info("%s has no batch norm with statistics, which changes the preset %s", target.name, listed(changed))
@@ -325,10 +325,12 @@ def _numbers(labels: Any, target: Target) -> Any:
     return list(map(number, labels))
 
 
-def _expanded(layers: Sequence[Layer | Preset], vectors: bool = False, batch_norm: bool = True) -> list[Layer]:
+def _expanded(
+    layers: Sequence[Layer | Preset], begun: Recipe | None, vectors: bool = False, batch_norm: bool = True
+) -> list[Layer]:
     """Return the layers, with the fragments of presets for a classifier of this kind, and one name per component."""
     return [
-        installed().settled(part)
+        installed().settled(part, begun)
         for layer in layers
         for part in (layer.layers(vectors, batch_norm) if isinstance(layer, Preset) else [layer])
     ]

@@ -36,10 +36,14 @@ def compare(
     metrics = [run.metrics() for run in opened]
     figures = [flattened(column) for column in metrics]
     measured_on = [column.get("measured_on", {}) for column in metrics]
-    if len({json.dumps(on, sort_keys=True) for on in measured_on if on}) > 1:
+    known = [on for on in measured_on if on]
+    recent = {key for on in known for key in on if key.endswith(".sha256") and not all(key in other for other in known)}
+    facts = [{key: value for key, value in on.items() if key not in recent} for on in known]  # others had no digest
+    if len({json.dumps(on, sort_keys=True) for on in facts}) > 1:
         told = "; ".join(f"{folder}: {json.dumps(on)}" for folder, on in zip(runs, measured_on, strict=True))
         console.note(f"These runs were measured on different data or with different options: {told}.")
-    if len({model.sha256 or model.name for model in models}) > 1:
+    digests = [model.sha256 for model in models]  # early runs of a classifier in memory have none
+    if len(set(digests if all(digests) else [model.name for model in models])) > 1:
         told = ", ".join(f"{folder} of {model.name}" for folder, model in zip(runs, models, strict=True))
         console.note(f"These runs are of different classifiers: {told}.")
     names = list(dict.fromkeys(name for column in figures for name in column))

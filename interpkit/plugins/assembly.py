@@ -44,9 +44,10 @@ def resolve(recipe: Recipe, target: Target, plugins: Plugins) -> Recipe:
             f"the inverter {recipe.inverter.name!r} trains no generator: leave {setting(given[0], None)} out."
         )
     if World.current().size > 1 and not plugins.component("inverter", recipe.inverter.name).shares_batch:
+        shared = [entry.name for entry in plugins.registry.entries("inverter") if entry.item.shares_batch]
         raise UsageError(
             f"the inverter {recipe.inverter.name!r} runs in one process, and there are {World.current().size}: start "
-            f"it without torchrun, or choose one that several can share, such as {setting('preset', 'vecmat')}."
+            f"it without torchrun, or choose one that several can share: {listed(sorted(set(shared)))}."
         )
     device = choose_device(recipe.device)
     update = sizes.for_large(

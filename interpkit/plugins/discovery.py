@@ -34,7 +34,7 @@ from interpkit.io.atomic import sha256
 from interpkit.plugins import hookspecs
 
 if TYPE_CHECKING:
-    from interpkit.config.recipe import Layer, PluginFile, Preset
+    from interpkit.config.recipe import Layer, PluginFile, Preset, Recipe
     from interpkit.plugins.registry import Entry, Registry
 
 LOAD = "INTERPKIT_LOAD_PLUGINS"
@@ -304,24 +304,32 @@ class Plugins:
 
         return _renamed(layer, full)
 
-    def settled(self, layer: Layer) -> dict[str, Any]:
+    def settled(self, layer: Layer, begun: Recipe | None = None) -> dict[str, Any]:
         """Return a fragment of a recipe with one name for each component, so that fragments can be merged by name.
 
-        That is its own name, or its full name where several plugins use its own.
-        """
-        return _renamed(layer, self._settled_name)
+        That is the name in the recipe of a run that is resumed, else its own name, or its full name where several
+        plugins use its own.
 
-    def settled_key(self, key: str) -> str:
+        Raises:
+            UsageError: two names stand for one loss.
+        """
+        return _renamed(layer, lambda kind, name: self._settled_name(kind, name, begun))
+
+    def settled_key(self, key: str, begun: Recipe | None = None) -> str:
         """Return a setting's key ``COMPONENT.OPTION`` with the name that `settled` gives to the component."""
         name, dot, option = key.rpartition(".")
         for kind in (*_SLOTS, "loss"):
-            name = self._settled_name(kind, name)
+            name = self._settled_name(kind, name, begun)
         return f"{name}{dot}{option}"
 
-    def _settled_name(self, kind: str, name: str) -> str:
+    def _settled_name(self, kind: str, name: str, begun: Recipe | None) -> str:
         found = self._called(kind, name)
-        names = (found[0].name, found[0].full_name) if len(found) == 1 else ()
-        return next((known for known in names if self._called(kind, known) == found), name)
+        if len(found) != 1:
+            return name
+        slots = [] if begun is None else [getattr(begun, slot) for slot in _SLOTS]
+        known = [] if begun is None else [*begun.losses, *(part.name for part in slots if part is not None)]
+        names = (*known, found[0].name, found[0].full_name)
+        return next((each for each in names if self._called(kind, each) == found), name)
 
     def _called(self, kind: str, name: str) -> list[Entry]:
         return [entry for entry in self.registry.entries(kind) if entry.is_called(name)]
@@ -374,7 +382,10 @@ def _renamed(layer: Layer, rename: Callable[[str, str], str]) -> dict[str, Any]:
         if isinstance(layer.get(kind), Mapping) and "name" in layer[kind]:
             layer[kind] = {**layer[kind], "name": rename(kind, layer[kind]["name"])}
     if isinstance(layer.get("losses"), Mapping):
-        layer["losses"] = {rename("loss", name): term for name, term in layer["losses"].items()}
+        names = {name: rename("loss", name) for name in layer["losses"]}
+        if twice := [name for name in names if list(names.values()).count(names[name]) > 1]:
+            raise UsageError(f"the losses {listed(twice)} are one: name it once, with one weight.")
+        layer["losses"] = {names[name]: term for name, term in layer["losses"].items()}
     return layer
 
 

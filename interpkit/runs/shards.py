@@ -33,9 +33,8 @@ from interpkit.evaluation.scoring import judge
 from interpkit.interfaces.inversions import Inversion
 from interpkit.interfaces.samples import MAX_PROBABILITIES
 from interpkit.io import strict_json
-from interpkit.io.atomic import inner_folder, replacing, to_json, write_atomically
+from interpkit.io.atomic import digest, inner_folder, replacing, to_json, write_atomically
 from interpkit.io.locking import only_writer
-from interpkit.runs.manifest import weights_digest
 from interpkit.runs.shard_formats import FORMATS, Shard
 from interpkit.runtime.distributed import World
 from interpkit.runtime.random import derive_seed
@@ -171,7 +170,7 @@ class ShardJob:
             "format": format,
             "device": inversion.device.type,
             "generator_sha256": inversion.fingerprint(),
-            "target_sha256": weights_digest(inversion.target),
+            "target_sha256": digest(inversion.target.state_dict()),
         }
         self._check_folder()
         missing = [number for number in range(self.shards) if self._facts_of(number) is None]

@@ -23,7 +23,7 @@ log = logging.getLogger("interpkit")
 UNIT = re.compile(r"(?P<layer>.+?(:in)?):(?P<channels>\d+(,\d+)*)")
 SHARE = 0.99
 """An image counts as a unit's if it excites the unit more than this share of plausible images do."""
-CHANNELS_LAST = (nn.Linear, nn.LayerNorm)
+CHANNELS_LAST = (nn.Linear, nn.LayerNorm, nn.RNNBase)
 IN_ROWS = (nn.Conv1d, nn.BatchNorm1d, nn.MaxPool1d, nn.AvgPool1d)
 """Their outputs (B, C, L) have the channels first."""
 
@@ -195,8 +195,8 @@ def _direction(target: Target, name: str, layer: str, which: int | Tensor, chann
 def has_channels_last(target: Target, layer: str, shape: Sequence[int]) -> bool:
     """Return whether a layer's channels come last, (H, W, C) or (T, C), and not first, (C, H, W) or (C, L).
 
-    Whichever axes can be a grid of the image decide. Where both or neither can, the kind of the layer does, for (T, C)
-    and (C, L) that of the last layer inside it or before it whose kind says so.
+    Of three axes, whichever can be a grid of the image decide, else the kind of the layer. Of two, the last layer
+    inside it decides whose kind is known, else the axis that can be a grid, else the last known kind before it.
 
     Args:
         target: the classifier.
@@ -208,17 +208,22 @@ def has_channels_last(target: Target, layer: str, shape: Sequence[int]) -> bool:
     if len(shape) not in (2, 3):
         return isinstance(module, CHANNELS_LAST)
     first, last = (grid_of(target, places) is not None for places in (shape[1:], shape[:-1]))
-    if first != last and not _is_convolution(module, shape[0]):
-        return last
     if len(shape) == 3:
-        return isinstance(module, CHANNELS_LAST)
-    kinds, inside = [], False
+        by_grid = first != last and not _is_convolution(module, shape[0])
+        return last if by_grid else isinstance(module, CHANNELS_LAST)
+    before: list[bool] = []
+    inside: list[bool] = []
+    reached = False
     for known, part in target.layers().items():
-        if inside and not known.startswith(f"{name}."):
+        own = f"{known}.".startswith(f"{name}.")
+        if reached and not own:
             break
-        inside = inside or known == name
-        kinds += [isinstance(part, CHANNELS_LAST)] if isinstance(part, CHANNELS_LAST + IN_ROWS) else []
-    return kinds[-1] if kinds else True
+        reached = reached or own
+        if isinstance(part, CHANNELS_LAST + IN_ROWS):
+            (inside if own else before).append(isinstance(part, CHANNELS_LAST))
+    if not inside and first != last:
+        return last
+    return [True, *before, *inside][-1]
 
 
 def grid_of(target: Target, places: Sequence[int]) -> tuple[int, int] | None:

@@ -49,8 +49,8 @@ class Activation(InversionLoss):
     def __init__(self, target: Target, options: Options | None = None) -> None:
         super().__init__(target, options)
         self.units = interpkit.Units(target, self.options.units) if self.options.units else None
-        facts = target.description
-        if not (self.units or facts.units) and facts.output in ("probs", "log_probs", "neg_log_probs"):
+        # Units have logits of their own, whatever the classifier outputs.
+        if self.units is None and getattr(target, "output", None) in ("probs", "log_probs", "neg_log_probs"):
             log.warning(
                 "the loss 'activation' excites logits, and %s returns probabilities, whose logarithms replace them: "
                 "it asks for no more than the loss 'ce' does. Wrap the model without its softmax to excite the logits.",

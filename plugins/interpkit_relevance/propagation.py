@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
@@ -102,7 +103,7 @@ class RelevancePropagation(Attribution):
         # Without merging where a layer has other uses besides its batch norm.
         for canonizers in ([Merge(pairs)], []):
             pixels, functions = images.detach().clone().requires_grad_(), _Functions()
-            with LayerMapComposite(rules, canonizers).context(target):
+            with _as_before(target), LayerMapComposite(rules, canonizers).context(target):
                 with functions:
                     found = context.scores(pixels).gather(1, classes[:, None])
                 if functions.unknown:
@@ -120,6 +121,19 @@ class RelevancePropagation(Attribution):
                         )
                     return relevance
         raise UsageError(f"lrp cannot explain {target.name}: its scores change with hooks on its layers. {INSTEAD}.")
+
+
+@contextmanager
+def _as_before(target: Target) -> Iterator[None]:
+    """Restore what each module has at the end: zennit 1.0 leaves new parameters in place of those that it merges."""
+    before = [(vars(module), dict(vars(module))) for module in target.modules()]
+    tables = [(table, dict(table)) for _, own in before for table in own.values() if isinstance(table, dict)]
+    try:
+        yield
+    finally:
+        for now, was in (*before, *tables):
+            now.clear()
+            now.update(was)
 
 
 def _plus() -> Any:

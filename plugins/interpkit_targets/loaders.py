@@ -152,7 +152,8 @@ def assemble(
     assert facts.arch is not None
     if written.arch is None:  # else it is one network, which may have been packed from a checkpoint that needs the key
         tensors = checkpoints.chosen(tensors, facts.weights_key, path)
-        if facts.arch in TRANSFORM_INPUT and "transform_input" not in facts.arch_args:
+        stated = "transform_input" in facts.arch_args or options.path is not None  # a run was told when it was made
+        if facts.arch in TRANSFORM_INPUT and not stated:
             log.warning(
                 "%s: torchvision's own weights of %s, and what is fine-tuned from them, expect transform_input=True, "
                 "which weights do not show. False is assumed. State --arch-arg transform_input=true or =false.",

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
+import operator
 import re
 import warnings
 from pathlib import Path
@@ -119,18 +121,23 @@ def load_graph(path: Path, content: bytes, facts: TargetOptions, sources: dict[s
 
 
 def refuse_other_sides(path: Path, taken: tuple[int, ...], shape: tuple[int, ...]) -> None:
-    """Refuse to reshape images, other than to or from vectors or by sides of 1: that would mix up their pixels.
+    """Refuse to reshape images, other than by joining or splitting sides: that would mix up their pixels.
 
     Raises:
         ModelError: the graph takes images of other sides.
     """
-    sides, stated = ([side for side in each if side > 1] for each in (taken, shape))
-    if len(sides) > 1 and len(stated) > 1 and sides != stated:
+    if not joins(taken, shape) and not joins(shape, taken):
         fitting = guess_layout(taken, None)[0]
         raise ModelError(
             f"{path} takes {list(taken)}, and images of {list(shape)} do not fit: reshaping would mix up their pixels. "
             f"Leave out --input-shape, or use --input-shape {','.join(map(str, fitting))}."
         )
+
+
+def joins(sides: tuple[int, ...], others: tuple[int, ...]) -> bool:
+    """Return whether joining neighbors among some sides leads to others, of the same product."""
+    ends = set(itertools.accumulate(sides, operator.mul))
+    return ends >= set(itertools.accumulate(others, operator.mul)) - {1}
 
 
 def read_graph(path: Path, content: bytes) -> tuple[Any, list[str] | None]:

@@ -167,6 +167,8 @@ IMAGES, SIGNALS = (3, 16, 64), (100,)
         (IMAGES, {"x": nn.Identity()}, (64, 24), 64, 24, (4, 16)),
         (IMAGES, {"x": nn.Identity()}, (63, 24), 63, 24, None),
         (IMAGES, {"x": nn.Identity()}, (24,), 1, 24, None),
+        (IMAGES, {"x": nn.LayerNorm(64)}, (70, 64), 70, 64, None),  # the channels look like a grid
+        (IMAGES, {"x": nn.LSTM(2, 64)}, (70, 64), 70, 64, None),
         (SIGNALS, {"x": nn.Conv1d(1, 8, 1)}, (8, 50), 50, 8, None),
         (SIGNALS, {"w": nn.Conv1d(1, 8, 1), "x": nn.ReLU(), "y": nn.Linear(2, 2)}, (8, 50), 50, 8, None),
         (SIGNALS, {"w": nn.Conv1d(1, 8, 1), "x": nn.Sequential(nn.LayerNorm(8))}, (50, 8), 50, 8, None),

@@ -869,6 +869,7 @@ def test_activation_of_probabilities_is_warned_of_as_it_is_bounded(caplog: pytes
     likely = wrap(net, input_shape=(3,))
     Activation(wrap(net[0], input_shape=(3,)))
     Activation(units(likely, ["0:1"]))
+    Activation(units(likely, directions={"up": ("0", torch.ones(5))}))
     Activation(likely, Activation.Options(units=["0:1"]))
     assert not caplog.records
     invert(likely, ["pixels", "excite"], steps=1, losses={"tv": 0})

@@ -187,7 +187,7 @@ def test_sides_of_one_and_flat_pixels_are_reshaped(tmp_path: Path) -> None:
     path = write(tmp_path / "net.onnx", nodes, {"v": weights(27, 5)}, shape=("N", 3, 9, 1))
     images = torch.rand(2, 27)
     expected = torch.from_numpy(numbers_of(path, images.view(2, 3, 9, 1).numpy()))
-    for shape in ((27,), (3, 9), (3, 1, 9)):
+    for shape in ((27,), (3, 9), (3, 1, 9), (3, 3, 3)):  # joining or splitting sides keeps the order of the pixels
         target = load_target(path, input_shape=shape)
         torch.testing.assert_close(target(images.view(2, *target.input_shape)), expected)
 

@@ -289,6 +289,25 @@ def test_runs_are_laid_side_by_side(run_copy: Path, finished_run: Path) -> None:
     assert "finished" in result.stdout and "run-copy" in result.stdout
 
 
+def test_a_run_of_an_earlier_version_lacks_digests_which_makes_no_difference(
+    tmp_path: Path, tiny_target: interpkit.Target, quick: Callable[..., dict[str, Any]]
+) -> None:
+    runs = []
+    for name in ("now", "then"):
+        run = interpkit.invert(tiny_target, out=tmp_path / name, **quick(steps=2)) and tmp_path / name
+        for file, place, digest in (
+            ("metrics.json", "measured_on", "reference.sha256"),
+            ("manifest.json", "model", "sha256"),
+        ):
+            content = json.loads((run / file).read_text())
+            content[place] = {**content.get(place, {}), "name": "m", digest: "ab" if name == "now" else None}
+            if name == "then" and file == "metrics.json":
+                del content[place][digest]
+            (run / file).write_text(json.dumps(content))
+        runs.append(run)
+    assert cli("compare", *runs).stderr == ""
+
+
 def test_runs_of_different_classifiers_give_a_note(
     run_copy: Path, tmp_path: Path, make_model: MakeModel, quick: Callable[..., dict[str, Any]]
 ) -> None:

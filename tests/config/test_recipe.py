@@ -172,6 +172,19 @@ def test_a_full_name_means_the_component_that_another_layer_calls_by_its_short_n
     assert {name: term.weight for name, term in recipe.losses.items()} == {"kl": 2.0, "ce": 0.0, "cosine": 3.0}
 
 
+def test_a_run_keeps_its_names_when_it_is_resumed_and_no_loss_has_two(tiny_model: Path, tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"steps": 2, "batch_size": 16, "device": "cpu"}
+    job = prepare(tiny_model, ["vecmat"], **settings)
+    ce = job.recipe.losses.pop("ce")
+    job.recipe.losses["losses:ce"] = ce  # as earlier versions recorded it
+    job.run(out=tmp_path)
+    again = prepare(tiny_model, resume_from=tmp_path, losses={"ce": ce.weight}, options={"interpkit:kl.weight": 1.0})
+    assert list(again.recipe.losses) == list(job.recipe.losses)
+    assert again.run(out=tmp_path, resume=True).steps_done == 2
+    with pytest.raises(interpkit.UsageError, match="the losses ce, losses:ce are one"):
+        prepare(tiny_model, ["vecmat"], losses={"ce": 1.0, "losses:ce": 2.0})
+
+
 def test_a_name_that_two_plugins_use_stays_full(add_plugin: Callable[..., None], tiny_model: Path) -> None:
     class Mine(interpkit.InversionLoss):
         """Mean brightness."""

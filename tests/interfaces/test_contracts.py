@@ -163,7 +163,7 @@ GENERATORS: dict[str, tuple[Callable[[Tensor], Any], type[Exception], str]] = {
     "another device": (lambda x: x.to("meta"), PluginError, "is on the device cpu, not meta"),
     "bytes": (lambda x: (255 * x).byte(), PluginError, r"is floating point, not torch\.uint8"),
     "a pair": (lambda x: (x, x), PluginError, "is a tensor, not tuple"),
-    "out of range": (lambda x: 3 * x + 1, RunError, r"images left \[0, 1\], for .*, at step 1 \(plugin 'mine'\)"),
+    "out of range": (lambda x: 3 * x + 1, RunError, r"images left \[0, 1\] by .* at step 1 \(plugin 'mine'\)"),
     "not finite": (lambda x: x / 0, RunError, r"images turned non-finite at step 1 \(plugin 'mine'\)"),
 }
 

@@ -383,13 +383,14 @@ def test_a_class_of_a_script_or_a_plugin_file_is_imported_without_its_checks(scr
         testing.check_loss(Sum)
 
 
-def test_a_class_of_the_main_script_is_imported_from_its_file() -> None:
+def test_a_class_of_the_main_script_is_imported_from_its_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules["__main__"], "__file__", __file__, raising=False)  # workers of xdist have none
     made = Importable.of(type("Made", (Brightness,), {"__module__": "__main__"}))
-    assert made.module == SCRIPT and made.file == sys.modules["__main__"].__file__
+    assert made.module == SCRIPT and made.file == __file__
 
 
 def test_a_class_of_a_notebook_cannot_be_checked_in_two_processes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delattr(sys.modules["__main__"], "__file__")
+    monkeypatch.delattr(sys.modules["__main__"], "__file__", raising=False)
     with pytest.raises(Broken, match=r"Made is in no file, .* move it into a file of Python"):
         Importable.of(type("Made", (Brightness,), {"__module__": "__main__"}))
 
