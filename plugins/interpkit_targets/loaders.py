@@ -152,7 +152,7 @@ def assemble(
     assert facts.arch is not None
     if written.arch is None:  # else it is one network, which may have been packed from a checkpoint that needs the key
         tensors = checkpoints.chosen(tensors, facts.weights_key, path)
-        stated = "transform_input" in facts.arch_args or options.path is not None  # a run was told when it was made
+        stated = "transform_input" in facts.arch_args or options.path is not None  # runs had the warning
         if facts.arch in TRANSFORM_INPUT and not stated:
             log.warning(
                 "%s: torchvision's own weights of %s, and what is fine-tuned from them, expect transform_input=True, "
