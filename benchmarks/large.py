@@ -1,6 +1,7 @@
 """Large problems with random weights: how long a step takes, how much of that the system does, and the peak memory.
 
     python -m benchmarks.large [--device cuda]
+    python -m benchmarks.large --phases "ResNet-18, 224 x 224, 128 images, 32 at a time"
 
 Each problem runs in its own process for a few steps of the preset vecmat; ``micro_batch`` bounds the memory. Its peak
 memory is compared with that of a process of the same imports in which the classifier alone, with frozen weights and in
@@ -11,13 +12,16 @@ from __future__ import annotations
 
 import argparse
 import json
+import mmap
 import resource
 import statistics
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,6 +31,7 @@ import interpkit
 from benchmarks.growth import Classes
 from benchmarks.measuring import Figure, in_turn, peak_memory, ratios, stepwise, synchronize, system_share
 from interpkit.api import invert
+from interpkit.runtime import progress
 from interpkit.runtime.devices import autocast, choose_precision, keep_freed_memory
 
 STEPS = 3
@@ -113,6 +118,29 @@ def own(name: str, device: str) -> dict[str, float]:
     return {"seconds": statistics.median(b - a for a, b in pairwise(times)), "peak": peak(device)}
 
 
+def phases(name: str) -> None:
+    """Take the steps of `alone`, and print the most memory of this process in MB in each part of them."""
+    done, parts = threading.Event(), [("the start", 0.0)]
+
+    def watch() -> None:
+        while not done.wait(0.01):
+            resident = int(Path("/proc/self/statm").read_text().split()[1]) * mmap.PAGESIZE / 1e6
+            now = progress.current()
+            what, most = parts[-1]
+            if now is not None and what != (at := f"{now.what}, {now.done} of {now.total}"):
+                parts.append((at, resident))
+            else:
+                parts[-1] = what, max(most, resident)
+
+    watching = threading.Thread(target=watch)
+    watching.start()
+    alone(name, "cpu")
+    done.set()
+    watching.join()
+    for what, most in parts:
+        print(f"{most:7,.0f} {what}")
+
+
 def peak(device: str) -> float:
     """Return the peak memory of this process in MB; on a GPU, that of its tensors."""
     if device == "cuda":
@@ -167,8 +195,11 @@ if __name__ == "__main__":
     names = "; ".join(CASES)
     parser.add_argument("--alone", metavar="NAME", choices=CASES, help=f"Run one problem in this process: {names}.")
     parser.add_argument("--own", metavar="NAME", choices=CASES, help="Run the classifier of a problem alone.")
+    parser.add_argument("--phases", metavar="NAME", choices=CASES, help="Show when a problem takes how much memory.")
     arguments = parser.parse_args()
-    if arguments.alone or arguments.own:
+    if arguments.phases:
+        phases(arguments.phases)
+    elif arguments.alone or arguments.own:
         measure = alone if arguments.alone else own
         print(json.dumps(measure(arguments.alone or arguments.own, arguments.device)))
     else:
