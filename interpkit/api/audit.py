@@ -23,7 +23,7 @@ from interpkit.interfaces.inversions import Inversion
 from interpkit.interfaces.metrics import TooFew
 from interpkit.interfaces.targets import Target
 from interpkit.io.atomic import inner_folder, to_json, write_atomically, write_tensors
-from interpkit.io.datasets import LabelledImages
+from interpkit.io.datasets import LabelledImages, refuse_shared
 from interpkit.io.locking import only_writer
 from interpkit.plugins.discovery import installed
 from interpkit.plugins.loading import load_target
@@ -161,6 +161,9 @@ def audit(
     keep_freed_memory(place)
     real = labelled_images(reference, "the reference data", target)
     trained = labelled_images(training, "the training data", target)
+    if real is not None and trained is not None:
+        unseen, seen = target.to_unit(real.images), target.to_unit(trained.images)
+        refuse_shared(unseen, seen, "the reference data", "the training data")
     left_out: dict[str, str] = {}
     results: dict[str, Found] = {}
     empty = torch.zeros(0, *target.input_shape, device=place)
@@ -191,7 +194,8 @@ def audit(
         rest = [test for test in chosen if not test.screens]
         if rest and inversion is not None and real is None:
             shown = [c for c in everything if c in inversion.classes]
-        classes = _classes(shown, results, seed) if rest else everything
+        have = None if real is None else set(real.labels.tolist())
+        classes = _classes(shown, results, seed, have) if rest else everything
         sources: dict[str, Any] = {}
         if rest:
             images, labels, sources = _images(target, inversion, real, classes, presets, per_class, seed, device)
@@ -223,20 +227,29 @@ def _chosen(names: Sequence[str], given: Mapping[str, Any], options: Mapping[str
             raise UsageError(f"the test {name!r} needs {' and '.join(missing)} images: add {added}.")
         if missing or (cls.on_request and not names):
             del classes[name]
+    if "training" in have and not any("training" in cls.needs for cls in classes.values()):
+        raise UsageError(
+            f"no test made here uses training images; the usual one compares them with held-out ones: add "
+            f"{setting('reference', 'DATA')}, or leave {setting('training', None)} out."
+        )
     values: dict[str, dict[str, Any]] = {name: {} for name in classes}
     for key, value in options.items():
         set_option(values, key, value, "TEST", setting(f"{next(iter(classes))}.sd", 0.3), "no test {!r} is made here")
     return [cls(validated(cls.Options, values[name], f"the test {name!r}")) for name, cls in classes.items()]
 
 
-def _classes(shown: list[int], results: Mapping[str, Found], seed: int) -> list[int]:
-    """Return the classes to test: all, or the most unusual by the tests that screened them, and others at random."""
+def _classes(shown: list[int], results: Mapping[str, Found], seed: int, have: set[int] | None) -> list[int]:
+    """Return the classes to test: all, or the most unusual by the tests that screened them, and others at random.
+
+    Of the others, those of which there are images (``have``) come first: images of them are changed into each class.
+    """
     if len(shown) <= MOST_CLASSES:
         return shown
     lowest = {c: min((f.result.p_values.get(c, 1.0) for f in results.values()), default=1.0) for c in shown}
     others = random.Random(seed).sample(shown, len(shown))  # breaks ties too
     unusual = sorted(others, key=lowest.__getitem__)[: MOST_CLASSES // 2]
-    usual = [c for c in others if c not in unusual][: MOST_CLASSES // 2]
+    usual = sorted((c for c in others if c not in unusual), key=lambda c: have is not None and c not in have)
+    usual = usual[: MOST_CLASSES // 2]
     return sorted(unusual + usual)
 
 
@@ -264,8 +277,7 @@ def _images(
         if inversion is None:
             kind = "samples made for the audit"
             inversion = _inverted(target, classes, presets, per_class, seed, device)
-        count = inversion.images_per_class or 2 * per_class
-        images, labels = inversion.sample(per_class=min(count, 2 * per_class), labels=list(classes))
+        images, labels = inversion.sample_up_to(2 * per_class, list(classes))
     place = device_of(target)
 
     def answers(rows: slice) -> Tensor:

@@ -200,7 +200,9 @@ def concepts(
     real = None if reference is None else _reference(reference, target, device)
     given, judged = [read], real
     if real is not None and learn_from != "samples":
-        half, judged = real[::2], real[1::2]
+        half = torch.zeros(len(real), dtype=torch.bool)
+        half[found_by.drawn(len(real), (len(real) + 1) // 2)] = True  # not every other row: classes may take turns
+        half, judged = real[half], real[~half]
         given = [found_by.read(target, layer, half, device)] + given * (learn_from == "both")
     parts = [found_by.positions(target, layer, features) for features, _ in given]
     rows = torch.cat([part.flatten(0, 1) for part in parts])
@@ -359,7 +361,7 @@ def _reference(reference: str | Path | tuple[Tensor, Tensor], target: Target, de
     """Return real images; the target must classify them as they are labeled more often than by chance."""
     data = labelled_images(reference, "the reference data", target)
     assert data is not None
-    images, few = to_unit(data.images, target), slice(0, found_by.KEPT)
+    images, few = to_unit(data.images, target), found_by.drawn(len(data.images), found_by.KEPT)
     _, logits = found_by.read(target, target.feature_layer, images[few], device)
     hits = int((logits.argmax(1) == data.labels[few]).sum())
     if not target.multi_label and wilson(hits, len(logits))[0] <= 1 / target.num_classes:

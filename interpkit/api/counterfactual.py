@@ -33,10 +33,11 @@ class Counterfactuals:
 
     Attributes:
         target: the classifier.
-        given: (N, *input_shape) in [0, 1].
+        given: (N, *input_shape) in [0, 1]; images in 8 bits, so that a change survives being saved.
         free: the nearest inputs when every pixel or value may change.
         along: the nearest samples of the run's generator; None without one.
         names: the names of a vector's values, by number where the data have none.
+        decimals: the decimal places of the columns of a table; empty if the values are not of a table.
     """
 
     target: Target
@@ -44,12 +45,14 @@ class Counterfactuals:
     free: Nearest
     along: Nearest | None
     names: Sequence[str]
+    decimals: Sequence[int] = ()
 
     def changes(self, row: int) -> dict[str, tuple[float, float]]:
         """Return what changes in a vector, from and to, in the classifier's own units; the largest changes first."""
         before, after = (self.target.from_unit(each[row, None])[0] for each in (self.given, self.free.images))
         order = (self.free.images[row] - self.given[row]).abs().argsort(descending=True, stable=True).tolist()
-        pairs = [(self.names[k], _short(before[k]), _short(after[k])) for k in order]
+        places: Sequence[int | None] = self.decimals or [None] * len(self.names)
+        pairs = [(self.names[k], *(_short(each[k], places[k]) for each in (before, after))) for k in order]
         return {name: (old, new) for name, old, new in pairs if old != new}
 
     def rows(self) -> list[dict[str, Any]]:
@@ -118,18 +121,21 @@ def counterfactual(
     target = model.target if isinstance(model, Inversion) else model
     names: Sequence[str] = [str(number) for number in range(target.input_shape[0])]
     steps: float | Tensor = 1 / LEVELS if len(target.input_shape) == 3 else 0.0
+    decimals: Sequence[int] = ()
     if isinstance(images, Tensor):
         given = images.detach().float().cpu()
     else:
         given = load_images(str(images), target)[0][:count]
         if len(target.input_shape) == 1 and Path(images).suffix.lower() in (".csv", ".tsv"):
-            names, steps = _columns(Path(images), target)
+            names, steps, decimals = _columns(Path(images), target)
+    if len(target.input_shape) == 3:
+        given = (given * LEVELS).round() / LEVELS
     held = _fixed(fixed, names, target)
     free = nearest(target, given, to, steps=steps, fixed=held, smooth=smooth, starts=starts, seed=seed, device=device)
     along = None
     if isinstance(model, GeneratorInversion):
         along = nearest_along(model, given, to, seed=seed, device=device)
-    result = Counterfactuals(target, given, _in_own_units(free, target, given, names), along, names)
+    result = Counterfactuals(target, given, _in_own_units(free, target, given, names), along, names, decimals)
     if out is not None:
         from interpkit.report.counterfactual import write_counterfactuals
 
@@ -137,18 +143,18 @@ def counterfactual(
     return result
 
 
-def _short(value: Tensor) -> float:
-    """Return a number in the six digits that float32 holds."""
-    return float(f"{float(value):.6g}")
+def _short(value: Tensor, decimals: int | None) -> float:
+    """Return a number with the decimal places of its column, or else in the six digits that float32 holds."""
+    return float(f"{float(value):.6g}") if decimals is None else round(float(value), decimals)
 
 
-def _columns(path: Path, target: Target) -> tuple[list[str], Tensor]:
-    """Return the names of a table's columns without the label, and the steps in [0, 1] by which each changes."""
+def _columns(path: Path, target: Target) -> tuple[list[str], Tensor, list[int]]:
+    """Return a table's columns without the label: the names, the steps in [0, 1] of a change, the decimal places."""
     header, rows = read_table(path)
     places = feature_columns(header)
     names = [*places.values()]
     if any(name.lower() in PICTURE_COLUMNS for name in header) or len(names) != target.input_shape[0]:
-        return [str(number) for number in range(target.input_shape[0])], torch.tensor(0.0)
+        return [str(number) for number in range(target.input_shape[0])], torch.tensor(0.0), []
     decimals = [max(_decimals(row[place]) for row in rows) for place in places]
     whole = [name for name, digits in zip(names, decimals, strict=True) if digits == 0]
     if whole:
@@ -158,7 +164,7 @@ def _columns(path: Path, target: Target) -> tuple[list[str], Tensor]:
             *(path, listed(whole), setting("fixed", "NAME")),
         )
     steps = torch.tensor([10.0**-digits for digits in decimals])
-    return names, steps / (target.high - target.low)
+    return names, steps / (target.high - target.low), decimals
 
 
 def _decimals(text: str) -> int:

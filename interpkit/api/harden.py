@@ -158,7 +158,8 @@ def harden(
         )
     held_out = labelled_images(reference, "the reference data", target)
     if held_out is not None:
-        refuse_shared(held_out.images, known.images, "the reference data", "the training data")
+        unseen, seen = target.to_unit(held_out.images), target.to_unit(known.images)
+        refuse_shared(unseen, seen, "the reference data", "the training data")
     place = choose_device(device)
     given = (known, epochs, rate, augment, seed, place)
     typed = [*map(str, (*plugins, *presets)), steps, samples, *given[1:-1], settings]

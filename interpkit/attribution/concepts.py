@@ -169,6 +169,11 @@ def replaced(detector: ConceptTarget, change: Callable[[Tensor], Tensor]) -> Ite
         handle.remove()
 
 
+def drawn(count: int, most: int) -> Tensor:
+    """Return the numbers of at most so many of ``count`` rows, at random but always the same, in ascending order."""
+    return torch.randperm(count, generator=torch.Generator().manual_seed(0))[:most].sort().values
+
+
 @torch.no_grad()
 def find(detector: ConceptTarget, images: Tensor, features: Tensor, logits: Tensor, device: str) -> Found:
     """Return what a dictionary finds in images, whose features and logits `read` returned."""
@@ -183,10 +188,11 @@ def find(detector: ConceptTarget, images: Tensor, features: Tensor, logits: Tens
         variance += float((flat - mean).square().sum())
         active += float((code > 0).sum())
         codes.append(code.unflatten(0, part.shape[:2]).amax(1))
-    place, few = choose_device(device), images[:KEPT]
+    place, chosen = choose_device(device), drawn(len(images), KEPT)
+    few = images[chosen]
     with target.frozen(place), replaced(detector, lambda flat: dictionary.decode(dictionary.encode(flat))):
         again = in_batches(target, few, lambda rows: target(few[rows].to(place)).argmax(1).cpu())
-    kept = (torch.cat(again) == predicted[:KEPT]).double().mean().item()
+    kept = (torch.cat(again) == predicted[chosen]).double().mean().item()
     explained = 1 - error / variance if variance > 0 else math.nan
     return Found(torch.cat(codes), explained, kept, active / rows.shape[:2].numel(), predicted)
 

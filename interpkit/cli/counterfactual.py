@@ -87,7 +87,7 @@ def _print(rows: list[dict[str, Any]]) -> None:
         for key, how in (("", "free"), ("along_", "along the generator")):
             if f"{key}after" in row:
                 changes = row.get("changes", {}).items() if not key else ()
-                what = ", ".join(f"{name} {old:g} -> {new:g}" for name, (old, new) in changes) or how
+                what = ", ".join(f"{name} {old:.10g} -> {new:.10g}" for name, (old, new) in changes) or how
                 cells = row[f"{key}after"], f"{row[f'{key}distance']:.3f}", what
             elif f"{key}reason" in row:
                 cells = "", "", row[f"{key}reason"]

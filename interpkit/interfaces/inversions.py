@@ -205,6 +205,22 @@ class Inversion(ABC):
             drawn = drawn[torch.arange(total).reshape(-1, len(classes)).T.flatten()]
         return drawn
 
+    def sample_up_to(self, per_class: int, labels: Sequence[int | str] | None = None) -> tuple[Tensor, Tensor]:
+        """Return as many images of each class, or all that there are of a class with fewer; see `sample`.
+
+        Raises:
+            UsageError: as `sample`.
+        """
+        if self.images_per_class is None:
+            return self.sample(per_class, labels=labels)
+        counts = {label: self.available(label) for label in self.choose(labels)}
+        parts = [
+            self.sample(per_class if there is None else min(there, per_class), labels=[label])
+            for label, there in counts.items()
+        ]
+        images, drawn = zip(*parts, strict=True)
+        return torch.cat(images), torch.cat(drawn)
+
     def choose(self, labels: Sequence[int | str] | None) -> list[int]:
         """Return the requested classes; all that have images if None.
 

@@ -153,10 +153,14 @@ def nearest(
         parts = in_batches(target, given[possible], solve)
         for whole, column in zip((points, boundary, normals, distances), zip(*parts, strict=True), strict=bool(parts)):
             whole[possible] = torch.cat(column)
+        found = logits_of(target, points, on)
+        # Where all logits are equal, a point counts as clearly beyond the boundary that is not.
+        another = (found.argmax(1) != before) | target.multi_label
+        distances[~(another if asked is None else target.accepts(found, asked))] = torch.inf
         missed = distances.isinf()
         points[missed], boundary[missed], normals[missed] = given[missed], given[missed], 0.0
-        answers = logits.argmax(1) if asked is None else asked
-        answers = target.predictions(logits_of(target, points, on), answers)
+        found[missed] = logits[missed]
+        answers = target.predictions(found, logits.argmax(1) if asked is None else asked)
     for row in missed.nonzero()[:, 0].tolist():
         sought = "another class" if asked is None else f"the class {target.class_names[int(asked[row])]!r}"
         reasons.setdefault(row, f"no input of {sought} was found within the bounds")

@@ -88,7 +88,8 @@ def numbers_of(
         values = np.array([[float(row[i]) for i in features] for row in rows])
     except ValueError as error:
         raise UsageError(f"{path} has a value that is not a number: {error}.") from error
-    if len(input_shape) == 3 and (values == values.round()).all() and values.min() >= 0 and 1 < values.max() <= 255:
+    # Up to 16 gray levels, as in scikit-learn's digits, are not bytes.
+    if len(input_shape) == 3 and (values == values.round()).all() and values.min() >= 0 and 16 < values.max() <= 255:
         values = values.astype(np.uint8)
     return values.reshape(-1, *input_shape), [row[label] for row in rows] if labeled and label is not None else []
 

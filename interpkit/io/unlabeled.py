@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import suppress
 
 import numpy as np
 import torch
@@ -51,6 +52,9 @@ def load_unlabeled(
         header, rows = read_table(path)
         found = pictures_of(path, header, rows)
         if found is None:
+            if header != [str(number) for number in range(len(header))]:  # as pandas names columns
+                with suppress(ValueError):  # names
+                    rows = [[str(float(name)) for name in header], *rows]
             x, _ = numbers_of(path, header, rows, input_shape, labeled=False)
         else:
             x = read_pictures(path, [file for file, _ in found], input_shape, crop_pct, resize=resize)

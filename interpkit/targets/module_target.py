@@ -132,7 +132,9 @@ class ModuleTarget(Target):
 
     def respond(self, images: Tensor, layers: Sequence[str] = ()) -> Response:
         """Return logits and features; see `Target.respond`."""
-        wanted = [layer for layer in dict.fromkeys([self.feature_layer, *layers]) if layer != OUTPUT]
+        wanted = list(dict.fromkeys([self.feature_layer, *layers]))
+        for_logits = OUTPUT in wanted and OUTPUT not in self.layers()  # else a layer of the user has that name
+        wanted = [layer for layer in wanted if not (for_logits and layer == OUTPUT)]
         passed: dict[str, list[Tensor]] = {layer: [] for layer in wanted}
 
         def keep(layer: str, value: Any) -> None:
@@ -148,9 +150,12 @@ class ModuleTarget(Target):
         missing = [layer for layer in wanted if not passed[layer]]
         if missing:
             raise UsageError(f"{self.name}: the layer {missing[0]!r} does not run in the forward pass.")
-        # If a layer runs more than once, the last use counts.
-        features = {layer: torch.cat(parts) if self.one_by_one else parts[-1] for layer, parts in passed.items()}
-        if OUTPUT in (self.feature_layer, *layers):
+        features = {}
+        for layer, parts in passed.items():  # if a layer runs more than once, the last use counts
+            each = len(parts) // len(images) if self.one_by_one else len(parts)
+            last = parts[each - 1 :: each]
+            features[layer] = torch.cat([p if len(p) == 1 else p[None] for p in last]) if self.one_by_one else last[0]
+        if for_logits:
             features[OUTPUT] = logits
         return Response(logits, features, self.feature_layer)
 

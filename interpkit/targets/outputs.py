@@ -160,6 +160,11 @@ def choose(
 
 def _chosen(tensors: Named, name: str | None, index: int | None) -> str:
     if name is not None and name in tensors:
+        if index is not None and list(tensors).index(name) != index:
+            raise ModelError(
+                f"{setting('output_name', name)} and {setting('output_index', index)} name different outputs of "
+                f"{_shapes(tensors)}. State one of them; a name in a recipe or file counts, too."
+            )
         return name
     if name is None and index is not None and index < len(tensors):
         return list(tensors)[index]

@@ -182,6 +182,14 @@ def test_of_many_classes_some_are_tested_and_it_is_said() -> None:
     assert len(report.record["tests"]["patch"]["classes"]) == 20
 
 
+def test_of_many_classes_those_with_images_are_among_the_tested() -> None:
+    target = linear(30)
+    images, labels = images_of(target, 2000)
+    some = labels < 12
+    report = quick(target, tests=["patch"], options={"patch.steps": 20}, reference=(images[some], labels[some]))
+    assert len({*report.record["classes"]["tested"]} & {*range(12)}) >= 10
+
+
 def test_the_class_that_the_screening_finds_is_among_those_tested() -> None:
     target = linear(30)
     target.module[1].weight.data[17] *= 9  # type: ignore[index, union-attr]
@@ -377,6 +385,12 @@ def test_a_reference_whose_labels_are_all_wrong_is_refused() -> None:
         ({"options": {"noise.steps": 3}}, UsageError, "no test 'noise' is made here"),
         ({"options": {"patch.steps": 0}}, UsageError, "steps"),
         ({"tests": ["memorized"], "options": {}}, UsageError, "needs training images: add training=DATA"),
+        ({"training": images_of(linear(), 20)}, UsageError, "compares them with held-out ones: add reference=DATA"),
+        (
+            {"training": images_of(linear(), 20), "reference": images_of(linear(), 20)},
+            UsageError,
+            "images of the reference data are among the training data",
+        ),
     ],
 )
 def test_names_and_options_that_do_not_exist_are_refused(

@@ -40,6 +40,24 @@ def test_rows_change_in_their_own_units_by_their_last_decimal_place(flowers: int
     assert [row["after"] for row in result.rows()] == ["virginica", "versicolor"]
 
 
+def test_values_keep_all_the_digits_of_their_column(tmp_path: Path) -> None:
+    net = nn.Linear(1, 2)
+    net.load_state_dict({"weight": torch.tensor([[0.0], [1e-3]]), "bias": torch.tensor([0.0, -0.2345685])})
+    target = interpkit.wrap(net, input_shape=(1,), input_range=(1e6, 1e6 + 1000), class_names=["low", "high"])
+    (tmp_path / "rows.csv").write_text("meters,class\n1000234,low\n")
+    changed = counterfactual(target, tmp_path / "rows.csv", device="cpu")
+    assert isinstance(changed, interpkit.Counterfactuals) and changed.changes(0)["meters"][0] == 1000234
+    assert changed.changes(0)["meters"][1] % 1 == 0 and changed.changes(0)["meters"][1] > 1000234
+
+
+def test_images_between_the_levels_of_8_bits_are_rounded_first(tiny_model: Path) -> None:
+    target = interpkit.load_target(tiny_model)
+    given = torch.rand(2, *target.input_shape)
+    result = counterfactual(target, given, device="cpu")
+    for images in (result.given, result.free.images):
+        assert torch.allclose(images * 255, (images * 255).round(), atol=1e-3)
+
+
 def test_a_row_outside_the_range_and_one_of_the_class_are_said(flowers: interpkit.Target, tmp_path: Path) -> None:
     rows = table(tmp_path, "9.5,1.6,versicolor", "6.0,2.1,virginica")
     found = counterfactual(flowers, rows, "virginica", device="cpu")

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 import interpkit
 from interpkit import ImageInversion, LabelledImages, Lesson, Recipe, Target, teach, wrap
 from interpkit.evaluation import teaching
-from interpkit.evaluation.teaching import graded
+from interpkit.evaluation.teaching import _batches, graded
 
 SHAPE = (1, 8, 8)
 
@@ -119,6 +119,16 @@ def test_all_classes_of_a_generator_are_taught_though_a_batch_has_fewer(target: 
     assert {len(labels) for labels in asked} == {3}
     assert torch.cat(asked).unique().tolist() == list(range(7))
     assert not torch.equal(asked[0], asked[1])
+
+
+def test_a_class_with_few_images_does_not_limit_the_others(target: Target) -> None:
+    images, labels = halves(6)
+    few = torch.cat([(labels == 0).nonzero()[:1, 0], (labels == 1).nonzero()[:, 0]])
+    inversion = ImageInversion(target, Recipe(), [], images[few], labels[few])
+    assert inversion.images_per_class == 1
+    batches = _batches(inversion, 100, seed=0)
+    assert len(next(batches)[1]) == len(few)
+    assert inversion.sample_up_to(2)[1].tolist() == [0, 1, 1]
 
 
 def test_images_made_one_by_one_come_again(target: Target) -> None:

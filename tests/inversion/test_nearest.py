@@ -109,6 +109,15 @@ def test_what_cannot_be_found_has_a_reason() -> None:
     assert not result.found.any() and torch.equal(result.images, given) and result.distances.isinf().all()
 
 
+def test_a_point_whose_answer_is_not_another_is_not_a_result() -> None:
+    target = linear([[1.0, 0.0], [0.0, 1.0], [-1.0, -1.0]], [0.0, 0.0, 0.0])
+    black = torch.zeros(1, 2)  # all of whose logits are 0
+    found = nearest(target, black)
+    assert found.reasons or found.answers[0] != found.before[0]
+    asked = nearest(target, black, to=2)
+    assert asked.reasons or asked.answers[0] == 2
+
+
 def test_an_input_that_cannot_be_changed_is_not_searched_for(monkeypatch: pytest.MonkeyPatch) -> None:
     """The search would try every starting point, which takes minutes."""
     monkeypatch.setattr("interpkit.inversion.nearest._Search", None)

@@ -319,6 +319,8 @@ def test_a_table_holds_labels_with_pixels_or_features(tmp_path: Path) -> None:
     table, columns = tmp_path / "mnist.csv", ",".join(f"pixel{i}" for i in range(24))
     table.write_text(f"label,{columns}\n1,{','.join(map(str, range(24)))}\n", encoding="utf-8")
     assert torch.equal(load_data(str(table), GRAY).images, torch.arange(24).view(1, *GRAY) / 255)
+    table.write_text(f"label,{columns}\n1,{','.join(str(i % 17) for i in range(24))}\n", encoding="utf-8")
+    refused(table, "images from 0 to 16: pass uint8, or float in", GRAY)
     table.write_text("a,b,c,d,e,species\n1,2,3,4,5.5,dog\n", encoding="utf-8")
     data = load_data(str(table), VECTOR, NAMES)
     assert data.images.tolist() == [[1, 2, 3, 4, 5.5]] and data.labels.tolist() == [1]

@@ -43,6 +43,8 @@ def test_a_folder_is_read_with_the_folders_in_it_whatever_they_are_called(tmp_pa
 def test_a_table_needs_no_label_column(tmp_path: Path) -> None:
     (tmp_path / "rows.csv").write_text("width,height\n1.5,2\n3,4\n")
     assert load_unlabeled(str(tmp_path / "rows.csv"), (2,)).tolist() == [[1.5, 2], [3, 4]]
+    (tmp_path / "bare.csv").write_text("1.5,2\n3,4\n")  # without a header
+    assert load_unlabeled(str(tmp_path / "bare.csv"), (2,)).tolist() == [[1.5, 2], [3, 4]]
     (tmp_path / "named.csv").write_text("width,height,species\n1.5,2,unheard of\n")
     assert load_unlabeled(str(tmp_path / "named.csv"), (2,)).tolist() == [[1.5, 2]]
     gray(tmp_path, "a.png", 51)

@@ -497,3 +497,29 @@ def test_vectors_are_converted_on_whatever_device_they_are() -> None:
     target = interpkit.wrap(nn.Linear(2, 2), (2,), input_range=[(4, 8), (0, 2)])
     elsewhere = torch.zeros(3, 2, device="meta")
     assert target.to_unit(elsewhere).device == target.from_unit(elsewhere).device == elsewhere.device
+
+
+class Alone(nn.Module):
+    """A network of one image without a batch axis, with a layer that runs twice and a layer called output."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.output, self.act = nn.Linear(4, 4), nn.Linear(4, 1), nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.act(self.first(x.flatten()))
+        return self.output(self.act(x - 0.1))
+
+
+def test_features_of_one_image_at_a_time_are_those_of_the_last_use_in_the_order_of_the_images() -> None:
+    net = Alone()
+    target, images = interpkit.wrap(net, (4,), num_classes=2), torch.rand(3, 4)
+    found = target.respond(images, ["act", "output", "output:in"]).features
+    hidden = (net.first(images).relu() - 0.1).relu()
+    torch.testing.assert_close(found["act"], hidden)
+    torch.testing.assert_close(found["output:in"], hidden)
+    torch.testing.assert_close(found["output"], net.output(hidden))  # the layer, not the logits (-z/2, z/2)
+
+
+def test_class_names_may_be_bytes() -> None:
+    assert interpkit.wrap(nn.Linear(4, 2), (4,), class_names=[b"cat", b"dog"]).class_names == ["cat", "dog"]

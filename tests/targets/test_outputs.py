@@ -138,6 +138,12 @@ def test_a_head_is_chosen_by_name_position_or_width(facts: dict[str, Any]) -> No
     torch.testing.assert_close(target(images), net.other(net.body(images.flatten(1)).relu()))
 
 
+def test_a_name_and_a_position_of_different_outputs_are_refused() -> None:
+    with pytest.raises(ModelError, match=r"output_name='age' and output_index=0 name different outputs"):
+        wrap(Net(two_heads, True), (3, 2, 2), output_name="age", output_index=0)
+    assert wrap(Net(two_heads, True), (3, 2, 2), output_name="age", output_index=1).num_classes == 5
+
+
 @pytest.mark.parametrize("facts", [{"output_name": "sex"}, {"output_index": 3}])
 def test_an_output_that_is_not_there_is_refused_with_those_that_are(facts: dict[str, Any]) -> None:
     with pytest.raises(ModelError, match=r"asks for, but kind \(6, 3\)"):
