@@ -134,9 +134,11 @@ def phases(name: str) -> None:
 
     watching = threading.Thread(target=watch)
     watching.start()
-    alone(name, "cpu")
-    done.set()
-    watching.join()
+    try:
+        alone(name, "cpu")
+    finally:
+        done.set()
+        watching.join()
     for what, most in parts:
         print(f"{most:7,.0f} {what}")
 

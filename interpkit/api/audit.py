@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -33,6 +34,8 @@ from interpkit.runtime.autograd import with_autograd
 from interpkit.runtime.devices import choose_device, device_of, keep_freed_memory
 from interpkit.runtime.progress import tell
 from interpkit.runtime.random import global_seed
+
+log = logging.getLogger("interpkit")
 
 SCHEMA = 1
 FIGURES, TENSORS, PAGE = "audit.json", "audit.safetensors", "audit.html"
@@ -228,10 +231,8 @@ def _chosen(names: Sequence[str], given: Mapping[str, Any], options: Mapping[str
         if missing or (cls.on_request and not names):
             del classes[name]
     if "training" in have and not any("training" in cls.needs for cls in classes.values()):
-        raise UsageError(
-            f"no test made here uses training images; the usual one compares them with held-out ones: add "
-            f"{setting('reference', 'DATA')}, or leave {setting('training', None)} out."
-        )
+        more = "" if "reference" in have else "; the usual one compares them with others: "
+        log.warning("no test made here uses training images%s%s", more, more and setting("reference", "DATA"))
     values: dict[str, dict[str, Any]] = {name: {} for name in classes}
     for key, value in options.items():
         set_option(values, key, value, "TEST", setting(f"{next(iter(classes))}.sd", 0.3), "no test {!r} is made here")

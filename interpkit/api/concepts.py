@@ -157,8 +157,8 @@ def concepts(
         images: images to learn from in place of the run's samples: (N, *input_shape) in [0, 1], or a path.
         layer: a layer, ``NAME`` or ``NAME:in``; the one before the last linear layer if omitted.
         reference: real images with labels, a path or (images, labels), to evaluate the concepts on.
-        learn_from: ``reference`` and ``both`` learn from every other reference image, and evaluate on the rest. A
-            dictionary learned from ``samples`` alone can hardly have concepts that the samples lack.
+        learn_from: ``reference`` and ``both`` learn from a random half of the reference images, and evaluate on the
+            other. A dictionary learned from ``samples`` alone can hardly have concepts that the samples lack.
         dictionary: ``topk``, a sparse auto-encoder; ``nmf``; or a function that learns a `Dictionary` from (N, D).
         latents: the number of concepts; if omitted, 256, or 32 for ``nmf``.
         active: the most concepts at one position, for ``topk``.

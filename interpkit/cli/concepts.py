@@ -29,7 +29,7 @@ def concepts(
     ] = None,
     learn_from: Annotated[
         str,
-        typer.Option(metavar="samples|reference|both", help="Learn from these; of reference images every other one."),
+        typer.Option(metavar="samples|reference|both", help="Learn from these; of reference images a random half."),
     ] = "samples",
     dictionary: Annotated[str, typer.Option(metavar="topk|nmf", help="Sparse auto-encoder or NMF.")] = "topk",
     latents: Annotated[

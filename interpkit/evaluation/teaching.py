@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -134,7 +133,9 @@ def _batches(samples: Inversion | tuple[Tensor, Tensor], size: int, seed: int) -
             order = classes[torch.randperm(len(classes), generator=rng)].tolist()
             yield samples.sample(count=size, labels=order, seed=derive_seed(seed, "taught", turn))
             turn += 1
-    images, labels = samples if isinstance(samples, tuple) else samples.sample_up_to(sys.maxsize)
+    if isinstance(samples, Inversion):
+        samples = samples.sample_up_to(max(samples.available(label) or 0 for label in samples.classes))
+    images, labels = samples
     if len(images) < 2:
         raise UsageError("a student learns from at least 2 samples, and there is only 1.")
     size = min(size, len(images))

@@ -180,10 +180,16 @@ def checked(
 def refuse_shared(images: Tensor, others: Tensor, what: str, of: str) -> None:
     """Check that images (N, ...) in [0, 1] are not among others, to 8 bits; a few may be, such as blank ones.
 
+    Vectors (N, D) are compared exactly, and not if many of them are equal, as in a table of categories.
+
     Raises:
         UsageError: more than one in 20 is.
     """
-    keys = [{image.numpy().tobytes() for image in (some * 255).round().to(torch.int32)} for some in (images, others)]
+    exact = images.dim() == 2
+    both = [some.float().cpu() if exact else (some.cpu() * 255).round().to(torch.uint8) for some in (images, others)]
+    keys = [{image.numpy().tobytes() for image in some} for some in both]
+    if exact and len(keys[0]) < len(images) / 2:
+        return
     shared = len(keys[0] & keys[1])
     if shared > len(keys[0]) / 20:
         raise UsageError(

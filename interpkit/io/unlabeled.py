@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from contextlib import suppress
 
@@ -26,6 +27,8 @@ from interpkit.io.datasets import (
 )
 from interpkit.io.picture_files import channels_first, fitted, other_size, pictures_in
 from interpkit.io.tables import numbers_of, pictures_of, read_table
+
+log = logging.getLogger("interpkit")
 
 
 def load_unlabeled(
@@ -52,9 +55,11 @@ def load_unlabeled(
         header, rows = read_table(path)
         found = pictures_of(path, header, rows)
         if found is None:
-            if header != [str(number) for number in range(len(header))]:  # as pandas names columns
-                with suppress(ValueError):  # names
-                    rows = [[str(float(name)) for name in header], *rows]
+            with suppress(ValueError):  # names
+                first = np.array([float(name) for name in header])
+                even = len({*np.diff(first)}) == 1 and (first == first.round()).all()  # numbers of columns
+                log.warning("%s: its first line is numbers, and read as %s", path, "names" if even else "data")
+                rows = rows if even else [header, *rows]
             x, _ = numbers_of(path, header, rows, input_shape, labeled=False)
         else:
             x = read_pictures(path, [file for file, _ in found], input_shape, crop_pct, resize=resize)

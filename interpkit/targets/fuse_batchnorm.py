@@ -111,9 +111,10 @@ def _unread(
     outputs: dict[str, Tensor] = {}
     read: list[Tensor] = []
     module = target.module
+    watched = {name: target.layer(name) for name in layers if name != OUTPUT or name in target.layers()}
     with (
         watch({name: module.get_submodule(name) for name, _ in pairs}, outputs.__setitem__),
-        watch({name: target.layer(name) for name in layers if name != OUTPUT}, lambda _, x: read.append(first_of(x))),
+        watch(watched, lambda _, x: read.append(first_of(x))),
     ):
         target.raw(probe)
     return [

@@ -54,6 +54,8 @@ class ModuleTarget(Target):
         self.sources = {}
         self.layout: Layout = "nchw"
         self.output: Output = "logits"
+        self.without_features = False
+        """Whether no layer can be watched, so that the logits stand for the features, as the layer `OUTPUT`."""
         self.output_name = ""
         self.one_by_one = False
         self.channels_last = False
@@ -132,8 +134,13 @@ class ModuleTarget(Target):
 
     def respond(self, images: Tensor, layers: Sequence[str] = ()) -> Response:
         """Return logits and features; see `Target.respond`."""
+        if self.one_by_one and len(images) > 1:
+            each = [self.respond(image, layers) for image in images.split(1)]
+            joined = {name: torch.cat([one.features[name] for one in each]) for name in each[0].features}
+            return Response(torch.cat([one.logits for one in each]), joined, self.feature_layer)
         wanted = list(dict.fromkeys([self.feature_layer, *layers]))
-        for_logits = OUTPUT in wanted and OUTPUT not in self.layers()  # else a layer of the user has that name
+        # Unless a layer of the user has that name.
+        for_logits = OUTPUT in wanted and (self.without_features or OUTPUT not in self.layers())
         wanted = [layer for layer in wanted if not (for_logits and layer == OUTPUT)]
         passed: dict[str, list[Tensor]] = {layer: [] for layer in wanted}
 
@@ -150,11 +157,9 @@ class ModuleTarget(Target):
         missing = [layer for layer in wanted if not passed[layer]]
         if missing:
             raise UsageError(f"{self.name}: the layer {missing[0]!r} does not run in the forward pass.")
-        features = {}
-        for layer, parts in passed.items():  # if a layer runs more than once, the last use counts
-            each = len(parts) // len(images) if self.one_by_one else len(parts)
-            last = parts[each - 1 :: each]
-            features[layer] = torch.cat([p if len(p) == 1 else p[None] for p in last]) if self.one_by_one else last[0]
+        features = {layer: parts[-1] for layer, parts in passed.items()}  # if one runs more than once, the last counts
+        if self.one_by_one:  # which may have no axis for the batch
+            features = {name: one if one.dim() > 1 and len(one) == 1 else one[None] for name, one in features.items()}
         if for_logits:
             features[OUTPUT] = logits
         return Response(logits, features, self.feature_layer)

@@ -159,7 +159,11 @@ def in_order(names: Any) -> list[str] | None:
             f"class_names is a {type(names).__name__}, not a list of names in the order of the logits: {names!r:.80}. "
             f'Pass a list such as ["cat", "dog"], or a dict such as {{0: "cat", 1: "dog"}}.'
         )
-    return None if names is None else [name.decode() if isinstance(name, bytes) else str(name) for name in names]
+    return (
+        None
+        if names is None
+        else [name.decode(errors="replace") if isinstance(name, bytes) else str(name) for name in names]
+    )
 
 
 def _per_channel(values: list[float], channels: int) -> list[float]:
@@ -437,5 +441,6 @@ def _find_features(target: ModuleTarget, ran: list[_Ran], layer: str | None, ima
     elif ran:
         target.feature_layer, source = f"{ran[-1].name}:in", "found: input of the last convolution to run"
     else:
+        target.without_features = True
         target.feature_layer, source = OUTPUT, "found: no linear layer can be watched, so the logits themselves"
     target.sources["feature_layer"] = source

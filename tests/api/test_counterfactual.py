@@ -42,7 +42,7 @@ def test_rows_change_in_their_own_units_by_their_last_decimal_place(flowers: int
 
 def test_values_keep_all_the_digits_of_their_column(tmp_path: Path) -> None:
     net = nn.Linear(1, 2)
-    net.load_state_dict({"weight": torch.tensor([[0.0], [1e-3]]), "bias": torch.tensor([0.0, -0.2345685])})
+    net.load_state_dict({"weight": torch.tensor([[0.0], [1e-3]]), "bias": torch.tensor([0.0, -1000.2365])})
     target = interpkit.wrap(net, input_shape=(1,), input_range=(1e6, 1e6 + 1000), class_names=["low", "high"])
     (tmp_path / "rows.csv").write_text("meters,class\n1000234,low\n")
     changed = counterfactual(target, tmp_path / "rows.csv", device="cpu")
