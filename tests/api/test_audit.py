@@ -378,7 +378,9 @@ def test_a_reference_whose_labels_are_all_wrong_is_refused() -> None:
 
 
 def test_training_images_that_no_test_uses_are_named(caplog: pytest.LogCaptureFixture) -> None:
-    quick(linear(), tests=["noise"], options={"noise.steps": 2}, training=(torch.rand(9, 1, 6, 6), torch.arange(9) % 5))
+    quick(
+        linear(), tests=["patch"], options={"patch.steps": 20}, training=(torch.rand(9, 1, 6, 6), torch.arange(9) % 5)
+    )
     assert "no test made here uses training images" in caplog.text
 
 
