@@ -348,10 +348,12 @@ def _samples(
 
 def _or_a_grid(target: Target, features: Tensor) -> str:
     """Return advice to name the last layer with a grid, if the features have no positions and there is such a layer."""
+    if features.dim() > 2:
+        return ""
     runs = count_runs(target)
     shapes = {layer.name: layer.shape for layer in list_layers(target) if layer.shape and len(layer.shape) == 3}
     grids = [layer for layer, shape in shapes.items() if runs[layer] == 1 and found_by.grid(target, layer, shape)]
-    if features.dim() > 2 or not grids:
+    if not grids:
         return ""
     shape, name = " x ".join(map(str, shapes[grids[-1]])), setting("layer", grids[-1])
     return f", or name a layer of which every place counts as a sample, such as {name} ({shape})"

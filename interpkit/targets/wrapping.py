@@ -159,11 +159,9 @@ def in_order(names: Any) -> list[str] | None:
             f"class_names is a {type(names).__name__}, not a list of names in the order of the logits: {names!r:.80}. "
             f'Pass a list such as ["cat", "dog"], or a dict such as {{0: "cat", 1: "dog"}}.'
         )
-    return (
-        None
-        if names is None
-        else [name.decode(errors="replace") if isinstance(name, bytes) else str(name) for name in names]
-    )
+    if names is None:
+        return None
+    return [name.decode(errors="replace") if isinstance(name, bytes) else str(name) for name in names]
 
 
 def _per_channel(values: list[float], channels: int) -> list[float]:
