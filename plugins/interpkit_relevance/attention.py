@@ -60,7 +60,7 @@ class AttentionRollout(Attribution):
         with _Attentions() as seen:
             score = context.scores(images.detach().clone().requires_grad_()).gather(1, classes[:, None]).sum()
         attentions = [attention for attention in seen.found if attention.requires_grad]
-        (extra, rows, columns), count = _tokens(target, attentions, images)
+        (extra, rows, columns), count = _tokens(target, attentions, images, seen.grids)
         one = torch.eye(attentions[0].shape[-1], device=images.device)
         rollout = one.expand(len(images), *one.shape)
         gradients = torch.autograd.grad(score, attentions, allow_unused=True)
@@ -85,8 +85,13 @@ def _used(gradients: Sequence[Tensor | None], rollout: Tensor) -> Tensor:
     return (moves | ~moves.any(1, keepdim=True))[:, None].to(rollout)
 
 
-def _tokens(target: Target, attentions: list[Tensor], images: Tensor) -> tuple[tuple[int, int, int], int]:
+def _tokens(
+    target: Target, attentions: list[Tensor], images: Tensor, grids: set[tuple[int, ...]]
+) -> tuple[tuple[int, int, int], int]:
     """Return the tokens before the patches, the grid of the patches, and the number of attentions.
+
+    Where convolutions make the patches, their outputs include that grid; attention between channels, as in XCiT, is
+    over as many "tokens" as a head has channels.
 
     Raises:
         UsageError: there is no attention, or not over the same tokens of a whole image everywhere.
@@ -105,17 +110,22 @@ def _tokens(target: Target, attentions: list[Tensor], images: Tensor) -> tuple[t
     height, width = images.shape[2:]
     for extra in range(MOST_EXTRA_TOKENS + 1):
         for patch in range(1, min(height, width) + 1):
-            if height // patch * (width // patch) == lengths[0] - extra > 1:
-                return (extra, height // patch, width // patch), len(attentions)
-    raise UsageError(f"{refusal}its {lengths[0]} tokens are not a grid of square patches of the image.{instead}")
+            rows, columns = height // patch, width // patch
+            if rows * columns == lengths[0] - extra > 1 and (not grids or (rows, columns) in grids):
+                return (extra, rows, columns), len(attentions)
+    raise UsageError(
+        f"{refusal}its {lengths[0]} tokens are not a grid of square patches of the image (attention between channels, "
+        f"as in XCiT, has none).{instead}"
+    )
 
 
 class _Attentions(TorchFunctionMode):
-    """Keeps the weights of every self-attention that runs, as tensors that the score depends on."""
+    """Keeps the weights of every self-attention, as tensors that the score depends on, and the sizes of convolutions."""
 
     def __init__(self) -> None:
         super().__init__()
         self.found: list[Tensor] = []
+        self.grids: set[tuple[int, ...]] = set()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -128,7 +138,10 @@ class _Attentions(TorchFunctionMode):
         if func is F.scaled_dot_product_attention:
             return self._attend(*args, **kwargs)
         result = func(*args, **kwargs)
-        return self._keep(result) if getattr(func, "__name__", "") in ("softmax", "_safe_softmax") else result
+        name = getattr(func, "__name__", "")
+        if name == "conv2d":
+            self.grids.add(tuple(result.shape[-2:]))
+        return self._keep(result) if name in ("softmax", "_safe_softmax") else result
 
     def _attend(
         self,

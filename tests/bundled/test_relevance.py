@@ -274,6 +274,21 @@ def test_attention_within_windows_and_no_attention_are_refused() -> None:
         explain(wrap(swin.eval(), (3, 32, 32)), torch.rand(1, 3, 32, 32), [0], "attention-rollout")
 
 
+def test_attention_between_channels_is_no_attention_between_patches() -> None:
+    class OverChannels(nn.Module):  # as in XCiT: 4 patches of 2 x 2 pixels would be the 4 channels of a head
+        def __init__(self) -> None:
+            super().__init__()
+            self.patches, self.head = nn.Conv2d(1, 4, 2, 2), nn.Linear(4, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.patches(x).flatten(2)
+            x = (x @ x.transpose(1, 2))[:, None].softmax(-1)[:, 0] @ x
+            return self.head(x.mean(2))
+
+    with pytest.raises(UsageError, match=r"its 4 tokens are not a grid .* \(attention between channels"):
+        explain(wrap(OverChannels().eval(), (1, 8, 8)), torch.rand(1, 1, 8, 8), [0], "attention-rollout")
+
+
 # ------------------------------------------------------------------------------------- masks and evidence
 
 
