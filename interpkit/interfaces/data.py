@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,17 +15,26 @@ from interpkit.errors import UsageError, setting
 from interpkit.interfaces.components import Options
 from interpkit.interfaces.samples import to_unit
 from interpkit.interfaces.targets import Target
-from interpkit.io.datasets import TORCHVISION, LabelledImages, load_data
+from interpkit.io.datasets import TORCHVISION, LabelledImages, load_data, read_torchvision
 from interpkit.io.unlabeled import load_unlabeled
 
 log = logging.getLogger("interpkit")
+
+
+def fetch(typed: Mapping[str, object]) -> None:
+    """Download the data sets of torchvision that options name, as ``COMPONENT.data``: a user has typed them."""
+    for key, value in typed.items():
+        reads = key.rpartition(".")[2] in ("data", "training")
+        if reads and isinstance(value, str) and value.startswith(TORCHVISION):
+            read_torchvision(value.removeprefix(TORCHVISION))
 
 
 class ReadingOptions(Options):
     """Base class of `DataOptions` and `PictureOptions`: the option ``data``, and its record in the manifest.
 
     The manifest of a run records the sha256 of the images. A run can only be resumed with the same ones; if a run is
-    repeated from a recipe and they have changed, interpkit logs a warning.
+    repeated from a recipe and they have changed, interpkit logs a warning. The option may come from someone else's
+    recipe or run, so nothing is downloaded here; see `fetch`.
     """
 
     data: str | None = None
@@ -91,7 +101,8 @@ class DataOptions(ReadingOptions):
     def _read(self, target: Target) -> LabelledImages:
         facts = target.description
         spec = self._named("labeled images")
-        return load_data(spec, facts.input_shape or target.input_shape, target.class_names, facts.crop_pct)
+        shape = facts.input_shape or target.input_shape
+        return load_data(spec, shape, target.class_names, facts.crop_pct, download=False)
 
 
 class PictureOptions(ReadingOptions):
@@ -154,7 +165,7 @@ class PictureOptions(ReadingOptions):
     def _load(self, spec: str, target: Target) -> Tensor:
         facts = target.description
         shape = facts.input_shape or target.input_shape
-        return load_unlabeled(spec, shape, resize=self.resize, crop_pct=facts.crop_pct)
+        return load_unlabeled(spec, shape, resize=self.resize, crop_pct=facts.crop_pct, download=False)
 
 
 def _in_8_bits(images: Tensor) -> list[bytes]:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from interpkit.errors import UsageError, listed
+from interpkit.errors import UsageError, listed, setting
 from interpkit.io.atomic import digest
 from interpkit.io.picture_files import PICTURE_ENDINGS, channels_first, decode
 from interpkit.io.tables import feature_columns, labels_of, numbers_of, pictures_of, read_table
@@ -66,7 +66,12 @@ class LabelledImages:
 
 
 def load_data(
-    spec: str, input_shape: tuple[int, ...], class_names: Sequence[str] = (), crop_pct: float | None = None
+    spec: str,
+    input_shape: tuple[int, ...],
+    class_names: Sequence[str] = (),
+    crop_pct: float | None = None,
+    *,
+    download: bool = True,
 ) -> LabelledImages:
     """Load reference data.
 
@@ -80,6 +85,7 @@ def load_data(
             warning. Signals (C, L) and volumes (C, D, H, W) become vectors.
         class_names: the classifier's class names, for labels and folders given by name.
         crop_pct: the share of a larger picture's shorter side that remains; see `TargetOptions`.
+        download: download ``torchvision:NAME`` if the folder ``data`` here does not have it.
 
     Raises:
         UsageError: the data cannot be read, or do not fit the classifier.
@@ -101,7 +107,7 @@ def load_data(
     ending = path.suffix.lower()
     arrays: tuple[np.ndarray, ...]
     if spec.startswith(TORCHVISION):
-        arrays = read_torchvision(spec.removeprefix(TORCHVISION))
+        arrays = read_torchvision(spec.removeprefix(TORCHVISION), download)
     elif ending == ".npz":
         arrays = read_npz(path, split)
     elif ending in DATA_ENDINGS:
@@ -300,8 +306,8 @@ def read_pictures(
     return np.stack(images)
 
 
-def read_torchvision(name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Return images and labels of a torchvision data set, which may be downloaded."""
+def read_torchvision(name: str, download: bool = True) -> tuple[np.ndarray, np.ndarray]:
+    """Return images and labels of a torchvision data set, which may be downloaded if ``download``."""
     import torchvision
 
     name, _, split = name.partition(":")
@@ -310,13 +316,20 @@ def read_torchvision(name: str) -> tuple[np.ndarray, np.ndarray]:
     known = {n.lower(): n for n in ("MNIST", "FashionMNIST", "KMNIST", "CIFAR10", "CIFAR100", "SVHN")}
     if name.lower() not in known:
         raise UsageError(f"torchvision:{name} is not one of {listed(known.values())}.")
+    asked = {"root": "data", "download": download}
     make = getattr(torchvision.datasets, known[name.lower()])
     try:
         if name.lower() == "svhn":
-            data = make("data", split or "test", download=True)
+            data = make(split=split or "test", **asked)
             return data.data.transpose(0, 2, 3, 1), data.labels
-        data = make("data", train=split == "train", download=True)
+        data = make(train=split == "train", **asked)
     except (OSError, RuntimeError) as error:
+        if not download:
+            raise UsageError(
+                f"torchvision:{name} is not in the folder data here, and what a file records is not downloaded. To "
+                f"download it, name it yourself: {setting('COMPONENT.data', f'torchvision:{name}')}, or in Python "
+                f"load_data('torchvision:{name}', SHAPE)."
+            ) from error
         raise UsageError(f"torchvision:{name} cannot be downloaded: {error}.") from error
     return np.asarray(data.data), np.asarray(data.targets)
 

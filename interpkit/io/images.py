@@ -166,7 +166,9 @@ def _colored(evidence: Tensor, scale: float, ground: Any, most: float) -> Image.
 
 
 def save_panel(rows: Sequence[tuple[str, Sequence[Image.Image]]], caption: str, path: Path) -> None:
-    """Write rows of pictures of one size, each with its name, over a caption; at most 50 rows."""
+    """Write rows of pictures of one size, each with its name, over a caption, which says so if they are cut to 50."""
+    if len(rows) > MAX_ROWS:
+        caption = "; ".join(filter(None, (caption, f"the first {MAX_ROWS} of {len(rows):,}")))
     write_atomically(path, to_png(_drawn([_Row(*row) for row in rows[:MAX_ROWS]], [caption])))
 
 

@@ -32,7 +32,12 @@ log = logging.getLogger("interpkit")
 
 
 def load_unlabeled(
-    spec: str, input_shape: tuple[int, ...], *, resize: bool = False, crop_pct: float | None = None
+    spec: str,
+    input_shape: tuple[int, ...],
+    *,
+    resize: bool = False,
+    crop_pct: float | None = None,
+    download: bool = True,
 ) -> Tensor:
     """Load pictures, (N, *input_shape) float32, in [0, 1] or as vectors with the values of the file.
 
@@ -42,13 +47,14 @@ def load_unlabeled(
         input_shape: the classifier's input shape.
         resize: resize pictures of another size, crop them at the center, and give them as many channels.
         crop_pct: the share of a larger picture's shorter side that remains; see `interpkit.TargetOptions`.
+        download: as in `interpkit.load_data`.
 
     Raises:
         UsageError: they cannot be read, or have another size, which ``resize`` does not allow.
     """
     path, split = path_and_split(spec)
     if spec.startswith(TORCHVISION):
-        x = read_torchvision(spec.removeprefix(TORCHVISION))[0]
+        x = read_torchvision(spec.removeprefix(TORCHVISION), download)[0]
     elif path.suffix.lower() == ".npz":
         (x,) = read_npz(path, split, labeled=False)
     elif path.suffix.lower() in DATA_ENDINGS:

@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -242,3 +243,55 @@ def test_data_named_for_the_run_are_those_of_the_component_that_reads_some(
     assert job.recipe.losses["near"].options["data"] == str(data)
     with pytest.raises(UsageError, match="no component of the recipe reads images: leave data out"):
         prepare(tiny_model, **quick(), data=data)
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """Replace torchvision's MNIST by images of the tiny classifier's size; return whether each call may download."""
+    import torchvision
+
+    downloads: list[bool] = []
+    pixels = np.random.default_rng(2).integers(0, 256, (80, *SHAPE[1:]), np.uint8)
+
+    def mnist(root: str, train: bool, download: bool) -> SimpleNamespace:
+        downloads.append(download)
+        return SimpleNamespace(data=torch.from_numpy(pixels), targets=torch.arange(80) % 3)
+
+    monkeypatch.setattr(torchvision.datasets, "MNIST", mnist)
+    return downloads
+
+
+def test_a_component_reads_a_data_set_of_torchvision_without_a_download(
+    asked: list[bool], tiny_target: interpkit.Target
+) -> None:
+    assert DataOptions(data="torchvision:MNIST").load(tiny_target).images.shape == (80, *SHAPE)
+    assert PictureOptions(data="torchvision:MNIST", training="torchvision:MNIST:train").pictures(tiny_target).any()
+    assert len(DataOptions(data="torchvision:MNIST").record(tiny_target)["sha256"]) == 64
+    assert len(asked) >= 4 and not any(asked)
+
+
+def test_a_data_set_of_torchvision_is_downloaded_if_it_is_typed_but_not_if_a_recipe_names_it(
+    asked: list[bool], tiny_model: Path, quick: Quick, tmp_path: Path
+) -> None:
+    config = tmp_path / "recipe.toml"
+    config.write_text('presets = ["vecmat"]\n[losses.prior]\nweight = 1.0\nwidth = 4\ndata = "torchvision:MNIST"\n')
+    sizes = {key: value for key, value in quick(steps=1).items() if key != "plugins"}
+    interpkit.invert(tiny_model, config=config, out=tmp_path / "run", **sizes)
+    interpkit.invert(tiny_model, config=tmp_path / "run" / "recipe.toml")
+    assert asked and not any(asked)
+    asked.clear()
+    typed = quick(steps=1, losses={"prior": 1.0}, options={"prior.data": "torchvision:MNIST", "prior.width": 4})
+    interpkit.invert(tiny_model, **typed)
+    assert asked[0] and not any(asked[1:])  # downloaded once, and then read
+    asked.clear()
+    options = {key: value for key, value in typed["options"].items() if key != "prior.data"}
+    prepare(tiny_model, **{**typed, "options": options}, data="torchvision:MNIST")
+    assert asked[0] and not any(asked[1:])
+
+
+def test_a_data_set_typed_for_a_metric_is_downloaded_once(
+    asked: list[bool], add_plugin: Callable[..., None], run_copy: Path
+) -> None:
+    add_plugin(Distance)
+    assert interpkit.evaluate(run_copy, metrics=["distance"], options={"distance.data": "torchvision:MNIST"})
+    assert asked[0] and len(asked) > 1 and not any(asked[1:])

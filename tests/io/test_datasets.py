@@ -474,6 +474,24 @@ def test_a_failed_download_is_reported(name: str, error: Exception, monkeypatch:
     refused(f"torchvision:{name}", f"torchvision:{name} cannot be downloaded: {error}", COLOR)
 
 
+def test_a_data_set_that_is_not_here_is_refused_where_nothing_may_be_downloaded(
+    downloads: list[tuple[Any, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torchvision
+
+    for spec, shape in (("MNIST", GRAY), ("svhn", COLOR)):
+        assert load_data(f"torchvision:{spec}", shape, download=False).labels.tolist() == [1, 0]
+    assert [asked[-1] for asked in downloads] == [False, False]
+
+    def missing(root: str, train: bool, download: bool) -> None:
+        raise RuntimeError("Dataset not found. You can use download=True to download it")
+
+    monkeypatch.setattr(torchvision.datasets, "MNIST", missing)
+    words = r"torchvision:MNIST is not in the folder data here, .* options={'COMPONENT\.data': 'torchvision:MNIST'}"
+    with pytest.raises(UsageError, match=words):
+        load_data("torchvision:MNIST", GRAY, download=False)
+
+
 # ------------------------------------------------------------------------------------------------ in memory
 
 

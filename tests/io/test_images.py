@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 from interpkit.io.datasets import load_data
-from interpkit.io.images import MOST_PIXELS, composite, grid, left_out, save_images, to_picture
+from interpkit.io.images import MOST_PIXELS, composite, grid, left_out, save_images, save_panel, to_picture
 
 
 @pytest.mark.parametrize("channels", [1, 2, 3, 4, 13])
@@ -66,6 +68,22 @@ def test_a_grid_of_many_classes_says_how_to_draw_the_next_ones() -> None:
     assert "e.g. 100,102,104,…" in left_out(list(range(0, 400, 2)))
     all_, first = (grid(*gray(classes, 1, 8)) for classes in (50, 51))
     assert first.height == all_.height + 24
+
+
+@pytest.mark.parametrize(("rows", "caption"), [(50, "words"), (51, "words; the first 50 of 51")])
+def test_a_panel_says_how_many_of_its_rows_it_draws(
+    rows: int, caption: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    captions: list[str] = []
+
+    def drawn(shown: Sequence[object], words: Sequence[str]) -> Image.Image:
+        captions.extend(words)
+        assert len(shown) == 50
+        return Image.new("L", (8, 8))
+
+    monkeypatch.setattr("interpkit.io.images._drawn", drawn)
+    save_panel([(f"row {row}", [Image.new("L", (8, 8))]) for row in range(rows)], "words", tmp_path / "panel.png")
+    assert captions == [caption]
 
 
 def test_a_grid_of_many_large_pictures_is_drawn_smaller() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -73,6 +74,21 @@ def test_pictures_of_another_size_are_refused_unless_they_may_be_resized(tmp_pat
         load_unlabeled(str(place), SHAPE)
     assert load_unlabeled(str(place), SHAPE, resize=True).flatten().tolist() == pytest.approx([0.4] * 64)
     assert load_unlabeled(str(place), (3, 16, 16), resize=True).mean().item() == pytest.approx(0.4)
+
+
+def test_pictures_of_torchvision_are_downloaded_only_where_they_may_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torchvision
+
+    asked: list[bool] = []
+
+    def mnist(root: str, train: bool, download: bool) -> SimpleNamespace:
+        asked.append(download)
+        return SimpleNamespace(data=torch.zeros(2, 8, 8, dtype=torch.uint8), targets=torch.tensor([1, 0]))
+
+    monkeypatch.setattr(torchvision.datasets, "MNIST", mnist)
+    for download in (True, False):
+        assert load_unlabeled("torchvision:MNIST", SHAPE, download=download).shape == (2, *SHAPE)
+    assert asked == [True, False]
 
 
 def test_a_source_without_pictures_is_refused(tmp_path: Path) -> None:
