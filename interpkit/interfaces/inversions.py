@@ -21,6 +21,7 @@ from interpkit.interfaces.sections import Section
 from interpkit.interfaces.targets import Target
 from interpkit.runtime import progress
 from interpkit.runtime.at_once import in_batches
+from interpkit.runtime.autograd import with_autograd
 from interpkit.runtime.random import derive_seed
 
 if TYPE_CHECKING:
@@ -156,6 +157,7 @@ class Inversion(ABC):
         drawn = self.draw(per_class, count=count, labels=labels, seed=seed, dropout=dropout)
         return drawn.images, drawn.labels
 
+    @with_autograd
     def draw(
         self,
         per_class: int | None = None,
@@ -211,15 +213,24 @@ class Inversion(ABC):
         Raises:
             UsageError: as `sample`.
         """
+        drawn = self.draw_up_to(per_class, labels)
+        return drawn.images, drawn.labels
+
+    def draw_up_to(self, per_class: int, labels: Sequence[int | str] | None = None) -> Draw:
+        """Draw as many images of each class, or all that there are of a class with fewer; see `draw`.
+
+        Raises:
+            UsageError: as `draw`.
+        """
         if self.images_per_class is None:
-            return self.sample(per_class, labels=labels)
+            return self.draw(per_class, labels=labels)
         counts = {label: self.available(label) for label in self.choose(labels)}
-        parts = [
-            self.sample(per_class if there is None else min(there, per_class), labels=[label])
-            for label, there in counts.items()
-        ]
-        images, drawn = zip(*parts, strict=True)
-        return torch.cat(images), torch.cat(drawn)
+        return Draw.join(
+            [
+                self.draw(per_class if there is None else min(there, per_class), labels=[label])
+                for label, there in counts.items()
+            ]
+        )
 
     def choose(self, labels: Sequence[int | str] | None) -> list[int]:
         """Return the requested classes; all that have images if None.
@@ -272,6 +283,7 @@ class Inversion(ABC):
             dropout: keep the generator's dropout on.
         """
 
+    @with_autograd
     def figures(self, images: Tensor) -> dict[str, Tensor]:
         """Return what the terms of the objective say of single images; see `InversionLoss.figures`.
 

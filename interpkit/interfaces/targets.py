@@ -26,6 +26,13 @@ if TYPE_CHECKING:
 log = logging.getLogger("interpkit")
 
 
+def tell_nan(name: str, logits: Tensor) -> None:
+    """Warn if a classifier has returned NaN among the logits (N, n) of images."""
+    count = int(logits.isnan().any(1).sum())
+    if count:
+        log.warning("%s returns NaN for %d of %d images, which counts as none of its classes", name, count, len(logits))
+
+
 @dataclass(frozen=True)
 class Response:
     """A target's output for B images.
@@ -183,9 +190,12 @@ class Target(nn.Module, ABC):
     def accepts(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Return whether the target assigns each image to its class of ``labels``, (B,) bool.
 
-        It does if the class is the most probable one; of a `multi_label` target, if its probability is above 1/2.
+        It does if the class is the most probable one, and no logit is NaN; of a `multi_label` target, if its
+        probability is above 1/2.
         """
-        return logits.gather(1, labels[:, None])[:, 0] > 0 if self.multi_label else logits.argmax(1) == labels
+        if self.multi_label:
+            return logits.gather(1, labels[:, None])[:, 0] > 0
+        return (logits.argmax(1) == labels) & ~logits.isnan().any(1)
 
     def predictions(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Return the class that the target assigns to each image, (B,) int64: ``labels`` where it `accepts` them.
@@ -257,7 +267,8 @@ class Target(nn.Module, ABC):
     ) -> Iterator[None]:
         """Freeze the target in eval mode, on ``device``, and restore it at the end, even after an exception.
 
-        This restores each submodule's mode, each parameter's ``requires_grad``, device and layout, and each buffer.
+        This restores each submodule's mode, each parameter's ``requires_grad``, device and layout, and each buffer,
+        also one that a forward pass replaces by one of the same shape.
 
         Args:
             device: the device to move to; unchanged if None.
@@ -268,6 +279,8 @@ class Target(nn.Module, ABC):
         gradients = [(parameter, parameter.requires_grad) for parameter in self.parameters()]
         places = [(tensor, tensor.data) for tensor in (*self.parameters(), *self.buffers())]
         contents = [(buffer.data, buffer.data.clone()) for buffer in self.buffers()]
+        own = [module for module, _ in modes if not isinstance(module, torch.jit.ScriptModule)]
+        named = [(module, dict(module._buffers)) for module in own]
         try:
             for module, _ in modes:  # not self.eval(), which exported programs do not support
                 module.training = False
@@ -283,6 +296,12 @@ class Target(nn.Module, ABC):
                 module.training = training
             for parameter, requires_grad in gradients:
                 parameter.requires_grad_(requires_grad)
+            for module, buffers in named:
+                for name, old in buffers.items():
+                    new = module._buffers.get(name)
+                    # not what is built for the size of a batch, as the module knows that it has been
+                    if old is not None and new is not None and new.shape == old.shape:
+                        module._buffers[name] = old
             for tensor, data in places:
                 tensor.data = data
             for data, content in contents:

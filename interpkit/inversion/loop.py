@@ -33,7 +33,7 @@ from interpkit.inversion.results import GeneratorInversion
 from interpkit.inversion.warm_start import warm_start
 from interpkit.runtime.compile import compiled
 from interpkit.runtime.devices import autocast
-from interpkit.runtime.random import derive_seed, global_seed, random_generator
+from interpkit.runtime.random import derive_seed, global_seed, random_generator, seed_streams
 from interpkit.runtime.recorder import Recorder
 from interpkit.runtime.sync_batchnorm import sync_batch_norms
 
@@ -90,7 +90,7 @@ class GeneratorInverter(Inverter):
         if world.size > 1:
             if recipe.generators < world.size:  # else each process runs generators of its own
                 sync_batch_norms(generator, world.subgroup(recipe.generators))
-            torch.manual_seed(derive_seed(recipe.seed, f"process {world.rank}"))  # each process draws its own dropout
+            seed_streams(derive_seed(recipe.seed, f"process {world.rank}"), device)  # each draws its own dropout
         optimizer = torch.optim.Adam(
             trained.parameters(),
             lr=recipe.optimizer.lr,

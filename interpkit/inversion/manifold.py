@@ -15,7 +15,7 @@ from interpkit.inversion.nearest import Classes, Nearest, among_of, asked_of, ch
 from interpkit.inversion.results import GeneratorInversion, moved, sampling_mode
 from interpkit.runtime import progress
 from interpkit.runtime.autograd import with_autograd
-from interpkit.runtime.devices import choose_device
+from interpkit.runtime.devices import choose_device, in_float32
 from interpkit.runtime.random import random_generator
 
 DRAWN = 256
@@ -29,6 +29,7 @@ SHELL = 1.2
 
 
 @with_autograd
+@in_float32()
 def nearest_along(
     inversion: GeneratorInversion,
     images: Tensor,

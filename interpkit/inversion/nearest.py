@@ -12,7 +12,7 @@ from interpkit.errors import UsageError, setting
 from interpkit.interfaces.targets import Target
 from interpkit.runtime.at_once import in_batches
 from interpkit.runtime.autograd import with_autograd
-from interpkit.runtime.devices import choose_device
+from interpkit.runtime.devices import choose_device, in_float32
 from interpkit.runtime.random import random_generator
 
 PROJECTIONS = 15
@@ -63,6 +63,7 @@ class Nearest:
 
 
 @with_autograd
+@in_float32()
 def nearest(
     target: Target,
     images: Tensor,

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pydantic
+import torch
 
 from interpkit._version import __version__
 from interpkit.config import schemas
@@ -44,6 +45,7 @@ from interpkit.plugins.registry import Entry
 from interpkit.runs.manifest import SCHEMA, conditions, describe, used_data, weights_digest
 from interpkit.runs.stored import StoredRun
 from interpkit.runtime import environment
+from interpkit.runtime.random import global_seed
 from interpkit.runtime.recorder import StepRecord
 
 log = logging.getLogger("interpkit")
@@ -318,7 +320,8 @@ class Run:
             history = [record for record in history if record.step <= manifest.steps_done]
         empty = {int(label): reason for label, reason in manifest.empty.items() if int(label) < target.num_classes}
         stored = StoredRun(self.folder, target, recipe, history, manifest.files, empty)
-        inversion = contracts.loaded_inversion(assembly.inverter(recipe, installed()), stored)
+        with global_seed(0, torch.device("cpu")):  # building draws weights, which are overwritten
+            inversion = contracts.loaded_inversion(assembly.inverter(recipe, installed()), stored)
         inversion.terms = functools.partial(assembly.terms_with_figures, recipe, target)
         return inversion
 

@@ -36,6 +36,7 @@ from interpkit.io import strict_json
 from interpkit.io.atomic import digest, inner_folder, replacing, to_json, write_atomically
 from interpkit.io.locking import only_writer
 from interpkit.runs.shard_formats import FORMATS, Shard
+from interpkit.runtime.autograd import with_autograd
 from interpkit.runtime.distributed import World
 from interpkit.runtime.random import derive_seed
 
@@ -47,6 +48,7 @@ LOWEST_RATE = 0.001
 """A shard fails if after ENOUGH_TRIES tries the acceptance rate of a class is below LOWEST_RATE."""
 
 
+@with_autograd
 def write_shards(
     inversion: Inversion,
     folder: str | Path,

@@ -7,6 +7,8 @@ import logging
 import mmap
 import os
 import platform
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from itertools import chain
 from typing import Any, Literal
 
@@ -111,9 +113,26 @@ def bound_freed_memory() -> None:
             libc.malloc_trim(0)
 
 
+@contextmanager
+def in_float32() -> Iterator[None]:
+    """Compute convolutions in float32 on CUDA as well, where torch uses TF32 by default, with 10 bits."""
+    backend: Any = torch.backends.cudnn
+    before = False
+    with suppress(RuntimeError):  # the user has decided for single operations, by torch's newer settings
+        before = torch.cuda.is_available() and backend.allow_tf32
+    if not before:
+        yield
+        return
+    backend.allow_tf32 = False
+    try:
+        yield
+    finally:
+        backend.allow_tf32 = True
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Return whether an error means that a device is out of memory; CPUs and MPS raise a plain ``RuntimeError``."""
-    phrases = ("DefaultCPUAllocator", "not enough memory", "out of memory")
+    phrases = ("DefaultCPUAllocator", "not enough memory", "out of memory", "ALLOC_FAILED")
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
         isinstance(error, RuntimeError) and any(phrase in str(error) for phrase in phrases)
     )

@@ -169,7 +169,7 @@ class _AllGather(torch.autograd.Function):
 
 
 def _device() -> torch.device:
-    """Return the device of the tensors that the process group exchanges."""
+    """Return the device of what processes exchange beside gradients: the CPU, but for a group of NCCL alone."""
     return torch.device("cuda" if dist.get_backend() == "nccl" else "cpu")
 
 
@@ -183,9 +183,10 @@ def processes() -> Iterator[World]:
     # and occasionally such a thread aborts the process at exit.
     import torch.distributed.nn.functional
 
-    if torch.cuda.is_available():
+    if torch.cuda.is_available() and torch.cuda.device_count() > torchrun.LOCAL_RANK:
         torch.cuda.set_device(torchrun.LOCAL_RANK)
-    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    # gloo too: a run may ask for the CPU on a machine with GPUs
+    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
     try:
         yield World.current()
     finally:
@@ -200,7 +201,8 @@ def _collective() -> Iterator[None]:
     except RuntimeError as error:
         world = World.current()
         raise RunError(
-            f"process {_missing(world)} of {world.size} ended, so process {world.rank} stops. A run with "
+            f"process {_missing(world)} of {world.size} ended, or did not call interpkit as all processes of the group "
+            f"have to, so process {world.rank} stops. A run with "
             f"{setting('out', None)} continues from its last checkpoint with {setting('resume')}."
         ) from error
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
@@ -33,18 +34,36 @@ def in_micro_batches(
         return [make(rows)]
     contexts = lambda: (nullcontext(), _no_running_statistics(networks))  # noqa: E731
     made = 0
+    states: dict[int, Tensor] = {}
 
-    def counted(piece: Tensor) -> Any:
+    def counted(number: int, piece: Tensor) -> Any:
         nonlocal made
         bound_freed_memory()
-        result = make(piece)
+        with nullcontext() if piece.device.type != "mps" else _on_mps(states, number):
+            result = make(piece)
         again, made = made >= len(rows), made + len(piece)
         words = f"{what}, and once more for the gradient" if again else what
         progress.tell(words, made - len(rows) * again, len(rows))
         return result
 
     with set_checkpoint_early_stop(False):  # it stops by an exception, which would look like an error in `make`
-        return [checkpoint(counted, piece, use_reentrant=False, context_fn=contexts) for piece in rows.split(size)]
+        return [
+            checkpoint(counted, number, piece, use_reentrant=False, context_fn=contexts)
+            for number, piece in enumerate(rows.split(size))
+        ]
+
+
+@contextmanager
+def _on_mps(states: dict[int, Tensor], number: int) -> Iterator[None]:
+    """Draw the second time as the first time, for which torch's checkpoints do not provide there."""
+    now = torch.mps.get_rng_state()
+    first = number not in states
+    torch.mps.set_rng_state(states.setdefault(number, now))
+    try:
+        yield
+    finally:
+        if not first:
+            torch.mps.set_rng_state(now)
 
 
 @contextmanager

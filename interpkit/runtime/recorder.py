@@ -94,6 +94,7 @@ class Recorder:
     Args:
         steps: the number of steps of the whole run.
         class_names: the target's class names; if specified, the recorder warns about classes that have collapsed.
+        classes: the number of classes to invert; all if omitted.
         on_step: called after each step with its number, without synchronizing with the device.
         on_record: called with each record.
         owners: the plugin of each component of the recipe, by kind and name; for messages.
@@ -106,6 +107,7 @@ class Recorder:
         steps: int,
         *,
         class_names: Sequence[str] = (),
+        classes: int | None = None,
         on_step: Callable[[int], None] | None = None,
         on_record: Callable[[StepRecord], None] | None = None,
         owners: Mapping[tuple[str, str], str] | None = None,
@@ -123,6 +125,7 @@ class Recorder:
         self.advice = f"Try a lower rate ({setting('optimizer.lr', 0.0005)}) or {setting('precision', 'fp32')}."
         self._record_every = RECORD_EVERY * math.ceil(steps / (RECORD_EVERY * MOST_RECORDS))
         self._class_names = class_names
+        self._classes = len(class_names) if classes is None else classes
         self._collapse = Collapse(len(class_names))
         self._on_step = on_step
         self._on_record = on_record
@@ -312,9 +315,9 @@ class Recorder:
     def _report_collapsed(self, step: int) -> None:
         names, collapsed = self._class_names, self._collapse.judge(step)
         for what, classes in collapsed.items():
-            some = f"{len(classes)} of {len(names)} classes ({listed(names[label] for label in classes)})"
+            some = f"{len(classes)} of {self._classes} classes ({listed(names[label] for label in classes)})"
             if what == ONE_PICTURE:
-                rate = "a lower rate, " if 2 * len(classes) > len(names) else ""
+                rate = "a lower rate, " if 2 * len(classes) > self._classes else ""
                 name = self._variety_preset
                 preset = f", or {setting('preset', name)} over the recipe" if name else ""
                 words = (

@@ -110,14 +110,22 @@ class ModuleTarget(Target):
 
     @contextmanager
     def learning(self) -> Iterator[None]:
-        """Run the module in training mode: within, batch norms use and record the statistics of each batch."""
+        """Run the module in training mode: within, batch norms use and record the statistics of each batch.
+
+        Parts that the user has put in eval mode in a module in training mode stay in it. All modes are restored.
+        """
+        modes = [(part, part.training) for part in self.module.modules()]
+        frozen = [part for part, training in modes if self.module.training and not training]
         self.module.train()
+        for part in frozen:
+            part.training = False
         self._learning = True
         try:
             yield
         finally:
             self._learning = False
-            self.module.eval()
+            for part, training in modes:
+                part.training = training
 
     def _without_cudnn(self, x: Tensor) -> AbstractContextManager[None]:
         """CuDNN refuses the backward pass of recurrent layers in eval mode; torch's own kernels do it."""

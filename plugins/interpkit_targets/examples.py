@@ -31,7 +31,7 @@ class Net(nn.Sequential):
 def small_net() -> nn.Module:
     """Return a small network, the same each time."""
     with torch.random.fork_rng([]):
-        torch.manual_seed(0)
+        torch.default_generator.manual_seed(0)
         return build_architecture(ARCHITECTURE, ARGUMENTS).eval()
 
 
@@ -51,7 +51,7 @@ def timm_folder(folder: Path) -> Path:
     """Write the smallest of timm's models, as timm does."""
     timm = need("timm", "timm")
     with torch.random.fork_rng([]):
-        torch.manual_seed(0)
+        torch.default_generator.manual_seed(0)
         module = timm.create_model("test_resnet", num_classes=3)
     timm.models.save_for_hf(module, str(folder / "timm"), safe_serialization=True)
     return folder / "timm"
@@ -64,7 +64,7 @@ def transformers_folder(folder: Path) -> Path:
     names = {0: "cat", 1: "dog", 2: "owl"}
     config = transformers.ViTConfig(**sizes, image_size=16, patch_size=8, id2label=names, initializer_range=0.5)
     with torch.random.fork_rng([]):
-        torch.manual_seed(0)
+        torch.default_generator.manual_seed(0)
         transformers.ViTForImageClassification(config).eval().save_pretrained(folder / "vit")
     return folder / "vit"
 
@@ -76,7 +76,7 @@ def hub_mixin_folder(folder: Path) -> tuple[Path, TargetOptions]:
     saved.mkdir()
     (saved / "config.json").write_text(json.dumps({"hidden": 5}), "utf-8")
     with torch.random.fork_rng([]):
-        torch.manual_seed(0)
+        torch.default_generator.manual_seed(0)
         module = nn.Sequential(nn.Flatten(), nn.Linear(144, 5), nn.Tanh(), nn.Linear(5, 3))
     safetensors.torch.save_file(module.state_dict(), saved / "model.safetensors")
     return saved, TargetOptions(arch=f"py:{folder}/net.py:Net", input_shape=SHAPE)

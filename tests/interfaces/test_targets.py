@@ -47,6 +47,15 @@ def test_a_targets_family_is_that_of_its_architecture_or_else_of_its_class() -> 
     assert target.family == "swin"
 
 
+def test_an_image_with_a_logit_that_is_nan_belongs_to_none_of_its_classes() -> None:
+    target, nan = interpkit.wrap(nn.Identity(), (3,)), torch.nan
+    logits = torch.tensor([[nan, 1.0, 0.0], [0.0, nan, 1.0], [nan] * 3, [0.0, 2.0, 1.0]])
+    for label in range(3):
+        labels = torch.full((4,), label)
+        assert target.accepts(logits, labels).tolist() == [False, False, False, label == 1]
+        assert (target.predictions(logits, labels) == labels).tolist() == [False, False, False, label == 1]
+
+
 def named(*names: str) -> interpkit.Target:
     return interpkit.wrap(nn.Identity(), (len(names),), class_names=list(names))
 

@@ -18,6 +18,8 @@ import interpkit
 from interpkit import ImageInversion, Inverter, Parts, Preset, Recipe, Recorder, RunError, Target, UsageError
 from interpkit.api.invert import prepare
 from interpkit.cli import app
+from interpkit.evaluation.scoring import draw_for_run, sample_size
+from interpkit.plugins.discovery import Plugins
 
 Add = Callable[..., None]
 
@@ -84,6 +86,14 @@ def test_images_are_drawn_in_their_order_and_the_classes_take_turns(counted: Ima
     assert (numbers(images), labels.tolist()) == ([3, 7, 0, 2, 1, 5], [0, 0, 1, 1, 2, 2])
     images, labels = counted.sample(per_class=3, labels=[2, 1])
     assert (numbers(images), labels.tolist()) == ([1, 5, 6, 0, 2, 4], [2, 2, 2, 1, 1, 1])
+
+
+def test_of_a_class_with_fewer_images_all_are_drawn(counted: ImageInversion) -> None:
+    drawn = counted.draw_up_to(3)
+    assert (numbers(drawn.images), drawn.labels.tolist()) == ([3, 7, 0, 2, 4, 1, 5, 6], [0, 0, 1, 1, 1, 2, 2, 2])
+    assert torch.equal(drawn.distribution, torch.eye(3)[drawn.labels])
+    drawn = counted.draw_up_to(1, labels=["class 2", 0])
+    assert (numbers(drawn.images), drawn.labels.tolist()) == ([1, 3], [2, 0])
 
 
 def test_seed_and_dropout_do_not_change_the_drawn_images(counted: ImageInversion) -> None:
@@ -192,6 +202,33 @@ def test_a_run_keeps_a_limited_number_of_images_and_warns(
     assert len(interpkit.load_inversion(tmp_path, target=target).sample(count=kept)[0]) == kept
 
 
+def test_a_run_keeps_all_images_though_one_class_has_few(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    target = interpkit.wrap(nn.Sequential(nn.Flatten(), nn.Linear(16, 2)), (1, 4, 4))
+    labels = torch.tensor([0] + [1] * 39)
+    recipe = Recipe.model_validate({"inverter": {"name": "pixels"}, "device": "cpu"})
+    inversion = ImageInversion(target, recipe, [], torch.rand(40, 1, 4, 4), labels)
+    assert interpkit.evaluate(inversion)["count"] == 40
+    folder = inversion.save(tmp_path / "run")
+    kept = safetensors.torch.load_file(folder / "samples.safetensors")
+    assert torch.equal(kept["labels"], labels)
+    assert torch.equal(kept["images"], (inversion.images * 255).round().to(torch.uint8))
+    assert json.loads((folder / "metrics.json").read_text())["count"] == 40 and "the run keeps" not in caplog.text
+    assert len(interpkit.load_inversion(folder, target=target).draw_up_to(100).images) == 40
+    assert '"asked": [[' in interpkit.write_report(folder, target=target).read_text("utf-8")  # of the same conditions
+
+
+@pytest.mark.parametrize(("counts", "kept"), [([1, 39], 40), ([101, 300], 200), ([2] * 11, 22), ([1] + [95] * 10, 901)])
+def test_a_run_keeps_as_many_images_of_each_class_as_there_are_up_to_its_limit(counts: list[int], kept: int) -> None:
+    target = interpkit.wrap(nn.Linear(3, len(counts)), (3,))
+    labels = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
+    inversion = ImageInversion(target, Recipe(device="cpu"), [], torch.rand(len(labels), 3), labels)
+    drawn = draw_for_run(inversion)
+    assert len(drawn.labels) == kept
+    if len(set(counts)) == 1:  # as ever: the classes take turns
+        assert torch.equal(drawn.images, inversion.draw(**sample_size(inversion)).images)
+        assert drawn.labels[:3].tolist() == [0, 1, 2]
+
+
 def spoil(path: Path, **changes: Tensor | None) -> None:
     tensors = safetensors.torch.load_file(path)
     for name, tensor in changes.items():
@@ -272,6 +309,27 @@ def test_a_specified_preset_or_file_is_enough(tmp_path: Path, tiny_model: Path) 
     assert prepare(tiny_model, config=file, inverter="noise").recipe.steps == 17
     job = prepare(tiny_model, ["vecmat"], inverter="noise")
     assert (job.presets, job.recipe.steps) == (["vecmat"], Recipe().steps)
+
+
+def test_an_inverter_beside_a_plugin_file_applies_the_preset_of_its_name_unless_the_file_brings_one(
+    tiny_model: Path, tmp_path: Path, plugins: Plugins
+) -> None:
+    head = "from interpkit import Preset, hookimpl\n\n@hookimpl\ndef register(registry):\n    "
+    (tmp_path / "bare.py").write_text(head + "pass\n")
+    preset = "{'losses': {'ce': {'weight': 2.0}}}"
+    (tmp_path / "own.py").write_text(head + f"registry.add(Preset('own', {preset}, 'Cross-entropy.'))\n")
+    job = prepare(tiny_model, [tmp_path / "bare.py"], inverter="pixels")
+    assert (job.presets, job.recipe.steps, job.recipe.optimizer.lr) == (["pixels"], 200, 0.1)
+    job = prepare(tiny_model, [tmp_path / "own.py"], inverter="pixels")
+    assert (job.presets, list(job.recipe.losses), job.recipe.steps) == (["own"], ["ce"], Recipe().steps)
+
+
+def test_facts_about_a_classifier_that_is_loaded_already_are_refused(tiny_model: Path) -> None:
+    target = interpkit.load_target(tiny_model)
+    with pytest.raises(UsageError, match=r"is loaded already, so mean=0\.5 would have no effect: state it in wrap"):
+        prepare(target, ["pixels"], target_options={"mean": 0.5})
+    assert prepare(target, ["pixels"], target_options={}).recipe.target.mean == [0.25]
+    assert prepare(tiny_model, ["pixels"], target_options={"mean": 0.5}).recipe.target.mean == [0.5]
 
 
 def test_the_default_inverter_alone_still_requires_a_preset(tiny_model: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,12 @@ import interpkit
 from interpkit import GeneratedBatch, InversionBatch, InversionLoss, RunError, UsageError
 from interpkit.api.invert import prepare
 from interpkit.inversion.objective import Objective, falling, set_learning_rate
+from interpkit.runtime import random
+from interpkit.runtime.recorder import StepRecord
 
 Add = Callable[..., None]
 Quick = Callable[..., dict[str, Any]]
+CPU = torch.device("cpu")
 EXAMPLES = Path(__file__).parents[2] / "examples" / "models"
 SMALL = {"upconv.width": 16, "upconv.min_width": 16, "optimizer.lr": 0.005}
 
@@ -86,6 +90,68 @@ def test_the_callers_random_state_is_left_alone(tiny_target: interpkit.Target, q
     with pytest.raises(ZeroDivisionError):
         interpkit.invert(tiny_target, on_step=fail, **quick(steps=2))
     assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("callback", ["on_step", "on_record"])
+def test_a_callback_that_draws_does_not_change_the_run(tiny_model: Path, quick: Quick, callback: str) -> None:
+    drawn: list[Tensor] = []
+
+    def draw(_: int | StepRecord) -> None:
+        drawn.append(torch.rand(1))
+
+    alone = interpkit.invert(tiny_model, **quick(steps=3)).sample(per_class=2)[0]
+    watched = interpkit.invert(tiny_model, **quick(steps=3), **{callback: draw}).sample(per_class=2)[0]
+    assert drawn and torch.equal(watched, alone)
+    assert len(set(torch.cat(drawn).tolist())) == len(drawn)  # and not the same each time
+
+
+@pytest.fixture
+def seeded_elsewhere(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Return the seeds that devices other than the CPU receive from here on."""
+    seeds: list[int] = []
+    for device, name in ((torch.cuda, "manual_seed"), (torch.cuda, "manual_seed_all"), (torch.mps, "manual_seed")):
+        monkeypatch.setattr(device, name, seeds.append)
+    return seeds
+
+
+def test_a_seed_for_the_cpu_gives_torchs_numbers_and_reaches_no_other_device(seeded_elsewhere: list[int]) -> None:
+    torch.manual_seed(7)
+    expected = torch.rand(3)
+    seeded_elsewhere.clear()
+    before = torch.get_rng_state()
+    with random.global_seed(7, CPU):
+        assert torch.equal(torch.rand(3), expected)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert seeded_elsewhere == []
+
+
+def test_wrapping_and_inverting_on_the_cpu_seed_no_other_device(
+    tiny_module: Callable[..., nn.Module], quick: Quick, seeded_elsewhere: list[int]
+) -> None:
+    module = tiny_module()
+    seeded_elsewhere.clear()
+    target = interpkit.wrap(module, (1, 12, 12))
+    interpkit.invert(target, **quick(steps=2)).sample(per_class=1)
+    assert seeded_elsewhere == []
+
+
+def test_kept_streams_are_as_before_even_after_an_error() -> None:
+    before = torch.get_rng_state()
+    with suppress(ZeroDivisionError), random.kept_streams(CPU):
+        torch.rand(3)
+        raise ZeroDivisionError
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_the_stream_of_an_apple_gpu_is_seeded_and_put_back(
+    monkeypatch: pytest.MonkeyPatch, seeded_elsewhere: list[int]
+) -> None:
+    state, back = torch.arange(3), list[Tensor]()
+    monkeypatch.setattr(torch.mps, "get_rng_state", lambda: state)
+    monkeypatch.setattr(torch.mps, "set_rng_state", back.append)
+    with random.global_seed(7, torch.device("mps")):
+        assert seeded_elsewhere == [7] and back == []
+    assert back == [state]
 
 
 # -------------------------------------------------------------------------------------------- objective

@@ -462,6 +462,18 @@ def test_more_steps_extend_a_finished_run(run_copy: Path, tiny_model: Path) -> N
     assert Run.open(run_copy).recipe().steps == 20
 
 
+def test_resuming_with_the_preset_named_again_keeps_the_runs_own_length_and_sizes(
+    tmp_path: Path, tiny_model: Path, quick: Quick
+) -> None:
+    stop_at(2, tmp_path, tiny_model, **quick(steps=4, checkpoint_every=3))
+    named = {key: value for key, value in quick().items() if key not in ("steps", "batch_size")}
+    assert prepare(tiny_model, resume_from=tmp_path, **named, steps=6).recipe.steps == 6
+    assert interpkit.invert(tiny_model, out=tmp_path, resume=True, **named).steps_done == 4
+    assert (manifest(tmp_path)["status"], manifest(tmp_path)["resumed_from"]) == ("finished", 2)
+    kept = Run.open(tmp_path).recipe()
+    assert (kept.steps, kept.batch_size, kept.checkpoint_every) == (4, 8, 3)
+
+
 def test_fewer_steps_cannot_shorten_an_interrupted_run(tmp_path: Path, tiny_model: Path, quick: Quick) -> None:
     stop_at(4, tmp_path, tiny_model, **quick())
     with pytest.raises(RunError, match="has 12 steps; steps=6 cannot shorten it"):

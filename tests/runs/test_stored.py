@@ -224,6 +224,12 @@ def test_keys_of_other_releases_are_kept(run_copy: Path, tiny_model: Path) -> No
     assert manifest(run_copy)["novelty"] == [{"of": "later"}] and manifest(run_copy)["steps_done"] == 13
 
 
+def test_loading_a_run_leaves_torchs_random_state_alone(finished_run: Path) -> None:
+    before = torch.get_rng_state()
+    interpkit.load_inversion(finished_run)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 # ------------------------------------------------------------------------- inverters that define no `load`
 
 

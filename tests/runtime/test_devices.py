@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 import interpkit
-from interpkit.runtime.devices import device_of, keep_freed_memory
+from interpkit.runtime.devices import device_of, in_float32, is_out_of_memory, keep_freed_memory
 
 GLIBC = platform.libc_ver()[0] == "glibc"
 KEPT = """
@@ -81,3 +81,17 @@ def test_a_module_is_on_the_device_of_its_parameters_or_else_of_its_buffers() ->
     assert device_of(target.to("meta")).type == "meta"
     assert device_of(interpkit.wrap(nn.Flatten(), (1, 2, 2)).to("meta")).type == "meta"  # its scale and shift
     assert device_of(nn.Flatten()) == torch.device("cpu")
+
+
+def test_convolutions_are_computed_in_float32_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert torch.backends.cudnn.allow_tf32
+    for there in (True, False):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda there=there: there)
+        with in_float32():
+            assert torch.backends.cudnn.allow_tf32 is not there
+        assert torch.backends.cudnn.allow_tf32
+
+
+@pytest.mark.parametrize("library", ["CUBLAS", "CUDNN"])
+def test_a_library_without_memory_is_out_of_memory(library: str) -> None:
+    assert is_out_of_memory(RuntimeError(f"CUDA error: {library}_STATUS_ALLOC_FAILED when calling `cublasCreate`"))

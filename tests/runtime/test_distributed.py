@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import interpkit
 from interpkit.errors import UsageError
-from interpkit.runtime import torchrun
+from interpkit.runtime import micro_batch, torchrun
 from interpkit.runtime.distributed import World
 from interpkit.runtime.micro_batch import in_micro_batches
 
@@ -209,6 +209,18 @@ def test_a_micro_batch_enters_the_running_statistics_once() -> None:
         norms.append(norm.state_dict())
     for state in norms[1:]:
         torch.testing.assert_close(norms[0], state)
+
+
+def test_where_torch_keeps_no_random_state_a_piece_draws_as_the_first_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    state = {"at": 0}  # as torch.mps has one
+    monkeypatch.setattr(torch.mps, "get_rng_state", lambda: torch.tensor(state["at"]))
+    monkeypatch.setattr(torch.mps, "set_rng_state", lambda to: state.update(at=int(to)))
+    drawn, states = [], dict[int, torch.Tensor]()
+    for number in (0, 1, 1, 0):
+        with micro_batch._on_mps(states, number):
+            drawn.append(state["at"])
+            state["at"] += 1
+    assert drawn == [0, 1, 1, 0] and state["at"] == 2
 
 
 def test_a_run_in_micro_batches_has_the_terms_of_a_run_at_once(tiny_target: interpkit.Target) -> None:

@@ -46,6 +46,13 @@ def test_the_limit_of_a_container_counts(tmp_path: Path, monkeypatch: pytest.Mon
     assert memory.allowed(CPU) == 2000
 
 
+def test_what_torch_keeps_for_its_next_tensors_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = {"mem_get_info": (100, 1000), "memory_reserved": 700, "memory_allocated": 300}
+    for name, value in found.items():
+        monkeypatch.setattr(torch.cuda, name, lambda device, value=value: value)
+    assert memory.free(torch.device("cuda")) == 100 + 700 - 300
+
+
 def test_a_cpu_is_shared_with_other_programs_however_much_memory_it_has(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "free", lambda device: 1 << 40)
     assert memory.allowed(CPU) == memory.MOST_ON_CPU

@@ -217,6 +217,22 @@ def test_a_collapse_of_most_classes_suggests_a_lower_rate(caplog: pytest.LogCapt
     ]
 
 
+def test_collapsed_classes_are_counted_among_those_that_are_inverted(caplog: pytest.LogCaptureFixture) -> None:
+    recorder = Recorder(100, class_names=["a", "b", "c", "d", "e"], classes=2)
+    labels, loss = torch.arange(16) % 2 + 1, torch.tensor(1.0)
+    for step in range(1, 101):
+        recorder.step(step, loss, {"ce": loss}, torch.ones(16, 1, 12, 12), torch.eye(5)[labels], labels)
+    assert "2 of 2 classes (b, c) have collapsed to one picture per class: try a lower rate" in caplog.messages[0]
+
+
+def test_a_run_of_some_classes_counts_collapsed_ones_among_them(
+    tmp_path: Path, tiny_model: Path, quick: Quick, add_plugin: Callable[..., None], caplog: pytest.LogCaptureFixture
+) -> None:
+    add_plugin(OnePicture)
+    interpkit.invert(tiny_model, out=tmp_path, **settings(quick, labels=[1, 2]))
+    assert "the images of 1 of 2 classes (class 1) have collapsed" in caplog.text
+
+
 def test_collapse_is_not_reported_in_the_first_part_of_a_run(caplog: pytest.LogCaptureFixture) -> None:
     recorder = Recorder(1000, class_names=["a", "b"])
     labels = torch.arange(16) % 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from types import SimpleNamespace
 from typing import Any
 
@@ -134,6 +135,65 @@ def test_buffers_that_the_forward_pass_changes_are_restored_by_frozen() -> None:
     with target.frozen():
         target.respond(torch.rand(2, 4))
     assert net.calls.item() == 0
+
+
+def test_a_buffer_that_the_forward_pass_replaces_is_the_same_one_afterwards() -> None:
+    class Replacing(nn.Module):
+        seen: Tensor
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(4, 3)
+            self.register_buffer("seen", torch.zeros(()))
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.seen = self.seen + 1
+            return self.fc(x)
+
+    net = Replacing()
+    own = net.seen
+    target = plain(net, (4,))
+    assert net.seen is own and own.item() == 0
+    with target.frozen():
+        target.respond(torch.rand(2, 4))
+        assert net.seen is not own
+    assert net.seen is own and own.item() == 0
+
+
+def test_a_buffer_that_is_built_for_a_batch_stays_built() -> None:
+    class Cached(nn.Module):
+        mask: Tensor | None
+        longest = 0
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(4, 3)
+            self.register_buffer("mask", None)
+
+        def forward(self, x: Tensor) -> Tensor:
+            if len(x) > self.longest:
+                self.longest, self.mask = len(x), torch.ones(len(x), 1)
+            assert self.mask is not None
+            return self.fc(x) * self.mask[: len(x)]
+
+    target = plain(Cached(), (4,))
+    for count in (2, 40, 3):
+        with target.frozen():
+            assert target.respond(torch.rand(count, 4)).logits.shape == (count, 3)
+
+
+def test_while_it_learns_a_module_is_in_training_mode_but_for_the_parts_frozen_by_the_user() -> None:
+    net = user_module()
+    modes = [part.training for part in net.modules()]
+    target = plain(net)
+    with suppress(ZeroDivisionError), target.learning():  # type: ignore[attr-defined]
+        assert [name for name, part in net.named_modules() if not part.training] == ["features.1"]
+        raise ZeroDivisionError
+    assert [part.training for part in net.modules()] == modes
+    net.eval()
+    with target.learning():  # type: ignore[attr-defined]
+        assert all(part.training for part in net.modules())
+    assert not any(part.training for part in net.modules())
 
 
 # ---------------------------------------------------------------------------------------- preprocessing
