@@ -20,6 +20,7 @@ from interpkit.evaluation.metrics import Data, labelled_images
 from interpkit.evaluation.statistics import holm
 from interpkit.interfaces import contracts
 from interpkit.interfaces.audits import Audit, AuditCase, Tested
+from interpkit.interfaces.data import fetch
 from interpkit.interfaces.inversions import Inversion
 from interpkit.interfaces.metrics import TooFew
 from interpkit.interfaces.targets import Target
@@ -103,7 +104,7 @@ def audit(
     tests: Sequence[str] = (),
     options: Mapping[str, Any] | None = None,
     presets: Sequence[str] = (),
-    per_class: int = PER_CLASS,
+    per_class: int | None = None,
     seed: int = 0,
     device: str = "auto",
     out: str | Path | None = None,
@@ -124,7 +125,7 @@ def audit(
         options: settings by ``TEST.OPTION``.
         presets: presets that make the samples of a classifier, without a run or a reference; the plugins' own if
             omitted.
-        per_class: the number of images of each class.
+        per_class: the number of images of each class; 12 if omitted.
         seed: random seed.
         device: device to compute on.
         out: a folder to write; see `AuditReport.save`.
@@ -144,6 +145,11 @@ def audit(
         (True, [3])
     """
     chosen = _chosen(tests, {"reference": reference, "training": training}, options or {})
+    fetch(options or {})
+    rest = [test for test in chosen if not test.screens]
+    if not rest and (presets or per_class is not None):
+        idle = setting("preset", presets[0]) if presets else setting("per_class", per_class)
+        raise UsageError(f"no test made here uses samples: leave {idle} out.")
     inversion: Inversion | None = None
     if isinstance(model, str | Path) and Path(model).is_dir() and (Path(model) / "manifest.json").is_file():
         model = load_inversion(model)
@@ -194,14 +200,14 @@ def audit(
         for test in chosen:
             if test.screens:
                 run(test, without)
-        rest = [test for test in chosen if not test.screens]
         if rest and inversion is not None and real is None:
             shown = [c for c in everything if c in inversion.classes]
         have = None if real is None else set(real.labels.tolist())
         classes = _classes(shown, results, seed, have) if rest else everything
         sources: dict[str, Any] = {}
         if rest:
-            images, labels, sources = _images(target, inversion, real, classes, presets, per_class, seed, device)
+            few = PER_CLASS if per_class is None else per_class
+            images, labels, sources = _images(target, inversion, real, classes, presets, few, seed, device)
             case = replace(without, classes=classes, images=images.to(place), labels=labels.to(place))
             for test in rest:
                 run(test, case)
@@ -233,6 +239,8 @@ def _chosen(names: Sequence[str], given: Mapping[str, Any], options: Mapping[str
     if "training" in have and not any("training" in cls.needs for cls in classes.values()):
         more = "" if "reference" in have else "; the usual one compares them with others: "
         log.warning("no test made here uses training images%s%s", more, more and setting("reference", "DATA"))
+    if "reference" in have and all(cls.screens and "reference" not in cls.needs for cls in classes.values()):
+        log.warning("no test made here uses reference images")
     values: dict[str, dict[str, Any]] = {name: {} for name in classes}
     for key, value in options.items():
         set_option(values, key, value, "TEST", setting(f"{next(iter(classes))}.sd", 0.3), "no test {!r} is made here")
@@ -293,12 +301,14 @@ def _images(
             f"all {len(labels)} {kind} are of one class, {target.class_names[int(present[0])]}: an audit changes "
             f"images of all other classes into each class. Add images of others."
         )
-    if len(found) and len(found.unique()) == 1:
+    if len(found) and len(found.unique()) == 1 and not target.multi_label:
         raise UsageError(
             f"{target.name} gives one answer to all {len(found)} {kind}, {target.class_names[int(found[0])]}: there is "
             f"nothing to compare. If it tells real images apart, name some by {setting('reference', 'DATA')}, or a run."
         )
     right = own == 1
+    if target.multi_label:  # tests see which label leads, and which image turns into it
+        right &= found == labels
     keep = torch.cat([((labels == c) & right).nonzero()[:per_class, 0] for c in classes])
     if not len(keep):
         raise UsageError(

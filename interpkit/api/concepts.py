@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from interpkit.api.load import load_inversion
@@ -38,6 +39,7 @@ from interpkit.targets.layers import count_runs, list_layers
 log = logging.getLogger("interpkit")
 
 SCHEMA = 1
+COUNT = 10_000
 FOLDER, FIGURES, TENSORS, PAGE = "concepts", "concepts.json", "concepts.safetensors", "report.html"
 STRONGEST = 6
 """Images that are kept of each of the `SHOWN` concepts."""
@@ -99,12 +101,14 @@ class Concepts:
         with only_writer(place, [FIGURES, TENSORS, PAGE]):
             if (place / FIGURES).is_file():
                 before = read_concepts(place / FIGURES)
-                if before.get("settings") == self.record["settings"] and self._learned_in(place / TENSORS):
+                # not by the steps, which older versions counted otherwise: the weights are compared
+                old, new = (dict(part) for part in (before["settings"], self.record["settings"]))
+                if old | {"steps": 0} == new | {"steps": 0} and self._learned_in(place / TENSORS):
                     self.record["names"] = {**before["names"], **self.record["names"]}
                 elif before["names"]:
-                    old = ", ".join(f"{number}={name}" for number, name in before["names"].items())
+                    names = ", ".join(f"{number}={name}" for number, name in before["names"].items())
                     log.warning(
-                        "the names in %s are those of other concepts and are not kept: %s", place / FIGURES, old
+                        "the names in %s are those of other concepts and are not kept: %s", place / FIGURES, names
                     )
             for row in self.record["concepts"]:
                 row["name"] = self.record["names"].get(str(row["concept"]), "")
@@ -143,7 +147,7 @@ def concepts(
     dictionary: str | Learn = "topk",
     latents: int | None = None,
     active: int = 8,
-    count: int = 10_000,
+    count: int | None = None,
     steps: int | None = None,
     names: Mapping[int, str] | None = None,
     out: str | Path | None = None,
@@ -162,8 +166,8 @@ def concepts(
         dictionary: ``topk``, a sparse auto-encoder; ``nmf``; or a function that learns a `Dictionary` from (N, D).
         latents: the number of concepts; if omitted, 256, or 32 for ``nmf``.
         active: the most concepts at one position, for ``topk``.
-        count: the number of samples to draw.
-        steps: steps of the dictionary's training; 2,000 if omitted.
+        count: the number of samples to draw, or of ``images`` to draw at random; if omitted, 10,000, or all images.
+        steps: steps of the dictionary's training; if omitted, 2,000, or 200 updates for ``nmf``.
         names: names of concepts by number.
         out: a folder to write; see `Concepts.save`.
         seed: random seed of the dictionary and the samples.
@@ -190,10 +194,12 @@ def concepts(
     found_by.check_layer(target, layer)
     if learn_from != "samples" and reference is None:
         raise UsageError(f"there is no reference to learn from: name real images by {setting('reference', 'DATA')}.")
-    steps = dictionaries.STEPS if steps is None else steps
-    if active < 1 or steps < 1:
-        raise UsageError(f"concepts need at least 1 step and 1 active concept, not {steps} and {active}.")
+    if active < 1 or (steps is not None and steps < 1) or (count is not None and count < 1):
+        raise UsageError(
+            f"concepts need at least 1 step, 1 active concept and 1 image, not {steps}, {active} and {count}."
+        )
     kind = known(dictionary) if isinstance(dictionary, str) else "custom"
+    steps = dictionaries.STEPS.get(kind, 0) if steps is None else steps
     size = latents or LATENTS.get(kind, 0)
     samples = _samples(model, images, layer, count, seed, device)
     read = found_by.read(target, layer, samples, device)
@@ -326,14 +332,15 @@ def _equal(rows: Tensor) -> bool:
 
 
 def _samples(
-    model: Target | Inversion, images: Tensor | str | Path | None, layer: str, count: int, seed: int, device: str
+    model: Target | Inversion, images: Tensor | str | Path | None, layer: str, count: int | None, seed: int, device: str
 ) -> Tensor:
     """Return the images to learn from, as many as memory allows."""
     target = model.target if isinstance(model, Inversion) else model
     if isinstance(images, str | Path):
         images = load_images(str(images), target)[0]
     if isinstance(images, Tensor):
-        return checked_images(target, images)
+        images = checked_images(target, images)
+        return images[found_by.drawn(len(images), count or len(images))]
     if not isinstance(model, Inversion):
         raise UsageError(
             f"a classifier alone has no samples to learn from: name some by {setting('images', 'FILE')}, or "
@@ -342,8 +349,11 @@ def _samples(
     features = found_by.read(target, layer, torch.full((1, *target.input_shape), 0.5), device)[0]
     most = found_by.MOST_VALUES // max(features[0].numel(), math.prod(target.input_shape))
     there = model.images_per_class
-    available = count if there is None else there * len(model.classes)
-    return model.sample(count=max(1, min(count, most, available)), seed=seed)[0]
+    wanted = count or COUNT
+    wanted = wanted if there is None else min(wanted, there * len(model.classes))
+    if most < wanted:
+        log.warning("%d samples are used instead of %d: the features of more do not fit in memory", most, wanted)
+    return model.sample(count=max(1, min(wanted, most)), seed=seed)[0]
 
 
 def _or_a_grid(target: Target, features: Tensor) -> str:
@@ -411,8 +421,11 @@ def _row(
     from the strongest two.
     """
     codes, names = found.codes[:, concept], detector.target.class_names
-    labels, here = found.predicted.unique(return_inverse=True)
-    means = torch.zeros(len(labels)).index_add(0, here, codes) / here.bincount()
+    there = F.one_hot(found.predicted, detector.target.num_classes).float()
+    if detector.target.multi_label:  # an image without a label counts for the most probable one
+        there = torch.where((logits > 0).any(1, keepdim=True), (logits > 0).float(), there)
+    labels = there.any(0).nonzero()[:, 0]
+    means = (there.T @ codes)[labels] / there.sum(0)[labels]
     places = codes.topk(min(STRONGEST, int((codes > 0).sum()))).indices
     few = places[: LARGE if is_large(detector.input_shape) else None]
     change = found_by.effect(detector, concept, samples[few], logits[few], device)

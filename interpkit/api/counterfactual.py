@@ -60,7 +60,11 @@ class Counterfactuals:
         names = self.target.class_names
         records: list[dict[str, Any]] = []
         for row in range(len(self.given)):
-            record: dict[str, Any] = {"row": row, "before": names[int(self.free.before[row])]}
+            before = names[int(self.free.before[row])]
+            if self.target.multi_label:  # one label is asked for, and was absent
+                found = [r for r in (self.free, self.along) if r is not None and row not in r.reasons]
+                before = f"not {names[int(found[0].answers[row])]}" if found else ""
+            record: dict[str, Any] = {"row": row, "before": before}
             for key, result in (("", self.free), ("along_", self.along)):
                 if result is None:
                     continue
@@ -96,7 +100,7 @@ def counterfactual(
 
     Args:
         model: the classifier, or an inversion; the samples of its generator then are a second answer beside free
-            pixels.
+            pixels, to which ``smooth`` and ``starts`` do not apply; with ``fixed`` there is none.
         images: (N, *input_shape) in [0, 1]; or a picture, a folder of pictures, or a file of labeled data.
         to: the class asked for, by name or number, or one for each input; any other class if omitted.
         fixed: names or numbers of a table's columns that keep their values.
@@ -123,7 +127,7 @@ def counterfactual(
     steps: float | Tensor = 1 / LEVELS if len(target.input_shape) == 3 else 0.0
     decimals: Sequence[int] = ()
     if isinstance(images, Tensor):
-        given = images.detach().float().cpu()
+        given = images.detach().float().cpu().clone()
     else:
         given = load_images(str(images), target)[0][:count]
         if len(target.input_shape) == 1 and Path(images).suffix.lower() in (".csv", ".tsv"):
@@ -133,7 +137,9 @@ def counterfactual(
     held = _fixed(fixed, names, target)
     free = nearest(target, given, to, steps=steps, fixed=held, smooth=smooth, starts=starts, seed=seed, device=device)
     along = None
-    if isinstance(model, GeneratorInversion):
+    if isinstance(model, GeneratorInversion) and held is not None:
+        log.warning("the samples of a generator do not keep columns, so there are no results along the generator")
+    elif isinstance(model, GeneratorInversion):
         along = nearest_along(model, given, to, seed=seed, device=device)
     result = Counterfactuals(target, given, _in_own_units(free, target, given, names), along, names, decimals)
     if out is not None:

@@ -18,7 +18,7 @@ from interpkit.interfaces.targets import Target
 from interpkit.plugins.architectures import build_architecture
 from interpkit.plugins.packing import save_target
 from interpkit.runtime.autograd import with_autograd
-from interpkit.runtime.devices import choose_device
+from interpkit.runtime.devices import choose_device, device_of
 from interpkit.runtime.random import global_seed
 from interpkit.targets.file_format import target_path
 from interpkit.targets.wrapping import wrap
@@ -58,7 +58,7 @@ def distill(
         steps: batches that the student sees.
         batch_size: samples in a batch.
         rate: highest learning rate.
-        labels: teach it the classes asked for.
+        labels: teach it the classes asked for, if they exclude each other.
         logits: teach it the target's logits.
         augment: turn, shear, scale and shift the samples at random; by default those of image classifiers.
         seed: of its first weights, the samples and what moves them.
@@ -89,7 +89,13 @@ def distill(
     file = None if out is None else target_path(out)
     if not isinstance(inversion, Inversion):
         inversion = load_inversion(inversion, target=target)
-    target, device = inversion.target, choose_device(inversion.recipe.device)
+    target, device = inversion.target, _device_of(inversion)
+    if target.multi_label and not logits:
+        raise UsageError(
+            f"the classes of {target.name} do not exclude each other, and the one that a sample was made for does not "
+            f"say which others it shows: leave {setting('logits')} on."
+        )
+    labels = labels and not target.multi_label
     shape = target.description.input_shape or target.input_shape
     images = len(target.input_shape) == 3
     if augment and not images:
@@ -99,19 +105,34 @@ def distill(
         name = student
         with global_seed(seed, torch.device("cpu")):
             module, arguments = _built(student, arguments, target.num_classes, shape)
+        module.eval()
     else:
         name, module = type(student).__name__, student
+        frozen = sum(not part.training for part in module.modules())
+        if module.training and frozen:
+            log.warning("%d parts of the student are in eval mode and stay so; student.eval() trains all", frozen)
     facts = _facts(target)
     pupil = _wrapped(module, shape, name, facts, target)
     shown = len(inversion.classes)
     if shown < target.num_classes:
         log.warning("the samples show %d of %d classes; the student learns no others", shown, target.num_classes)
     lesson = Lesson(pupil, labels=labels, logits=logits, augment=images if augment is None else augment)
-    teach(target, [lesson], inversion, steps=steps, batch_size=batch_size, rate=rate, seed=seed, device=device)
-    pupil.to("cpu")
+    place = device_of(pupil)
+    try:
+        teach(target, [lesson], inversion, steps=steps, batch_size=batch_size, rate=rate, seed=seed, device=device)
+    finally:
+        pupil.to(place)
     if file is not None:
         save_target(module, file, architecture=name, arch_args=arguments, input_shape=shape, **facts)
     return pupil
+
+
+def _device_of(inversion: Inversion) -> torch.device:
+    """Return the device of the inversion, or another if this machine does not have it."""
+    try:
+        return choose_device(inversion.recipe.device)
+    except UsageError:
+        return choose_device("auto")
 
 
 def _facts(target: Target) -> dict[str, Any]:

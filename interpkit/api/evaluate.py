@@ -12,7 +12,7 @@ from torch import Tensor
 from interpkit.evaluation import scoring
 from interpkit.evaluation.judges import AdaptedTarget, load_judges
 from interpkit.evaluation.metrics import PER_CLASS, Data, _chosen, _outliers, labelled_images, measured, measured_on
-from interpkit.interfaces.data import ReadingOptions
+from interpkit.interfaces.data import ReadingOptions, fetch
 from interpkit.interfaces.inversions import Inversion
 from interpkit.interfaces.metrics import Study
 from interpkit.interfaces.samples import to_unit
@@ -87,6 +87,7 @@ def evaluate(
     data = {"reference": reference, "training": training, "canaries": canaries, "ood": ood}
     given = [name for name, images in data.items() if images is not None] + ["evaluator"] * bool(evaluators)
     chosen = _chosen(metrics, given, options or {})
+    fetch(options or {})
     run = None
     if not isinstance(inversion, Inversion):
         run = inversion if isinstance(inversion, Run) else Run.open(Path(inversion))
@@ -110,9 +111,7 @@ def evaluate(
             if outliers is not None and known is not None:
                 refuse_shared(outliers, to_unit(known.images, target), "the outliers", f"the {name} data")
         if isinstance(inversion, Inversion):
-            there = inversion.images_per_class
-            per_class = PER_CLASS if there is None else min(PER_CLASS, there)
-            samples = scoring.draw_samples(inversion, per_class=per_class)
+            samples = scoring.judge(inversion, inversion.draw_up_to(PER_CLASS))
         else:
             assert run is not None
             samples = scoring.read_samples(run / "samples.safetensors", target, device, most)

@@ -82,13 +82,12 @@ def _measure(
     run: Run, inversion: Inversion, started: float, on_samples: Callable[[int, int], None] | None
 ) -> dict[str, Any]:
     """Write what is drawn from an inversion: samples, metrics and the report; return the content of metrics.json."""
-    target, size = inversion.target, scoring.sample_size(inversion)
-    total = size["count"] if "count" in size else size["per_class"] * len(inversion.classes)
+    target, total = inversion.target, scoring.size_for_run(inversion)
     on_done = None
     if on_samples is not None:
         on_samples(0, total)
         on_done = lambda done: on_samples(done, total)  # noqa: E731
-    samples = scoring.draw_samples(inversion, on_done, **size)
+    samples = scoring.judge(inversion, scoring.draw_for_run(inversion), on_done)
     counts = [inversion.available(label) for label in inversion.classes]
     if None not in counts and len(samples.labels) < (total := sum(count or 0 for count in counts)):
         log.warning("the run keeps %d of the %d images", len(samples.labels), total)

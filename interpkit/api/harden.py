@@ -112,7 +112,7 @@ def harden(
         augment: turn, shear, scale and shift the images at random; by default images, but not vectors.
         seed: of everything drawn at random.
         device: what it runs on.
-        settings: of each inversion, as `interpkit.invert` takes them.
+        settings: of each inversion, as `interpkit.invert` takes them, except ``labels``: all classes are inverted.
         resume: continue a hardening that was interrupted, with the same arguments; ``rounds`` may differ.
 
     Raises:
@@ -142,6 +142,8 @@ def harden(
         raise UsageError(
             f"{setting('rate', rate)}: a learning rate is above 0 and finite, e.g. {setting('rate', 1e-3)}."
         )
+    if settings.get("labels") is not None:
+        raise UsageError(f"hardening inverts all classes: leave {setting('labels', settings['labels'])} out.")
     file = None if out is None else target_path(out)
     if not isinstance(target, Target):
         target = loading.load_target(target)
@@ -275,6 +277,7 @@ def _with_garbage(target: Target) -> tuple[ModuleTarget, dict[str, Any]]:
             refused = mismatch(new, fitting)
             if not refused:
                 module.load_state_dict(fitting)
+                module.eval()
                 return _wrapped(module, target, more), sized if more else arguments
     raise ModelError(f"{name} cannot be hardened, as it cannot be built with {n + more} classes: {refused}.")
 

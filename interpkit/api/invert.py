@@ -20,6 +20,7 @@ from interpkit.config.recipe import Layer, PluginFile, Preset, Recipe, TargetOpt
 from interpkit.errors import InterpkitError, ModelError, PluginError, RunError, UsageError, command, listed, setting
 from interpkit.evaluation.scoring import most_samples, read_images
 from interpkit.interfaces import contracts
+from interpkit.interfaces.data import fetch
 from interpkit.interfaces.inversions import Inversion
 from interpkit.interfaces.samples import to_unit
 from interpkit.interfaces.targets import Target
@@ -34,7 +35,7 @@ from interpkit.runtime.autograd import with_autograd
 from interpkit.runtime.devices import is_out_of_memory, keep_freed_memory
 from interpkit.runtime.distributed import World
 from interpkit.runtime.progress import duration
-from interpkit.runtime.random import derive_seed, global_seed
+from interpkit.runtime.random import OwnStream, derive_seed, global_seed
 from interpkit.runtime.recorder import Recorder, StepRecord
 from interpkit.targets import preprocessing
 from interpkit.targets.layers import has_batch_norm
@@ -140,6 +141,11 @@ def prepare(
         ModelError: the classifier cannot be loaded.
         PluginError: a preset is unknown, or its plugin broken.
     """
+    if target_options and isinstance(target, Target):
+        facts = listed(setting(name, value) for name, value in target_options.items())
+        raise UsageError(
+            f"the classifier is loaded already, so {facts} would have no effect: state it in wrap or load_target."
+        )
     plugins = _checked(presets, plugins)
     known_plugins = installed()
     files = {given: known_plugins.add_file(Path(given)) for given in plugins if is_file(given)}
@@ -163,15 +169,17 @@ def prepare(
         layers.append(_without_code(layer, target_options or {}, config, resumed))
     # look the inverter up here, so that a misspelt name is not reported as a missing preset
     whole = inverter is not None and not known_plugins.component("inverter", inverter).needs
-    if config is None and not plugins and inverter in known_plugins.registry.names("preset"):
-        plugins = [inverter]  # a method that brings its own recipe needs naming once
+    own_presets = {given: known_plugins.own_preset(file) for given, file in files.items()}
+    named = len(plugins) > len(files) or any(preset is not None for preset in own_presets.values())
+    if config is None and not named and inverter in known_plugins.registry.names("preset"):
+        plugins = [inverter, *plugins]  # a method that brings its own recipe needs naming once
     applied: list[str] = []
     for given in plugins:
         if given not in files:
             layers.append(known_plugins.preset(str(given)))
             applied.append(str(given))
             continue
-        preset = known_plugins.own_preset(files[given])
+        preset = own_presets[given]
         if preset is not None and files[given].name not in [file.name for file in recorded]:
             layers.append(preset)
             applied.append(preset.name)
@@ -221,6 +229,7 @@ def prepare(
     if data is not None:
         settings.append((_reader(recipe, known_plugins), str(data)))
         recipe = compose(expanded, settings)
+    fetch({"data": None if data is None else str(data), **(options or {})})
     if vectors:
         _tell_changes(compose(_expanded(layers, begun)), recipe)
     changed = [layer.name for layer in layers if isinstance(layer, Preset) and layer.without_batch_norm]
@@ -239,7 +248,7 @@ def prepare(
     if resume_from is None:
         for doubt in preprocessing.doubts(target):
             log.warning(doubt)
-        idle = assembly.without_effect(job.recipe, known_plugins)
+        idle = assembly.without_effect(recipe, known_plugins)
         if idle:
             log.warning("the inverter %r does not use %s", job.recipe.inverter.name, listed(idle))
     if config is not None and resume_from is None:
@@ -391,7 +400,7 @@ class Job:
         recipe: as composed; `recipe` is then the resolved one.
         target: the classifier.
         presets: the names that were applied, for the record.
-        begun: the recipe of the run if it is resumed, which has decided the sizes that are left open now.
+        begun: the recipe of the run if it is resumed, which has decided the length and sizes that are left open now.
 
     Attributes:
         estimate: what the run takes, where steps were tried beforehand; see `interpkit.api.trial`.
@@ -401,13 +410,13 @@ class Job:
         self.plugins: Plugins = installed()
         self.target = target
         self.presets = presets
+        if begun is not None:
+            recipe = recipe.model_copy(update=sizes.as_begun(recipe, begun))
         self.recipe = assembly.resolve(recipe, target, self.plugins)
         self._check_gradient()
         self.estimate: trial.Estimate | None = None
         if begun is None:
             self._try_out(recipe)
-        elif sizes.is_large(target.input_shape):
-            self.recipe = self.recipe.model_copy(update=sizes.as_begun(recipe, begun))
         self.recorder: Recorder | None = None
         self.profile: profiler.Profile | None = None
         self.metrics: dict[str, Any] | None = None
@@ -428,11 +437,12 @@ class Job:
         found = trial.try_out(self.recipe, self.target, self.plugins)
         if found is None:
             return
-        fitting = trial.fit(self.recipe, stated, found, trains_generator=self._trains_generator)
+        pieces = "micro_batch" not in self.plugins.component("inverter", self.recipe.inverter.name).ignores
+        fitting = trial.fit(self.recipe, stated, found, in_pieces=self._trains_generator and pieces)
         self.recipe = self.recipe.model_copy(update=fitting)
-        if self._images is not None:
+        if self.images_per_step is not None:
             fitted_to = 0 if self._start is None else len(self._start[1])
-            self.estimate = trial.estimate(self.recipe, found, self.samples, self._images, fitted_to)
+            self.estimate = trial.estimate(self.recipe, found, self.samples, self.images_per_step, fitted_to)
 
     @cached_property
     def _start(self) -> tuple[Tensor, Tensor] | None:
@@ -453,7 +463,7 @@ class Job:
         return self.target.num_classes if self.recipe.labels is None else len(self.recipe.labels)
 
     @property
-    def _images(self) -> int | None:
+    def images_per_step(self) -> int | None:
         """How many images a step moves, if that is known."""
         per_class = self.recipe.inverter.options.get("per_class")
         if self._trains_generator:
@@ -464,7 +474,7 @@ class Job:
     def samples(self) -> int:
         """How many samples are judged at the end, about."""
         most = most_samples(self._classes)
-        return most if self._trains_generator or self._images is None else min(most, self._images)
+        return most if self._trains_generator or self.images_per_step is None else min(most, self.images_per_step)
 
     def request_stop(self) -> None:
         """Stop after the step that is running."""
@@ -481,7 +491,7 @@ class Job:
         step, took = None if self.recorder is None else self.recorder.seconds_per_step, ""
         samples = self.samples if so_far is None else min(self.samples, so_far)
         if step is not None:
-            judging = samples * trial.SAMPLE * step / (self._images or self.recipe.batch_size)
+            judging = samples * trial.SAMPLE * step / (self.images_per_step or self.recipe.batch_size)
             took = f", which takes about {duration(judging + (step if so_far is None else 0))} in all"
         if so_far is None:
             return f"stopping after this step; then {samples:,} samples are drawn and judged{took}"
@@ -550,10 +560,13 @@ class Job:
         has_begun = bool(files) and all(path.exists() and path.stat().st_size for path in files)
         start = None if has_begun else self._start
 
+        others = OwnStream(derive_seed(recipe.seed, "callbacks"), device)  # what they draw does not change the run
+
         def record(line: StepRecord) -> None:
-            self.plugins.call("inversion_step", record=line)
-            if on_record is not None:
-                on_record(line)
+            with others.used():
+                self.plugins.call("inversion_step", record=line)
+                if on_record is not None:
+                    on_record(line)
 
         watch = trial.FirstSteps(recipe, self.smaller) if self.estimate is None else None
 
@@ -563,11 +576,13 @@ class Job:
             if self.profile is not None:
                 self.profile.step_done()
             if on_step is not None:
-                on_step(step)
+                with others.used():
+                    on_step(step)
 
         callbacks: dict[str, Any] = {"accepts": target.accepts}
         if first:
             callbacks |= {"on_step": step_done, "on_record": record, "class_names": target.class_names}
+            callbacks["classes"] = self._classes
         run = None
         with ExitStack() as until_finished:
             with target.frozen(device, torch.channels_last), global_seed(derive_seed(recipe.seed, "weights"), device):
@@ -585,7 +600,8 @@ class Job:
                     self.recorder = RunRecorder(run, recipe, **callbacks)
                 self.recorder.stop_requested = self.stop_requested
                 if first:
-                    self.plugins.call("inversion_started", target=target, recipe=recipe)
+                    with others.used():
+                        self.plugins.call("inversion_started", target=target, recipe=recipe)
                     if self.estimate is not None:
                         self.estimate.tell(self.smaller)
                 with self._failing(run), profiler.profiled(device, profile and first) as self.profile:

@@ -139,6 +139,11 @@ def reconstruct(
             f"decoder of answers: an inverter with {' or '.join(setting('conditioner', name) for name in those)}."
         )
     target, place = inversion.target, choose_device(device)
+    if target.multi_label:
+        raise UsageError(
+            f"an answer is decoded as one distribution over the classes, and those of {target.name} do not exclude "
+            f"each other."
+        )
     size = inversion.recipe.sampling.chunk
     originals = None if images is None else _images(images, target)
     with moved(inversion, place), target.frozen(place), torch.no_grad():
@@ -171,7 +176,7 @@ def _decoded(inversion: GeneratorInversion, answers: Tensor) -> Tensor:
 def _images(given: Tensor | str | Path, target: Target) -> Tensor:
     """Return images, (N, *input_shape) in [0, 1]; any labels are ignored."""
     if isinstance(given, Tensor):
-        return checked_images(target, given)
+        return checked_images(target, given).clone()
     if Path(given).suffix.lower() in (*PICTURE_ENDINGS, ".safetensors"):
         return load_images(str(given), target)[0]
     facts = target.description

@@ -219,18 +219,18 @@ def _untold() -> Iterator[None]:
         log.disabled = before
 
 
-def fit(recipe: Recipe, stated: Recipe, trial: Trial, *, trains_generator: bool) -> dict[str, Any]:
+def fit(recipe: Recipe, stated: Recipe, trial: Trial, *, in_pieces: bool) -> dict[str, Any]:
     """Return the fields that let a run fit into memory, as far as the recipe leaves them open.
 
-    A generator is trained on pieces of its batch; other inverters take a smaller batch.
+    Most generators are trained on pieces of their batch; other inverters take a smaller batch.
 
     Args:
         recipe: the resolved recipe.
         stated: as it was composed, with the fields that somebody has stated.
         trial: of the recipe.
-        trains_generator: whether the inverter trains one.
+        in_pieces: whether the inverter trains a generator on such pieces.
     """
-    field = "micro_batch" if trains_generator else "batch_size"
+    field = "micro_batch" if in_pieces else "batch_size"
     allowed = memory.allowed(torch.device(recipe.device))
     if field in stated.model_fields_set or allowed is None or not trial.kept:
         return {}

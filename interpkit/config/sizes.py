@@ -79,15 +79,14 @@ def for_large(
 
 
 def as_begun(recipe: Recipe, begun: Recipe) -> dict[str, Any]:
-    """Return the sizes of a run that is resumed by a recipe, as far as that leaves them open.
+    """Return the length and the sizes of a run that is resumed by a recipe, as far as that leaves them open.
 
     Args:
         recipe: as composed, with the fields that somebody has stated.
         begun: the run's own.
     """
-    update: dict[str, Any] = {
-        name: getattr(begun, name) for name in ("batch_size", "micro_batch") if name not in recipe.model_fields_set
-    }
+    names = ("steps", "batch_size", "micro_batch", "checkpoint_every")
+    update: dict[str, Any] = {name: getattr(begun, name) for name in names if name not in recipe.model_fields_set}
     if "chunk" not in recipe.sampling.model_fields_set:
         update["sampling"] = recipe.sampling.model_copy(update={"chunk": begun.sampling.chunk})
     return update

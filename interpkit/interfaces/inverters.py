@@ -34,6 +34,9 @@ class Inverter(Component, ABC):
     shares_batch: ClassVar[bool] = False
     """Whether several processes (``torchrun``) can share its batches: it computes its loss by an `Objective`, and then
     averages gradients by ``objective.world.average_gradients(parameters)``. If not, it runs in one process only."""
+    ignores: ClassVar[tuple[str, ...]] = ()
+    """Those of a recipe's ``optimizer``, ``micro_batch``, ``classes_per_batch`` and ``compile`` that it does not read;
+    a run warns if one is set."""
     in_groups: ClassVar[bool] = False
     """Whether it finishes its images in groups of at most the recipe's ``batch_size`` and its checkpoints keep only the
     present group in full; then less disk space is reserved for a run."""

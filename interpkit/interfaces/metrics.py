@@ -15,7 +15,7 @@ from torch import Tensor
 from interpkit.errors import InterpkitError
 from interpkit.interfaces.components import Component, Options
 from interpkit.interfaces.sections import Section
-from interpkit.interfaces.targets import Target
+from interpkit.interfaces.targets import Target, tell_nan
 from interpkit.runtime.at_once import in_batches
 
 if TYPE_CHECKING:
@@ -159,6 +159,7 @@ class Study:
         with judge.frozen(self.device):
             parts = in_batches(judge, images, answer, most=batch_size or self._most)
         logits, features = (torch.cat(part) for part in zip(*parts, strict=True))
+        tell_nan(judge.name, logits)
         return Judgment(logits, features)
 
     def in_batches(self, classifier: Target, images: Tensor, run: Callable[[slice], T]) -> list[T]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from interpkit.config import sizes
 from interpkit.config.recipe import Component as Named
-from interpkit.config.recipe import Recipe, Term, validated
+from interpkit.config.recipe import Optimizer, Recipe, Term, validated
 from interpkit.errors import UsageError, listed, setting
 from interpkit.interfaces import contracts
 from interpkit.interfaces.components import Component, Options
@@ -64,11 +64,12 @@ def resolve(recipe: Recipe, target: Target, plugins: Plugins) -> Recipe:
             f"norm: {setting('batch_size', 2 * recipe.generators)} or more."
         )
     precision = choose_precision(recipe.precision, device)
+    compiles = "compile" not in plugins.component("inverter", recipe.inverter.name).ignores
     update |= {
         "device": str(device),
         "precision": precision,
         "fall_back": precision == "bf16" and (recipe.precision == "auto" or recipe.fall_back),
-        "compile": choose_compile(recipe.compile, device, update.get("steps", recipe.steps)),
+        "compile": choose_compile(recipe.compile, device, update.get("steps", recipe.steps)) if compiles else "off",
         "target": target.description,
     }
     return with_options(recipe.model_copy(update=update), plugins)
@@ -100,13 +101,18 @@ def trains_generator(recipe: Recipe, plugins: Plugins) -> bool:
 
 
 def without_effect(recipe: Recipe, plugins: Plugins) -> list[str]:
-    """Return what the recipe sets for its inverter and the inverter does not use, as presets may leave it there."""
-    used = ("inverter", *plugins.component("inverter", recipe.inverter.name).needs)
+    """Return what a composed recipe sets and its inverter does not use, as presets may leave it there."""
+    cls = plugins.component("inverter", recipe.inverter.name)
+    used = ("inverter", *cls.needs)
     parts = [(kind, part.name) for kind, part in _parts(recipe)]
     parts += [("loss", name) for name, term in recipe.losses.items() if term.weight > 0]
     idle = [f"the {kind} {name!r}" for kind, name in parts if kind not in used]
-    if recipe.classes_per_batch is not None and "generator" not in used:
-        idle.append(setting("classes_per_batch", recipe.classes_per_batch))
+    for name in cls.ignores:
+        value = getattr(recipe, name)
+        if name == "optimizer":
+            idle += [setting(f"optimizer.{key}", own) for key, own in value if own != getattr(Optimizer(), key)]
+        elif value not in (None, "auto", "off"):
+            idle.append(setting(name, value))
     return idle
 
 

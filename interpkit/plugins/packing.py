@@ -88,6 +88,7 @@ def save_target(
     return write_target_file(path, dict(module.state_dict()), target.description.model_copy(update=named))
 
 
+@with_autograd
 def pack_target(target: Target, path: str | Path) -> Path:
     """Write a loaded target as one self-describing file, whatever it was loaded from.
 
@@ -128,6 +129,7 @@ def pack_target(target: Target, path: str | Path) -> Path:
     if importlib.util.find_spec("onnx") is None:
         raise ModelError(f"packing this classifier requires the package onnx: {install_extra('onnx')}.")
     shape = facts.input_shape or target.input_shape
+    output = "log_probs" if facts.output in ("probs", "log_probs", "neg_log_probs") else "logits"
     outside = TargetOptions(  # the graph does everything else
         arch=ONNX_GRAPH,
         family=target.family or None,
@@ -138,7 +140,7 @@ def pack_target(target: Target, path: str | Path) -> Path:
         std=[1.0] * shape[0],
         input_range=_units(target),
         crop_pct=facts.crop_pct,
-        output="sigmoid_logits" if target.multi_label else "logits",
+        output="sigmoid_logits" if target.multi_label else output,
     )
     exported = target
     if any(weight.dtype == torch.bfloat16 for weight in target.parameters()):  # which onnxruntime does not compute with
@@ -290,7 +292,8 @@ def export_graph(target: Target, images: int = 2) -> bytes:
         ModelError: ONNX has no operation for a part of it.
     """
     buffer = io.BytesIO()
-    example = torch.rand(images, *(target.description.input_shape or target.input_shape))
+    shape = target.description.input_shape or target.input_shape
+    example = torch.rand(images, *shape, generator=torch.Generator().manual_seed(0))
     try:
         with warnings.catch_warnings(), _exportable(), target.frozen(), torch.no_grad():
             warnings.simplefilter("ignore")  # it is deprecated, but the newer one requires another package

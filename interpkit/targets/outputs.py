@@ -201,7 +201,7 @@ def _not_read_by_others(tensors: Named, heads: Sequence[Tensor]) -> list[str]:
 
 
 def _is_softmax_of_others(tensor: Tensor, logits: Tensor) -> bool:
-    values = tensor.detach().double().flatten(1)
+    values = tensor.detach().cpu().double().flatten(1)  # some devices have no float64
     if values.shape[1] == 1 or bool((values < 0).any()) or float((values.sum(1) - 1).abs().max()) > 1e-2:
         return False
     return tensor.shape != logits.shape or bool((tensor.argmax(-1) != logits.argmax(-1)).any())

@@ -208,12 +208,13 @@ def _distance(target: Target, images: Tensor) -> float | None:
                 return None
     if not received:
         return None
-    values, norm = torch.cat(received).double(), norms[first]
+    values, norm = torch.cat(received).cpu().double(), norms[first]
     variance, mean = torch.var_mean(values, (0, 2, 3))
-    variances = [each.double() + norm.eps for each in (variance, norm.running_var)]
+    known = [each.cpu().double() for each in (norm.running_mean, norm.running_var)]
+    variances = [each + norm.eps for each in (variance, known[1])]
     total = sum(variances)
     overlap = (2 * (variances[0] * variances[1]).sqrt() / total).sqrt()
-    distances = 1 - overlap * (-((mean - norm.running_mean) ** 2) / (4 * total)).exp()
+    distances = 1 - overlap * (-((mean - known[0]) ** 2) / (4 * total)).exp()
     return float(distances.mean())
 
 

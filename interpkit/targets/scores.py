@@ -101,7 +101,7 @@ def find_output(target: ModuleTarget, raw: Tensor, options: TargetOptions) -> No
     Raises:
         ModelError: the numbers cannot be what the options state, or are of a kind that is not supported.
     """
-    values, single = raw[raw.isfinite().all(1)].detach().double(), raw.shape[1] == 1
+    values, single = raw[raw.isfinite().all(1)].detach().cpu().double(), raw.shape[1] == 1
     last = _last_operations(raw.grad_fn)
     try:
         found, evidence = _detect(target, values, last)
@@ -127,7 +127,10 @@ def find_output(target: ModuleTarget, raw: Tensor, options: TargetOptions) -> No
             f"{target.name} does not return what {setting('output', output)} states: its numbers are between "
             f"{values.min():.3g} and {values.max():.3g}. Pass another, or leave it out to have it detected."
         )
-    if found not in ("logits", output) and (output, found) not in AGREE and evidence != ASSUMED:
+    other = found not in ("logits", output) and (output, found) not in AGREE and evidence != ASSUMED
+    # negative logarithms of probabilities are above 0, and other logits change the order of their classes
+    turned = found == "logits" and output == "neg_log_probs" and bool((values < 0).any())
+    if other or turned:
         log.warning(
             "%s: %s is stated, but its numbers look like %s (%s), and other probabilities come of that. Pass %s, or "
             "leave it out.",

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import io
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from interpkit.evaluation.scoring import draw_samples, sample_size
+from interpkit.config.recipe import Recipe
+from interpkit.evaluation.scoring import draw_for_run, judge
 from interpkit.interfaces import contracts
 from interpkit.interfaces.generation import Conditioner, Generator
 from interpkit.interfaces.inversions import Inversion
@@ -79,7 +81,13 @@ def tiny_target(cls: Any) -> Target:
 
 
 def run(
-    cls: Any, target: Target, recorder: Recorder, *, device: torch.device = toy_models.CPU, **settings: Any
+    cls: Any,
+    target: Target,
+    recorder: Recorder,
+    *,
+    device: torch.device = toy_models.CPU,
+    watched: Callable[[Recipe], Recipe] = lambda recipe: recipe,
+    **settings: Any,
 ) -> Inversion:
     """Run an inverter with plain parts, and with toy images where it reads data."""
     with target.frozen(device), global_seed(0, device), toy_models.data_for(cls, target) as options:
@@ -93,7 +101,7 @@ def run(
             plain_losses(target) if "loss" in cls.needs else {},
         )
         recipe = toy_models.recipe_of(recorder.steps, device=device, **settings)
-        return inverter.invert(target, recipe, parts, recorder)
+        return inverter.invert(target, watched(recipe), parts, recorder)
 
 
 def plain_parts(target: Target, own: type[Conditioner] | None) -> tuple[Conditioner, Generator]:
@@ -127,7 +135,7 @@ def reloaded(cls: Any, inversion: Inversion) -> Inversion:
         folder = Path(name)
         for file, content in contracts.files(inversion, RESERVED).items():
             (folder / file).write_bytes(content)
-        samples = draw_samples(inversion, **sample_size(inversion))
+        samples = judge(inversion, draw_for_run(inversion))
         write_samples(samples, folder / "samples.safetensors")
         stored = PlainRun(folder, inversion.target, inversion.recipe, inversion.history, {}, inversion.empty)
         stored.own = cls.needs_conditioner
@@ -156,6 +164,22 @@ def needs_gradient(cls: Any) -> None:
         target.forward = torch.no_grad()(target.forward)  # type: ignore[method-assign]
         target.respond = torch.no_grad()(target.respond)  # type: ignore[method-assign]
         run(cls, target, Recorder(2))
+
+
+@promised("inverter", "name in ignores only what it does not read of the recipe, or leave ignores out")
+def ignores(cls: Any) -> None:
+    """`ignores` names only what it does not read of optimizer, micro_batch, classes_per_batch and compile."""
+    known = {"optimizer", "micro_batch", "classes_per_batch", "compile"}
+    expect(isinstance(cls.ignores, tuple) and known.issuperset(cls.ignores), f"ignores is {cls.ignores!r}")
+    read: set[str] = set()
+
+    class Watched(Recipe):
+        def __getattribute__(self, name: str) -> Any:
+            read.add(name)
+            return super().__getattribute__(name)
+
+    run(cls, tiny_target(cls), Recorder(2), watched=lambda recipe: Watched.model_construct(**dict(recipe)))
+    expect(read.isdisjoint(cls.ignores), f"it reads {sorted(read.intersection(cls.ignores))}, which ignores names")
 
 
 @promised("inverter", "take sizes from target.input_shape and target.num_classes; clamp images to [0, 1]")

@@ -21,6 +21,7 @@ SECOND = torch.device("cpu", 1)
 CPU = torch.device("cpu")
 _COPIES = (torch.ops.aten._to_copy, torch.ops.aten.copy_)
 """Operations that move values from one device to another."""
+_JOINING = (torch.ops.aten.stack, torch.ops.aten.cat)
 _INDEXING = (torch.ops.aten.index, torch.ops.aten.index_put, torch.ops.aten.index_put_, torch.ops.aten._index_put_impl_)
 """Operations that take indices on the CPU as well."""
 
@@ -67,7 +68,8 @@ def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     if there and packet not in _COPIES:
         indexed = packet in _INDEXING and isinstance(args[0], _There)
         for tensor in tensors:
-            if not isinstance(tensor, _There) and tensor.dim() > 0 and not (indexed and not tensor.is_floating_point()):
+            single = tensor.dim() == 0 and packet not in _JOINING  # which torch takes from the CPU nearly everywhere
+            if not (isinstance(tensor, _There) or single or (indexed and not tensor.is_floating_point())):
                 raise OtherDeviceError(
                     f"{packet.__name__} was given tensors of two devices: one of shape {tuple(tensor.shape)} is on the "
                     f"CPU, where the others are not"

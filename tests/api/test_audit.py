@@ -209,6 +209,17 @@ def test_labels_that_do_not_exclude_each_other_are_noted() -> None:
     assert any("do not exclude each other" in note for note in report.record["notes"])
 
 
+def test_of_labels_that_do_not_exclude_each_other_images_are_kept_whose_own_leads() -> None:
+    target = linear(output="sigmoid_logits")  # all labels are present in all images
+    images, labels = images_of(target)
+    followers = labels.clone()
+    followers[:100] = (labels[:100] + 1) % 5
+    few: dict[str, Any] = {"options": {"patch.steps": 20}, "per_class": 100}
+    of_images = quick(target, reference=(images, followers), **few).record["images"]
+    assert (of_images["dropped"]["count"], of_images["dropped"]["of"]) == (100, 300)
+    assert of_images["per_class"] == {str(c): int((labels[100:] == c).sum()) for c in range(5)}
+
+
 def test_a_classifier_of_vectors_is_tested_as_far_as_it_can_be() -> None:
     layer = nn.Linear(8, 4)
     layer.weight.data = own(8, 4).T
@@ -382,6 +393,24 @@ def test_training_images_that_no_test_uses_are_named(caplog: pytest.LogCaptureFi
         linear(), tests=["patch"], options={"patch.steps": 20}, training=(torch.rand(9, 1, 6, 6), torch.arange(9) % 5)
     )
     assert "no test made here uses training images" in caplog.text
+
+
+def test_reference_images_that_no_test_uses_are_named(caplog: pytest.LogCaptureFixture) -> None:
+    few: dict[str, Any] = {"options": {"margin.steps": 20}, "tests": ["margin"]}
+    quick(linear(), **few, reference=None)
+    assert not caplog.text
+    quick(linear(), **few)
+    assert "no test made here uses reference images" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("named", "said"),
+    [({"presets": ["vecmat"]}, r"presets=\['vecmat'\]"), ({"per_class": 12}, "per_class=12")],
+    ids=["presets", "per_class"],
+)
+def test_what_makes_samples_is_refused_where_no_test_uses_any(named: dict[str, Any], said: str) -> None:
+    with pytest.raises(UsageError, match=f"no test made here uses samples: leave {said} out"):
+        quick(linear(), tests=["margin"], options={"margin.steps": 20}, reference=None, **named)
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import copy
 import json
 import logging
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -116,6 +117,43 @@ def test_taking_a_concept_out_changes_the_logits_by_its_part(quarters: interpkit
         concepts(quarters, bright(50)[0], dictionary=lambda rows: [], device="cpu")  # type: ignore[arg-type, return-value]
 
 
+def test_a_softmax_at_the_end_changes_neither_the_class_of_a_concept_nor_that_of_its_effect(
+    quarters: interpkit.Target,
+) -> None:
+    net = nn.Sequential(*quarters.module, nn.Softmax(1))  # type: ignore[arg-type, misc]
+    sure = interpkit.wrap(net, input_shape=(1, 8, 8), output="probs")
+    rows = [
+        concepts(target, bright(90)[0], layer="1", dictionary=lambda rows: Axes(), device="cpu").record["concepts"]
+        for target in (quarters, sure)
+    ]
+    for plain, relative in zip(*(sorted(some, key=lambda row: row["concept"]) for some in rows), strict=True):
+        assert relative["class"]["label"] == relative["effect"]["label"] == plain["effect"]["label"] == plain["concept"]
+        assert relative["effect"]["logit"] < 0
+
+
+def test_each_label_of_several_counts_as_kept_or_lost(quarters: interpkit.Target) -> None:
+    class Faint(Axes):
+        """Each feature is a concept, and what it decodes is a hundredth of it."""
+
+        def decode(self, codes: Tensor) -> Tensor:
+            return codes / 100
+
+    first, last = copy.deepcopy(quarters.module[1]), nn.Linear(3, 3)  # type: ignore[index]
+    last.weight.data, last.bias.data = torch.eye(3), torch.full((3,), -0.5)
+    target = interpkit.wrap(nn.Sequential(nn.Flatten(), first, last), (1, 8, 8), output="sigmoid_logits")
+    images = (bright(30)[0] + torch.tensor([1.0, 0.0]).repeat(15)[:, None, None, None] * bright(30, 1)[0]).clamp(0, 1)
+    present = (target(images) > 0).double().mean().item()
+    assert 0.3 < present < 0.6
+    for dictionary, kept in ((Axes(), 1.0), (Faint(), 1 - present)):  # no label is left in what is faint
+        made = concepts(target, images, layer="1", dictionary=lambda rows, found=dictionary: found, device="cpu")
+        assert made.record["samples"]["label_kept"] == pytest.approx(kept)
+
+
+def test_there_may_be_fewer_concepts_than_classes(quarters: interpkit.Target) -> None:
+    record = concepts(quarters, bright(60)[0], latents=2, active=1, steps=100, device="cpu").record
+    assert 1 <= len(record["concepts"]) <= 2 and {row["class"]["label"] for row in record["concepts"]} <= {0, 1, 2}
+
+
 def test_pursuit_finds_the_few_concepts_that_features_are_made_of() -> None:
     rng = torch.Generator().manual_seed(0)
     dictionary = TopK(6, 12, 2)
@@ -216,6 +254,34 @@ def test_a_layer_that_runs_twice_is_refused_and_not_recommended() -> None:
 def test_no_more_concepts_are_active_than_there_are(quarters: interpkit.Target) -> None:
     seen = concepts(quarters, bright(30, 0)[0], latents=2, active=8, steps=5, device="cpu")
     assert seen.record["active"] == 2
+
+
+def test_a_count_draws_some_of_the_images_that_are_given(quarters: interpkit.Target) -> None:
+    images, few = bright(60)[0], {"latents": 4, "steps": 5, "device": "cpu"}
+    some = concepts(quarters, images, count=20, **few).record
+    assert (some["settings"]["images"], some["samples"]["images"]) == (20, 20)
+    assert concepts(quarters, images, count=20, **few).record == some  # always the same ones
+    for count in (None, 90):
+        assert concepts(quarters, images, count=count, **few).record["settings"]["images"] == 60
+    with pytest.raises(UsageError, match="at least 1 step, 1 active concept and 1 image, not 5, 8 and 0"):
+        concepts(quarters, images, count=0, **few)
+
+
+def test_the_steps_of_a_factorization_are_its_updates(
+    quarters: interpkit.Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[tuple[int, int]] = []
+
+    def tell(what: str, done: int, total: int, detail: str = "") -> None:
+        told.extend([(done, total)] if what == "updates of the dictionary" else [])
+
+    monkeypatch.setattr("interpkit.attribution.dictionaries.progress.tell", tell)
+    settings: dict[str, Any] = {"dictionary": "nmf", "latents": 4, "device": "cpu"}
+    record = concepts(quarters, bright(30)[0], steps=3, **settings).record
+    assert told == [(1, 3), (2, 3), (3, 3)] and record["settings"]["steps"] == 3
+    told.clear()
+    record = concepts(quarters, bright(30)[0], **settings).record
+    assert len(told) == record["settings"]["steps"] == 200
 
 
 def test_concepts_are_stored_with_their_names_and_read_back(found: Concepts, tmp_path: Path) -> None:

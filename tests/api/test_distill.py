@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import interpkit
-from interpkit import Inversion, ModelError, UsageError, distill, invert, load_target, wrap
+from interpkit import Inversion, Lesson, ModelError, UsageError, distill, invert, load_target, wrap
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +43,25 @@ def test_a_student_learns_the_targets_answers(inversion: Inversion) -> None:
     images, _ = inversion.sample(per_class=20, seed=9)
     with torch.no_grad():
         assert (student(images).argmax(1) == inversion.target(images).argmax(1)).double().mean() > 0.9
+
+
+def test_a_students_modes_and_frozen_batch_norm_are_as_before_and_it_keeps_no_gradient(inversion: Inversion) -> None:
+    net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.ReLU(), nn.Flatten(), nn.Linear(200, 3)).train()
+    net[1].eval()
+    modes, mean, kernel = [part.training for part in net.modules()], net[1].running_mean.clone(), net[0].weight.clone()
+    distill(inversion, net, steps=3)
+    assert [part.training for part in net.modules()] == modes
+    assert torch.equal(net[1].running_mean, mean) and not torch.equal(net[0].weight, kernel)
+    assert all(parameter.grad is None for parameter in net.parameters())
+
+
+def test_a_student_in_eval_mode_is_trained_with_its_batch_norm(inversion: Inversion) -> None:
+    net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(200, 3)).eval()
+    mean, kernel = net[1].running_mean.clone(), net[0].weight.clone()
+    distill(inversion, net, steps=3)
+    assert not (torch.equal(net[1].running_mean, mean) or torch.equal(net[0].weight, kernel))
+    assert not any(part.training for part in net.modules())
+    assert all(parameter.grad is None for parameter in net.parameters())
 
 
 @pytest.mark.parametrize(
@@ -93,6 +112,20 @@ def test_a_single_sample_is_refused(inversion: Inversion) -> None:
     one = interpkit.ImageInversion(inversion.target, interpkit.Recipe(labels=[0]), [], image, label)
     with pytest.raises(UsageError, match="at least 2 samples, and there is only 1"):
         distill(one, nn.Sequential(nn.Flatten(), nn.Linear(144, 3)), steps=1)
+
+
+def test_of_labels_that_do_not_exclude_each_other_a_student_learns_the_logits_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    lessons: list[Lesson] = []
+    monkeypatch.setattr("interpkit.api.distill.teach", lambda target, taught, *_, **__: lessons.extend(taught))
+    target = wrap(nn.Sequential(nn.Flatten(), nn.Linear(36, 3)), (1, 6, 6), output="sigmoid_logits")
+    inversion = interpkit.ImageInversion(target, interpkit.Recipe(), [], torch.rand(6, 1, 6, 6), torch.arange(6) % 3)
+    student = nn.Sequential(nn.Flatten(), nn.Linear(36, 3))
+    distill(inversion, student, steps=1)
+    assert [(lesson.labels, lesson.logits) for lesson in lessons] == [(False, True)]
+    with pytest.raises(UsageError, match=r"do not exclude each other, .* which others it shows: leave logits"):
+        distill(inversion, student, steps=1, logits=False)
 
 
 def test_vectors_are_not_moved() -> None:

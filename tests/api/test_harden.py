@@ -246,6 +246,14 @@ def test_what_to_invert_with_is_checked_before_the_training(
             harden(tiny_model, data, ["vecmat"], rate=rate)
 
 
+def test_to_harden_by_inversions_of_some_classes_alone_is_refused(
+    tiny_model: Path, data: Data, short: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(api, "_retrain", lambda *_: pytest.fail("it was trained"))
+    with pytest.raises(UsageError, match=r"hardening inverts all classes: leave labels=\[0, 1\] out"):
+        harden(tiny_model, data, **short, labels=[0, 1])
+
+
 def test_a_classifier_that_cannot_be_retrained_is_refused(tiny_target: Target, data: Data) -> None:
     pytest.importorskip("onnx")
     in_memory = wrap(nn.Sequential(nn.Flatten(), nn.Linear(144, 3)), SHAPE)

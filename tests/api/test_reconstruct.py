@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from torch import nn
 from typer.testing import CliRunner, Result
 
 import interpkit
@@ -63,6 +64,14 @@ def test_an_answer_has_the_same_picture_as_the_image_that_was_answered(run: Path
     torch.testing.assert_close(logits.images, first.images, atol=1e-3, rtol=0)
 
 
+def test_originals_stay_as_they_were_when_the_images_change_later(run: Path) -> None:
+    images = torch.rand(2, *SHAPE)
+    found = reconstruct(interpkit.load_inversion(run), images, device="cpu")
+    were = images.clone()
+    images.zero_()
+    assert found.originals is not None and torch.equal(found.originals, were)
+
+
 def test_predictions_from_a_file_need_no_images(run: Path, tmp_path: Path) -> None:
     np.save(tmp_path / "answers.npy", np.array([[0.8, 0.1, 0.1]]))
     result = shell(run, "--predictions", tmp_path / "answers.npy", "--out", tmp_path / "found.safetensors")
@@ -97,6 +106,13 @@ def test_one_of_images_and_predictions_is_named_and_the_output_is_a_file_of_tens
 def test_a_generator_of_classes_decodes_no_answers(finished_run: Path) -> None:
     with pytest.raises(UsageError, match=r"pictures of classes, not of answers.*conditioner='predictions'"):
         reconstruct(interpkit.load_inversion(finished_run), predictions=torch.tensor([[1.0, 0, 0]]))
+
+
+def test_answers_of_labels_that_do_not_exclude_each_other_are_refused(run: Path) -> None:
+    decoder = interpkit.load_inversion(run)
+    decoder.target = interpkit.wrap(nn.Sequential(nn.Flatten(), nn.Linear(144, 3)), SHAPE, output="sigmoid_logits")
+    with pytest.raises(UsageError, match=r"one distribution over the classes, .* do not exclude each other"):
+        reconstruct(decoder, torch.rand(2, *SHAPE), device="cpu")
 
 
 def test_vectors_are_stored_in_their_own_units(tmp_path: Path) -> None:

@@ -214,6 +214,20 @@ def test_parts_that_the_inverter_does_not_use_are_named(tiny_model: Path, caplog
     assert "does not use" not in caplog.text
 
 
+def test_settings_that_the_inverter_does_not_read_are_named(tiny_model: Path, caplog: pytest.LogCaptureFixture) -> None:
+    prepare(tiny_model, inverter="evolution", options={"optimizer.lr": 0.5}, micro_batch=4, compile="on")
+    expected = "'evolution' does not use options={'optimizer.lr': 0.5}, micro_batch=4, compile='on'"
+    assert expected in caplog.text
+    caplog.clear()
+    prepare(tiny_model, inverter="evolution", options={"optimizer.lr": Recipe().optimizer.lr}, compile="auto")
+    prepare(tiny_model, inverter="pixels", options={"optimizer.lr": 0.5}, micro_batch=4)  # it reads both
+    assert "does not use" not in caplog.text
+
+
+def test_an_inverter_that_compiles_nothing_records_no_compilation(tiny_model: Path) -> None:
+    assert prepare(tiny_model, inverter="evolution", compile="on").recipe.compile == "off"
+
+
 def test_presets_typed_apply_left_to_right(tiny_model: Path) -> None:
     both = prepare(tiny_model, ["vecmat", "robust"]).recipe
     assert set(both.losses) == {"kl", "ce", "cosine", "robust"}

@@ -58,6 +58,8 @@ def test_several_processes_and_inverters_without_a_generator_keep_their_batch() 
 
 
 def test_a_run_that_is_resumed_keeps_its_sizes_unless_they_are_stated_again() -> None:
-    begun = Recipe(batch_size=16, micro_batch=4, sampling={"chunk": 8})
-    assert as_begun(Recipe(), begun) == {"batch_size": 16, "micro_batch": 4, "sampling": begun.sampling}
-    assert as_begun(Recipe(batch_size=32, micro_batch=2, sampling={"chunk": 9}), begun) == {}
+    stated = {"steps": 4, "batch_size": 16, "micro_batch": 4, "checkpoint_every": 3}
+    begun = Recipe(**stated, sampling={"chunk": 8})
+    assert as_begun(Recipe(), begun) == {**stated, "sampling": begun.sampling}
+    other = {"steps": 5, "batch_size": 32, "micro_batch": 2, "checkpoint_every": 9}
+    assert as_begun(Recipe(**other, sampling={"chunk": 9}), begun) == {}

@@ -158,6 +158,34 @@ def test_anything_else_is_packed_as_a_graph_from_images_to_logits(tmp_path: Path
         torch.testing.assert_close(packed(images), target(images), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.filterwarnings("ignore:Using a non-tuple sequence", "ignore::DeprecationWarning")  # the converter's own
+def test_packing_leaves_torchs_random_state_alone(tmp_path: Path) -> None:
+    target = wrap(nn.Sequential(nn.Flatten(), nn.Linear(12, 2)), (3, 2, 2))
+    before = torch.get_rng_state()
+    pack_target(target, tmp_path / "packed.safetensors")
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.filterwarnings("ignore:Using a non-tuple sequence", "ignore::DeprecationWarning")  # the converter's own
+@pytest.mark.parametrize("output", ["probs", "log_probs", "neg_log_probs", "sigmoid"])
+def test_a_graph_of_probabilities_returns_their_logarithms_and_is_known_to(output: str, tmp_path: Path) -> None:
+    class Negative(nn.LogSoftmax):
+        def forward(self, x: Tensor) -> Tensor:
+            return -super().forward(x)
+
+    lasts = {
+        "probs": nn.Softmax(1),
+        "log_probs": nn.LogSoftmax(1),
+        "neg_log_probs": Negative(1),
+        "sigmoid": nn.Sigmoid(),
+    }
+    target = wrap(nn.Sequential(nn.Flatten(), nn.Linear(12, 3), lasts[output]), (3, 2, 2), output=output)
+    packed, images = load_target(pack_target(target, tmp_path / "packed.safetensors")), torch.rand(5, 3, 2, 2)
+    assert packed.description.output == ("sigmoid_logits" if output == "sigmoid" else "log_probs")
+    with target.frozen(), packed.frozen(), torch.no_grad():
+        torch.testing.assert_close(packed(images), target(images), rtol=1e-4, atol=1e-5)
+
+
 def test_a_graph_names_its_input_and_output_and_accepts_any_number_of_images() -> None:
     import onnx
 

@@ -166,6 +166,15 @@ def test_what_is_stated_against_the_evidence_is_followed_with_a_warning(
     assert f"odd: output='{stated}' is stated, but its numbers look like {found} (found: " in caplog.text
 
 
+def test_logits_that_are_stated_to_be_negative_logarithms_are_followed_with_a_warning(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    net, images = answers(lambda z: z, 3), torch.rand(5, 1, 8, 8)
+    target = wrap(net, (1, 8, 8), name="odd", output="neg_log_probs")
+    assert "odd: output='neg_log_probs' is stated, but its numbers look like logits" in caplog.text
+    assert torch.equal(target(images).argmax(1), net(images).argmin(1))  # it turns the order around
+
+
 @pytest.mark.parametrize(
     ("make", "n", "stated"),
     [

@@ -199,9 +199,9 @@ def test_satisfies_its_contract(component, check):
 
 def test_cases_are_named_after_component_and_check_and_waived_ones_are_skipped(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(SUITE.replace("WAIVE", "{'device': 'we have one device'}"))
+    losses, metrics = (len(testing.checks.checks_of_kind(kind)) for kind in ("loss", "metric"))
     result = pytester.runpytest_inprocess("-rs", "-v", "-p", "no:cacheprovider")
     outcomes = result.parseoutcomes()
-    losses, metrics = (len(testing.checks.checks_of_kind(kind)) for kind in ("loss", "metric"))
     assert outcomes == {"passed": losses + metrics - 3, "skipped": 2, "failed": 1}
     result.stdout.fnmatch_lines(["*SKIPPED*we have one device*"])
     result.stdout.fnmatch_lines(["*::test_satisfies_its_contract?sum-batch-mean? FAILED*"])
@@ -298,6 +298,7 @@ def test_tensors_of_two_devices_do_not_meet() -> None:
             lambda: x @ torch.ones(3, 3),
             lambda: torch.cat([x, torch.ones(1, 3)]),
             lambda: torch.ones(3, 3)[x > 0],
+            lambda: torch.stack([x.sum(), torch.tensor(1.0)]),
         ):
             with pytest.raises(OtherDeviceError, match="tensors of two devices"):
                 mix()

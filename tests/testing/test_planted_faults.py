@@ -569,6 +569,11 @@ class InverterNeedsGradient(RightInverter):
     needs_gradient = False
 
 
+@breaks("inverter", "ignores")
+class InverterIgnores(RightInverter):
+    ignores = ("micro_batch", "optimizer")
+
+
 @breaks("inverter", "shapes")
 class InverterShapes(RightInverter):
     def invert(self, target: Any, recipe: Any, parts: Any, recorder: Any) -> Any:
