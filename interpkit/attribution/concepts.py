@@ -191,15 +191,21 @@ def find(detector: ConceptTarget, images: Tensor, features: Tensor, logits: Tens
     place, chosen = choose_device(device), drawn(len(images), KEPT)
     few = images[chosen]
     with target.frozen(place), replaced(detector, lambda flat: dictionary.decode(dictionary.encode(flat))):
-        again = in_batches(target, few, lambda rows: target(few[rows].to(place)).argmax(1).cpu())
-    kept = (torch.cat(again) == predicted[chosen]).double().mean().item()
+        again = torch.cat(in_batches(target, few, lambda rows: target(few[rows].to(place)).cpu()))
+    same = again.argmax(1) == predicted[chosen]
+    if target.multi_label:  # each label is an answer
+        same = (again > 0) == (logits[chosen] > 0)
+    kept = same.double().mean().item()
     explained = 1 - error / variance if variance > 0 else math.nan
     return Found(torch.cat(codes), explained, kept, active / rows.shape[:2].numel(), predicted)
 
 
 @torch.no_grad()
 def effect(detector: ConceptTarget, concept: int, images: Tensor, logits: Tensor, device: str) -> Tensor:
-    """Return by how much the logits (N, n) of images change on average when a concept is taken out, (n,)."""
+    """Return by how much the logits (N, n) of images change on average when a concept is taken out, (n,).
+
+    Logarithms of probabilities change relative to their mean, as those of all other classes rise where one falls.
+    """
     target, dictionary, place = detector.target, detector.dictionary, choose_device(device)
 
     def without(flat: Tensor) -> Tensor:
@@ -210,7 +216,8 @@ def effect(detector: ConceptTarget, concept: int, images: Tensor, logits: Tensor
 
     with replaced(detector, without):
         change: Tensor = (target(images.to(place)).cpu() - logits).mean(0)
-    return change
+    relative = target.description.output in ("probs", "log_probs", "neg_log_probs")
+    return change - change.mean() if relative else change
 
 
 def maps(detector: ConceptTarget, images: Tensor, concepts: Tensor, device: str = "auto") -> Tensor:

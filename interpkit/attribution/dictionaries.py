@@ -14,7 +14,7 @@ from interpkit.errors import UsageError, did_you_mean, listed
 from interpkit.runtime import progress
 from interpkit.runtime.random import random_generator
 
-STEPS, BATCH, RATE, REVIVAL, ASLEEP, LOGITS = 2000, 256, 2e-3, 1 / 32, 200, 0.5
+BATCH, RATE, REVIVAL, ASLEEP, LOGITS = 256, 2e-3, 1 / 32, 200, 0.5
 SMALL = 0.05
 SWEEPS = 5
 UPDATES = 50
@@ -184,7 +184,7 @@ class Factors(Dictionary):
             torch.rand(shape, generator=random_generator(CPU, seed))
             for shape in ((len(features), latents), self.atoms.shape)
         )
-        for _ in _steps(max(1, steps // 10), "updates of the dictionary"):
+        for _ in _steps(steps, "updates of the dictionary"):
             codes *= features @ atoms.T / (codes @ (atoms @ atoms.T) + 1e-9)
             atoms *= codes.T @ features / (codes.T @ codes @ atoms + 1e-9)
         self.atoms = F.normalize(atoms, dim=1)
@@ -193,8 +193,9 @@ class Factors(Dictionary):
 
 Learn = Callable[[Tensor], Dictionary]
 DICTIONARIES: dict[str, type[TopK] | type[Factors]] = {"topk": TopK, "nmf": Factors}
+STEPS = {"topk": 2000, "nmf": 200}
 LATENTS = {"topk": 256, "nmf": 32}
-"""How many concepts a dictionary has unless the user says so."""
+"""Steps of the training, and number of concepts, unless the user says so."""
 
 
 def known(name: str) -> str:

@@ -71,8 +71,9 @@ def evidence_agreement(one: ClassEvidence, other: ClassEvidence) -> dict[int, di
     for label in sorted(set(one.labels.tolist()) & set(other.labels.tolist())):
         first, second = (e.mean[e.labels == label].flatten(1) for e in (one, other))
         zero = not (first.any() and second.any())
+        one_map, other_map = (maps.double() / maps.abs().amax() for maps in (first, second))  # faint maps are maps
         found[label] = {
-            "cosine": None if zero else F.cosine_similarity(first.double(), second.double())[0].item(),
+            "cosine": None if zero else F.cosine_similarity(one_map, other_map)[0].item(),
             "rank_correlation": _finite(rank_correlation(first, second)[0].item()),
         }
     return found

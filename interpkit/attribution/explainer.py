@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -16,6 +17,7 @@ from interpkit.config.sizes import is_large
 from interpkit.errors import PluginError, RunError, UsageError, did_you_mean, first_line, listed, raised_in
 from interpkit.interfaces import contracts
 from interpkit.interfaces.attributions import Attribution, AttributionContext, Contrast
+from interpkit.interfaces.data import fetch
 from interpkit.interfaces.targets import Target
 from interpkit.plugins.discovery import installed
 from interpkit.runtime import memory, progress
@@ -24,6 +26,8 @@ from interpkit.runtime.autograd import with_autograd
 from interpkit.runtime.devices import choose_device, is_out_of_memory
 from interpkit.runtime.random import derive_seed, global_seed
 from interpkit.targets.file_format import ONNX_GRAPH
+
+log = logging.getLogger("interpkit")
 
 ROWS = 64
 """Default number of images per forward pass; for large images fewer if fewer fit into memory."""
@@ -107,7 +111,12 @@ def attribute(
         rows=rows,
         device=device,
     )
-    return explainer.maps(images, classes)
+    maps = explainer.maps(images, classes)
+    if not maps.any():
+        log.warning(
+            "the maps of %s are zero all over: %s", explainer.method.name, target.no_gradient or "no pixel counts"
+        )
+    return maps
 
 
 class Explainer:
@@ -153,6 +162,7 @@ class Explainer:
         cls = installed().component("attribution", method)
         self.target = target
         settled = validated(cls.Options, options or {}, f"the attribution {method!r}")
+        fetch(options or {})
         with contracts.blamed(cls):
             self.method: Attribution = cls(settled)
         self.against = against
@@ -347,7 +357,7 @@ def _class_numbers(target: Target, target_class: TargetClass) -> tuple[int, ...]
 
 def _baselines(target: Target, baseline: str | Tensor) -> Tensor:
     if isinstance(baseline, Tensor):
-        return checked_images(target, baseline).cpu()
+        return checked_images(target, baseline).cpu().clone()
     if baseline == "black":
         return torch.zeros(1, *target.input_shape)
     if baseline == "mean":

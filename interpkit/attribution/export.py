@@ -35,7 +35,11 @@ from interpkit.io.datasets import DATA_ENDINGS, read_picture
 from interpkit.io.images import MAX_ROWS, colour_scale, composite, save_panel, smoothed, to_heat, to_overlay, to_picture
 from interpkit.io.locking import only_writer
 from interpkit.io.picture_files import IMAGE_ENDINGS, PICTURE_ENDINGS, channels_first, pictures_in
+from interpkit.io.unlabeled import load_unlabeled
 from interpkit.plugins.discovery import installed
+from interpkit.runtime.at_once import in_batches
+from interpkit.runtime.devices import choose_device
+from interpkit.targets.units import UnitTarget
 
 SCHEMA = 1
 MOST_IMAGES = 100
@@ -170,6 +174,10 @@ def load_images(spec: str, target: Target) -> ImagesAndLabels:
         raise UsageError(
             f"{path} is not a picture that interpkit reads, which are {listed(IMAGE_ENDINGS)}. Convert it."
         )
+    if isinstance(target, UnitTarget):  # the data's labels are of other classes
+        facts = target.description
+        shape = facts.input_shape or target.input_shape
+        return samples.to_unit(load_unlabeled(spec, shape, resize=True, crop_pct=facts.crop_pct), target), None
     data = scoring.load_labelled(spec, target)
     return samples.to_unit(data.images, target), data.labels
 
@@ -223,8 +231,14 @@ def _baseline(target: Target, baseline: str, inverted: ImagesAndLabels | None, d
     if inverted is None:
         raise UsageError(f"baseline {baseline!r} takes the samples of a run: name a run in place of the model.")
     images = inverted[0]
-    predicted, _ = choose_classes(target, images, None, "predicted", device=device)
-    kept = images[predicted == label][:BASELINES]
+    asked = torch.full((len(images),), label)
+
+    def accepted(rows: slice) -> Tensor:
+        return target.accepts(target(images[rows].to(place)), asked[rows].to(place)).cpu()
+
+    place = choose_device(device)
+    with target.frozen(place), torch.no_grad():
+        kept = images[torch.cat(in_batches(target, images, accepted))][:BASELINES]
     if not len(kept):
         raise UsageError(f"baseline {baseline!r}: the target puts none of the run's samples in that class.")
     return kept
@@ -256,10 +270,13 @@ def _explain_by(
     """Run one method, write its files, and return its figures."""
     target, method = explainer.target, explainer.method
     maps = explainer.maps(shown.images, shown.classes)
+    notes, explainer.notes = explainer.notes, []  # those of other images, and of the checks, which change them, are not
     figures: dict[str, Any] = {"options": method.options.model_dump(mode="json", exclude_none=True)}
     tensors = {"maps": maps, "images": shown.images, "classes": shown.classes}
     if shown.labels is not None:
         tensors["labels"] = shown.labels
+    if shown.against is not None:
+        tensors["against"] = torch.tensor(shown.against)
     if method.complete:
         figures["completeness"] = faithfulness.completeness(explainer, shown.images, shown.classes, maps)
         tensors["delta"] = maps.flatten(1).sum(1) - explainer.differences(shown.images, shown.classes)
@@ -280,7 +297,7 @@ def _explain_by(
         try:
             figures["randomisation"] = faithfulness.weight_randomisation(explainer, *part, maps[few])
         except UsageError as error:
-            explainer.notes.append(str(error))
+            notes.append(str(error))
     if quantus:
         figures["quantus"] = dict.fromkeys(quantus)
     for name in quantus:
@@ -288,9 +305,9 @@ def _explain_by(
             scores = quantus_scores(explainer, shown.images, shown.classes, maps, [name])
             figures["quantus"] |= quantus_means(scores)
         except UsageError as error:
-            explainer.notes.append(str(error))
+            notes.append(str(error))
     if not maps.any():
-        explainer.notes.append(f"the maps of {method.name} are zero all over.")
+        notes.append(f"the maps of {method.name} are zero all over.")
     tensors |= {
         "evidence_labels": evidence.labels,
         "evidence_mean": evidence.mean,
@@ -308,12 +325,12 @@ def _explain_by(
         figures["files"] += [f"{method.name}.png", f"{method.name}-classes.png"]
     else:
         shape = "x".join(map(str, target.description.input_shape or target.input_shape))
-        explainer.notes.append(
+        notes.append(
             f"no picture of the maps is drawn, as the inputs ({shape}) are not images; the maps are the tensor 'maps' "
             f"of {method.name}.safetensors."
         )
-    if explainer.notes:
-        figures["notes"] = explainer.notes
+    if notes:
+        figures["notes"] = notes
     return figures
 
 
@@ -340,26 +357,39 @@ def _deletion(explainer: Explainer, shown: ExplainedImages, maps: Tensor, eviden
 def _draw(path: Path, shown: ExplainedImages, maps: Tensor, names: Sequence[str]) -> None:
     maps, square = smoothed(maps)
     scale = colour_scale(maps)
-    panel = []
-    for label in shown.groups.unique().tolist()[:MAX_ROWS]:
+    panel, groups = [], shown.groups.unique().tolist()
+    for label in groups[:MAX_ROWS]:
         own = (shown.groups == label).nonzero()[:DRAWN, 0].tolist()
         tiles = [tile for i in own for tile in _beside_its_map(shown.images[i], maps[i], scale)]
         panel.append((names[label], tiles))
-    caption = f"image, map, both: red speaks for the class, blue against; full color = {scale:.3g}"
+    what = _explained(shown, names)
+    meaning = f"red speaks for {what}, blue against" if maps.min() < 0 else f"the redder, the more it counts for {what}"
+    caption = f"image, map, both: {meaning}; full color = {scale:.3g}"
     caption += f", averaged over {square} x {square} pixels" if square > 1 else ""
+    caption += f"; the first {MAX_ROWS} of {len(groups):,} classes" if len(groups) > MAX_ROWS else ""
     save_panel(panel, _captioned(caption, maps), path)
 
 
 def _draw_classes(path: Path, source: ExplainedImages, evidence: ClassEvidence, names: Sequence[str]) -> None:
     (mean, square), (spread, _) = smoothed(evidence.mean), smoothed(evidence.spread)
     scale = colour_scale(mean)
-    panel = []
-    for row, label in enumerate(evidence.labels.tolist()[:MAX_ROWS]):
+    panel, labels = [], evidence.labels.tolist()
+    for row, label in enumerate(labels[:MAX_ROWS]):
         heats = [to_heat(kind[row], scale) for kind in (mean, spread)]
         panel.append((names[label], [_pixels(source.images[source.groups == label].mean(0)), *heats]))
-    caption = f"mean image, mean map, spread of the maps; full color = {scale:.3g}"
+    caption = f"mean image, mean map (of {_explained(source, names)}), spread of the maps; full color = {scale:.3g}"
     caption += f", averaged over {square} x {square} pixels" if square > 1 else ""
+    caption += f"; the first {MAX_ROWS} of {len(labels):,} classes" if len(labels) > MAX_ROWS else ""
     save_panel(panel, _captioned(caption, evidence.mean), path)
+
+
+def _explained(shown: ExplainedImages, names: Sequence[str]) -> str:
+    """Return what the maps explain, in words: the class of each row, or another."""
+    classes = shown.classes.unique().tolist()
+    what = "the class"
+    if not torch.equal(shown.classes, shown.groups):
+        what = names[classes[0]] if len(classes) == 1 else "the class explained"
+    return what if shown.against is None else f"{what} over {names[shown.against]}"
 
 
 def _captioned(caption: str, maps: Tensor) -> str:

@@ -14,6 +14,7 @@ from torch import Tensor
 from interpkit.attribution.evidence import rank_correlation
 from interpkit.attribution.explainer import Explainer
 from interpkit.errors import UsageError
+from interpkit.runtime.autograd import with_autograd
 from interpkit.runtime.random import derive_seed, global_seed, random_generator
 
 DRAWS = 20
@@ -22,6 +23,7 @@ STAGES = 4
 """Steps in which the weights are randomized."""
 
 
+@with_autograd
 def completeness(explainer: Explainer, images: Tensor, classes: Tensor, maps: Tensor) -> dict[str, float]:
     r"""Return how far the sum of each map is from the score's difference to the baseline.
 
@@ -39,6 +41,7 @@ def completeness(explainer: Explainer, images: Tensor, classes: Tensor, maps: Te
     }
 
 
+@with_autograd
 def infidelity(explainer: Explainer, images: Tensor, classes: Tensor, maps: Tensor) -> float:
     r"""Return the share of the score's changes that the maps do not predict, in [0, 1]; 0 is best.
 
@@ -101,6 +104,7 @@ def _random_squares(images: Tensor) -> Tensor:
     return (mask[:, None] if images.dim() == 4 else mask).expand_as(images)
 
 
+@with_autograd
 def sensitivity(
     explainer: Explainer, images: Tensor, classes: Tensor, *, radius: float = 0.02, draws: int = 5
 ) -> float:
@@ -128,6 +132,7 @@ def sensitivity(
     return float(worst.double().mean())
 
 
+@with_autograd
 def weight_randomisation(
     explainer: Explainer, images: Tensor, classes: Tensor, maps: Tensor, *, stages: int = STAGES
 ) -> list[dict[str, Any]]:
@@ -197,6 +202,7 @@ def _alike(maps: Tensor, others: Tensor) -> float | None:
     return values.mean().item() if len(values) else None
 
 
+@with_autograd
 @torch.no_grad()
 def deletion(explainer: Explainer, images: Tensor, classes: Tensor, maps: Tensor, *, steps: int = 20) -> Tensor:
     r"""Return the area under the deletion curve of each image, (N,) in [0, 1]; lower is better.

@@ -29,7 +29,9 @@ def audit(
     set_: Annotated[
         list[str] | None, typer.Option("--set", metavar="TEST.OPTION=VALUE", help="Set an option; repeatable.")
     ] = None,
-    per_class: Annotated[int, typer.Option(min=2, metavar="N", help="Images of each class.")] = 12,
+    per_class: Annotated[
+        int | None, typer.Option(min=2, metavar="N", help="Images of each class (default: 12).")
+    ] = None,
     seed: options.Seed = 0,
     device: options.Device = "auto",
     out: Annotated[

@@ -101,12 +101,14 @@ def _print(target: Target, predictions: list[dict[str, Any]], as_json: bool) -> 
         return
     from rich.table import Table
 
+    from interpkit.report.text import percent
+
     names = target.class_names
     table = Table("image", "class", "probability")
     table.columns[0].overflow = "fold"
     for prediction in predictions:
         for place, row in enumerate(prediction["classes"]):
             name = row["name"] if names.count(row["name"]) == 1 else f"{row['name']} ({row['label']})"
-            table.add_row("" if place else prediction["image"], name, f"{row['probability']:.1%}")
+            table.add_row("" if place else prediction["image"], name, percent(row["probability"]))
         table.add_section()
     console.out.print(table)

@@ -36,9 +36,13 @@ def concepts(
         int | None, typer.Option(min=1, metavar="N", help="Number of concepts (default: 256, or 32 by NMF).")
     ] = None,
     active: Annotated[int, typer.Option(min=1, metavar="N", help="Most concepts at one position, for topk.")] = 8,
-    count: Annotated[int, typer.Option(min=1, metavar="N", help="Samples to draw.")] = 10_000,
+    count: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="N", help="Samples, or images, to draw (default: 10000 samples, or all images)."),
+    ] = None,
     steps: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="Steps of the dictionary's training (default: 2000).")
+        int | None,
+        typer.Option(min=1, metavar="N", help="Steps of the dictionary's training (default: 2000, or 200 by NMF)."),
     ] = None,
     name: Annotated[
         list[str] | None, typer.Option(metavar="N=TEXT", help="Name of a concept by its number; repeatable.")
@@ -100,6 +104,8 @@ def _numbered(text: str) -> tuple[int, str]:
 def _print(record: dict[str, Any]) -> None:
     from rich.table import Table
 
+    from interpkit.report.text import percent
+
     for kind in ("samples", "reference"):
         if kind in record:
             own = record[kind]
@@ -114,7 +120,7 @@ def _print(record: dict[str, Any]) -> None:
         share, effect = f"{row['class']['name']} ({row['selectivity']:.0%})", row["effect"]
         table.add_row(
             str(row["name"] or row["concept"]),
-            f"{row['fires']:.1%}",
+            percent(row["fires"]),
             share,
             f"{effect['name']} {effect['logit']:+.2f}",
         )

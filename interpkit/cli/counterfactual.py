@@ -47,7 +47,8 @@ def counterfactual(
 ) -> None:
     """Change inputs as little as possible until the classifier gives another answer, or the one that you name.
 
-    Rows of a table change in their own units. With the run of a generator, its nearest samples are a second answer.
+    Rows of a table change in their own units. With the run of a generator, its nearest samples are a second answer, to
+    which --smooth and --starts do not apply.
     Example: interpkit counterfactual resnet18.safetensors --images cat.jpg --to dog --out why-not-a-dog
     """
     from interpkit.api import counterfactual as api

@@ -48,7 +48,13 @@ def harden(
     device: options.Device = "auto",
     resume: Annotated[bool, typer.Option("--resume", help="Continue after the last finished round.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace the file.")] = False,
-    plugin: options.PluginFile = None,
+    plugin: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="FILE.py",
+            help="Plugin file to invert with, whose own preset, if it has one, is applied after --preset; repeatable.",
+        ),
+    ] = None,
     json_: options.Json = False,
 ) -> None:
     """Retrain a classifier to put what is not data into a class "garbage", which its own inversions fill.

@@ -253,7 +253,8 @@ def invert(
     for unstated in preprocessing.notes(job.target):
         console.note(unstated)
     processes = f", {world.size} processes" if world.size > 1 else ""
-    console.note(f"{recipe.steps} steps of {recipe.batch_size} on {recipe.device} in {recipe.precision}{processes}")
+    moved = "" if job.images_per_step is None else f" of {job.images_per_step}"
+    console.note(f"{recipe.steps} steps{moved} on {recipe.device} in {recipe.precision}{processes}")
     console.note(f"into {folder}, which takes up to {decimal(job.disk_bytes)} of the disk")
 
     def sampled(done: int, total: int) -> None:

@@ -71,6 +71,7 @@ def sample(
     """
     from interpkit.evaluation import scoring
     from interpkit.io import images
+    from interpkit.report.text import percent
     from interpkit.runs import folder, shards
     from interpkit.runtime.devices import choose_device
     from interpkit.runtime.distributed import World
@@ -124,7 +125,7 @@ def sample(
     if json_:
         console.print_json({"out": str(place), "png": None if png is None else str(png), "metrics": metrics})
         return
-    console.note(f"{len(samples.labels)} images, {metrics['inversion_accuracy']:.1%} in the requested class")
+    console.note(f"{len(samples.labels)} images, {percent(metrics['inversion_accuracy'])} in the requested class")
     console.out.out(str(place))
     if png is not None:
         console.out.out(str(png))
@@ -132,6 +133,8 @@ def sample(
 
 def _write_shards(job: ShardJob, as_json: bool) -> None:
     from rich.filesize import decimal
+
+    from interpkit.report.text import percent
 
     there = f", of which {job.done} are there" if job.done else ""
     console.note(
@@ -148,9 +151,8 @@ def _write_shards(job: ShardJob, as_json: bool) -> None:
     if as_json:
         console.print_json({"out": str(job.folder), "index": index})
         return
-    console.note(
-        f"{job.count} images; the classifier assigns {index['rate']:.1%} of {index['tries']} to the requested class"
-    )
+    rate = percent(index["rate"])
+    console.note(f"{job.count} images; the classifier assigns {rate} of {index['tries']} to the requested class")
     console.out.out(str(job.folder))
 
 

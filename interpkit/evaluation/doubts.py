@@ -10,6 +10,9 @@ from interpkit.evaluation.warnings import doubts_of_metrics
 
 SAID = 0.1
 """Shares below this are not mentioned, and a class is among the worst if it is this far from the median class."""
+MISSED = "classified as another class"
+SAID_AS = {MISSED: "not classified as it"}
+"""The reason in metrics.json, and in words that also hold for labels which are absent."""
 MOST = 5
 """So many of the worst classes are named."""
 
@@ -23,7 +26,7 @@ def by_class(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
     classes, rows = [], metrics.get("per_class", [])
     for row, known in zip(rows, doubts_of_metrics(rows), strict=True):
         missed = 1.0 - row.get("inversion_accuracy", 1.0)
-        reasons = {"classified as another class": missed, **known} if missed > 0 else known
+        reasons = {MISSED: missed, **known} if missed > 0 else known
         found = {"label": row["label"], "name": row["name"], "doubt": sum(reasons.values()), "reasons": reasons}
         classes.append(found)
     return sorted(classes, key=lambda found: -found["doubt"])
@@ -36,7 +39,7 @@ def worst(metrics: Mapping[str, Any]) -> list[tuple[int, str]]:
     named = []
     for found in classes:
         reasons = sorted(found["reasons"].items(), key=lambda reason: -reason[1])
-        said = ", ".join(f"{share:.0%} {words}" for words, share in reasons if share >= SAID)
+        said = ", ".join(f"{share:.0%} {SAID_AS.get(words, words)}" for words, share in reasons if share >= SAID)
         if said and found["doubt"] >= usual + SAID:
             named.append((found["label"], said))
     return named[:MOST]

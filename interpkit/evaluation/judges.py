@@ -15,6 +15,7 @@ from interpkit.errors import UsageError, command, listed, setting
 from interpkit.interfaces.targets import Response, Target
 from interpkit.plugins.loading import load_target
 from interpkit.targets.around import TargetAround
+from interpkit.targets.units import UnitTarget
 
 log = logging.getLogger("interpkit")
 
@@ -100,7 +101,11 @@ def adapted(judge: Target, target: Target) -> Target:
     Raises:
         UsageError: they differ in more than the size of images, or have no class in common.
     """
-    ours, own, changes = target.input_shape, judge.input_shape, {}
+    changes: dict[str, str] = {}
+    ours, own = target.input_shape, judge.input_shape
+    whole = [one.description.input_shape or one.input_shape for one in (target, judge)]
+    if len(ours) == 1 and own == ours and min(map(len, whole)) > 1:  # signals and volumes are vectors outside of them
+        ours, own = whole
     if own != ours:
         if len(own) != 3 or len(ours) != 3 or own[0] != ours[0]:
             raise UsageError(
@@ -112,6 +117,12 @@ def adapted(judge: Target, target: Target) -> Target:
         words = f"from {width} x {height} to {own_width} x {own_height} pixels, bicubic, antialiased"
         changes["resized_for"] = words
         log.warning("images are resized for the evaluator %s %s.", judge.name, words)
+    both = (target, judge)
+    if any(isinstance(one, UnitTarget) for one in both) and target.class_names != judge.class_names:
+        raise UsageError(
+            f"the classes of {' and '.join(one.name for one in both if isinstance(one, UnitTarget))} are units, which "
+            f"an evaluator with other classes does not know: leave {judge.name} out."
+        )
     columns, names = _matched(judge, target), judge.class_names
     if columns is not None:
         left = [f"{name} ({label})" for label, name in enumerate(target.class_names) if columns[label] == len(names)]

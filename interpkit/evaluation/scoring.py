@@ -12,14 +12,16 @@ from torch import Tensor
 
 from interpkit.config.recipe import Recipe
 from interpkit.config.sizes import is_large
-from interpkit.errors import RunError, listed, setting
+from interpkit.errors import RunError, UsageError, listed, setting
 from interpkit.evaluation.statistics import wilson
 from interpkit.interfaces.inversions import Draw, Inversion
 from interpkit.interfaces.samples import MAX_PROBABILITIES, Samples, to_unit
-from interpkit.interfaces.targets import Target
+from interpkit.interfaces.targets import Target, tell_nan
 from interpkit.io.atomic import read_tensors
 from interpkit.io.datasets import LabelledImages, load_data
 from interpkit.runtime.at_once import in_batches
+from interpkit.runtime.autograd import with_autograd
+from interpkit.targets.units import UnitTarget
 
 log = logging.getLogger("interpkit")
 
@@ -54,6 +56,26 @@ def sample_size(inversion: Inversion) -> dict[str, Any]:
         return {"per_class": 100 if there is None else min(100, there)}
     most = most_samples(classes)
     return {"count": most if there is None else min(most, there * classes)}
+
+
+def draw_for_run(inversion: Inversion) -> Draw:
+    """Draw the samples that a run keeps: of a fixed set with more images of some classes, as many as there are."""
+    each = _each(inversion)
+    return inversion.draw_up_to(each) if each else inversion.draw(**sample_size(inversion))
+
+
+def size_for_run(inversion: Inversion) -> int:
+    """Return how many samples `draw_for_run` draws."""
+    if each := _each(inversion):
+        return sum(min(each, inversion.available(label) or each) for label in inversion.classes)
+    size: dict[str, int] = sample_size(inversion)
+    return size.get("count") or size["per_class"] * len(inversion.classes)
+
+
+def _each(inversion: Inversion) -> int:
+    """Return the most samples of each class of a fixed set with more images of some; 0 if it has as many of each."""
+    uneven = len({inversion.available(label) for label in inversion.classes}) > 1
+    return max(1, most_samples(len(inversion.classes)) // len(inversion.classes)) if uneven else 0
 
 
 def most_samples(classes: int) -> int:
@@ -149,6 +171,8 @@ def _classify(
 def load_labelled(spec: str, target: Target) -> LabelledImages:
     """Load labeled data with `interpkit.load_data`, and warn of vectors far outside the target's input range."""
     facts = target.description
+    if isinstance(target, UnitTarget):
+        raise UsageError(f"the classes of {target.name} are units, of which {spec} has no labels: leave it out.")
     data = load_data(spec, facts.input_shape or target.input_shape, target.class_names, facts.crop_pct)
     unit = to_unit(data.images, target)
     low, high = unit.min().item(), unit.max().item()
@@ -166,10 +190,12 @@ def accuracy(target: Target, data: LabelledImages) -> float:
     """Return the share of labeled images that the target accepts as their class."""
     images = to_unit(data.images, target)
     with target.frozen():
-        right = in_batches(target, images, lambda rows: target.accepts(target(images[rows]), data.labels[rows]))
-    return torch.cat(right).double().mean().item()
+        logits = torch.cat(in_batches(target, images, lambda rows: target(images[rows])))
+    tell_nan(target.name, logits)
+    return target.accepts(logits, data.labels).double().mean().item()
 
 
+@with_autograd
 @torch.no_grad()
 def top_classes(
     target: Target, images: Tensor, count: int, device: torch.device | str = "cpu"

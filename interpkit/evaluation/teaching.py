@@ -10,12 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from interpkit.errors import UsageError
+from interpkit.errors import RunError, UsageError
 from interpkit.interfaces.inversions import Inversion
 from interpkit.interfaces.targets import Target
 from interpkit.io.datasets import LabelledImages
 from interpkit.runtime import progress
 from interpkit.runtime.at_once import in_batches
+from interpkit.runtime.autograd import with_autograd
 from interpkit.runtime.random import derive_seed, global_seed
 from interpkit.targets.module_target import ModuleTarget
 
@@ -41,6 +42,7 @@ class Lesson:
     augment: bool = False
 
 
+@with_autograd
 def teach(
     target: Target,
     lessons: Sequence[Lesson],
@@ -64,6 +66,9 @@ def teach(
         rate: the highest learning rate.
         seed: of the samples and of what moves them.
         device: what it runs on; the students stay there.
+
+    Raises:
+        RunError: the target or a student has returned NaN.
 
     Example:
         >>> import torch
@@ -100,27 +105,45 @@ def teach(
                     loss = loss + (_relative(target, logits) - answer).abs().mean() / answer.abs().mean().clamp(
                         min=1e-6
                     )
+                if not loss.isfinite():
+                    whose = "student" if all(part.isfinite().all() for part in taught.values()) else "target"
+                    raise RunError(
+                        f"the loss is not finite after {step} batches: the {whose} returns NaN or infinite logits. "
+                        + ("Lower the rate." if whose == "student" else "Are its weights intact?")
+                    )
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
                 cycle.step()
             progress.tell("batches taught", step + 1, steps)
+    for _, _, optimizer, _ in students:
+        optimizer.zero_grad()
 
 
 @torch.no_grad()
 def graded(student: Target, target: Target, data: LabelledImages) -> dict[str, float]:
-    """Return the accuracy of both on real images, and the student's fidelity: the share of equal answers."""
+    """Return the accuracy of both on real images, and the student's fidelity: the share of equal answers.
+
+    Of classes that do not exclude each other, each is an answer.
+    """
     images, labels = target.to_unit(data.images), data.labels
 
-    def predictions(classifier: Target) -> Tensor:
-        def some(rows: slice) -> Tensor:
-            return classifier.predictions(classifier(images[rows]), labels[rows])
+    def answers(classifier: Target) -> tuple[Tensor, Tensor]:
+        def some(rows: slice) -> tuple[Tensor, Tensor]:
+            logits = classifier(images[rows])
+            predicted = classifier.predictions(logits, labels[rows])
+            return predicted, logits > 0 if target.multi_label else predicted
 
         with classifier.frozen():
-            return torch.cat(in_batches(classifier, images, some))
+            predicted, each = zip(*in_batches(classifier, images, some), strict=True)
+        return torch.cat(predicted), torch.cat(each)
 
-    ours, theirs = predictions(student), predictions(target)
-    shares = {"student_accuracy": ours == labels, "target_accuracy": theirs == labels, "fidelity": ours == theirs}
+    (ours, our_answers), (theirs, their_answers) = answers(student), answers(target)
+    shares = {
+        "student_accuracy": ours == labels,
+        "target_accuracy": theirs == labels,
+        "fidelity": our_answers == their_answers,
+    }
     return {name: share.double().mean().item() for name, share in shares.items()}
 
 

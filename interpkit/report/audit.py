@@ -41,11 +41,19 @@ def write_audit(target: Target, record: Mapping[str, Any], pictures: Pictures) -
         record=record,
         names=target.class_names,
         where=place_of,
+        looked_at=_looked_at(record),
         real=record["images"].get("images") == REAL,
         surest=min((row["p_value"] for test in record["tests"].values() for row in test["classes"]), default=1.0),
         shown=[[(strip, [next(shots) for _ in strip.images]) for strip in row] for row in strips],
         small=max(shape[1:], default=0) <= SMALL,
     )
+
+
+def _looked_at(record: Mapping[str, Any]) -> str:
+    """Return how many classes the tests looked at, which may differ between those with images and those without."""
+    counts = {sum(row["class"] is not None for row in test["classes"]) for test in record["tests"].values()} - {0}
+    least, most = (min(counts), max(counts)) if counts else [len(record["classes"]["tested"])] * 2
+    return f"{least}" if least == most else f"{least} to {most}"
 
 
 @torch.no_grad()

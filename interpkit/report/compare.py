@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,17 +59,18 @@ def write_comparison(runs: Mapping[str, Run | str | Path], path: str | Path) -> 
     refuse_run_files(path)
     opened = {name: run if isinstance(run, Run) else Run.open(Path(run)) for name, run in runs.items()}
     ends = _ends(opened.values())
-    columns = [_column(name, run, of_classes.CHARACTERS / len(runs), ends) for name, run in opened.items()]
+    every = sorted({label for run in opened.values() for label in _stored(run / "samples.safetensors")[1].tolist()})
+    labels, budget = every[:MOST_CLASSES], of_classes.CHARACTERS / len(runs)
+    columns = [_column(name, run, budget, ends, labels) for name, run in opened.items()]
     figures = [flattened(column["metrics"]) for column in columns]
-    labels = sorted({label for column in columns for label in column["cells"]})
     counts = [sum(len(column["cells"].get(label, [])) for column in columns) for label in labels]
     names = {label: dict.fromkeys(c["names"][label] for c in columns if label in c["names"]) for label in labels}
     page = render(
         "compare.html",
         title=f"{len(columns)} runs compared",
         columns=columns,
-        labels=labels[:MOST_CLASSES],
-        left_out=len(labels[MOST_CLASSES:]),
+        labels=labels,
+        left_out=len(every) - len(labels),
         legends=dict.fromkeys(column["legend"] for column in columns if column["legend"]),
         titles=[f"{title} of {c['name']}" for c in columns for title in c["figures"].titles],
         searched=len(labels) > of_classes.SEARCHED,
@@ -103,15 +104,18 @@ def _shape(run: Run, images: Tensor) -> tuple[int, ...]:
     return shape if math.prod(shape) == images.shape[1] else tuple(images.shape[1:])
 
 
-def _column(heading: str, run: Run, budget: float, ends: Mapping[tuple[int, ...], Tensor]) -> dict[str, Any]:
+def _column(
+    heading: str, run: Run, budget: float, ends: Mapping[tuple[int, ...], Tensor], among: Sequence[int]
+) -> dict[str, Any]:
     """Return the content of a run's column; ``cells`` has its pictures and the target's confidence by class."""
     metrics, manifest = run.metrics(), run.manifest()
     images, labels, confidence = _stored(run / "samples.safetensors")
-    classes = labels.unique().tolist()[:MOST_CLASSES]
-    shown = min(SHOWN, max(1, MOST // len(classes)))
+    every = labels.unique().tolist()
+    classes = [label for label in every if label in set(among)]
+    shown = min(SHOWN, max(1, MOST // max(1, len(classes))))
     rows = {k: (labels == k).nonzero()[:shown, 0] for k in classes}
     shape = _shape(run, images)
-    drawn = encode.drawable(images[torch.cat(list(rows.values()))], ends.get(shape), shape)
+    drawn = encode.drawable(images[torch.cat([labels[:0], *rows.values()])], ends.get(shape), shape)
     cells: dict[int, list[tuple[str, float]]] = {k: [] for k in rows}
     order = [(k, row) for k, some in rows.items() for row in some.tolist()]
     for (label, row), uri in zip(order, encode.encode(drawn, budget), strict=True):
@@ -124,7 +128,7 @@ def _column(heading: str, run: Run, budget: float, ends: Mapping[tuple[int, ...]
         "steps": manifest.steps_done,
         "metrics": metrics,
         "names": {row["label"]: str(row["name"]) for row in metrics.get("per_class", [])},
-        "verdict": text.verdict(metrics, target, len(metrics.get("per_class", [])) or len(cells)),
+        "verdict": text.verdict(metrics, target, len(metrics.get("per_class", [])) or len(every)),
         "warnings": warnings.warnings(metrics),
         "cells": cells,
         "figures": of_classes.figures(metrics),

@@ -18,6 +18,7 @@ from interpkit.io import strict_json
 from interpkit.report import classes as of_classes
 from interpkit.report import encode
 from interpkit.report.page import render
+from interpkit.report.text import percent
 
 MEANING = (
     "A concept is a direction of the layer's features that few images use. The figures say what the classifier "
@@ -59,6 +60,7 @@ def write_concepts(target: Target, record: Mapping[str, Any], pictures: Tensor, 
     uris = iter(encode.encode(list(itertools.chain(*strips)), of_classes.CHARACTERS))
     return render(
         "concepts.html",
+        percent=percent,
         title=f"{target.name}: concepts of the layer {record['layer']}",
         meaning=MEANING,
         record=record,

@@ -43,7 +43,7 @@ def write_counterfactuals(
     """
     results = [("free pixels", free)] + ([] if along is None else [("along the generator", along)])
     found = torch.stack([result.found for _, result in results]).any(0)
-    differences = [result.images - given for _, result in results]
+    differences = [_strongest(result.images - given) for _, result in results]
     with only_writer(folder, [PAGE, PICTURE]):
         pictures: dict[int, list[str]] = {}
         scale = 1.0
@@ -55,13 +55,19 @@ def write_counterfactuals(
             for row in shown:
                 drawn = [to_picture(_bytes(given[row]))]
                 for (_, result), difference in zip(results, differences, strict=True):
-                    drawn += [to_picture(_bytes(result.images[row])), to_heat(difference[row], scale)]
+                    there = bool(result.found[row])
+                    after = (
+                        to_picture(_bytes(result.images[row]))
+                        if there
+                        else Image.new(drawn[0].mode, drawn[0].size, "white")
+                    )
+                    drawn += [after, to_heat(difference[row] if there else torch.zeros(1, *given.shape[2:]), scale)]
                 panels.append((f"{row}: {_told(rows[row])}", drawn))
             parts = ", then ".join(f"after by {name} and the difference" for name, _ in results)
             if panels:
-                save_panel(
-                    panels, f"before, {parts}: red is more, blue is less, {scale:.2g} in full color", folder / PICTURE
-                )
+                channel = ", of the channel that changes most" if given.shape[1] > 1 else ""
+                colors = f"red is more, blue is less{channel}, {scale:.2g} in full color"
+                save_panel(panels, f"before, {parts} (white: none found): {colors}", folder / PICTURE)
             tensors = [torch.from_numpy(_array(picture)) for _, drawn in panels for picture in drawn]
             uris = iter(encode.encode(tensors, of_classes.CHARACTERS) if tensors else [])
             pictures = {row: [next(uris) for _ in drawn] for row, (_, drawn) in zip(shown, panels, strict=True)}
@@ -72,6 +78,7 @@ def write_counterfactuals(
             pictures=pictures,
             kinds=[name for name, _ in results],
             scale=scale,
+            channels=given.shape[1],
             size=given.shape[:1:-1] if given.dim() == 4 else (1, 1),
             found=[int(result.found.sum()) for _, result in results],
         )
@@ -79,7 +86,13 @@ def write_counterfactuals(
 
 
 def _told(row: Mapping[str, Any]) -> str:
-    return f"{row['before']} → {row.get('after', row.get('along_after'))}"
+    answers = dict.fromkeys(row[key] for key in ("after", "along_after") if key in row)
+    return f"{row['before']} → {', '.join(answers)}"
+
+
+def _strongest(differences: Tensor) -> Tensor:
+    """Return the difference of the channel that changes most at each place, (N, 1, H, W); vectors as they are."""
+    return differences.gather(1, differences.abs().argmax(1, keepdim=True)) if differences.dim() == 4 else differences
 
 
 def _bytes(image: Tensor) -> Tensor:

@@ -62,9 +62,11 @@ def legend(images: Tensor, shape: Sequence[int] = ()) -> str:
     if len(shape) == 4:
         return "A picture is the middle slice of a volume. Black is the lowest value of all samples, white the highest."
     drawn, part = ("row of bars", "channel") if len(shape) == 2 else ("bar", "feature")
+    across = shape[-1] if len(shape) == 2 else images.shape[1]
+    each = f"Of {across:,} neighbors, {WIDEST} means are drawn. " if across > WIDEST else ""
     return (
-        f"Each {drawn} is a {part}. A bar shows where the value stands between the lowest and the highest of that "
-        f"{part} in all samples; values beyond them are cut off."
+        f"{each}Each {drawn} is a {part}. A bar shows where the value stands between the lowest and the highest of "
+        f"that {part} in all samples; values beyond them are cut off."
     )
 
 

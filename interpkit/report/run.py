@@ -21,6 +21,7 @@ from interpkit.interfaces.inversions import Inversion
 from interpkit.interfaces.samples import Samples, to_unit
 from interpkit.interfaces.sections import Section
 from interpkit.interfaces.targets import Target
+from interpkit.inversion.results import GeneratorInversion
 from interpkit.io.atomic import read_tensors, write_atomically
 from interpkit.io.datasets import LabelledImages
 from interpkit.io.images import composite
@@ -98,12 +99,16 @@ def write_report(
     path, most = opened / "samples.safetensors", scoring.at_once(inversion.recipe, inversion.target)
     samples = scoring.read_samples(path, inversion.target, inversion.device, most)
     if samples.probabilities is not None:
-        drawn = inversion.draw(**scoring.sample_size(inversion))  # as when the run ended: the same conditions
+        drawn = scoring.draw_for_run(inversion)  # as when the run ended: the same conditions
+        if not torch.equal(drawn.labels, samples.labels):  # an older run, with as many samples of each class
+            drawn = inversion.draw(**scoring.sample_size(inversion))
         if torch.equal(drawn.labels, samples.labels) and _alike(drawn.images, samples, inversion.target):
             samples = replace(samples, distribution=drawn.distribution)
     real, sections, known = None, [], inversion.target
     if reference is not None and isinstance(known, UnitTarget):
-        images = to_unit(load_unlabeled(str(reference), known.description.input_shape or known.input_shape), known)
+        images = to_unit(
+            load_unlabeled(str(reference), known.description.input_shape or known.input_shape, resize=True), known
+        )
         sections = [of_units.section(samples, images, known, inversion.device, most)]
     elif reference is not None:
         real = scoring.load_labelled(str(reference), known)
@@ -126,7 +131,9 @@ def render_report(
     target, manifest = inversion.target, run.manifest()
     classes = samples.labels.unique().tolist()
     names = target.class_names
-    beside = ([] if reference is None else [_nearest(samples, reference, target)]) + _attributions(run, samples)
+    beside = ([] if reference is None else [_nearest(samples, reference, target)]) + _attributions(
+        run, samples, target.class_names
+    )
     each = of_classes.CHARACTERS / (len(samples.labels) + sum(len(kind.images) for kind in beside))
     shape = target.description.input_shape or ()
     drawn = encode.drawable(samples.images, shape=shape)
@@ -254,7 +261,7 @@ def _nearest(samples: Samples, reference: LabelledImages, target: Target) -> _Be
     return _Beside("Nearest reference image", drawn, dict(enumerate(place.tolist())), notes)
 
 
-def _attributions(run: Run, samples: Samples) -> list[_Beside]:
+def _attributions(run: Run, samples: Samples, names: Sequence[str]) -> list[_Beside]:
     """Read the maps in ``attributions/METHOD.safetensors`` of the run, and find the samples that they are of.
 
     A file holds ``maps`` (N, C, H, W), and ``images`` (N, C, H, W), uint8 or in [0, 1], of which they are; a sample
@@ -277,10 +284,26 @@ def _attributions(run: Run, samples: Samples) -> list[_Beside]:
             if (key := image.contiguous().numpy().tobytes()) in rows
         }
         if places:
-            notes = dict.fromkeys(places, "red speaks for the class, blue against it")
+            explained = _explained(tensors, len(maps), names)
+            signed = "red speaks for {}, blue against" if maps.min() < 0 else "the redder, the more it counts for {}"
+            notes = {row: signed.format(explained[place]) for row, place in places.items()}
             kinds.append(_Beside(path.stem, encode.heat(maps), places, notes))
             kinds.append(_Beside(f"{path.stem} over the image", encode.heat(maps, pixels), places, notes))
     return kinds
+
+
+def _explained(tensors: Mapping[str, Tensor], count: int, names: Sequence[str]) -> list[str]:
+    """Return what each map of a file explains, in words; files that others write need not say it."""
+    numbers: list[list[int | None]] = []
+    for key, shape in (("classes", (count,)), ("against", ())):
+        labels = tensors.get(key, torch.zeros(0))
+        known = labels.dtype == torch.int64 and labels.shape == shape
+        known = known and bool(torch.isin(labels, torch.arange(len(names))).all())
+        numbers.append(labels.expand(count).tolist() if known else [None] * count)
+    return [
+        ("the class" if label is None else names[label]) + ("" if other is None else f" over {names[other]}")
+        for label, other in zip(*numbers, strict=True)
+    ]
 
 
 @torch.no_grad()
@@ -360,7 +383,8 @@ def _facts(inversion: Inversion, manifest: Manifest) -> dict[str, str]:
         "Conditioner": recipe.conditioner.name if recipe.conditioner else "",
         "Generator": recipe.generator.name if recipe.generator else "",
         "Losses": terms,
-        "Training": f"{inversion.steps_done:,} of {recipe.steps:,} steps of {recipe.batch_size} images",
+        "Training": f"{inversion.steps_done:,} of {recipe.steps:,} steps"
+        + (f" of {recipe.batch_size} images" if isinstance(inversion, GeneratorInversion) else ""),
         "Seed": str(recipe.seed),
         "Machine": f"{manifest.device or '?'}, {manifest.precision or '?'}",
         "Training took": f"{manifest.timings.get('training_seconds', '?')} s",

@@ -46,14 +46,23 @@ def verdict(metrics: Mapping[str, Any], target: str, classes: int) -> str:
     sentences = [f"The inversion produced{count} samples of {asked}."]
     accuracy = figures.get("inversion_accuracy")
     if accuracy is not None:
-        interval = "" if accuracy.interval is None else " (95% interval {:.1%} to {:.1%})".format(*accuracy.interval)
+        interval = (
+            "" if accuracy.interval is None else " (95% interval {} to {})".format(*map(percent, accuracy.interval))
+        )
         confidence = figures.get("confidence")
         mean = "" if confidence is None else f", with a mean confidence of {confidence.value:.2f}"
         sentences.append(
-            f"{target} itself classifies {accuracy.value:.1%} of them as the class asked for{interval}{mean}. That "
-            f"alone does not mean that they look like it."
+            f"{target} itself classifies {percent(accuracy.value)} of them as the class asked for{interval}{mean}. "
+            f"That alone does not mean that they look like it."
         )
     return " ".join([*sentences, *summary(metrics)])
+
+
+def percent(share: float) -> str:
+    """Return a share in percent; only one that is exactly 0 or 1 is written as 0.0% or 100.0%."""
+    if 0 < share < 0.0005:
+        return "<0.1%"
+    return ">99.9%" if 0.9995 <= share < 1 else f"{share:.1%}"
 
 
 def place_of(finding: Mapping[str, Any]) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import scipy.stats
 import torch
@@ -25,10 +26,10 @@ from interpkit import (
     evidence_agreement,
     wrap,
 )
-from interpkit.attribution import faithfulness
+from interpkit.attribution import export, faithfulness
 from interpkit.attribution.evidence import rank_correlation
 from interpkit.attribution.explainer import choose_classes
-from interpkit.attribution.export import explain
+from interpkit.attribution.export import explain, load_images
 from interpkit.io.images import colour_scale, save_panel, smoothed, to_heat, to_overlay
 
 
@@ -88,6 +89,13 @@ def test_baselines(linear: Target) -> None:
     unknown = wrap(nn.Sequential(nn.Flatten(), nn.Linear(4, 2)), (1, 2, 2))
     with pytest.raises(UsageError, match="mean color of Sequential is not known"):
         attribute(unknown, image, [0], baseline="mean", device="cpu")
+
+
+def test_a_baseline_stays_as_it_was_when_the_images_change_later(linear: Target) -> None:
+    image = torch.full((1, 1, 2, 2), 0.75)
+    explainer = Explainer(linear, baseline=image, device="cpu")
+    image.zero_()
+    assert torch.equal(explainer.baselines, torch.full((1, 1, 2, 2), 0.75))
 
 
 def test_the_mean_colour_is_in_the_images_channel_order_and_range() -> None:
@@ -215,6 +223,39 @@ def test_maps_that_are_not_finite_are_not_passed_on(linear: Target, made: Callab
 # --------------------------------------------------------------------------------- maps of a class
 
 
+def test_maps_that_are_zero_all_over_are_said_with_the_reason_if_it_is_known(caplog: pytest.LogCaptureFixture) -> None:
+    class Steps(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x).round()
+
+    weight = torch.tensor([[9.0, -9.0, 9.0, -9.0], [0.0, 0.0, 0.0, 0.0]])
+    nets = nn.Linear(4, 2), Steps(4, 2)
+    for net in nets:
+        net.weight.data = weight.clone()
+    plain, stepped = (wrap(net, (4,)) for net in nets)
+    for target, label, reason in ((plain, 1, "no pixel counts"), (stepped, 0, stepped.no_gradient)):
+        caplog.clear()
+        assert not attribute(target, torch.rand(2, 4), [label] * 2, method="saliency", device="cpu").any()
+        assert caplog.messages == [f"the maps of saliency are zero all over: {reason}"] and reason
+
+
+def test_a_baseline_of_a_class_is_of_samples_in_which_the_label_is_present() -> None:
+    net = nn.Linear(2, 2)
+    net.weight.data, net.bias.data = torch.eye(2), torch.tensor([-0.5, -0.5])
+    target = wrap(net, (2,), output="sigmoid_logits")
+    images = torch.tensor([[0.9, 0.8], [0.9, 0.1], [0.1, 0.7]])  # the second label leads in the last alone
+    kept = export._baseline(target, "class:1", (images, None), "cpu")
+    assert isinstance(kept, Tensor) and torch.equal(kept, images[[0, 2]])
+
+
+def test_the_labels_of_data_are_not_those_of_units(tiny_target: Target, tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 12, 12), np.uint8)
+    np.savez(tmp_path / "data.npz", images=pixels, labels=np.arange(4) % 3)
+    units = interpkit.units(tiny_target, [f"{tiny_target.feature_layer}:0,1"])
+    (images, labels), (same, own) = (load_images(str(tmp_path / "data.npz"), one) for one in (units, tiny_target))
+    assert labels is None and own is not None and torch.equal(images, same)
+
+
 def test_class_evidence_by_hand() -> None:
     maps = torch.tensor([1.0, 5.0, 7.0, 3.0]).view(4, 1, 1, 1)
     evidence = class_evidence(maps, torch.tensor([2, 0, 2, 2]))
@@ -233,6 +274,15 @@ def test_agreement_by_hand() -> None:
     assert found[1] == {"cosine": 0.0, "rank_correlation": pytest.approx(-0.5)}
     assert found[2] == {"cosine": None, "rank_correlation": None}  # a map of zeros is like none
     assert list(evidence_agreement(one, class_evidence(torch.ones(1, 3), torch.tensor([1])))) == [1]
+
+
+def test_the_agreement_of_faint_maps_does_not_depend_on_their_scale() -> None:
+    maps, labels = torch.tensor([[1.0, 2.0, 3.0]]), torch.tensor([0])
+    whole = class_evidence(maps, labels)
+    for scale in (1e-11, 1e-30):
+        faint = class_evidence(maps * scale, labels)
+        for pair in ((whole, faint), (faint, whole), (faint, faint)):
+            assert evidence_agreement(*pair)[0]["cosine"] == pytest.approx(1)
 
 
 def test_rank_correlation_is_spearmans_with_ties() -> None:
@@ -365,6 +415,62 @@ def test_maps_of_large_images_are_drawn_as_averages_and_their_sum_stays() -> Non
         drawn, averaged = smoothed(dot)
         assert averaged == square and drawn.sum() == pytest.approx(1)
         assert drawn.max() == drawn[0, 0, side // 2, side // 2] == pytest.approx(1 / square**2)
+
+
+@pytest.fixture
+def captions(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """Return the captions of the panels that are drawn from now on, by their files' names."""
+    written: dict[str, str] = {}
+    monkeypatch.setattr(export, "save_panel", lambda _, caption, path: written.update({path.name: caption}))
+    return written
+
+
+@pytest.mark.parametrize(
+    ("asked", "explained"),
+    [("asked", "the class"), ("owl", "owl"), (("owl", "cat"), "owl over cat"), ("predicted", "the class explained")],
+    ids=str,
+)
+def test_the_captions_of_panels_name_the_class_that_the_maps_explain(
+    captions: dict[str, str], asked: Any, explained: str, tmp_path: Path
+) -> None:
+    net = nn.Sequential(nn.Flatten(), nn.Linear(4, 4, bias=False))
+    net[1].weight.data = torch.eye(4) - 0.5
+    target = wrap(net, (1, 2, 2), class_names=["cat", "dog", "owl", "cow"])
+    images = (0.1 + 0.9 * torch.eye(4))[[3, 2, 2]].view(3, 1, 2, 2), torch.tensor([0, 0, 1])
+    meanings = {
+        "integrated-gradients": f"red speaks for {explained}, blue against",
+        "saliency": f"the redder, the more it counts for {explained}",
+    }
+    explain(target, tmp_path, images=images, methods=[*meanings], target_class=asked, checks=False, device="cpu")
+    for method, meaning in meanings.items():
+        assert captions[f"{method}.png"].startswith(f"image, map, both: {meaning}; full color = ")
+        assert f"mean map (of {explained}), spread" in captions[f"{method}-classes.png"]
+
+
+def test_a_panel_of_many_classes_says_how_many_it_draws(captions: dict[str, str], tmp_path: Path) -> None:
+    target = wrap(nn.Sequential(nn.Flatten(), nn.Linear(4, 60)), (1, 2, 2))
+    images = torch.rand(60, 1, 2, 2), torch.arange(60)
+    explain(target, tmp_path, images=images, methods=["saliency"], checks=False, device="cpu")
+    assert captions["saliency.png"].endswith("; the first 50 of 60 classes")
+
+
+def test_the_notes_of_a_summary_are_of_the_explained_images_and_not_of_the_checks(
+    linear: Target, add_plugin: Callable[..., None], tmp_path: Path
+) -> None:
+    class Noting(Weights):
+        """Say how bright the images are; the checks make them brighter or darker."""
+
+        name = "noting"
+
+        def attribute(self, target: Target, images: Tensor, classes: Tensor, context: AttributionContext) -> Tensor:
+            context.note(f"noting: a mean of {images.mean():.4f}")
+            return images
+
+    add_plugin(Noting)
+    images = torch.full((2, 1, 2, 2), 0.5), torch.tensor([0, 1])
+    figures = explain(linear, tmp_path, images=images, methods=["noting"], device="cpu")["methods"]["noting"]
+    assert figures["sensitivity"] > 0 and figures["randomisation"]
+    assert figures["notes"] == ["noting: a mean of 0.5000"]
 
 
 def test_maps_of_zeros_are_drawn_and_noted(tmp_path: Path) -> None:

@@ -122,6 +122,7 @@ def test_why_one_class_rather_than_another(run_copy: Path, tmp_path: Path) -> No
         device="cpu",
     )
     torch.testing.assert_close(tensors["maps"], expected)
+    assert (set(tensors["classes"].tolist()), tensors["against"].item()) == ({other}, label)
 
 
 def test_one_picture_of_a_model(tiny_model: Path, tmp_path: Path) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 from typer.testing import CliRunner, Result
 
 import interpkit
@@ -49,6 +51,21 @@ def test_the_table_has_the_photos_and_a_photo_of_another_size_is_resized(
     result = cli(tiny_model, tmp_path / "wide.jpg")
     assert result.exit_code == 0 and "class 0" in result.stdout and result.stdout.count("%") == 3
     assert "is resized from 90 x 60 to cover 12 x 12 pixels" in caplog.text
+
+
+def test_only_certainty_is_shown_as_a_hundred_percent(
+    tiny_module: Callable[..., nn.Module], tmp_path: Path, photos: list[Path]
+) -> None:
+    module = tiny_module()
+    module[-1].weight.data.zero_()  # type: ignore[index]
+    module[-1].bias.data = torch.tensor([0.0, 8.0, -1.0])  # type: ignore[index]
+    arguments = {"input_shape": [1, 12, 12], "num_classes": 3, "widths": [4], "hidden": 8}
+    path = interpkit.save_target(
+        module, tmp_path / "sure.safetensors", architecture="interpkit:cnn", arch_args=arguments,
+        input_shape=(1, 12, 12),
+    )  # fmt: skip
+    table = cli(path, photos[0], "--device", "cpu").stdout
+    assert (table.count(">99.9%"), table.count("<0.1%"), table.count("100.0%")) == (1, 2, 0)
 
 
 def test_what_happens_to_photos_is_said(tiny_model: Path, photos: list[Path]) -> None:

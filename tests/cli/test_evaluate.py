@@ -365,7 +365,7 @@ def test_classes_of_the_same_name_are_told_apart_by_their_number() -> None:
 def test_classes_that_are_worse_than_others_are_named_with_the_reasons(capsys: pytest.CaptureFixture[str]) -> None:
     rows = [{"label": label, "name": "crane", "inversion_accuracy": 1.0 - 0.5 * (label == 1)} for label in range(3)]
     console.print_worst({"per_class": rows})
-    assert capsys.readouterr().out == "Look first at class crane (1): 50% classified as another class.\n"
+    assert capsys.readouterr().out == "Look first at class crane (1): 50% not classified as it.\n"
 
 
 def test_a_table_of_classes_has_what_any_class_has() -> None:

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
@@ -186,6 +187,17 @@ def test_invert_json_is_alone_on_stdout(tmp_path: Path, tiny_model: Path, quick_
     assert told["files"]["samples.png"] == str(tmp_path / "run" / "samples.png")
     assert all(Path(path).exists() for path in told["files"].values())
     assert told["metrics"] == json.loads((tmp_path / "run" / "metrics.json").read_text())
+
+
+def test_a_run_says_how_many_images_a_step_moves_if_that_is_known(
+    tmp_path: Path, tiny_model: Path, quick_flags: list[str]
+) -> None:
+    assert "12 steps of 8 on cpu" in cli("invert", tiny_model, *quick_flags, "--out", tmp_path / "a").stderr
+    flags = ["--inverter", "pixels", "--steps", "2", "--device", "cpu", "--set", "pixels.per_class=2"]
+    assert "2 steps of 6 on cpu" in cli("invert", tiny_model, *flags, "--out", tmp_path / "b").stderr
+    np.savez(tmp_path / "known.npz", images=np.zeros((3, 12, 12), np.uint8), labels=np.zeros(3, np.int64))
+    flags = ["--inverter", "boundary", "--set", f"boundary.data={tmp_path / 'known.npz'}", "--device", "cpu"]
+    assert "steps on cpu in" in cli("invert", tiny_model, *flags, "--out", tmp_path / "c").stderr
 
 
 def test_several_generators_are_asked_for_by_their_number(

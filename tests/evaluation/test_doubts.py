@@ -29,7 +29,7 @@ def digits(**of_five: Any) -> dict[str, Any]:
             {"evaluators": [{"name": "a", "agreement": 0.5}, {"name": "b", "agreement": 0.3}]},
             "60% not what evaluators see in them",
         ),
-        ({"inversion_accuracy": 0.75}, "25% classified as another class"),
+        ({"inversion_accuracy": 0.75}, "25% not classified as it"),
         ({"evaluators": [{"name": "a", "agreement": 1.0, "blurred_agreement": 0.2}]}, "80% lost to a slight blur"),
         ({"diversity": {"duplicates": 0.9}}, "90% near copies of another"),
         (
@@ -51,8 +51,8 @@ def test_worse_classes_come_before_bad_ones_with_all_that_is_against_them() -> N
     metrics = digits(inversion_accuracy=0.5, diversity={"duplicates": 0.75})
     metrics["per_class"][8] |= {"inversion_accuracy": 0.6, "diversity": {"duplicates": 0.05}}
     assert doubts.worst(metrics) == [
-        (5, "75% near copies of another, 50% classified as another class"),
-        (8, "40% classified as another class"),
+        (5, "75% near copies of another, 50% not classified as it"),
+        (8, "40% not classified as it"),
     ]
 
 
@@ -100,5 +100,5 @@ def test_what_a_plugin_returns_instead_of_a_share_does_not_count(
             return {}
 
     add_plugin(Odd)
-    assert doubts.worst(digits(inversion_accuracy=0.75)) == [(5, "25% classified as another class")]
+    assert doubts.worst(digits(inversion_accuracy=0.75)) == [(5, "25% not classified as it")]
     assert len(caplog.messages) == (0 if isinstance(share, float) else 1)  # once, and not for each class

@@ -105,6 +105,26 @@ def test_an_evaluator_without_a_common_class_is_refused(names: tuple[str, ...]) 
         adapted(reader(*names, of=3), identity("cat", "dog", "owl"))
 
 
+def test_an_evaluator_of_the_classes_knows_no_units_nor_the_reverse() -> None:
+    net = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 3))
+    plain, same = wrap(net, (4,), name="plain"), interpkit.units(wrap(net, (4,), name="read"), ["0:0,1,2"])
+    for judge, target in ((plain, same), (same, plain)):
+        with pytest.raises(UsageError, match=f"of read are units, which an evaluator .*: leave {judge.name} out"):
+            adapted(judge, target)
+    other = interpkit.units(wrap(net, (4,)), ["0:0,1,3"])
+    with pytest.raises(UsageError, match="are units, which an evaluator with other classes does not know"):
+        adapted(other, same)
+    assert adapted(again := interpkit.units(wrap(net, (4,)), ["0:0,1,2"]), same) is again
+
+
+def test_signals_of_another_shape_are_refused_though_they_have_as_many_numbers() -> None:
+    target, judge = (wrap(nn.Sequential(nn.Flatten(), nn.Linear(100, 3)), shape) for shape in ((2, 50), (50, 2)))
+    with pytest.raises(UsageError, match=r"takes inputs of \(50, 2\); Sequential takes \(2, 50\)"):
+        adapted(judge, target)
+    for good in (wrap(nn.Linear(100, 3), (100,)), wrap(nn.Sequential(nn.Flatten(), nn.Linear(100, 3)), (2, 50))):
+        assert adapted(good, target) is good
+
+
 def test_samples_of_classes_that_an_evaluator_lacks_do_not_count(run_copy: Path) -> None:
     class Constant(nn.Module):
         def forward(self, x: Tensor) -> Tensor:

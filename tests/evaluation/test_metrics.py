@@ -32,7 +32,7 @@ from interpkit import (
     wrap,
 )
 from interpkit.evaluation.metrics import every_run, measured
-from interpkit.evaluation.scoring import draw_samples, judge, measure, read_samples
+from interpkit.evaluation.scoring import accuracy, draw_samples, judge, measure, read_samples
 from interpkit.evaluation.statistics import still_rising, wilson
 from interpkit.evaluation.warnings import warnings
 from interpkit.interfaces.samples import to_unit
@@ -195,6 +195,25 @@ def test_a_file_of_other_samples_is_refused(
     path.write_bytes(path.read_bytes()[:-5])
     with pytest.raises(RunError, match="not a complete safetensors file"):
         read_samples(path, tiny_target, CPU)
+
+
+class Patchy(nn.Module):
+    """Returns NaN for inputs whose first number is above 0.9, and its inputs otherwise."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.masked_fill(x[:, :1] > 0.9, torch.nan)
+
+
+def test_images_whose_logits_are_nan_count_as_wrong_and_are_counted(caplog: pytest.LogCaptureFixture) -> None:
+    target = wrap(Patchy(), (2,), name="patchy")
+    images, labels = torch.tensor([[0.5, 0.0], [1.0, 0.0], [1.0, 0.5], [0.0, 0.5]]), torch.tensor([0, 0, 1, 1])
+    caplog.clear()
+    assert accuracy(target, LabelledImages(images[[0, 3]], labels[[0, 3]])) == 1 and not caplog.messages
+    assert accuracy(target, LabelledImages(images, labels)) == 0.5
+    warning = "patchy returns NaN for 2 of 4 images, which counts as none of its classes"
+    assert caplog.messages == [warning]
+    Study(target, samples_of([0, 0, 1, 1], images)).response(target, "samples")
+    assert caplog.messages == [warning] * 2
 
 
 # ------------------------------------------------------------------------------------------- the study

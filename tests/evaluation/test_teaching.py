@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 import interpkit
-from interpkit import ImageInversion, LabelledImages, Lesson, Recipe, Target, teach, wrap
+from interpkit import ImageInversion, LabelledImages, Lesson, Recipe, RunError, Target, teach, wrap
 from interpkit.evaluation import teaching
 from interpkit.evaluation.teaching import _batches, graded
 
@@ -65,6 +65,18 @@ def test_labels_that_do_not_exclude_each_other_are_learned_with_their_level() ->
         assert torch.allclose(student(images), target(images), atol=0.5)
 
 
+def test_of_labels_that_do_not_exclude_each_other_each_is_an_answer_of_the_student() -> None:
+    targets = []
+    for bias in (-0.5, -2.0):  # the student never answers the third label
+        net = nn.Linear(3, 3)
+        net.weight.data, net.bias.data = torch.eye(3), torch.tensor([-0.5, -0.5, bias])
+        targets.append(wrap(net, (3,), output="sigmoid_logits"))
+    target, student = targets
+    images, labels = torch.tensor([[0.9, 0.1, 0.8], [0.9, 0.8, 0.1]]), torch.tensor([0, 0])
+    figures = graded(student, target, LabelledImages(images, labels))
+    assert figures == {"student_accuracy": 1.0, "target_accuracy": 1.0, "fidelity": pytest.approx(5 / 6)}
+
+
 def test_labels_that_lie_mislead_only_the_student_that_learns_them(target: Target) -> None:
     images, labels = halves(40)
     by_labels, by_logits = small(), small()
@@ -85,7 +97,7 @@ def test_teaching_changes_the_student_alone_and_repeats_itself(target: Target) -
         torch.rand(3)  # what else happens does not matter
         teach(target, [Lesson(student, augment=True)], halves(40), steps=3, batch_size=8, seed=1)
         weights.append(net[2].weight.detach().clone())
-        assert not net.training
+        assert net.training  # as it was
     assert torch.equal(*weights)
     assert all(torch.equal(tensor, before[name]) for name, tensor in target.state_dict().items())
 
@@ -137,3 +149,67 @@ def test_images_made_one_by_one_come_again(target: Target) -> None:
     student = small()
     teach(target, [Lesson(student, labels=True)], inversion, steps=30, batch_size=4, rate=0.02)
     assert graded(student, target, LabelledImages(*halves(60)))["student_accuracy"] > 0.9
+
+
+def test_teaching_works_where_the_caller_has_switched_gradients_off(target: Target) -> None:
+    weights = []
+    for mode in (torch.enable_grad, torch.no_grad, torch.inference_mode):
+        torch.manual_seed(5)
+        student = wrap(nn.Sequential(nn.Flatten(), nn.Linear(64, 2)), SHAPE)
+        images, labels = halves(40)
+        with mode():
+            teach(target, [Lesson(student)], (images, labels), steps=3, batch_size=8)
+        weights.append([parameter.detach().clone() for parameter in student.parameters()])
+    assert all(torch.equal(*pair) for other in weights[1:] for pair in zip(weights[0], other, strict=True))
+
+
+def frozen_norm() -> nn.Sequential:
+    """Return a student's network in training mode, but for its batch norm, which its user has put in eval mode."""
+    net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(144, 2)).train()
+    net[1].eval()
+    return net
+
+
+def test_a_frozen_batch_norm_in_a_student_in_training_mode_stays_frozen(target: Target) -> None:
+    net = frozen_norm()
+    modes, mean, kernel = [part.training for part in net.modules()], net[1].running_mean.clone(), net[0].weight.clone()
+    seen: list[bool] = []
+    net[1].register_forward_hook(lambda norm, *_: seen.append(norm.training))
+    student = wrap(net, SHAPE)
+    seen.clear()
+    teach(target, [Lesson(student)], halves(40), steps=3, batch_size=20, rate=0.02)
+    assert seen == [False] * 3 and torch.equal(net[1].running_mean, mean)
+    assert not torch.equal(net[0].weight, kernel)
+    assert [part.training for part in net.modules()] == modes
+    assert all(parameter.grad is None for parameter in net.parameters())
+
+
+def test_a_student_in_eval_mode_learns_in_training_mode_and_is_in_eval_mode_again(target: Target) -> None:
+    net = frozen_norm().eval()
+    mean = net[1].running_mean.clone()
+    teach(target, [Lesson(wrap(net, SHAPE))], halves(40), steps=3, batch_size=20)
+    assert not torch.equal(net[1].running_mean, mean)
+    assert not any(part.training for part in net.modules())
+    assert all(parameter.grad is None for parameter in net.parameters())
+
+
+class Patchy(nn.Module):
+    """A classifier that returns NaN for images whose first number is 0."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(64, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.fc(x.flatten(1))
+        return logits.masked_fill(x.flatten(1)[:, :1] == 0, torch.nan)
+
+
+def test_answers_that_are_not_finite_are_refused_with_the_name_of_who_gave_them(target: Target) -> None:
+    images, labels = halves(40)
+    images[:, :, 0, 0] = 0
+    broken = wrap(Patchy(), SHAPE)
+    with pytest.raises(RunError, match=r"not finite after 0 batches: the target returns NaN.*weights intact"):
+        teach(broken, [Lesson(small())], (images, labels), steps=3, batch_size=8)
+    with pytest.raises(RunError, match=r"not finite after 0 batches: the student returns NaN.*Lower the rate"):
+        teach(target, [Lesson(broken)], (images, labels), steps=3, batch_size=8)

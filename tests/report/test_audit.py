@@ -105,6 +105,31 @@ def test_without_a_finding_the_page_says_that_this_proves_nothing(page: Callable
     assert "It sees &lt;i&gt;one&lt;/i&gt; thing." in text
 
 
+def test_the_page_says_how_many_classes_each_test_looked_at(add_plugin: Callable[..., None], tmp_path: Path) -> None:
+    class Clean(Planted):
+        """Returns the same of every class."""
+
+        name = "clean"
+
+        def test(self, case: AuditCase) -> Tested:
+            return Tested(dict.fromkeys(case.classes, 0.0), dict.fromkeys(case.classes, 0.9))
+
+    class Whole(Planted):
+        """Returns one result, of the whole classifier."""
+
+        name = "whole"
+
+        def test(self, case: AuditCase) -> Tested:
+            return Tested({None: 0.0}, {None: 0.9})
+
+    add_plugin(Planted, Clean, Whole)
+    words = {"planted": "2 of 3", "planted clean": "2 to 3 of 3", "planted whole": "2 of 3", "whole": "3 of 3"}
+    for tests, counts in words.items():
+        options = {"planted.p": 0.4} if "planted" in tests else {}
+        interpkit.audit(target_of(1, 8, 8), tests=tests.split(), options=options, out=tmp_path, device="cpu")
+        assert f" looked at {counts} classes" in (tmp_path / "audit.html").read_text("utf-8")
+
+
 @pytest.mark.parametrize(
     ("label", "name", "place"),
     [(7, "7", "class 7"), (1, "Class 1", "Class 1"), (2, "classic car", "class classic car"), (0, "class", "class")],

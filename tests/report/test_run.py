@@ -214,6 +214,23 @@ def test_the_verdict_says_what_was_measured_and_what_was_not(finished_run: Path)
     assert "40% as varied as real images" in said and "A sample lies near 7% of the real images." in said
 
 
+@pytest.mark.parametrize(
+    ("share", "shown"),
+    [
+        (0.0, "0.0%"),
+        (0.0004, "<0.1%"),
+        (0.0006, "0.1%"),
+        (0.5, "50.0%"),
+        (0.9994, "99.9%"),
+        (0.9996, ">99.9%"),
+        (1.0, "100.0%"),
+        (1, "100.0%"),
+    ],
+)
+def test_only_all_is_a_hundred_percent_and_only_none_is_zero(share: float, shown: str) -> None:
+    assert words.percent(share) == shown
+
+
 def test_the_meaning_of_an_unknown_figure_comes_from_its_metrics_docstring(
     add_plugin: Callable[..., None],
 ) -> None:
@@ -400,7 +417,7 @@ def test_attributions_are_shown_beside_their_samples(run_copy: Path) -> None:
     (run_copy / "attributions").mkdir()
     maps = torch.zeros(3, 1, 12, 12)
     maps[0, 0, 0, 0], maps[1, 0, 0, 0] = 2.0, -1.0
-    tensors = {"maps": maps, "images": stored[[40, 3, 200]] / 255}
+    tensors = {"maps": maps, "images": stored[[40, 3, 200]] / 255, "classes": torch.tensor([0, 0, 2])}
     safetensors.torch.save_file(tensors, run_copy / "attributions" / "<em>.safetensors")
     page = read(interpkit.write_report(run_copy))
     shown, over = page.data["beside"]
@@ -413,6 +430,40 @@ def test_attributions_are_shown_beside_their_samples(run_copy: Path) -> None:
     positive, negative, nothing = (decode(uri)[0, 0].tolist() for uri in shown["uris"])
     assert positive[0] > positive[2] and negative[2] > negative[0] and nothing == [255, 255, 255]
     assert sum(negative) > sum(positive)  # on a common scale the weaker map is paler
+
+
+@pytest.mark.parametrize(
+    ("stated", "least", "words"),
+    [
+        ({"classes": [2]}, -1.0, "red speaks for class 2, blue against"),
+        ({"classes": [2]}, 0.0, "the redder, the more it counts for class 2"),
+        ({"classes": [2], "against": 1}, -1.0, "red speaks for class 2 over class 1, blue against"),
+        ({}, -1.0, "red speaks for the class, blue against"),
+    ],
+    ids=["signed", "unsigned", "difference", "unknown"],
+)
+def test_a_map_names_the_class_that_it_explains_which_may_not_be_the_samples(
+    run_copy: Path, stated: dict[str, Any], least: float, words: str
+) -> None:
+    stored = safetensors.torch.load_file(run_copy / "samples.safetensors")
+    assert stored["labels"][40] == 0
+    maps = torch.linspace(least, 1, 144).view(1, 1, 12, 12)
+    (run_copy / "attributions").mkdir()
+    tensors = {"maps": maps, "images": stored["images"][[40]]}
+    tensors |= {name: torch.tensor(numbers) for name, numbers in stated.items()}
+    safetensors.torch.save_file(tensors, run_copy / "attributions" / "made.safetensors")
+    for shown in read(interpkit.write_report(run_copy)).data["beside"]:
+        assert shown["notes"][40] == words and set(shown["notes"]) == {"", words}
+
+
+@pytest.mark.parametrize("classes", [[0], [0, 3], [0, -1], [0.0, 1.0], 0, [[0], [1]]], ids=str)
+def test_what_maps_explain_is_not_guessed_from_other_numbers(run_copy: Path, classes: Any) -> None:
+    images = safetensors.torch.load_file(run_copy / "samples.safetensors")["images"][[40, 3]]
+    tensors = {"maps": torch.rand(2, 1, 12, 12), "images": images, "classes": torch.tensor(classes)}
+    (run_copy / "attributions").mkdir()
+    safetensors.torch.save_file(tensors, run_copy / "attributions" / "made.safetensors")
+    for shown in read(interpkit.write_report(run_copy)).data["beside"]:
+        assert set(shown["notes"]) == {"", "the redder, the more it counts for the class"}
 
 
 def test_damaged_attributions_are_named(run_copy: Path) -> None:
@@ -512,6 +563,8 @@ def test_vectors_are_shown_as_bars_beside_their_nearest(add_plugin: Callable[...
         (torch.zeros(1, 4), (4,), "that feature in all samples"),
         (torch.zeros(1, 4), (2, 2), "that channel in all samples"),
         (torch.zeros(1, 4), (1, 1, 2, 2), "middle slice"),
+        (torch.zeros(1, 2000), (2000,), "Of 2,000 neighbors, 512 means are drawn. Each bar is a feature."),
+        (torch.zeros(1, 1200), (2, 600), "Of 600 neighbors, 512 means are drawn. Each row of bars is a channel."),
     ],
 )
 def test_a_legend_says_how_vectors_are_scaled(images: torch.Tensor, shape: tuple[int, ...], words: str) -> None:
@@ -533,6 +586,14 @@ def test_only_generators_have_walks_and_morphs_in_the_report(
     )
     other = read(tmp_path / "run" / "report.html")
     assert len(other.samples()) == 6 and not other.all("img", "strip")
+
+
+def test_only_the_training_of_a_generator_is_counted_in_images(
+    page: Page, tmp_path: Path, tiny_target: interpkit.Target
+) -> None:
+    assert "30 of 30 steps of 8 images" in [text for _, text in page.all("dd")]
+    folder = interpkit.invert(tiny_target, ["pixels"], steps=2, device="cpu").save(tmp_path / "run")
+    assert "2 of 2 steps" in [text for _, text in read(folder / "report.html").all("dd")]
 
 
 class Explained(ImageInversion):
@@ -741,6 +802,19 @@ def test_signals_are_compared_as_rows_of_bars_on_one_scale(tmp_path: Path) -> No
     order = [0, 1, 4, 5, 2, 3, 6, 7]  # class by class, the runs side by side
     for picture, wanted in zip(page.pictures(), expected[order], strict=True):
         assert torch.equal(decode(picture["src"]), wanted[0])
+
+
+def test_a_comparison_of_many_classes_says_how_many_of_all_runs_it_leaves_out(
+    tmp_path: Path, tiny_target: interpkit.Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("interpkit.report.compare.MOST_CLASSES", 1)
+    runs = {}
+    for name, classes in (("a", [0, 1]), ("b", [0, 2]), ("c", [1, 2])):  # of the last, no class is shown
+        recipe, images = Recipe(device="cpu", labels=classes), torch.rand(2, 1, 12, 12)
+        runs[name] = ImageInversion(tiny_target, recipe, [], images, torch.tensor(classes)).save(tmp_path / name)
+    page = read(interpkit.write_comparison(runs, tmp_path / "page.html"))
+    assert len(page.all("section", "class")) == 1 and len(page.pictures()) == 2
+    assert "2 more classes are not shown." in [text for _, text in page.all("p", "note")]
 
 
 def test_concepts_and_units_are_shown_with_what_their_figures_mean(tmp_path: Path, tiny_model: Path) -> None:

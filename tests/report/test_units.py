@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 import interpkit
 from interpkit.cli import app
-from interpkit.evaluation.scoring import draw_samples
+from interpkit.evaluation.scoring import draw_samples, load_labelled
 from interpkit.report.units import section
 
 
@@ -42,6 +42,12 @@ def test_the_real_images_that_excite_a_unit_most_are_found(names: tuple[str, ...
         logits = target(real) if len(names) > 1 else 2 * target(real)
     assert row[2] == pytest.approx(logits[:, -1].mean().item(), abs=0.01)
     assert "those 4 of 4 real images that excite it most" in found.text and "not what it responds to" in found.text
+
+
+def test_labeled_data_have_no_labels_of_units(tmp_path: Path) -> None:
+    np.savez(tmp_path / "real.npz", images=bright_at(7, 2)[:, 0].numpy(), labels=np.arange(2))
+    with pytest.raises(interpkit.UsageError, match=r"the classes of .* are units, of which .*real\.npz has no labels"):
+        load_labelled(str(tmp_path / "real.npz"), units_of_pixels("1:2", "1:7"))
 
 
 def test_a_report_on_units_needs_no_labels_of_the_reference(tmp_path: Path, tiny_model: Path) -> None:
