@@ -59,6 +59,7 @@ class Alignment(Inverter):
     name = "alignment"
     needs = ("conditioner", "generator")
     needs_gradient = False
+    ignores = ("micro_batch", "classes_per_batch", "compile")
 
     class Options(PictureOptions, QueryOptions):
         """Which pictures to learn from, and how many queries they may cost."""

@@ -51,7 +51,10 @@ class BlindSpots(ComparesClasses):
     def test(self, case: AuditCase) -> Tested:
         """Return the statistics; see `Audit.test`."""
         images = nothing(case, self.options.images)
-        answers = torch.cat([case.target(some.to(case.device)).argmax(1).cpu() for some in images.split(case.most)])
+        logits = torch.cat([case.target(some.to(case.device)).cpu() for some in images.split(case.most)])
+        answers = logits.argmax(1)
+        if case.target.multi_label:
+            answers[logits.amax(1) <= 0] = -1  # it says itself that nothing is there
         counts = {c: int((answers == c).sum()) for c in case.classes}
         values: dict[int | None, float] = {
             c: math.log((count + 1) / (len(images) - count + 1)) for c, count in counts.items()

@@ -16,7 +16,9 @@ from interpkit_audit.change import step_of
 from interpkit_audit.comparing import ComparesClasses
 
 LEAST = 0.1
-"""Smaller margins count as this one."""
+"""Smaller margins count as this one, or as a hundredth of the usual margin if that is smaller."""
+CUT = 27.5
+"""Where a classifier returns probabilities, their logarithms are cut at log 1e-12 = -27.6, and so are margins."""
 MANY = 100
 """Of more classes than this, each is climbed once, for a quarter of the steps."""
 Climbed = tuple[dict[int, float], dict[int, int], dict[int, Tensor]]
@@ -64,10 +66,10 @@ class Margin(ComparesClasses):
     def test(self, case: AuditCase) -> Tested:
         """Return the statistics; see `Audit.test`."""
         margins, _, images = climb(case, self.options.steps, self.options.starts)
-        values: dict[int | None, float] = {c: math.log(max(m, LEAST)) for c, m in margins.items()}
-        middle = median_high(margins.values())
+        least, middle = _least(margins), median_high(margins.values())
+        values: dict[int | None, float] = {c: math.log(max(m, least)) for c, m in margins.items()}
         evidence: dict[int | None, str] = {
-            c: f"The margin over all other classes reaches {m:.1f}, where {middle:.1f} is usual in this classifier."
+            c: f"The margin over all other classes reaches {m:.3g}, where {middle:.3g} is usual in this classifier."
             for c, m in margins.items()
         }
         pictures: dict[int | None, list[Strip]] = {
@@ -115,10 +117,11 @@ class Unsure(ComparesClasses):
         if len(case.classes) < 3:
             raise TooFew("it compares a class with two others at least.")
         margins, rivals, _ = climb(case, self.options.steps, self.options.starts)
-        values: dict[int | None, float] = {c: -math.log(max(m, LEAST)) for c, m in margins.items()}
+        least = _least(margins)
+        values: dict[int | None, float] = {c: -math.log(max(m, least)) for c, m in margins.items()}
         names = case.target.class_names
         evidence: dict[int | None, str] = {
-            c: f"The margin never exceeds {margins[c]:.1f}; its strongest rival is {names[rivals[c]]}." for c in margins
+            c: f"The margin never exceeds {margins[c]:.3g}; its strongest rival is {names[rivals[c]]}." for c in margins
         }
         return Tested(values, self.p_values(values), evidence)
 
@@ -128,6 +131,22 @@ class Unsure(ComparesClasses):
         others = super().p_values({c: value for c, value in values.items() if c != first})
         own = super().p_values({c: value for c, value in values.items() if c != second})
         return {c: own[c] if c == first else others[c] for c in values}
+
+
+def _least(margins: Mapping[int, float]) -> float:
+    """Return what smaller margins count as, so that a common factor of all logits changes little."""
+    return min(LEAST, median_high(m for m in margins.values() if m > 0) / 100)
+
+
+@torch.no_grad()
+def _cut(case: AuditCase, margins: Mapping[int, float], images: Mapping[int, Tensor]) -> int:
+    """Return how many of the margins are those of probabilities that are exactly 0 or 1."""
+    output = case.target.description.output
+    if output == "sigmoid":
+        surest = {c: case.target(images[c][:1].to(case.device))[0, c].item() for c in margins}
+        return sum(logit > CUT for logit in surest.values())
+    cut = (margin for margin in margins.values() if CUT < margin < CUT + 0.2)
+    return len(list(cut)) if output in ("probs", "log_probs") else 0
 
 
 def climb(case: AuditCase, steps: int, starts: int) -> Climbed:
@@ -142,6 +161,11 @@ def climb(case: AuditCase, steps: int, starts: int) -> Climbed:
     if (steps, starts) not in known:
         known[steps, starts] = _climb(case, steps, starts)
     margins = known[steps, starts][0].values()
+    if _cut(case, *known[steps, starts][::2]) > 1:  # one alone is the largest
+        raise TooFew(
+            "the classifier returns probabilities, which are exactly 0 and 1 where it is surest: audit it without its "
+            "last softmax or sigmoid."
+        )
     reached = sum(margin > 0 for margin in margins)
     if reached < len(margins) / 2:
         raise TooFew(

@@ -51,13 +51,15 @@ class ComparesSamples(ComparesClasses):
         if len(classes) < LEAST:
             raise TooFew(f"it compares classes with {LEAST} samples or more, and there are {len(classes)}.")
         found = self.measure(case, classes)
+        if len(found) < LEAST:
+            raise TooFew(f"it compares classes that lead in {LEAST} samples or more, and there are {len(found)}.")
         usual = self.shown(median_high(found.values()))
         evidence: dict[int | None, str] = {
             c: f"{self.says} {self.shown(value)}, where {usual} is usual in this classifier."
             for c, value in found.items()
         }
         pictures: dict[int | None, list[Strip]] = {
-            c: [Strip("samples of this class", case.images[case.labels == c][:SHOWN].cpu())] for c in classes
+            c: [Strip("samples of this class", case.images[case.labels == c][:SHOWN].cpu())] for c in found
         }
         return Tested(found, self.p_values(found), evidence, pictures)
 
@@ -160,8 +162,13 @@ class Sturdiness(ComparesSamples):
         noise = torch.randn(case.images.shape, generator=case.rng()).to(case.device)
         noisy = (case.images + self.options.sigma * noise).clamp(0, 1)
         before, after = (margins(case, images) for images in (case.images, noisy))
-        rows = {c: case.labels == c for c in classes}
-        return {c: (after[own].sum() / before[own].sum().clamp(min=1e-6)).item() for c, own in rows.items()}
+        leads = before > 0 if case.target.multi_label else torch.ones_like(before, dtype=torch.bool)
+        rows = {c: (case.labels == c) & leads for c in classes}
+        return {
+            c: (after[own].sum() / before[own].sum().clamp(min=1e-6)).item()
+            for c, own in rows.items()
+            if int(own.sum()) >= LEAST
+        }
 
     def shown(self, statistic: float) -> str:
         """Return the factor."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
@@ -47,6 +48,7 @@ class Evolution(Inverter):
 
     name = "evolution"
     needs_gradient = False
+    ignores = ("optimizer", "micro_batch", "classes_per_batch", "compile")
 
     class Options(interpkit.Options):
         """How many images, and how they are sought."""
@@ -150,7 +152,7 @@ class Landscape:
         flat = points.flatten(0, 1)
         with self.autocast:
             logits = torch.cat([self.target(self.images(part)) for part in flat.split(self.batch_size)])
-        logits = logits.double().cpu()
+        logits = logits.cpu().double()
         labels = self.labels.repeat_interleave(points.shape[1])
         surprise = self.target.cross_entropy(logits, labels).view(points.shape[:2])
         others = self.share @ F.normalize(middles, dim=1)
@@ -160,7 +162,8 @@ class Landscape:
 
 def _import_cma() -> ModuleType:
     try:
-        import cma
+        with warnings.catch_warnings():  # it adds filters
+            import cma
     except ImportError as error:
         raise UsageError(
             f"the inverter 'evolution' takes the package cma: {interpkit.install_extra('evolution')}"

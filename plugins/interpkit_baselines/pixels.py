@@ -54,6 +54,7 @@ class Pixels(Inverter):
 
     name = "pixels"
     needs = ("loss",)
+    ignores = ("classes_per_batch", "compile")
 
     class Options(interpkit.Options):
         """How many images, and what is done to them; the last four are for images, not for vectors."""
@@ -87,7 +88,7 @@ class Pixels(Inverter):
         betas = (recipe.optimizer.beta1, recipe.optimizer.beta2)
         optimizer = torch.optim.Adam(trained.parameters(), lr=recipe.optimizer.lr, betas=betas)
         autocast = torch.autocast(device.type, torch.bfloat16, enabled=recipe.precision == "bf16")
-        objective = Objective(target, losses, autocast)
+        objective = Objective(target, losses, autocast, recipe.micro_batch)
 
         state = TrainingState(trained, optimizer, rng)
         recorder.resume(state)

@@ -111,6 +111,7 @@ class Boundary(Inverter):
     """
 
     name = "boundary"
+    ignores = ("optimizer", "micro_batch", "classes_per_batch", "compile")
 
     class Options(DataOptions):
         """Which images to change, to which class, and how."""
@@ -173,6 +174,8 @@ class _Searched:
     """
 
     def __init__(self, options: Boundary.Options, target: Target, recipe: Recipe) -> None:
+        if options.run is not None and (options.smooth or options.starts):
+            raise UsageError("the options smooth and starts are for images that change freely: leave them or run out.")
         self.options, self.target, self.recipe = options, target, recipe
         self.given = options.load(target).images
         if len(self.given) > options.count:  # data may be sorted by class

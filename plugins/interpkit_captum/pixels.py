@@ -232,8 +232,9 @@ def _seeded_numpy() -> Iterator[None]:
 class Occlusion(Attribution):
     """Occlusion: how far the score falls when a window of the image is replaced with the first baseline.
 
-    The value of a pixel is the mean over the windows that contain it. It needs no gradients. Source: Zeiler & Fergus
-    2014, "Visualizing and understanding convolutional networks", section 4.2.
+    The value of a pixel is the mean over the windows that contain it. In signals and volumes, a window covers one
+    channel, and in tables, columns that follow each other (one by default). It needs no gradients. Source: Zeiler &
+    Fergus 2014, "Visualizing and understanding convolutional networks", section 4.2.
 
     Example:
         >>> import torch
@@ -264,17 +265,20 @@ class Occlusion(Attribution):
         """Return maps; see `Attribution.attribute`."""
         from captum.attr import Occlusion as Captum
 
-        channels, *sides = images.shape[1:] if images.dim() == 4 else (None, images.shape[1])
+        pictures = images.dim() == 4
+        shape = tuple(images.shape[1:] if pictures else target.description.input_shape or images.shape[1:])
+        sides = shape if len(shape) == 1 else shape[1:]
         smallest = min(sides)
-        window = min(self.options.window or (max(1, smallest // 7) if channels else 1), smallest)
+        window = min(self.options.window or (max(1, smallest // 7) if pictures else 1), smallest)
         stride = min(self.options.stride or max(1, window // 2), window)
-        of_channel = () if channels is None else (channels,)
-        maps: Tensor = Captum(context.scores).attribute(
-            images,
+        # a window covers all channels of an image, and one of a signal or volume
+        of_channel = () if len(shape) == 1 else (shape[0] if pictures else 1,)
+        maps: Tensor = Captum(lambda inputs: context.scores(inputs.reshape(len(inputs), *images.shape[1:]))).attribute(
+            images.reshape(-1, *shape),
             sliding_window_shapes=(*of_channel, *(window for _ in sides)),
             strides=(*of_channel, *(stride for _ in sides)),
-            baselines=context.baselines[:1],
+            baselines=context.baselines[:1].reshape(1, *shape),
             target=classes,
             perturbations_per_eval=max(1, context.rows // len(images)),
         )
-        return maps
+        return maps.reshape(images.shape)

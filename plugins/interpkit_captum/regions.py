@@ -170,8 +170,8 @@ class _LeastSquares:
 
     def fit(self, data: Any) -> None:
         """Fit values to coalitions with weights."""
-        parts = [torch.cat(part).double() for part in zip(*data, strict=True)]
-        inputs, values, weights = (part.to(parts[1].device) for part in parts)  # Captum's weights are on the CPU
+        # on the CPU, whose solver alone allows for coalitions that say the same
+        inputs, values, weights = (torch.cat(part).cpu().double() for part in zip(*data, strict=True))
         design = torch.cat([inputs, torch.ones_like(inputs[:, :1])], 1)
         root = weights.flatten()[:, None].sqrt()
         self.solution = torch.linalg.lstsq(design * root, values.reshape(-1, 1) * root).solution[:, 0]

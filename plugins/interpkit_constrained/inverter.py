@@ -18,6 +18,7 @@ from interpkit import (
     RunError,
     StoredInversion,
     Target,
+    UsageError,
     derive_seed,
     random_generator,
 )
@@ -62,13 +63,14 @@ class Constrained(Inverter):
 
     name = "constrained"
     needs_gradient = False
+    ignores = ("optimizer", "micro_batch", "classes_per_batch", "compile")
 
     class Options(DataOptions):
         """How many images, where they start, and what is asked of them."""
 
         per_class: int = Field(10, ge=1, description="images of each class")
-        start: Literal["gray", "noise", "data"] = Field(
-            "gray", description="gray: the first image of a class, the others with noise on it; noise; or data"
+        start: Literal["gray", "noise", "data"] | None = Field(
+            None, description="gray: the first image of a class, the others with noise on it; noise; or data, if given"
         )
         spread: float = Field(0.2, ge=0, le=10, description="standard deviation of the noise on gray")
         margin: float = Field(10.0, gt=0, le=1e6, description="logits that the class is to lead by, in reach or not")
@@ -141,9 +143,11 @@ class Search:
     def _start(self) -> Tensor:
         """Return the images that the search starts from, (N, D) float64."""
         options, shape = self.options, self.target.input_shape
+        if options.data is not None and options.start not in (None, "data"):
+            raise UsageError(f"the start {options.start!r} does not use the option 'data': leave one of them out.")
         rng = random_generator(torch.device("cpu"), derive_seed(self.recipe.seed, Constrained.name))
         count = len(self.labels)
-        if options.start == "data":
+        if options.start == "data" or options.data is not None:
             known = options.load(self.target).images.flatten(1).double()
             return known[torch.randint(len(known), (count,), generator=rng)]
         if options.start == "noise":

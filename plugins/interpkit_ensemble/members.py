@@ -34,9 +34,10 @@ def load_members(paths: Sequence[str], target: Target) -> list[Target]:
     images = torch.rand(8, *target.input_shape, generator=torch.Generator().manual_seed(0)).to(device)
     for path in paths:
         member = load_target(path)
-        if member.input_shape != target.input_shape:
+        shapes = [one.description.input_shape or one.input_shape for one in (member, target)]
+        if member.input_shape != target.input_shape or (min(map(len, shapes)) > 1 and shapes[0] != shapes[1]):
             raise UsageError(
-                f"the member {path} takes inputs of {member.input_shape}; {target.name} takes {target.input_shape}. "
+                f"the member {path} takes inputs of {shapes[0]}; {target.name} takes {shapes[1]}. "
                 "Members receive the same images as the target: name classifiers of that size."
             )
         ours, theirs = ([name.casefold() for name in one.class_names] for one in (target, member))
@@ -100,6 +101,11 @@ def train_members(target: Target, data: LabelledImages, count: int, steps: int, 
     """
     device = device_of(target)
     images, labels = data.images, data.labels
+    if target.sources.get("units") == "given" and not taught:
+        raise UsageError(
+            f"the classes of {target.name} are units, of which the images have no labels. Set the option 'answers' of "
+            "the loss 'disagreement', which teaches the members the target's answers."
+        )
     missing = [target.class_names[label] for label in sorted(set(range(target.num_classes)) - set(labels.tolist()))]
     if missing and not taught:
         raise UsageError(
@@ -110,7 +116,7 @@ def train_members(target: Target, data: LabelledImages, count: int, steps: int, 
     for number in range(count):
         rng = torch.Generator().manual_seed(number)
         with torch.random.fork_rng([]):
-            torch.manual_seed(number)
+            torch.default_generator.manual_seed(number)
             member = network(target.input_shape, target.num_classes).to(device)
         optimizer = torch.optim.AdamW(member.parameters())
         cycle = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=max(2, steps))

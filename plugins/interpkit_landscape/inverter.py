@@ -61,6 +61,7 @@ class Landscape(Inverter):
 
     name = "landscape"
     needs = ("loss",)
+    ignores = ("classes_per_batch", "compile")
 
     class Options(interpkit.Options):
         """The descent in Z, and how theta is trained."""

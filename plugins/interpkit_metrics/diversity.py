@@ -21,6 +21,9 @@ MANY_DUPLICATES = 0.7
 and at most 62 % duplicates (MNIST, FashionMNIST, CIFAR-10, SVHN), so no real class is beyond them.
 """
 
+CLOSE = 0.01
+"""Mean difference of the values of two vectors up to which they are the same."""
+
 
 class Entry(pydantic.BaseModel):
     """The entry of metrics.json."""
@@ -38,7 +41,7 @@ class Diversity(Metric):
     - ``cosine_within``, in [-1, 1]: mean cosine of the features over the pairs :math:`i \ne j` of a class;
       ``cosine_between``: over the pairs of samples of different classes. Source: the cosine term of Suhail & Sethi.
     - ``duplicates``, in [0, 1]: share of samples whose nearest other sample in the class has a cosine of at least
-      0.99 in the pooled pictures.
+      0.99 in the pooled pictures; of vectors, a distance of at most :math:`0.01 \sqrt D` in [0, 1].
 
     Example:
         >>> import torch
@@ -115,11 +118,15 @@ class Diversity(Metric):
     def _figures(self, images: torch.Tensor, features: torch.Tensor) -> dict[str, float]:
         pictures = directions(pooled(images, self.options.pool))
         count = len(images)
-        nearest = (pictures @ pictures.T).fill_diagonal_(-1).amax(1)
+        if images.dim() == 4:
+            copies = (pictures @ pictures.T).fill_diagonal_(-1).amax(1) >= self.options.duplicate
+        else:  # vectors in [0, 1] nearly all point the same way
+            apart = torch.cdist(images, images).fill_diagonal_(math.inf).amin(1)
+            copies = apart <= CLOSE * math.sqrt(images.shape[1])
         return {
             "vendi_pixels": vendi(directions(images)),
             **({"vendi_pooled": vendi(pictures)} if images.dim() == 4 else {}),
             "vendi_features": vendi(features),
             "cosine_within": float((features.sum(0).square().sum() - count) / (count * (count - 1))),
-            "duplicates": (nearest >= self.options.duplicate).double().mean().item(),
+            "duplicates": copies.double().mean().item(),
         }

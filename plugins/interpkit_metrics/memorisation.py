@@ -83,11 +83,15 @@ class Memorisation(Metric):
             return _figures(samples.split(counts), seen.split(sizes), unseen.split(sizes))
 
         pictures = [pooled(part, self.options.pool) for part in images]
-        features = {
+        features = {}
+        for name, judge in study.judges.items():
             # not `Study.response`: a large training set's other images need no forward pass
-            name: compared(*(study.look(judge, part).features for part in images))
-            for name, judge in study.judges.items()
-        }
+            found = [study.look(judge, part).features for part in images]
+            broken = sum(int((~part.isfinite()).any(1).sum()) for part in found)
+            if broken:
+                study.leave_out(f"{self.name}.features.{name}", f"the features of {broken} images are not finite.")
+            else:
+                features[name] = compared(*found)
         return {"memorisation": {"pixels": compared(*pictures), "features": features}}
 
 

@@ -184,6 +184,9 @@ class Outliers(Metric):
             raise TooFew(
                 f"it requires at least {LEAST} images on both sides; there are {len(real)} and {len(strange)}."
             )
+        broken = [int((~logits.isfinite()).any(1).sum()) for logits in (real, strange)]
+        if any(broken):
+            raise TooFew(f"the logits of {broken[0]} real images and {broken[1]} outliers are not finite.")
         scores = dict(SCORES)
         if target.description.output in ("probs", "log_probs", "neg_log_probs"):
             del scores["energy"]

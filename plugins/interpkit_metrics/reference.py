@@ -84,7 +84,7 @@ class Reference(Metric):
         r"reference\.ssim\.at_least.*": "Share of samples at least this similar to a real image.",
         r"reference\.target_accuracy": "Accuracy of the target on the real images.",
     }
-    columns = {"excess": r"reference\.excess_vendi", "cov.: {}": r"reference\.(?:.*\.)?(.*)\.coverage"}
+    columns = {"excess": r"reference\.excess_vendi", "cov.: {}": r"reference\.(?:features\.)?(.*)\.coverage"}
     schema = Entry
 
     @classmethod

@@ -137,7 +137,7 @@ def student(target: Target, seed: int = 0) -> Target:
     shape = facts.input_shape or target.input_shape
     sizes = shape[1:]
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
         width, layers = math.prod(shape), list[nn.Module]()
         if sizes:
             conv = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[len(sizes) - 1]

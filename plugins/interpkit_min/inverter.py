@@ -73,6 +73,7 @@ class Min(Inverter):
     needs = ("conditioner", "generator")
     needs_conditioner = Score
     needs_gradient = False
+    ignores = ("micro_batch", "classes_per_batch", "compile")
     waivers = {"converges": "a generator and its critic oppose each other, so that neither loss has to fall"}
 
     class Options(PictureOptions, QueryOptions):
@@ -93,6 +94,11 @@ class Min(Inverter):
         """Query the target about the pictures, and train; see `Inverter.invert`."""
         conditioner, generator = parts.conditioner, parts.generator
         assert isinstance(conditioner, Score) and generator is not None  # as `needs_conditioner` and `needs` say
+        if target.multi_label:
+            raise UsageError(
+                f"the inverter 'min' learns from pictures of one class each, and those of {target.name} do not exclude "
+                "each other. Use another inverter."
+            )
         if recipe.generators > 1:
             raise UsageError("the inverter 'min' trains one generator: leave --generators out.")
         if parts.start is not None:

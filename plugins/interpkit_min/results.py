@@ -85,11 +85,11 @@ class MinInversion(GeneratorInversion):
         """
         device, by_gradient = self.device, self.inference == "gradient"
         labels, scores, rng = labels.to(device), scores.to(device), random_generator(device, seed)
-        condition = self.conditioner.at(labels, scores)
-        latent = torch.randn(len(labels), self.generator.latent_dim, device=device, generator=rng)
-        length = latent.norm(dim=1, keepdim=True)
-        best, reached = torch.empty(0), torch.full_like(scores, torch.inf)
-        with self.target.frozen(device):
+        with torch.inference_mode(False), self.target.frozen(device):
+            condition = self.conditioner.at(labels, scores)
+            latent = torch.randn(len(labels), self.generator.latent_dim, device=device, generator=rng)
+            length = latent.norm(dim=1, keepdim=True)
+            best, reached = torch.empty(0), torch.full_like(scores, torch.inf)
             for left in reversed(range(self.tries)):
                 latent.requires_grad_(by_gradient)
                 with torch.set_grad_enabled(by_gradient):
@@ -133,13 +133,17 @@ class MinInversion(GeneratorInversion):
 
     def sections(self) -> list[Section]:
         """Return the comparison of scores for each class, followed by the sections that every generator has."""
+        from scipy.stats import rankdata  # which takes a second to import
+
         rows = []
         for label in self.classes[:MOST_CLASSES]:
             asked, got = self.compare(label)
-            ranks = torch.stack([asked.argsort().argsort(), got.argsort().argsort()]).float()
+            ranks = torch.from_numpy(rankdata(torch.stack([asked, got]).numpy(), axis=1))  # ties share their mean rank
+            follows = ranks.corrcoef()[0, 1]
             highest, apart = self.conditioner.edges[label, -1].item(), (got - asked).abs().mean().item()
             name = self.target.class_names[label]
-            rows.append((name, f"{ranks.corrcoef()[0, 1]:.2f}", f"{apart:.1f}", f"{got.max():.1f}", f"{highest:.1f}"))
+            shown = "-" if follows.isnan() else f"{follows:.2f}"  # all of one score
+            rows.append((name, shown, f"{apart:.1f}", f"{got.max():.1f}", f"{highest:.1f}"))
         how = {
             "none": "one latent for each image",
             "gradient": f"{self.tries} latents for each image, which follow the classifier's gradient",

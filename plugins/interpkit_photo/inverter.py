@@ -76,6 +76,7 @@ class Photo(Inverter):
     name = "photo"
     needs = ("loss",)
     in_groups = True
+    ignores = ("classes_per_batch", "compile")
 
     class Options(interpkit.Options):
         """How many images, how they are parametrised, and in which views the target sees them."""

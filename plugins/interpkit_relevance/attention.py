@@ -120,7 +120,7 @@ def _tokens(
 
 
 class _Attentions(TorchFunctionMode):
-    """Keeps the weights of every self-attention, as tensors that the score depends on, and the sizes of convolutions."""
+    """Keeps the weights of every self-attention, which the score depends on, and the grids that may be patches."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -139,7 +139,7 @@ class _Attentions(TorchFunctionMode):
             return self._attend(*args, **kwargs)
         result = func(*args, **kwargs)
         name = getattr(func, "__name__", "")
-        if name == "conv2d":
+        if name in ("conv2d", "pixel_unshuffle", "interpolate") or "pool2d" in name:
             self.grids.add(tuple(result.shape[-2:]))
         return self._keep(result) if name in ("softmax", "_safe_softmax") else result
 

@@ -106,10 +106,13 @@ class MinimalEvidence(Attribution):
                 holds = score(torch.where(fewer, images, baseline)) >= nothing + self.options.keep * rise
             kept = torch.where(holds.view(-1, *(1 for _ in m.shape[1:])), fewer, kept)
             enough |= holds
-        share, others = kept.double().mean().item(), "" if enough.all() else "; the others do not support the class"
+        others = "" if enough.all() else "; the others do not support the class"
+        share = (
+            f"{kept[enough].cpu().double().mean().item():.0%} of the pixels hold" if enough.any() else "no pixels hold"
+        )
         context.note(
-            f"minimal-evidence: {share:.0%} of the pixels hold {self.options.keep:.0%} of the score in "
-            f"{int(enough.sum())} of {len(images)} images{others}."
+            f"minimal-evidence: {share} {self.options.keep:.0%} of the score in {int(enough.sum())} of {len(images)} "
+            f"images{others}."
         )
         return (m * kept).expand_as(images)
 

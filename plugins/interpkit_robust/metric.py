@@ -19,8 +19,9 @@ class KeptLabels(Metric):
 
     - ``noise``: :math:`x + \sigma z`, z standard normal, cut to [0, 1]; by sigma, of a pixel in [0, 1].
     - ``pgd``: the worst that 10 steps of projected gradient ascent find in the L2 ball of a radius, from one random
-      start (Madry et al. 2018, eq. 2), or have found in a smaller ball; by radius, of the whole image. It is an
-      upper bound: a stronger search may find more.
+      start (Madry et al. 2018, eq. 2), or have found in a smaller ball; by radius, of the whole image. They climb
+      :math:`\max_{k \ne c} z_k - z_c` of the logits z (Carlini & Wagner 2017, f_6), since the slope of the
+      cross-entropy vanishes where the target is sure. It is an upper bound: a stronger search may find more.
 
     ``kept`` in [0, 1], with its 95 % interval (Wilson 1927); ``clean`` is the share with no perturbation, which it is
     to be read against. At most 500 samples, spread evenly over all of them. Training images keep their label where
@@ -70,7 +71,7 @@ class KeptLabels(Metric):
             return (x + sigma * perturbations.noise(x, rng)).clamp(0, 1)
 
         def pgd(x: Tensor, y: Tensor, radius: float) -> Tensor:
-            return perturbations.pgd(study.target, x, y, radius, "l2", opt.steps, rng)
+            return perturbations.pgd(study.target, x, y, radius, "l2", opt.steps, rng, loss=perturbations.lag)
 
         def right(which: Tensor, perturb: Callable[[Tensor, Tensor, float], Tensor], size: float) -> Tensor:
             """Return those of some rows that keep their label."""
@@ -90,7 +91,11 @@ class KeptLabels(Metric):
             found: dict[str, Any] = {"clean": len(kept) / len(images), "noise": {}, "pgd": {}, "count": len(images)}
             for sigma in opt.sigma:
                 found["noise"][f"{sigma:g}"] = _share(len(right(everything, noise, sigma)), len(images))
-            for radius in sorted(opt.radius):  # what is lost in a ball is lost in every larger one
+            if study.target.no_gradient:
+                study.leave_out(f"{self.name}.pgd", f"it requires a gradient: {study.target.no_gradient}.")
+            for radius in (
+                [] if study.target.no_gradient else sorted(opt.radius)
+            ):  # what is lost in a ball is lost in every larger one
                 kept = right(kept, pgd, radius)
                 found["pgd"][f"{radius:g}"] = _share(len(kept), len(images))
         return {"robustness": found}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -66,10 +67,33 @@ def project(delta: Tensor, radius: float, norm: Norm) -> Tensor:
     return delta * (radius / lengths.clamp_min(radius))
 
 
+def cross_entropy(target: Target, logits: Tensor, labels: Tensor) -> Tensor:
+    """Return the cross-entropy of each image (B,)."""
+    return target.cross_entropy(logits, labels)
+
+
+def lag(target: Target, logits: Tensor, labels: Tensor) -> Tensor:
+    """Return by how much each image's class lags behind the most probable other one (B,): below 0 if it leads.
+
+    Unlike that of the cross-entropy, its gradient does not vanish where a classifier is sure. Of independent labels,
+    the image's own alone counts. Source: Carlini & Wagner 2017, f_6.
+    """
+    own = logits.gather(1, labels[:, None])[:, 0]
+    return -own if target.multi_label else logits.scatter(1, labels[:, None], -torch.inf).amax(1) - own
+
+
 def pgd(
-    target: Target, images: Tensor, labels: Tensor, radius: float, norm: Norm, steps: int, rng: torch.Generator
+    target: Target,
+    images: Tensor,
+    labels: Tensor,
+    radius: float,
+    norm: Norm,
+    steps: int,
+    rng: torch.Generator,
+    *,
+    loss: Callable[[Target, Tensor, Tensor], Tensor] = cross_entropy,
 ) -> Tensor:
-    """Search the ball for the perturbation with the highest cross-entropy: projected gradient descent.
+    """Search the ball for the perturbation with the highest loss, by default cross-entropy: projected gradient descent.
 
     From a random start, takes ``steps`` steps of ``2.5 * radius / steps`` along the sign of the gradient (L-inf) or
     the unit gradient (L2), and projects each back onto the ball. The gradient of the result flows to ``images`` but
@@ -80,8 +104,8 @@ def pgd(
     for _ in range(steps):
         delta.requires_grad_(True)
         with torch.enable_grad():
-            loss = target.cross_entropy(target((still + delta).clamp(0, 1)), labels).sum()
-            (slope,) = torch.autograd.grad(loss, delta)
+            value = loss(target, target((still + delta).clamp(0, 1)), labels).sum()
+            (slope,) = torch.autograd.grad(value, delta)
         direction = slope.sign() if norm == "linf" else _to_unit(slope)
         delta = project(delta.detach() + 2.5 * radius / steps * direction, radius, norm)
     return (images + delta).clamp(0, 1)

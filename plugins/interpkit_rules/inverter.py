@@ -74,6 +74,7 @@ class HypInv(Inverter):
     """
 
     name = "hypinv"
+    ignores = ("optimizer", "micro_batch", "classes_per_batch", "compile")
 
     class Options(RowOptions):
         """What the rules are about, how many there are, and how well they should agree with the target."""
@@ -165,7 +166,14 @@ class Search:
             return torch.cat([self.target(part.to(self.device)).cpu() for part in images.split(self.recipe.batch_size)])
 
     def _classes(self, images: Tensor) -> Tensor:
-        return self.logits(images).argmax(1)
+        logits = self.logits(images)
+        broken = int(logits.isnan().any(1).sum())
+        if broken:
+            raise UsageError(
+                f"{self.target.name} returns NaN for {broken} of {len(images)} points, so it has no class there to "
+                f"explain. Is its input range right, and are its weights intact?"
+            )
+        return logits.argmax(1)
 
     def _features(self, images: Tensor) -> Tensor:
         """Return features (N, F) float64 on the CPU: of the layer, or inputs in [0, 1]."""
@@ -207,10 +215,10 @@ class Search:
             raise UsageError(
                 f"the logits have no gradient with respect to the output of the layer {self.layer!r}. {instead}."
             )
-        slope, features = (each.detach().flatten(1).double().cpu() for each in (slope, features))
+        slope, features = (each.detach().flatten(1).cpu().double() for each in (slope, features))
         size = slope.norm(dim=1)
         # The margin corrects for points that are not exactly on the boundary.
-        offsets = ((slope * features).sum(1) - margin.detach().double().cpu()) / size
+        offsets = ((slope * features).sum(1) - margin.detach().cpu().double()) / size
         return slope / size[:, None], offsets, below[:, 0].cpu()
 
     # ----------------------------------------------------------------------------------- the step

@@ -129,6 +129,7 @@ class Cnf(Inverter):
 
     name = "cnf"
     needs_gradient = False
+    ignores = ("optimizer", "micro_batch", "classes_per_batch", "compile")
 
     class Options(interpkit.Options):
         """How many inputs, what else must hold for them, and what the search may take."""
@@ -376,7 +377,7 @@ class Hunt:
         rows = [(label, bits) for label in self.labels for bits in self.found[label]][-self.recipe.batch_size :]
         labels = torch.tensor([label for label, _ in rows] or self.labels[:1], device=self.device)
         images = self._images(torch.stack([bits for _, bits in rows] or [torch.zeros(self.inputs)]))
-        missing = torch.tensor(1 - self.settled / self.total)
+        missing = torch.tensor(1 - self.settled / self.total, device=self.device)
         self.recorder.step(step, missing, {"missing": missing}, images, self.target(images), labels)
 
     def result(self) -> CnfInversion:

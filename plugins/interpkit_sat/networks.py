@@ -116,12 +116,14 @@ class Threshold(nn.Module):
 
     def threshold(self) -> Tensor:
         """Return the thresholds, (channels,), whole numbers."""
-        return self._real().detach().ceil().to(self.bias.dtype)
+        return self._real().detach().ceil().to(self.bias)
 
     def _real(self) -> Tensor:
         mean, var = self.norm.running_mean, self.norm.running_var
         assert mean is not None and var is not None
-        return mean.double() - self.bias.double() * (var.double() + self.norm.eps).sqrt()
+        place = "cpu" if mean.device.type == "mps" else mean.device  # which has no float64
+        mean, bias, var = (each.to(place).double() for each in (mean, self.bias, var))
+        return mean - bias * (var + self.norm.eps).sqrt()
 
     def forward(self, sums: Tensor) -> Tensor:
         """Return 0 and 1, in the shape of the sums, (B, channels, ...)."""

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from interpkit import ONNX_GRAPH, ONNX_TENSOR, Loader, ModelError, Target, TargetOptions, make_target
+from interpkit import ONNX_GRAPH, ONNX_TENSOR, Loader, ModelError, Target, TargetOptions, UsageError, make_target
 from interpkit_targets import examples, formats
 from interpkit_targets.architectures import need
 
@@ -52,6 +52,7 @@ class OnnxLoader(Loader):
         """Convert the graph and compare both numerically; see `Loader.load`."""
         given = dict.fromkeys(options.said(), "given")
         target: Target = onnx_graphs().load_graph(path, path.read_bytes(), options, given)
+        _check_graph(path, options)
         return target
 
 
@@ -60,6 +61,7 @@ def load_packed(path: Path, tensors: Mapping[str, Tensor], written: TargetOption
     tensor = tensors.get(ONNX_TENSOR)
     if tensor is None or tensor.dtype != torch.uint8:
         raise ModelError(f"{path} is said to hold an ONNX graph, and does not.")
+    _check_graph(path, options)
     facts, sources = written.overlaid(options, "the file's metadata")
     content = tensor.numpy().tobytes()
     target: Target = onnx_graphs().load_graph(path, content, facts, sources, arch=ONNX_GRAPH)
@@ -128,6 +130,7 @@ def load_trusted(path: Path, options: TargetOptions, what: str, load: Any) -> Ta
 
     Raises:
         ModelError: it is not trusted, or cannot be loaded.
+        UsageError: the user names an architecture, and the file has its own.
     """
     if not options.trust:
         raise ModelError(f"{path} is {what}, and loading it can run code that is in it. If you trust it, add --trust.")
@@ -143,5 +146,14 @@ def load_trusted(path: Path, options: TargetOptions, what: str, load: Any) -> Ta
     except Exception as error:  # whatever is in it raises
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ModelError(f"{path} cannot be loaded as {what}: {reason[:200]}") from error
+    _check_graph(path, options)
     sources = dict.fromkeys(options.said(), "given")
     return make_target(module, path.stem, options, sources, trust=True)
+
+
+def _check_graph(path: Path, options: TargetOptions) -> None:
+    """Raise a `UsageError` if the user names what builds a network for weights: the file has its own graph."""
+    named = {"--arch": options.arch, "--arch-arg": options.arch_args, "--weights-key": options.weights_key}
+    given = [flag for flag, value in named.items() if value and value != ONNX_GRAPH]  # which a run records
+    if given:
+        raise UsageError(f"{path} brings its own graph: leave out what has no effect on it, {' and '.join(given)}.")

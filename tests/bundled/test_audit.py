@@ -157,6 +157,20 @@ def test_a_wide_margin_and_narrow_ones_are_found() -> None:
         Unsure().test(case_of(weights(2)))
 
 
+@pytest.mark.parametrize("factor", [1.0, 0.01, 1e-4])
+def test_a_factor_of_all_logits_changes_no_finding_of_margins(factor: float) -> None:
+    wide, narrow = torch.eye(6), 4 * torch.eye(8)
+    wide[2, 2] = 10.0
+    narrow[0, 0] = narrow[1, 1] = 0.3
+    for test, weight, found in ((Margin(), wide, {2}), (Unsure(), narrow, {0, 1})):
+        net = nn.Linear(len(weight), len(weight), bias=False)
+        net.weight.data = factor * weight
+        target, size = wrap(net, input_shape=(len(weight),)), len(weight)
+        p = test.test(AuditCase(target, range(size), torch.zeros(0, size), torch.zeros(0).long())).p_values
+        assert set(sorted(p, key=p.__getitem__)[: len(found)]) == found
+        assert max(p[c] for c in found) < 0.05 / size
+
+
 def test_two_alike_do_not_hide_each_other() -> None:
     values: dict[int | None, float] = {0: 5.0, 1: 4.9, 2: 0.0, 3: 0.1, 4: -0.1}
     found = Unsure().p_values(values)
@@ -192,6 +206,33 @@ def test_the_class_of_nearly_everything_is_a_blind_spot() -> None:
     assert "% of images that show nothing" in tested.evidence[2]
     again = BlindSpots(BlindSpots.Options(images=30)).test(case_of(weight))
     assert torch.equal(tested.pictures[2][0].images, again.pictures[2][0].images)
+
+
+@pytest.mark.parametrize(("bias", "share"), [(-100.0, 0), (100.0, 1)])
+def test_noise_in_which_no_label_is_present_counts_for_no_class(bias: float, share: int) -> None:
+    net = nn.Sequential(nn.Flatten(), nn.Linear(36, 5))
+    net[1].weight.data, net[1].bias.data = weights() / 10, torch.full((5,), bias)
+    net[1].weight.data[2] += 1.0
+    target = wrap(net, input_shape=SHAPE, output="sigmoid_logits")
+    tested = BlindSpots(BlindSpots.Options(images=30)).test(
+        AuditCase(target, range(5), pictures(), torch.zeros(200, dtype=torch.long))
+    )
+    assert tested.evidence[2].startswith(f"{share:.0%} of images that show nothing")
+    assert list(tested.pictures) == [2] * share and (len(set(tested.statistics.values())) == 1) is (share == 0)
+
+
+@pytest.mark.parametrize(("output", "last"), [("probs", nn.Softmax(1)), ("sigmoid", nn.Sigmoid())])
+def test_margins_of_probabilities_that_are_exactly_0_and_1_are_not_compared(output: str, last: nn.Module) -> None:
+    for factor, cut in ((10.0, True), (0.1, False)):
+        net = nn.Sequential(nn.Flatten(), nn.Linear(36, 6, bias=False), last)
+        net[1].weight.data = factor * (weights(6) - 1 / 6)
+        case = AuditCase(wrap(net, SHAPE, output=output), range(6), torch.zeros(0, *SHAPE), torch.zeros(0).long())
+        if not cut:
+            assert len(Margin(Margin.Options(steps=40)).test(case).p_values) == 6
+            continue
+        for test in (Margin(), Unsure()):
+            with pytest.raises(TooFew, match="exactly 0 and 1 where it is surest: audit it without its last softmax"):
+                test.test(case)
 
 
 def alike(classes: int = 6, side: int = 14) -> tuple[Tensor, Tensor, Tensor]:
@@ -247,6 +288,29 @@ def test_a_class_that_keeps_its_margin_under_noise_is_found_and_one_that_loses_i
     tested = Sturdiness().test(case_of_samples(plain, faint, labels))
     assert min(tested.statistics, key=tested.statistics.__getitem__) == 4 and tested.p_values[4] > 0.9
     assert "Noise multiplies the lead of its samples over the next class" in tested.evidence[4]
+
+
+def test_only_samples_in_which_their_label_leads_are_compared_for_sturdiness() -> None:
+    """A label is one pixel; of a multi-label classifier, another one may lead."""
+    weight, labels = torch.zeros(6, 1, 14, 14), torch.arange(60) % 6
+    weight[range(6), 0, 0, range(6)] = 1.0
+    images = weight[labels].clone()
+
+    def statistics() -> dict[Any, float]:
+        case = case_of_samples(weight, images, labels)
+        target = wrap(case.target.get_submodule("module"), case.target.input_shape, output="sigmoid_logits")
+        return dict(Sturdiness().test(replace(case, target=target)).statistics)
+
+    plain = statistics()
+    own = (labels == 4).nonzero()[:, 0]
+    images[own[3:], 0, 0, 5] = 2.0
+    some = statistics()
+    assert 0 < some.pop(4) < 1.5 and some == {c: value for c, value in plain.items() if c != 4}
+    images[own, 0, 0, 5] = 2.0
+    assert statistics() == some
+    images[labels < 4, 0, 0, 5] = 2.0
+    with pytest.raises(TooFew, match="classes that lead in 3 samples or more, and there are 1"):
+        statistics()
 
 
 def test_the_share_of_the_rim_by_hand() -> None:

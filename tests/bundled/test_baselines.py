@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from interpkit_baselines.evolution import Landscape
+from interpkit_baselines.evolution import Landscape, _import_cma
 from interpkit_baselines.free_images import FreeImages
 from torch import Tensor, nn
 
@@ -182,6 +183,20 @@ def test_the_target_runs_on_at_most_one_batch_and_the_batches_are_even(
     one_hot = watch[0].condition.distribution
     assert torch.equal(one_hot, torch.eye(3)) and torch.equal(watch[0].condition.vector, one_hot)
     assert [batch.progress for batch in watch] == [0.0] * 3 + [0.5] * 3
+
+
+def test_pixels_in_micro_batches_are_the_same_and_fewer_images_pass_at_once(
+    tiny_module: Callable[..., nn.Module],
+) -> None:
+    module, sizes = tiny_module(), list[int]()
+    target = interpkit.wrap(module, (1, 12, 12))
+    module.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
+    whole, _ = invert(target, "pixels", {"per_class": 3}, steps=3).sample()
+    assert max(sizes) == 9
+    sizes.clear()
+    parts, _ = invert(target, "pixels", {"per_class": 3}, steps=3, micro_batch=4).sample()
+    assert len(sizes) >= 9 and max(sizes) <= 4
+    assert torch.allclose(parts, whole, atol=1e-4)
 
 
 STILL = {"per_class": 2, "optimizer.lr": 1e-12}
@@ -365,3 +380,11 @@ def test_evolution_without_its_library_says_what_to_install(tiny_model: Path, mo
     monkeypatch.setitem(sys.modules, "cma", None)
     with pytest.raises(UsageError, match=re.escape(interpkit.install_extra("evolution"))):
         invert(tiny_model, "evolution")
+
+
+def test_importing_evolutions_library_leaves_the_filters_of_warnings_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in sys.modules if name.partition(".")[0] == "cma"]:
+        monkeypatch.delitem(sys.modules, name)
+    before = list(warnings.filters)
+    assert _import_cma() is sys.modules["cma"]
+    assert warnings.filters == before

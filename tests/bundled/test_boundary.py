@@ -56,6 +56,15 @@ def test_stored_in_8_bits_the_samples_are_still_of_their_class(
     assert "To the boundary" in (tmp_path / "run" / "report.html").read_text("utf-8")
 
 
+def test_a_run_keeps_all_images_though_they_change_to_some_classes_more_often(
+    target: interpkit.Target, data: str, tmp_path: Path
+) -> None:
+    inversion = invert(target, data, out=tmp_path / "run")
+    kept = safetensors.torch.load_file(tmp_path / "run" / "samples.safetensors")
+    assert len(set(inversion.labels.bincount().tolist()) - {0}) > 1
+    assert torch.equal(kept["labels"].bincount(), inversion.labels.bincount()) and len(kept["labels"]) == 24
+
+
 def test_images_between_the_levels_of_8_bits_are_first_rounded(target: interpkit.Target, tmp_path: Path) -> None:
     images = np.random.default_rng(0).random((12, 8, 8)).astype("float32")
     np.savez(tmp_path / "floats.npz", images=images, labels=np.zeros(12, dtype=np.int64))
@@ -108,6 +117,18 @@ def test_along_a_run_the_images_are_samples_of_its_generator(
     along = {"boundary.run": str(tmp_path / "run"), "boundary.confidence": 0.34}
     inversion = invert(target, data, options=along, steps=1)
     assert len(inversion.images) and inversion.found["distances"].min() > invert(target, data).found["distances"].max()
+
+
+@pytest.mark.parametrize("option", [{"smooth": 1.0}, {"starts": 2}], ids=["smooth", "starts"])
+def test_options_for_images_that_change_freely_are_refused_along_a_run(
+    target: interpkit.Target, data: str, tmp_path: Path, option: dict[str, float]
+) -> None:
+    small = {"upconv.width": 8, "upconv.min_width": 4, "upconv.latent": 8, "upconv.hidden": 8}
+    interpkit.invert(target, ["vecmat"], steps=1, batch_size=16, options=small, out=tmp_path / "run", device="cpu")
+    options = {f"boundary.{name}": value for name, value in option.items()} | {"boundary.confidence": 0.34}
+    with pytest.raises(interpkit.UsageError, match="the options smooth and starts are for images that change freely"):
+        invert(target, data, options={**options, "boundary.run": str(tmp_path / "run")}, steps=1)
+    assert len(invert(target, data, options={**options, "boundary.count": 2}, steps=1).images) == 2
 
 
 def test_data_must_be_named_and_a_run_needs_a_generator(target: interpkit.Target, data: str, tmp_path: Path) -> None:

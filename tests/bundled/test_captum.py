@@ -111,6 +111,21 @@ def test_a_linear_target_is_explained_by_its_weights(
     torch.testing.assert_close(maps("occlusion", baseline=one, options=options), occluded, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.parametrize("shape", [(2, 10), (2, 3, 4, 5)], ids=["signal", "volume"])
+def test_a_window_of_a_signal_or_volume_stays_within_its_channel(shape: tuple[int, ...]) -> None:
+    linear = nn.Linear(torch.Size(shape).numel(), 2, bias=False)
+    weights = torch.zeros(shape)
+    weights[1] = 1.0  # the first channel does not count
+    linear.weight.data = torch.stack([weights.flatten(), 0 * weights.flatten()])
+    target, x = wrap(nn.Sequential(nn.Flatten(), linear), shape), 0.5 + 0.5 * torch.rand(3, *shape)
+    options = {"window": 3, "stride": 1}
+    maps = attribute(target, x.flatten(1), [0] * 3, method="occlusion", options=options, device="cpu")
+    first, second = maps.view(3, *shape).unbind(1)
+    assert maps.shape == (3, weights.numel()) and not first.any() and (second > 0).all()
+    alone = attribute(target, x.flatten(1), [0] * 3, method="occlusion", device="cpu")  # each value by itself
+    torch.testing.assert_close(alone, (weights * x).flatten(1), rtol=1e-3, atol=1e-5)
+
+
 def test_grad_cam_equals_captums_on_convolutions(images: Tensor, labels: Tensor) -> None:
     net = Net()
     target = wrap(net, (1, 12, 12))

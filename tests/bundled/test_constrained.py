@@ -350,6 +350,20 @@ def test_images_start_from_data(small: Target, tmp_path: Path) -> None:
         invert(small, options={"start": "data"}, steps=1)
 
 
+def test_data_alone_are_where_the_search_starts_and_another_start_beside_them_is_refused(
+    small: Target, tmp_path: Path
+) -> None:
+    known = np.random.default_rng(0).random((5, 4), dtype=np.float32)
+    np.savez(tmp_path / "known.npz", images=known, labels=[0, 1, 2, 0, 1])
+    options = {"data": str(tmp_path / "known.npz"), "closeness": 1e6, "seconds": 0.0}
+    alone, named = (invert(small, options=options | more, steps=1).images for more in ({}, {"start": "data"}))
+    assert torch.cdist(alone, torch.from_numpy(known)).amin(1).max() < 1e-3
+    assert torch.equal(alone, named)
+    for start in ("gray", "noise"):
+        with pytest.raises(UsageError, match=f"the start '{start}' does not use the option 'data'"):
+            invert(small, options=options | {"start": start}, steps=1)
+
+
 def test_a_loaded_run_has_the_same_images_and_certificates(small: Target, tmp_path: Path) -> None:
     inversion = invert(small, out=tmp_path, steps=10)
     again = interpkit.load_inversion(tmp_path, target=small)

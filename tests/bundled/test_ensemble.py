@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from interpkit_ensemble import Disagreement
-from interpkit_ensemble.members import network, random_fields, train_members
+from interpkit_ensemble.members import load_members, network, random_fields, train_members
 from torch import Tensor, nn
 
 import interpkit
@@ -183,6 +183,21 @@ def test_a_member_whose_names_are_the_targets_numbers_in_another_order_is_refuse
     target = load_target(tiny_model, class_names=["0", "2", "10"])
     with pytest.raises(UsageError, match=r"has 3 classes \(0, 10, 2, ...\); tiny has 3 \(0, 2, 10, ...\)"):
         Disagreement(target, Disagreement.Options(members=[str(sorted_otherwise), two[0]]))
+
+
+def test_a_member_of_signals_of_another_shape_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    target, other = (wrap(nn.Sequential(nn.Flatten(), nn.Linear(100, 3)), shape) for shape in ((2, 50), (50, 2)))
+    monkeypatch.setattr("interpkit_ensemble.members.load_target", lambda path: other)
+    with pytest.raises(UsageError, match=r"the member a takes inputs of \(50, 2\); Sequential takes \(2, 50\)"):
+        load_members(["a", "b"], target)
+
+
+def test_members_learn_of_units_only_the_answers(tiny_target: Target) -> None:
+    data = LabelledImages(*toy_models.Pictures(SHAPE, CLASSES).draw(30, 1))
+    units = interpkit.units(tiny_target, [f"{tiny_target.feature_layer}:0,1,2"])
+    with pytest.raises(UsageError, match=r"are units, of which the images have no labels\. Set the option 'answers'"):
+        train_members(units, data, 2, 1, taught=False)
+    assert len(train_members(units, data, 2, 1, taught=True)) == 2
 
 
 def test_data_without_an_image_of_a_class_are_refused_unless_the_answers_are_taught(tiny_target: Target) -> None:

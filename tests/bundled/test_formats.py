@@ -1007,6 +1007,31 @@ def test_a_file_that_may_run_code_is_refused_until_it_is_trusted(
     assert target.description.trust
 
 
+@pytest.mark.parametrize(
+    "make", [make_torchscript, make_exported, make_onnx], ids=["torchscript", "exported program", "onnx"]
+)
+@torch_warns
+def test_what_builds_a_network_for_weights_is_refused_for_a_file_with_its_own_graph(
+    make: Callable[[Path, Any], Kind], tmp_path: Path, nets: Any
+) -> None:
+    kind = make(tmp_path, nets)
+    named: dict[str, Any] = {"arch": "torchvision:resnet18", "arch_args": {"num_classes": 3}, "weights_key": "ema"}
+    for name, value in named.items():
+        flag = "arch.arg" if name == "arch_args" else name.replace("_", ".")
+        with pytest.raises(UsageError, match=f"brings its own graph: leave out .*{flag}"):
+            load_target(kind.path, **{**kind.options, name: value})
+    with pytest.raises(UsageError, match=r"brings its own graph: leave out .*arch and .*weights.key"):
+        load_target(kind.path, **{**kind.options, "arch": "torchvision:resnet18", "weights_key": "ema"})
+
+
+def test_a_packed_graph_accepts_the_name_of_its_own_architecture_alone(tmp_path: Path) -> None:
+    target = interpkit.wrap(seeded_module(lambda: nn.Sequential(nn.Flatten(), nn.Linear(16, 3))), (1, 4, 4))
+    path = interpkit.pack_target(target, tmp_path / "net.safetensors")
+    assert_like(load_target(path, arch="onnx:graph"), target)
+    with pytest.raises(UsageError, match="brings its own graph"):
+        load_target(path, arch="torchvision:resnet18")
+
+
 # ----------------------------------------------------------------------------------------------- missing extras
 
 

@@ -26,6 +26,8 @@ from torchmetrics.functional.image import structural_similarity_index_measure
 from torchmetrics.image.kid import poly_mmd
 
 from interpkit import LabelledImages, Samples, Study, Target, TooFew, wilson, wrap
+from interpkit.evaluation.flatten import flattened
+from interpkit.evaluation.warnings import class_columns
 
 Rng = Callable[[int], torch.Generator]
 SHAPE = (1, 12, 12)
@@ -221,6 +223,17 @@ def test_diversity_is_measured_for_vectors_too(rng: Rng) -> None:
     found = Diversity().measure(study_of(torch.eye(12), torch.zeros(12, dtype=torch.int64)))["diversity"]
     assert found["vendi_pixels"] == found["vendi_features"] == pytest.approx(12)
     assert "vendi_pooled" not in found
+
+
+def test_rows_of_a_table_are_not_near_copies_because_they_point_the_same_way(rng: Rng) -> None:
+    rows, labels = 0.9 + 0.1 * torch.rand(12, 4, generator=rng(0)), torch.zeros(12, dtype=torch.int64)
+    cosines = directions(rows) @ directions(rows).T
+    found = Diversity().measure(study_of(rows, labels))
+    assert cosines.min() > 0.99 and found["diversity"]["duplicates"] == 0
+    per_class = [{"label": label, "name": "a", **row} for label, row in found["per_class"].items()]
+    assert Diversity.warnings({**found, "per_class": per_class}) == []
+    copies = rows[:1] + 0.005 * torch.rand(12, 4, generator=rng(1))
+    assert Diversity().measure(study_of(copies, labels))["diversity"]["duplicates"] == 1
 
 
 def test_classes_of_few_samples_are_left_out_by_name(rng: Rng) -> None:
@@ -427,6 +440,17 @@ def test_features_come_from_the_evaluators_if_there_are_any(rng: Rng) -> None:
     assert list(found["per_class"][0]["reference"]["features"]) == ["a", "b"]
 
 
+def test_evaluators_whose_names_end_alike_have_a_column_each(rng: Rng) -> None:
+    images, labels = random_images(20, rng(5)), torch.zeros(20, dtype=torch.int64)
+    names = ("resnet18.a1_in1k", "vit_tiny.a1_in1k")
+    judges = {name: first_features(name=name) for name in names}
+    rows = Reference().measure(study_of(images, labels, (images, labels), evaluators=judges))["per_class"]
+    columns = class_columns([flattened(row) for row in rows.values()])
+    assert {title: name for title, name in columns.items() if title.startswith("cov.")} == {
+        f"cov.: {name}": f"reference.features.{name}.coverage" for name in names
+    }
+
+
 def test_classes_without_real_images_are_left_out_by_name(rng: Rng) -> None:
     images = random_images(30, rng(6))
     study = study_of(images, torch.arange(30) // 15, (images[:20], torch.zeros(20, dtype=torch.int64)))
@@ -456,6 +480,19 @@ def three_sets(rng: Rng, copied: int, count: int = 60) -> Study:
     samples = torch.cat([training[:copied], held_out[copied:]]) + 0.01
     labels = torch.arange(count) % 2
     return study_of(samples, labels, (held_out, labels), (training, labels))
+
+
+class Undefined(nn.Module):
+    """A classifier whose features are NaN where the first pixel is 1."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(144, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.flatten(1)
+        logits: Tensor = self.fc(x.masked_fill(x[:, :1] == 1, torch.nan))
+        return logits
 
 
 @pytest.mark.parametrize("copied", [60, 0, 15])
@@ -498,6 +535,19 @@ def test_a_larger_training_set_does_not_bias_the_gap(rng: Rng) -> None:
     assert low < 0.5 < high
     again = Memorisation().measure(study_of(*sets, seed=0))["memorisation"]["pixels"]
     assert again == found
+
+
+def test_features_that_are_not_finite_are_left_out_with_their_number(rng: Rng) -> None:
+    sets = three_sets(rng, 60)
+    for images in (sets.images, sets.reference.images):  # type: ignore[union-attr]
+        images[:2, 0, 0, 0] = 1.0
+    judge = wrap(Undefined(), SHAPE, name="undefined")
+    real = [(data.images, data.labels) for data in (sets.reference, sets.training) if data is not None]
+    evaluators = {"sound": first_features(), "undefined": judge}
+    study = study_of(sets.images, sets.samples.labels, *real, evaluators=evaluators)
+    found = Memorisation().measure(study)["memorisation"]
+    assert list(found["features"]) == ["sound"] and found["pixels"]["nearer_to_training"] > 0.9
+    assert study.left_out == {"memorisation.features.undefined": "the features of 4 images are not finite."}
 
 
 def test_memorization_needs_ten_images_of_each_set(rng: Rng) -> None:
@@ -654,6 +704,30 @@ def test_a_sample_lost_in_a_ball_is_lost_in_a_larger_ball() -> None:
     assert list(found["pgd"]) == ["0.1", "0.3", "1.5", "3"]
     assert [figures["kept"] for figures in found["pgd"].values()] == pytest.approx([1 / 3, 0, 0, 0])
     assert attacked[-1] == 1  # nor is it attacked again
+
+
+@pytest.mark.parametrize("factor", [0.02, 50.0, 5000.0])  # by 5000, the slope of the cross-entropy is 0
+def test_labels_kept_do_not_depend_on_a_factor_of_all_logits(factor: float) -> None:
+    class Sure(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return factor * x
+
+    images = torch.tensor([[0.8, 0.2], [0.2, 0.8]])  # 0.42 from the boundary
+    study = study_of(images, torch.tensor([0, 1]), target=wrap(Sure(), input_shape=(2,)))
+    found = KeptLabels(KeptLabels.Options(radius=[0.25, 0.75], sigma=[0.01])).measure(study)["robustness"]["pgd"]
+    assert {radius: figures["kept"] for radius, figures in found.items()} == {"0.25": 1.0, "0.75": 0.0}
+
+
+def test_without_a_gradient_only_noise_is_tried() -> None:
+    class Silent(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x).detach()
+
+    target = wrap(Silent(2, 2), input_shape=(2,))
+    study = study_of(torch.rand(12, 2), torch.arange(12) % 2, target=target)
+    found = KeptLabels(KeptLabels.Options(radius=[0.1], sigma=[0.01])).measure(study)["robustness"]
+    assert target.no_gradient and found["pgd"] == {} and list(found["noise"]) == ["0.01"]
+    assert study.left_out == {"robustness.pgd": f"it requires a gradient: {target.no_gradient}."}
 
 
 def test_equal_studies_have_equal_figures() -> None:

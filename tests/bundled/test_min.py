@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import scipy.stats
 import torch
 from interpkit_min import Min, MinInversion, Score
 from interpkit_min.critic import Critic
@@ -43,6 +44,12 @@ def test_a_warm_start_is_refused(public: str, tmp_path: Path) -> None:
     run = interpkit.invert(target, ["vecmat"], steps=2, batch_size=16, device="cpu").save(tmp_path / "run")
     with pytest.raises(UsageError, match="leave the warm start out"):
         invert(target, public, warm_start=str(run))
+
+
+def test_labels_that_do_not_exclude_each_other_are_refused(public: str) -> None:
+    target = interpkit.wrap(nn.Sequential(nn.Flatten(), nn.Linear(144, 3)), (1, 12, 12), output="sigmoid_logits")
+    with pytest.raises(UsageError, match="of one class each, and those of Sequential do not exclude each other"):
+        invert(target, public)
 
 
 # ------------------------------------------------------------------------------------------- scores
@@ -162,6 +169,25 @@ def test_more_latents_never_make_an_image_worse(linear: Target) -> None:
         assert ((many - asked).abs() <= (few - asked).abs()).all()
 
 
+def ranks_shown(got: Tensor, target: Target, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Return the rank correlation that the report shows for each class, of scores made for 0 to 39."""
+    conditioner = Score(2, (2,))
+    generator = Latents(conditioner.spec, (2,))
+    inversion = MinInversion(target, Recipe(), [], generator, conditioner, inference="none", tries=1, empty={})
+    monkeypatch.setattr(inversion, "compare", lambda label: torch.stack([torch.arange(40.0), got]))
+    return [str(row[1]) for row in inversion.sections()[0].rows]
+
+
+def test_scores_that_are_equal_share_their_rank_in_the_report(linear: Target, monkeypatch: pytest.MonkeyPatch) -> None:
+    for got in (torch.arange(40.0) // 20, -(torch.arange(40.0) // 10), torch.arange(40.0) % 3):
+        expected = scipy.stats.spearmanr(torch.arange(40), got).statistic
+        assert ranks_shown(got, linear, monkeypatch) == [f"{expected:.2f}"] * 2
+
+
+def test_a_score_that_never_changes_has_a_dash_in_the_report(linear: Target, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert ranks_shown(torch.full((40,), 2.0), linear, monkeypatch) == ["-", "-"]
+
+
 def test_latents_are_selected_where_the_target_has_no_gradient(linear: Target) -> None:
     by_selection = made("selection", 4, linear)[1]
     linear.no_gradient = "it is quantized"
@@ -183,6 +209,18 @@ def test_a_run_comes_back_from_its_folder_and_reports_its_scores(public: str, tm
     assert torch.equal(again.compare(1), inversion.compare(1)) and inversion.compare(1).shape == (2, 40)
     report = (tmp_path / "run" / "report.html").read_text("utf-8")
     assert "Scores asked for and made" in report and "follow the classifier&#39;s gradient" in report
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_samples_and_scores_are_the_same_where_the_caller_has_switched_gradients_off(public: str, mode: Any) -> None:
+    inversion = invert(tiny_target(), public)
+    images, _ = inversion.sample(2)
+    labels, asked = torch.tensor([0, 1, 2]), torch.zeros(3)
+    made, scores = inversion.reach(labels, asked)
+    with mode():
+        assert torch.equal(inversion.sample(2)[0], images)
+        again = inversion.reach(labels, asked)
+    assert torch.equal(again[0], made) and torch.equal(again[1], scores)
 
 
 def test_an_interrupted_run_resumes_bit_for_bit(public: str, tmp_path: Path) -> None:

@@ -147,6 +147,22 @@ def test_few_outliers_are_left_out(logits_as_inputs: Target) -> None:
         Outliers().measure(study(logits_as_inputs, torch.zeros(30, 3), torch.zeros(30).long(), torch.zeros(3, 3)))
 
 
+def test_logits_that_are_not_finite_leave_the_outliers_out_with_their_number() -> None:
+    class Patchy(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.masked_fill(x[:, :1] > 0.9, torch.nan)
+
+    target = wrap(Patchy(), input_shape=(3,))
+    real, strange = torch.full((30, 3), 0.5), torch.full((25, 3), 0.2)
+    real[:1], strange[:4] = 1.0, 1.0
+    with pytest.raises(TooFew, match="the logits of 1 real images and 4 outliers are not finite"):
+        Outliers().measure(study(target, real, torch.zeros(30).long(), strange))
+    inversion = interpkit.invert(target, ["pixels"], steps=1, per_class=1, losses={"tv": 0})
+    known = real, torch.zeros(30).long()
+    metrics = interpkit.evaluate(inversion, reference=known, ood=strange, metrics=["ood"])
+    assert "ood" not in metrics and "4 outliers are not finite" in metrics["left_out"]["ood"]
+
+
 def test_evaluate_resizes_outliers_of_another_size(run_copy: Path, tmp_path: Path) -> None:
     run = run_copy
     target = interpkit.load_inversion(run).target

@@ -274,7 +274,22 @@ def test_attention_within_windows_and_no_attention_are_refused() -> None:
         explain(wrap(swin.eval(), (3, 32, 32)), torch.rand(1, 3, 32, 32), [0], "attention-rollout")
 
 
-def test_attention_between_channels_is_no_attention_between_patches() -> None:
+def test_patches_may_be_pooled_from_a_convolution() -> None:
+    class Compact(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.head = nn.Conv2d(1, 4, 3, 1, 1), nn.Linear(4, 2)
+            self.attention = nn.MultiheadAttention(4, 1, batch_first=True)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = F.max_pool2d(self.stem(x), 4).flatten(2).transpose(1, 2)
+            return self.head(self.attention(x, x, x)[0].mean(1))
+
+    target = wrap(Compact().eval(), (1, 8, 8))
+    assert explain(target, torch.rand(2, 1, 8, 8), [0, 1], "attention-rollout").shape == (2, 1, 8, 8)
+
+
+def test_attention_between_channels_is_refused() -> None:
     class OverChannels(nn.Module):  # as in XCiT: 4 patches of 2 x 2 pixels would be the 4 channels of a head
         def __init__(self) -> None:
             super().__init__()
@@ -320,6 +335,17 @@ def test_minimal_evidence_lies_in_the_patch_and_suffices(in_patch: Tensor) -> No
     assert not kept[0][~in_patch[0]].any() and 0.7 <= kept[0][in_patch[0]].double().mean() < 1
     assert explainer.scores(image * kept, torch.tensor([0, 1]))[0] >= 0.7 * 4
     assert "hold 70% of the score in 1 of 2 images; the others do not support the class" in explainer.notes[0]
+
+
+def test_the_share_of_pixels_that_suffice_is_of_the_images_in_which_some_do(in_patch: Tensor) -> None:
+    explainer = Explainer(wrap(Patch(), (1, 8, 8)), "minimal-evidence", options={"keep": 0.7}, device="cpu")
+    kept = explainer.maps(torch.ones(2, 1, 8, 8), torch.tensor([0, 1])) > 0
+    assert kept[0].double().mean() != kept.double().mean()
+    share = f"{kept[0].double().mean().item():.0%}"
+    assert explainer.notes[0].startswith(f"minimal-evidence: {share} of the pixels hold 70% of the score in 1 of 2")
+    explainer.notes.clear()
+    explainer.maps(torch.ones(1, 1, 8, 8), torch.tensor([1]))
+    assert explainer.notes[0].startswith("minimal-evidence: no pixels hold 70% of the score in 0 of 1 images; ")
 
 
 def test_minimal_evidence_needs_gradients() -> None:

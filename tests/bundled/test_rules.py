@@ -328,6 +328,17 @@ def test_a_target_without_a_boundary_is_refused() -> None:
         invert(linear([[0.0, 0.0], [1.0, 0.0]], [50.0, 0.0], class_names=["yes", "no"]), points=50)
 
 
+def test_a_classifier_that_returns_nan_within_its_range_is_refused() -> None:
+    class Root(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.stack([(x[:, 0] - 0.2).sqrt(), x[:, 1]], 1)  # NaN below 0.2
+
+    target = interpkit.wrap(Corner(), (2,), name="root")
+    target.module = Root()
+    with pytest.raises(UsageError, match=r"returns NaN for \d+ of \d+ points.*input range right"):
+        invert(target, points=200)
+
+
 def test_labels_that_do_not_exclude_each_other_are_refused() -> None:
     with pytest.raises(UsageError, match="explains classes that exclude each other"):
         invert(linear([[0.0, 0.0], [3.0, -4.0]], [0.0, 1.0], output="sigmoid_logits"))
