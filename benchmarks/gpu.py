@@ -167,7 +167,7 @@ def large(scale: Scale, device: torch.device) -> Iterator[Figure]:
     for preset in ("photo", "vecmat"):
         given: dict[str, Any] = {"batch_size": size, "compile": "off"}
         if preset == "photo":
-            given["labels"] = list(range(size))  # one group of images
+            given |= {"labels": list(range(size)), "per_class": 1}  # one group of images
         elif scale is DRY:
             given |= TINY
         seconds, memory = measured(classifier, preset, few, device, **given)

@@ -210,7 +210,7 @@ def cut(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(interpolation, "FRAMES", 2)
     monkeypatch.setattr(export, "PER_CLASS", 1)
     monkeypatch.setattr(export, "CHECKED", 2)
-    monkeypatch.setattr(dictionaries, "STEPS", 20)
+    monkeypatch.setattr(dictionaries, "STEPS", {"topk": 20, "nmf": 2})
     monkeypatch.setattr(concepts, "SHOWN", 2)
     monkeypatch.setitem(dictionaries.LATENTS, "topk", 16)
     monkeypatch.setitem(dictionaries.LATENTS, "nmf", 8)
