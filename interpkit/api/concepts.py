@@ -102,8 +102,8 @@ class Concepts:
             if (place / FIGURES).is_file():
                 before = read_concepts(place / FIGURES)
                 # not by the steps, which older versions counted otherwise: the weights are compared
-                old, new = (dict(part) for part in (before["settings"], self.record["settings"]))
-                if old | {"steps": 0} == new | {"steps": 0} and self._learned_in(place / TENSORS):
+                alike = {**before["settings"], "steps": 0} == {**self.record["settings"], "steps": 0}
+                if alike and self._learned_in(place / TENSORS):
                     self.record["names"] = {**before["names"], **self.record["names"]}
                 elif before["names"]:
                     names = ", ".join(f"{number}={name}" for number, name in before["names"].items())

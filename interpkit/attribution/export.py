@@ -365,9 +365,7 @@ def _draw(path: Path, shown: ExplainedImages, maps: Tensor, names: Sequence[str]
     what = _explained(shown, names)
     meaning = f"red speaks for {what}, blue against" if maps.min() < 0 else f"the redder, the more it counts for {what}"
     caption = f"image, map, both: {meaning}; full color = {scale:.3g}"
-    caption += f", averaged over {square} x {square} pixels" if square > 1 else ""
-    caption += f"; the first {MAX_ROWS} of {len(groups):,} classes" if len(groups) > MAX_ROWS else ""
-    save_panel(panel, _captioned(caption, maps), path)
+    save_panel(panel, _captioned(caption, maps, square, len(groups)), path)
 
 
 def _draw_classes(path: Path, source: ExplainedImages, evidence: ClassEvidence, names: Sequence[str]) -> None:
@@ -378,9 +376,7 @@ def _draw_classes(path: Path, source: ExplainedImages, evidence: ClassEvidence, 
         heats = [to_heat(kind[row], scale) for kind in (mean, spread)]
         panel.append((names[label], [_pixels(source.images[source.groups == label].mean(0)), *heats]))
     caption = f"mean image, mean map (of {_explained(source, names)}), spread of the maps; full color = {scale:.3g}"
-    caption += f", averaged over {square} x {square} pixels" if square > 1 else ""
-    caption += f"; the first {MAX_ROWS} of {len(labels):,} classes" if len(labels) > MAX_ROWS else ""
-    save_panel(panel, _captioned(caption, evidence.mean), path)
+    save_panel(panel, _captioned(caption, evidence.mean, square, len(labels)), path)
 
 
 def _explained(shown: ExplainedImages, names: Sequence[str]) -> str:
@@ -392,8 +388,11 @@ def _explained(shown: ExplainedImages, names: Sequence[str]) -> str:
     return what if shown.against is None else f"{what} over {names[shown.against]}"
 
 
-def _captioned(caption: str, maps: Tensor) -> str:
-    return "; ".join(filter(None, (caption, composite(maps.shape[1]))))
+def _captioned(caption: str, maps: Tensor, square: int, classes: int) -> str:
+    """Return the caption of a panel, with what was averaged and cut."""
+    caption += f", averaged over {square} x {square} pixels" if square > 1 else ""
+    cut = f"the first {MAX_ROWS} of {classes:,} classes" if classes > MAX_ROWS else ""
+    return "; ".join(filter(None, (caption, cut, composite(maps.shape[1]))))
 
 
 def _beside_its_map(image: Tensor, evidence: Tensor, scale: float) -> tuple[Image.Image, ...]:

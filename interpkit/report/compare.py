@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -58,10 +58,9 @@ def write_comparison(runs: Mapping[str, Run | str | Path], path: str | Path) -> 
         raise UsageError(f"{path} cannot be written: name a file in a folder that exists.")
     refuse_run_files(path)
     opened = {name: run if isinstance(run, Run) else Run.open(Path(run)) for name, run in runs.items()}
-    ends = _ends(opened.values())
-    every = sorted({label for run in opened.values() for label in _stored(run / "samples.safetensors")[1].tolist()})
+    ends, every = _looked_through(opened.values())
     labels, budget = every[:MOST_CLASSES], of_classes.CHARACTERS / len(runs)
-    columns = [_column(name, run, budget, ends, labels) for name, run in opened.items()]
+    columns = [_column(name, run, budget, ends, set(labels)) for name, run in opened.items()]
     figures = [flattened(column["metrics"]) for column in columns]
     counts = [sum(len(column["cells"].get(label, [])) for column in columns) for label in labels]
     names = {label: dict.fromkeys(c["names"][label] for c in columns if label in c["names"]) for label in labels}
@@ -86,14 +85,16 @@ def write_comparison(runs: Mapping[str, Run | str | Path], path: str | Path) -> 
     return path
 
 
-def _ends(runs: Iterable[Run]) -> dict[tuple[int, ...], Tensor]:
-    """Return the lowest and the highest values, (M, D), of the vectors of all runs, by their shape."""
+def _looked_through(runs: Iterable[Run]) -> tuple[dict[tuple[int, ...], Tensor], list[int]]:
+    """Return the lowest and the highest values, (M, D), of the vectors of all runs, by their shape; and the classes."""
     found: dict[tuple[int, ...], list[Tensor]] = {}
+    classes: set[int] = set()
     for run in runs:
-        images = _stored(run / "samples.safetensors")[0]
+        images, labels, _ = _stored(run / "samples.safetensors")
+        classes.update(labels.tolist())
         if shape := _shape(run, images):
             found.setdefault(shape, []).extend((images.amin(0), images.amax(0)))
-    return {shape: torch.stack(values) for shape, values in found.items()}
+    return {shape: torch.stack(values) for shape, values in found.items()}, sorted(classes)
 
 
 def _shape(run: Run, images: Tensor) -> tuple[int, ...]:
@@ -105,13 +106,13 @@ def _shape(run: Run, images: Tensor) -> tuple[int, ...]:
 
 
 def _column(
-    heading: str, run: Run, budget: float, ends: Mapping[tuple[int, ...], Tensor], among: Sequence[int]
+    heading: str, run: Run, budget: float, ends: Mapping[tuple[int, ...], Tensor], among: Container[int]
 ) -> dict[str, Any]:
     """Return the content of a run's column; ``cells`` has its pictures and the target's confidence by class."""
     metrics, manifest = run.metrics(), run.manifest()
     images, labels, confidence = _stored(run / "samples.safetensors")
     every = labels.unique().tolist()
-    classes = [label for label in every if label in set(among)]
+    classes = [label for label in every if label in among]
     shown = min(SHOWN, max(1, MOST // max(1, len(classes))))
     rows = {k: (labels == k).nonzero()[:shown, 0] for k in classes}
     shape = _shape(run, images)

@@ -91,11 +91,11 @@ class KeptLabels(Metric):
             found: dict[str, Any] = {"clean": len(kept) / len(images), "noise": {}, "pgd": {}, "count": len(images)}
             for sigma in opt.sigma:
                 found["noise"][f"{sigma:g}"] = _share(len(right(everything, noise, sigma)), len(images))
+            radii = sorted(opt.radius)  # what is lost in a ball is lost in every larger one
             if study.target.no_gradient:
                 study.leave_out(f"{self.name}.pgd", f"it requires a gradient: {study.target.no_gradient}.")
-            for radius in (
-                [] if study.target.no_gradient else sorted(opt.radius)
-            ):  # what is lost in a ball is lost in every larger one
+                radii = []
+            for radius in radii:
                 kept = right(kept, pgd, radius)
                 found["pgd"][f"{radius:g}"] = _share(len(kept), len(images))
         return {"robustness": found}
