@@ -31,6 +31,7 @@ import torch
 
 import interpkit
 from interpkit.plugins.discovery import installed
+from interpkit.report.page import _templates
 from torture import keep
 from torture.long_run import classifier
 from torture.twice import content, differing
@@ -65,6 +66,8 @@ def load_all() -> None:
     for kind in ("loss", "generator", "conditioner", "inverter", "preset", "metric", "attribution", "loader"):
         for name in installed().registry.names(kind):
             installed().registry.get(kind, name)
+    for page in ("report.html", "compare.html", "concepts.html", "audit.html", "counterfactual.html"):
+        _templates().get_template(page)
 
 
 def command(

@@ -38,7 +38,7 @@ import libcst.matchers as m
 from mutmut.mutation.mutators import mutation_operators
 from scipy.stats import binomtest
 
-from torture import keep
+from torture import keep_part
 
 ROOT = Path(__file__).parents[1]
 MEMORY = 12 << 30
@@ -375,7 +375,7 @@ def figures(row: dict[str, int]) -> dict[str, Any]:
 
 
 def main(arguments: Sequence[str] = ()) -> None:
-    """Run the mutants of the groups named on the command line, or of all groups."""
+    """Run the mutants of the groups named on the command line, or of all groups; save the result of each."""
     parser = argparse.ArgumentParser(prog="python -m torture.mutants", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("groups", nargs="*", metavar="GROUP", help=f"One of {', '.join(GROUPS)} (default: all).")
     parser.add_argument("--sample", type=int, default=100, help="Mutants per group; 0 means all (default: 100).")
@@ -387,15 +387,12 @@ def main(arguments: Sequence[str] = ()) -> None:
     importlib.import_module("torch").set_num_threads(1)
     gc.collect()
     gc.freeze()  # so that garbage collection in a fork does not scan all of torch
-    results = {}
+    command = f"python -m torture.mutants --sample {options.sample} --seed {options.seed}"
     for name in options.groups or GROUPS:
-        results[name] = run_group(name, GROUPS[name], options.sample, options.seed, options.workers)
-    for name, row in results.items():
+        row = run_group(name, GROUPS[name], options.sample, options.seed, options.workers)
         low, high = row["interval"]
-        print(f"{name}: {row['share']:.1%} of {row['tried']} killed, 95 % interval {low:.1%} to {high:.1%}")
-    if not options.groups:
-        command = f"python -m torture.mutants --sample {options.sample} --seed {options.seed}"
-        keep("mutants", {"command": command, "seed": options.seed, "groups": results})
+        print(f"{name}: {row['share']:.1%} of {row['tried']} killed, 95 % interval {low:.1%} to {high:.1%}", flush=True)
+        keep_part("mutants", "groups", name, row, command=command, seed=options.seed)
 
 
 if __name__ == "__main__":
