@@ -146,6 +146,22 @@ def listed(names: Iterable[str], limit: int = 12) -> str:
     return f"{', '.join(names[:limit])}, ... ({len(names)} in all)"
 
 
+def percent(share: float, digits: int = 1) -> str:
+    """Return a share in percent, with so many digits after the point.
+
+    Only a share of exactly 0 or 1 is written as 0 or 100 %.
+
+    Example:
+        >>> from interpkit import percent
+        >>> percent(0.5), percent(0.9999), percent(0.001, digits=0), percent(1)
+        ('50.0%', '>99.9%', '<1%', '100.0%')
+    """
+    text, least = f"{share:.{digits}%}", 10**-digits
+    if share > 0 and float(text[:-1]) == 0:
+        return f"<{least:.{digits}f}%"
+    return f">{100 - least:.{digits}f}%" if share < 1 and float(text[:-1]) == 100 else text
+
+
 # ----------------------------------------------------------------- settings in messages
 
 _in_shell = False

@@ -15,7 +15,7 @@ from torch import Tensor
 from interpkit.api.invert import prepare
 from interpkit.api.load import load_inversion
 from interpkit.config.recipe import set_option, validated
-from interpkit.errors import UsageError, setting
+from interpkit.errors import UsageError, percent, setting
 from interpkit.evaluation.metrics import Data, labelled_images
 from interpkit.evaluation.statistics import holm
 from interpkit.interfaces import contracts
@@ -431,7 +431,7 @@ def _notes(
     share = dropped["answers"][most] / dropped["count"]
     if sources["images"] == REAL and dropped["count"] >= SUSPICIOUS and share > 0.5:
         said += (
-            f" It assigns {share:.0%} of them to the class {target.class_names[int(most)]}: look at them, they may "
-            f"carry a trigger themselves."
+            f" It assigns {percent(share, 0)} of them to the class {target.class_names[int(most)]}: look at them, they "
+            f"may carry a trigger themselves."
         )
     yield said

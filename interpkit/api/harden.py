@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from interpkit.api.invert import invert, prepare
 from interpkit.config import schemas
 from interpkit.config.recipe import target_facts
-from interpkit.errors import ModelError, RunError, UsageError, setting
+from interpkit.errors import ModelError, RunError, UsageError, percent, setting
 from interpkit.evaluation import teaching
 from interpkit.evaluation.metrics import Data, labelled_images
 from interpkit.interfaces.targets import GARBAGE, Target
@@ -203,7 +203,7 @@ def harden(
             "refused": _share(_answers(pupil, target.to_unit(known.images), place), pupil.garbage),
         }
         done.append(figures)
-        log.info("round %d: %s", number, ", ".join(f"{name} {value:.1%}" for name, value in figures.items()))
+        log.info("round %d: %s", number, ", ".join(f"{name} {percent(value)}" for name, value in figures.items()))
     progress.tell("rounds of hardening", 1, 1)
     pupil.to("cpu")
     if file is not None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from interpkit.attribution.explainer import checked_images
 from interpkit.attribution.export import load_images
-from interpkit.errors import UsageError, setting
+from interpkit.errors import UsageError, percent, setting
 from interpkit.interfaces import contracts
 from interpkit.interfaces.generation import Conditioner
 from interpkit.interfaces.inversions import Inversion
@@ -83,7 +83,7 @@ class Reconstruction:
         if not is_picture(self.target.input_shape):
             return [path]
         pairs = zip(*(tensors[name] for name in ("originals", "images") if name in tensors), strict=True)
-        names = [f"{row['row']}: {row['predicted']} {row['confidence']:.1%}" for row in self.rows()]
+        names = [f"{row['row']}: {row['predicted']} {percent(row['confidence'])}" for row in self.rows()]
         panel = [(name, [to_picture(each) for each in pair]) for name, pair in zip(names, pairs, strict=True)]
         picture = path.with_suffix(".png")
         save_panel(panel, "the original, and what goes with its answer" if self.originals is not None else "", picture)

@@ -49,16 +49,17 @@ def infidelity(explainer: Explainer, images: Tensor, classes: Tensor, maps: Tens
 
     .. math:: \min_\beta E_I (\beta I^T a - (f(x) - f(x - I)))^2,
 
-    here divided by :math:`E_I (f(x) - f(x - I))^2`, its value for maps of zeros. A perturbation sets a random square
-    (for vectors, a random range of features), up to half a side long, to the first baseline. For gradients I is the
-    removed part of the image; for contributions it is 1 at the removed pixels. Uses ``captum.metrics.infidelity``.
+    here divided by :math:`E_I (f(x) - f(x - I))^2`, its value for maps of zeros. A perturbation sets a random
+    rectangle (for vectors, a random range of features), up to half of each side long, to the first baseline. For
+    gradients I is the removed part of the image; for contributions it is 1 at the removed pixels. Uses
+    ``captum.metrics.infidelity``.
     """
     from captum.metrics import infidelity as captum_infidelity
 
     baseline = explainer.baselines[:1].to(explainer.device)
 
     def perturb(inputs: Tensor) -> tuple[Tensor, Tensor]:
-        mask = _random_squares(inputs)
+        mask = _random_rectangles(inputs)
         taken = (inputs - baseline) * mask
         return taken if explainer.method.local else mask, inputs - taken
 
@@ -91,8 +92,8 @@ def _at_once(explainer: Explainer, images: int, draws: int) -> int:
     return min(max(explainer.rows, images), images * draws)
 
 
-def _random_squares(images: Tensor) -> Tensor:
-    """Return masks like ``images`` that are 1 in a random square of each image (a random range of each vector)."""
+def _random_rectangles(images: Tensor) -> Tensor:
+    """Return masks like ``images`` that are 1 in a random rectangle of each image (a random range of each vector)."""
     count, *sides = (len(images), *images.shape[2:]) if images.dim() == 4 else images.shape
     mask = torch.ones(count, *sides, device=images.device)
     for axis, side in enumerate(sides, 1):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from interpkit.cli import console, options
-from interpkit.errors import UsageError, setting
+from interpkit.errors import UsageError, percent, setting
 
 if TYPE_CHECKING:
     from interpkit.interfaces.targets import Target
@@ -100,8 +100,6 @@ def _print(target: Target, predictions: list[dict[str, Any]], as_json: bool) -> 
         console.print_json({"name": target.name, "predictions": predictions})
         return
     from rich.table import Table
-
-    from interpkit.report.text import percent
 
     names = target.class_names
     table = Table("image", "class", "probability")

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from interpkit.cli import console, options
-from interpkit.errors import UsageError
+from interpkit.errors import UsageError, percent
 
 TABLE = 12
 
@@ -104,8 +104,6 @@ def _numbered(text: str) -> tuple[int, str]:
 def _print(record: dict[str, Any]) -> None:
     from rich.table import Table
 
-    from interpkit.report.text import percent
-
     for kind in ("samples", "reference"):
         if kind in record:
             own = record[kind]
@@ -117,7 +115,7 @@ def _print(record: dict[str, Any]) -> None:
             console.note(f"concepts that fire on {words} only: {', '.join(map(str, record[kind][:TABLE])) or 'none'}")
     table = Table("concept", "fires on", "strongest in", "logit without it")
     for row in record["concepts"][:TABLE]:
-        share, effect = f"{row['class']['name']} ({row['selectivity']:.0%})", row["effect"]
+        share, effect = f"{row['class']['name']} ({percent(row['selectivity'], 0)})", row["effect"]
         table.add_row(
             str(row["name"] or row["concept"]),
             percent(row["fires"]),

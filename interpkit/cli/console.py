@@ -17,6 +17,7 @@ from typing import IO, TYPE_CHECKING, Any, cast
 from rich.console import Console
 from rich.text import Text
 
+from interpkit.errors import percent
 from interpkit.runtime import progress
 
 if TYPE_CHECKING:
@@ -279,7 +280,7 @@ class ProgressDisplay:
     def record(self, record: StepRecord) -> None:
         """Show the loss, its terms and the inversion accuracy of a step."""
         terms = "  ".join(f"{name} {value:.3f}" for name, value in record.terms.items())
-        accuracy = f"inversion accuracy {record.inversion_accuracy:.1%}"
+        accuracy = f"inversion accuracy {percent(record.inversion_accuracy)}"
         self._bar.update(self._task.id, figures=f"loss {record.loss:.3f}  {terms}  {accuracy}")
         self._print(f"step {record.step}/{self._task.total}", record.step)
 

@@ -44,7 +44,7 @@ def distill(
     Example: interpkit distill runs/mnist-vecmat-1 --arch interpkit:cnn --out small.safetensors --reference mnist.npz
     """
     from interpkit.api import distill
-    from interpkit.errors import UsageError
+    from interpkit.errors import UsageError, percent
     from interpkit.evaluation import scoring, teaching
     from interpkit.runs.folder import Run
 
@@ -69,7 +69,7 @@ def distill(
     if not found:
         console.note("only real images tell how good it is: add --reference DATA.")
     for name, share in found.items():
-        console.note(f"{name.replace('_', ' ')}: {share:.1%}")
+        console.note(f"{name.replace('_', ' ')}: {percent(share)}")
     if json_:
         console.print_json({"file": str(out), **found})
     else:

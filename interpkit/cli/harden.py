@@ -62,7 +62,7 @@ def harden(
     Example: interpkit harden model.safetensors --data mnist.npz --preset vecmat --out hardened.safetensors
     """
     from interpkit.api import harden as api
-    from interpkit.errors import UsageError
+    from interpkit.errors import UsageError, percent
     from interpkit.plugins import loading
 
     options.load_plugin_files(plugin)
@@ -90,7 +90,7 @@ def harden(
     )
     console.note(f"after {len(found.rounds)} rounds: {found.ended}.")
     for name, share in found.reference.items():
-        console.note(f"{name.replace('_', ' ')}: {share:.1%}")
+        console.note(f"{name.replace('_', ' ')}: {percent(share)}")
     if json_:
         console.print_json(
             {"file": str(out), "ended": found.ended, "rounds": found.rounds, "reference": found.reference}

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from interpkit.cli import console, options
-from interpkit.errors import UsageError
+from interpkit.errors import UsageError, percent
 
 
 def reconstruct(
@@ -66,7 +66,7 @@ def reconstruct(
     else:
         error = "" if errors is None else f" The mean squared error is {figures['error']:.4f}."
         console.out.print(
-            f"{len(rows):,} pictures; the classifier assigns {figures['kept']:.1%} of them to the class of their "
+            f"{len(rows):,} pictures; the classifier assigns {percent(figures['kept'])} of them to the class of their "
             f"answer.{error}",
             highlight=False,
         )

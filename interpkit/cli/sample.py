@@ -10,7 +10,7 @@ import typer
 
 from interpkit.cli import console, options
 from interpkit.cli.signals import INTERRUPTED, on_stop
-from interpkit.errors import UsageError
+from interpkit.errors import UsageError, percent
 
 if TYPE_CHECKING:
     from interpkit.runs.shards import ShardJob
@@ -71,7 +71,6 @@ def sample(
     """
     from interpkit.evaluation import scoring
     from interpkit.io import images
-    from interpkit.report.text import percent
     from interpkit.runs import folder, shards
     from interpkit.runtime.devices import choose_device
     from interpkit.runtime.distributed import World
@@ -133,8 +132,6 @@ def sample(
 
 def _write_shards(job: ShardJob, as_json: bool) -> None:
     from rich.filesize import decimal
-
-    from interpkit.report.text import percent
 
     there = f", of which {job.done} are there" if job.done else ""
     console.note(

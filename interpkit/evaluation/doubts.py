@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from statistics import median
 from typing import Any
 
+from interpkit.errors import percent
 from interpkit.evaluation.warnings import doubts_of_metrics
 
 SAID = 0.1
@@ -39,7 +40,9 @@ def worst(metrics: Mapping[str, Any]) -> list[tuple[int, str]]:
     named = []
     for found in classes:
         reasons = sorted(found["reasons"].items(), key=lambda reason: -reason[1])
-        said = ", ".join(f"{share:.0%} {SAID_AS.get(words, words)}" for words, share in reasons if share >= SAID)
+        said = ", ".join(
+            f"{percent(share, 0)} {SAID_AS.get(words, words)}" for words, share in reasons if share >= SAID
+        )
         if said and found["doubt"] >= usual + SAID:
             named.append((found["label"], said))
     return named[:MOST]

@@ -103,8 +103,8 @@ def outlier_p_values(values: Mapping[Key, float], *, sd: float, df: float) -> di
 def student_tail(t: float, df: float) -> float:
     r"""Return the probability that Student's t with ``df`` degrees of freedom is above ``t``.
 
-    With :math:`t = \sqrt{\nu} \tan\theta` the density becomes :math:`c \cos^{\nu - 1}\theta`, which Simpson's rule
-    integrates to ten digits.
+    With :math:`t = \sqrt{\nu} \tan\theta` the density becomes :math:`c \cos^{\nu - 1}\theta`, integrated by
+    Simpson's rule: to ten digits for a few degrees of freedom, to four for a thousand.
     """
     if t < 0:
         return 1 - student_tail(-t, df)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from interpkit.config.recipe import Recipe
-from interpkit.errors import InterpkitError, UsageError, listed, setting
+from interpkit.errors import InterpkitError, UsageError, listed, percent, setting
 from interpkit.interfaces.sections import Section
 from interpkit.interfaces.targets import Target
 from interpkit.runtime import progress
@@ -350,9 +350,10 @@ class Inversion(ABC):
             batch = images.to(self.device)
             logits = self.target(batch / 255 if batch.dtype == torch.uint8 else batch).cpu()
             hits = self.target.accepts(logits, labels)
+        share = percent(hits.double().mean().item())
         sentence = (
             f"Inversion of {self.target.name} by {self.recipe.inverter.name}, {self.steps_done} of "
-            f"{self.recipe.steps} steps, seed {self.recipe.seed}: the target classifies {hits.double().mean():.1%} of "
+            f"{self.recipe.steps} steps, seed {self.recipe.seed}: the target classifies {share} of "
             f"{len(labels)} samples as the class asked for."
         )
         return to_html(sentence, images, labels, self.target.class_names)

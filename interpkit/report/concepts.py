@@ -12,13 +12,12 @@ import torch
 from torch import Tensor
 
 from interpkit.config import schemas
-from interpkit.errors import RunError
+from interpkit.errors import RunError, percent
 from interpkit.interfaces.targets import Target
 from interpkit.io import strict_json
 from interpkit.report import classes as of_classes
 from interpkit.report import encode
 from interpkit.report.page import render
-from interpkit.report.text import percent
 
 MEANING = (
     "A concept is a direction of the layer's features that few images use. The figures say what the classifier "

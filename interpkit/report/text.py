@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from interpkit.errors import percent
 from interpkit.evaluation.flatten import flattened
 from interpkit.evaluation.warnings import meanings_of_terms, metric_classes, summary
 
@@ -56,13 +57,6 @@ def verdict(metrics: Mapping[str, Any], target: str, classes: int) -> str:
             f"That alone does not mean that they look like it."
         )
     return " ".join([*sentences, *summary(metrics)])
-
-
-def percent(share: float) -> str:
-    """Return a share in percent; only one that is exactly 0 or 1 is written as 0.0% or 100.0%."""
-    if 0 < share < 0.0005:
-        return "<0.1%"
-    return ">99.9%" if 0.9995 <= share < 1 else f"{share:.1%}"
 
 
 def place_of(finding: Mapping[str, Any]) -> str:

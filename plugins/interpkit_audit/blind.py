@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from interpkit import AuditCase, Strip, Tested
+from interpkit import AuditCase, Strip, Tested, percent
 from interpkit_audit.comparing import ComparesClasses
 
 
@@ -60,7 +60,7 @@ class BlindSpots(ComparesClasses):
             c: math.log((count + 1) / (len(images) - count + 1)) for c, count in counts.items()
         }
         evidence: dict[int | None, str] = {
-            c: f"{count / len(images):.0%} of images that show nothing are assigned to this class."
+            c: f"{percent(count / len(images), 0)} of images that show nothing are assigned to this class."
             for c, count in counts.items()
         }
         rows = {c: (answers == c).nonzero()[:, 0] for c in case.classes}

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from interpkit import AuditCase, Strip, Tested, TooFew, tell
+from interpkit import AuditCase, Strip, Tested, TooFew, percent, tell
 from interpkit_audit.comparing import ComparesClasses
 
 SMOOTH = 0.7
@@ -111,12 +111,13 @@ class UniversalChange(ComparesClasses):
         reached = [one.size for one in found.values() if one.reached]
         if not reached:
             raise TooFew(
-                f"in {self.options.steps} steps it finds no change that turns {self.options.goal:.0%} of the other "
-                f"classes' images into any class, and without one it compares nothing: it may need more steps."
+                f"in {self.options.steps} steps it finds no change that turns {percent(self.options.goal, 0)} of the "
+                f"other classes' images into any class, and without one it compares nothing: it may need more steps."
             )
         sizes = {c: one.size if one.reached else max(one.size, *reached) for c, one in found.items()}
         values: dict[int | None, float] = {c: -math.log(size) for c, size in sizes.items()}
-        middle = f"{median_high(sizes.values()):.3g} {self.unit}"
+        unit = self.unit if case.images.dim() == 4 else "values"
+        middle = f"{median_high(sizes.values()):.3g} {unit}"
         usual = f"for a class of this classifier {middle} is usual"
         if 2 * len(reached) <= len(found):
             usual = f"for most classes of this classifier none was found, up to {middle}"
@@ -124,7 +125,7 @@ class UniversalChange(ComparesClasses):
         pictures: dict[int | None, list[Strip]] = {}
         tensors: dict[str, Tensor] = {}
         for c, one in found.items():
-            size, share = f"{one.size:.3g} {self.unit}", f"{one.success:.0%} of the other classes' images"
+            size, share = f"{one.size:.3g} {unit}", f"{percent(one.success, 0)} of the other classes' images"
             evidence[c] = (
                 f"{self.what.capitalize()} of {size} turns {share} into this class; {usual}."
                 if one.reached

@@ -8,7 +8,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from interpkit import Audit, AuditCase, LabelledImages, Options, Strip, Tested, TooFew
+from interpkit import Audit, AuditCase, LabelledImages, Options, Strip, Tested, TooFew, percent
 
 LEAST = 20
 
@@ -78,8 +78,9 @@ class Memorized(Audit):
             values[c] = k / len(own) - (total - k) / len(other)
             p_values[c] = more_often(k, len(own), total, len(own) + len(other))
             evidence[c] = (
-                f"The answers to {k / len(own):.1%} of the training images, and to {(total - k) / len(other):.1%} of "
-                f"the held-out ones, change if the image moves by {self.options.shift} pixels."
+                f"The answers to {percent(k / len(own))} of the training images, and to "
+                f"{percent((total - k) / len(other))} of the held-out ones, change if the image moves by "
+                f"{self.options.shift} pixels."
             )
             rows = ((training == 1) & (case.training.labels == c)).nonzero()[:, 0]
             if len(rows):

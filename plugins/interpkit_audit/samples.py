@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from interpkit import AuditCase, Strip, Tested, TooFew
+from interpkit import AuditCase, Strip, Tested, TooFew, percent
 from interpkit_audit.change import SHOWN
 from interpkit_audit.comparing import ComparesClasses
 from interpkit_audit.margins import rival
@@ -235,7 +235,7 @@ class Rim(ComparesSamples):
 
     def shown(self, statistic: float) -> str:
         """Return the share."""
-        return f"{1 / (1 + math.exp(-statistic)):.0%}"
+        return percent(1 / (1 + math.exp(-statistic)), 0)
 
 
 def margins(case: AuditCase, images: Tensor) -> Tensor:

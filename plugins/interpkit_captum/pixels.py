@@ -175,9 +175,10 @@ class SmoothGrad(Attribution):
 
 
 class GradientShap(Attribution):
-    r"""Gradient SHAP, :math:`E (x - x') \nabla f(x' + t (x + \sigma z - x'))`, t uniform in [0, 1], x' drawn.
+    r"""Gradient SHAP, :math:`E (x + \sigma z - x') \nabla f(x' + t (x + \sigma z - x'))`, t uniform in [0, 1].
 
-    x' is one of the baselines, chosen at random. The method is complete in expectation. Source: Lundberg & Lee 2017,
+    x' is one of the baselines, chosen at random. Without noise the method is complete in expectation; with it, the sum
+    is that for noisy images, so that the completeness error does not vanish. Source: Lundberg & Lee 2017,
     "A unified approach to interpreting model predictions", as in Captum's GradientShap.
 
     Example:

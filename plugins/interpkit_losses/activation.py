@@ -12,6 +12,8 @@ from interpkit import InversionBatch, InversionLoss, Target
 
 log = logging.getLogger("interpkit")
 
+PROBABILITIES = ("probs", "log_probs", "neg_log_probs", "sigmoid")
+
 
 class Activation(InversionLoss):
     r"""Minus the activation of what each image is asked for, on a logarithmic scale.
@@ -22,9 +24,9 @@ class Activation(InversionLoss):
     by the option, K_b are these, the same for all images, and z are their logits as `interpkit.units` defines them:
     so a class can be inverted with them excited. asinh(z) is z for small z and log(2 z) for large ones, so that no
     image dominates. Unbounded below: combine it with terms such as ``tv`` that keep the images smooth. The classes of a
-    target that outputs probabilities p are an exception: z is log p, so L is at least 0, and a variant of the
-    cross-entropy; a warning says so. Source: activation maximization (Erhan et al. 2009), here for batches of several
-    units.
+    target that outputs probabilities p are an exception: z is log p (for independent labels, log p - log(1 - p)), which
+    is bounded, and L a variant of the cross-entropy; a warning says so. Source: activation maximization (Erhan et al.
+    2009), here for batches of several units.
 
     Example:
         >>> import torch
@@ -50,10 +52,11 @@ class Activation(InversionLoss):
         super().__init__(target, options)
         self.units = interpkit.Units(target, self.options.units) if self.options.units else None
         # Units have logits of their own, whatever the classifier outputs.
-        if self.units is None and getattr(target, "output", None) in ("probs", "log_probs", "neg_log_probs"):
+        if self.units is None and getattr(target, "output", None) in PROBABILITIES:
             log.warning(
                 "the loss 'activation' excites logits, and %s returns probabilities, whose logarithms replace them: "
-                "it asks for no more than the loss 'ce' does. Wrap the model without its softmax to excite the logits.",
+                "it asks for no more than the loss 'ce' does. Wrap the model without its last softmax or sigmoid to "
+                "excite the logits.",
                 target.name,
             )
 

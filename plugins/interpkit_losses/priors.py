@@ -142,7 +142,7 @@ class BatchNormStatistics(InversionLoss):
               + \overline{(\sigma_l^2(x) / v_l - 1)^2} \right)
 
     mu_l and sigma_l^2 are the mean and variance of a channel of the input of batch norm l over the batch (and
-    the pixels), m_l and v_l its running mean and variance; bars are means over channels. At least 0.
+    the pixels), m_l its running mean, v_l its running variance + eps; bars are means over channels. At least 0.
     DeepInversion (Yin et al. 2020, eq. 4) sums the plain l2 norms; here each channel is measured in
     units of its own standard deviation, so that the weight does not depend on the network's scale.
 

@@ -12,7 +12,7 @@ from pydantic import Field
 from torch import Tensor
 
 import interpkit
-from interpkit import Metric, Study, Target, wilson
+from interpkit import Metric, Study, Target, percent, wilson
 from interpkit_metrics.classes import span
 
 LOW_AGREEMENT = 0.5
@@ -77,7 +77,7 @@ class Agreement(Metric):
     needs = ("evaluator",)
     describe = {
         r"evaluators\..*\.agreement": "Share of samples that this independent classifier assigns to the class.",
-        r"evaluators\..*\.reference_accuracy": "Its accuracy on real images: the most that its agreement can reach.",
+        r"evaluators\..*\.reference_accuracy": "Its accuracy on real images, to compare its agreement with.",
         r"evaluators\..*\.relative": "Its agreement as a share of its accuracy on real images.",
         r"evaluators\..*\.blurred_agreement": "Its agreement after a slight blur, which takes away fine noise.",
         r"evaluators\..*\.blurred_reference_accuracy": "Its accuracy on real images after the same blur.",
@@ -114,17 +114,17 @@ class Agreement(Metric):
             usual = 1.0 if not real or kept is None else min(1.0, kept / real)
             if blurred < LOST * usual * agreement:
                 texts.append(
-                    f"The evaluator {row['name']} agrees on {agreement:.0%} of the samples, but on only {blurred:.0%} "
-                    f"after a slight blur: what it agrees with is mostly fine noise."
+                    f"The evaluator {row['name']} agrees on {percent(agreement, 0)} of the samples, but on only "
+                    f"{percent(blurred, 0)} after a slight blur: what it agrees with is mostly fine noise."
                 )
             if agreement >= LOW_AGREEMENT:
                 continue
-            known = "" if real is None else f" (its accuracy on the reference images is {real:.0%})"
-            text = f"The evaluator {row['name']} agrees on only {agreement:.0%} of the samples{known}"
+            known = "" if real is None else f" (its accuracy on the reference images is {percent(real, 0)})"
+            text = f"The evaluator {row['name']} agrees on only {percent(agreement, 0)} of the samples{known}"
             if accuracy >= HIGH_ACCURACY:
                 text += (
-                    f", while the target assigns {accuracy:.0%} to the class asked for: the target is fooled, so do "
-                    f"not read the images as what the class looks like"
+                    f", while the target assigns {percent(accuracy, 0)} to the class asked for: the target is fooled, "
+                    f"so do not read the images as what the class looks like"
                 )
             texts.append(f"{text}.")
         return texts

@@ -11,7 +11,7 @@ from torch import Tensor
 
 import interpkit
 from interpkit import Metric, Study, TooFew
-from interpkit_metrics.classes import LEAST, names
+from interpkit_metrics.classes import LEAST, leave_out_of_vectors, names
 from interpkit_metrics.similarity import distances, pooled
 
 TOP = 10
@@ -84,6 +84,7 @@ class Canaries(Metric):
     def measure(self, study: Study) -> dict[str, Any]:
         """Return ``canaries``."""
         images, labels = study.unit_images("canaries"), study.labels("canaries")
+        leave_out_of_vectors(study, self, "pool")
         decoys = self._decoys(study, images)
         usable = self._usable(study, images, labels, decoys)
         each: dict[int, dict[str, Any]] = {}

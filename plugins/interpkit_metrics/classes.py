@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
-from interpkit import Study, TooFew
+from interpkit import Metric, Study, TooFew, percent
 
 LEAST = 10
 """Images of a class below which no number about the class is given."""
@@ -39,6 +39,13 @@ def large_enough(
     return enough
 
 
+def leave_out_of_vectors(study: Study, metric: Metric, *options: str) -> None:
+    """Note the options that were set for nothing, as they are for images, and these are vectors."""
+    for name in options:
+        if study.images.dim() != 4 and name in metric.options.model_fields_set:
+            study.leave_out(f"{metric.name}.{name}", "it is for images, and these are vectors.")
+
+
 def mean(rows: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     """Return the mean of each number over rows; of one that only some have, over those. Mappings in them likewise."""
     rows = list(rows)
@@ -51,7 +58,7 @@ def mean(rows: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
 
 def span(shares: Sequence[float]) -> str:
     """Return the range of some shares as percentages."""
-    low, high = f"{min(shares):.0%}", f"{max(shares):.0%}"
+    low, high = percent(min(shares), 0), percent(max(shares), 0)
     return low if low == high else f"{low} to {high}"
 
 

@@ -12,7 +12,7 @@ from pydantic import Field
 
 import interpkit
 from interpkit import Metric, Study
-from interpkit_metrics.classes import large_enough, mean, names
+from interpkit_metrics.classes import large_enough, leave_out_of_vectors, mean, names
 from interpkit_metrics.similarity import directions, pooled, vendi
 
 LOW_POOLED_VENDI = 1.2
@@ -104,6 +104,7 @@ class Diversity(Metric):
     def measure(self, study: Study) -> dict[str, Any]:
         """Return ``diversity``, in all and per class."""
         labels = large_enough(study, self.name, ["samples"])
+        leave_out_of_vectors(study, self, "pool", "duplicate")
         features = directions(study.response(study.target, "samples").features)
         rows = {label: study.rows("samples", label) for label in labels}
         per_class = {label: self._figures(study.images[r], features[r]) for label, r in rows.items()}

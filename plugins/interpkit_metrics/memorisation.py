@@ -11,7 +11,7 @@ from torch import Tensor
 
 import interpkit
 from interpkit import Metric, Study, wilson
-from interpkit_metrics.classes import LEAST, large_enough
+from interpkit_metrics.classes import LEAST, large_enough, leave_out_of_vectors
 from interpkit_metrics.similarity import distances, pooled
 
 
@@ -82,6 +82,7 @@ class Memorisation(Metric):
         def compared(samples: Tensor, seen: Tensor, unseen: Tensor) -> dict[str, Any]:
             return _figures(samples.split(counts), seen.split(sizes), unseen.split(sizes))
 
+        leave_out_of_vectors(study, self, "pool")
         pictures = [pooled(part, self.options.pool) for part in images]
         features = {}
         for name, judge in study.judges.items():

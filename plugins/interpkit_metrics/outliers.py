@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor
 
 import interpkit
-from interpkit import Metric, Section, Study, Target, TooFew
+from interpkit import Metric, Section, Study, Target, TooFew, percent
 
 LEAST = 20
 MEANING = (
@@ -21,8 +21,8 @@ MEANING = (
 )
 
 CALIBRATED = (
-    "On {count:,} real images, the classifier gives its answer a probability of {confidence:.1%} on average, and is "
-    "right on {accuracy:.1%}. The table groups the images by that probability, and should show the same share of "
+    "On {count:,} real images, the classifier gives its answer a probability of {confidence} on average, and is "
+    "right on {accuracy}. The table groups the images by that probability, and should show the same share of "
     "right answers; the mean difference (the expected calibration error) is {ece:.3f}. The figures hold for images "
     "like these alone, and do not say how sure the classifier is of other things."
 )
@@ -99,7 +99,10 @@ class Calibration(Metric):
             return ()
         rows = [(count, round(sure, 3), round(right, 3)) for count, sure, right in own["bins"]]
         columns = ("images", "mean probability of the answer", "share of right answers")
-        return (Section("Calibration", CALIBRATED.format(**own), columns, rows),)
+        text = CALIBRATED.format(
+            **{**own, "confidence": percent(own["confidence"]), "accuracy": percent(own["accuracy"])}
+        )
+        return (Section("Calibration", text, columns, rows),)
 
 
 def uncertainty(p: Tensor) -> Tensor:
@@ -216,8 +219,8 @@ class Outliers(Metric):
         garbage = ""
         if "into_garbage" in own:
             garbage = (
-                f" Without any threshold, {own['into_garbage']:.1%} of the outliers and "
-                f"{own['reference_into_garbage']:.1%} of the real images are put into the class garbage."
+                f" Without any threshold, {percent(own['into_garbage'])} of the outliers and "
+                f"{percent(own['reference_into_garbage'])} of the real images are put into the class garbage."
             )
         columns = ("score", "AUROC", "AUPR", "accepted where 95 % of the real images are", "refused")
         text = MEANING.format(own["count"]) + garbage
@@ -232,8 +235,8 @@ class Outliers(Metric):
         name, best = max(parts, key=lambda part: part[1]["auroc"])
         return (
             f"By its best score ({name}), the classifier tells the outliers from real images with an AUROC of "
-            f"{best['auroc']:.3f}, and refuses {best['rejected']:.1%} of them where it accepts 95 % of the real ones. "
-            f"These are the figures for these outliers alone; others may be harder to tell."
+            f"{best['auroc']:.3f}, and refuses {percent(best['rejected'])} of them where it accepts 95 % of the real "
+            f"ones. These are the figures for these outliers alone; others may be harder to tell."
         )
 
     @classmethod

@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor
 
 import interpkit
-from interpkit import Metric, Study, Target, UsageError
+from interpkit import Metric, Study, Target, UsageError, percent
 from interpkit_metrics.classes import LEAST, large_enough, mean, names, span
 from interpkit_metrics.similarity import directions, distances, kernel_distance, pooled, vendi
 
@@ -80,8 +80,8 @@ class Reference(Metric):
         r"reference\..*\.coverage": "Share of real images with a sample near: how much of the class was found.",
         r"reference\..*\.kid": "Distance of the samples' distribution from that of real images; about 0 if equal.",
         r"reference\.excess_vendi": "Variety beyond a single image, relative to real images; 1 is as varied.",
-        r"reference\.ssim\.mean": "Similarity of each sample to its best-matched real image; 1 means identical.",
-        r"reference\.ssim\.at_least.*": "Share of samples at least this similar to a real image.",
+        r"reference\.ssim\.mean": "Mean similarity of samples and real images, matched one to one; 1 means identical.",
+        r"reference\.ssim\.at_least.*": "Share of these pairs that are at least this similar.",
         r"reference\.target_accuracy": "Accuracy of the target on the real images.",
     }
     columns = {"excess": r"reference\.excess_vendi", "cov.: {}": r"reference\.(?:features\.)?(.*)\.coverage"}
@@ -113,7 +113,7 @@ class Reference(Metric):
         """Return how varied the samples are, and how much of the real images they cover."""
         figures, text = metrics.get("reference", {}), ""
         if figures.get("excess_vendi") is not None:
-            text = f"Within a class they are {figures['excess_vendi']:.0%} as varied as real images."
+            text = f"Within a class they are {percent(figures['excess_vendi'], 0)} as varied as real images."
         rows = figures.get("features", {}).values()
         covered = [row["coverage"] for row in rows if row.get("coverage") is not None]
         return f"{text} A sample lies near {span(covered)} of the real images.".strip() if covered else text

@@ -60,6 +60,8 @@ class Spectrum(nn.Module):
         coefficients = known.new_zeros(*known.shape[:2], height, width // 2 + 1)
         coefficients[..., :low, :columns] = known[..., :low, :columns]
         coefficients[..., height - high :, :columns] = known[..., self.size[0] - high :, :columns]
+        if width > self.size[1] and self.size[1] % 2 == 0:  # there the highest column stands for two frequencies
+            coefficients[..., columns - 1] /= 2
         growth = (height * width / (self.size[0] * self.size[1])) ** 0.5
         field = torch.fft.irfft2(coefficients * growth, (height, width), norm="ortho")
         if self.mix is not None:

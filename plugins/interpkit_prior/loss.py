@@ -57,7 +57,7 @@ class Prior(InversionLoss):
             None,
             ge=1,
             description="least side in pixels of the patches that are compared; by default the largest of 8, 18, 38, "
-            "78, ... that is at most two thirds of the image's shorter side",
+            "78, ... that is at most two thirds of the image's shorter side, and at least 8",
         )
         width: int = Field(
             32, ge=1, le=4096, description="channels of the first layer; each of the next three doubles them"

@@ -28,8 +28,8 @@ class AttentionRollout(Attribution):
     enlarged to the image (bilinear); it is not negative, and the same for every channel. Every self-attention by
     softmax or torch's ``scaled_dot_product_attention`` counts; attention within windows, and tokens that are merged
     between layers, are refused. Source: Chefer et al. 2021, "Generic attention-model explainability", eq. 5 and 6;
-    without gradients Abnar & Zuidema 2020, "Quantifying attention flow in transformers", eq. 1: the same map for each
-    class.
+    without gradients Abnar & Zuidema 2020, "Quantifying attention flow in transformers", eq. 1, where
+    :math:`R \leftarrow (E_h A + 1) R / 2`, and the map is the mean of R: the same for each class.
 
     Example:
         >>> import torch

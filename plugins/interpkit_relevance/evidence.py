@@ -8,14 +8,14 @@ from pydantic import Field
 from torch import Tensor
 
 import interpkit
-from interpkit import Attribution, AttributionContext, Target, UsageError
+from interpkit import Attribution, AttributionContext, Target, UsageError, percent
 
 FINEST = 28
 """Most cells along a side of the mask that is optimized; it is enlarged to the image."""
 WEIGHTS = {"score": 4.0, "features": 1.0, "area": 1.0, "binary": 0.2, "variation": 0.1}
 """Weights of the terms; each term is about 1 for the whole image or for none of it."""
 SHARES = 20
-"""Sizes that the evidence may have, from all pixels to a 400th of them."""
+"""Sizes of evidence that are tried first, from a 400th of the pixels to all of them."""
 
 
 class MinimalEvidence(Attribution):
@@ -23,9 +23,9 @@ class MinimalEvidence(Attribution):
 
     For each image, m in [0, 1] is optimized (Adam) for a score that is kept, features of the target's last layer that
     are kept (cosine), a small area, values near 0 and 1, and a small total variation. What is removed becomes the first
-    baseline, in every other step with noise on it, so that the mask does not rely on it. Then m becomes 0 except at the
-    fewest pixels, by the order of m, that still hold ``keep`` of the score's rise over the baseline; a note says how
-    many they are. Source: after Suhail et al. 2025, "EXP-CAM: explanation generation
+    baseline, in every other step with noise on it, so that the mask does not rely on it. Then m becomes 0 except at its
+    largest values: as few as still hold ``keep`` of the score's rise over the baseline, found by bisection. A note
+    says which share of the pixels they are. Source: after Suhail et al. 2025, "EXP-CAM: explanation generation
     and circuit discovery using classifier activation matching" (arXiv 2509.25686), where an autoencoder returns the
     mask and more layers are matched; the weights of the terms are interpkit's.
 
@@ -96,23 +96,34 @@ class MinimalEvidence(Attribution):
             (logits.grad,) = torch.autograd.grad(loss.sum(), logits)
             optimizer.step()
         m = mask().detach()
-        kept, enough = m > 0.5, torch.zeros(len(images), dtype=torch.bool, device=images.device)
-        order = (
-            m.flatten(1).argsort(dim=1, descending=True, stable=True).argsort(1).view_as(m)
-        )  # 0 is the most evidence
-        for share in torch.linspace(1, 0, SHARES + 1)[:-1] ** 2:  # ever fewer pixels; the last that suffices counts
-            fewer = order < max(1, round(share.item() * order[0].numel()))
+        order = m.flatten(1).argsort(dim=1, descending=True, stable=True).argsort(1)  # 0 is the most evidence
+        pixels = order.shape[1]
+
+        def first(count: Tensor) -> Tensor:
+            return (order < count[:, None]).view_as(m)
+
+        def holds(count: Tensor) -> Tensor:
             with torch.no_grad():
-                holds = score(torch.where(fewer, images, baseline)) >= nothing + self.options.keep * rise
-            kept = torch.where(holds.view(-1, *(1 for _ in m.shape[1:])), fewer, kept)
-            enough |= holds
+                kept: Tensor = score(torch.where(first(count), images, baseline))
+            return kept >= nothing + self.options.keep * rise
+
+        few, many = (torch.zeros(len(images), dtype=torch.long, device=images.device) for _ in range(2))
+        for i in range(1, SHARES + 1):  # few: the most pixels that do not suffice; many: the fewest that do, 0 if none
+            size = torch.full_like(many, max(1, round((i / SHARES) ** 2 * pixels)))
+            unknown, suffices = many == 0, holds(size)
+            many = torch.where(unknown & suffices, size, many)
+            few = torch.where(unknown & ~suffices, size, few)
+        while (unknown := many - few > 1).any():
+            middle = (few + many) // 2
+            suffices = holds(middle)
+            many, few = torch.where(unknown & suffices, middle, many), torch.where(unknown & ~suffices, middle, few)
+        enough = many > 0
+        kept = torch.where(enough.view(-1, *(1 for _ in m.shape[1:])), first(many), m > 0.5)
         others = "" if enough.all() else "; the others do not support the class"
-        share = (
-            f"{kept[enough].cpu().double().mean().item():.0%} of the pixels hold" if enough.any() else "no pixels hold"
-        )
+        least = "no" if not enough.any() else percent((many[enough].cpu().double().mean() / pixels).item()) + " of the"
         context.note(
-            f"minimal-evidence: {share} {self.options.keep:.0%} of the score in {int(enough.sum())} of {len(images)} "
-            f"images{others}."
+            f"minimal-evidence: {least} pixels hold {percent(self.options.keep, 0)} of the score in "
+            f"{int(enough.sum())} of {len(images)} images{others}."
         )
         return (m * kept).expand_as(images)
 

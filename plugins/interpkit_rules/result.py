@@ -8,7 +8,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from interpkit import ImageInversion, Recipe, RunError, Section, StepRecord, StoredInversion, Strip, Target
+from interpkit import ImageInversion, Recipe, RunError, Section, StepRecord, StoredInversion, Strip, Target, percent
 from interpkit_rules.rules import Rules
 
 RULES_FILE, POINTS_FILE = "rules.json", "boundary.safetensors"
@@ -84,7 +84,7 @@ class RulesInversion(ImageInversion):
         """Return the rules and the hyperplanes as tables, and, for images, the pictures on either side of each."""
         rules, names = self.rules, self.rules.classes
         rows = [
-            (rules.condition(path), names[leaf.label], leaf.points, f"{leaf.agreement:.1%}")
+            (rules.condition(path), names[leaf.label], leaf.points, percent(leaf.agreement))
             for path, leaf in rules.paths
         ]
         titles = [f"P{n}: {names[p.classes[0]]} | {names[p.classes[1]]}" for n, p in enumerate(rules.planes, 1)]

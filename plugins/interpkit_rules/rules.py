@@ -10,6 +10,8 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
+from interpkit import percent
+
 MOST_TERMS = 8
 """Terms of a hyperplane that are written out, those with the largest influence first."""
 
@@ -168,11 +170,11 @@ class Rules(_Part):
     def summary(self) -> str:
         """What the rules are worth, in two or three sentences."""
         size, fidelity = self.complexity, self.fidelity
-        near = "" if fidelity.near_data is None else f", and for {fidelity.near_data:.1%} of points near them"
+        near = "" if fidelity.near_data is None else f", and for {percent(fidelity.near_data)} of points near them"
         if fidelity.held_out is None:
-            agreed = f"{fidelity.learned:.1%} of the points that they were learned from"
+            agreed = f"{percent(fidelity.learned)} of the points that they were learned from"
         else:
-            agreed = f"{fidelity.held_out:.1%} of held-out points{near}"
+            agreed = f"{percent(fidelity.held_out)} of held-out points{near}"
         told = (
             f"{_several(size['rules'], 'rule')} over {_several(size['planes'], 'hyperplane')}, learned from "
             f"{self.points:,} points ({self.source}). They name the same class as the classifier for {agreed}."
@@ -190,7 +192,8 @@ class Rules(_Part):
             for number, plane in enumerate(self.planes, 1)
         ]
         rules = [
-            f"IF {self.condition(path)} THEN {names[leaf.label]}   ({leaf.points:,} points, {leaf.agreement:.1%})\n"
+            f"IF {self.condition(path)} THEN {names[leaf.label]}   "
+            f"({leaf.points:,} points, {percent(leaf.agreement)})\n"
             for path, leaf in self.paths
         ]
         return f"{self.summary}\n{where}\n{''.join(planes)}\n{''.join(rules)}"

@@ -115,6 +115,14 @@ def test_a_search_begins_with_a_faint_mask(one_pixel: AuditCase) -> None:
     assert (mask.sigmoid() < 0.2).all() and (pattern.sigmoid() - 0.5).abs().max() < 0.2
 
 
+def test_a_change_of_vectors_is_measured_in_values() -> None:
+    target = interpkit.wrap(nn.Identity(), (5,))  # a value of 1 makes its class
+    images = 0.5 * torch.eye(5).repeat(6, 1)
+    tested = Patch(Patch.Options(steps=60)).test(AuditCase(target, list(range(5)), images, target(images).argmax(1)))
+    assert any(" values " in text for text in tested.evidence.values())
+    assert all("pixels" not in text for text in tested.evidence.values())
+
+
 def test_what_never_reaches_its_goal_needs_more_than_was_tried(one_pixel: AuditCase) -> None:
     found = Patch(Patch.Options(steps=12)).search(one_pixel, list(range(5)))
     assert {c for c, one in found.items() if one.reached} == {3}

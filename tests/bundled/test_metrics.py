@@ -14,6 +14,7 @@ import pytest
 import torch
 from interpkit_metrics.agreement import Agreement, blurred
 from interpkit_metrics.canaries import Canaries
+from interpkit_metrics.classes import span
 from interpkit_metrics.diversity import Diversity
 from interpkit_metrics.memorisation import Memorisation
 from interpkit_metrics.outliers import Calibration, Outliers
@@ -223,6 +224,18 @@ def test_diversity_is_measured_for_vectors_too(rng: Rng) -> None:
     found = Diversity().measure(study_of(torch.eye(12), torch.zeros(12, dtype=torch.int64)))["diversity"]
     assert found["vendi_pixels"] == found["vendi_features"] == pytest.approx(12)
     assert "vendi_pooled" not in found
+
+
+def test_options_for_images_are_noted_where_there_are_vectors(rng: Rng) -> None:
+    metric = Diversity(Diversity.Options(duplicate=0.5))
+    study = study_of(torch.eye(12), torch.zeros(12, dtype=torch.int64))
+    metric.measure(study)
+    assert study.left_out == {"diversity.duplicate": "it is for images, and these are vectors."}
+
+
+@pytest.mark.parametrize(("shares", "shown"), [([0.995], ">99%"), ([0.001, 1], "<1% to 100%"), ([0.5, 0.5], "50%")])
+def test_only_all_and_none_are_shown_as_all_and_none(shares: list[float], shown: str) -> None:
+    assert span(shares) == shown
 
 
 def test_rows_of_a_table_are_not_near_copies_because_they_point_the_same_way(rng: Rng) -> None:

@@ -67,6 +67,12 @@ def test_an_image_rendered_at_another_size_shows_the_same_wave(
     assert torch.allclose(images(size)[0, 0], wave(*size).sigmoid(), atol=1e-5)
 
 
+@pytest.mark.parametrize("width", [24, 21])
+def test_an_enlarged_image_has_the_same_pixels_in_between_others(rng: Rng, width: int) -> None:
+    images = spectrum(rng(0), (1, 16, width), falloff=0.0)
+    torch.testing.assert_close(images((32, 2 * width))[..., ::2, ::2], images(), rtol=0, atol=1e-5)
+
+
 def test_the_field_has_the_spread_asked_for_and_falls_off_as_asked_for(rng: Rng) -> None:
     field = spectrum(rng(0), (2, 16, 24), 60, falloff=1.5, spread=0.5)().detach().logit()
     assert field.std().item() == pytest.approx(0.5, rel=0.15)

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
 
+import interpkit
 from interpkit import Explainer, Target, UsageError, attribute, wrap
 from interpkit.attribution import faithfulness
 
@@ -341,11 +342,19 @@ def test_the_share_of_pixels_that_suffice_is_of_the_images_in_which_some_do(in_p
     explainer = Explainer(wrap(Patch(), (1, 8, 8)), "minimal-evidence", options={"keep": 0.7}, device="cpu")
     kept = explainer.maps(torch.ones(2, 1, 8, 8), torch.tensor([0, 1])) > 0
     assert kept[0].double().mean() != kept.double().mean()
-    share = f"{kept[0].double().mean().item():.0%}"
+    share = interpkit.percent(kept[0].double().mean().item())
     assert explainer.notes[0].startswith(f"minimal-evidence: {share} of the pixels hold 70% of the score in 1 of 2")
     explainer.notes.clear()
     explainer.maps(torch.ones(1, 1, 8, 8), torch.tensor([1]))
     assert explainer.notes[0].startswith("minimal-evidence: no pixels hold 70% of the score in 0 of 1 images; ")
+
+
+def test_minimal_evidence_may_be_a_single_value() -> None:
+    linear = nn.Linear(1000, 2, bias=False)
+    linear.weight.data = torch.zeros(2, 1000)
+    linear.weight.data[0, 3] = 1.0
+    maps = explain(wrap(linear, (1000,)), torch.ones(1, 1000), [0], "minimal-evidence")
+    assert maps.nonzero().tolist() == [[0, 3]]
 
 
 def test_minimal_evidence_needs_gradients() -> None:

@@ -228,7 +228,7 @@ def test_the_verdict_says_what_was_measured_and_what_was_not(finished_run: Path)
     ],
 )
 def test_only_all_is_a_hundred_percent_and_only_none_is_zero(share: float, shown: str) -> None:
-    assert words.percent(share) == shown
+    assert interpkit.percent(share) == shown
 
 
 def test_the_meaning_of_an_unknown_figure_comes_from_its_metrics_docstring(
