@@ -214,6 +214,19 @@ def setting(name: str, value: object = True) -> str:
     return f"options={{{name!r}: {text}}}" if "." in name else _IN_PYTHON.get(name, f"{name}={{}}").format(text)
 
 
+def resume(folder: Path | str) -> str:
+    """Return what resumes a run, as the user types it in the shell or in Python."""
+    if _in_shell:
+        return f"interpkit invert MODEL --out {shlex.quote(str(folder))} --resume"
+    return f"interpkit.invert(MODEL, out={str(folder)!r}, resume=True)"
+
+
+def restart() -> str:
+    """Return the sentence that says how to start a run again whose checkpoint is of no use."""
+    settings = f"{setting('config', 'RUN/recipe.toml')} and {setting('force')}"
+    return f"Start again with {settings}, without {setting('resume', None)}."
+
+
 def command(name: str, argument: str) -> str:
     """Return a call for a message to suggest: ``interpkit evaluate RUN``, or ``interpkit.evaluate(RUN)`` in Python."""
     if _in_shell:

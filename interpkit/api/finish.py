@@ -26,7 +26,7 @@ def save(inversion: Inversion, folder: Path, *, force: bool = False) -> Path:
     """Write a new run folder of an inversion; see `Inversion.save`."""
     with Run(folder).locked():
         run = Run.create(folder, force=force)
-        run.begin(inversion.recipe, inversion.target, [])
+        run.begin(inversion.recipe, inversion.target, **inversion.noted)
         finish(run, inversion)
     return folder
 
@@ -49,18 +49,16 @@ def finish(run: Run, inversion: Inversion, on_samples: Callable[[int, int], None
     """
     recipe, target = inversion.recipe, inversion.target
     started = time.monotonic()
-    run.write_files(inversion)
+    empty = {"empty": _empty(inversion)} if inversion.empty or run.manifest().empty else {}
+    run.write_files(inversion, steps_done=inversion.steps_done, **empty)
     rows = [json.dumps(record.to_row()) + "\n" for record in inversion.history]
     write_atomically(run / "history.jsonl", "".join(rows))
-    if inversion.empty or run.manifest().empty:
-        run.note(empty=_empty(inversion))
     for reason in dict.fromkeys(inversion.empty.values()):
         named = [f"{k} ({target.class_names[k]})" for k, why in inversion.empty.items() if why == reason]
         what = f"class {named[0]} is" if len(named) == 1 else f"classes {listed(named)} are"
         log.warning("%s empty: %s", what, reason)
     if not inversion.classes:
         raise RunError(f"{recipe.inverter.name} found no image of any class; {run.folder} says why of each.")
-    run.note(steps_done=inversion.steps_done)
     done = inversion.steps_done >= recipe.steps
     rise = still_rising(inversion.history, recipe.batch_size) if done else None
     if rise is not None:

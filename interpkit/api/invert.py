@@ -30,7 +30,7 @@ from interpkit.plugins.discovery import Plugins, installed, is_file
 from interpkit.runs import disk_space
 from interpkit.runs.folder import Run
 from interpkit.runs.recorder import RunRecorder
-from interpkit.runtime import profiler
+from interpkit.runtime import profiler, torchrun
 from interpkit.runtime.autograd import with_autograd
 from interpkit.runtime.devices import is_out_of_memory, keep_freed_memory
 from interpkit.runtime.distributed import World
@@ -89,6 +89,7 @@ def invert(
         (torch.Size([6, 1, 8, 8]), [0, 0, 1, 1, 2, 2])
     """
     folder = None if out is None else to_path(out)
+    refuse_both(resume, force)
     job = prepare(target, plugins, presets=presets, resume_from=folder if resume else None, **settings)
     return job.run(out=folder, resume=resume, force=force, on_step=on_step, on_record=on_record)
 
@@ -152,6 +153,8 @@ def prepare(
     if len({plugin.name for plugin in files.values()}) < len(files):
         raise UsageError(f"plugin files are told apart by their names, so name each once: {listed(map(str, files))}.")
     if resume_from is not None and not Run(resume_from).has_started():
+        if not (config or plugins or inverter or generator or torchrun.RESTARTED):
+            raise UsageError(f"there is no run in {resume_from} to resume: leave {setting('resume', None)} out.")
         resume_from = None
     begun = None
     if resume_from is not None:
@@ -393,6 +396,14 @@ def _starting_images(recipe: Recipe, target: Target) -> tuple[Tensor, Tensor] | 
     return to_unit(images, target), labels
 
 
+def refuse_both(resume: bool, force: bool) -> None:
+    """Raise a `UsageError` if a run is to be resumed and replaced."""
+    if resume and force:
+        raise UsageError(
+            f"{setting('resume')} continues a run, and {setting('force')} replaces it: leave one of them out."
+        )
+
+
 class Job:
     """A resolved recipe and its target, ready to run.
 
@@ -526,6 +537,9 @@ class Job:
         manifest = run.manifest()
         if manifest.status != "finished" or manifest.steps_done < self.recipe.steps:
             return False
+        kept = [*manifest.files, "metrics.json", "samples.safetensors"]
+        if (out / "checkpoint").exists() and not all((out / name).exists() for name in kept):
+            return False  # what was removed can be made again
         run.check_same(self.recipe.model_copy(update={"steps": manifest.steps_done}), self.target)
         run.tidy()
         return True
@@ -607,6 +621,8 @@ class Job:
                 with self._failing(run), profiler.profiled(device, profile and first) as self.profile:
                     inversion = contracts.inversion(inverter, target, recipe, parts, self.recorder)
                     inversion.terms = {name: loss for name, (_, loss) in parts.losses.items()}
+                    notes = {"presets": self.presets, **self.recorder.notes}
+                    inversion.noted = notes if run is None else run.noted()
             self.trained = True
             if run is not None:
                 with self._failing(run):
@@ -637,9 +653,10 @@ class Job:
                 if fault is None or (run is not None and Path(place).parent == run.folder):
                     raise RunError(f"{place}: {error.strerror or error}.{self.recorder.kept()}{again}") from error
             if is_out_of_memory(error):
-                smaller = f"{setting('batch_size', None)}, {setting('generators', None)}"
-                words = f"out of memory: end what else runs here, or make the run smaller ({smaller})."
-                raise RunError(f"{words}{self.recorder.kept()}{again}") from error
+                ways = setting("labels", None), setting("batch_size" if self._trains_generator else "per_class", None)
+                end = "end what else runs here" + (f" and resume with {setting('resume')}" if run is not None else "")
+                words = f"out of memory: {end}, or make a smaller run ({', '.join(ways)})."
+                raise RunError(f"{words}{self.recorder.kept()}") from error
             if fault is None:
                 raise
             self.recorder.flush()  # a value that is not finite is then the cause, and this reports it instead
@@ -654,5 +671,5 @@ class Job:
             run.resume(self.recipe, self.target)
             return run
         run = Run.create(out, force=force)
-        run.begin(self.recipe, self.target, self.presets)
+        run.begin(self.recipe, self.target, presets=self.presets)
         return run

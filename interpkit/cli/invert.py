@@ -197,10 +197,12 @@ def invert(
     from rich.filesize import decimal
 
     from interpkit.api import invert
+    from interpkit.runs.folder import Run
     from interpkit.runtime.distributed import World
     from interpkit.targets import preprocessing
 
     world = World.current()
+    invert.refuse_both(resume, force)
     resume = resume or torchrun.RESTARTED
     if world.size > 1 and out is None:
         raise UsageError(f"{world.size} processes write one run: name its folder with --out DIR.")
@@ -243,9 +245,8 @@ def invert(
     if world.broadcast(world.rank == 0 and resume and job.is_done(folder)):
         if world.rank > 0:
             return
-        console.note(
-            f"{folder} is finished after {job.recipe.steps} steps: nothing to do. A larger --steps extends it."
-        )
+        done = Run.open(folder).manifest().steps_done
+        console.note(f"{folder} is finished after {done} steps: nothing to do. A larger --steps extends it.")
         _print_result(folder, json_)
         return
     recipe = job.recipe

@@ -142,5 +142,5 @@ class Queries:
         """
         answers = state_dict.get("answers")
         if not isinstance(answers, Tensor) or answers.shape[1:] != self.answers.shape[1:]:
-            raise RunError(f"the checkpoint does not fit its recipe. Start again with {setting('force')}.")
+            raise RunError("the checkpoint does not fit its recipe.")
         self.asked, self.answers = int(state_dict["asked"]), answers

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from interpkit.errors import RunError, first_line, setting
+from interpkit.errors import RunError, first_line
 from interpkit.runtime.distributed import World
 
 
@@ -130,9 +130,7 @@ def restore(
             set_randomness(state["processes"][world.rank], rng)
         return int(state["step"])
     except Exception as error:  # whatever torch raises for unexpected values
-        raise RunError(
-            f"the checkpoint does not fit its recipe: {first_line(error)}. Start again with {setting('force')}."
-        ) from error
+        raise RunError(f"the checkpoint does not fit its recipe: {first_line(error)}.") from error
 
 
 def get_randomness(rng: torch.Generator) -> dict[str, Tensor]:

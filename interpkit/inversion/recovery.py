@@ -134,10 +134,7 @@ class RecoverableTraining(TrainingState):
             self._halved, self.objective.micro_batch = True, min(size, self.objective.micro_batch or size)
         for state in (good := state_dict.get("good"), newest := state_dict.get("newest")):
             if state is not None and not (isinstance(state, dict) and isinstance(state.get("step"), int)):
-                raise RunError(
-                    f"the checkpoint does not fit its recipe: it does not contain a good state. Start again with "
-                    f"{setting('force')}."
-                )
+                raise RunError("the checkpoint does not fit its recipe: it does not contain a good state.")
         self._good, self._newest, self.fit = good, newest, state_dict.get("fit")
 
     @phase("checkpoints")

@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from interpkit.errors import RunError, UsageError, setting
+from interpkit.errors import RunError, UsageError, resume
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -112,7 +112,7 @@ def read_tensors(path: Path, missing: str = "", torn: str = "") -> dict[str, Ten
     import safetensors.torch
 
     if not path.is_file():  # also refuses a pipe, which would never end
-        raise RunError(missing or f"there is no {path}: the run was not finished. Resume it with {setting('resume')}.")
+        raise RunError(missing or f"there is no {path}: the run was not finished. Resume it: {resume(path.parent)}.")
     try:
         return safetensors.torch.load_file(path)
     except Exception as error:  # safetensors' own kinds, and dtypes that this torch lacks

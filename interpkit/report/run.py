@@ -383,7 +383,7 @@ def _facts(inversion: Inversion, manifest: Manifest) -> dict[str, str]:
         "Conditioner": recipe.conditioner.name if recipe.conditioner else "",
         "Generator": recipe.generator.name if recipe.generator else "",
         "Losses": terms,
-        "Training": f"{inversion.steps_done:,} of {recipe.steps:,} steps"
+        "Training": f"{manifest.steps_done:,} of {recipe.steps:,} steps"
         + (f" of {recipe.batch_size} images" if isinstance(inversion, GeneratorInversion) else ""),
         "Seed": str(recipe.seed),
         "Machine": f"{manifest.device or '?'}, {manifest.precision or '?'}",

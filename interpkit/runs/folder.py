@@ -26,6 +26,8 @@ from interpkit.errors import (
     UsageError,
     command,
     listed,
+    restart,
+    resume,
     setting,
     upgrade,
 )
@@ -45,6 +47,7 @@ from interpkit.plugins.registry import Entry
 from interpkit.runs.manifest import SCHEMA, conditions, describe, used_data, weights_digest
 from interpkit.runs.stored import StoredRun
 from interpkit.runtime import environment
+from interpkit.runtime.devices import is_out_of_memory
 from interpkit.runtime.random import global_seed
 from interpkit.runtime.recorder import StepRecord
 
@@ -157,7 +160,7 @@ class Run:
             value = strict_json.parse(strict_json.read_text(self / name))
         except FileNotFoundError as error:
             raise RunError(
-                f"{self.folder} has no {name}: the run was not finished. Resume it with {setting('resume')}."
+                f"{self.folder} has no {name}: the run was not finished. Resume it: {resume(self.folder)}."
             ) from error
         except (OSError, ValueError) as error:
             raise RunError(f"{self / name} cannot be read: {error}.") from error
@@ -225,8 +228,10 @@ class Run:
             if type(step) is not int or step < 0 or not isinstance(seconds, int | float) or not 0 <= seconds < math.inf:
                 raise ValueError("it does not contain the state of a run")
         except Exception as error:  # torch.load raises many kinds
-            reason = (str(error) or type(error).__name__).splitlines()[0]
-            raise RunError(f"{path} cannot be read: {reason:.200}. Start again with {setting('force')}.") from error
+            short = is_out_of_memory(error)
+            reason = "memory ran out" if short else (str(error) or type(error).__name__).splitlines()[0]
+            remedy = "" if short or isinstance(error, OSError) else f" {restart()}"
+            raise RunError(f"{path} cannot be read: {reason:.200}.{remedy}") from error
         return state
 
     def check_plugins(self) -> Recipe:
@@ -277,6 +282,11 @@ class Run:
         options = self.recipe().target
         if options.trust and not trust:
             raise ModelError(f"{path} may run code when it is loaded. If you trust it, add {setting('trust')}.")
+        if model is None and not path.exists():
+            raise ModelError(
+                f"there is no {path}, the classifier that {self.folder} inverted. If it has moved, name it by "
+                f"{setting('model', 'PATH')}."
+            )
         # Hash only what a loader recognizes: a manifest may name any folder, even the root of the file system.
         digest = loading.digest(path) if path.exists() and loading.loader_of(path) else None
         if (options.arch or "").startswith("py:") and arch is None:  # trust is for the classifier's file
@@ -287,10 +297,10 @@ class Run:
                     f"{setting('arch', options.arch)}"
                 )
         options = options.model_copy(update={"trust": trust, "arch": arch or options.arch})
-        if model is None and digest not in (None, recorded.sha256):
+        if None not in (digest, recorded.sha256) and digest != recorded.sha256:
             raise ModelError(
-                f"{path} is not what it was when {self.folder} was made (its sha256 differs). "
-                f"Name the right file with {setting('model', 'PATH')}."
+                f"{path} is not the classifier that {self.folder} inverted (its sha256 differs). Name the right file "
+                f"by {setting('model', 'PATH')}, or invert this one into another folder."
             )
         target = loading.load(path, options)
         if arch is not None:
@@ -308,9 +318,11 @@ class Run:
             target = self.load_target(model, **typed)
         else:
             self.check_plugins()
+            self.check_target(target)
         recipe, manifest = self.recipe(), self.manifest()
         history = self.history(recipe)
-        if manifest.status in ("running", "failed") and 0 < manifest.steps_done < recipe.steps:
+        extended = manifest.status in ("running", "failed") and manifest.steps_done < recipe.steps
+        if extended and (manifest.steps_done or (self / "samples.safetensors").exists()):
             log.warning(
                 "%s is being extended to %d steps, or that was interrupted: what it holds is of step %d",
                 self.folder,
@@ -318,18 +330,27 @@ class Run:
                 manifest.steps_done,
             )
             history = [record for record in history if record.step <= manifest.steps_done]
+        elif (history[-1].step if history else 0) < manifest.steps_done:
+            log.warning(
+                "%s is missing or ends early: its curves are not those of the whole run", self / "history.jsonl"
+            )
         empty = {int(label): reason for label, reason in manifest.empty.items() if int(label) < target.num_classes}
         stored = StoredRun(self.folder, target, recipe, history, manifest.files, empty)
         with global_seed(0, torch.device("cpu")):  # building draws weights, which are overwritten
             inversion = contracts.loaded_inversion(assembly.inverter(recipe, installed()), stored)
         inversion.terms = functools.partial(assembly.terms_with_figures, recipe, target)
+        inversion.steps_done, inversion.noted = manifest.steps_done, self.noted()
         return inversion
+
+    def noted(self) -> dict[str, Any]:
+        """Return what the manifest notes of how the run was computed."""
+        return {name: value for name, value in self.manifest().to_dict().items() if name in NOTED}
 
     # ------------------------------------------------------------------------------------- writing
 
-    def begin(self, recipe: Recipe, target: Target, presets: list[str]) -> None:
-        """Write manifest.json and recipe.toml; call this before the first step."""
-        self._write_manifest(describe(recipe, target) | {"presets": presets, "status": "running"})
+    def begin(self, recipe: Recipe, target: Target, **facts: Any) -> None:
+        """Write manifest.json, with more facts, and recipe.toml; call this before the first step."""
+        self._write_manifest(describe(recipe, target) | facts | {"status": "running"})
         write_atomically(self / "recipe.toml", recipe.to_toml())
         typed_code.remember(recipe.target, self.manifest().model.sha256)
 
@@ -354,25 +375,28 @@ class Run:
                 f"give {setting('resume')} without presets and settings; for a new run, name another folder with "
                 f"{setting('out', None)}."
             )
-        known = manifest.model
-        if target.origin is not None:
-            differs = known.sha256 != loading.digest(target.origin)
-        else:  # in memory; a run of 0.1 and 0.2 has no digest of it
-            differs = known.path is None and known.sha256 not in (None, weights_digest(target))
-        if differs:
-            which = known.path or "one in memory with other weights"
-            raise RunError(
-                f"{self.folder} inverts another classifier ({which}). Name another folder with {setting('out', None)}."
-            )
+        self.check_target(target, f" Name another folder with {setting('out', None)}.")
         for place, now in data.items():
             if place in manifest.data and manifest.data[place].sha256 != now["sha256"]:
                 raise RunError(
                     f"{now['path']}, the data of {place}, has changed since {self.folder} was begun: the sha256 of its "
-                    f"images and labels differs. Restore it, name it by {setting(f'{place}', 'DATA')} if it has moved, "
+                    f"images and labels differs. Restore it, name it by "
+                    f"{setting(place.removeprefix('losses.'), 'DATA')} if it has moved, "
                     f"or name another folder with {setting('out', None)}."
                 )
         if recipe.steps < here.steps:
             raise RunError(f"{self.folder} has {here.steps} steps; {setting('steps', recipe.steps)} cannot shorten it.")
+
+    def check_target(self, target: Target, remedy: str = "") -> None:
+        """Raise a `RunError` if a classifier is not the one that the run inverts, as far as that can be told."""
+        known = self.manifest().model
+        if target.origin is not None:
+            differs = known.sha256 not in (None, loading.digest(target.origin))
+        else:  # in memory; a run of 0.1 and 0.2 has no digest of it
+            differs = known.path is None and known.sha256 not in (None, weights_digest(target))
+        if differs:
+            which = known.path or "one in memory with other weights"
+            raise RunError(f"{self.folder} inverts another classifier ({which}).{remedy}")
 
     def resume(self, recipe: Recipe, target: Target) -> None:
         """Resume the run with a recipe that has passed `check_same`.
@@ -381,6 +405,8 @@ class Run:
         """
         checkpoint = self.checkpoint()
         step = checkpoint["step"] if checkpoint else None
+        if step is None and self.manifest().steps_done:
+            log.warning("%s has no checkpoint, so it starts again at step 1", self.folder)
         changes: dict[str, Any] = {}
         if changed := self.changed_since(recipe, target):
             move = {"after_step": step, "was": {name: was for name, (was, _) in changed.items()}}
@@ -414,8 +440,10 @@ class Run:
         """Change entries of the manifest."""
         self._write_manifest(self.manifest().to_dict() | facts)
 
-    def write_files(self, inversion: Inversion) -> None:
-        """Write the inversion's own files atomically, and list them in the manifest with their sha256.
+    def write_files(self, inversion: Inversion, **facts: Any) -> None:
+        """Write the inversion's own files atomically, and list them in the manifest with their sha256 and more facts.
+
+        What was drawn from the files before is removed: samples, metrics and report.
 
         Raises:
             PluginError: a name is invalid or reserved for the run.
@@ -429,8 +457,10 @@ class Run:
                     f"{self / name} does not belong to this run, which would overwrite it: move it, then resume with "
                     f"{setting('resume')}."
                 )
+        for name in DRAWN:
+            (self / name).unlink(missing_ok=True)
         # List the files first, so that a run that is killed in between recognizes them as its own.
-        self.note(files={name: hashlib.sha256(content).hexdigest() for name, content in files.items()})
+        self.note(files={name: hashlib.sha256(content).hexdigest() for name, content in files.items()}, **facts)
         for name, content in files.items():
             write_atomically(self / name, content)
         for name in set(before) - files.keys():
@@ -465,6 +495,10 @@ FILES = (
     "checkpoint",
 )
 """The files that interpkit itself writes into a run folder; an inversion may add its own."""
+NOTED = ("presets", "precision", "folded", "micro_batch", "fell_back", "lowered_rate", "collapsed")
+"""Entries of the manifest that note how a run was computed."""
+DRAWN = ("report.html", "metrics.json", "samples.png", "samples.safetensors")
+"""Those that are drawn from an inversion when it ends."""
 RESERVED = {*FILES, "attributions", "concepts"} - {GENERATOR_FILE}
 """Names that an inversion's own files must not use; the generator's weights are such a file."""
 

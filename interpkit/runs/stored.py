@@ -13,7 +13,7 @@ from torch import Tensor
 
 from interpkit.config.recipe import Recipe
 from interpkit.config.schemas import FILE_NAME
-from interpkit.errors import RunError, setting
+from interpkit.errors import RunError, resume
 from interpkit.evaluation import scoring
 from interpkit.interfaces.generation import Conditioner, Generator
 from interpkit.interfaces.inversions import Inversion
@@ -51,12 +51,12 @@ class StoredRun(StoredInversion):
         if not FILE_NAME.fullmatch(name):  # another file of a run may have named it
             raise RunError(f"{self.folder} cannot have a file {name!r:.100} of its inverter.")
         if not path.is_file():  # also refuses a pipe, which would never end
-            raise RunError(f"{self.folder} has no {name}: resume the run with {setting('resume')}.")
+            raise RunError(f"{self.folder} has no {name}: the run was not finished. Resume it: {resume(self.folder)}.")
         content = path.read_bytes()
         if name in self._files and hashlib.sha256(content).hexdigest() != self._files[name]:
             raise RunError(
                 f"{path} is not the file that the run wrote: its sha256 differs from the one in manifest.json. If the "
-                f"run was stopped while writing it, resume it with {setting('resume')}; otherwise restore the file."
+                f"run was stopped while writing it, resume it: {resume(self.folder)}. Otherwise restore the file."
             )
         return content
 

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from interpkit.errors import DivergedError, RunError, listed, setting
+from interpkit.errors import DivergedError, RunError, listed, restart, setting
 from interpkit.runtime import progress
 from interpkit.runtime.distributed import World
 from interpkit.runtime.mode_collapse import ONE_PICTURE, SINCE, Collapse
@@ -118,6 +118,7 @@ class Recorder:
         self.next_step = 1
         self.history: list[StepRecord] = []
         self.stop_requested = False
+        self.notes: dict[str, Any] = {}
         self.images_so_far: int | None = None
         """The images that there are to judge if the run stops now; None if it can then make as many as it likes."""
         self.trial = False
@@ -170,7 +171,10 @@ class Recorder:
         world = World.current()
         checkpoint = world.broadcast(self.start())
         if checkpoint is not None:
-            state.load_state_dict(checkpoint)
+            try:
+                state.load_state_dict(checkpoint)
+            except RunError as error:
+                raise RunError(f"{error} {restart()}") from error
             if world.rank > 0:
                 self.take_up(checkpoint)  # all processes must agree on what counts as an explosion
         return checkpoint is not None
@@ -361,8 +365,7 @@ class Recorder:
             whole = False
         if not whole:
             raise RunError(
-                f"the checkpoint does not fit its recipe: it does not contain valid values of steps. Start again with "
-                f"{setting('force')}."
+                f"the checkpoint does not fit its recipe: it does not contain valid values of steps. {restart()}"
             )
         self._checked, self._recent, self._names = list(checked), list(recent), list(names)
 
@@ -392,7 +395,8 @@ class Recorder:
         self.history = [record for record in self.history if record.step <= step]
 
     def note(self, **facts: Any) -> None:
-        """Note in the manifest how the run is computed; runs in memory do not have one."""
+        """Note how the run is computed, in the manifest if it has one."""
+        self.notes |= facts
 
     def due(self, step: int | None) -> bool:
         """Return whether to save a checkpoint after this step, or within one if None; runs in memory save none."""

@@ -254,7 +254,9 @@ class _Searched:
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything that the rest of the run depends on."""
-        return {"step": self.step, "done": self.done, "found": self.found, "last": list(self.last), "first": self.first}
+        generator = None if self.generator is None else self.generator.fingerprint()
+        state = {"step": self.step, "done": self.done, "found": self.found, "last": list(self.last)}
+        return {**state, "first": self.first, "generator": generator}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore such a state.
@@ -264,7 +266,9 @@ class _Searched:
         """
         found = state_dict.get("found", {})
         if found.keys() != set(COLUMNS) or found["images"].shape[1:] != self.given.shape[1:]:
-            raise RunError("the checkpoint does not fit its recipe. Start again with --force.")
+            raise RunError("the checkpoint does not fit its recipe.")
+        if self.generator is not None and state_dict.get("generator") not in (None, self.generator.fingerprint()):
+            raise RunError(f"the generator in {self.options.run} has changed since this run was begun: restore it.")
         self.step, self.done, self.found = state_dict["step"], state_dict["done"], dict(found)
         images, labels, distances = state_dict["last"]
         self.last, self.first = (images, labels, distances), state_dict["first"]

@@ -257,7 +257,7 @@ class Search:
         for name, tensor in own.items():
             saved = state_dict.get(name)
             if not isinstance(saved, Tensor) or saved.shape != tensor.shape or saved.dtype != tensor.dtype:
-                raise RunError("the checkpoint does not fit its recipe: it has other images. Start again with --force.")
+                raise RunError("the checkpoint does not fit its recipe: it has other images.")
         self.splitting.state, self.images, self.split = (state_dict[name] for name in own)
         self.step, self.sweeps = int(state_dict["step"]), int(state_dict["sweeps"])
         self.logits = self._logits(self.images)

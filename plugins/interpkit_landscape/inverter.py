@@ -162,6 +162,6 @@ class _Training(TrainingState):
         labels: Tensor = state_dict.get("labels", self.labels)
         fits = points.shape[1:] == self.points.shape[1:] and labels.shape == points.shape[:1]
         if not fits or not 0 < len(points) <= self.size:
-            raise RunError("the checkpoint does not fit its recipe. Start again with --force.")
+            raise RunError("the checkpoint does not fit its recipe.")
         super().load_state_dict(state_dict)
         self.points, self.labels = points.to(self.points), labels.to(self.labels)

@@ -269,7 +269,7 @@ class Groups:
         done = state_dict.get("done", [])
         shapes = [(len(group), *self.target.input_shape) for group in self.labels[: len(done)]]
         if [tuple(images.shape) for images in done] != shapes or len(done) >= len(self.labels):
-            raise RunError("the checkpoint does not fit its recipe. Start again with --force.")
+            raise RunError("the checkpoint does not fit its recipe.")
         self.done = list(done)
         self._begin()
         self.step = restore(state_dict, self.trained, self.optimizer, self.rng)

@@ -382,7 +382,7 @@ class Search:
         for name in STATE:
             own, kept = getattr(self, name), state_dict.get(name)
             if not isinstance(kept, Tensor) or kept.dtype != own.dtype or kept.shape[1:] != own.shape[1:]:
-                raise RunError("the checkpoint does not fit its recipe. Start again with --force.")
+                raise RunError("the checkpoint does not fit its recipe.")
             setattr(self, name, kept)
         self.step = int(state_dict["step"])
         self.rng.set_state(state_dict["rng"])

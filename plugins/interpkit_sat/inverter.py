@@ -431,7 +431,7 @@ class Hunt:
         except (KeyError, TypeError, AttributeError, ValueError):
             fits = False
         if not fits:
-            raise RunError("the checkpoint does not fit its recipe. Start again with --force.")
+            raise RunError("the checkpoint does not fit its recipe.")
 
 
 def opposite(bits: Tensor) -> Clause:

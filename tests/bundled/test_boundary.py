@@ -119,6 +119,19 @@ def test_along_a_run_the_images_are_samples_of_its_generator(
     assert len(inversion.images) and inversion.found["distances"].min() > invert(target, data).found["distances"].max()
 
 
+def test_a_generator_that_changed_since_is_refused_on_resuming(
+    target: interpkit.Target, data: str, tmp_path: Path
+) -> None:
+    small = {"upconv.width": 8, "upconv.min_width": 4, "upconv.latent": 8, "upconv.hidden": 8}
+    run, settings = tmp_path / "run", {"steps": 1, "batch_size": 16, "options": small, "device": "cpu"}
+    interpkit.invert(target, ["vecmat"], out=run, **settings)
+    along = {"boundary.run": str(run), "boundary.confidence": 0.34}
+    invert(target, data, options=along, steps=1, out=tmp_path / "along")
+    interpkit.invert(target, ["vecmat"], out=run, force=True, seed=1, **settings)
+    with pytest.raises(interpkit.RunError, match=r"the generator in .* has changed since this run was begun: restore"):
+        invert(target, data, options=along, steps=2, out=tmp_path / "along", resume=True)
+
+
 @pytest.mark.parametrize("option", [{"smooth": 1.0}, {"starts": 2}], ids=["smooth", "starts"])
 def test_options_for_images_that_change_freely_are_refused_along_a_run(
     target: interpkit.Target, data: str, tmp_path: Path, option: dict[str, float]

@@ -242,7 +242,7 @@ def spoil(path: Path, **changes: Tensor | None) -> None:
 @pytest.mark.parametrize(
     ("fault", "words"),
     [
-        (lambda path: path.unlink(), r"samples.safetensors: the run was not finished. Resume it with resume=True"),
+        (lambda path: path.unlink(), r"samples.safetensors: the run was not finished. Resume it: .*resume=True"),
         (lambda path: path.write_bytes(path.read_bytes()[:200]), "not a complete safetensors file"),
         (lambda path: spoil(path, labels=None), "holds .*; samples of tiny need images, labels and generator"),
         (lambda path: spoil(path, images=None), "samples of tiny need images, labels and generator"),

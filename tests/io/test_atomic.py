@@ -133,7 +133,7 @@ def test_tensors_are_read_or_refused_with_a_reason(tmp_path: Path) -> None:
         read_tensors(path, torn=" Sample again.")
     path.unlink()
     with pytest.raises(
-        RunError, match=r"there is no .*samples.safetensors: the run was not finished. Resume it with resume=True"
+        RunError, match=r"there is no .*samples.safetensors: the run was not finished. Resume it: .*resume=True"
     ):
         read_tensors(path)
     os.mkfifo(path)  # which would be waited for without end

@@ -697,8 +697,16 @@ def test_a_report_that_fails_does_not_lose_the_run(
 def test_runs_that_cannot_be_shown_say_why(run_copy: Path, finished_run: Path, tmp_path: Path) -> None:
     page = tmp_path / "page.html"
     (run_copy / "samples.safetensors").unlink()
-    fails(1, "the run was not finished. Resume it with --resume", "report", run_copy)
-    fails(1, "the run was not finished. Resume it with --resume", "compare", finished_run, run_copy, "--html", page)
+    fails(1, "the run was not finished. Resume it: interpkit invert MODEL", "report", run_copy)
+    fails(
+        1,
+        "the run was not finished. Resume it: interpkit invert MODEL",
+        "compare",
+        finished_run,
+        run_copy,
+        "--html",
+        page,
+    )
     manifest = json.loads((run_copy / "manifest.json").read_text())
     (run_copy / "manifest.json").write_text(json.dumps(manifest | {"schema": 0}))
     fails(1, "has schema 0; this interpkit reads 1", "report", run_copy)

@@ -252,11 +252,17 @@ def test_a_changed_classifier_is_refused_and_a_moved_one_can_be_named(
     run = Run.open(interpkit.invert(model, **quick(steps=1)).save(tmp_path / "run"))
     moved = Path(shutil.copy(model, tmp_path / "moved.safetensors"))
     make_model(model, seed=1)
-    with pytest.raises(ModelError, match=r"mine\.safetensors is not what it was.*model=PATH"):
+    with pytest.raises(ModelError, match=r"mine\.safetensors is not the classifier that.*model=PATH"):
         interpkit.load_inversion(run.folder)
+    with pytest.raises(ModelError, match=r"mine\.safetensors is not the classifier that"):
+        run.load(model=model)
+    with pytest.raises(RunError, match="inverts another classifier"):
+        run.load(interpkit.load_target(model))
     assert run.load(model=moved).target.origin == moved
     model.unlink()
-    with pytest.raises(ModelError, match="there is no file"):
+    with pytest.raises(
+        ModelError, match=r"there is no .*mine\.safetensors, the classifier that .*name it by model=PATH"
+    ):
         interpkit.load_inversion(run.folder)
 
 
@@ -324,7 +330,7 @@ def test_a_target_that_is_not_the_runs_is_refused(finished_run: Path) -> None:
         ("manifest.json", b'{"schema": "x"}', r"schema 'x'; this interpkit reads 1\.$"),
         ("manifest.json", b'{"schema": 1}', "does not state which classifier"),
         ("manifest.json", b'{"schema": 1, "model": {"name": "a", "path": 1, "sha256": null}}', "which classifier"),
-        ("generator.safetensors", None, "has no generator.safetensors: resume the run with resume=True"),
+        ("generator.safetensors", None, "has no generator.safetensors: the run was not finished"),
         ("generator.safetensors", b"\x08\0\0\0\0\0\0\0{}", "is not a complete safetensors file"),
         ("generator.safetensors", b"", "is not a complete safetensors file"),
         ("generator.safetensors", safetensors.torch.save({"generator.x": torch.ones(1)}), "does not fit the recipe"),
@@ -440,6 +446,92 @@ def test_a_run_that_was_interrupted_twice_equals_an_uninterrupted_one(
     interpkit.invert(tiny_model, out=tmp_path, resume=True)
     assert_same_run(tmp_path, whole, same_tensors)
     assert rows(tmp_path)[-1]["seconds"] >= seconds
+
+
+def test_an_extension_that_stops_while_it_is_judged_leaves_nothing_of_the_shorter_run(
+    run_copy: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr("interpkit.evaluation.scoring.judge", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            interpkit.invert(tiny_model, out=run_copy, resume=True, steps=15)
+    assert manifest(run_copy)["steps_done"] == 15
+    assert not any((run_copy / name).exists() for name in ("samples.safetensors", "samples.png", "metrics.json"))
+    with pytest.raises(RunError, match=r"no metrics\.json: the run was not finished. Resume it: .*resume=True"):
+        interpkit.write_report(run_copy)
+    interpkit.invert(tiny_model, out=run_copy, resume=True)
+    assert {path.name for path in run_copy.iterdir()} == CONTRACT | {"report.html"}
+
+
+def interrupted(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("name", ["metrics.json", "samples.safetensors", "generator.safetensors"])
+def test_resuming_a_finished_run_makes_again_what_was_removed(run_copy: Path, tiny_model: Path, name: str) -> None:
+    before = (run_copy / name).read_bytes()
+    (run_copy / name).unlink()
+    interpkit.invert(tiny_model, out=run_copy, resume=True)
+    assert (run_copy / name).read_bytes() == before
+
+
+def test_a_history_that_is_missing_is_told_and_the_steps_are_the_runs(
+    run_copy: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (run_copy / "history.jsonl").unlink()
+    assert interpkit.load_inversion(run_copy).steps_done == 12
+    assert "history.jsonl is missing or ends early" in caplog.text
+    interpkit.write_report(run_copy)
+    assert "12 of 12 steps" in (run_copy / "report.html").read_text("utf-8")
+
+
+def test_a_run_without_a_checkpoint_says_that_it_starts_again(
+    run_copy: Path, tiny_model: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (run_copy / "checkpoint").unlink()
+    interpkit.invert(tiny_model, out=run_copy, resume=True, steps=15)
+    assert f"{run_copy} has no checkpoint, so it starts again at step 1" in caplog.messages
+
+
+def test_a_checkpoint_that_cannot_be_read_now_is_not_to_be_thrown_away(
+    run_copy: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for error, words in (
+        (OSError(5, "Input/output error"), r"output error\.$"),
+        (MemoryError(), r"memory ran out\.$"),
+    ):
+        monkeypatch.setattr("interpkit.runs.folder.load_plain", raising(error))
+        with pytest.raises(RunError, match=words):
+            interpkit.invert(tiny_model, out=run_copy, resume=True, steps=15)
+
+
+def raising(error: Exception) -> Callable[..., None]:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    return fail
+
+
+def test_resuming_and_replacing_exclude_each_other(run_copy: Path, tiny_model: Path) -> None:
+    with pytest.raises(UsageError, match="resume=True continues a run, and force=True replaces it"):
+        interpkit.invert(tiny_model, out=run_copy, resume=True, force=True)
+
+
+def test_resuming_nothing_with_no_recipe_is_refused(tmp_path: Path, tiny_model: Path) -> None:
+    with pytest.raises(UsageError, match=r"there is no run in .*none to resume: leave resume out"):
+        interpkit.invert(tiny_model, out=tmp_path / "none", resume=True)
+
+
+def test_a_run_in_memory_that_is_saved_notes_how_it_was_computed(
+    tiny_model: Path, quick: Quick, tmp_path: Path, run_copy: Path
+) -> None:
+    inversion = interpkit.invert(tiny_model, presets=["vecmat"], **{**quick(steps=2), "plugins": ()})
+    inversion.noted = {**inversion.noted, "precision": "fp32", "fell_back": {"after_step": 0, "reason": "NaN"}}
+    kept = manifest(inversion.save(tmp_path / "saved"))
+    assert kept["presets"] == ["vecmat"] and kept["fell_back"] == {"after_step": 0, "reason": "NaN"}
+    change_manifest(run_copy, lowered_rate={"factor": 0.3})
+    again = interpkit.load_inversion(run_copy).save(tmp_path / "again")
+    assert manifest(again)["lowered_rate"] == {"factor": 0.3}
 
 
 def test_resuming_without_a_run_starts_one(tmp_path: Path, tiny_model: Path, quick: Quick) -> None:
@@ -804,7 +896,7 @@ def test_running_out_of_memory_while_saving_a_checkpoint_repeats_no_step(
 
     with monkeypatch.context() as patch:
         patch.setattr(torch, "save", out_of_memory)
-        with pytest.raises(RunError, match=r"out of memory.*checkpoint, of step 5.*resume=True"):
+        with pytest.raises(RunError, match=r"out of memory.*resume=True.*checkpoint, of step 5"):
             interpkit.invert(tiny_model, out=tmp_path, **quick(steps=14, checkpoint_every=5))
     assert manifest(tmp_path)["status"] == "failed"
     interpkit.invert(tiny_model, out=tmp_path, resume=True)

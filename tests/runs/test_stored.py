@@ -148,7 +148,7 @@ def test_an_inverter_gets_the_recipes_terms_when_it_loads(
 @pytest.mark.usefixtures("gray")
 @pytest.mark.parametrize(
     ("content", "words"),
-    [(None, r"has no levels\.json: resume the run with resume=True"), (b"{}", r"levels\.json is not the file that")],
+    [(None, r"has no levels\.json: the run was not finished"), (b"{}", r"levels\.json is not the file that")],
 )
 def test_a_missing_or_changed_file_is_refused(
     tmp_path: Path, tiny_model: Path, content: bytes | None, words: str
