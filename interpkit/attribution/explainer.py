@@ -145,6 +145,7 @@ class Explainer:
         tensor(True)
     """
 
+    @with_autograd
     def __init__(
         self,
         target: Target,
