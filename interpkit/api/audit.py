@@ -14,6 +14,7 @@ from torch import Tensor
 
 from interpkit.api.invert import prepare
 from interpkit.api.load import load_inversion
+from interpkit.api.outputs import result_folder
 from interpkit.config.recipe import set_option, validated
 from interpkit.errors import UsageError, percent, setting
 from interpkit.evaluation.metrics import Data, labelled_images
@@ -24,12 +25,13 @@ from interpkit.interfaces.data import fetch
 from interpkit.interfaces.inversions import Inversion
 from interpkit.interfaces.metrics import TooFew
 from interpkit.interfaces.targets import Target
-from interpkit.io.atomic import inner_folder, to_json, write_atomically, write_tensors
+from interpkit.io.atomic import to_json, write_atomically, write_tensors
 from interpkit.io.datasets import LabelledImages, refuse_shared
 from interpkit.io.locking import only_writer
 from interpkit.plugins.discovery import installed
 from interpkit.plugins.loading import load_target
 from interpkit.report.audit import REAL, write_audit
+from interpkit.runs.manifest import weights_digest
 from interpkit.runtime.at_once import how_many, in_batches
 from interpkit.runtime.autograd import with_autograd
 from interpkit.runtime.devices import choose_device, device_of, keep_freed_memory
@@ -39,7 +41,7 @@ from interpkit.runtime.random import global_seed
 log = logging.getLogger("interpkit")
 
 SCHEMA = 1
-FIGURES, TENSORS, PAGE = "audit.json", "audit.safetensors", "audit.html"
+FIGURES, TENSORS, PAGE = WRITTEN = "audit.json", "audit.safetensors", "audit.html"
 PER_CLASS = 12
 MOST_CLASSES = 20
 """Of more classes than this, the half that the screening tests found most unusual are tested, and as many others."""
@@ -83,9 +85,9 @@ class AuditReport:
 
     def save(self, folder: str | Path) -> Path:
         """Write audit.json, audit.safetensors and audit.html into a folder; return the folder."""
-        place = inner_folder(Path(folder))
+        place = result_folder(folder, WRITTEN)
         pictures = {name: found.result.pictures for name, found in self.results.items()}
-        with only_writer(place, [FIGURES, TENSORS, PAGE]):
+        with only_writer(place, WRITTEN):
             results = [found.result for found in self.results.values()]
             tensors = {key: tensor.contiguous() for result in results for key, tensor in result.tensors.items()}
             metadata = {"format": "pt", "interpkit.schema": str(SCHEMA), "interpkit.kind": "audit"}
@@ -165,6 +167,8 @@ def audit(
     everything = [c for c in range(target.num_classes) if c != target.garbage]
     if len(everything) < 2:
         raise UsageError(f"{target.name} has one class: an audit compares classes.")
+    if out is not None:
+        result_folder(out, WRITTEN)
     shown = everything
     place = choose_device(device)
     keep_freed_memory(place)
@@ -381,6 +385,7 @@ def _record(
     return {
         "schema": SCHEMA,
         "name": target.name,
+        "classifier": weights_digest(target),
         "flagged": bool(findings),
         "findings": findings,
         "tests": tests,

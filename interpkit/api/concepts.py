@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from interpkit.api.load import load_inversion
+from interpkit.api.outputs import result_folder
 from interpkit.attribution import concepts as found_by
 from interpkit.attribution import dictionaries
 from interpkit.attribution.concepts import ConceptTarget, Found
@@ -27,10 +28,11 @@ from interpkit.evaluation.statistics import wilson
 from interpkit.interfaces.inversions import Inversion
 from interpkit.interfaces.samples import to_unit
 from interpkit.interfaces.targets import Target
-from interpkit.io.atomic import inner_folder, read_tensors, to_json, write_atomically, write_tensors
+from interpkit.io.atomic import digest, read_tensors, to_json, write_atomically, write_tensors
 from interpkit.io.locking import only_writer
 from interpkit.plugins.loading import load_target
 from interpkit.report.concepts import read_concepts, write_concepts
+from interpkit.runs.manifest import weights_digest
 from interpkit.runtime import progress
 from interpkit.runtime.autograd import with_autograd
 from interpkit.runtime.devices import choose_device
@@ -40,7 +42,10 @@ log = logging.getLogger("interpkit")
 
 SCHEMA = 1
 COUNT = 10_000
-FOLDER, FIGURES, TENSORS, PAGE = "concepts", "concepts.json", "concepts.safetensors", "report.html"
+FOLDER = "concepts"
+FIGURES, TENSORS, PAGE = WRITTEN = "concepts.json", "concepts.safetensors", "report.html"
+OF_DICTIONARY = "dictionary."
+"""What the names of the dictionary's tensors begin with."""
 STRONGEST = 6
 """Images that are kept of each of the `SHOWN` concepts."""
 LARGE = 2
@@ -97,13 +102,13 @@ class Concepts:
 
         Names that an earlier call gave to the same concepts are kept.
         """
-        place = inner_folder(Path(folder))
-        with only_writer(place, [FIGURES, TENSORS, PAGE]):
+        place = result_folder(folder, WRITTEN)
+        with only_writer(place, WRITTEN):
             if (place / FIGURES).is_file():
                 before = read_concepts(place / FIGURES)
                 # not by the steps, which older versions counted otherwise: the weights are compared
                 alike = {**before["settings"], "steps": 0} == {**self.record["settings"], "steps": 0}
-                if alike and self._learned_in(place / TENSORS):
+                if alike and self._learned_in(place, before):
                     self.record["names"] = {**before["names"], **self.record["names"]}
                 elif before["names"]:
                     names = ", ".join(f"{number}={name}" for number, name in before["names"].items())
@@ -112,6 +117,7 @@ class Concepts:
                     )
             for row in self.record["concepts"]:
                 row["name"] = self.record["names"].get(str(row["concept"]), "")
+            self.record["weights"] = digest(self._weights())
             tensors = {**self._weights(), "pictures": self.pictures, "maps": self.maps}
             metadata = {"format": "pt", "interpkit.schema": str(SCHEMA), "interpkit.kind": "concepts"}
             write_tensors(place / TENSORS, {name: value.contiguous() for name, value in tensors.items()}, metadata)
@@ -120,12 +126,12 @@ class Concepts:
         return place
 
     def _weights(self) -> dict[str, Tensor]:
-        return {f"dictionary.{name}": value for name, value in self.dictionary.state_dict().items()}
+        return {f"{OF_DICTIONARY}{name}": value for name, value in self.dictionary.state_dict().items()}
 
-    def _learned_in(self, file: Path) -> bool:
-        """Return whether a file holds this dictionary, and not one of another classifier or other images."""
+    def _learned_in(self, place: Path, record: Mapping[str, Any]) -> bool:
+        """Return whether a folder holds this dictionary, and not one of another classifier or other images."""
         try:
-            stored = read_tensors(file)
+            stored = _read_tensors(place, record)
         except RunError:
             return False
         return all(
@@ -199,6 +205,8 @@ def concepts(
             f"concepts need at least 1 step, 1 active concept and 1 image, not {steps}, {active} and {count}."
         )
     kind = known(dictionary) if isinstance(dictionary, str) else "custom"
+    if out is not None:
+        result_folder(out, WRITTEN)
     steps = dictionaries.STEPS.get(kind, 0) if steps is None else steps
     size = latents or LATENTS.get(kind, 0)
     samples = _samples(model, images, layer, count, seed, device)
@@ -241,13 +249,17 @@ def concepts(
         their = found_by.find(detector, judged, features, answers, device)
     facts = {"layer": layer, "dictionary": kind, "latents": found.codes.shape[1], "active": active, "seed": seed}
     facts |= {"learn_from": learn_from}
+    learned_on = {"source": str(images) if isinstance(images, str | Path) else "images in memory"}
+    if images is None and isinstance(model, Inversion):
+        learned_on = {"inversion": model.fingerprint()}
     settings = {**facts, "steps": steps, "images": len(samples), "vectors": len(rows)}
     record: dict[str, Any] = {
         "schema": SCHEMA,
         "name": target.name,
         **facts,
         "settings": settings,
-        **({"inversion": model.fingerprint()} if isinstance(model, Inversion) and images is None else {}),
+        "classifier": weights_digest(target),
+        **learned_on,
         "samples": found.to_json(),
         **({} if their is None else {"reference": their.to_json(), **_only(found, their)}),
         "names": _named(names or {}, found, their),
@@ -302,8 +314,9 @@ def load_concepts(
         target = load_inversion(place.parent).target
     if not isinstance(target, Target):
         target = load_target(target)
-    record, tensors = read_concepts(place / FIGURES), read_tensors(place / TENSORS, f"there is no {place / TENSORS}.")
-    weights = {n.removeprefix("dictionary."): value for n, value in tensors.items() if n.startswith("dictionary.")}
+    record = read_concepts(place / FIGURES)
+    tensors = _read_tensors(place, record)
+    weights = {n.removeprefix(OF_DICTIONARY): value for n, value in tensors.items() if n.startswith(OF_DICTIONARY)}
     gray = torch.full((1, *target.input_shape), 0.5)
     features, _ = found_by.read(target, record["layer"], gray, "cpu")
     width = found_by.positions(target, record["layer"], features).shape[2]
@@ -324,6 +337,18 @@ def load_concepts(
     except (RuntimeError, ValueError) as error:
         raise RunError(f"{place / TENSORS} does not fit the dictionary or the classifier: {error}.") from error
     return Concepts(target, record["layer"], dictionary.eval(), record, pictures, maps)
+
+
+def _read_tensors(place: Path, record: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Return the tensors of a folder; a `RunError` if they are not those of its figures, as one of two was written."""
+    tensors = read_tensors(place / TENSORS, f"there is no {place / TENSORS}.")
+    weights = digest({name: value for name, value in tensors.items() if name.startswith(OF_DICTIONARY)})
+    if record.get("weights", weights) != weights:  # older figures have none
+        raise RunError(
+            f"{place / TENSORS} and {FIGURES} beside it are of different calls, of which one was interrupted. Find the "
+            f"concepts again."
+        )
+    return tensors
 
 
 def _equal(rows: Tensor) -> bool:

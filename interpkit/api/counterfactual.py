@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from interpkit.api.outputs import result_folder
 from interpkit.attribution.export import load_images
 from interpkit.errors import UsageError, did_you_mean, listed, setting
 from interpkit.interfaces.inversions import Inversion
@@ -122,6 +123,9 @@ def counterfactual(
         >>> before, round(after, 1)
         (2.0, 8.0)
     """
+    from interpkit.report import counterfactual as report
+
+    folder = None if out is None else result_folder(out, report.WRITTEN)
     target = model.target if isinstance(model, Inversion) else model
     names: Sequence[str] = [str(number) for number in range(target.input_shape[0])]
     steps: float | Tensor = 1 / LEVELS if len(target.input_shape) == 3 else 0.0
@@ -142,10 +146,8 @@ def counterfactual(
     elif isinstance(model, GeneratorInversion):
         along = nearest_along(model, given, to, seed=seed, device=device)
     result = Counterfactuals(target, given, _in_own_units(free, target, given, names), along, names, decimals)
-    if out is not None:
-        from interpkit.report.counterfactual import write_counterfactuals
-
-        write_counterfactuals(target, given, result.free, along, result.rows(), Path(out))
+    if folder is not None:
+        report.write_counterfactuals(target, given, result.free, along, result.rows(), folder)
     return result
 
 

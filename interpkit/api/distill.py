@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from interpkit.api.load import load_inversion
+from interpkit.api.outputs import result_file
 from interpkit.errors import ModelError, UsageError, setting
 from interpkit.evaluation.teaching import Lesson, teach
 from interpkit.interfaces.inversions import Inversion
@@ -87,6 +88,8 @@ def distill(
             "a file names the architecture of its weights: pass FAMILY:NAME, or write the result yourself."
         )
     file = None if out is None else target_path(out)
+    if file is not None:
+        result_file(file)
     if not isinstance(inversion, Inversion):
         inversion = load_inversion(inversion, target=target)
     target, device = inversion.target, _device_of(inversion)

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from interpkit.api.invert import invert, prepare
+from interpkit.api.outputs import result_file
 from interpkit.config import schemas
 from interpkit.config.recipe import target_facts
 from interpkit.errors import ModelError, RunError, UsageError, percent, setting
@@ -145,6 +146,8 @@ def harden(
     if settings.get("labels") is not None:
         raise UsageError(f"hardening inverts all classes: leave {setting('labels', settings['labels'])} out.")
     file = None if out is None else target_path(out)
+    if file is not None:
+        result_file(file)
     if not isinstance(target, Target):
         target = loading.load_target(target)
     if augment and len(target.input_shape) != 3:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from interpkit.api.outputs import result_file
 from interpkit.attribution.explainer import checked_images
 from interpkit.attribution.export import load_images
 from interpkit.errors import UsageError, percent, setting
@@ -79,18 +80,30 @@ class Reconstruction:
         images = {"images": self.images} | ({} if self.originals is None else {"originals": self.originals})
         stored = {name: self._stored(tensor) for name, tensor in images.items()}
         tensors = {name: tensor.contiguous() for name, tensor in stored.items()}
-        write_tensors(path, {**tensors, "predictions": self.predictions, "kept": self.kept}, {"format": "pt"})
+        file, picture = result_files(path)
+        write_tensors(file, {**tensors, "predictions": self.predictions, "kept": self.kept}, {"format": "pt"})
         if not is_picture(self.target.input_shape):
             return [path]
         pairs = zip(*(tensors[name] for name in ("originals", "images") if name in tensors), strict=True)
         names = [f"{row['row']}: {row['predicted']} {percent(row['confidence'])}" for row in self.rows()]
         panel = [(name, [to_picture(each) for each in pair]) for name, pair in zip(names, pairs, strict=True)]
-        picture = path.with_suffix(".png")
         save_panel(panel, "the original, and what goes with its answer" if self.originals is not None else "", picture)
-        return [path, picture]
+        return [path, path.with_suffix(".png")]
 
     def _stored(self, images: Tensor) -> Tensor:
         return self.target.from_unit(images) if images.dim() == 2 else (images * 255).round().to(torch.uint8)
+
+
+def result_files(path: Path) -> tuple[Path, Path]:
+    """Return the files that `Reconstruction.save` writes for a path; see `result_file`.
+
+    Raises:
+        UsageError: neither file can be written, or the picture is not one of an earlier call.
+    """
+    picture = path.with_suffix(".png")
+    if picture.exists() and not path.exists():
+        raise UsageError(f"{picture} would be replaced by the picture of {path}: name another file.")
+    return result_file(path), result_file(picture)
 
 
 @with_autograd

@@ -74,10 +74,12 @@ def explain(
     rows: int | None = None,
     device: str = "auto",
     on_method: Callable[[str], None] | None = None,
+    classifier: str = "",
 ) -> dict[str, Any]:
     """Explain images by several methods, and write METHOD.safetensors, METHOD.png, METHOD-classes.png and summary.json.
 
-    A method that cannot serve the target, or fails, is left out with the reason, unless none is left.
+    A method that cannot serve the target, or fails, is left out with the reason, unless none is left. Maps that
+    an earlier call made by other methods stay, but its summary is removed before the first maps are written.
 
     Args:
         target: the classifier.
@@ -98,6 +100,7 @@ def explain(
         rows: the most images that pass the target at once; see `interpkit.attribute`.
         device: where to compute.
         on_method: called with each method's name before it runs.
+        classifier: the digest of the target, for summary.json.
 
     Returns:
         the content of summary.json.
@@ -144,6 +147,7 @@ def explain(
         summary = {
             "schema": SCHEMA,
             "target": target.name,
+            "classifier": classifier,
             "count": len(shown.images),
             "target_class": "-".join(map(str, target_class)) if isinstance(target_class, tuple) else str(target_class),
             "baseline": baseline,
@@ -317,6 +321,8 @@ def _explain_by(
     metadata = {"format": "pt", "interpkit.schema": str(SCHEMA), "interpkit.kind": "attribution"}
     metadata["interpkit.method"] = method.name
     own = {key: tensor.clone(memory_format=torch.contiguous_format) for key, tensor in tensors.items()}
+    for earlier in ("summary.json", f"{method.name}.png", f"{method.name}-classes.png"):  # of other images or options
+        (out / earlier).unlink(missing_ok=True)
     write_tensors(out / f"{method.name}.safetensors", own, metadata)
     figures["files"] = [f"{method.name}.safetensors"]
     if maps.dim() == 4:

@@ -93,6 +93,7 @@ def attribute(
     from interpkit.interfaces import samples
     from interpkit.io.atomic import inner_folder
     from interpkit.plugins import loading
+    from interpkit.runs.manifest import weights_digest
 
     options.load_plugin_files(plugin)
     inverted = None
@@ -105,7 +106,10 @@ def attribute(
         if images is None:
             raise UsageError("a classifier alone has no images to explain: name some by --images, or name a run.")
         target = loading.load_target(source, **ctx.obj)
-    place = out or (inner_folder(source / "attributions") if inverted else Path("attributions") / source.stem)
+    if run is not None:
+        place = out or inner_folder(run / "attributions")
+    else:
+        place = out or options.default_folder("attributions", source, target, "summary.json")
     given = None if images is None else export.load_images(images, target)
     if given is not None and given[1] is None and target_class == "asked":
         console.note("the picture has no label, so the predicted class is explained.")
@@ -126,6 +130,7 @@ def attribute(
         rows=rows,
         device=device,
         on_method=lambda name: console.note(f"{name} ..."),
+        classifier=weights_digest(target),
     )
     for name, reason in summary.get("left_out", {}).items():
         console.warning(f"{name} is left out: {reason}")

@@ -51,14 +51,20 @@ def audit(
     one at 0.1 %. The page "What an audit cannot show" states its limits. Example: interpkit audit model.safetensors
     """
     from interpkit.api import audit as api
+    from interpkit.io.atomic import inner_folder
     from interpkit.plugins import loading
 
     options.load_plugin_files(plugin)
     if fail_on not in (None, *api.LEVELS):
         raise UsageError(f"--fail-on takes {' or '.join(api.LEVELS)}, not {fail_on!r}.")
     run = options.run_of(source, model, ctx.obj)
-    known = loading.load_target(source, **ctx.obj) if run is None else run.load(model=model, **ctx.obj)
-    place = out or (Path("audits") / source.stem if run is None else source / "audit")
+    known: Any
+    if run is not None:
+        known = run.load(model=model, **ctx.obj)
+        place = out or inner_folder(run / "audit")
+    else:
+        known = loading.load_target(source, **ctx.obj)
+        place = out or options.default_folder("audits", source, known, api.FIGURES)
     report = api.audit(
         known,
         reference=reference,

@@ -62,6 +62,7 @@ def concepts(
     Example: interpkit concepts runs/mnist-vecmat-1 --reference mnist.npz --name 12="closed loop"
     """
     from interpkit.api import concepts as api
+    from interpkit.io.atomic import inner_folder
     from interpkit.plugins import loading
 
     options.load_plugin_files(plugin)
@@ -69,8 +70,13 @@ def concepts(
         raise UsageError(f"--learn-from takes samples, reference or both, not {learn_from!r}.")
     names = dict(_numbered(text) for text in name or [])
     run = options.run_of(source, model, ctx.obj)
-    known = loading.load_target(source, **ctx.obj) if run is None else run.load(model=model, **ctx.obj)
-    place = out or (Path("concepts") / source.stem if run is None else source / api.FOLDER)
+    known: Any
+    if run is not None:
+        known = run.load(model=model, **ctx.obj)
+        place = out or inner_folder(run / api.FOLDER)
+    else:
+        known = loading.load_target(source, **ctx.obj)
+        place = out or options.default_folder("concepts", source, known, api.FIGURES)
     found = api.concepts(
         known,
         images,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import functools
 import inspect
+import os
 import re
 import tomllib
 from collections.abc import Callable, Mapping
@@ -15,10 +16,11 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from interpkit.errors import UsageError
+from interpkit.errors import UsageError, setting
 
 if TYPE_CHECKING:
     from interpkit.config.recipe import Fact
+    from interpkit.interfaces.targets import Target
     from interpkit.runs.folder import Run
 
 _FILE = "About the classifier, if its file does not say"
@@ -267,6 +269,35 @@ def run_of(source: Path, model: Path | None, facts: Mapping[str, Any]) -> Run | 
     if model is not None:
         raise UsageError(f"--model belongs to a run, and {source} is a classifier: leave it out.")
     return None
+
+
+def default_folder(kind: str, source: Path, target: Target, figures: str) -> Path:
+    """Return the folder of a classifier's results, KIND/NAME, if the user named none.
+
+    Args:
+        kind: what the results are, such as ``audits``.
+        source: the classifier's file or folder.
+        target: the classifier.
+        figures: the file that states the digest of the classifier whose results are there.
+
+    Raises:
+        UsageError: they are another classifier's.
+    """
+    from interpkit.io.strict_json import parse, read_text
+    from interpkit.runs.manifest import weights_digest
+
+    path = Path(os.path.abspath(source))
+    place = Path(kind) / (path.name if path.is_dir() else path.stem)
+    try:
+        there = parse(read_text(place / figures))["classifier"]
+    except (OSError, ValueError, LookupError, TypeError):  # nothing there, or of an older version
+        return place
+    if there and there != weights_digest(target):
+        raise UsageError(
+            f"{place} holds the results of another classifier called {place.name}: name another folder by "
+            f"{setting('out', 'DIR')}, or this one to replace them ({setting('out', str(place))})."
+        )
+    return place
 
 
 READERS: dict[Any, Callable[..., Any]] = {

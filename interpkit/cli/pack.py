@@ -21,11 +21,13 @@ def pack(
 
     The file names a registered architecture; any other classifier is written as an ONNX graph (needs the extra onnx).
     """
+    from interpkit.api.outputs import result_file
     from interpkit.errors import UsageError
     from interpkit.plugins import loading, packing
 
     if out.exists() and not force:
         raise UsageError(f"{out} exists: name another file, or add --force.")
+    result_file(out)
     options.load_plugin_files(plugin)
     target = loading.load_target(model, **ctx.obj)
     console.note_facts(target)

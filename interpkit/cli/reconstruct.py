@@ -52,6 +52,8 @@ def reconstruct(
 
     if out is not None and out.suffix != ".safetensors":
         raise UsageError(f"--out names a .safetensors file, not {out}: the pictures are stored as tensors.")
+    if out is not None:
+        api.result_files(out)
     options.load_plugin_files(plugin)
     inversion = Run.open(run).load(model=model, arch=arch, trust=trust)
     result = api.reconstruct(inversion, images, predictions=predictions, logits=logits, device=device)

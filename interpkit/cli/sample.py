@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -69,6 +70,7 @@ def sample(
     the same command resumes after an interruption.
     Example: interpkit sample runs/mnist-vecmat-1 --count 1000000 --shard-size 10000 --out samples
     """
+    from interpkit.api.outputs import result_file
     from interpkit.evaluation import scoring
     from interpkit.io import images
     from interpkit.runs import folder, shards
@@ -81,8 +83,10 @@ def sample(
         raise UsageError("--accepted, --format and several processes need shards: add --shard-size 10000.")
     if shard_size is not None and (count is None or out is None or png is not None):
         raise UsageError("--shard-size needs --count N and --out FOLDER, and excludes --per-class and --png.")
-    for place in filter(None, (out, png)):
-        folder.refuse_run_files(place)
+    if out is not None and shard_size is None and not out.suffix and os.path.isdir(out) and os.listdir(out):
+        raise UsageError(f"{out} is not empty, and its pictures would stand beside the new ones: name another folder.")
+    file = result_file(out) if out is not None and out.suffix == ".safetensors" else None
+    drawing = None if png is None else result_file(png)
     options.load_plugin_files(plugin)
     inversion = folder.Run.open(run).load(model=model, arch=arch, trust=trust).to(choose_device(device))
     if shard_size is not None and count is not None and out is not None:
@@ -110,7 +114,7 @@ def sample(
         raise UsageError("vectors cannot be drawn as pictures: omit --png, and name a .safetensors file with --out.")
     place = out or _next_file(run)
     if place.suffix == ".safetensors":
-        folder.write_samples(samples, place)
+        folder.write_samples(samples, file or place)
     elif place.suffix:
         raise UsageError(f"--out {place}: name a .safetensors file or a folder.")
     else:
@@ -118,8 +122,8 @@ def sample(
         channels = samples.images.shape[1]
         if not images.is_picture(tuple(samples.images.shape[1:])):
             console.note(f"images of {channels} channels are written as .npy, (C, H, W) uint8: no PNG holds them.")
-    if png is not None:
-        images.save_grid(samples.images, samples.labels, names, png)
+    if drawing is not None:
+        images.save_grid(samples.images, samples.labels, names, drawing)
     metrics = scoring.measure(samples, names)
     if json_:
         console.print_json({"out": str(place), "png": None if png is None else str(png), "metrics": metrics})

@@ -164,7 +164,11 @@ class ConceptFigures(_Stored):
 
 
 class Concepts(_Stored):
-    """concepts.json."""
+    """concepts.json.
+
+    ``classifier`` and ``weights`` are digests of the classifier and the dictionary. The images are the samples of
+    ``inversion``, or those of the user in ``source``. Older files have none of these, or only ``inversion``.
+    """
 
     version: Literal[1] = Field(alias="schema")
     layer: str
@@ -173,7 +177,10 @@ class Concepts(_Stored):
     active: int = Field(ge=1)
     learn_from: Literal["samples", "reference", "both"]
     settings: dict[str, JsonValue]
+    classifier: str | None = None
+    weights: str | None = None
     inversion: str | None = None
+    source: str | None = None
     samples: ConceptFigures
     reference: ConceptFigures | None = None
     only_samples: list[int] = []

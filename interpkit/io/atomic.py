@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import secrets
+import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -39,18 +40,29 @@ def to_path(name: str | Path) -> Path:
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary file next to ``path``; when the block succeeds, flush it and rename it to ``path``.
 
+    The new file has the permissions of the old one. A link is replaced itself, as in a run; see `followed` for others.
+
     Raises:
         OSError: the disk is full, or the folder cannot be written. The old file is still there, and the temporary file
             is removed.
+        UsageError: there is a folder, a pipe or a device.
     """
     # Choose the name before creating the file, so that an interruption at any moment cleans it up.
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
         with naming(path):
+            mode = None
+            if not path.is_symlink():
+                refuse_special(path)
+                mode = stat.S_IMODE(path.stat().st_mode) if path.exists() else None
             temporary.open("xb").close()
+            if mode is not None:  # before the content is there, which others may not be allowed to read
+                temporary.chmod(mode | stat.S_IRUSR | stat.S_IWUSR)
             yield temporary
             with temporary.open("ab") as file:
                 os.fsync(file.fileno())
+            if mode is not None:
+                temporary.chmod(mode)
             os.replace(temporary, path)
             _sync_folder(path.parent)
     except BaseException:
@@ -80,16 +92,42 @@ def _sync_folder(folder: Path) -> None:
             os.close(handle)
 
 
+def refuse_special(path: Path) -> None:
+    """Raise a `UsageError` if a path is a folder, a pipe or a device, which no file may replace."""
+    if path.exists() and not path.is_file():
+        what = "a folder" if path.is_dir() else "a pipe or a device"
+        raise UsageError(f"{path} is {what}, which a file does not replace: name another file.")
+
+
+def followed(name: str | Path) -> Path:
+    """Return the file to write for a name that the user typed: of a link the end, so that the link stays.
+
+    Raises:
+        UsageError: there is a folder, a pipe or a device, or no file can have that name.
+    """
+    path = to_path(name)
+    refuse_special(path)
+    return Path(os.path.realpath(path)) if path.is_symlink() else path
+
+
 def inner_folder(path: Path) -> Path:
     """Create a folder, if it does not exist, inside one that the user named.
 
     Raises:
-        RunError: it is a link, which may lead outside the user's folder.
+        RunError: it cannot be created, or is a link, which may lead outside the user's folder.
     """
     if path.is_symlink():
         raise RunError(f"{path} is a link to {os.readlink(path)}. interpkit does not write through links. Remove it.")
-    path.mkdir(parents=True, exist_ok=True)
+    make_folder(path)
     return path
+
+
+def make_folder(path: Path) -> None:
+    """Create a folder if it does not exist; raise a `RunError` if it cannot be created."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(f"cannot make the folder {path}: {error.strerror}.") from error
 
 
 def write_atomically(path: Path, content: bytes | str) -> None:

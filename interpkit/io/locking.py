@@ -14,7 +14,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from interpkit.errors import RunError, setting
-from interpkit.io.atomic import to_json, write_atomically
+from interpkit.io.atomic import make_folder, to_json, write_atomically
 
 log = logging.getLogger("interpkit")
 
@@ -36,10 +36,7 @@ def only_writer(folder: Path, files: Iterable[str] = ()) -> Iterator[None]:
     Raises:
         RunError: another process is writing there, or the folder cannot be created or written.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RunError(f"cannot make the folder {folder}: {error.strerror}.") from error
+    make_folder(folder)
     if (folder / LOCK).is_symlink():  # locking would truncate the file that it points to
         raise RunError(f"{folder / LOCK} is a link. Remove it.")
     lock = FileLock(folder / LOCK)

@@ -13,7 +13,7 @@ from torch import Tensor
 from interpkit.errors import RunError, UsageError, listed
 from interpkit.evaluation import warnings
 from interpkit.evaluation.flatten import flattened
-from interpkit.io.atomic import read_tensors, write_atomically
+from interpkit.io.atomic import followed, read_tensors, write_atomically
 from interpkit.report import classes as of_classes
 from interpkit.report import encode, text
 from interpkit.report.page import render
@@ -56,7 +56,8 @@ def write_comparison(runs: Mapping[str, Run | str | Path], path: str | Path) -> 
         raise UsageError("a comparison needs at least two runs.")
     if not path.parent.is_dir() or path.is_dir():
         raise UsageError(f"{path} cannot be written: name a file in a folder that exists.")
-    refuse_run_files(path)
+    for place in (path, followed(path)):
+        refuse_run_files(place)
     opened = {name: run if isinstance(run, Run) else Run.open(Path(run)) for name, run in runs.items()}
     ends, every = _looked_through(opened.values())
     labels, budget = every[:MOST_CLASSES], of_classes.CHARACTERS / len(runs)
@@ -81,7 +82,7 @@ def write_comparison(runs: Mapping[str, Run | str | Path], path: str | Path) -> 
             for name in dict.fromkeys(name for column in figures for name in column)
         ],
     )
-    write_atomically(path, page)
+    write_atomically(followed(path), page)
     return path
 
 

@@ -36,6 +36,12 @@ def read_concepts(path: Path) -> dict[str, Any]:
     return record
 
 
+def figures(record: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
+    """Return the figures of the samples, or of the user's images in their place, and of the reference, with names."""
+    names = {"samples": record.get("source", "samples"), "reference": "reference"}
+    return [(name, record[kind]) for kind, name in names.items() if kind in record]
+
+
 def write_concepts(target: Target, record: Mapping[str, Any], pictures: Tensor, maps: Tensor) -> str:
     """Return the page of the concepts: figures, and of each its strongest samples and where in them it is.
 
@@ -63,7 +69,8 @@ def write_concepts(target: Target, record: Mapping[str, Any], pictures: Tensor, 
         title=f"{target.name}: concepts of the layer {record['layer']}",
         meaning=MEANING,
         record=record,
-        judged=[(kind, record[kind]) for kind in ("samples", "reference") if kind in record],
+        judged=figures(record),
+        those="images" if "source" in record else "samples",
         shown=[[(next(uris), (strip.shape[2], strip.shape[1])) for strip in row] for row in strips],
         names={row["concept"]: row["name"] or row["concept"] for row in record["concepts"]},
     )

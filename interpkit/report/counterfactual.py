@@ -20,7 +20,7 @@ from interpkit.report import classes as of_classes
 from interpkit.report import encode
 from interpkit.report.page import render
 
-PAGE, PICTURE = "report.html", "counterfactual.png"
+PAGE, PICTURE = WRITTEN = "report.html", "counterfactual.png"
 
 
 def write_counterfactuals(
@@ -44,7 +44,7 @@ def write_counterfactuals(
     results = [("free pixels", free)] + ([] if along is None else [("along the generator", along)])
     found = torch.stack([result.found for _, result in results]).any(0)
     differences = [_strongest(result.images - given) for _, result in results]
-    with only_writer(folder, [PAGE, PICTURE]):
+    with only_writer(folder, WRITTEN):
         pictures: dict[int, list[str]] = {}
         scale = 1.0
         if given.dim() == 4:
@@ -71,6 +71,8 @@ def write_counterfactuals(
             tensors = [torch.from_numpy(_array(picture)) for _, drawn in panels for picture in drawn]
             uris = iter(encode.encode(tensors, of_classes.CHARACTERS) if tensors else [])
             pictures = {row: [next(uris) for _ in drawn] for row, (_, drawn) in zip(shown, panels, strict=True)}
+        if not pictures:
+            (folder / PICTURE).unlink(missing_ok=True)  # of an earlier result
         page = render(
             "counterfactual.html",
             title=f"{target.name}: what would have to change",

@@ -32,6 +32,7 @@ from interpkit.report import curves, encode, text
 from interpkit.report import units as of_units
 from interpkit.report.page import render
 from interpkit.runs.folder import Run
+from interpkit.runs.manifest import weights_digest
 from interpkit.runtime.at_once import in_batches
 from interpkit.targets.units import UnitTarget
 
@@ -185,19 +186,22 @@ def _alike(images: Tensor, samples: Samples, target: Target) -> bool:
 def _concepts(run: Run, inversion: Inversion) -> dict[str, Any] | None:
     """Return the figures in concepts/concepts.json of the run, and the sentence on what they mean; None without any.
 
-    ``rows`` is empty if they were learned from the samples of another inversion, which this one has replaced.
+    ``rows`` is empty if they are of another classifier, or of the samples of an inversion that was replaced since.
     """
     path = run / "concepts" / "concepts.json"
     if not path.exists():
         return None
     record = of_concepts.read_concepts(path)
-    own = record.get("inversion", inversion.fingerprint()) == inversion.fingerprint()
+    digest = weights_digest(inversion.target)
+    own = record.get("classifier", digest) == digest
+    current = own and record.get("inversion", inversion.fingerprint()) == inversion.fingerprint()
     rows = [
-        (kind, record[kind]["variance_explained"], record[kind]["label_kept"])
-        for kind in ("samples", "reference")
-        if kind in record and own
+        (kind, figures["variance_explained"], figures["label_kept"])
+        for kind, figures in of_concepts.figures(record)
+        if current
     ]
-    return {"layer": record["layer"], "count": len(record["concepts"]), "rows": rows, "meaning": of_concepts.MEANING}
+    facts = {"layer": record["layer"], "count": len(record["concepts"]), "meaning": of_concepts.MEANING}
+    return {**facts, "rows": rows, "own": own}
 
 
 def _data(samples: Samples, beside: list[_Beside], each: float) -> dict[str, Any]:

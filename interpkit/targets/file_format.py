@@ -17,7 +17,7 @@ from torch import Tensor
 
 from interpkit.config.recipe import TargetOptions, target_facts, validated
 from interpkit.errors import ModelError, UsageError, first_line, upgrade
-from interpkit.io.atomic import to_path, write_tensors
+from interpkit.io.atomic import followed, to_path, write_tensors
 
 SCHEMA = 1
 PREFIX = "interpkit."
@@ -50,7 +50,7 @@ def write_target_file(name: str | Path, tensors: Mapping[str, Tensor], facts: Ta
     # Tied weights are stored once under each name, as safetensors does not support shared memory.
     whole = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_tensors(path, whole, metadata)
+    write_tensors(followed(path), whole, metadata)
     return path
 
 

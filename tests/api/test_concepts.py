@@ -359,8 +359,40 @@ def test_tensors_of_other_concepts_are_refused(found: Concepts, tmp_path: Path) 
         with pytest.raises(interpkit.RunError, match="does not fit the dictionary or the classifier: its pictures are"):
             load_concepts(tmp_path, target=found.target)
     safetensors.torch.save_file({"pictures": tensors["pictures"]}, path)
-    with pytest.raises(interpkit.RunError, match=r"does not fit concepts\.json beside it"):
+    with pytest.raises(interpkit.RunError, match=r"concepts\.json beside it are of different calls"):
         load_concepts(tmp_path, target=found.target)
+
+
+def test_figures_and_tensors_of_two_calls_are_refused_and_lend_no_names(
+    quarters: interpkit.Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    few: dict[str, Any] = {"latents": 4, "steps": 20, "out": tmp_path / "here", "device": "cpu"}
+    number = concepts(quarters, bright(60)[0], **few).record["concepts"][0]["concept"]
+    concepts(quarters, bright(60)[0], names={number: "corner"}, **few)
+    with monkeypatch.context() as killed:
+        killed.setattr(api, "write_atomically", lambda *_: [][0])  # between the tensors and the figures
+        with pytest.raises(IndexError):
+            concepts(quarters, bright(60, 7)[0], **few)
+    with pytest.raises(interpkit.RunError, match="are of different calls, of which one was interrupted"):
+        load_concepts(tmp_path / "here", target=quarters)
+    assert concepts(quarters, bright(60, 7)[0], **few).record["names"] == {}
+    assert f"are not kept: {number}=corner" in caplog.text
+
+
+def test_folders_of_older_versions_are_read(found: Concepts, tmp_path: Path) -> None:
+    place = found.save(tmp_path)
+    record = json.loads((place / "concepts.json").read_text("utf-8"))
+    for added in ("classifier", "weights", "source"):
+        del record[added]
+    (place / "concepts.json").write_text(json.dumps(record), "utf-8")
+    assert torch.equal(load_concepts(place, target=found.target).pictures, found.pictures)
+
+
+def test_the_page_names_the_images_that_stand_in_for_samples(found: Concepts, tmp_path: Path) -> None:
+    found.record["source"] = "mine.npz"
+    text = (found.save(tmp_path) / "report.html").read_text("utf-8")
+    assert '<th scope="row">mine.npz</th>' in text and "learned from images" in text
+    assert "samples" not in text.split("<main")[1].split("</main>")[0]
 
 
 def test_what_cannot_be_learned_from_is_refused(quarters: interpkit.Target) -> None:

@@ -30,6 +30,18 @@ def flowers() -> interpkit.Target:
     return interpkit.wrap(net, input_shape=(2,), input_range=ranges, class_names=["versicolor", "virginica"])
 
 
+def test_a_picture_of_an_earlier_result_does_not_stay_beside_one_without(tmp_path: Path) -> None:
+    net = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
+    net[1].load_state_dict({"weight": torch.tensor([[0.0] * 4, [1.0] * 4]), "bias": torch.tensor([0.0, -2.0])})
+    target = interpkit.wrap(net, input_shape=(1, 2, 2))
+    counterfactual(target, torch.full((1, 1, 2, 2), 0.4), out=tmp_path, device="cpu")
+    assert (tmp_path / "counterfactual.png").exists()
+    with torch.no_grad():
+        net[1].bias[1] = -9.0
+    counterfactual(target, torch.full((1, 1, 2, 2), 0.4), out=tmp_path, device="cpu")
+    assert not (tmp_path / "counterfactual.png").exists() and (tmp_path / "report.html").exists()
+
+
 def table(folder: Path, *rows: str) -> Path:
     (folder / "rows.csv").write_text("\n".join([f"{','.join(NAMES)},species", *rows, ""]))
     return folder / "rows.csv"

@@ -54,6 +54,13 @@ def test_pictures_come_in_the_order_of_the_images_and_beside_them(run: Path, pic
     assert [row["error"] for row in rows] == pytest.approx(apart.tolist(), abs=0.005)
 
 
+def test_a_picture_that_no_earlier_call_wrote_is_not_replaced(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "cat.png").write_bytes(b"mine")
+    result = shell(run, "--images", tmp_path / "cat.png", "--out", tmp_path / "cat.safetensors")
+    assert result.exit_code == 2 and "would be replaced by the picture of" in result.stderr
+    assert (tmp_path / "cat.png").read_bytes() == b"mine"
+
+
 def test_an_answer_has_the_same_picture_as_the_image_that_was_answered(run: Path, pictures: Path) -> None:
     inversion = interpkit.load_inversion(run)
     first = reconstruct(inversion, pictures, device="cpu")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from torch import nn
 from typer.testing import CliRunner, Result
 
 import interpkit
+from interpkit.attribution import export
 from interpkit.cli import app
 
 QUICK = ["--device", "cpu", "--per-class", "3", "--set", "integrated-gradients.steps=6"]
@@ -69,6 +71,26 @@ def test_a_run_is_explained_by_its_samples(run_copy: Path) -> None:
     assert 0 <= figures["infidelity"] <= 1 and figures["sensitivity"] >= 0
     assert figures["randomisation"][-1]["randomised"] == figures["randomisation"][-1]["layers"]
     assert "agreement" not in figures  # nothing to agree with
+
+
+def test_an_interrupted_call_leaves_no_summary_of_other_maps(
+    run_copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flags = ["--no-checks", "--device", "cpu", "--per-class", "1", "--out", tmp_path / "out"]
+    both = ["--method", "saliency", "--method", "integrated-gradients"]
+    assert cli(run_copy, *flags, "--method", "grad-cam").exit_code == 0
+    assert cli(run_copy, *flags, *both).exit_code == 0
+    explain_by = export._explain_by
+
+    def interrupted(explainer: Any, *rest: Any) -> Any:
+        if explainer.method.name == "integrated-gradients":
+            raise KeyboardInterrupt
+        return explain_by(explainer, *rest)
+
+    monkeypatch.setattr(export, "_explain_by", interrupted)
+    assert cli(run_copy, *flags, *both, "--target-class", "2").exit_code == 130
+    there = {path.name for path in (tmp_path / "out").iterdir()}
+    assert "saliency.safetensors" in there and "grad-cam.safetensors" in there and "summary.json" not in there
 
 
 @pytest.mark.filterwarnings("ignore")  # of Quantus, and of what it imports

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
+import interpkit
 from interpkit import UsageError
-from interpkit.cli.options import classes, lines
+from interpkit.cli.options import classes, default_folder, lines
+from interpkit.runs.manifest import weights_digest
 
 
 @pytest.mark.parametrize(
@@ -48,3 +50,32 @@ def test_an_unreadable_file_of_class_names_is_refused(content: bytes | None, wor
 def test_classes_are_numbers_ranges_and_names() -> None:
     assert classes("--labels", '3, 5-7,T-shirt,"tench, Tinca"') == ["3", 5, 6, 7, "T-shirt", "tench, Tinca"]
     assert classes("--labels", None) is None
+
+
+def test_results_go_to_a_folder_of_the_whole_name(
+    tiny_target: interpkit.Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "vit-v1.5").mkdir()
+    monkeypatch.chdir(tmp_path / "vit-v1.5")
+    for source, name in (
+        ("net.v2.pt", "net.v2"),
+        ("../vit-v1.5", "vit-v1.5"),
+        (".", "vit-v1.5"),
+        ("..", tmp_path.name),
+    ):
+        assert default_folder("audits", Path(source), tiny_target, "audit.json") == Path("audits", name)
+
+
+def test_results_of_another_classifier_of_the_same_name_are_not_replaced(
+    tiny_target: interpkit.Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("audits/net").mkdir(parents=True)
+    for known in ("[]", "{", "{}", f'{{"classifier": "{weights_digest(tiny_target)}"}}'):
+        Path("audits/net/audit.json").write_text(known)
+        assert default_folder("audits", Path("b/net.pt"), tiny_target, "audit.json") == Path("audits/net")
+    Path("audits/net/audit.json").write_text('{"classifier": "of another"}')
+    with pytest.raises(
+        UsageError, match=r"results of another classifier called net: .* replace them \(out='audits/net'"
+    ):
+        default_folder("audits", Path("b/net.pt"), tiny_target, "audit.json")

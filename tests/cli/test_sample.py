@@ -123,3 +123,16 @@ def test_labels_are_ranges_too(finished_run: Path, tmp_path: Path) -> None:
     result = cli("sample", finished_run, "--labels", "0-9999", "--out", out)
     assert result.exit_code == 2
     assert "labels [3, 4, 5, 6, 7] and 9,992 more were not inverted" in " ".join(result.stderr.split())
+
+
+def test_pictures_go_to_an_empty_folder_and_tensors_to_the_end_of_a_link(finished_run: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    few = ["sample", finished_run, "--per-class", "1"]
+    assert cli(*few, "--out", tmp_path / "out").exit_code == 0
+    before = sorted((tmp_path / "out").rglob("*"))
+    result = cli(*few, "--seed", "9", "--labels", "0", "--out", tmp_path / "out")
+    assert result.exit_code == 2 and "is not empty" in result.stderr
+    assert sorted((tmp_path / "out").rglob("*")) == before
+    (tmp_path / "link.safetensors").symlink_to(tmp_path / "file.safetensors")
+    assert cli(*few, "--out", tmp_path / "link.safetensors").exit_code == 0
+    assert (tmp_path / "link.safetensors").is_symlink() and (tmp_path / "file.safetensors").is_file()

@@ -148,8 +148,21 @@ def test_two_runs_without_a_name_get_folders_of_their_own(
         lambda run, other: ["sample", run, "--out", run / "generator.safetensors"],
         lambda run, other: ["sample", run, "--out", run / "new.safetensors", "--png", run / "samples.png"],
         lambda run, other: ["compare", run, other, "--html", other / "report.html"],
+        lambda run, other: ["counterfactual", run, "--images", run / "samples.safetensors", "--out", other],
+        lambda run, other: ["concepts", run, "--latents", "4", "--steps", "2", "--out", other],
+        lambda run, other: ["reconstruct", run, "--images", "x.npz", "--out", other / "samples.safetensors"],
+        lambda run, other: ["pack", "x.pt", "--force", "--out", other / "generator.safetensors"],
     ],
-    ids=["sample over another's", "sample over its own", "a grid over its own", "compare"],
+    ids=[
+        "sample over another's",
+        "sample over its own",
+        "a grid over its own",
+        "compare",
+        "counterfactual",
+        "concepts",
+        "reconstruct",
+        "pack",
+    ],
 )
 def test_no_command_writes_over_a_file_of_a_run(
     finished_run: Path, run_copy: Path, arguments: Callable[[Path, Path], list[Any]]

@@ -18,6 +18,7 @@ import torch
 import interpkit
 from interpkit import InterpkitError, RunError, UsageError
 from interpkit.io.atomic import (
+    followed,
     inner_folder,
     read_tensors,
     replacing,
@@ -197,3 +198,35 @@ def test_a_name_that_no_file_can_have_is_refused_wherever_it_is_passed(name: str
         with pytest.raises(UsageError, match=words):
             use(name)
     assert issubclass(UsageError, InterpkitError) and to_path("new.txt") == Path("new.txt")
+
+
+def test_a_new_file_has_the_permissions_of_the_old_one(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    for mode in (0o600, 0o440):
+        path.write_text("old")
+        path.chmod(mode)
+        with replacing(path) as temporary:
+            assert stat.S_IMODE(temporary.stat().st_mode) == mode | 0o600  # already while it is written
+            temporary.write_text("new")
+        assert (path.read_text(), stat.S_IMODE(path.stat().st_mode)) == ("new", mode)
+        path.unlink()
+
+
+def test_a_pipe_a_device_and_a_folder_are_not_replaced(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("/dev/null")
+    for place, what in ((tmp_path / "pipe", "a pipe or a device"), (tmp_path, "a folder")):
+        with pytest.raises(UsageError, match=f"is {what}, which a file does not replace: name another"):
+            write_atomically(place, "x")
+    assert stat.S_ISFIFO((tmp_path / "pipe").stat().st_mode)
+    with pytest.raises(UsageError, match="is a pipe or a device"):
+        followed(tmp_path / "link")
+
+
+def test_a_link_that_the_user_named_stays_but_a_run_has_no_links(tmp_path: Path) -> None:
+    link, file = tmp_path / "link", tmp_path / "file"
+    link.symlink_to("file")  # which does not exist yet
+    write_atomically(followed(link), "first")
+    assert link.is_symlink() and file.read_text() == "first" and followed(file) == file
+    write_atomically(link, "second")
+    assert not link.is_symlink() and (link.read_text(), file.read_text()) == ("second", "first")

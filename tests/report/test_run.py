@@ -839,6 +839,14 @@ def test_concepts_and_units_are_shown_with_what_their_figures_mean(tmp_path: Pat
     text = (folder / "report.html").read_text("utf-8")
     assert 'href="concepts/report.html"' in text and "samples that this run has since replaced" in text
     assert "Another seed finds other concepts" not in text
+    interpkit.concepts(target, torch.rand(40, 1, 12, 12), latents=8, steps=20, out=folder / "concepts", device="cpu")
+    text = interpkit.write_report(folder).read_text("utf-8")
+    assert "images in memory: variance explained" in text
+    with torch.no_grad():
+        next(target.parameters()).add_(0.1)
+    interpkit.concepts(target, torch.rand(40, 1, 12, 12), latents=8, steps=20, out=folder / "concepts", device="cpu")
+    text = interpkit.write_report(folder).read_text("utf-8")
+    assert "They are those of another classifier" in text and "variance explained" not in text
     (folder / "concepts" / "concepts.json").write_text("{}")
     fails(1, "Remove it, or find the concepts again", "report", folder)
 
