@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -16,6 +17,7 @@ from typer.testing import CliRunner, Result
 import interpkit
 from interpkit.cli import app
 from interpkit.cli.sample import Format
+from interpkit.runs import folder
 from interpkit.runs.shard_formats import FORMATS
 from interpkit.runs.shards import ShardJob
 
@@ -123,3 +125,30 @@ def test_labels_are_ranges_too(finished_run: Path, tmp_path: Path) -> None:
     result = cli("sample", finished_run, "--labels", "0-9999", "--out", out)
     assert result.exit_code == 2
     assert "labels [3, 4, 5, 6, 7] and 9,992 more were not inverted" in " ".join(result.stderr.split())
+
+
+def test_two_processes_that_write_at_the_same_moment_get_a_name_each(
+    run_copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write, begun = folder.write_samples, []
+
+    def while_another_does(samples: interpkit.Samples, path: Path) -> None:
+        begun.append(path)
+        if len(begun) == 1:
+            assert cli("sample", run_copy, "--count", "3").exit_code == 0
+        write(samples, path)
+
+    monkeypatch.setattr(folder, "write_samples", while_another_does)
+    assert cli("sample", run_copy, "--count", "6").exit_code == 0
+    written = {path.name: len(safetensors.torch.load_file(path)["labels"]) for path in run_copy.glob("samples-*")}
+    assert written == {"samples-1.safetensors": 6, "samples-2.safetensors": 3}
+
+
+def test_samples_that_cannot_be_written_leave_no_file(run_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(samples: interpkit.Samples, path: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr(folder, "write_samples", full)
+    result = cli("sample", run_copy)
+    assert result.exit_code == 1 and "No space left" in result.stderr
+    assert not list(run_copy.glob("samples-*"))
