@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import importlib.metadata
+import io
 import itertools
 import logging
 import signal
@@ -225,5 +226,7 @@ _add_commands()
 
 
 def main() -> None:
-    """Run the command line."""
+    """Run the command line; characters that stdout has no code for are printed as escapes, as stderr prints them."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
     app(prog_name="interpkit")

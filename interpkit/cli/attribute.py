@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from interpkit.cli import console, options
+from interpkit.cli import console, options, tables
 from interpkit.errors import UsageError
 
 COLUMNS = (
@@ -141,7 +141,7 @@ def attribute(
         console.print_json({"out": str(place), **summary})
         return
     console.note(COLUMNS)
-    console.out.print(_table(summary))
+    tables.show(_table(summary))
     for name, figures in summary["methods"].items():
         for metric, value in figures.get("quantus", {}).items():
             console.out.out(f"{name} {metric}: {'-' if value is None else f'{value:.4g}'}")
@@ -156,11 +156,8 @@ def _table(summary: dict[str, Any]) -> Any:
     from rich import box
     from rich.table import Table
 
-    names = ("method", "sum", "del.", "class", "rand.", "infid", "sens.", "weights")
-    table = Table(*names, box=box.SIMPLE, pad_edge=False)
-    table.columns[0].no_wrap = True
-    for column in table.columns[1:]:
-        column.justify, column.overflow = "right", "fold"
+    names = ("sum", "del.", "class", "rand.", "infid", "sens.", "weights")
+    table = Table("method", *tables.figures(*names), box=box.SIMPLE, pad_edge=False)
     for name, figures in summary["methods"].items():
         last = figures.get("randomisation", [{}])[-1].get("rank_correlation_absolute")
         deletion = figures["deletion"]

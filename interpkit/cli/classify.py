@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from interpkit.cli import console, options
+from interpkit.cli import console, options, tables
 from interpkit.errors import UsageError, percent, setting
 
 if TYPE_CHECKING:
@@ -102,11 +102,10 @@ def _print(target: Target, predictions: list[dict[str, Any]], as_json: bool) -> 
     from rich.table import Table
 
     names = target.class_names
-    table = Table("image", "class", "probability")
-    table.columns[0].overflow = "fold"
+    table = Table("image", "class", *tables.figures("probability"))
     for prediction in predictions:
         for place, row in enumerate(prediction["classes"]):
             name = row["name"] if names.count(row["name"]) == 1 else f"{row['name']} ({row['label']})"
             table.add_row("" if place else prediction["image"], name, percent(row["probability"]))
         table.add_section()
-    console.out.print(table)
+    tables.show(table)

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from interpkit.cli import console, options
+from interpkit.cli import console, options, tables
 from interpkit.errors import UsageError
 from interpkit.evaluation.flatten import flattened
 
@@ -62,13 +62,10 @@ def compare(
         return
     from rich.table import Table
 
-    table = Table("", *_headings(runs))
-    table.columns[0].overflow = "fold"
-    for heading in table.columns[1:]:
-        heading.justify, heading.overflow = "right", "fold"
+    table = Table("", *tables.figures(*_headings(runs)))
     for name in names:
         table.add_row(name, *(str(column.get(name, "-")) for column in figures))
-    console.out.print(table)
+    tables.show(table)
     if html is not None:
         console.out.out(str(html))
 

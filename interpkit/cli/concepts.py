@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from interpkit.cli import console, options
+from interpkit.cli import console, options, tables
 from interpkit.errors import UsageError, percent
 
 TABLE = 12
@@ -119,7 +119,7 @@ def _print(record: dict[str, Any]) -> None:
     for kind, words in (("only_samples", "samples"), ("only_reference", "the reference")):
         if kind in record:
             console.note(f"concepts that fire on {words} only: {', '.join(map(str, record[kind][:TABLE])) or 'none'}")
-    table = Table("concept", "fires on", "strongest in", "logit without it")
+    table = Table("concept", *tables.figures("fires on"), "strongest in", "logit without it")
     for row in record["concepts"][:TABLE]:
         share, effect = f"{row['class']['name']} ({percent(row['selectivity'], 0)})", row["effect"]
         table.add_row(
@@ -128,4 +128,4 @@ def _print(record: dict[str, Any]) -> None:
             share,
             f"{effect['name']} {effect['logit']:+.2f}",
         )
-    console.out.print(table)
+    tables.show(table)

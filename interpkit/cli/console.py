@@ -227,7 +227,7 @@ def note_facts(target: Target) -> None:
 
 def print_json(value: Any) -> None:
     """Print a result as JSON on stdout."""
-    out.out(json.dumps(value, indent=2, ensure_ascii=False), highlight=False)
+    out.out(json.dumps(value, indent=2, ensure_ascii=out.options.ascii_only), highlight=False)
 
 
 class ProgressDisplay:

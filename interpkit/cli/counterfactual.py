@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from interpkit.cli import console, options
+from interpkit.cli import console, options, tables
 from interpkit.errors import UsageError
 
 
@@ -83,7 +83,7 @@ def counterfactual(
 def _print(rows: list[dict[str, Any]]) -> None:
     from rich.table import Table
 
-    table = Table("input", "before", "after", "distance", "what changes")
+    table = Table("input", "before", "after", *tables.figures("distance"), "what changes")
     for row in rows:
         for key, how in (("", "free"), ("along_", "along the generator")):
             if f"{key}after" in row:
@@ -95,4 +95,4 @@ def _print(rows: list[dict[str, Any]]) -> None:
             else:
                 continue
             table.add_row("" if key else str(row["row"]), "" if key else row["before"], *cells)
-    console.out.print(table)
+    tables.show(table)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.text import Text
 
-from interpkit.cli import console
+from interpkit.cli import console, tables
 from interpkit.errors import PluginError, did_you_mean, listed
 
 if TYPE_CHECKING:
@@ -119,5 +119,5 @@ def print_component(said: dict[str, Any]) -> None:
             default = "required" if option["required"] else str(option["default"])
             cells = (f"{said['name']}.{option['name']}", option["type"], default, option["limits"], option["help"])
             table.add_row(*cells)
-        console.out.print(table)
+        tables.show(table)
     console.out.out(f"source: {said['source']}\n", highlight=False)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from interpkit.cli import console, figures, options
+from interpkit.cli import console, figures, options, tables
 
 
 def evaluate(
@@ -87,8 +87,8 @@ def evaluate(
         return
     classes = figures.table_of_classes(metrics)
     if classes is not None:
-        console.out.print(classes)
-    console.out.print(figures.table_of_all(metrics))
+        tables.show(classes)
+    tables.show(figures.table_of_all(metrics))
     console.print_worst(metrics)
     if (run / "report.html").exists():
         console.note(f"report.html is older than these results; rewrite it: interpkit report {run}")

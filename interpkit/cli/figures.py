@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from interpkit.cli import tables
 from interpkit.evaluation.flatten import Figure, flattened
 
 if TYPE_CHECKING:
@@ -18,9 +19,7 @@ def table_of_all(metrics: Mapping[str, Any]) -> Table:
     """Return a table with one row per figure."""
     from rich.table import Table
 
-    table = Table("", "value", "95 % interval")
-    table.columns[0].overflow = "fold"
-    table.columns[1].justify = "right"
+    table = Table("", *tables.figures("value", "95 % interval"))
     for name, figure in flattened(metrics).items():
         interval = "" if figure.interval is None else "{:.3f} to {:.3f}".format(*figure.interval)
         table.add_row(name, str(figure), interval)
@@ -47,10 +46,7 @@ def table_of_classes(metrics: Mapping[str, Any]) -> Table | None:
     flat = [flattened(row) for row in rows]
     wanted = {"n": "count", "acc.": "inversion_accuracy", "conf.": "confidence", **class_columns(flat)}
     shown = {title: name for title, name in wanted.items() if any(name in figures for figures in flat)}
-    table = Table("class", *shown)
-    table.columns[0].no_wrap = True
-    for column in table.columns[1:]:
-        column.justify, column.overflow = "right", "fold"
+    table = Table("class", *tables.figures(*shown))
     for title, figures in zip(class_titles(rows), flat, strict=True):
         table.add_row(title, *(_short(figures.get(name)) for name in shown.values()))
     return table

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from interpkit.cli import console, options
+from interpkit.cli import console, options, tables
 
 
 def inspect(
@@ -75,15 +75,15 @@ def _print_facts(facts: dict[str, Any], sources: dict[str, str]) -> None:
         table.add_row(key, text if len(text) <= 100 else f"{text[:97]}...", sources.get(key, ""))
     if "weights" in sources:
         table.add_row("weights", "", sources["weights"])
-    console.out.print(table)
+    tables.show(table)
 
 
 def _print_layers(layers: list[Any], default: str) -> None:
     from rich.table import Table
 
-    table = Table("layer", "type", "output", "parameters", "features")
+    table = Table("layer", "type", *tables.figures("output", "parameters"), "features")
     for layer in layers:
         mark = "default (its input)" if f"{layer.name}:in" == default else "default" if layer.name == default else ""
         shape = " x ".join(map(str, layer.shape)) if layer.shape else "-"
         table.add_row(layer.name, layer.kind, shape, f"{layer.parameters:,}" if layer.parameters else "", mark)
-    console.out.print(table)
+    tables.show(table)

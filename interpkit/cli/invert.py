@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from interpkit.cli import console, options
+from interpkit.cli import console, options, tables
 from interpkit.cli.signals import INTERRUPTED, on_stop
 from interpkit.errors import UsageError
 from interpkit.runtime import torchrun
@@ -335,13 +335,11 @@ def _print_profile(profile: dict[str, Any]) -> None:
     if not profile["phases"]:
         console.note(f"nothing to profile: the first {WARM_UP} steps are left out, and the run had no more.")
         return
-    table = Table("of a step", "ms", "share")
-    for column in table.columns[1:]:
-        column.justify = "right"
+    table = Table("of a step", *tables.figures("ms", "share"))
     for phase in profile["phases"]:
         table.add_row(phase["name"], f"{phase['ms']:.2f}", f"{phase['share']:.1%}")
     table.add_row("all", f"{profile['ms_per_step']:.2f}", "100.0%")
-    console.out.print(table)
+    tables.show(table)
 
 
 def _print_result(folder: Path, as_json: bool, metrics: dict[str, Any] | None = None) -> None:
@@ -359,16 +357,14 @@ def _print_result(folder: Path, as_json: bool, metrics: dict[str, Any] | None = 
     if as_json:
         console.print_json({"run": str(folder), "files": files, "metrics": metrics})
         return
-    table = Table("class", "samples", "inversion accuracy", "confidence")
-    for column in table.columns[1:]:
-        column.justify = "right"
+    table = Table("class", *tables.figures("samples", "inversion accuracy", "confidence"))
     rows = metrics.get("per_class", [])
     rows = [{**row, "name": title} for row, title in zip(rows, class_titles(rows), strict=True)]
     for row in [*rows, {**metrics, "name": "all"}] if len(rows) <= 20 else [{**metrics, "name": f"all {len(rows)}"}]:
         figures = {"count": "{}", "inversion_accuracy": "{:.1%}", "confidence": "{:.2f}"}
         said = ("-" if row.get(key) is None else form.format(row[key]) for key, form in figures.items())
         table.add_row(row["name"], *said)
-    console.out.print(table)
+    tables.show(table)
     console.out.print(
         "Inversion accuracy is the target's own opinion of the samples: noise that fools it counts as well.",
         highlight=False,

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from interpkit.cli import console, describing, options, plugins_check
+from interpkit.cli import console, describing, options, plugins_check, tables
 from interpkit.scaffold.kinds import KINDS, Kind
 
 app = typer.Typer(cls=options.Group, no_args_is_help=True, help="List, show, check and create plugins.")
@@ -44,7 +44,7 @@ def list_(json_: options.Json = False) -> None:
         why = f": {plugin.error}" if plugin.error else f" by {plugin.left_out}" if plugin.left_out else ""
         status = plugin.status + why
         table.add_row(plugin.name, plugin.version, provides, status)
-    console.out.print(table)
+    tables.show(table)
 
 
 @app.command(cls=options.Command)

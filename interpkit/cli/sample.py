@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -14,6 +16,7 @@ from interpkit.cli.signals import INTERRUPTED, on_stop
 from interpkit.errors import UsageError, percent
 
 if TYPE_CHECKING:
+    from interpkit.interfaces.samples import Samples
     from interpkit.runs.shards import ShardJob
 
 Format = Literal["safetensors", "webdataset", "parquet"]
@@ -112,13 +115,14 @@ def sample(
     names = inversion.target.class_names
     if samples.images.dim() == 2 and (png is not None or (out is not None and not out.suffix)):
         raise UsageError("vectors cannot be drawn as pictures: omit --png, and name a .safetensors file with --out.")
-    place = out or _next_file(run)
-    if place.suffix == ".safetensors":
-        folder.write_samples(samples, file or place)
-    elif place.suffix:
-        raise UsageError(f"--out {place}: name a .safetensors file or a folder.")
+    if out is None:
+        out = _write_next(samples, run)
+    elif out.suffix == ".safetensors":
+        folder.write_samples(samples, file or out)
+    elif out.suffix:
+        raise UsageError(f"--out {out}: name a .safetensors file or a folder.")
     else:
-        images.save_images(samples.images, samples.labels, names, place)
+        images.save_images(samples.images, samples.labels, names, out)
         channels = samples.images.shape[1]
         if not images.is_picture(tuple(samples.images.shape[1:])):
             console.note(f"images of {channels} channels are written as .npy, (C, H, W) uint8: no PNG holds them.")
@@ -126,10 +130,10 @@ def sample(
         images.save_grid(samples.images, samples.labels, names, drawing)
     metrics = scoring.measure(samples, names)
     if json_:
-        console.print_json({"out": str(place), "png": None if png is None else str(png), "metrics": metrics})
+        console.print_json({"out": str(out), "png": None if png is None else str(png), "metrics": metrics})
         return
     console.note(f"{len(samples.labels)} images, {percent(metrics['inversion_accuracy'])} in the requested class")
-    console.out.out(str(place))
+    console.out.out(str(out))
     if png is not None:
         console.out.out(str(png))
 
@@ -157,8 +161,18 @@ def _write_shards(job: ShardJob, as_json: bool) -> None:
     console.out.out(str(job.folder))
 
 
-def _next_file(run: Path) -> Path:
-    number = 1
-    while (place := run / f"samples-{number}.safetensors").exists():
-        number += 1
+def _write_next(samples: Samples, run: Path) -> Path:
+    """Write samples to the next free name, which is taken at once: another process may be about to do the same."""
+    from interpkit.runs import folder
+
+    for number in itertools.count(1):
+        place = run / f"samples-{number}.safetensors"
+        with suppress(FileExistsError):
+            place.open("xb").close()
+            break
+    try:
+        folder.write_samples(samples, place)
+    except BaseException:
+        place.unlink(missing_ok=True)
+        raise
     return place

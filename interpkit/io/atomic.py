@@ -8,6 +8,7 @@ import json
 import os
 import secrets
 import stat
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -23,10 +24,15 @@ def to_path(name: str | Path) -> Path:
     """Return a path that the file system accepts as a name; it does not need to exist.
 
     Raises:
-        UsageError: the name is too long, or contains a NUL byte.
+        UsageError: the name is too long, contains a NUL byte, or is not text in the system's encoding.
     """
+    encoding = sys.getfilesystemencoding()
     try:
+        os.path.realpath(name).encode(encoding)  # the path that a run records
         os.lstat(name)
+    except UnicodeEncodeError as error:
+        way = "Rename it" if encoding == "utf-8" else "Set PYTHONUTF8=1, or LC_ALL=C.UTF-8, before Python starts"
+        raise UsageError(f"{error.object!a} is not a name in {encoding}, the encoding of names here. {way}.") from error
     except ValueError as error:
         raise UsageError(f"{str(name)!r:.80} is not the name of a file: {error}. Pass a path without that.") from error
     except OSError as error:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from interpkit.errors import UsageError, listed, setting
-from interpkit.io.atomic import digest
+from interpkit.io.atomic import digest, to_path
 from interpkit.io.picture_files import PICTURE_ENDINGS, channels_first, decode
 from interpkit.io.tables import feature_columns, labels_of, numbers_of, pictures_of, read_table
 
@@ -101,7 +101,7 @@ def load_data(
     """
     try:
         path, split = path_and_split(spec)
-        is_folder = bool(spec) and path.is_dir()
+        is_folder = bool(spec) and to_path(path).is_dir()
     except OSError as error:  # the name is too long
         raise UsageError(f"{spec[:100]}... cannot be read: {error.strerror}.") from error
     ending = path.suffix.lower()

@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any
 import pluggy
 
 from interpkit.errors import DISTRIBUTION, PluginError, UsageError, did_you_mean, listed, setting, upgrade, with_place
-from interpkit.io.atomic import sha256
+from interpkit.io.atomic import sha256, to_path
 from interpkit.plugins import hookspecs
 
 if TYPE_CHECKING:
@@ -159,7 +159,7 @@ class Plugins:
         Raises:
             PluginError: there is no such file, an installed plugin has its name, or it is broken.
         """
-        path = path.expanduser().resolve()
+        path = to_path(path.expanduser()).resolve()
         if not path.is_file():
             near = [other.name for other in path.parent.glob("*.py")] if path.parent.is_dir() else []
             raise PluginError(f"there is no plugin file {path}.{did_you_mean(path.name, near)}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import io
+import json
 import logging
 import sys
 import threading
@@ -11,6 +12,7 @@ from importlib.metadata import version
 
 import pytest
 
+from interpkit import cli
 from interpkit.cli import console
 from interpkit.runtime import progress
 from interpkit.runtime.recorder import StepRecord
@@ -146,3 +148,17 @@ def test_slow_steps_have_a_line_each_and_fast_ones_none(
 def test_log_records_below_warnings_are_notes(capsys: pytest.CaptureFixture[str]) -> None:
     console.LogHandler().emit(logging.makeLogRecord({"levelno": logging.INFO, "msg": "10 min"}))
     assert capsys.readouterr().err == "10 min\n"
+
+
+def test_characters_that_stdout_cannot_encode_are_escaped_and_json_can_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    def command(prog_name: str) -> None:
+        console.out.print("café")
+        console.print_json(["café \U0001f600"])
+
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, "ascii", write_through=True))
+    monkeypatch.setattr(cli, "app", command)
+    cli.main()
+    line, told = written.getvalue().decode("ascii").split("\n", 1)
+    assert line == r"caf\xe9"
+    assert json.loads(told) == ["café \U0001f600"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -16,6 +17,7 @@ from typer.testing import CliRunner, Result
 import interpkit
 from interpkit.cli import app
 from interpkit.cli.sample import Format
+from interpkit.runs import folder
 from interpkit.runs.shard_formats import FORMATS
 from interpkit.runs.shards import ShardJob
 
@@ -136,3 +138,30 @@ def test_pictures_go_to_an_empty_folder_and_tensors_to_the_end_of_a_link(finishe
     (tmp_path / "link.safetensors").symlink_to(tmp_path / "file.safetensors")
     assert cli(*few, "--out", tmp_path / "link.safetensors").exit_code == 0
     assert (tmp_path / "link.safetensors").is_symlink() and (tmp_path / "file.safetensors").is_file()
+
+
+def test_two_processes_that_write_at_the_same_moment_get_a_name_each(
+    run_copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write, begun = folder.write_samples, []
+
+    def while_another_does(samples: interpkit.Samples, path: Path) -> None:
+        begun.append(path)
+        if len(begun) == 1:
+            assert cli("sample", run_copy, "--count", "3").exit_code == 0
+        write(samples, path)
+
+    monkeypatch.setattr(folder, "write_samples", while_another_does)
+    assert cli("sample", run_copy, "--count", "6").exit_code == 0
+    written = {path.name: len(safetensors.torch.load_file(path)["labels"]) for path in run_copy.glob("samples-*")}
+    assert written == {"samples-1.safetensors": 6, "samples-2.safetensors": 3}
+
+
+def test_samples_that_cannot_be_written_leave_no_file(run_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(samples: interpkit.Samples, path: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr(folder, "write_samples", full)
+    result = cli("sample", run_copy)
+    assert result.exit_code == 1 and "No space left" in result.stderr
+    assert not list(run_copy.glob("samples-*"))

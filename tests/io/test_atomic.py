@@ -184,7 +184,12 @@ def test_the_hash_covers_a_files_content_and_a_folders_files_and_names(tmp_path:
 
 
 @pytest.mark.parametrize(
-    ("name", "words"), [("x" * 5000, "too long for a file name: 5000"), ("a\0b", "not the name of")]
+    ("name", "words"),
+    [
+        ("x" * 5000, "too long for a file name: 500"),
+        ("a\0b", "not the name of"),
+        ("caf\udce9", "is not a name in utf-8, the encoding of names here. Rename it"),
+    ],
 )
 def test_a_name_that_no_file_can_have_is_refused_wherever_it_is_passed(name: str, words: str) -> None:
     net = torch.nn.Linear(4, 3)
@@ -193,6 +198,8 @@ def test_a_name_that_no_file_can_have_is_refused_wherever_it_is_passed(name: str
         interpkit.load_target,
         interpkit.load_inversion,
         interpkit.evaluate,
+        lambda name: interpkit.load_data(name, (1, 8, 8)),
+        lambda name: interpkit.invert(interpkit.wrap(net, (4,)), [f"{name}.py"]),
         lambda name: interpkit.invert(interpkit.wrap(net, (4,)), ["vecmat"], steps=1, out=name),
     ):
         with pytest.raises(UsageError, match=words):
