@@ -202,7 +202,7 @@ def setting(name: str, value: object = True) -> str:
     if _in_shell:
         text = ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
         if "." in name:
-            return f"--set {name}" if value is None else f"--set {name}={text}"
+            return f"--set {name}" if value is None else f"--set {shlex.quote(f'{name}={text}')}"
         flag = f"--{name.replace('_', '-')}"
         return flag if value is None or value is True else f"{flag} {shlex.quote(text)}"
     if name == "arch_arg":

@@ -82,6 +82,7 @@ def test_the_first_line_of_an_error_says_something(error: Exception, line: str) 
         ("loss", "NAME", "--loss NAME", "losses={NAME: 1.0}"),
         ("evaluator", "MODEL", "--evaluator MODEL", "evaluators=[MODEL]"),
         ("optimizer.lr", 0.001, "--set optimizer.lr=0.001", "options={'optimizer.lr': 0.001}"),
+        ("edges.data", "my data.npz", "--set 'edges.data=my data.npz'", "options={'edges.data': 'my data.npz'}"),
         ("optimizer.lr", None, "--set optimizer.lr", "options['optimizer.lr']"),
     ],
 )

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from interpkit.cli import console, figures, options, tables
+from interpkit.errors import command, setting
 
 
 def evaluate(
@@ -91,5 +92,8 @@ def evaluate(
     tables.show(figures.table_of_all(metrics))
     console.print_worst(metrics)
     if (run / "report.html").exists():
-        console.note(f"report.html is older than these results; rewrite it: interpkit report {run}")
+        facts = {"model": model, "arch": arch, "trust": trust}
+        typed = [command("report", str(run)), *(setting(name, value) for name, value in facts.items() if value)]
+        typed += [setting("plugin", path) for path in plugin or []]
+        console.note(f"report.html is older than these results; rewrite it: {' '.join(typed)}")
     console.out.out(str(run / "metrics.json"))

@@ -12,7 +12,7 @@ import typer
 
 from interpkit.cli import console, options, tables
 from interpkit.cli.signals import INTERRUPTED, on_stop
-from interpkit.errors import UsageError
+from interpkit.errors import UsageError, command, setting
 from interpkit.runtime import torchrun
 
 if TYPE_CHECKING:
@@ -266,7 +266,8 @@ def invert(
             console.note(f"drawing {total} samples and measuring them; press Ctrl-C again to stop without them")
         display.restart(total, "samples")
 
-    again = f"    interpkit invert {model} --out {folder} --resume"
+    typed = [command("invert", str(model)), setting("out", str(folder)), *recipe.to_type_again(), setting("resume")]
+    again = f"    {' '.join(typed)}"
     try:
         with console.ProgressDisplay(recipe.steps) as display, on_stop(_stopping(job)):
             inversion = job.run(

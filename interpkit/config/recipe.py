@@ -410,6 +410,13 @@ class Recipe(_Model):
         """Return the recipe as TOML, without the fields that are None, because TOML has no null."""
         return tomli_w.dumps(_without_none(self.model_dump(mode="json")))
 
+    def to_type_again(self) -> list[str]:
+        """Return the settings that no file may make: code and trust, which whoever uses the recipe types again."""
+        words = [setting("plugin", file.path) for file in self.plugin_files or []]
+        if self.target.arch is not None and self.target.arch.startswith("py:"):
+            words.append(setting("arch", self.target.arch))
+        return [*words, setting("trust")] if self.target.trust else words
+
 
 def _without_none(value: Any) -> Any:
     if isinstance(value, dict):

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from interpkit.config.recipe import TargetOptions
+from interpkit.config.recipe import Recipe
 from interpkit.config.schemas import Manifest
 from interpkit.errors import RunError, command, in_shell, setting
 from interpkit.evaluation import doubts, scoring, warnings
@@ -171,7 +171,7 @@ def render_report(
         ),
         recipe=inversion.recipe.to_toml(),
         facts=_facts(inversion, manifest) | _of_evaluators(metrics),
-        command=_command(run, inversion.recipe.target, manifest),
+        command=_command(run, inversion.recipe, manifest),
     )
     path = run / "report.html"
     write_atomically(path, page)
@@ -407,14 +407,11 @@ def _of_evaluators(metrics: Mapping[str, Any]) -> dict[str, str]:
     return {"Evaluators": "; ".join(said)} if said else {}
 
 
-def _command(run: Run, options: TargetOptions, manifest: Manifest) -> str:
-    """Return the command that repeats the run; what a file may not grant, the user types again."""
+def _command(run: Run, recipe: Recipe, manifest: Manifest) -> str:
+    """Return the command that repeats the run."""
     path = manifest.model.path
     config = (run / "recipe.toml").absolute()
     if path is None:
         return f"interpkit.invert(target, config={str(config)!r})"
     with in_shell():
-        words = [command("invert", path), setting("config", str(config))]
-        words += [setting("arch", options.arch)] if options.arch and options.arch.startswith("py:") else []
-        words += [setting("trust")] if options.trust else []
-    return " ".join(words)
+        return " ".join([command("invert", path), setting("config", str(config)), *recipe.to_type_again()])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import shlex
 
 from interpkit.config.recipe import Recipe
 from interpkit.errors import UsageError
@@ -24,7 +25,7 @@ def check(name: str) -> None:
     """Check that a name is well formed and free; else a `UsageError` suggests one that is."""
     if not _NAME.fullmatch(name) or len(name) > LONGEST:
         place, _, _ = name.replace("\\", "/").rstrip("/").rpartition("/")
-        where = f" Name the folder with --out {place}/{suggestion(name)}." if place else ""
+        where = f" Name the folder with --out {shlex.quote(f'{place}/{suggestion(name)}')}." if place else ""
         raise UsageError(
             f"{name!r} is not a valid plugin name. Use at most {LONGEST} lower case letters, digits and single dashes "
             f"between them, and start with a letter, e.g. {suggestion(name)!r}.{where}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 from pathlib import Path
 
@@ -19,8 +20,8 @@ def write(name: str, kind: Kind, folder: Path) -> Path:
     """
     names.check(name)
     if folder.exists() or folder.is_symlink():
-        inside = f"--out {folder / name}" if folder.is_dir() and not (folder / name).exists() else "--out FOLDER"
-        raise UsageError(f"{folder} exists, and nothing is overwritten. Name a new folder, e.g. {inside}.")
+        inside = shlex.quote(str(folder / name)) if folder.is_dir() and not (folder / name).exists() else "FOLDER"
+        raise UsageError(f"{folder} exists, and nothing is overwritten. Name a new folder, e.g. --out {inside}.")
     files = render(name, kind)
     try:
         folder.mkdir(parents=True)

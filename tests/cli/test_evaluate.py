@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -355,6 +356,17 @@ def test_figures_are_named_by_their_place() -> None:
     }
     assert figures["a.share"].interval == (0.25, 0.75) and figures["count"].interval is None
     assert [str(figures[name]) for name in ("count", "a.b.x")] == ["7", "1.5"]
+
+
+def test_the_command_that_rewrites_the_report_can_be_pasted(run_copy: Path, tmp_path: Path, tiny_model: Path) -> None:
+    run, plug = tmp_path / "my runs [x]", tmp_path / "own plug.py"
+    run_copy.rename(run)
+    plug.write_text("INTERPKIT_INTERFACE = 1\n")
+    result = cli("evaluate", run, "--metric", "diversity", "--model", tiny_model, "--plugin", plug, "--trust")
+    line = next(line for line in result.stderr.splitlines() if "report.html is older" in line)
+    again = shlex.split(line.partition("rewrite it: ")[2])
+    assert again[1:] == ["report", str(run), "--model", str(tiny_model), "--trust", "--plugin", str(plug)]
+    assert cli(*again[1:]).exit_code == 0
 
 
 def test_classes_of_the_same_name_are_told_apart_by_their_number() -> None:

@@ -280,6 +280,7 @@ def test_the_class_is_named_after_the_plugin(name: str, class_name: str) -> None
         ("Torch", "'my-torch'"),
         ("x" * 41, f"'{'x' * 37}'"),
         ("plugins/my-loss", r"'my-loss'\. Name the folder with --out plugins/my-loss"),
+        ("my plugins/my-loss", r"'my-loss'\. Name the folder with --out 'my plugins/my-loss'"),
         ("..\\my-loss", r"'my-loss'\. Name the folder with --out \.\./my-loss"),
     ],
 )

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
+import shutil
 import signal
 import sys
 import threading
@@ -115,6 +117,27 @@ def test_an_inversion_that_is_asked_to_stop_saves_its_step(
     manifest = json.loads((out / "manifest.json").read_text())
     assert (manifest["status"], manifest["steps_done"]) == ("interrupted", 3)
     assert f"--out {out} --resume" in result.stderr
+
+
+def test_the_command_that_resumes_can_be_pasted(
+    tmp_path: Path, tiny_model: Path, quick_flags: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from interpkit.cli import console
+
+    place = tmp_path / "my runs" / "[x] 100%"
+    place.mkdir(parents=True)
+    model = Path(shutil.copy(tiny_model, place / "my model.safetensors"))
+    (place / "own plug.py").write_text("INTERPKIT_INTERFACE = 1\n")
+    monkeypatch.chdir(place)
+    with monkeypatch.context() as stopped:
+        stopped.setattr(console.ProgressDisplay, "step", lambda display, done: signal.raise_signal(signal.SIGINT))
+        words = ["invert", model.name, *quick_flags, "--out", "a run", "--plugin", "own plug.py"]
+        result = CliRunner().invoke(app, words)
+    assert result.exit_code == 130, result.stderr
+    again = shlex.split(result.stderr.splitlines()[-1])
+    assert again[1:] == ["invert", model.name, "--out", "a run", "--plugin", f"{place}/own plug.py", "--resume"]
+    assert CliRunner().invoke(app, again[1:]).exit_code == 0
+    assert json.loads(Path("a run/manifest.json").read_text())["status"] == "finished"
 
 
 def test_a_command_that_runs_out_of_memory_says_so(run_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:

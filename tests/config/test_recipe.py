@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 import interpkit
 from interpkit import PluginError, UsageError
 from interpkit.api.invert import prepare
-from interpkit.config.recipe import MAX_RECIPE_BYTES, Recipe, compose, merge, read_toml, validated
+from interpkit.config.recipe import MAX_RECIPE_BYTES, Recipe, TargetOptions, compose, merge, read_toml, validated
+from interpkit.errors import in_shell
 
 Quick = Callable[..., dict[str, Any]]
 
@@ -43,6 +44,14 @@ def test_a_recipe_read_from_its_own_toml_is_the_same(tmp_path: Path) -> None:
     )
     (tmp_path / "recipe.toml").write_text(recipe.to_toml(), "utf-8")
     assert validated(Recipe, read_toml(tmp_path / "recipe.toml"), "the file") == recipe
+
+
+def test_code_and_trust_are_to_be_typed_again() -> None:
+    code = {"plugin_files": [{"path": "own plug.py", "sha256": ""}], "target": {"arch": "py:net.py:Net", "trust": True}}
+    recipe = Recipe.model_validate(code)
+    with in_shell():
+        assert recipe.to_type_again() == ["--plugin 'own plug.py'", "--arch py:net.py:Net", "--trust"]
+    assert Recipe(target=TargetOptions(arch="torchvision:resnet18")).to_type_again() == []
 
 
 def test_the_default_recipe_has_no_word_for_none_in_toml(tmp_path: Path) -> None:
