@@ -45,7 +45,8 @@ def default_method() -> str:
     entries = list(installed().registry.entries("attribution"))
     if not entries:
         raise UsageError("no installed plugin has an attribution: install one.")
-    return next((entry for entry in entries if entry.item.default), entries[0]).name
+    usual = next((entry for entry in entries if entry.item.default), entries[0])
+    return installed().settled_name("attribution", usual.full_name)
 
 
 @with_autograd

@@ -26,6 +26,12 @@ if TYPE_CHECKING:
 Which = Literal["samples", "reference", "training", "canaries"]
 T = TypeVar("T")
 
+RESERVED = (
+    *("schema", "per_class", "doubts", "empty", "left_out", "measured_on", "label", "name", "count"),
+    *("inversion_accuracy", "inversion_accuracy_interval", "confidence", "kl"),
+)
+"""The entries of metrics.json, and of its rows of classes, that a metric cannot have."""
+
 
 class TooFew(InterpkitError):  # noqa: N818  # reads well in code: raise TooFew("...")
     """There are too few images for a metric, which is then left out. The message says how many it requires."""
@@ -261,7 +267,8 @@ class Metric(Component, ABC):
         """Return a fragment of metrics.json: finite JSON values.
 
         Its keys replace those of metrics.json, except ``per_class``: a mapping from a label to a fragment, merged into
-        the class's row of the list ``per_class``. A share ``NAME`` may come with its interval ``NAME_interval``.
+        the class's row of the list ``per_class``. Those of every run, such as ``confidence``, are
+        refused. A share ``NAME`` may come with its interval ``NAME_interval``.
 
         Raises:
             TooFew: there are too few images for a meaningful result; to leave out only a part of the metric, call

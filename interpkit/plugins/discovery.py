@@ -313,16 +313,24 @@ class Plugins:
         Raises:
             UsageError: two names stand for one loss.
         """
-        return _renamed(layer, lambda kind, name: self._settled_name(kind, name, begun))
+        return _renamed(layer, lambda kind, name: self.settled_name(kind, name, begun))
 
-    def settled_key(self, key: str, begun: Recipe | None = None) -> str:
-        """Return a setting's key ``COMPONENT.OPTION`` with the name that `settled` gives to the component."""
+    def settled_key(self, key: str, begun: Recipe | None = None, kinds: Sequence[str] = ()) -> str:
+        """Return a setting's key ``COMPONENT.OPTION`` with the name that `settled` gives to the component.
+
+        The component is one of ``kinds``, or else of those in a recipe.
+        """
         name, dot, option = key.rpartition(".")
-        for kind in (*_SLOTS, "loss"):
-            name = self._settled_name(kind, name, begun)
+        for kind in kinds or (*_SLOTS, "loss"):
+            name = self.settled_name(kind, name, begun)
         return f"{name}{dot}{option}"
 
-    def _settled_name(self, kind: str, name: str, begun: Recipe | None) -> str:
+    def settled_names(self, kind: str) -> list[str]:
+        """Return the names that `settled` gives to all components of a kind, sorted."""
+        return sorted(self.settled_name(kind, entry.full_name) for entry in self.registry.entries(kind))
+
+    def settled_name(self, kind: str, name: str, begun: Recipe | None = None) -> str:
+        """Return the name that `settled` gives to a component; ``name`` itself where it stands for none or several."""
         found = self._called(kind, name)
         if len(found) != 1:
             return name

@@ -487,3 +487,15 @@ def test_maps_of_zeros_are_drawn_and_noted(tmp_path: Path) -> None:
     with Image.open(tmp_path / "integrated-gradients.png") as picture:
         colors = {picture.convert("RGB").getpixel((picture.width - 10, 20))}
     assert colors == {(255, 255, 255)}
+
+
+def test_methods_that_share_a_name_with_the_default_one_leave_it_the_default(
+    linear: Target, add_plugin: Callable[..., None], tmp_path: Path
+) -> None:
+    add_plugin(type("Mine", (Weights,), {"name": "integrated-gradients"}))
+    images = (torch.rand(2, 1, 2, 2), torch.tensor([0, 1]))
+    assert attribute(linear, images[0]).any()
+    summary = explain(linear, tmp_path, images=images, methods=["all"], device="cpu", checks=False)
+    for name in ("captum", "mine"):
+        assert f"{name}:integrated-gradients" in summary["methods"]
+        assert (tmp_path / f"{name}-integrated-gradients.safetensors").is_file()
