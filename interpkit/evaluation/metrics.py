@@ -18,7 +18,7 @@ from interpkit.errors import InterpkitError, UsageError, listed, setting, with_p
 from interpkit.evaluation import doubts, scoring
 from interpkit.interfaces.components import Options
 from interpkit.interfaces.contracts import described, module_of
-from interpkit.interfaces.metrics import RESERVED, Metric, Study, TooFew
+from interpkit.interfaces.metrics import RESERVED, STUDY_IMAGES, Metric, Study, TooFew
 from interpkit.interfaces.samples import Samples, to_unit
 from interpkit.interfaces.targets import Target
 from interpkit.io.datasets import LabelledImages, checked
@@ -96,6 +96,7 @@ def measured(
         if holders:
             left_out[cls.name] = "it was measured on other data than the other metrics: measure it again"
             log.warning("the figures of %s are dropped: they were measured on other data", described(cls))
+    spoiled = ""
     for number, metric in enumerate(metrics):
         progress.tell("metrics measured", number, len(metrics))
         for part in [part for part in left_out if part.partition(".")[0] == metric.name]:
@@ -103,20 +104,30 @@ def measured(
         if entries[entry := metric.key or metric.name] > 1:
             study.leave_out(metric.name, _of_several(entry, metrics))
             continue
+        if spoiled:
+            study.leave_out(metric.name, spoiled)
+            continue
         study.restart()
+        versions, fragment, merged = study.versions(), {}, {}
         try:
-            fragment = dict(metric.measure(study))
-            json.dumps(fragment, allow_nan=False)
-            of_classes = fragment.pop("per_class", {})
-            merged = {label: {**rows[label], **figures} for label, figures in of_classes.items()}
-            if clash := {*own, *RESERVED} & {key for part in (fragment, *of_classes.values()) for key in part}:
+            made = dict(metric.measure(study))
+            json.dumps(made, allow_nan=False)
+            of_classes = made.pop("per_class", {})
+            joined = {label: {**rows[label], **figures} for label, figures in of_classes.items()}
+            if clash := {*own, *RESERVED} & {key for part in (made, *of_classes.values()) for key in part}:
                 raise ValueError(f"it returns {listed(sorted(clash))}, which every run already has")
+            fragment, merged = made, joined
         except TooFew as error:
             study.leave_out(metric.name, str(error))
-            continue
         except (Exception, SystemExit) as error:
             _tell(metric, error)
             study.leave_out(metric.name, f"it failed: {type(error).__name__}: {error}")
+        if changed := [what for what, version in study.versions().items() if version != versions[what]]:
+            words = f"{described(metric)} changed {listed(changed)} in place, which it must clone first"
+            log.warning("its figures are skipped: %s", words)
+            study.leave_out(metric.name, words)
+            study.forget()
+            spoiled = "" if changed == [STUDY_IMAGES] else words  # those are made from the samples again
             continue
         rows |= merged
         found |= fragment

@@ -226,7 +226,7 @@ class Plugins:
                 plugin = self.found[name]
                 words = with_place(error, plugin.module)
                 plugin.error = f"{hook}: {words}"
-                log.warning("plugin %r failed in %s and is left out from here: %s", name, hook, words)
+                log.warning("plugin %r failed in %s, and its hooks are not called from here: %s", name, hook, words)
 
     def preset(self, name: str) -> Preset:
         """Return the preset of this name; `PluginError` if there is none, or its plugin is broken or left out."""
@@ -473,7 +473,12 @@ def _check_interface(plugin: Plugin, module: object) -> None:
     made_for = getattr(module, DECLARED_INTERFACE, INTERFACE_VERSION)
     if made_for == INTERFACE_VERSION:
         return
-    newer = isinstance(made_for, int) and made_for > INTERFACE_VERSION
+    if not isinstance(made_for, int):
+        raise PluginError(
+            f"{DECLARED_INTERFACE} is {made_for!r}, and must be an integer: write {DECLARED_INTERFACE} = "
+            f"{INTERFACE_VERSION}"
+        )
+    newer = made_for > INTERFACE_VERSION
     remedy = f": pip install --upgrade {plugin.package}" if plugin.package else ""
     raise PluginError(
         f"it is made for version {made_for!r} of the plugin interface ({DECLARED_INTERFACE}), and this interpkit has "
@@ -486,6 +491,8 @@ def _add_hooks(manager: pluggy.PluginManager, name: str, module: object) -> list
 
     A hook that is unknown, not marked, or has an argument that hooks of its name do not have, is a `PluginError`.
     """
+    if (twin := manager.get_name(module)) is not None:
+        raise PluginError(f"its entry point names what that of the plugin {twin!r} names too: remove one of the two")
     known = [hook for hook, value in vars(hookspecs).items() if manager.parse_hookspec_opts(hookspecs, hook)]
     for hook in known:
         function = getattr(module, hook, None)

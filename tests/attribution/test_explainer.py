@@ -499,3 +499,22 @@ def test_methods_that_share_a_name_with_the_default_one_leave_it_the_default(
     for name in ("captum", "mine"):
         assert f"{name}:integrated-gradients" in summary["methods"]
         assert (tmp_path / f"{name}-integrated-gradients.safetensors").is_file()
+
+
+def test_a_method_that_changes_baselines_and_classes_in_place_changes_its_own_alone(
+    linear: Target, add_plugin: Callable[..., None]
+) -> None:
+    class Eats(Attribution):
+        name = "eats"
+
+        def attribute(self, target: Target, images: Tensor, classes: Tensor, context: AttributionContext) -> Tensor:
+            maps = images - context.baselines.mean(0) + classes.view(-1, 1, 1, 1)
+            context.baselines.add_(0.5)
+            classes.add_(1)
+            return maps
+
+    add_plugin(Eats)
+    images, classes = torch.rand(1, 1, 2, 2).repeat(4, 1, 1, 1), torch.zeros(4, dtype=torch.int64)
+    explainer = Explainer(linear, "eats", rows=2, device="cpu")
+    maps = explainer.maps(images, classes)
+    assert torch.equal(maps[:2], maps[2:]) and not explainer.baselines.any() and not classes.any()

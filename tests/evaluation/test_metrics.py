@@ -447,6 +447,37 @@ def test_a_metric_cannot_have_an_entry_that_is_interpkits_own(attributes: dict[s
         Registry().add(type("Made", (Says,), attributes), "mine")
 
 
+class Changes(Metric):
+    """Changes in place what ``what`` names."""
+
+    name = "changes"
+    what = "images"
+
+    def measure(self, study: Study) -> Mapping[str, Any]:
+        {"images": study.images, "reference": study.unit_images("reference")}[self.what].mul_(0.5)
+        raise TooFew("it says nothing of it")
+
+
+class Level(Metric):
+    """Returns the mean of all images."""
+
+    name = "level"
+
+    def measure(self, study: Study) -> Mapping[str, Any]:
+        return {"level": study.images.mean().item()}
+
+
+def test_a_metric_that_changes_images_in_place_is_left_out_and_spoils_no_other(tiny_target: Target) -> None:
+    images = torch.full((2, *SHAPE), 255, dtype=torch.uint8)
+    data = LabelledImages(torch.ones(2, *SHAPE), torch.tensor([0, 1]))
+    found = measured(Study(tiny_target, samples_of([0, 1], images), data), [Changes(), Level()])
+    assert found["level"] == 1.0 and "changed study.images in place" in found["left_out"]["changes"]
+    changes = type("Other", (Changes,), {"what": "reference"})
+    found = measured(Study(tiny_target, samples_of([0, 1], images), data), [changes(), Level()])
+    assert "level" not in found  # as the reference itself is another now
+    assert "changed the images of the reference in place" in found["left_out"]["level"]
+
+
 def test_a_metric_that_cannot_be_created_does_not_stop_others(
     run_copy: Path, add_plugin: Callable[..., None], caplog: pytest.LogCaptureFixture
 ) -> None:
