@@ -11,7 +11,7 @@ from interpkit.interfaces import metrics
 from interpkit.plugins.discovery import installed
 from interpkit.runtime import recorder
 
-LONGEST = 40
+LONGEST = 36  # with a longer one, an import would not fit a line of the package
 WORDS = (
     *("interpkit", "plugin", "loss", "metric", "attribution", "audit", "loader"),  # of the command line
     *recorder.RESERVED,  # of a run's history
