@@ -62,6 +62,11 @@ class PluginError(InterpkitError):
     exit_code = 4
 
 
+def a(noun: str) -> str:
+    """Return a noun with its indefinite article."""
+    return f"{'an' if noun[0] in 'aeio' else 'a'} {noun}"
+
+
 def first_line(error: BaseException) -> str:
     """Return the first line of an error's message that is not empty, or the name of its type."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)

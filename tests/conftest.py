@@ -87,10 +87,10 @@ class MadePlugin:
 
 @pytest.fixture
 def add_plugin(plugins: Plugins) -> Callable[..., None]:
-    """Return an adder of a plugin named ``mine`` that registers the given items, for this test alone."""
+    """Return an adder of a plugin, ``mine`` if not named, that registers the given items, for this test alone."""
 
-    def add(*items: Any) -> None:
-        added = plugins.add("mine", lambda: MadePlugin(*items))
+    def add(*items: Any, plugin: str = "mine") -> None:
+        added = plugins.add(plugin, lambda: MadePlugin(*items))
         assert added.error is None, added.error
 
     return add

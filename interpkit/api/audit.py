@@ -65,7 +65,7 @@ class AuditReport:
     Attributes:
         target: the classifier.
         record: all figures, as in ``audit.json``.
-        results: what each test found, by its name.
+        results: what each test found, by its name (``PLUGIN:NAME`` where several plugins use the name).
     """
 
     target: Target
@@ -88,8 +88,11 @@ class AuditReport:
         place = result_folder(folder, WRITTEN)
         pictures = {name: found.result.pictures for name, found in self.results.items()}
         with only_writer(place, WRITTEN):
-            results = [found.result for found in self.results.values()]
-            tensors = {key: tensor.contiguous() for result in results for key, tensor in result.tensors.items()}
+            tensors = {
+                name + key.removeprefix(found.test.name): tensor.contiguous()
+                for name, found in self.results.items()
+                for key, tensor in found.result.tensors.items()
+            }
             metadata = {"format": "pt", "interpkit.schema": str(SCHEMA), "interpkit.kind": "audit"}
             write_tensors(place / TENSORS, tensors, metadata)
             write_atomically(place / FIGURES, to_json(self.record))
@@ -148,7 +151,7 @@ def audit(
     """
     chosen = _chosen(tests, {"reference": reference, "training": training}, options or {})
     fetch(options or {})
-    rest = [test for test in chosen if not test.screens]
+    rest = {name: test for name, test in chosen.items() if not test.screens}
     if not rest and (presets or per_class is not None):
         idle = setting("preset", presets[0]) if presets else setting("per_class", per_class)
         raise UsageError(f"no test made here uses samples: leave {idle} out.")
@@ -187,23 +190,23 @@ def audit(
             real is not None, real, trained, seed, place, most,
         )  # fmt: skip
 
-        def run(test: Audit, case: AuditCase) -> None:
-            tell("tests of the audit made", len(results) + len(left_out), len(chosen), test.name)
+        def run(name: str, test: Audit, case: AuditCase) -> None:
+            tell("tests of the audit made", len(results) + len(left_out), len(chosen), name)
             reason = target.no_gradient if test.needs_gradient else ""
             if reason:
-                left_out[test.name] = f"it requires a gradient: {reason}"
+                left_out[name] = f"it requires a gradient: {reason}"
                 return
             if on_test is not None:
-                on_test(test.name)
+                on_test(name)
             with global_seed(seed, place), torch.enable_grad():
                 try:
-                    results[test.name] = Found(test, contracts.tested(test, case))
+                    results[name] = Found(test, contracts.tested(test, case))
                 except TooFew as error:
-                    left_out[test.name] = str(error)
+                    left_out[name] = str(error)
 
-        for test in chosen:
+        for name, test in chosen.items():
             if test.screens:
-                run(test, without)
+                run(name, test, without)
         if rest and inversion is not None and real is None:
             shown = [c for c in everything if c in inversion.classes]
         have = None if real is None else set(real.labels.tolist())
@@ -213,8 +216,8 @@ def audit(
             few = PER_CLASS if per_class is None else per_class
             images, labels, sources = _images(target, inversion, real, classes, presets, few, seed, device)
             case = replace(without, classes=classes, images=images.to(place), labels=labels.to(place))
-            for test in rest:
-                run(test, case)
+            for name, test in rest.items():
+                run(name, test, case)
     tell("tests of the audit made", len(chosen), len(chosen))
     if not results:
         reasons = "; ".join(f"{name}: {reason.rstrip('.')}" for name, reason in left_out.items())
@@ -225,14 +228,15 @@ def audit(
     return report
 
 
-def _chosen(names: Sequence[str], given: Mapping[str, Any], options: Mapping[str, Any]) -> list[Audit]:
+def _chosen(names: Sequence[str], given: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Audit]:
     """Return the named tests, by default the usual ones whose needs are given, with their options."""
     plugins = installed()
     have = {name for name, data in given.items() if data is not None}
-    known = plugins.registry.names("audit")
+    known = plugins.settled_names("audit")
     if not known:
         raise UsageError("no installed plugin has a test for an audit: install one.")
-    classes = {name: plugins.component("audit", name) for name in names or known}
+    settled = [plugins.settled_name("audit", name) for name in names or known]
+    classes = {name: plugins.component("audit", name) for name in settled}
     for name, cls in list(classes.items()):
         missing = [need for need in cls.needs if need not in have]
         if missing and names:
@@ -246,9 +250,9 @@ def _chosen(names: Sequence[str], given: Mapping[str, Any], options: Mapping[str
     if "reference" in have and all(cls.screens and "reference" not in cls.needs for cls in classes.values()):
         log.warning("no test made here uses reference images")
     values: dict[str, dict[str, Any]] = {name: {} for name in classes}
-    for key, value in options.items():
+    for key, value in ((plugins.settled_key(key, kinds=["audit"]), value) for key, value in options.items()):
         set_option(values, key, value, "TEST", setting(f"{next(iter(classes))}.sd", 0.3), "no test {!r} is made here")
-    return [cls(validated(cls.Options, values[name], f"the test {name!r}")) for name, cls in classes.items()]
+    return {name: cls(validated(cls.Options, values[name], f"the test {name!r}")) for name, cls in classes.items()}
 
 
 def _classes(shown: list[int], results: Mapping[str, Found], seed: int, have: set[int] | None) -> list[int]:

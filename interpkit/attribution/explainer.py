@@ -45,7 +45,8 @@ def default_method() -> str:
     entries = list(installed().registry.entries("attribution"))
     if not entries:
         raise UsageError("no installed plugin has an attribution: install one.")
-    return next((entry for entry in entries if entry.item.default), entries[0]).name
+    usual = next((entry for entry in entries if entry.item.default), entries[0])
+    return installed().settled_name("attribution", usual.full_name)
 
 
 @with_autograd
@@ -194,12 +195,11 @@ class Explainer:
         """
         found = []
         with self.target.frozen(self.device), torch.enable_grad():
-            context = AttributionContext(
-                self.score_module(), self.baselines.to(self.device), self.layer, self.rows, self._note
-            )
+            module = self.score_module()
             for start in range(0, len(images), self.rows):
-                part = slice(start, start + self.rows)
-                batch, wanted = images[part].detach().clone().to(self.device), classes[part].to(self.device)
+                given = (images[start : start + self.rows], classes[start : start + self.rows], self.baselines)
+                batch, wanted, baselines = (tensor.detach().clone().to(self.device) for tensor in given)
+                context = AttributionContext(module, baselines, self.layer, self.rows, self._note)
                 with global_seed(derive_seed(self.seed, "attribution", start), self.device):
                     found.append(self._attribute(batch, wanted, context).detach().float().cpu())
                 progress.tell("images explained", start + len(batch), len(images))

@@ -132,13 +132,13 @@ def explain(
             left_out[name] = error
     found: dict[str, Any] = {}
     endings = (".safetensors", ".png", "-classes.png")
-    written = ["summary.json", *(name + ending for name in explainers for ending in endings)]
+    written = ["summary.json", *(_stem(name) + ending for name in explainers for ending in endings)]
     with only_writer(out, written):
         for name, explainer in explainers.items():
             if on_method is not None:
                 on_method(name)
             try:
-                found[name] = _explain_by(explainer, out, shown, others, checks, quantus)
+                found[name] = _explain_by(_stem(name), explainer, out, shown, others, checks, quantus)
             except InterpkitError as error:
                 left_out[name] = error
         if not found:
@@ -251,19 +251,25 @@ def _baseline(target: Target, baseline: str, inverted: ImagesAndLabels | None, d
 def _options_by_method(
     methods: Sequence[str], options: Mapping[str, Any]
 ) -> tuple[list[str], dict[str, dict[str, Any]]]:
-    known = installed().registry.names("attribution")
-    names = [each for name in methods or [default_method()] for each in (known if name == "all" else [name])]
-    names = list(dict.fromkeys(names))
+    plugins = installed()
+    known = plugins.settled_names("attribution")
+    typed = [each for name in methods or [default_method()] for each in (known if name == "all" else [name])]
+    names = list(dict.fromkeys(plugins.settled_name("attribution", name) for name in typed))
     settings: dict[str, dict[str, Any]] = {name: {} for name in names}
     for name in names:
-        installed().component("attribution", name)
-    for key, value in options.items():
+        plugins.component("attribution", name)
+    for key, value in ((plugins.settled_key(key, kinds=["attribution"]), value) for key, value in options.items()):
         example = setting(f"{default_method()}.OPTION", "VALUE")
         set_option(settings, key, value, "METHOD", example, "no method {!r} is asked for")
     return names, settings
 
 
+def _stem(method: str) -> str:
+    return method.replace(":", "-")  # no file of Windows has a colon in its name
+
+
 def _explain_by(
+    stem: str,
     explainer: Explainer,
     out: Path,
     shown: ExplainedImages,
@@ -271,7 +277,7 @@ def _explain_by(
     checks: bool,
     quantus: Sequence[str],
 ) -> dict[str, Any]:
-    """Run one method, write its files, and return its figures."""
+    """Run one method, write its files, whose names begin with ``stem``, and return its figures."""
     target, method = explainer.target, explainer.method
     maps = explainer.maps(shown.images, shown.classes)
     notes, explainer.notes = explainer.notes, []  # those of other images, and of the checks, which change them, are not
@@ -321,19 +327,19 @@ def _explain_by(
     metadata = {"format": "pt", "interpkit.schema": str(SCHEMA), "interpkit.kind": "attribution"}
     metadata["interpkit.method"] = method.name
     own = {key: tensor.clone(memory_format=torch.contiguous_format) for key, tensor in tensors.items()}
-    for earlier in ("summary.json", f"{method.name}.png", f"{method.name}-classes.png"):  # of other images or options
+    for earlier in ("summary.json", f"{stem}.png", f"{stem}-classes.png"):  # of other images or options
         (out / earlier).unlink(missing_ok=True)
-    write_tensors(out / f"{method.name}.safetensors", own, metadata)
-    figures["files"] = [f"{method.name}.safetensors"]
+    write_tensors(out / f"{stem}.safetensors", own, metadata)
+    figures["files"] = [f"{stem}.safetensors"]
     if maps.dim() == 4:
-        _draw(out / f"{method.name}.png", shown, maps, target.class_names)
-        _draw_classes(out / f"{method.name}-classes.png", inverted or shown, evidence, target.class_names)
-        figures["files"] += [f"{method.name}.png", f"{method.name}-classes.png"]
+        _draw(out / f"{stem}.png", shown, maps, target.class_names)
+        _draw_classes(out / f"{stem}-classes.png", inverted or shown, evidence, target.class_names)
+        figures["files"] += [f"{stem}.png", f"{stem}-classes.png"]
     else:
         shape = "x".join(map(str, target.description.input_shape or target.input_shape))
         notes.append(
             f"no picture of the maps is drawn, as the inputs ({shape}) are not images; the maps are the tensor 'maps' "
-            f"of {method.name}.safetensors."
+            f"of {stem}.safetensors."
         )
     if notes:
         figures["notes"] = notes

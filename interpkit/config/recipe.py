@@ -498,30 +498,39 @@ def read_toml(path: Path) -> dict[str, Any]:
 def compose(layers: Iterable[Layer], settings: Sequence[tuple[str, Any]] = ()) -> Recipe:
     """Merge the layers, of which later ones take precedence, apply ``COMPONENT.OPTION`` settings, and validate.
 
-    COMPONENT is the name of a component, or its slot: ``conditioner``, ``generator``, ``inverter``, ``optimizer``,
-    ``sampling`` or ``warm_start``.
+    COMPONENT is a slot, ``conditioner``, ``generator``, ``inverter``, ``optimizer``, ``sampling`` or ``warm_start``, or
+    the name of a component. A loss that shares its name with a slot or another component is ``losses.NAME``.
 
     Raises:
-        UsageError: a key is unknown, a value is out of range, or a setting names no component in use.
+        UsageError: a key is unknown, a value is out of range, or a setting names no component in use, or several.
     """
     merged: dict[str, Any] = {}
     for layer in layers:
         merged = merge(merged, layer)
     for key, value in settings:
         example = setting("optimizer.lr", 0.001)
-        set_option(_tables(merged), key, value, "COMPONENT", example, "this recipe has no component {!r}")
+        set_option(_tables(merged, key), key, value, "COMPONENT", example, "this recipe has no component {!r}")
     return validated(Recipe, merged, "the recipe")
 
 
-def _tables(recipe: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Return the tables of a recipe's components by name and by slot; a slot takes precedence over an equal name."""
+def _tables(recipe: dict[str, Any], key: str) -> dict[str, dict[str, Any]]:
+    """Return the tables of a recipe's components by slot and by name, of which ``key`` may name one.
+
+    A slot takes precedence over an equal name; a loss hidden by it, or by another component, is ``losses.NAME``.
+    """
     recipe.setdefault("inverter", {"name": "generator"})
     slots = ("inverter", "conditioner", "generator")
     used = {slot: recipe[slot] for slot in slots if isinstance(recipe.get(slot), dict)}
-    named = {table["name"]: table for table in used.values() if "name" in table}
-    settings = {slot: recipe.setdefault(slot, {}) for slot in ("optimizer", "sampling", "warm_start")}
-    tables: dict[str, dict[str, Any]] = settings | named | used | recipe.get("losses", {})
-    return tables
+    of_slots = used | {slot: recipe.setdefault(slot, {}) for slot in ("optimizer", "sampling", "warm_start")}
+    places = [(table["name"], slot, table) for slot, table in used.items() if "name" in table]
+    places += [(name, f"losses.{name}", table) for name, table in recipe.get("losses", {}).items()]
+    alike = {name: [place for other, place, _ in places if other == name] for name, *_ in places}
+    typed, _, option = key.rpartition(".")
+    if typed not in of_slots and len(alike.get(typed, ())) > 1:
+        choices = " or ".join(setting(f"{place}.{option}", None) for place in alike[typed])
+        raise UsageError(f"{setting(key, None)}: several components are named {typed!r}. Say {choices}.")
+    alone = {name for name, places in alike.items() if len(places) == 1 and name not in of_slots}
+    return {name if name in alone else place: table for name, place, table in places} | of_slots
 
 
 def set_option(

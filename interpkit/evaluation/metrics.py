@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -17,7 +18,7 @@ from interpkit.errors import InterpkitError, UsageError, listed, setting, with_p
 from interpkit.evaluation import doubts, scoring
 from interpkit.interfaces.components import Options
 from interpkit.interfaces.contracts import described, module_of
-from interpkit.interfaces.metrics import Metric, Study, TooFew
+from interpkit.interfaces.metrics import RESERVED, STUDY_IMAGES, Metric, Study, TooFew
 from interpkit.interfaces.samples import Samples, to_unit
 from interpkit.interfaces.targets import Target
 from interpkit.io.datasets import LabelledImages, checked
@@ -70,18 +71,23 @@ def measured(
 ) -> dict[str, Any]:
     """Return ``old`` metrics updated with those of a study.
 
-    A metric that fails is listed in ``left_out`` with the reason, and the others are still measured. Old figures are
-    dropped, and listed there too, where ``sources`` names other data than those that they were measured on, or states
-    another ``KIND.sha256``; a digest that was not recorded then is not compared.
+    A metric that fails is listed in ``left_out`` with the reason, and so are metrics that share an entry; the others
+    are still measured. Old figures are dropped, and listed there too, where ``sources`` names other data than those
+    that they were measured on, or states another ``KIND.sha256``; a digest that was not recorded then is not compared.
     """
     old = old or {}
     names = study.target.class_names
     own = scoring.measure(study.samples, names)
-    found: dict[str, Any] = {**old, **own}
-    before = {row["label"]: row for row in old.get("per_class", [])}
+    metrics = list(metrics)
+    entries = Counter(key for key, _ in {(metric.key or metric.name, type(metric)) for metric in metrics})
+
+    def other(part: Mapping[str, Any]) -> dict[str, Any]:
+        return {key: value for key, value in part.items() if key not in entries}
+
+    found: dict[str, Any] = {**other(old), **own}
+    before = {row["label"]: other(row) for row in old.get("per_class", [])}
     rows = {row["label"]: {**before.get(row["label"], {}), **row} for row in found["per_class"]}
     left_out = dict(old.get("left_out", {}))
-    metrics = list(metrics)
     for cls in _outdated(old.get("measured_on", {}), sources, metrics):
         key = cls.key or cls.name
         holders = [part for part in (found, *rows.values()) if key in part]
@@ -90,25 +96,38 @@ def measured(
         if holders:
             left_out[cls.name] = "it was measured on other data than the other metrics: measure it again"
             log.warning("the figures of %s are dropped: they were measured on other data", described(cls))
+    spoiled = ""
     for number, metric in enumerate(metrics):
         progress.tell("metrics measured", number, len(metrics))
         for part in [part for part in left_out if part.partition(".")[0] == metric.name]:
             del left_out[part]
-        for stale in (found, *rows.values()):
-            stale.pop(metric.key or metric.name, None)
+        if entries[entry := metric.key or metric.name] > 1:
+            study.leave_out(metric.name, _of_several(entry, metrics))
+            continue
+        if spoiled:
+            study.leave_out(metric.name, spoiled)
+            continue
         study.restart()
+        versions, fragment, merged = study.versions(), {}, {}
         try:
-            fragment = dict(metric.measure(study))
-            json.dumps(fragment, allow_nan=False)
-            merged = {label: {**rows[label], **figures} for label, figures in fragment.pop("per_class", {}).items()}
-            if not own.keys().isdisjoint(fragment):
-                raise ValueError(f"it returns {listed(own.keys() & fragment)}, which every run already has")
+            made = dict(metric.measure(study))
+            json.dumps(made, allow_nan=False)
+            of_classes = made.pop("per_class", {})
+            joined = {label: {**rows[label], **figures} for label, figures in of_classes.items()}
+            if clash := {*own, *RESERVED} & {key for part in (made, *of_classes.values()) for key in part}:
+                raise ValueError(f"it returns {listed(sorted(clash))}, which every run already has")
+            fragment, merged = made, joined
         except TooFew as error:
             study.leave_out(metric.name, str(error))
-            continue
         except (Exception, SystemExit) as error:
             _tell(metric, error)
             study.leave_out(metric.name, f"it failed: {type(error).__name__}: {error}")
+        if changed := [what for what, version in study.versions().items() if version != versions[what]]:
+            words = f"{described(metric)} changed {listed(changed)} in place, which it must clone first"
+            log.warning("its figures are skipped: %s", words)
+            study.leave_out(metric.name, words)
+            study.forget()
+            spoiled = "" if changed == [STUDY_IMAGES] else words  # those are made from the samples again
             continue
         rows |= merged
         found |= fragment
@@ -118,6 +137,14 @@ def measured(
     per_class = [rows[label] for label in sorted(rows)]
     found |= {"per_class": per_class, "doubts": doubts.by_class({"per_class": per_class})}
     return found | ({"left_out": left_out} if left_out else {})
+
+
+def _of_several(entry: str, metrics: Iterable[Metric]) -> str:
+    """Return why metrics that share an entry are left out, as one would replace the other's, and what to type."""
+    sharing = {type(metric) for metric in metrics if (metric.key or metric.name) == entry}
+    known = installed().registry.entries("metric")
+    typed = [setting("metric", other.full_name) for other in known if other.item in sharing]
+    return f"several metrics have the entry {entry!r}: choose one by {' or '.join(typed)}"
 
 
 def _outdated(
@@ -158,6 +185,7 @@ def _chosen(names: Sequence[str], given: Sequence[str], options: Mapping[str, An
     """Return the named metrics, by default all but the slow whose needs are in ``given``, with their options."""
     plugins = installed()
     if names:
+        names = [plugins.settled_name("metric", name) for name in names]
         classes = {name: plugins.component("metric", name) for name in dict.fromkeys(names)}
         for name, cls in classes.items():
             missing = [need for need in cls.needs if need not in given]
@@ -167,7 +195,7 @@ def _chosen(names: Sequence[str], given: Sequence[str], options: Mapping[str, An
     else:
         entries = plugins.registry.entries("metric")
         classes = {
-            entry.name: entry.item
+            plugins.settled_name("metric", entry.full_name): entry.item
             for entry in entries
             if set(entry.item.needs) <= set(given) and not entry.item.on_request
         }
@@ -176,7 +204,7 @@ def _chosen(names: Sequence[str], given: Sequence[str], options: Mapping[str, An
             images = {"training": "training images", "ood": "outliers"}.get(compared, compared)
             raise UsageError(f"{images} are compared with held-out ones: add {setting('reference', 'DATA')}.")
     values: dict[str, dict[str, Any]] = {name: {} for name in classes}
-    for key, value in options.items():
+    for key, value in ((plugins.settled_key(key, kinds=["metric"]), value) for key, value in options.items()):
         name = key.rpartition(".")[0]
         if name not in values and name in plugins.registry.names("metric"):
             missing = [need for need in plugins.component("metric", name).needs if need not in given]

@@ -178,8 +178,8 @@ def condition(
         count: the number of images.
         labels: (count,), the requested classes.
         rng: source of the randomness.
-        check_values: also check, on a CPU, that labels are in range and the rest is finite; the loop does so in its
-            first step only.
+        check_values: also check, on a CPU, that labels are in range, the distribution sums to 1, and the rest is
+            finite; the loop does so in its first step only.
 
     Raises:
         PluginError: the method fails, or does not return a valid condition for ``count`` images.
@@ -215,6 +215,10 @@ def _checked(conditioner: Conditioner, drawn: Any, method: str, count: int, chec
         for what, values in (("distribution", drawn.distribution), ("vector", drawn.vector)):
             if not values.isfinite().all():
                 raise _breach(conditioner, f"Condition.{what} is finite", "NaN or infinite")
+        sums = drawn.distribution.double().sum(1)
+        if drawn.distribution.min() < 0 or (sums - 1).abs().max() > 0.01:  # not 1e-6: it may be bf16
+            odd = f"from {drawn.distribution.min():.3g} on, with sums from {sums.min():.3g} to {sums.max():.3g}"
+            raise _breach(conditioner, "the rows of Condition.distribution are probabilities, which sum to 1", odd)
     return drawn
 
 
@@ -325,7 +329,7 @@ def figures(loss: InversionLoss, target: Target, images: Tensor) -> dict[str, Te
         PluginError: the method fails, or a figure has another name or shape, or is not finite.
     """
     with blamed(loss):
-        found = dict(loss.figures(target, images))
+        found = dict(loss.figures(target, images.clone()))  # the images may be those that are stored
     if found.keys() != loss.describe.keys():
         raise _breach(loss, f"figures() returns {', '.join(loss.describe) or 'nothing'}", ", ".join(found) or "nothing")
     for name, values in found.items():

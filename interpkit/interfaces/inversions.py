@@ -7,7 +7,7 @@ import logging
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Self
@@ -16,13 +16,14 @@ import torch
 from torch import Tensor
 
 from interpkit.config.recipe import Recipe
-from interpkit.errors import InterpkitError, UsageError, listed, percent, setting
+from interpkit.errors import InterpkitError, PluginError, UsageError, listed, percent, setting
 from interpkit.interfaces.sections import Section
 from interpkit.interfaces.targets import Target
 from interpkit.runtime import progress
 from interpkit.runtime.at_once import in_batches
 from interpkit.runtime.autograd import with_autograd
 from interpkit.runtime.random import derive_seed
+from interpkit.runtime.recorder import ROUNDING
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -181,6 +182,7 @@ class Inversion(ABC):
 
         Raises:
             UsageError: an argument is out of range, a label was not inverted or is empty, or there are too few images.
+            PluginError: an image is not finite or leaves [0, 1].
         """
         classes = self.choose(labels)
         if per_class is not None and count is not None:
@@ -202,6 +204,7 @@ class Inversion(ABC):
             chunks.append(chunk[: total - start])
             progress.tell("samples drawn", min(start + size, total), total)
         drawn = Draw.join(chunks)
+        drawn = replace(drawn, images=in_unit(drawn.images, self.recipe))
         if count is None:
             drawn = drawn[torch.arange(total).reshape(-1, len(classes)).T.flatten()]
         return drawn
@@ -370,3 +373,18 @@ class Inversion(ABC):
         from interpkit.api.finish import save
 
         return save(self, Path(folder), force=force)
+
+
+def in_unit(images: Tensor, recipe: Recipe) -> Tensor:
+    """Return the images of an inverter, clamped to [0, 1] where they leave it by no more than rounding.
+
+    Raises:
+        PluginError: an image is not finite or leaves [0, 1].
+    """
+    low, high = (bound.item() for bound in images.aminmax()) if images.numel() else (0.0, 1.0)
+    if not (low >= -ROUNDING and high <= 1 + ROUNDING):
+        raise PluginError(
+            f"the inverter {recipe.inverter.name!r} violates its interface contract: its images are finite and in "
+            f"[0, 1], not from {low:.3g} to {high:.3g}."
+        )
+    return images if low >= 0 and high <= 1 else images.clamp(0, 1)

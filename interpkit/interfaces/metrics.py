@@ -26,6 +26,14 @@ if TYPE_CHECKING:
 Which = Literal["samples", "reference", "training", "canaries"]
 T = TypeVar("T")
 
+RESERVED = (
+    *("schema", "per_class", "doubts", "empty", "left_out", "measured_on", "label", "name", "count"),
+    *("inversion_accuracy", "inversion_accuracy_interval", "confidence", "kl"),
+)
+"""The entries of metrics.json, and of its rows of classes, that a metric cannot have."""
+STUDY_IMAGES = "study.images"
+"""What `Study.versions` calls the images that are made from the samples."""
+
 
 class TooFew(InterpkitError):  # noqa: N818  # reads well in code: raise TooFew("...")
     """There are too few images for a metric, which is then left out. The message says how many it requires."""
@@ -180,6 +188,21 @@ class Study:
         """Reset `rng` to its seed, so that a metric's figures do not depend on those measured before it."""
         self.rng.manual_seed(self._seed)
 
+    def versions(self) -> dict[str, int]:
+        """Return how often each tensor that all metrics read was changed in place, by what it is of."""
+        data = {"samples": self.samples, "reference": self.reference, "training": self.training}
+        parts = [(name, part) for name, part in (data | {"canaries": self.canaries}).items() if part is not None]
+        tensors = {f"the images of the {name}": part.images for name, part in parts}
+        tensors |= {f"the labels of the {name}": part.labels for name, part in parts}
+        tensors |= {} if self.outliers is None else {"the outliers": self.outliers}
+        tensors |= {STUDY_IMAGES: self.images}
+        return {name: 0 if tensor.is_inference() else tensor._version for name, tensor in tensors.items()}
+
+    def forget(self) -> None:
+        """Make `images` and all answers of classifiers again where a metric next asks for them."""
+        self.__dict__.pop("images", None)
+        self._judgments.clear()
+
     def _data(self, which: Which) -> LabelledImages:
         data = {"reference": self.reference, "training": self.training, "canaries": self.canaries}[which]
         assert data is not None, f"a metric that reads {which} images must list them in `needs`"
@@ -261,7 +284,10 @@ class Metric(Component, ABC):
         """Return a fragment of metrics.json: finite JSON values.
 
         Its keys replace those of metrics.json, except ``per_class``: a mapping from a label to a fragment, merged into
-        the class's row of the list ``per_class``. A share ``NAME`` may come with its interval ``NAME_interval``.
+        the class's row of the list ``per_class``. Those of every run, such as ``confidence``, are
+        refused. A share ``NAME`` may come with its interval ``NAME_interval``.
+
+        It must not change a tensor of the study in place, as other metrics read it too.
 
         Raises:
             TooFew: there are too few images for a meaningful result; to leave out only a part of the metric, call

@@ -16,7 +16,7 @@ from interpkit.config.recipe import Recipe
 from interpkit.errors import PluginError, RunError
 from interpkit.interfaces import contracts
 from interpkit.interfaces.generation import Conditioner, Generator
-from interpkit.interfaces.inversions import Draw, Inversion
+from interpkit.interfaces.inversions import Draw, Inversion, in_unit
 from interpkit.interfaces.sections import Section, Strip
 from interpkit.interfaces.targets import Target
 from interpkit.inversion import interpolation
@@ -55,7 +55,7 @@ class ImageInversion(Inversion):
         empty: the classes without an image, each with the reason.
 
     Raises:
-        PluginError: the images do not have that shape.
+        PluginError: the images do not have that shape, or leave [0, 1].
         RunError: a class that the recipe requests has neither an image nor a reason.
 
     Example:
@@ -85,7 +85,7 @@ class ImageInversion(Inversion):
                 f"(N, {', '.join(map(str, target.input_shape))}) and its labels (N,), not {tuple(images.shape)} and "
                 f"{tuple(labels.shape)}."
             )
-        self.images = images.detach().float().cpu()
+        self.images = in_unit(images.detach().float().cpu(), recipe)
         self.labels = labels.cpu()
         self._rows = {label: (self.labels == label).nonzero()[:, 0] for label in self.classes}
         missing = [label for label, rows in self._rows.items() if not len(rows)]

@@ -226,7 +226,7 @@ class Plugins:
                 plugin = self.found[name]
                 words = with_place(error, plugin.module)
                 plugin.error = f"{hook}: {words}"
-                log.warning("plugin %r failed in %s and is left out from here: %s", name, hook, words)
+                log.warning("plugin %r failed in %s, and its hooks are not called from here: %s", name, hook, words)
 
     def preset(self, name: str) -> Preset:
         """Return the preset of this name; `PluginError` if there is none, or its plugin is broken or left out."""
@@ -313,16 +313,24 @@ class Plugins:
         Raises:
             UsageError: two names stand for one loss.
         """
-        return _renamed(layer, lambda kind, name: self._settled_name(kind, name, begun))
+        return _renamed(layer, lambda kind, name: self.settled_name(kind, name, begun))
 
-    def settled_key(self, key: str, begun: Recipe | None = None) -> str:
-        """Return a setting's key ``COMPONENT.OPTION`` with the name that `settled` gives to the component."""
+    def settled_key(self, key: str, begun: Recipe | None = None, kinds: Sequence[str] = ()) -> str:
+        """Return a setting's key ``COMPONENT.OPTION`` with the name that `settled` gives to the component.
+
+        The component is one of ``kinds``, or else of those in a recipe.
+        """
         name, dot, option = key.rpartition(".")
-        for kind in (*_SLOTS, "loss"):
-            name = self._settled_name(kind, name, begun)
+        for kind in kinds or (*_SLOTS, "loss"):
+            name = self.settled_name(kind, name, begun)
         return f"{name}{dot}{option}"
 
-    def _settled_name(self, kind: str, name: str, begun: Recipe | None) -> str:
+    def settled_names(self, kind: str) -> list[str]:
+        """Return the names that `settled` gives to all components of a kind, sorted."""
+        return sorted(self.settled_name(kind, entry.full_name) for entry in self.registry.entries(kind))
+
+    def settled_name(self, kind: str, name: str, begun: Recipe | None = None) -> str:
+        """Return the name that `settled` gives to a component; ``name`` itself where it stands for none or several."""
         found = self._called(kind, name)
         if len(found) != 1:
             return name
@@ -465,7 +473,12 @@ def _check_interface(plugin: Plugin, module: object) -> None:
     made_for = getattr(module, DECLARED_INTERFACE, INTERFACE_VERSION)
     if made_for == INTERFACE_VERSION:
         return
-    newer = isinstance(made_for, int) and made_for > INTERFACE_VERSION
+    if not isinstance(made_for, int):
+        raise PluginError(
+            f"{DECLARED_INTERFACE} is {made_for!r}, and must be an integer: write {DECLARED_INTERFACE} = "
+            f"{INTERFACE_VERSION}"
+        )
+    newer = made_for > INTERFACE_VERSION
     remedy = f": pip install --upgrade {plugin.package}" if plugin.package else ""
     raise PluginError(
         f"it is made for version {made_for!r} of the plugin interface ({DECLARED_INTERFACE}), and this interpkit has "
@@ -478,6 +491,8 @@ def _add_hooks(manager: pluggy.PluginManager, name: str, module: object) -> list
 
     A hook that is unknown, not marked, or has an argument that hooks of its name do not have, is a `PluginError`.
     """
+    if (twin := manager.get_name(module)) is not None:
+        raise PluginError(f"its entry point names what that of the plugin {twin!r} names too: remove one of the two")
     known = [hook for hook, value in vars(hookspecs).items() if manager.parse_hookspec_opts(hookspecs, hook)]
     for hook in known:
         function = getattr(module, hook, None)

@@ -8,11 +8,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from interpkit.errors import DISTRIBUTION, PluginError, UsageError, did_you_mean, listed, setting
+from interpkit.errors import DISTRIBUTION, PluginError, UsageError, a, did_you_mean, listed, setting
 from interpkit.interfaces.components import register_owner
 from interpkit.interfaces.contracts import KINDS, SAID, kind_of
 from interpkit.interfaces.loaders import Architectures, Loader
-from interpkit.runtime.recorder import RESERVED
+from interpkit.interfaces.metrics import RESERVED
+from interpkit.runtime import recorder
 
 NAME = re.compile(r"[a-z][a-z0-9_-]*")
 
@@ -62,8 +63,10 @@ class Registry:
         name = getattr(item, "name", None)
         if not (isinstance(name, str) and NAME.fullmatch(name)):
             raise PluginError(f"{kind} {base.__name__} needs a name such as 'my-name', not {name!r}.")
-        if kind == "loss" and name in RESERVED:
+        if kind == "loss" and name in recorder.RESERVED:
             raise PluginError(f"a loss cannot be named {name!r}: the history has a column of that name.")
+        if kind == "metric" and (entry := item.key or name) in RESERVED:
+            raise PluginError(f"a metric cannot have the entry {entry!r}: metrics.json has its own of that name.")
         if any((entry.kind, entry.name, entry.owner) == (kind, name, owner) for entry in self._entries):
             raise PluginError(f"the {kind} {name!r} is registered twice.")
         if inspect.isclass(item) and issubclass(item, Loader | Architectures):
@@ -100,7 +103,7 @@ class Registry:
         if found:
             choices = " or ".join(entry.full_name for entry in found)
             raise UsageError(
-                f"several plugins have a {kind} {name!r}: say {choices}, or leave a plugin out by "
+                f"several plugins have {a(kind)} {name!r}: say {choices}, or leave a plugin out by "
                 f"{setting('no_plugin', 'NAME')}."
             )
         known, said = self.names(kind), SAID.get(kind, kind)

@@ -8,13 +8,15 @@ import shlex
 
 from interpkit.config.recipe import Recipe
 from interpkit.errors import UsageError
+from interpkit.interfaces import metrics
 from interpkit.plugins.discovery import installed
+from interpkit.runtime import recorder
 
-LONGEST = 40
+LONGEST = 36  # with a longer one, an import would not fit a line of the package
 WORDS = (
     *("interpkit", "plugin", "loss", "metric", "attribution", "audit", "loader"),  # of the command line
-    *("step", "seconds", "inversion_accuracy"),  # of a run's history
-    *("schema", "count", "confidence", "per_class", "evaluators", "left_out", "measured_on"),  # of its metrics.json
+    *recorder.RESERVED,  # of a run's history
+    *(*metrics.RESERVED, "evaluators"),  # of its metrics.json
 )
 """Names that a component would be confused with, besides the fields of a recipe."""
 

@@ -15,7 +15,7 @@ from interpkit.interfaces.targets import Target
 from interpkit.runtime.random import global_seed
 from interpkit.testing import toy_models
 from interpkit.testing.checks import expect, promised
-from interpkit.testing.components import expect_no_draws, expect_unchanged, one_of, same
+from interpkit.testing.components import expect_no_draws, expect_unchanged, prepared, same
 from interpkit.testing.second_device import other_devices
 
 FLAT: tuple[toy_models.Shape, ...] = ((1, 6, 6), (7,))
@@ -38,8 +38,8 @@ def attributed(
     """Return a method's maps, called as `interpkit.attribute` calls it: of the images' shape and on their device."""
     baselines = torch.zeros_like(images[:1]) if baselines is None else baselines
     context = AttributionContext(scores or target, baselines, layer=None, rows=rows, note=lambda sentence: None)
-    with target.frozen(), global_seed(0, images.device), torch.enable_grad():
-        return contracts.maps(one_of(cls), target, images, classes, context).detach()
+    with prepared(cls, target) as method, target.frozen(), global_seed(0, images.device), torch.enable_grad():
+        return contracts.maps(method, target, images, classes, context).detach()
 
 
 Setting = tuple[toy_models.Shape, int, Callable[[toy_models.Shape, int], Target]]
@@ -176,12 +176,14 @@ def seeded(cls: Any) -> None:
 
 @promised("attribution", "remove hooks in a finally, restore what you change, and work on images.detach().clone()")
 def target_untouched(cls: Any) -> None:
-    """Target and images are unchanged: parameters, buffers, modes, hooks, requires_grad, gradients."""
+    """Target, images, classes and context.baselines are unchanged: parameters, modes, hooks, gradients, values."""
     target, images, classes = home(cls)
-    kept = images.clone()
+    given = {"images": images, "classes": classes, "baselines": toy_models.images_of(target.input_shape, 2)}
+    kept = {name: tensor.clone() for name, tensor in given.items()}
     with expect_unchanged(target):
-        attributed(cls, target, images, classes)
-    expect(torch.equal(kept, images), "the images were changed")
+        attributed(cls, target, images, classes, baselines=given["baselines"])
+    for name, tensor in given.items():
+        expect(torch.equal(kept[name], tensor), f"the {name} were changed")
     expect(not images.requires_grad and images.grad is None, "the images require a gradient afterwards")
 
 

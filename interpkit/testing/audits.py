@@ -24,7 +24,7 @@ from interpkit.testing.components import (
     expect_on,
     expect_unchanged,
     expect_unit,
-    one_of,
+    prepared,
     same,
     with_seed,
 )
@@ -71,17 +71,12 @@ def case_of(
     )
 
 
-def quick(cls: Any) -> Audit:
-    """Return a test; one that searches takes few steps."""
-    short = {"steps": STEPS} if "steps" in cls.Options.model_fields else {}
-    test: Audit = one_of(cls, cls.Options(**short))
-    return test
-
-
 def made(cls: Any, case: AuditCase) -> Tested:
-    """Return what a test finds, called as `interpkit.audit` calls it."""
-    with case.target.frozen(), global_seed(case.seed, case.device), torch.enable_grad():
-        return quick(cls).test(case)
+    """Return what a test finds, called as `interpkit.audit` calls it; one that searches takes few steps."""
+    test: Audit
+    ready = prepared(cls, case.target, steps=STEPS)
+    with ready as test, case.target.frozen(), global_seed(case.seed, case.device), torch.enable_grad():
+        return test.test(case)
 
 
 @lru_cache(maxsize=1)

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from interpkit.errors import PluginError, UsageError, did_you_mean, listed, with_place
+from interpkit.errors import PluginError, UsageError, a, did_you_mean, listed, with_place
 from interpkit.interfaces.contracts import KINDS, module_of
 from interpkit.interfaces.targets import Target
 
@@ -221,8 +221,8 @@ def waivers_of(component: Any, waive: Mapping[str, str] | None = None) -> dict[s
     for name, reason in waived.items():
         if name not in known:
             raise UsageError(
-                f"there is no check {name!r} of a {kind_of(component)} to waive.{did_you_mean(name, known)} There are: "
-                f"{listed(known, len(known))}."
+                f"there is no check {name!r} of {a(kind_of(component))} to waive.{did_you_mean(name, known)} "
+                f"There are: {listed(known, len(known))}."
             )
         if not isinstance(reason, str) or not reason.strip():
             raise UsageError(f"the waiver of {name!r} needs a reason, such as {name!r}: 'why it does not apply here'.")

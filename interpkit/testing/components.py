@@ -34,7 +34,7 @@ def builder(cls: Any, options: Options | None = None) -> Build:
     if issubclass(cls, Conditioner):
         return lambda shape, count: cls(count, shape, options)
     if issubclass(cls, Generator):
-        return lambda shape, count: cls(ConditionSpec(count, 1, 3), shape, options)
+        return lambda shape, count: generator_of(cls, ConditionSpec(count, 1, 3), shape, options)
     if issubclass(cls, InversionLoss):
         return lambda shape, count: loss_of(cls, toy_models.target_of(shape, count), options)
     return lambda shape, count: cls(options)
@@ -42,8 +42,29 @@ def builder(cls: Any, options: Options | None = None) -> Build:
 
 def loss_of(cls: type[InversionLoss], target: Target, options: Options | None = None) -> InversionLoss:
     """Return a loss for a target; one that reads images gets toy images unless there are options."""
-    with toy_models.data_for(cls, target) as data:
+    with toy_models.data_for(cls, target.input_shape, target.num_classes) as data:
         return cls(target, cls.Options(**data) if data and options is None else options)
+
+
+def generator_of(
+    cls: type[Generator], spec: ConditionSpec, shape: toy_models.Shape, options: Options | None = None
+) -> Generator:
+    """Return a generator; one that reads images gets toy images of three classes unless there are options."""
+    with toy_models.data_for(cls, shape, 3) as data:
+        return cls(spec, shape, cls.Options(**data) if data and options is None else options)
+
+
+@contextmanager
+def prepared(cls: Any, target: Target, **short: int) -> Iterator[Any]:
+    """Give a component that is built from options alone, with toy images to read while the block runs.
+
+    Args:
+        cls: the class of a metric, an attribution or an audit.
+        target: the classifier whose images it reads.
+        short: values of options such as ``steps``, where it has them.
+    """
+    with toy_models.data_for(cls, target.input_shape, target.num_classes) as data:
+        yield one_of(cls, cls.Options(**data, **toy_models.shortest(cls, **short)))
 
 
 def one_of(cls: Any, options: Options | None = None) -> Any:
@@ -129,7 +150,7 @@ def options_kept(cls: Any) -> None:
     """`options` holds the options that it was built with, or the defaults if there were none."""
     if _declared(cls):
         shape, count, usual = next(toy_models.accepted(builder(cls), toy_models.HOMES))
-        with toy_models.data_for(cls, toy_models.target_of(shape, count)) as data:
+        with toy_models.data_for(cls, shape, count) as data:
             given = cls.Options(**data)
             kept = builder(cls, given)(shape, count).options
         expect(kept is given, "`options` is not the object that was passed")

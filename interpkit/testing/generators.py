@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from interpkit.interfaces import contracts
 from interpkit.interfaces.generation import ConditionSpec, Generator
 from interpkit.testing import toy_models
 from interpkit.testing.checks import expect, promised
-from interpkit.testing.components import expect_no_draws, expect_unit, same, with_seed
+from interpkit.testing.components import expect_no_draws, expect_unit, generator_of, same, with_seed
 from interpkit.testing.parts import BATCH, GeneratorTrial, asked
 
 SPECS = (ConditionSpec(10), ConditionSpec(2, 2, 4), ConditionSpec(0, 1, 2), ConditionSpec(1000, 3, 16))
@@ -22,7 +23,7 @@ SPECS = (ConditionSpec(10), ConditionSpec(2, 2, 4), ConditionSpec(0, 1, 2), Cond
 def all_of(cls: Any) -> Iterator[tuple[Generator, str]]:
     """Yield a generator for every shape of images and conditions that it accepts, with a description of both."""
     cases = itertools.product(SPECS, toy_models.SHAPES)
-    for spec, shape, generator in toy_models.accepted(cls, cases, needed=False):
+    for spec, shape, generator in toy_models.accepted(partial(generator_of, cls), cases, needed=False):
         yield generator, f"for images of {shape} and {spec}"
 
 

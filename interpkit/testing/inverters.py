@@ -90,10 +90,9 @@ def run(
     **settings: Any,
 ) -> Inversion:
     """Run an inverter with plain parts, and with toy images where it reads data."""
-    with target.frozen(device), global_seed(0, device), toy_models.data_for(cls, target) as options:
-        if "per_class" in cls.Options.model_fields:
-            options["per_class"] = PER_CLASS
-        inverter: Inverter = cls(cls.Options(**options))
+    data = toy_models.data_for(cls, target.input_shape, target.num_classes)
+    with target.frozen(device), global_seed(0, device), data as options:
+        inverter: Inverter = cls(cls.Options(**options, **toy_models.shortest(cls, per_class=PER_CLASS)))
         conditioner, generator = plain_parts(target, cls.needs_conditioner)
         parts = Parts(
             conditioner if "conditioner" in cls.needs else None,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -59,6 +60,40 @@ def finite_gradients(cls: Any) -> None:
             expect(value.isfinite(), f"the value is {value.item()} {where}")
             backward({"value": value})
             expect(images.grad is None or images.grad.isfinite().all(), f"a gradient is not finite {where}")
+
+
+@promised("loss", "clone what you change in place: p = batch.condition.distribution.clone()")
+def batch_untouched(cls: Any) -> None:
+    """It changes neither the images nor the condition of a batch, which other losses read after it."""
+    trial = LossTrial(cls)
+    loss, batch = trial.build(), toy_models.generated(trial.target, trial.images().detach())
+    batch = replace(batch, condition=replace(batch.condition, vector=batch.condition.vector.clone()))
+    condition = batch.condition
+    given = (batch.images, condition.labels, condition.distribution, condition.vector)
+    kept = [tensor.clone() for tensor in given]
+    with trial.target.frozen():
+        contracts.term(loss, toy_models.answered(loss, batch))
+    for name, before, tensor in zip(("images", "labels", "distribution", "vector"), kept, given, strict=True):
+        expect(same(before, tensor), f"the {name} were changed in place")
+
+
+@promised(
+    "loss", "return {'name': numbers of shape (N,)} for each name in describe, and clone what you change in place"
+)
+def figures(cls: Any) -> None:
+    """`figures` gives the names in `describe`, each with a finite number per image, and leaves the images as they are.
+
+    What it gives for an image does not depend on the others.
+    """
+    trial = LossTrial(cls)
+    loss, images = trial.build().eval(), trial.images(4).detach()
+    kept = images.clone()
+    with trial.target.frozen(), torch.no_grad():
+        loss.figures(trial.target, images)
+        expect(same(kept, images), "the images were changed in place")
+        all_four, two = (contracts.figures(loss, trial.target, some) for some in (images, images[:2]))
+    apart = [name for name in two if not same(all_four[name][:2], two[name], tolerance=1e-4)]
+    expect(not apart, f"{apart} of an image differ with other images beside it")
 
 
 @promised(

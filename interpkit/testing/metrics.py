@@ -12,20 +12,17 @@ import torch
 
 from interpkit.errors import UsageError
 from interpkit.interfaces import contracts
-from interpkit.interfaces.metrics import Metric, Study, TooFew
+from interpkit.interfaces.metrics import RESERVED, Metric, Study, TooFew
 from interpkit.interfaces.samples import Samples
 from interpkit.interfaces.sections import Section
 from interpkit.interfaces.targets import Target
 from interpkit.io.datasets import LabelledImages
 from interpkit.testing import toy_models
 from interpkit.testing.checks import Broken, expect, promised
-from interpkit.testing.components import expect_no_draws, expect_unchanged, one_of, with_seed
+from interpkit.testing.components import expect_no_draws, expect_unchanged, prepared, with_seed
 from interpkit.testing.second_device import other_devices
 
 NEEDS = ("reference", "training", "canaries", "ood", "evaluator")
-HOME = toy_models.VARIED[0]
-
-
 STEPS = 2
 
 
@@ -76,18 +73,28 @@ def study_of(
     )
 
 
-def quick(cls: Any) -> Metric:
-    """Return a metric; one that trains takes few steps."""
-    short = {"steps": STEPS} if "steps" in cls.Options.model_fields else {}
-    metric: Metric = one_of(cls, cls.Options(**short))
-    return metric
+def measured(cls: Any, study: Study) -> Mapping[str, Any]:
+    """Return what a metric finds; one that trains takes few steps."""
+    metric: Metric
+    with prepared(cls, study.target, steps=STEPS) as metric:
+        return metric.measure(study)
 
 
 @lru_cache(maxsize=1)
+def _accepted(cls: Any) -> list[tuple[toy_models.Shape, int, Any]]:
+    """Return each setting that a metric takes, and what it finds in it."""
+    made = toy_models.accepted(lambda *setting: measured(cls, study_of(*setting)), toy_models.VARIED)
+    return [(shape, count, found) for shape, count, found in made]
+
+
 def all_found(cls: Any) -> list[tuple[Any, int, str]]:
     """Return what a metric finds in each setting that it takes, with the number of classes, and words for both."""
-    made = toy_models.accepted(lambda *setting: quick(cls).measure(study_of(*setting)), toy_models.VARIED)
-    return [(found, count, f"for images of {shape} and {count} classes") for shape, count, found in made]
+    return [(found, count, f"for images of {shape} and {count} classes") for shape, count, found in _accepted(cls)]
+
+
+def home(cls: Any) -> tuple[toy_models.Shape, int]:
+    """Return the first setting that a metric takes."""
+    return _accepted(cls)[0][:2]
 
 
 @promised("metric", "turn tensors into numbers by float() or .tolist(), and leave a figure out where it is not finite")
@@ -109,20 +116,24 @@ def _figures(found: Mapping[str, Any]) -> dict[str, Any]:
 
 @promised("metric", "write key = 'the-entry' in the class, or name the entry as the metric is named")
 def entry(cls: Any) -> None:
-    """It gives the entry that `key` names, or its own name where `key` is empty."""
+    """It gives the entry that `key` names, or its own name where `key` is empty, and none that is interpkit's own."""
     wanted = cls.key or cls.name
     for found, _, where in all_found(cls):
         expect(wanted in found, f"{wanted!r} is not among {', '.join(found)}, {where}")
+        taken = sorted({*_figures(found)} & {*RESERVED})
+        expect(not taken, f"{', '.join(taken)} of metrics.json is interpkit's own, {where}")
 
 
 @promised("metric", "write {'per_class': {label: {...} for label in study.classes}}")
 def per_class(cls: Any) -> None:
-    """`per_class`, where it gives one, is a mapping from labels that were sampled to fragments."""
+    """`per_class`, where it gives one, maps labels that were sampled to fragments, with no name of interpkit's own."""
     for found, count, where in all_found(cls):
         rows = found.get("per_class", {})
         expect(isinstance(rows, Mapping), f"per_class is a {type(rows).__name__}, {where}")
         odd = [label for label, row in rows.items() if label not in range(count) or not isinstance(row, Mapping)]
         expect(not odd, f"per_class has {odd[:3]}, {where}")
+        taken = sorted({key for row in rows.values() for key in row} & {*RESERVED})
+        expect(not taken, f"{', '.join(taken)} of a class is interpkit's own, {where}")
 
 
 @promised("metric", "compute both from the same counts, by interpkit.wilson for a share")
@@ -180,7 +191,7 @@ def needs(cls: Any) -> None:
     expect(isinstance(cls.needs, tuple) and not unknown, f"needs is {cls.needs!r}")
     expect(not (cls.every_run and cls.needs), f"every_run, and needs {cls.needs!r}")
     expect(not (cls.every_run and cls.on_request), "every_run, and on_request")
-    _measured(cls, study_of(*HOME, cls.needs))
+    _measured(cls, study_of(*home(cls), cls.needs))
 
 
 @promised("metric", "raise interpkit.TooFew with how many it takes, before dividing by counts or looking for neighbors")
@@ -188,22 +199,22 @@ def too_few(cls: Any) -> None:
     """Of too few images it gives finite numbers all the same, or raises TooFew, and nothing else."""
     for few in (1, 2):
         with suppress(UsageError, TooFew):
-            json.dumps(_figures(quick(cls).measure(study_of(*HOME, per_class=few))), allow_nan=False)
+            json.dumps(_figures(measured(cls, study_of(*home(cls), per_class=few))), allow_nan=False)
 
 
 @promised("metric", "pass generator=study.rng to every draw")
 def seeded(cls: Any) -> None:
     """What it draws comes from study.rng alone: one study gives the same figures; global generators are left alone."""
     with expect_no_draws():
-        one = _measured(cls, study_of(*HOME))
-    other = with_seed(1, lambda: _measured(cls, study_of(*HOME)))
+        one = _measured(cls, study_of(*home(cls)))
+    other = with_seed(1, lambda: _measured(cls, study_of(*home(cls))))
     expect(one == other, "one study gives two sets of figures")
 
 
 def _measured(cls: Any, study: Study) -> str:
     """Return what a metric finds, as text."""
     try:
-        return repr(quick(cls).measure(study))
+        return repr(measured(cls, study))
     except (UsageError, TooFew) as error:
         return str(error)
 
@@ -211,7 +222,7 @@ def _measured(cls: Any, study: Study) -> str:
 @promised("metric", "clone what you change in place, and look through study.response")
 def study_untouched(cls: Any) -> None:
     """It changes neither the images and labels of the study nor the classifiers."""
-    study = study_of(*HOME)
+    study = study_of(*home(cls))
     tensors = _tensors(study)
     with expect_unchanged(study.target):
         _measured(cls, study)
@@ -227,9 +238,9 @@ def _tensors(study: Study) -> list[Any]:
 @promised("metric", "look through study.response or study.look, or move images there and answers back by .cpu()")
 def device(cls: Any) -> None:
     """Classifiers compute on study.device, and all else on the CPU."""
-    usual = _measured(cls, study_of(*HOME))
+    usual = _measured(cls, study_of(*home(cls)))
     for place in other_devices():
         with place as other:
-            found = _measured(cls, study_of(*HOME, device=other))
+            found = _measured(cls, study_of(*home(cls), device=other))
         expect("device=" not in found, "a tensor of the other device is among the figures")
         expect((usual[:1] == "{") == (found[:1] == "{"), f"it finds {found[:80]}")

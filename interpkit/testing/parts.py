@@ -16,7 +16,16 @@ from interpkit.inversion.results import GeneratorInversion
 from interpkit.runtime.random import random_generator
 from interpkit.testing import toy_models
 from interpkit.testing.checks import expect, kind_of, promised
-from interpkit.testing.components import builder, expect_learned, expect_on, expect_unit, loss_of, same, with_seed
+from interpkit.testing.components import (
+    builder,
+    expect_learned,
+    expect_on,
+    expect_unit,
+    generator_of,
+    loss_of,
+    same,
+    with_seed,
+)
 from interpkit.testing.second_device import other_devices
 from interpkit.testing.two_processes import Importable, in_both
 
@@ -86,7 +95,7 @@ class GeneratorTrial(Trial):
 
     def invert(self) -> GeneratorInversion:
         """Train it."""
-        return toy_models.invert(self.target, generator=lambda spec: self.cls(spec, self.shape))
+        return toy_models.invert(self.target, generator=lambda spec: generator_of(self.cls, spec, self.shape))
 
 
 class LossTrial(Trial):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from interpkit.errors import UsageError
+from interpkit.errors import UsageError, a
 from interpkit.testing.checks import CheckFailed, checks_of, kind_of, label_of, outcomes, waivers_of
 
 if TYPE_CHECKING:
@@ -40,12 +40,12 @@ def _check_of(kind: str) -> Callable[..., None]:
     def check_kind(component: Any, *, waive: Waivers | None = None) -> None:
         if kind_of(component) != kind:
             raise UsageError(
-                f"{label_of(component)!r} is a {kind_of(component)}, not a {kind}: call check_{kind_of(component)}."
+                f"{label_of(component)!r} is {a(kind_of(component))}, not {a(kind)}: call check_{kind_of(component)}."
             )
         check(component, waive=waive)
 
     check_kind.__name__ = check_kind.__qualname__ = f"check_{kind}"
-    check_kind.__doc__ = f"Run all checks of a {kind}; see `check`."
+    check_kind.__doc__ = f"Run all checks of {a(kind)}; see `check`."
     return check_kind
 
 

@@ -141,8 +141,8 @@ def tiny_target() -> Target:
 
 
 @contextmanager
-def data_for(cls: type[Component], target: Target) -> Iterator[dict[str, Any]]:
-    """Give the options by which a component reads toy images of the target's classes; none if it reads no data.
+def data_for(cls: type[Component], shape: Shape, num_classes: int) -> Iterator[dict[str, Any]]:
+    """Give the options by which a component reads toy images of ``num_classes`` classes; none if it reads no data.
 
     A loss that trains something of its own takes one step.
     """
@@ -150,16 +150,26 @@ def data_for(cls: type[Component], target: Target) -> Iterator[dict[str, Any]]:
         yield {}
         return
     with tempfile.TemporaryDirectory() as folder:
-        count = 6 * target.num_classes if issubclass(cls.Options, DataOptions) else PICTURES
-        images, labels = Pictures(target.input_shape, target.num_classes).draw(count, 1)
+        count = 6 * num_classes if issubclass(cls.Options, DataOptions) else PICTURES
+        images, labels = Pictures(shape, num_classes).draw(count, 1)
         np.savez(path := Path(folder) / "toy.npz", images=images.numpy(), labels=labels.numpy())
-        short = {"steps": 1} if issubclass(cls, InversionLoss) and "steps" in cls.Options.model_fields else {}
+        short = shortest(cls, steps=1) if issubclass(cls, InversionLoss) else {}
         before = logging.root.manager.disable
         logging.disable(logging.INFO)  # what is read here is of no interest
         try:
             yield {"data": str(path), **short}
         finally:
             logging.disable(before)
+
+
+def shortest(cls: type[Component], **values: int) -> dict[str, Any]:
+    """Return those of the options that a component has, each at least the lowest value that the option allows."""
+    fields = {name: cls.Options.model_fields[name] for name in values if name in cls.Options.model_fields}
+    lowest = {
+        name: [getattr(limit, "ge", getattr(limit, "gt", -math.inf) + 1) for limit in field.metadata]
+        for name, field in fields.items()
+    }
+    return {name: max([values[name], *lowest[name]]) for name in fields}
 
 
 def tiny_inversion() -> Inversion:

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import interpkit
@@ -101,6 +102,29 @@ def test_false_alarms_that_were_counted_with_other_options_are_not_shown(planted
     }
     assert by_options["changed"]["options"]["steps"] == 60 and by_options["changed"]["false_alarms"] == ""
     assert by_options["usual"]["options"]["images"] == 600 and "12 held-out" in by_options["usual"]["false_alarms"]
+
+
+def test_tests_of_one_name_are_both_made_and_kept(add_plugin: Callable[..., None], tmp_path: Path) -> None:
+    class Patch(Audit):
+        name, kind, question, limits = "patch", "trigger", "Is it so?", "It tells nothing."
+        level = 1.0
+
+        def test(self, case: AuditCase) -> Tested:
+            return Tested({None: self.level}, {None: 0.5}, {None: "so"}, {}, {"patch.level": torch.tensor(self.level)})
+
+    add_plugin(Patch, plugin="one")
+    add_plugin(type("Other", (Patch,), {"level": 2.0}), plugin="two")
+    report = quick(linear(), tests=["one:patch", "two:patch"], options={})
+    assert {name: found.result.statistics[None] for name, found in report.results.items()} == {
+        "one:patch": 1.0,
+        "two:patch": 2.0,
+    }
+    tensors = load_file(report.save(tmp_path / "audit") / "audit.safetensors")
+    assert {name: tensor.item() for name, tensor in tensors.items()} == {"one:patch.level": 1.0, "two:patch.level": 2.0}
+    with pytest.raises(UsageError, match="several plugins have an audit 'patch': say audit:patch or one:patch or two"):
+        quick(linear(), options={})
+    with_all = quick(linear(), tests=[], options={"audit:patch.steps": 20})
+    assert {"audit:patch", "one:patch", "two:patch", "blind-spots"} <= {*with_all.results, *with_all.record["left_out"]}
 
 
 def test_the_same_seed_finds_the_same() -> None:

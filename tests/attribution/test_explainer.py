@@ -487,3 +487,34 @@ def test_maps_of_zeros_are_drawn_and_noted(tmp_path: Path) -> None:
     with Image.open(tmp_path / "integrated-gradients.png") as picture:
         colors = {picture.convert("RGB").getpixel((picture.width - 10, 20))}
     assert colors == {(255, 255, 255)}
+
+
+def test_methods_that_share_a_name_with_the_default_one_leave_it_the_default(
+    linear: Target, add_plugin: Callable[..., None], tmp_path: Path
+) -> None:
+    add_plugin(type("Mine", (Weights,), {"name": "integrated-gradients"}))
+    images = (torch.rand(2, 1, 2, 2), torch.tensor([0, 1]))
+    assert attribute(linear, images[0]).any()
+    summary = explain(linear, tmp_path, images=images, methods=["all"], device="cpu", checks=False)
+    for name in ("captum", "mine"):
+        assert f"{name}:integrated-gradients" in summary["methods"]
+        assert (tmp_path / f"{name}-integrated-gradients.safetensors").is_file()
+
+
+def test_a_method_that_changes_baselines_and_classes_in_place_changes_its_own_alone(
+    linear: Target, add_plugin: Callable[..., None]
+) -> None:
+    class Eats(Attribution):
+        name = "eats"
+
+        def attribute(self, target: Target, images: Tensor, classes: Tensor, context: AttributionContext) -> Tensor:
+            maps = images - context.baselines.mean(0) + classes.view(-1, 1, 1, 1)
+            context.baselines.add_(0.5)
+            classes.add_(1)
+            return maps
+
+    add_plugin(Eats)
+    images, classes = torch.rand(1, 1, 2, 2).repeat(4, 1, 1, 1), torch.zeros(4, dtype=torch.int64)
+    explainer = Explainer(linear, "eats", rows=2, device="cpu")
+    maps = explainer.maps(images, classes)
+    assert torch.equal(maps[:2], maps[2:]) and not explainer.baselines.any() and not classes.any()

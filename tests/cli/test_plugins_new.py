@@ -227,7 +227,7 @@ def test_a_component_takes_few_lines_of_its_own(kind: Kind, most: int) -> None:
 
 
 @pytest.mark.skipif(shutil.which("ruff", path=sysconfig.get_path("scripts")) is None, reason="ruff is not installed")
-@pytest.mark.parametrize("name", ["mine", "a-name-of-forty-characters-and-four-mores"], ids=["short", "long"])
+@pytest.mark.parametrize("name", ["mine", "x" * 40], ids=["short", "long"])
 def test_what_is_written_passes_the_rules_that_interpkit_keeps(tmp_path: Path, name: str) -> None:
     ruff = Path(sysconfig.get_path("scripts")) / "ruff"
     for kind in KINDS:
@@ -278,7 +278,7 @@ def test_the_class_is_named_after_the_plugin(name: str, class_name: str) -> None
         ("", "'my-plugin'"),
         ("ß", "'my-plugin'"),
         ("Torch", "'my-torch'"),
-        ("x" * 41, f"'{'x' * 37}'"),
+        ("x" * 37, f"'{'x' * 33}'"),
         ("plugins/my-loss", r"'my-loss'\. Name the folder with --out plugins/my-loss"),
         ("my plugins/my-loss", r"'my-loss'\. Name the folder with --out 'my plugins/my-loss'"),
         ("..\\my-loss", r"'my-loss'\. Name the folder with --out \.\./my-loss"),

@@ -341,6 +341,18 @@ def test_a_setting_of_no_component_in_use_is_refused(setting: str, words: str) -
         compose([{"conditioner": {"name": "vecmat"}}], [(setting, 1)])
 
 
+def test_a_name_that_stands_for_two_components_is_not_guessed() -> None:
+    layer = {"generator": {"name": "edges"}, "losses": {"edges": {}, "optimizer": {}}}
+    with pytest.raises(
+        UsageError, match=r"several components are named 'edges'. Say .*generator.k.* or .*losses.edges.k"
+    ):
+        compose([layer], [("edges.k", 5)])
+    settings = [("generator.k", 1), ("losses.edges.k", 2), ("optimizer.lr", 0.5), ("losses.optimizer.lr", 3)]
+    recipe = compose([layer], settings)
+    assert recipe.generator is not None and recipe.generator.options == {"k": 1} and recipe.optimizer.lr == 0.5
+    assert [recipe.losses[name].options for name in ("edges", "optimizer")] == [{"k": 2}, {"lr": 3}]
+
+
 def test_a_component_is_set_by_its_name_or_by_its_slot() -> None:
     layer = {"conditioner": {"name": "vecmat"}, "losses": {"kl": {}}}
     settings = [("conditioner.temperature", 0.5), ("kl.weight", 2), ("optimizer.lr", 0.1), ("sampling.chunk", 7)]

@@ -22,6 +22,7 @@ from interpkit import (
     LabelledImages,
     Metric,
     ModelError,
+    PluginError,
     Recipe,
     RunError,
     Samples,
@@ -36,6 +37,7 @@ from interpkit.evaluation.scoring import accuracy, draw_samples, judge, measure,
 from interpkit.evaluation.statistics import still_rising, wilson
 from interpkit.evaluation.warnings import warnings
 from interpkit.interfaces.samples import to_unit
+from interpkit.plugins.registry import Registry
 from interpkit.runtime.recorder import StepRecord
 
 SHAPE = (1, 12, 12)
@@ -413,13 +415,67 @@ def test_a_metric_that_fails_is_listed_with_the_reason_and_others_are_measured(
         ({"gives": 1, "per_class": {7: {"gives": 1}}}, "KeyError: 7"),
         ({"gives": 1, "per_class": [0.5, 0.5]}, "AttributeError"),
         ({"gives": 1, "per_class": {0: 0.5}}, "TypeError"),
+        ({"gives": 1, "per_class": {0: {"confidence": 0.1}}}, "it returns confidence, which every run already has"),
+        ({"gives": 1, "per_class": {0: {"label": 7, "name": "x"}}}, "it returns label, name, which every run"),
+        ({"gives": 1, "doubts": {}}, "it returns doubts, which every run already has"),
     ],
-    ids=["no mapping", "another's entry", "no class", "no labels", "no fragment"],
+    ids=["no mapping", "another's entry", "no class", "no labels", "no fragment", "column", "labels", "doubts"],
 )
 def test_a_metric_with_an_invalid_result_is_left_out(tiny_target: Target, fragment: Any, words: str) -> None:
     found = measured(Study(tiny_target, samples_of([0, 1])), [giving(fragment), Says()])
     assert words in found["left_out"]["gives"] and "gives" not in found
     assert (found["schema"], found["says"], len(found["per_class"])) == (1, {"value": 1}, 2)
+
+
+def test_metrics_of_one_name_are_left_out_unless_one_of_them_is_chosen(
+    run_copy: Path, add_plugin: Callable[..., None]
+) -> None:
+    for plugin in ("one", "two"):
+        own = {"name": "shade", "measure": lambda self, _: {"shade": self.options.value}}
+        add_plugin(type("Shade", (Says,), own), plugin=plugin)
+    for chosen in ([], ["one:shade", "two:shade"]):
+        found = interpkit.evaluate(run_copy, metrics=chosen)
+        wanted = "several metrics have the entry 'shade': choose one by metrics=['one:shade'] or metrics=['two:shade']"
+        assert found["left_out"]["shade"] == wanted and "shade" not in found
+    found = interpkit.evaluate(run_copy, metrics=["two:shade"], options={"two:shade.value": 2})
+    assert found["shade"] == 2 and "left_out" not in found
+
+
+@pytest.mark.parametrize("attributes", [{"name": "doubts"}, {"name": "mine", "key": "empty"}])
+def test_a_metric_cannot_have_an_entry_that_is_interpkits_own(attributes: dict[str, str]) -> None:
+    with pytest.raises(PluginError, match=r"a metric cannot have the entry '(doubts|empty)'"):
+        Registry().add(type("Made", (Says,), attributes), "mine")
+
+
+class Changes(Metric):
+    """Changes in place what ``what`` names."""
+
+    name = "changes"
+    what = "images"
+
+    def measure(self, study: Study) -> Mapping[str, Any]:
+        {"images": study.images, "reference": study.unit_images("reference")}[self.what].mul_(0.5)
+        raise TooFew("it says nothing of it")
+
+
+class Level(Metric):
+    """Returns the mean of all images."""
+
+    name = "level"
+
+    def measure(self, study: Study) -> Mapping[str, Any]:
+        return {"level": study.images.mean().item()}
+
+
+def test_a_metric_that_changes_images_in_place_is_left_out_and_spoils_no_other(tiny_target: Target) -> None:
+    images = torch.full((2, *SHAPE), 255, dtype=torch.uint8)
+    data = LabelledImages(torch.ones(2, *SHAPE), torch.tensor([0, 1]))
+    found = measured(Study(tiny_target, samples_of([0, 1], images), data), [Changes(), Level()])
+    assert found["level"] == 1.0 and "changed study.images in place" in found["left_out"]["changes"]
+    changes = type("Other", (Changes,), {"what": "reference"})
+    found = measured(Study(tiny_target, samples_of([0, 1], images), data), [changes(), Level()])
+    assert "level" not in found  # as the reference itself is another now
+    assert "changed the images of the reference in place" in found["left_out"]["level"]
 
 
 def test_a_metric_that_cannot_be_created_does_not_stop_others(

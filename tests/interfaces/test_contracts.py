@@ -225,6 +225,10 @@ CONDITIONERS: dict[str, tuple[Callable[[Condition], Any], str]] = {
         lambda c: replace(c, distribution=c.distribution * float("nan")),
         r"Condition\.distribution is finite, not NaN",
     ),
+    "a distribution of sum 3": (
+        lambda c: replace(c, distribution=3 * c.distribution),
+        r"the rows of Condition\.distribution are probabilities, which sum to 1, not .* sums from 3 to 3",
+    ),
     "an infinite vector": (lambda c: replace(c, vector=c.vector / 0), r"Condition\.vector is finite, not NaN or inf"),
     "labels alone": (lambda c: c.labels, "sample returns a Condition, not Tensor"),
     "raises": (lambda c: c.nothing, "failed: AttributeError"),

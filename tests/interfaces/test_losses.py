@@ -14,6 +14,7 @@ from torch import Tensor
 
 import interpkit
 from interpkit import InversionBatch, InversionLoss, PluginError, RunError, Target
+from interpkit.interfaces import contracts
 
 Quick = Callable[..., dict[str, Any]]
 
@@ -95,10 +96,16 @@ def test_a_stored_run_whose_term_cannot_be_built_has_samples_without_them(
 def test_figures_other_than_promised_are_the_plugins_fault(
     found: dict[str, Tensor], words: str, tiny_target: Target
 ) -> None:
-    from interpkit.interfaces import contracts
-
     loss = Ink(tiny_target)
     loss.figures = lambda target, images: found  # type: ignore[method-assign]
     with pytest.raises(PluginError) as error:
         contracts.figures(loss, tiny_target, torch.zeros(2, 1, 12, 12))
     assert words in str(error.value)
+
+
+def test_figures_that_change_their_images_in_place_leave_those_of_the_run(tiny_target: Target) -> None:
+    loss = Ink(tiny_target)
+    loss.figures = lambda target, images: {"used_up": images.zero_().flatten(1).mean(1)}  # type: ignore[method-assign]
+    images = torch.ones(2, 1, 12, 12)
+    contracts.figures(loss, tiny_target, images)
+    assert images.all()

@@ -76,7 +76,26 @@ def numbers(images: Tensor) -> list[int]:
     return [round(float(image.mean()) * 10) for image in images]
 
 
+@pytest.mark.parametrize("value", [-0.134, 1.5, float("nan")])
+def test_images_outside_0_to_1_are_refused_in_the_name_of_the_inverter(tiny_target: Target, value: float) -> None:
+    images, recipe = torch.rand(3, 1, 12, 12), Recipe.model_validate({"inverter": {"name": "noise"}})
+    images[1, 0, 3, 4] = value
+    with pytest.raises(interpkit.PluginError, match=r"the inverter 'noise' .* its images are finite and in \[0, 1\]"):
+        ImageInversion(tiny_target, recipe, [], images, torch.arange(3))
+
+
+def test_images_that_leave_0_to_1_by_rounding_are_clamped(tiny_target: Target) -> None:
+    images = torch.full((3, 1, 12, 12), 1 + 1e-4)
+    assert (ImageInversion(tiny_target, Recipe(), [], images, torch.arange(3)).images == 1).all()
+
+
 # ---------------------------------------------------------------------------------------- drawing
+
+
+def test_images_that_are_drawn_outside_0_to_1_are_refused(counted: ImageInversion) -> None:
+    counted.images = counted.images - 0.134  # any inversion draws from what it likes
+    with pytest.raises(interpkit.PluginError, match=r"not from -0.134 to 0.666"):
+        counted.sample_up_to(4, [1])
 
 
 def test_images_are_drawn_in_their_order_and_the_classes_take_turns(counted: ImageInversion) -> None:

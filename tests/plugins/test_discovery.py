@@ -317,12 +317,21 @@ def test_a_run_made_under_the_earlier_name_of_the_distribution_means_the_bundled
 # -------------------------------------------------------------------------------- the interface's version
 
 
+def test_a_module_of_two_entry_points_is_one_plugin_and_the_other_says_which(find: Find) -> None:
+    find(one=REGISTER_GOOD)
+    points = [EntryPoint(name, "ikt_test_one", "interpkit") for name in ("first", "second")]
+    found = Plugins(points).found
+    assert found["first"].status == "ok"
+    words = "PluginError: its entry point names what that of the plugin 'first' names too: remove one of the two"
+    assert found["second"].error == words
+
+
 @pytest.mark.parametrize(
     ("version", "words"),
     [
         ("2", "made for version 2 .* this interpkit has version 1. Upgrade interpkit: " + re.escape(upgrade())),
         ("0", r"made for version 0 .* this interpkit has version 1. Upgrade the plugin: pip install --upgrade a-b"),
-        ("'1'", "made for version '1' "),
+        ("'1'", "INTERPKIT_INTERFACE is '1', and must be an integer: write INTERPKIT_INTERFACE = 1"),
     ],
 )
 def test_a_plugin_for_another_interface_is_broken_and_says_what_to_upgrade(

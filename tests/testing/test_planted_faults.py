@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import MethodType
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pydantic
@@ -430,6 +430,45 @@ class LossGradcheck(RightLoss):
         return super().forward(batch) + batch.images.detach().square().mean()
 
 
+@breaks("loss", "batch-untouched")
+class LossBatchUntouched(RightLoss):
+    def forward(self, batch: Any) -> Tensor:
+        batch.condition.vector.mul_(0.5)
+        return super().forward(batch)
+
+
+class WithFigures(RightLoss):
+    """It says how bright an image is."""
+
+    name = "with-figures"
+    describe: ClassVar[dict[str, str]] = {"level": "Mean of the pixels."}
+
+    def figures(self, target: Any, images: Tensor) -> Any:
+        return {"level": images.flatten(1).mean(1)}
+
+
+@breaks("loss", "figures")
+class LossFigures(WithFigures):
+    def figures(self, target: Any, images: Tensor) -> Any:
+        return {"level": images.sub_(0.5).flatten(1).mean(1)}
+
+
+@pytest.mark.parametrize(
+    ("found", "words"),
+    [
+        (lambda images: {"other": images.flatten(1).mean(1)}, "figures\\(\\) returns level, not other"),
+        (lambda images: {"level": images.mean(1)}, "has the shape"),
+        (lambda images: {"level": images.flatten(1).mean(1).log() * math.inf}, "is finite"),
+        (lambda images: {"level": images.flatten(1).mean(1) / images.mean()}, "other images beside it"),
+    ],
+)
+def test_figures_of_a_loss_that_a_run_cannot_keep_are_reported(found: Any, words: str) -> None:
+    check = next(check for check in checks_of_kind("loss") if check.name == "figures")
+    wrong = type("Wrong", (WithFigures,), {"figures": lambda self, target, images: found(images)})
+    assert check.outcome(WithFigures).status == "kept"
+    assert re.search(words, check.outcome(wrong).detail)
+
+
 @breaks("loss", "reaches")
 class LossReaches(InversionLoss):
     def forward(self, batch: Any) -> Tensor:
@@ -740,6 +779,35 @@ class MetricPerClass(RightMetric):
         return {**super().measure(study), self.name: 1, "per_class": {9999: {}}}
 
 
+class OwnColumn(RightMetric):
+    """It replaces the confidence of a class."""
+
+    name = "own-column"
+
+    def measure(self, study: Any) -> Any:
+        return {**super().measure(study), "per_class": {0: {"confidence": 0.1}}}
+
+
+class OwnEntry(RightMetric):
+    """Its entry would be lost."""
+
+    name = "doubts"
+
+    def measure(self, study: Any) -> Any:
+        return {self.name: super().measure(study)[self.name]}
+
+
+class OfLarge(RightMetric):
+    """It refuses small images, and draws what it has not been given."""
+
+    name = "of-large"
+
+    def measure(self, study: Any) -> Any:
+        if study.images.dim() != 4 or min(study.images.shape[2:]) < 16:
+            raise TooFew("it takes images of 16 pixels")
+        return {self.name: float(torch.rand(()))}
+
+
 @breaks("metric", "intervals")
 class MetricIntervals(RightMetric):
     def measure(self, study: Any) -> Any:
@@ -886,6 +954,17 @@ class AttributionTargetUntouched(RightAttribution):
     def attribute(self, target: Any, *others: Any) -> Tensor:
         target.register_forward_hook(lambda *_: None)
         return super().attribute(target, *others)
+
+
+class EatsBaselines(Incomplete):
+    """It changes the baselines for the next batch."""
+
+    name = "eats-baselines"
+
+    def attribute(self, *arguments: Any) -> Tensor:
+        maps = super().attribute(*arguments)
+        arguments[-1].baselines.add_(0.5)
+        return maps
 
 
 @breaks("attribution", "device")
@@ -1351,7 +1430,16 @@ def test_a_planted_fault_fails_exactly_its_check(kind: str, check: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("component", "check"), [(NormOfBatch, "batch-mean"), (OfNoBaseline, "complete"), (LoaderOfNames, "user-wins")]
+    ("component", "check"),
+    [
+        (NormOfBatch, "batch-mean"),
+        (OfNoBaseline, "complete"),
+        (LoaderOfNames, "user-wins"),
+        (OwnColumn, "per-class"),
+        (OwnEntry, "entry"),
+        (OfLarge, "seeded"),
+        (EatsBaselines, "target-untouched"),
+    ],
 )
 def test_a_fault_in_one_case_alone_fails_its_check(component: Any, check: str) -> None:
     assert list(broken(component)) == [check]
@@ -1359,6 +1447,79 @@ def test_a_fault_in_one_case_alone_fails_its_check(component: Any, check: str) -
 
 def test_a_folder_in_the_folder_that_a_loader_reads_is_not_torn() -> None:
     assert broken(LoaderOfFolders) == {}
+
+
+class ReadingMetric(RightMetric):
+    """It compares with images of its own."""
+
+    name = "reading"
+
+    class Options(interpkit.DataOptions):
+        """It has many steps."""
+
+        steps: int = Field(100, ge=50, description="that it takes")
+
+    def measure(self, study: Any) -> Any:
+        assert len(self.options.load(study.target).labels) and self.options.steps == 50
+        return super().measure(study)
+
+
+class ReadingAudit(RightAudit):
+    """It compares with images of its own."""
+
+    name = "reading"
+
+    class Options(interpkit.DataOptions):
+        """It has many steps."""
+
+        steps: int = Field(100, gt=49, description="that it takes")
+
+    def test(self, case: Any) -> Any:
+        assert len(self.options.load(case.target).labels) and self.options.steps == 50
+        return super().test(case)
+
+
+class ReadingAttribution(RightAttribution):
+    """It reads images of its own."""
+
+    name = "reading"
+    Options = interpkit.PictureOptions
+
+    def attribute(self, target: Any, *others: Any) -> Tensor:
+        assert len(self.options.pictures(target))
+        return super().attribute(target, *others)
+
+
+class ReadingGenerator(RightGenerator):
+    """It is built from images."""
+
+    name = "reading"
+
+    class Options(interpkit.PictureOptions):
+        """The width."""
+
+        width: int = Field(32, ge=1, description="of the hidden layer")
+
+    def __init__(self, spec: ConditionSpec, input_shape: tuple[int, ...], options: Any = None) -> None:
+        super().__init__(spec, input_shape, options)
+        if self.options.data is None:
+            raise interpkit.UsageError("it needs images.")
+
+
+class ManyEach(RightInverter):
+    """It makes four images of a class at least."""
+
+    name = "many-each"
+
+    class Options(RightInverter.Options):
+        """The number."""
+
+        per_class: int = Field(10, ge=4, description="images of a class")
+
+
+@pytest.mark.parametrize("component", [ReadingMetric, ReadingAudit, ReadingAttribution, ReadingGenerator, ManyEach])
+def test_a_component_that_reads_data_or_has_lower_limits_passes_all_checks(component: Any) -> None:
+    assert broken(component) == {}
 
 
 def test_a_target_that_says_why_it_has_no_gradient_passes_all_checks() -> None:
