@@ -196,10 +196,12 @@ class Explainer:
             context = AttributionContext(
                 self.score_module(), self.baselines.to(self.device), self.layer, self.rows, self._note
             )
-            for start in range(0, len(images), self.rows):
-                part = slice(start, start + self.rows)
+            by_image = self.method.by_image
+            step = 1 if by_image else self.rows
+            for start in range(0, len(images), step):
+                part = slice(start, start + step)
                 batch, wanted = images[part].detach().clone().to(self.device), classes[part].to(self.device)
-                with global_seed(derive_seed(self.seed, "attribution", start), self.device):
+                with global_seed(derive_seed(self.seed, "attribution", start if by_image else 0), self.device):
                     found.append(self._attribute(batch, wanted, context).detach().float().cpu())
                 progress.tell("images explained", start + len(batch), len(images))
         maps = torch.cat(found)
