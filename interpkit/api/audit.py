@@ -17,7 +17,7 @@ from interpkit.api.load import load_inversion
 from interpkit.api.outputs import result_folder
 from interpkit.config.recipe import set_option, validated
 from interpkit.errors import UsageError, percent, setting
-from interpkit.evaluation.metrics import Data, labelled_images
+from interpkit.evaluation.metrics import Data, labelled_images, training_images
 from interpkit.evaluation.statistics import holm
 from interpkit.interfaces import contracts
 from interpkit.interfaces.audits import Audit, AuditCase, Tested
@@ -125,13 +125,15 @@ def audit(
         model: a classifier or its file; a run folder or an inversion, whose samples are used. A class "garbage", as
             `harden` adds it, is not tested.
         reference: real images with labels: a path or (images, labels). The tests then change these and no samples.
-        training: images that the classifier was trained on, likewise, for tests of what it remembers.
+        training: images that the classifier was trained on, likewise, by default of the ``train`` split, for tests of
+            what it remembers.
         tests: names of tests; if omitted, all that have what they need, but for those of `Audit.on_request`.
         options: settings by ``TEST.OPTION``.
         presets: presets that make the samples of a classifier, without a run or a reference; the plugins' own if
             omitted.
         per_class: the number of images of each class; 12 if omitted.
-        seed: random seed.
+        seed: random seed of the tests, and of samples made for the audit; those of a run and real images are the same
+            for every seed.
         device: device to compute on.
         out: a folder to write; see `AuditReport.save`.
         on_test: called with the name of each test before it runs.
@@ -176,7 +178,7 @@ def audit(
     place = choose_device(device)
     keep_freed_memory(place)
     real = labelled_images(reference, "the reference data", target)
-    trained = labelled_images(training, "the training data", target)
+    trained = training_images(training, target)
     if real is not None and trained is not None:
         unseen, seen = target.to_unit(real.images), target.to_unit(trained.images)
         refuse_shared(unseen, seen, "the reference data", "the training data")

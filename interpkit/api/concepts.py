@@ -29,6 +29,7 @@ from interpkit.interfaces.inversions import Inversion
 from interpkit.interfaces.samples import to_unit
 from interpkit.interfaces.targets import Target
 from interpkit.io.atomic import digest, read_tensors, to_json, write_atomically, write_tensors
+from interpkit.io.datasets import refuse_shared
 from interpkit.io.locking import only_writer
 from interpkit.plugins.loading import load_target
 from interpkit.report.concepts import read_concepts, write_concepts
@@ -181,7 +182,8 @@ def concepts(
 
     Raises:
         UsageError: an argument does not fit, there are fewer samples than concepts, the layer runs several times, its
-            features are the same for all samples, or the reference does not have the classifier's classes.
+            features are the same for all samples, or the reference does not have the classifier's classes or has images
+            of those to learn from.
 
     Example:
         >>> import torch
@@ -212,6 +214,8 @@ def concepts(
     samples = _samples(model, images, layer, count, seed, device)
     read = found_by.read(target, layer, samples, device)
     real = None if reference is None else _reference(reference, target, device)
+    if real is not None and images is not None and learn_from != "reference":
+        refuse_shared(real, samples, "the reference data", "the images to learn from")
     given, judged = [read], real
     if real is not None and learn_from != "samples":
         half = torch.zeros(len(real), dtype=torch.bool)
@@ -365,7 +369,7 @@ def _samples(
         images = load_images(str(images), target)[0]
     if isinstance(images, Tensor):
         images = checked_images(target, images)
-        return images[found_by.drawn(len(images), count or len(images))]
+        return images[found_by.drawn(len(images), count or len(images), seed)]
     if not isinstance(model, Inversion):
         raise UsageError(
             f"a classifier alone has no samples to learn from: name some by {setting('images', 'FILE')}, or "

@@ -11,7 +11,16 @@ from torch import Tensor
 
 from interpkit.evaluation import scoring
 from interpkit.evaluation.judges import AdaptedTarget, load_judges
-from interpkit.evaluation.metrics import PER_CLASS, Data, _chosen, _outliers, labelled_images, measured, measured_on
+from interpkit.evaluation.metrics import (
+    PER_CLASS,
+    Data,
+    _chosen,
+    _outliers,
+    labelled_images,
+    measured,
+    measured_on,
+    training_images,
+)
 from interpkit.interfaces.data import ReadingOptions, fetch
 from interpkit.interfaces.inversions import Inversion
 from interpkit.interfaces.metrics import Study
@@ -51,7 +60,7 @@ def evaluate(
             size, images are resized (``measured_on.resized_for`` says how); one that has its classes in another order,
             or more or fewer, is matched by their names (``measured_on.classes_matched_for``).
         reference: held-out real images: an ``.npz``, one folder per class, ``torchvision:NAME``, or (images, labels).
-        training: images that the target was trained on, likewise.
+        training: images that the target was trained on, likewise, by default of the ``train`` split.
         canaries: a few images that it may remember, likewise; they are ranked among those of ``reference``.
         ood: images that it should refuse, without labels: any of these forms or a folder of pictures, resized where
             they have another size; or (M, *input_shape), uint8 or in [0, 1], of vectors in the units of the target's
@@ -67,8 +76,8 @@ def evaluate(
         the content of metrics.json.
 
     Raises:
-        UsageError: a metric or option is unknown, a metric lacks what it needs, or data or an evaluator do not
-            fit the target.
+        UsageError: a metric or option is unknown, a metric lacks what it needs, data or an evaluator do not fit the
+            target, or the reference has images of the training data.
         RunError: the run is not finished.
         ModelError: a classifier cannot be loaded.
 
@@ -104,10 +113,13 @@ def evaluate(
         most = scoring.at_once(recipe, target)
         judges = load_judges(evaluators, target)
         reference_images = labelled_images(reference, "the reference data", target)
-        training_images = labelled_images(training, "the training data", target)
+        trained = training_images(training, target)
         canary_images = labelled_images(canaries, "the canaries", target)
         outliers = _outliers(ood, target)
-        for name, known in (("reference", reference_images), ("training", training_images)):
+        if reference_images is not None and trained is not None:
+            unseen, seen = to_unit(reference_images.images, target), to_unit(trained.images, target)
+            refuse_shared(unseen, seen, "the reference data", "the training data")
+        for name, known in (("reference", reference_images), ("training", trained)):
             if outliers is not None and known is not None:
                 refuse_shared(outliers, to_unit(known.images, target), "the outliers", f"the {name} data")
         if isinstance(inversion, Inversion):
@@ -126,7 +138,7 @@ def evaluate(
             target,
             samples,
             reference_images,
-            training_images,
+            trained,
             judges,
             canaries=canary_images,
             outliers=outliers,
@@ -139,7 +151,7 @@ def evaluate(
             name: str(d) if isinstance(d, str | Path) else "in memory" for name, d in data.items() if d is not None
         }
         # A name may stand for other data than before: "in memory", or a file that was written again.
-        read = {"reference": reference_images, "training": training_images, "canaries": canary_images}
+        read = {"reference": reference_images, "training": trained, "canaries": canary_images}
         sources |= {f"{name}.sha256": known.sha256()[:16] for name, known in read.items() if known is not None}
         if outliers is not None:
             sources["ood.sha256"] = digest({"images": outliers})[:16]

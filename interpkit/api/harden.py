@@ -22,10 +22,10 @@ from interpkit.config import schemas
 from interpkit.config.recipe import target_facts
 from interpkit.errors import ModelError, RunError, UsageError, percent, setting
 from interpkit.evaluation import teaching
-from interpkit.evaluation.metrics import Data, labelled_images
+from interpkit.evaluation.metrics import Data, labelled_images, training_images
 from interpkit.interfaces.targets import GARBAGE, Target
 from interpkit.io.atomic import digest, read_tensors, write_tensors
-from interpkit.io.datasets import TORCHVISION, LabelledImages, path_and_split, refuse_shared
+from interpkit.io.datasets import LabelledImages, refuse_shared
 from interpkit.plugins import loading
 from interpkit.plugins.architectures import HEAD_WIDTH, build_architecture, mismatch
 from interpkit.runtime import progress
@@ -152,8 +152,8 @@ def harden(
         target = loading.load_target(target)
     if augment and len(target.input_shape) != 3:
         raise UsageError(f"only images can be turned and moved; {target.name} classifies vectors.")
-    pupil, arguments = _with_garbage(target)
-    known = labelled_images(_training(data), "the training data", target)
+    pupil, arguments = _with_garbage(target, seed)
+    known = training_images(data, target)
     assert known is not None
     lacking = [target.class_names[k] for k in _classes(target) if not (known.labels == k).any()]
     if lacking:
@@ -237,17 +237,7 @@ def _verdict(done: list[dict[str, float]], stop_at: float) -> str:
     return LIKE_DATA if done and done[-1]["accepted"] > stop_at else ""
 
 
-def _training(data: Data) -> Data:
-    """Return a spec of the training split, if it does not say which; other data as they are."""
-    if isinstance(data, str | Path):
-        spec = str(data)
-        path, split = path_and_split(spec)
-        if (path.suffix.lower() == ".npz" and not split) or (spec.startswith(TORCHVISION) and spec.count(":") == 1):
-            return f"{spec}:train"
-    return data
-
-
-def _with_garbage(target: Target) -> tuple[ModuleTarget, dict[str, Any]]:
+def _with_garbage(target: Target, seed: int) -> tuple[ModuleTarget, dict[str, Any]]:
     """Return the classifier with one more class, and the arguments of its architecture.
 
     Its other weights are copied, and the new output's are those of a fresh network.
@@ -271,7 +261,7 @@ def _with_garbage(target: Target) -> tuple[ModuleTarget, dict[str, Any]]:
     refused = f"the architecture {facts.arch} has no argument for the number of classes"
     for key in HEAD_WIDTH:
         sized = {k: v for k, v in arguments.items() if k not in HEAD_WIDTH} | {key: n + more}
-        with suppress(ModelError), global_seed(0, torch.device("cpu")):
+        with suppress(ModelError), global_seed(seed, torch.device("cpu")):
             module = build_architecture(facts.arch, sized if more else arguments)
             new = module.state_dict()
             fitting = {

@@ -169,9 +169,9 @@ def replaced(detector: ConceptTarget, change: Callable[[Tensor], Tensor]) -> Ite
         handle.remove()
 
 
-def drawn(count: int, most: int) -> Tensor:
-    """Return the numbers of at most so many of ``count`` rows, at random but always the same, in ascending order."""
-    return torch.randperm(count, generator=torch.Generator().manual_seed(0))[:most].sort().values
+def drawn(count: int, most: int, seed: int = 0) -> Tensor:
+    """Return the numbers of at most so many of ``count`` rows, at random, in ascending order."""
+    return torch.randperm(count, generator=torch.Generator().manual_seed(seed))[:most].sort().values
 
 
 @torch.no_grad()

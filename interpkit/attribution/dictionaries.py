@@ -181,10 +181,8 @@ class Factors(Dictionary):
     def fit(cls, features: Tensor, logits: Tensor, latents: int, active: int, *, steps: int, seed: int) -> Self:
         """Learn a dictionary from features (N, D); it sets the number of active concepts by itself."""
         self, features = cls(features.shape[1], latents), F.relu(features)
-        codes, atoms = (
-            torch.rand(shape, generator=random_generator(CPU, seed))
-            for shape in ((len(features), latents), self.atoms.shape)
-        )
+        rng = random_generator(CPU, seed)
+        codes, atoms = (torch.rand(shape, generator=rng) for shape in ((len(features), latents), self.atoms.shape))
         for _ in _steps(steps, "updates of the dictionary"):
             codes *= features @ atoms.T / (codes @ (atoms @ atoms.T) + 1e-9)
             atoms *= codes.T @ features / (codes.T @ codes @ atoms + 1e-9)

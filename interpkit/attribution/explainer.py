@@ -195,12 +195,13 @@ class Explainer:
         """
         found = []
         with self.target.frozen(self.device), torch.enable_grad():
-            module = self.score_module()
-            for start in range(0, len(images), self.rows):
-                given = (images[start : start + self.rows], classes[start : start + self.rows], self.baselines)
+            module, by_image = self.score_module(), self.method.by_image
+            step = 1 if by_image else self.rows
+            for start in range(0, len(images), step):
+                given = (images[start : start + step], classes[start : start + step], self.baselines)
                 batch, wanted, baselines = (tensor.detach().clone().to(self.device) for tensor in given)
                 context = AttributionContext(module, baselines, self.layer, self.rows, self._note)
-                with global_seed(derive_seed(self.seed, "attribution", start), self.device):
+                with global_seed(derive_seed(self.seed, "attribution", start if by_image else 0), self.device):
                     found.append(self._attribute(batch, wanted, context).detach().float().cpu())
                 progress.tell("images explained", start + len(batch), len(images))
         maps = torch.cat(found)

@@ -6,6 +6,7 @@ Each test requires an `Explainer`, images, the classes explained, and the explai
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -51,58 +52,41 @@ def infidelity(explainer: Explainer, images: Tensor, classes: Tensor, maps: Tens
 
     here divided by :math:`E_I (f(x) - f(x - I))^2`, its value for maps of zeros. A perturbation sets a random
     rectangle (for vectors, a random range of features), up to half of each side long, to the first baseline. For
-    gradients I is the removed part of the image; for contributions it is 1 at the removed pixels. Uses
-    ``captum.metrics.infidelity``.
+    gradients I is the removed part of the image; for contributions it is 1 at the removed pixels.
     """
-    from captum.metrics import infidelity as captum_infidelity
-
-    baseline = explainer.baselines[:1].to(explainer.device)
-
-    def perturb(inputs: Tensor) -> tuple[Tensor, Tensor]:
-        mask = _random_rectangles(inputs)
-        taken = (inputs - baseline) * mask
-        return taken if explainer.method.local else mask, inputs - taken
-
-    totals = torch.zeros(2, dtype=torch.float64)
     target, device = explainer.target, explainer.device
+    baseline = explainer.baselines[:1].to(device)
+    sides = images.shape[2:] if images.dim() == 4 else images.shape[1:]
+    rng = random_generator(torch.device("cpu"), derive_seed(explainer.seed, "infidelity"))
+    numbers = torch.rand(len(images) * DRAWS, len(sides), 2, generator=rng)
+    scores = explainer.scores(images, classes).double().repeat_interleave(DRAWS)
+    changes, predicted = torch.zeros_like(scores), torch.zeros_like(scores)
     with target.frozen(device), torch.no_grad():
-        for start in range(0, len(images), explainer.rows):
-            part = slice(start, start + explainer.rows)
-            shown, asked = images[part].to(device), classes[part].to(device)
-            explained = maps[part].to(device)
-            for kind, (attributions, normalize) in enumerate(((explained, True), (torch.zeros_like(explained), False))):
-                # Seed both alike, so that they use the same perturbations.
-                with global_seed(derive_seed(explainer.seed, "infidelity", start), device):
-                    found = captum_infidelity(
-                        explainer.score_module(),
-                        perturb,
-                        shown,
-                        attributions,
-                        target=asked,
-                        n_perturb_samples=DRAWS,
-                        max_examples_per_batch=_at_once(explainer, len(shown), DRAWS),
-                        normalize=normalize,
-                    )
-                totals[kind] += found.cpu().double().sum()
-    return min(1.0, max(0.0, (totals[0] / totals[1]).item())) if totals[1] > 0 else 0.0
+        for part in torch.arange(len(numbers)).split(explainer.rows):
+            rows = part // DRAWS
+            shown = images[rows].to(device)
+            mask = _rectangles(numbers[part], sides).to(device)
+            mask = (mask[:, None] if images.dim() == 4 else mask).expand_as(shown)
+            taken = (shown - baseline) * mask
+            changes[part] = scores[part] - explainer.scores(shown - taken, classes[rows])
+            removed = (taken if explainer.method.local else mask) * maps[rows].to(device)
+            predicted[part] = removed.flatten(1).sum(1).cpu().double()
+    changes, predicted = changes.view(-1, DRAWS), predicted.view(-1, DRAWS)
+    squares, whole = predicted.square().sum(1), changes.square().sum().item()
+    told = ((predicted * changes).sum(1).square() / squares)[squares > 0].sum().item()
+    return min(1.0, max(0.0, 1 - told / whole)) if whole > 0 else 0.0
 
 
-def _at_once(explainer: Explainer, images: int, draws: int) -> int:
-    """Return the number of perturbed images per batch; Captum requires between one and all draws of each image."""
-    return min(max(explainer.rows, images), images * draws)
-
-
-def _random_rectangles(images: Tensor) -> Tensor:
-    """Return masks like ``images`` that are 1 in a random rectangle of each image (a random range of each vector)."""
-    count, *sides = (len(images), *images.shape[2:]) if images.dim() == 4 else images.shape
-    mask = torch.ones(count, *sides, device=images.device)
-    for axis, side in enumerate(sides, 1):
-        length = 1 + (torch.rand(count, 1, device=images.device) * max(1, side // 2)).floor()
-        first = (torch.rand(count, 1, device=images.device) * (side - length + 1)).floor()
-        place = torch.arange(side, device=images.device)
+def _rectangles(numbers: Tensor, sides: Sequence[int]) -> Tensor:
+    """Return masks (B, *sides) that are 1 in a rectangle, from numbers (B, sides, 2) in [0, 1): length and place."""
+    mask = torch.ones(len(numbers), *sides)
+    for axis, side in enumerate(sides):
+        length = 1 + (numbers[:, axis, :1] * max(1, side // 2)).floor()
+        first = (numbers[:, axis, 1:] * (side - length + 1)).floor()
+        place = torch.arange(side)
         inside = (place >= first) & (place < first + length)
-        mask *= inside.view(count, *(side if a == axis else 1 for a in range(1, len(sides) + 1)))
-    return (mask[:, None] if images.dim() == 4 else mask).expand_as(images)
+        mask *= inside.view(-1, *(side if a == axis else 1 for a in range(len(sides))))
+    return mask
 
 
 @with_autograd
@@ -127,7 +111,7 @@ def sensitivity(
             images,
             perturb_radius=radius,
             n_perturb_samples=draws,
-            max_examples_per_batch=_at_once(explainer, len(images), draws),
+            max_examples_per_batch=len(images),  # the same rows in each call, so that a method draws the same for them
             target=classes,
         )
     return float(worst.double().mean())

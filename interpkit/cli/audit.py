@@ -18,7 +18,7 @@ def audit(
         str | None, typer.Option(metavar="DATA", help="Real images with labels, which the tests change then.")
     ] = None,
     training: Annotated[
-        str | None, typer.Option(metavar="DATA", help="Images that it was trained on, for tests of its memory.")
+        str | None, typer.Option(metavar="DATA", help="Images that it was trained on, by default of the train split.")
     ] = None,
     test: Annotated[
         list[str] | None, typer.Option(metavar="NAME", help="Test to make; repeatable (default: the usual ones).")
@@ -32,7 +32,9 @@ def audit(
     per_class: Annotated[
         int | None, typer.Option(min=2, metavar="N", help="Images of each class (default: 12).")
     ] = None,
-    seed: options.Seed = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, metavar="N", help="Random seed of the tests, and of samples made for them.")
+    ] = 0,
     device: options.Device = "auto",
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Folder to write (default: RUN/audit or audits/MODEL).")

@@ -26,7 +26,11 @@ def evaluate(
         ),
     ] = None,
     training: Annotated[
-        str | None, typer.Option(metavar="DATA", help="Images that the classifier was trained on, in the same forms.")
+        str | None,
+        typer.Option(
+            metavar="DATA",
+            help="Images that the classifier was trained on, in the same forms (default: the train split).",
+        ),
     ] = None,
     canaries: Annotated[
         str | None,

@@ -21,7 +21,7 @@ from interpkit.interfaces.contracts import described, module_of
 from interpkit.interfaces.metrics import RESERVED, STUDY_IMAGES, Metric, Study, TooFew
 from interpkit.interfaces.samples import Samples, to_unit
 from interpkit.interfaces.targets import Target
-from interpkit.io.datasets import LabelledImages, checked
+from interpkit.io.datasets import TORCHVISION, LabelledImages, checked, path_and_split
 from interpkit.io.unlabeled import load_unlabeled
 from interpkit.plugins.discovery import installed
 from interpkit.runtime import progress
@@ -229,6 +229,16 @@ def labelled_images(given: Data | None, what: str, target: Target) -> LabelledIm
     images, labels = (given.images, given.labels) if isinstance(given, LabelledImages) else given
     images = images / 255 if images.dtype == torch.uint8 and images.dim() == 4 else images.float()
     return checked(LabelledImages(images, labels.long()), what, target.input_shape, target.class_names)
+
+
+def training_images(given: Data | None, target: Target) -> LabelledImages | None:
+    """Load training images like `labelled_images`, of the ``train`` split if a name does not say which."""
+    if isinstance(given, str | Path):
+        spec = str(given)
+        path, split = path_and_split(spec)
+        if (path.suffix.lower() == ".npz" and not split) or (spec.startswith(TORCHVISION) and spec.count(":") == 1):
+            given = f"{spec}:train"
+    return labelled_images(given, "the training data", target)
 
 
 def _outliers(given: str | Path | Tensor | None, target: Target) -> Tensor | None:

@@ -202,14 +202,16 @@ def top_classes(
 ) -> list[list[dict[str, Any]]]:
     """Return the ``count`` most probable classes of each image in [0, 1], with label, name and probability."""
     with target.frozen(device):
-        found = in_batches(target, images, lambda rows: target.probabilities(target(images[rows].to(device))).cpu())
-    best = torch.cat(found).topk(min(count, target.num_classes), dim=1)
+        logits = torch.cat(in_batches(target, images, lambda rows: target(images[rows].to(device)).cpu()))
+    # by the logits, as probabilities may be equal by rounding
+    labels = logits.sort(dim=1, descending=True, stable=True).indices[:, :count]
+    probabilities = target.probabilities(logits).gather(1, labels)
     return [
         [
             {"label": label, "name": target.class_names[label], "probability": probability}
             for probability, label in zip(*row, strict=True)
         ]
-        for row in zip(best.values.tolist(), best.indices.tolist(), strict=True)
+        for row in zip(probabilities.tolist(), labels.tolist(), strict=True)
     ]
 
 

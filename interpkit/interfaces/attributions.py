@@ -68,6 +68,9 @@ class Attribution(Component, ABC):
     2017, section 3). If so, interpkit reports the completeness error."""
     local: ClassVar[bool] = False
     """Whether a map is a gradient, score per unit of a pixel, rather than contributions to the score."""
+    by_image: ClassVar[bool] = False
+    """Whether the method draws random numbers for each image. If so, it is called with one image at a time, seeded by
+    the image's number, so that neither ``rows`` nor the other images change a map. If not, all calls have one seed."""
 
     def __init__(self, options: Options | None = None) -> None:
         self.options = self.Options() if options is None else options

@@ -16,7 +16,7 @@ from interpkit.inversion.results import GeneratorInversion, moved, sampling_mode
 from interpkit.runtime import progress
 from interpkit.runtime.autograd import with_autograd
 from interpkit.runtime.devices import choose_device, in_float32
-from interpkit.runtime.random import random_generator
+from interpkit.runtime.random import derive_seed, random_generator
 
 DRAWN = 256
 """Samples of a class, from whose nearest ones the search starts."""
@@ -97,11 +97,10 @@ def nearest_along(
             asked = asked_of(target, to, len(given))
         accepted = target.accepts(logits, asked)
         done = int(accepted.sum())
-        rng = random_generator(on, seed)
         points, least = given.clone(), torch.full((len(given),), torch.inf)
         for label in asked.unique().tolist():
             inversion.choose([label])
-            walk = _Walk(inversion, label, confidence, rng)
+            walk = _Walk(inversion, label, confidence, random_generator(on, derive_seed(seed, "along", label)))
             for rows in ((asked == label) & ~accepted).nonzero()[:, 0].split(max(1, AT_ONCE // starts)):
                 points[rows], least[rows] = walk.nearest(given[rows].to(on), starts, steps)
                 done += len(rows)

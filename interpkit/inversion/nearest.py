@@ -13,7 +13,7 @@ from interpkit.interfaces.targets import Target
 from interpkit.runtime.at_once import in_batches
 from interpkit.runtime.autograd import with_autograd
 from interpkit.runtime.devices import choose_device, in_float32
-from interpkit.runtime.random import random_generator
+from interpkit.runtime.random import derive_seed, random_generator
 
 PROJECTIONS = 15
 """Projections that lead from a starting point to the boundary."""
@@ -146,7 +146,8 @@ def nearest(
             rows = possible[part]
             box = _Box(smooth, *(each[rows].to(on) for each in (given, least, most, step, free)))
             margin = _Margin(target, before[rows].to(on), None if asked is None else asked[rows].to(on), others.to(on))
-            found = _Search(box, margin).solve(arrived[rows].to(on), starts, iterations, random_generator(on, seed))
+            own = derive_seed(seed, "nearest", part.start)
+            found = _Search(box, margin).solve(arrived[rows].to(on), starts, iterations, own)
             return tuple(each.cpu() for each in found)
 
         points, boundary, normals = given.clone(), given.clone(), torch.zeros_like(given)
@@ -287,14 +288,14 @@ class _Search:
     def __getitem__(self, rows: Tensor) -> _Search:
         return _Search(self.box[rows], self.margin[rows])
 
-    def solve(self, arrived: Tensor, starts: int, iterations: int, rng: torch.Generator) -> tuple[Tensor, ...]:
+    def solve(self, arrived: Tensor, starts: int, iterations: int, seed: int) -> tuple[Tensor, ...]:
         """Return points beyond the boundary, points on it, unit normals there, and distances: inf where not found.
 
         Args:
             arrived: (B, *input_shape), inputs of the class where there are any, else the given ones.
             starts: number of random starting points.
             iterations: number of steps along the boundary.
-            rng: makes the random points.
+            seed: of the random points, of which a row has the same whatever the others need.
         """
         x = self.box.x
         boundary, least = x.clone(), torch.full((len(x),), torch.inf, device=x.device)
@@ -306,7 +307,8 @@ class _Search:
                 continue
             own, start = self[rows], (x, self.box.clip(arrived))[attempt][rows] if attempt < 2 else None
             if start is None:
-                start = own.box.random(min(1.0, (attempt - 1) / SPREAD), rng)
+                rng = random_generator(x.device, derive_seed(seed, attempt))
+                start = self.box.random(min(1.0, (attempt - 1) / SPREAD), rng)[rows]
             points, distances = own.slide(*own.approach(start), iterations)
             better = distances < least[rows]
             boundary[rows[better]], least[rows[better]] = points[better], distances[better]

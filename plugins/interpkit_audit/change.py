@@ -101,10 +101,11 @@ class UniversalChange(ComparesClasses):
     def test(self, case: AuditCase) -> Tested:
         """Return the statistics; see `Audit.test`."""
         found: dict[int, Found] = {}
+        rng = case.rng()  # for all chunks, as the classes are compared
         at_once = max(1, case.most // self.options.images)
         for start in range(0, len(case.classes), at_once):
             chunk = list(case.classes)[start : start + at_once]
-            found |= self.search(case, chunk, start * self.options.steps)
+            found |= self.search(case, chunk, rng, start * self.options.steps)
         tell(f"steps of {self.name}", 1, 1)  # also if some classes had no images
         if len(found) < 2:
             raise TooFew("it compares classes, and fewer than two have images of other classes to start from.")
@@ -144,15 +145,16 @@ class UniversalChange(ComparesClasses):
             tensors |= {f"{self.name}.{c}.{i}": part.cpu() for i, part in enumerate(one.parts)}
         return Tested(values, self.p_values(values), evidence, pictures, tensors)
 
-    def search(self, case: AuditCase, classes: list[int], done: int = 0) -> dict[int, Found]:
+    def search(self, case: AuditCase, classes: list[int], rng: torch.Generator, done: int = 0) -> dict[int, Found]:
         """Return the smallest change of each class that has images of other classes.
 
         Args:
             case: what the test examines.
             classes: some of its classes, of which it searches the changes at once.
+            rng: a source of randomness on the CPU.
             done: the number of steps that earlier classes took.
         """
-        opt, rng, shape = self.options, case.rng(), case.images.shape[1:]
+        opt, shape = self.options, case.images.shape[1:]
         some = min(opt.images, case.most)
         pools = {c: (case.labels != c).nonzero()[:, 0] for c in classes}
         classes = [c for c in classes if len(pools[c])]

@@ -146,6 +146,7 @@ class SmoothGrad(Attribution):
 
     name = "smoothgrad"
     local = True
+    by_image = True
 
     class Options(interpkit.Options):
         """How much noise, and how many copies."""
@@ -193,6 +194,7 @@ class GradientShap(Attribution):
 
     name = "gradient-shap"
     complete = True
+    by_image = True
 
     class Options(interpkit.Options):
         """How many random draws, and how much noise."""

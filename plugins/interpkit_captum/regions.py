@@ -90,6 +90,7 @@ class KernelShap(Attribution):
 
     name = "kernel-shap"
     complete = True
+    by_image = True
 
     class Options(RegionOptions):
         """How many coalitions of which regions."""

@@ -10,8 +10,11 @@ from pydantic import Field
 from torch import Tensor
 
 import interpkit
-from interpkit import Metric, Study, wilson
+from interpkit import Metric, Study, derive_seed, wilson
 from interpkit_robust import perturbations
+
+Perturb = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""Changes images, given their labels and rows."""
 
 
 class KeptLabels(Metric):
@@ -65,21 +68,29 @@ class KeptLabels(Metric):
         by_class = study.samples.labels.argsort(stable=True)  # where the classes take turns, a stride would skip some
         rows = by_class[torch.arange(few) * total // few]
         images, labels = study.images[rows], study.samples.labels[rows]
-        rng = torch.Generator(study.device).manual_seed(study.rng.initial_seed())
 
-        def noise(x: Tensor, y: Tensor, sigma: float) -> Tensor:
-            return (x + sigma * perturbations.noise(x, rng)).clamp(0, 1)
+        def rng(*purpose: str) -> torch.Generator:
+            """Return a generator for all rows, so that neither batches nor other sizes change what is drawn for one."""
+            return torch.Generator().manual_seed(derive_seed(study.rng.initial_seed(), *purpose))
 
-        def pgd(x: Tensor, y: Tensor, radius: float) -> Tensor:
-            return perturbations.pgd(study.target, x, y, radius, "l2", opt.steps, rng, loss=perturbations.lag)
+        def noise(sigma: float) -> Perturb:
+            drawn = sigma * perturbations.noise(images, rng("noise", f"{sigma:g}"))
+            return lambda x, y, part: (x + drawn[part].to(x)).clamp(0, 1)
 
-        def right(which: Tensor, perturb: Callable[[Tensor, Tensor, float], Tensor], size: float) -> Tensor:
+        def pgd(radius: float) -> Perturb:
+            drawn = perturbations.random_delta(images, radius, "l2", rng("pgd", f"{radius:g}"))
+            target, lag = study.target, perturbations.lag
+            return lambda x, y, part: perturbations.pgd(
+                target, x, y, radius, "l2", opt.steps, drawn[part].to(x), loss=lag
+            )
+
+        def right(which: Tensor, perturb: Perturb) -> Tensor:
             """Return those of some rows that keep their label."""
 
             def kept(some: slice) -> Tensor:
                 part = which[some]
                 x, y = images[part].to(study.device), labels[part].to(study.device)
-                perturbed = perturb(x, y, size)
+                perturbed = perturb(x, y, part)
                 with torch.no_grad():
                     return part[study.target.accepts(study.target(perturbed), y).cpu()]
 
@@ -87,16 +98,16 @@ class KeptLabels(Metric):
 
         everything = torch.arange(len(images))
         with study.target.frozen(study.device):
-            kept = right(everything, lambda x, y, size: x, 0.0)
+            kept = right(everything, lambda x, y, part: x)
             found: dict[str, Any] = {"clean": len(kept) / len(images), "noise": {}, "pgd": {}, "count": len(images)}
             for sigma in opt.sigma:
-                found["noise"][f"{sigma:g}"] = _share(len(right(everything, noise, sigma)), len(images))
+                found["noise"][f"{sigma:g}"] = _share(len(right(everything, noise(sigma))), len(images))
             radii = sorted(opt.radius)  # what is lost in a ball is lost in every larger one
             if study.target.no_gradient:
                 study.leave_out(f"{self.name}.pgd", f"it requires a gradient: {study.target.no_gradient}.")
                 radii = []
             for radius in radii:
-                kept = right(kept, pgd, radius)
+                kept = right(kept, pgd(radius))
                 found["pgd"][f"{radius:g}"] = _share(len(kept), len(images))
         return {"robustness": found}
 

@@ -89,18 +89,18 @@ def pgd(
     radius: float,
     norm: Norm,
     steps: int,
-    rng: torch.Generator,
+    start: torch.Generator | Tensor,
     *,
     loss: Callable[[Target, Tensor, Tensor], Tensor] = cross_entropy,
 ) -> Tensor:
     """Search the ball for the perturbation with the highest loss, by default cross-entropy: projected gradient descent.
 
-    From a random start, takes ``steps`` steps of ``2.5 * radius / steps`` along the sign of the gradient (L-inf) or
-    the unit gradient (L2), and projects each back onto the ball. The gradient of the result flows to ``images`` but
-    not through the search. Source: Madry et al. 2018.
+    From ``start``, a perturbation or the generator of a random one, it takes ``steps`` steps of ``2.5 * radius /
+    steps`` along the sign of the gradient (L-inf) or the unit gradient (L2), and projects each back onto the ball. The
+    gradient of the result flows to ``images`` but not through the search. Source: Madry et al. 2018.
     """
     still = images.detach()
-    delta = random_delta(still, radius, norm, rng)
+    delta = start if isinstance(start, Tensor) else random_delta(still, radius, norm, start)
     for _ in range(steps):
         delta.requires_grad_(True)
         with torch.enable_grad():

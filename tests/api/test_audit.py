@@ -86,7 +86,7 @@ def test_the_record_is_written_with_keys_that_stay(planted: AuditReport, tmp_pat
     assert record == json.loads(json.dumps(planted.record))
     assert record["schema"] == 1 and record["flagged"] is True
     assert record.keys() == {
-        "schema", "name", "flagged", "findings", "tests", "left_out", "classes", "images", "notes", "seed",
+        "schema", "name", "classifier", "flagged", "findings", "tests", "left_out", "classes", "images", "notes", "seed",
     }  # fmt: skip
     assert record["findings"][0].keys() == {"test", "kind", "class", "name", "p_value", "level", "evidence"}
     rows = record["tests"]["patch"]["classes"]

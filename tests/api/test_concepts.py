@@ -19,7 +19,7 @@ import interpkit
 from interpkit import Concepts, Dictionary, UsageError, concepts, load_concepts
 from interpkit.api import concepts as api
 from interpkit.attribution.concepts import effect, grid, positions
-from interpkit.attribution.dictionaries import TopK
+from interpkit.attribution.dictionaries import Factors, TopK
 from interpkit.cli import app
 
 logging.getLogger("interpkit").setLevel(logging.WARNING)
@@ -43,7 +43,8 @@ def bright(count: int, seed: int = 0) -> tuple[Tensor, Tensor]:
     labels = torch.randint(3, (count,), generator=rng)
     images = torch.zeros(count, 1, 8, 8)
     for image, k in zip(images, labels.tolist(), strict=True):
-        image[0, 4 * (k // 2) :, 4 * (k % 2) :][:4, :4] = 0.2 + 0.8 * torch.rand((), generator=rng)
+        shade = 0.2 + 0.8 * torch.rand((), generator=rng)
+        image[0, 4 * (k // 2) :, 4 * (k % 2) :][:4, :4] = shade * (0.95 + 0.05 * torch.rand(4, 4, generator=rng))
     return images, labels
 
 
@@ -168,6 +169,14 @@ def test_pursuit_finds_the_few_concepts_that_features_are_made_of() -> None:
     assert (dictionary.decode(found) - features).norm() < 0.8 * features.norm()
 
 
+def test_a_factorization_starts_from_codes_and_atoms_that_differ(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[Tensor] = []
+    real = torch.rand
+    monkeypatch.setattr(torch, "rand", lambda *args, **more: made.append(real(*args, **more)) or made[-1].clone())
+    Factors.fit(torch.ones(8, 6), torch.ones(8, 3), 6, 6, steps=1, seed=0)
+    assert [one.shape for one in made] == [(8, 6), (6, 6)] and not torch.equal(made[0][:6], made[1])
+
+
 def test_a_layer_with_a_grid_says_where_by_its_codes() -> None:
     conv = nn.Conv2d(1, 2, 1, bias=False)
     with torch.no_grad():
@@ -260,7 +269,9 @@ def test_a_count_draws_some_of_the_images_that_are_given(quarters: interpkit.Tar
     images, few = bright(60)[0], {"latents": 4, "steps": 5, "device": "cpu"}
     some = concepts(quarters, images, count=20, **few).record
     assert (some["settings"]["images"], some["samples"]["images"]) == (20, 20)
-    assert concepts(quarters, images, count=20, **few).record == some  # always the same ones
+    assert concepts(quarters, images, count=20, **few).record == some
+    drawn = [api._samples(quarters, images, "1", 20, seed, "cpu") for seed in (0, 0, 1)]
+    assert torch.equal(drawn[0], drawn[1]) and not torch.equal(drawn[0], drawn[2])
     for count in (None, 90):
         assert concepts(quarters, images, count=count, **few).record["settings"]["images"] == 60
     with pytest.raises(UsageError, match="at least 1 step, 1 active concept and 1 image, not 5, 8 and 0"):
@@ -320,7 +331,7 @@ def test_a_reference_of_vectors_is_in_the_units_of_the_classifier(monkeypatch: p
     for layer in net:
         layer.weight.data = torch.eye(3)
     target = interpkit.wrap(net, input_shape=(3,), input_range=(-3, 3))
-    vectors = torch.rand(60, 3, generator=torch.Generator().manual_seed(0)) * 6 - 3
+    vectors = torch.rand(60, 3, generator=torch.Generator().manual_seed(1)) * 6 - 3
     read: list[tuple[Tensor, str]] = []
     real = api.found_by.read
 
@@ -409,6 +420,8 @@ def test_what_cannot_be_learned_from_is_refused(quarters: interpkit.Target) -> N
         concepts(quarters, images, reference=same, latents=4, steps=5, device="cpu")
     with pytest.raises(UsageError, match="not better than chance: they are of other classes"):
         concepts(quarters, images, reference=(images, (labels + 1) % 3), latents=4, device="cpu")
+    with pytest.raises(UsageError, match="60 different images of the reference data are among the images to learn"):
+        concepts(quarters, images, reference=(images, labels), latents=4, device="cpu")
     with pytest.raises(UsageError, match="has no layer 'nine'"):
         concepts(quarters, images, layer="nine", device="cpu")
     with pytest.raises(UsageError, match="there is no dictionary 'overcomplete'"):

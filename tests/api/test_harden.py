@@ -48,13 +48,15 @@ def never_ends(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_classifier_gets_one_more_class_and_keeps_its_weights_until_it_is_trained(tiny_target: Target) -> None:
-    pupil, arguments = api._with_garbage(tiny_target)
+    pupil, arguments = api._with_garbage(tiny_target, 0)
     assert pupil.class_names == ["class 0", "class 1", "class 2", "garbage"]
     assert (pupil.garbage, tiny_target.garbage, arguments["num_classes"]) == (3, None, 4)
     assert pupil.description.mean == [0.25]
     images = torch.rand(5, *SHAPE)
     assert torch.allclose(pupil(images)[:, :3], tiny_target(images), atol=1e-6)
-    again, same = api._with_garbage(pupil.to("cpu")) if pupil.description.arch else (None, None)
+    other, _ = api._with_garbage(tiny_target, 1)
+    assert not torch.equal(pupil(images)[:, 3], other(images)[:, 3])
+    again, same = api._with_garbage(pupil.to("cpu"), 0) if pupil.description.arch else (None, None)
     assert again is None and same is None  # it is in memory, and its file names the architecture
 
 

@@ -322,6 +322,22 @@ def test_sensitivity_of_a_constant_gradient_is_nothing(linear: Target, asked: tu
     assert faithfulness.sensitivity(Explainer(linear, "input-x-gradient", device="cpu"), *asked) > 1e-3
 
 
+def test_what_a_method_draws_does_not_count_as_sensitivity(tiny_target: Target) -> None:
+    images, classes = torch.rand(3, *tiny_target.input_shape), torch.zeros(3, dtype=torch.int64)
+    explainer = Explainer(tiny_target, "smoothgrad", options={"samples": 2}, device="cpu")
+    assert faithfulness.sensitivity(explainer, images, classes, radius=1e-7) < 1e-3
+
+
+def test_the_checks_do_not_depend_on_the_rows_of_a_pass(tiny_target: Target) -> None:
+    images, classes = torch.rand(3, *tiny_target.input_shape), torch.zeros(3, dtype=torch.int64)
+    few, many = (Explainer(tiny_target, "input-x-gradient", rows=rows, device="cpu") for rows in (2, 64))
+    maps = many.maps(images, classes)
+    one, other = (faithfulness.infidelity(explainer, images, classes, maps) for explainer in (few, many))
+    assert 0 < one < 1 and one == pytest.approx(other, rel=1e-4)
+    one, other = (faithfulness.sensitivity(explainer, images, classes) for explainer in (few, many))
+    assert one == pytest.approx(other, rel=1e-4)
+
+
 def test_the_deletion_curve_by_hand(linear: Target) -> None:
     images = torch.ones(1, 1, 2, 2)
     explainer = Explainer(linear, device="cpu")

@@ -67,6 +67,22 @@ def test_a_search_tells_how_far_it_is(one_pixel: AuditCase, monkeypatch: pytest.
     assert steps[-1] == ("steps of patch", 60, 60) and end[1] == end[2]
 
 
+def test_classes_that_are_searched_one_after_another_start_from_patterns_of_their_own(
+    one_pixel: AuditCase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    patterns: list[Tensor] = []
+    real = Patch.parameters
+
+    def parameters(*given: Any) -> list[Tensor]:
+        parts = real(*given)
+        patterns.append(parts[1].clone())
+        return parts
+
+    monkeypatch.setattr(Patch, "parameters", parameters)
+    Patch(Patch.Options(steps=12)).test(replace(one_pixel, most=40))
+    assert len(patterns) == 5 and not any(torch.equal(patterns[0], other) for other in patterns[1:])
+
+
 def test_a_patch_finds_the_pixel_and_shows_it(one_pixel: AuditCase) -> None:
     tested = Patch(Patch.Options(steps=60)).test(one_pixel)
     assert min(tested.p_values, key=tested.p_values.__getitem__) == 3 and tested.p_values[3] < 1e-3
@@ -124,7 +140,7 @@ def test_a_change_of_vectors_is_measured_in_values() -> None:
 
 
 def test_what_never_reaches_its_goal_needs_more_than_was_tried(one_pixel: AuditCase) -> None:
-    found = Patch(Patch.Options(steps=12)).search(one_pixel, list(range(5)))
+    found = Patch(Patch.Options(steps=12)).search(one_pixel, list(range(5)), one_pixel.rng())
     assert {c for c, one in found.items() if one.reached} == {3}
     tested = Patch(Patch.Options(steps=12)).test(one_pixel)
     assert tested.statistics == {c: -math.log(max(one.size, found[3].size)) for c, one in found.items()}
@@ -138,7 +154,7 @@ def test_a_search_that_ends_too_early_finds_nothing_unusual(monkeypatch: pytest.
     """Two classes reach the goal a step before the end, the others would have after it."""
     almost = {c: Found(size, c in (2, 4), 0.9, []) for c, size in enumerate([44.0, 45.0, 46.4, 44.5, 47.2])}
     case = case_of(weights())
-    monkeypatch.setattr(Noise, "search", lambda self, case, classes, done: almost)
+    monkeypatch.setattr(Noise, "search", lambda self, case, classes, rng, done: almost)
     monkeypatch.setattr(Noise, "change", lambda self, images, parts: images)
     monkeypatch.setattr(Noise, "drawn", lambda self, images, parts: Strip("none", images[:1], predictions=False))
     tested = Noise().test(case)

@@ -476,6 +476,16 @@ def test_batches_have_at_most_the_allowed_rows(method: str, images: Tensor, labe
     assert max(seen) == 2
 
 
+@every_method
+def test_neither_rows_nor_the_other_images_change_a_map(
+    method: str, tiny_target: Target, images: Tensor, labels: Tensor
+) -> None:
+    maps = quick(tiny_target, images, labels, method)
+    torch.testing.assert_close(quick(tiny_target, images, labels, method, rows=2), maps, rtol=1e-3, atol=1e-5)
+    others = torch.cat([1 - images[:2], images[2:3]])
+    torch.testing.assert_close(quick(tiny_target, others, labels[:3], method)[2], maps[2], rtol=1e-3, atol=1e-5)
+
+
 # ------------------------------------------------------------------------------------ the shipped model
 
 

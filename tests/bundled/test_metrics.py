@@ -688,6 +688,16 @@ def test_noise_flips_the_share_that_the_normal_distribution_predicts() -> None:
     assert low < 0.8413 < high  # the noise along the direction is normal: P(z > -1)
 
 
+def test_labels_kept_depend_neither_on_the_batch_nor_on_the_other_sizes() -> None:
+    study, _ = on_the_line(torch.full((90,), 0.1))
+    few = study_of(study.images, study.samples.labels, target=study.target, most=7)
+    several = KeptLabels.Options(sigma=[0.1, 0.2], radius=[0.07], steps=1)
+    one = KeptLabels(several).measure(study)["robustness"]
+    assert 0 < one["noise"]["0.2"]["kept"] < 1 and one == KeptLabels(several).measure(few)["robustness"]
+    alone = KeptLabels(KeptLabels.Options(sigma=[0.2], radius=[0.07])).measure(few)["robustness"]
+    assert alone["noise"]["0.2"] == one["noise"]["0.2"]
+
+
 def test_a_limited_number_of_samples_is_tried_spread_over_all(
     module_state: Callable[[nn.Module], dict[str, Any]],
 ) -> None:

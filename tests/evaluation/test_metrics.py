@@ -32,6 +32,7 @@ from interpkit import (
     UsageError,
     wrap,
 )
+from interpkit.evaluation import scoring
 from interpkit.evaluation.metrics import every_run, measured
 from interpkit.evaluation.scoring import accuracy, draw_samples, judge, measure, read_samples
 from interpkit.evaluation.statistics import still_rising, wilson
@@ -581,6 +582,27 @@ def test_a_metric_with_unmet_needs_says_what_to_add(run_copy: Path, metric: str,
 def test_training_images_need_reference_images(run_copy: Path, reference: tuple[Tensor, Tensor]) -> None:
     with pytest.raises(UsageError, match="held-out ones: add reference=DATA"):
         interpkit.evaluate(run_copy, training=reference)
+
+
+def test_training_images_are_of_the_train_split_and_not_those_of_the_reference(run_copy: Path, tmp_path: Path) -> None:
+    images, labels = torch.rand(2, 30, *SHAPE).numpy(), np.arange(30) % 3
+    both = tmp_path / "both.npz"
+    np.savez(both, x_train=images[0], y_train=labels, x_test=images[1], y_test=labels)
+    found = interpkit.evaluate(run_copy, training=both, reference=both, metrics=["memorisation"])
+    assert found["measured_on"]["training.sha256"] != found["measured_on"]["reference.sha256"]
+    with pytest.raises(UsageError, match="30 of the 30 different images of the reference data are among the training"):
+        interpkit.evaluate(run_copy, training=f"{both}:test", reference=both)
+
+
+def test_the_most_probable_classes_are_in_the_order_of_the_logits_also_where_probabilities_are_equal() -> None:
+    net = nn.Linear(4, 8)
+    net.weight.data.zero_()
+    net.bias.data = torch.tensor([-200.0, -190, -150, -300, 100, -120, -110, -400])
+    for output in ("logits", "sigmoid_logits"):
+        target = interpkit.wrap(net, input_shape=(4,), output=output)
+        rows = scoring.top_classes(target, torch.rand(1, 4), 4)[0]
+        assert [row["label"] for row in rows] == [4, 6, 5, 2]
+        assert [row["probability"] for row in rows] == [1, 0, 0, 0]
 
 
 def test_evaluators_of_other_classes_or_images_are_refused(

@@ -41,6 +41,13 @@ def test_steps_along_the_latents_come_nearer(inversion: interpkit.GeneratorInver
     assert both.any() and (many.distances[both] <= few.distances[both]).all()
 
 
+def test_a_result_does_not_depend_on_the_classes_of_other_rows(inversion: interpkit.GeneratorInversion) -> None:
+    given, settings = torch.rand(2, 1, 8, 8), {"confidence": 0.4, "steps": 3, "device": "cpu"}
+    one = nearest_along(inversion, given[1:], to=2, **settings)
+    both = nearest_along(inversion, given, to=[0, 2], **settings)
+    assert one.found.all() and torch.allclose(one.images[0], both.images[1], atol=1e-5)
+
+
 def test_an_image_in_the_class_already_and_a_class_out_of_reach_have_reasons(
     inversion: interpkit.GeneratorInversion,
 ) -> None:

@@ -8,6 +8,8 @@ from torch import Tensor, nn
 
 import interpkit
 from interpkit import nearest, wrap
+from interpkit.inversion.nearest import _Search
+from interpkit.runtime import at_once
 
 
 def linear(weight: list[list[float]], bias: list[float]) -> interpkit.Target:
@@ -71,6 +73,26 @@ def test_no_point_of_a_fine_grid_of_directions_is_nearer() -> None:
         inside = around[((around >= 0) & (around <= 1)).all(1)]
         with torch.no_grad():
             assert (target(inside).argmax(1) == result.before[row]).all()
+
+
+def test_random_starts_differ_by_row_and_batch_and_not_by_the_other_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    begun: list[Tensor] = []
+    real = _Search.approach
+
+    def approach(search: _Search, start: Tensor) -> tuple[Tensor, Tensor]:
+        begun.append(start)
+        return real(search, start)
+
+    monkeypatch.setattr(_Search, "approach", approach)
+    monkeypatch.setattr(at_once, "MOST", 3)
+    given = torch.full((6, 4), 0.5)
+    nearest(curved(), given, starts=2, iterations=1)
+    first, second = begun[1:3], begun[4:6]
+    starts = torch.cat([*first, *second])
+    assert len(starts.unique(dim=0)) == 12
+    begun.clear()
+    nearest(curved(), given[:2], starts=2, iterations=1)
+    assert all(torch.equal(few, all_[:2]) for few, all_ in zip(begun[1:3], first, strict=True))
 
 
 def test_each_row_gets_the_class_that_it_asks_for_by_name_or_number() -> None:
