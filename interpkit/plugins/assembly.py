@@ -10,7 +10,7 @@ from interpkit.config.recipe import Component as Named
 from interpkit.config.recipe import Optimizer, Recipe, Term, validated
 from interpkit.errors import UsageError, listed, setting
 from interpkit.interfaces import contracts
-from interpkit.interfaces.components import Component, Options
+from interpkit.interfaces.components import Component, Options, options_of
 from interpkit.interfaces.data import ReadingOptions
 from interpkit.interfaces.generation import Conditioner, Generator
 from interpkit.interfaces.inverters import Inverter, Parts
@@ -228,4 +228,4 @@ def _made(cls: type[Any], *arguments: Any) -> Any:
 def _options(plugins: Plugins, kind: str, name: str, values: Mapping[str, Any]) -> tuple[Any, Options]:
     """Return a component's class and its validated options."""
     cls: type[Component] = plugins.component(kind, name)
-    return cls, validated(cls.Options, values, f"the {kind} {name!r}")
+    return cls, options_of(name, validated(cls.Options, values, f"the {kind} {name!r}"))
