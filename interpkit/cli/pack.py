@@ -23,7 +23,9 @@ def pack(
     """
     from interpkit.errors import UsageError
     from interpkit.plugins import loading, packing
+    from interpkit.targets import file_format
 
+    file_format.target_path(out)
     if out.exists() and not force:
         raise UsageError(f"{out} exists: name another file, or add --force.")
     options.load_plugin_files(plugin)

@@ -226,7 +226,7 @@ def read_npz(path: Path, split: str, *, labeled: bool = True) -> tuple[np.ndarra
             for name in used:
                 check_member(path, arrays.zip, f"{name}.npy")
             return tuple(arrays[name] for name in used)
-    except UsageError:
+    except (UsageError, MemoryError):
         raise
     except FileNotFoundError as error:
         raise UsageError(f"there is no file {path}.") from error

@@ -90,7 +90,7 @@ def decode(
                     notes.append("has several frames, of which the first is read")
                 picture = _opaque(file, _in_8_bits(file, ImageOps.exif_transpose(opened), notes), notes)
                 picture = picture.convert("L" if channels == 1 else "RGB")
-    except UsageError:
+    except (UsageError, MemoryError):
         raise
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         raise UsageError(

@@ -17,6 +17,7 @@ from interpkit.interfaces.loaders import Architectures
 from interpkit.io.safe_load import tensors_in
 from interpkit.plugins import replaced_layers, state_dicts
 from interpkit.plugins.discovery import installed
+from interpkit.runtime.devices import is_out_of_memory
 from interpkit.targets.watch import watch
 
 log = logging.getLogger("interpkit")
@@ -111,6 +112,8 @@ def _built(build: Callable[[], nn.Module], spec: str, arguments: Mapping[str, An
     except InterpkitError:
         raise
     except Exception as error:  # architectures raise anything on wrong arguments
+        if is_out_of_memory(error):
+            raise
         raise ModelError(f"{spec} cannot be built with {_short(arguments)}: {first_line(error)}") from error
 
 

@@ -21,6 +21,7 @@ from interpkit.config.recipe import ClassifierFacts, TargetOptions, target_facts
 from interpkit.errors import ModelError, UsageError, did_you_mean, first_line, listed, setting
 from interpkit.interfaces.targets import Target
 from interpkit.runtime.autograd import with_autograd
+from interpkit.runtime.devices import is_out_of_memory
 from interpkit.runtime.random import global_seed
 from interpkit.targets.module_target import OUTPUT, Layout, ModuleTarget
 from interpkit.targets.outputs import FinalError, choose, select
@@ -208,6 +209,8 @@ def _try(target: ModuleTarget, options: TargetOptions) -> tuple[Tensor, list[_Ra
                 target.sources["batch"] = "found: it takes one image at a time"
             return raw, ran
     assert first is not None
+    if first.__cause__ is not None and is_out_of_memory(first.__cause__):
+        raise first.__cause__
     raise first
 
 

@@ -379,7 +379,7 @@ def test_a_few_errors_of_the_classifier_raise_no_suspicion() -> None:
 )
 def test_a_reference_of_other_classes_or_of_one_is_refused(labels: Tensor, message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        quick(linear(), reference=(torch.rand(20, *SHAPE), labels))
+        quick(linear(), reference=(torch.rand(20, *SHAPE), labels), on_test=lambda name: pytest.fail(f"made {name}"))
 
 
 def test_a_reference_whose_labels_are_all_wrong_is_refused() -> None:

@@ -569,3 +569,16 @@ def test_a_file_of_another_split_is_refused_with_its_name(tmp_path: Path) -> Non
 def test_a_name_too_long_for_a_file_is_refused(ending: str) -> None:
     with pytest.raises(UsageError, match=r"cannot be read|is not reference data"):
         load_data("a" * 5000 + ending, (1, 8, 8))
+
+
+def test_memory_that_ran_out_is_not_the_files_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise MemoryError
+
+    np.savez(tmp_path / "x.npz", images=numbers(4, 4, 6), labels=np.arange(4))
+    picture(tmp_path / "x.png", numbers(4, 6))
+    monkeypatch.setattr(np, "load", fail)
+    monkeypatch.setattr(Image, "open", fail)
+    for name in ("x.npz", "x.png"):
+        with pytest.raises(MemoryError):
+            read_picture(tmp_path / name, GRAY) if name == "x.png" else load_data(str(tmp_path / name), GRAY)
