@@ -335,7 +335,7 @@ def read_torchvision(name: str, download: bool = True) -> tuple[np.ndarray, np.n
                 f"download it, name it yourself: {setting('data', f'torchvision:{name}')}, or in Python "
                 f"load_data('torchvision:{name}', SHAPE)."
             ) from error
-        raise UsageError(f"torchvision:{name} cannot be downloaded: {error}.") from error
+        raise UsageError(f"torchvision:{name} cannot be downloaded: {' '.join(str(error).split())[:300]}.") from error
     return np.asarray(data.data), np.asarray(data.targets)
 
 

@@ -320,7 +320,8 @@ def check_shape(spec: str, skeleton: nn.Module, shape: tuple[int, ...]) -> None:
         raise ModelError(f"for one image of {shape} a layer outputs {max(sizes):,} numbers, which is far too many.")
     if len(faults) == 3 and "meta" not in faults[0]:  # else it computes with values, which meta tensors lack
         raise ModelError(
-            f"{spec} fails on an input of shape {shape}: {faults[0][:300]} Is {setting('input_shape', None)} right?"
+            f"{spec} fails on an input of shape {shape}: {faults[0][:300].rstrip('.')}. Is "
+            f"{setting('input_shape', None)} right?"
         )
 
 

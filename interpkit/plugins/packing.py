@@ -173,7 +173,7 @@ def _check_same(target: Target, packed: Path) -> None:
         graph = load(packed, TargetOptions())
     except ModelError as error:
         reason = str(error).replace(str(packed), "its graph")
-        if failed := re.search(r" fails on an input of shape .*?\): (.*?)( Is \S+ right\?)?$", reason):
+        if failed := re.search(r" fails on an input of shape .*?\): (.*?)\.( Is \S+ right\?)?$", reason):
             reason = f"its graph fails on images other than those that it was made with: {failed[1]}. {DEPENDS}"
         raise ModelError(f"{target.name} cannot be packed: {reason}") from error
     rng = torch.Generator().manual_seed(0)

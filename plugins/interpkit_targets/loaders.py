@@ -160,7 +160,11 @@ def assemble(
                 "which weights do not show. False is assumed. State %s, or false.",
                 *(path.name, facts.arch, setting("arch_arg", "transform_input=true")),
             )
+    elif options.weights_key is not None and options.path is None:
+        log.warning("%s holds one network: %s has no effect.", path.name, setting("weights_key", options.weights_key))
     arguments, build = facts.arch_args, None
+    if written.arch is not None and facts.arch != written.arch:
+        arguments = options.arch_args  # the file's are for its own architecture
     if facts.arch.startswith(user_code.PREFIX) and options.arch == facts.arch:
         build = functools.partial(user_code.build, facts.arch, user_code.find_factory(facts.arch))
         if known:

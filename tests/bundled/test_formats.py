@@ -585,7 +585,7 @@ def test_weights_that_do_not_fit_are_listed_with_the_nearest_architecture(tmp_pa
     torch.save(torchvision.models.resnet18(num_classes=7).state_dict(), path)
     message = refusal(path, arch="torchvision:resnet34", input_shape=(3, 32, 32))
     assert "missing: layer1.2." in message and "in all)" in message
-    assert "arch='torchvision:resnet18'" in message
+    assert "--arch torchvision:resnet18" in message
     assert load_target(path, arch="torchvision:resnet18", input_shape=(3, 32, 32)).num_classes == 7
     fails(3, "--arch torchvision:resnet18", "inspect", path, "--arch", "torchvision:resnet34", "--input-shape", "3,8,8")
 

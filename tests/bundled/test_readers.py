@@ -604,3 +604,17 @@ def test_code_that_fails_is_named_with_its_line_and_arguments_are_explained_wher
         load("made")
     with pytest.raises(MemoryError):
         load("large")
+
+
+def test_what_the_user_says_of_a_packed_file_is_used_or_reported(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    sizes = {"input_shape": [1, 12, 12], "num_classes": 3, "widths": [4], "hidden": 8}
+    net = interpkit.build_architecture("interpkit:cnn", sizes)
+    named = {"architecture": "interpkit:cnn", "arch_args": sizes}
+    path = interpkit.save_target(net, tmp_path / "net.safetensors", **named, input_shape=(1, 12, 12))
+    interpkit.load_target(path, weights_key="ema")
+    assert "net.safetensors holds one network: weights_key='ema' has no effect" in caplog.text
+    with pytest.raises(ModelError) as caught:
+        interpkit.load_target(path, arch="torchvision:resnet18")
+    assert "do not fit torchvision:resnet18" in str(caught.value) and "unexpected keyword" not in str(caught.value)

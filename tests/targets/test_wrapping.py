@@ -422,3 +422,8 @@ def test_memory_that_ran_out_is_not_the_classifiers_fault() -> None:
 
     with pytest.raises(RuntimeError, match=r"^CUDA out of memory"):
         wrap(Large(), (3,))
+
+
+def test_a_shape_of_one_number_is_refused_with_how_to_write_it() -> None:
+    with pytest.raises(UsageError, match=r"or \(D,\) for vectors such as \(4,\), not 4\.$"):
+        wrap(nn.Linear(4, 2), 4)  # type: ignore[arg-type]
