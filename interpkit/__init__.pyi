@@ -32,6 +32,7 @@ from .errors import RunError as RunError
 from .errors import UsageError as UsageError
 from .errors import install_extra as install_extra
 from .errors import percent as percent
+from .errors import setting as setting
 from .evaluation.statistics import outlier_p_values as outlier_p_values
 from .evaluation.statistics import wilson as wilson
 from .evaluation.teaching import Lesson as Lesson

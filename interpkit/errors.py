@@ -180,7 +180,7 @@ _IN_PYTHON = {
     "unit": "units=[{}]",
 }
 """Settings that are spelled differently there; ``{}`` stands for the value."""
-_FUNCTIONS = {"pack": "pack_target", "report": "write_report"}
+_CALLS = {"report": "write_report({})", "sample": "load_inversion({}).sample()"}
 
 
 @contextmanager
@@ -203,6 +203,11 @@ def setting(name: str, value: object = True) -> str:
     Args:
         name: the flag's name with underscores, or ``COMPONENT.OPTION``.
         value: a string in capitals is a placeholder and is not quoted; None names the setting without a value.
+
+    Example:
+        >>> from interpkit import setting
+        >>> f"Add {setting('input_shape', 'C,H,W')}."  # for a user of the shell: Add --input-shape C,H,W.
+        'Add input_shape=(C, H, W).'
     """
     if _in_shell:
         text = ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
@@ -212,10 +217,11 @@ def setting(name: str, value: object = True) -> str:
         return flag if value is None or value is True else f"{flag} {shlex.quote(text)}"
     if name == "arch_arg":
         key, _, text = str(value).partition("=")
-        return f"arch_args={{{key!r}: {text!r}}}"
+        return f"arch_args={{{key!r}: {True if text == 'true' else text!r}}}"
     if value is None:
         return f"options[{name!r}]" if "." in name else name
-    text = value if isinstance(value, str) and value.isupper() else repr(value)
+    text = value if isinstance(value, str) and value.isupper() and ":" not in value else repr(value)
+    text = f"({text.replace(',', ', ')})" if text is value and "," in text else text
     return f"options={{{name!r}: {text}}}" if "." in name else _IN_PYTHON.get(name, f"{name}={{}}").format(text)
 
 
@@ -232,8 +238,17 @@ def restart() -> str:
     return f"Start again with {settings}, without {setting('resume', None)}."
 
 
+def packing(model: str, *settings: str) -> str:
+    """Return a call for a message to suggest that packs a classifier, with settings of what its file does not say."""
+    if _in_shell:
+        return " ".join([command("pack", model), *settings, "--out FILE.safetensors"])
+    loaded = ", ".join([model if model.isupper() else repr(model), *settings])
+    return f"interpkit.pack_target(interpkit.load_target({loaded}), 'FILE.safetensors')"
+
+
 def command(name: str, argument: str) -> str:
     """Return a call for a message to suggest: ``interpkit evaluate RUN``, or ``interpkit.evaluate(RUN)`` in Python."""
     if _in_shell:
         return f"interpkit {name} {shlex.quote(argument)}"
-    return f"interpkit.{_FUNCTIONS.get(name, name)}({argument if argument.isupper() else repr(argument)})"
+    call = _CALLS.get(name, f"{name}({{}})")
+    return f"interpkit.{call.format(argument if argument.isupper() else repr(argument))}"

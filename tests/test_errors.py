@@ -81,6 +81,8 @@ def test_the_first_line_of_an_error_says_something(error: Exception, line: str) 
         ("preset", "vecmat", "--preset vecmat", "presets=['vecmat']"),
         ("loss", "NAME", "--loss NAME", "losses={NAME: 1.0}"),
         ("evaluator", "MODEL", "--evaluator MODEL", "evaluators=[MODEL]"),
+        ("arch", "FAMILY:NAME", "--arch FAMILY:NAME", "arch='FAMILY:NAME'"),
+        ("input_shape", "C,H,W", "--input-shape C,H,W", "input_shape=(C, H, W)"),
         ("optimizer.lr", 0.001, "--set optimizer.lr=0.001", "options={'optimizer.lr': 0.001}"),
         ("edges.data", "my data.npz", "--set 'edges.data=my data.npz'", "options={'edges.data': 'my data.npz'}"),
         ("optimizer.lr", None, "--set optimizer.lr", "options['optimizer.lr']"),
@@ -98,6 +100,7 @@ def test_setting_is_a_flag_in_the_shell_and_an_argument_in_python(
 def test_command_is_a_function_in_python() -> None:
     assert command("evaluate", "runs/1") == "interpkit.evaluate('runs/1')"
     assert command("report", "RUN") == "interpkit.write_report(RUN)"
+    assert command("sample", "RUN") == "interpkit.load_inversion(RUN).sample()"
     with in_shell():
         assert command("report", "my runs/1") == "interpkit report 'my runs/1'"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -41,6 +41,7 @@ from interpkit.runtime.random import global_seed
 log = logging.getLogger("interpkit")
 
 SCHEMA = 1
+SAMPLES = "samples of the run"
 FIGURES, TENSORS, PAGE = WRITTEN = "audit.json", "audit.safetensors", "audit.html"
 PER_CLASS = 12
 MOST_CLASSES = 20
@@ -164,7 +165,7 @@ def audit(
         inversion = model
         model = inversion.target
     if presets and (inversion is not None or reference is not None):
-        source = "samples of the run" if reference is None else "images of the reference"
+        source = SAMPLES if reference is None else "images of the reference"
         raise UsageError(
             f"presets make samples, and this audit uses the {source}: leave {setting('preset', presets[0])} out."
         )
@@ -182,6 +183,10 @@ def audit(
     if real is not None and trained is not None:
         unseen, seen = target.to_unit(real.images), target.to_unit(trained.images)
         refuse_shared(unseen, seen, "the reference data", "the training data")
+    if rest and real is not None:  # before the tests that need no images, which may take a while
+        _refuse_one_class(real.labels.tolist(), f"{len(real.labels)} {REAL}", target)
+    elif rest and inversion is not None:
+        _refuse_one_class(inversion.classes, SAMPLES, target)
     left_out: dict[str, str] = {}
     results: dict[str, Found] = {}
     empty = torch.zeros(0, *target.input_shape, device=place)
@@ -272,6 +277,14 @@ def _classes(shown: list[int], results: Mapping[str, Found], seed: int, have: se
     return sorted(unusual + usual)
 
 
+def _refuse_one_class(labels: Iterable[int], images: str, target: Target) -> None:
+    if len(present := set(labels)) == 1:
+        raise UsageError(
+            f"all {images} are of one class, {target.class_names[present.pop()]}: an audit changes images of all other "
+            f"classes into each class. Add images of others."
+        )
+
+
 def _images(
     target: Target,
     inversion: Inversion | None,
@@ -287,7 +300,7 @@ def _images(
         rows = torch.cat([(real.labels == c).nonzero()[:, 0] for c in classes])
         images, labels, kind = target.to_unit(real.images[rows]), real.labels[rows], REAL
     else:
-        kind = "samples of the run"
+        kind = SAMPLES
         if inversion is None and target.no_gradient:
             raise UsageError(
                 f"no gradient passes from the logits of {target.name} to its images: {target.no_gradient}. The samples "
@@ -306,11 +319,7 @@ def _images(
 
     labels = labels.cpu()
     found, own = torch.cat(in_batches(target, images, answers), 1) if len(images) else torch.zeros(2, 0).long()
-    if len(present := labels.unique()) == 1:
-        raise UsageError(
-            f"all {len(labels)} {kind} are of one class, {target.class_names[int(present[0])]}: an audit changes "
-            f"images of all other classes into each class. Add images of others."
-        )
+    _refuse_one_class(labels.tolist(), f"{len(labels)} {kind}", target)
     if len(found) and len(found.unique()) == 1 and not target.multi_label:
         raise UsageError(
             f"{target.name} gives one answer to all {len(found)} {kind}, {target.class_names[int(found[0])]}: there is "

@@ -227,6 +227,8 @@ def concepts(
     logits = torch.cat(
         [logits.repeat_interleave(part.shape[1], 0) for part, (_, logits) in zip(parts, given, strict=True)]
     )
+    if len(rows) == 1:
+        raise UsageError("concepts cannot be learned from one image: name or draw more.")
     if _equal(rows):
         raise UsageError(f"the features of the layer {layer!r} are the same for all samples: name another layer.")
     if len(rows) < size:

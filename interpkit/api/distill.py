@@ -12,7 +12,7 @@ from torch import nn
 
 from interpkit.api.load import load_inversion
 from interpkit.api.outputs import result_file
-from interpkit.errors import ModelError, UsageError, setting
+from interpkit.errors import ModelError, UsageError, first_line, setting
 from interpkit.evaluation.teaching import Lesson, teach
 from interpkit.interfaces.inversions import Inversion
 from interpkit.interfaces.targets import Target
@@ -173,7 +173,8 @@ def _wrapped(module: nn.Module, shape: tuple[int, ...], name: str, facts: dict[s
         classes = wrap(module, shape, name=name, **unnamed).num_classes
     except ModelError as error:
         raise ModelError(
-            f"{name} cannot learn from {target.name}, whose inputs have the shape {shape}: {error}"
+            f"{name} cannot learn from {target.name}, whose inputs have the shape {shape}: "
+            f"{first_line(error.__cause__ or error)}. Choose a student that takes them."
         ) from error
     if classes != target.num_classes:
         raise ModelError(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from interpkit.errors import UsageError, setting
 from interpkit.evaluation import scoring
 from interpkit.evaluation.judges import AdaptedTarget, load_judges
 from interpkit.evaluation.metrics import (
@@ -93,6 +94,8 @@ def evaluate(
     """
     from interpkit.runs.folder import Run
 
+    if isinstance(metrics, str):
+        raise UsageError(f"metrics is a list of names: {setting('metric', metrics)}.")
     data = {"reference": reference, "training": training, "canaries": canaries, "ood": ood}
     given = [name for name, images in data.items() if images is not None] + ["evaluator"] * bool(evaluators)
     chosen = _chosen(metrics, given, options or {})

@@ -249,11 +249,11 @@ def _with_garbage(target: Target, seed: int) -> tuple[ModuleTarget, dict[str, An
     if target.multi_label:
         raise ModelError(f"{name} cannot be hardened: its classes do not exclude each other, so none is for the rest.")
     if facts.arch in (None, ONNX_GRAPH) or facts.runs_code or not isinstance(target, ModuleTarget):
-        kind = "a graph" if facts.arch == ONNX_GRAPH else "code of your own" if facts.runs_code else "without a name"
+        kind = "is a graph" if facts.arch == ONNX_GRAPH else "is code of your own" if facts.runs_code else "has no name"
         raise ModelError(
             f"{name} cannot be retrained: harden builds it again, with one more class, which requires a registered "
-            f"architecture, and its own is {kind}. Register it by a plugin, write its weights by interpkit.save_target "
-            f"with {setting('architecture', 'FAMILY:NAME')}, and harden that file."
+            f"architecture, and its own {kind}. Register it by a plugin, write its weights in Python by "
+            f"interpkit.save_target(..., architecture='FAMILY:NAME'), and harden that file."
         )
     assert facts.arch is not None
     old, arguments = target.module.state_dict(), dict(facts.arch_args)

@@ -230,6 +230,8 @@ def lines(path: Path) -> list[str]:
         text = read_text(path)
     except UnicodeDecodeError as error:
         raise UsageError(f"cannot read {path}: {error}. Save it as UTF-8.") from error
+    except FileNotFoundError as error:
+        raise UsageError(f"there is no file {path}: name one with one class name per line.") from error
     except (OSError, ValueError) as error:
         raise UsageError(f"cannot read {path}: {error}.") from error
     if text.lstrip().startswith(("[", "{")):

@@ -24,7 +24,9 @@ def pack(
     from interpkit.api.outputs import result_file
     from interpkit.errors import UsageError
     from interpkit.plugins import loading, packing
+    from interpkit.targets import file_format
 
+    file_format.target_path(out)
     if out.exists() and not force:
         raise UsageError(f"{out} exists: name another file, or add --force.")
     result_file(out)

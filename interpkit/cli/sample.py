@@ -143,7 +143,8 @@ def _write_shards(job: ShardJob, as_json: bool) -> None:
 
     there = f", of which {job.done} are there" if job.done else ""
     console.note(
-        f"{job.count} images in {job.shards} shards{there}; at most about {decimal(job.bytes_needed)} to write"
+        f"{job.count} images in {job.shards} shard{'s' * (job.shards > 1)}{there}; "
+        f"at most about {decimal(job.bytes_needed)} to write"
     )
     own = sum(map(job.images_in, job.todo))
     part = f" by process 0 of {job.world.size}" if job.world.size > 1 else ""

@@ -226,7 +226,8 @@ class TargetOptions(_Model):
         channels = self.input_shape[0] if self.input_shape else None
         for name, values in (("mean", self.mean), ("std", self.std)):
             if values is not None and channels is not None and len(values) not in (1, channels):
-                raise ValueError(f"{name} takes 1 or {channels} values for {channels} channels, not {len(values)}")
+                counts = f"1 or {channels} values for {channels} channels" if channels > 1 else "1 value for 1 channel"
+                raise ValueError(f"{name} takes {counts}, not {len(values)}")
         pairs = self.ranges
         if any(not -math.inf < lo < hi < math.inf for lo, hi in pairs):
             raise ValueError(f"input_range is LO,HI with LO < HI, not {self.input_range}")
@@ -568,7 +569,8 @@ def _explain(model: type[BaseModel], where: str, fault: Any) -> str:
         if not path:
             return f"{where}: {fault['ctx']['error']}."
         return f"{where}: {path}: {fault['ctx']['error']}, not {fault['input']!r}."
-    return f"{where}: {path} = {fault['input']!r} is not valid: {fault['msg'][:1].lower()}{fault['msg'][1:]}."
+    reason = fault["msg"].partition(", unable to")[0]  # what follows says the same again
+    return f"{where}: {path} = {fault['input']!r} is not valid: {reason[:1].lower()}{reason[1:]}."
 
 
 def _fields_at(model: type[BaseModel], path: Sequence[Any]) -> Iterable[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -11,9 +12,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from interpkit.errors import UsageError, command, listed, setting
+from interpkit.errors import ModelError, UsageError, listed, packing, setting
 from interpkit.interfaces.targets import Response, Target
-from interpkit.plugins.loading import load_target
+from interpkit.plugins.loading import load_target, loader_of
 from interpkit.targets.around import TargetAround
 from interpkit.targets.units import UnitTarget
 
@@ -77,7 +78,7 @@ def load_judges(evaluators: Sequence[Target | str | Path], target: Target) -> di
     """
     judges: list[Target] = []
     for given in evaluators:
-        judge = given if isinstance(given, Target) else load_target(given)
+        judge = given if isinstance(given, Target) else _loaded(given)
         if judge is target or (judge.origin is not None and judge.origin == target.origin) or _alike(judge, target):
             raise UsageError(f"{judge.name} is the target itself: use another classifier of the same classes.")
         twin = next((other.name for other in judges if judge is other or _alike(judge, other)), None)
@@ -91,6 +92,19 @@ def load_judges(evaluators: Sequence[Target | str | Path], target: Target) -> di
             name, number = f"{judge.name}-{number}", number + 1
         named[name] = adapted(judge, target)
     return named
+
+
+def _loaded(path: str | Path) -> Target:
+    """Load an evaluator; what its file does not say has to be packed with it, as there are no options for it here."""
+    try:
+        return load_target(path)
+    except ModelError as error:
+        if loader_of(Path(path)) is None:  # no option would help
+            raise
+        raise ModelError(
+            f"{error} An evaluator has no options here, so pack it with those that it needs: {packing(str(path))}. "
+            f"Then name FILE.safetensors."
+        ) from error
 
 
 def adapted(judge: Target, target: Target) -> Target:
@@ -108,10 +122,14 @@ def adapted(judge: Target, target: Target) -> Target:
         ours, own = whole
     if own != ours:
         if len(own) != 3 or len(ours) != 3 or own[0] != ours[0]:
+            takes = f"the evaluator {judge.name} takes inputs of {own}; {target.name} takes {ours}."
+            if own == (math.prod(ours),):
+                path = judge.description.path or "MODEL"
+                how = packing(path, setting("input_shape", list(ours)))
+                raise UsageError(f"{takes} Pack it for images, which it then receives as vectors: {how}.")
             raise UsageError(
-                f"the evaluator {judge.name} takes inputs of {own}; {target.name} takes {ours}. Images are resized for "
-                f"an evaluator, but not converted to other channels. Put that into its module and pack it again: "
-                f"{command('pack', 'MODEL')}."
+                f"{takes} Images are resized for an evaluator, but not converted to other channels. Put that into its "
+                f"module and pack it again: {packing('MODEL')}."
             )
         (height, width), (own_height, own_width) = ours[1:], own[1:]
         words = f"from {width} x {height} to {own_width} x {own_height} pixels, bicubic, antialiased"

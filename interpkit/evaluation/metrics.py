@@ -16,7 +16,7 @@ from torch import Tensor
 from interpkit.config.recipe import set_option, validated
 from interpkit.errors import InterpkitError, UsageError, listed, setting, with_place
 from interpkit.evaluation import doubts, scoring
-from interpkit.interfaces.components import Options
+from interpkit.interfaces.components import Options, options_of
 from interpkit.interfaces.contracts import described, module_of
 from interpkit.interfaces.metrics import RESERVED, STUDY_IMAGES, Metric, Study, TooFew
 from interpkit.interfaces.samples import Samples, to_unit
@@ -211,7 +211,10 @@ def _chosen(names: Sequence[str], given: Sequence[str], options: Mapping[str, An
             added = " and ".join(setting(need, SOURCES[need]) for need in missing) or setting("metric", name)
             raise UsageError(f"{setting(key, None)}: the metric {name!r} is not measured here: add {added}.")
         set_option(values, key, value, "METRIC", setting("reference.k", 5), "no metric {!r} is measured here")
-    settled = {name: validated(cls.Options, values[name], f"the metric {name!r}") for name, cls in classes.items()}
+    settled = {
+        name: options_of(name, validated(cls.Options, values[name], f"the metric {name!r}"))
+        for name, cls in classes.items()
+    }
     return list(filter(None, (_made(cls, settled[name]) for name, cls in classes.items())))
 
 

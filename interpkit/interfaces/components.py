@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 
 import pydantic
 
 INTERFACE_VERSION = 1
+O = TypeVar("O", bound="Options")
 
 
 class Options(pydantic.BaseModel):
@@ -23,6 +24,13 @@ class Options(pydantic.BaseModel):
     """
 
     model_config = pydantic.ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    _component: str = "COMPONENT"
+
+
+def options_of(component: str, options: O) -> O:
+    """Return a component's options after noting its name in them, which messages about them need."""
+    options._component = component
+    return options
 
 
 class Component:

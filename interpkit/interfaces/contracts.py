@@ -345,6 +345,10 @@ def inversion(inverter: Inverter, target: Target, recipe: Recipe, parts: Parts, 
     Raises:
         PluginError: the inverter does not return an inversion.
     """
+    if "optimizer" in inverter.ignores:
+        recorder.advice = "Try other options of the inverter."
+    else:
+        recorder.advise(recipe.optimizer.lr, recipe.precision)
     made = inverter.invert(target, recipe, parts, recorder)
     if not isinstance(made, Inversion):
         raise _breach(inverter, "invert returns an Inversion", type(made).__name__)

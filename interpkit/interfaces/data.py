@@ -16,6 +16,7 @@ from interpkit.interfaces.components import Options
 from interpkit.interfaces.samples import to_unit
 from interpkit.interfaces.targets import Target
 from interpkit.io.datasets import TORCHVISION, LabelledImages, load_data, read_torchvision
+from interpkit.io.picture_files import OtherSizeError
 from interpkit.io.unlabeled import load_unlabeled
 
 log = logging.getLogger("interpkit")
@@ -63,7 +64,8 @@ class ReadingOptions(Options):
 
     def _named(self, what: str) -> str:
         if self.data is None:
-            raise UsageError(f"the option 'data' is not set: name {what} by {setting('COMPONENT.data', 'DATA')}.")
+            name = setting(f"{self._component}.data", "DATA")
+            raise UsageError(f"the option 'data' is not set: name {what} by {name}.")
         return self.data
 
 
@@ -165,7 +167,11 @@ class PictureOptions(ReadingOptions):
     def _load(self, spec: str, target: Target) -> Tensor:
         facts = target.description
         shape = facts.input_shape or target.input_shape
-        return load_unlabeled(spec, shape, resize=self.resize, crop_pct=facts.crop_pct, download=False)
+        try:
+            return load_unlabeled(spec, shape, resize=self.resize, crop_pct=facts.crop_pct, download=False)
+        except OtherSizeError as error:
+            resize = setting(f"{self._component}.resize")
+            raise UsageError(f"{error} Have them resized by {resize}, or resize them first.") from error
 
 
 def _in_8_bits(images: Tensor) -> list[bytes]:

@@ -76,10 +76,7 @@ class Queries:
             RunError: the target fails, or an answer is not finite.
         """
         if self.left is not None and len(images) > self.left:
-            raise UsageError(
-                f"the budget of {self.options.budget:,} queries leaves {self.left:,}, and {len(images):,} are needed. "
-                f"Raise it: {setting('COMPONENT.budget', self.asked + len(images))}."
-            )
+            raise self._too_few(len(images))
         logits = []
         for part in images.split(self.batch_size):
             try:
@@ -116,6 +113,9 @@ class Queries:
         if recorder.trial:
             generator = torch.Generator().manual_seed(0)
             self.answers = torch.randn(len(images), self.target.num_classes, generator=generator)
+        missing = len(images) - len(self.answers)
+        if self.left is not None and missing > self.left:
+            raise self._too_few(missing)
         while len(self.answers) < len(images):
             recorder.part(len(self.answers), len(images), "queries", 0)
             if recorder.pause(state) or recorder.stop_requested:
@@ -129,6 +129,13 @@ class Queries:
                 raise type(error)(f"{error}{kept * bool(recorder.kept())}") from error
         recorder.images_so_far = None
         return self.answers
+
+    def _too_few(self, needed: int) -> UsageError:
+        raised = setting(f"{self.options._component}.budget", self.asked + needed)
+        return UsageError(
+            f"the budget of {self.options.budget:,} queries leaves {self.left:,}, and {needed:,} are needed. Start a "
+            f"new run with {raised} or more, or name fewer pictures."
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """Return the answers and the count, for a checkpoint."""

@@ -198,6 +198,7 @@ class RecoverableTraining(TrainingState):
     def _use_fp32(self) -> None:
         self.precision = "fp32"
         self.objective.autocast = autocast(torch.device(self.recipe.device), "fp32")
+        self.recorder.advise(self.recipe.optimizer.lr, self.precision)
 
     def _lower_rate(self) -> None:
         self.lr_scale = LOWER

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from interpkit.errors import UsageError, listed, setting
 from interpkit.io.atomic import digest, to_path
-from interpkit.io.picture_files import PICTURE_ENDINGS, channels_first, decode
+from interpkit.io.picture_files import PICTURE_ENDINGS, channels_first, decode, pictures_in
 from interpkit.io.tables import feature_columns, labels_of, numbers_of, pictures_of, read_table
 
 log = logging.getLogger("interpkit")
@@ -216,14 +216,17 @@ def read_npz(path: Path, split: str, *, labeled: bool = True) -> tuple[np.ndarra
             names = next((names for names in accepted if set(names) <= set(arrays.files)), None)
             if names is None:
                 wanted = f"{' and '.join(accepted[0])}, or {' and '.join(accepted[1])}, or {' and '.join(accepted[2])}"
-                raise UsageError(f"{path} has {listed(arrays.files)}; it needs {wanted}.")
+                other = "train" if (split or "test") == "test" else "test"
+                there = any({x.format(other), y.format(other)} <= set(arrays.files) for x, y in KEYS)
+                hint = f" For its other images, name {path}:{other}." if there else ""
+                raise UsageError(f"{path} has {listed(arrays.files)}; it needs {wanted}.{hint}")
             if split and not any(split in name for name in names):
                 log.warning("%s has no split %r: using its %s.", path, split, " and ".join(names))
             used = [*names, *({FEATURE_NAMES} & {*arrays.files} if labeled else ())]
             for name in used:
                 check_member(path, arrays.zip, f"{name}.npy")
             return tuple(arrays[name] for name in used)
-    except UsageError:
+    except (UsageError, MemoryError):
         raise
     except FileNotFoundError as error:
         raise UsageError(f"there is no file {path}.") from error
@@ -272,7 +275,9 @@ def _folder(
         files += own
         labels += [label] * len(own)
     if not files:
-        raise UsageError(f"{folder} has no images in it: it needs one folder per class.")
+        beside = len(pictures_in(str(folder)))
+        found = f"its pictures lie directly in it ({beside:,})" if beside else "it has no pictures"
+        raise UsageError(f"{folder} needs one folder per class, by the class's name or number; {found}.")
     return read_pictures(folder, files, input_shape, crop_pct), np.asarray(labels)
 
 
@@ -327,10 +332,10 @@ def read_torchvision(name: str, download: bool = True) -> tuple[np.ndarray, np.n
         if not download:
             raise UsageError(
                 f"torchvision:{name} is not in the folder data here, and what a file records is not downloaded. To "
-                f"download it, name it yourself: {setting('COMPONENT.data', f'torchvision:{name}')}, or in Python "
+                f"download it, name it yourself: {setting('data', f'torchvision:{name}')}, or in Python "
                 f"load_data('torchvision:{name}', SHAPE)."
             ) from error
-        raise UsageError(f"torchvision:{name} cannot be downloaded: {error}.") from error
+        raise UsageError(f"torchvision:{name} cannot be downloaded: {' '.join(str(error).split())[:300]}.") from error
     return np.asarray(data.data), np.asarray(data.targets)
 
 
@@ -341,7 +346,8 @@ def arranged(x: np.ndarray, input_shape: tuple[int, ...]) -> np.ndarray:
     if len(input_shape) in (2, 4) and input_shape[0] == 1 and x.shape[1:] == input_shape[1:]:
         x = x[:, None]
     if len(input_shape) == 3 and x.ndim == 4 and x.shape[1:] != input_shape:
-        x = np.moveaxis(x, 3, 1)
+        channels_last = x.shape[3] == input_shape[0] or x.shape[3] < x.shape[1]
+        x = np.moveaxis(x, 3, 1) if channels_last else x
     return x
 
 
@@ -351,13 +357,13 @@ def to_images(spec: str, x: np.ndarray, input_shape: tuple[int, ...]) -> Tensor:
     Raises:
         UsageError: they do not have that shape, cannot be pixel values, or are too many.
     """
-    x = arranged(x, input_shape)
+    given, x = x, arranged(x, input_shape)
     if x.size > MAX_NUMBERS:
         raise _too_many(spec)
     if x.shape[1:] != input_shape:
         raise UsageError(
             f"{spec} has images of shape {x.shape[1:]}; the classifier takes {input_shape}. "
-            f"{_remedy(x.shape[1:], input_shape)}"
+            f"{_remedy(given, x.shape[1:], input_shape)}"
         )
     if x.dtype.kind not in "uifb":
         raise UsageError(f"{spec} has images of {x.dtype}, which cannot be pixel values.")
@@ -369,11 +375,14 @@ def to_images(spec: str, x: np.ndarray, input_shape: tuple[int, ...]) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(x, dtype=np.float32))
 
 
-def _remedy(shape: tuple[int, ...], wanted: tuple[int, ...]) -> str:
+def _remedy(given: np.ndarray, shape: tuple[int, ...], wanted: tuple[int, ...]) -> str:
     if len(shape) == len(wanted) == 3 and shape[0] != wanted[0]:
         also = "" if shape[1:] == wanted[1:] else ", and resize them"
-        how = {1: ": images.mean(-1) makes one of (N, H, W, C)", 3: " if that is what it was trained on"}
-        return f"Give them {wanted[0]} channels instead of {shape[0]}{how.get(wanted[0], '')}{also}."
+        back = "" if given.dtype.kind == "f" else f'.astype("{given.dtype}")'
+        gray = f"images.mean({1 if given.shape[1:] == shape else -1}){back}"
+        how = {1: f": {gray}", 3: " if that is what it was trained on"}
+        channels = "1 channel" if wanted[0] == 1 else f"{wanted[0]} channels"
+        return f"Give them {channels} instead of {shape[0]}{how.get(wanted[0], '')}{also}."
     return "Resize them first." if len(shape) == len(wanted) else "Give them the classifier's axes first."
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from interpkit.errors import UsageError, setting
+from interpkit.errors import UsageError
 
 IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
 IMAGE_FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "TIFF")
@@ -20,6 +20,10 @@ DARK = 4096
 PHOTO_SIDE = 128
 USUAL_CROP = 0.875
 """The share that classifiers of photos, whose inputs are at least as large as the first, usually see (224 of 256)."""
+
+
+class OtherSizeError(UsageError):
+    """Pictures have another size than the classifier's, and are only resized on request."""
 
 
 def usual_crop(input_shape: tuple[int, ...]) -> float:
@@ -60,12 +64,13 @@ def decode(
         file: the picture.
         input_shape: (C, H, W); anything but an ``.npy`` needs one or three channels.
         crop_pct: in (0, 1]; `usual_crop` if None.
-        resize: whether a picture of another size is resized, or refused with how to have it resized.
+        resize: whether a picture of another size is resized, or refused.
 
     Returns:
         (H, W) or (H, W, C) uint8, and notes, each the rest of a sentence that begins with the picture.
 
     Raises:
+        OtherSizeError: it has another size, and ``resize`` is not set.
         UsageError: it cannot be read, does not fit the classifier, or what its numbers mean is not known.
     """
     if not os.path.isfile(file):  # a pipe, say, which would never end; of a name that is too long Path.is_file raises
@@ -85,7 +90,7 @@ def decode(
                     notes.append("has several frames, of which the first is read")
                 picture = _opaque(file, _in_8_bits(file, ImageOps.exif_transpose(opened), notes), notes)
                 picture = picture.convert("L" if channels == 1 else "RGB")
-    except UsageError:
+    except (UsageError, MemoryError):
         raise
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         raise UsageError(
@@ -96,18 +101,10 @@ def decode(
     if picture.size != (width, height):
         before = " x ".join(map(str, picture.size))
         if not resize:
-            raise other_size(file, before, input_shape)
+            raise OtherSizeError(f"{file} has pictures of {before}; the classifier takes {input_shape}.")
         notes.append(f"is resized from {before} {covering(input_shape, crop_pct)}")
         picture = fitted(picture, input_shape, crop_pct)
     return np.array(picture), notes
-
-
-def other_size(source: str | Path, found: str, input_shape: tuple[int, ...]) -> UsageError:
-    """Return the error for pictures of another size that are only resized on request."""
-    return UsageError(
-        f"{source} has pictures of {found}; the classifier takes {input_shape}. Have them resized by "
-        f"{setting('COMPONENT.resize')}, or resize them first."
-    )
 
 
 def channels_first(pixels: np.ndarray) -> np.ndarray:

@@ -25,7 +25,7 @@ from interpkit.io.datasets import (
     read_torchvision,
     to_images,
 )
-from interpkit.io.picture_files import channels_first, fitted, other_size, pictures_in
+from interpkit.io.picture_files import OtherSizeError, channels_first, fitted, pictures_in
 from interpkit.io.tables import numbers_of, pictures_of, read_table
 
 log = logging.getLogger("interpkit")
@@ -50,7 +50,8 @@ def load_unlabeled(
         download: as in `interpkit.load_data`.
 
     Raises:
-        UsageError: they cannot be read, or have another size, which ``resize`` does not allow.
+        OtherSizeError: they have another size, and ``resize`` is not set.
+        UsageError: they cannot be read.
     """
     path, split = path_and_split(spec)
     if spec.startswith(TORCHVISION):
@@ -79,7 +80,8 @@ def load_unlabeled(
         raise UsageError(f"{spec!r} holds no pictures: pass an .npz, a .csv, a folder, or torchvision:NAME.")
     if len(input_shape) == 3 and x.ndim in (3, 4) and arranged(x, input_shape).shape[1:] != input_shape:
         if not resize:
-            raise other_size(spec, " x ".join(map(str, x.shape[1:])), input_shape)
+            size = " x ".join(map(str, x.shape[1:]))
+            raise OtherSizeError(f"{spec} has pictures of {size}; the classifier takes {input_shape}.")
         x = _resized(spec, x, input_shape, crop_pct)
     images = to_images(spec, x, input_shape)
     if len(input_shape) not in (1, 3):

@@ -17,6 +17,7 @@ from interpkit.interfaces.loaders import Architectures
 from interpkit.io.safe_load import tensors_in
 from interpkit.plugins import replaced_layers, state_dicts
 from interpkit.plugins.discovery import installed
+from interpkit.runtime.devices import is_out_of_memory
 from interpkit.targets.watch import watch
 
 log = logging.getLogger("interpkit")
@@ -111,6 +112,8 @@ def _built(build: Callable[[], nn.Module], spec: str, arguments: Mapping[str, An
     except InterpkitError:
         raise
     except Exception as error:  # architectures raise anything on wrong arguments
+        if is_out_of_memory(error):
+            raise
         raise ModelError(f"{spec} cannot be built with {_short(arguments)}: {first_line(error)}") from error
 
 
@@ -317,7 +320,8 @@ def check_shape(spec: str, skeleton: nn.Module, shape: tuple[int, ...]) -> None:
         raise ModelError(f"for one image of {shape} a layer outputs {max(sizes):,} numbers, which is far too many.")
     if len(faults) == 3 and "meta" not in faults[0]:  # else it computes with values, which meta tensors lack
         raise ModelError(
-            f"{spec} fails on an input of shape {shape}: {faults[0][:300]} Is {setting('input_shape', None)} right?"
+            f"{spec} fails on an input of shape {shape}: {faults[0][:300].rstrip('.')}. Is "
+            f"{setting('input_shape', None)} right?"
         )
 
 

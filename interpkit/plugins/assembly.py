@@ -10,7 +10,7 @@ from interpkit.config.recipe import Component as Named
 from interpkit.config.recipe import Optimizer, Recipe, Term, validated
 from interpkit.errors import UsageError, listed, setting
 from interpkit.interfaces import contracts
-from interpkit.interfaces.components import Component, Options
+from interpkit.interfaces.components import Component, Options, options_of
 from interpkit.interfaces.data import ReadingOptions
 from interpkit.interfaces.generation import Conditioner, Generator
 from interpkit.interfaces.inverters import Inverter, Parts
@@ -31,10 +31,12 @@ def resolve(recipe: Recipe, target: Target, plugins: Plugins) -> Recipe:
         UsageError: a component or option is unknown or out of range, or a part is missing.
         PluginError: the plugin that a component is named after is broken.
     """
+    _refuse_missing(recipe, plugins)
     wrong = [label for label in recipe.labels or () if not 0 <= label < target.num_classes]
     if wrong:
+        more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
         raise UsageError(
-            f"{setting('labels', wrong[:5])}: the classes of {target.name} are 0 to {target.num_classes - 1}."
+            f"{setting('labels', wrong[:5])}{more}: the classes of {target.name} are 0 to {target.num_classes - 1}."
         )
     trained = trains_generator(recipe, plugins)
     needless = {"generators": recipe.generators > 1, "warm_start": recipe.warm_start.run is not None}
@@ -73,6 +75,18 @@ def resolve(recipe: Recipe, target: Target, plugins: Plugins) -> Recipe:
         "target": target.description,
     }
     return with_options(recipe.model_copy(update=update), plugins)
+
+
+def _refuse_missing(recipe: Recipe, plugins: Plugins) -> None:
+    weights = [term.weight for term in recipe.losses.values()]
+    named = {"conditioner": recipe.conditioner, "generator": recipe.generator, "loss": max(weights, default=0) > 0}
+    missing = [kind for kind in plugins.component("inverter", recipe.inverter.name).needs if not named[kind]]
+    if missing:
+        parts = [f"{setting(kind, 'NAME')} ({listed(plugins.registry.names(kind))})" for kind in missing]
+        raise UsageError(
+            f"the recipe names no {', no '.join(missing)}: add {', '.join(parts)}, or {setting('preset', 'NAME')} "
+            f"({listed(plugins.registry.names('preset'))})."
+        )
 
 
 def with_options(recipe: Recipe, plugins: Plugins) -> Recipe:
@@ -121,13 +135,6 @@ def build(recipe: Recipe, target: Target, plugins: Plugins) -> tuple[Inverter, P
     built = inverter(recipe, plugins)
     conditioner, generator = build_generator(recipe, target, plugins)
     losses = build_losses(recipe, target, plugins)
-    parts = {"conditioner": conditioner, "generator": generator, "loss": losses or None}
-    for kind in built.needs:
-        if parts[kind] is None:
-            raise UsageError(
-                f"the recipe names no {kind}: add {setting(kind, 'NAME')} ({listed(plugins.registry.names(kind))}), "
-                f"or {setting('preset', 'NAME')} ({listed(plugins.registry.names('preset'))})."
-            )
     own = built.needs_conditioner
     if own is not None and not isinstance(conditioner, own):
         raise UsageError(
@@ -228,4 +235,4 @@ def _made(cls: type[Any], *arguments: Any) -> Any:
 def _options(plugins: Plugins, kind: str, name: str, values: Mapping[str, Any]) -> tuple[Any, Options]:
     """Return a component's class and its validated options."""
     cls: type[Component] = plugins.component(kind, name)
-    return cls, validated(cls.Options, values, f"the {kind} {name!r}")
+    return cls, options_of(name, validated(cls.Options, values, f"the {kind} {name!r}"))

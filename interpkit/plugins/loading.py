@@ -20,6 +20,7 @@ from interpkit.io.atomic import sha256, to_path
 from interpkit.plugins.discovery import installed
 from interpkit.plugins.registry import Entry
 from interpkit.runtime.autograd import with_autograd
+from interpkit.runtime.devices import is_out_of_memory
 from interpkit.runtime.random import global_seed
 from interpkit.targets.wrapping import in_order, wrap
 
@@ -101,6 +102,8 @@ def load(path: Path, options: TargetOptions) -> Target:
         try:
             target = contracts.loaded(loader, path, options)
         except ModelError as error:
+            if error.__cause__ is not None and is_out_of_memory(error.__cause__):
+                raise error.__cause__ from None
             if path.name in str(error):
                 raise
             raise ModelError(f"{path}: {error}") from error

@@ -22,7 +22,7 @@ from interpkit.errors import ModelError, UsageError, first_line, install_extra, 
 from interpkit.interfaces.targets import Target
 from interpkit.runtime.autograd import with_autograd
 from interpkit.runtime.random import global_seed
-from interpkit.targets.file_format import ONNX_GRAPH, ONNX_TENSOR, write_target_file
+from interpkit.targets.file_format import ONNX_GRAPH, ONNX_TENSOR, target_path, write_target_file
 from interpkit.targets.units import UnitTarget
 
 OPSET = 20
@@ -71,6 +71,7 @@ def save_target(
     from interpkit.plugins.architectures import build_architecture, fill_architecture, mismatch
     from interpkit.targets.wrapping import wrap
 
+    target_path(path)
     target = wrap(module, input_shape, **facts)
     arguments = dict(arch_args or {})
     try:
@@ -113,6 +114,7 @@ def pack_target(target: Target, path: str | Path) -> Path:
         >>> load_target(packed).description.arch  # needs no options
         'interpkit:cnn'
     """
+    target_path(path)
     facts = target.description
     if isinstance(target, UnitTarget):
         raise UsageError(
@@ -171,7 +173,7 @@ def _check_same(target: Target, packed: Path) -> None:
         graph = load(packed, TargetOptions())
     except ModelError as error:
         reason = str(error).replace(str(packed), "its graph")
-        if failed := re.search(r" fails on an input of shape .*?\): (.*?)( Is \S+ right\?)?$", reason):
+        if failed := re.search(r" fails on an input of shape .*?\): (.*?)\.( Is \S+ right\?)?$", reason):
             reason = f"its graph fails on images other than those that it was made with: {failed[1]}. {DEPENDS}"
         raise ModelError(f"{target.name} cannot be packed: {reason}") from error
     rng = torch.Generator().manual_seed(0)

@@ -123,7 +123,7 @@ class Recorder:
         """The images that there are to judge if the run stops now; None if it can then make as many as it likes."""
         self.trial = False
         """Whether this is a trial of a few steps, whose results are discarded."""
-        self.advice = f"Try a lower rate ({setting('optimizer.lr', 0.0005)}) or {setting('precision', 'fp32')}."
+        self.advice = "Try a lower rate."
         self._record_every = RECORD_EVERY * math.ceil(steps / (RECORD_EVERY * MOST_RECORDS))
         self._class_names = class_names
         self._classes = len(class_names) if classes is None else classes
@@ -160,6 +160,12 @@ class Recorder:
         if done > step:
             return (self.seconds - begun) / (done - step)
         return self.seconds / done if done else None
+
+    def advise(self, lr: float, precision: str) -> None:
+        """Choose what an error of divergence suggests, by the rate and the precision that are in use."""
+        rate = setting("optimizer.lr", float(f"{lr / 3:.1g}"))
+        exact = f" or {setting('precision', 'fp32')}" if precision == "bf16" else ""
+        self.advice = f"Try a lower rate ({rate}){exact}."
 
     def start(self) -> dict[str, Any] | None:
         """Start the clock; return the state to resume from, or None for a fresh start."""

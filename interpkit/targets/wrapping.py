@@ -21,6 +21,7 @@ from interpkit.config.recipe import ClassifierFacts, TargetOptions, target_facts
 from interpkit.errors import ModelError, UsageError, did_you_mean, first_line, listed, setting
 from interpkit.interfaces.targets import Target
 from interpkit.runtime.autograd import with_autograd
+from interpkit.runtime.devices import is_out_of_memory
 from interpkit.runtime.random import global_seed
 from interpkit.targets.module_target import OUTPUT, Layout, ModuleTarget
 from interpkit.targets.outputs import FinalError, choose, select
@@ -101,6 +102,8 @@ def wrap(
     for key in facts:
         if key not in accepted:
             raise TypeError(f"wrap does not accept the argument {key!r}.{did_you_mean(key, accepted)}")
+    if isinstance(input_shape, int):
+        raise UsageError(f"input_shape is (C, H, W), or (D,) for vectors such as ({input_shape},), not {input_shape}.")
     values = {**facts, "input_shape": tuple(input_shape), "class_names": in_order(facts.get("class_names"))}
     options = validated(TargetOptions, values, name or "wrap")
     target = ModuleTarget(module, options, name or type(module).__name__)
@@ -208,6 +211,8 @@ def _try(target: ModuleTarget, options: TargetOptions) -> tuple[Tensor, list[_Ra
                 target.sources["batch"] = "found: it takes one image at a time"
             return raw, ran
     assert first is not None
+    if first.__cause__ is not None and is_out_of_memory(first.__cause__):
+        raise first.__cause__
     raise first
 
 
@@ -379,7 +384,8 @@ def _words(target: ModuleTarget, error: Exception, probes: Tensor) -> str:
     if isinstance(error, ModelError):
         return f"{target.name} cannot be used: {error}"
     reason = first_line(error)
-    words = f"{target.name} fails on an input of shape {(len(probes), *target.module_shape)}: {reason}"
+    place = f"an input of shape {target.module_shape} (in a batch of {len(probes)})"
+    words = f"{target.name} fails on {place}: {reason.rstrip('.')}."
     if missing := MISSING.search(reason):
         return (
             f"{words} interpkit passes only images. Wrap it in a module whose forward(x) passes a fixed value for "

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from interpkit import ModelError, load_plain
+from interpkit import ModelError, load_plain, setting
 
 PREFIXES = ("module.", "_orig_mod.")
 """Put before every name by DataParallel and torch.compile."""
@@ -39,14 +39,15 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
         line = in_python(path, "torch.load({}, weights_only=False, map_location='cpu')")
         raise ModelError(
             f"{path} holds more than weights{reason}, and interpkit runs no code from a file. If you trust "
-            f"it, save its weights alone: {line} and name the network by --arch."
+            f"it, save its weights alone: {line} and name the network by {setting('arch', None)}."
         ) from error
     except Exception as error:  # torch.load has many kinds
         if is_other_pickle(path):
             line = in_python(path, "pickle.load(open({}, 'rb'))")
             raise ModelError(
                 f"{path} is not a whole PyTorch checkpoint, but a pickle of another kind, and interpkit runs no code "
-                f"from a file. If you trust it, save it as one: {line} and name the network by --arch."
+                f"from a file. If you trust it, save it as one: {line} and name the network by "
+                f"{setting('arch', None)}."
             ) from error
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ModelError(f"{path} is not a whole PyTorch checkpoint: {reason[:200]}") from error

@@ -12,7 +12,16 @@ from typing import Any
 import pydantic
 from torch import Tensor, nn
 
-from interpkit import Loader, ModelError, Target, TargetOptions, build_architecture, make_target, read_target_file
+from interpkit import (
+    Loader,
+    ModelError,
+    Target,
+    TargetOptions,
+    build_architecture,
+    make_target,
+    read_target_file,
+    setting,
+)
 from interpkit_targets import checkpoints, examples, formats
 from interpkit_targets.loaders import INDEX, WEIGHTS, assemble, weights_in
 
@@ -220,7 +229,7 @@ class TransformersFolderLoader(FolderLoader):
         )
         facts, sources = written.overlaid(options, CONFIG)
         if facts.input_shape is None:
-            raise ModelError(f"{path} does not say its image size. Add --input-shape C,H,W.")
+            raise ModelError(f"{path} does not say its image size. Add {setting('input_shape', 'C,H,W')}.")
         assert facts.arch is not None
         tensors = checkpoints.chosen(read_weights(path), facts.weights_key, path)
         module = fill(path, facts.arch, facts.arch_args, tensors)
@@ -240,8 +249,8 @@ class TransformersFolderLoader(FolderLoader):
         if given is None and size and prepared and size != prepared:
             log.warning(
                 "%s: its config.json is for images of %s, its preprocessor_config.json makes images of %s. The former "
-                "are used; for the latter, add --input-shape %s.",
-                *(path.name, size, prepared, ",".join(map(str, [channels, *prepared]))),
+                "are used; for the latter, add %s.",
+                *(path.name, size, prepared, setting("input_shape", [channels, *prepared])),
             )
         size = size or prepared
         facts: dict[str, Any] = {"input_shape": None if size is None else [channels, *size]}
@@ -365,7 +374,7 @@ class HubMixinFolderLoader(FolderLoader):
         config = read_json(path / "config.json")
         if options.arch is None:
             raise ModelError(
-                f"{path}: its config.json names no architecture. Add --arch py:package.module:Class (or "
-                f"py:path/to/file.py:Class) and --input-shape C,H,W."
+                f"{path}: its config.json names no architecture. Add {setting('arch', 'py:package.module:Class')} (or "
+                f"py:path/to/file.py:Class) and {setting('input_shape', 'C,H,W')}."
             )
         return assemble(path, read_weights(path), TargetOptions(), options, CONFIG, config)

@@ -12,7 +12,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from interpkit import ONNX_GRAPH, ONNX_TENSOR, Loader, ModelError, Target, TargetOptions, UsageError, make_target
+from interpkit import (
+    ONNX_GRAPH,
+    ONNX_TENSOR,
+    Loader,
+    ModelError,
+    Target,
+    TargetOptions,
+    UsageError,
+    make_target,
+    setting,
+)
 from interpkit_targets import examples, formats
 from interpkit_targets.architectures import need
 
@@ -133,9 +143,11 @@ def load_trusted(path: Path, options: TargetOptions, what: str, load: Any) -> Ta
         UsageError: the user names an architecture, and the file has its own.
     """
     if not options.trust:
-        raise ModelError(f"{path} is {what}, and loading it can run code that is in it. If you trust it, add --trust.")
+        raise ModelError(
+            f"{path} is {what}, and loading it can run code that is in it. If you trust it, add {setting('trust')}."
+        )
     if options.input_shape is None:
-        raise ModelError(f"{path} does not say its input shape. Add --input-shape C,H,W.")
+        raise ModelError(f"{path} does not say its input shape. Add {setting('input_shape', 'C,H,W')}.")
     if not zipfile.is_zipfile(path):
         raise ModelError(f"{path} cannot be loaded as {what}: it is not a complete archive.")
     importlib.import_module("torchvision")  # its operators, which such a file may use
@@ -153,7 +165,7 @@ def load_trusted(path: Path, options: TargetOptions, what: str, load: Any) -> Ta
 
 def _check_graph(path: Path, options: TargetOptions) -> None:
     """Raise a `UsageError` if the user names what builds a network for weights: the file has its own graph."""
-    named = {"--arch": options.arch, "--arch-arg": options.arch_args, "--weights-key": options.weights_key}
-    given = [flag for flag, value in named.items() if value and value != ONNX_GRAPH]  # which a run records
+    named = {"arch": options.arch, "arch_arg": options.arch_args, "weights_key": options.weights_key}
+    given = [setting(name, None) for name, value in named.items() if value and value != ONNX_GRAPH]  # of a run
     if given:
         raise UsageError(f"{path} brings its own graph: leave out what has no effect on it, {' and '.join(given)}.")

@@ -22,6 +22,7 @@ from interpkit import (
     load_target,
     make_target,
     read_target_file,
+    setting,
 )
 from interpkit_targets import checkpoints, examples, formats, graphs, user_code
 
@@ -139,15 +140,15 @@ def assemble(
     checkpoints.refuse_adapter(path, tensors)
     facts, sources = written.overlaid(options, source)
     missing = [
-        flag
-        for flag, value in (("--arch FAMILY:NAME", facts.arch), ("--input-shape C,H,W", facts.input_shape))
-        if value is None
+        setting(name, example)
+        for name, example in (("arch", "FAMILY:NAME"), ("input_shape", "C,H,W"))
+        if getattr(facts, name) is None
     ]
     if missing:
         raise ModelError(
             f"{path} does not say {'which architecture it is' if facts.arch is None else 'its input shape'}. "
-            f"Add {' and '.join(missing)} (and --mean, --std, --input-range where the classifier was trained with "
-            f"some)."
+            f"Add {' and '.join(missing)} (and {', '.join(setting(name, None) for name in ('mean', 'std'))}, "
+            f"{setting('input_range', None)} where the classifier was trained with some)."
         )
     assert facts.arch is not None
     if written.arch is None:  # else it is one network, which may have been packed from a checkpoint that needs the key
@@ -156,10 +157,14 @@ def assemble(
         if facts.arch in TRANSFORM_INPUT and not stated:
             log.warning(
                 "%s: torchvision's own weights of %s, and what is fine-tuned from them, expect transform_input=True, "
-                "which weights do not show. False is assumed. State --arch-arg transform_input=true or =false.",
-                *(path.name, facts.arch),
+                "which weights do not show. False is assumed. State %s, or false.",
+                *(path.name, facts.arch, setting("arch_arg", "transform_input=true")),
             )
+    elif options.weights_key is not None and options.path is None:
+        log.warning("%s holds one network: %s has no effect.", path.name, setting("weights_key", options.weights_key))
     arguments, build = facts.arch_args, None
+    if written.arch is not None and facts.arch != written.arch:
+        arguments = options.arch_args  # the file's are for its own architecture
     if facts.arch.startswith(user_code.PREFIX) and options.arch == facts.arch:
         build = functools.partial(user_code.build, facts.arch, user_code.find_factory(facts.arch))
         if known:

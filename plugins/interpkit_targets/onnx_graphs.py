@@ -19,7 +19,7 @@ import onnxruntime
 import torch
 from torch import Tensor, nn
 
-from interpkit import ModelError, Target, TargetOptions, make_target
+from interpkit import ModelError, Target, TargetOptions, make_target, setting
 from interpkit_targets import (
     onnx_branches,
     onnx_ops,
@@ -89,7 +89,8 @@ def load_graph(path: Path, content: bytes, facts: TargetOptions, sources: dict[s
         if facts.layout is None and layout and taken[1] != taken[2] and not {taken[0], taken[2]} & {*CHANNELS}:
             order, other = ORDERS[layout]
             log.warning(
-                "%s takes %s, read as %s. If that is wrong, add --layout %s.", path.name, [*taken], order, other
+                "%s takes %s, read as %s. If that is wrong, add %s.",
+                *(path.name, [*taken], order, setting("layout", other)),
             )
         facts = facts.model_copy(update={"input_shape": guessed, "layout": layout})
         sources["input_shape"] = f"the graph's input {list(taken)}"
@@ -99,8 +100,8 @@ def load_graph(path: Path, content: bytes, facts: TargetOptions, sources: dict[s
     assert shape is not None
     if math.prod(shape) != math.prod(taken):
         raise ModelError(
-            f"{path} takes {list(taken)}, {math.prod(taken)} numbers per image; --input-shape "
-            f"{','.join(map(str, shape))} has {math.prod(shape)}."
+            f"{path} takes {list(taken)}, {math.prod(taken)} numbers per image; {setting('input_shape', list(shape))} "
+            f"has {math.prod(shape)}."
         )
     if len(shape) == 3 and taken == (*shape[1:], shape[0]) and taken != shape:
         facts = facts.model_copy(update={"layout": "nhwc"})
@@ -130,7 +131,7 @@ def refuse_other_sides(path: Path, taken: tuple[int, ...], shape: tuple[int, ...
         fitting = guess_layout(taken, None)[0]
         raise ModelError(
             f"{path} takes {list(taken)}, and images of {list(shape)} do not fit: reshaping would mix up their pixels. "
-            f"Leave out --input-shape, or use --input-shape {','.join(map(str, fitting))}."
+            f"Leave out {setting('input_shape', None)}, or use {setting('input_shape', list(fitting))}."
         )
 
 
@@ -271,8 +272,8 @@ def range_of_bytes(graph: Any, path: Path) -> tuple[float, float]:
     kind = input_kind(graph)
     if kind.itemsize > 1:
         raise ModelError(
-            f"{path} takes whole numbers ({kind}) and does not state their range. Add --input-range LO,HI with the "
-            f"values of black and white, such as 0,255."
+            f"{path} takes whole numbers ({kind}) and does not state their range. Add "
+            f"{setting('input_range', 'LO,HI')} with the values of black and white, such as 0,255."
         )
     return float(np.iinfo(kind).min), float(np.iinfo(kind).max)
 
@@ -303,14 +304,14 @@ def input_shape(graph: Any, path: Path, facts: TargetOptions) -> tuple[int, ...]
         fitting = [way for way in tried if unknown or fits(dims, way)]
         if not fitting:
             raise ModelError(
-                f"{path} takes {shown}, which --input-shape {','.join(map(str, shape))} does not fit. Change it to the "
+                f"{path} takes {shown}, which {setting('input_shape', list(shape))} does not fit. Change it to the "
                 "channels, height and width that the graph was made for."
             )
         dims = fitting[0]
     if not dims or not all(1 <= dim <= 1_000_000 for dim in dims) or math.prod(dims) > 100_000_000:
         raise ModelError(
             f"{path} does not state the shape of an image: its input is {shown or 'of unknown shape'}. Add "
-            f"--input-shape C,H,W."
+            f"{setting('input_shape', 'C,H,W')}."
         )
     return dims
 

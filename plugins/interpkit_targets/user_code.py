@@ -6,6 +6,7 @@ import hashlib
 import importlib
 import importlib.util
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 
 from torch import nn
 
-from interpkit import ModelError
+from interpkit import ModelError, setting
 
 PREFIX = "py:"
 
@@ -26,14 +27,14 @@ def find_factory(spec: str) -> Callable[..., nn.Module]:
     """
     place, _, name = spec.removeprefix(PREFIX).rpartition(":")
     if not place or not name:
-        raise ModelError(f"--arch {spec}: write py:package.module:factory, or py:path/to/file.py:Net.")
+        raise ModelError(f"{setting('arch', spec)}: write py:package.module:factory, or py:path/to/file.py:Net.")
     try:
         module = _import_file(Path(place)) if place.endswith(".py") else _import_module(place)
     except Exception as error:  # whatever the user's module raises
-        raise ModelError(f"--arch {spec}: cannot import {place}: {type(error).__name__}: {error}") from error
+        raise ModelError(f"{setting('arch', spec)}: cannot import {place}: {type(error).__name__}: {error}") from error
     factory = getattr(module, name, None)
-    if not callable(factory):
-        raise ModelError(f"--arch {spec}: {place} has no class or function {name!r}.")
+    if not callable(factory) or isinstance(factory, nn.Module):
+        raise ModelError(f"{setting('arch', spec)}: {place} has no class or function {name!r}.")
     found: Callable[..., nn.Module] = factory
     return found
 
@@ -83,9 +84,11 @@ def build(spec: str, factory: Callable[..., nn.Module], arguments: Mapping[str, 
     try:
         module = factory(**arguments)
     except Exception as error:  # whatever the user's code raises
+        _, *inside = traceback.extract_tb(error.__traceback__)
+        place = f" ({inside[-1].filename}, line {inside[-1].lineno})" if inside else ""  # else it was not even entered
+        how = "" if inside or arguments else f" Arguments are given by {setting('arch_arg', 'NAME=VALUE')}."
         raise ModelError(
-            f"--arch {spec} cannot be built with {arguments}: {type(error).__name__}: {error}. Arguments are given by "
-            f"--arch-arg NAME=VALUE."
+            f"{setting('arch', spec)} cannot be built with {arguments}: {type(error).__name__}: {error}{place}.{how}"
         ) from error
     if not isinstance(module, nn.Module):
         raise ModelError(f"{factory!r} returns {type(module).__name__}, not an nn.Module.")

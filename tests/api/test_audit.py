@@ -86,7 +86,8 @@ def test_the_record_is_written_with_keys_that_stay(planted: AuditReport, tmp_pat
     assert record == json.loads(json.dumps(planted.record))
     assert record["schema"] == 1 and record["flagged"] is True
     assert record.keys() == {
-        "schema", "name", "classifier", "flagged", "findings", "tests", "left_out", "classes", "images", "notes", "seed",
+        "schema", "name", "classifier", "flagged", "findings", "tests", "left_out", "classes", "images", "notes",
+        "seed",
     }  # fmt: skip
     assert record["findings"][0].keys() == {"test", "kind", "class", "name", "p_value", "level", "evidence"}
     rows = record["tests"]["patch"]["classes"]
@@ -403,7 +404,7 @@ def test_a_few_errors_of_the_classifier_raise_no_suspicion() -> None:
 )
 def test_a_reference_of_other_classes_or_of_one_is_refused(labels: Tensor, message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        quick(linear(), reference=(torch.rand(20, *SHAPE), labels))
+        quick(linear(), reference=(torch.rand(20, *SHAPE), labels), on_test=lambda name: pytest.fail(f"made {name}"))
 
 
 def test_a_reference_whose_labels_are_all_wrong_is_refused() -> None:

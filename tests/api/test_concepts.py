@@ -413,6 +413,8 @@ def test_what_cannot_be_learned_from_is_refused(quarters: interpkit.Target) -> N
     grid = nn.Sequential(nn.Conv2d(1, 2, 3), nn.AvgPool2d(6), nn.Flatten(), nn.Linear(2, 3))
     with pytest.raises(UsageError, match=r"every place counts as a sample, such as layer='0' \(2 x 6 x 6\)"):
         concepts(interpkit.wrap(grid, input_shape=(1, 8, 8)), images, device="cpu")
+    with pytest.raises(UsageError, match="cannot be learned from one image: name or draw more"):
+        concepts(quarters, images[:1], device="cpu")
     with pytest.raises(UsageError, match="the same for all samples"):
         concepts(quarters, torch.ones(20, 1, 8, 8), latents=4, device="cpu")
     same = torch.full((20, 1, 8, 8), 0.3), torch.zeros(20, dtype=torch.int64)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 import interpkit
 from interpkit import Hardened, ModelError, RunError, Target, UsageError, harden, load_target, wrap
 from interpkit.api import harden as api
+from interpkit.errors import in_shell
 
 SHAPE, CLASSES = (1, 12, 12), 3
 Data = tuple[Tensor, Tensor]
@@ -260,8 +261,9 @@ def test_a_classifier_that_cannot_be_retrained_is_refused(tiny_target: Target, d
     pytest.importorskip("onnx")
     in_memory = wrap(nn.Sequential(nn.Flatten(), nn.Linear(144, 3)), SHAPE)
     graph = load_target(interpkit.pack_target(in_memory, "graph.safetensors"))
-    for target, kind in ((in_memory, "without a name"), (graph, "a graph")):
-        with pytest.raises(ModelError, match=f"cannot be retrained: .* its own is {kind}. .*save_target"):
+    for target, kind in ((in_memory, "has no name"), (graph, "is a graph")):
+        words = rf"cannot be retrained: .* its own {kind}\. .*save_target\(\.\.\., architecture='FAMILY:NAME'\)"
+        with in_shell(), pytest.raises(ModelError, match=words):
             harden(target, data)
     labels = wrap(nn.Sequential(nn.Flatten(), nn.Linear(144, 3)), SHAPE, output="sigmoid_logits")
     with pytest.raises(ModelError, match="do not exclude each other"):

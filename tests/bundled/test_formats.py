@@ -31,6 +31,7 @@ from typer.testing import CliRunner, Result
 import interpkit
 from interpkit import ModelError, Target, UsageError, load_target
 from interpkit.cli import app
+from interpkit.errors import in_shell
 
 ARGUMENTS: dict[str, Any] = {
     "input_shape": [1, 12, 12],
@@ -153,7 +154,7 @@ def assert_like(target: Target, module: Callable[[Tensor], Tensor], atol: float 
 
 
 def refusal(path: Path, **options: Any) -> str:
-    with pytest.raises(ModelError) as caught:
+    with in_shell(), pytest.raises(ModelError) as caught:
         load_target(path, **options)
     return str(caught.value)
 
@@ -576,7 +577,7 @@ def test_an_option_that_weights_do_not_show_is_asked_for_unless_it_is_stated(
     load_target(path, arch="torchvision:googlenet", arch_args=stated, input_shape=(3, 32, 32))
     assert "transform_input" not in caplog.text
     load_target(path, arch="torchvision:googlenet", input_shape=(3, 32, 32))
-    assert caplog.text.count("State --arch-arg transform_input=true or =false") == 1
+    assert caplog.text.count("State arch_args={'transform_input': True}, or false.") == 1
 
 
 def test_weights_that_do_not_fit_are_listed_with_the_nearest_architecture(tmp_path: Path) -> None:
@@ -584,7 +585,7 @@ def test_weights_that_do_not_fit_are_listed_with_the_nearest_architecture(tmp_pa
     torch.save(torchvision.models.resnet18(num_classes=7).state_dict(), path)
     message = refusal(path, arch="torchvision:resnet34", input_shape=(3, 32, 32))
     assert "missing: layer1.2." in message and "in all)" in message
-    assert "arch='torchvision:resnet18'" in message
+    assert "--arch torchvision:resnet18" in message
     assert load_target(path, arch="torchvision:resnet18", input_shape=(3, 32, 32)).num_classes == 7
     fails(3, "--arch torchvision:resnet18", "inspect", path, "--arch", "torchvision:resnet34", "--input-shape", "3,8,8")
 
@@ -1243,7 +1244,7 @@ def test_reference_data_that_do_not_fit_end_with_2(
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda folder: None, "no images"),
+        (lambda folder: None, "no pictures"),
         (lambda folder: (folder / "nobody").mkdir(), "no class is named 'nobody'"),
         (lambda folder: (folder / "7").mkdir(), "class"),
         (lambda folder: _text(folder / "0" / "a.png"), "not a readable image"),

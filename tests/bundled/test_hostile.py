@@ -692,7 +692,7 @@ def test_a_model_that_fails_on_the_stated_shape_is_refused_with_the_shape(
     torch.save(torchvision.models.squeezenet1_1(num_classes=3).state_dict(), tmp_path / "net.pth")
     flags = ["--arch", "torchvision:squeezenet1_1", "--input-shape"]
     assert "--input-shape" in refused(
-        tmp_path / "net.pth", r"fails on an input of shape \(6, 1, 32, 32\)", *flags, "1,32,32"
+        tmp_path / "net.pth", r"fails on an input of shape \(1, 32, 32\)", *flags, "1,32,32"
     )
     refused(tmp_path / "net.pth", r"\(6, 3, 2, 2\)", *flags, "3,2,2")
 

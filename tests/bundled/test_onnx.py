@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import interpkit
-from interpkit import ModelError, Target, load_target, pack_target, wrap
+from interpkit import ModelError, Target, UsageError, load_target, pack_target, wrap
+from interpkit.errors import in_shell
 
 Node = helper.make_node
 Outputs = dict[str, tuple[int, Sequence[Any]]]
@@ -83,7 +84,7 @@ def assert_like_onnxruntime(target: Target, path: Path, output: str = "y") -> No
 
 
 def refusal(path: Path, **options: Any) -> str:
-    with pytest.raises(ModelError) as caught:
+    with in_shell(), pytest.raises(ModelError) as caught:
         load_target(path, **options)
     return str(caught.value)
 
@@ -195,9 +196,9 @@ def test_sides_of_one_and_flat_pixels_are_reshaped(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("sides", "shape", "words"),
     [
-        ((9, 9, 13), (13, 9, 9), "read as height, width, channels. If that is wrong, add --layout nchw"),
-        ((9, 9, 2), (2, 9, 9), "read as height, width, channels. If that is wrong, add --layout nchw"),
-        ((9, 8, 13), (9, 8, 13), "read as channels, height, width. If that is wrong, add --layout nhwc"),
+        ((9, 9, 13), (13, 9, 9), "read as height, width, channels. If that is wrong, add layout='nchw'"),
+        ((9, 9, 2), (2, 9, 9), "read as height, width, channels. If that is wrong, add layout='nchw'"),
+        ((9, 8, 13), (9, 8, 13), "read as channels, height, width. If that is wrong, add layout='nhwc'"),
         ((13, 9, 9), (13, 9, 9), ""),
         ((9, 8, 3), (3, 9, 8), ""),
     ],
@@ -796,3 +797,11 @@ def test_a_failed_export_prints_nothing(tmp_path: Path, capfd: pytest.CaptureFix
     with pytest.raises(ModelError, match="ONNX cannot express it"):
         pack_target(wrap(Rare(4, 3), (4,)), tmp_path / "packed.safetensors")
     assert capfd.readouterr().out == ""
+
+
+def test_the_name_of_a_packed_file_is_checked_before_the_graph_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("interpkit.plugins.packing.export_graph", lambda *_: pytest.fail("made"))
+    with pytest.raises(UsageError, match=rf"{tmp_path}/p\.pt: the name of a classifier's file must end in"):
+        pack_target(wrap(nn.Sequential(nn.Flatten(), nn.Linear(4, 2)), (1, 2, 2)), tmp_path / "p.pt")

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 import interpkit
 from interpkit import ModelError, Target, TargetOptions
+from interpkit.errors import in_shell
 
 ONE = torch.ones(1)
 PATH = Path("folder/net.pt")
@@ -249,7 +250,7 @@ def test_a_folder_is_recognized_by_its_config(content: Any, taken: list[str], tm
 
 
 def test_a_mixins_folder_needs_the_users_class(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match=r"names no architecture. Add --arch py:package.module:Class"):
+    with in_shell(), pytest.raises(ModelError, match=r"names no architecture. Add --arch py:package.module:Class"):
         folders.HubMixinFolderLoader().load(config(tmp_path, {}), TargetOptions())
 
 
@@ -329,7 +330,7 @@ def test_the_preprocessing_follows_both_configs(
         config(tmp_path, processor, "preprocessor_config.json")
     found = folders.TransformersFolderLoader()._preprocessing(tmp_path, main)
     doubtful = "image_size" in main and processor is not None
-    assert ("for the latter, add --input-shape 3,30,30" in caplog.text) == doubtful
+    assert ("for the latter, add input_shape=[3, 30, 30]" in caplog.text) == doubtful
     assert {name: found[name] for name in facts} == facts
     read = {"input_range", "mean", "std", "crop_pct"}
     assert set(found) == {"input_shape"} | (set() if processor is None else read)
@@ -544,7 +545,7 @@ def test_the_users_options_take_precedence_and_each_fact_has_its_source() -> Non
     ids=["both", "architecture", "shape"],
 )
 def test_the_error_for_missing_facts_names_the_flags(written: dict[str, Any], words: str) -> None:
-    with pytest.raises(ModelError, match=words):
+    with in_shell(), pytest.raises(ModelError, match=words):
         assembled(written, {})
 
 
@@ -561,7 +562,7 @@ def test_a_file_cannot_name_code_and_the_users_own_code_takes_the_configs_argume
     assert target.num_classes == 3 and target.description.arch_args == {"hidden": 8}
     both = assembled({}, {**named, "input_shape": [1, 12, 12], "arch_args": {"hidden": 8}}, known={"hidden": 9})
     assert both.description.arch_args == {"hidden": 8}
-    with pytest.raises(ModelError, match=r"--arch py:.*mine.py:make cannot be built with {}"):
+    with in_shell(), pytest.raises(ModelError, match=r"--arch py:.*mine.py:make cannot be built with {}"):
         assembled({}, {**named, "input_shape": [1, 12, 12]})
     with pytest.raises(ModelError, match=r"py:.*mine.py:make.*of another shape"):
         assembled({}, {**named, "input_shape": [1, 12, 12], "arch_args": {"hidden": 9}})
@@ -573,3 +574,47 @@ def test_no_memory_is_allocated_for_an_architecture_that_does_not_fit_the_weight
     large = {"arch": "torchvision:squeezenet1_1", "arch_args": {"num_classes": 900_000}}
     with modest(), pytest.raises(ModelError, match="missing: "):
         assembled({**large, "input_shape": [3, 32, 32]}, {})
+
+
+def test_code_that_fails_is_named_with_its_line_and_arguments_are_explained_where_some_are_missing(
+    tmp_path: Path,
+) -> None:
+    code = [
+        "import torch",
+        "def broken():",
+        "    return {}['cfg']",
+        "def sized(n):",
+        "    return torch.nn.Linear(n, n)",
+    ]
+    code += ["def large():", "    raise MemoryError", "made = sized(2)"]
+    (tmp_path / "mine.py").write_text("\n".join(code), "utf-8")
+    torch.save(torch.nn.Linear(2, 2).state_dict(), tmp_path / "net.pt")
+
+    def load(name: str, **arguments: Any) -> Target:
+        arch = f"py:{tmp_path}/mine.py:{name}"
+        return interpkit.load_target(tmp_path / "net.pt", arch=arch, arch_args=arguments, input_shape=(2,))
+
+    with pytest.raises(ModelError, match=r"KeyError: 'cfg' \(.*mine\.py, line 3\)\.$"):
+        load("broken")
+    with pytest.raises(ModelError, match=r"missing 1 .* 'n'\. Arguments are given by arch_args=\{'NAME': 'VALUE'\}\.$"):
+        load("sized")
+    with pytest.raises(ModelError, match=r"unexpected keyword argument 'width'\.$"):
+        load("sized", width=3)
+    with pytest.raises(ModelError, match="has no class or function 'made'"):
+        load("made")
+    with pytest.raises(MemoryError):
+        load("large")
+
+
+def test_what_the_user_says_of_a_packed_file_is_used_or_reported(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    sizes = {"input_shape": [1, 12, 12], "num_classes": 3, "widths": [4], "hidden": 8}
+    net = interpkit.build_architecture("interpkit:cnn", sizes)
+    named = {"architecture": "interpkit:cnn", "arch_args": sizes}
+    path = interpkit.save_target(net, tmp_path / "net.safetensors", **named, input_shape=(1, 12, 12))
+    interpkit.load_target(path, weights_key="ema")
+    assert "net.safetensors holds one network: weights_key='ema' has no effect" in caplog.text
+    with pytest.raises(ModelError) as caught:
+        interpkit.load_target(path, arch="torchvision:resnet18")
+    assert "do not fit torchvision:resnet18" in str(caught.value) and "unexpected keyword" not in str(caught.value)

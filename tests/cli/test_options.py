@@ -36,7 +36,7 @@ def test_names_stand_in_lines_or_in_a_json_list(text: str, names: list[str], tmp
         (b'{"1": "cat", "2": "dog"}', r"names.txt does not list class names: '0'. Write one name per line"),
         (b'{"0": ["n01440764", "tench"]}', r"names.txt does not list class names: a name is not a string"),
         (b"\xff\xfe", r"cannot read .*names.txt: .*Save it as UTF-8"),
-        (None, r"cannot read .*names.txt: .*No such file"),
+        (None, r"there is no file .*names.txt: name one with one class name per line"),
     ],
     ids=["torn", "deep", "from 1", "lists", "no text", "missing"],
 )

@@ -332,9 +332,8 @@ def test_a_file_with_no_preset_is_only_registered(plugins: Plugins, tmp_path: Pa
     flags = ["invert", tiny_model, "--plugin", "vecmat", "--plugin", path, "--dry-run", "--json"]
     assert "dark" not in json.loads(cli(*flags).stdout)["losses"]
     assert json.loads(cli(*flags, "--loss", "dark=3").stdout)["losses"]["dark"] == {"weight": 3.0, "power": 1.0}
-    fails(
-        2, "names no conditioner: add --conditioner", "invert", tiny_model, "--plugin", path, "--out", tmp_path / "run"
-    )
+    words = r"names no conditioner, no generator, no loss: add --conditioner"
+    fails(2, words, "invert", tiny_model, "--plugin", path, "--out", tmp_path / "run", "--dry-run")
 
 
 def test_an_edited_file_is_loaded_again(plugin_file: Path, plugins: Plugins) -> None:

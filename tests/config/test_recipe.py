@@ -395,7 +395,9 @@ def test_without_preset_and_file_the_presets_are_named(tiny_target: interpkit.Ta
 def test_a_recipe_that_lacks_a_part_says_how_to_add_it(tmp_path: Path, tiny_target: interpkit.Target) -> None:
     config = tmp_path / "empty.toml"
     config.write_text("steps = 2")
-    with pytest.raises(UsageError, match=r"names no conditioner: add conditioner=NAME \(.*vecmat.*presets=\[NAME\]"):
-        interpkit.invert(tiny_target, config=config)
+    words = r"names no conditioner, no generator, no loss: add conditioner=NAME \(.*vecmat.*losses=.*presets=\[NAME\]"
+    for start in (interpkit.invert, prepare):
+        with pytest.raises(UsageError, match=words):
+            start(tiny_target, config=config)
     with pytest.raises(UsageError, match="names no loss"):
         interpkit.invert(tiny_target, config=config, conditioner="label", generator="upconv")

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 import interpkit
-from interpkit import UsageError, wrap
-from interpkit.evaluation.judges import adapted
+from interpkit import ModelError, UsageError, wrap
+from interpkit.errors import in_shell
+from interpkit.evaluation.judges import adapted, load_judges
 
 
 def identity(*names: str, **facts: object) -> interpkit.Target:
@@ -115,6 +116,25 @@ def test_an_evaluator_of_the_classes_knows_no_units_nor_the_reverse() -> None:
     with pytest.raises(UsageError, match="are units, which an evaluator with other classes does not know"):
         adapted(other, same)
     assert adapted(again := interpkit.units(wrap(net, (4,)), ["0:0,1,2"]), same) is again
+
+
+def test_an_evaluator_whose_file_needs_options_is_to_be_packed_with_them(tmp_path: Path) -> None:
+    place = tmp_path / "judge.pth"
+    torch.save(nn.Linear(4, 2).state_dict(), place)
+    with pytest.raises(ModelError, match=r"pack it with those that it needs: interpkit\.pack_target\(.*judge\.pth'\)"):
+        load_judges([place], identity("a", "b"))
+    with in_shell(), pytest.raises(ModelError, match=rf": interpkit pack {place} --out FILE\.safetensors\. Then name"):
+        load_judges([place], identity("a", "b"))
+    with pytest.raises(ModelError, match=r"there is no file nothing\.pth\.$"):
+        load_judges(["nothing.pth"], identity("a", "b"))
+
+
+def test_an_evaluator_of_vectors_is_to_be_packed_for_images() -> None:
+    images = wrap(nn.Sequential(nn.Flatten(), Reads(2)), (1, 2, 3), class_names=["a", "b"])
+    with in_shell(), pytest.raises(UsageError, match=r"interpkit pack MODEL --input-shape 1,2,3 --out FILE"):
+        adapted(reader("a", "b", of=6), images)
+    with pytest.raises(UsageError, match=r"not converted to other channels.*pack_target\(.*load_target\(MODEL\)"):
+        adapted(wrap(nn.Sequential(nn.Flatten(), Reads(2)), (2, 2, 3), class_names=["a", "b"]), images)
 
 
 def test_signals_of_another_shape_are_refused_though_they_have_as_many_numbers() -> None:

@@ -18,6 +18,7 @@ import interpkit
 from interpkit import DataOptions, InversionLoss, PictureOptions, RunError, UsageError, load_data
 from interpkit.api.invert import prepare
 from interpkit.config.recipe import read_toml
+from interpkit.interfaces.components import options_of
 
 Quick = Callable[..., dict[str, Any]]
 SHAPE = (1, 12, 12)
@@ -75,8 +76,8 @@ def test_images_are_loaded_in_the_unit_range_with_their_labels(data: Path, tiny_
 
 
 def test_missing_data_is_refused_when_it_is_needed(tiny_target: interpkit.Target) -> None:
-    with pytest.raises(UsageError, match="the option 'data' is not set: name labeled images by options="):
-        DataOptions().load(tiny_target)
+    with pytest.raises(UsageError, match=r"is not set: name labeled images by options=\{'near\.data': DATA\}"):
+        options_of("near", DataOptions()).load(tiny_target)
 
 
 def test_the_digest_depends_on_the_content_and_not_on_the_file(data: Path) -> None:
@@ -210,8 +211,8 @@ def test_pictures_are_returned_without_their_labels_and_must_be_enough(
 
 def test_pictures_of_another_size_are_resized_only_on_request(public: Path) -> None:
     larger = interpkit.wrap(torch.nn.Flatten(), (1, 5, 5), num_classes=25)
-    with pytest.raises(UsageError, match="Have them resized by"):
-        PictureOptions(data=str(public)).pictures(larger)
+    with pytest.raises(UsageError, match=r"takes \(1, 5, 5\)\. Have them resized by options=\{'prior\.resize': True\}"):
+        options_of("prior", PictureOptions(data=str(public))).pictures(larger)
     assert PictureOptions(data=str(public), resize=True).pictures(larger).shape == (20, 1, 5, 5)
 
 

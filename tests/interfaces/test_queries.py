@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from interpkit import Queries, QueryOptions, Recorder, RunError, UsageError, wrap
+from interpkit.interfaces.components import options_of
 
 IMAGES = torch.rand(10, 2, generator=torch.Generator().manual_seed(0))
 
@@ -57,7 +58,7 @@ class Service(torch.nn.Module):
 
 def queries_of(service: torch.nn.Module, **options: Any) -> Queries:
     queries = Queries(wrap(service, input_shape=(2,), output="logits", num_classes=2), batch_size=4)
-    queries.options = QueryOptions(**options)
+    queries.options = options_of("asker", QueryOptions(**options))
     return queries
 
 
@@ -73,9 +74,17 @@ def test_the_budget_is_never_exceeded() -> None:
     queries = queries_of(service, budget=12)
     already = service.seen
     queries(IMAGES)
-    with pytest.raises(UsageError, match=r"12 queries leaves 2, and 10 are needed.*'COMPONENT.budget': 20"):
+    with pytest.raises(UsageError, match=r"12 queries leaves 2, and 10 are needed.*new run.*'asker.budget': 20"):
         queries(IMAGES)
     assert (queries.asked, queries.left, service.seen - already) == (10, 2, 10)
+
+
+def test_a_budget_too_small_for_all_images_costs_no_query() -> None:
+    service = Service()
+    queries, already = queries_of(service, budget=9), service.seen
+    with pytest.raises(UsageError, match=r"9 queries leaves 9, and 10 are needed.*'asker.budget': 10\}") as failure:
+        queries.collect(IMAGES, Kept(1), State(queries))
+    assert service.seen == already and "resume" not in str(failure.value)
 
 
 def test_it_waits_after_each_batch(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -246,6 +246,16 @@ def test_a_failure_at_the_first_step_is_not_retried(
     assert not caplog.messages
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_the_advised_rate_is_lower_and_the_precision_another(
+    tiny_target: interpkit.Target, quick: Quick, precision: str
+) -> None:
+    options = quick(losses={"ce": 1e39}, precision=precision, options={"optimizer.lr": 0.0001})
+    with pytest.raises(RunError, match=r"step 1\. Try a lower rate \(options=\{'optimizer\.lr': 3e-05\}\)") as failure:
+        interpkit.invert(tiny_target, **options)
+    assert ("precision" in str(failure.value)) == (precision == "bf16")
+
+
 def test_a_kept_state_survives_a_rollback(
     tiny_target: interpkit.Target, quick: Quick, add_plugin: Add, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -379,7 +379,9 @@ def test_folders_that_do_not_fit_are_refused_with_what_was_found(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "empty").mkdir()
-    refused(tmp_path / "empty", "empty has no images in it: it needs one folder per class")
+    refused(tmp_path / "empty", "empty needs one folder per class, by the class's name or number; it has no pictures")
+    picture(tmp_path / "flat" / "a.png", numbers(4, 6))
+    refused(tmp_path / "flat", "its pictures lie directly in it .1.")
     picture(tmp_path / "unknown" / "bird" / "a.png", numbers(4, 6))
     refused(tmp_path / "unknown", "unknown: no class is named 'bird'. Classes: cat, dog, 7", names=NAMES)
     picture(tmp_path / "wide" / "0" / "a.png", numbers(4, 7))
@@ -487,7 +489,7 @@ def test_a_data_set_that_is_not_here_is_refused_where_nothing_may_be_downloaded(
         raise RuntimeError("Dataset not found. You can use download=True to download it")
 
     monkeypatch.setattr(torchvision.datasets, "MNIST", missing)
-    words = r"torchvision:MNIST is not in the folder data here, .* options={'COMPONENT\.data': 'torchvision:MNIST'}"
+    words = r"torchvision:MNIST is not in the folder data here, .* name it yourself: data='torchvision:MNIST'"
     with pytest.raises(UsageError, match=words):
         load_data("torchvision:MNIST", GRAY, download=False)
 
@@ -522,9 +524,10 @@ def test_images_in_memory_that_fit_are_returned_unchanged() -> None:
 
 def test_arrays_of_other_channels_or_axes_are_refused_with_what_to_change(tmp_path: Path) -> None:
     np.savez(tmp_path / "x.npz", images=np.zeros((4, 8, 8, 3), "u1"), labels=np.arange(4))
-    with pytest.raises(UsageError, match=r"Give them 1 channels instead of 3: images\.mean\(-1\).*\(N, H, W, C\)\.$"):
+    gray = r"Give them 1 channel instead of 3: images\.mean\(-1\)\.astype\(\"uint8\"\)"
+    with pytest.raises(UsageError, match=rf"{gray}\.$"):
         load_data(str(tmp_path / "x.npz"), (1, 8, 8))
-    with pytest.raises(UsageError, match=r"Give them 1 channels .*, and resize them\.$"):
+    with pytest.raises(UsageError, match=rf"{gray}, and resize them\.$"):
         load_data(str(tmp_path / "x.npz"), (1, 9, 9))
     with pytest.raises(UsageError, match=r"\(3, 9, 9\)\. Resize them first\.$"):
         load_data(str(tmp_path / "x.npz"), (3, 9, 9))
@@ -532,7 +535,50 @@ def test_arrays_of_other_channels_or_axes_are_refused_with_what_to_change(tmp_pa
         load_data(str(tmp_path / "x.npz"), (3, 64))
 
 
+@pytest.mark.parametrize("dtype", ["float32", "uint8"])
+@pytest.mark.parametrize("shape", [(4, 3, 8, 8), (4, 8, 8, 3)])
+def test_the_remedy_for_colors_makes_images_that_are_read(tmp_path: Path, shape: tuple[int, ...], dtype: Any) -> None:
+    images = np.ones(shape, dtype)
+    np.savez(tmp_path / "x.npz", images=images, labels=np.arange(4))
+    with pytest.raises(
+        UsageError, match=r"has images of shape \(3, 8, 8\).* 1 channel instead of 3: (\S+)\."
+    ) as failure:
+        load_data(str(tmp_path / "x.npz"), (1, 8, 8))
+    axis = -1 if shape[-1] == 3 else 1
+    assert f"images.mean({axis})" in str(failure.value) and (".astype" in str(failure.value)) == (dtype == "uint8")
+    np.savez(tmp_path / "gray.npz", images=images.mean(axis).astype(dtype), labels=np.arange(4))
+    assert load_data(str(tmp_path / "gray.npz"), (1, 8, 8)).images.shape == (4, 1, 8, 8)
+
+
+def test_arrays_with_channels_first_are_not_turned_for_another_size(tmp_path: Path) -> None:
+    np.savez(tmp_path / "x.npz", images=np.zeros((4, 3, 64, 64), "u1"), labels=np.arange(4))
+    with pytest.raises(
+        UsageError, match=r"shape \(3, 64, 64\); the classifier takes \(3, 32, 32\)\. Resize them first"
+    ):
+        load_data(str(tmp_path / "x.npz"), (3, 32, 32))
+
+
+def test_a_file_of_another_split_is_refused_with_its_name(tmp_path: Path) -> None:
+    for split, other in (("train", "test"), ("test", "train")):
+        np.savez(tmp_path / "x.npz", **{f"x_{split}": np.zeros((4, 8, 8), "u1"), f"y_{split}": np.arange(4)})
+        with pytest.raises(UsageError, match=rf"For its other images, name \S+x\.npz:{split}\."):
+            load_data(f"{tmp_path}/x.npz:{other}", GRAY)
+
+
 @pytest.mark.parametrize("ending", ["", ".npz", ".png", ".npz:train"])
 def test_a_name_too_long_for_a_file_is_refused(ending: str) -> None:
     with pytest.raises(UsageError, match=r"cannot be read|is not reference data"):
         load_data("a" * 5000 + ending, (1, 8, 8))
+
+
+def test_memory_that_ran_out_is_not_the_files_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise MemoryError
+
+    np.savez(tmp_path / "x.npz", images=numbers(4, 4, 6), labels=np.arange(4))
+    picture(tmp_path / "x.png", numbers(4, 6))
+    monkeypatch.setattr(np, "load", fail)
+    monkeypatch.setattr(Image, "open", fail)
+    for name in ("x.npz", "x.png"):
+        with pytest.raises(MemoryError):
+            read_picture(tmp_path / name, GRAY) if name == "x.png" else load_data(str(tmp_path / name), GRAY)

@@ -377,16 +377,21 @@ def test_a_target_describes_itself() -> None:
 @pytest.mark.parametrize(
     ("shape", "options", "error", "words"),
     [
-        ((12, 12), {}, ModelError, r"fails on an input of shape \(6, 12, 12\).*Is input_shape right"),
+        (
+            (12, 12),
+            {},
+            ModelError,
+            r"fails on an input of shape \(12, 12\) \(in a batch.*\. Is input_shape right",
+        ),
         ((1, 2, 3, 4, 5), {}, UsageError, "input_shape is C,H,W"),
         ((), {}, UsageError, "input_shape is C,H,W"),
         ((1, 0, 12), {}, UsageError, "input_shape is C,H,W"),
-        ((1, 9, 9), {}, ModelError, r"fails on an input of shape \(6, 1, 9, 9\).*input_shape"),
+        ((1, 9, 9), {}, ModelError, r"fails on an input of shape \(1, 9, 9\).*input_shape"),
         ((1, 12, 12), {"std": 0.0}, UsageError, "std must be above 0"),
         ((1, 12, 12), {"std": -1.0}, UsageError, "std must be above 0"),
         ((1, 12, 12), {"std": float("nan")}, UsageError, "std"),
         ((1, 12, 12), {"mean": float("inf")}, UsageError, "mean"),
-        ((1, 12, 12), {"mean": [0.5, 0.5]}, UsageError, "mean takes 1 or 1 values|mean takes 1 value"),
+        ((1, 12, 12), {"mean": [0.5, 0.5]}, UsageError, "mean takes 1 value for 1 channel, not 2"),
         ((1, 12, 12), {"input_range": (1.0, 1.0)}, UsageError, "LO < HI"),
         ((1, 12, 12), {"num_classes": 4}, ModelError, "returns 3 logits, but 4 classes.*num_classes=3"),
         ((1, 12, 12), {"class_names": ["a", "b"]}, UsageError, "has 3 classes, but 2 names"),
@@ -416,7 +421,7 @@ class NoLogits(nn.Module):
     ("net", "words"),
     [
         (nn.Conv2d(1, 3, 1), r"returns \(6, 3, 12, 12\) for 6 images"),
-        (nn.Sequential(nn.Flatten(0), nn.Linear(288, 3)), r"fails on an input of shape \(6, 1, 12, 12\)"),
+        (nn.Sequential(nn.Flatten(0), nn.Linear(288, 3)), r"fails on an input of shape \(1, 12, 12\)"),
         (NoLogits(), r"it returns \(6, 0\) for 6 images; logits have the shape \(6, n\)"),
     ],
 )

@@ -413,3 +413,17 @@ def test_an_image_of_one_color_that_gives_nan_is_refused_with_the_reason() -> No
 
     with pytest.raises(ModelError, match="standard deviation or range"):
         wrap(Standardized(4, 2), (4,))
+
+
+def test_memory_that_ran_out_is_not_the_classifiers_fault() -> None:
+    class Large(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    with pytest.raises(RuntimeError, match=r"^CUDA out of memory"):
+        wrap(Large(), (3,))
+
+
+def test_a_shape_of_one_number_is_refused_with_how_to_write_it() -> None:
+    with pytest.raises(UsageError, match=r"or \(D,\) for vectors such as \(4,\), not 4\.$"):
+        wrap(nn.Linear(4, 2), 4)  # type: ignore[arg-type]
