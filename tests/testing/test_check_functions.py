@@ -39,7 +39,7 @@ def test_a_function_takes_its_own_kind_alone(kind: str, tiny_target: interpkit.T
     own = one_of(kind, tiny_target)
     for other, function in FUNCTIONS.items():
         if other != kind:
-            with pytest.raises(interpkit.UsageError, match=rf"is a {kind}, not a {other}: call check_{kind}\."):
+            with pytest.raises(interpkit.UsageError, match=rf"is an? {kind}, not an? {other}: call check_{kind}\."):
                 function(own)
 
 

@@ -187,9 +187,9 @@ class Sum(InversionLoss):
 
 class Count(Metric):
     '''Samples.'''
-    name = "count"
+    name = "how-many"
     def measure(self, study):
-        return {"count": len(study.images)}
+        return {"how-many": len(study.images)}
 
 @testing.parametrize_with_checks([Sum, Count], waive=WAIVE)
 def test_satisfies_its_contract(component, check):
