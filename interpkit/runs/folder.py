@@ -388,7 +388,7 @@ class Run:
             raise RunError(f"{self.folder} has {here.steps} steps; {setting('steps', recipe.steps)} cannot shorten it.")
 
     def check_target(self, target: Target, remedy: str = "") -> None:
-        """Raise a `RunError` if a classifier is not the one that the run inverts, as far as that can be told."""
+        """Raise a `RunError` if a classifier is not the one that the run inverts, as far as that shows."""
         known = self.manifest().model
         if target.origin is not None:
             differs = known.sha256 not in (None, loading.digest(target.origin))

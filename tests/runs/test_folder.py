@@ -475,7 +475,7 @@ def test_resuming_a_finished_run_makes_again_what_was_removed(run_copy: Path, ti
     assert (run_copy / name).read_bytes() == before
 
 
-def test_a_history_that_is_missing_is_told_and_the_steps_are_the_runs(
+def test_a_missing_history_is_warned_of_and_the_steps_are_the_runs(
     run_copy: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (run_copy / "history.jsonl").unlink()
