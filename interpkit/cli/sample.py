@@ -76,6 +76,7 @@ def sample(
     from interpkit.api.outputs import result_file
     from interpkit.evaluation import scoring
     from interpkit.io import images
+    from interpkit.io.picture_files import IMAGE_ENDINGS
     from interpkit.runs import folder, shards
     from interpkit.runtime.devices import choose_device
     from interpkit.runtime.distributed import World
@@ -86,6 +87,8 @@ def sample(
         raise UsageError("--accepted, --format and several processes need shards: add --shard-size 10000.")
     if shard_size is not None and (count is None or out is None or png is not None):
         raise UsageError("--shard-size needs --count N and --out FOLDER, and excludes --per-class and --png.")
+    if png is not None and png.suffix.lower() in IMAGE_ENDINGS[1:]:
+        raise UsageError(f"--png {png}: it is a PNG, so name it {png.with_suffix('.png').name}.")
     if out is not None and shard_size is None and not out.suffix and os.path.isdir(out) and os.listdir(out):
         raise UsageError(f"{out} is not empty, and its pictures would stand beside the new ones: name another folder.")
     file = result_file(out) if out is not None and out.suffix == ".safetensors" else None

@@ -568,7 +568,8 @@ def _explain(model: type[BaseModel], where: str, fault: Any) -> str:
     if fault["type"] == "value_error":
         if not path:
             return f"{where}: {fault['ctx']['error']}."
-        return f"{where}: {path}: {fault['ctx']['error']}, not {fault['input']!r}."
+        words = str(fault["ctx"]["error"])
+        return f"{where}: {'' if words.startswith(path) else f'{path}: '}{words}, not {fault['input']!r}."
     reason = fault["msg"].partition(", unable to")[0]  # what follows says the same again
     return f"{where}: {path} = {fault['input']!r} is not valid: {reason[:1].lower()}{reason[1:]}."
 

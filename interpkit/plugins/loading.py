@@ -53,7 +53,7 @@ def load_target(path: str | Path, **options: Unpack[LoadOptions]) -> Target:
         ('net', (1, 12, 12), ['cat', 'dog', 'owl'])
     """
     values = {**options, "class_names": in_order(options.get("class_names"))}
-    return load(Path(path), validated(TargetOptions, values, "load_target"))
+    return load(Path(path), validated(TargetOptions, values, "about the classifier"))
 
 
 def loader_of(path: Path) -> Entry | None:

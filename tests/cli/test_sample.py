@@ -91,6 +91,7 @@ def test_an_interrupt_ends_with_130_and_the_same_command_resumes(
         (["--shard-size", "5", "--count", "9"], "needs --count N and --out FOLDER"),
         (["--shard-size", "5", "--out", "x"], "needs --count N and --out FOLDER"),
         (["--shard-size", "5", "--count", "9", "--out", "x", "--png", "y.png"], "excludes --per-class and --png"),
+        (["--png", "y.jpg"], "--png y.jpg: it is a PNG, so name it y.png"),
         (["--shard-size", "5", "--per-class", "9", "--out", "x"], "needs --count N"),
         (["--shard-size", "5", "--count", "9", "--out", "x", "--format", "zip"], "'zip' is not one of"),
         (["--device", "none"], "--device none: .* Use auto or cpu"),

@@ -771,3 +771,8 @@ def test_random_fluctuation_is_not_reported_as_rising() -> None:
     for batch_size in (8, 128):
         runs = [history_of(list(rng.binomial(10 * batch_size, 0.6, 30) / (10 * batch_size))) for _ in range(1000)]
         assert sum(still_rising(run, batch_size) is not None for run in runs) <= 5
+
+
+def test_a_single_name_is_not_taken_for_a_list_of_letters(run_copy: Path) -> None:
+    with pytest.raises(UsageError, match=r"metrics is a list of names: metrics=\['diversity'\]"):
+        interpkit.evaluate(run_copy, metrics="diversity")

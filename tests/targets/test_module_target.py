@@ -387,7 +387,7 @@ def test_a_target_describes_itself() -> None:
         ((), {}, UsageError, "input_shape is C,H,W"),
         ((1, 0, 12), {}, UsageError, "input_shape is C,H,W"),
         ((1, 9, 9), {}, ModelError, r"fails on an input of shape \(1, 9, 9\).*input_shape"),
-        ((1, 12, 12), {"std": 0.0}, UsageError, "std must be above 0"),
+        ((1, 12, 12), {"std": 0.0}, UsageError, "^wrap: std must be above 0"),
         ((1, 12, 12), {"std": -1.0}, UsageError, "std must be above 0"),
         ((1, 12, 12), {"std": float("nan")}, UsageError, "std"),
         ((1, 12, 12), {"mean": float("inf")}, UsageError, "mean"),
