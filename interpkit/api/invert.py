@@ -30,7 +30,7 @@ from interpkit.plugins.discovery import Plugins, installed, is_file
 from interpkit.runs import disk_space
 from interpkit.runs.folder import Run
 from interpkit.runs.recorder import RunRecorder
-from interpkit.runtime import profiler, torchrun
+from interpkit.runtime import profiler
 from interpkit.runtime.autograd import with_autograd
 from interpkit.runtime.devices import is_out_of_memory, keep_freed_memory
 from interpkit.runtime.distributed import World
@@ -41,6 +41,9 @@ from interpkit.targets import preprocessing
 from interpkit.targets.layers import has_batch_norm
 
 log = logging.getLogger("interpkit")
+
+MEASURED = ("samples.safetensors", "metrics.json")
+"""What every finished run has besides the inversion's own files."""
 
 
 def invert(
@@ -152,10 +155,9 @@ def prepare(
     files = {given: known_plugins.add_file(Path(given)) for given in plugins if is_file(given)}
     if len({plugin.name for plugin in files.values()}) < len(files):
         raise UsageError(f"plugin files are told apart by their names, so name each once: {listed(map(str, files))}.")
+    nothing = ""
     if resume_from is not None and not Run(resume_from).has_started():
-        if not (config or plugins or inverter or generator or torchrun.RESTARTED):
-            raise UsageError(f"there is no run in {resume_from} to resume: leave {setting('resume', None)} out.")
-        resume_from = None
+        nothing, resume_from = f"there is no run in {resume_from} to resume; to begin one, ", None
     begun = None
     if resume_from is not None:
         begun = Run.open(resume_from).check_plugins()
@@ -192,8 +194,8 @@ def prepare(
         chosen = known_plugins.photograph_preset(target.input_shape)
         if chosen is None:
             raise UsageError(
-                f"name a preset by {setting('preset', 'NAME')} (there are: {known_plugins.all_presets()}), or a recipe "
-                f"by {setting('config', 'FILE')}."
+                f"{nothing}name a preset by {setting('preset', 'NAME')} (there are: {known_plugins.all_presets()}), or "
+                f"a recipe by {setting('config', 'FILE')}."
             )
         layers.append(known_plugins.preset(chosen))
         applied.append(chosen)
@@ -537,9 +539,14 @@ class Job:
         manifest = run.manifest()
         if manifest.status != "finished" or manifest.steps_done < self.recipe.steps:
             return False
-        kept = [*manifest.files, "metrics.json", "samples.safetensors"]
-        if (out / "checkpoint").exists() and not all((out / name).exists() for name in kept):
-            return False  # what was removed can be made again
+        missing = [name for name in (*manifest.files, *MEASURED) if not (out / name).exists()]
+        if missing and (out / "checkpoint").exists():
+            log.warning(
+                "%s has no %s: it is finished again from its checkpoint. Measure again what evaluate measured since",
+                out,
+                listed(missing),
+            )
+            return False
         run.check_same(self.recipe.model_copy(update={"steps": manifest.steps_done}), self.target)
         run.tidy()
         return True

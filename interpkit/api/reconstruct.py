@@ -80,9 +80,10 @@ class Reconstruction:
         images = {"images": self.images} | ({} if self.originals is None else {"originals": self.originals})
         stored = {name: self._stored(tensor) for name, tensor in images.items()}
         tensors = {name: tensor.contiguous() for name, tensor in stored.items()}
-        file, picture = result_files(path)
+        pictures = is_picture(self.target.input_shape)
+        file, picture = result_files(path, pictures)
         write_tensors(file, {**tensors, "predictions": self.predictions, "kept": self.kept}, {"format": "pt"})
-        if not is_picture(self.target.input_shape):
+        if not pictures:
             return [path]
         pairs = zip(*(tensors[name] for name in ("originals", "images") if name in tensors), strict=True)
         names = [f"{row['row']}: {row['predicted']} {percent(row['confidence'])}" for row in self.rows()]
@@ -94,14 +95,14 @@ class Reconstruction:
         return self.target.from_unit(images) if images.dim() == 2 else (images * 255).round().to(torch.uint8)
 
 
-def result_files(path: Path) -> tuple[Path, Path]:
+def result_files(path: Path, pictures: bool = True) -> tuple[Path, Path]:
     """Return the files that `Reconstruction.save` writes for a path; see `result_file`.
 
     Raises:
         UsageError: neither file can be written, or the picture is not one of an earlier call.
     """
     picture = path.with_suffix(".png")
-    if picture.exists() and not path.exists():
+    if pictures and picture.exists() and not path.exists():
         raise UsageError(f"{picture} would be replaced by the picture of {path}: name another file.")
     return result_file(path), result_file(picture)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import secrets
 import signal
 from contextlib import suppress
 from pathlib import Path
@@ -89,6 +90,8 @@ def sample(
         raise UsageError("--shard-size needs --count N and --out FOLDER, and excludes --per-class and --png.")
     if png is not None and png.suffix.lower() in IMAGE_ENDINGS[1:]:
         raise UsageError(f"--png {png}: it is a PNG, so name it {png.with_suffix('.png').name}.")
+    for place in filter(None, (out, png)):
+        folder.refuse_run_files(place)
     if out is not None and shard_size is None and not out.suffix and os.path.isdir(out) and os.listdir(out):
         raise UsageError(f"{out} is not empty, and its pictures would stand beside the new ones: name another folder.")
     file = result_file(out) if out is not None and out.suffix == ".safetensors" else None
@@ -169,14 +172,26 @@ def _write_next(samples: Samples, run: Path) -> Path:
     """Write samples to the next free name, which is taken at once: another process may be about to do the same."""
     from interpkit.runs import folder
 
-    for number in itertools.count(1):
-        place = run / f"samples-{number}.safetensors"
-        with suppress(FileExistsError):
-            place.open("xb").close()
-            break
+    ready = run / f".samples-{secrets.token_hex(4)}"
     try:
-        folder.write_samples(samples, place)
-    except BaseException:
-        place.unlink(missing_ok=True)
-        raise
+        folder.write_samples(samples, ready)
+        for number in itertools.count(1):
+            place = run / f"samples-{number}.safetensors"
+            with suppress(FileExistsError):
+                _rename_if_free(ready, place)
+                break
+    finally:
+        ready.unlink(missing_ok=True)
     return place
+
+
+def _rename_if_free(file: Path, place: Path) -> None:
+    """Rename a file; raise a `FileExistsError` if there is one of the new name, also if it appears at that moment."""
+    try:
+        os.link(file, place)
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without links
+        if place.exists():
+            raise FileExistsError(place) from None
+        file.rename(place)

@@ -73,7 +73,6 @@ class Inversion(ABC):
         target: the classifier.
         recipe: the resolved recipe.
         history: a record at least every ten steps; 10,000 records in total for runs of over 100,000 steps.
-        steps_done: the last completed step.
         empty: the classes for which the method found no image, each with the reason, a phrase.
 
     Example:
@@ -90,6 +89,8 @@ class Inversion(ABC):
     """The terms of the objective by name, or what builds them when `figures` first needs them."""
     noted: Mapping[str, object] = MappingProxyType({})
     """How it was computed, for the manifest of a run."""
+    last_step: int | None = None
+    """The last completed step of a stored run; None: that of the history."""
 
     def __init__(
         self, target: Target, recipe: Recipe, history: Sequence[StepRecord], *, empty: Mapping[int, str] | None = None
@@ -97,7 +98,6 @@ class Inversion(ABC):
         self.target = target
         self.recipe = recipe
         self.history = list(history)
-        self.steps_done = self.history[-1].step if self.history else 0
         self.empty = dict(empty or {})
 
     @property
@@ -114,6 +114,13 @@ class Inversion(ABC):
         """The number of images that can be drawn of each class; None if any number can."""
         counts = [count for label in self.classes if (count := self.available(label)) is not None]
         return min(counts, default=None)
+
+    @property
+    def steps_done(self) -> int:
+        """The last completed step."""
+        if self.last_step is not None:
+            return self.last_step
+        return self.history[-1].step if self.history else 0
 
     @property
     def classes(self) -> list[int]:

@@ -63,12 +63,14 @@ def replacing(path: Path) -> Iterator[Path]:
                 mode = stat.S_IMODE(path.stat().st_mode) if path.exists() else None
             temporary.open("xb").close()
             if mode is not None:  # before the content is there, which others may not be allowed to read
-                temporary.chmod(mode | stat.S_IRUSR | stat.S_IWUSR)
+                with suppress(OSError):  # some file systems have no modes
+                    temporary.chmod(mode | stat.S_IRUSR | stat.S_IWUSR)
             yield temporary
             with temporary.open("ab") as file:
                 os.fsync(file.fileno())
             if mode is not None:
-                temporary.chmod(mode)
+                with suppress(OSError):
+                    temporary.chmod(mode)
             os.replace(temporary, path)
             _sync_folder(path.parent)
     except BaseException:

@@ -297,12 +297,14 @@ class Run:
                     f"{setting('arch', options.arch)}"
                 )
         options = options.model_copy(update={"trust": trust, "arch": arch or options.arch})
-        if None not in (digest, recorded.sha256) and digest != recorded.sha256:
+        if model is None and digest not in (None, recorded.sha256):
             raise ModelError(
-                f"{path} is not the classifier that {self.folder} inverted (its sha256 differs). Name the right file "
-                f"by {setting('model', 'PATH')}, or invert this one into another folder."
+                f"{path} is not what it was when {self.folder} was made (its sha256 differs). "
+                f"Name the right file with {setting('model', 'PATH')}."
             )
         target = loading.load(path, options)
+        if model is not None and not self.has_target(target):
+            self._warn_of_other(path)
         if arch is not None:
             typed_code.remember(options, digest)
         return target
@@ -318,7 +320,8 @@ class Run:
             target = self.load_target(model, **typed)
         else:
             self.check_plugins()
-            self.check_target(target)
+            if not self.has_target(target):
+                self._warn_of_other(target.name)
         recipe, manifest = self.recipe(), self.manifest()
         history = self.history(recipe)
         extended = manifest.status in ("running", "failed") and manifest.steps_done < recipe.steps
@@ -339,7 +342,7 @@ class Run:
         with global_seed(0, torch.device("cpu")):  # building draws weights, which are overwritten
             inversion = contracts.loaded_inversion(assembly.inverter(recipe, installed()), stored)
         inversion.terms = functools.partial(assembly.terms_with_figures, recipe, target)
-        inversion.steps_done, inversion.noted = manifest.steps_done, self.noted()
+        inversion.last_step, inversion.noted = manifest.steps_done, self.noted()
         return inversion
 
     def noted(self) -> dict[str, Any]:
@@ -375,7 +378,11 @@ class Run:
                 f"give {setting('resume')} without presets and settings; for a new run, name another folder with "
                 f"{setting('out', None)}."
             )
-        self.check_target(target, f" Name another folder with {setting('out', None)}.")
+        if not self.has_target(target):
+            which = manifest.model.path or "one in memory with other weights"
+            raise RunError(
+                f"{self.folder} inverts another classifier ({which}). Name another folder with {setting('out', None)}."
+            )
         for place, now in data.items():
             if place in manifest.data and manifest.data[place].sha256 != now["sha256"]:
                 raise RunError(
@@ -387,16 +394,21 @@ class Run:
         if recipe.steps < here.steps:
             raise RunError(f"{self.folder} has {here.steps} steps; {setting('steps', recipe.steps)} cannot shorten it.")
 
-    def check_target(self, target: Target, remedy: str = "") -> None:
-        """Raise a `RunError` if a classifier is not the one that the run inverts, as far as that shows."""
+    def has_target(self, target: Target) -> bool:
+        """Return whether a classifier is the one that the run inverts, as far as its digest shows."""
         known = self.manifest().model
-        if target.origin is not None:
-            differs = known.sha256 not in (None, loading.digest(target.origin))
-        else:  # in memory; a run of 0.1 and 0.2 has no digest of it
-            differs = known.path is None and known.sha256 not in (None, weights_digest(target))
-        if differs:
-            which = known.path or "one in memory with other weights"
-            raise RunError(f"{self.folder} inverts another classifier ({which}).{remedy}")
+        if known.sha256 is None or (known.path is not None and target.origin is None):
+            return True  # runs of 0.1 and 0.2 in memory have no digest, and a file's is not that of weights
+        here = weights_digest(target) if known.path is None or target.origin is None else loading.digest(target.origin)
+        return known.sha256 == here
+
+    def _warn_of_other(self, which: object) -> None:
+        log.warning(
+            "%s is not what %s inverted (its sha256 differs): unless it is the same classifier in another form, what "
+            "follows is of another one",
+            which,
+            self.folder,
+        )
 
     def resume(self, recipe: Recipe, target: Target) -> None:
         """Resume the run with a recipe that has passed `check_same`.

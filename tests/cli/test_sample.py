@@ -155,7 +155,7 @@ def test_two_processes_that_write_at_the_same_moment_get_a_name_each(
     monkeypatch.setattr(folder, "write_samples", while_another_does)
     assert cli("sample", run_copy, "--count", "6").exit_code == 0
     written = {path.name: len(safetensors.torch.load_file(path)["labels"]) for path in run_copy.glob("samples-*")}
-    assert written == {"samples-1.safetensors": 6, "samples-2.safetensors": 3}
+    assert written == {"samples-1.safetensors": 3, "samples-2.safetensors": 6}
 
 
 def test_samples_that_cannot_be_written_leave_no_file(run_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -246,19 +246,21 @@ def test_repeating_a_run_from_its_recipe_gives_the_same_files(
 
 
 def test_a_changed_classifier_is_refused_and_a_moved_one_can_be_named(
-    tmp_path: Path, make_model: MakeModel, quick: Quick
+    tmp_path: Path, make_model: MakeModel, quick: Quick, caplog: pytest.LogCaptureFixture
 ) -> None:
     model = make_model(tmp_path / "mine.safetensors")
     run = Run.open(interpkit.invert(model, **quick(steps=1)).save(tmp_path / "run"))
     moved = Path(shutil.copy(model, tmp_path / "moved.safetensors"))
     make_model(model, seed=1)
-    with pytest.raises(ModelError, match=r"mine\.safetensors is not the classifier that.*model=PATH"):
+    with pytest.raises(ModelError, match=r"mine\.safetensors is not what it was.*model=PATH"):
         interpkit.load_inversion(run.folder)
-    with pytest.raises(ModelError, match=r"mine\.safetensors is not the classifier that"):
-        run.load(model=model)
-    with pytest.raises(RunError, match="inverts another classifier"):
-        run.load(interpkit.load_target(model))
-    assert run.load(model=moved).target.origin == moved
+    caplog.clear()
+    assert run.load(model=moved).target.origin == moved and not caplog.messages
+    run.load(model=model)
+    run.load(interpkit.load_target(model))
+    assert [text.partition(": ")[0] for text in caplog.messages] == [
+        f"{which} is not what {run.folder} inverted (its sha256 differs)" for which in (model, "mine")
+    ]
     model.unlink()
     with pytest.raises(
         ModelError, match=r"there is no .*mine\.safetensors, the classifier that .*name it by model=PATH"
@@ -267,7 +269,11 @@ def test_a_changed_classifier_is_refused_and_a_moved_one_can_be_named(
 
 
 def test_a_run_of_a_wrapped_module_needs_the_module(
-    tmp_path: Path, tiny_module: Callable[..., nn.Module], quick: Quick
+    tmp_path: Path,
+    tiny_module: Callable[..., nn.Module],
+    make_model: MakeModel,
+    quick: Quick,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     target = interpkit.wrap(tiny_module(), (1, 12, 12))
     inversion = interpkit.invert(target, out=tmp_path, **quick(steps=2))
@@ -275,8 +281,14 @@ def test_a_run_of_a_wrapped_module_needs_the_module(
     assert (model["name"], model["path"], len(model["sha256"])) == ("SmallCNN", None, 64)
     with pytest.raises(RunError, match=r"load_inversion\(\.\.\., target=\.\.\.\)"):
         interpkit.load_inversion(tmp_path)
+    caplog.clear()
     again = interpkit.load_inversion(tmp_path, target=target)
     assert again.target is target
+    file = make_model(tmp_path / "packed.safetensors")
+    interpkit.load_inversion(tmp_path, target=file)
+    assert not caplog.messages
+    interpkit.load_inversion(tmp_path, target=interpkit.wrap(tiny_module(1), (1, 12, 12)))
+    assert "SmallCNN is not what" in caplog.text
     assert torch.allclose(again.sample(count=3)[0], inversion.sample(count=3)[0], atol=1e-6)
 
 
@@ -518,7 +530,7 @@ def test_resuming_and_replacing_exclude_each_other(run_copy: Path, tiny_model: P
 
 
 def test_resuming_nothing_with_no_recipe_is_refused(tmp_path: Path, tiny_model: Path) -> None:
-    with pytest.raises(UsageError, match=r"there is no run in .*none to resume: leave resume out"):
+    with pytest.raises(UsageError, match=r"there is no run in .*none to resume; to begin one, name a preset"):
         interpkit.invert(tiny_model, out=tmp_path / "none", resume=True)
 
 
