@@ -28,7 +28,7 @@ from torch import Tensor
 
 from interpkit._version import __version__
 from interpkit.config import schemas
-from interpkit.errors import RunError, UsageError, install_extra, listed
+from interpkit.errors import RunError, UsageError, install_extra, listed, setting
 from interpkit.evaluation.scoring import judge
 from interpkit.interfaces.inversions import Inversion
 from interpkit.interfaces.samples import MAX_PROBABILITIES
@@ -332,8 +332,9 @@ class ShardJob:
             done, of, name = int(accepted[label]), int(tries[label]), self.inversion.target.class_names[label]
             raise RunError(
                 f"the target accepts almost no samples of class {label} ({name}): {done} of {of} tries for "
-                f"{self.path(number).name} ({done / of:.2%}). Leave the class out (labels), or also keep samples that "
-                f"are not accepted. Finished shards are kept in {self.folder}."
+                f"{self.path(number).name} ({done / of:.2%}). Leave the class out by {setting('labels', None)} or, in "
+                f"another folder, keep samples that are not accepted too, without {setting('accepted', None)}. Finished "
+                f"shards are kept in {self.folder}."
             )
 
     def _write(self, number: int, shard: Shard, tally: Tensor) -> None:
