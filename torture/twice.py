@@ -28,6 +28,8 @@ NARROW = ("width", "min_width", "latent", "hidden")
 ELSEWHERE = ("alignment", "audit", "autoinverse", "boundary", "cnf", "hypinv", "min")
 """Presets that need data, a binarized network or a known boundary, whose own tests compare a resumed run; and a short
 form of another preset."""
+FEW = {"preset constrained": {"constrained.per_class": 1}}
+"""Options of kinds that would take minutes for each image."""
 CLOCK = ("seconds", "created", "timings")
 
 
@@ -60,7 +62,7 @@ def run_all(model: Path, folder: Path, names: Sequence[str], **settings: Any) ->
         arguments = every[name]
         fields = installed().component("generator", arguments.get("generator", own)).Options.model_fields
         narrow = {f"generator.{size}": 8 for size in NARROW if size in fields}
-        options = narrow if "vecmat" in arguments["plugins"] else {}
+        options = narrow if "vecmat" in arguments["plugins"] else FEW.get(name, {})
         interpkit.invert(model, out=folder / name, device="cpu", options=options, **arguments, **settings)
 
 

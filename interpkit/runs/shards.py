@@ -333,8 +333,8 @@ class ShardJob:
             raise RunError(
                 f"the target accepts almost no samples of class {label} ({name}): {done} of {of} tries for "
                 f"{self.path(number).name} ({done / of:.2%}). Leave the class out by {setting('labels', None)} or, in "
-                f"another folder, keep samples that are not accepted too, without {setting('accepted', None)}. Finished "
-                f"shards are kept in {self.folder}."
+                f"another folder, also keep samples that are not accepted, without {setting('accepted', None)}. "
+                f"Finished shards are kept in {self.folder}."
             )
 
     def _write(self, number: int, shard: Shard, tally: Tensor) -> None:
