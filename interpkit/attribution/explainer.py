@@ -146,7 +146,6 @@ class Explainer:
         tensor(True)
     """
 
-    @with_autograd
     def __init__(
         self,
         target: Target,

@@ -7,6 +7,7 @@ import logging
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,7 +19,6 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from interpkit.errors import UsageError, listed
 from interpkit.runtime.mha_layout import contiguous_attention
-from interpkit.runtime.turns import taking_turns
 
 if TYPE_CHECKING:
     from interpkit.config.recipe import TargetOptions
@@ -261,14 +261,14 @@ class Target(nn.Module, ABC):
     def layers(self) -> Mapping[str, nn.Module]:
         """Return the layers of the user's module by dotted name, in order of definition."""
 
-    @taking_turns
+    @contextmanager
     def frozen(
         self, device: torch.device | str | None = None, layout: torch.memory_format = torch.preserve_format
     ) -> Iterator[None]:
         """Freeze the target in eval mode, on ``device``, and restore it at the end, even after an exception.
 
         This restores each submodule's mode, each parameter's ``requires_grad``, device and layout, and each buffer,
-        also one that a forward pass replaces by one of the same shape. Calls of other threads wait for its end.
+        also one that a forward pass replaces by one of the same shape.
 
         Args:
             device: the device to move to; unchanged if None.
@@ -307,7 +307,7 @@ class Target(nn.Module, ABC):
             for data, content in contents:
                 data.copy_(content)
 
-    @taking_turns
+    @contextmanager
     def differentiable(self) -> Iterator[list[nn.Parameter]]:
         """Let gradients of the logits with respect to the weights be computed, within `frozen` too, and differentiated.
 

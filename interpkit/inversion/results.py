@@ -22,7 +22,6 @@ from interpkit.interfaces.targets import Target
 from interpkit.inversion import interpolation
 from interpkit.io.atomic import digest, to_safetensors
 from interpkit.runtime.random import global_seed, random_generator
-from interpkit.runtime.turns import taking_turns
 
 if TYPE_CHECKING:
     from interpkit.runtime.recorder import StepRecord
@@ -219,7 +218,7 @@ def moved(inversion: GeneratorInversion, device: torch.device) -> Iterator[None]
         inversion.to(before)
 
 
-@taking_turns
+@contextmanager
 def sampling_mode(module: nn.Module, dropout: bool) -> Iterator[None]:
     """Put the module in eval mode, except dropout if requested; restore each submodule's mode at the end."""
     modes = [(part, part.training) for part in module.modules()]

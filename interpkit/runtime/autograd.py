@@ -1,4 +1,4 @@
-"""`with_autograd`: functions that compute alike whatever `no_grad`, autocast or other threads surround them."""
+"""`with_autograd`: functions that compute alike whatever `no_grad`, `inference_mode` or autocast surrounds them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from typing import ParamSpec, TypeVar
 import torch
 
 from interpkit.errors import UsageError
-from interpkit.runtime.turns import turn
 
 KINDS = ("cpu", "cuda", "mps", "xpu")
 """Kinds of devices for which a caller may have switched autocast on."""
@@ -20,8 +19,6 @@ R = TypeVar("R")
 
 def with_autograd(function: Callable[P, R]) -> Callable[P, R]:
     """Run a function with gradients enabled, and in the precision that it chooses itself, wherever it is called.
-
-    Threads take turns; see `interpkit.runtime.turns`.
 
     Raises:
         UsageError: torch's default dtype is not float32, in which everything here is computed.
@@ -34,7 +31,7 @@ def with_autograd(function: Callable[P, R]) -> Callable[P, R]:
                 f"torch's default dtype is {torch.get_default_dtype()}, and interpkit computes in float32: call "
                 "torch.set_default_dtype(torch.float32) before."
             )
-        with turn(), ExitStack() as modes:
+        with ExitStack() as modes:
             modes.enter_context(torch.inference_mode(False))
             modes.enter_context(torch.enable_grad())
             for kind in KINDS:

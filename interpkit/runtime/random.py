@@ -8,8 +8,6 @@ from contextlib import contextmanager
 
 import torch
 
-from interpkit.runtime.turns import taking_turns
-
 
 def derive_seed(seed: int, *purpose: str | int) -> int:
     """Return a seed in [0, 2^63) for one purpose of a run, independent of those for other purposes.
@@ -48,9 +46,9 @@ def global_seed(seed: int, device: torch.device) -> Iterator[None]:
         yield
 
 
-@taking_turns
+@contextmanager
 def kept_streams(device: torch.device) -> Iterator[None]:
-    """Restore torch's global generators of the CPU and of a device at the end; other threads do not draw."""
+    """Restore torch's global generators of the CPU and of a device at the end."""
     before = _states(device)
     try:
         yield

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from interpkit.config.recipe import Output, TargetOptions
 from interpkit.errors import UsageError, did_you_mean, listed
 from interpkit.interfaces.targets import Response, Target, family_of
-from interpkit.runtime.turns import taking_turns, turn
 from interpkit.targets.outputs import select
 from interpkit.targets.scores import as_logits, in_single
 from interpkit.targets.watch import first_of, watch
@@ -81,8 +80,7 @@ class ModuleTarget(Target):
 
     def forward(self, images: Tensor) -> Tensor:
         """Return logits, (B, n) float32; see `Target.forward`. Signals and volumes may have their shape already."""
-        with turn():
-            return as_logits(self.raw(images), self.output)
+        return as_logits(self.raw(images), self.output)
 
     def raw(self, images: Tensor) -> Tensor:
         """Return the module's output for images, (B, n) or (B, 1)."""
@@ -110,7 +108,7 @@ class ModuleTarget(Target):
         with nullcontext() if self._learning else _in_eval_mode(self.module), self._without_cudnn(x):
             return [(self.module(part), len(part)) for part in parts]
 
-    @taking_turns
+    @contextmanager
     def learning(self) -> Iterator[None]:
         """Run the module in training mode: within, batch norms use and record the statistics of each batch.
 

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from torch import nn
 
-from interpkit.runtime.turns import taking_turns
 
-
-@taking_turns
+@contextmanager
 def watch(layers: Mapping[str, nn.Module], note: Callable[[str, Any], None]) -> Iterator[None]:
     """Call ``note(layer, value)`` whenever a layer runs within the block; the hooks are removed at its end.
 
