@@ -191,7 +191,7 @@ def cut(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def quick(*arguments: Any) -> Any:
         tests = chosen(*arguments)
-        for test in tests:
+        for test in tests.values():
             known = test.options.model_dump()
             few = {name: min(known[name], most) for name, most in AUDIT.items() if name in known}
             test.options = test.options.model_copy(update=few)
