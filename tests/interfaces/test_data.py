@@ -114,7 +114,7 @@ def test_a_run_is_not_resumed_with_other_images(
     interpkit.invert(tiny_model, out=tmp_path / "run", **settings)
     before = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()}
     changed(data)
-    words = r"known\.npz, the data of losses\.near\.data, has changed since .*run was begun.*sha256.*'losses\.near"
+    words = r"known\.npz, the data of losses\.near\.data, has changed since .*run was begun.*sha256.*'near"
     with pytest.raises(RunError, match=words):
         interpkit.invert(tiny_model, out=tmp_path / "run", resume=True, steps=6)
     assert {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()} == before
