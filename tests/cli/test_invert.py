@@ -304,7 +304,7 @@ USAGE = [
     (["--plugin", "vecmat", "--feature-layer", "nowhere"], "no layer 'nowhere'"),
     (["--plugin", "vecmat", "--resume"], "--resume .*--out DIR"),
     (["--config", "missing.toml"], r"cannot read the recipe missing\.toml"),
-    (["--plugin", "vecmat", "--class-names", "missing.txt"], r"cannot read missing\.txt"),
+    (["--plugin", "vecmat", "--class-names", "missing.txt"], r"there is no file missing\.txt"),
 ]
 
 
