@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 from interpkit.io.atomic import followed, to_path
@@ -23,7 +24,7 @@ def result_file(name: str | Path) -> Path:
 
 
 def result_folder(name: str | Path, files: Iterable[str]) -> Path:
-    """Return the folder that the user named, created if it does not exist; a link to one is followed.
+    """Return the folder that the user named, after seeing that it can be written; a link to one is followed.
 
     Args:
         name: the folder.
@@ -36,5 +37,10 @@ def result_folder(name: str | Path, files: Iterable[str]) -> Path:
     folder = to_path(name)
     for file in files:
         refuse_run_files(folder / file)
+    new = not folder.exists()
     with only_writer(folder):
-        return folder
+        pass
+    if new:
+        with suppress(OSError):
+            folder.rmdir()  # the work may be refused yet
+    return folder
