@@ -694,7 +694,7 @@ def test_a_model_that_fails_on_the_stated_shape_is_refused_with_the_shape(
     assert "--input-shape" in refused(
         tmp_path / "net.pth", r"fails on an input of shape \(1, 32, 32\)", *flags, "1,32,32"
     )
-    refused(tmp_path / "net.pth", r"\(6, 3, 2, 2\)", *flags, "3,2,2")
+    refused(tmp_path / "net.pth", r"\(3, 2, 2\) \(in a batch of 6\)", *flags, "3,2,2")
 
 
 @pytest.mark.parametrize(
