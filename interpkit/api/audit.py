@@ -17,7 +17,7 @@ from interpkit.api.load import load_inversion
 from interpkit.api.outputs import result_folder
 from interpkit.config.recipe import set_option, validated
 from interpkit.errors import UsageError, percent, setting
-from interpkit.evaluation.metrics import Data, labelled_images, training_images
+from interpkit.evaluation.metrics import Data, labelled_images, refuse_training_images, training_images
 from interpkit.evaluation.statistics import holm
 from interpkit.interfaces import contracts
 from interpkit.interfaces.audits import Audit, AuditCase, Tested
@@ -26,7 +26,7 @@ from interpkit.interfaces.inversions import Inversion
 from interpkit.interfaces.metrics import TooFew
 from interpkit.interfaces.targets import Target
 from interpkit.io.atomic import to_json, write_atomically, write_tensors
-from interpkit.io.datasets import LabelledImages, refuse_shared
+from interpkit.io.datasets import LabelledImages
 from interpkit.io.locking import only_writer
 from interpkit.plugins.discovery import installed
 from interpkit.plugins.loading import load_target
@@ -180,9 +180,7 @@ def audit(
     keep_freed_memory(place)
     real = labelled_images(reference, "the reference data", target)
     trained = training_images(training, target)
-    if real is not None and trained is not None:
-        unseen, seen = target.to_unit(real.images), target.to_unit(trained.images)
-        refuse_shared(unseen, seen, "the reference data", "the training data")
+    refuse_training_images(real, trained, target)
     if rest and real is not None:  # before the tests that need no images, which may take a while
         _refuse_one_class(real.labels.tolist(), f"{len(real.labels)} {REAL}", target)
     elif rest and inversion is not None:

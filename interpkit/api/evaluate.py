@@ -20,6 +20,7 @@ from interpkit.evaluation.metrics import (
     labelled_images,
     measured,
     measured_on,
+    refuse_training_images,
     training_images,
 )
 from interpkit.interfaces.data import ReadingOptions, fetch
@@ -119,9 +120,7 @@ def evaluate(
         trained = training_images(training, target)
         canary_images = labelled_images(canaries, "the canaries", target)
         outliers = _outliers(ood, target)
-        if reference_images is not None and trained is not None:
-            unseen, seen = to_unit(reference_images.images, target), to_unit(trained.images, target)
-            refuse_shared(unseen, seen, "the reference data", "the training data")
+        refuse_training_images(reference_images, trained, target)
         for name, known in (("reference", reference_images), ("training", trained)):
             if outliers is not None and known is not None:
                 refuse_shared(outliers, to_unit(known.images, target), "the outliers", f"the {name} data")

@@ -22,10 +22,10 @@ from interpkit.config import schemas
 from interpkit.config.recipe import target_facts
 from interpkit.errors import ModelError, RunError, UsageError, percent, setting
 from interpkit.evaluation import teaching
-from interpkit.evaluation.metrics import Data, labelled_images, training_images
+from interpkit.evaluation.metrics import Data, labelled_images, refuse_training_images, training_images
 from interpkit.interfaces.targets import GARBAGE, Target
 from interpkit.io.atomic import digest, read_tensors, write_tensors
-from interpkit.io.datasets import LabelledImages, refuse_shared
+from interpkit.io.datasets import LabelledImages
 from interpkit.plugins import loading
 from interpkit.plugins.architectures import HEAD_WIDTH, build_architecture, mismatch
 from interpkit.runtime import progress
@@ -162,9 +162,7 @@ def harden(
             f"classes). Pass the data that it was trained on."
         )
     held_out = labelled_images(reference, "the reference data", target)
-    if held_out is not None:
-        unseen, seen = target.to_unit(held_out.images), target.to_unit(known.images)
-        refuse_shared(unseen, seen, "the reference data", "the training data")
+    refuse_training_images(held_out, known, target)
     place = choose_device(device)
     given = (known, epochs, rate, augment, seed, place)
     typed = [*map(str, (*plugins, *presets)), steps, samples, *given[1:-1], settings]

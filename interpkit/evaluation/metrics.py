@@ -21,7 +21,7 @@ from interpkit.interfaces.contracts import described, module_of
 from interpkit.interfaces.metrics import RESERVED, STUDY_IMAGES, Metric, Study, TooFew
 from interpkit.interfaces.samples import Samples, to_unit
 from interpkit.interfaces.targets import Target
-from interpkit.io.datasets import TORCHVISION, LabelledImages, checked, path_and_split
+from interpkit.io.datasets import TORCHVISION, LabelledImages, checked, path_and_split, refuse_shared
 from interpkit.io.unlabeled import load_unlabeled
 from interpkit.plugins.discovery import installed
 from interpkit.runtime import progress
@@ -242,6 +242,13 @@ def training_images(given: Data | None, target: Target) -> LabelledImages | None
         if (path.suffix.lower() == ".npz" and not split) or (spec.startswith(TORCHVISION) and spec.count(":") == 1):
             given = f"{spec}:train"
     return labelled_images(given, "the training data", target)
+
+
+def refuse_training_images(reference: LabelledImages | None, training: LabelledImages | None, target: Target) -> None:
+    """Raise a `UsageError` if the reference has images of the training data, which it is compared with."""
+    if reference is not None and training is not None:
+        unseen, seen = target.to_unit(reference.images), target.to_unit(training.images)
+        refuse_shared(unseen, seen, "the reference data", "the training data")
 
 
 def _outliers(given: str | Path | Tensor | None, target: Target) -> Tensor | None:

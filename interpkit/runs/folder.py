@@ -397,10 +397,11 @@ class Run:
     def has_target(self, target: Target) -> bool:
         """Return whether a classifier is the one that the run inverts, as far as its digest shows."""
         known = self.manifest().model
-        if known.sha256 is None or (known.path is not None and target.origin is None):
-            return True  # runs of 0.1 and 0.2 in memory have no digest, and a file's is not that of weights
-        here = weights_digest(target) if known.path is None or target.origin is None else loading.digest(target.origin)
-        return known.sha256 == here
+        if known.sha256 is None:  # a run of 0.1 or 0.2 in memory
+            return True
+        if known.path is None:
+            return known.sha256 == weights_digest(target)
+        return target.origin is None or known.sha256 == loading.digest(target.origin)  # a file's is not that of weights
 
     def _warn_of_other(self, which: object) -> None:
         log.warning(

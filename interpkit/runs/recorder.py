@@ -56,7 +56,6 @@ class RunRecorder(Recorder):
 
     def note(self, **facts: Any) -> None:
         """Change entries of the manifest."""
-        super().note(**facts)
         self.run.note(**facts)
 
     def due(self, step: int | None) -> bool:

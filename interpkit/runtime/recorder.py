@@ -401,7 +401,7 @@ class Recorder:
         self.history = [record for record in self.history if record.step <= step]
 
     def note(self, **facts: Any) -> None:
-        """Note how the run is computed, in the manifest if it has one."""
+        """Note how the run is computed, for the manifest if it is saved later."""
         self.notes |= facts
 
     def due(self, step: int | None) -> bool:
