@@ -145,7 +145,7 @@ class ConditionerShapes(Right):
 class ConditionerDistribution(Right):
     def sample(self, *arguments: Any, **named: Any) -> Condition:
         condition = super().sample(*arguments, **named)
-        return changed(condition, distribution=condition.distribution * (1.01 if self.num_classes == 37 else 1))
+        return changed(condition, distribution=condition.distribution * (1.005 if self.num_classes == 37 else 1))
 
 
 @breaks("conditioner", "labels-kept")
