@@ -43,6 +43,7 @@ import torch
 from PIL import Image
 
 import interpkit
+from interpkit.runs.folder import DRAWN
 from torture import keep_part
 from torture.kills import NARROW, arguments, command, differences, load_all
 from torture.long_run import CNN, SHAPE, classifier
@@ -236,6 +237,11 @@ def _read(path: Path) -> None:
         raise ValueError("interpkit does not write such a file")
 
 
+def _checkpoint(folder: Path) -> bytes:
+    path = folder / "checkpoint"
+    return path.read_bytes() if path.exists() else b""
+
+
 def litter(folder: Path) -> list[str]:
     """Return the temporary files and locks that a writer has left behind."""
     hidden = (path for path in folder.rglob("*") if path.name.startswith(".") and path.name != ".shards")
@@ -272,6 +278,8 @@ def inject(job: Job, scratch: Path, fault: str, at: int) -> list[str]:
     if job.before is not None:
         names = {path.relative_to(job.before) for path in job.before.rglob("*") if path.is_file()}
         names = {name for name in names if (job.whole / name).exists()}  # what it resumed from is removed at the end
+        if _checkpoint(job.before) != _checkpoint(job.watched):  # a resumed run removes what is of its earlier steps
+            names -= {Path(name) for name in DRAWN}
         violations += [f"lost {name}" for name in names if not (job.watched / name).exists()]
     if status == 0 and fault not in SIGNALS:
         violations += [

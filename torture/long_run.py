@@ -85,7 +85,7 @@ def recorded(folder: Path, steps: int, fed: int | None = None) -> dict[str, int]
     job = prepare(target, ["vecmat"], steps=steps, device="cpu", precision="fp32")
     run = Run(folder / "recorded")
     run.folder.mkdir()
-    run.begin(job.recipe, target, job.presets)
+    run.begin(job.recipe, target, presets=job.presets)
     recorder = RunRecorder(run, job.recipe, class_names=target.class_names)
     recorder.start()
     images, logits, labels = torch.rand(4, *SHAPE), torch.rand(4, 3), torch.arange(4) % 3

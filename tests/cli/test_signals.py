@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 import interpkit.api.evaluate
 from interpkit.cli import app
 from interpkit.cli.signals import on_stop
+from interpkit.plugins.discovery import Plugins
 
 if sys.platform == "win32":
     pytest.skip("Windows has no such signals", allow_module_level=True)
@@ -120,7 +121,7 @@ def test_an_inversion_that_is_asked_to_stop_saves_its_step(
 
 
 def test_the_command_that_resumes_can_be_pasted(
-    tmp_path: Path, tiny_model: Path, quick_flags: list[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, tiny_model: Path, quick_flags: list[str], plugins: Plugins, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from interpkit.cli import console
 
