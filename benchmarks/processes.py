@@ -38,11 +38,11 @@ def measure(steps: int, batch: int, exact: str, generators: int) -> dict[str, li
     If ``exact`` names a type of `DTYPES`, everything is computed in it.
     """
     target = interpkit.load_target(MODEL)
-    if exact:
-        torch.set_default_dtype(DTYPES[exact])
-        target.to(DTYPES[exact])
     settings = {"steps": steps, "batch_size": batch, "generators": generators, "device": "cpu"}
     job = invert.prepare(target, ["vecmat"], **settings, **(EXACT if exact else {}))
+    if exact:  # only now, as `prepare` accepts nothing but float32
+        torch.set_default_dtype(DTYPES[exact])
+        target.to(DTYPES[exact])
     seconds, begun = [], time.perf_counter()
 
     def after_step(step: int, loss: float) -> None:
