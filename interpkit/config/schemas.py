@@ -151,7 +151,7 @@ class ConceptRow(_Stored):
     strongest_in: _Named = Field(alias="class")
     selectivity: Number
     effect: _Effect
-    samples: list[int]
+    samples: list[int] = Field(min_length=1)
 
 
 class ConceptFigures(_Stored):

@@ -19,12 +19,12 @@ from torch import Tensor
 
 from interpkit.config.recipe import Preset
 from interpkit.config.schemas import FILE_NAME
-from interpkit.errors import InterpkitError, PluginError, with_place
+from interpkit.errors import InterpkitError, PluginError, RunError, setting, with_place
 from interpkit.interfaces.attributions import Attribution, AttributionContext
 from interpkit.interfaces.audits import Audit, AuditCase, Tested
 from interpkit.interfaces.components import owner_of
 from interpkit.interfaces.generation import Condition, Conditioner, ConditionSpec, Generator
-from interpkit.interfaces.inversions import Inversion
+from interpkit.interfaces.inversions import Inversion, OutOfUnitError
 from interpkit.interfaces.inverters import Inverter, Parts, StoredInversion
 from interpkit.interfaces.loaders import Architectures, Loader
 from interpkit.interfaces.losses import GeneratedBatch, InversionBatch, InversionLoss
@@ -360,9 +360,15 @@ def loaded_inversion(inverter: Inverter, stored: StoredInversion) -> Inversion:
 
     Raises:
         PluginError: the inverter fails, or does not return an inversion.
+        RunError: its stored images leave [0, 1].
     """
-    with blamed(inverter):
-        loaded = inverter.load(stored)
+    try:
+        with blamed(inverter):
+            loaded = inverter.load(stored)
+    except OutOfUnitError as error:
+        raise RunError(
+            f"{error} They are stored in the run, whose files may be damaged: run again with {setting('force')}."
+        ) from error
     if not isinstance(loaded, Inversion):
         raise _breach(inverter, "load returns an Inversion", type(loaded).__name__)
     return loaded

@@ -382,15 +382,19 @@ class Inversion(ABC):
         return save(self, Path(folder), force=force)
 
 
+class OutOfUnitError(PluginError):
+    """An image of an inverter is not finite or leaves [0, 1]."""
+
+
 def in_unit(images: Tensor, recipe: Recipe) -> Tensor:
     """Return the images of an inverter, clamped to [0, 1] where they leave it by no more than rounding.
 
     Raises:
-        PluginError: an image is not finite or leaves [0, 1].
+        OutOfUnitError: an image is not finite or leaves [0, 1].
     """
     low, high = (bound.item() for bound in images.aminmax()) if images.numel() else (0.0, 1.0)
     if not (low >= -ROUNDING and high <= 1 + ROUNDING):
-        raise PluginError(
+        raise OutOfUnitError(
             f"the inverter {recipe.inverter.name!r} violates its interface contract: its images are finite and in "
             f"[0, 1], not from {low:.3g} to {high:.3g}."
         )

@@ -115,6 +115,8 @@ class Rules(_Part):
                 raise ValueError("the tree names a hyperplane or a class that does not exist")
         if sizes != {len(self.features)} or any(max(plane.classes) >= len(self.classes) for plane in self.planes):
             raise ValueError("the hyperplanes do not fit the features and classes")
+        if not all(map(math.isfinite, map(self._largest, self.planes))):
+            raise ValueError("the numbers of a hyperplane are too large")
         return self
 
     def sides(self, features: Tensor) -> Tensor:
@@ -144,14 +146,16 @@ class Rules(_Part):
         conditions = [plane for path, _ in self.paths for plane, _ in path]
         return {"rules": len(self.paths), "planes": len(set(conditions)), "conditions": len(conditions)}
 
+    def _largest(self, plane: Plane) -> float:
+        spans = zip(plane.normal, self.ranges, strict=True)
+        return max(1.0, abs(plane.offset), *(abs(n) * max(abs(low), abs(high)) for n, (low, high) in spans))
+
     def inequality(self, plane: Plane) -> str:
         """Return what it means to be above a hyperplane: ``0.41 petal width + 0.2 petal length > 1.6``.
 
         Numbers have enough digits that the hyperplane moves by about 1/10,000 of the features' ranges at most.
         """
-        spans = zip(plane.normal, self.ranges, strict=True)
-        largest = max(1.0, abs(plane.offset), *(abs(n) * max(abs(low), abs(high)) for n, (low, high) in spans))
-        digits = 4 + round(math.log10(largest))
+        digits = 4 + round(math.log10(self._largest(plane)))
         influence = [abs(n) * (high - low) for n, (low, high) in zip(plane.normal, self.ranges, strict=True)]
         order = sorted(range(len(influence)), key=lambda i: -influence[i])
         shown = [i for i in order if plane.normal[i]][:MOST_TERMS]

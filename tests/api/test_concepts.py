@@ -350,6 +350,7 @@ def test_a_reference_of_vectors_is_in_the_units_of_the_classifier(monkeypatch: p
     [
         ('"selectivity":', '"selective":', r"cannot be read: concepts\.0\.selectivity: field required"),
         ('"learn_from": "samples"', '"learn_from": "dreams"', "cannot be read: learn_from: input should be"),
+        ('"samples": [', '"samples": [], "_": [', r"cannot be read: concepts\.0\.samples: list should have at least 1"),
         ('"schema": 1', '"schema": 2', "cannot be read: schema: input should be 1"),
         ('"latents": ', '"latents": 1', r"does not fit concepts\.json beside it, or is of another classifier"),
     ],

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from interpkit_rules import Leaf, Plane, Rules, RulesInversion, Split, trees
 from interpkit_rules.rules import Fidelity, classify
@@ -289,21 +290,43 @@ def test_a_stopped_run_resumes_to_the_same_rules(tmp_path: Path) -> None:
     assert resumed.rules == whole.rules and torch.equal(resumed.images, whole.images)
 
 
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """Return a run whose own files may be changed, as if somebody had changed its manifest too."""
+    invert(linear([[0.0, 0.0], [3.0, -4.0]], [0.0, 1.0]), out=tmp_path / "run")
+    manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
+    manifest["files"] = {}
+    (tmp_path / "run" / "manifest.json").write_text(json.dumps(manifest))
+    return tmp_path / "run"
+
+
 @pytest.mark.parametrize(
     ("before", "after"),
-    [('"label":', '"lbl":'), ('"plane": 0', '"plane": 7'), ('"offset":', '"offset": 1, "normal": [],  "x":')],
+    [
+        ('"label":', '"lbl":'),
+        ('"plane": 0', '"plane": 7'),
+        ('"offset":', '"offset": 1, "normal": [],  "x":'),
+    ],
 )
-def test_a_changed_rules_file_is_refused(before: str, after: str, tmp_path: Path) -> None:
-    target = linear([[0.0, 0.0], [3.0, -4.0]], [0.0, 1.0])
-    invert(target, out=tmp_path / "run")
-    manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
-    del manifest["files"]["rules.json"]  # as if somebody had written both
-    (tmp_path / "run" / "manifest.json").write_text(json.dumps(manifest))
-    path = tmp_path / "run" / "rules.json"
+def test_a_changed_rules_file_is_refused(before: str, after: str, run: Path) -> None:
+    path = run / "rules.json"
     assert before in path.read_text()
     path.write_text(path.read_text().replace(before, after))
     with pytest.raises(RunError, match="rules"):
-        interpkit.load_inversion(tmp_path / "run", target=target)
+        interpkit.load_inversion(run, target=linear([[0.0, 0.0], [3.0, -4.0]], [0.0, 1.0]))
+
+
+def test_numbers_and_points_out_of_range_are_refused(run: Path) -> None:
+    target, rules = linear([[0.0, 0.0], [3.0, -4.0]], [0.0, 1.0]), json.loads((run / "rules.json").read_text())
+    tensors = safetensors.torch.load((run / "boundary.safetensors").read_bytes())
+    safetensors.torch.save_file({**tensors, "points": tensors["points"] - 2}, run / "boundary.safetensors")
+    with pytest.raises(RunError, match=r"not from -.* files may be damaged: run again with force=True"):
+        interpkit.load_inversion(run, target=target)
+    rules["ranges"] = [[-1e308, 1e308]] * 2
+    rules["planes"][0]["normal"] = [9.0, 9.0]
+    (run / "rules.json").write_text(json.dumps(rules))
+    with pytest.raises(RunError, match="the numbers of a hyperplane are too large"):
+        interpkit.load_inversion(run, target=target)
 
 
 def test_captum_explains_the_boundary_points() -> None:
