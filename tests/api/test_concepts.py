@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +20,6 @@ from interpkit.api import concepts as api
 from interpkit.attribution.concepts import effect, grid, positions
 from interpkit.attribution.dictionaries import Factors, TopK
 from interpkit.cli import app
-
-logging.getLogger("interpkit").setLevel(logging.WARNING)
 
 
 @pytest.fixture(scope="module")
@@ -314,6 +311,7 @@ def test_concepts_are_stored_with_their_names_and_read_back(found: Concepts, tmp
 def test_names_are_not_given_to_concepts_of_another_classifier(
     quarters: interpkit.Target, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level("WARNING", "interpkit")
     other = copy.deepcopy(quarters.module)
     with torch.no_grad():
         other[1].weight.copy_(other[1].weight[[1, 2, 0]])

@@ -199,7 +199,7 @@ def public(tmp_path: Path) -> Path:
 def test_pictures_are_returned_without_their_labels_and_must_be_enough(
     public: Path, tiny_target: interpkit.Target, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level("INFO")
+    caplog.set_level("INFO", "interpkit")
     options = PictureOptions(data=str(public))
     assert options.pictures(tiny_target).shape == (20, *SHAPE)
     assert "20 pictures; labels, where it has them, are ignored" in caplog.text
