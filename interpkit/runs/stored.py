@@ -52,7 +52,10 @@ class StoredRun(StoredInversion):
             raise RunError(f"{self.folder} cannot have a file {name!r:.100} of its inverter.")
         if not path.is_file():  # also refuses a pipe, which would never end
             raise RunError(f"{self.folder} has no {name}: the run was not finished. Resume it: {resume(self.folder)}.")
-        content = path.read_bytes()
+        try:
+            content = path.read_bytes()
+        except OSError as error:  # not the fault of the inverter that reads it
+            raise RunError(f"{path} cannot be read: {error.strerror or error}.") from error
         if name in self._files and hashlib.sha256(content).hexdigest() != self._files[name]:
             raise RunError(
                 f"{path} is not the file that the run wrote: its sha256 differs from the one in manifest.json. If the "

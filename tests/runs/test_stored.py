@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -158,6 +160,23 @@ def test_a_missing_or_changed_file_is_refused(
     if content is not None:
         (tmp_path / "levels.json").write_bytes(content)
     with pytest.raises(RunError, match=words):
+        interpkit.load_inversion(tmp_path)
+
+
+@pytest.mark.usefixtures("gray")
+def test_a_file_that_the_disk_does_not_give_is_not_the_inverters_fault(
+    tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    invert(tiny_model, tmp_path)
+    real = Path.read_bytes
+
+    def read(path: Path) -> bytes:
+        if path.name == "levels.json":
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return real(path)
+
+    monkeypatch.setattr(Path, "read_bytes", read)
+    with pytest.raises(RunError, match=r"levels\.json cannot be read: Input/output error\."):
         interpkit.load_inversion(tmp_path)
 
 
