@@ -19,7 +19,7 @@ from interpkit_metrics.diversity import Diversity
 from interpkit_metrics.memorisation import Memorisation
 from interpkit_metrics.outliers import Calibration, Outliers
 from interpkit_metrics.reference import Reference, manifold, matched_ssim
-from interpkit_metrics.similarity import directions, kernel_distance, pooled, vendi
+from interpkit_metrics.similarity import directions, distances, kernel_distance, pooled, vendi
 from interpkit_metrics.student import Student
 from interpkit_robust.metric import KeptLabels
 from torch import Tensor, nn
@@ -249,6 +249,14 @@ def test_rows_of_a_table_are_not_near_copies_because_they_point_the_same_way(rng
     assert Diversity().measure(study_of(copies, labels))["diversity"]["duplicates"] == 1
 
 
+def test_classes_of_little_variety_are_warned_of_by_name() -> None:
+    figures = [{"vendi_pooled": 1.0}, {"vendi_pooled": 9.0, "duplicates": 0.9}, {"vendi_pooled": 9.0}, {}]
+    rows = [{"name": name, "diversity": row} for name, row in zip("abcd", figures, strict=True)]
+    assert Diversity.warnings({"per_class": rows}) == [
+        "Low variety: the samples of 2 of 3 classes are nearly identical (a, b)."
+    ]
+
+
 def test_classes_of_few_samples_are_left_out_by_name(rng: Rng) -> None:
     study = study_of(random_images(13, rng(2)), torch.tensor([0] * 10 + [2] * 3))
     found = Diversity().measure(study)
@@ -364,6 +372,14 @@ def test_what_a_blur_costs_is_warned_of_unless_real_images_lose_as_much() -> Non
     real = {"reference_accuracy": 0.9, "blurred_reference_accuracy": 0.3}
     assert Agreement.warnings({"evaluators": [row | real]}) == []
     assert Agreement.warnings({"evaluators": [row | {"blurred_agreement": 0.5}]}) == []
+
+
+def test_an_evaluator_that_rarely_agrees_is_warned_of() -> None:
+    rows = [{"name": "a", "agreement": 0.9}, {"name": "b", "agreement": 0.2, "reference_accuracy": 0.95}]
+    known = "The evaluator b agrees on only 20% of the samples (its accuracy on the reference images is 95%)"
+    assert Agreement.warnings({"inversion_accuracy": 0.5, "evaluators": rows}) == [f"{known}."]
+    (text,) = Agreement.warnings({"inversion_accuracy": 0.99, "evaluators": rows[::-1]})
+    assert text.startswith(f"{known}, while the target assigns 99% to the class asked for: the target is fooled")
 
 
 def test_what_speaks_against_a_class_is_the_share_that_is_missing() -> None:
@@ -515,6 +531,20 @@ def test_copies_of_training_images_are_nearer_to_training(copied: int, rng: Rng)
         assert figures["nearer_to_training"] == pytest.approx(copied / 60)
         assert figures["nearer_to_training_interval"] == pytest.approx(wilson(copied, 60))
         assert {60: figures["gap"] > 0.5, 0: figures["gap"] < -0.5, 15: figures["gap"] < 0}[copied]
+
+
+def test_equal_vectors_are_exactly_zero_apart(rng: Rng) -> None:
+    rows = random_images(60, rng(0), (144,))
+    assert (distances(rows, rows.clone()).diagonal() == 0).all()
+
+
+def test_vectors_are_compared_as_they_are(rng: Rng) -> None:
+    rows, labels = random_images(60, rng(0), (12,)), torch.arange(60) % 2
+    others = (random_images(60, rng(1), (12,)), labels)
+    study = study_of(rows, labels, others, (rows, labels))
+    found = Memorisation(Memorisation.Options(pool=2)).measure(study)["memorisation"]
+    assert found["pixels"]["nearer_to_training"] == 1
+    assert study.left_out["memorisation.pool"] == "it is for images, and these are vectors."
 
 
 def test_a_hundred_copies_of_a_sample_are_one_trial(rng: Rng) -> None:

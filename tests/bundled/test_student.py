@@ -38,6 +38,13 @@ def test_the_student_is_always_the_same_network() -> None:
     assert size(rows) == 128 * (4 + 1) + 128 * 129 + 4 * 129
 
 
+def test_the_student_takes_images_as_the_target_does() -> None:
+    facts = {"mean": [0.4], "std": [0.2], "input_range": (0.0, 2.0), "class_names": ["a", "b"]}
+    taught = student(wrap(nn.Sequential(nn.Flatten(), nn.Linear(144, 2)), (1, 12, 12), **facts))
+    known = {name: getattr(taught.description, name) for name in facts}
+    assert {name: value if name == "class_names" else pytest.approx(value) for name, value in known.items()} == facts
+
+
 @pytest.fixture(scope="module")
 def target() -> Target:
     """A network trained on `strokes`, which knows nearly all of them."""
