@@ -37,10 +37,10 @@ def result_folder(name: str | Path, files: Iterable[str]) -> Path:
     folder = to_path(name)
     for file in files:
         refuse_run_files(folder / file)
-    new = not folder.exists()
+    new = [place for place in (folder, *folder.parents) if not place.exists()]
     with only_writer(folder):
         pass
-    if new:
-        with suppress(OSError):
-            folder.rmdir()  # the work may be refused yet
+    with suppress(OSError):
+        for place in new:
+            place.rmdir()  # the work may be refused yet
     return folder

@@ -32,7 +32,8 @@ def test_a_file_is_what_the_user_named_or_the_end_of_a_link(run_copy: Path, tmp_
 
 def test_a_folder_may_be_new_or_a_link_but_no_run(run_copy: Path, tmp_path: Path) -> None:
     assert result_folder(tmp_path / "new" / "er", OUT) == tmp_path / "new" / "er"
-    assert not (tmp_path / "new" / "er").exists()  # until there is a result
+    assert not (tmp_path / "new").exists()  # until there is a result
+    (tmp_path / "new").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "new")
     assert result_folder(tmp_path / "link", OUT) == tmp_path / "link"
     assert result_folder(run_copy, ["other.html"]) == run_copy
